@@ -181,10 +181,19 @@ def test_the_table_of_scores():
     rows = {row[0]: row for row in table.texts()}
     assert list(rows) == list(METHODS) and all(len(row) == len(table.heads) for row in table.rows)
     assert rows["ZSM"][1:3] == ["16", "233,041"] and rows["ZSM"][3].startswith("0.500 [0.4")
-    assert rows["ZSM"][7] == "-75.0" and rows["ZSM"][8:] == ["0.730", "1.456", "0.367", "0.958", "-70.2"]
+    assert rows["ZSM"][7] == "-75.00" and rows["ZSM"][8:] == ["0.730", "1.456", "0.367", "0.958", "-70.23"]
     assert rows["trilinear"][7] == "-" and rows["trilinear"][-1] == "-" and rows["trilinear"][8] == "2.452"
     assert rows["ZSM-D"][3:8] == ["not run", "-", "-", "-", "-"] and rows["ZSM-D"][8] == "0.696"
     assert rows["advection"][8:] == ["-"] * 5
+
+
+def test_reductions_stand_beside_table_3():
+    """As printed, with two decimals; the network of Serifi et al. is quoted and not run."""
+    rows = {row[0]: row[1:] for row in tables.reduction_rows(results_of(trilinear=2.0, ZSM=0.5)).texts()}
+    assert rows["DCN"] == ["-", "-", "-", "1.740", "0.649", "-62.70"]
+    assert rows["ZSM"] == ["2.000", "0.500", "-75.00", "2.452", "0.730", "-70.23"]  # printed as -70.22
+    printed = {"UNet": -58.11, "UNet3D": -65.13, "ZSM-D": -71.62, "ZSM-S": -72.43, "ZSM-DS": -72.47}
+    assert all(abs(float(rows[name][-1]) - value) < 0.011 for name, value in printed.items())
 
 
 def test_the_table_of_the_order():

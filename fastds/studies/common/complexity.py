@@ -15,7 +15,7 @@ def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> d
     """The costs of a network on a CPU.
 
     Args:
-        network: on a CPU; it is moved to the meta device.
+        network: on a CPU.
         inputs: batch -> the arguments of its forward, with tensors on a CPU.
         batch: samples of a training step.
 
@@ -27,10 +27,8 @@ def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> d
     parameters = sum(p.numel() for p in network.parameters())
     memory = _kept_for_gradients(network.train(), inputs(batch))
     memory += _OF_ADAM * sum(p.numel() * p.element_size() for p in network.parameters())
-    network = network.eval().to("meta")
-    arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in inputs(1)]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*arguments)
+        network.eval()(*inputs(1))
     return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
 
 

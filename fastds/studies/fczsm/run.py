@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastds import models
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
+from fastds.studies.common.complexity import cost_of
 from fastds.studies.common.plan import Costs
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock, find_files, grid_of, most_echo, sample_rows
@@ -83,12 +85,27 @@ class FczsmStudy(PaperStudy):
     def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         sizes = {n: (one[0]["width"], one[0]["parameters"]) for n, one in results.items() if "width" in one[0]}
         means = {name: {s: np.mean([one[s] for one in found], 0) for s in SCORES} for name, found in results.items()}
+        costs = {name: self._cost(name) for name in self.runs.networks if name in results}
         return {
             "scores": tables.score_rows(means, self.blocks, sizes),
             "order": tables.order_rows(means, self.blocks),
+            "reductions": tables.reduction_rows(means),
+            **({"complexity": tables.cost_rows(costs, self.seconds)} if costs else {}),
             "files": tables.file_rows(means, self.blocks),
             "samples": sample_rows(self.blocks, self.files),
         }
+
+    def _cost(self, name: str) -> dict[str, float]:
+        """See cost_of: of a sample and a batch of the training."""
+        c = training_config(name, self.config.budget, 1, self.data)
+        model = models.create(c.model.name, **c.model.options)
+        channels, maps = model.config["in_channels"], model.config.get("static_channels", 0)
+
+        def inputs(batch: int) -> tuple[torch.Tensor, ...]:
+            x = torch.zeros(batch, 2, channels, c.data.crop, c.data.crop)
+            return (x, torch.zeros(batch, maps, c.data.crop, c.data.crop)) if maps else (x,)
+
+        return self.folder.once(f"costs/{name}", lambda: cost_of(model, inputs, c.data.batch_size))
 
     def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         return figures.charts(self.curves)

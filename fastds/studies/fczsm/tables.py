@@ -10,7 +10,7 @@ import numpy as np
 from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.fczsm.methods import METHODS, ORDER
+from fastds.studies.fczsm.methods import METHODS, ORDER, REDUCTIONS
 from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
@@ -36,6 +36,32 @@ def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, 
     return ResultTable("Scores above 15 dBZ, MSE in dBZ^2, with 95 % intervals over blocks of time", heads, rows)
 
 
+def reduction_rows(results: Results) -> ResultTable:
+    """The paper's table 3, with the network of Serifi et al. on its own data, which is not run here."""
+    rows = []
+    for name in REDUCTIONS:
+        found = "trilinear" in results and name in results
+        ours = [f"{results[n]['mse_total'].mean():.3f}" for n in ("trilinear", name)] if found else ["-", "-"]
+        baseline, error = REDUCTIONS[name]
+        paper = f"{baseline:.3f}", f"{error:.3f}", _percent(error, baseline)
+        rows.append((name, *ours, _reduction(results, name), *paper))
+    heads = ("baseline", "MSE", "reduction %")
+    return ResultTable(
+        "Reduction of the MSE (table 3)", ("method", *heads, *(f"paper: {head}" for head in heads)), rows
+    )
+
+
+def cost_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
+    """What networks cost; the paper prints nothing of it. found: method -> see cost_of. steps: seconds of a step."""
+    rows = []
+    for name, cost in found.items():
+        second = f"{steps[name]:.3g}" if name in steps else "-"
+        numbers = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.1f}", f"{cost['memory'] / 1e9:.2f}"
+        rows.append((name, *numbers, second))
+    heads = ("method", "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step")
+    return ResultTable("What the networks cost, of one sample and a batch of the training", heads, rows)
+
+
 def _reduction(results: Results, name: str) -> str:
     if name not in results or "trilinear" not in results:
         return "-"
@@ -43,7 +69,7 @@ def _reduction(results: Results, name: str) -> str:
 
 
 def _percent(value: float | None, trilinear: float) -> str:
-    return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.1f}"
+    return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.2f}"
 
 
 def order_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
