@@ -310,7 +310,8 @@ def test_error_messages(folder):
 
 
 def test_shipped_configurations():
-    assert set(configurations("humidity")) == {"wgan-gp", "wgan-gp-small", "wgan-gp-small-x8"}
+    small = {"wgan-gp-small", "wgan-gp-small-x8"}
+    assert set(configurations("humidity")) == {"wgan-gp", "humidity-gan", "srgan", "srcnn"} | small
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
     assert paper.critic.learning_rate == 1e-3 and paper.learning_rate == 1e-4 and paper.ema_decay == 0.0
     assert (
