@@ -13,10 +13,12 @@ with contextlib.suppress(ImportError):
 
 from .drawn import Drawn
 from .drawn_cf import write_cf
-from .drawn_radar import WRITERS
+from .drawn_grib import write_grib
+from .drawn_radar import write_geotiff, write_knmi, write_odim
 from .judged import judge
 
 _FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", "grib", "odim", "knmi", "geotiff"]
+_WRITERS = {"grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff}
 _SHARES = [0.4, 0.08, 0.1, 0.07, 0.15, 0.1, 0.05, 0.05]
 
 
@@ -25,7 +27,7 @@ def draw(rng: np.random.Generator, folder: Path) -> Drawn:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     form = str(rng.choice(_FORMATS, p=_SHARES))
-    drawn = WRITERS[form](rng, folder) if form in WRITERS else write_cf(rng, folder, form)
+    drawn = _WRITERS[form](rng, folder) if form in _WRITERS else write_cf(rng, folder, form)
     drawn.how["format"] = form
     if rng.random() < 0.08 and isinstance(drawn.path, Path) and drawn.path.is_file():
         _damage(rng, drawn)

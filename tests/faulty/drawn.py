@@ -42,7 +42,8 @@ class Drawn:
         cell: width of a cell in degrees of latitude. how: what was drawn, for messages.
         first: the first time, such as 2024-06-01T12:00. others: values and tolerance of further variables by name.
         bounds: (T, 2) seconds after the first time, of the bounds of times; None without bounds.
-        refused: pattern of a refusal that is as right as the values. damaged: whether bytes were changed.
+        refused: pattern of a refusal that is as right as the values. inner: coordinates of the levels or
+            members, None where they keep their order. damaged: whether bytes were changed.
     """
 
     path: Path | str
@@ -58,6 +59,7 @@ class Drawn:
     others: dict[str, tuple[np.ndarray, float]] = dataclasses.field(default_factory=dict)
     bounds: np.ndarray | None = None
     refused: str = ""
+    inner: np.ndarray | None = None
     damaged: bool = False
 
 
