@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from faulty.drawn import METRES
+from faulty.drawn_binary import write_meteonet, write_nimrod
 from faulty.drawn_grib import write_projected
 from faulty.drawn_radar import write_geotiff, write_knmi, write_odim
 from faulty.judged import compare
@@ -134,7 +135,8 @@ def test_every_way_of_scanning_a_grib_message(tmp_path, up, left, columns, alter
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("writer", [write_odim, write_knmi, write_geotiff])
+@pytest.mark.filterwarnings("ignore:the fields are forecasts")
+@pytest.mark.parametrize("writer", [write_odim, write_knmi, write_geotiff, write_nimrod, write_meteonet])
 def test_radar_files_of_drawn_units_and_codes(tmp_path, writer, seed):
     for package in ("pyproj", "rasterio"):
         pytest.importorskip(package, reason="radar files need the extra radar")

@@ -12,14 +12,18 @@ with contextlib.suppress(ImportError):
     import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
 from .drawn import Drawn
+from .drawn_binary import write_meteonet, write_nimrod, write_radolan
 from .drawn_cf import write_cf
 from .drawn_grib import write_grib
 from .drawn_radar import write_geotiff, write_knmi, write_odim
 from .judged import judge
 
-_FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", "grib", "odim", "knmi", "geotiff"]
-_WRITERS = {"grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff}
-_SHARES = [0.4, 0.08, 0.1, 0.07, 0.15, 0.1, 0.05, 0.05]
+_WRITERS = {
+    "grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff, "radolan": write_radolan,
+    "nimrod": write_nimrod, "meteonet": write_meteonet,
+}  # fmt: skip
+_FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", *_WRITERS]
+_SHARES = [0.35, 0.08, 0.09, 0.07, 0.17, 0.08, 0.04, 0.04, 0.015, 0.035, 0.03]
 
 
 def draw(rng: np.random.Generator, folder: Path) -> Drawn:

@@ -225,7 +225,8 @@ def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarr
     import pyproj
 
     mapping = found[field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "crs"]
-    crs = pyproj.CRS.from_wkt(mapping.attrs["crs_wkt"])
+    told = mapping.attrs
+    crs = pyproj.CRS.from_wkt(told["crs_wkt"]) if "crs_wkt" in told else pyproj.CRS.from_cf(told)
     axes = [found[dim].values for dim in (x, y)]  # in the units of the CRS, as other software takes them
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(*axes))
 
