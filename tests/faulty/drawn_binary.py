@@ -120,7 +120,7 @@ def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
     form = str(rng.choice([">f4", ">i2", ">i4", ">u1"]))
     up, lead = int(rng.integers(0, 2)), int(rng.choice([0, 0, 0, 60]))
     field = random_field(rng, (rows, columns, 1))[..., 0]
-    reach = {"rate": 24.0, "amount": 12.0, "reflectivity": 60.0}[kind]
+    reach = {"rate": 100.0, "amount": 12.0, "reflectivity": 60.0}[kind]
     wanted = reach * np.maximum(0, 1.4 * field - 0.4)
     factor = 1.0 if form == ">f4" else float({">u1": 2, ">i2": rng.choice([32, 10]), ">i4": 32}[form])
     codes = wanted.astype("f4") if form == ">f4" else np.rint(wanted * factor)
