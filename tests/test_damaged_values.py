@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from faulty.drawn_radar import write_geotiff, write_grib
+from faulty.drawn_grib import write_regular
+from faulty.drawn_radar import write_geotiff
 
 from fastds.cli import main
 from fastds.data import open_dataset
@@ -63,7 +64,7 @@ def damaged_grib(folder):
     pytest.importorskip("eccodes", reason="the extra test brings it")
     rng = np.random.default_rng(0)
     while True:
-        drawn = write_grib(rng, folder)
+        drawn = write_regular(rng, folder)
         if drawn.how["edition"] == 2 and len(drawn.values) > 1:
             break
     content = bytearray(drawn.path.read_bytes())

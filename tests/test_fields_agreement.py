@@ -162,3 +162,28 @@ def test_radar_takes_no_plain_mean(tmp_path, capsys):
     fastds.data.save_dataset(coarse, tmp_path / "in.nc")
     assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), "--coarsened=mean"]) == 2
     assert "--coarsened must be one of" in capsys.readouterr().err
+
+
+def test_what_the_correction_loses_at_limits_is_counted():
+    """Fine fields of zeros and of ones between them: some cells cannot reach their means, whose cut is counted."""
+    rng = np.random.default_rng(0)
+    coarse = np.where(rng.random((8, 8)) < 0.5, 0.01, 60.0)
+    fine = np.repeat(np.repeat(coarse, 3, 0), 3, 1)
+    at = ((2 * np.arange(24) + 1) * 8 - 24) / 48
+    agreement, kept = Agreement((8, 8), [at, at]), fine.copy()
+    assert agreement.correct(coarse, kept, (0.0, np.inf)) == 0
+    fine = rng.permuted(fine.ravel()).reshape(fine.shape)
+    free = fine.copy()
+    assert agreement.correct(coarse, free) == 0
+    cut = agreement.correct(coarse, fine, (0.0, np.inf))
+    assert 0 < cut < fine.size and agreement.correct(coarse, fine, (0.0, np.inf), slack=1e9) == 0
+
+
+def test_the_share_that_the_correction_loses_is_told():
+    truth = waves(48, 96)
+    rain = truth.assign(t=(truth.t - 285).clip(0).assign_attrs(standard_name="rainfall_amount", units="mm"))
+    out = fastds.downscale("bicubic", means(rain), scale=2, coarsened="mean")
+    assert 0 < out.attrs["fastds_cut_correction_share"] < 1
+    assert "fastds_cut_correction_share" not in fastds.downscale("bicubic", means(rain), scale=2).attrs
+    steady = fastds.downscale("bicubic", means(truth), scale=2, coarsened="mean")
+    assert steady.attrs["fastds_cut_correction_share"] == 0

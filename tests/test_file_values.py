@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Right values, times and places of files as other software writes them: each case is one that was once wrong."""
 
+import contextlib
 import itertools
 
 import h5py
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from faulty.drawn import METRES
+from faulty.drawn_binary import write_meteonet, write_nimrod
+from faulty.drawn_grib import write_projected
 from faulty.drawn_radar import write_geotiff, write_knmi, write_odim
 from faulty.judged import compare
 
@@ -132,7 +135,8 @@ def test_every_way_of_scanning_a_grib_message(tmp_path, up, left, columns, alter
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("writer", [write_odim, write_knmi, write_geotiff])
+@pytest.mark.filterwarnings("ignore:the fields are forecasts")
+@pytest.mark.parametrize("writer", [write_odim, write_knmi, write_geotiff, write_nimrod, write_meteonet])
 def test_radar_files_of_drawn_units_and_codes(tmp_path, writer, seed):
     for package in ("pyproj", "rasterio"):
         pytest.importorskip(package, reason="radar files need the extra radar")
@@ -140,6 +144,21 @@ def test_radar_files_of_drawn_units_and_codes(tmp_path, writer, seed):
     drawn = writer(rng, tmp_path)
     with open_dataset(drawn.path) as dataset:
         assert compare(drawn, dataset.load(), rng) == ("right", "")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_places_of_projected_grib_by_pyproj(tmp_path, seed):
+    pytest.importorskip("eccodes", reason="the extra test brings it")
+    drawn = write_projected(np.random.default_rng(seed), tmp_path)
+    if drawn.refused:
+        with pytest.raises(ValueError, match=drawn.refused):
+            open_dataset(drawn.path)
+        return
+    southwards = drawn.how["grid"] != "rotated_ll" and "up 0" in drawn.how["scan"]
+    warns = pytest.warns(UserWarning, match="first point is taken for the northernmost row") if southwards else None
+    with warns or contextlib.nullcontext(), open_dataset(drawn.path) as dataset:
+        found = dataset.load()
+    assert compare(drawn, found, np.random.default_rng(0)) == ("right", "")
 
 
 def test_corners_that_do_not_fit_the_grid_are_an_error(tmp_path):

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .campaign import campaign
+from .campaign import FORMATS, campaign
 from .commands import commands, good_files, run
 from .kinds import CONTAINERS, FIELDS, RADAR, Kind, make
 from .planted import FAULTS, find_fault
@@ -52,11 +52,11 @@ def tries(folder: Path, names=None, pick=None):
             yield base, name, command, judge(kind, command, *found), found
 
 
-def run_campaign(count: int, seed: int, first: int) -> int:
+def run_campaign(count: int, seed: int, first: int, formats: list[str] | None) -> int:
     counts: Counter[str] = Counter()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for number, outcome, said, drawn in campaign(count, seed, Path(folder), first):
+        for number, outcome, said, drawn in campaign(count, seed, Path(folder), first, formats):
             counts[outcome] += 1
             if outcome in ("wrong", "traceback", "unclear") or (outcome == "refused" and not drawn.damaged):
                 print(f"{outcome}: {number} {drawn.how}{' damaged' * drawn.damaged}: {said.strip()[:400]}", flush=True)
@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, metavar="N", help="how many files are drawn by seed")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn files; default: 0")
     parser.add_argument("--first", type=int, default=0, metavar="K", help="number of the first drawn file; default: 0")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help="that are drawn; default: all")
     parser.add_argument(
         "--kinds", nargs="+", choices=sorted(set(TABLES["radar"]) | set(TABLES["fields"])), metavar="KIND"
     )
@@ -88,7 +89,7 @@ def main() -> int:
     if options.planted:
         return run_planted(options.files or 400, options.seed)
     if options.files:
-        return run_campaign(options.files, options.seed, options.first)
+        return run_campaign(options.files, options.seed, options.first, options.formats)
     counts, kinds = Counter(), set()
     with tempfile.TemporaryDirectory() as folder:
         for base, name, command, outcome, found in tries(Path(folder), names=options.kinds):

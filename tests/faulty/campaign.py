@@ -12,20 +12,26 @@ with contextlib.suppress(ImportError):
     import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
 from .drawn import Drawn
+from .drawn_binary import write_meteonet, write_nimrod, write_radolan
 from .drawn_cf import write_cf
-from .drawn_radar import WRITERS
+from .drawn_grib import write_grib
+from .drawn_radar import write_geotiff, write_knmi, write_odim
 from .judged import judge
 
-_FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", "grib", "odim", "knmi", "geotiff"]
-_SHARES = [0.4, 0.08, 0.1, 0.07, 0.15, 0.1, 0.05, 0.05]
+_WRITERS = {
+    "grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff, "radolan": write_radolan,
+    "nimrod": write_nimrod, "meteonet": write_meteonet,
+}  # fmt: skip
+FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", *_WRITERS]
+_SHARES = [0.35, 0.08, 0.09, 0.07, 0.17, 0.08, 0.04, 0.04, 0.015, 0.035, 0.03]
 
 
-def draw(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Draw a file and write it into an empty folder."""
+def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = None) -> Drawn:
+    """Draw a file and write it into an empty folder; formats: the only ones that are drawn, None: all."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    form = str(rng.choice(_FORMATS, p=_SHARES))
-    drawn = WRITERS[form](rng, folder) if form in WRITERS else write_cf(rng, folder, form)
+    form = str(rng.choice(FORMATS, p=_SHARES) if formats is None else rng.choice(formats))
+    drawn = _WRITERS[form](rng, folder) if form in _WRITERS else write_cf(rng, folder, form)
     drawn.how["format"] = form
     if rng.random() < 0.08 and isinstance(drawn.path, Path) and drawn.path.is_file():
         _damage(rng, drawn)
@@ -43,9 +49,12 @@ def _damage(rng: np.random.Generator, drawn: Drawn) -> None:
     drawn.damaged = True
 
 
-def campaign(count: int, seed: int, folder: Path, first: int = 0) -> Iterator[tuple[int, str, str, Drawn]]:
-    """(number, outcome, what was said, what was drawn) of files drawn by seed; each by its number alone."""
+def campaign(
+    count: int, seed: int, folder: Path, first: int = 0, formats: list[str] | None = None
+) -> Iterator[tuple[int, str, str, Drawn]]:
+    """(number, outcome, what was said, what was drawn) of files drawn by seed, of these formats, None: of all; each by
+    its number alone."""
     for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
-        drawn = draw(rng, folder / "in")
+        drawn = draw(rng, folder / "in", formats)
         yield number, *judge(drawn, rng, folder), drawn

@@ -42,7 +42,8 @@ class Drawn:
         cell: width of a cell in degrees of latitude. how: what was drawn, for messages.
         first: the first time, such as 2024-06-01T12:00. others: values and tolerance of further variables by name.
         bounds: (T, 2) seconds after the first time, of the bounds of times; None without bounds.
-        refused: pattern of a refusal that is as right as the values. damaged: whether bytes were changed.
+        refused: pattern of a refusal that is as right as the values. inner: coordinates of the levels or
+            members, None where they keep their order. damaged: whether bytes were changed.
     """
 
     path: Path | str
@@ -58,6 +59,7 @@ class Drawn:
     others: dict[str, tuple[np.ndarray, float]] = dataclasses.field(default_factory=dict)
     bounds: np.ndarray | None = None
     refused: str = ""
+    inner: np.ndarray | None = None
     damaged: bool = False
 
 
@@ -118,7 +120,7 @@ class Packing:
 
 def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
     """A packing that draw_packing draws, or one of unsigned numbers that the file holds as signed ones."""
-    if rng.random() >= 0.08:
+    if rng.random() >= (0.06 if "u1" in dtypes else 0.3):  # NetCDF-3 has no other unsigned numbers
         return draw_packing(rng, low, high, dtypes)
     packing = draw_packing(rng, low, high, ("u1", "u2"))
     signed = packing.dtype.replace("u", "i")

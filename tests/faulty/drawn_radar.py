@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn files of GRIB, ODIM, KNMI and GeoTIFF, see drawn.py."""
+"""Drawn files of ODIM, KNMI and GeoTIFF, see drawn.py."""
 
 from pathlib import Path
 
@@ -10,61 +10,10 @@ from .drawn import METRES, PROJECTIONS, Drawn, random_field
 _RADAR = ("DBZH", "RATE", "ACRR")
 
 
-def _transform(crs: object, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def transform(crs: object, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import pyproj
 
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(x, y))
-
-
-def write_grib(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Messages of a regular grid in any way of scanning, with missing values by a bitmap."""
-    import eccodes as ec
-
-    rows, columns, count = int(rng.integers(8, 20)), int(rng.integers(8, 20)), int(rng.integers(1, 4))
-    up, left, consecutive, alternate = (int(flag) for flag in rng.integers(0, 2, 4))
-    edition = int(rng.choice([1, 2]))
-    if edition == 1:
-        alternate = 0
-    step, north, west = float(rng.choice([0.25, 1.0])), float(rng.integers(20, 70)), float(rng.integers(0, 300))
-    values = 250 + 60 * random_field(rng, (count, rows, columns))
-    if rng.random() < 0.5:
-        values[:, 2:5, 3:6] = np.nan
-    south, east = north - step * (rows - 1), west + step * (columns - 1)
-    header = b"****0000012345****\nYTPA01 KWNB 010000\r\r\n" if rng.random() < 0.15 else b""
-    content = header
-    for k, field in enumerate(values):
-        handle = ec.codes_grib_new_from_samples(f"regular_ll_sfc_grib{edition}")
-        keys = {
-            "Ni": columns, "Nj": rows,
-            "latitudeOfFirstGridPointInDegrees": south if up else north,
-            "latitudeOfLastGridPointInDegrees": north if up else south,
-            "longitudeOfFirstGridPointInDegrees": east if left else west,
-            "longitudeOfLastGridPointInDegrees": west if left else east,
-            "iDirectionIncrementInDegrees": step, "jDirectionIncrementInDegrees": step,
-            "jScansPositively": up, "iScansNegatively": left, "jPointsAreConsecutive": consecutive,
-            "shortName": "2t", "dataDate": 20240601, "dataTime": 0, "step": 6 * k, "bitsPerValue": 24,
-        }  # fmt: skip
-        if edition == 2:
-            keys["alternativeRowScanning"] = alternate
-        for key, value in keys.items():
-            ec.codes_set(handle, key, value)
-        scanned = field[:: -1 if up else 1, :: -1 if left else 1]
-        scanned = (scanned.T if consecutive else scanned).copy()
-        if alternate:
-            scanned[1::2] = scanned[1::2, ::-1]
-        if np.isnan(scanned).any():
-            ec.codes_set(handle, "bitmapPresent", 1)
-            ec.codes_set(handle, "missingValue", 9999.0)
-            scanned = np.where(np.isnan(scanned), 9999.0, scanned)
-        ec.codes_set_values(handle, np.ascontiguousarray(scanned).ravel())
-        content += ec.codes_get_message(handle)
-        ec.codes_release(handle)
-    path = folder / "file.grib"
-    path.write_bytes(content)
-    lon, lat = np.meshgrid(west + step * np.arange(columns), north - step * np.arange(rows))
-    how = {"scan": f"up {up} left {left} columns {consecutive} alternate {alternate}", "edition": edition}
-    seconds = 21600.0 * np.arange(count)
-    return Drawn(path, "t2m", values, lon, lat, seconds, 1e-3, step, how | {"header": bool(header)})
 
 
 def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
@@ -123,10 +72,11 @@ def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
         what.update({k: number(v) for k, v in told.items()})
         data.create_dataset("data", data=codes)
     x, y = left + dx * (np.arange(width) + 0.5), bottom + dy * (height - np.arange(height) - 0.5)
-    lon, lat = np.meshgrid(x, y) if geographic else _transform(crs, x, y)
+    lon, lat = np.meshgrid(x, y) if geographic else transform(crs, x, y)
     var = {"DBZH": "reflectivity", "RATE": "rainfall_rate", "ACRR": "rainfall_amount"}[quantity]
     how = {"quantity": quantity, "dtype": dtype, "projection": text}
-    return Drawn(path, var, values[None], lon, lat, None, 1e-4, dy if geographic else dy / 111e3, how)
+    cell = dy if geographic else dy / 111e3
+    return Drawn(path, var, values[None], lon, lat, np.zeros(1), 1e-4, cell, how, "2024-06-01T12:00")
 
 
 def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
@@ -181,9 +131,10 @@ def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
         )
         image.create_dataset("image_data", data=codes)
     x, y = left + cell * (np.arange(columns) + 0.5), -top - cell * (np.arange(rows) + 0.5)
-    lon, lat = _transform(metric, x, y)
+    lon, lat = transform(metric, x, y)
     how = {"unit": unit, "cell": cell, "top": top, "left": left}
-    return Drawn(path, "rainfall_amount", values[None], lon, lat, None, 1e-5, cell / 111e3, how)
+    first = "2010-08-26T00:30"
+    return Drawn(path, "rainfall_amount", values[None], lon, lat, np.zeros(1), 1e-5, cell / 111e3, how, first)
 
 
 def write_geotiff(rng: np.random.Generator, folder: Path) -> Drawn:
@@ -220,8 +171,6 @@ def write_geotiff(rng: np.random.Generator, folder: Path) -> Drawn:
     import pyproj
 
     x, y = left + cell * (np.arange(width) + 0.5), top - cell * (np.arange(height) + 0.5)
-    lon, lat = _transform(pyproj.CRS.from_user_input(code), x, y)
-    return Drawn(path, "reflectivity", values[None], lon, lat, None, 1e-4, 2000.0 / 111e3, {"unit": unit, "mask": way})
-
-
-WRITERS = {"grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff}
+    lon, lat = transform(pyproj.CRS.from_user_input(code), x, y)
+    how, first = {"unit": unit, "mask": way}, "2024-06-01T12:00"
+    return Drawn(path, "reflectivity", values[None], lon, lat, np.zeros(1), 1e-4, 2000.0 / 111e3, how, first)

@@ -113,7 +113,7 @@ def _check_field(
     """What is wrong with a field, or ""."""
     if name not in found:
         return f"variable {name} is not among {list(found.data_vars)}"
-    field = _in_order(found[name])
+    field = _in_order(found[name], drawn.inner)
     values = without_fill(field.values.reshape(-1, *field.shape[-2:])).astype(float)
     if values.size != wanted.size:
         return f"{values.shape} in place of {wanted.shape}"
@@ -139,7 +139,7 @@ def _check_field(
 
 def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[str, str]:
     """Fine values stay within those of the cells around them, at the drawn places."""
-    field = _in_order(found[drawn.var])
+    field = _in_order(found[drawn.var], drawn.inner)
     values = field.values.astype(float).reshape(-1, *field.shape[-2:])
     lon, lat = places(found, field)
     for _ in range(_POINTS):
@@ -172,10 +172,13 @@ def without_fill(values: np.ndarray) -> np.ndarray:
     return np.stack([without_undeclared(field) for field in values])
 
 
-def _in_order(field: xr.DataArray) -> xr.DataArray:
+def _in_order(field: xr.DataArray, inner: np.ndarray | None) -> xr.DataArray:
+    """A field over time, levels or members, rows and columns, the levels in the drawn order."""
     rows = next((d for d in field.dims if d in ("latitude", "y")), field.dims[-2])
     columns = next((d for d in field.dims if d in ("longitude", "x")), field.dims[-1])
     leading = sorted((d for d in field.dims if d not in (rows, columns)), key=lambda d: d != "time")
+    if inner is not None and len(leading) > 1:
+        field = field.sel({leading[-1]: inner})
     return field.transpose(*leading, rows, columns)
 
 
@@ -222,7 +225,8 @@ def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarr
     import pyproj
 
     mapping = found[field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "crs"]
-    crs = pyproj.CRS.from_wkt(mapping.attrs["crs_wkt"])
+    told = mapping.attrs
+    crs = pyproj.CRS.from_wkt(told["crs_wkt"]) if "crs_wkt" in told else pyproj.CRS.from_cf(told)
     axes = [found[dim].values for dim in (x, y)]  # in the units of the CRS, as other software takes them
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(*axes))
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 
+from fastds.data.formats import nimrod
 from fastds.data.io.storage import Packing
 
 from .campaign import campaign
@@ -18,6 +19,10 @@ _IO = "fastds.data.io"
 
 def _fits_always(self: Packing, values: np.ndarray) -> bool:
     return True
+
+
+def _placed_by_eccodes(dataset: object) -> object:
+    return dataset
 
 
 # What is wrong: patches of a function by another.
@@ -46,7 +51,23 @@ FAULTS: dict[str, list[tuple[str, object]]] = {
     "masks and alpha bands are ignored": [
         (f"{_FORMATS}.geotiff.masked_pixels", lambda image: np.zeros((image.height, image.width), bool))
     ],
+    "projected GRIB is placed as ecCodes does": [(f"{_FORMATS}.grib._placed", _placed_by_eccodes)],
+    "the secondary bit of RADOLAN counts as a value": [(f"{_FORMATS}.radolan._VALUE_BITS", 0x1FFF)],
+    "clutter of RADOLAN is rain": [(f"{_FORMATS}.radolan._CLUTTER_BIT", 0)],
+    "bytes of Nimrod are signed": [(f"{_FORMATS}.nimrod._TYPES", nimrod._TYPES | {(2, 1): ">i1"})],
+    "missing codes of MeteoNet's new product are those of the old": [(f"{_FORMATS}.meteonet._NEW_MISSING", 255)],
+    "fill values of unsigned codes are compared as signed": [
+        (f"{_FORMATS}.masking._declare_as_signed", lambda variable: None)
+    ],
 }  # fmt: skip
+# The only formats in which a fault is looked for, where others do not show it.
+_SHOWN_BY = {
+    "RADOLAN": ["radolan"],
+    "Nimrod": ["nimrod"],
+    "MeteoNet": ["meteonet"],
+    "GRIB": ["grib"],
+    "unsigned": ["netcdf3"],
+}
 
 
 @contextlib.contextmanager
@@ -60,8 +81,9 @@ def planted(fault: str) -> Iterator[None]:
 
 def find_fault(fault: str, seed: int, most: int, folder: Path) -> tuple[int, str] | None:
     """Number of the first undamaged file that shows a fault, and what was found; None where none of `most` does."""
+    formats = next((forms for name, forms in _SHOWN_BY.items() if name in fault), None)
     with planted(fault):
-        for number, outcome, said, drawn in campaign(most, seed, folder):
+        for number, outcome, said, drawn in campaign(most, seed, folder, formats=formats):
             if outcome != "right" and not drawn.damaged:
                 return number, f"{outcome}: {said}"
     return None

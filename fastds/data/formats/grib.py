@@ -20,6 +20,11 @@ from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _LONGEST_HEADER = 256  # bytes before the first message
 _SCANNING_KEYS = ["iScansNegatively", "jPointsAreConsecutive", "alternativeRowScanning"]
+# Grids whose points ecCodes places from the first point northwards, though messages may scan from north to south.
+_PROJECTED = ("lambert", "polar_stereographic", "albers", "lambert_azimuthal_equal_area")
+_PLACE_KEYS = ["jScansPositively", "projString", "DxInMetres", "DyInMetres"]
+_PLACE_KEYS += ["latitudeOfFirstGridPointInDegrees", "longitudeOfFirstGridPointInDegrees"]
+_READ_KEYS = _SCANNING_KEYS + _PLACE_KEYS
 _FIELD_KEYS = (
     "paramId", "shortName", "typeOfLevel", "level", "bottomLevel", "stepType", "dataType", "number", "validityDate",
     "validityTime", "numberOfPoints", "gridType", "latitudeOfFirstGridPoint", "longitudeOfFirstGridPoint",
@@ -69,7 +74,7 @@ def _open(path) -> xr.Dataset:
     from cfgrib.dataset import DatasetBuildError
 
     # "raise": else a damaged message is left out
-    how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise", "read_keys": _SCANNING_KEYS}
+    how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise", "read_keys": _READ_KEYS}
     try:
         dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=how)
     except DatasetBuildError:
@@ -77,8 +82,35 @@ def _open(path) -> xr.Dataset:
     if not dataset.variables:
         raise ValueError("no field was found")
     _warn_of_hidden(path, dataset)
-    dataset = dataset.assign({name: _upright(variable) for name, variable in dataset.data_vars.items()})
+    dataset = _placed(dataset).assign({name: _upright(variable) for name, variable in dataset.data_vars.items()})
+    for variable in dataset.data_vars.values():
+        variable.attrs.pop("GRIB_projString", None)
     return dataset.rename(valid_time="time") if "valid_time" in dataset.variables else dataset
+
+
+def _placed(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the latitudes and longitudes of a projected grid whose messages scan from north to south; they
+    begin at the first point and go on southwards (WMO, flag table 3.4). Warns (UserWarning), since ecCodes takes the
+    first point for the southernmost row's."""
+    for field in dataset.data_vars.values():
+        attrs = field.attrs
+        if attrs.get("GRIB_gridType") in _PROJECTED and attrs.get("GRIB_jScansPositively") == 0:
+            require("pyproj", "projected GRIB that is scanned from north to south")
+            projection = import_pyproj().Proj(attrs["GRIB_projString"])
+            said = f"the {attrs['GRIB_gridType']} grid is scanned from north to south"
+            warnings.warn(f"{said}: its first point is taken for the northernmost row's", UserWarning, stacklevel=3)
+            names = ("longitude", "latitude")
+            x, y = projection(*(attrs[f"GRIB_{name}OfFirstGridPointInDegrees"] for name in names))
+            rows, columns = (np.arange(size) for size in field.shape[-2:])
+            plane = np.meshgrid(x + attrs["GRIB_DxInMetres"] * columns, y - attrs["GRIB_DyInMetres"] * rows)
+            places = zip(names, projection(*plane, inverse=True), strict=True)
+            return dataset.assign_coords(
+                {
+                    name: dataset[name].copy(data=values % 360 if name == "longitude" else values)
+                    for name, values in places
+                }
+            )
+    return dataset
 
 
 def _upright(field: xr.DataArray) -> xr.Variable:
@@ -154,7 +186,7 @@ def _merged(path) -> xr.Dataset:
     # cfgrib merges trial by trial: by an index it reads the file once. It warns at each future default of xarray.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"], "read_keys": _SCANNING_KEYS}
+        how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"], "read_keys": _READ_KEYS}
         how["errors"] = "raise"
         parts = cfgrib.open_datasets(path, backend_kwargs=how)
     count = {}

@@ -115,8 +115,11 @@ def _record(header: bytes, body: bytes, contents: Contents) -> Record:
         raise ValueError(f"{contents.path}: expected {rows} x {columns} numbers on the British National Grid")
     if whole[23] not in (_DOWN, _UP):
         raise ValueError(f"{contents.path} has its first cell at the right; expected the top or bottom left")
-    codes = np.frombuffer(body, form).reshape(rows, columns).astype(np.float64)
-    values = np.where((codes == whole[24]) | (codes < 0) & ~_is_dbz(header), np.nan, codes)
+    stored = np.frombuffer(body, form).reshape(rows, columns)
+    codes, missing = stored.astype(np.float64), whole[24]
+    if form == ">f4" and real[6]:  # real numbers have a code of their own; 0 is a header that does not tell it
+        missing = real[6]
+    values = np.where(maps.equals_code(stored, missing) | (codes < 0) & ~_is_dbz(header), np.nan, codes)
     first, dy, left, dx = real[2:6]  # centres of the first cell
     y = first + (dy if whole[23] == _UP else -dy) * np.arange(rows)
     x = left + dx * np.arange(columns)

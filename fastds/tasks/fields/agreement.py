@@ -47,19 +47,29 @@ class Agreement:
         self.both = [a @ b for a, b in zip(self.means, self.finer, strict=True)]
         self.holding = [cells_of(*axis) for axis in axes]
 
-    def correct(self, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)) -> None:
+    def correct(
+        self, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf), slack: float = 0.0
+    ) -> int:
         """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays.
 
-        bounds: of all values. What lies in a coarse cell at a bound is there, too: dry cells are dry."""
+        Args:
+            bounds: of all values. What lies in a coarse cell at a bound is there, too: dry cells are dry.
+            slack: how far beyond a bound a value does not count as cut.
+
+        Returns: how many values the last round cut at the bounds, which nothing corrects again.
+        """
+        cut = 0
         covered = np.isfinite(x) & self.covered[0][:, None] & self.covered[1]
         bounded = [bound for bound in bounds if math.isfinite(bound)]
         for _ in range(ROUNDS if bounded else 1):
             wrong = x - _along(self.means, y)
             self._add(self._sources(wrong, covered & np.isfinite(wrong)), y)
             if bounded:
+                cut = np.count_nonzero((y < bounds[0] - slack) | (y > bounds[1] + slack))
                 y.clip(*bounds, out=y)
                 for bound in bounded:
                     y[self._within(x == bound) & ~np.isnan(y)] = bound
+        return int(cut)
 
     def _sources(self, wrong: np.ndarray, known: np.ndarray) -> np.ndarray:
         """c with A B c = wrong where that is known."""

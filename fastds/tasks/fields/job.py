@@ -109,7 +109,9 @@ class FieldsJob:
                     if self.agreement is not None:
                         for channel, values in zip(method.predicted, made, strict=True):
                             field = x[0, channel]
-                            self.agreement.correct(field.numpy(), values, method.bounds(channel, field))
+                            bounds, slack = method.bounds(channel, field), method.slack(field)
+                            cut = self.agreement.correct(field.numpy(), values, bounds, slack)
+                            method.changes.add("cut_correction", cut, values.size)
                     for channel, values in zip(method.predicted, made, strict=True):
                         totals.add(at, channel, values)
                     if advance is not None:

@@ -32,7 +32,10 @@ from fastds.tasks.fields.totals import running_axis
 Kind = tuple[str | None, str | None]  # standard name and units of a variable
 Bounds = tuple[float, float]
 _NEAR = 1e-4  # of the scale of a field: closer to a limit is at it, which packing leaves
-_CHANGED = {"clipped": "were cut at the limits of their variable"}
+_CHANGED = {
+    "clipped": "were cut at the limits of their variable",
+    "cut_correction": "were cut at the limits of their variable after the correction to the means of the coarse cells",
+}
 
 
 class Fields:
@@ -120,9 +123,14 @@ class Fields:
         if not math.isfinite(low) and not math.isfinite(high):
             self.changes.add("clipped", 0, values.size)
             return
-        slack = _NEAR * _scale(field)
+        slack = self.slack(field)
         self.changes.add("clipped", np.count_nonzero((values < low - slack) | (values > high + slack)), values.size)
         values.clip(low, high, out=values)
+
+    @staticmethod
+    def slack(field: Tensor) -> float:
+        """How far beyond a limit a value made of a field (H, W) may lie without counting as cut."""
+        return _NEAR * _scale(field)
 
     def find_totals(self) -> None:
         """Find out which variables are running totals; a sample of each that may be one is read."""
