@@ -19,8 +19,10 @@ from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
 from fastds.studies.db_rnn.methods import CELLS, METHODS
 from fastds.studies.db_rnn.published import PUBLISHED, SCORES, published
+from fastds.tasks.common.command import configurations
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
+from fastds.tasks.nowcast.config import parse_arguments as parse_training
 
 Z_R = [200.0, 1.6]
 
@@ -60,7 +62,9 @@ def test_what_a_study_needs():
 def test_every_method_is_trained_alike(budget):
     data, start = TrainingData("x", scales=[2]), "a.safetensors"
     made = {
-        name: methods.training_config(name, "MIM", budget, 80, data, Z_R, start if m.kind == "staged" else None, seed=3)
+        name: methods.training_config(
+            name, "MIM", budget, 80, data, Z_R, start if m.kind == "staged" else None, seed=3, output="run"
+        )
         for name, m in METHODS.items()
         if m.kind
     }
@@ -68,12 +72,14 @@ def test_every_method_is_trained_alike(budget):
     for name, config in made.items():
         kind = METHODS[name].kind
         same = {"model": first.model, "loss": first.loss, "stage": None, "max_steps": 80}
+        same["max_epochs"] = first.max_epochs
         assert dataclasses.replace(config, **same) == first
         assert config.max_steps == (160 if (kind, budget) == ("db", "paper") else 80)
         assert config.stage == ("deblurrer" if kind == "staged" else None)
-        assert config.loss.kind == "db-rnn" and config.loss.epochs == 50
+        assert config.loss.kind == "db-rnn" and config.loss.epochs == (None if budget == "paper" else 50)
         row = METHODS[name].ablation if kind == "db" else "fixed"
-        assert (config.loss.terms, config.loss.weights) == ABLATIONS[row]
+        if kind == "db" or budget != "paper":  # a network of one output has no weights
+            assert (config.loss.terms, config.loss.weights) == ABLATIONS[row]
     cells = [made[f"DB-{cell}"].model.name for cell in CELLS]
     assert cells == [f"db-{name}" for name in CELLS.values()] and made["DB-gdl"].model.name == "db-mim"
     parameters = {
@@ -85,6 +91,36 @@ def test_every_method_is_trained_alike(budget):
         assert parameters["MS-LSTM"] == 1_067_257 and 38.8e6 < parameters["SimVP"] < 39e6
     else:
         assert list(parameters.values())[:3] == [28_057, 113_810, 693_665] and first.data.epoch_samples == 20
+
+
+def test_the_budget_paper_trains_the_shipped_configurations():
+    """Adam at a constant rate without clipping; rows that the paper has not, as those of the same kind."""
+    data = TrainingData("x", {"a.nc": {"train": [0, 9], "validation": [9, 19]}}, scales=[3], intervals=[5])
+    shipped = {name: parse_training(["--config", name, "--data.path=x"]) for name in configurations("nowcast")}
+    for name, method in METHODS.items():
+        if not method.kind or name in methods.ABLATION:
+            continue
+        start = "a.safetensors" if method.kind == "staged" else None
+        made = methods.training_config(name, "PrecipLSTM", "paper", 60_900, data, Z_R, start)
+        steps = 121_800 if method.kind == "db" else 60_900
+        assert (made.max_steps, made.data.intervals, made.data.blocks) == (steps, [5], data.blocks)
+        assert (made.optimizer, made.schedule, made.gradient_clip, made.learning_rate) == (
+            "adam",
+            "constant",
+            None,
+            3e-4,
+        )
+        own = shipped.get("ms-lstm" if name == "MS-LSTM" else made.model.name)
+        if own is not None:
+            assert made.max_steps == own.last_step()
+            back = {"data": own.data, "max_steps": None, "stage": own.stage}
+            back["model"] = dataclasses.replace(made.model, start=None)
+            back["loss"] = dataclasses.replace(made.loss, z_r=own.loss.z_r)
+            assert dataclasses.replace(made, **back) == own
+    other = methods.training_config("MS-MIM-S", "PrecipLSTM", "paper", 60_900, data, Z_R, "a.safetensors")
+    assert (other.model.name, other.stage, other.model.start) == ("ms-mim-s", "deblurrer", "a.safetensors")
+    variants = [methods.training_config(f"DB-discriminator-{v}", "MIM", "paper", 9, data, Z_R).loss for v in "SML"]
+    assert [loss.discriminator for loss in variants] == ["S", "M", "L"]
 
 
 def test_costs_of_a_study(config):

@@ -11,13 +11,14 @@ from study_cases import make_meteonet
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
-from fastds.data import open_dataset, save_dataset
+from fastds.data import open_dataset, save_dataset, to_reflectivity
 from fastds.studies.common.bootstrap import labels_of
 from fastds.studies.common.radar import TestedBlock, find_files, parts_of, sample_rows
 from fastds.studies.fczsm import methods, plan, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.radar.config import DataConfig as TrainingData
+from fastds.tasks.radar.samples import RadarData
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_the_paper_is_quoted_with_its_identity():
 @pytest.mark.parametrize("budget", ["45min", "paper"])
 def test_every_method_is_trained_alike(budget):
     data = TrainingData("x", statics=["a:b", "a:c"], dynamics={"d": [0, 1], "e": [0, 2]}, crop=32)
-    made = {n: methods.training_config(n, budget, 80, data, seed=3) for n, m in METHODS.items() if m.preset}
+    run = {"seed": 3, "output": "run"}
+    made = {n: methods.training_config(n, budget, 80, data, **run) for n, m in METHODS.items() if m.preset}
     parameters = {
         n: sum(p.numel() for p in models.create(c.model.name, **c.model.options).parameters()) for n, c in made.items()
     }
@@ -99,6 +101,57 @@ def test_every_method_is_trained_alike(budget):
         same = dataclasses.replace(config, model=made["ZSM"].model, data=made["ZSM"].data)
         assert same == made["ZSM"]
         assert dataclasses.replace(config.data, statics=[], dynamics={}) == made["ZSM"].data
+
+
+def test_the_budget_paper_trains_the_shipped_configurations():
+    """Adam at a constant rate without clipping, fixed samples drawn at random, neither turned nor reversed."""
+    data = TrainingData("x", statics=["a:b", "a:c"], dynamics={"d": [0, 1], "e": [0, 2]}, split="random",
+                        fixed_samples=[6000, 100, 1000])  # fmt: skip
+    for name, method in METHODS.items():
+        if method.preset is None:
+            continue
+        shipped = methods.paper_config(name, "x")
+        made = methods.training_config(name, "paper", shipped.last_step(), data)
+        assert made.max_steps == 240_000 and made.data.fixed_samples == shipped.data.fixed_samples
+        own = dataclasses.replace(made.data, statics=shipped.data.statics, dynamics=shipped.data.dynamics)
+        assert dataclasses.replace(made, max_steps=None, data=own, model=shipped.model) == shipped
+        assert (made.optimizer, made.schedule, made.gradient_clip) == ("adam", "constant", None)
+        assert made.data.split == "random" and not made.data.augment and not made.data.reverse
+
+
+def test_test_samples_drawn_at_random_are_in_no_training(folder):
+    """The same for every seed of a training, with the echo that is asked for and the channels of every method."""
+    config = StudyConfig(
+        DataConfig(str(folder), split="random", fixed_samples=[12, 2, 5], minimum_echo=0.05, split_seed=4)
+    )
+    data = samples.training_data(config.data, {}, 8)
+    assert (data.split, data.fixed_samples, data.split_seed, data.minimum_echo) == ("random", [12, 2, 5], 4, 0.05)
+    found = samples.fixed_blocks(config.data, data)
+    assert sum(len(block.samples) for block in found) == 5 == sum(len(block.blocks) for block in found)
+    tested = {(block.name, draw.triple, draw.row, draw.column) for block in found for draw in block.samples.draws}
+    for seed in (0, 1):
+        reader = RadarData(data, False, seed, 0, in_channels=3)
+        reader.setup()
+        trained = {(reader.files[d.source], d.triple, d.row, d.column) for d in reader.training.fixed}
+        assert len(trained) == 12 and not trained & tested
+        assert {(reader.files[d.source], d.triple, d.row, d.column) for d in reader.test_draws} == tested
+    block = found[0]
+    sample = block.samples[0]
+    assert sample["x"].shape == (2, 3, 8, 8) and sample["y"].shape == (3, 1, 16, 16)
+    assert not sample["valid"][:, :, :2].any() and (sample["y"] > 0).float().mean() >= 0.05
+    with open_dataset(folder / block.name) as dataset:
+        z = to_reflectivity(dataset).frames([block.samples.draws[0].triple[1]])[0][block.windows[0]]
+    np.testing.assert_allclose(15 + 55 * sample["y"][1, 0], np.nan_to_num(z, nan=15).clip(15, 70), atol=1e-4)
+
+
+def test_test_samples_may_need_echo(folder):
+    with pytest.raises(ValueError, match="data.minimum_echo: no time of the last part of .* has 100% of echo"):
+        samples.test_block(
+            DataConfig(str(folder), minimum_echo=1.0), "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True
+        )
+    with pytest.raises(ValueError, match="data.files is for data.split=time"):
+        StudyConfig(DataConfig("x", ["a.nc"], split="random"))
+    assert StudyConfig(DataConfig("x"), budget="paper").data.split == "random"
 
 
 def test_costs_of_a_study(monkeypatch):

@@ -20,6 +20,7 @@ from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, ORDER
 from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.tasks.fields.agreement import agreeing
 from fastds.tasks.fields.config import DataConfig as TrainingData
+from fastds.tasks.fields.config import parse_arguments as parse_training
 from fastds.tasks.fields.samples import load_fields
 
 
@@ -42,14 +43,23 @@ def test_crops_are_of_the_test_columns(tmp_path):
 @pytest.mark.parametrize("budget", ["45min", "paper"])
 def test_every_method_is_trained_alike(budget):
     data = TrainingData("x", train=[0, 20], validation=[30, 40])
-    made = {name: methods.training_config(name, budget, 80, data, seed=3) for name in NETWORKS}
+    made = {name: methods.training_config(name, budget, 80, data, seed=3, output="run") for name in NETWORKS}
     first = made["ours"]
     assert first.data.epoch_samples == (16_000 if budget == "paper" else 160)  # a fourth of 80 batches of 8
     for name, config in made.items():
         factor = METHODS[name].factor
         assert config.data.scales == ([float(factor)] * 2 if factor else [1.0, 4.0])
-        assert config.data.test_scales == [float(factor or 2)]
-        assert config.data.degraded == (0.5 if name == "ours-degraded" else 0.0)
+        if factor or budget != "paper":
+            assert config.data.test_scales == [float(factor or 2)]
+        assert config.data.degraded == (0.5 if name.startswith("ours") and name != "ours-clean" else 0.0)
+        if budget == "paper":
+            shipped = parse_training(["--config", METHODS[name].preset, "--data.path=x"])
+            assert shipped.last_step() == 1_000_000 and (config.schedule, config.optimizer) == ("steps", "adam")
+            own = dataclasses.replace(
+                config.data, train=[], validation=[], split="time", degraded=shipped.data.degraded
+            )
+            back = {"data": own, "max_steps": None, "model": shipped.model, "output": shipped.output, "seed": 0}
+            assert dataclasses.replace(config, **back) == shipped
         samples_of_all = {"scales": [], "test_scales": [], "degraded": 0.0}
         ours, theirs = (dataclasses.replace(c.data, **samples_of_all) for c in (first, config))
         assert ours == theirs and dataclasses.replace(config, data=first.data, model=first.model) == first

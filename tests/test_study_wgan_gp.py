@@ -15,6 +15,8 @@ from fastds import metrics, models
 from fastds.models.baselines import interpolate
 from fastds.studies.common.plan import seconds_of_trainings
 from fastds.studies.wgan_gp import figures, methods, samples, scores, tables
+from fastds.studies.wgan_gp.config import DataConfig as StudyData
+from fastds.studies.wgan_gp.config import StudyConfig
 from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, ORDER, SCORES
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 
@@ -63,6 +65,24 @@ def test_every_method_is_trained_alike(training):
     assert paper.data == training.data
     srgan = methods.training_config("SRGAN", training, "paper", 24)
     assert (srgan.model.name, srgan.critic.options) == ("srgan", {"width": 64}), "the paper's, not those in the small"
+
+
+def test_the_budget_paper_trains_the_shipped_configurations():
+    """wgan-gp for 200 epochs of 731 days; its GAN, SRGAN and SRCNN as the shipped ones of these names."""
+    base = humidity_training(["--config", "wgan-gp", "--data.path=x"])
+    assert methods.paper_steps(base) == 200 * (731 // 16)
+    assert StudyConfig(StudyData("x"), budget="paper") == StudyConfig(StudyData("x", 64), "wgan-gp", budget="paper")
+    small = StudyConfig(StudyData("x"))
+    assert (small.training, small.data.tile) == ("wgan-gp-small", 32)
+    for name, shipped in (("GAN", "humidity-gan"), ("SRGAN", "srgan"), ("SRCNN", "srcnn"), ("WGAN-GP", "wgan-gp")):
+        made = methods.training_config(name, base, "paper", 9000)
+        own = humidity_training(["--config", shipped, "--data.path=x"])
+        assert made.data == own.data and made.learning_rate == own.learning_rate
+        assert dataclasses.replace(made.optimiser, epochs=200) == own.optimiser
+        ours, theirs = (models.create(c.model.name, **c.model.options).config for c in (made, own))
+        assert ours == theirs and made.loss == own.loss
+        if name != "SRCNN":  # which has no critic
+            assert made.critic == own.critic
 
 
 # ---- test regions

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -91,26 +91,35 @@ class TestedBlock:
     """Samples of the last part of a file.
 
     Attributes: name of the file; samples, dicts with y and valid, in the window (rows, columns of the file's pixels);
-    blocks: number of the block of time of each; echo: share of the valid pixels with echo.
+    blocks: number of the block of time of each; echo: share of the valid pixels with echo; windows: of each sample,
+    where they have windows of their own.
     """
 
     name: str
-    samples: list[dict[str, Tensor]]
+    samples: Sequence[dict[str, Tensor]]
     blocks: list[int]
     window: tuple[slice, slice]
     echo: float
+    windows: Sequence[tuple[slice, slice]] = ()
 
 
-def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBlock, dict[str, Tensor]]:
-    """The test sample whose fields are drawn, and its block: that with the largest share of y above a value."""
-    samples = [(block, sample) for block in blocks for sample in block.samples]
-    return max(samples, key=lambda found: float((found[1]["y"] > above).float().mean()))
+def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBlock, int]:
+    """The test sample whose fields are drawn, its block and its number there: that with the largest share of y above a
+    value."""
+    share = {
+        (number, k): float((sample["y"] > above).float().mean())
+        for number, block in enumerate(blocks)
+        for k, sample in enumerate(block.samples)
+    }
+    number, sample = max(share, key=share.get)
+    return blocks[number], sample
 
 
-def grid_of(config: RadarFiles, block: TestedBlock) -> MapGrid:
-    """Where the window of a block lies."""
+def grid_of(config: RadarFiles, block: TestedBlock, sample: int) -> MapGrid:
+    """Where the window of a sample of a block lies."""
+    window = block.windows[sample] if block.windows else block.window
     with fd.open_dataset(path_of(config, block.name)) as dataset:
-        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *block.window])
+        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window])
 
 
 def sample_rows(blocks: list[TestedBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
@@ -118,7 +127,9 @@ def sample_rows(blocks: list[TestedBlock], files: Mapping[str, Mapping[str, list
     rows = []
     for block in blocks:
         rows_, columns = block.window
-        parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
+        parts = ["at random"] * 3
+        if block.name in files:
+            parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
         size = f"{rows_.stop - rows_.start} x {columns.stop - columns.start}"
         counts = str(len(block.samples)), str(len(set(block.blocks)))
         rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))

@@ -7,7 +7,15 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.nowcast.config import ABLATIONS, DataConfig, LossConfig, ModelConfig, TrainingConfig
+from fastds.tasks.common.command import configurations
+from fastds.tasks.nowcast.config import (
+    ABLATIONS,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+    parse_arguments,
+)
 
 CELLS = {
     "ConvLSTM": "convlstm", "TrajGRU": "trajgru", "PredRNN": "predrnn", "PredRNN++": "predrnn++", "MIM": "mim",
@@ -63,8 +71,6 @@ _SMALL_WIDTH = 8
 _SMALL = {"simvp": {"spatial": 16, "temporal": 64}, "preciplstm": {"cell_options": {"window": 6}}}
 _VALIDATIONS, VALIDATED = 8, 16  # of a training in the small, and samples of each
 EPOCHS = 50  # of DB networks, in which their loss changes
-# 25 epochs of the windows of HKO-7's training days four by four; DB networks take twice as many.
-PAPER_STEPS, _PASS = 60_900, 9744
 
 
 def preset(name: str, ablated: str) -> tuple[str, str]:
@@ -84,29 +90,60 @@ def network_options(name: str, ablated: str, budget: str) -> dict[str, Any]:
     return width | _SMALL.get("simvp" if METHODS[name].kind == "simvp" else cell, {})
 
 
+def paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
+    """The shipped configuration of a method, which has the paper's training; of networks that the paper has no row of,
+    such as staged ones of other cells, that of the same kind with ConvLSTM cells."""
+    method, (network, _) = METHODS[name], preset(name, ablated)
+    shipped = "ms-lstm" if network == "ms-mk-lstm" else network
+    if shipped not in configurations("nowcast"):
+        shipped = "ms-convlstm-s" if method.kind == "staged" else "ms-convlstm"
+    config = parse_arguments(["--config", shipped, "--data.path", path])
+    if method.kind != "db":
+        own = config.model.name if shipped == "ms-lstm" else network
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, name=own))
+    terms, weights = ABLATIONS[method.ablation]
+    discriminator = method.discriminator or (config.loss.discriminator if terms == "adversarial" else None)
+    loss = dataclasses.replace(config.loss, terms=terms, weights=weights, discriminator=discriminator)
+    return dataclasses.replace(config, loss=loss)
+
+
 def training_config(
     name: str, ablated: str, budget: str, steps: int, data: DataConfig, z_r: list[float], start: str | None = None,
     **run: Any,
 ) -> TrainingConfig:  # fmt: skip
     """The training of a method; data: where the samples are from. start: weights of a staged network's forecaster. run:
-    further options of the training."""
-    paper, method = budget == PAPER, METHODS[name]
-    batch = 4 if paper else 2
+    further options of the training.
+
+    With the budget paper it is that of paper_config, but for data and steps, of which DB networks take twice as many.
+    """
+    method = METHODS[name]
+    stage = "deblurrer" if method.kind == "staged" else None
+    if budget == PAPER:
+        paper = paper_config(name, ablated, data.path)
+        given = {key: getattr(data, key) for key in ("blocks", "var", "scales", "intervals")}
+        return dataclasses.replace(
+            paper,
+            data=dataclasses.replace(paper.data, **given),
+            loss=dataclasses.replace(paper.loss, z_r=z_r),
+            model=dataclasses.replace(paper.model, start=start),
+            stage=stage,
+            max_steps=2 * steps if method.kind == "db" else steps,
+            **run,
+        )
+    batch = 2
     data = dataclasses.replace(
         data,
         known=KNOWN,
         future=FUTURE,
         fewest=FUTURE,
-        crop=160 if paper else CROP,
+        crop=CROP,
         batch_size=batch,
-        epoch_samples=_PASS if paper else batch * max(1, -(-steps // _VALIDATIONS)),
+        epoch_samples=batch * max(1, -(-steps // _VALIDATIONS)),
         validation_samples=VALIDATED,
     )
     loss = LossConfig("db-rnn", *ABLATIONS[method.ablation], method.discriminator, EPOCHS, z_r=z_r)
     model = ModelConfig(preset(name, ablated)[0], network_options(name, ablated, budget), start=start)
     return TrainingConfig(
-        data, loss, model, "deblurrer" if method.kind == "staged" else None,
-        max_steps=2 * steps if paper and method.kind == "db" else steps,
-        learning_rate=3e-4 if paper else 2e-3, warmup_steps=0 if paper else min(40, steps // 10 + 1),
-        ema_decay=0.0 if paper else 0.98, **run,
+        data, loss, model, stage, max_steps=steps, learning_rate=2e-3, warmup_steps=min(40, steps // 10 + 1),
+        ema_decay=0.98, **run,
     )  # fmt: skip

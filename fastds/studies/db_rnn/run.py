@@ -30,8 +30,8 @@ from fastds.studies.db_rnn.methods import (
     FUTURE,
     KNOWN,
     METHODS,
-    PAPER_STEPS,
     network_options,
+    paper_config,
     preset,
     training_config,
 )
@@ -69,11 +69,13 @@ class DbRnnStudy(PaperStudy):
     """A study of the paper's methods. Attributes: files and their parts; data, the samples of the trainings; blocks of
     the test and their labels; minutes of the leads."""
 
-    name, title, paper_steps = "db-rnn", "DB-RNN and what it is compared with", PAPER_STEPS
+    name, title = "db-rnn", "DB-RNN and what it is compared with"
 
     def __init__(self, config: StudyConfig):
         least, tested = (samples.frames_of(config.data, leads) for leads in (1, max(1, config.long_leads)))
-        self.files = find_files(config.data, CROP * config.data.scale, least, tested)
+        paper = paper_config("MS-ConvLSTM", config.ablation, config.data.path)
+        self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else CROP
+        self.files = find_files(config.data, crop * config.data.scale, least, tested)
         self.data = samples.training_data(config.data, self.files)
         self.blocks = [samples.test_block(config.data, name, part["test"]) for name, part in self.files.items()]
         self.labels = labels_of(block.blocks for block in self.blocks)
@@ -177,7 +179,8 @@ class DbRnnStudy(PaperStudy):
         return made | figures.long_charts(self._long(results), self._hours())
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        block, sample = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
+        block, number = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
+        sample = block.samples[number]
 
         def fields(name: str) -> np.ndarray:
             def drawn(predict: Predict) -> np.ndarray:
@@ -185,7 +188,7 @@ class DbRnnStudy(PaperStudy):
 
             return self._predicting(name, self.of_first_seed(name), drawn)
 
-        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
+        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block, number)
         title = f"{block.name}: truth, forecasts, differences"
         figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
         return figures.maps(grid, made, sample, self.minutes)

@@ -3,6 +3,8 @@
 
 import dataclasses
 
+from fastds.data.radar.preparation import ECHO_FRACTION
+from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig, RadarFiles
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.common.command import read_command_line
@@ -21,10 +23,20 @@ class DataConfig(RadarFiles):
             methods are left out.
         dynamics: variables of the files that ZSM-D and ZSM-DS read beside the reflectivity, and the ends of their
             range; where a file has not all of them, these methods are left out.
+        split: "time": every file trains, validates and is tested on one after the other in time; "random": fixed
+            samples drawn from all times of all files, as in the paper; None: random with the budget paper, else time.
+        fixed_samples: numbers of training, validation and test samples of split "random".
+        split_seed: of the draw of these.
+        minimum_echo: share of echo that a test sample has at least; None: that of the trainings with split "random",
+            else 0.
     """
 
     statics: list[str] = dataclasses.field(default_factory=list)
     dynamics: dict[str, list[float]] = dataclasses.field(default_factory=_dynamics)
+    split: str | None = None
+    fixed_samples: list[int] = dataclasses.field(default_factory=lambda: [6000, 100, 1000])
+    split_seed: int = 0
+    minimum_echo: float | None = None
 
 
 @dataclasses.dataclass
@@ -41,6 +53,25 @@ class StudyConfig(PaperConfig):
     def __post_init__(self):
         self.check(METHODS)
         self.data.check(multiple=4)
+        if self.data.split is None:
+            self.data.split = "random" if self.budget == PAPER else "time"
+        self._check_split()
+
+    def _check_split(self) -> None:
+        data = self.data
+        if data.split not in ("time", "random"):
+            raise ValueError(f"data.split must be time or random, got {data.split!r}")
+        if len(data.fixed_samples) != 3 or min(data.fixed_samples) < 1:
+            raise ValueError(
+                "data.fixed_samples must be the numbers of training, validation and test samples, each at least 1, got "
+                f"{data.fixed_samples}"
+            )
+        if data.split == "random" and data.files:
+            raise ValueError("data.files is for data.split=time: random samples are drawn from all files of data.path")
+        if data.minimum_echo is None:
+            data.minimum_echo = ECHO_FRACTION if data.split == "random" else 0.0
+        if not 0 <= data.minimum_echo <= 1:
+            raise ValueError(f"data.minimum_echo must lie in [0, 1], got {data.minimum_echo}")
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:

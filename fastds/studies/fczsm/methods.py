@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 
 class Method(NamedTuple):
@@ -61,7 +61,6 @@ _SMALL = {
     "unet3d": {"width": 8},
 }  # fmt: skip
 _VALIDATIONS = 8  # of a training in the small
-PAPER_STEPS, _PASS = 240_000, 6000  # 40 passes over 6000 samples, one by one
 
 
 def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
@@ -75,10 +74,29 @@ def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict
     return options
 
 
+def paper_config(name: str, path: str) -> TrainingConfig:
+    """The shipped configuration of a method, which has the paper's training."""
+    return parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
+
+
 def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training."""
-    paper, method = budget == PAPER, METHODS[name]
-    batch = 1 if paper else 4
+    """The training of a method; data: where the samples are from. run: further options of the training.
+
+    With the budget paper it is that of paper_config, but for data and steps."""
+    method = METHODS[name]
+    if budget == PAPER:
+        paper = paper_config(name, data.path)
+        given = ("blocks", "var", "split", "fixed_samples", "split_seed", "minimum_echo")
+        data = dataclasses.replace(
+            paper.data,
+            statics=data.statics if method.static else [],
+            dynamics=data.dynamics if method.dynamic else {},
+            **{key: getattr(data, key) for key in given},
+        )
+        options = paper.model.options | network_options(name, budget, len(data.dynamics), len(data.statics))
+        model = dataclasses.replace(paper.model, options=options)
+        return dataclasses.replace(paper, data=data, model=model, max_steps=steps, **run)
+    batch = 4
     data = dataclasses.replace(
         data,
         statics=data.statics if method.static else [],
@@ -86,17 +104,15 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         scales=[1],
         intervals=[1],
         modes=["dbz"],
-        crop=data.crop if not paper else 200,
         batch_size=batch,
-        epoch_samples=_PASS if paper else batch * max(1, -(-steps // _VALIDATIONS)),
+        epoch_samples=batch * max(1, -(-steps // _VALIDATIONS)),
         validation_samples=32,
         workers=0,
     )
     options = network_options(name, budget, len(data.dynamics), len(data.statics))
-    model = ModelConfig(method.preset, options, input_gain=1.0 if paper else 10.0)
     return TrainingConfig(
-        data, model, loss="mse", max_steps=steps, learning_rate=1e-5 if paper else 2e-3,
-        ema_decay=0.0, warmup_steps=0 if paper else min(50, steps // 10 + 1), **run,
+        data, ModelConfig(method.preset, options), loss="mse", max_steps=steps, learning_rate=2e-3, ema_decay=0.0,
+        warmup_steps=min(50, steps // 10 + 1), **run,
     )  # fmt: skip
 
 

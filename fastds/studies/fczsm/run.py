@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm import figures, samples, tables
 from fastds.studies.fczsm.config import StudyConfig, parse_arguments
-from fastds.studies.fczsm.methods import METHODS, PAPER_STEPS, training_config, width_of
+from fastds.studies.fczsm.methods import METHODS, paper_config, training_config, width_of
 from fastds.studies.fczsm.plan import measure
 from fastds.studies.fczsm.scores import SCORES, score, with_prediction
 from fastds.tasks.radar.training import train
@@ -39,17 +40,20 @@ class FczsmStudy(PaperStudy):
     """A study of the paper's methods. Attributes: files and their parts; left_out: method -> why; data, the samples of
     the trainings; blocks of the test."""
 
-    name, title, paper_steps = "fczsm", "FC-ZSM and what it is compared with", PAPER_STEPS
+    name, title = "fczsm", "FC-ZSM and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        self.files = find_files(config.data, 2 * samples.CROP, samples.LEAST)
+        paper = paper_config("ZSM", config.data.path)
+        self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else samples.CROP
+        self.files = find_files(config.data, 2 * crop, samples.LEAST)
         self.left_out = dict(self._left_out(config))
         wanted = [n for n, method in METHODS.items() if n in config.run or not (config.run and method.preset)]
         names = [name for name in wanted if name not in self.left_out]
-        self.data = samples.training_data(config.data, self.files, samples.CROP)
+        self.data = samples.training_data(config.data, self.files, crop)
         self.blocks = self._test_blocks(config, names)
         networks = [name for name in names if METHODS[name].preset]
-        super().__init__(config, names, networks, {"files": self.files})
+        basis = {"files": self.files if config.data.split == "time" else sorted(self.files)}
+        super().__init__(config, names, networks, basis)
 
     def _left_out(self, config: StudyConfig) -> Iterator[tuple[str, str]]:
         missing = samples.without_dynamics(config.data, list(self.files))
@@ -61,6 +65,11 @@ class FczsmStudy(PaperStudy):
 
     def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[TestedBlock]:
         data, methods = config.data, [METHODS[name] for name in names]
+        if data.split == "random":
+            statics = data.statics if any(m.static for m in methods) else []
+            dynamics = data.dynamics if any(m.dynamic for m in methods) else {}
+            training = training_config("ZSM", config.budget, 1, self.data).data
+            return samples.fixed_blocks(data, dataclasses.replace(training, statics=statics, dynamics=dynamics))
         maps = samples.static_maps(data, list(self.files)) if any(m.static for m in methods) else {}
         further = any(m.dynamic for m in methods)
         return [samples.test_block(data, n, part["test"], maps.get(n), further) for n, part in self.files.items()]
@@ -92,7 +101,7 @@ class FczsmStudy(PaperStudy):
             "reductions": tables.reduction_rows(means),
             **({"complexity": tables.cost_rows(costs, self.seconds)} if costs else {}),
             "files": tables.file_rows(means, self.blocks),
-            "samples": sample_rows(self.blocks, self.files),
+            "samples": sample_rows(self.blocks, self.files if self.config.data.split == "time" else {}),
         }
 
     def _cost(self, name: str) -> dict[str, float]:
@@ -111,12 +120,13 @@ class FczsmStudy(PaperStudy):
         return figures.charts(self.curves)
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        block, sample = most_echo(self.blocks)
+        block, number = most_echo(self.blocks)
+        sample = block.samples[number]
 
         def fields(name: str) -> np.ndarray:
             return self._predicting(name, self.of_first_seed(name), lambda predict: predict(sample).numpy())
 
-        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
+        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block, number)
         title = f"{block.name}: truth, methods, differences"
         figures.draw_maps(self.folder.path, made, sample, grid, title)
         return figures.maps(grid, made, sample)

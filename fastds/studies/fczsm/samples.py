@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from fastds import data as fd
 from fastds import metrics
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.dynamic_fields import DynamicFields
+from fastds.data.samples.radar_triples import Draw
 from fastds.report import evenly
 from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
 from fastds.studies.fczsm.config import DataConfig
@@ -35,9 +38,11 @@ def without_dynamics(config: DataConfig, names: list[str]) -> str:
 
 def training_data(config: DataConfig, files: dict[str, dict[str, list[int]]], crop: int) -> TrainingData:
     """The samples of every training."""
-    return TrainingData(
-        config.path, training_blocks(files), var=config.var, statics=config.statics, dynamics=config.dynamics, crop=crop
-    )
+    shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
+    if config.split == "time":
+        return TrainingData(config.path, training_blocks(files), **shared)
+    drawn = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
+    return TrainingData(config.path, split="random", **drawn, **shared)
 
 
 def static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
@@ -58,7 +63,10 @@ def test_block(
     triples = fd.EvaluationTriples(block, static=static, dynamic=dynamic)
     if not len(triples):
         raise ValueError(f"data.path: {name} has no three times at equal intervals in its last part")
-    chosen = evenly(len(triples), config.test_samples)
+    chosen = _with_echo(triples, config.minimum_echo)
+    if not len(chosen):
+        raise ValueError(f"data.minimum_echo: no time of the last part of {name} has {config.minimum_echo:.0%} of echo")
+    chosen = chosen[evenly(len(chosen), config.test_samples)]
     seconds = triples.store.seconds[triples.index[chosen, 0]]
     length = duration_seconds(config.block, "data.block")
     samples = [dict(triples[k]) for k in chosen]
@@ -72,9 +80,56 @@ def test_block(
     return TestedBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
 
 
+def _with_echo(triples: fd.EvaluationTriples, least: float) -> np.ndarray:
+    """Numbers of the samples whose whole fields have that share of echo."""
+    if not least:
+        return np.arange(len(triples))
+    shares = [fd.echo_fraction(triples.store.dbz(index), triples.floor) for index in triples.index]
+    return np.flatnonzero(np.array(shares) >= least)
+
+
+class FixedSamples(Sequence):
+    """Test samples that were drawn at random, read when they are asked for: dicts as test_block has them.
+
+    triples: of the files. draws: which samples.
+    """
+
+    def __init__(self, triples: fd.RadarTriples, draws: Sequence[Draw]):
+        self.triples, self.draws = triples, draws
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        sample = self.triples.read(self.draws[number])
+        return _inside({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()})
+
+
+def fixed_blocks(config: DataConfig, training: TrainingData) -> list[TestedBlock]:
+    """The test samples of data.split=random, by file; training: of a method that has all the channels of any."""
+    data = RadarData(training, False, 0, len(training.statics), in_channels=1 + len(training.dynamics))
+    data.setup()
+    length, found = duration_seconds(config.block, "data.block"), []
+    for number, store in enumerate(data.training.stores):
+        draws = [draw for draw in data.test_draws if draw.source == number]
+        if not draws:
+            continue
+        samples = FixedSamples(data.test, draws)
+        windows = [data.test.window(draw) for draw in draws]
+        wet = [float((s["y"][s["valid"]] > 0).float().mean()) for s in samples]
+        blocks = [int(store.seconds[draw.triple[0]] // length) for draw in draws]
+        found.append(TestedBlock(data.files[number], samples, blocks, windows[0], float(np.nanmean(wet)), windows))
+    return found
+
+
 def _cut(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:
-    """A window of a sample, whose valid pixels are MARGIN from its edge and from missing ones."""
+    """A window of a sample."""
     coarse = tuple(slice(s.start // 2, s.stop // 2) for s in (rows, columns))
     cut = {key: z[..., *((rows, columns) if key in ("y", "valid") else coarse)] for key, z in sample.items()}
-    cut["valid"] = metrics.interior(cut["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(cut["y"])
-    return {key: z.contiguous() for key, z in cut.items()}
+    return {key: z.contiguous() for key, z in _inside(cut).items()}
+
+
+def _inside(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A sample whose valid pixels are MARGIN from its edge and from missing ones."""
+    valid = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
+    return sample | {"valid": valid.contiguous()}

@@ -10,7 +10,7 @@ from fastds.models.inr.dpfa import KINDS
 from fastds.models.registry import PRESETS
 from fastds.studies.common.budget import PAPER
 from fastds.studies.fields.run import INTERPOLATIONS, SCALES
-from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 
 class Method(NamedTuple):
@@ -26,13 +26,15 @@ class Method(NamedTuple):
     degraded: float = 0.0
 
 
+_DEGRADED = 0.5
 METHODS = {
     **{name: Method() for name in INTERPOLATIONS},
     **{f"EDSR-x{factor}": Method(f"edsr-x{factor}", factor=factor) for factor in ("2", "3", "4")},
     **{name: Method(name.lower()) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")},
-    "ours": Method("inr", "deform"),
-    **{f"ours-{kind}": Method("inr", kind) for kind in KINDS if kind != "deform"},
-    "ours-degraded": Method("inr", "deform", degraded=0.5),
+    # The abstract's own method has its degradation strategy; its share of the samples is not given.
+    "ours": Method("inr", "deform", degraded=_DEGRADED),
+    **{f"ours-{kind}": Method("inr", kind, degraded=_DEGRADED) for kind in KINDS if kind != "deform"},
+    "ours-clean": Method("inr", "deform"),
 }
 NETWORKS = [name for name, method in METHODS.items() if method.preset]
 FACTORS = tuple(SCALES)
@@ -41,11 +43,10 @@ ORDER = (
     ("ours", "EDSR-x2", 0.7), ("ours", "EDSR-x3", None), ("ours", "EDSR-x4", None),
     *(("ours", name, 0.48) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")),
     ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
-    ("ours", "ours-degraded", None),
+    ("ours", "ours-clean", None), *(("ours-clean", name, None) for name in ("EDSR-x2", "LIIF", "LTE", "bicubic")),
 )  # fmt: skip
 _SMALL = "inr-small"  # ours in the small, whose encoder the others get
 _VALIDATIONS = 4  # of a training in the small
-PAPER_STEPS = 200_000  # the abstract has no number of steps; that of LIIF with its batch
 
 
 def network(name: str, budget: str) -> ModelConfig:
@@ -58,21 +59,39 @@ def network(name: str, budget: str) -> ModelConfig:
     return ModelConfig(preset if dpfa is None else _SMALL, options)
 
 
+def paper_config(name: str, path: str) -> TrainingConfig:
+    """The shipped configuration of a method: what the abstract tells, and LIIF's training where it does not."""
+    config = parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
+    options = config.model.options | network(name, PAPER).options
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, options=options),
+        data=dataclasses.replace(config.data, degraded=METHODS[name].degraded),
+    )
+
+
 def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training."""
-    paper, method = budget == PAPER, METHODS[name]
+    """The training of a method; data: where the samples are from. run: further options of the training.
+
+    With the budget paper it is that of paper_config, but for data and steps."""
+    method = METHODS[name]
+    if budget == PAPER:
+        paper = paper_config(name, data.path)
+        given = ("variables", "level", "vectors", "split", "train", "validation", "test")
+        data = dataclasses.replace(paper.data, **{key: getattr(data, key) for key in given})
+        return dataclasses.replace(paper, data=data, max_steps=steps, **run)
     factors = [2.0] * 2 if not method.factor else [float(method.factor)] * 2
     data = dataclasses.replace(
         data,
-        crop=48 if paper else 32,
-        queries=2304 if paper else 1024,
-        batch_size=16 if paper else 8,
-        epoch_samples=16_000 if paper else 8 * max(1, -(-steps // _VALIDATIONS)),
+        crop=32,
+        queries=1024,
+        batch_size=8,
+        epoch_samples=8 * max(1, -(-steps // _VALIDATIONS)),
         scales=factors if method.factor else [1.0, 4.0],
         test_scales=factors[:1],
         degraded=method.degraded,
     )
     return TrainingConfig(
-        data, network(name, budget), max_steps=steps, learning_rate=1e-4 if paper else 3e-3,
-        warmup_steps=min(100, steps // 10 + 1), ema_decay=0.999 if paper else 0.98, **run,
+        data, network(name, budget), max_steps=steps, learning_rate=3e-3, warmup_steps=min(100, steps // 10 + 1),
+        ema_decay=0.98, **run,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from fastds.studies.fields.crops import crop_errors, cut_crop
 from fastds.studies.fields.run import INTERPOLATIONS, SCALES, degradation
 from fastds.studies.inr import tables
 from fastds.studies.inr.config import StudyConfig, parse_arguments
-from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_STEPS, training_config
+from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, paper_config, training_config
 from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.studies.inr.samples import labels_of, test_crops, training_data
 from fastds.tasks.common.settings import computing, settle
@@ -46,9 +46,10 @@ class InrStudy(PaperStudy):
     """A study of the paper's methods. Attributes: data, the samples of the trainings; samples, their statistics; fields
     and crops of the test and labels of the crops."""
 
-    name, title, paper_steps = "inr", "Arbitrary-scale downscaling and what it is compared with", PAPER_STEPS
+    name, title = "inr", "Arbitrary-scale downscaling and what it is compared with"
 
     def __init__(self, config: StudyConfig):
+        self.paper_steps = paper_config("ours", config.data.path).last_step()
         self.data = training_data(config.data)
         self.samples = FieldData(training_config("ours", config.budget, 1, self.data).data)
         self.fields, self.crops = test_crops(config.data, self.data)

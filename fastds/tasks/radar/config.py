@@ -61,6 +61,7 @@ class DataConfig:
             some minutes away from one of the training.
         fixed_samples: numbers of training, validation and test samples of split "random". Every training sample comes
             once in a pass over them; the order is drawn anew for each pass.
+        split_seed: of the draw of the fixed samples, so that trainings of several seeds are tested on the same ones.
         workers: processes that prepare samples.
     """
 
@@ -87,6 +88,7 @@ class DataConfig:
     validation_samples: int = 48
     split: str = "blocks"
     fixed_samples: list[int] = dataclasses.field(default_factory=list)
+    split_seed: int = 0
     workers: int = 1
 
     def __post_init__(self):

@@ -29,7 +29,8 @@ class RadarData(SampleData):
         in_channels: of the network, one more than there are config.dynamics.
         devices: see SampleData.
         progress: say how far the optical flow is, which is computed before the training.
-    Attributes: training, validation; test, the fixed test samples of split "random", else None.
+    Attributes: training, validation; test, the fixed test samples of split "random", else None, and test_draws, which
+        samples they are.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class RadarData(SampleData):
         progress: bool = False,
     ):
         super().__init__(config, seed, devices)
-        self.progress, self.test = progress, None
+        self.progress, self.test, self.test_draws = progress, None, []
         self.flow, self.static_variables, self.dynamic_variables = flow, list(static_variables), []
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
             raise ValueError(
@@ -106,8 +107,9 @@ class RadarData(SampleData):
 
     def _draw_sets(self) -> None:
         """Let training, validation and test be fixed samples of the same files, which they share in memory."""
-        sets = draw_sets(self.training, self.config.fixed_samples, self.seed)
+        sets = draw_sets(self.training, self.config.fixed_samples, self.config.split_seed)
         self.training.fixed, *others = sets
+        self.test_draws = sets[-1]
         self.validation, self.test = (self.training.only(found) if found else None for found in others)
 
     def statistics(self, sample: dict) -> dict[str, float]:
