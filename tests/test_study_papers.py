@@ -55,6 +55,20 @@ def case(request, folders, tmp_path_factory):
     return name, folder, output
 
 
+def test_a_plan_trains_nothing(case, tmp_path, capsys):
+    """It names files, networks, steps, hours and configurations; nothing is written."""
+    name, folder, whole = case
+    output = tmp_path / "planned"
+    assert cli.main([*words(name, folder, output), "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert f"plan of fastds study {name}" in told and "hours together on this machine" in told
+    assert "configuration of" in told and "learning_rate: " in told and not output.exists()
+    networks = {path.name.rsplit("-", 1)[0] for path in (whole / "runs").iterdir()}
+    rows = [line.split("|") for line in told.splitlines() if line.startswith("|")]
+    trained = {row[1].strip(): row for row in rows if len(row) == 10 and row[1].strip() in networks}
+    assert set(trained) == networks and all(row[4].strip() == "3" for row in trained.values())
+
+
 def test_a_study_is_complete(case):
     name, _, whole = case
     ran, figures, texts = EXPECTED[name]
@@ -67,6 +81,7 @@ def test_a_study_is_complete(case):
     tables = [n for n in found if n.endswith(".md")]
     assert len(tables) >= 4 and all(f"{n[:-3]}.csv" in found for n in tables)
     assert "in 3 steps on the same samples" in found["notes.txt"].decode()
+    assert all(b"small networks, 3 steps each, not the paper's training" in found[n] for n in tables)
     page = whole.with_suffix(".html").read_text()
     assert all(text in page for text in texts)
     assert name != "wgan-gp" or re.search(r"\bday [12]\b", page)  # the test has two

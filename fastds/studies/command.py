@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     name = arguments.pop(0) if arguments else ""
+    arguments = ["--plan=true" if word == "--plan" else word for word in arguments]
     unknown = unknown_study(name)
     if unknown is not None:
         print(unknown, file=sys.stderr)

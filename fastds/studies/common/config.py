@@ -23,6 +23,7 @@ class PaperConfig:
         device: "auto", a GPU where there is one, "cpu" or "cuda".
         progress: say how far it is, on standard error.
         report: an HTML page to write at the end; None: none.
+        plan: only print what would be trained: files, networks, configurations, steps and estimated hours.
     """
 
     budget: str = "45min"
@@ -34,6 +35,7 @@ class PaperConfig:
     device: str = "auto"
     progress: bool = True
     report: str | None = None
+    plan: bool = False
 
     def check(self, methods: Collection[str]) -> None:
         """Raises: ValueError for options that no study takes; methods: of this one."""

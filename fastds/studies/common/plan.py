@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from fastds.studies.common.budget import LEAST_STEPS, PAPER, budget_seconds, has_time_for, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.quiet import quietly
+from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.training import SupervisedModule
 
 FORWARD = 0.4  # of the time of a step, which has the gradients, too
@@ -69,6 +71,23 @@ def seconds_of_step(module: SupervisedModule, batch: dict) -> float:
         return float(loss.detach())
 
     return seconds_a_call(step)
+
+
+def seconds_of_two_trainings(train: Callable[[RunConfig], object], config: RunConfig) -> float:
+    """Seconds of a step, estimated by two trainings of one and of three samples one by one; one validation sample.
+
+    config: of the training that is meant."""
+    least = {"batch_size": 1, "validation_samples": 1, "epoch_samples": 4}
+    known = {field.name for field in dataclasses.fields(config.data)}
+    data = dataclasses.replace(config.data, **{key: value for key, value in least.items() if key in known})
+    spent = []
+    for steps in (1, 3):
+        with tempfile.TemporaryDirectory() as folder:
+            short = dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False)
+            began = time.perf_counter()
+            quietly(lambda c=short: train(c))
+            spent.append(time.perf_counter() - began)
+    return config.data.batch_size * max(spent[1] - spent[0], 2e-3) / 2
 
 
 def seconds_of_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:

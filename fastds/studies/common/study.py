@@ -10,22 +10,25 @@ from typing import Any, ClassVar
 
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
+from fastds.studies.common.announce import Announced, announced, plan_text, sentence_of, small_title
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.runs import Runs
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.command import quieten_lightning
+from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.reports import facts, flat
 
 # Options that no result depends on, or that may grow in a later run.
-_FREE = ("output", "progress", "report", "threads", "device", "run", "seeds")
+_FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
 
 
 class PaperStudy:
     """A study in its folder; what has a result there is not done again, so that a killed one goes on.
 
-    A subclass reads its files, calls this __init__ and gives costs, train, score, tables, draw and notes.
+    A subclass reads its files, calls this __init__ and gives costs, training, train, step_seconds, score, sample_table,
+    tables, draw and notes.
 
     Args:
         config: the options.
@@ -45,7 +48,11 @@ class PaperStudy:
         options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
         self.folder = StudyFolder(config.output, options | basis)
         trained = [name for name in names if name in networks]
-        plan = self.folder.once("plan", lambda: make_plan(config, trained, self.paper_steps, self.costs))
+
+        def make() -> dict[str, Any]:
+            return make_plan(config, trained, self.paper_steps, self.costs)
+
+        plan = make() if config.plan else self.folder.once("plan", make)
         self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
         self.runs = Runs(self.name, self.folder, trained, config.seeds, self.train, self.score, config.progress)
 
@@ -55,8 +62,20 @@ class PaperStudy:
         """How long trainings and the rest take on this machine."""
         raise NotImplementedError
 
+    def training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
+        """The configuration of a training of a method into a folder."""
+        raise NotImplementedError
+
     def train(self, name: str, seed: int, output: pathlib.Path) -> object:
         """Train a method into a folder, or go on there."""
+        raise NotImplementedError
+
+    def step_seconds(self, name: str) -> float:
+        """Seconds of a step of a training, estimated by one."""
+        raise NotImplementedError
+
+    def sample_table(self) -> ResultTable:
+        """The files, and what of them is trained and tested on."""
         raise NotImplementedError
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
@@ -96,14 +115,38 @@ class PaperStudy:
         """The weights of a method that are drawn."""
         return self.runs.weights(name, self.config.seeds[0])
 
+    def _announced(self, measured: bool) -> dict[str, Announced]:
+        """The trainings of the first seed. measured: with seconds of a step."""
+        found, seed = {}, self.config.seeds[0]
+        for name in self.runs.networks:
+            seconds = self.seconds.get(name)
+            if measured and seconds is None:
+                self.runs.say(f"a step of {name} is measured")
+                seconds = self.step_seconds(name)
+            found[name] = announced(self.training(name, seed, self.runs.run_folder(name, seed)), seconds)
+        return found
+
+    def print_plan(self) -> None:
+        """What --plan prints: files, trainings, hours on this machine, configurations."""
+        budget = self.config.budget
+        left_out = [note for note in self.notes() if "left out" in note]
+        command = f"fastds study {self.name} --budget={budget}"
+        print(plan_text(command, self.sample_table(), self._announced(True), self.config.seeds, left_out))
+
     def run(self) -> pathlib.Path:
         """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
 
         Deterministic for given options and number of threads, killed or not; with a budget in time from the moment on
         that plan.json is there, which holds the number of steps.
         """
+        for name, told in self._announced(False).items():
+            self.runs.say(sentence_of(name, told))
         results = {name: self.runs.scores(name) for name in self.names}
-        shown, folder = self.tables(results), self.folder.path
+        folder, budget = self.folder.path, self.config.budget
+        shown = {
+            name: dataclasses.replace(table, title=small_title(table.title, budget, self.steps))
+            for name, table in self.tables(results).items()
+        }
         notes = self.notes()
         if self.seconds:
             notes.append("Seconds a step: " + ", ".join(f"{n} {s:.3g}" for n, s in self.seconds.items()) + ".")
@@ -123,9 +166,12 @@ class PaperStudy:
         return folder / f"{next(iter(shown))}.md"
 
 
-def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path:
-    """What the command of a study does; returns the path of its first table."""
+def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path | None:
+    """What the command of a study does; returns the path of its first table, None of a plan."""
     if config.report is not None:
         check_report(config.report, made=config.output)
     quieten_lightning()
-    return kind(config).run()
+    study = kind(config)
+    if config.plan:
+        return study.print_plan()
+    return study.run()

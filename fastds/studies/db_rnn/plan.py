@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
 from fastds.studies.common.quiet import quietly
@@ -16,6 +17,7 @@ from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, training_c
 from fastds.studies.db_rnn.scores import score
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
+from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.samples import NowcastData
 from fastds.tasks.nowcast.training import NowcastModule, build_model
 
@@ -38,6 +40,15 @@ def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: l
     scoring = _scoring(blocks, config.data.z_r)
     fixed = sum(START + setup + scoring + (tested + validated) * a_pixel for _, a_pixel in found.values())
     return Costs({name: s + training.batch_size * a_sample for name, (s, _) in found.items()}, fixed + 2 * scoring)
+
+
+def seconds_of_one(training: TrainingConfig, device: str) -> float:
+    """Seconds of a step, estimated by loss and gradients of one sample, samples and discriminator not counted."""
+    c = training.data
+    module = NowcastModule(build_model(training), training).to(resolved(device))
+    frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
+    batch = {"frames": frames, "valid": torch.ones_like(frames, dtype=torch.bool)}
+    return c.batch_size * seconds_of_second(lambda: module.loss(module(batch), batch).backward())
 
 
 def _seconds_of(

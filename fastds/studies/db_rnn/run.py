@@ -35,10 +35,11 @@ from fastds.studies.db_rnn.methods import (
     preset,
     training_config,
 )
-from fastds.studies.db_rnn.plan import measure
+from fastds.studies.db_rnn.plan import measure, seconds_of_one
 from fastds.studies.db_rnn.published import ABSENT
 from fastds.studies.db_rnn.scores import Predict, Sums, score, score_long, with_prediction
 from fastds.studies.db_rnn.tables import complexity_rows, long_rows, tables
+from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
@@ -94,21 +95,32 @@ class DbRnnStudy(PaperStudy):
     def costs(self, networks: list[str]) -> Costs:
         return measure(self.config, networks, self.data, self.blocks)
 
-    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         c = self.config
         options = self.run_options | {"seed": seed, "output": str(output)}
-        start = self._forecaster(name, seed, output) if METHODS[name].kind == "staged" else None
-        train(training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options))
+        start = str(output / "start.safetensors") if METHODS[name].kind == "staged" else None
+        return training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options)
 
-    def _forecaster(self, name: str, seed: int, output: pathlib.Path) -> str:
-        """The file of a staged network whose forecaster is the trained MS network of its cell."""
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        if METHODS[name].kind == "staged":
+            self._save_forecaster(name, seed, output)
+        train(self.training(name, seed, output))
+
+    def step_seconds(self, name: str) -> float:
+        trained = name.removesuffix("-S")  # whose network is that of either stage
+        return seconds_of_one(self.training(trained, 0, self.folder.path), self.config.device)
+
+    def sample_table(self) -> ResultTable:
+        return sample_rows(self.blocks, self.files)
+
+    def _save_forecaster(self, name: str, seed: int, output: pathlib.Path) -> None:
+        """Write a staged network whose forecaster is the trained MS network of its cell as start.safetensors."""
         trained = quietly(lambda: models.load(self.runs.weights(name.removesuffix("-S"), seed)))
         staged = models.create(preset(name, "")[0], **network_options(name, "", self.config.budget))
         staged.forecaster.load_state_dict(trained.state_dict())
         staged.card = trained.card
         output.mkdir(parents=True, exist_ok=True)
         models.save(staged, output / "start.safetensors")
-        return str(output / "start.safetensors")
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, self._score)
@@ -153,7 +165,7 @@ class DbRnnStudy(PaperStudy):
             made["long"] = long_rows(long, self._hours())
         if costs := {name: self._cost(name) for name in self.runs.networks if name in results}:
             made["complexity"] = complexity_rows(costs, self.seconds)
-        return made | {"samples": sample_rows(self.blocks, self.files)}
+        return made | {"samples": self.sample_table()}
 
     def _hours(self) -> list[str]:
         """Leads of long forecasts, their last fields."""

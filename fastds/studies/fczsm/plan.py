@@ -8,6 +8,7 @@ import time
 import torch
 
 from fastds import metrics
+from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
 from fastds.studies.common.quiet import quietly
@@ -16,6 +17,7 @@ from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, training_config
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.radar.config import DataConfig as TrainingData
+from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, build_model
 
@@ -44,14 +46,26 @@ def _seconds_of_samples(config: StudyConfig, names: list[str], data: TrainingDat
 def _seconds_of(config: StudyConfig, name: str, data: TrainingData, a_sample: float) -> tuple[float, int]:
     """Seconds of a step, its samples included, and the samples of a batch."""
     training = training_config(name, config.budget, _STEPS, data)
-    module = RadarModule(build_model(training), training).to(resolved(config.device))
-    c, (size, crop) = module.model.config, (training.data.batch_size, training.data.crop)
+    size = training.data.batch_size
+    return seconds_of_step(*_module_and_batch(training, config.device, size)) + size * a_sample, size
+
+
+def seconds_of_one(training: TrainingConfig, device: str) -> float:
+    """Seconds of a step, estimated by loss and gradients of one sample, samples not counted."""
+    module, batch = _module_and_batch(training, device, 1)
+    return training.data.batch_size * seconds_of_second(lambda: module.loss(module(batch), batch).backward())
+
+
+def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple[RadarModule, dict]:
+    """The module of a training and so many random samples of it."""
+    module = RadarModule(build_model(training), training).to(resolved(device))
+    c, crop = module.model.config, training.data.crop
     device = next(module.parameters()).device
     y = torch.rand(size, 3, 1, 2 * crop, 2 * crop, device=device)
     batch = {"x": torch.rand(size, 2, c["in_channels"], crop, crop, device=device), "y": y, "valid": y > 0.1}
     if c.get("static_channels"):
         batch["static"] = torch.rand(size, c["static_channels"], crop, crop, device=device)
-    return seconds_of_step(module, batch) + size * a_sample, size
+    return module, batch
 
 
 def _fixed(a_step: float, batch: int, setup: float, a_sample: float, blocks: list[TestedBlock], crop: int) -> float:

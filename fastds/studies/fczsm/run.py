@@ -24,8 +24,9 @@ from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm import figures, samples, tables
 from fastds.studies.fczsm.config import StudyConfig, parse_arguments
 from fastds.studies.fczsm.methods import METHODS, paper_config, training_config, width_of
-from fastds.studies.fczsm.plan import measure
+from fastds.studies.fczsm.plan import measure, seconds_of_one
 from fastds.studies.fczsm.scores import SCORES, score, with_prediction
+from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
@@ -77,9 +78,18 @@ class FczsmStudy(PaperStudy):
     def costs(self, networks: list[str]) -> Costs:
         return measure(self.config, networks, self.data, self.blocks)
 
-    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        train(training_config(name, self.config.budget, self.steps, self.data, **options))
+        return training_config(name, self.config.budget, self.steps, self.data, **options)
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        train(self.training(name, seed, output))
+
+    def step_seconds(self, name: str) -> float:
+        return seconds_of_one(self.training(name, 0, self.folder.path), self.config.device)
+
+    def sample_table(self) -> ResultTable:
+        return sample_rows(self.blocks, self.files if self.config.data.split == "time" else {})
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, lambda predict: score(predict, self.blocks))
@@ -101,7 +111,7 @@ class FczsmStudy(PaperStudy):
             "reductions": tables.reduction_rows(means),
             **({"complexity": tables.cost_rows(costs, self.seconds)} if costs else {}),
             "files": tables.file_rows(means, self.blocks),
-            "samples": sample_rows(self.blocks, self.files if self.config.data.split == "time" else {}),
+            "samples": self.sample_table(),
         }
 
     def _cost(self, name: str) -> dict[str, float]:

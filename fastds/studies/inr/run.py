@@ -18,7 +18,7 @@ from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import FEWEST
 from fastds.studies.common.figures import field_maps, validation_curves
-from fastds.studies.common.plan import Costs, seconds_of_trainings
+from fastds.studies.common.plan import Costs, seconds_of_trainings, seconds_of_two_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fields.crops import crop_errors, cut_crop
@@ -29,6 +29,7 @@ from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, paper_config,
 from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.studies.inr.samples import labels_of, test_crops, training_data
 from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, describe
 from fastds.tasks.fields.training import train
@@ -65,9 +66,18 @@ class InrStudy(PaperStudy):
 
         return seconds_of_trainings(training, networks)
 
-    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        train(training_config(name, self.config.budget, self.steps, self.data, **options))
+        return training_config(name, self.config.budget, self.steps, self.data, **options)
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        train(self.training(name, seed, output))
+
+    def step_seconds(self, name: str) -> float:
+        return seconds_of_two_trainings(train, self.training(name, 0, self.folder.path))
+
+    def sample_table(self) -> ResultTable:
+        return tables.sample_rows(self.config.data, self.data, self.crops)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         """{protocol: {factor: (crops, variables) squared errors}}, and of networks the parameters."""
@@ -136,6 +146,7 @@ class InrStudy(PaperStudy):
             "order": tables.order_rows(decibel, self.labels),
             **made,
             "variables": tables.variable_rows(means, self.data.variables, units),
+            "samples": self.sample_table(),
         }
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:

@@ -9,8 +9,11 @@ import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable, beside_paper
+from fastds.studies.fields.crops import Crop
+from fastds.studies.inr.config import DataConfig
 from fastds.studies.inr.methods import FACTORS, METHODS, ORDER
 from fastds.studies.inr.protocols import PROTOCOLS
+from fastds.tasks.fields.config import DataConfig as TrainingData
 
 # Ways of asking ours that are set beside the others as published.
 _OURS_ALONE = ("agreeing", "mirrored")
@@ -70,3 +73,12 @@ def variable_rows(errors: Errors, variables: list[str], units: list[str]) -> Res
             rows.append((name, f"x{factor}", *(f"{np.sqrt(m):.4g}" for m in mse.mean(0))))
     heads = ("method", "factor", *(f"{v} ({u})" for v, u in zip(variables, units, strict=True)))
     return ResultTable("Root mean squared errors from area means", heads, rows)
+
+
+def sample_rows(config: DataConfig, data: TrainingData, crops: list[Crop]) -> ResultTable:
+    """What is trained, validated and tested on. config: of the study. data: of its trainings. crops: of the test."""
+    parts = [f"{first} to {stop - 1}" for first, stop in (data.train, data.validation, data.test)]
+    counts = str(len({crop.time for crop in crops})), str(len(crops)), f"{config.crop} x {config.crop}"
+    row = (config.path, ", ".join(config.variables), *parts, *counts)
+    heads = ("file", "variables", "training columns", "validation", "test", "test times", "test crops", "points")
+    return ResultTable("Columns of the file, and the test crops", heads, [row])

@@ -15,7 +15,7 @@ from fastds.plot import save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import FEWEST
 from fastds.studies.common.figures import field_maps
-from fastds.studies.common.plan import Costs, seconds_of_trainings
+from fastds.studies.common.plan import Costs, seconds_of_trainings, seconds_of_two_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.wgan_gp import figures, tables
@@ -23,6 +23,7 @@ from fastds.studies.wgan_gp.config import StudyConfig, parse_arguments
 from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, paper_steps, scale_of, training_config
 from fastds.studies.wgan_gp.samples import labels_of, test_regions
 from fastds.studies.wgan_gp.scores import brightest, one_field, score, with_prediction
+from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.training import train
 
@@ -58,9 +59,18 @@ class WganGpStudy(PaperStudy):
 
         return seconds_of_trainings(training, networks)
 
-    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        train(training_config(name, self.base, self.config.budget, self.steps, **options))
+        return training_config(name, self.base, self.config.budget, self.steps, **options)
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        train(self.training(name, seed, output))
+
+    def step_seconds(self, name: str) -> float:
+        return seconds_of_two_trainings(train, self.training(name, 0, self.folder.path))
+
+    def sample_table(self) -> ResultTable:
+        return tables.sample_rows(self.regions)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, lambda predict: score(predict, self.regions, self.base.data.range))
@@ -85,7 +95,7 @@ class WganGpStudy(PaperStudy):
             "order": tables.order_rows(one, self.labels),
             "ensembles": tables.ensemble_rows(self._means(results, "mean"), self.labels, self.config.members),
             "regions": tables.region_rows(one, self.regions),
-            "samples": tables.sample_rows(self.regions),
+            "samples": self.sample_table(),
         }
 
     def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
