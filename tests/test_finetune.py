@@ -136,6 +136,15 @@ def test_own_weights_are_trained_on_what_their_card_tells(card, inputs):
     assert {key: getattr(config.data, key) for key in inputs} == inputs
 
 
+def test_own_weights_are_not_trained_as_in_a_paper():
+    """A paper's crops and files are not a user's: networks of his own keep the task's usual options."""
+    from fastds.tasks.nowcast.config import parse_arguments
+
+    card = models.ModelCard(name="ms-convlstm-mine", input_steps=5)
+    config = parse_arguments(_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    assert (config.data.crop, config.optimizer, config.loss.kind, config.max_epochs) == (96, "adamw", "rain", None)
+
+
 @pytest.mark.parametrize("task", ["nowcast", "fields"])
 def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
     if task == "nowcast":

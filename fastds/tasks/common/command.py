@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 import typing
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -69,7 +70,7 @@ def overview() -> str:
     """What `fastds train --help` prints: the tasks and the shipped configurations of each."""
     lines = [
         "usage: fastds train TASK --data.path PATH ...       on files of your own",
-        "       fastds train --config NAME --data.path PATH  as the package's weights were trained",
+        "       fastds train --config NAME --data.path PATH  as the package's weights or a paper's were trained",
         "",
         "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
@@ -77,7 +78,9 @@ def overview() -> str:
         "--devices, --report. Without --max_steps and --max_minutes a training ends after an hour.",
         "",
     ]
-    lines += [f"  {task:8} {about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()]
+    told = {task: f"{about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()}
+    further = {"width": 118, "subsequent_indent": " " * 11, "break_on_hyphens": False}
+    lines += [textwrap.fill(text, initial_indent=f"  {task:8} ", **further) for task, text in told.items()]
     return "\n".join(lines)
 
 
