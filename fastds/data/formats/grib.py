@@ -14,6 +14,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.formats.grib_messages import check_messages
 from fastds.data.formats.lazy import map_values
 from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
@@ -73,6 +74,7 @@ def read(contents: Contents) -> xr.Dataset:
 def _open(path) -> xr.Dataset:
     from cfgrib.dataset import DatasetBuildError
 
+    check_messages(path)
     # "raise": else a damaged message is left out
     how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise", "read_keys": _READ_KEYS}
     try:
