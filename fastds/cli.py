@@ -359,8 +359,9 @@ def _print_nothing() -> None:
 
 
 def _unraisable(error) -> None:
-    """Say nothing of what h5netcdf raises while it closes a damaged file, whose error has been told."""
-    if not str(getattr(error.object, "__module__", "")).startswith(("h5netcdf", "h5py")):
+    """Say nothing of what h5netcdf and rasterio raise beside the error of a damaged file, which has been told."""
+    place = str(getattr(error.object, "__module__", "") or error.object)
+    if not place.startswith(("h5netcdf", "h5py", "rasterio")):
         sys.__unraisablehook__(error)
 
 

@@ -2,6 +2,7 @@
 """Files that open, and whose values are damaged: one sentence that names the file, whoever reads them."""
 
 import pickle
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from faulty.drawn_grib import write_regular
 from faulty.drawn_radar import write_geotiff
 
-from fastds.cli import main
+from fastds.cli import _unraisable, main
 from fastds.data import open_dataset
 from fastds.data.formats.opening import _errors_of
 from fastds.data.formats.registry import FORMATS
@@ -180,3 +181,12 @@ def test_a_file_that_is_gone(tmp_path):
     (tmp_path / "a.nc").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.nc"):
         dataset.load()
+
+
+@pytest.mark.parametrize(("place", "said"), [("rasterio._env.log_error", False), (len, True), (h5py.File.close, False)])
+def test_words_of_libraries_beside_an_error_are_not_printed(monkeypatch, place, said):
+    """Such as what rasterio cannot decode of the messages of GDAL about a damaged image."""
+    seen = []
+    monkeypatch.setattr("sys.__unraisablehook__", seen.append)
+    _unraisable(SimpleNamespace(object=place))
+    assert bool(seen) == said

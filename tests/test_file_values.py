@@ -211,6 +211,18 @@ def test_fill_values_of_codes_in_the_other_sign(name, fill, dtype, unsigned):
     np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[0.0, 8.0], [meant, np.nan]])
 
 
+@pytest.mark.parametrize(
+    ("told", "missing"),
+    [({}, True), ({"_Unsigned": "true"}, False), ({"valid_min": np.int16(-32767)}, False),
+     ({"valid_min": np.int16(-32766)}, True), ({"valid_range": np.array([-400.0, 400.0])}, False)],
+)  # fmt: skip
+def test_the_default_fill_value_of_netcdf_may_be_a_code_like_others(told, missing):
+    attrs = {"scale_factor": 0.01, "units": "K"} | told
+    raw = xr.Dataset({"v": (("y", "x"), np.array([[-32767, 4]], "i2"), attrs)})
+    found = decode(raw, default_fill=True)["v"].values
+    assert np.isnan(found[0, 0]) == missing and found[0, 1] == pytest.approx(0.04)
+
+
 @pytest.mark.parametrize("told", [{"valid_range": np.array([-2.0, 60.0])}, {"valid_min": -2.0, "valid_max": 60.0}])
 def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(told):
     attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -10.0} | told

@@ -25,6 +25,7 @@ from fastds.studies import radar as study_radar
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.report import EvaluationReport, by_lead
 from fastds.tasks.nowcast.scores import Compared
+from fastds.tasks.radar.report import report_files
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -479,3 +480,20 @@ def test_the_slider_in_a_browser(downscaled, browse, width):
 def test_the_console_tells_errors(browse):
     _, console = browse("<body><script>nonsense()</script></body>", 800)
     assert len(console) == 1 and "nonsense is not defined" in console[0]
+
+
+def test_times_of_input_and_output_may_differ_by_jitter(tmp_path, monkeypatch):
+    """As everywhere a tenth of the step: the input is shown beside the output that is 3 s later."""
+    event = coarsen_dataset(synthetic_event(5, 6, (64, 64)))[["reflectivity"]]
+    save_dataset(event, tmp_path / "in.nc")
+    made = fastds.downscale("advection", event)
+    save_dataset(made.assign_coords(time=made.time + np.timedelta64(3, "s")), tmp_path / "out.nc")
+    shown, add = [], Maps.add
+
+    def record(self, time, fields):
+        shown.append(fields["input"] is not None)
+        add(self, time, fields)
+
+    monkeypatch.setattr(Maps, "add", record)
+    report_files(tmp_path / "out.nc", tmp_path / "in.nc", report=tmp_path / "r.html")
+    assert shown == [k % 2 == 0 for k in range(len(shown))] and sum(shown) == event.sizes["time"]

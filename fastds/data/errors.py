@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of other libraries in messages of readers and writers."""
+"""Errors of other libraries in messages of readers and writers, and warnings of readers."""
 
 import errno
 import os
 import re
+import warnings
+from collections.abc import Sequence
 
 # What the system refuses whatever a file holds: such an error says nothing about the contents.
 _OF_THE_SYSTEM = (
@@ -43,3 +45,14 @@ def system_error(error: Exception) -> int | None:
     found = re.search(r"errno = (\d+)", str(error))
     number = int(found[1]) if found else getattr(error, "errno", None)
     return number if number in _OF_THE_SYSTEM else None
+
+
+def warn_left_out(what: str, count: int, why: str = "") -> None:
+    """Warn (UserWarning) that a reader leaves out a part of a file, of so many parts, and why."""
+    said = f"{what} {'are' if count > 1 else 'is'} left out"
+    warnings.warn(f"{said}: {why}" if why else said, UserWarning, stacklevel=4)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and whether there are others."""
+    return ", ".join(names[:most]) + " ..." * (len(names) > most)

@@ -33,19 +33,22 @@ def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = Non
     form = str(rng.choice(FORMATS, p=_SHARES) if formats is None else rng.choice(formats))
     drawn = _WRITERS[form](rng, folder) if form in _WRITERS else write_cf(rng, folder, form)
     drawn.how["format"] = form
-    if rng.random() < 0.08 and isinstance(drawn.path, Path) and drawn.path.is_file():
-        _damage(rng, drawn)
+    if rng.random() < 0.08:
+        _damage(rng, drawn, folder)
     return drawn
 
 
-def _damage(rng: np.random.Generator, drawn: Drawn) -> None:
-    content = bytearray(drawn.path.read_bytes())
+def _damage(rng: np.random.Generator, drawn: Drawn, folder: Path) -> None:
+    """Cut one file of what was drawn, or change up to twenty of its bits."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1)
+    path = files[int(rng.integers(len(files)))]
+    content = bytearray(path.read_bytes())
     if rng.random() < 0.5:
         content = content[: int(rng.integers(1, len(content)))]
     else:
-        for at in rng.integers(0, len(content), 20):
+        for at in rng.integers(0, len(content), int(rng.integers(1, 21))):
             content[at] ^= 1 << int(rng.integers(8))
-    drawn.path.write_bytes(bytes(content))
+    path.write_bytes(bytes(content))
     drawn.damaged = True
 
 

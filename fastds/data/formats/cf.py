@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from fastds.data.errors import first_line_of, system_error
+from fastds.data.errors import first_line_of, listed, system_error, warn_left_out
 from fastds.data.formats.contents import HDF5, Contents
 from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
 from fastds.data.formats.masking import VALID_ATTRIBUTES, decode
@@ -55,8 +55,8 @@ def read_netcdf4(contents: Contents) -> xr.Dataset:
         group = with_fields[0]
         warnings.warn(f"the fields of {contents.path} are those of its group {group}", UserWarning, stacklevel=2)
     elif with_fields:
-        said = f"the group{'s' * (len(with_fields) > 1)} {', '.join(with_fields[:5])} of {contents.path}"
-        warnings.warn(f"{said} {'are' if len(with_fields) > 1 else 'is'} left out", UserWarning, stacklevel=2)
+        count = len(with_fields)
+        warn_left_out(f"the group{'s' * (count > 1)} {listed(with_fields)} of {contents.path}", count)
     # HDF5 without dimensions gets phony ones: it is refused where its axes are asked for.
     return _open(contents, "h5netcdf", "NetCDF-4", phony_dims="access", group=group)
 

@@ -12,8 +12,10 @@ import warnings
 import numpy as np
 import xarray as xr
 
+from fastds.data.errors import warn_left_out
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.formats.grib_messages import check_messages
 from fastds.data.formats.lazy import map_values
 from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
@@ -73,6 +75,7 @@ def read(contents: Contents) -> xr.Dataset:
 def _open(path) -> xr.Dataset:
     from cfgrib.dataset import DatasetBuildError
 
+    check_messages(path)
     # "raise": else a damaged message is left out
     how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise", "read_keys": _READ_KEYS}
     try:
@@ -163,10 +166,8 @@ def _warn_of_hidden(path, dataset: xr.Dataset) -> None:
             hidden += field in seen
             seen.add(field)
     if hidden:
-        said = (
-            f"{hidden} field{'s' * (hidden > 1)} of {pathlib.Path(path).name} {'are' if hidden > 1 else 'is'} left out"
-        )
-        warnings.warn(f"{said}: of several at one valid time, as of two runs, the last is taken", UserWarning, 3)
+        what = f"{hidden} field{'s' * (hidden > 1)} of {pathlib.Path(path).name}"
+        warn_left_out(what, hidden, "of several at one valid time, as of two runs, the last is taken")
 
 
 def _key(handle: int, name: str) -> object:

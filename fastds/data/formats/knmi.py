@@ -3,12 +3,12 @@
 
 import datetime
 import re
-import warnings
 
 import h5py
 import numpy as np
 import xarray as xr
 
+from fastds.data.errors import listed, warn_left_out
 from fastds.data.formats import maps
 from fastds.data.formats.attributes import number_of, required, text_of
 from fastds.data.formats.contents import Contents
@@ -65,8 +65,7 @@ def read(contents: Contents) -> xr.Dataset:
         }
         others = sorted(name for name in file if re.fullmatch(r"image\d+", name) and name != "image1")
         if others:
-            said = f"{', '.join(others[:5])} of {contents.path}"
-            warnings.warn(f"{said} {'are' if len(others) > 1 else 'is'} left out", UserWarning, stacklevel=2)
+            warn_left_out(f"{listed(others)} of {contents.path}", len(others))
         return maps.projected_map(fields, [end], (y, x), maps.projection(proj4, (y, x)), **named)
 
 

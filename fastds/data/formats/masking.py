@@ -86,6 +86,9 @@ def _declare_missing(variable: xr.Variable, default_fill: bool) -> None:
     packed = any(key in variable.attrs for key in _PACKING)
     fill = _DEFAULT_FILL.get(variable.dtype.str[1:])
     undeclared = default_fill and fill is not None and not set(_MISSING) & set(variable.attrs)
+    if variable.dtype.kind != "f":  # of unsigned codes, and of those declared valid, it is one like any other
+        unsigned = variable.attrs.get("_Unsigned") == "true"
+        undeclared &= not unsigned and not (variable.ndim >= 2 and set(VALID_ATTRIBUTES) & set(variable.attrs))
     if undeclared and "units" in variable.attrs and (variable.dtype.kind == "f" or packed):
         variable.attrs["_FillValue"] = variable.dtype.type(fill)
 

@@ -2,7 +2,6 @@
 """Composites in ODIM HDF5: OPERA, DWD, FMI, DMI and other European services."""
 
 import datetime
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from fastds.data.errors import listed, warn_left_out
 from fastds.data.formats import maps
 from fastds.data.formats.attributes import number_of, required, text_of
 from fastds.data.formats.contents import Contents
@@ -71,12 +71,8 @@ def _warn_of_others(contents: Contents, nominal: datetime.datetime, others: list
     leads = [_lead(nominal, _interval(dataset)).total_seconds() / 60 for _, dataset, _ in others]
     ahead = f", forecasts up to {max(leads):g} min ahead among them" if max(leads) > 0 else ""
     places = [data.name.lstrip("/") for _, _, data in others]
-    listed = ", ".join(places[:4]) + " ..." * (len(places) > 4)
-    what = f"{len(others)} further field{'s' * (len(others) > 1)} of {contents.path}"
-    are = "are" if len(others) > 1 else "is"
-    warnings.warn(
-        f"{what} ({listed}{ahead}) {are} left out: the first of a quantity is taken", UserWarning, stacklevel=3
-    )
+    what = f"{len(others)} further field{'s' * (len(others) > 1)} of {contents.path} ({listed(places, 4)}{ahead})"
+    warn_left_out(what, len(others), "the first of a quantity is taken")
 
 
 def _quantities(file: h5py.File) -> Iterator[tuple[str, h5py.Group, h5py.Group]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 
 from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
-from fastds.data.grid.times import JITTER, seconds_since_first, text_of, to_seconds, utc_text
+from fastds.data.grid.times import JITTER, find_times, seconds_since_first, text_of, to_seconds, utc_text
 from fastds.data.grid.variables import duration_seconds
 
 
@@ -30,8 +30,8 @@ class Timeline:
 
     def find(self, seconds: float) -> int | None:
         """The place of the time at `seconds`, or None."""
-        nearest = int(np.argmin(np.abs(self.seconds - seconds)))
-        return nearest if abs(self.seconds[nearest] - seconds) <= JITTER * self.cadence else None
+        found = int(find_times(self.seconds, np.float64(seconds), JITTER * self.cadence))
+        return None if found < 0 else found
 
     def has(self, time, shifts: np.ndarray) -> bool:
         """Whether there is a time at every one of these seconds after a time."""

@@ -165,13 +165,6 @@ def mean_above(members: torch.Tensor, floor: float) -> torch.Tensor:
     return members.clamp(min=floor).mean(0)
 
 
-def whole_seconds(times) -> list[int]:
-    """Times in whole seconds since 1970, so that different encodings of one time agree."""
-    if times.dtype.kind == "M":
-        return np.round(times.astype("datetime64[ms]").astype(np.int64) / 1000).astype(np.int64).tolist()
-    return [tuple(t.timetuple()[:6]) for t in times]
-
-
 def _check_coordinates(first, second) -> None:
     """ValueError where both have coordinates and they differ by more than a tenth of a cell."""
     for dim_a, dim_b in zip(first.dims[1:], second.dims[1:], strict=True):

@@ -9,6 +9,7 @@ from typing import Unpack
 import torch
 
 from fastds.data import ReflectivityInput, opened, to_reflectivity
+from fastds.data.grid.times import JITTER, same_times
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.data.reading import Reading
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
@@ -17,7 +18,7 @@ from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
-from fastds.tasks.radar.pairs import Pair, Pairs, members_in, whole_seconds
+from fastds.tasks.radar.pairs import Pair, Pairs, members_in
 from fastds.tasks.radar.scores import EvaluationTable
 
 _FLOOR = 0.0
@@ -105,13 +106,13 @@ def report_files(
         source = to_reflectivity(coarse, var, z_r=z_r, least=1)
         name = str(fine.attrs.get("fastds_model", "output")) + ", member 1" * (MEMBER in fine.dims)
         maps = maps_of(made, ["input", name])
-        places = {time: k for k, time in enumerate(whole_seconds(source.times))}
+        tolerance = JITTER * (60.0 if len(made.times) < 2 else made.cadence)
+        places = same_times(source.times, made.times, tolerance)  # -1 where the input has no such time
         shown = evenly(len(made.times), MAX_FRAMES)
         if len(shown) < len(made.times):
             maps.notes.append(f"Maps of {len(shown)} of {len(made.times)} times.")
-        seconds = whole_seconds(made.times)
         for k in shown:
-            at = places.get(seconds[k])
-            maps.add(utc(made.times[k]), {"input": None if at is None else source.frames(at), name: made.frames(k)})
+            at = int(places[k])
+            maps.add(utc(made.times[k]), {"input": None if at < 0 else source.frames(at), name: made.frames(k)})
         told = facts(model, settings_of(fine), {"output": (fine, made.raw), "input": (coarse, source.raw)})
         Page("Downscaled radar fields", told, maps=maps).write(report)
