@@ -157,6 +157,7 @@ def mixed(files, tmp_path):
     (folder / ".hidden").write_text("")
     with open_dataset(files / "radar.nc") as event:
         save_dataset(event.isel(time=slice(3)), folder / "short.nc")
+        save_dataset(event.isel(x=slice(12)), folder / "narrow.nc")
     return folder
 
 
@@ -167,15 +168,16 @@ def train_on(folder, task, output):
 
 
 REASONS = ["broken.nc (", "notes.txt (not NetCDF)"]
+NARROW = "narrow.nc (the grid of narrow.nc is"
 NO_RADAR = "grid.nc (no variable of reflectivity was found"
 
 
 @pytest.mark.parametrize(
     ("task", "others", "reasons"),
     [
-        ("radar", [], [*REASONS, NO_RADAR, "short.nc (short.nc has 3 time steps, too few for training and validation"]),
-        ("nowcast", [], [*REASONS, NO_RADAR, "short.nc (short.nc has 3 time steps"]),
-        ("humidity", ["radar.nc", "short.nc"], REASONS),
+        ("radar", ["grid.nc"], [*REASONS, "short.nc (short.nc has 3 time steps, too few for training and", NARROW]),
+        ("nowcast", ["narrow.nc"], [*REASONS, NO_RADAR, "short.nc (short.nc has 3 time steps"]),
+        ("humidity", ["radar.nc", "short.nc", "narrow.nc"], REASONS),
     ],
 )
 def test_files_of_other_kinds_are_named_and_left_out(mixed, tmp_path, capfd, task, others, reasons):

@@ -82,11 +82,12 @@ def source_weights(weights: list | None, files: int, events: int) -> list | None
     return weights[:files] + [weights[-1] / events for _ in range(events)]
 
 
-def time_blocks(config, least: int = 3) -> tuple[list, list]:
+def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
     """The training and the validation blocks of config.path, two lists of TimeBlock in the order of config.blocks.
 
     config: with path, blocks and var, see fastds.tasks.radar.config.DataConfig. least: frames of a sample; those blocks
-    that config.blocks does not give have so many.
+    that config.blocks does not give have so many. side: pixels of the file that a sample needs along each axis; files
+    of a folder that have fewer are left out with a warning, where config.blocks does not name them.
 
     Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too
         short to split.
@@ -99,7 +100,7 @@ def time_blocks(config, least: int = 3) -> tuple[list, list]:
         names = [name for name in blocks if root.is_dir() or name == root.name]
         parts = {root / name if root.is_dir() else root: blocks[name] for name in names}
     elif root.is_dir():
-        parts = usable_files(root, lambda file: _last_fifth(file, least, config.var))
+        parts = usable_files(root, lambda file: _last_fifth(file, least, config.var, side))
     else:
         parts = {root: _last_fifth(root, least, config.var)}
     if not parts:
@@ -117,8 +118,8 @@ def time_blocks(config, least: int = 3) -> tuple[list, list]:
     return train, validation
 
 
-def whole_files(path: str, var: str | None) -> list:
-    """A file, or every file of a folder, as TimeBlocks of all of its times.
+def whole_files(path: str, var: str | None, side: int = 1) -> list:
+    """A file, or every file of a folder, as TimeBlocks of all of its times; side: see time_blocks.
 
     Raises: FileNotFoundError where there is none.
     """
@@ -128,7 +129,7 @@ def whole_files(path: str, var: str | None) -> list:
 
     def readable(file: pathlib.Path) -> None:
         with fd.open_dataset(file) as dataset:
-            fd.to_reflectivity(dataset, var)
+            _check_side(file, fd.to_reflectivity(dataset, var).shape[1:], side)
 
     files = usable_files(root, readable) if root.is_dir() else [root]
     return [fd.TimeBlock(str(file), var=var) for file in files]
@@ -152,9 +153,15 @@ def overlap(name: str, part: dict) -> None:
         )
 
 
-def _last_fifth(file: pathlib.Path, least: int, var: str | None) -> dict[str, list[int]]:
+def _check_side(file: pathlib.Path, grid: tuple[int, int], side: int) -> None:
+    if min(grid) < side:
+        raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
+
+
+def _last_fifth(file: pathlib.Path, least: int, var: str | None, side: int = 1) -> dict[str, list[int]]:
     with fd.open_dataset(file) as dataset:
-        frames = fd.to_reflectivity(dataset, var).shape[0]
+        frames, *grid = fd.to_reflectivity(dataset, var).shape
+    _check_side(file, grid, side)
     split = frames - max(least, round(frames / 5))
     if split - _GAP < least:
         raise ValueError(

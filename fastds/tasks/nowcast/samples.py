@@ -220,7 +220,8 @@ class NowcastData(SampleData):
         if self.training is not None:
             return
         c = self.config
-        train, validation = time_blocks(c, (c.known + c.fewest - 1) * min(c.intervals) + 1)
+        least = (c.known + c.fewest - 1) * min(c.intervals) + 1
+        train, validation = time_blocks(c, least, c.crop * min(c.scales))
         self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
         weights = source_weights(c.weights, len(train), len(events))

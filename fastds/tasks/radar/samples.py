@@ -63,7 +63,10 @@ class RadarData(SampleData):
         if self.training is not None:
             return
         c = self.config
-        train, validation = time_blocks(c) if c.split == "blocks" else 2 * (whole_files(c.path, c.var),)
+        side = 2 * c.crop * min(c.scales)
+        train, validation = (
+            time_blocks(c, side=side) if c.split == "blocks" else 2 * (whole_files(c.path, c.var, side),)
+        )
         self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed)
         shared = dict(
