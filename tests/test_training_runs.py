@@ -140,7 +140,7 @@ def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
 
 
 def test_the_clock_goes_on_after_a_resume():
-    module = TimedModule(SimpleNamespace(seed=0, max_steps=None, max_minutes=2.0, last_step=lambda: None))
+    module = TimedModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0))
     module._trainer = SimpleNamespace(world_size=1, should_stop=False, optimizers=[], lr_scheduler_configs=[])
     module.exported = SimpleNamespace(card=models.ModelCard())
     checkpoint = {"elapsed": 119.0, "random_state": torch.get_rng_state()}
