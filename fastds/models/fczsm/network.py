@@ -108,7 +108,7 @@ class Reconstruction(nn.Module):
 
 
 class FCZSM(Downscales, nn.Module):
-    """Feature-conditioned Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
+    """Feature Constrained Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
 
         F = extractor(x);  F_{i,i+1} = interpolation(F_i, F_{i+1}; static)
         H = deformable ConvLSTM(F_1, F_12, F_2, ...);  y = reconstruction(H) (+ residual)
@@ -128,7 +128,7 @@ class FCZSM(Downscales, nn.Module):
         static_in_lstm: guide the recurrent aligners by the static features, too.
         head_features: features after the sub-pixel upsampling; None takes num_features.
         residual: None (paper), "trilinear" or "advection": the network's output is added to that baseline.
-        flow_guided: offsets start from optical flow (beyond the paper, see fczsm.flow_guidance).
+        flow_guided: offsets start from optical flow (beyond the paper, see fczsm/guidance.py).
         feature_skip: add the frame features to the LSTM's output before the reconstruction (beyond the paper): fine
             structure need not pass the gates, and a short training gets several times as far.
 

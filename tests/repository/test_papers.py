@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds/models/PAPERS.md names classes, options, configurations and files that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fastds
+from fastds import models
+from fastds.tasks.common.command import configurations
+
+ROOT = Path(fastds.__file__).parents[1]
+PAGE = (ROOT / "fastds" / "models" / "PAPERS.md").read_text(encoding="utf-8")
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastds").rglob("*.py"))
+SHIPPED = configurations()
+
+
+def rows():
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in PAGE.splitlines() if line.startswith("|")
+    ]
+
+
+def test_files_are_there_and_hold_the_classes_of_their_row():
+    for row in rows():
+        if len(row) != 3 or row[0] in ("in the paper", "in the abstract") or set(row[0]) <= set("-|"):
+            continue
+        paths = re.findall(r"`([^`]+)`", row[2])
+        texts = []
+        for path in paths:
+            found = ROOT / path if path.startswith("fastds/") else ROOT / "fastds" / "models" / path
+            assert found.exists(), f"{path} of the row {row[0]!r}"
+            texts.append(found.read_text(encoding="utf-8") if found.is_file() else "")
+        for name in re.findall(r"`([A-Z][A-Za-z0-9]+)`", row[1]):
+            assert any(f"class {name}(" in text for text in texts), f"{name} is in none of {paths}"
+
+
+@pytest.mark.parametrize("word", sorted(set(re.findall(r"`(?:presets? )?([a-z][a-z0-9]*(?:-[a-z0-9+]+)+)`", PAGE))))
+def test_names_of_networks_and_configurations_are_known(word):
+    assert word in models.available() or word in SHIPPED or word in {"db-rnn", "wgan-gp", "dwd-12"}
+
+
+def test_options_are_in_the_source():
+    """data.X, loss.X, --X=... and keyword arguments."""
+    words = set(re.findall(r"`(?:--)?(?:[a-z]+\.)*([a-z_]+)(?:=[^`]*)?`", PAGE))
+    missing = [word for word in words if not re.search(rf"\b{word}\b", SOURCE)]
+    assert not missing
