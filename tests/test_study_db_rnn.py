@@ -191,7 +191,8 @@ def test_tables_are_complete():
     (row,) = made["csi-all-frames"].texts()
     assert row[0] == "MS-MIM" and row[7].startswith("0.100 [") and row[8] == "0.676"
     rows = {row[0]: row for row in made["csi"].texts()}
-    assert len(rows) == len(METHODS) - 6 and all(len(row) == len(made["csi"].heads) for row in made["csi"].rows)
+    assert rows["LPT-QPN"][3] == "not in fastds" and rows["LPT-QPN"][8:] == ["0.602", "-", "0.409", "-", "0.092"]
+    assert len(rows) == len(METHODS) - 6 + 2 and all(len(row) == len(made["csi"].heads) for row in made["csi"].rows)
     assert rows["MS-MIM"][1:3] == ["8", "100,705"] and rows["MS-MIM"][7].startswith("0.260 [")
     assert rows["MS-MIM"][8:] == ["0.676", "0.624", "0.536", "0.408", "0.233"]
     assert rows["DB-MIM"][3] == "not run" and rows["DB-MIM"][-1] == "0.282" and rows["MS-MIM-S"][-1] == "-"

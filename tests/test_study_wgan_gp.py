@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 pytest.importorskip("lightning", reason="training extra is not installed")
 
@@ -18,6 +19,7 @@ from fastds.studies.wgan_gp import figures, methods, samples, scores, tables
 from fastds.studies.wgan_gp.config import DataConfig as StudyData
 from fastds.studies.wgan_gp.config import StudyConfig
 from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, ORDER, SCORES
+from fastds.tasks.humidity.config import DataConfig as HumidityData
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 
 
@@ -165,6 +167,21 @@ def test_tables_are_complete():
     order = {row[:2]: row[2:] for row in map(tuple, tables.order_rows(found, labels).texts())}
     assert order["WGAN-GP less GAN", "MSE"] == ("-1.177", "-1.000 [-1.000, -1.000]", "agrees")
     assert order["WGAN-GP less GAN", "SSIM"][2] == "opposite" and len(order) == 6
+
+
+def test_days_of_an_hourly_file_span_24_hours(tmp_path):
+    """With daily every third hour is taken, as the paper does; other steps are refused."""
+    hours = np.datetime64("2022-01-01") + np.arange(50) * np.timedelta64(1, "h")
+    values = np.broadcast_to(np.arange(50.0)[:, None, None], (50, 12, 12))
+    places = {"latitude": np.arange(12.0, 0, -1), "longitude": np.arange(12.0)}
+    field = xr.DataArray(values, {"time": hours, **places}, ["time", *places], attrs={"units": "%"})
+    field.to_dataset(name="r").to_netcdf(tmp_path / "hourly.nc", engine="h5netcdf")
+    source = {"variable": "r", "daily": True, "test": [[0, 12, 0, 12]]}
+    config = HumidityData(str(tmp_path), {"hourly.nc": source}, steps=8)
+    (region,) = samples.test_regions(config, 2, 12)
+    np.testing.assert_allclose(region.days[:, :, 0, 0].flatten(), np.arange(0, 48, 3), atol=1e-4)
+    with pytest.raises(ValueError, match="daily: the times are 1 h apart, of which no whole number makes the 4.8 h"):
+        samples.test_regions(dataclasses.replace(config, steps=5), 2, 12)
 
 
 def test_the_mean_of_a_day_is_over_its_tiles(training):

@@ -166,8 +166,7 @@ def days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
     Raises: ValueError where there are fewer times than steps, the times of a day are not equally spaced, or 24 h /
         steps is no multiple of the file's own step.
     """
-    if "time" in field.coords:
-        field = field.isel(time=slice(None, None, _every(field["time"].values, steps)))
+    field = thin_to_days(field, steps)
     if field.sizes["time"] < steps:
         raise ValueError(f"the file has {field.sizes['time']} times, fewer than a sequence of {steps}")
     parts = [field.isel(time=slice(k, k + steps)) for k in range(0, field.sizes["time"] - steps + 1, steps)]
@@ -175,6 +174,16 @@ def days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
         if "time" in part.coords and len(np.unique(np.diff(part["time"].values))) > 1:
             raise ValueError(f"the times from {part['time'].values[0]} on are not equally spaced")
     return parts
+
+
+def thin_to_days(field: xr.DataArray, steps: int) -> xr.DataArray:
+    """The times that are 24 h / steps apart, from the first on; fields without a coordinate of times as they are.
+
+    Raises: ValueError where 24 h / steps is no multiple of the step of the times.
+    """
+    if "time" not in field.coords:
+        return field
+    return field.isel(time=slice(None, None, _every(field["time"].values, steps)))
 
 
 def _every(values: np.ndarray, steps: int) -> int:

@@ -218,7 +218,7 @@ class DbRnnStudy(PaperStudy):
             "forecasts of known frames, as the paper's public code has it. The paper's scores are of "
             f"{self.config.published}, of which it takes every {_INTERVALS[self.config.published]} frame; "
             f"data.interval is {self.config.data.interval} here.",
-            f"{ABSENT}.",
+            f"{' and '.join(ABSENT)} of the paper's table VII are not in fastds.",
             "Multiply-adds are those that are computed: the attention of PrecipLSTM counts, which it does not in the "
             "paper, and products with the zero states of the first step and of the embedding, which is folded into the "
             "first convolution, do not. Memory is that of the tensors kept for the gradients and of Adam's.",

@@ -10,7 +10,7 @@ import numpy as np
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, ORDER, ORDERED
-from fastds.studies.db_rnn.published import COMPLEXITY, SCORES, published
+from fastds.studies.db_rnn.published import ABSENT, COMPLEXITY, SCORES, published
 from fastds.studies.db_rnn.scores import Sums, contingency_score
 
 # Table -> its title, its columns and the digits of their numbers.
@@ -38,6 +38,8 @@ def score_rows(
         width, parameters = sizes.get(name, (0, 0))
         size = (str(width), f"{parameters:,}") if width else ("-", "-")
         ours = ["not run"] + ["-"] * (len(columns) - 1)
+        if name in ABSENT:
+            ours[0] = "not in fastds"
         if name in results:
             ours = [Estimate.by(lambda w, n=name, s=score: results[n].mean(s, w), labels) for score in columns]
         paper = [(published(name, data)[score], _digits(score, digits)) for score in columns]
@@ -68,7 +70,8 @@ def tables(
     shown = [name for name in METHODS if name not in ABLATION]
     made = {}
     for key, (title, columns, digits) in _KINDS.items():
-        made[key] = score_rows(title, shown, columns, results, labels, sizes, digits, data)
+        names = [*shown, *ABSENT] if key == "csi" and data == "hko-7" else shown
+        made[key] = score_rows(title, names, columns, results, labels, sizes, digits, data)
     made |= {"order": order_rows(results, labels, data)}
     title, columns = "Losses and discriminators of DB networks", ("CSI 10", "CSI 30", "B-MAE")
     made["ablation"] = score_rows(title, ABLATION_ROWS, columns, results, labels, sizes)

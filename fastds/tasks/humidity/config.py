@@ -22,8 +22,9 @@ class DataConfig:
         sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
             [first row, end row, first column, end column] in grid points. With "validation_days" N in place of regions
             the file is cut into days of `steps` fields, N of them drawn for validation ("validation_stays" true: they
-            train too); of fields less than 24 h / steps apart those at that distance. Empty: the file at path or every
-            *.nc of the folder, the left three quarters for training, the rest for validation.
+            train too); of fields less than 24 h / steps apart those at that distance, with "daily" true in regions,
+            too. Empty: the file at path or every *.nc of the folder, the left three quarters for training, the rest
+            for validation.
         steps: fields of a sequence.
         crop: side of a fine training crop, grid points, a multiple of the generator's scale.
         coarsening: "mean" over blocks or "decimate".

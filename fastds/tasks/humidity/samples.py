@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
-from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
+from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days, thin_to_days
 from fastds.tasks.common.folders import usable_files
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.domain.statistics import texture
@@ -32,7 +32,7 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
     regions = []
     for name, source in sources.items():
         path = root / name if root.is_dir() else root
-        unknown = set(source) - {"variable", "level", "validation_days", "validation_stays", *ROLES}
+        unknown = set(source) - {"variable", "level", "daily", "validation_days", "validation_stays", *ROLES}
         if unknown:
             raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
         with open_dataset(path) as dataset:
@@ -42,6 +42,11 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
         if "validation_days" in source:
             regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
             continue
+        if source.get("daily"):
+            try:
+                field = thin_to_days(field, config.steps)
+            except ValueError as error:
+                raise ValueError(f"data.sources[{name!r}] with daily: {error}") from None
         field = field.values
         for box in source.get(role, [] if set(source) & set(ROLES) else _quarters(field.shape, role)):
             top, bottom, left, right = box
