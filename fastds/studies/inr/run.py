@@ -18,7 +18,7 @@ from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import FEWEST
 from fastds.studies.common.figures import field_maps, validation_curves
-from fastds.studies.common.plan import Costs, seconds_of_trainings, seconds_of_two_trainings
+from fastds.studies.common.plan import Costs, seconds_of_short_trainings, seconds_of_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fields.crops import crop_errors, cut_crop
@@ -74,7 +74,7 @@ class InrStudy(PaperStudy):
         train(self.training(name, seed, output))
 
     def step_seconds(self, name: str) -> float:
-        return seconds_of_two_trainings(train, self.training(name, 0, self.folder.path))
+        return seconds_of_short_trainings(train, self.training(name, 0, self.folder.path))
 
     def sample_table(self) -> ResultTable:
         return tables.sample_rows(self.config.data, self.data, self.crops)
