@@ -46,3 +46,11 @@ def test_options_are_in_the_source():
     words = set(re.findall(r"`(?:--)?(?:[a-z]+\.)*([a-z_]+)(?:=[^`]*)?`", PAGE))
     missing = [word for word in words if not re.search(rf"\b{word}\b", SOURCE)]
     assert not missing
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "CHANGELOG.md"])
+def test_files_that_are_named_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.])((?:csrc|kernels|fastds|tests|bench)/[\w/.*-]+)(?!\w*<)\b", text)
+    assert named or page == "CHANGELOG.md"
+    assert [path for path in named if not list(ROOT.glob(path.rstrip(".")))] == []
