@@ -18,6 +18,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from bench.sweep_results import read_rows
+
 SLOW, TOO_SLOW = 0.95, 0.8
 SPREAD = ("shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
 # Of (time of the best peer) / (our time), by op and mode.
@@ -162,7 +164,7 @@ def spread(ratios: list[float]) -> tuple[str, ...]:
 def in_its_layout(row: dict) -> float | None:
     """The ratio of a row of a sweep without peers that were given channels_last for contiguous tensors; None: the times
     of all peers were not kept."""
-    if "peers" not in row:
+    if row["peers"] is None:
         return None
     last = row["layout"] == "channels_last"
     return min(ms for peer, ms in row["peers"].items() if last or "channels_last" not in peer) / row["ms"]
@@ -172,12 +174,10 @@ def sweeps() -> str:
     """A line for every op, dtype, mode, instruction set and kind of machine, over all saved seeds."""
     header = ("op", "dtype", "mode", *SPREAD, f"below {SLOW} in one layout", "goal of the median", "seeds", "machine")
     rows, seeds = defaultdict(list), defaultdict(set)
-    for path in sorted((RESULTS / "sweeps").glob("*.json")):
-        result = json.loads(path.read_text())
-        for row in result["rows"]:
-            kind = result["op"], result["dtype"], row["mode"], f"{result['device']}, {result['isa']}"
-            rows[kind].append(row)
-            seeds[kind].add(result["seed"])
+    for row in read_rows():
+        kind = row["op"], row["dtype"], row["mode"], f"{row['device']}, {row['isa']}"
+        rows[kind].append(row)
+        seeds[kind].add(row["seed"])
     lines = []
     for kind in sorted(rows):
         op, dtype, mode, machine = kind

@@ -7,20 +7,20 @@ formats, forward and training step. Ours and the peers run in turn in one proces
 use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). All shapes are measured in rounds,
 minutes apart, because a neighbour on the host can slow one of them for seconds. Prints the distribution of (time of the
 best peer) / (our time) and every loser, and with it how long two threads take to exchange memory: see exchange.py.
---save puts the rows into bench/results/sweeps and draws the distribution beside them. --avx2 keeps ours and torch to
+--save puts the rows into bench/results/sweeps.csv. --avx2 keeps ours and torch to
 AVX2 on a machine that has more; onnxruntime, the peer of deform_conv2d, cannot be told.
 """
 
 import argparse
-import json
+import datetime
 import math
 import os
 import pathlib
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,9 +30,9 @@ from bench.avx2 import keep_to_avx2
 from bench.conftest import cpu_name
 from bench.exchange import SLOW_NS, exchange_ns
 from bench.report import SLOW, SPREAD, spread, table
+from bench.sweep_results import save_sweep
 from fastds import keep_freed_memory, ops
 
-FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
 MOST_NUMBERS = 1 << 23  # in one map
 MOST_FLOPS = 3e10
 CHANNELS_LAST = torch.channels_last
@@ -371,25 +371,13 @@ def summary(rows: list[dict]) -> str:
     return table(("mode, layout", *SPREAD), lines)
 
 
-def save(result: dict) -> pathlib.Path:
-    from matplotlib.figure import Figure
-
-    from fastds.plot import save_png
-
-    name = "_".join([result["op"], result["dtype"], f"seed{result['seed']}", result["isa"]])
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps(result, indent=0) + "\n")
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for mode in ("forward", "step"):
-        ratios = np.sort([r["ratio"] for r in result["rows"] if r["mode"] == mode])
-        axes.plot(ratios, np.linspace(0, 100, len(ratios)), label=mode)
-    axes.axvline(1, color="grey", lw=0.8)
-    axes.set(xscale="log", xlabel="time of the best peer / ours", ylabel="% of shapes below", title=name)
-    axes.legend()
-    save_png(figure, path.with_suffix(".png"), dpi=80)
-    return path
+def commit() -> str:
+    """Return the commit of the checkout, short, with + where it has changes; "" outside of one."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def main() -> None:
@@ -422,7 +410,8 @@ def main() -> None:
     far = sum(r["exchange_ns"] > SLOW_NS for r in rows)
     print(f"two threads took more than {SLOW_NS:.0f} ns to exchange memory in {far} of {len(rows)} shapes")
     if options.save:
-        print(f"\nsaved {save(head | {'rows': rows})}")
+        head |= {"commit": commit(), "date": datetime.date.today().isoformat()}
+        print(f"\nsaved {save_sweep(head, rows)}")
 
 
 if __name__ == "__main__":
