@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from fastds._verbs import function
+from fastds._verbs import (
+    DownscaleOptions,
+    EvaluateOptions,
+    NowcastOptions,
+    QueryOptions,
+    function,
+    show_options,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,19 +26,23 @@ class Accessor:
     def __init__(self, data: xr.Dataset | xr.DataArray):
         self._data = data
 
-    def downscale(self, model: Any = None, **options: Any) -> xr.Dataset:
+    @show_options(DownscaleOptions)
+    def downscale(self, model: Any = None, **options: Unpack[DownscaleOptions]) -> xr.Dataset:
         """Make these fields finer, see fastds.downscale. model: None: the shipped one that takes them."""
         return function("downscale")(model, self._data, **options)
 
-    def nowcast(self, model: Any = None, **options: Any) -> xr.Dataset:
+    @show_options(NowcastOptions)
+    def nowcast(self, model: Any = None, **options: Unpack[NowcastOptions]) -> xr.Dataset:
         """Forecast the next radar fields, see fastds.nowcast. model: None: the shipped nowcaster."""
         return function("nowcast")(model, self._data, **options)
 
-    def query(self, points: Any, model: Any = None, **options: Any) -> list[dict]:
+    @show_options(QueryOptions)
+    def query(self, points: Any, model: Any = None, **options: Unpack[QueryOptions]) -> list[dict]:
         """Values at points, see fastds.query. model: None: the shipped one that takes them."""
         return function("query")(model, self._data, points, **options)
 
-    def evaluate(self, truth: Any, **options: Any) -> Any:
+    @show_options(EvaluateOptions)
+    def evaluate(self, truth: Any, **options: Unpack[EvaluateOptions]) -> Any:
         """The errors of these downscaled fields or nowcasts against the truth, see fastds.evaluate."""
         return function("evaluate")(self._data, truth, **options)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds.downscale, nowcast, query and evaluate: the card names the task, options that do not fit are named."""
 
+import inspect
+
 import forked
 import numpy as np
 import pytest
@@ -8,16 +10,16 @@ import torch
 import xarray as xr
 
 import fastds
-from fastds import models
+from fastds import _accessor, _verbs, models
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.tasks import fields, humidity, nowcast, radar  # noqa: F401
+from fastds.tasks import fields, humidity, nowcast, radar, verbs  # noqa: F401
 from fastds.tasks.fields import run as fields_run
 from fastds.tasks.humidity import run as humidity_run
 from fastds.tasks.nowcast import run as nowcast_run
 from fastds.tasks.radar import evaluation as radar_evaluation
 from fastds.tasks.radar import run as radar_run
 from fastds.tasks.radar.job import RadarJob
-from fastds.tasks.verbs import UnknownOptionError
+from fastds.tasks.verbs import UnknownOptionError, task_function
 
 TEMPERATURE = {"name": "t", "standard_name": "air_temperature", "units": "K"}
 HUMIDITY = {"name": "r", "standard_name": "relative_humidity", "units": "%"}
@@ -133,20 +135,57 @@ def test_options_of_another_task_are_named(event):
             {"scale": 2},
             "scale is no argument for radar, which takes the arguments coarsened, device, ",
         ),
-        (radar_model(), event, {"tyle": 2}, "tyle is no argument for radar"),
     ]
     for model, data, options, sentence in refusals:
         for kind in (TypeError, ValueError, UnknownOptionError):
             with pytest.raises(kind, match=sentence):
                 fastds.downscale(model, data, **options)
-    with pytest.raises(UnknownOptionError, match="leads is no argument for nowcast, .* every, interval, lead"):
-        fastds.nowcast(None, event, leads=3)
     with pytest.raises(
-        UnknownOptionError, match="scale is no argument for query, .* outside, precision, static, threads"
+        UnknownOptionError, match="baselines is no argument for radar, .* input, model, report, var, z_r"
     ):
-        fastds.query(field_model(), gridded(TEMPERATURE), [(45.0, 110.0)], scale=2)
-    with pytest.raises(UnknownOptionError, match="coarse is no argument for radar, .* input, model, report, var, z_r"):
-        fastds.evaluate(event, event, coarse=event)
+        fastds.evaluate(event, event, baselines=["persistence"])
+    with pytest.raises(UnknownOptionError, match="scale is no argument for nowcast, .* every, interval, lead"):
+        fastds.predict("extrapolation", event, scale=2)
+
+
+def test_arguments_that_no_task_takes_are_refused_by_python(event):
+    calls = {
+        "tyle": lambda **wrong: fastds.downscale(radar_model(), event, **wrong),
+        "leads": lambda **wrong: fastds.nowcast(None, event, **wrong),
+        "scale": lambda **wrong: fastds.query(field_model(), gridded(TEMPERATURE), [(45.0, 110.0)], **wrong),
+        "coarse": lambda **wrong: fastds.evaluate(event, event, **wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            call(**{name: 2})
+
+
+def test_signatures_are_explicit_and_alike():
+    """Of the functions, of loaded models' methods and of the accessor; every argument is one of a task's function."""
+    kinds = {
+        "downscale": _verbs.DownscaleOptions, "nowcast": _verbs.NowcastOptions, "query": _verbs.QueryOptions,
+        "evaluate": _verbs.EvaluateOptions,
+    }  # fmt: skip
+
+    def keywords(function):
+        parameters = inspect.signature(function).parameters.values()
+        assert all(p.kind is not p.VAR_KEYWORD for p in parameters)
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    for name, options in kinds.items():
+        assert keywords(getattr(fastds, name)) == list(options.__annotations__)
+        assert keywords(getattr(_accessor.Accessor, name)) == list(options.__annotations__)
+    assert keywords(_verbs.Downscales.downscale) == list(_verbs.DownscaleOptions.__annotations__)
+    assert keywords(_verbs.Nowcasts.nowcast) == list(_verbs.NowcastOptions.__annotations__)
+    both = {*keywords(fastds.downscale), *keywords(fastds.nowcast)}
+    assert set(_verbs.PredictOptions.__annotations__) == both
+    of_tasks = {*verbs.READING}
+    for task in ("radar", "fields", "humidity"):
+        run = inspect.signature(task_function(task, "downscale")).parameters
+        of_tasks |= {p.name for p in run.values() if p.kind is p.KEYWORD_ONLY}
+    assert set(keywords(fastds.downscale)) == of_tasks
+    options = inspect.signature(nowcast_run.Options).parameters
+    assert set(keywords(fastds.nowcast)) == {*options, "missing", "units", "stop", "progress"}
 
 
 def test_models_and_data_of_another_kind_are_refused(event):

@@ -7,12 +7,13 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
 from fastds import models
 from fastds._argument_types import annotations_of, check_types
+from fastds._verbs import PredictOptions
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
 from fastds.data.reading import Data, Reading, are_paths, opened
@@ -39,25 +40,76 @@ class UnknownOptionError(TypeError, ValueError):
     """An option that the task of the model does not take."""
 
 
-def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
-    """Make radar frames, gridded fields or humidity finer.
+def downscale(
+    model: Model,
+    data: Data,
+    *,
+    var: str | None = None,
+    scale: float | None = None,
+    grid: float | None = None,
+    like: xr.Dataset | str | os.PathLike | None = None,
+    time_factor: int | None = None,
+    static: xr.Dataset | list[str] | None = None,
+    coarsened: str | None = None,
+    level: float | None = None,
+    members: int | None = None,
+    seed: int | None = None,
+    smooth: bool = False,
+    z_r: tuple[float, float] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Downscale radar frames, gridded fields or humidity.
+
+    The model's card names the task, radar, fields or humidity; an argument of another task is refused.
 
     Args:
-        model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
-            with scale, grid or like those for fields: inr-small where it takes them, else inr-any.
-        data: a Dataset, a DataArray or a file.
-        options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
-            time_factor, static, coarsened, members, seed, smooth, progress), fastds.tasks.fields.run.downscale (scale,
-            grid, like, var, static, threads, precision, device, coarsened, progress) or
-            fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, precision, device, progress), as
-            the model's card says; and missing, units, start and stop, see fastds.data.reading.
+        model: a loaded model, a shipped name or a weights file. None: the shipped weights for reflectivity; with scale,
+            grid or like those for fields, inr-small where it takes the data, else inr-any.
+        data: a Dataset, a DataArray, a file, or several files of one series.
+        var: name of the variable; None: the only one that fits.
+        scale: fields: factor of both axes.
+        grid: fields: spacing of the output in degrees, or in the unit of a projected grid.
+        like: fields: a Dataset or file whose grid is the output's.
+        time_factor: radar: 2 or 4, output frames for each input frame; None: 2.
+        static: radar, fields: static maps for a model that reads some: a Dataset, or files, FILE.nc or
+            FILE.nc:VARIABLE.
+        coarsened: radar, fields: how the input averages finer cells, where that is known; the output then agrees with
+            it. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
+        level: humidity: value of the vertical coordinate.
+        members: radar, humidity: number of ensemble members, along a new dimension realization; None: of radar one
+            field, of humidity one member.
+        seed: radar, humidity: of the members; None: 0.
+        smooth: radar: frames between input times are those of least squared error, which have less detail than those at
+            input times.
+        z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for input that is a rain rate.
+        tile: radar: side of the tiles in input pixels that the network computes one by one.
+        halo: radar: input pixels around a tile that the network also sees.
+        missing: a value that counts as missing.
+        units: of the variable, where the data do not declare them.
+        start: first time that is used, a date such as "2020-06-01T12:00".
+        stop: last time that is used.
+        threads: CPU threads; None: torch's.
+        precision: "fp32" or "bf16".
+        device: "auto", "cpu" or "cuda".
+        progress: show a progress bar.
 
-    Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
+    Returns: a new Dataset with the settings in its attributes; lazy for a Dataset whose fields dask holds.
 
-    Raises: UnknownOptionError for an option that the model's task does not take and ArgumentTypeError for one of
-        another type (both are a TypeError and a ValueError);
-        ValueError for a model that does not downscale, and what those functions raise.
+    Raises:
+        UnknownOptionError: an argument that the model's task does not take.
+        ArgumentTypeError: an argument of another type; this and the former are a TypeError and a ValueError.
+        ValueError: a model that does not downscale, or data or arguments that do not fit.
     """
+    options = _given(downscale, locals())
     _check_given(model, data)
     task = downscaling_task(model, options)
     run = task_function(task, "downscale")
@@ -68,36 +120,89 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
         return out.load() if are_paths(data) else out  # files are closed behind it
 
 
-def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
-    """Forecast the next radar fields.
+def nowcast(
+    model: Model,
+    data: Data,
+    *,
+    steps: int | None = None,
+    lead: str | None = None,
+    start: str | None = None,
+    every: str | None = None,
+    stop: str | None = None,
+    quantity: str = "rate",
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    coarsen: int | None = None,
+    interval: str | None = None,
+    block: int | None = None,
+    smooth: bool = False,
+    members: int | None = None,
+    seed: int | None = None,
+    probability: Sequence[float] | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Forecast the next radar frames.
 
     Args:
-        model: as fastds.load gives it, a shipped name, a weights file or a baseline such as "extrapolation"; None: the
-            shipped nowcaster.
-        data: a Dataset, a DataArray or a file of the last radar fields.
-        options: progress and those of fastds.tasks.nowcast.run.Options (steps, lead, start, every, quantity, ...);
-            missing, units and stop as in downscale (start is that of the forecast).
+        model: a loaded model, a shipped name, a weights file or a baseline such as "extrapolation"; None: the shipped
+            nowcaster.
+        data: a Dataset, a DataArray or files of the last radar frames.
+        steps: number of forecast frames.
+        lead: a duration such as "60min" in place of steps.
+        start: initialization time, a date; None: the last time of data.
+        every: a duration such as "30min": one forecast after another from start on.
+        stop: last time of data that is used.
+        quantity: of the output: "rate" in mm/h or "reflectivity" in dBZ.
+        var: name of the variable; None: the only one that fits.
+        z_r: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h.
+        coarsen: factor by which the grid is averaged first; None: as the model's card says.
+        interval: duration between frames; None: that of data, or as the card says.
+        block: frames after which the network starts anew from its own forecasts; None: it goes on with its states.
+        smooth: keep the forecast of least squared error, whose wet area grows with the lead time.
+        members: number of ensemble members, along a new dimension realization; None: one field.
+        seed: of the members; None: 0.
+        probability: rain rates in mm/h whose probabilities of exceedance are the output.
+        missing: a value that counts as missing.
+        units: of the variable, where the data do not declare them.
+        threads: CPU threads; None: torch's.
+        precision: "fp32" or "bf16".
+        device: "auto", "cpu" or "cuda".
+        progress: show a progress bar.
 
     Returns: a new Dataset in memory with the settings in its attributes.
 
-    Raises: UnknownOptionError for another option; what fastds.tasks.nowcast.run.nowcast raises.
+    Raises:
+        ArgumentTypeError: an argument of another type, a TypeError and a ValueError.
+        ValueError: a model that does not forecast, too few frames before the start, or data or arguments that do not
+            fit.
     """
+    options = _given(nowcast, locals())
     _check_given(model, data)
     run = task_function("nowcast", "nowcast")
     known = annotations_of(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
     reading = _reading(options, "missing", "units", "stop")
-    _check(options, known.keys(), "nowcast")
     check_types(known, options)
     with opened(data, **reading) as dataset:
         out = run(model, dataset, **options)
         return out.load() if are_paths(data) else out
 
 
-def predict(model: Model, data: Data, **options: Any) -> xr.Dataset:
-    """nowcast with a model that forecasts, downscale with any other.
+def predict(model: Model, data: Data, **options: Unpack[PredictOptions]) -> xr.Dataset:
+    """Forecast with a model that nowcasts, downscale with any other.
 
-    model: as in these, but None, which does not tell. data, options: as in the one that it is. Returns and raises: what
-    that does.
+    Args:
+        model: a loaded model, a shipped name, a weights file or a method; not None, which names no task.
+        data: see nowcast and downscale.
+        options: the arguments of nowcast or of downscale.
+
+    Returns: what nowcast or downscale returns.
+
+    Raises: what these raise; UnknownOptionError for an argument that is none of theirs.
     """
     from fastds.tasks.nowcast.methods import BASELINES
 
@@ -105,9 +210,12 @@ def predict(model: Model, data: Data, **options: Any) -> xr.Dataset:
         raise ValueError("model must be given: a loaded model, a shipped name, a weights file or a method, got None")
     _check_given(model, data)
     if isinstance(model, str) and model in BASELINES:
-        return nowcast(model, data, **options)
-    card = _card_of(model)
-    verb = nowcast if card is not None and card.task == "nowcast" else downscale
+        verb = nowcast
+    else:
+        card = _card_of(model)
+        verb = nowcast if card is not None and card.task == "nowcast" else downscale
+    keywords = [p.name for p in inspect.signature(verb).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    _check(options, set(keywords), verb.__name__)
     return verb(model, data, **options)
 
 
@@ -115,22 +223,43 @@ def query(
     model: Model,
     data: Data,
     points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
-    **options: Any,
+    *,
+    outside: str = "error",
+    var: str | None = None,
+    static: xr.Dataset | list[str] | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
 ) -> list[dict]:
-    """Values of gridded fields at points, by the model and by bilinear interpolation.
+    """Interpolate gridded fields to points, by a model and bilinearly.
 
     Args:
         model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small where it takes the data, else
             inr-any.
-        data: a Dataset, a DataArray or a file of the model's variables, for inr-any of any.
-        points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
-        options: outside, var, static, threads, precision and device of fastds.tasks.fields.run.query; missing, units,
-            start and stop as in downscale.
+        data: a Dataset, a DataArray or files of the model's variables, of inr-any of any.
+        points: pairs (latitude, longitude) in degrees, columns lat and lon by name, or a CSV file of them.
+        outside: of points outside of the fields: "error", or "missing", which gives NaN.
+        var: name of the variable; None: all that fit.
+        static: static maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE.
+        missing: a value that counts as missing.
+        units: of the variable, where the data do not declare them.
+        start: first time that is used, a date.
+        stop: last time that is used.
+        threads: CPU threads; None: torch's.
+        precision: "fp32" or "bf16".
+        device: "auto", "cpu" or "cuda".
 
-    Returns: one row for each field and point, a dict.
+    Returns: one dict for each field and point.
 
-    Raises: UnknownOptionError for another option; what fastds.tasks.fields.run.query raises.
+    Raises:
+        ArgumentTypeError: an argument of another type, a TypeError and a ValueError.
+        ValueError: a model, data or points that do not fit.
     """
+    options = _given(query, locals())
     _check_given(model, data)
     run = task_function("fields", "query")
     reading = _reading(options, *READING)
@@ -139,26 +268,55 @@ def query(
         return run(model, dataset, points, **options)
 
 
-def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable | FieldTable | NowcastTable:
-    """Errors of downscaled fields, ensembles or nowcasts, and of the simple methods, against the truth.
+def evaluate(
+    prediction: Data,
+    truth: Data,
+    *,
+    input: Data | None = None,  # noqa: A002  the name of the option of the command, too
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    baselines: Sequence[str] | None = None,
+    model: str | os.PathLike | None = None,
+    report: str | os.PathLike | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    progress: bool = False,
+) -> EvaluationTable | FieldTable | NowcastTable:
+    """Verify downscaled fields, ensembles or nowcasts, and the baselines, against the truth.
 
     Args:
-        prediction: what downscale or nowcast made, or another method, a Dataset or a file; evaluating_task tells what
-            it is.
-        truth: fine fields on the same grid and times; for nowcasts the fields that came.
-        options: input (a Dataset or a file): what the prediction was made of; default: of radar fields truth averaged
-            2 x 2 at every second time, of other fields truth as coarse as the attributes of the prediction tell, of
-            nowcasts truth. The others are those of fastds.tasks.radar.evaluation.evaluate (var, z_r, progress; report,
-            an HTML page to write, and model, whose card it tells), fastds.tasks.fields.evaluation.evaluate (the same
-            but z_r) or fastds.tasks.nowcast.evaluation.evaluate (and baselines); missing, units, start and stop of
-            truth and input as in downscale.
+        prediction: what downscale or nowcast returned, or another method; a Dataset, a DataArray or files.
+        truth: fine fields on the same grid and times; of nowcasts the fields that were observed.
+        input: what the prediction was made of; None: of radar fields truth averaged over 2 x 2 pixels at every second
+            time, of other fields truth as coarse as the attributes of the prediction say, of nowcasts truth.
+        var: name of the variable; None: the only one that fits.
+        z_r: radar, nowcasts: a and b of Z = a R^b.
+        baselines: nowcasts: the methods that are compared; None: all.
+        model: weights whose card the HTML report shows.
+        report: HTML file to write.
+        missing: a value of truth and input that counts as missing.
+        units: of their variable, where they do not declare them.
+        start: first time of truth and input that is used, a date.
+        stop: last such time.
+        progress: show a progress bar.
 
-    Returns: a table with rows, print(), to_csv(path) and to_html(path). Many files: also
-        fastds.archive.evaluation.evaluate_archive, by several processes.
+    Returns: a table with rows, print(), to_csv(path) and to_html(path). For archives see
+        fastds.archive.evaluation.evaluate_archive.
 
-    Raises: UnknownOptionError for another option; what those functions raise.
+    Raises:
+        UnknownOptionError: an argument that is not of the prediction's task.
+        ArgumentTypeError: an argument of another type; this and the former are a TypeError and a ValueError.
+        ValueError: grids, times or arguments that do not fit.
     """
-    return evaluated(prediction, truth, None, **options)
+    return evaluated(prediction, truth, None, **_given(evaluate, locals()))
+
+
+def _given(verb: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a verb that are not its defaults; values: its locals()."""
+    parameters = inspect.signature(verb).parameters.values()
+    return {p.name: values[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and values[p.name] is not p.default}
 
 
 def evaluated(
