@@ -47,10 +47,10 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
             with scale, grid or like those for fields: inr-small where it takes them, else inr-any.
         data: a Dataset, a DataArray or a file.
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
-            time_factor, static, coarsened, members, seed, smooth, progress), fastds.tasks.fields.run.downscale (scale,
-            grid, like, var, static, threads, precision, device, coarsened, progress) or
-            fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, precision, device, progress), as
-            the model's card says; and missing, units, start and stop, see fastds.data.reading.
+            time_factor, static, dynamics, coarsened, members, seed, smooth, progress),
+            fastds.tasks.fields.run.downscale (scale, grid, like, var, static, threads, precision, device, coarsened,
+            progress) or fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, precision, device,
+            progress), as the model's card says; and missing, units, start and stop, see fastds.data.reading.
 
     Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
 
