@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats.opening import open_dataset
-from fastds.data.grid.axes import find_axes, with_time
+from fastds.data.grid.axes import find_axes
 from fastds.data.grid.plausible import without_missing
 from fastds.data.grid.times import sort_times
 from fastds.data.radar.reflectivity import to_reflectivity
@@ -109,8 +109,10 @@ def _beside(dataset: xr.Dataset, name: str, raw: xr.DataArray, path: str | os.Pa
     if name not in dataset.data_vars:
         held = ", ".join(map(str, dataset.data_vars))
         raise ValueError(f"there is no variable {name!r} in {path}, which has {held}")
-    time = raw.dims[0]
-    field, _ = sort_times(find_axes(with_time(dataset, name)[name])[0], least=1)
+    time, field = raw.dims[0], dataset[name]
+    if raw.sizes[time] == 1 and time not in field.dims:  # of the same single time, see with_time
+        field = field.drop_vars(time, errors="ignore").expand_dims({time: raw[time].values})
+    field, _ = sort_times(find_axes(field)[0], least=1)
     if field.dims != raw.dims or field.shape != raw.shape or not np.array_equal(field[time].values, raw[time].values):
         raise ValueError(f"{name} of {path} has not the times and the grid of {raw.name}: {field.shape}, {raw.shape}")
     return field

@@ -69,7 +69,7 @@ def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **r
 
 def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
-        return name, True, run()
+        return name, True, with_options(run(), _options())
     except Exception as error:
         return name, False, _reason(error).partition("; candidates: ")[0]  # which are listed above
 
