@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     (folder / "npz").mkdir()
     for part, first in ((1, 0), (2, FRAMES)):
         _make_strong(make_radar(folder / "npz", 2 * FRAMES, SIZE, part=part), first)
-    with open_dataset(folder / "npz") as whole:
+    with open_dataset(folder / "npz" / "reflectivity*.npz") as whole:
         assert whole.sizes["time"] == 2 * FRAMES
         whole = whole.drop_attrs(deep=False).load()
     # From south to north, not in the order of time, with a gap after the third field and one field before the next gap.
@@ -201,6 +201,20 @@ def test_fields_are_read_once_and_as_they_are_needed(folder, monkeypatch):
     with open_dataset(folder / "radar.nc") as coarse:
         fastds.downscale(network("fczsm-d"), coarse, smooth=True)
     assert read == [0, 1, 2, 3, 4, 5]
+
+
+def test_tiles_with_the_halo_of_the_reach_and_with_none(folder):
+    """The reach is measured with all channels, and so is the error at seams."""
+    model = network("fczsm-d")
+    with open_dataset(folder / "radar.nc") as file:
+        coarse = file.sortby("time").isel(time=slice(0, 2)).load()
+    whole, wide, none = (
+        fastds.downscale(model, coarse, smooth=True, **tiles) for tiles in ({}, {"tile": 32}, {"tile": 32, "halo": 0})
+    )
+    assert wide.attrs["fastds_halo"] >= 16 and "fastds_seam_error_dBZ" not in wide.attrs
+    np.testing.assert_allclose(wide.reflectivity, whole.reflectivity, rtol=0, atol=0.01)
+    seam = float(np.abs(none.reflectivity - whole.reflectivity).max())
+    assert seam > 0.1 and none.attrs["fastds_seam_error_dBZ"] == pytest.approx(seam, rel=1)
 
 
 def test_members_are_drawn_around_them(folder):
