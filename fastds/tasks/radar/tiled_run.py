@@ -154,7 +154,7 @@ class TiledRun:
     ) -> Iterator[np.ndarray]:
         """The fine frames of a segment, upright, or members of them."""
 
-        @functools.lru_cache(maxsize=2)  # a frame belongs to two pairs
+        @functools.lru_cache(maxsize=1)  # a frame ends a pair and begins the next
         def further(number: int) -> torch.Tensor:
             return torch.from_numpy(dynamics.frame(segment.start + number)[self.order].copy())
 
