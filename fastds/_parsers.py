@@ -81,6 +81,12 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of the members; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
+    parser.add_argument(
+        "--dynamics", metavar="VARIABLES",
+        help="radar: what a network such as fczsm-d reads beside the reflectivity, where IN has other names or units "
+        "than its card: probability=prob,measurement_height=height, or as in training '{prob: [0, 100], height: "
+        "[0, 20000]}', variables of IN with the ends of their ranges",
+    )  # fmt: skip
     _add_reading(parser)
     _add_archive(parser)
     _add_dtype(parser)
@@ -196,6 +202,11 @@ def _check_parser() -> ArgumentParser:
         "inputs", metavar="FILE", nargs="+", help="files, folders or 'patterns' of any format, one by one"
     )
     parser.add_argument("--var", help="variable to look at, where its attributes do not tell")
+    parser.add_argument(
+        "--model", action="append", metavar="WEIGHTS",
+        help="weights, or a folder of them, of which it is said what takes each file; may be given again; default: the "
+        "*.safetensors of the current folder and the best.safetensors of trainings in it",
+    )  # fmt: skip
     _add_reading(parser)
     return parser
 

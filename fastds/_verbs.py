@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class DownscaleOptions(TypedDict, total=False):
     like: xr.Dataset | str | os.PathLike | None
     time_factor: int | None
     static: xr.Dataset | list[str] | None
+    dynamics: Mapping[str, Any] | str | None
     coarsened: str | None
     level: float | None
     members: int | None

@@ -66,7 +66,7 @@ def _given(options, names: Sequence[str]) -> dict:
 _READING = ("missing", "units", "start", "stop")
 _DOWNSCALE = (
     "var", "tile", "halo", "threads", "precision", "device", "time_factor", "scale", "grid", "like", "members", "seed",
-    "level", "static", "dtype", "coarsened", "smooth", *_READING,
+    "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READING,
 )  # fmt: skip
 
 

@@ -103,10 +103,15 @@ def test_the_command_trains_them(file, tmp_path, capsys, model, options, dynamic
     assert sum(moved) > len(moved) / 2
     with data.open_dataset(file) as dataset:
         coarse = data.coarsen_dataset(dataset[["reflectivity"]].isel(time=slice(0, 3)).load())
-    if not dynamics:
-        assert trained.downscale(coarse).sizes["latitude"] == 64
-    else:
-        with pytest.raises(ValueError, match="needs 3 variables; fields are downscaled by models of one"):
+        beside = dataset.isel(time=slice(0, 3, 2)).coarsen(latitude=2, longitude=2).mean().load()
+    whole = coarse.assign({name: (coarse.reflectivity.dims, beside[name].values) for name in dynamics})
+    fine = trained.downscale(whole)
+    assert fine.sizes["latitude"] == 64 and fine.sizes["time"] == 3
+    if dynamics:
+        assert fine.attrs["fastds_dynamics"] == "probability (0 to 100 %), measurement_height (0 to 20000 m)"
+        with pytest.raises(
+            ValueError, match="needs probability and measurement_height beside the reflectivity; the data"
+        ):
             trained.downscale(coarse)
 
 

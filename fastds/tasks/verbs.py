@@ -50,6 +50,7 @@ def downscale(
     like: xr.Dataset | str | os.PathLike | None = None,
     time_factor: int | None = None,
     static: xr.Dataset | list[str] | None = None,
+    dynamics: Mapping[str, Any] | str | None = None,
     coarsened: str | None = None,
     level: float | None = None,
     members: int | None = None,
@@ -82,6 +83,9 @@ def downscale(
         time_factor: radar: 2 or 4, output frames for each input frame; None: 2.
         static: radar, fields: static maps for a model that reads some: a Dataset, or files, FILE.nc or
             FILE.nc:VARIABLE.
+        dynamics: radar: further variables of a model that reads some, where data name or scale them otherwise than the
+            model's card: {NAME: VARIABLE}, or {NAME: [low, high]} with the ends of the range in the unit of data; or all
+            of them with their ranges, in the order of the model's channels.
         coarsened: radar, fields: how the input averages finer cells, where that is known; the output then agrees with
             it. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
         level: humidity: value of the vertical coordinate.

@@ -40,7 +40,7 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
 
     A format is told by its content: NetCDF-4 and -3, Zarr, GRIB (MRMS, too), ODIM and KNMI HDF5, RADOLAN and DX,
     Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz, GeoTIFF. Missing values are NaN, no echo is the attribute
-    no_echo_value. encoding["format"] names the reader, encoding["files"] counts.
+    no_echo_value. encoding["format"] names the reader, encoding["files"] counts, encoding["path"] tells what was read.
 
     Args:
         path: a file, a Zarr store (a folder), a folder of files, a pattern such as "RAW/*.h5", or a list of files.
@@ -71,9 +71,16 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
             f"{path} holds files of the formats {', '.join(names)}; a pattern or a list takes files of one kind"
         )
     dataset = _of_one_graph(between(_read(forms[0], contents), start, stop))
-    dataset.encoding.update(format=forms[0].name, files=len(contents))
+    dataset.encoding.update(format=forms[0].name, files=len(contents), path=_named(path, files))
     dataset.set_close(functools.partial(_close_all, [held for content in contents for held in content.held]))
     return dataset
+
+
+def _named(path: Source, files: Sequence[pathlib.Path]) -> str:
+    """What was read, for sentences about it."""
+    if isinstance(path, (str, os.PathLike)):
+        return os.fspath(path)
+    return f"{files[0]}{f' and {len(files) - 1} more' * (len(files) > 1)}"
 
 
 def _close_all(datasets: list[xr.Dataset]) -> None:

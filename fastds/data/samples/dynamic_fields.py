@@ -2,6 +2,7 @@
 """Fields beside the reflectivity that change with time, such as the probability of rain: further channels of a
 network."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ import xarray as xr
 
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import find_axes
+from fastds.data.grid.plausible import without_missing
 from fastds.data.grid.times import sort_times
 from fastds.data.radar.reflectivity import to_reflectivity
 
@@ -39,7 +41,7 @@ class DynamicFields:
         with open_dataset(path) as dataset:
             raw = to_reflectivity(dataset, var).raw
             found = [_beside(dataset, name, raw, path)[frames] for name in ranges]
-            self.codes = np.stack([_codes(v, *_checked(v.name, ranges[v.name])) for v in found])
+            self.codes = np.stack([_codes(v, _checked(v.name, ranges[v.name])) for v in found])
         self.variables = [
             {
                 "name": str(v.name),
@@ -63,13 +65,54 @@ class DynamicFields:
         return mean.transpose(1, 0, 2, 3).astype(np.float32)
 
 
+class DynamicChannels:
+    """Variables of the times and the grid of a dataset's reflectivity as further channels of a network, read when they
+    are asked for.
+
+    Args:
+        dataset: that holds them.
+        raw: the reflectivity (time, y, x), sorted by time, see to_reflectivity.
+        ranges: pairs of a variable and (low, high) in its units, which become 0 and 1, in the order of the channels.
+        place: where the dataset is from, for errors.
+    Attributes: names, ranges: of the variables, in the order of the channels.
+    Raises: ValueError for a variable that is missing or has other times or another grid, and an empty range.
+    """
+
+    def __init__(
+        self,
+        dataset: xr.Dataset,
+        raw: xr.DataArray,
+        ranges: Sequence[tuple[str, Sequence[float]]],
+        place: str | os.PathLike = "the data",
+    ):
+        found = [_beside(dataset, name, raw, place) for name, _ in ranges]
+        self.names = [name for name, _ in ranges]
+        self.ranges = [_checked(name, ends) for name, ends in ranges]
+        self._time = raw.dims[0]
+        self._fields = xr.Dataset({f"channel_{k}": field.variable for k, field in enumerate(found)})
+
+    def part(self, steps: slice) -> "DynamicChannels":
+        """Some consecutive frames, read at once."""
+        part = copy.copy(self)
+        part._fields = self._fields.isel({self._time: steps}).compute()
+        return part
+
+    def frame(self, number: int) -> np.ndarray:
+        """One frame, (D, H, W) float32 in [0, 1], 0 where a value is missing."""
+        fields = self._fields.isel({self._time: number}).compute()  # at once: they may be in the same file
+        variables = zip(fields.data_vars.values(), self.ranges, strict=True)
+        return np.nan_to_num(np.stack([_scaled(field, ends) for field, ends in variables]))
+
+
 def _beside(dataset: xr.Dataset, name: str, raw: xr.DataArray, path: str | os.PathLike) -> xr.DataArray:
     """A variable of the times and the grid of the reflectivity."""
     if name not in dataset.data_vars:
         held = ", ".join(map(str, dataset.data_vars))
         raise ValueError(f"there is no variable {name!r} in {path}, which has {held}")
-    field, _ = sort_times(find_axes(dataset[name])[0])
-    time = raw.dims[0]
+    time, field = raw.dims[0], dataset[name]
+    if raw.sizes[time] == 1 and time not in field.dims:  # of the same single time, see with_time
+        field = field.drop_vars(time, errors="ignore").expand_dims({time: raw[time].values})
+    field, _ = sort_times(find_axes(field)[0], least=1)
     if field.dims != raw.dims or field.shape != raw.shape or not np.array_equal(field[time].values, raw[time].values):
         raise ValueError(f"{name} of {path} has not the times and the grid of {raw.name}: {field.shape}, {raw.shape}")
     return field
@@ -81,7 +124,12 @@ def _checked(name: str, ends: Sequence[float]) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
-def _codes(field: xr.DataArray, low: float, high: float) -> np.ndarray:
-    values = (np.asarray(field.values, np.float32) - low) / (high - low)
-    codes = np.rint(_STEPS * np.clip(values, 0, 1))
+def _scaled(field: xr.DataArray, ends: tuple[float, float]) -> np.ndarray:
+    """float32 in [0, 1] between the ends of a range, NaN where a value is missing."""
+    low, high = ends
+    return np.clip((without_missing(field.values, field.attrs) - low) / (high - low), 0, 1)
+
+
+def _codes(field: xr.DataArray, ends: tuple[float, float]) -> np.ndarray:
+    codes = np.rint(_STEPS * _scaled(field, ends))
     return np.where(np.isnan(codes), _MISSING, np.nan_to_num(codes)).astype(np.uint8)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -31,24 +32,25 @@ _MIDDLES = 2.0  # days between the middles of a long month and of a short one
 
 def check_all(options: Namespace, reading: dict) -> int:
     """Run the command with its options and those of reading files: prints what it finds, returns 0 or 2."""
-    good = True
+    good, weights = True, weights_of(options.model)
     for number, path in enumerate(options.inputs):
         print("" if number == 0 else "\n", end="")
-        good &= check(path, options.var, **reading)
+        good &= check(path, options.var, weights, **reading)
     return 0 if good else 2
 
 
-def check(path: Source, var: str | None = None, **reading) -> bool:
+def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
     """Print what the files at a path are and what takes them; whether a command does.
 
-    var and reading: see fastds.data.opened."""
+    var and reading: see fastds.data.opened. weights: files and names of weights that are tried beside the shipped
+    ones."""
     print(path)
     try:
         with warnings.catch_warnings(record=True) as caught, opened(path, var, **reading) as dataset:
             warnings.simplefilter("always", UserWarning)
             for name, text in _facts(dataset):
                 print(f"  {name:10} {text}")
-            found = [_tried(name, run) for name, run in _commands(dataset, var)]
+            found = [_tried(name, run) for name, run in _commands(dataset, var, weights)]
     except Exception as error:
         print(f"  cannot be read: {_reason(error, path)}")
         return False
@@ -67,7 +69,7 @@ def check(path: Source, var: str | None = None, **reading) -> bool:
 
 def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
-        return name, True, run()
+        return name, True, with_options(run(), _options())
     except Exception as error:
         return name, False, _reason(error).partition("; candidates: ")[0]  # which are listed above
 
@@ -163,7 +165,7 @@ def _west_and_east(longitude: np.ndarray) -> tuple[float, float]:
     return float(longitude.flat[np.argmin(turned)]), float(longitude.flat[np.argmax(turned)])
 
 
-def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
+def _commands(dataset: xr.Dataset, var: str | None, weights: Sequence[str]) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
     radar = functools.cache(lambda: _radar(dataset, var))
     yield "downscale", lambda: task_function("radar", "plan")(radar())
@@ -176,17 +178,59 @@ def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Calla
                 f"downscale --model {name}",
                 lambda task=task, name=name: _unchosen(task, name, dataset, var),
             )
+    for name in weights:
+        yield _with_weights(name, dataset, var, radar)
     yield "query", lambda: task_function("fields", "query_plan")(dataset, var)
     yield "evaluate", lambda: _compared(dataset, var, radar)
     yield "convert", lambda: _converted(dataset)
     yield "convert --to mlcast", lambda: _archived(dataset, var)
 
 
-def _unchosen(task: str, name: str, dataset: xr.Dataset, var: str | None) -> str:
-    """The plan of a network that nobody chose: how far the inputs lie off stands in it, and is no warning."""
+def weights_of(models: Sequence[str] | None = None) -> list[str]:
+    """The weights that are tried: files, shipped names, and of a folder its *.safetensors and the best.safetensors of
+    the trainings in it; None: those of the current folder.
+
+    Raises: FileNotFoundError for a name of nothing, and for a folder that was named and has no weights."""
+    found = []
+    for name in ["."] if models is None else models:
+        folder, own = Path(name), [name]
+        if folder.is_dir():
+            files = [file for one in ("*.safetensors", "*/best.safetensors") for file in sorted(folder.glob(one))]
+            own = list(map(str, files))
+            if models is not None and not own:
+                raise FileNotFoundError(f"there are no weights, *.safetensors, in {name}")
+        elif not folder.exists():
+            load_card(name)  # raises but for shipped weights
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def _with_weights(
+    name: str, dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]
+) -> tuple[str, Callable[[], str]]:
+    """The command that takes weights, and what says how it would take the dataset."""
+    try:
+        task = load_card(name).task or "radar"  # which says what the card lacks
+    except (ValueError, OSError) as error:
+        return f"downscale --model {name}", functools.partial(_raise, error)
+    if task == "nowcast":
+        return f"nowcast --model {name}", lambda: _unchosen(task, _of_several(radar, dataset, var), name)
+    if task == "radar":
+        return f"downscale --model {name}", lambda: _unchosen(task, radar(), name)
+    scale = " --scale 2" if task == "fields" else ""
+    return f"downscale --model {name}{scale}", lambda: _unchosen(task, name, dataset, var)
+
+
+def _raise(error: Exception) -> str:
+    raise error
+
+
+def _unchosen(task: str, *given: object) -> str:
+    """The plan of a network that nobody chose: how far the inputs lie off stands in it, and is no warning. given: to
+    the task's plan."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
-        return task_function(task, "plan")(name, dataset, var)
+        return task_function(task, "plan")(*given)
 
 
 def _radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:

@@ -80,20 +80,25 @@ def run_tiles(
     after_tile: Callable | None = None,
     static: torch.Tensor | None = None,
     at_once: int = 1,
+    further: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Return the network's output (T, scale*H, scale*W) for each sequence (N, H, W) in [0, 1], assembled from the cores
     of the tiles.
 
-    network: callable (x (k, N, 1, h, w), flow (k, N-1, 2, 2, h, w) or None) -> (k, T, 1, scale*h, scale*w).
+    network: callable (x (k, N, 1 + D, h, w), flow (k, N-1, 2, 2, h, w) or None) -> (k, T, 1, scale*h, scale*w).
     flows: (N-1, 2, 2, H, W) of each sequence's whole frames, in coarse pixels. static: (S, H, W), a third argument
-    (k, S, h, w) of the network where it is given. at_once: k, how many windows of one size the network gets at most. A
-    tile whose window is zero everywhere is not run: its output is zero (no echo anywhere within the halo). after_tile:
-    called without arguments after each tile.
+    (k, S, h, w) of the network where it is given. at_once: k, how many windows of one size the network gets at most.
+    further: (N, D, H, W) of each sequence, the channels of x behind the first; None: D is 0. A tile whose window of a
+    sequence is zero everywhere is not run: its output is zero (no echo anywhere within the halo). after_tile: called
+    without arguments after each tile.
     """
     out = [x.new_zeros(2 * len(x) - 1, *(scale * size for size in x.shape[-2:])) for x in sequences]
 
     def run(windows: list[tuple[int, Tile]]) -> None:
-        given = [torch.stack([sequences[k][_inside(tile.window)] for k, tile in windows])[:, :, None]]
+        x = torch.stack([sequences[k][_inside(tile.window)] for k, tile in windows])[:, :, None]
+        if further is not None:
+            x = torch.cat([x, torch.stack([further[k][_inside(tile.window)] for k, tile in windows])], 2)
+        given = [x]
         given += [None if flows is None else torch.stack([flows[k][_inside(tile.window)] for k, tile in windows])]
         given += [] if static is None else [torch.stack([static[_inside(tile.window)] for _, tile in windows])]
         for (k, tile), y in zip(windows, network(*given)[:, :, 0].float(), strict=True):

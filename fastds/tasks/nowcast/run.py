@@ -120,11 +120,11 @@ def nowcast_file(
     return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
 
 
-def plan(source: ReflectivityInput) -> str:
-    """What `nowcast` would make of a radar field by the default method, for the user.
+def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> str:
+    """What `nowcast` would make of a radar field by weights, None: the default method, for the user.
 
     Raises: ValueError where no forecast can start."""
-    job = NowcastJob(None, source, Options())
+    job = NowcastJob(model, source, Options())
     leads, start = job.leads, text_of(job.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
     told = steps, job.note, job.settings.get("fastds_resolution"), job.domain.text()

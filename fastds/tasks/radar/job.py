@@ -18,6 +18,7 @@ from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import upright
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.data.radar.preparation import check_modes
+from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
     Report,
@@ -30,6 +31,7 @@ from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.domain.score import Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.fields.places import members_of
+from fastds.tasks.radar.dynamics import listed, read_channels
 from fastds.tasks.radar.members import LAW, Members, check_members
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
@@ -44,7 +46,7 @@ class RadarJob:
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
-        device=None, time_factor=2, static=None, coarsened=None, members=None, seed=None, smooth=False,
+        device=None, time_factor=2, static=None, dynamics=None, coarsened=None, members=None, seed=None, smooth=False,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
@@ -52,7 +54,7 @@ class RadarJob:
         if coarsened is not None:
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
-        _check_model(self.model)
+        check_model(self.model)
         check_members(members, seed, self.model.card)
         if smooth and members is not None:
             raise ValueError("smooth is for one field of each time: leave it out, or the argument members")
@@ -60,6 +62,12 @@ class RadarJob:
         if static is not None or needed:
             check_static(self.model.card, needed, static)
         self.source = source = _radar_field(dataset, var, z_r)
+        self.dynamics, self.dynamics_told = read_channels(self.model, source, dynamics)
+        if self.dynamics is not None and time_factor == 4:
+            raise ValueError(
+                f"time_factor must be 2 for model {self.model.card.name}: a second pass would need "
+                f"{listed(self.dynamics.names)} at times between those of the data"
+            )
         self.time_factor = time_factor = time_factor_of(source, time_factor)
         self.settings = settle(self.model, threads, precision, device)
         cards = self.model.card.static_variables
@@ -96,14 +104,16 @@ class RadarJob:
         used = slice(max(wanted[0] - 1, 0), wanted[1] + 1)  # the others tell the motion alone
         part.part(used).check(stacklevel=3)
         first = self.time_factor * wanted[0]
-        values = self._values(part, False, None, wanted)
+        dynamics = None if self.dynamics is None else self.dynamics.part(slice(*piece.reads))
+        values = self._values(part, False, None, wanted, dynamics)
         made = slice(first, first + piece.outputs[1] - piece.outputs[0])
         return {self.source.source_name: values[..., made, :, :]}
 
     def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
         self.source.check(stacklevel=5)
-        return self.result({self.source.source_name: self._values(self.source, progress, folder)})
+        values = self._values(self.source, progress, folder, dynamics=self.dynamics)
+        return self.result({self.source.source_name: values})
 
     def _values(
         self,
@@ -111,10 +121,12 @@ class RadarJob:
         progress: bool,
         folder: str | os.PathLike | None,
         wanted: tuple[int, int] | None = None,
+        dynamics: DynamicChannels | None = None,
     ) -> np.ndarray:
-        """The fine values of the source, or of a part of it, or members of them; wanted: see FrameRefiner.refine."""
+        """The fine values of the source, or of a part of it, or members of them; wanted: see FrameRefiner.refine;
+        dynamics: of the same frames."""
         with computing(self.model, self.settings):
-            z = self.tiled.run(source, progress, folder, wanted)
+            z = self.tiled.run(source, progress, folder, wanted, dynamics)
         if source.kind == "reflectivity":
             return z
         form = self.tiled.scale, self.time_factor
@@ -135,6 +147,7 @@ class RadarJob:
         """See Job."""
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {LAW}"]
         notes = [self.note, *self.source.notes, *one_time(self.source), *self.tiled.notes(), *drawn]
+        notes += [f"read beside the reflectivity: {self.dynamics_told}"] * bool(self.dynamics_told)
         return Report(self.model.card.name, self._told(), notes)
 
     @functools.cached_property
@@ -144,7 +157,8 @@ class RadarJob:
 
     def _told(self) -> dict:
         """Attributes that say how the file was made."""
-        return self.tiled.settings() | self.domain.attributes()
+        beside = {"fastds_dynamics": self.dynamics_told} if self.dynamics_told else {}
+        return self.tiled.settings() | beside | self.domain.attributes()
 
 
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
@@ -171,19 +185,15 @@ def one_time(source: ReflectivityInput) -> list[str]:
     return [] if source.shape[0] > 1 else ["one time, so finer in space alone: time factor 1"]
 
 
-def _check_model(model) -> None:
-    card, config = model.card, getattr(model, "config", {})
+def check_model(model) -> None:
+    """ValueError for a model that does not downscale radar fields."""
+    card = model.card
     if card.input_steps is not None:
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     if card.floor_dbz is None or card.ceiling_dbz is None:
         raise ValueError(
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
             "of latitude-longitude fields take one of the arguments scale, grid and like"
-        )
-    if config.get("in_channels", 1) != 1:
-        raise ValueError(
-            f"model {card.name} needs {config['in_channels']} variables; fields are downscaled by models of one, those "
-            "of several are trained and compared (fastds study fczsm)"
         )
 
 

@@ -69,7 +69,8 @@ class FrameRefiner:
     coarsened: how the coarse frames average finer cells, see agreement.py; None: not known. members: what draws
     members of every fine frame; None: none are drawn. steady: frames between two input times have the detail and the
     intensities of those at the input times, see steady.py; members have their own.
-    Attributes: `observe`, a callable (x (2, H, W), flow) run before the first pair of those at once, or None.
+    Attributes: `observe`, a callable (x (2, H, W), flow, further (2, D, H, W) or None) run before the first pair of
+    those at once, or None.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class FrameRefiner:
         time_factor: int = 2,
         times: Iterable = itertools.repeat(None),
         wanted: tuple[int, int] | None = None,
+        further: Callable[[int], torch.Tensor] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield f N - f + 1 fine frames (rH, rW) for N coarse ones, f = time_factor 2 or 4; at least two frames. With
         members: (members, rH, rW), drawn by the fine times.
@@ -112,12 +114,18 @@ class FrameRefiner:
 
         wanted: (first, stop), the coarse frames from and to which fine ones are wanted; None: all. Others tell the
         motion, for which f / 2 + 1 of them are enough on either side, and are NaN where the network need not run.
+        further: gives of the number of a coarse frame what the network reads beside it, (D, H, W); only with factor 2,
+        since it has nothing of the times between. Asked for the frames of pairs that the network runs on, as they come.
         """
+        if time_factor == 4 and further is not None:
+            raise ValueError(
+                "time_factor must be 2 where a network reads further variables, which only input times have"
+            )
         first, stop = (0, sys.maxsize // 4) if wanted is None else wanted
         if time_factor == 4:
             frames, first, stop = self._with_middle_frames(frames, range(first - 1, stop + 1)), 2 * first, 2 * stop
         pending, times = None, iter(times)
-        for previous, current, result in self._pairs(frames, range(first - 1, stop)):
+        for previous, current, result in self._pairs(frames, range(first - 1, stop), further):
             now, between = next(times), next(times)
             if result is None:
                 yield from (self._nothing(previous), self._nothing(previous))
@@ -173,17 +181,19 @@ class FrameRefiner:
             yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
         yield current.numpy()
 
-    def _pairs(self, frames: Iterable[np.ndarray], wanted: range) -> Iterator[tuple]:
+    def _pairs(self, frames: Iterable[np.ndarray], wanted: range, further: Callable | None = None) -> Iterator[tuple]:
         """Frames that follow one another, and what _results gives of them, computed for so many pairs at once, or None
-        for pairs whose numbers are not wanted."""
+        for pairs whose numbers are not wanted. further: see refine."""
         pairs = itertools.pairwise(torch.from_numpy(np.ascontiguousarray(frame, np.float32)) for frame in frames)
         moving = enumerate(self._with_motion(pairs))
         while some := list(itertools.islice(moving, self.pairs_at_once)):
             told = [(seen.pair, number in wanted) for number, seen in some]
-            results = self._results([seen for number, seen in some if number in wanted])
+            runs = [number for number, _ in some if number in wanted]
+            beside = None if further is None else [torch.stack([further(n), further(n + 1)]) for n in runs]
+            results = self._results([seen for number, seen in some if number in wanted], beside)
             some.clear()  # large
-            for pair, runs in told:
-                yield *pair, next(results) if runs else None
+            for pair, has_run in told:
+                yield *pair, next(results) if has_run else None
 
     def _with_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_Moving]:
         """Pairs of frames with their motion, which those before and behind make steadier."""
@@ -203,14 +213,14 @@ class FrameRefiner:
         weak = [Motion(self._scaled(*pair, self.low), fine=False)] if self.low < self.floor else []
         return pair, x, [Motion(x), *weak]
 
-    def _results(self, moving: list[_Moving]) -> Iterator[tuple]:
+    def _results(self, moving: list[_Moving], further: list[torch.Tensor] | None) -> Iterator[tuple]:
         """Of each pair: network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and
         for members that of echo above the floor."""
         pairs, scaled, flows, weak = map(list, zip(*moving, strict=True))
         moving.clear()
         if self.observe is not None:
-            self.observe(scaled[0], flows[0])
-        form = {"after_tile": self.after_tile, "static": self.static, "at_once": self.at_once}
+            self.observe(scaled[0], flows[0], None if further is None else further[0])
+        form = {"after_tile": self.after_tile, "static": self.static, "at_once": self.at_once, "further": further}
         made = run_tiles(self.network, scaled, flows, self.tiles, self.scale, **form)
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made

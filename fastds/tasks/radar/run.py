@@ -15,6 +15,7 @@ from fastds.data import (
     ReflectivityInput,
     output_shape,
 )
+from fastds.data.grid.variables import field_names
 from fastds.data.io.mlcast import Origin
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import (
@@ -24,8 +25,9 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
 from fastds.tasks.common.tables import counted
+from fastds.tasks.radar.dynamics import Dynamics, find_channels, listed, missing_in
 from fastds.tasks.radar.evaluation import check_truth
-from fastds.tasks.radar.job import RadarJob, one_time, radar_domain, time_factor_of
+from fastds.tasks.radar.job import RadarJob, check_model, one_time, radar_domain, time_factor_of
 from fastds.tasks.radar.methods import pick_model
 
 
@@ -42,6 +44,7 @@ def downscale(
     device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
+    dynamics: Dynamics | None = None,
     coarsened: str | None = None,
     members: int | None = None,
     seed: int | None = None,
@@ -63,6 +66,11 @@ def downscale(
     threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
     time_factor: 2, or 4 by recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or
     FILE.nc:VARIABLE, on any grid.
+    dynamics: variables that a model reads beside the reflectivity, at the times and on the grid of that, where its card
+    names others: by the card's name that of the dataset, {"probability": "prob"}, or the ends of its range in the
+    dataset's units, {"probability": [0, 1]}; or all by their names in the dataset with their ranges, in the order of
+    the model's channels, as a training's data.dynamics. Text is read as the option of the command line. The ends of a
+    range become 0 and 1, values beyond are cut, and missing ones are 0.
     coarsened: how the dataset averages finer cells, where that is known: "linear_z", "dbz" or "plain_dbz", see
     fastds.data.coarsen; the result, or what members are drawn around, then agrees with it, see agreement.py.
     members: so many fields in place of each, along a new first dimension `realization`, with detail and errors as
@@ -76,7 +84,7 @@ def downscale(
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
-    options |= {"members": members, "seed": seed, "smooth": smooth}
+    options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
     return _run(model, dataset, progress=progress, **options)[0]
 
 
@@ -94,6 +102,7 @@ def downscale_file(
     device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
+    dynamics: Dynamics | None = None,
     coarsened: str | None = None,
     members: int | None = None,
     seed: int | None = None,
@@ -114,7 +123,7 @@ def downscale_file(
     ValueError."""
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
-    options |= {"members": members, "seed": seed, "smooth": smooth}
+    options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
 
     if origin is not None and members is not None:
         raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")
@@ -129,12 +138,21 @@ def downscale_file(
     return file_to_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
 
 
-def plan(source: ReflectivityInput) -> str:
-    """What `downscale` would make of a radar field by the shipped weights, for the user; warns outside their range."""
-    model, note = pick_model()
-    frames, height, width = output_shape(source, time_factor=time_factor_of(source))
-    made = f"{source.source_name} to {counted(frames, 'field')} of {height} x {width}"
-    told = made, *one_time(source), note, radar_domain(model.card, source).text()
+def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> str:
+    """What `downscale` would make of a radar field by weights, None: the shipped ones, for the user; warns outside
+    their range. Raises: ValueError for weights that do not fit."""
+    model, note = pick_model(model)
+    check_model(model)
+    channels = find_channels(model, source.dataset)
+    if missing_in(channels, source.dataset):
+        needs = f"variable{'s' * (len(channels) > 1)} {listed([channel.variable for channel in channels])}"
+        raise ValueError(f"needs {needs}; this file has {listed(field_names(source.dataset))}")
+    read = listed([source.source_name, *(channel.variable for channel in channels)])
+    frames, height, width = output_shape(source, model.config.get("scale", 2), time_factor_of(source))
+    made = f"{read} to {counted(frames, 'field')} of {height} x {width}"
+    maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
+    beside = [f"with the argument static for {listed(maps)}"] * bool(maps)
+    told = made, *beside, *one_time(source), note, radar_domain(model.card, source).text()
     return "; ".join(filter(None, told))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -15,6 +16,7 @@ from torch import nn
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
 from fastds.data.grid.axes import upright
+from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.memory import return_freed_memory
 from fastds.tasks.common.inference import store
 from fastds.tasks.common.progress import progress_bar
@@ -81,6 +83,9 @@ class TiledRun:
     def _network(self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None) -> torch.Tensor:
         if static is None and self.static is not None:  # a trial of the reach, over no place on earth
             static = x.new_zeros(len(self.static), *x.shape[-2:])
+        channels = self.model.config.get("in_channels", 1)
+        if x.shape[2] != channels:  # a trial of the reach, with which every channel changes
+            x = x.expand(-1, -1, channels, -1, -1)
         device = self.computed.device
         given = {"static": static, "flow": flow if self.uses_flow else None}
         given = {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
@@ -121,9 +126,10 @@ class TiledRun:
         progress: bool,
         folder: str | os.PathLike | None,
         wanted: tuple[int, int] | None = None,
+        dynamics: DynamicChannels | None = None,
     ) -> np.ndarray:
         """Fine reflectivity of all segments of the source, one after another, ([members,] n, rH, rW) float32 dBZ, or of
-        a part of one; wanted: see FrameRefiner.refine, of a part."""
+        a part of one; wanted: see FrameRefiner.refine, of a part. dynamics: of the frames of the source."""
         height, width = source.shape[1:]
         shape = (output_frames(source, self.time_factor), self.scale * height, self.scale * width)
         first = () if self.refiner.members is None else (self.refiner.members.count,)
@@ -132,7 +138,7 @@ class TiledRun:
         with progress_bar(progress, self._passes(source) * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
             for segment in source.segments:
-                for fine in self._refined(source, segment, wanted):
+                for fine in self._refined(source, segment, wanted, dynamics):
                     z[..., start, :, :] = fine[self.order]
                     start += 1
                     if self.tile:
@@ -140,30 +146,43 @@ class TiledRun:
         return z
 
     def _refined(
-        self, source: ReflectivityInput, segment: slice, wanted: tuple[int, int] | None
+        self,
+        source: ReflectivityInput,
+        segment: slice,
+        wanted: tuple[int, int] | None,
+        dynamics: DynamicChannels | None,
     ) -> Iterator[np.ndarray]:
         """The fine frames of a segment, upright, or members of them."""
+
+        @functools.lru_cache(maxsize=1)  # a frame ends a pair and begins the next
+        def further(number: int) -> torch.Tensor:
+            return torch.from_numpy(dynamics.frame(segment.start + number)[self.order].copy())
+
         frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
         times = source.times[segment]
         if len(times) > 1:
-            return self.refiner.refine(frames, self.time_factor, refine_time(times, self.time_factor), wanted)
+            fine_times = refine_time(times, self.time_factor)
+            given = None if dynamics is None else further
+            return self.refiner.refine(frames, self.time_factor, fine_times, wanted, given)
         # A frame alone between two gaps: the pair of it with itself has no motion and only its first end is kept.
         frame = next(frames)
-        return itertools.islice(self.refiner.refine([frame, frame], times=itertools.repeat(times[0])), 1)
+        given = None if dynamics is None else lambda number: further(0)
+        pair = [frame, frame]
+        return itertools.islice(self.refiner.refine(pair, times=itertools.repeat(times[0]), further=given), 1)
 
     def _passes(self, source: ReflectivityInput) -> int:
         """How often the network runs over all tiles."""
         lengths = [s.stop - s.start for s in source.segments]
         return sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
 
-    def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor) -> None:
+    def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor, further: torch.Tensor | None) -> None:
         """Compare the tile with most echo with the same tile computed with a halo that covers the reach; once."""
         self.refiner.observe = None
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
         wide = plan_tiles(height, width, self.tile, round_up(self.reach))[self.tiles.index(tile)]
-        given = self._network, [x], [flow]
-        small, large = (run_tiles(*given, [t], self.scale, static=self.static)[0] for t in (tile, wide))
+        given, beside = (self._network, [x], [flow]), None if further is None else [further]
+        small, large = (run_tiles(*given, [t], self.scale, static=self.static, further=beside)[0] for t in (tile, wide))
         rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
         self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()

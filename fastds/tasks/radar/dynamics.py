@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which variables of a user's file a network reads beside the reflectivity, by its card or the argument dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import NamedTuple, TypeAlias
+
+import xarray as xr
+from torch import nn
+
+from fastds.data import ReflectivityInput
+from fastds.data.grid.variables import same_units
+from fastds.data.samples.dynamic_fields import DynamicChannels
+from fastds.models import ModelCard
+
+# By variable another name in the data, or the ends of its range; text: as on a command line, see _read.
+Dynamics: TypeAlias = Mapping[str, str | Sequence[float]] | str
+_FORM = "{VARIABLE: [low, high], ...} or NAME=VARIABLE,..."
+
+
+class Channel(NamedTuple):
+    """A variable of the data, the ends of the range that become 0 and 1, its name in the card of the network, "" where
+    that has none, and the units of the range, None where they are those of the data."""
+
+    variable: str
+    ends: tuple[float, float]
+    name: str
+    units: str | None
+
+
+def count_of(model: nn.Module) -> int:
+    """How many variables beside the reflectivity a network reads."""
+    return getattr(model, "config", {}).get("in_channels", 1) - 1
+
+
+def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
+    """The variables of a dataset that a network reads beside the reflectivity, in the order of its channels.
+
+    Args:
+        model: with its card, which names the variables and their ranges in input_variables.
+        dataset: where they are found by name, then by standard name.
+        given: the argument dynamics of fastds.tasks.radar.run.downscale.
+
+    Raises: ValueError for what is given to a network of reflectivity alone, names that the card does not have, a card
+        that does not tell enough, and variables in other units; not for variables that are missing.
+    """
+    card, count, told = model.card, count_of(model), _checked(given)
+    if not count:
+        if told:
+            raise ValueError(f"model {card.name} reads reflectivity alone; leave out the argument dynamics")
+        return []
+    wanted = {str(variable["name"]): variable for variable in card.input_variables[1:]}
+    if len(told) == count and not set(told) <= set(wanted) and not any(isinstance(v, str) for v in told.values()):
+        names = list(wanted) if len(wanted) == count else count * [""]
+        return [Channel(v, ends, name, None) for (v, ends), name in zip(told.items(), names, strict=True)]
+    if len(wanted) != count:
+        raise ValueError(
+            f"model {card.name} reads {count} variables beside the reflectivity, and its card does not name them: give "
+            "them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
+        )
+    if not set(told) <= set(wanted):
+        others = listed([name for name in told if name not in wanted])
+        raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {listed(wanted)}")
+    return [_channel(card, want, told.get(name), dataset) for name, want in wanted.items()]
+
+
+def read_channels(
+    model: nn.Module, source: ReflectivityInput, given: Dynamics | None = None
+) -> tuple[DynamicChannels | None, str]:
+    """The further channels of a network, on the grid and at the times of the reflectivity, and which they are, in
+    words; None and "" for a network that reads none. Arguments and errors as find_channels; ValueError also for
+    variables that are missing, or on another grid or at other times."""
+    channels = find_channels(model, source.dataset, given)
+    if not channels:
+        return None, ""
+    place = source.dataset.encoding.get("path") or source.dataset.encoding.get("source") or "the data"
+    lacking = missing_in(channels, source.dataset)
+    if lacking:
+        needs = listed([channel.name or channel.variable for channel in channels])
+        raise ValueError(
+            f"model {model.card.name} needs {needs} beside the reflectivity; {place} lacks {listed(lacking)} and holds "
+            f"{listed(source.dataset.data_vars)}; other names are told by the argument dynamics, as in "
+            f"{channels[0].name or 'NAME'}=VARIABLE"
+        )
+    ranges = [(channel.variable, channel.ends) for channel in channels]
+    told = ", ".join(_words(channel, source.dataset) for channel in channels)
+    return DynamicChannels(source.dataset, source.raw, ranges, place), told
+
+
+def missing_in(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
+    """The variables that the data lack."""
+    return [channel.variable for channel in channels if channel.variable not in dataset.data_vars]
+
+
+def listed(names: Sequence) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *others, last = map(str, names) if names else ["nothing"]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _channel(card: ModelCard, want: Mapping, told: object, dataset: xr.Dataset) -> Channel:
+    """A variable of a card in the data; told: its name there, or its range, None: nothing."""
+    name, units, standard = str(want["name"]), want.get("units"), want.get("standard_name")
+    variable = told if isinstance(told, str) else name
+    if told is None and name not in dataset.data_vars and standard is not None:
+        alike = [n for n, v in dataset.data_vars.items() if v.attrs.get("standard_name") == standard]
+        variable = str(alike[0]) if len(alike) == 1 else name
+    if not isinstance(told, str | None):
+        return Channel(variable, told, name, None)
+    ends = want.get("range")
+    if not _is_pair(ends):
+        raise ValueError(
+            f"the card of model {card.name} has no range of {name}: give it with the argument dynamics, as "
+            f"{{{name}: [low, high]}}"
+        )
+    own = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
+    if units is not None and own is not None and not same_units(own, units):
+        raise ValueError(
+            f"{variable} is in {own!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in the "
+            f"units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"
+        )
+    return Channel(variable, ends, name, units)
+
+
+def _words(channel: Channel, dataset: xr.Dataset) -> str:
+    """ "prob as probability, 0 to 100 %"."""
+    low, high = channel.ends
+    units = channel.units or dataset[channel.variable].attrs.get("units", "")
+    other = f" as {channel.name}" if channel.name not in ("", channel.variable) else ""
+    return f"{channel.variable}{other} ({low:g} to {high:g}{f' {units}' * bool(units)})"
+
+
+def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
+    """By variable a name or two ends. Raises: ValueError for anything else."""
+    told = _read(given) if isinstance(given, str) else given
+    if told is None:
+        return {}
+    good = isinstance(told, Mapping) and all(
+        isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
+        for name, value in told.items()
+    )
+    if not good:
+        raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
+    return dict(told)
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a value is two numbers."""
+    pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+    return pair and all(isinstance(end, Real) and not isinstance(end, bool) for end in value)
+
+
+def _read(text: str) -> object:
+    """What the text of a command line says: a mapping in YAML, or NAME=VARIABLE with commas between."""
+    if text.lstrip().startswith("{"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): variable.strip() for name, _, variable in pairs}
