@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from fastds.models.baselines import advection, bicubic, optical_flow, trilinear, warp
 from fastds.models.baselines.advection import halfway_flow
+from fastds.models.baselines.super_resolution import SRResNet
 
 
 def moving_blobs(frames: int, step: tuple[float, float], size: int = 96) -> torch.Tensor:
@@ -124,3 +125,47 @@ def test_advection_passes_gradients():
 def test_messages(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def plain_srresnet(p: dict, x: torch.Tensor, blocks: int, stages: int, training: bool) -> torch.Tensor:
+    """SRResNet by its formula, from torch.nn.functional and the weights by name."""
+
+    def conv(name, x):
+        return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=p[f"{name}.weight"].shape[-1] // 2)
+
+    def norm(name, x):
+        of = [p[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *(of if not training else (None, None, *of[2:])), training=training)
+
+    h = first = F.prelu(conv("first.0", x), p["first.1.weight"])
+    for k in range(blocks):
+        inner = F.prelu(norm(f"blocks.{k}.norm1", conv(f"blocks.{k}.conv1", h)), p[f"blocks.{k}.act.weight"])
+        h = h + norm(f"blocks.{k}.norm2", conv(f"blocks.{k}.conv2", inner))
+    h = first + norm("middle.1", conv("middle.0", h))
+    for k in range(stages):
+        h = F.prelu(F.pixel_shuffle(conv(f"up.{3 * k}", h), 2), p[f"up.{3 * k + 2}.weight"])
+    return conv("last", h)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_srresnet_is_its_formula(training, dtype, tolerance):
+    torch.manual_seed(2)
+    network = SRResNet(2, 4, width=16, blocks=2).to(dtype)
+    for name, values in network.named_buffers():
+        if name.endswith(("mean", "var")):
+            values.uniform_(0.5, 2)
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        torch.nn.init.normal_(norm.bias)
+    x, parameters = torch.randn(2, 3, 2, 7, 6, dtype=dtype), dict(network.named_parameters())
+    expected = plain_srresnet(dict(network.named_buffers()) | parameters, x.flatten(0, 1), 2, 2, training)
+    found = network.train(training)(x)
+    assert found.shape == (2, 3, 2, 28, 24)
+    pairs = [(found.flatten(0, 1), expected)]
+    if dtype == torch.float64:
+        of_both = (torch.autograd.grad(y.square().sum(), parameters.values()) for y in (found, expected))
+        pairs += zip(*of_both, strict=True)
+    size = max(float(b.detach().abs().max()) for _, b in pairs)
+    for a, b in pairs:
+        assert float((a - b).detach().abs().max()) < tolerance * size

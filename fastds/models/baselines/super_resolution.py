@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published super-resolution networks, applied to every field by itself."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
+from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 
 
 class SRCNN(nn.Module):
@@ -42,15 +44,37 @@ class SRCNN(nn.Module):
         return h.view(y.shape)
 
 
+def normalised(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """norm(conv(x)) + residual; statistics that are fixed go into the kernel, the sum into the same pass."""
+    if norm.training:
+        y = norm(conv(x))
+        return y if residual is None else residual + y
+    weight, bias = parameters_of(conv)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = (bias - norm.running_mean) * scale + norm.bias
+    return convolve(x, weight * scale[:, None, None, None], shift, residual=residual)
+
+
 class _Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
-        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv1, self.norm1 = Conv3x3(width, width), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = Conv3x3(width, width), nn.BatchNorm2d(width)
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        h = self.act(normalised(self.conv1, self.norm1, x))
+        return normalised(self.conv2, self.norm2, h, residual=x)
+
+
+class _ShuffledConv(Conv3x3):
+    """Convolution to four times the channels, shuffled to twice the pixels in the same pass."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, shuffle=2)
 
 
 class SRResNet(nn.Module):
@@ -74,16 +98,16 @@ class SRResNet(nn.Module):
         self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
-        self.middle = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.middle = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
         stages = []
-        for _ in range(scale.bit_length() - 1):
-            stages += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
+        for _ in range(scale.bit_length() - 1):  # nn.Identity: names of weights as with a layer for the shuffle
+            stages += [_ShuffledConv(width), nn.Identity(), nn.PReLU()]
         self.up = nn.Sequential(*stages)
         self.last = nn.Conv2d(width, channels, 9, padding=4)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.first(x.flatten(0, -4))
-        y = self.last(self.up(flat + self.middle(self.blocks(flat))))
+        y = self.last(self.up(normalised(*self.middle, self.blocks(flat), residual=flat)))
         return y.view(*x.shape[:-2], *y.shape[-2:])
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastds.models.wgan_gp.mixed_conv import MixedConv, once
+from fastds.models.wgan_gp.mixed_conv import MixedConv, keeps_kernels, once
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
 from fastds.nn.convolutions import convolve
 from fastds.nn.recurrent import ConvGRUCell, by_time, first_state, per_time
@@ -73,7 +73,8 @@ class CBAM(nn.Module):
 class ConvGRU(ConvGRUCell):
     """3x3 convolutional GRU from a zero state, all states returned.
 
-    h <- (1 - z) h + z n, the rest as in ConvGRUCell; weights start Glorot-normal gate by gate, biases at zero.
+    h <- (1 - z) h + z n, the rest as in ConvGRUCell; weights start Glorot-normal gate by gate, biases at zero. Steps
+    are fastds.ops.conv_gru_cell; inside kernels_kept they are single ops on kernels that all calls share.
 
     Args:
         in_channels, channels: of x and of h.
@@ -91,6 +92,13 @@ class ConvGRU(ConvGRUCell):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The critic's loss differentiates twice, and the cell, which can be, takes 1.0 to 1.4 times as long there; in
+        # generators it takes 0.7 to 1.0 times as long (bench/results/ops_in_networks.csv).
+        return self.sequence_on_shared_kernels(x) if keeps_kernels() else self.sequence(x)[0]
+
+    def sequence_on_shared_kernels(self, x: Tensor) -> Tensor:
+        """The states of all steps, (B, T, channels, H, W), by single ops: kernels prepared once for all calls of a
+        kernels_kept, and in both derivatives one gradient of a kernel for all steps."""
         (batch, times), x = x.shape[:2], by_time(x)
         gates_x, from_state, candidate_x, from_reset = once(self, "kernels", self.kernels)
         gates = per_time(convolve(x, gates_x, self.gates.bias), batch, times)

@@ -28,6 +28,11 @@ def kernels_kept() -> Iterator[None]:
         _kept.reset(token)
 
 
+def keeps_kernels() -> bool:
+    """Whether kernels_kept is active."""
+    return _kept.get() is not None
+
+
 def once(layer: nn.Module, what: str, make: Callable[[], Any]) -> Any:
     """make(), inside kernels_kept() what it gave for the layer before, with and without a graph apart."""
     kept = _kept.get()
@@ -119,7 +124,7 @@ class MixedConv(nn.Module):
 
     def shares_kernel(self, x: Tensor) -> bool:
         """Whether several passes in one graph gain by one gradient of the kernel: where it is larger than a field."""
-        single = self.stride == 1 and self.mixing != "sequential" and _kept.get() is not None
+        single = self.stride == 1 and self.mixing != "sequential" and keeps_kernels()
         return single and 9 * self.in_channels * self.out_channels > x[0].numel()
 
     def extra_repr(self) -> str:
