@@ -84,8 +84,8 @@ def downscale(
         static: radar, fields: static maps for a model that reads some: a Dataset, or files, FILE.nc or
             FILE.nc:VARIABLE.
         dynamics: radar: further variables of a model that reads some, where data name or scale them otherwise than the
-            model's card: {NAME: VARIABLE}, or {NAME: [low, high]} with the ends of the range in the unit of data; or all
-            of them with their ranges, in the order of the model's channels.
+            model's card: {NAME: VARIABLE}, or {NAME: [low, high]} with the ends of the range in the unit of data; or
+            all of them with their ranges, in the order of the model's channels.
         coarsened: radar, fields: how the input averages finer cells, where that is known; the output then agrees with
             it. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
         level: humidity: value of the vertical coordinate.
