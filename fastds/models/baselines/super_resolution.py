@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
-from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv2d, Conv3x3, convolve, parameters_of
 
 
 class SRCNN(nn.Module):
@@ -96,14 +96,14 @@ class SRResNet(nn.Module):
             raise ValueError(f"scale must be a power of two above 1, got {scale}")
         self.config = {"channels": channels, "scale": scale, "width": width, "blocks": blocks}
         self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
-        self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
+        self.first = nn.Sequential(Conv2d(channels, width, 9), nn.PReLU())
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.middle = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
         stages = []
         for _ in range(scale.bit_length() - 1):  # nn.Identity: names of weights as with a layer for the shuffle
             stages += [_ShuffledConv(width), nn.Identity(), nn.PReLU()]
         self.up = nn.Sequential(*stages)
-        self.last = nn.Conv2d(width, channels, 9, padding=4)
+        self.last = Conv2d(width, channels, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.first(x.flatten(0, -4))

@@ -112,8 +112,8 @@ class CiaoSRDecoder(nn.Module):
     alpha = softmax_j <U_nearest, k_j>; y = phi_q(sum_j alpha_j v_j) + bilinear(x). Corners lie half a pixel apart as in
     LIIF; the published shift (1 - cell) / (n - 1) equals that at factor 2 and picks one pixel twice at factor 1.
 
-    The first layers of phi_k and phi_v, linear in U_j, are one 3x3 convolution of the maps; a query takes with it 0.7
-    to 0.8 times as long (bench/results/ops_in_networks.csv). The rest is no form of fastds.ops.inr_query: its keys and
+    The first layers of phi_k and phi_v, linear in U_j, are one 3x3 convolution of the maps; a query takes about 0.8
+    times as long with it (bench/results/ops_in_networks.csv). The rest is no form of fastds.ops.inr_query: its keys and
     values are read from maps, those of CiaoSR are networks of each corner, as wide as what they gather.
 
     Source: Cao et al. 2023 (CiaoSR), local part.
