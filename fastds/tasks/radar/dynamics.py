@@ -134,12 +134,16 @@ def _words(channel: Channel, dataset: xr.Dataset) -> str:
 
 def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     """By variable a name or two ends. Raises: ValueError for anything else."""
-    told = _read(given) if isinstance(given, str) else given
-    if told is None:
+    if given is None:
         return {}
-    good = isinstance(told, Mapping) and all(
-        isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
-        for name, value in told.items()
+    told = _read(given) if isinstance(given, str) else given
+    good = (
+        isinstance(told, Mapping)
+        and len(told)
+        and all(
+            isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
+            for name, value in told.items()
+        )
     )
     if not good:
         raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
