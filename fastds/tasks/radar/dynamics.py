@@ -128,6 +128,7 @@ def _words(channel: Channel, dataset: xr.Dataset) -> str:
     """ "prob as probability, 0 to 100 %"."""
     low, high = channel.ends
     units = channel.units or dataset[channel.variable].attrs.get("units", "")
+    units = "" if units == "1" else units
     other = f" as {channel.name}" if channel.name not in ("", channel.variable) else ""
     return f"{channel.variable}{other} ({low:g} to {high:g}{f' {units}' * bool(units)})"
 
