@@ -70,6 +70,10 @@ def folder(tmp_path_factory):
     for name, dataset in made.items():
         encoding = packed if name == "bytes" else {}
         dataset.to_netcdf(folder / f"{name}.nc", engine="h5netcdf", encoding=encoding)
+    beside = made["in"].rain
+    made["in"].assign(prob=(beside.dims, 0 * beside.values + 0.5, {"units": "1"})).to_netcdf(
+        folder / "beside.nc", engine="h5netcdf"
+    )
     torch.manual_seed(1)
     options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
     inr = models.create(
@@ -80,7 +84,16 @@ def folder(tmp_path_factory):
     moving = models.create("nowcast-small", hidden=4)
     torch.nn.init.constant_(moving.network.module.output.bias, -0.03)  # all echo decays
     moving.card.floor_dbz, moving.card.ceiling_dbz, moving.card.input_steps = 0.0, 60.0, 3
-    networks = {"radar": radar_model(), "fields": inr, "humid": generator(), "moving": moving, "rolling": nowcaster()}
+    probable = radar_model(in_channels=2)
+    probable.card.input_variables = [{"name": "reflectivity"}, {"name": "probability", "units": "%", "range": [0, 100]}]
+    networks = {
+        "radar": radar_model(),
+        "probable": probable,
+        "fields": inr,
+        "humid": generator(),
+        "moving": moving,
+        "rolling": nowcaster(),
+    }
     for name, network in networks.items():
         models.save(network, folder / f"{name}.safetensors")
     (folder / "points.csv").write_text("name,lat,lon\nA,45.2,110.1\nB,10.0,110.0\n")
@@ -104,6 +117,10 @@ def four_times_as_often(printed):
 
 def told_how_it_was_coarsened(printed):
     assert xr.open_dataset("told.nc").attrs["fastds_coarsened"] == "linear_z"
+
+
+def told_of_the_probability(printed):
+    assert xr.open_dataset("beside-fine.nc").attrs["fastds_dynamics"] == "prob as probability (0 to 1)"
 
 
 def finer_by(name, rows, columns):
@@ -207,6 +224,7 @@ def checked(printed):
     assert "format     NetCDF-4, 1 file" in printed and "times      3, 2024-06-01T12:05:00" in printed
     assert "can        nowcast" not in printed and "cannot     nowcast: " in printed
     assert "can        downscale: rain to 5 fields of 128 x 128; model fczsm-small" in printed
+    assert "downscale --model radar.safetensors: rain to 5" in printed and "moving.safetensors" not in printed
 
 
 def archived(printed):
@@ -254,6 +272,9 @@ RUNS = {
         times_of("part.nc", 10, 15, 20)
     ),
     f"downscale in.nc four.nc --model radar.safetensors {READING} --time-factor 4": four_times_as_often,
+    f"downscale beside.nc beside-fine.nc --model probable.safetensors {READING} --dynamics {{prob:[0,1]}}": (
+        told_of_the_probability
+    ),
     f"downscale in.nc told.nc --model radar.safetensors {READING} --smooth --coarsened linear_z": (
         told_how_it_was_coarsened
     ),
@@ -294,7 +315,8 @@ RUNS = {
     "--outside nan": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html": table_by_hand,
-    f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]}": checked,
+    f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
+    "--model radar.safetensors": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
     f"{TOLD}": archived,
     f"downscale mapped.nc fine.zarr --model trilinear {READING} --to mlcast {TOLD}": (

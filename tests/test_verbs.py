@@ -30,9 +30,10 @@ def event():
     return synthetic_event(5, 5, (64, 64))[["reflectivity", "crs"]]
 
 
-def radar_model():
+def radar_model(**options):
     torch.manual_seed(0)
-    model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
+    options |= {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
+    model = models.create("fczsm-small", **options)
     model.card.name, model.card.floor_dbz, model.card.ceiling_dbz = "tiny", 15.0, 70.0
     return model.eval()
 

@@ -69,7 +69,7 @@ def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **r
 
 def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
-        return name, True, with_options(run(), _options())
+        return name, True, run()
     except Exception as error:
         return name, False, _reason(error).partition("; candidates: ")[0]  # which are listed above
 
@@ -230,7 +230,7 @@ def _unchosen(task: str, *given: object) -> str:
     the task's plan."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
-        return task_function(task, "plan")(*given)
+        return with_options(task_function(task, "plan")(*given), _options())
 
 
 def _radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:

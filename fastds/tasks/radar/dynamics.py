@@ -128,18 +128,23 @@ def _words(channel: Channel, dataset: xr.Dataset) -> str:
     """ "prob as probability, 0 to 100 %"."""
     low, high = channel.ends
     units = channel.units or dataset[channel.variable].attrs.get("units", "")
+    units = "" if units == "1" else units
     other = f" as {channel.name}" if channel.name not in ("", channel.variable) else ""
     return f"{channel.variable}{other} ({low:g} to {high:g}{f' {units}' * bool(units)})"
 
 
 def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     """By variable a name or two ends. Raises: ValueError for anything else."""
-    told = _read(given) if isinstance(given, str) else given
-    if told is None:
+    if given is None:
         return {}
-    good = isinstance(told, Mapping) and all(
-        isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
-        for name, value in told.items()
+    told = _read(given) if isinstance(given, str) else given
+    good = (
+        isinstance(told, Mapping)
+        and len(told)
+        and all(
+            isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
+            for name, value in told.items()
+        )
     )
     if not good:
         raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
