@@ -11,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
+from fastds.metrics import field_scores
 from fastds.tasks.humidity.config import CriticConfig, DataConfig, LossConfig, OptimiserConfig, TrainingConfig
 from fastds.tasks.humidity.training import AdversarialModule
 
@@ -203,7 +204,10 @@ def test_validation_scores_by_hand(averaged):
     errors["val_mse_bicubic"] = torch.full_like(a, 0.4)
     expected = {k: 2500 * float(((v - fine) ** 2).mean()) for k, v in errors.items()}
     expected["val_crps"] = 50 * float(((a - fine).abs() + (b - fine).abs() - (a - b).abs()).mean() / 2)
-    assert module.logged == pytest.approx(expected, rel=1e-5)
+    one = field_scores(50 * a[:, :, 0], 50 * fine[:, :, 0].double(), 50.0)  # of the first member, the paper's figure 8
+    expected |= {f"val_{name}_one": one[name] for name in ("mse", "mae", "psnr", "ssim", "acc", "tcc")}
+    assert expected["val_mae_one"] == pytest.approx(50 * float((a - fine).abs().mean()))
+    assert module.logged == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
 def test_rates_reach_zero_by_the_clock_where_it_ends_first():
