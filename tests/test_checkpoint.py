@@ -91,8 +91,9 @@ def test_create():
         models.create("fczsm-smal")
     with pytest.raises(ValueError, match=r"no preset 'xyz'; fastds.models.available\(\) lists all \d+$"):
         models.create("xyz")
-    with pytest.raises(ValueError, match="no preset 'zsm'; did you mean .*fczsm"):
-        models.create("zsm")
+    assert models.create("ZSM", num_features=16, offset_groups=2).card.name == "fczsm", "as the paper writes it"
+    with pytest.raises(ValueError, match="no preset 'zsmm'; did you mean .*fczsm"):
+        models.create("zsmm")
     with pytest.raises(ValueError, match="FCZSM cannot be built .* unexpected keyword argument 'features'"):
         models.create("fczsm", features=3)
 

@@ -371,7 +371,8 @@ def test_random_sets_are_disjoint_and_depend_on_the_seed_alone(files):
     made, sets = random_sets(files)
     assert [len(one) for one in sets] == [20, 6, 9] and len(set.union(*sets)) == 35
     assert random_sets(files, augment=False, epoch_samples=20, batch_size=2)[1] == sets
-    assert random_sets(files, seed=1)[1] != sets
+    assert random_sets(files, seed=1)[1] == sets, "trainings of several seeds have the same test samples"
+    assert random_sets(files, split_seed=1)[1] != sets
     samples = made.training
     passes = [[samples._fixed(20 * turn + k) for k in range(20)] for turn in range(3)]
     assert all(set(one) == sets[0] for one in passes) and passes[0] != passes[1]

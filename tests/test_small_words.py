@@ -17,10 +17,10 @@ from fastds.tasks.nowcast import picture
 
 
 def test_the_version_is_that_of_the_changelog():
-    readme = Path(__file__).parents[1] / "README.md"
-    if not readme.exists():
+    changelog = Path(__file__).parents[1] / "CHANGELOG.md"
+    if not changelog.exists():
         pytest.skip("no checkout")
-    newest = re.search(r"^\*\*(\d+\.\d+)\*\*", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    newest = re.search(r"^## (\d+\.\d+)", changelog.read_text(encoding="utf-8"), re.MULTILINE)
     assert fastds.__version__.startswith(f"{newest[1]}.")
 
 

@@ -205,7 +205,7 @@ def test_the_card_names_the_files_of_all_runs_in_a_folder(files, tmp_path, task)
 
 
 def test_a_folder_of_nothing_to_train_on_is_one_sentence(mixed, tmp_path, capfd):
-    for name in ("radar.nc", "grid.nc", "short.nc"):
+    for name in ("radar.nc", "grid.nc", "short.nc", "narrow.nc"):
         (mixed / name).unlink()
     for task in ("radar", "nowcast", "humidity"):
         assert train_on(mixed, task, tmp_path / "o") == 2
