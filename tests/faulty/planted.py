@@ -79,11 +79,12 @@ def planted(fault: str) -> Iterator[None]:
         yield
 
 
-def find_fault(fault: str, seed: int, most: int, folder: Path) -> tuple[int, str] | None:
-    """Number of the first undamaged file that shows a fault, and what was found; None where none of `most` does."""
+def find_fault(fault: str, seed: int, most: int, folder: Path, first: int = 0) -> tuple[int, str] | None:
+    """Number of the first undamaged file that shows a fault, and what was found; None where none of `most` does, those
+    of the numbers from `first` on."""
     formats = next((forms for name, forms in _SHOWN_BY.items() if name in fault), None)
     with planted(fault):
-        for number, outcome, said, drawn in campaign(most, seed, folder, formats=formats):
+        for number, outcome, said, drawn in campaign(most, seed, folder, first, formats=formats):
             if outcome != "right" and not drawn.damaged:
                 return number, f"{outcome}: {said}"
     return None
