@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import fastds
 from fastds import models
 from fastds.tasks.common.command import configurations
 
-ROOT = Path(fastds.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "fastds" / "models" / "PAPERS.md").read_text(encoding="utf-8")
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastds").rglob("*.py"))
 SHIPPED = configurations()
