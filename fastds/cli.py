@@ -359,7 +359,7 @@ def _print_nothing() -> None:
 
 
 def _unraisable(error) -> None:
-    """Say nothing of what h5netcdf and rasterio raise beside the error of a damaged file, which has been told."""
+    """Suppress exceptions that h5netcdf and rasterio raise while closing a damaged file, whose error was reported."""
     place = str(getattr(error.object, "__module__", "") or error.object)
     if not place.startswith(("h5netcdf", "h5py", "rasterio")):
         sys.__unraisablehook__(error)

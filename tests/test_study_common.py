@@ -4,6 +4,7 @@
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fastds.studies.common.figures import field_maps, validation_curves, without
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.radar import parts_of, window_of
+from fastds.studies.common.study import PaperStudy
 from fastds.studies.common.tables import ResultTable
 
 
@@ -179,3 +181,18 @@ def test_curves_of_errors_in_decibels_are_drawn_below_zero(tmp_path):
     axes = validation_curves({"LTE": tmp_path / "v.csv"}, "dB", log_y=False).axes[0]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] < -1.5
     assert [line.get_label() for line in axes.lines] == ["LTE"] and axes.lines[0].get_ydata().tolist() == [0.5, -1.5]
+
+
+def test_notes_name_the_optimiser_of_the_trainings():
+    """With the budget paper that of the configuration, AdamW is only of small budgets."""
+
+    def text(budget, **training):
+        study = SimpleNamespace(
+            config=SimpleNamespace(budget=budget), runs=SimpleNamespace(networks=["a"]),
+            folder=SimpleNamespace(path="x"), training=lambda *given: SimpleNamespace(**training),
+        )  # fmt: skip
+        return PaperStudy.optimiser_text(study)
+
+    assert text("45min") == "AdamW with warm-up and cosine decay"
+    assert text("paper", optimizer="adam", schedule="constant") == "Adam, constant learning rate"
+    assert text("paper", optimizer="adam", schedule="steps") == "Adam, learning rate reduced in steps"

@@ -48,11 +48,17 @@ def system_error(error: Exception) -> int | None:
 
 
 def warn_left_out(what: str, count: int, why: str = "") -> None:
-    """Warn (UserWarning) that a reader leaves out a part of a file, of so many parts, and why."""
-    said = f"{what} {'are' if count > 1 else 'is'} left out"
-    warnings.warn(f"{said}: {why}" if why else said, UserWarning, stacklevel=4)
+    """Warn that a reader leaves out a part of a file.
+
+    Args:
+        what: the part and the file, the subject of the message.
+        count: number of fields or groups that are left out.
+        why: the reason; "": none is given.
+    """
+    message = f"{what} {'are' if count > 1 else 'is'} left out"
+    warnings.warn(f"{message}: {why}" if why else message, UserWarning, stacklevel=4)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and whether there are others."""
+    """The first `most` names, separated by commas, and an ellipsis where there are more."""
     return ", ".join(names[:most]) + " ..." * (len(names) > most)

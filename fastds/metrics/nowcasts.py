@@ -99,14 +99,8 @@ class NowcastScores:
 
     def by_frame(self) -> dict[str, np.ndarray]:
         """csi, hss, pod, far (T, thresholds) and b_mse, b_mae, mse, mae (T,); NaN where a score is not defined."""
-        tp, fn, fp, tn = np.moveaxis(self.counts.astype(np.float64), -1, 0)
+        scores = contingency_scores(self.counts)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scores = {
-                "csi": tp / (tp + fn + fp),
-                "hss": 2 * (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn)),
-                "pod": tp / (tp + fn),
-                "far": fp / (tp + fp),
-            }
             scores |= {name: self.sums[:, i] / max(self.samples, 1) for i, name in enumerate(ERROR_SCORES[:2])}
             scores |= {name: self.sums[:, i + 2] / self.pixels for i, name in enumerate(ERROR_SCORES[2:])}
         return scores
@@ -121,6 +115,24 @@ class NowcastScores:
             raise ValueError(f"frames must be 'all' or 'future', got {frames!r}")
         kept = slice(-self.future if frames == "future" else None, None)
         return {name: mean_of_defined(values[kept]) for name, values in self.by_frame().items()}
+
+
+def contingency_scores(table: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute CONTINGENCY_SCORES.
+
+    Args:
+        table: (..., 4) numbers of TP, FN, FP and TN.
+
+    Returns: csi, hss, pod and far, (...) float64; NaN where a score is not defined.
+    """
+    tp, fn, fp, tn = np.moveaxis(table.astype(np.float64), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "csi": tp / (tp + fn + fp),
+            "hss": 2 * (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn)),
+            "pod": tp / (tp + fn),
+            "far": fp / (tp + fp),
+        }
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:

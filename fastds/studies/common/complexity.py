@@ -3,12 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 _OF_ADAM = 4  # tensors as large as the parameters: weights, gradients and Adam's two moments
+COST_HEADS = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
+
+
+def cost_cells(cost: Mapping[str, float], seconds: float | None, digits: int) -> tuple[str, str, str, str]:
+    """Format what a network costs as cells of a table below COST_HEADS.
+
+    Args:
+        cost: see cost_of.
+        seconds: of a training step; None: not measured.
+        digits: of the multiply-adds.
+    """
+    numbers = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.{digits}f}", f"{cost['memory'] / 1e9:.2f}"
+    return *numbers, "-" if seconds is None else f"{seconds:.3g}"
 
 
 def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -80,14 +81,20 @@ def seconds_of_short_trainings(train: Callable[[RunConfig], object], config: Run
     least = {"batch_size": 1, "validation_samples": 1, "epoch_samples": 4}
     known = {field.name for field in dataclasses.fields(config.data)}
     data = dataclasses.replace(config.data, **{key: value for key, value in least.items() if key in known})
-    spent = []
-    for steps in (1, 1, 4):  # the first is slower than others
-        with tempfile.TemporaryDirectory() as folder:
-            short = dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False)
-            began = time.perf_counter()
-            quietly(lambda c=short: train(c))
-            spent.append(time.perf_counter() - began)
-    return config.data.batch_size * max(spent[2] - spent[1], 3e-3) / 3
+
+    def short(steps: int, folder: str) -> object:
+        return train(dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False))
+
+    _, one, four = (_seconds_of_training(short, steps) for steps in (1, 1, 4))  # the first is slower than others
+    return config.data.batch_size * max(four - one, 3e-3) / 3
+
+
+def _seconds_of_training(train: Callable[[int, str], object], steps: int) -> float:
+    """Seconds of train(steps, folder) in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        quietly(lambda: train(steps, folder))
+        return time.perf_counter() - began
 
 
 def seconds_of_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
@@ -95,12 +102,7 @@ def seconds_of_trainings(train: Callable[[str, int, str], object], networks: lis
     one has."""
     a_step, fixed = {}, 0.0
     for name in networks:
-        spent = []
-        for steps in _SHORT:
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
-                quietly(lambda n=name, s=steps, f=folder: train(n, s, f))
-                spent.append(time.perf_counter() - began)
+        spent = [_seconds_of_training(functools.partial(train, name), steps) for steps in _SHORT]
         a_step[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
         fixed += max(spent[0] - _SHORT[0] * a_step[name], 0.0) + START
     return Costs(a_step, fixed)

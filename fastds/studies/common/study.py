@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
 from fastds.studies.common.announce import Announced, announced, plan_text, sentence_of, small_title
+from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
@@ -22,6 +23,11 @@ from fastds.tasks.common.reports import facts, flat
 
 # Options that no result depends on, or that may grow in a later run.
 _FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
+
+_OPTIMISERS = {"adam": "Adam", "adamw": "AdamW"}
+_SCHEDULES = {
+    "constant": "constant learning rate", "cosine": "cosine decay", "steps": "learning rate reduced in steps"
+}  # fmt: skip
 
 
 class PaperStudy:
@@ -125,6 +131,16 @@ class PaperStudy:
                 seconds = self.step_seconds(name)
             found[name] = announced(self.training(name, seed, self.runs.run_folder(name, seed)), seconds)
         return found
+
+    def optimiser_text(self) -> str:
+        """The optimiser and the learning rate of the trainings of networks of one loss, for the notes."""
+        if self.config.budget != PAPER:
+            return "AdamW with warm-up and cosine decay"
+        name = self.runs.networks[0] if self.runs.networks else None
+        if name is None:
+            return "the paper's optimiser"
+        c = self.training(name, 0, self.folder.path)
+        return f"{_OPTIMISERS[c.optimizer]}, {_SCHEDULES[c.schedule]}"
 
     def print_plan(self) -> None:
         """What --plan prints: files, trainings, hours on this machine, configurations."""

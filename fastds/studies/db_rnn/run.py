@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -134,14 +135,18 @@ class DbRnnStudy(PaperStudy):
         c = self.config
         found = score(predict, self.blocks, c.data.z_r)
         if c.long_leads:
-            parts = [self.files[block.name]["test"] for block in self.blocks]
-            long = [
-                sample
-                for block, part in zip(self.blocks, parts, strict=True)
-                for sample in samples.long_samples(c.data, block, part, c.long_leads)
-            ]
-            found["long"] = score_long(predict, long, c.data.z_r)
+            found["long"] = score_long(predict, self._long_samples, c.data.z_r)
         return found
+
+    @functools.cached_property
+    def _long_samples(self) -> list[dict[str, torch.Tensor]]:
+        """The test samples of long forecasts, the same for every method."""
+        c = self.config
+        return [
+            sample
+            for block in self.blocks
+            for sample in samples.long_samples(c.data, block, self.files[block.name]["test"], c.long_leads)
+        ]
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
         c = self.config
@@ -210,8 +215,8 @@ class DbRnnStudy(PaperStudy):
         small = "" if paper else "; networks in the small, those of the paper are 24 wide and SimVP 64"
         twice = ", DB networks in twice as many as in the paper" if paper else ", DB networks in as many as others"
         return [
-            f"Every network is trained in {self.steps} steps on the same samples{twice} (the paper's losses, AdamW "
-            "with warm-up and cosine decay, weights of the lowest validation error); a staged network's deblurrer "
+            f"Every network is trained in {self.steps} steps on the same samples{twice} (the paper's losses, "
+            f"{self.optimiser_text()}, weights of the lowest validation error); a staged network's deblurrer "
             "takes as many again on the forecasts of the MS network. "
             f"Seeds {', '.join(map(str, self.config.seeds))}{small}.",
             f"Scores are means over the {FUTURE} frames to forecast; tables all-frames are means that include the four "

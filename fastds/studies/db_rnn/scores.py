@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
 from fastds.metrics import NowcastScores, mean_of_defined
-from fastds.metrics.nowcasts import BALANCE_WEIGHTS
+from fastds.metrics.nowcasts import BALANCE_WEIGHTS, contingency_scores
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.methods import FUTURE, METHODS
@@ -102,22 +102,11 @@ class Sums:
             return PIXELS * (sums / np.einsum("ds,kst->kdt", weights, self.pixels)).mean(0)
         kind, rate = name.split()
         table = np.einsum("ds,kstc->kdtc", weights, self.counts[:, :, :, RATES.index(rate)])
-        return contingency_score(kind, table).mean(0)
+        return contingency_scores(table)[kind.lower()].mean(0)
 
     def mean(self, name: str, weights: np.ndarray) -> np.ndarray:
         """(draws,): the mean of a score over the leads where it is defined."""
         return mean_of_defined(self.by_lead(name, weights).T)
-
-
-def contingency_score(kind: str, table: np.ndarray) -> np.ndarray:
-    """CSI, HSS or POD of contingency tables (..., 4) of TP, FN, FP and TN; NaN where it is not defined."""
-    tp, fn, fp, tn = np.moveaxis(table, -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if kind == "CSI":
-            return tp / (tp + fn + fp)
-        if kind == "POD":
-            return tp / (tp + fn)
-        return 2 * (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn))
 
 
 def with_prediction(

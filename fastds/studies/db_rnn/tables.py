@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fastds.metrics.nowcasts import contingency_scores
 from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.complexity import COST_HEADS, cost_cells
 from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, ORDER, ORDERED
 from fastds.studies.db_rnn.published import ABSENT, COMPLEXITY, SCORES, published
-from fastds.studies.db_rnn.scores import Sums, contingency_score
+from fastds.studies.db_rnn.scores import Sums
 
 # Table -> its title, its columns and the digits of their numbers.
 _KINDS = {
@@ -110,8 +112,8 @@ def lead_rows(results: Mapping[str, Sums], minutes: list[str]) -> ResultTable:
 
 def long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
     """HSS and POD (leads,) of long forecasts, means over seeds; tables_of: (seeds, samples, leads, 4)."""
-    pooled = np.asarray(tables_of, float).sum(1)
-    return {kind: contingency_score(kind, pooled).mean(0) for kind in ("HSS", "POD")}
+    found = contingency_scores(np.asarray(tables_of, float).sum(1))
+    return {kind: found[kind.lower()].mean(0) for kind in ("HSS", "POD")}
 
 
 def long_rows(results: Mapping[str, np.ndarray], hours: list[str]) -> ResultTable:
@@ -130,11 +132,8 @@ def complexity_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str
     rows = []
     for name, cost in found.items():
         paper = COMPLEXITY.get(name)
-        ours = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.2f}", f"{cost['memory'] / 1e9:.2f}"
-        second = f"{steps[name]:.3g}" if name in steps else "-"
         told = ("-",) * 4 if paper is None else (f"{paper[0]:.2f}", f"{paper[1]:.1f}", f"{paper[2]:.2f}", f"{paper[3]}")
-        rows.append((name, *ours, second, *told))
-    names = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
+        rows.append((name, *cost_cells(cost, steps.get(name), digits=2), *told))
     paper_names = "parameters, 1e6", "multiply-adds, 1e9", "memory, GB", "hours"
-    heads = ("method", *names, *(f"paper: {name}" for name in paper_names))
+    heads = ("method", *COST_HEADS, *(f"paper: {name}" for name in paper_names))
     return ResultTable("What the networks cost (table V)", heads, rows)

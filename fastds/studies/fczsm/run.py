@@ -146,8 +146,8 @@ class FczsmStudy(PaperStudy):
         small = "" if paper else "; networks in the small, the paper's ZSM is 64 wide, and here UNet 64, UNet3D 72"
         labels = labels_of(block.blocks for block in self.blocks)
         notes = [
-            f"Every network is trained in {self.steps} steps on the same samples (mean squared error, AdamW with "
-            "warm-up and cosine decay, weights of the lowest validation error), "
+            f"Every network is trained in {self.steps} steps on the same samples (mean squared error, "
+            f"{self.optimiser_text()}, weights of the lowest validation error), "
             f"seeds {', '.join(map(str, self.config.seeds))}{small}.",
             f"{told_of(labels)} The paper's unit and samples are others: compare reductions and order, not numbers.",
         ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate, labels_of
+from fastds.studies.common.complexity import COST_HEADS, cost_cells
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.fczsm.methods import METHODS, ORDER, REDUCTIONS
@@ -53,13 +54,9 @@ def reduction_rows(results: Results) -> ResultTable:
 
 def cost_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
     """What networks cost; the paper prints nothing of it. found: method -> see cost_of. steps: seconds of a step."""
-    rows = []
-    for name, cost in found.items():
-        second = f"{steps[name]:.3g}" if name in steps else "-"
-        numbers = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.1f}", f"{cost['memory'] / 1e9:.2f}"
-        rows.append((name, *numbers, second))
-    heads = ("method", "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step")
-    return ResultTable("What the networks cost, of one sample and a batch of the training", heads, rows)
+    rows = [(name, *cost_cells(cost, steps.get(name), digits=1)) for name, cost in found.items()]
+    title = "What the networks cost, of one sample and a batch of the training"
+    return ResultTable(title, ("method", *COST_HEADS), rows)
 
 
 def _reduction(results: Results, name: str) -> str:

@@ -194,7 +194,7 @@ class InrStudy(PaperStudy):
         times, bands = (len(np.unique(column)) for column in self.labels.T)
         return [
             f"Every network is trained in {self.steps} steps on the same samples (absolute error relative to "
-            "bilinear interpolation's, AdamW with warm-up and cosine decay, weights of the highest validation PSNR at "
+            f"bilinear interpolation's, {self.optimiser_text()}, weights of the highest validation PSNR at "
             "x2, of fixed factors at their own), seeds "
             f"{', '.join(map(str, self.config.seeds))}. All have one encoder; a network of one factor sees it in every "
             "step, the others factors of 1 to 4.",
