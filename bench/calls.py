@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time that one call of each public op and cell takes besides its arithmetic: `python -m bench.calls [--csv FILE]`.
+
+The tensors are tiny, (1, 8, 4, 4) in channels_last, so that a call is almost only its overhead: checks, the choice of
+a kernel, allocation and the call of the kernel. Each op stands next to the same composition of operators of torch,
+timed in turn with it in the same process: without gradients, the forward pass with gradients, and forward and backward
+pass. Times are thread CPU times, the least over many short rounds, with one thread.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds import nn, ops
+
+CHANNELS, SIDE = 8, 4
+ROUNDS, ROUND_SECONDS = 40, 0.002
+MODES = ("no_grad", "forward with gradients", "forward and backward")
+
+
+@dataclass
+class Call:
+    """A function of ours, the same function composed of operators of torch, and the tensors of both."""
+
+    ours: Callable[..., object]
+    torch: Callable[..., object]
+    tensors: list[Tensor]
+
+
+def lstm(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden state and cell state of an LSTM from its gate pre-activations, order i, f, g, o."""
+    i, f, g, o = pre.chunk(4, 1)
+    new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(new), new
+
+
+def memory(pre: Tensor, c: Tensor) -> Tensor:
+    """Return the memory of an ST-LSTM from its gate pre-activations, order i, f, g."""
+    i, f, g = pre.chunk(3, 1)
+    return torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+
+
+def gru_cell(x: Tensor, h: Tensor, w: Tensor, b: Tensor, candidate_w: Tensor, candidate_b: Tensor) -> Tensor:
+    """Return the new state of a ConvGRU, z the share that is kept."""
+    z, r = torch.sigmoid(F.conv2d(torch.cat([x, h], 1), w, b, padding=1)).chunk(2, 1)
+    n = torch.tanh(F.conv2d(torch.cat([x, r * h], 1), candidate_w, candidate_b, padding=1))
+    return z * h + (1 - z) * n
+
+
+def trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tensor:
+    """Return the new state of a TrajGRU from the parts of its pre-activations, order z, r, n."""
+    (zx, rx, nx), (zh, rh, nh) = x_part.chunk(3, 1), h_part.chunk(3, 1)
+    z, r = torch.sigmoid(zx + zh), torch.sigmoid(rx + rh)
+    return (1 - z) * F.leaky_relu(nx + r * nh, 0.2) + z * h
+
+
+def list_calls() -> dict[str, Call]:
+    """Return the calls by name. deform_conv2d and inr_query have no operator in torch; their peer is a clone."""
+    torch.manual_seed(0)
+    c = CHANNELS
+
+    def draw(*shape: int) -> Tensor:
+        x = torch.randn(shape)
+        return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+    x, h, state, bias = draw(1, c, SIDE, SIDE), draw(1, c, SIDE, SIDE), draw(1, c, SIDE, SIDE), draw(c)
+    three, one, five = draw(c, c, 3, 3), draw(c, c, 1, 1), draw(c, c, 5, 5)
+    pre4, pre3, part3 = (draw(1, k * c, SIDE, SIDE) for k in (4, 3, 3))
+    four, bias4 = draw(4 * c, 2 * c, 3, 3), draw(4 * c)
+    two, bias2, candidate = draw(2 * c, 2 * c, 3, 3), draw(2 * c), draw(c, 2 * c, 3, 3)
+    offset, mask = draw(1, 18, SIDE, SIDE), draw(1, 9, SIDE, SIDE)
+
+    def add_leaky(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
+        return F.leaky_relu(F.conv2d(x, w, b, padding=1) + residual, 0.1)
+
+    def lstm_cell(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return lstm(F.conv2d(torch.cat([x, h], 1), w, b, padding=1), c)
+
+    def reset(z: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(z), torch.sigmoid(r) * h
+
+    def st_gates(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        pre = F.conv2d(torch.cat([x, h], 1), w, b, padding=1)
+        return memory(pre[:, : 3 * CHANNELS], c), pre[:, 3 * CHANNELS :].clone()
+
+    cell = nn.ConvLSTMCell(c, c)
+    sequence = draw(4 * c, SIDE, SIDE).view(1, 4, c, SIDE, SIDE)
+
+    def torch_sequence(x: Tensor) -> Tensor:
+        h = s = torch.zeros_like(x[:, 0])
+        for k in range(x.shape[1]):
+            h, s = lstm_cell(x[:, k], h, s, cell.gates.weight, cell.gates.bias)
+        return h
+
+    calls = {
+        "null_op": Call(ops.null_op, torch.clone, [x]),
+        "conv3x3": Call(ops.conv3x3, lambda x, w, b: F.conv2d(x, w, b, padding=1), [x, three, bias]),
+        "conv3x3 + residual + leaky_relu": Call(
+            lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, act="leaky_relu"), add_leaky, [x, three, bias, h]
+        ),
+        "conv1x1": Call(ops.conv1x1, F.conv2d, [x, one, bias]),
+        "conv2d 5x5": Call(ops.conv2d, lambda x, w, b: F.conv2d(x, w, b, padding=2), [x, five, bias]),
+        "deform_conv2d": Call(
+            lambda x, o, w, b, m: ops.deform_conv2d(x, o, w, b, padding=1, mask=m),
+            lambda x, o, w, b, m: x.clone(),
+            [x, offset, three, bias, mask],
+        ),
+        "lstm_gates": Call(ops.lstm_gates, lstm, [pre4, state]),
+        "memory_gates": Call(ops.memory_gates, memory, [pre3, state]),
+        "output_gate": Call(ops.output_gate, lambda p, v: torch.sigmoid(p) * torch.tanh(v), [x, state]),
+        "gru_reset": Call(ops.gru_reset, reset, [x, h, state]),
+        "gru_update": Call(ops.gru_update, lambda z, n, h: z * h + (1 - z) * torch.tanh(n), [x, h, state]),
+        "traj_gru_gates": Call(ops.traj_gru_gates, trajectory_gates, [pre3, part3, state]),
+        "conv_lstm_cell": Call(ops.conv_lstm_cell, lstm_cell, [x, h, state, four, bias4]),
+        "conv_gru_cell": Call(ops.conv_gru_cell, gru_cell, [x, h, two, bias2, candidate, bias]),
+        "conv_st_lstm_gates": Call(ops.conv_st_lstm_gates, st_gates, [x, h, state, four, bias4]),
+        "pixel_shuffle": Call(lambda x: ops.pixel_shuffle(x, 2), lambda x: F.pixel_shuffle(x, 2), [x]),
+        "pixel_unshuffle": Call(lambda x: ops.pixel_unshuffle(x, 2), lambda x: F.pixel_unshuffle(x, 2), [x]),
+        "ConvLSTMCell.sequence, 4 steps": Call(lambda x: cell.sequence(x)[0], torch_sequence, [sequence]),
+    }
+    return calls
+
+
+def make_run(function: Callable[..., object], tensors: list[Tensor], mode: str) -> Callable[[], None]:
+    """Return a function without arguments that makes one call in a mode, on its own copies of the tensors."""
+    mine = [t.detach().clone().requires_grad_(mode != MODES[0]) for t in tensors]
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(*mine)
+
+    def step() -> None:
+        for t in mine:
+            t.grad = None
+        result = function(*mine)
+        results = [result] if isinstance(result, Tensor) else list(result)
+        torch.autograd.backward(results, cotangents)
+
+    if mode == MODES[0]:
+        return forward
+    if mode == MODES[1]:
+        return lambda: function(*mine)
+    result = function(*mine)
+    cotangents = [torch.randn_like(y) for y in ([result] if isinstance(result, Tensor) else result)]
+    return step
+
+
+def time_calls(runs: list[Callable[[], None]]) -> list[float]:
+    """Return the least microseconds a call of each run, over rounds in turn."""
+    least, counts = [float("inf")] * len(runs), []
+    for run in runs:
+        for _ in range(50):
+            run()
+        began = time.thread_time()
+        for _ in range(20):
+            run()
+        counts.append(max(1, int(ROUND_SECONDS / max((time.thread_time() - began) / 20, 1e-7))))
+    for _ in range(ROUNDS):
+        for k, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            began = time.thread_time()
+            for _ in range(count):
+                run()
+            least[k] = min(least[k], (time.thread_time() - began) / count * 1e6)
+    return least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, help="file to write the rows to")
+    parser.add_argument("--only", help="name of one call")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    print(f"{'microseconds a call':34}" + "".join(f"{mode + ' (torch)':>34}" for mode in MODES))
+    for name, call in list_calls().items():
+        if options.only not in (None, name):
+            continue
+        cells = []
+        for mode in MODES:
+            ours, peer = time_calls([make_run(f, call.tensors, mode) for f in (call.ours, call.torch)])
+            cells.append((ours, peer))
+            rows.append({"call": name, "mode": mode, "ours_us": f"{ours:.2f}", "torch_us": f"{peer:.2f}"})
+        print(f"{name:34}" + "".join(f"{f'{ours:.1f} ({peer:.1f})':>34}" for ours, peer in cells), flush=True)
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
