@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implementations of deform_conv2d to compare with, each on inputs in its fastest memory layout.
 
-Each builder in PEERS takes a Case, a mode ("forward" or "backward") and a dtype, and returns the callable to time. Only the
-builders of fastds and conv2d use the dtype; the other libraries compute in float32.
+Each builder in PEERS takes a Case, a mode ("forward" or "backward") and a dtype, and returns the callable to time. Only
+the builders of fastds and conv2d use the dtype; the other libraries compute in float32.
 """
 
 import ctypes
@@ -206,8 +206,8 @@ def build_onnxruntime(case: Case, mode: str, dtype: torch.dtype, spinning: bool 
         case: the call.
         mode: not used; the callable computes the forward pass.
         dtype: not used; the callable computes in float32.
-        spinning: whether the threads of onnxruntime spin between calls, as by default. This slows down the callable that
-            is timed next.
+        spinning: whether the threads of onnxruntime spin between calls, as by default. This slows down the callable
+            that is timed next.
     """
     import onnxruntime as ort
     from onnx import TensorProto, helper

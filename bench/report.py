@@ -292,7 +292,7 @@ def format_network_summary(rows: list[dict]) -> str:
 def format_scaling(rows: list[dict]) -> str:
     """Return the table of rows of bench.scaling."""
     names = ("axis", "value", *result_files.SCALING_NUMBERS)
-    header = ("axis", "value", "s", "us per unit beyond the start", "peak MB", "bytes per unit")
+    header = ("axis", "value", "s", "us per unit", "peak MiB", "bytes per unit")
     return format_table(header, [[v if isinstance(v := row[k], str) else f"{v:.4g}" for k in names] for row in rows])
 
 
@@ -325,8 +325,8 @@ def make_pages() -> dict[pathlib.Path, str]:
         folder / "scaling.md": "\n\n".join((
             "# Cost of `fastds downscale`", GENERATED.format("scaling.csv"),
             f"Measured on {scaling[0]['device']}, {scaling[0]['date']}, by `python -m bench.scaling --save`. The\n"
-            "unit of the axes size, threads and members is an input pixel (of one member); the unit of the axis files is\n"
-            'a file. "beyond the start" leaves out the time that a run on two fields of 64 x 64 pixels takes.',
+            "unit of the axes size, threads and members is an input pixel (of one member); the unit of the axis files\n"
+            "is a file. The time per unit leaves out the time of a run on two fields of 64 x 64 pixels.",
             format_scaling(scaling) + "\n",
         )),
     }  # fmt: skip

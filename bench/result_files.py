@@ -19,7 +19,7 @@ SWEEP_COLUMNS = (
 ROW_KEY = ("device", "threads", "op", "case", "mode", "dtype", "isa", "peer", "memory")
 NUMBERS = ("median_ms", "gflops", "gbytes", "percent_of_ceiling", "error", "peak_mib")
 ROW_COLUMNS = (*ROW_KEY, "yardstick", *NUMBERS, "launches", "note", "cores", "torch", "commit", "date")
-SCALING_NUMBERS = ("seconds", "us_per_unit", "peak_mb", "bytes_per_unit")
+SCALING_NUMBERS = ("seconds", "us_per_unit", "peak_mib", "bytes_per_unit")
 SCALING_COLUMNS = ("axis", "value", *SCALING_NUMBERS, "device", "torch", "commit", "date")
 
 
