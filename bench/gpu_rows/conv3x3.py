@@ -16,8 +16,8 @@ from bench.gpu_rows import Problem, Row, draw_exact
 from fastds.nn.convolutions import convolve
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
-OWN_TOLERANCE, PEER_TOLERANCE = 3e-2, 0.1  # in 16 bits
-# Tile sizes to compare with those of kernels/implicit_gemm.py: pixels, outputs, slab, warps, stages.
+TOLERANCES = 3e-2, 0.1  # of fastds and of peers, in 16 bits
+# Tile sizes to compare with those of kernels/implicit_gemm.py: arguments of fastds.kernels.device.Tiles.
 TILES = [
     (128, 64, 64, 4, 2), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4), (256, 64, 64, 8, 3), (64, 64, 64, 4, 4),
     (128, 64, 64, 8, 3),
@@ -84,8 +84,8 @@ class Case:
         pixels, total = self.batch * self.size**2, sum(self.inputs)
         elements = pixels * (total + (2 if self.residual else 1) * self.outputs)
         return Problem(
-            "conv3x3", self.name, self.make_tensors, self.compute_in_torch, peers, 2 * self.k**2 * total * self.outputs * pixels,
-            (elements, 0), modes=("forward",),
+            "conv3x3", self.name, self.make_tensors, self.compute_in_torch, peers,
+            2 * self.k**2 * total * self.outputs * pixels, (elements, 0), modes=("forward",),
         )  # fmt: skip
 
 
@@ -109,19 +109,10 @@ def make_rows(small: bool) -> list[Row]:
         case = Case("tiny", 1, (3, 2), 8, 6, residual=True, r=2)
         peers = [("fastds", functools.partial(case.compute, "auto")), ("torch eager", case.compute_in_torch)]
         return case.make_problem(peers).make_rows([(FLOAT32, 1e-4, 1e-4)])
-    found = [
-        row for case in CASES for row in make_case_problem(case).make_rows([(BFLOAT16, OWN_TOLERANCE, PEER_TOLERANCE)])
-    ]
+    found = [row for case in CASES for row in make_case_problem(case).make_rows([(BFLOAT16, *TOLERANCES)])]
     tried = [(f"fastds {t}", functools.partial(FIRST.run_with_tiles, t)) for t in TILES]
-    tiles = replace(FIRST.make_problem(tried), op="conv3x3 tiles").make_rows(
-        [(BFLOAT16, OWN_TOLERANCE, PEER_TOLERANCE)]
-    )
-    return [
-        *found[:6],
-        *tiles,
-        *found[6:],
-        *make_case_problem(FIRST).make_rows([(FLOAT16, OWN_TOLERANCE, PEER_TOLERANCE)]),
-    ]
+    tiles = replace(FIRST.make_problem(tried), op="conv3x3 tiles").make_rows([(BFLOAT16, *TOLERANCES)])
+    return [*found[:6], *tiles, *found[6:], *make_case_problem(FIRST).make_rows([(FLOAT16, *TOLERANCES)])]
 
 
 def make_case_problem(case: Case) -> Problem:

@@ -14,7 +14,7 @@ from fastds.ops import conv_lstm_cell
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 BOTH = [(BFLOAT16, 3e-2, 0.1), (FLOAT32, 1e-2, 1e-2)]  # cuDNN computes float32 convolutions in TF32
 SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # batch, channels of x and of the state, height, width
-# Tile sizes to compare with that of kernels/conv_cells.py: pixels, channels, slab, warps, stages.
+# Tile sizes to compare with that of kernels/conv_cells.py: arguments of fastds.kernels.device.Tiles.
 TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 4), (128, 32, 32, 4, 3), (128, 32, 32, 4, 4), (128, 16, 32, 4, 3)]
 
 

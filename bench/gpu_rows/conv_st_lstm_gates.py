@@ -52,7 +52,8 @@ def make_rows(small: bool) -> list[Row]:
             numbers = shape[0] * shape[1] * shape[2] * shape[3]
             problem = Problem(
                 name, "x".join(map(str, shape)), functools.partial(make_inputs, gates, *shape), formula, peers,
-                2 * 9 * 2 * shape[1] * gates * numbers, (traffic[0] * numbers, traffic[1] * numbers), float32_inputs=(2,),
+                2 * 9 * 2 * shape[1] * gates * numbers, (traffic[0] * numbers, traffic[1] * numbers),
+                float32_inputs=(2,),
             )  # fmt: skip
             found += problem.make_rows(BOTH[1:] if small else BOTH)
     return found

@@ -121,8 +121,8 @@ def make_rows(small: bool) -> list[Row]:
                 functools.partial(build_graph, small, dtype) if peer == "fastds graph"
                 else functools.partial(build_training_step if "training" in mode else build_forward, small, dtype, peer)
             ),
-            expected=functools.partial(compute_expected, mode, small), reference_key=("db_rnn", mode), tolerance=tolerance,
-            flops=flops * (3 if "training" in mode else 1), bytes=0, graph=graph,
+            expected=functools.partial(compute_expected, mode, small), reference_key=("db_rnn", mode),
+            tolerance=tolerance, flops=flops * (3 if "training" in mode else 1), bytes=0, graph=graph,
         )
         for mode, peer, dtype, tolerance, graph in selected
     ]  # fmt: skip

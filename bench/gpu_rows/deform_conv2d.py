@@ -34,7 +34,7 @@ SMALL = [
     ("torch eager", FLOAT32, 1e-3),
     ("conv2d", FLOAT32, 1e-2),
 ]
-# Tile sizes to compare with those of kernels/deform_conv2d*.py: pixels, outputs, channels, warps, stages. With two or
+# Tile sizes to compare with those of kernels/deform_conv2d*.py: arguments of fastds.kernels.device.Tiles. With two or
 # more stages the gather is asynchronous; Triton 3.6 then bypasses the L1 cache, Triton 3.9 uses it.
 TILES = {
     "forward": [(64, 64, 64, 8, 2), (32, 64, 64, 4, 1), (64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (128, 64, 64, 8, 2)],

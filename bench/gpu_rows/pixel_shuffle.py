@@ -10,12 +10,8 @@ from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
 from fastds.ops import pixel_shuffle
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
-SHAPES = [
-    (8, 256, 64, 64, 2),
-    (1, 64, 400, 400, 2),
-    (2, 64, 128, 128, 3),
-    (1, 32, 96, 96, 8),
-]  # batch, fine channels, coarse height and width, r
+# Batch, fine channels, coarse height, coarse width, factor.
+SHAPES = [(8, 256, 64, 64, 2), (1, 64, 400, 400, 2), (2, 64, 128, 128, 3), (1, 32, 96, 96, 8)]
 
 
 def compute(r, x, bias):
@@ -40,8 +36,8 @@ def make_rows(small: bool) -> list[Row]:
         numbers = batch * channels * r * r * height * width
         # Backward reads the gradient and y and writes the gradient of x.
         problem = Problem(
-            "pixel_shuffle", f"({batch},{channels}*{r * r},{height},{width}) x{r}", functools.partial(make_inputs, *shape),
-            formula, peers, 0, (2 * numbers, 3 * numbers),
+            "pixel_shuffle", f"({batch},{channels}*{r * r},{height},{width}) x{r}",
+            functools.partial(make_inputs, *shape), formula, peers, 0, (2 * numbers, 3 * numbers),
         )  # fmt: skip
         found += problem.make_rows([(BFLOAT16, 2e-2, 0.1), (FLOAT32, 1e-4, 1e-4)])
     return found

@@ -13,7 +13,7 @@ from fastds.ops import window_attention2d
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 BOTH = [(BFLOAT16, 3e-2, 0.2), (FLOAT32, 1e-3, 1e-2)]
 SHAPES = [(1, 24, 80, 80), (4, 24, 160, 160)]
-# Tile sizes to compare with that of kernels/window_attention2d.py: side, block, warps, stages.
+# Tile sizes to compare with that of kernels/window_attention2d.py: arguments of Tiles in that file.
 TILES = [(8, 64, 4, 1), (8, 64, 4, 3), (8, 32, 4, 2), (8, 128, 4, 2), (16, 64, 8, 2)]
 
 
@@ -52,4 +52,4 @@ def make_rows(small: bool) -> list[Row]:
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
     found += replace(make_problem(first, tried), op="window_attention2d tiles", modes=("forward",)).make_rows(BOTH[:1])
     last = replace(make_problem(first, [("torch.compile", compile_lazily(attend_by_views))]), modes=("forward",))
-    return [*found, *last.rows(BOTH[:1])]
+    return [*found, *last.make_rows(BOTH[:1])]
