@@ -4,8 +4,9 @@
 The reference, fastds.models.db_rnn.oracle, uses contiguous tensors and one convolution per summand, without fusion; its
 local attention loops over window rows on views. Batch 4, 160 x 160 pixels, five known and five forecast frames, which
 take nine time steps. A training step is the forward pass, the pixel loss of the paper, the backward pass and Adam.
-FLOPs are those of the reference without the attention itself. "fastds kept gates" saves the gates for the backward pass
-(recompute=False). `launches` counts the operators of one call except views. Rows of eager torch have one timed call.
+FLOPs are those of the reference without the attention itself. "fastds saved gates" saves the gates for the backward
+pass (recompute=False). `launches` counts the operators of one call except views. Rows of eager torch have one timed
+call.
 """
 
 import functools
@@ -27,14 +28,14 @@ GIGA_MACS = {
 }  # of one sample of 160 x 160 pixels
 # Batch and size where the reference would need minutes and tens of gigabytes.
 SMALLER = {("ms-preciplstm", "forward"): (1, 80), ("ms-preciplstm", "training step"): (1, 40)}
-PEERS = {"forward": ("fastds", "torch_eager"), "training step": ("fastds", "fastds kept gates", "torch_eager")}
-KEPT = ("ms-convlstm", "ms-predrnn")  # networks whose cost of recomputing gates is measured
+PEERS = {"forward": ("fastds", "torch_eager"), "training step": ("fastds", "fastds saved gates", "torch_eager")}
+SAVED_GATES = ("ms-convlstm", "ms-predrnn")  # networks whose cost of recomputing gates is measured
 ROWS = [
     (name, mode, peer)
     for name in GIGA_MACS
     for mode, peers in PEERS.items()
     for peer in peers
-    if peer != "fastds kept gates" or name in KEPT
+    if peer != "fastds saved gates" or name in SAVED_GATES
 ]
 
 
@@ -80,7 +81,7 @@ def build(name: str, mode: str, peer: str, case: tuple[int, int], dtype: torch.d
         dtype: dtype of parameters and frames.
     """
     torch.manual_seed(5)
-    model = create(name, recompute=peer != "fastds kept gates").to(dtype)
+    model = create(name, recompute=peer != "fastds saved gates").to(dtype)
     frames, truth = (t.to(dtype) for t in make_sample(*case))
     run = make_forward(peer, name, model)
     if mode == "forward":

@@ -137,7 +137,7 @@ def compare_in_new_processes(
         {row: (time in the first checkout / time in the second, milliseconds in the first)}. Times are medians over
         turns of the fastest call of a turn. Rows that one of the checkouts cannot run are missing.
     """
-    processes, found = [CheckoutProcess(root) for root in roots], {}
+    processes, results = [CheckoutProcess(root) for root in roots], {}
     for number in numbers:
         if None in [process.time_row(name, number) for process in processes]:  # also builds the row and fills caches
             continue
@@ -146,10 +146,10 @@ def compare_in_new_processes(
             for process, times in zip(processes, turns, strict=True):
                 times.append(process.time_row(name, number))
         first, second = map(statistics.median, turns)
-        found[number] = first / second, 1e3 * first
+        results[number] = first / second, 1e3 * first
     for process in processes:
         process.close()
-    return found
+    return results
 
 
 def compare_module(
@@ -166,13 +166,13 @@ def compare_module(
     Returns:
         {row: (ratio, milliseconds)}, medians over the pairs of processes.
     """
-    results, medians, numbers = {}, {}, list(range(len(list_own_rows(name))))
+    samples, medians, numbers = {}, {}, list(range(len(list_own_rows(name))))
     for pairs in (processes, 2 * processes):
         for _ in range(pairs):
-            for number, found in compare_in_new_processes(roots, name, numbers, seconds).items():
-                results.setdefault(number, []).append(found)
-        for number in results:
-            medians[number] = tuple(map(statistics.median, zip(*results[number], strict=True)))
+            for number, result in compare_in_new_processes(roots, name, numbers, seconds).items():
+                samples.setdefault(number, []).append(result)
+        for number in samples:
+            medians[number] = tuple(map(statistics.median, zip(*samples[number], strict=True)))
         numbers = [number for number, (ratio, _) in medians.items() if ratio > SLOWER]
     return medians
 
@@ -192,11 +192,11 @@ def main() -> int:
         parser.error("OTHER must be a checkout of fastds")
     roots, slower = (HERE.parents[1], options.other.resolve()), 0
     for name in options.only.split(","):
-        found, rows = compare_module(roots, name, options.processes, options.seconds), list_own_rows(name)
-        slow = {number: result for number, result in found.items() if result[0] > SLOWER}
+        results, rows = compare_module(roots, name, options.processes, options.seconds), list_own_rows(name)
+        slow = {number: result for number, result in results.items() if result[0] > SLOWER}
         slower += len(slow)
-        median = statistics.median(ratio for ratio, _ in found.values())
-        print(f"{name}: {len(found)} rows, median ratio {median:.2f}, {len(slow)} above {SLOWER}", flush=True)
+        median = statistics.median(ratio for ratio, _ in results.values())
+        print(f"{name}: {len(results)} rows, median ratio {median:.2f}, {len(slow)} above {SLOWER}", flush=True)
         for number, (ratio, milliseconds) in sorted(slow.items(), key=lambda item: -item[1][0]):
             print(f"  {ratio:.2f}  {milliseconds:.3f} ms  {' '.join(map(str, rows[number]))}", flush=True)
     return 1 if slower else 0

@@ -108,15 +108,15 @@ def print_costs(rows: list[Row], direction: str, dtype: torch.dtype) -> None:
     seconds = np.array([row[1:] for row in rows]).T
     tested = np.arange(len(rows)) % 3 == 2
     costs = [fit_costs(m[~tested], s[~tested]) for m, s in zip(matrices, seconds, strict=True)]
-    guesses = [m @ c for m, c in zip(matrices, costs, strict=True)]
-    taken = np.where(guesses[0] < SURE * guesses[1], *seconds)
-    lost, slower = taken / seconds.min(0), taken > seconds[1] / 0.95
+    estimates = [m @ c for m, c in zip(matrices, costs, strict=True)]
+    selected = np.where(estimates[0] < SURE * estimates[1], *seconds)
+    relative, slower = selected / seconds.min(0), selected > seconds[1] / 0.95
     texts = (f"({', '.join(f'{value:.2g}' for value in values)})" for values in costs)
     print(f"        {direction!r}: ({', '.join(texts)}),")
-    gain = np.exp(np.log(seconds[1] / taken)[tested].mean())
+    gain = np.exp(np.log(seconds[1] / selected)[tested].mean())
     print(
-        f"        # relative to the faster one: mean {lost[tested].mean():.2f},"
-        f" 95 % {np.quantile(lost[tested], 0.95):.2f}; {gain:.2f} times as fast as the library,"
+        f"        # relative to the faster one: mean {relative[tested].mean():.2f},"
+        f" 95 % {np.quantile(relative[tested], 0.95):.2f}; {gain:.2f} times as fast as the library,"
         f" slower in {slower[tested].mean():.0%}"
     )
 

@@ -38,18 +38,18 @@ def draw_shapes(count: int, seed: int):
 
     A third is drawn as in bench.sweep, a third has many channels on small images, and a third few inputs or outputs.
     """
-    rng, found = random.Random(seed), 0
-    while found < count:
+    rng, count_drawn = random.Random(seed), 0
+    while count_drawn < count:
         (batch, height, width), inputs, outputs = draw_size(rng), draw_channels(rng), draw_channels(rng)
-        if found % 3 == 1:
+        if count_drawn % 3 == 1:
             inputs, outputs = draw_log_uniform(rng, 64, 1024), draw_log_uniform(rng, 64, 2048)
             height, width = draw_log_uniform(rng, 3, 40), draw_log_uniform(rng, 3, 40)
-        elif found % 3 == 2:
+        elif count_drawn % 3 == 2:
             few = draw_log_uniform(rng, 1, MAX_PLANES_CHANNELS)
             inputs, outputs = (few, outputs) if rng.random() < 0.5 else (inputs, few)
         points = batch * height * width
         if points * max(inputs, outputs) <= MAX_NUMBERS and 18 * points * inputs * outputs <= MAX_FLOPS:
-            found += 1
+            count_drawn += 1
             yield batch, inputs, outputs, height, width
 
 
@@ -101,15 +101,15 @@ def print_costs(rows: list[dict], dtype: str, backward: bool) -> None:
     """Print one entry of COSTS and the time of the selected algorithms relative to the fastest ones."""
     rows = [row for row in rows if (row["dtype"], row["backward"]) == (dtype, backward)]
     names = [name for name in TERMS if any(name in row["seconds"] for row in rows)]
-    costs, lost = {name: fit_costs(rows, name) for name in names}, []
+    costs, relative = {name: fit_costs(rows, name) for name in names}, []
     for row in rows:
         seconds = row["seconds"]
-        guess = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))
-        lost.append(seconds[guess] / min(seconds.values()))
+        selected = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))
+        relative.append(seconds[selected] / min(seconds.values()))
     print(f"({machine(native.module().isa(), getattr(torch, dtype))!r}, {dtype!r}, {backward}): {{")
     for name, values in costs.items():
         print(f"    {name!r}: ({', '.join(f'{value:.2g}' for value in values)}),")
-    print(f"}},  # relative to the fastest: mean {np.mean(lost):.2f}, 95 % {np.quantile(lost, 0.95):.2f}")
+    print(f"}},  # relative to the fastest: mean {np.mean(relative):.2f}, 95 % {np.quantile(relative, 0.95):.2f}")
 
 
 def main() -> None:

@@ -142,11 +142,11 @@ def measure_ceilings(timer, small: bool) -> dict:
     source = torch.randn(count, device=timer.device)
     target = torch.empty_like(source)
     copy = min(timer.measure_ms(lambda: target.copy_(source)))
-    found = {"GB/s": 2 * source.nbytes / copy / 1e6}
+    rates = {"GB/s": 2 * source.nbytes / copy / 1e6}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         a, b = (torch.randn(size, size, device=timer.device).to(dtype) for _ in range(2))
-        found[get_dtype_name(dtype)] = 2 * size**3 / min(timer.measure_ms(functools.partial(torch.mm, a, b))) / 1e6
-    return found
+        rates[get_dtype_name(dtype)] = 2 * size**3 / min(timer.measure_ms(functools.partial(torch.mm, a, b))) / 1e6
+    return rates
 
 
 def compute_error(result, expected) -> float:

@@ -253,15 +253,15 @@ def compute_difference(results: list[Tensor], expected: list[Tensor]) -> float:
 
 def measure(runs: dict[str, Callable]) -> dict[str, float]:
     """Return the seconds of one call of each callable; see the module's docstring."""
-    taken = {name: [] for name in runs}
+    times = {name: [] for name in runs}
     for _ in range(LONG_TURNS):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            taken[name].append(time.process_time() - start)
-        if min(map(max, taken.values())) < LONG_SECONDS:
+            times[name].append(time.process_time() - start)
+        if min(map(max, times.values())) < LONG_SECONDS:
             return interleaved_timing.measure_fastest_calls(runs)
-    return {name: min(times) for name, times in taken.items()}
+    return {name: min(seconds) for name, seconds in times.items()}
 
 
 def main() -> None:
@@ -273,13 +273,13 @@ def main() -> None:
     for name in options.only.split(","):
         for row in ROWS[name]():
             first, *others = row.runs
-            found, times = {n: run() for n, run in row.runs.items()}, measure(row.runs)
+            results, times = {n: run() for n, run in row.runs.items()}, measure(row.runs)
             for other in others:
                 rows.append({
                     "part": row.part, "case": row.case, "mode": row.mode, "first": first, "second": other,
                     "first_ms": f"{1e3 * times[first]:.3f}", "second_ms": f"{1e3 * times[other]:.3f}",
                     "second_over_first": f"{times[other] / times[first]:.2f}",
-                    "difference": f"{compute_difference(found[other], found[first]):.0e}",
+                    "difference": f"{compute_difference(results[other], results[first]):.0e}",
                 })  # fmt: skip
                 print(*rows[-1].values(), sep=", ", flush=True)
     parts = {row["part"] for row in rows}

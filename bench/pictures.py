@@ -130,8 +130,13 @@ def draw_gridded(folder: pathlib.Path) -> None:
     fine = fields[7:8, :, 20:80, HELD_OUT]
     coarse = torch.nn.functional.avg_pool2d(fine, 4)
     with torch.no_grad():
-        ours = fastds.load("inr-small")(coarse, size=fine.shape[2:])
-    panels = {"input, 4 degrees": coarse, "bicubic": interpolate(coarse[0], 4)[None], "inr-small": ours, "truth": fine}
+        fine_output = fastds.load("inr-small")(coarse, size=fine.shape[2:])
+    panels = {
+        "input, 4 degrees": coarse,
+        "bicubic": interpolate(coarse[0], 4)[None],
+        "inr-small": fine_output,
+        "truth": fine,
+    }
     panels = {k: v[0, 2].numpy() for k, v in panels.items()}
     draw_row("inr-small", "Zonal wind at 500 hPa (m/s)", panels, make_draw((-30, 60), "RdYlBu_r"))
 
@@ -139,8 +144,13 @@ def draw_gridded(folder: pathlib.Path) -> None:
         fine = torch.from_numpy(dataset.t2m.values.astype("f4"))[:, None, :100, 20:180]
     coarse = torch.nn.functional.avg_pool2d(fine, 4)
     with torch.no_grad():
-        ours = fastds.load("inr-any")(coarse, scale=4)
-    panels = {"input, 1 degree": coarse, "bicubic": interpolate(coarse[0], 4)[None], "inr-any": ours, "truth": fine}
+        fine_output = fastds.load("inr-any")(coarse, scale=4)
+    panels = {
+        "input, 1 degree": coarse,
+        "bicubic": interpolate(coarse[0], 4)[None],
+        "inr-any": fine_output,
+        "truth": fine,
+    }
     panels = {k: v[0, 0].numpy() - 273.15 for k, v in panels.items()}
     draw_row("inr-any", "Temperature at 2 m, United States (°C)", panels, make_draw((5, 36), "RdYlBu_r"))
 

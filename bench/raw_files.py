@@ -62,10 +62,10 @@ def convert(file: pathlib.Path, name: str, folder: pathlib.Path) -> tuple[str, .
         return name, "failed", run.stderr.strip().splitlines()[-1].replace(str(file), name), "", "", "", seconds
     with open_dataset(file) as read:
         form = read.encoding.get("format", "")
-    with xr.open_dataset(target, engine="h5netcdf") as made:
-        field = max((made[n] for n in made.data_vars), key=lambda field: field.ndim)
+    with xr.open_dataset(target, engine="h5netcdf") as converted:
+        field = max((converted[n] for n in converted.data_vars), key=lambda field: field.ndim)
         size = " x ".join(map(str, field.shape))
-        return name, form, field.name, size, *format_corners(made, field), seconds
+        return name, form, field.name, size, *format_corners(converted, field), seconds
 
 
 def main() -> None:

@@ -352,13 +352,13 @@ def draw_cases(op: str, shapes: int, seed: int) -> Iterator[tuple[Case, str, str
     """
     rng = random.Random(f"{op} {seed}")
     torch.manual_seed(seed)
-    found = 0
-    while found < shapes:
+    count = 0
+    while count < shapes:
         try:
             case = OPS[op](rng)
         except TooLargeError:
             continue
-        found += 1
+        count += 1
         yield case, rng.choice(("contiguous", "channels_last")), rng.choice(("forward", "step"))
 
 

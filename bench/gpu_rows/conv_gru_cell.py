@@ -42,5 +42,5 @@ def make_rows(small: bool) -> list[Row]:
             BOTH[1:]
         )
     peers = [("fastds triton", conv_gru_cell), ("fastds cuda", conv_gru_cell), ("torch eager", compute_in_torch)]
-    found = [row for shape in SHAPES for row in make_problem(shape, peers).make_rows(BOTH)]
-    return found + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])
+    rows = [row for shape in SHAPES for row in make_problem(shape, peers).make_rows(BOTH)]
+    return rows + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])

@@ -52,10 +52,10 @@ def make_rows(small: bool) -> list[Row]:
             BOTH[1:]
         )
     own = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
-    found = []
+    rows = []
     for shape in SHAPES:
-        found += make_problem(shape, [*own, ("torch eager", compute_in_torch)]).make_rows(BOTH)
+        rows += make_problem(shape, [*own, ("torch eager", compute_in_torch)]).make_rows(BOTH)
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
     tiles = replace(make_problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).make_rows(BOTH[:1])
     last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])
-    return [*found[:6], *tiles, *found[6:], *last]
+    return [*rows[:6], *tiles, *rows[6:], *last]

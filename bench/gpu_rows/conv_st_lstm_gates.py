@@ -44,7 +44,7 @@ def make_inputs(gates, batch, channels, height, width):
 
 
 def make_rows(small: bool) -> list[Row]:
-    found = []
+    rows = []
     for name, (function, formula, gates, *traffic) in STAGES.items():
         own = ("fastds",) if small else ("fastds triton", "fastds cuda")
         peers = [*((peer, function) for peer in own), ("torch eager", formula)]
@@ -55,5 +55,5 @@ def make_rows(small: bool) -> list[Row]:
                 2 * 9 * 2 * shape[1] * gates * numbers, (traffic[0] * numbers, traffic[1] * numbers),
                 float32_inputs=(2,),
             )  # fmt: skip
-            found += problem.make_rows(BOTH[1:] if small else BOTH)
-    return found
+            rows += problem.make_rows(BOTH[1:] if small else BOTH)
+    return rows

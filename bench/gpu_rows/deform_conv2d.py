@@ -177,10 +177,10 @@ def make_rows(small: bool) -> list[Row]:
     if small:
         return [row for name in ("small", "points") for row in make_case_rows(name, True)]
     first, *others = CASES
-    found = [*make_case_rows(first, False), *(make_tiles_row(what, t) for what, sizes in TILES.items() for t in sizes)]
-    found += [row for name in others for row in make_case_rows(name, False)]
+    rows = [*make_case_rows(first, False), *(make_tiles_row(what, t) for what, sizes in TILES.items() for t in sizes)]
+    rows += [row for name in others for row in make_case_rows(name, False)]
     compiled = ("torch.compile", FLOAT32, 1e-3, False, False)  # last, because it compiles for many seconds
-    return [*found, *(make_row(first, mode, *compiled) for mode in ("forward", "backward"))]
+    return [*rows, *(make_row(first, mode, *compiled) for mode in ("forward", "backward"))]
 
 
 def make_case_rows(name, small):

@@ -33,7 +33,7 @@ def make_inputs(parts, batch, channels, *size):
 
 def make_rows(small: bool) -> list[Row]:
     shape = (1, 8, 6, 6) if small else (8, 64, 160, 160)
-    numbers, found = shape[0] * shape[1] * shape[2] * shape[3], []
+    numbers, rows = shape[0] * shape[1] * shape[2] * shape[3], []
     for name, (function, formula, parts, *traffic) in OPS.items():
         peers = [("fastds" if small else "fastds cuda", function), ("torch eager", formula)]
         peers += [] if small else [("torch.compile", compile_lazily(formula))]
@@ -41,5 +41,5 @@ def make_rows(small: bool) -> list[Row]:
             name, "x".join(map(str, shape)), functools.partial(make_inputs, parts, *shape), formula, peers,
             10 * len(parts) * numbers, (traffic[0] * numbers, traffic[1] * numbers),
         )  # fmt: skip
-        found += problem.make_rows([(torch.bfloat16, 2e-2, 0.1)])
-    return found
+        rows += problem.make_rows([(torch.bfloat16, 2e-2, 0.1)])
+    return rows

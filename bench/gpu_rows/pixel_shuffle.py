@@ -27,7 +27,7 @@ def make_inputs(batch, channels, height, width, r):
 
 
 def make_rows(small: bool) -> list[Row]:
-    found = []
+    rows = []
     for shape in [(1, 8, 3, 5, 2)] if small else SHAPES:
         batch, channels, height, width, r = shape
         own, formula = functools.partial(compute, r), functools.partial(compute_in_torch, r)
@@ -39,5 +39,5 @@ def make_rows(small: bool) -> list[Row]:
             "pixel_shuffle", f"({batch},{channels}*{r * r},{height},{width}) x{r}",
             functools.partial(make_inputs, *shape), formula, peers, 0, (2 * numbers, 3 * numbers),
         )  # fmt: skip
-        found += problem.make_rows([(BFLOAT16, 2e-2, 0.1), (FLOAT32, 1e-4, 1e-4)])
-    return found
+        rows += problem.make_rows([(BFLOAT16, 2e-2, 0.1), (FLOAT32, 1e-4, 1e-4)])
+    return rows

@@ -44,12 +44,12 @@ def make_problem(shape, peers):
 def make_rows(small: bool) -> list[Row]:
     if small:
         return make_problem((1, 8, 6, 7), [("fastds", compute), ("view loop", attend_by_views)]).make_rows(BOTH[1:])
-    found = []
+    rows = []
     for shape in SHAPES:
-        found += make_problem(shape, [("fastds triton", compute), ("view loop", attend_by_views)]).make_rows(BOTH)
+        rows += make_problem(shape, [("fastds triton", compute), ("view loop", attend_by_views)]).make_rows(BOTH)
     first = SHAPES[0]
-    found += make_problem(first, [("unfold", attend_by_unfolding)]).make_rows(BOTH[1:])
+    rows += make_problem(first, [("unfold", attend_by_unfolding)]).make_rows(BOTH[1:])
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
-    found += replace(make_problem(first, tried), op="window_attention2d tiles", modes=("forward",)).make_rows(BOTH[:1])
+    rows += replace(make_problem(first, tried), op="window_attention2d tiles", modes=("forward",)).make_rows(BOTH[:1])
     last = replace(make_problem(first, [("torch.compile", compile_lazily(attend_by_views))]), modes=("forward",))
-    return [*found, *last.make_rows(BOTH[:1])]
+    return [*rows, *last.make_rows(BOTH[:1])]
