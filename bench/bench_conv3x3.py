@@ -79,6 +79,14 @@ PEERS = [
 
 
 def build(peer, case, mode, dtype):
+    """Build the callable to time.
+
+    Args:
+        peer: "fastds" or "conv2d".
+        case: key of CASES.
+        mode: one of MODES. "backward" returns the gradients of x, weight and bias.
+        dtype: dtype of the images.
+    """
     x, weight, bias, residual, grad = CASES[case].make_tensors(dtype)
     if peer == "conv2d":
         weight, bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)

@@ -45,14 +45,21 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 def build(peer: str, case: str, mode: str, dtype: torch.dtype):
+    """Build the callable to time.
+
+    Args:
+        peer: key of PEERS.
+        case: key of CASES.
+        mode: "forward" for the value, "backward" for all gradients.
+        dtype: dtype of the tensors.
+    """
     return PEERS[peer](CASES[case], mode, dtype)
 
 
 def compute_reference_gradients(case: Case, args, grad_y):
     """Compute the gradients of all arguments in float64 by the reference implementation.
 
-    Each tap is computed separately, as a 1x1 kernel with shifted padding, because the graph of all taps does not fit
-    into memory.
+    Each tap is computed separately, as a 1x1 kernel with shifted padding, which limits the memory of the graph.
     """
     x, offset, mask, weight, bias = args
     groups, taps = case.offset_groups, case.taps
@@ -76,6 +83,13 @@ def compute_reference_gradients(case: Case, args, grad_y):
 
 @functools.lru_cache(maxsize=2)
 def compute_expected(case: str, mode: str, yardstick: bool):
+    """Compute the float64 result of the op, or of the yardstick.
+
+    Args:
+        case: key of CASES.
+        mode: "forward" or "backward".
+        yardstick: whether the row is of the peer conv2d.
+    """
     case = CASES[case]
     args, grad_y = [a.double() for a in case.make_args()], case.make_grad_y().double()
     if yardstick:

@@ -67,6 +67,7 @@ def build(peer, part, dtype):
 
 @functools.cache
 def compute_expected(part):
+    """Compute the float64 result of a part."""
     return build("eager", part, torch.float64)()
 
 

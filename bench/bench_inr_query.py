@@ -187,6 +187,14 @@ BUILDERS = {"fastds": build_liif, "naive": build_published_liif, "attention": bu
 
 
 def build(peer, case, dtype, device="cpu"):
+    """Build the callable to time, which records no gradients.
+
+    Args:
+        peer: key of BUILDERS.
+        case: the queries.
+        dtype: dtype of the features.
+        device: device of all tensors.
+    """
     run = BUILDERS[peer](case, dtype, device)
 
     def without_gradients():
@@ -213,6 +221,7 @@ def compute_exact_liif(case, device):
 
 @functools.lru_cache(maxsize=2)
 def compute_expected(case, decoder, device="cpu"):
+    """Compute the float64 result of the decoder "liif" or "attention"."""
     if decoder == "liif":
         return compute_exact_liif(case, device)
     maps, grid, trunk, extra = make_attention_arguments(case, torch.float64, device)

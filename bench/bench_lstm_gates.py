@@ -99,6 +99,14 @@ def make_tensors(op, case):
 
 
 def build(op, case, mode, peer):
+    """Build the callable to time.
+
+    Args:
+        op: key of FUNCTIONS.
+        case: key of SHAPES.
+        mode: "forward" for the value, "forward+backward" for the gradients of all arguments.
+        peer: one of PEERS. All peers but "eager" get tensors in channels_last.
+    """
     arguments = make_tensors(op, case)
     if peer != "eager":
         arguments = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in arguments]

@@ -38,6 +38,14 @@ def compute_in_torch(x, bias, r):
 
 
 def build(peer, case, mode, dtype):
+    """Build the callable to time.
+
+    Args:
+        peer: "fastds", "eager", or "copy" for copies with about the same memory traffic.
+        case: key of CASES.
+        mode: "forward" for the value, "backward" for the gradients of x and bias.
+        dtype: dtype of the tensors.
+    """
     x, bias, grad, r = make_tensors(case, dtype)
     if peer == "copy":
         return x.clone if mode == "forward" else lambda: (x.clone(), x.clone())

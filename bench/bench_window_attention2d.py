@@ -57,6 +57,13 @@ def make_tensors(case):
 
 
 def build(case, mode, peer):
+    """Build the callable to time.
+
+    Args:
+        case: key of CASES.
+        mode: "forward" for the value, "forward+backward" for the gradients of q, k and v.
+        peer: key of PEERS.
+    """
     arguments = make_tensors(case)
     if mode == "forward":
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the benchmarks of this checkout and of another one alternately: `python -m bench.compare_checkouts OTHER`.
+"""Alternate timing of the benchmarks of two checkouts: `python -m bench.compare_checkouts OTHER`.
 
-Two processes, one for each checkout, build the same row and take turns of some milliseconds, so that disturbances of
-the machine affect both. The addresses of memory differ between processes and change times by up to a third. The ratio
-of a row is therefore the median over `--processes` pairs of processes, and over three times as many if it exceeds 1.03.
+Two processes, one for this checkout and one for OTHER, build the same row and take turns of some milliseconds, so that
+disturbances of the machine affect both. The addresses of memory differ between processes and change times by up to a
+third. The ratio of a row is therefore the median over `--processes` pairs of processes, and over three times as many if
+it exceeds 1.03.
 
 OTHER is a checkout with the native module built in place. Compare this checkout with itself to see the noise.
 Prints, for every module, the median of (time here) / (time there) and the rows above 1.03; the exit status is 1 if

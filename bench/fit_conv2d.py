@@ -30,7 +30,7 @@ from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.costs import is_hopeless, machine
 
 Row = tuple[tuple[int, ...], float, float]  # shape, seconds of the engine, seconds of the library
-ROUNDS = 30  # reweighted least squares: converge to the least sum of absolute relative errors
+ROUNDS = 30  # iterations of reweighted least squares, which minimizes the mean absolute relative error
 
 
 def draw_shapes(count: int, seed: int, max_flops: float) -> Iterator[tuple[int, ...]]:

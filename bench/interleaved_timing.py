@@ -21,8 +21,8 @@ def measure_medians(runs: dict) -> dict[object, float]:
 def measure_fastest_calls(runs: dict) -> dict[object, float]:
     """Return the median, over turns, of the seconds of the fastest call of a turn, for each of {name: callable}.
 
-    Two threads that share a core with other work wait for a time slice at each barrier. Single calls vary too much
-    then, the fastest call of a turn does not.
+    Two threads that share a core with other work wait for a time slice at each barrier. Single calls then vary
+    too much; the fastest call of a turn does not.
     """
     return {name: statistics.median(map(min, turns)) for name, turns in _time_turns(runs).items()}
 

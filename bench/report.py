@@ -252,7 +252,7 @@ def format_sweeps(rows: list[dict]) -> str:
 
 
 def format_sweep_summary(rows: list[dict]) -> str:
-    """Return a table with one line per op, over all seeds, machines and layouts of one dtype with AVX-512."""
+    """Return a table of median ratios with one line per op, over all seeds, machines and layouts with AVX-512."""
     header = ("op", "float32 forward", "float32 training", "bfloat16 forward", "bfloat16 training")
     groups = defaultdict(list)
     for row in rows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of a callable in a separate process, in which glibc returns freed memory to the system by default."""
+"""Calls of a callable in a separate process, where glibc returns freed memory to the system, as by default."""
 
 import multiprocessing
 import statistics

@@ -135,6 +135,16 @@ def build_conv2d(case, mode, dtype, device):
 
 
 def build(name, mode, peer, dtype, device, small):
+    """Build the callable to time.
+
+    Args:
+        name: key of CASES.
+        mode: "forward" or "backward".
+        peer: peer of the row.
+        dtype: dtype of the tensors.
+        device: their device.
+        small: reduce the case to one image of 12 x 12 pixels.
+    """
     case = make_case(name, small)
     if peer.startswith("fastds"):
         return build_fastds(case, mode, dtype, peer, device)
@@ -152,6 +162,7 @@ def make_case(name, small):
 
 
 def compute_expected(name, mode, yardstick, small, device):
+    """Compute the float64 result of the op, or of a plain convolution for a yardstick; see build()."""
     case = make_case(name, small)
     args = [t.double().to(device) for t in case.make_args()]
     grad_y = case.make_grad_y().double().to(device)
@@ -203,6 +214,7 @@ def make_tiles_row(what, tiles):
 
 
 def make_row(name, mode, peer, dtype, tolerance, small, yardstick):
+    """Return the row of one peer; see build() and Row for the arguments."""
     case = make_case(name, small)
     return Row(
         "deform_conv2d", case.title, mode, get_dtype_name(dtype), peer,

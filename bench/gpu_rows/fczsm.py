@@ -13,6 +13,7 @@ from fastds.models import create
 from fastds.models.fczsm.oracle import ReferenceFCZSM
 
 FLOPS_PER_PIXEL = 40_999_816  # of the forward pass with two input fields; tests/gpuless/test_gpu_suite.py checks it
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 SIZES = {"forward": 200, "training step": 100}  # coarse pixels each way
 
 
@@ -39,13 +40,23 @@ def copy_model(small, device):
     return copy.deepcopy(make_cached_network(small)).to(device, memory_format=torch.channels_last)
 
 
-def build_graph(small, dtype, device):
+def build_graph(small, dtype, peer, device):
+    """Build the forward pass as a CUDA graph; the only peer is fastds."""
     x, _ = make_inputs("forward", small, device)
     run = copy_model(small, device).compile_graph(x, dtype=dtype)
     return lambda: run(x)
 
 
-def build_forward(small, dtype, device, peer):
+def build_forward(small, dtype, peer, device):
+    """Build the forward pass under autocast.
+
+    Args:
+        small: use the small network.
+        dtype: dtype of autocast.
+        peer: "fastds eager", "torchvision eager" (the reference with the op of torchvision) or "torch.compile" (of the
+            reference).
+        device: device of the tensors.
+    """
     x, _ = make_inputs("forward", small, device)
     model = copy_model(small, device)
     if peer != "fastds eager":
@@ -60,7 +71,8 @@ def build_forward(small, dtype, device, peer):
     return run
 
 
-def build_training_step(small, dtype, device, peer):
+def build_training_step(small, dtype, peer, device):
+    """Build the loss and all gradients; see build_forward() for the arguments."""
     x, truth = make_inputs("training step", small, device)
     model = copy_model(small, device)
     parameters = list(model.parameters())
@@ -88,37 +100,26 @@ def compute_expected(mode, small, device):
 
 
 def make_rows(small: bool) -> list[Row]:
-    half, bfloat16, full = torch.float16, torch.bfloat16, torch.float32
+    # Mode, peer, dtype, tolerance, builder.
     selected = [
-        ("forward", "fastds graph", bfloat16, 5e-2, lambda d: build_graph(small, bfloat16, d)),
-        ("forward", "fastds eager", bfloat16, 5e-2, lambda d: build_forward(small, bfloat16, d, "fastds eager")),
-        ("forward", "torchvision eager", half, 0.2, lambda d: build_forward(small, half, d, "torchvision eager")),
-        ("forward", "torchvision eager", full, 1e-2, lambda d: build_forward(small, full, d, "torchvision eager")),
-        ("forward", "fastds graph", full, 1e-2, lambda d: build_graph(small, full, d)),
-        (
-            "training step",
-            "fastds eager",
-            bfloat16,
-            0.3,
-            lambda d: build_training_step(small, bfloat16, d, "fastds eager"),
-        ),
-        (
-            "training step",
-            "torchvision eager",
-            half,
-            0.5,
-            lambda d: build_training_step(small, half, d, "torchvision eager"),
-        ),
-        ("forward", "torch.compile", full, 1e-2, lambda d: build_forward(small, full, d, "torch.compile")),
+        ("forward", "fastds graph", BFLOAT16, 5e-2, build_graph),
+        ("forward", "fastds eager", BFLOAT16, 5e-2, build_forward),
+        ("forward", "torchvision eager", FLOAT16, 0.2, build_forward),
+        ("forward", "torchvision eager", FLOAT32, 1e-2, build_forward),
+        ("forward", "fastds graph", FLOAT32, 1e-2, build_graph),
+        ("training step", "fastds eager", BFLOAT16, 0.3, build_training_step),
+        ("training step", "torchvision eager", FLOAT16, 0.5, build_training_step),
+        ("forward", "torch.compile", FLOAT32, 1e-2, build_forward),
     ]
     if small:  # torchvision and graphs need not be there
-        selected = [(mode, "fastds", *rest) for mode, peer, *rest in selected if peer == "fastds eager"]
+        selected = [row for row in selected if row[1] == "fastds eager"]
     size = {mode: 16 if small else n for mode, n in SIZES.items()}
     passes = {"forward": 1, "training step": 3}
     parameters = 4 * sum(p.numel() for p in make_cached_network(small).parameters())
     return [
         Row(
-            "fczsm", f"(1,2,1,{size[mode]},{size[mode]})", mode, get_dtype_name(dtype), peer, build,
+            "fczsm", f"(1,2,1,{size[mode]},{size[mode]})", mode, get_dtype_name(dtype),
+            "fastds" if small else peer, functools.partial(build, small, dtype, peer),
             expected=lambda device, mode=mode: compute_expected(mode, small, device), reference_key=("fczsm", mode),
             tolerance=tolerance, flops=passes[mode] * FLOPS_PER_PIXEL * size[mode] ** 2, bytes=parameters,
             graph=False,  # "fastds graph" replays its own graph; the other rows measure eager use

@@ -26,6 +26,15 @@ BUILDERS = {("attention", True): "attention", ("liif", True): "fastds", ("liif",
 
 
 def build(case, decoder, peer, dtype, device):
+    """Build the callable to time.
+
+    Args:
+        case: the queries.
+        decoder: "attention" or "liif".
+        peer: peer of the row; "fastds cuda" and "fastds triton" select that backend.
+        dtype: dtype of the features.
+        device: device of the tensors.
+    """
     with select_backend(peer):
         run = cases.build(BUILDERS[decoder, peer.startswith("fastds")], case, dtype, device)
 
