@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 against the library's convolution in channels_last: shapes of the networks, odd sizes, few and many channels.
+"""conv3x3 compared with the convolution of torch in channels_last.
 
-Ours and the library's are timed in turn. The rows of "conv3x3 avx2" come from a process of their own, in which ours
-and oneDNN are limited to AVX2.
+The shapes are those of the networks, odd sizes, and few and many channels. Both are timed interleaved. The rows of AVX2
+come from a separate process, in which fastds and oneDNN are limited to AVX2.
 """
 
 import functools
@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.in_turn import medians
+from bench.interleaved_timing import measure_medians
 from fastds.ops import conv3x3
 from fastds.ops.core import native as _native
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
@@ -28,6 +28,8 @@ if AVX2:
 
 @dataclass(frozen=True)
 class Case:
+    """A 3x3 convolution of images (batch, channels, height, width) to `outputs` channels."""
+
     batch: int
     height: int
     width: int
@@ -37,27 +39,27 @@ class Case:
     def __str__(self):
         return f"({self.batch},{self.height},{self.width}) {self.channels}->{self.outputs}"
 
-    def flops(self, mode):
-        """Of the direct convolution; the backward pass has two such products."""
+    def count_flops(self, mode):
+        """Return the FLOPs of the direct convolution; the backward pass has two products."""
         forward = 2 * self.batch * self.height * self.width * 9 * self.channels * self.outputs
         return forward * (2 if mode == "backward" else 1)
 
-    def bytes(self, mode, itemsize):
-        """Least traffic: every image read or written once."""
+    def count_bytes(self, mode, itemsize):
+        """Return the least memory traffic: every image is read or written once."""
         forward = self.batch * self.height * self.width * (self.channels + self.outputs) * itemsize
         return forward * (2 if mode == "backward" else 1)
 
-    def tensors(self, dtype):
-        """x, weight, bias, residual, gradient; weights in float32, as modules keep them."""
+    def make_tensors(self, dtype):
+        """Return x, weight, bias, residual and the gradient of the result, weight and bias in float32."""
         generator = torch.Generator().manual_seed(7)
 
-        def image(channels):
+        def draw_images(channels):
             x = torch.randn(self.batch, channels, self.height, self.width, generator=generator)
             return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
         weight = torch.randn(self.outputs, self.channels, 3, 3, generator=generator) / (9 * self.channels) ** 0.5
         bias = torch.randn(self.outputs, generator=generator)
-        return image(self.channels), weight, bias, image(self.outputs), image(self.outputs)
+        return draw_images(self.channels), weight, bias, draw_images(self.outputs), draw_images(self.outputs)
 
 
 CASES = {
@@ -70,14 +72,22 @@ CASES = {
     )
 }  # fmt: skip
 AVX2_CASES = ("(1,200,200) 64->64", "(4,80,80) 48->96", "(1,101,77) 96->96", "(8,64,64) 128->128", "(1,200,200) 24->24")
-MODES = ("forward", "backward", "fused")  # fused: bias, residual and leaky ReLU behind the convolution
+MODES = ("forward", "backward", "fused")  # fused: with bias, residual and leaky ReLU
 PEERS = [
     ("fastds", torch.float32), ("fastds", torch.bfloat16), ("conv2d", torch.float32), ("conv2d", torch.bfloat16),
 ]  # fmt: skip
 
 
 def build(peer, case, mode, dtype):
-    x, weight, bias, residual, grad = CASES[case].tensors(dtype)
+    """Build the callable to time.
+
+    Args:
+        peer: "fastds" or "conv2d".
+        case: key of CASES.
+        mode: one of MODES. "backward" returns the gradients of x, weight and bias.
+        dtype: dtype of the images.
+    """
+    x, weight, bias, residual, grad = CASES[case].make_tensors(dtype)
     if peer == "conv2d":
         weight, bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
     if mode == "backward":
@@ -97,9 +107,9 @@ def build(peer, case, mode, dtype):
 
 
 @functools.lru_cache(maxsize=1)
-def expected(case, mode, dtype):
-    """In float64 from the rounded inputs."""
-    x, weight, bias, residual, grad = (t.double() for t in CASES[case].tensors(dtype))
+def compute_expected(case, mode, dtype):
+    """Compute the result in float64 from inputs that are rounded to dtype."""
+    x, weight, bias, residual, grad = (t.double() for t in CASES[case].make_tensors(dtype))
     if mode == "fused":
         return reference(x, weight, bias, None, residual, "leaky_relu")
     if mode == "forward":
@@ -109,10 +119,10 @@ def expected(case, mode, dtype):
 
 
 @functools.lru_cache(maxsize=1)
-def seconds(case, mode):
-    """{(peer, dtype): median} of all contenders in turn."""
+def measure_seconds(case, mode):
+    """Return the median seconds by (peer, dtype), measured interleaved."""
     peers = [peer for peer in PEERS if not AVX2 or peer[1] == torch.float32]
-    return medians({(peer, dtype): build(peer, case, mode, dtype) for peer, dtype in peers})
+    return measure_medians({(peer, dtype): build(peer, case, mode, dtype) for peer, dtype in peers})
 
 
 @pytest.mark.parametrize("peer,dtype", PEERS, ids=lambda v: str(v).removeprefix("torch."))
@@ -120,14 +130,14 @@ def seconds(case, mode):
 @pytest.mark.parametrize("case", AVX2_CASES if AVX2 else CASES)
 def test_conv3x3(measure, case, mode, peer, dtype):
     measure(
-        build, (peer, case, mode, dtype), op="conv3x3 avx2" if AVX2 else "conv3x3", case=case, mode=mode, peer=peer,
-        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
-        bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, dtype),
-        tolerance=1e-4 if dtype == torch.float32 else 3e-2, median=lambda: seconds(case, mode)[peer, dtype],
+        build, (peer, case, mode, dtype), op="conv3x3", case=case, mode=mode, peer=peer,
+        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].count_flops(mode),
+        bytes=CASES[case].count_bytes(mode, dtype.itemsize), expected=compute_expected(case, mode, dtype),
+        tolerance=1e-4 if dtype == torch.float32 else 3e-2, get_median=lambda: measure_seconds(case, mode)[peer, dtype],
     )  # fmt: skip
 
 
-@pytest.mark.skipif(AVX2, reason="this is the process limited to AVX2")
+@pytest.mark.skipif(AVX2, reason="this process is limited to AVX2")
 def test_avx2(benchmark, other_rows, tmp_path):
     path = tmp_path / "avx2.json"
     command = [sys.executable, "-m", "pytest", __file__, "-q", "--benchmark-only", f"--benchmark-json={path}"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d against everything else that computes it; cases of the four networks."""
+"""deform_conv2d compared with other implementations, on shapes of the networks."""
 
 import functools
 import importlib
@@ -8,19 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import peers
-from bench.peers import Case
+from bench.deform_conv2d_peers import PEERS, Case
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 CASES = {
     case.name: case
     for case in (
-        Case("full", "(1,64,200,200) G=8", 1, 64, 64, 200, 200, 8, (3, 3), (1, 1), 1),  # FC-ZSM aligner, full level
-        Case("half", "(8,64,100,100) G=8", 8, 64, 64, 100, 100, 8, (3, 3), (1, 1), 1),  # training batch, half level
+        Case("full", "(1,64,200,200) G=8", 1, 64, 64, 200, 200, 8, (3, 3), (1, 1), 1),  # alignment of FC-ZSM, full size
+        Case("half", "(8,64,100,100) G=8", 8, 64, 64, 100, 100, 8, (3, 3), (1, 1), 1),  # half size, training batch
         Case("small", "(1,16,64,64) G=2", 1, 16, 16, 64, 64, 2, (3, 3), (1, 1), 1),  # small network
-        Case(
-            "points", "(1,24,160,160) 10 points", 1, 24, 72, 160, 160, 1, (1, 10), (0, 0), 0
-        ),  # TrajGRU's links, dilation 0
+        # Links of TrajGRU: with dilation 0 all taps start at the same pixel and offsets alone place them.
+        Case("points", "(1,24,160,160) 10 points", 1, 24, 72, 160, 160, 1, (1, 10), (0, 0), 0),
     )
 }
 ROWS = [  # peer, dtype, modes
@@ -34,16 +32,35 @@ ROWS = [  # peer, dtype, modes
     ("conv2d", torch.float32, ("forward", "backward")),
     ("conv2d", torch.bfloat16, ("forward", "backward")),
 ]
-RETURNED = ("fastds", "torch_eager", "serial_im2col", "torchvision", "onnxruntime", "conv2d")  # without kept memory too
+# Peers that are also measured with freed memory returned to the system.
+RETURNED = (
+    "fastds",
+    "torch_eager",
+    "serial_im2col",
+    "torchvision",
+    "onnxruntime",
+    "conv2d",
+)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 def build(peer: str, case: str, mode: str, dtype: torch.dtype):
-    return getattr(peers, peer)(CASES[case], mode, dtype)
+    """Build the callable to time.
+
+    Args:
+        peer: key of PEERS.
+        case: key of CASES.
+        mode: "forward" for the value, "backward" for all gradients.
+        dtype: dtype of the tensors.
+    """
+    return PEERS[peer](CASES[case], mode, dtype)
 
 
-def oracle_backward(case: Case, args, grad_y):
-    """float64 gradients, one tap at a time to keep the graph small: a tap is a 1x1 kernel with shifted padding."""
+def compute_reference_gradients(case: Case, args, grad_y):
+    """Compute the gradients of all arguments in float64 by the reference implementation.
+
+    Each tap is computed separately, as a 1x1 kernel with shifted padding, which limits the memory of the graph.
+    """
     x, offset, mask, weight, bias = args
     groups, taps = case.offset_groups, case.taps
     offset = offset.unflatten(1, (groups, taps, 2))
@@ -65,41 +82,49 @@ def oracle_backward(case: Case, args, grad_y):
 
 
 @functools.lru_cache(maxsize=2)
-def expected(case: str, mode: str, yardstick: bool):
+def compute_expected(case: str, mode: str, yardstick: bool):
+    """Compute the float64 result of the op, or of the yardstick.
+
+    Args:
+        case: key of CASES.
+        mode: "forward" or "backward".
+        yardstick: whether the row is of the peer conv2d.
+    """
     case = CASES[case]
-    args, grad_y = [a.double() for a in case.args()], case.grad_y().double()
+    args, grad_y = [a.double() for a in case.make_args()], case.make_grad_y().double()
     if yardstick:
         x, _, _, weight, bias = (a.requires_grad_() for a in args)
         y = F.conv2d(x, weight, bias, padding=case.padding)
         return y.detach() if mode == "forward" else torch.autograd.grad(y, (x, weight, bias), grad_y)
     if mode == "backward":
-        return oracle_backward(case, args, grad_y)
+        return compute_reference_gradients(case, args, grad_y)
     x, offset, mask, weight, bias = args
     return reference(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
 
 
-def skip_reason(peer: str, case: Case) -> str | None:
+def get_skip_reason(peer: str, case: Case) -> str | None:
+    """Return why a peer cannot or should not run a case, or None."""
     if peer in ("torchvision", "onnxruntime", "openvino"):
         try:
             importlib.import_module(peer)
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
             return f"{peer} cannot be imported: {error}"
     if peer in ("onnxruntime", "openvino") and case.dilation == 0:
-        return f"{peer} refuses dilation 0"
+        return f"{peer} does not support dilation 0"
     if peer == "conv2d" and case.dilation == 0:
-        return "a convolution has no free points"
+        return "there is no plain convolution with dilation 0"
     if peer == "serial_im2col" and case.batch > 1:
-        return "serial: eight times the time of one image"
+        return "a batch takes batch times as long as one image: the algorithm is serial"
     return None
 
 
-def rows() -> list:
+def list_rows() -> list:
     params = []
     for case in CASES.values():
         for mode in ("forward", "backward"):
             for peer, dtype, modes in ROWS:
                 if mode in modes:
-                    reason = skip_reason(peer, case)
+                    reason = get_skip_reason(peer, case)
                     marks = pytest.mark.skipif(reason is not None, reason=reason or "")
                     label = "-".join((case.name, mode, peer, str(dtype).removeprefix("torch.")))
                     params.append(pytest.param(case.name, mode, peer, dtype, "kept", id=label, marks=marks))
@@ -110,12 +135,12 @@ def rows() -> list:
     return params
 
 
-@pytest.mark.parametrize("case,mode,peer,dtype,memory", rows())
+@pytest.mark.parametrize("case,mode,peer,dtype,memory", list_rows())
 def test_deform_conv2d(measure, case, mode, peer, dtype, memory):
     yardstick = peer == "conv2d"
     measure(
         build, (peer, case, mode, dtype), memory=memory, op="deform_conv2d", case=CASES[case].title, mode=mode,
-        peer=peer, yardstick=yardstick, dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
-        bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, yardstick),
+        peer=peer, yardstick=yardstick, dtype=str(dtype).removeprefix("torch."), flops=CASES[case].count_flops(mode),
+        bytes=CASES[case].count_bytes(mode, dtype.itemsize), expected=compute_expected(case, mode, yardstick),
         tolerance=TOLERANCE[dtype],
     )  # fmt: skip

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM against the same network in straightforward eager torch, and against plain convolutions.
+"""FC-ZSM compared with its reference implementation in eager torch, and with plain convolutions.
 
-The straightforward network is fastds.models.fczsm.oracle: contiguous layout, grid_sample deformable convolutions,
-nothing hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
-convolutions in channels_last. A training step is forward, mean squared error, backward and Adam. "fastds direct" has
-every plain convolution on oneDNN. Eager and ours also run as in a plain user's process, where freed memory goes back
-to the system; so does torch.compile of the eager network, given FASTDS_BENCH_COMPILE_SECONDS to compile.
+The reference, fastds.models.fczsm.oracle, uses contiguous tensors and deformable convolutions by grid_sample, without
+fusion. The FLOPs of all rows are those of the reference. The yardstick, "conv2d", computes as many FLOPs by
+convolutions of 64 to 64 channels in channels_last. A training step is forward, mean squared error, backward and Adam.
+"fastds direct" computes all plain convolutions by oneDNN. fastds and the reference also run with freed memory returned
+to the system, as by default, and so does torch.compile of the reference if FASTDS_BENCH_COMPILE_SECONDS is set to its
+time limit.
 """
 
 import functools
@@ -19,7 +20,7 @@ import fastds
 from fastds.models import FCZSM, create
 from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 
-SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
+SIZES = {"forward": 200, "training step": 100}  # coarse pixels each way
 ROWS = [  # mode, peer, dtype, freed memory
     ("forward", "fastds", torch.float32, "kept"),
     ("forward", "fastds", torch.bfloat16, "kept"),
@@ -42,8 +43,8 @@ COMPILE_SECONDS = float(os.environ.get("FASTDS_BENCH_COMPILE_SECONDS", 0))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-def network() -> FCZSM:
-    """The paper's network with weights of a seed and offsets of 1 to 2 px, as after training."""
+def make_network() -> FCZSM:
+    """Return the network of the paper with random weights and offsets of 1 to 2 pixels, as after training."""
     torch.manual_seed(5)
     model = create("fczsm")
     with torch.no_grad():
@@ -53,15 +54,16 @@ def network() -> FCZSM:
     return model
 
 
-def sample(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input (1, 2, 1, size, size) and truth (1, 3, 1, 2 size, 2 size): smooth blobs between 0 and 1."""
+def make_sample(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input (1, 2, 1, size, size) and truth (1, 3, 1, 2 size, 2 size): smooth fields between 0 and 1."""
     generator = torch.Generator().manual_seed(6)
     truth = torch.rand(3, 1, size // 8, size // 8, generator=generator)
     truth = F.interpolate(truth, size=(2 * size, 2 * size), mode="bicubic").clamp(0, 1)[None]
     return F.avg_pool2d(truth[0, ::2], 2)[None], truth
 
 
-def forward_of(peer: str, model: FCZSM, dtype: torch.dtype):
+def make_forward(peer: str, model: FCZSM, dtype: torch.dtype):
+    """Return the forward pass of a peer on the weights of the model."""
     if peer.startswith("fastds"):
         algorithm = "direct" if peer == "fastds direct" else "auto"
 
@@ -75,13 +77,19 @@ def forward_of(peer: str, model: FCZSM, dtype: torch.dtype):
 
 
 def build(peer: str, mode: str, dtype: torch.dtype):
-    """The callable to time: the output, or the loss and all gradients in one vector."""
+    """Build the callable to time.
+
+    Args:
+        peer: peer of the row.
+        mode: "forward" for the output, "training step" for the loss and all gradients in one vector.
+        dtype: dtype of autocast (bfloat16) or of all tensors.
+    """
     size = SIZES[mode]
     if peer == "conv2d":
-        return plain_convolutions(size, dtype)
-    model = network().to(torch.float64 if dtype == torch.float64 else torch.float32)
-    x, truth = (z.to(dtype if dtype == torch.float64 else torch.float32) for z in sample(size))
-    run = forward_of(peer, model, dtype)
+        return build_plain_convolutions(size, dtype)
+    model = make_network().to(torch.float64 if dtype == torch.float64 else torch.float32)
+    x, truth = (z.to(dtype if dtype == torch.float64 else torch.float32) for z in make_sample(size))
+    run = make_forward(peer, model, dtype)
     if mode == "forward":
 
         def forward():
@@ -89,26 +97,27 @@ def build(peer: str, mode: str, dtype: torch.dtype):
                 return run(x)
 
         return forward
-    optimiser = torch.optim.Adam(model.parameters(), 1e-7)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-7)
 
     def step():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = F.mse_loss(run(x).to(truth.dtype), truth)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
     return step
 
 
-def plain_convolutions(size: int, dtype: torch.dtype):
+def build_plain_convolutions(size: int, dtype: torch.dtype):
+    """Build the yardstick: convolutions with the FLOPs of the forward pass."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(1, 64, size, size, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, generator=generator).to(dtype) / 24
 
     def run():
         with torch.no_grad():
-            for _ in range(round(flops("forward") / (2 * 64 * 64 * 9 * size * size))):
+            for _ in range(round(count_reference_flops("forward") / (2 * 64 * 64 * 9 * size * size))):
                 y = F.conv2d(x, weight, padding=1)
         return y
 
@@ -116,15 +125,15 @@ def plain_convolutions(size: int, dtype: torch.dtype):
 
 
 @functools.lru_cache
-def flops(mode: str) -> int:
-    """Of the unhoisted graph; a backward pass has twice the products of a forward pass."""
+def count_reference_flops(mode: str) -> int:
+    """Return the FLOPs of the reference; a backward pass has twice the products of a forward pass."""
     model = create("fczsm")
     forward = count_flops(model.state_dict(), model.config, 2, SIZES[mode], SIZES[mode])
     return forward * (1 if mode == "forward" else 3)
 
 
 @functools.lru_cache
-def expected(mode: str, yardstick: bool):
+def compute_expected(mode: str, yardstick: bool):
     if yardstick:
         generator = torch.Generator().manual_seed(7)
         x = torch.randn(1, 64, SIZES[mode], SIZES[mode], generator=generator).double()
@@ -132,24 +141,24 @@ def expected(mode: str, yardstick: bool):
     return build("reference", mode, torch.float64)()
 
 
-def rows() -> list:
+def list_rows() -> list:
     params = []
     for mode, peer, dtype, memory in ROWS:
         compiles = peer == "torch_compile"
-        reason = "inductor takes minutes: FASTDS_BENCH_COMPILE_SECONDS says how many it gets"
+        reason = "torch.compile takes minutes; set FASTDS_BENCH_COMPILE_SECONDS to its time limit"
         marks = pytest.mark.skipif(compiles and not COMPILE_SECONDS, reason=reason)
         label = "-".join((mode.replace(" ", "_"), peer.replace(" ", "_"), str(dtype).removeprefix("torch."), memory))
         params.append(pytest.param(mode, peer, dtype, memory, id=label, marks=marks))
     return params
 
 
-@pytest.mark.parametrize("mode, peer, dtype, memory", rows())
+@pytest.mark.parametrize("mode, peer, dtype, memory", list_rows())
 def test_fczsm(measure, mode, peer, dtype, memory):
     size = SIZES[mode]
-    parameters = sum(p.numel() for p in network().parameters())
+    parameters = sum(p.numel() for p in make_network().parameters())
     measure(
-        build, (peer, mode, dtype), memory=memory, patience=COMPILE_SECONDS if peer == "torch_compile" else None,
+        build, (peer, mode, dtype), memory=memory, timeout=COMPILE_SECONDS if peer == "torch_compile" else None,
         op="fczsm", case=f"(1,2,1,{size},{size})", mode=mode, peer=peer, yardstick=peer == "conv2d",
-        dtype=str(dtype).removeprefix("torch."), flops=flops(mode), bytes=4 * parameters,
-        expected=expected(mode, peer == "conv2d"), tolerance=TOLERANCE[dtype],
+        dtype=str(dtype).removeprefix("torch."), flops=count_reference_flops(mode), bytes=4 * parameters,
+        expected=compute_expected(mode, peer == "conv2d"), tolerance=TOLERANCE[dtype],
     )  # fmt: skip

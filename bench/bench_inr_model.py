@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arbitrary-scale downscaling whole and in parts: encoder, decoder, together; at 90 x 180 -> x4.
+"""Encoder and decoder of the network inr, separately and together, on 90 x 180 pixels at factor 4.
 
-Ours is the preset inr without DPFA (torch has no deformable convolution to compare with); eager is the same network on
-plain torch, the first layer of the decoder already factored and in the same bands of rows.
+The network is the preset inr without DPFA, because torch has no deformable convolution. "eager" is the same network
+with the backend "reference": PyTorch, with the first layer of the decoder as a convolution and in the same bands of
+rows.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ FLOPS["together"] = FLOPS["encoder"] + FLOPS["decoder"]
 PEERS = {"fastds": contextlib.nullcontext, "eager": lambda: fastds.backend("reference")}
 
 
-def network(dtype):
+def make_network(dtype):
+    """Return the network with random weights, and its input."""
     torch.manual_seed(5)
     model = models.create("inr", dpfa="none").eval()
     torch.nn.init.normal_(model.decoder.trunk[-1].weight, std=0.1)
@@ -34,8 +36,14 @@ def network(dtype):
 
 
 def build(peer, part, dtype):
-    """The callable to time; the decoder's maps come from features, the encoder's output."""
-    model, x = network(dtype)
+    """Build the callable to time.
+
+    Args:
+        peer: key of PEERS.
+        part: "encoder", "decoder" (from the features of the encoder) or "together".
+        dtype: dtype of parameters and input.
+    """
+    model, x = make_network(dtype)
     factor = torch.full((1, 2), float(SCALE), dtype=dtype)
     where = model.grid(SOURCE, [SCALE * n for n in SOURCE])
 
@@ -58,7 +66,8 @@ def build(peer, part, dtype):
 
 
 @functools.cache
-def expected(part):
+def compute_expected(part):
+    """Compute the float64 result of a part."""
     return build("eager", part, torch.float64)()
 
 
@@ -68,5 +77,5 @@ def test_inr_model(measure, part, peer):
     measure(
         build, (peer, part, torch.float32), op="inr", case="90x180 x4", mode=part, peer=peer, dtype="float32",
         flops=FLOPS[part], bytes=4 * 4 * SOURCE[0] * SOURCE[1] * (SCALE**2 if part != "encoder" else 64 / 4),
-        expected=expected(part), tolerance=1e-4,
+        expected=compute_expected(part), tolerance=1e-4,
     )  # fmt: skip

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query against LIIF as published (unfold, grid_sample per corner, concatenation, four MLPs) at x4, C = 64.
+"""inr_query compared with the published code of LIIF at factor 4, with 64 channels.
 
-The grid has 720 x 1440 queries; a case takes some of its rows, time and work are proportional to them.
+The published code unfolds the feature map and, for each of four corners, samples it by grid_sample, concatenates and
+runs an MLP. Cases named by a fraction take that part of the rows of the grid; time and FLOPs are proportional to the
+rows.
 """
 
 import functools
@@ -18,11 +20,19 @@ from fastds.ops.impl.inr_query.points import GridSpec
 from fastds.ops.impl.inr_query.reference import inr_query as reference
 
 CHANNELS, HIDDEN, OUTPUTS, HEADS, KEY = 64, 256, 4, 4, 16
-NAIVE_CHUNK = 30_000  # queries at once, as the published test code does
+NAIVE_CHUNK = 30_000  # queries at once, as in the published code
 
 
 @dataclass(frozen=True)
 class Case:
+    """Queries of some rows of a grid.
+
+    Args:
+        source: height and width of the feature map.
+        scale: factor between the feature map and the grid.
+        rows: first row of the grid and the row after the last.
+    """
+
     source: tuple[int, int]
     scale: int
     rows: tuple[int, int]
@@ -35,8 +45,13 @@ class Case:
     def grid(self):
         return GridSpec.cells(self.source, self.target).window(self.rows, (0, self.target[1]))
 
-    def flops(self, decoder):
-        """Of the published formula for LIIF (four corners, first layer of 9C + 4 inputs), of ours for the attention."""
+    def count_flops(self, decoder):
+        """Return the FLOPs of a decoder.
+
+        Args:
+            decoder: "liif" for the published formula (four corners, first layer with 9 C + 4 inputs), "attention" for
+                the formula of the op.
+        """
         if decoder == "liif":
             widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
             return self.grid.count * 4 * 2 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
@@ -50,66 +65,78 @@ CASES = {
 }
 
 
-def normal(*shape, scale=1.0, seed=7):
+def draw_normal(*shape, scale=1.0, seed=7):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @functools.cache
-def liif_layers():
+def make_liif_layers():
+    """Return the weights and biases of the MLP of LIIF."""
     widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
     pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [(normal(b, a, scale=a**-0.5, seed=i), normal(b, scale=0.1, seed=50 + i)) for i, (a, b) in enumerate(pairs)]
+    return [
+        (draw_normal(b, a, scale=a**-0.5, seed=i), draw_normal(b, scale=0.1, seed=50 + i))
+        for i, (a, b) in enumerate(pairs)
+    ]
 
 
-def features(case, dtype, device="cpu"):
-    return normal(1, CHANNELS, *case.source).to(device, dtype)
+def make_features(case, dtype, device="cpu"):
+    return draw_normal(1, CHANNELS, *case.source).to(device, dtype)
 
 
-def coordinates(case):
-    return coordinates_of(case.target, case.rows)
-
-
-def coordinates_of(target, rows=(0, None)):
+def make_coordinates(target, rows=(0, None)):
+    """Return the coordinates (1, Q, 2) of some rows of a grid, between -1 and 1, as LIIF takes them."""
     y, x = (-1 + (2 * torch.arange(n) + 1) / n for n in target)
     grid = torch.meshgrid(y[slice(*rows)], x, indexing="ij")
     return torch.stack(grid, -1).reshape(1, -1, 2)
 
 
-def kappa(case, device="cpu"):
+def make_cell(case, device="cpu"):
     return torch.full((1, 2), 2 / case.scale, device=device)
 
 
-def moved(layers, device, dtype=torch.float32):
+def move_layers(layers, device, dtype=torch.float32):
     return [(w.to(device, dtype), b.to(device, dtype)) for w, b in layers]
 
 
-def liif_maps(x, w, b):
-    """The convolution that the first layer has become; the last four columns of w belong to offset and cell."""
+def convolve_first_layer(x, w, b):
+    """Compute the first layer of LIIF as a convolution, without the last four columns of w (offset and cell)."""
     kernel = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).to(x.dtype).contiguous(memory_format=torch.channels_last)
     return F.conv2d(x.contiguous(memory_format=torch.channels_last), kernel, b.to(x.dtype), padding=1)
 
 
-def fastds_liif(case, dtype, device="cpu"):
-    """The decoder of the models from features on: its first layer is a convolution, made for the rows that are read."""
+def build_liif(case, dtype, device="cpu"):
+    """Build the LIIF decoder of fastds, whose first layer is a convolution of the rows that the queries need."""
     decoder = LocalEnsembleDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
-    (w, b), *layers = liif_layers()
+    (w, b), *layers = make_liif_layers()
     decoder.local.weight.data, decoder.local.bias.data = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).contiguous(), b
     decoder.offset.data, decoder.cell.data = w[:, -4:-2], w[:, -2:]
     for linear, (weight, bias) in zip(decoder.trunk, layers, strict=True):
         linear.weight.data, linear.bias.data = weight, bias
     decoder.to(device), decoder.local.to(dtype)
-    encoded, cell = Encoded(features(case, dtype, device), None, None), kappa(case, device)
+    encoded, cell = Encoded(make_features(case, dtype, device), None, None), make_cell(case, device)
     return lambda: bands.decode(decoder, encoded, case.grid, cell, ("clamp", "clamp"))
 
 
-def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
-    x, coord = features(case, dtype, device), coordinates(case).to(device)
-    layers, cell = moved(liif_layers(), device, dtype), kappa(case, device)
-    return lambda: published_liif(x, coord, cell, layers, chunk).float()
+def build_published_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
+    x, coord = make_features(case, dtype, device), make_coordinates(case.target, case.rows).to(device)
+    layers, cell = move_layers(make_liif_layers(), device, dtype), make_cell(case, device)
+    return lambda: compute_published_liif(x, coord, cell, layers, chunk).float()
 
 
-def published_liif(x, coord, cell, layers, chunk=NAIVE_CHUNK):
-    """The values at coord (1, Q, 2) as the published code computes them, some queries at once."""
+def compute_published_liif(x, coord, cell, layers, chunk=NAIVE_CHUNK):
+    """Compute LIIF as the published code does.
+
+    Args:
+        x: feature map (1, C, H, W).
+        coord: coordinates of the queries (1, Q, 2), between -1 and 1.
+        cell: size of the queried cells (1, 2).
+        layers: weights and biases of the MLP.
+        chunk: number of queries at once.
+
+    Returns:
+        Values (1, Q, O).
+    """
     source, dtype = x.shape[2:], x.dtype
     n = torch.tensor(source, device=x.device)
 
@@ -120,7 +147,7 @@ def published_liif(x, coord, cell, layers, chunk=NAIVE_CHUNK):
     cells = torch.stack(torch.meshgrid(*centres, indexing="ij"))[None].to(x.device)
     steps = [torch.tensor([sy, sx], device=x.device) / n for sy in (-1, 1) for sx in (-1, 1)]
 
-    def part(unfolded, at):
+    def compute_chunk(unfolded, at):
         values, areas = [], []
         for step in steps:
             near = (at + step + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
@@ -135,30 +162,39 @@ def published_liif(x, coord, cell, layers, chunk=NAIVE_CHUNK):
         total = sum(areas)
         return sum(v * (a / total)[..., None] for v, a in zip(values, reversed(areas), strict=True))
 
-    # Sampled in float32, as under autocast: coordinates in bfloat16 put most queries into a wrong cell.
+    # Sampled in float32, as under autocast: most coordinates in bfloat16 lie in a wrong cell.
     unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, source)
-    return torch.cat([part(unfolded, c) for c in coord.split(chunk, 1)], 1)
+    return torch.cat([compute_chunk(unfolded, c) for c in coord.split(chunk, 1)], 1)
 
 
-def attention_arguments(case, dtype, device="cpu"):
-    maps = normal(1, 128 + 2 * HEADS * KEY, *case.source).to(device, dtype)
+def make_attention_arguments(case, dtype, device="cpu"):
+    """Return feature map, grid, layers and keyword arguments of inr_query for attention over four corners."""
+    maps = draw_normal(1, 128 + 2 * HEADS * KEY, *case.source).to(device, dtype)
     widths = [*3 * [(128, 128)], (128, OUTPUTS)]
-    trunk = [(normal(b, a, scale=a**-0.5, seed=a + b), normal(b, seed=b)) for a, b in widths]
-    extra = {"rho_w": normal(128, 2), "cell_w": normal(128, 2), "rho_bias": normal(HEADS, 2)}
-    extra = {name: t.to(device) for name, t in extra.items()} | {"cell": kappa(case, device)}
+    trunk = [(draw_normal(b, a, scale=a**-0.5, seed=a + b), draw_normal(b, seed=b)) for a, b in widths]
+    extra = {"rho_w": draw_normal(128, 2), "cell_w": draw_normal(128, 2), "rho_bias": draw_normal(HEADS, 2)}
+    extra = {name: t.to(device) for name, t in extra.items()} | {"cell": make_cell(case, device)}
     maps = maps.contiguous(memory_format=torch.channels_last)
-    return maps, case.grid, moved(trunk, device), extra | {"heads": HEADS, "dk": KEY}
+    return maps, case.grid, move_layers(trunk, device), extra | {"heads": HEADS, "dk": KEY}
 
 
-def fastds_attention(case, dtype, device="cpu"):
-    maps, grid, trunk, extra = attention_arguments(case, dtype, device)
+def build_attention(case, dtype, device="cpu"):
+    maps, grid, trunk, extra = make_attention_arguments(case, dtype, device)
     return lambda: inr_query(maps, grid, trunk, **extra)
 
 
-BUILDERS = {"fastds": fastds_liif, "naive": naive_liif, "attention": fastds_attention}
+BUILDERS = {"fastds": build_liif, "naive": build_published_liif, "attention": build_attention}
 
 
 def build(peer, case, dtype, device="cpu"):
+    """Build the callable to time, which records no gradients.
+
+    Args:
+        peer: key of BUILDERS.
+        case: the queries.
+        dtype: dtype of the features.
+        device: device of all tensors.
+    """
     run = BUILDERS[peer](case, dtype, device)
 
     def without_gradients():
@@ -168,12 +204,12 @@ def build(peer, case, dtype, device="cpu"):
     return without_gradients
 
 
-def exact_liif(case, device):
-    """A row of the grid at a time: the reference keeps every feature."""
-    (w, b), *layers = moved(liif_layers(), device, torch.float64)
-    maps = liif_maps(features(case, torch.float64, device), w, b)
+def compute_exact_liif(case, device):
+    """Compute LIIF by the reference in float64, row by row because of the memory for the features of all queries."""
+    (w, b), *layers = move_layers(make_liif_layers(), device, torch.float64)
+    maps = convolve_first_layer(make_features(case, torch.float64, device), w, b)
     weights, biases = [w for w, _ in layers], [b for _, b in layers]
-    cell = kappa(case, device).double()
+    cell = make_cell(case, device).double()
     options = (None, None, None, cell, None, None, "affine", "late", 1, 0, "relu", "bilinear", [False, False])
     rows = []
     for row in range(*case.rows):
@@ -184,12 +220,13 @@ def exact_liif(case, device):
 
 
 @functools.lru_cache(maxsize=2)
-def expected(case, decoder, device="cpu"):
+def compute_expected(case, decoder, device="cpu"):
+    """Compute the float64 result of the decoder "liif" or "attention"."""
     if decoder == "liif":
-        return exact_liif(case, device)
-    maps, grid, trunk, extra = attention_arguments(case, torch.float64, device)
+        return compute_exact_liif(case, device)
+    maps, grid, trunk, extra = make_attention_arguments(case, torch.float64, device)
     extra = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
-    return inr_query(maps, grid, moved(trunk, device, torch.float64), **extra)
+    return inr_query(maps, grid, move_layers(trunk, device, torch.float64), **extra)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
@@ -197,12 +234,12 @@ def expected(case, decoder, device="cpu"):
 @pytest.mark.parametrize("case", CASES)
 def test_inr_query(measure, case, peer, dtype):
     if case == "180x360 x4, 1/4" and peer == "naive":
-        pytest.skip("takes many seconds; its time is that of 1/24 times six")
+        pytest.skip("takes many seconds; the time is six times that of 1/24")
     decoder = "attention" if peer == "attention" else "liif"
     queries = CASES[case].grid.count
     measure(
         build, (peer, CASES[case], dtype), op=f"inr_query {decoder}", case=case, mode="forward",
         peer="fastds" if peer == "attention" else peer,
-        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(decoder), bytes=queries * OUTPUTS * 4,
-        expected=expected(CASES[case], decoder), tolerance=1e-4 if dtype == torch.float32 else 6e-2,
+        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].count_flops(decoder), bytes=queries * OUTPUTS * 4,
+        expected=compute_expected(CASES[case], decoder), tolerance=1e-4 if dtype == torch.float32 else 6e-2,
     )  # fmt: skip

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLCast's network against mlcast's own code (pip install --no-deps mlcast; it needs jaxtyping and beartype),
-onnxruntime and OpenVINO.
+"""The network of MLCast compared with the package mlcast, onnxruntime and OpenVINO.
 
-Its default: 256 x 256, 6 fields in, 12 out, five blocks, one member without noise. The runtimes get mlcast's cells with
-the time loop unrolled as ONNX. A training step is forward, mean squared error, backward and Adam. bfloat16 is autocast
-for torch and OpenVINO's inference precision. FLOPs are those of mlcast's graph, which multiplies by zeros.
+Install it by `pip install jaxtyping beartype` and `pip install --no-deps mlcast`. The network has its default
+configuration: 256 x 256 pixels, 6 input and 12 output fields, five blocks, one member without noise. onnxruntime and
+OpenVINO run the cells of mlcast as ONNX with an unrolled time loop. A training step is forward, mean squared error,
+backward and Adam. bfloat16 means autocast for torch and the inference precision of OpenVINO. FLOPs are those of mlcast,
+including products with zeros.
 """
 
 import functools
@@ -28,24 +29,25 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @functools.lru_cache(maxsize=1)
-def weights() -> dict[str, torch.Tensor]:
+def make_weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     return create("mlcast-convgru").state_dict()
 
 
-def network(peer: str) -> torch.nn.Module:
+def make_network(peer: str) -> torch.nn.Module:
+    """Return the network of fastds, or of mlcast for any other peer."""
     if peer == "fastds":
         model = create("mlcast-convgru")
     else:
         from mlcast.models.convgru import ConvGruModel
 
         model = ConvGruModel(1, 5)
-    model.load_state_dict(weights())
+    model.load_state_dict(make_weights())
     return model
 
 
-def sample(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Known fields and the truth after them: smooth blobs between -1 and 1."""
+def make_sample(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return known fields and the true fields after them: smooth fields between -1 and 1."""
     generator = torch.Generator().manual_seed(6)
     coarse = torch.rand(batch * (6 + STEPS), 1, SIZE // 8, SIZE // 8, generator=generator)
     fields = 2 * F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1) - 1
@@ -53,64 +55,72 @@ def sample(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Unrolled(torch.nn.Module):
-    """mlcast's network for a fixed number of steps; a map at a time, which is what ONNX's pixel shuffle takes."""
+    """The network of mlcast for a fixed number of steps, one field at a time because of the pixel shuffle of ONNX."""
 
     def __init__(self):
         super().__init__()
-        self.network = network("mlcast")
+        self.network = make_network("mlcast")
 
     def forward(self, x):
-        maps, last = list(x.unbind(1)), []
+        steps, last = list(x.unbind(1)), []
         for block in self.network.encoder.blocks:
-            maps = [F.pixel_unshuffle(h, 2) for h in self.states(block, maps, torch.zeros_like(maps[0]))]
-            last.append(maps[-1])
-        maps = STEPS * [torch.zeros_like(last[-1])]
+            steps = [F.pixel_unshuffle(h, 2) for h in self.run_cell(block, steps, torch.zeros_like(steps[0]))]
+            last.append(steps[-1])
+        steps = STEPS * [torch.zeros_like(last[-1])]
         for block in self.network.decoder.blocks:
-            maps = [F.pixel_shuffle(h, 2) for h in self.states(block, maps, last.pop())]
-        return torch.stack(maps, 1)
+            steps = [F.pixel_shuffle(h, 2) for h in self.run_cell(block, steps, last.pop())]
+        return torch.stack(steps, 1)
 
     @staticmethod
-    def states(block, maps, h):
+    def run_cell(block, steps, h):
+        """Return the states of a recurrent cell after each step."""
         cell, states = block.convgru.cell, []
-        for x in maps:
+        for x in steps:
             update, reset = cell.combined_gates(torch.cat([x, h], 1)).sigmoid().chunk(2, 1)
             h = h * (1 - update) + cell.out_gate(torch.cat([x, h * reset], 1)).tanh() * update
             states.append(h)
         return states
 
 
-def onnx_model(x: torch.Tensor) -> bytes:
+def export_onnx(x: torch.Tensor) -> bytes:
     file = io.BytesIO()
     torch.onnx.export(Unrolled().eval(), (x,), file, input_names=["x"], dynamo=False)
     return file.getvalue()
 
 
-def onnxruntime(x: torch.Tensor):
+def build_onnxruntime(x: torch.Tensor):
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(onnx_model(x), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(export_onnx(x), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": x.numpy()})[0]
 
 
-def openvino(x: torch.Tensor, dtype: torch.dtype):
+def build_openvino(x: torch.Tensor, dtype: torch.dtype):
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16"}
     settings |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = ov.Core().compile_model(ov.Core().read_model(onnx_model(x)), "CPU", settings)
+    compiled = ov.Core().compile_model(ov.Core().read_model(export_onnx(x)), "CPU", settings)
     return lambda: compiled(x.numpy())[0]
 
 
 def build(batch: int, mode: str, peer: str, dtype: torch.dtype):
-    """The callable to time: the forecasts, or the loss and the gradients."""
-    x, truth = sample(batch)
+    """Build the callable to time.
+
+    Args:
+        batch: number of samples.
+        mode: "forward" for the forecasts, "training step" for the loss and the gradients.
+        peer: peer of the row.
+        dtype: bfloat16 for autocast.
+    """
+    x, truth = make_sample(batch)
     if peer == "onnxruntime":
-        return onnxruntime(x)
+        return build_onnxruntime(x)
     if peer == "openvino":
-        return openvino(x, dtype)
-    model = network(peer)
+        return build_openvino(x, dtype)
+    model = make_network(peer)
 
     def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -118,25 +128,25 @@ def build(batch: int, mode: str, peer: str, dtype: torch.dtype):
 
     if mode == "forward":
         return torch.no_grad()(run)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-9)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-9)
 
     def step():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = F.mse_loss(run().float(), truth)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.detach(), *(p.grad for p in model.parameters())
 
     return step
 
 
 @functools.lru_cache(maxsize=1)
-def expected(batch: int, mode: str):
+def compute_expected(batch: int, mode: str):
     return build(batch, mode, "mlcast", torch.float32)()
 
 
-def flops(batch: int, mode: str) -> float:
-    """54 C^2 multiply-adds a pixel and step in a cell of C channels."""
+def count_flops(batch: int, mode: str) -> float:
+    """Return the FLOPs of a call; a cell of C channels has 54 C^2 multiply-adds per pixel and step."""
     encoder = 6 * sum(54 * 16**i * SIZE**2 / 4**i for i in range(5))
     decoder = STEPS * sum(54 * 16 ** (i + 1) * SIZE**2 / 4 ** (i + 1) for i in range(5))
     return 2 * batch * (encoder + decoder) * (1 if mode == "forward" else 3)
@@ -150,6 +160,6 @@ def test_mlcast(measure, batch, mode, peer, dtype):
     pytest.importorskip("mlcast.models.convgru")
     measure(
         build, (batch, mode, peer, dtype), op="mlcast-convgru", case=f"({batch},6,1,{SIZE},{SIZE})", mode=mode,
-        peer={"mlcast": "torch_eager"}.get(peer, peer), dtype=str(dtype)[6:], flops=flops(batch, mode), bytes=0,
-        expected=expected(batch, mode), tolerance=TOLERANCE[dtype],
+        peer={"mlcast": "torch_eager"}.get(peer, peer), dtype=str(dtype)[6:], flops=count_flops(batch, mode), bytes=0,
+        expected=compute_expected(batch, mode), tolerance=TOLERANCE[dtype],
     )  # fmt: skip

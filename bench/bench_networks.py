@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks at several sizes against what else a user would run them with, in turn in one process.
+"""Whole networks at several sizes compared with torch, onnxruntime and OpenVINO, timed interleaved in one process.
 
-Peers: the network on plain torch ("torch_eager": every op of ours by its formula, FC-ZSM's by its oracle with
-grid_sample), and the file that `fastds export` writes of it, in onnxruntime and in OpenVINO. bfloat16 is autocast for
-torch and OpenVINO's inference precision. Inputs are those of the export's own check. FLOPs are those that torch counts
-in the plain network. A training step is mean squared error, backward and Adam, against plain torch. "graph": ours
-captured by fastds.compile_graph, as the files are compiled.
+The peer "torch_eager" is the network with the backend "reference", and for FC-ZSM the reference implementation with
+grid_sample. onnxruntime and OpenVINO run the ONNX file of `fastds export`. bfloat16 means autocast for torch and the
+inference precision of OpenVINO. The inputs are those that the export draws for its check. FLOPs are counted by torch in
+the peer "torch_eager". A training step is forward, mean square, backward and Adam. The mode "graph" runs
+fastds.compile_graph.
 
-FASTDS_BENCH_SECONDS: contenders whose one call takes longer are left out (default 20).
-FASTDS_BENCH_FOLDER: where exported files stay, for the next run (default: a folder of this run).
+FASTDS_BENCH_SECONDS: peers whose call takes longer are left out (default 20).
+FASTDS_BENCH_FOLDER: folder of the exported files, which later runs use again (default: a temporary folder).
 """
 
 import functools
@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastds
-from bench.in_turn import medians
+from bench.interleaved_timing import measure_medians
 from fastds.models import create
 from fastds.models.export.signatures import signature
 from fastds.models.fczsm import FCZSM
@@ -40,7 +40,7 @@ SIZES = {  # pixels of the input, each way
     "edsr-x2": (48, 96, 192),
     "inr-small": (48, 96, 180),
 }
-STEPS = 5  # of a nowcast, as many as it knows
+STEPS = 5  # forecast frames
 FORWARD = [
     ("fastds", torch.float32), ("fastds", torch.bfloat16), ("torch_eager", torch.float32),
     ("torch_eager", torch.bfloat16), ("onnxruntime", torch.float32), ("openvino", torch.float32),
@@ -49,8 +49,8 @@ FORWARD = [
 PEERS = {"forward": FORWARD, "graph": [*FORWARD[:2], *FORWARD[4:]], "training step": FORWARD[:4]}
 
 
-def modes_of(sizes: tuple[int, ...], size: int) -> list[str]:
-    """A graph where maps are small, a training step where they are not large."""
+def list_modes(sizes: tuple[int, ...], size: int) -> list[str]:
+    """Return the modes of a size: graphs only for the smallest one, training steps for all but the largest one."""
     return ["forward", *["graph"] * (size == sizes[0]), *["training step"] * (size != sizes[-1])]
 
 
@@ -58,16 +58,16 @@ ROWS = [
     (name, size, mode, peer, dtype)
     for name, sizes in SIZES.items()
     for size in sizes
-    for mode in modes_of(sizes, size)
+    for mode in list_modes(sizes, size)
     for peer, dtype in PEERS[mode]
 ]
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 FOLDER = "FASTDS_BENCH_FOLDER"
-MOST_SECONDS = float(os.environ.get("FASTDS_BENCH_SECONDS", 20))
+MAX_SECONDS = float(os.environ.get("FASTDS_BENCH_SECONDS", 20))
 
 
-def model_of(name: str) -> torch.nn.Module:
-    """With weights of a seed; a nowcast lies in the middle of its range, which it would else be cut off at."""
+def make_model(name: str) -> torch.nn.Module:
+    """Return a network with random weights. Output biases of 0.5 keep nowcasts inside the range that clips them."""
     torch.manual_seed(5)
     model = create(name).eval()
     for parameter, values in model.named_parameters():
@@ -76,89 +76,99 @@ def model_of(name: str) -> torch.nn.Module:
     return model
 
 
-def steps_of(model: torch.nn.Module) -> dict[str, int]:
+def get_step_options(model: torch.nn.Module) -> dict[str, int]:
     return {"steps": STEPS} if hasattr(model, "forecast") else {}
 
 
-def inputs_of(given, size: int) -> tuple[torch.Tensor, ...]:
-    return given.draw({"batch": 1, "height": size, "width": size, "points": (2 * size) ** 2}, seed=7)
+def draw_inputs(export_signature, size: int) -> tuple[torch.Tensor, ...]:
+    return export_signature.draw({"batch": 1, "height": size, "width": size, "points": (2 * size) ** 2}, seed=7)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    """Of the exported files, for the fresh processes, too, in which memory is measured."""
+    """Set the folder of the exported files in the environment, which fresh processes inherit."""
     os.environ.setdefault(FOLDER, str(tmp_path_factory.mktemp("networks")))
 
 
-def exported(name: str) -> Path:
-    """The network as an ONNX file, made once."""
-    path, model = Path(os.environ[FOLDER], f"{name}.onnx"), model_of(name)
+def export_once(name: str) -> Path:
+    """Return the network as an ONNX file, which is written if it does not exist."""
+    path, model = Path(os.environ[FOLDER], f"{name}.onnx"), make_model(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        fastds.export(model, path, **steps_of(model))
+        fastds.export(model, path, **get_step_options(model))
     return path
 
 
 @functools.cache
 def has_deform_conv(name: str) -> bool:
-    """Whether the exported network samples at points it chooses."""
+    """Return True if the exported network contains deformable convolutions."""
     import onnx
 
-    return any(node.op_type == "DeformConv" for node in onnx.load(exported(name), load_external_data=False).graph.node)
+    return any(
+        node.op_type == "DeformConv" for node in onnx.load(export_once(name), load_external_data=False).graph.node
+    )
 
 
-def onnxruntime(name: str, size: int):
+def build_onnxruntime(name: str, size: int):
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(exported(name), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-    feed = dict(zip(names, (x.numpy() for x in given_inputs(name, size)), strict=True))
+    session = ort.InferenceSession(export_once(name), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    feed = dict(zip(names, (x.numpy() for x in make_inputs(name, size)), strict=True))
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(name: str, size: int, dtype: torch.dtype):
+def build_openvino(name: str, size: int, dtype: torch.dtype):
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16"}
     settings |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    inputs = [x.numpy() for x in given_inputs(name, size)]
-    graph = ov.Core().read_model(exported(name))
+    inputs = [x.numpy() for x in make_inputs(name, size)]
+    graph = ov.Core().read_model(export_once(name))
     graph.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
     compiled = ov.Core().compile_model(graph, "CPU", settings)
     return lambda: compiled(inputs)[0]
 
 
-def given_inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
-    model = model_of(name)
-    return inputs_of(signature(model, **steps_of(model)), size)
+def make_inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
+    model = make_model(name)
+    return draw_inputs(signature(model, **get_step_options(model)), size)
 
 
-def torch_network(peer: str, model: torch.nn.Module):
-    """forward(*inputs) of our network, or of the same on plain torch."""
+def make_forward(peer: str, model: torch.nn.Module):
+    """Return the forward pass of the network of fastds, or of the same network in PyTorch."""
     if peer == "fastds":
-        return signature(model, **steps_of(model)).module
+        return signature(model, **get_step_options(model)).module
     if isinstance(model, FCZSM) and not model.config["flow_guided"]:
         return ReferenceFCZSM(dict(model.named_parameters()), model.config)
-    module = signature(model, **steps_of(model)).module
+    module = signature(model, **get_step_options(model)).module
 
-    def plainly(*inputs):
+    def run_reference(*inputs):
         with fastds.backend("reference"), fastds.convolution("direct"):
             return module(*inputs)
 
-    return plainly
+    return run_reference
 
 
 def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
-    """The callable to time: the output, or the loss and all gradients in one vector."""
+    """Build the callable to time.
+
+    Args:
+        name: preset.
+        size: pixels of the input, each way.
+        mode: "forward" or "graph" for the output, "training step" for the loss and all gradients in one vector.
+        peer: peer of the row.
+        dtype: bfloat16 for autocast or the inference precision of OpenVINO.
+    """
     if peer == "onnxruntime":
-        return onnxruntime(name, size)
+        return build_onnxruntime(name, size)
     if peer == "openvino":
-        return openvino(name, size, dtype)
-    model = model_of(name).requires_grad_(mode == "training step")
-    network, inputs = torch_network(peer, model), given_inputs(name, size)
+        return build_openvino(name, size, dtype)
+    model = make_model(name).requires_grad_(mode == "training step")
+    network, inputs = make_forward(peer, model), make_inputs(name, size)
     if mode == "graph":
         graph = fastds.compile_graph(network, *inputs, dtype=dtype)
         return lambda: graph(*inputs).float()
@@ -169,43 +179,46 @@ def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
 
     if mode == "forward":
         return torch.no_grad()(run)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-9)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-9)
 
     def step():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = run().square().mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     return step
 
 
 @functools.lru_cache(maxsize=1)
-def timed(name: str, size: int, mode: str) -> dict:
-    """{(peer, dtype): median seconds} in turn, of those whose call is not too long."""
+def measure_seconds(name: str, size: int, mode: str) -> dict:
+    """Return the median seconds by (peer, dtype).
+
+    Calls below MAX_SECONDS / 10 are timed interleaved, longer ones once, and those above MAX_SECONDS are left out.
+    """
     runs, alone = {}, {}
     for peer, dtype in PEERS[mode]:
         if peer == "openvino" and has_deform_conv(name):
-            continue  # its reader does not know it
+            continue  # OpenVINO cannot read the op
         run = build(name, size, mode, peer, dtype)
         run()
         start = time.perf_counter()
         run()
         alone[peer, dtype] = time.perf_counter() - start
-        if alone[peer, dtype] < MOST_SECONDS / 10:
+        if alone[peer, dtype] < MAX_SECONDS / 10:
             runs[peer, dtype] = run
-    return {row: seconds for row, seconds in alone.items() if seconds < MOST_SECONDS} | medians(runs)
+    return {row: seconds for row, seconds in alone.items() if seconds < MAX_SECONDS} | measure_medians(runs)
 
 
 @functools.lru_cache(maxsize=1)
-def expected(name: str, size: int, mode: str):
-    """By other code than ours: onnxruntime's, or plain torch's."""
+def compute_expected(name: str, size: int, mode: str):
+    """Compute the expected result by onnxruntime, or by PyTorch for a training step."""
     return build(name, size, mode, "torch_eager" if mode == "training step" else "onnxruntime", torch.float32)()
 
 
 @functools.lru_cache(maxsize=1)
-def flops(name: str, size: int, mode: str) -> float:
+def count_flops(name: str, size: int, mode: str) -> float:
     with FlopCounterMode(display=False) as counter:
         build(name, size, "forward" if mode == "graph" else mode, "torch_eager", torch.float32)()
     return counter.get_total_flops()
@@ -218,11 +231,11 @@ NAMES = ["-".join(map(str, (*row[:4], str(row[4])[6:]))).replace(" ", "_") for r
 def test_network(measure, name, size, mode, peer, dtype):
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
-    seconds = timed(name, size, mode)
+    seconds = measure_seconds(name, size, mode)
     if (peer, dtype) not in seconds:
-        pytest.skip(f"one call takes more than {MOST_SECONDS:.0f} s, or the peer cannot run the network")
+        pytest.skip(f"one call takes more than {MAX_SECONDS:.0f} s, or the peer cannot run the network")
     measure(
         build, (name, size, mode, peer, dtype), op=name, case=f"whole, {size} x {size}", mode=mode, peer=peer,
-        dtype=str(dtype)[6:], flops=flops(name, size, mode), bytes=0, expected=expected(name, size, mode),
-        tolerance=TOLERANCE[dtype], least_rounds=1, median=lambda: seconds[peer, dtype],
+        dtype=str(dtype)[6:], flops=count_flops(name, size, mode), bytes=0, expected=compute_expected(name, size, mode),
+        tolerance=TOLERANCE[dtype], least_rounds=1, get_median=lambda: seconds[peer, dtype],
     )  # fmt: skip

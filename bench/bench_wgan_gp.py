@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The humidity WGAN-GP in its default reading against straightforward eager torch, contiguous and in channels_last.
+"""The humidity WGAN-GP compared with its reference implementation in eager torch, contiguous and in channels_last.
 
-Straightforward: fastds.models.wgan_gp.oracle, two convolutions per mixed layer, nothing hoisted. One day of eight
-fields, 8 x 8 -> 64 x 64. A training step is the critic's loss with its penalty and the generator's loss, both with all
-gradients, the critic's parameters frozen in the second as in training; all weights change a little before every step,
-in place of an optimiser, so that nothing made from them can be kept. FLOPs are those of the straightforward graph.
+The reference, fastds.models.wgan_gp.oracle, computes two convolutions per mixed layer, without fusion. The sample is
+one day of eight fields, 8 x 8 to 64 x 64 pixels. A training step computes the loss of the critic with its penalty and
+the loss of the generator, both with all gradients; the parameters of the critic are frozen for the second, as in a
+training. All weights change slightly before every step, as an optimizer would change them, so that packed weights
+cannot be reused. FLOPs are those of the reference.
 """
 
 import functools
@@ -19,7 +20,6 @@ from fastds.models import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp import CriticLoss
 from fastds.models.wgan_gp import oracle as reference
 
-CL = torch.channels_last
 ROWS = [
     (mode, peer, dtype)
     for mode in ("forward", "training step")
@@ -31,8 +31,8 @@ ROWS = [
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
-class Straightforward(torch.nn.Module):
-    """The reference on the parameters of a network."""
+class ReferenceNetwork(torch.nn.Module):
+    """The reference implementation with the parameters of a network."""
 
     def __init__(self, network, function, layout):
         super().__init__()
@@ -45,25 +45,31 @@ class Straightforward(torch.nn.Module):
         return self.function(state, self.config, x, *noise, training=self.training)
 
 
-def networks(peer, dtype):
-    """Generator and critic with the weights of a seed, and a day: coarse, fine, noise."""
+def make_networks(peer, dtype):
+    """Return generator and critic with random weights, and coarse fields, fine fields and noise of one day."""
     torch.manual_seed(3)
     pair = HumidityGenerator().to(dtype), HumidityCritic().to(dtype)
-    wide = torch.float64  # the same numbers in every dtype
+    wide = torch.float64  # so that the values are the same in every dtype
     coarse, fine = torch.rand(1, 8, 1, 8, 8, dtype=wide), torch.rand(1, 8, 1, 64, 64, dtype=wide)
     noise = torch.randn(pair[0].noise_shape(coarse), dtype=wide).to(dtype)
     coarse, fine = coarse.to(dtype), fine.to(dtype)
     if peer == "fastds":
         return *pair, coarse, fine, noise
-    layout = CL if peer.endswith("channels_last") else torch.contiguous_format
+    layout = torch.channels_last if peer.endswith("channels_last") else torch.contiguous_format
     functions = (reference.generator, reference.critic)
-    return *(Straightforward(n, f, layout) for n, f in zip(pair, functions, strict=True)), coarse, fine, noise
+    return *(ReferenceNetwork(n, f, layout) for n, f in zip(pair, functions, strict=True)), coarse, fine, noise
 
 
 def build(peer, mode, dtype):
-    """The callable to time: the fine fields, or losses and gradient norms of both networks."""
+    """Build the callable to time.
+
+    Args:
+        peer: peer of the row.
+        mode: "forward" for the fine fields, "training step" for losses and gradient norms of both networks.
+        dtype: bfloat16 for autocast, or the dtype of all tensors.
+    """
     single = torch.float32 if dtype == torch.bfloat16 else dtype
-    g, d, coarse, fine, noise = networks(peer, single)
+    g, d, coarse, fine, noise = make_networks(peer, single)
     cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     if mode == "forward":
         g.eval()
@@ -97,8 +103,8 @@ def build(peer, mode, dtype):
     return step
 
 
-class CountedFlops(TorchDispatchMode):
-    """As torch's FlopCounterMode, whose hooks on modules refuse autograd.grad."""
+class FlopCounter(TorchDispatchMode):
+    """Dispatch mode that counts FLOPs. The module hooks of torch's FlopCounterMode do not support autograd.grad."""
 
     total = 0
 
@@ -110,16 +116,16 @@ class CountedFlops(TorchDispatchMode):
 
 
 @functools.lru_cache
-def flops(mode):
-    """Counted on the straightforward graph."""
+def count_flops(mode):
+    """Count the FLOPs of the reference."""
     run = build("eager", mode, torch.float32)
-    with CountedFlops() as counter:
+    with FlopCounter() as counter:
         run()
     return counter.total
 
 
 @functools.lru_cache(maxsize=1)
-def expected(mode):
+def compute_expected(mode):
     return build("eager", mode, torch.float64)()
 
 
@@ -127,6 +133,6 @@ def expected(mode):
 def test_wgan_gp(measure, mode, peer, dtype):
     measure(
         build, (peer, mode, dtype), op="wgan_gp", case="(1,8,1,8,8) x8", mode=mode, peer=peer,
-        dtype=str(dtype).removeprefix("torch."), flops=flops(mode), bytes=0, expected=expected(mode),
+        dtype=str(dtype).removeprefix("torch."), flops=count_flops(mode), bytes=0, expected=compute_expected(mode),
         tolerance=TOLERANCE[dtype],
     )  # fmt: skip

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time that one call of each public op and cell takes besides its arithmetic: `python -m bench.calls [--csv FILE]`.
+"""Overhead of a call of each public op and cell: `python -m bench.calls [--csv FILE]`.
 
-The tensors are tiny, (1, 8, 4, 4) in channels_last, so that a call is almost only its overhead: checks, the choice of
-a kernel, allocation and the call of the kernel. Each op stands next to the same composition of operators of torch,
-timed in turn with it in the same process: without gradients, the forward pass with gradients, and forward and backward
-pass. Times are thread CPU times, the least over many short rounds, with one thread.
+The tensors have the shape (1, 8, 4, 4) in channels_last, so that the overhead dominates the time of a call: argument
+checks, selection of a kernel, allocation and the call of the kernel. Each op is timed interleaved with the same formula
+in PyTorch: without gradients, the forward pass with gradients, and the forward and backward pass. A time is the least
+CPU time of the thread over many short rounds, with one thread.
 """
 
 import argparse
@@ -27,34 +27,34 @@ MODES = ("no_grad", "forward with gradients", "forward and backward")
 
 @dataclass
 class Call:
-    """A function of ours, the same function composed of operators of torch, and the tensors of both."""
+    """An op of fastds, the same formula in PyTorch, and the arguments of both."""
 
-    ours: Callable[..., object]
+    own: Callable[..., object]
     torch: Callable[..., object]
     tensors: list[Tensor]
 
 
-def lstm(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def compute_lstm(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Return hidden state and cell state of an LSTM from its gate pre-activations, order i, f, g, o."""
     i, f, g, o = pre.chunk(4, 1)
     new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(new), new
 
 
-def memory(pre: Tensor, c: Tensor) -> Tensor:
+def compute_memory(pre: Tensor, c: Tensor) -> Tensor:
     """Return the memory of an ST-LSTM from its gate pre-activations, order i, f, g."""
     i, f, g = pre.chunk(3, 1)
     return torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
 
 
-def gru_cell(x: Tensor, h: Tensor, w: Tensor, b: Tensor, candidate_w: Tensor, candidate_b: Tensor) -> Tensor:
-    """Return the new state of a ConvGRU, z the share that is kept."""
+def compute_gru_cell(x: Tensor, h: Tensor, w: Tensor, b: Tensor, candidate_w: Tensor, candidate_b: Tensor) -> Tensor:
+    """Return the new state of a ConvGRU; z is the weight of the previous state."""
     z, r = torch.sigmoid(F.conv2d(torch.cat([x, h], 1), w, b, padding=1)).chunk(2, 1)
     n = torch.tanh(F.conv2d(torch.cat([x, r * h], 1), candidate_w, candidate_b, padding=1))
     return z * h + (1 - z) * n
 
 
-def trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tensor:
+def compute_trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tensor:
     """Return the new state of a TrajGRU from the parts of its pre-activations, order z, r, n."""
     (zx, rx, nx), (zh, rh, nh) = x_part.chunk(3, 1), h_part.chunk(3, 1)
     z, r = torch.sigmoid(zx + zh), torch.sigmoid(rx + rh)
@@ -62,7 +62,7 @@ def trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tensor:
 
 
 def list_calls() -> dict[str, Call]:
-    """Return the calls by name. deform_conv2d and inr_query have no operator in torch; their peer is a clone."""
+    """Return the calls by name. The peer of deform_conv2d is a clone, because PyTorch has no such operator."""
     torch.manual_seed(0)
     c = CHANNELS
 
@@ -80,23 +80,23 @@ def list_calls() -> dict[str, Call]:
     def add_leaky(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         return F.leaky_relu(F.conv2d(x, w, b, padding=1) + residual, 0.1)
 
-    def lstm_cell(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return lstm(F.conv2d(torch.cat([x, h], 1), w, b, padding=1), c)
+    def compute_lstm_cell(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return compute_lstm(F.conv2d(torch.cat([x, h], 1), w, b, padding=1), c)
 
-    def reset(z: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_reset(z: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(z), torch.sigmoid(r) * h
 
-    def st_gates(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_st_gates(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         pre = F.conv2d(torch.cat([x, h], 1), w, b, padding=1)
-        return memory(pre[:, : 3 * CHANNELS], c), pre[:, 3 * CHANNELS :].clone()
+        return compute_memory(pre[:, : 3 * CHANNELS], c), pre[:, 3 * CHANNELS :].clone()
 
     cell = nn.ConvLSTMCell(c, c)
     sequence = draw(4 * c, SIDE, SIDE).view(1, 4, c, SIDE, SIDE)
 
-    def torch_sequence(x: Tensor) -> Tensor:
+    def run_torch_sequence(x: Tensor) -> Tensor:
         h = s = torch.zeros_like(x[:, 0])
         for k in range(x.shape[1]):
-            h, s = lstm_cell(x[:, k], h, s, cell.gates.weight, cell.gates.bias)
+            h, s = compute_lstm_cell(x[:, k], h, s, cell.gates.weight, cell.gates.bias)
         return h
 
     calls = {
@@ -112,62 +112,68 @@ def list_calls() -> dict[str, Call]:
             lambda x, o, w, b, m: x.clone(),
             [x, offset, three, bias, mask],
         ),
-        "lstm_gates": Call(ops.lstm_gates, lstm, [pre4, state]),
-        "memory_gates": Call(ops.memory_gates, memory, [pre3, state]),
+        "lstm_gates": Call(ops.lstm_gates, compute_lstm, [pre4, state]),
+        "memory_gates": Call(ops.memory_gates, compute_memory, [pre3, state]),
         "output_gate": Call(ops.output_gate, lambda p, v: torch.sigmoid(p) * torch.tanh(v), [x, state]),
-        "gru_reset": Call(ops.gru_reset, reset, [x, h, state]),
+        "gru_reset": Call(ops.gru_reset, compute_reset, [x, h, state]),
         "gru_update": Call(ops.gru_update, lambda z, n, h: z * h + (1 - z) * torch.tanh(n), [x, h, state]),
-        "traj_gru_gates": Call(ops.traj_gru_gates, trajectory_gates, [pre3, part3, state]),
-        "conv_lstm_cell": Call(ops.conv_lstm_cell, lstm_cell, [x, h, state, four, bias4]),
-        "conv_gru_cell": Call(ops.conv_gru_cell, gru_cell, [x, h, two, bias2, candidate, bias]),
-        "conv_st_lstm_gates": Call(ops.conv_st_lstm_gates, st_gates, [x, h, state, four, bias4]),
+        "traj_gru_gates": Call(ops.traj_gru_gates, compute_trajectory_gates, [pre3, part3, state]),
+        "conv_lstm_cell": Call(ops.conv_lstm_cell, compute_lstm_cell, [x, h, state, four, bias4]),
+        "conv_gru_cell": Call(ops.conv_gru_cell, compute_gru_cell, [x, h, two, bias2, candidate, bias]),
+        "conv_st_lstm_gates": Call(ops.conv_st_lstm_gates, compute_st_gates, [x, h, state, four, bias4]),
         "pixel_shuffle": Call(lambda x: ops.pixel_shuffle(x, 2), lambda x: F.pixel_shuffle(x, 2), [x]),
         "pixel_unshuffle": Call(lambda x: ops.pixel_unshuffle(x, 2), lambda x: F.pixel_unshuffle(x, 2), [x]),
-        "ConvLSTMCell.sequence, 4 steps": Call(lambda x: cell.sequence(x)[0], torch_sequence, [sequence]),
+        "ConvLSTMCell.sequence, 4 steps": Call(lambda x: cell.sequence(x)[0], run_torch_sequence, [sequence]),
     }
     return calls
 
 
 def make_run(function: Callable[..., object], tensors: list[Tensor], mode: str) -> Callable[[], None]:
-    """Return a function without arguments that makes one call in a mode, on its own copies of the tensors."""
-    mine = [t.detach().clone().requires_grad_(mode != MODES[0]) for t in tensors]
+    """Return a function without arguments that makes one call on copies of the tensors.
+
+    Args:
+        function: function of the tensors.
+        tensors: its arguments.
+        mode: one of MODES.
+    """
+    copies = [t.detach().clone().requires_grad_(mode != MODES[0]) for t in tensors]
 
     def forward() -> None:
         with torch.no_grad():
-            function(*mine)
+            function(*copies)
 
     def step() -> None:
-        for t in mine:
+        for t in copies:
             t.grad = None
-        result = function(*mine)
+        result = function(*copies)
         results = [result] if isinstance(result, Tensor) else list(result)
         torch.autograd.backward(results, cotangents)
 
     if mode == MODES[0]:
         return forward
     if mode == MODES[1]:
-        return lambda: function(*mine)
-    result = function(*mine)
+        return lambda: function(*copies)
+    result = function(*copies)
     cotangents = [torch.randn_like(y) for y in ([result] if isinstance(result, Tensor) else result)]
     return step
 
 
 def time_calls(runs: list[Callable[[], None]]) -> list[float]:
-    """Return the least microseconds a call of each run, over rounds in turn."""
+    """Return the least microseconds per call of each function, over interleaved rounds."""
     least, counts = [float("inf")] * len(runs), []
     for run in runs:
         for _ in range(50):
             run()
-        began = time.thread_time()
+        start = time.thread_time()
         for _ in range(20):
             run()
-        counts.append(max(1, int(ROUND_SECONDS / max((time.thread_time() - began) / 20, 1e-7))))
+        counts.append(max(1, int(ROUND_SECONDS / max((time.thread_time() - start) / 20, 1e-7))))
     for _ in range(ROUNDS):
         for k, (run, count) in enumerate(zip(runs, counts, strict=True)):
-            began = time.thread_time()
+            start = time.thread_time()
             for _ in range(count):
                 run()
-            least[k] = min(least[k], (time.thread_time() - began) / count * 1e6)
+            least[k] = min(least[k], (time.thread_time() - start) / count * 1e6)
     return least
 
 
@@ -184,10 +190,10 @@ def main() -> None:
             continue
         cells = []
         for mode in MODES:
-            ours, peer = time_calls([make_run(f, call.tensors, mode) for f in (call.ours, call.torch)])
-            cells.append((ours, peer))
-            rows.append({"call": name, "mode": mode, "ours_us": f"{ours:.2f}", "torch_us": f"{peer:.2f}"})
-        print(f"{name:34}" + "".join(f"{f'{ours:.1f} ({peer:.1f})':>34}" for ours, peer in cells), flush=True)
+            own, peer = time_calls([make_run(f, call.tensors, mode) for f in (call.own, call.torch)])
+            cells.append((own, peer))
+            rows.append({"call": name, "mode": mode, "ours_us": f"{own:.2f}", "torch_us": f"{peer:.2f}"})
+        print(f"{name:34}" + "".join(f"{f'{own:.1f} ({peer:.1f})':>34}" for own, peer in cells), flush=True)
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))

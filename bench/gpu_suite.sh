@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in two calls of at most six minutes; each builds _fastds in place and prints a table last.
-# A part that fails or is stopped is one line, the tests and rows that failed in it another; the rest goes on.
+# Tests and benchmarks that need a GPU, in two calls of at most six minutes. Each call builds _fastds in place and prints a
+# table at the end. A part that fails or is stopped prints one line, and one for each failed test or row; the others go on.
 #
 #   bench/gpu_suite.sh [--call first|second|both] [--parts LIST] [--dry-run] [--out DIR]
 #
-# The first call has what decides: smoke tests, the rows of every op that matter most (bench), CUDA C++ under memcheck, four
-# kernels under Nsight Compute (profile). The second has all tests, the other rows and racecheck. --parts, of build, smoke,
-# bench, memcheck, profile, tests, others and racecheck, takes the place of --call.
-# Needs python3 with torch >= 2.10 and triton, pytest, setuptools, ninja and nvcc; no network. pybind11's headers come
-# from the environment, else from torch. Logs, the results (JSON) and the table go to DIR (build/gpu_suite by default);
-# the results also to bench/results/<device>.json. --dry-run tries all of it as far as a machine without a GPU can: the
-# compiler on one binding, the tests and rows on a CPU in tiny sizes, JSON and table.
+# The first call has the most important parts: smoke tests, the first benchmark rows of every op (bench), CUDA C++ under
+# memcheck, four kernels under Nsight Compute (profile). The second call has all tests, the other benchmark rows (others)
+# and racecheck. --parts replaces --call by a list of build, smoke, bench, memcheck, profile, tests, others and racecheck.
+# Requires python3 with torch >= 2.10 and triton, pytest, setuptools, ninja and nvcc; no network. The headers of pybind11
+# come from the environment, or from torch. Logs, results (CSV) and the table go to DIR (build/gpu_suite by default); the
+# results also go to bench/results/gpu.csv. --dry-run tests the script without a GPU: it compiles one binding, runs the
+# tests and benchmarks on a CPU in tiny sizes, and writes the results and the table.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -45,17 +45,17 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=$(command -v python3 || command -v python) || { echo "gpu_suite.sh: no python3" >&2; exit 2; }
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TRITON_DEFAULT_FP_FUSION=1
 failed=0
-total=345 # seconds for all parts together; those of either call sum up to no more
-[ "$dry" = 0 ] || total=3600 # the machine may be busy, and nothing is measured
+total=345 # seconds for all parts of one call
+[ "$dry" = 0 ] || total=3600 # nothing is measured, and the machine may be busy
 
-# run NAME SECONDS COMMAND...: one line, the whole output in NAME.log.
+# run NAME SECONDS COMMAND...: runs a part, prints one line and writes the output to NAME.log.
 run() {
   local name=$1 limit=$2 begin=$SECONDS code=0
   shift 2
   case ,$parts, in *",$name,"*) ;; *) return 0 ;; esac
   [ "$dry" = 0 ] || limit=900
   [ "$limit" -le $((total - SECONDS)) ] || limit=$((total - SECONDS))
-  [ "$limit" -gt 10 ] || { failed=$((failed + 1)); echo "FAILED  $name: no time is left for it"; return; }
+  [ "$limit" -gt 10 ] || { failed=$((failed + 1)); echo "FAILED  $name: no time is left"; return; }
   timeout -s INT -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
   if [ "$code" = 0 ]; then
     echo "ok      $name ($((SECONDS - begin)) s): $(summary "$name")"
@@ -66,7 +66,7 @@ run() {
   fi
 }
 
-# The line of a log that says most.
+# summary NAME: the line of a log with the result of pytest, of a sanitizer or of the benchmarks, or the last line.
 summary() {
   local found
   found=$(grep -E '(passed|failed|error|skipped|deselected).* in [0-9]|ERROR SUMMARY|RACECHECK SUMMARY|rows in .*failed|collected' \
@@ -75,7 +75,7 @@ summary() {
   printf '%s' "${found:0:300}"
 }
 
-# setup.py asks pybind11 where its headers are; where it is not installed, or with "torch", take those that torch ships.
+# headers [torch]: makes setup.py find the headers of pybind11 that torch ships, if pybind11 is not installed or for "torch".
 headers() {
   [ "${1:-}" = torch ] || ! "$python" -c 'import pybind11' 2>/dev/null || return 0
   mkdir -p "$out/pybind11_of_torch"
@@ -108,7 +108,8 @@ print("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_includ
     "$python" -m fastds.info
 }
 
-# gpu_tests OPTIONS...: tests/gpu by pytest, which $checker may run. One thread a process: as many processes as cores compile kernels.
+# gpu_tests OPTIONS...: runs tests/gpu by pytest, under the command $checker if it is set. Each process has one thread, because
+# as many processes as cores compile kernels.
 gpu_tests() {
   export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
   # shellcheck disable=SC2086
@@ -116,7 +117,7 @@ gpu_tests() {
     "$@" tests/gpu
 }
 
-# processes MOST: the option of several processes where there is xdist.
+# processes MAX: prints the option of pytest for several processes if xdist is installed.
 processes() { "$python" -c 'import xdist' 2>/dev/null && echo "-n$(($(nproc) < $1 ? $(nproc) : $1))"; }
 
 smoke() {
@@ -125,7 +126,7 @@ smoke() {
 }
 
 tests() {
-  # On CPU tensors; the agreement of the CPU kernels is tested elsewhere.
+  # On CPU tensors; tests outside of tests/gpu compare the CPU kernels with references.
   [ "$dry" = 1 ] && {
     local long='agrees_with_reference or many_tiles or small or gradcheck or training_step or deterministic or same_bits'
     FASTDS_GPU_DRY_RUN=1 gpu_tests -k "not ($long or preciplstm or trajgru)"
@@ -134,8 +135,8 @@ tests() {
   gpu_tests $(processes 12)
 }
 
-# sanitizer TOOL: CUDA C++ in the tests marked "sanitize", with every allocation of its own so that a stray access shows.
-# Of Triton's asynchronous copies racecheck reports what is no race.
+# sanitizer TOOL: runs the tests marked "sanitize" under compute-sanitizer, without torch's caching of allocations, so that
+# accesses out of bounds are found. Tests of Triton are left out: racecheck reports false races of asynchronous copies.
 sanitizer() {
   local options=(-m sanitize -k 'not triton and not conv3x3 and not window and not guided')
   if [ "$dry" = 1 ]; then
@@ -150,12 +151,12 @@ sanitizer() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 gpu_tests "${options[@]}"
 }
 
-# bench ROWS SECONDS: the rows go to a file of their own.
+# bench ROWS SECONDS: runs a part of the benchmark rows and writes ROWS.csv.
 bench() {
   local options=(--rows "$1" --seconds "$2")
   [ "$dry" = 1 ] && options=(--rows "$1" --device cpu --seconds 800)
-  rm -f "$out/$1.json"
-  OMP_NUM_THREADS=$(nproc) TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m bench.gpu_bench "${options[@]}" --out "$out/$1.json"
+  rm -f "$out/$1.csv"
+  OMP_NUM_THREADS=$(nproc) TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m bench.gpu_bench "${options[@]}" --out "$out/$1.csv"
 }
 
 profile() {
@@ -172,7 +173,7 @@ export python out dry
 if [ "$dry" = 1 ]; then
   echo "dry run: nothing here is a measurement"
 elif ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-  echo "gpu_suite.sh: $python sees no CUDA device; --dry-run tries what a machine without one can" >&2
+  echo "gpu_suite.sh: $python sees no CUDA device; --dry-run tests the script without one" >&2
   exit 2
 fi
 run build 70 bash -uo pipefail -c build
@@ -184,12 +185,12 @@ run tests 130 bash -uo pipefail -c tests
 run others 105 bash -uo pipefail -c 'bench others 90'
 run racecheck 40 bash -uo pipefail -c 'sanitizer racecheck'
 grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{smoke,tests,memcheck,racecheck,bench,others}.log 2>/dev/null | cut -c1-240 | head -n 40
-# Of what was measured, also if the time was over before the last row.
+# Tables of all measured rows, also if the time was over before the last row.
 for rows in first others; do
-  [ -f "$out/$rows.json" ] || continue
+  [ -f "$out/$rows.csv" ] || continue
   save=(--save)
   [ "$dry" = 1 ] && save=()
-  "$python" -m bench.report "$out/$rows.json" --all "${save[@]}" >"$out/table_$rows.md"
+  "$python" -m bench.report "$out/$rows.csv" --all "${save[@]}" >"$out/table_$rows.md"
   echo && cat "$out/table_$rows.md"
 done
 echo

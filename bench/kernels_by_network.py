@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ops of fastds each network calls, forward and backward, and which convolutions are left to torch.
+"""Count of the ops of fastds that each network calls, forward and backward, and of the convolutions of torch.
 
-`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md; tests/test_kernels_by_network.py
-compares that file with what it finds. Calls are those that torch's dispatcher sees, for one small sample in training
-mode, the loss being the mean square of the result. What an op calls itself is not counted, whichever backend runs it.
+`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md; tests/test_kernels_by_network.py checks
+the file. A call counts if the dispatcher of torch sees it, for one small sample in training mode with the mean square
+of the result as the loss. Calls inside of an op do not count, whichever backend runs the op.
 """
 
 import pathlib
@@ -25,17 +25,17 @@ TEXT = """# Kernels by network
 
 Made by `python -m bench.kernels_by_network`, checked by `tests/test_kernels_by_network.py`.
 
-Calls of the ops `torch.ops.fastds` and torch's own convolutions, counted in torch's dispatcher while each network runs
-once on a small sample, in training mode, and its loss is differentiated. A fused op is one call, whatever it runs.
-`critic of wgan-gp` is the critic by itself, `critic of wgan-gp, loss` the loss that trains it, whose forward holds the
-first derivative of the gradient penalty. What is left to torch is strided or transposed, or the 7 x 7 and 1 x 1 kernels
-of wgan-gp's blocks and the last 1 x 1 layer of the U-Net.
+The table counts the calls of the ops in `torch.ops.fastds` and of the convolutions of torch, as the dispatcher of torch
+sees them, during one forward and one backward pass of each network on a small sample in training mode. A fused op
+counts as one call. `critic of wgan-gp` is the critic alone. `critic of wgan-gp, loss` is the loss that trains the
+critic; its forward pass includes the first derivative for the gradient penalty. Convolutions of torch are strided or
+transposed, or they are the 7 x 7 and 1 x 1 convolutions in the blocks of wgan-gp and the last 1 x 1 layer of the U-Net.
 
 """
 
 
 class Calls(TorchDispatchMode):
-    """Counts the calls of ops of fastds by name, and of torch's convolutions, forward or backward, as `torch`."""
+    """Dispatch mode that counts ops of fastds by name, and convolutions of torch and their gradients as `torch`."""
 
     def __init__(self):
         super().__init__()
@@ -51,11 +51,11 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls_of(run: Callable[[], Tensor]) -> tuple[Counter, Counter]:
-    """Calls while run() gives a loss, and while that is differentiated.
+def count_calls(run: Callable[[], Tensor]) -> tuple[Counter, Counter]:
+    """Count the calls of run(), which returns a loss, and of its backward pass.
 
-    Convolutions are those of the algorithm "direct": for others it depends on the processor whether a network calls
-    torch's or ours.
+    The algorithm of convolutions is "direct", because "auto" selects the convolution of torch or of fastds by the
+    processor.
     """
     with fastds.convolution("direct"), Calls() as forward:
         loss = run()
@@ -64,71 +64,78 @@ def calls_of(run: Callable[[], Tensor]) -> tuple[Counter, Counter]:
     return forward.counts, backward.counts
 
 
-def square(y: Tensor) -> Tensor:
-    """The mean square of a result."""
+def compute_loss(y: Tensor) -> Tensor:
+    """Return the mean square of a result."""
     return y.square().mean()
 
 
-def frames(name: str, channels: int = 1, statics: int = 0, size: int = 16) -> Callable[[], Tensor]:
-    """An interpolation between two fields."""
+def make_interpolation(name: str, channels: int = 1, statics: int = 0, size: int = 16) -> Callable[[], Tensor]:
+    """Return the loss function of a network of two fields.
+
+    Args:
+        name: preset.
+        channels: variables of each field.
+        statics: static fields, 0 for a network without them.
+        size: pixels each way.
+    """
     model = create(name).train()
-    given = [torch.rand(1, 2, channels, size, size)] + [torch.rand(1, statics, size, size)] * bool(statics)
-    return lambda: square(model(*given))
+    inputs = [torch.rand(1, 2, channels, size, size)] + [torch.rand(1, statics, size, size)] * bool(statics)
+    return lambda: compute_loss(model(*inputs))
 
 
-def nowcast(name: str, steps: int = 5) -> Callable[[], Tensor]:
-    """Five fields to the next five."""
+def make_nowcast(name: str, steps: int = 5) -> Callable[[], Tensor]:
+    """Return the loss function of a forecast of some steps by a network."""
     model = create(name).train()
     x = torch.rand(1, model.card.input_steps or 5, 1, 32, 32)
-    return lambda: square(model.forecast(x, steps))
+    return lambda: compute_loss(model.forecast(x, steps))
 
 
-def points(name: str) -> Callable[[], Tensor]:
-    """A field at points, as trainings ask."""
+def make_point_query(name: str) -> Callable[[], Tensor]:
+    """Return the loss function of a query of random points, as in a training."""
     model = create(name).train()
     x = torch.rand(1, model.in_channels, 12, 12)
     where = PointSpec(torch.randint(0, 11, (1, 20, 2), dtype=torch.int32), torch.rand(1, 20, 2))
-    return lambda: square(model.query(x, where, torch.full((1, 2), 2.0)))
+    return lambda: compute_loss(model.query(x, where, torch.full((1, 2), 2.0)))
 
 
-def whole(model: nn.Module, *shape: int) -> Callable[[], Tensor]:
-    """A network of one tensor."""
+def make_single_input(model: nn.Module, *shape: int) -> Callable[[], Tensor]:
+    """Return the loss function of a network of one tensor."""
     x = torch.rand(shape)
-    return lambda: square(model.train()(x))
+    return lambda: compute_loss(model.train()(x))
 
 
-def critic_loss() -> Callable[[], Tensor]:
-    """The critic's loss with its penalty."""
+def make_critic_loss() -> Callable[[], Tensor]:
+    """Return the function of the critic's loss with the gradient penalty."""
     loss, real, fake = CriticLoss(HumidityCritic()), *torch.rand(2, 2, 8, 1, 32, 32)
     return lambda: loss(real, fake)[0]
 
 
 NETWORKS: dict[str, Callable[[], Callable[[], Tensor]]] = {
-    "fczsm": lambda: frames("fczsm"),
-    "fczsm-ds": lambda: frames("fczsm-ds", 3, 2),
-    "wgan-gp": lambda: whole(HumidityGenerator(), 1, 8, 1, 4, 4),
-    "critic of wgan-gp": lambda: whole(HumidityCritic(), 2, 8, 1, 32, 32),
-    "critic of wgan-gp, loss": critic_loss,
-    "wgan-gp-small": lambda: whole(create("wgan-gp-small"), 1, 8, 1, 4, 4),
-    "db-convlstm": lambda: nowcast("db-convlstm"),
-    "db-predrnn": lambda: nowcast("db-predrnn"),
-    "db-preciplstm": lambda: nowcast("db-preciplstm"),
-    "db-trajgru": lambda: nowcast("db-trajgru"),
-    **{name: lambda name=name: points(name) for name in ("inr", "liif", "lte", "metasr", "ciaosr")},
-    "srgan": lambda: whole(create("srgan"), 1, 8, 1, 4, 4),
-    "unet": lambda: frames("unet", size=32),
-    "simvp": lambda: nowcast("simvp"),
+    "fczsm": lambda: make_interpolation("fczsm"),
+    "fczsm-ds": lambda: make_interpolation("fczsm-ds", 3, 2),
+    "wgan-gp": lambda: make_single_input(HumidityGenerator(), 1, 8, 1, 4, 4),
+    "critic of wgan-gp": lambda: make_single_input(HumidityCritic(), 2, 8, 1, 32, 32),
+    "critic of wgan-gp, loss": make_critic_loss,
+    "wgan-gp-small": lambda: make_single_input(create("wgan-gp-small"), 1, 8, 1, 4, 4),
+    "db-convlstm": lambda: make_nowcast("db-convlstm"),
+    "db-predrnn": lambda: make_nowcast("db-predrnn"),
+    "db-preciplstm": lambda: make_nowcast("db-preciplstm"),
+    "db-trajgru": lambda: make_nowcast("db-trajgru"),
+    **{name: lambda name=name: make_point_query(name) for name in ("inr", "liif", "lte", "metasr", "ciaosr")},
+    "srgan": lambda: make_single_input(create("srgan"), 1, 8, 1, 4, 4),
+    "unet": lambda: make_interpolation("unet", size=32),
+    "simvp": lambda: make_nowcast("simvp"),
 }
 
 
-def found() -> dict[str, tuple[Counter, Counter]]:
-    """The calls of every network, forward and backward."""
+def count_all_calls() -> dict[str, tuple[Counter, Counter]]:
+    """Return the calls of every network, forward and backward."""
     torch.manual_seed(0)
-    return {name: calls_of(make()) for name, make in NETWORKS.items()}
+    return {name: count_calls(make()) for name, make in NETWORKS.items()}
 
 
-def table(calls: dict[str, tuple[Counter, Counter]]) -> str:
-    """The Markdown file of them."""
+def format_page(calls: dict[str, tuple[Counter, Counter]]) -> str:
+    """Return the Markdown file of the calls of count_all_calls()."""
     lines = ["| network | forward | backward | torch's convolutions, forward + backward |", "|---|---|---|---|"]
     for name, (forward, backward) in calls.items():
         both = (
@@ -139,4 +146,4 @@ def table(calls: dict[str, tuple[Counter, Counter]]) -> str:
 
 
 if __name__ == "__main__":
-    OUT.write_text(table(found()))
+    OUT.write_text(format_page(count_all_calls()))

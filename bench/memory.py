@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of one call: growth of the resident set of this (fresh) process."""
+"""Peak memory of a process and of one call, as the resident set size that Linux reports."""
 
 import ctypes
 import gc
@@ -8,24 +8,37 @@ import re
 import torch
 
 
-def resident(key: str, process: int | str = "self") -> int:
-    """VmRSS (now) or VmHWM (peak since the last reset) in bytes; 0 of a process that has just ended."""
+def read_resident_bytes(key: str, process: int | str = "self") -> int:
+    """Return a resident set size of a process.
+
+    Args:
+        key: "VmRSS" for the present size, "VmHWM" for the largest size since the start or the last reset.
+        process: process id.
+
+    Returns:
+        Bytes, or 0 if the process has just ended.
+    """
     with open(f"/proc/{process}/status") as file:
         found = re.search(rf"{key}:\s+(\d+) kB", file.read())
     return int(found.group(1)) * 1024 if found else 0
 
 
-def peak_growth(build, args) -> int:
-    """Bytes of resident set at the peak of the first call of build(*args)(), beyond those before build.
+def measure_peak_growth(build, args) -> int:
+    """Return the growth of the resident set from before build(*args) to the peak of the first call of its result.
 
-    Inputs, weights, saved tensors, packed weights and results count; so does what a library keeps for itself.
+    Call this function in a fresh process. Inputs, weights, saved tensors, packed weights, results and the workspaces of
+    libraries count.
+
+    Returns:
+        Bytes, at least 0.
     """
-    torch.nn.functional.conv2d(torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 3, 3))  # thread pool, oneDNN
-    before = resident("VmRSS")
+    # Starts the thread pool and initializes oneDNN, which are not part of the call.
+    torch.nn.functional.conv2d(torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 3, 3))
+    before = read_resident_bytes("VmRSS")
     run = build(*args)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # VmHWM starts from here: what build needed for a moment does not count
+        file.write("5")  # resets VmHWM, so that temporary memory of build() does not count
     run()
-    return max(resident("VmHWM") - before, 0)
+    return max(read_resident_bytes("VmHWM") - before, 0)

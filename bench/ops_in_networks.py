@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of networks on the ops they use and on others that could take their place, in turn in one process.
+"""Comparison of parts of networks on alternative ops: `OMP_NUM_THREADS=1 python -m bench.ops_in_networks [--only gru]`.
 
-`OMP_NUM_THREADS=1 python -m bench.ops_in_networks [--only gru,srgan,ciaosr]` writes, for each part, size and mode, the
-milliseconds of a call to bench/results/ops_in_networks.csv: the median over turns of a turn's fastest call, and of long
-calls, which others' work always interrupts, the least processor time of four (in the ConvGRU rows of the file the least
-elapsed time of five). Rows of parts that are not measured stay.
-`difference` is the norm of that of the results, or of that of all gradients together, over their own norm; where a ReLU
-turns at the last bit of a sum, a few entries of a gradient differ by more than rounding.
+Writes bench/results/ops_in_networks.csv; rows of parts that are not measured stay. Columns:
 
-gru: WGAN-GP's ConvGRU on conv3x3 with kernels that the steps share, gru_reset and gru_update ("single"), and on
-conv_gru_cell ("cell"). "frozen" is a step that wants the gradient of the input alone, as of the critic in the
-generator's training; "penalty" the squared norm of the input's gradient with its own gradients, as in the critic's.
-srgan: SRGAN's generator on torch's convolutions and shuffles ("torch") and as it is ("fastds").
-ciaosr: CiaoSR's decoder with networks of gathered neighbourhoods ("gathered"), and with their first layers as a
-convolution of the maps ("convolved"); a factor of 2 at 2304 points, and a grid of 96 x 96.
+part, case, mode: the row; parts and modes are below.
+first, second: names of the two alternatives.
+first_ms, second_ms: milliseconds of a call. Short calls are timed interleaved (bench/interleaved_timing.py). For calls
+    above 0.15 s, which other work always interrupts, the least processor time of four calls counts (in the ConvGRU rows
+    of the file: the least elapsed time of five).
+second_over_first: second_ms / first_ms.
+difference: norm of the difference of the results, or of all gradients, relative to the norm of the first. Where a
+    rounding error changes the sign of the input of a ReLU, a few entries of a gradient differ by more than rounding.
+
+Parts:
+
+gru: ConvGRU of WGAN-GP. "single" is conv3x3 with kernels shared by the time steps, gru_reset and gru_update; "cell" is
+    conv_gru_cell. The mode "frozen" computes the gradient of the input alone, as for the critic while the generator is
+    trained. The mode "penalty" computes the gradients of the squared norm of the input's gradient, as in the training
+    of the critic.
+srgan: generator of SRGAN. "torch" uses the convolutions and pixel shuffles of torch, "fastds" is the network of fastds.
+ciaosr: decoder of CiaoSR. "gathered" applies its networks to gathered neighbourhoods; "convolved" computes their first
+    layers by a convolution of the feature map. Factor 2, at 2304 points and on a grid of 96 x 96.
 """
 
 import argparse
-import csv
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import in_turn
+from bench import interleaved_timing
+from bench.result_files import RESULTS, read_csv, write_csv
 from fastds.models.baselines.super_resolution import SRResNet
 from fastds.models.inr.decoders import CiaoSRDecoder, _corners, _moved_half
 from fastds.models.inr.encoders import extend
@@ -35,12 +42,12 @@ from fastds.models.wgan_gp.blocks import ConvGRU
 from fastds.nn import Conv2d, Conv3x3
 from fastds.ops import GridSpec, PointSpec
 
-OUT = pathlib.Path(__file__).parent / "results" / "ops_in_networks.csv"
-LONG_SECONDS, LONG_TURNS = 0.15, 4
+OUT = RESULTS / "ops_in_networks.csv"
+LONG_SECONDS, LONG_TURNS = 0.15, 4  # calls above LONG_SECONDS are measured LONG_TURNS times
 
 
 class Row(NamedTuple):
-    """One comparison: callables by name, each giving tensors that must agree."""
+    """One comparison of callables by name. Each returns a list of tensors, equal but for rounding."""
 
     part: str
     case: str
@@ -48,21 +55,29 @@ class Row(NamedTuple):
     runs: dict[str, Callable]
 
 
-def step_of(network: nn.Module, x: Tensor, mode: str, bfloat16: bool = False) -> Callable:
-    """forward: the result; step: it and all gradients of its squares' mean, frozen: of the input's alone; penalty:
-    gradients of the gradient."""
+def make_step(network: nn.Module, x: Tensor, mode: str, bfloat16: bool = False) -> Callable:
+    """Return a callable that runs a network on x.
+
+    Args:
+        network: network of one tensor.
+        x: its input.
+        mode: "forward" for the result; "step" for the result and the gradients of its mean square with respect to the
+            input and all parameters; "frozen" for the result and the gradient of the input; "penalty" for the
+            gradients of the squared norm of the input's gradient with respect to the parameters.
+        bfloat16: whether autocast is on, except for "penalty".
+    """
     parameters = list(network.parameters())
 
     def forward():
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return [network(x)]
 
-    def step(wanted=parameters):
+    def step(with_respect_to=parameters):
         leaf = x.detach().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             y = network(leaf)
         loss = y.float().square().mean()
-        return [y.detach(), *torch.autograd.grad(loss, [leaf, *wanted])]
+        return [y.detach(), *torch.autograd.grad(loss, [leaf, *with_respect_to])]
 
     def frozen():
         return step([])
@@ -75,8 +90,8 @@ def step_of(network: nn.Module, x: Tensor, mode: str, bfloat16: bool = False) ->
     return {"forward": forward, "step": step, "frozen": frozen, "penalty": penalty}[mode]
 
 
-class By(nn.Module):
-    """A network called by a function of it and its input."""
+class CalledBy(nn.Module):
+    """A network whose forward pass is call(network, x)."""
 
     def __init__(self, network: nn.Module, call: Callable):
         super().__init__()
@@ -86,14 +101,24 @@ class By(nn.Module):
         return self.call(self.network, x)
 
 
-def rows_of(part: str, case: str, modes: tuple[str, ...], networks: dict[str, nn.Module], x: Tensor) -> Iterator[Row]:
-    """A row for each mode, with " bfloat16" under autocast."""
+def make_rows(part: str, case: str, modes: tuple[str, ...], networks: dict[str, nn.Module], x: Tensor) -> Iterator[Row]:
+    """Yield one row per mode.
+
+    Args:
+        part: part of the rows.
+        case: case of the rows.
+        modes: modes of make_step(), with the suffix " bfloat16" for autocast.
+        networks: the alternatives by name.
+        x: their input.
+    """
     for mode in modes:
         kind, _, dtype = mode.partition(" ")
-        yield Row(part, case, mode, {name: step_of(n, x, kind, dtype == "bfloat16") for name, n in networks.items()})
+        yield Row(part, case, mode, {name: make_step(n, x, kind, dtype == "bfloat16") for name, n in networks.items()})
 
 
-SIZES = (  # network, channels, pixels each way, batches: of the paper, of wgan-gp-small, and critics of small fields
+# Network, channels, pixels each way, batches. The networks are those of the paper, of wgan-gp-small, and critics of
+# small fields.
+SIZES = (
     ("generator of wgan-gp", 128, 8, (1, 16)),
     ("generator of wgan-gp-small", 32, 8, (1, 16)),
     ("generator of wgan-gp-small", 32, 32, (1,)),
@@ -105,20 +130,20 @@ SIZES = (  # network, channels, pixels each way, batches: of the paper, of wgan-
 MODES = ("forward", "step", "forward bfloat16", "step bfloat16")
 
 
-def gru_rows() -> Iterator[Row]:
-    """Eight times."""
+def make_gru_rows() -> Iterator[Row]:
+    """Yield the rows of the part gru: sequences of eight time steps."""
     calls = {"single": ConvGRU.sequence_on_shared_kernels, "cell": lambda gru, x: gru.sequence(x)[0]}
     for network, channels, size, batches in SIZES:
         for batch in batches:
             torch.manual_seed(3)
             gru, x = ConvGRU(channels, channels), torch.rand(batch, 8, channels, size, size)
-            networks = {name: By(gru, call) for name, call in calls.items()}
+            networks = {name: CalledBy(gru, call) for name, call in calls.items()}
             modes = ("frozen", "step", "penalty") if network == "critic" else MODES
-            yield from rows_of("ConvGRU", f"{network}: ({batch} 8 {channels} {size} {size})", modes, networks, x)
+            yield from make_rows("ConvGRU", f"{network}: ({batch} 8 {channels} {size} {size})", modes, networks, x)
 
 
-def torch_layers(layer: nn.Module) -> nn.Module:
-    """An SRResNet whose convolutions are torch's, with the same weights."""
+def replace_layers(layer: nn.Module) -> nn.Module:
+    """Replace the convolutions of fastds in a module by convolutions of torch with the same weights, in place."""
     for name, child in list(layer.named_children()):
         if isinstance(child, Conv3x3 | Conv2d):
             size = child.weight.shape[-1]
@@ -128,12 +153,12 @@ def torch_layers(layer: nn.Module) -> nn.Module:
         elif isinstance(child, nn.Identity):
             setattr(layer, name, nn.PixelShuffle(2))
         else:
-            torch_layers(child)
+            replace_layers(child)
     return layer
 
 
-def torch_srresnet(network: SRResNet, x: Tensor) -> Tensor:
-    """Its forward with batch normalisation and sums as layers of their own."""
+def run_unfused_srresnet(network: SRResNet, x: Tensor) -> Tensor:
+    """Run an SRResNet with separate batch normalization and additions."""
 
     def block(b, h):
         return h + b.norm2(b.conv2(b.act(b.norm1(b.conv1(h)))))
@@ -145,28 +170,40 @@ def torch_srresnet(network: SRResNet, x: Tensor) -> Tensor:
     return y.view(*x.shape[:-2], *y.shape[-2:])
 
 
-def srgan_rows() -> Iterator[Row]:
-    """Forward with fixed statistics, step with those of the batch."""
+def make_srgan_rows() -> Iterator[Row]:
+    """Yield the rows of the part srgan. Batch normalization uses the batch's statistics in steps, else fixed ones."""
     for name, options in (("srgan", {}), ("srgan-small", {"width": 32, "blocks": 8})):
         for shape in ((1, 8, 1, 8, 8), (16, 8, 1, 8, 8), (1, 8, 1, 32, 32)):
             for mode in MODES if shape[0] == 1 else MODES[:2]:
                 torch.manual_seed(3)
                 network, x = SRResNet(**options), torch.randn(shape)
-                peer = torch_layers(SRResNet(**options))
+                peer = replace_layers(SRResNet(**options))
                 peer.load_state_dict(network.state_dict())
-                networks = {"torch": By(peer, torch_srresnet), "fastds": network}
+                networks = {"torch": CalledBy(peer, run_unfused_srresnet), "fastds": network}
                 for n in networks.values():
                     n.train(mode.startswith("step"))
-                yield from rows_of("SRGAN", f"{name}: {shape}".replace(",", ""), (mode,), networks, x)
+                yield from make_rows("SRGAN", f"{name}: {shape}".replace(",", ""), (mode,), networks, x)
 
 
-def gathered_ciaosr(decoder: CiaoSRDecoder, maps: Tensor, where: GridSpec | PointSpec, cell: Tensor) -> Tensor:
-    """Its query without masks, the first layers of key and value in every corner."""
-    unfolded = F.unfold(extend(maps, 1, decoder.padding_mode), 3).unflatten(2, maps.shape[2:])
+def query_gathered_ciaosr(
+    decoder: CiaoSRDecoder, features: Tensor, where: GridSpec | PointSpec, cell: Tensor
+) -> Tensor:
+    """Query CiaoSR without masks, with the first layers of key and value applied to every corner.
+
+    Args:
+        decoder: the decoder.
+        features: feature map (B, C, H, W).
+        where: queried points.
+        cell: size of the queried cells (B, 2).
+
+    Returns:
+        Values (B, Q, O).
+    """
+    unfolded = F.unfold(extend(features, 1, decoder.padding_mode), 3).unflatten(2, features.shape[2:])
     place = where, unfolded, None, [False, False]
     corners = _corners(*place, nearest=False)
     query = _corners(_moved_half(where), *place[1:], nearest=True).gather(unfolded, 0)
-    cell = cell[:, None].expand(len(maps), query.shape[1], 2)
+    cell = cell[:, None].expand(len(features), query.shape[1], 2)
     logits, values = [], []
     for j in range(4):
         u = corners.gather(unfolded, j)
@@ -177,11 +214,12 @@ def gathered_ciaosr(decoder: CiaoSRDecoder, maps: Tensor, where: GridSpec | Poin
     return decoder.head(sum(a[..., None] * v for a, v in zip(alpha, values, strict=True)))
 
 
-def ciaosr_rows() -> Iterator[Row]:
-    """64 channels, a crop of 48 x 48, as in LIIF's training."""
+def make_ciaosr_rows() -> Iterator[Row]:
+    """Yield the rows of the part ciaosr: 64 channels and a crop of 48 x 48 pixels, as in the training of LIIF."""
     for batch in (1, 4):
         torch.manual_seed(3)
-        decoder, maps, cell = CiaoSRDecoder(64, 4, "replicate"), torch.randn(batch, 64, 48, 48), torch.ones(batch, 2)
+        decoder, cell = CiaoSRDecoder(64, 4, "replicate"), torch.ones(batch, 2)
+        features = torch.randn(batch, 64, 48, 48)
         at = 47 * torch.rand(batch, 2304, 2)
         points = PointSpec(at.floor().int(), at - at.floor())
         grid = GridSpec.cells((48, 48), (96, 96))
@@ -193,37 +231,37 @@ def ciaosr_rows() -> Iterator[Row]:
                 return decoder.query(x, where, cell, None, ("clamp", "clamp"), None)
 
             def gathered(decoder, x, where=where, cell=cell):
-                return gathered_ciaosr(decoder, x, where, cell)
+                return query_gathered_ciaosr(decoder, x, where, cell)
 
-            networks = {"gathered": By(decoder, gathered), "convolved": By(decoder, convolved)}
-            yield from rows_of("CiaoSR", f"batch {batch}: {case}", modes, networks, maps)
-
-
-ROWS = {"gru": gru_rows, "srgan": srgan_rows, "ciaosr": ciaosr_rows}
+            networks = {"gathered": CalledBy(decoder, gathered), "convolved": CalledBy(decoder, convolved)}
+            yield from make_rows("CiaoSR", f"batch {batch}: {case}", modes, networks, features)
 
 
-def difference(these: list[Tensor], those: list[Tensor]) -> float:
-    """Of two results and their gradients, the larger relative one."""
+ROWS = {"gru": make_gru_rows, "srgan": make_srgan_rows, "ciaosr": make_ciaosr_rows}
+
+
+def compute_difference(results: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the relative difference of the first tensors or of all others together, the larger one."""
 
     def relative(a, b):
         a, b = (torch.cat([t.flatten().double() for t in parts]) for parts in (a, b))
         return float((a - b).norm() / b.norm())
 
-    groups = [(these[:1], those[:1]), (these[1:], those[1:])]
+    groups = [(results[:1], expected[:1]), (results[1:], expected[1:])]
     return max(relative(*pair) for pair in groups if pair[0])
 
 
-def seconds_of(runs: dict[str, Callable]) -> dict[str, float]:
-    """Seconds of a call of each, in turn."""
-    taken = {name: [] for name in runs}
+def measure(runs: dict[str, Callable]) -> dict[str, float]:
+    """Return the seconds of one call of each callable; see the module's docstring."""
+    times = {name: [] for name in runs}
     for _ in range(LONG_TURNS):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            taken[name].append(time.process_time() - start)
-        if min(map(max, taken.values())) < LONG_SECONDS:
-            return in_turn.quiet(runs)
-    return {name: min(times) for name, times in taken.items()}
+            times[name].append(time.process_time() - start)
+        if min(map(max, times.values())) < LONG_SECONDS:
+            return interleaved_timing.measure_fastest_calls(runs)
+    return {name: min(seconds) for name, seconds in times.items()}
 
 
 def main() -> None:
@@ -235,23 +273,18 @@ def main() -> None:
     for name in options.only.split(","):
         for row in ROWS[name]():
             first, *others = row.runs
-            found, times = {n: run() for n, run in row.runs.items()}, seconds_of(row.runs)
+            results, times = {n: run() for n, run in row.runs.items()}, measure(row.runs)
             for other in others:
                 rows.append({
                     "part": row.part, "case": row.case, "mode": row.mode, "first": first, "second": other,
                     "first_ms": f"{1e3 * times[first]:.3f}", "second_ms": f"{1e3 * times[other]:.3f}",
                     "second_over_first": f"{times[other] / times[first]:.2f}",
-                    "difference": f"{difference(found[other], found[first]):.0e}",
+                    "difference": f"{compute_difference(results[other], results[first]):.0e}",
                 })  # fmt: skip
                 print(*rows[-1].values(), sep=", ", flush=True)
-    if options.out.exists():
-        parts = {row["part"] for row in rows}
-        with options.out.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["part"] not in parts] + rows
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    parts = {row["part"] for row in rows}
+    rows = [row for row in read_csv(options.out) if row["part"] not in parts] + rows
+    write_csv(options.out, list(rows[0]), rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of an FC-ZSM forward pass goes: `python -m bench.profile_fczsm [--dtype bfloat16] [--size 200]`.
+"""Profile of the FC-ZSM forward pass: `python -m bench.profile_fczsm [--dtype bfloat16] [--size 200]`.
 
-One row per operator and kind of layer: time, share, products actually calculated (Winograd's 36 per tile and pair of
-channels) against the rate of the fastest library product of this run, and least traffic (every tensor read or written
-once) against the bandwidth of a copy. Medians of some passes, after a warm-up.
+Prints one row per operator and kind of layer: the median time over some passes, its share, the rate of the products
+that are computed compared with the peak rate of torch, and the least memory traffic (every tensor is read or written
+once) compared with a copy. Winograd computes 36 products per tile and pair of channels.
 """
 
 import argparse
@@ -16,17 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastds
 from bench import bench_fczsm
-from bench.conftest import copy_rate, matmul_rate
-from bench.report import table
+from bench.machine import measure_copy_rate, measure_matmul_rate
+from bench.report import format_table
 from fastds.ops.impl.conv3x3.algorithm import chosen
 
 
-def direct_flops(x, weight, y) -> int:
-    """Of a convolution that gives y (B, O, H, W) from x with weight (O, C, k, k)."""
+def count_direct_flops(weight, y) -> int:
+    """Return the FLOPs of a direct convolution with weight (O, C, k, k) and result y (B, O, H, W)."""
     return 2 * y.numel() * weight[0].numel()
 
 
-def conv3x3_row(args, y) -> tuple[str, int]:
+def describe_conv3x3(args, y) -> tuple[str, int]:
+    """Return the name of the row and the FLOPs of a call of conv3x3 with its result y."""
     x, weight = args[:2]
     outputs, channels = weight.shape[:2]
     batch, _, height, width = x.shape
@@ -38,28 +39,29 @@ def conv3x3_row(args, y) -> tuple[str, int]:
 
 
 def describe(function, args, result) -> tuple[str, int]:
-    """Name of the row and FLOPs of one call."""
+    """Return the name of the row and the FLOPs of a call of an operator of torch or fastds."""
     name = function.name().partition(".")[0].partition("::")[2]
     if name == "conv3x3":
-        return conv3x3_row(args, result)
+        return describe_conv3x3(args, result)
     weights = [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 4 and a.shape[2:] in ((3, 3), (1, 1))]
     if weights and ("conv" in name):
         weight = weights[0]
         kind = f"{name}, {weight.shape[2]}x{weight.shape[3]}"
-        return kind, direct_flops(args[0], weight, result if isinstance(result, torch.Tensor) else result[0])
+        return kind, count_direct_flops(weight, result if isinstance(result, torch.Tensor) else result[0])
     return name, 0
 
 
-def tensors_in(value):
+def iterate_tensors(value):
+    """Yield the tensors in nested lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from tensors_in(part)
+            yield from iterate_tensors(part)
 
 
 class Recorder(TorchDispatchMode):
-    """Adds up time, calls, FLOPs and bytes of every operator; views cost and count nothing."""
+    """Dispatch mode that sums time, calls, FLOPs and bytes of every operator, views excepted."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +73,7 @@ class Recorder(TorchDispatchMode):
         seconds = time.perf_counter() - start
         if not function.is_view:
             name, flops = describe(function, args, result)
-            moved = {t.data_ptr(): t.nbytes for t in tensors_in([args, result])}
+            moved = {t.data_ptr(): t.nbytes for t in iterate_tensors([args, result])}
             row = self.rows[name]
             for k, value in enumerate((seconds, 1, flops, sum(moved.values()))):
                 row[k] += value
@@ -79,7 +81,16 @@ class Recorder(TorchDispatchMode):
 
 
 def profile(run, passes: int) -> tuple[dict, float]:
-    """Median rows {name: (seconds, calls, FLOPs, bytes)} and the median seconds of a pass that nobody watches."""
+    """Profile a callable.
+
+    Args:
+        run: the callable.
+        passes: number of calls with the recorder, and of calls without.
+
+    Returns:
+        {name: (median seconds, calls, FLOPs, bytes)} of the operators, and the median seconds of a call without the
+        recorder.
+    """
     run()
     seconds, rows = [], []
     for _ in range(passes):
@@ -96,13 +107,13 @@ def profile(run, passes: int) -> tuple[dict, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--size", type=int, default=bench_fczsm.SIZES["forward"], help="of the coarse grid, both sides")
+    parser.add_argument("--size", type=int, default=bench_fczsm.SIZES["forward"], help="pixels each way; default 200")
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     fastds.keep_freed_memory()
     bench_fczsm.SIZES["forward"] = options.size
     dtype = getattr(torch, options.dtype)
-    peak, bandwidth = matmul_rate(dtype), copy_rate()
+    peak, bandwidth = measure_matmul_rate(dtype), measure_copy_rate()
     rows, whole = profile(bench_fczsm.build("fastds", "forward", dtype), options.passes)
     print(f"FC-ZSM forward (1,2,1,{options.size},{options.size}) {options.dtype}: {whole:.3f} s, "
           f"{torch.get_num_threads()} threads; products {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s\n")  # fmt: skip
@@ -115,9 +126,9 @@ def main() -> None:
             f"{100 * flops / seconds / 1e9 / peak:.0f}" if flops else "", f"{moved / 1e9:.2f}",
             f"{100 * moved / seconds / 1e9 / bandwidth:.0f}",
         ))  # fmt: skip
-    watched = sum(seconds for seconds, *_ in rows.values())
-    lines.append(("all", "", f"{1e3 * watched:.0f}", f"{100 * watched / whole:.0f}", "", "", ""))
-    print(table(("operator", "calls", "ms", "% of time", "% of product rate", "GB", "% of copy"), lines))
+    recorded = sum(seconds for seconds, *_ in rows.values())
+    lines.append(("all", "", f"{1e3 * recorded:.0f}", f"{100 * recorded / whole:.0f}", "", "", ""))
+    print(format_table(("operator", "calls", "ms", "% of time", "% of product rate", "GB", "% of copy"), lines))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markdown table of a benchmark run: `python -m bench.report results.json [more.json] [--save] [--all]`.
+"""Tables of benchmark results: `python -m bench.report RESULTS... [--save] [--all]`, `python -m bench.report --pages`.
 
-`python -m bench.report --readme` writes the tables of bench/README.md from the files in bench/results.
-
-Rows are compared with rows of the same condition: freed memory kept, or returned to the system.
---save puts the rows, small, into bench/results/<device>.json, where other rows stay; such a file is accepted in place
-of a run.
+RESULTS are files of `pytest --benchmark-json` or of bench.gpu_bench (CSV). The table compares each row of fastds with
+the fastest peer that was measured under the same condition: freed memory kept by the process, or returned.
+--save merges the rows into bench/results/networks.csv or gpu.csv.
 --all prints the rows of every peer below the table.
+--pages writes docs/benchmarks/*.md and the summary in docs/benchmarks.md from the files in bench/results.
 """
 
 import argparse
 import json
-import os
 import pathlib
-import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bench.sweep_results import read_rows
+from bench import result_files
 
 SLOW, TOO_SLOW = 0.95, 0.8
-SPREAD = ("shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
-# Of (time of the best peer) / (our time), by op and mode.
+RATIO_COLUMNS = ("shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
+# Required medians of (time of the fastest peer) / (time of fastds), by op and mode.
 GOALS = {
     ("conv3x3", "forward"): "2.3", ("conv3x3", "step"): "2", ("conv_lstm_cell", "forward"): "2.5",
     ("conv_lstm_cell", "step"): "2.5", ("conv_gru_cell", "forward"): "2.5", ("conv_gru_cell", "step"): "2.5",
@@ -31,240 +29,337 @@ GOALS = {
     ("lstm_gates", "forward"): "3", ("lstm_gates", "step"): "3", ("inr_query", "forward"): "4",
     ("inr_query", "step"): "4", ("window_attention2d", "forward"): "10", ("window_attention2d", "step"): "10",
 }  # fmt: skip
-RESULTS = pathlib.Path(__file__).parent / "results"
-README = pathlib.Path(__file__).parent / "README.md"
-MARKER = "<!-- tables: python -m bench.report --readme -->"
-ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "memory", "yardstick", "median_ms", "gflops", "gbytes",
-            "percent_of_ceiling", "error", "peak_mib", "launches", "note")  # fmt: skip
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
+SUMMARY_BEGIN = "<!-- summary: python -m bench.report --pages -->"
+SUMMARY_END = "<!-- end of the summary -->"
+GENERATED = "This page is generated from `bench/results/{}` by `python -m bench.report --pages`; do not edit it."
+SUMMARY = f"""\
+## Ops on randomly drawn shapes
+
+Each cell has the median ratio over all drawn shapes and, in brackets, the share of shapes with a ratio below {SLOW} and
+the number of shapes. Processors with AVX-512, two cores, all machines and memory layouts together.
+
+{{ops}}
+
+## Whole networks
+
+Each cell has the lowest and the highest ratio over all input sizes and machines. A training step is the forward pass,
+the backward pass and an update by Adam.
+
+{{networks}}"""
+HOW_TO_READ_ROWS = """\
+A row compares fastds with the fastest peer on the same data in the same process. "ratio" is the time of that peer
+divided by the time of fastds: above 1, fastds is faster. "variant" names a setting of fastds. A row without a peer
+measures fastds alone. "% of ceiling" compares with the peak rates of torch in the same run. "error" is the largest
+error against a float64 reference, relative to the largest value. "peak MiB" is the memory that a fresh process needs
+for one call."""
 
 
-def load(paths) -> dict:
-    """merge() of pytest-benchmark or saved files."""
-    return merge(json.loads(pathlib.Path(path).read_text()) for path in paths)
+def load_results(paths: Iterable[pathlib.Path]) -> list[dict]:
+    """Return the rows of files of pytest-benchmark (JSON) or bench.gpu_bench (CSV); later rows replace equal ones."""
+    rows = []
+    for path in paths:
+        rows += read_pytest_benchmark(path) if path.suffix == ".json" else result_files.read_rows(path)
+    return result_files.merge_rows(rows)
 
 
-def merge(runs) -> dict:
-    """{device, torch, freed_memory, ceilings, rows} of all runs; later ones win per row."""
-    result, rows = {}, {}
-    for data in runs:
-        result |= {key: data[key] for key in ("device", "torch", "freed_memory", "ceilings") if key in data}
-        found = [b["extra_info"] for b in data["benchmarks"]] if "benchmarks" in data else data["rows"]
-        for row in found:
-            row = {"memory": "kept"} | row
-            key = tuple(row[k] for k in ("op", "case", "mode", "dtype", "peer", "memory"))
-            rows[key] = {k: row[k] for k in ROW_KEYS if k in row}
-    return result | {"rows": list(rows.values())}
+def read_pytest_benchmark(path: pathlib.Path) -> list[dict]:
+    """Return the rows of a file of `pytest --benchmark-json`: the benchmarks, and the peak rates of the run."""
+    data = json.loads(path.read_text())
+    rows = [data["run"] | make_ceiling_row(name, rate) for name, rate in data["ceilings"].items()]
+    rows += [data["run"] | {"memory": "kept"} | benchmark["extra_info"] for benchmark in data["benchmarks"]]
+    return rows
 
 
-def table(header, lines) -> str:
+def make_ceiling_row(name: str, rate: float) -> dict:
+    """Return the columns of a peak rate: GB/s of a copy if `name` is "GB/s", else GFLOP/s of the dtype `name`."""
+    row = {"op": "ceiling", "mode": "", "peer": "torch", "memory": "kept", "yardstick": True, "median_ms": None}
+    if name == "GB/s":
+        return row | {"case": "copy", "dtype": "float32", "gbytes": rate}
+    return row | {"case": "product", "dtype": name, "gflops": rate}
+
+
+def format_ceilings(rows: list[dict]) -> str:
+    """Return the peak rates among the rows as text."""
+    parts = []
+    for row in rows:
+        if row["op"] == "ceiling" and row["case"] == "copy":
+            parts.append(f"copy {row['gbytes']:.0f} GB/s")
+        elif row["op"] == "ceiling":
+            parts.append(f"{row['dtype']} {row['gflops']:.0f} GFLOP/s")
+    return ", ".join(parts)
+
+
+def format_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
 
 
-def milliseconds(value: float) -> str:
+def format_ms(value: float) -> str:
     return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def mode_of(row) -> str:
-    return row["mode"] + ("" if row["memory"] == "kept" else ", freed memory returned")
+def format_device(row: dict) -> str:
+    threads = f", {row['threads']} threads of {row['cores']} cores" if row.get("threads") else ""
+    return row["device"] + threads
 
 
-def same_work(ours, rows) -> list[dict]:
-    """Rows of others for the case, mode and condition of a row of ours, yardsticks too."""
-    alike = (r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory")))
-    return [r for r in alike if not r["peer"].startswith("fastds")]
+def is_own(row: dict) -> bool:
+    return row["peer"].startswith("fastds")
 
 
-def fastest(rows) -> dict | None:
+def format_variant(row: dict) -> str:
+    """Return the setting of fastds that a row measures: peers are named "fastds" or "fastds SETTING"."""
+    memory = "" if row["memory"] == "kept" else "freed memory returned"
+    return ", ".join(part for part in (row["peer"].removeprefix("fastds").strip(), memory) if part)
+
+
+def select_timed(rows: list[dict]) -> list[dict]:
+    """Return the rows with a time: without peak rates and peers that were stopped."""
+    return [row for row in rows if row["median_ms"] is not None]
+
+
+def select_peers(own: dict, rows: list[dict]) -> list[dict]:
+    """Return the rows of peers, yardsticks included, that were measured under the same condition as a row of fastds."""
+    keys = ("device", "isa", "op", "case", "mode", "memory")
+    return [r for r in rows if not is_own(r) and all(r[k] == own[k] for k in keys)]
+
+
+def find_fastest(rows: Iterable[dict]) -> dict | None:
     return min((r for r in rows if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
 
 
-def of_ours(rows) -> list[dict]:
-    return [row for row in rows if row["peer"].startswith("fastds")]
+def format_summary_of_run(rows: list[dict]) -> str:
+    """Return a table with one line per row of fastds.
 
-
-def setting(ours) -> str:
-    """Mode and condition; peers named "fastds WORDS" are ours too, with settings of their own, which follow."""
-    return mode_of(ours) + ours["peer"].removeprefix("fastds")
-
-
-def ceilings_of(result) -> str:
-    return ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
-
-
-def summary(rows) -> str:
-    """One line per row of ours: the best peer of the same case, mode and condition in any dtype, and torch's conv2d."""
-    rows = [row for row in rows if row["median_ms"] is not None]
-    header = ("op", "case", "mode", "dtype", "fastds ms", "predicted", "best peer ms", "ratio", "conv2d ms", "GFLOP/s",
+    The peer is the fastest one of the same case, mode and condition in any dtype; "yardstick ms" is the time of other
+    work, for example of a plain convolution, in the same dtype.
+    """
+    rows = select_timed(rows)
+    header = ("op", "case", "mode", "variant", "dtype", "fastds ms", "best peer ms", "ratio", "yardstick ms", "GFLOP/s",
               "GB/s", "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
-    for ours in of_ours(rows):
-        same = same_work(ours, rows)
-        peer = fastest(same)
-        yard = next((r for r in same if r["yardstick"] and r["dtype"] == ours["dtype"]), None)
+    for own in filter(is_own, rows):
+        peers = select_peers(own, rows)
+        best = find_fastest(peers)
+        yardstick = next((r for r in peers if r["yardstick"] and r["dtype"] == own["dtype"]), None)
         lines.append((
-            ours["op"], ours["case"], setting(ours), ours["dtype"],
-            milliseconds(ours["median_ms"]),
-            milliseconds(ours["predicted_ms"]) if ours.get("predicted_ms") else "",
-            f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
-            f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
-            milliseconds(yard["median_ms"]) if yard else "",
-            f"{ours['gflops']:.0f}", f"{ours['gbytes']:.1f}", f"{ours['percent_of_ceiling']:.0f}",
-            f"{ours['peak_mib']:.0f}", f"{ours['error']:.0e}",
+            own["op"], own["case"], own["mode"], format_variant(own), own["dtype"],
+            format_ms(own["median_ms"]),
+            f"{format_ms(best['median_ms'])} {best['peer']}" if best else "",
+            f"{best['median_ms'] / own['median_ms']:.1f}x" if best else "",
+            format_ms(yardstick["median_ms"]) if yardstick else "",
+            f"{own['gflops']:.0f}", f"{own['gbytes']:.1f}", f"{own['percent_of_ceiling']:.0f}",
+            f"{own['peak_mib']:.0f}", f"{own['error']:.0e}",
         ))  # fmt: skip
-    return table(header, lines)
+    return format_table(header, lines)
 
 
-def every_row(rows) -> str:
-    header = ("op", "case", "mode", "peer", "dtype", "ms", "fastds float32 is", "peak MiB", "launches",
-              "error vs float64")  # fmt: skip
+def format_every_row(rows: list[dict]) -> str:
+    """Return a table of all rows, with the time of each divided by that of fastds in float32."""
+    header = ("op", "case", "mode", "peer", "memory", "dtype", "ms", "ms / ms of fastds float32", "peak MiB",
+              "launches", "error vs float64")  # fmt: skip
     lines = []
     for row in rows:
-        words = (row["op"], row["case"], mode_of(row), row["peer"], row["dtype"])
-        if row["median_ms"] is None:
-            lines.append((*words, row["note"], "", "", "", ""))
+        if row["op"] == "ceiling":
             continue
-        key = [row[k] for k in ("op", "case", "mode", "memory")]
-        base = next((r["median_ms"] for r in rows if [r[k] for k in ("op", "case", "mode", "memory")] == key
+        head = (row["op"], row["case"], row["mode"], row["peer"], row["memory"], row["dtype"])
+        if row["median_ms"] is None:
+            lines.append((*head, row["note"], "", "", "", ""))
+            continue
+        keys = ("isa", "op", "case", "mode", "memory")
+        base = next((r["median_ms"] for r in rows if all(r[k] == row[k] for k in keys)
                      and r["peer"] == "fastds" and r["dtype"] == "float32"), None)  # fmt: skip
         lines.append((
-            *words, milliseconds(row["median_ms"]), f"{row['median_ms'] / base:.2f}x as fast" if base else "",
-            f"{row['peak_mib']:.0f}", str(row.get("launches", "")), f"{row['error']:.0e}",
+            *head, format_ms(row["median_ms"]), f"{row['median_ms'] / base:.2f}" if base else "",
+            f"{row['peak_mib']:.0f}", str(row.get("launches") or ""), f"{row['error']:.0e}",
         ))  # fmt: skip
-    return table(header, lines)
+    return format_table(header, lines)
 
 
-def tables(op: str, rows) -> str:
-    """One line per case and mode of an op: ours against the best peer of the same dtype, else of any dtype."""
-    header = ("case", "mode", "dtype", "ms", "best peer, ms", "ratio", "GFLOP/s", "% of ceiling", "peak MiB", "error")
+def format_op(rows: list[dict]) -> str:
+    """Return a table with one line per row of fastds of one op.
+
+    The peer is the fastest one of the same dtype, or of any dtype if none was measured in the same dtype.
+    """
+    header = ("case", "mode", "variant", "dtype", "ms", "best peer, ms", "ratio", "GFLOP/s", "% of ceiling",
+              "peak MiB", "error", "date")  # fmt: skip
     lines = []
-    rows = [row for row in rows if row["op"] == op and row["median_ms"] is not None]
-    for ours in of_ours(rows):
-        same = same_work(ours, rows)
-        peer = fastest(r for r in same if r["dtype"] == ours["dtype"]) or fastest(same)
+    rows = select_timed(rows)
+    for own in filter(is_own, rows):
+        peers = select_peers(own, rows)
+        best = find_fastest(r for r in peers if r["dtype"] == own["dtype"]) or find_fastest(peers)
         lines.append((
-            ours["case"], setting(ours), ours["dtype"],
-            milliseconds(ours["median_ms"]),
-            f"{peer['peer']} {peer['dtype']}, {milliseconds(peer['median_ms'])}" if peer else "",
-            f"{peer['median_ms'] / ours['median_ms']:.1f}" if peer else "",
-            f"{ours['gflops']:.0f}", f"{ours['percent_of_ceiling']:.0f}", f"{ours['peak_mib']:.0f}",
-            f"{ours['error']:.0e}",
+            own["case"], own["mode"], format_variant(own), own["dtype"],
+            format_ms(own["median_ms"]),
+            f"{best['peer']} {best['dtype']}, {format_ms(best['median_ms'])}" if best else "",
+            f"{best['median_ms'] / own['median_ms']:.1f}" if best else "",
+            f"{own['gflops']:.0f}", f"{own['percent_of_ceiling']:.0f}", f"{own['peak_mib']:.0f}",
+            f"{own['error']:.0e}", own["date"],
         ))  # fmt: skip
-    return table(header, lines)
+    return format_table(header, lines)
 
 
-def spread(ratios: list[float]) -> tuple[str, ...]:
-    """Of (time of the best peer) / (our time) of many shapes: how many, median, 10 %, worst, how many below SLOW and
-    TOO_SLOW."""
-    middle = (np.median(ratios), np.quantile(ratios, 0.1), min(ratios))
+def format_devices(path: pathlib.Path) -> str:
+    """Return one section per machine of networks.csv or gpu.csv, with one table per op and instruction set."""
+    devices = defaultdict(list)
+    for row in result_files.read_rows(path):
+        devices[format_device(row)].append(row)
+    parts = []
+    for device, rows in devices.items():
+        parts.append(f"## {device}\n\ntorch {rows[-1]['torch']}. Peak rates: {format_ceilings(rows)}.")
+        for op, isa in sorted({(row["op"], row["isa"]) for row in rows if row["op"] != "ceiling"}):
+            same = [row for row in rows if (row["op"], row["isa"]) == (op, isa)]
+            title = f"{op}, {isa}" if isa else op
+            parts.append(f"### {title}\n\n{format_op(same)}")
+    return "\n\n".join(parts)
+
+
+def summarize_ratios(ratios: Sequence[float]) -> tuple[str, ...]:
+    """Return RATIO_COLUMNS of many ratios (time of the fastest peer) / (time of fastds)."""
+    values = (np.median(ratios), np.quantile(ratios, 0.1), min(ratios))
     slower = (sum(ratio < limit for ratio in ratios) for limit in (SLOW, TOO_SLOW))
-    return str(len(ratios)), *(f"{value:.2f}" for value in middle), *map(str, slower)
+    return str(len(ratios)), *(f"{value:.2f}" for value in values), *map(str, slower)
 
 
-def in_its_layout(row: dict) -> float | None:
-    """The ratio of a row of a sweep without peers that were given channels_last for contiguous tensors; None: the times
-    of all peers were not kept."""
+def get_ratio_in_one_layout(row: dict) -> float | None:
+    """Return the ratio of a row of a sweep without peers that got channels_last where fastds got contiguous tensors.
+
+    Returns:
+        The ratio, or None if the times of all peers were not recorded.
+    """
     if row["peers"] is None:
         return None
     last = row["layout"] == "channels_last"
     return min(ms for peer, ms in row["peers"].items() if last or "channels_last" not in peer) / row["ms"]
 
 
-def sweeps() -> str:
-    """A line for every op, dtype, mode, instruction set and kind of machine, over all saved seeds."""
-    header = ("op", "dtype", "mode", *SPREAD, f"below {SLOW} in one layout", "goal of the median", "seeds", "machine")
-    rows, seeds = defaultdict(list), defaultdict(set)
-    for row in read_rows():
-        kind = row["op"], row["dtype"], row["mode"], f"{row['device']}, {row['isa']}"
-        rows[kind].append(row)
-        seeds[kind].add(row["seed"])
+def format_sweeps(rows: list[dict]) -> str:
+    """Return a table with one line per op, dtype, mode, instruction set and machine, over all seeds."""
+    header = ("op", "dtype", "mode", *RATIO_COLUMNS, f"below {SLOW} in one layout", "goal", "seeds", "machine")
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["op"], row["dtype"], row["mode"], f"{row['device']}, {row['isa']}"].append(row)
     lines = []
-    for kind in sorted(rows):
-        op, dtype, mode, machine = kind
-        alike = [ratio for ratio in map(in_its_layout, rows[kind]) if ratio is not None]
-        slower = f"{sum(ratio < SLOW for ratio in alike)} of {len(alike)}" if alike else ""
-        told = spread([row["ratio"] for row in rows[kind]])
-        drawn = ", ".join(map(str, sorted(seeds[kind])))
-        lines.append((op, dtype, mode, *told, slower, GOALS.get((op, mode), ""), drawn, machine))
-    return f"## Shapes drawn at random\n\n{table(header, lines)}"
+    for (op, dtype, mode, machine), same in sorted(groups.items()):
+        ratios = [ratio for ratio in map(get_ratio_in_one_layout, same) if ratio is not None]
+        slower = f"{sum(ratio < SLOW for ratio in ratios)} of {len(ratios)}" if ratios else ""
+        seeds = ", ".join(map(str, sorted({row["seed"] for row in same})))
+        numbers = summarize_ratios([row["ratio"] for row in same])
+        lines.append((op, dtype, mode, *numbers, slower, GOALS.get((op, mode), ""), seeds, machine))
+    return format_table(header, lines)
 
 
-def growth_table(rows: list[dict]) -> str:
-    """The rows of bench.scaling."""
-    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows]
-    return table(tuple(rows[0]), lines)
+def format_sweep_summary(rows: list[dict]) -> str:
+    """Return a table of median ratios with one line per op, over all seeds, machines and layouts with AVX-512."""
+    header = ("op", "float32 forward", "float32 training", "bfloat16 forward", "bfloat16 training")
+    groups = defaultdict(list)
+    for row in rows:
+        if row["isa"] == "avx512":
+            groups[row["op"], row["dtype"], row["mode"]].append(row["ratio"])
+    lines = []
+    for op in sorted({op for op, *_ in groups}):
+        cells = []
+        for dtype, mode in ((d, m) for d in ("float32", "bfloat16") for m in ("forward", "step")):
+            ratios = groups.get((op, dtype, mode))
+            slow = f"{np.mean(np.array(ratios) < SLOW):.0%}".replace("%", " %") if ratios else ""
+            cells.append(f"{np.median(ratios):.1f} ({slow} of {len(ratios)})" if ratios else "")
+        lines.append((f"`{op}`", *cells))
+    return format_table(header, lines)
 
 
-def growth() -> str:
-    """What bench.scaling saved."""
-    result = json.loads((RESULTS / "scaling.json").read_text())
-    told = growth_table(result["rows"])
-    picture = "![Growth by size, threads, members and files](results/scaling.png)"
-    return f"## How the cost of `fastds downscale` grows\n\n{result['device']}\n\n{told}\n\n{picture}"
+def format_network_summary(rows: list[dict]) -> str:
+    """Return a table with one line per network: the lowest and highest ratio over all sizes and machines.
+
+    The peer of a ratio is the fastest one of the same dtype.
+    """
+    header = ("network", "float32 forward", "float32 training", "bfloat16 forward", "bfloat16 training")
+    rows = select_timed(rows)
+    ratios = defaultdict(list)
+    for own in rows:
+        if own["peer"] == "fastds" and (own["case"].startswith("whole") or own["op"] == "mlcast-convgru"):
+            best = find_fastest(r for r in select_peers(own, rows) if r["dtype"] == own["dtype"])
+            if best:
+                ratios[own["op"], own["dtype"], own["mode"]].append(best["median_ms"] / own["median_ms"])
+    lines = []
+    for op in sorted({op for op, *_ in ratios}):
+        columns = (ratios.get((op, d, m)) for d in ("float32", "bfloat16") for m in ("forward", "training step"))
+        lines.append((f"`{op}`", *(f"{min(found):.1f} to {max(found):.1f}" if found else "" for found in columns)))
+    return format_table(header, lines)
 
 
-def readme() -> str:
-    """The tables of bench/README.md: every sweep, growth, every saved machine, every op."""
-    parts = [sweeps(), growth()]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        if "ceilings" not in result:  # no table of benchmarks
-            continue
-        ceilings = ceilings_of(result)
-        parts.append(f"## {result['device']}\n\ntorch {result['torch']}; ceilings of its last run: {ceilings}.")
-        for op in sorted({row["op"] for row in result["rows"]}):
-            parts.append(f"### {op}\n\n{tables(op, result['rows'])}")
-    return "\n\n".join(parts)
+def format_scaling(rows: list[dict]) -> str:
+    """Return the table of rows of bench.scaling."""
+    names = ("axis", "value", *result_files.SCALING_NUMBERS)
+    header = ("axis", "value", "s", "us per unit", "peak MiB", "bytes per unit")
+    return format_table(header, [[v if isinstance(v := row[k], str) else f"{v:.4g}" for k in names] for row in rows])
 
 
-def write_readme() -> None:
-    """Put the tables below the marker in bench/README.md."""
-    head = README.read_text().partition(MARKER)[0]
-    README.write_text(f"{head}{MARKER}\n\n{readme()}\n")
+def make_pages() -> dict[pathlib.Path, str]:
+    """Return the generated pages of the documentation, and docs/benchmarks.md with its summary, by path."""
+    sweeps, scaling = result_files.read_sweeps(), result_files.read_scaling()
+    folder = PAGE.with_suffix("")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(SUMMARY_BEGIN)
+    after = rest.partition(SUMMARY_END)[2]
+    networks = result_files.read_rows(result_files.NETWORKS)
+    summary = SUMMARY.format(ops=format_sweep_summary(sweeps), networks=format_network_summary(networks))
+    return {
+        PAGE: f"{before}{SUMMARY_BEGIN}\n\n{summary}\n\n{SUMMARY_END}{after}",
+        folder / "sweeps.md": "\n\n".join((
+            "# Benchmarks on randomly drawn shapes", GENERATED.format("sweeps.csv"),
+            'A ratio is the time of the fastest peer divided by the time of fastds. "median", "10 %" (quantile) and\n'
+            '"worst" are ratios; the columns "below" count shapes. "in one layout" leaves out peers that got\n'
+            "channels_last tensors where fastds got contiguous ones, as far as the times of all peers were recorded.\n"
+            '"goal" is the median that fastds aims at.',
+            format_sweeps(sweeps) + "\n",
+        )),
+        folder / "networks.md": "\n\n".join((
+            "# Benchmarks of ops and networks on CPUs", GENERATED.format("networks.csv"), HOW_TO_READ_ROWS,
+            format_devices(result_files.NETWORKS) + "\n",
+        )),
+        folder / "gpu.md": "\n\n".join((
+            "# Benchmarks on a GPU", GENERATED.format("gpu.csv"), HOW_TO_READ_ROWS,
+            format_devices(result_files.GPU) + "\n",
+        )),
+        folder / "scaling.md": "\n\n".join((
+            "# Cost of `fastds downscale`", GENERATED.format("scaling.csv"),
+            f"Measured on {scaling[0]['device']}, {scaling[0]['date']}, by `python -m bench.scaling --save`. The\n"
+            "unit of the axes size, threads and members is an input pixel (of one member); the unit of the axis files\n"
+            "is a file. The time per unit leaves out the time of a run on two fields of 64 x 64 pixels.",
+            format_scaling(scaling) + "\n",
+        )),
+    }  # fmt: skip
 
 
-def save(result) -> pathlib.Path:
-    name = re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    if path.exists():
-        result = merge([json.loads(path.read_text()), result])
-    rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"]]
-    head = json.dumps({k: v for k, v in result.items() if k != "rows"})[:-1]
-    body = ",\n".join(json.dumps(row) for row in rows)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(f'{head}, "rows": [\n{body}\n]}}\n')
-    os.replace(temporary, path)
-    return path
+def write_pages() -> None:
+    for path, text in make_pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readme", action="store_true", help="write the tables of bench/README.md")
-    parser.add_argument("results", nargs="*", help="JSON of pytest --benchmark-json, or a saved file")
-    parser.add_argument("--save", action="store_true", help="put the rows into bench/results/<device>.json")
-    parser.add_argument("--all", action="store_true", help="print the rows of every peer too")
+    parser.add_argument("--pages", action="store_true", help="write docs/benchmarks/*.md from bench/results")
+    parser.add_argument("results", nargs="*", type=pathlib.Path, help="files of pytest --benchmark-json or gpu_bench")
+    parser.add_argument("--save", action="store_true", help="merge the rows into bench/results/*.csv")
+    parser.add_argument("--all", action="store_true", help="also print the rows of every peer")
     options = parser.parse_args()
-    if options.readme:
-        write_readme()
-    if not options.results:
-        return
-    result = load(options.results)
-    kept = (
-        "freed memory kept by all (fastds.keep_freed_memory) unless a row says returned; "
-        if result.get("freed_memory") == "kept"
-        else ""
-    )
-    ceilings = ceilings_of(result)
-    print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; {kept}ceilings: {ceilings}\n")
-    print(summary(result["rows"]))
-    for row in result["rows"]:
-        if row["median_ms"] is None:
-            print(f"\n{row['op']} {row['case']} {mode_of(row)} {row['peer']} {row['dtype']}: {row['note']}")
-    if options.all:
-        print("\n" + every_row(result["rows"]))
-    if options.save:
-        print(f"\nsaved {save(result)}")
+    if options.results:
+        rows = load_results(options.results)
+        for device in dict.fromkeys(map(format_device, rows)):
+            same = [row for row in rows if format_device(row) == device]
+            print(f"{device}, torch {same[-1]['torch']}; peak rates: {format_ceilings(same)}\n")
+            print(format_summary_of_run(same))
+            for row in same:
+                if row["op"] != "ceiling" and row["median_ms"] is None:
+                    print(f"\n{row['op']} {row['case']} {row['mode']} {row['peer']} {row['dtype']}: {row['note']}")
+            if options.all:
+                print("\n" + format_every_row(same))
+        if options.save:
+            print(f"\nsaved {', '.join(map(str, result_files.save_rows(rows)))}")
+    if options.pages:
+        write_pages()
 
 
 if __name__ == "__main__":

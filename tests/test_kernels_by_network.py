@@ -34,13 +34,16 @@ def test_the_table_has_every_network():
 @pytest.mark.parametrize("name", kernels_by_network.NETWORKS)
 def test_a_network_calls_the_ops_of_the_table(name):
     torch.manual_seed(0)
-    calls = {name: kernels_by_network.calls_of(kernels_by_network.NETWORKS[name]())}
-    assert rows(kernels_by_network.table(calls))[name] == rows(TABLE)[name]
+    calls = {name: kernels_by_network.count_calls(kernels_by_network.NETWORKS[name]())}
+    assert rows(kernels_by_network.format_page(calls))[name] == rows(TABLE)[name]
 
 
 def test_a_network_that_stops_using_an_op_is_seen():
     layers = {"Conv2d": torch.nn.Conv2d(1, 4, 3, padding=1), "Conv3x3": fastds.nn.Conv3x3(1, 4)}
-    calls = {name: kernels_by_network.calls_of(kernels_by_network.whole(n, 1, 1, 8, 8)) for name, n in layers.items()}
+    calls = {
+        name: kernels_by_network.count_calls(kernels_by_network.make_single_input(n, 1, 1, 8, 8))
+        for name, n in layers.items()
+    }
     assert calls == {
         "Conv2d": ({"torch": 1}, {"torch": 1}),
         "Conv3x3": ({"conv3x3": 1}, {"conv3x3_backward": 1}),

@@ -31,9 +31,10 @@ SHORTER = (
     (r"--calls \d+", "--calls 60"),  # one of each op and kind
     (r"--loads \d+", "--loads 20"),
     (r"--workers 2", "--workers 1"),  # two are two processes that import everything: test_archive.py
-    (r"^python -m (tests\.(?:sanitize|mutants|faulty|kills)|bench\.scaling).*$", r"python -m \1 --help"),
-    (r"^python -m bench\.report r\.json.*$", "python -m bench.report --help"),
-    (r"^python -m bench\.report --readme.*$", "python -m bench.report --help"),
+    (
+        r"^python -m (tests\.(?:sanitize|mutants|faulty|kills)|bench\.(?:report|scaling|sweep)).*$",
+        r"python -m \1 --help",
+    ),
 )
 # `python -m MODULE ...` in a folder.
 MODULE = """
@@ -149,10 +150,9 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (path.parent / target).exists(), f"{path}: {target}"
 
 
-def test_bench_tables_are_those_of_the_saved_results(monkeypatch):
+def test_benchmark_pages_agree_with_the_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from bench import report
 
-    assert report.README.read_text().partition(report.MARKER)[2].strip() == report.readme().strip(), (
-        "run: python -m bench.report --readme"
-    )
+    for path, text in report.make_pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run python -m bench.report --pages"

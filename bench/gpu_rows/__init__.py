@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench.gpu_bench times: one module per op or model, each with rows(small) -> list of Row."""
+"""Rows of bench.gpu_bench: one module per op or network, each with make_rows(small) -> list of Row."""
 
 import contextlib
 import functools
@@ -13,18 +13,19 @@ import fastds
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results.
+    """One benchmark of one implementation.
 
     Args:
-        op, case, mode, dtype, peer: the row's key; ours are called "fastds cuda", "fastds triton", ..., and "fastds" in
-            the small rows of a CPU; everything else is a peer.
-        build: device -> the callable to time; called once, on the stream that is timed.
-        expected: device -> float64 results of that callable, a tensor or several; computed once per oracle key.
-        oracle: key of `expected`; rows with equal keys share it.
+        op, case, mode, dtype, peer: key of the row. Rows of fastds have the peer "fastds cuda", "fastds triton" and so
+            on, or "fastds" in the small rows of a CPU.
+        build: function of the device that returns the callable to time; called once, on the stream that is timed.
+        expected: function of the device that returns the float64 result of that callable, a tensor or several.
+        reference_key: rows with equal keys share one call of `expected`.
         tolerance: largest error allowed, relative to the largest expected value of each tensor.
-        flops, bytes: work and least memory traffic of one call.
-        yardstick: it does other work (a plain convolution) and is no peer.
-        graph: time replays of a captured graph, the GPU's time alone; False: launches count too, as in eager use.
+        flops: floating-point operations of one call.
+        bytes: least memory traffic of one call.
+        yardstick: True if the row does other work, for example a plain convolution, and is not a peer.
+        graph: True to time replays of a CUDA graph, which leaves out the CPU; False to time eager calls.
     """
 
     op: str
@@ -34,7 +35,7 @@ class Row:
     peer: str
     build: Callable
     expected: Callable
-    oracle: tuple
+    reference_key: tuple
     tolerance: float
     flops: float
     bytes: float
@@ -42,77 +43,90 @@ class Row:
     graph: bool = True
 
 
-def name_of(dtype: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One case of an op that is a function of tensors; rows(problem) makes the rows of all its peers.
+    """One case of an op that is a function of tensors, for several implementations.
 
     Args:
-        op, case: of the rows.
-        inputs: () -> CPU tensors, the same at every call and exact in bfloat16.
-        oracle: the op in plain torch, run in float64.
-        peers: (name, function) each; "fastds ..." are ours, and "fastds cuda" or "fastds triton" forces that backend.
-        flops: of the forward pass; the backward pass counts `backward` times as many.
-        elements: of the tensors' dtype that the forward and the backward pass must read or write.
-        wide: positions of inputs that stay float32 beside 16-bit ones, as cell states do.
+        op, case: op and case of the rows.
+        inputs: function that returns the CPU tensors, the same at every call and exact in bfloat16.
+        reference: the op in PyTorch, run in float64.
+        peers: pairs (name, function). The names "fastds cuda" and "fastds triton" select that backend.
+        flops: floating-point operations of the forward pass; the backward pass counts `backward` times as many.
+        elements: numbers that the forward and the backward pass have to read or write.
+        backward: see flops.
+        float32_inputs: positions of inputs that stay float32 next to 16-bit ones, as the states of cells do.
+        modes: "forward" and "backward", or one of both.
     """
 
     op: str
     case: str
     inputs: Callable
-    oracle: Callable
+    reference: Callable
     peers: list
     flops: float
     elements: tuple[float, float]
     backward: float = 2
-    wide: tuple[int, ...] = ()
+    float32_inputs: tuple[int, ...] = ()
     modes: tuple[str, ...] = ("forward", "backward")
 
-    def tensors(self, dtype, device):
-        """Maps in channels_last."""
-        least = torch.promote_types(dtype, torch.float32)
-        found = [t.to(device, least if i in self.wide else dtype) for i, t in enumerate(self.inputs())]
-        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in found]
+    def make_tensors(self, dtype, device):
+        """Return the inputs on a device, tensors of four dimensions in channels_last."""
+        wide = torch.promote_types(dtype, torch.float32)
+        tensors = [t.to(device, wide if i in self.float32_inputs else dtype) for i, t in enumerate(self.inputs())]
+        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
 
-    def rows(self, precisions) -> list[Row]:
-        """precisions: (dtype, tolerance of ours, tolerance of the peers) each."""
+    def make_rows(self, precisions) -> list[Row]:
+        """Return the rows of all implementations.
+
+        Args:
+            precisions: triples (dtype, tolerance of fastds, tolerance of the peers).
+        """
         return [
             Row(
-                self.op, self.case, mode, name_of(dtype), name,
+                self.op, self.case, mode, get_dtype_name(dtype), name,
                 build=functools.partial(self._build, name, function, mode, dtype),
-                expected=functools.partial(self._build_and_run, mode), oracle=(self.op, self.case, mode),
-                tolerance=own if name.startswith("fastds") else others,
+                expected=functools.partial(self._compute_expected, mode), reference_key=(self.op, self.case, mode),
+                tolerance=own_tolerance if name.startswith("fastds") else peer_tolerance,
                 flops=self.flops * (1 if mode == "forward" else self.backward),
                 bytes=self.elements[mode != "forward"] * dtype.itemsize,
             )
-            for dtype, own, others in precisions for mode in self.modes for name, function in self.peers
+            for dtype, own_tolerance, peer_tolerance in precisions
+            for mode in self.modes for name, function in self.peers
         ]  # fmt: skip
 
     def _build(self, name, function, mode, dtype, device):
-        with forced(name):
-            run = value_or_gradients(function, self.tensors(dtype, device), mode)
+        with select_backend(name):
+            run = make_value_or_gradients(function, self.make_tensors(dtype, device), mode)
 
         def timed():
-            with forced(name):
+            with select_backend(name):
                 return run()
 
         return timed
 
-    def _build_and_run(self, mode, device):
-        return self._build("float64", self.oracle, mode, torch.float64, device)()
+    def _compute_expected(self, mode, device):
+        return self._build("float64", self.reference, mode, torch.float64, device)()
 
 
-def forced(name):
-    """The backend that a row of ours names; nothing for others."""
+def select_backend(name):
+    """Return a context manager that selects the backend named by a peer "fastds cuda" or "fastds triton"."""
     backend = {"fastds cuda": "native", "fastds triton": "triton"}.get(name)
     return contextlib.nullcontext() if backend is None else fastds.backend(backend)
 
 
-def value_or_gradients(function, tensors, mode):
-    """The callable to time: the value of function(*tensors), or the gradients of all tensors with the graph kept."""
+def make_value_or_gradients(function, tensors, mode):
+    """Return the callable to time.
+
+    Args:
+        function: function of the tensors that returns one or several tensors.
+        tensors: its arguments.
+        mode: "forward" for the value, "backward" for the gradients of all tensors, with the graph retained.
+    """
     if mode == "forward":
 
         def forward():
@@ -123,16 +137,16 @@ def value_or_gradients(function, tensors, mode):
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = function(*leaves)
     results = [results] if isinstance(results, torch.Tensor) else list(results)
-    along = [torch.empty_like(y).copy_((torch.arange(y.numel()) % 7 - 3).view(y.shape)) for y in results]
-    return lambda: torch.autograd.grad(results, leaves, along, retain_graph=True)
+    grads = [torch.empty_like(y).copy_((torch.arange(y.numel()) % 7 - 3).view(y.shape)) for y in results]
+    return lambda: torch.autograd.grad(results, leaves, grads, retain_graph=True)
 
 
-def exact(*shape, seed: int, scale: float = 1.0):
-    """Normal values that bfloat16 holds exactly."""
+def draw_exact(*shape, seed: int, scale: float = 1.0):
+    """Draw normal values that bfloat16 represents exactly, as float32."""
     return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).bfloat16().float()
 
 
-def compiled(function):
-    """torch.compile at the first call: a row that is left out compiles nothing."""
+def compile_lazily(function):
+    """Return a function that is compiled by torch.compile at its first call, so that skipped rows compile nothing."""
     make = functools.cache(lambda: torch.compile(lambda *tensors: function(*tensors)))
     return lambda *tensors: make()(*tensors)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 with what follows it: as one Triton kernel, as cuDNN and one pass behind it, eager torch; and 1x1.
+"""Convolutions with their epilogue: one Triton kernel, cuDNN with a separate epilogue kernel, and eager torch.
 
-Evidence for the rule "auto" takes on a GPU (fastds/ops/impl/conv3x3/implicit.py): the channels from which cuDNN is
-faster in spite of its passes."""
+The rows measure the rule by which "auto" selects an algorithm on a GPU (fastds/ops/impl/conv3x3/implicit.py): from how
+many channels cuDNN is faster in spite of the separate epilogue.
+"""
 
 import functools
 from dataclasses import dataclass, replace
@@ -11,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import fastds
-from bench.gpu_rows import Problem, Row, exact
+from bench.gpu_rows import Problem, Row, draw_exact
 from fastds.nn.convolutions import convolve
 
-BRAIN, HALF, FULL = torch.bfloat16, torch.float16, torch.float32
-OWN, OTHERS = 3e-2, 0.1  # tolerances in 16 bits
-# Tiles to try beside those of kernels/implicit_gemm.py, named in the row: pixels, outputs, slab, warps, stages.
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+TOLERANCES = 3e-2, 0.1  # of fastds and of peers, in 16 bits
+# Tile sizes to compare with those of kernels/implicit_gemm.py: arguments of fastds.kernels.device.Tiles.
 TILES = [
     (128, 64, 64, 4, 2), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4), (256, 64, 64, 8, 3), (64, 64, 64, 4, 4),
     (128, 64, 64, 8, 3),
@@ -25,7 +26,18 @@ TILES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution with bias: maps (B, C1 [+ C2], H, H) -> O, kernel size k, then residual, leaky ReLU, shuffle r."""
+    """A convolution with bias and epilogue: residual, leaky ReLU, pixel shuffle.
+
+    Args:
+        name: case of the rows.
+        batch: images.
+        inputs: channels of the one or two inputs.
+        outputs: output channels before the shuffle.
+        size: height and width of the inputs.
+        k: kernel size, 1 or 3.
+        residual: whether a residual is added.
+        r: factor of the shuffle, 1 for none.
+    """
 
     name: str
     batch: int
@@ -36,44 +48,44 @@ class Case:
     residual: bool = False
     r: int = 1
 
-    def tensors(self):
-        """x, weight, bias, then x2 and residual where there are."""
+    def make_tensors(self):
+        """Return x, weight, bias, and x2 and the residual if the case has them."""
         total = sum(self.inputs)
-        maps = [exact(self.batch, n, self.size, self.size, seed=i) for i, n in enumerate(self.inputs)]
-        weight = exact(self.outputs, total, self.k, self.k, seed=4, scale=(self.k**2 * total) ** -0.5)
-        after = [exact(self.batch, self.outputs, self.size, self.size, seed=6)] if self.residual else []
-        return [maps[0], weight, exact(self.outputs, seed=5), *maps[1:], *after]
+        images = [draw_exact(self.batch, n, self.size, self.size, seed=i) for i, n in enumerate(self.inputs)]
+        weight = draw_exact(self.outputs, total, self.k, self.k, seed=4, scale=(self.k**2 * total) ** -0.5)
+        residual = [draw_exact(self.batch, self.outputs, self.size, self.size, seed=6)] if self.residual else []
+        return [images[0], weight, draw_exact(self.outputs, seed=5), *images[1:], *residual]
 
-    def sources(self, x, weight, bias, *rest):
-        """The tensors by the names of convolve's options."""
+    def split_tensors(self, x, weight, bias, *rest):
+        """Return x, weight, bias and a dict of the optional arguments of convolve()."""
         names = ["x2"] * (len(self.inputs) - 1) + ["residual"] * self.residual
         return x, weight, bias, dict(zip(names, rest, strict=True))
 
-    def ours(self, algorithm, *tensors):
-        x, weight, bias, rest = self.sources(*tensors)
+    def compute(self, algorithm, *tensors):
+        x, weight, bias, rest = self.split_tensors(*tensors)
         with fastds.convolution(algorithm):
             return convolve(x, weight, bias, act="leaky_relu", shuffle=self.r, **rest)
 
-    def composition(self, *tensors):
-        x, weight, bias, rest = self.sources(*tensors)
+    def compute_in_torch(self, *tensors):
+        x, weight, bias, rest = self.split_tensors(*tensors)
         x = torch.cat([x, rest["x2"]], 1) if "x2" in rest else x
         y = F.conv2d(x, weight, bias, padding=self.k // 2)
         return F.pixel_shuffle(F.leaky_relu(y + rest["residual"] if "residual" in rest else y, 0.1), self.r)
 
-    def with_tiles(self, tiles, *tensors):
+    def run_with_tiles(self, tiles, *tensors):
         from fastds.kernels.implicit_gemm import Tiles, launch
 
-        x, weight, bias, rest = self.sources(*tensors)
+        x, weight, bias, rest = self.split_tensors(*tensors)
         out = torch.empty_like(rest["residual"])
         launch(x, None, weight, bias, rest["residual"], out, slope=0.1, tiles=Tiles(*tiles))
         return out
 
-    def problem(self, peers):
+    def make_problem(self, peers):
         pixels, total = self.batch * self.size**2, sum(self.inputs)
         elements = pixels * (total + (2 if self.residual else 1) * self.outputs)
         return Problem(
-            "conv3x3", self.name, self.tensors, self.composition, peers, 2 * self.k**2 * total * self.outputs * pixels,
-            (elements, 0), modes=("forward",),
+            "conv3x3", self.name, self.make_tensors, self.compute_in_torch, peers,
+            2 * self.k**2 * total * self.outputs * pixels, (elements, 0), modes=("forward",),
         )  # fmt: skip
 
 
@@ -91,18 +103,19 @@ CASES = [
 ]
 
 
-def rows(small: bool) -> list[Row]:
-    """Of each case the kernel, cuDNN with a pass behind it, and torch, the most telling first."""
+def make_rows(small: bool) -> list[Row]:
+    """Return the rows of all cases, the most important first."""
     if small:
         case = Case("tiny", 1, (3, 2), 8, 6, residual=True, r=2)
-        peers = [("fastds", functools.partial(case.ours, "auto")), ("torch eager", case.composition)]
-        return case.problem(peers).rows([(FULL, 1e-4, 1e-4)])
-    found = [row for case in CASES for row in of_case(case).rows([(BRAIN, OWN, OTHERS)])]
-    tried = [(f"fastds {t}", functools.partial(FIRST.with_tiles, t)) for t in TILES]
-    tiles = replace(FIRST.problem(tried), op="conv3x3 tiles").rows([(BRAIN, OWN, OTHERS)])
-    return [*found[:6], *tiles, *found[6:], *of_case(FIRST).rows([(HALF, OWN, OTHERS)])]
+        peers = [("fastds", functools.partial(case.compute, "auto")), ("torch eager", case.compute_in_torch)]
+        return case.make_problem(peers).make_rows([(FLOAT32, 1e-4, 1e-4)])
+    rows = [row for case in CASES for row in make_case_problem(case).make_rows([(BFLOAT16, *TOLERANCES)])]
+    tried = [(f"fastds {t}", functools.partial(FIRST.run_with_tiles, t)) for t in TILES]
+    tiles = replace(FIRST.make_problem(tried), op="conv3x3 tiles").make_rows([(BFLOAT16, *TOLERANCES)])
+    return [*rows[:6], *tiles, *rows[6:], *make_case_problem(FIRST).make_rows([(FLOAT16, *TOLERANCES)])]
 
 
-def of_case(case: Case) -> Problem:
-    ours = [(f"fastds {name}", functools.partial(case.ours, name)) for name in ("auto", "implicit_gemm", "direct")]
-    return case.problem([*ours, ("torch eager", case.composition)])
+def make_case_problem(case: Case) -> Problem:
+    algorithms = ("auto", "implicit_gemm", "direct")
+    own = [(f"fastds {name}", functools.partial(case.compute, name)) for name in algorithms]
+    return case.make_problem([*own, ("torch eager", case.compute_in_torch)])

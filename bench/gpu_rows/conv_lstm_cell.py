@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ConvLSTM step: ours in Triton, as cuDNN and our pass, eager torch and torch.compile in channels_last."""
+"""A ConvLSTM step: Triton, cuDNN with a pointwise kernel of fastds, eager torch, and torch.compile in channels_last."""
 
 import functools
 from dataclasses import replace
@@ -7,29 +7,29 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from bench.gpu_rows import Problem, Row, compiled, exact
-from bench.gpu_rows.gates import lstm_formula
+from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
+from bench.gpu_rows.gates import compute_lstm
 from fastds.ops import conv_lstm_cell
 
-BRAIN, FULL = torch.bfloat16, torch.float32
-BOTH = [(BRAIN, 3e-2, 0.1), (FULL, 1e-2, 1e-2)]  # float32 convolutions of cuDNN are tf32
-SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # B, C1 = C, H, W
-# Tiles to try beside that of kernels/conv_cells.py, named in the row: pixels, channels, slab, warps, stages.
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+BOTH = [(BFLOAT16, 3e-2, 0.1), (FLOAT32, 1e-2, 1e-2)]  # cuDNN computes float32 convolutions in TF32
+SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # batch, channels of x and of the state, height, width
+# Tile sizes to compare with that of kernels/conv_cells.py: arguments of fastds.kernels.device.Tiles.
 TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 4), (128, 32, 32, 4, 3), (128, 32, 32, 4, 4), (128, 16, 32, 4, 3)]
 
 
-def composition(x, h, c, weight, bias):
+def compute_in_torch(x, h, c, weight, bias):
     pre = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1)
-    return lstm_formula(pre, c)
+    return compute_lstm(pre, c)
 
 
-def inputs(batch, channels, height, width):
-    maps = [exact(batch, channels, height, width, seed=i) for i in range(3)]
-    weight = exact(4 * channels, 2 * channels, 3, 3, seed=4, scale=(18 * channels) ** -0.5)
-    return [*maps, weight, exact(4 * channels, seed=5)]
+def make_inputs(batch, channels, height, width):
+    states = [draw_exact(batch, channels, height, width, seed=i) for i in range(3)]
+    weight = draw_exact(4 * channels, 2 * channels, 3, 3, seed=4, scale=(18 * channels) ** -0.5)
+    return [*states, weight, draw_exact(4 * channels, seed=5)]
 
 
-def with_tiles(tiles, x, h, c, weight, bias):
+def run_with_tiles(tiles, x, h, c, weight, bias):
     from fastds.kernels.conv_cells import Tiles, launch
 
     new_h, new_c = torch.empty_like(h), torch.empty_like(c)
@@ -37,23 +37,25 @@ def with_tiles(tiles, x, h, c, weight, bias):
     return new_h, new_c
 
 
-def problem(shape, peers):
+def make_problem(shape, peers):
     batch, channels, height, width = shape
-    maps = batch * channels * height * width
+    numbers = batch * channels * height * width
     return Problem(
-        "conv_lstm_cell", "x".join(map(str, shape)), functools.partial(inputs, *shape), composition, peers,
-        2 * 9 * 2 * channels * 4 * maps, (7 * maps, 16 * maps), wide=(2,),
+        "conv_lstm_cell", "x".join(map(str, shape)), functools.partial(make_inputs, *shape), compute_in_torch, peers,
+        2 * 9 * 2 * channels * 4 * numbers, (7 * numbers, 16 * numbers), float32_inputs=(2,),
     )  # fmt: skip
 
 
-def rows(small: bool) -> list[Row]:
+def make_rows(small: bool) -> list[Row]:
     if small:
-        return problem((1, 8, 6, 6), [("fastds", conv_lstm_cell), ("torch eager", composition)]).rows(BOTH[1:])
-    ours = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
-    found = []
+        return make_problem((1, 8, 6, 6), [("fastds", conv_lstm_cell), ("torch eager", compute_in_torch)]).make_rows(
+            BOTH[1:]
+        )
+    own = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
+    rows = []
     for shape in SHAPES:
-        found += problem(shape, [*ours, ("torch eager", composition)]).rows(BOTH)
-    tried = [(f"fastds {t}", functools.partial(with_tiles, t)) for t in TILES]
-    tiles = replace(problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).rows(BOTH[:1])
-    last = problem(SHAPES[0], [("torch.compile", compiled(composition))]).rows(BOTH[:1])
-    return [*found[:6], *tiles, *found[6:], *last]
+        rows += make_problem(shape, [*own, ("torch eager", compute_in_torch)]).make_rows(BOTH)
+    tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
+    tiles = replace(make_problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).make_rows(BOTH[:1])
+    last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])
+    return [*rows[:6], *tiles, *rows[6:], *last]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DB-ConvLSTM, five frames in and five out: as a CUDA graph and eager, training step, against plain eager torch."""
+"""DB-ConvLSTM, five frames to five: forward as a CUDA graph and eager and training step, compared with eager torch."""
 
 import copy
 import functools
@@ -7,50 +7,51 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from bench.gpu_rows import Row, name_of
+from bench.gpu_rows import Row, get_dtype_name
 from fastds import compile_graph
 from fastds.models.db_rnn import DBRNN
 from fastds.models.db_rnn import oracle as db_rnn_reference
 
-BRAIN, FULL = torch.bfloat16, torch.float32
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 KNOWN, STEPS = 5, 5
-MACS = 50.34e9  # of one sample at 160 x 160, networks/dbrnn.md 6
+MACS = 50.34e9  # multiply-adds of one sample of 160 x 160 pixels
 
 
 @functools.lru_cache
-def network(small: bool):
+def make_network(small: bool):
     torch.manual_seed(5)
     return DBRNN("convlstm", hidden=8 if small else 24)
 
 
-def frames(small, device):
+def make_frames(small, device):
     size, batch = (16, 1) if small else (160, 4)
     generator = torch.Generator().manual_seed(6)
     return torch.rand(batch, KNOWN + STEPS, 1, size, size, generator=generator).to(device)
 
 
-def merged(module):
+def merge_weights(module):
+    """Return one weight and bias for all inputs of a gate."""
     return torch.cat(list(module.weights()), 1), sum(module.bias)
 
 
-kept = functools.lru_cache(maxsize=64)(merged)
+merge_weights_cached = functools.lru_cache(maxsize=64)(merge_weights)
 
 
-def one_convolution(module, *sources):
-    """What one writes in eager torch: all sources of a gate in one convolution; a training step merges the weights."""
-    weight, bias = merged(module) if torch.is_grad_enabled() else kept(module)
+def convolve_merged(module, *sources):
+    """Convolve all inputs of a gate at once, as usual in PyTorch. Inference caches the merged weights."""
+    weight, bias = merge_weights(module) if torch.is_grad_enabled() else merge_weights_cached(module)
     return F.conv2d(torch.cat(sources, 1), weight, bias, padding=weight.shape[-1] // 2)
 
 
-def runner(small, dtype, device, peer):
-    """frames -> forecasts of the deblurring module, and the parameters."""
-    model = copy.deepcopy(network(small)).to(device, memory_format=torch.channels_last)
+def make_runner(small, dtype, device, peer):
+    """Return a function from frames to the forecasts of the deblurring module, and the parameters."""
+    model = copy.deepcopy(make_network(small)).to(device, memory_format=torch.channels_last)
     if peer.startswith("fastds"):
         return (lambda x: model(x, STEPS)[-1]), list(model.parameters())
     separate = db_rnn_reference.summed
 
     def eager(x):
-        db_rnn_reference.summed = one_convolution
+        db_rnn_reference.summed = convolve_merged
         try:
             return db_rnn_reference.db_rnn(model, x, STEPS)[1]
         finally:
@@ -59,38 +60,38 @@ def runner(small, dtype, device, peer):
     return eager, list(model.parameters())
 
 
-def graphed(small, dtype, device):
-    x = frames(small, device)[:, :KNOWN]
-    model = copy.deepcopy(network(small)).to(device, memory_format=torch.channels_last)
+def build_graph(small, dtype, device):
+    x = make_frames(small, device)[:, :KNOWN]
+    model = copy.deepcopy(make_network(small)).to(device, memory_format=torch.channels_last)
     run = compile_graph(model, x, STEPS, dtype=dtype)
     return lambda: run(x, STEPS)[-1]
 
 
-def forward(small, dtype, peer, device):
-    run, _ = runner(small, dtype, device, peer)
-    x = frames(small, device)[:, :KNOWN]
+def build_forward(small, dtype, peer, device):
+    run, _ = make_runner(small, dtype, device, peer)
+    x = make_frames(small, device)[:, :KNOWN]
 
     def timed():
-        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=dtype != FULL, cache_enabled=False):
+        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=dtype != FLOAT32, cache_enabled=False):
             return run(x)
 
     return timed
 
 
-def training_step(small, dtype, peer, device):
-    run, parameters = runner(small, dtype, device, peer)
-    sequence = frames(small, device)
+def build_training_step(small, dtype, peer, device):
+    run, parameters = make_runner(small, dtype, device, peer)
+    sequence = make_frames(small, device)
 
     def timed():
-        with torch.autocast(sequence.device.type, dtype, enabled=dtype != FULL):
+        with torch.autocast(sequence.device.type, dtype, enabled=dtype != FLOAT32):
             loss = F.mse_loss(run(sequence[:, :KNOWN]).float(), sequence[:, 1:])
         return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     return timed
 
 
-def expected(mode, small, device):
-    model, sequence = copy.deepcopy(network(small)).to(device).double(), frames(small, device).double()
+def compute_expected(mode, small, device):
+    model, sequence = copy.deepcopy(make_network(small)).to(device).double(), make_frames(small, device).double()
     if mode == "forward":
         with torch.no_grad():
             return db_rnn_reference.db_rnn(model, sequence[:, :KNOWN], STEPS)[1]
@@ -98,30 +99,30 @@ def expected(mode, small, device):
     return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def rows(small: bool) -> list[Row]:
-    wanted = [  # mode, peer, dtype, tolerance, whether a captured graph is timed
-        ("forward", "fastds graph", BRAIN, 5e-2, False),  # which replays its own
-        ("forward", "fastds eager", BRAIN, 5e-2, False),
-        ("forward", "torch eager", BRAIN, 0.2, False),
-        ("forward", "torch eager graph", BRAIN, 0.2, True),
-        ("training step", "fastds eager", BRAIN, 0.3, False),
-        ("training step", "torch eager", BRAIN, 0.5, False),
-        ("forward", "fastds graph", FULL, 1e-2, False),
-        ("forward", "torch eager", FULL, 1e-2, False),
+def make_rows(small: bool) -> list[Row]:
+    selected = [  # mode, peer, dtype, tolerance, whether gpu_bench captures a graph
+        ("forward", "fastds graph", BFLOAT16, 5e-2, False),  # replays its own graph
+        ("forward", "fastds eager", BFLOAT16, 5e-2, False),
+        ("forward", "torch eager", BFLOAT16, 0.2, False),
+        ("forward", "torch eager graph", BFLOAT16, 0.2, True),
+        ("training step", "fastds eager", BFLOAT16, 0.3, False),
+        ("training step", "torch eager", BFLOAT16, 0.5, False),
+        ("forward", "fastds graph", FLOAT32, 1e-2, False),
+        ("forward", "torch eager", FLOAT32, 1e-2, False),
     ]
     if small:
-        wanted = [("forward", "fastds", FULL, 1e-3, False), ("training step", "torch eager", FULL, 1e-3, False)]
-    batch, _, _, size, _ = frames(small, "cpu").shape
-    work = 2 * MACS * batch * size**2 / 160**2
+        selected = [("forward", "fastds", FLOAT32, 1e-3, False), ("training step", "torch eager", FLOAT32, 1e-3, False)]
+    batch, _, _, size, _ = make_frames(small, "cpu").shape
+    flops = 2 * MACS * batch * size**2 / 160**2
     return [
         Row(
-            "db_rnn convlstm", f"({batch},{KNOWN}+{STEPS},1,{size},{size})", mode, name_of(dtype), peer,
+            "db_rnn convlstm", f"({batch},{KNOWN}+{STEPS},1,{size},{size})", mode, get_dtype_name(dtype), peer,
             build=(
-                functools.partial(graphed, small, dtype) if peer == "fastds graph"
-                else functools.partial(training_step if "training" in mode else forward, small, dtype, peer)
+                functools.partial(build_graph, small, dtype) if peer == "fastds graph"
+                else functools.partial(build_training_step if "training" in mode else build_forward, small, dtype, peer)
             ),
-            expected=functools.partial(expected, mode, small), oracle=("db_rnn", mode), tolerance=tolerance,
-            flops=work * (3 if "training" in mode else 1), bytes=0, graph=graph,
+            expected=functools.partial(compute_expected, mode, small), reference_key=("db_rnn", mode),
+            tolerance=tolerance, flops=flops * (3 if "training" in mode else 1), bytes=0, graph=graph,
         )
-        for mode, peer, dtype, tolerance, graph in wanted
+        for mode, peer, dtype, tolerance, graph in selected
     ]  # fmt: skip

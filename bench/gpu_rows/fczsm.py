@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM: forward as a CUDA graph and eager, training step, against eager torch with torchvision's op."""
+"""FC-ZSM, forward as a CUDA graph and eager and training step, compared with eager torch and the op of torchvision."""
 
 import copy
 import functools
@@ -7,49 +7,60 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from bench.bench_fczsm import network, sample
-from bench.gpu_rows import Row, name_of
+from bench.bench_fczsm import make_network, make_sample
+from bench.gpu_rows import Row, get_dtype_name
 from fastds.models import create
 from fastds.models.fczsm.oracle import ReferenceFCZSM
 
-FLOPS_OF_A_PIXEL = 40_999_816  # of the forward pass, two inputs; tests/gpuless/test_gpu_suite.py counts them
-SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
+FLOPS_PER_PIXEL = 40_999_816  # of the forward pass with two input fields; tests/gpuless/test_gpu_suite.py checks it
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+SIZES = {"forward": 200, "training step": 100}  # coarse pixels each way
 
 
 @functools.lru_cache
-def network_of(small: bool):
+def make_cached_network(small: bool):
     if not small:
-        return network()
+        return make_network()
     torch.manual_seed(5)
     return create("fczsm", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
 
 
-def torchvision_deform(x, offset, weight, bias, mask):
+def deform_by_torchvision(x, offset, weight, bias, mask):
     from torchvision.ops import deform_conv2d
 
     return deform_conv2d(x, offset.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype), padding=1, mask=mask)
 
 
-def inputs(mode, small, device):
-    x, truth = sample(16 if small else SIZES[mode])
+def make_inputs(mode, small, device):
+    x, truth = make_sample(16 if small else SIZES[mode])
     return x.to(device), truth.to(device)
 
 
-def model_of(small, device):
-    return copy.deepcopy(network_of(small)).to(device, memory_format=torch.channels_last)
+def copy_model(small, device):
+    return copy.deepcopy(make_cached_network(small)).to(device, memory_format=torch.channels_last)
 
 
-def graph(small, dtype, device):
-    x, _ = inputs("forward", small, device)
-    run = model_of(small, device).compile_graph(x, dtype=dtype)
+def build_graph(small, dtype, peer, device):
+    """Build the forward pass as a CUDA graph; the only peer is fastds."""
+    x, _ = make_inputs("forward", small, device)
+    run = copy_model(small, device).compile_graph(x, dtype=dtype)
     return lambda: run(x)
 
 
-def forward(small, dtype, device, peer):
-    x, _ = inputs("forward", small, device)
-    model = model_of(small, device)
+def build_forward(small, dtype, peer, device):
+    """Build the forward pass under autocast.
+
+    Args:
+        small: use the small network.
+        dtype: dtype of autocast.
+        peer: "fastds eager", "torchvision eager" (the reference with the op of torchvision) or "torch.compile" (of the
+            reference).
+        device: device of the tensors.
+    """
+    x, _ = make_inputs("forward", small, device)
+    model = copy_model(small, device)
     if peer != "fastds eager":
-        deform = {"deform": torchvision_deform} if peer == "torchvision eager" else {}
+        deform = {"deform": deform_by_torchvision} if peer == "torchvision eager" else {}
         model = ReferenceFCZSM(dict(model.named_parameters()), model.config, **deform)
         model = torch.compile(model.__call__) if peer == "torch.compile" else model
 
@@ -60,13 +71,14 @@ def forward(small, dtype, device, peer):
     return run
 
 
-def training_step(small, dtype, device, peer):
-    x, truth = inputs("training step", small, device)
-    model = model_of(small, device)
+def build_training_step(small, dtype, peer, device):
+    """Build the loss and all gradients; see build_forward() for the arguments."""
+    x, truth = make_inputs("training step", small, device)
+    model = copy_model(small, device)
     parameters = list(model.parameters())
     run = model
     if peer == "torchvision eager":
-        run = ReferenceFCZSM(dict(model.named_parameters()), model.config, deform=torchvision_deform)
+        run = ReferenceFCZSM(dict(model.named_parameters()), model.config, deform=deform_by_torchvision)
 
     def step():
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
@@ -76,40 +88,41 @@ def training_step(small, dtype, device, peer):
     return step
 
 
-def expected(mode, small, device):
-    model = model_of(small, device).double()
-    x, truth = (z.double() for z in inputs(mode, small, device))
-    oracle = ReferenceFCZSM(dict(model.named_parameters()), model.config)
+def compute_expected(mode, small, device):
+    model = copy_model(small, device).double()
+    x, truth = (z.double() for z in make_inputs(mode, small, device))
+    reference = ReferenceFCZSM(dict(model.named_parameters()), model.config)
     if mode == "forward":
         with torch.no_grad():
-            return oracle(x)
-    loss = F.mse_loss(oracle(x), truth)
+            return reference(x)
+    loss = F.mse_loss(reference(x), truth)
     return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def rows(small: bool) -> list[Row]:
-    half, brain, full = torch.float16, torch.bfloat16, torch.float32
-    wanted = [
-        ("forward", "fastds graph", brain, 5e-2, lambda d: graph(small, brain, d)),
-        ("forward", "fastds eager", brain, 5e-2, lambda d: forward(small, brain, d, "fastds eager")),
-        ("forward", "torchvision eager", half, 0.2, lambda d: forward(small, half, d, "torchvision eager")),
-        ("forward", "torchvision eager", full, 1e-2, lambda d: forward(small, full, d, "torchvision eager")),
-        ("forward", "fastds graph", full, 1e-2, lambda d: graph(small, full, d)),
-        ("training step", "fastds eager", brain, 0.3, lambda d: training_step(small, brain, d, "fastds eager")),
-        ("training step", "torchvision eager", half, 0.5, lambda d: training_step(small, half, d, "torchvision eager")),
-        ("forward", "torch.compile", full, 1e-2, lambda d: forward(small, full, d, "torch.compile")),
+def make_rows(small: bool) -> list[Row]:
+    # Mode, peer, dtype, tolerance, builder.
+    selected = [
+        ("forward", "fastds graph", BFLOAT16, 5e-2, build_graph),
+        ("forward", "fastds eager", BFLOAT16, 5e-2, build_forward),
+        ("forward", "torchvision eager", FLOAT16, 0.2, build_forward),
+        ("forward", "torchvision eager", FLOAT32, 1e-2, build_forward),
+        ("forward", "fastds graph", FLOAT32, 1e-2, build_graph),
+        ("training step", "fastds eager", BFLOAT16, 0.3, build_training_step),
+        ("training step", "torchvision eager", FLOAT16, 0.5, build_training_step),
+        ("forward", "torch.compile", FLOAT32, 1e-2, build_forward),
     ]
-    if small:  # what a machine without a GPU and without torchvision can run
-        wanted = [(mode, "fastds", *rest) for mode, peer, *rest in wanted if peer == "fastds eager"]
+    if small:  # torchvision and graphs need not be there
+        selected = [row for row in selected if row[1] == "fastds eager"]
     size = {mode: 16 if small else n for mode, n in SIZES.items()}
     passes = {"forward": 1, "training step": 3}
-    parameters = 4 * sum(p.numel() for p in network_of(small).parameters())
+    parameters = 4 * sum(p.numel() for p in make_cached_network(small).parameters())
     return [
         Row(
-            "fczsm", f"(1,2,1,{size[mode]},{size[mode]})", mode, name_of(dtype), peer, build,
-            expected=lambda device, mode=mode: expected(mode, small, device), oracle=("fczsm", mode),
-            tolerance=tolerance, flops=passes[mode] * FLOPS_OF_A_PIXEL * size[mode] ** 2, bytes=parameters,
-            graph=False,  # the graphed forward replays its own; the others are what a user gets
+            "fczsm", f"(1,2,1,{size[mode]},{size[mode]})", mode, get_dtype_name(dtype),
+            "fastds" if small else peer, functools.partial(build, small, dtype, peer),
+            expected=lambda device, mode=mode: compute_expected(mode, small, device), reference_key=("fczsm", mode),
+            tolerance=tolerance, flops=passes[mode] * FLOPS_PER_PIXEL * size[mode] ** 2, bytes=parameters,
+            graph=False,  # "fastds graph" replays its own graph; the other rows measure eager use
         )
-        for mode, peer, dtype, tolerance, build in wanted
+        for mode, peer, dtype, tolerance, build in selected
     ]  # fmt: skip

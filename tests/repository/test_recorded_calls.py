@@ -33,8 +33,8 @@ def sweep(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from bench import sweep
 
-    monkeypatch.setattr(sweep, "MOST_FLOPS", 1e8)
-    monkeypatch.setattr(sweep, "MOST_NUMBERS", 1 << 20)
+    monkeypatch.setattr(sweep, "MAX_FLOPS", 1e8)
+    monkeypatch.setattr(sweep, "MAX_NUMBERS", 1 << 20)
     return sweep
 
 
@@ -44,9 +44,9 @@ def test_no_op_is_missing(sweep):
 
 @pytest.mark.parametrize("name", OPS)
 def test_calls_drawn_at_random(name, sweep):
-    for case, layout, _ in sweep.drawn(name, 40, seed=1):
-        x, *constants = sweep.laid_out(case.tensors, layout, torch.float32)
-        model = Drawn(case.ours, constants)
+    for case, layout, _ in sweep.draw_cases(name, 40, seed=1):
+        x, *constants = sweep.convert_tensors(case.tensors, layout, torch.float32)
+        model = Drawn(case.own, constants)
         fast = fastds.compile_graph(model, x)
         with torch.no_grad():
             pairs = zip(*map(torch.utils._pytree.tree_leaves, (fast(x.flip(-1)), model(x.flip(-1)))), strict=True)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other implementations of deform_conv2d, each as `peer(case, mode) -> callable`, on inputs in its own best layout."""
+"""Implementations of deform_conv2d to compare with, each on inputs in its fastest memory layout.
+
+Each builder in PEERS takes a Case, a mode ("forward" or "backward") and a dtype, and returns the callable to time. Only
+the builders of fastds and conv2d use the dtype; the other libraries compute in float32.
+"""
 
 import ctypes
 from dataclasses import dataclass
@@ -9,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.compiled import library
+from bench.cpp_libraries import compile_library
 
 
 @dataclass(frozen=True)
 class Case:
-    """One deform_conv2d problem with stride 1 and mask; output size equals input size."""
+    """One call of deform_conv2d with stride 1 and a mask. The output has the size of the input."""
 
     name: str
     title: str
@@ -32,47 +36,58 @@ class Case:
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
-    def flops(self, mode: str) -> float:
-        """Multiply-adds of the product alone, counted as two; the backward pass has two such products."""
+    def count_flops(self, mode: str) -> float:
+        """Return the FLOPs of the matrix product, a multiply-add counted as two. The backward pass has two products."""
         forward = 2 * self.batch * self.height * self.width * self.channels * self.taps * self.out_channels
         return forward * (2 if mode == "backward" else 1)
 
-    def bytes(self, mode: str, itemsize: int) -> float:
-        """Least traffic: every tensor read or written once, offsets in float32."""
+    def count_bytes(self, mode: str, itemsize: int) -> float:
+        """Return the least memory traffic: every tensor is read or written once, offsets in float32."""
         points = self.batch * self.height * self.width
-        maps = self.offset_groups * self.taps
-        forward = points * ((self.channels + self.out_channels + maps) * itemsize + 2 * maps * 4)
+        samples = self.offset_groups * self.taps
+        forward = points * ((self.channels + self.out_channels + samples) * itemsize + 2 * samples * 4)
         return forward * (2 if mode == "backward" else 1)
 
-    def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """float32 contiguous input, offset (standard deviation 2 px), mask, weight, bias.
+    def make_args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return contiguous float32 input, offset (standard deviation 2 pixels), mask, weight and bias.
 
-        Offsets are odd multiples of 1/32 px: exact in float32 and never on a kink, where gradients jump.
+        Offsets are odd multiples of 1/32 pixel. They are exact in float32 and never integers, where the gradient of
+        bilinear interpolation jumps.
         """
         generator = torch.Generator().manual_seed(7)
-        maps = self.offset_groups * self.taps
+        samples = self.offset_groups * self.taps
 
         def normal(*shape):
             return torch.randn(*shape, generator=generator)
 
-        field = (self.batch, self.channels, self.height, self.width)
-        x, offset = normal(*field), 2 * normal(self.batch, 2 * maps, self.height, self.width)
+        x = normal(self.batch, self.channels, self.height, self.width)
+        offset = 2 * normal(self.batch, 2 * samples, self.height, self.width)
         offset = ((16 * offset).floor() + 0.5) / 16
-        mask = torch.sigmoid(normal(self.batch, maps, self.height, self.width))
+        mask = torch.sigmoid(normal(self.batch, samples, self.height, self.width))
         weight = normal(self.out_channels, self.channels, *self.kernel) / (self.channels * self.taps) ** 0.5
         return x, offset, mask, weight, normal(self.out_channels)
 
-    def grad_y(self) -> Tensor:
+    def make_grad_y(self) -> Tensor:
+        """Return the contiguous float32 gradient of the output."""
         generator = torch.Generator().manual_seed(8)
         return torch.randn(self.batch, self.out_channels, self.height, self.width, generator=generator)
 
 
-def channels_last(tensor: Tensor) -> Tensor:
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """Return a tensor of four dimensions in channels_last, and other tensors unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def forward_or_backward(function, args, grad_y, mode):
-    """The timed callable of a torch function: its value, or the gradients of all args with the graph kept."""
+def make_forward_or_backward(function, args, grad_y, mode):
+    """Return the callable to time for a torch function.
+
+    Args:
+        function: function of the tensors `args`.
+        args: tensors.
+        grad_y: gradient of the result, for the backward pass.
+        mode: "forward" for a callable that returns the value, "backward" for one that returns the gradients of all
+            tensors and retains the graph.
+    """
     if mode == "forward":
 
         def forward():
@@ -85,31 +100,33 @@ def forward_or_backward(function, args, grad_y, mode):
     return lambda: torch.autograd.grad(y, args, grad_y, retain_graph=True)
 
 
-def fastds(case: Case, mode: str, dtype: torch.dtype):
-    """Ours: channels_last, offsets in float32."""
+def build_fastds(case: Case, mode: str, dtype: torch.dtype):
+    """Build the op of fastds on channels_last tensors, with offsets in float32."""
     from fastds.ops.impl.deform_conv2d.op import deform_conv2d
 
-    x, offset, mask, weight, bias = (channels_last(t) for t in case.args())
+    x, offset, mask, weight, bias = (to_channels_last(t) for t in case.make_args())
     x, mask, weight, bias = (t.to(dtype) for t in (x, mask, weight, bias))
 
     def function(x, offset, mask, weight, bias):
         return deform_conv2d(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
 
-    return forward_or_backward(function, (x, offset, mask, weight, bias), channels_last(case.grad_y()).to(dtype), mode)
+    return make_forward_or_backward(
+        function, (x, offset, mask, weight, bias), to_channels_last(case.make_grad_y()).to(dtype), mode
+    )
 
 
-def conv2d(case: Case, mode: str, dtype: torch.dtype):
-    """Yardstick: torch's convolution of the same shape in channels_last (no offsets, no mask)."""
-    x, _, _, weight, bias = (channels_last(t).to(dtype) for t in case.args())
+def build_conv2d(case: Case, mode: str, dtype: torch.dtype):
+    """Build a yardstick: the convolution of torch of the same shape in channels_last, without offsets and mask."""
+    x, _, _, weight, bias = (to_channels_last(t).to(dtype) for t in case.make_args())
 
     def function(x, weight, bias):
         return F.conv2d(x, weight, bias, padding=case.padding)
 
-    return forward_or_backward(function, (x, weight, bias), channels_last(case.grad_y()).to(dtype), mode)
+    return make_forward_or_backward(function, (x, weight, bias), to_channels_last(case.make_grad_y()).to(dtype), mode)
 
 
-def grid_sample_composition(x, offset, mask, weight, bias, padding, dilation):
-    """deform_conv2d from F.grid_sample and one matrix product, the usual fallback in plain torch."""
+def compute_by_grid_sample(x, offset, mask, weight, bias, padding, dilation):
+    """Compute deform_conv2d by F.grid_sample for each tap and one matrix product, as in PyTorch without the op."""
     batch, channels, height, width = x.shape
     taps = weight.shape[2] * weight.shape[3]
     groups = offset.shape[1] // (2 * taps)
@@ -129,25 +146,29 @@ def grid_sample_composition(x, offset, mask, weight, bias, padding, dilation):
     return (product + bias[:, None]).reshape(batch, -1, height, width)
 
 
-def torch_eager(case: Case, mode: str, dtype: torch.dtype):
+def build_torch_eager(case: Case, mode: str, dtype: torch.dtype):
     def function(x, offset, mask, weight, bias):
-        return grid_sample_composition(x, offset, mask, weight, bias, case.padding, case.dilation)
+        return compute_by_grid_sample(x, offset, mask, weight, bias, case.padding, case.dilation)
 
-    return forward_or_backward(function, case.args(), case.grad_y(), mode)
+    return make_forward_or_backward(function, case.make_args(), case.make_grad_y(), mode)
 
 
-def torchvision(case: Case, mode: str, dtype: torch.dtype):
+def build_torchvision(case: Case, mode: str, dtype: torch.dtype):
     from torchvision.ops import deform_conv2d
 
     def function(x, offset, mask, weight, bias):
         return deform_conv2d(x, offset, weight, bias, padding=case.padding, dilation=case.dilation, mask=mask)
 
-    return forward_or_backward(function, case.args(), case.grad_y(), mode)
+    return make_forward_or_backward(function, case.make_args(), case.make_grad_y(), mode)
 
 
-def serial_im2col(case: Case, mode: str, dtype: torch.dtype):
-    """torchvision's and mmcv's CPU algorithm: serial loops over NCHW, the whole column matrix, one GEMM per image."""
-    serial, (x, offset, mask, weight, bias), grad_y = library("serial_im2col.cpp"), case.args(), case.grad_y()
+def build_serial_im2col(case: Case, mode: str, dtype: torch.dtype):
+    """Build the CPU algorithm of torchvision and mmcv: serial loops, a full column matrix and one GEMM per image."""
+    serial, (x, offset, mask, weight, bias), grad_y = (
+        compile_library("serial_im2col.cpp"),
+        case.make_args(),
+        case.make_grad_y(),
+    )
     points = case.height * case.width
     sizes = (case.channels, case.height, case.width, case.offset_groups, *case.kernel, case.height, case.width, 1)
     shape = (ctypes.c_int64 * 13)(*sizes, *case.padding, case.dilation, case.dilation)
@@ -156,13 +177,13 @@ def serial_im2col(case: Case, mode: str, dtype: torch.dtype):
     def call(name, *tensors):
         getattr(serial, name)(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), shape)
 
-    def columns_of(b):
+    def make_columns(b):
         columns = torch.empty(case.channels * case.taps, points)
         call("im2col", x[b], offset[b], mask[b], columns)
         return columns
 
     def forward():
-        y = torch.stack([matrix @ columns_of(b) for b in range(case.batch)])
+        y = torch.stack([matrix @ make_columns(b) for b in range(case.batch)])
         return (y + bias[:, None]).reshape(grad_y.shape)
 
     def backward():
@@ -172,21 +193,26 @@ def serial_im2col(case: Case, mode: str, dtype: torch.dtype):
             columns = matrix.t() @ grad_y[b].flatten(1)
             call("col2im_coord", columns, x[b], offset[b], mask[b], grad_offset[b], grad_mask[b])
             call("col2im", columns, offset[b], mask[b], grad_x[b])
-            grad_weight += grad_y[b].flatten(1) @ columns_of(b).t()
+            grad_weight += grad_y[b].flatten(1) @ make_columns(b).t()
         return grad_x, grad_offset, grad_mask, grad_weight.reshape(weight.shape), grad_y.sum((0, 2, 3))
 
     return forward if mode == "forward" else backward
 
 
-def onnxruntime(case: Case, mode: str, dtype: torch.dtype, spinning: bool = True):
-    """DeformConv of opset 19, CPU execution provider, as many threads as torch.
+def build_onnxruntime(case: Case, mode: str, dtype: torch.dtype, spinning: bool = True):
+    """Build DeformConv of opset 19 on the CPU, with as many threads as torch.
 
-    spinning: whether its threads wait busily between calls (its default), which slows whatever is timed next.
+    Args:
+        case: the call.
+        mode: not used; the callable computes the forward pass.
+        dtype: not used; the callable computes in float32.
+        spinning: whether the threads of onnxruntime spin between calls, as by default. This slows down the callable
+            that is timed next.
     """
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
-    args = case.args()
+    args = case.make_args()
     names = ("x", "w", "offset", "b", "mask")
     inputs = dict(zip(names, (args[0], args[3], args[1], args[4], args[2]), strict=True))
     node = helper.make_node(
@@ -205,12 +231,12 @@ def onnxruntime(case: Case, mode: str, dtype: torch.dtype, spinning: bool = True
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(case: Case, mode: str, dtype: torch.dtype):
-    """DeformableConvolution-8 on the CPU plugin in float32, as many threads as torch."""
+def build_openvino(case: Case, mode: str, dtype: torch.dtype):
+    """Build the forward pass by DeformableConvolution-8 on the CPU in float32, with as many threads as torch."""
     import openvino as ov
     from openvino import opset8
 
-    x, offset, mask, weight, bias = (t.numpy() for t in case.args())
+    x, offset, mask, weight, bias = (t.numpy() for t in case.make_args())
     inputs = [opset8.parameter(a.shape, np.float32) for a in (x, offset, mask)]
     y = opset8.deformable_convolution(
         inputs[0], inputs[1], opset8.constant(weight), [1, 1], list(case.padding), list(case.padding),
@@ -221,3 +247,14 @@ def openvino(case: Case, mode: str, dtype: torch.dtype):
     request = ov.Core().compile_model(ov.Model([y], inputs), "CPU", settings).create_infer_request()
     feed = dict(enumerate((x, offset, mask)))
     return lambda: np.array(request.infer(feed)[0])
+
+
+PEERS = {
+    "fastds": build_fastds,
+    "torch_eager": build_torch_eager,
+    "serial_im2col": build_serial_im2col,
+    "torchvision": build_torchvision,
+    "onnxruntime": build_onnxruntime,
+    "openvino": build_openvino,
+    "conv2d": build_conv2d,
+}
