@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks share."""
+"""Code that the tasks share."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The card of a network that is trained: its own name and data, whatever configuration it was trained by."""
+"""Model cards of training runs: metadata that describes the network and the training files."""
 
 import dataclasses
 import os
@@ -13,15 +13,24 @@ from fastds.models import ModelCard
 from fastds.tasks.common.command import configurations
 from fastds.tasks.common.config import RunConfig
 
-# What a shipped configuration tells of weights made of its files, and is not so of others.
+# Model-card fields that describe the original training files. They are dropped when a shipped configuration is run on
+# other files.
 _OF_ITS_FILES = ("training_data", "licence", "limits", "picture", "training_hours")
 
 
 def fill_card_of_run(card: ModelCard, config: RunConfig) -> None:
-    """Fill the card of a network from the configuration that trains it.
+    """Fill the model card of a network from the configuration of its training.
 
-    A shipped configuration with other files than its own keeps nothing that is only so of these. A card without a name
-    of its own is called after the network and the folder of the run.
+    Fields that describe the training files of a shipped configuration are dropped if the configuration is run on other
+    files. If the configuration has no card name, the name is made of the network's name and the name of the output
+    folder.
+
+    Args:
+        card: card of the network, changed in place.
+        config: configuration of the training.
+
+    Raises:
+        ValueError: the configuration sets a field that a card does not have, or a value of the wrong type.
     """
     told = _told(config)
     if "name" not in told:
@@ -30,21 +39,32 @@ def fill_card_of_run(card: ModelCard, config: RunConfig) -> None:
 
 
 def name_files(card: ModelCard, config: RunConfig, files: Iterable[str]) -> None:
-    """Add the names of the files that a training reads to a card whose configuration does not tell its training data;
-    of weights that are trained further, to those of the weights."""
+    """Add the names of the training files to a card whose configuration does not declare its training data.
+
+    If the training starts from existing weights (config.model.start), the names are added to the training data of these
+    weights with the prefix "trained further on".
+    """
     if "training_data" not in _told(config):
         further = "trained further on " if config.model.start else ""
         add_data(card, [further + name for name in sorted(set(files))])
 
 
 def add_data(card: ModelCard, training_data: Iterable[str]) -> None:
-    """Add to a card's training data what it does not have."""
+    """Append the entries of `training_data` that the card does not have yet."""
     card.training_data = list(dict.fromkeys([*card.training_data, *training_data]))
 
 
 def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> None:
-    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not, and for values that
-    weights could not be read back with."""
+    """Set fields of a model card.
+
+    Args:
+        card: card of the network, changed in place.
+        values: value of each field.
+        argument: name of the argument or option that error messages mention.
+
+    Raises:
+        ValueError: unknown field, or a value with which the saved weights could not be loaded.
+    """
     for key, value in values.items():
         if key not in {field.name for field in dataclasses.fields(card)}:
             raise ValueError(f"{argument} has no field {key!r}")
@@ -56,7 +76,7 @@ def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> No
 
 
 def _told(config: RunConfig) -> dict[str, Any]:
-    """The fields of the card that a configuration gives and that are so of its files."""
+    """Return the card fields of a configuration that hold for its training files."""
     told = dict(config.model.card)
     shipped = _shipped(told.get("training_data"))
     if shipped is not None and _files(shipped) != _files(vars(config.data)):
@@ -71,7 +91,7 @@ def _name(network: str, folder: str) -> str:
 
 
 def _shipped(training_data: Any) -> Mapping[str, Any] | None:
-    """The data of the shipped configuration whose card tells these."""
+    """Return the section `data` of the shipped configuration whose card has this training data, or None."""
     for path in configurations().values() if training_data else ():
         values = yaml.safe_load(path.read_text())
         if values.get("model", {}).get("card", {}).get("training_data") == training_data:
@@ -80,7 +100,9 @@ def _shipped(training_data: Any) -> Mapping[str, Any] | None:
 
 
 def _files(data: Mapping[str, Any]) -> set[str]:
-    """The names of the files that a configuration's data name, or of the path where they name none."""
+    """Return the file names in the section `data` of a configuration, or the last part of its path if it names no
+    files.
+    """
     named = {*(data.get("blocks") or ()), *(data.get("sources") or ())}
     named |= {entry.partition(":")[0] for entry in data.get("each") or ()}
     return named or {os.path.basename(os.path.abspath(data["path"]))}  # the path may be "."

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of the values that a method changed after it computed them, for the attributes and notes of a result."""
+"""Counts of values that a method changed after computing them, for attributes and notes of a result."""
 
 from __future__ import annotations
 
-TELL = 1e-3  # a larger share of changed values is told in a note
+TELL = 1e-3  # A note mentions a change that affects more than this fraction of the values.
 
 
 class Changes:
-    """Counts changed values by kind.
+    """Counts of changed values by kind of change.
 
     Args:
-        kinds: kind -> what was done, the end of the sentence "3.1 % of the values ...". The attribute of a kind is
-            `fastds_<kind>_share`.
+        kinds: for each kind, the end of a note that begins "3.1 % of the values ...". The fraction of a kind becomes
+            the attribute `fastds_<kind>_share`.
     """
 
     def __init__(self, kinds: dict[str, str]):
@@ -19,16 +19,16 @@ class Changes:
         self.changed, self.total = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
 
     def add(self, kind: str, changed: int, total: int) -> None:
-        """Count `changed` of `total` further values."""
+        """Count `changed` values out of `total` additional values."""
         self.changed[kind] += int(changed)
         self.total[kind] += int(total)
 
     def attributes(self) -> dict[str, float]:
-        """The share of changed values by kind, of the kinds that any values were counted of."""
+        """Return the fraction of changed values for each kind of change that has been counted."""
         return {f"fastds_{kind}_share": float(f"{share:.3g}") for kind, share in self._shares().items()}
 
     def notes(self) -> list[str]:
-        """A sentence for every kind of which more than TELL of the values were changed."""
+        """Return a note for each kind that changed more than NOTE_THRESHOLD of the values."""
         return [
             f"{share:.1%} of the values {self.kinds[kind]}" for kind, share in self._shares().items() if share > TELL
         ]

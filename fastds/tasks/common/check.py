@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds check: what files are, what each command would do with them, and what stands in the way."""
+"""Command `fastds check`: print a file's format and contents, and the commands that accept the file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ from fastds.models import available, load_card
 from fastds.tasks.common.tables import counted
 from fastds.tasks.verbs import DOWNSCALING, evaluating_task, task_function
 
-_MOST = 8  # variables that are listed
+_MOST = 8  # maximum number of variables in the list
 _OF_RADAR = ("downscale", "nowcast")
-_MIDDLES = 2.0  # days between the middles of a long month and of a short one
+_MIDDLES = 2.0  # days; largest spread of the positions of monthly time stamps within their months
 
 
 def check_all(options: Namespace, reading: dict) -> int:
-    """Run the command with its options and those of reading files: prints what it finds, returns 0 or 2."""
+    """Run the command and print its results.
+
+    Args:
+        options: parsed command line.
+        reading: options of fastds.data.opened: missing, units, start, stop.
+
+    Returns:
+        Exit status: 0 if at least one command accepts each input, else 2.
+    """
     good, weights = True, weights_of(options.model)
     for number, path in enumerate(options.inputs):
         print("" if number == 0 else "\n", end="")
@@ -40,10 +48,17 @@ def check_all(options: Namespace, reading: dict) -> int:
 
 
 def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
-    """Print what the files at a path are and what takes them; whether a command does.
+    """Print the contents of a file and the commands that accept it.
 
-    var and reading: see fastds.data.opened. weights: files and names of weights that are tried beside the shipped
-    ones."""
+    Args:
+        path: file, folder or pattern.
+        var: name of the variable; None: the only one that fits.
+        weights: names or files of weights that are tried in addition to the shipped weights.
+        reading: further options of fastds.data.opened.
+
+    Returns:
+        True if at least one command accepts the file.
+    """
     print(path)
     try:
         with warnings.catch_warnings(record=True) as caught, opened(path, var, **reading) as dataset:
@@ -59,7 +74,7 @@ def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **r
     alike: dict[tuple[bool, str], list[str]] = {}
     for name, takes, text in found:
         alike.setdefault((takes, text), []).append(name)
-    for (takes, text), names in sorted(alike.items(), key=lambda one: not one[0][0]):  # what can be done comes first
+    for (takes, text), names in sorted(alike.items(), key=lambda one: not one[0][0]):  # accepting commands first
         label = ", ".join(names)
         if not takes and set(_OF_RADAR) <= set(names):
             label = f"radar commands ({label})"
@@ -71,11 +86,11 @@ def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
         return name, True, run()
     except Exception as error:
-        return name, False, _reason(error).partition("; candidates: ")[0]  # which are listed above
+        return name, False, _reason(error).partition("; candidates: ")[0]  # the candidates are listed above
 
 
 def _reason(error: Exception, *files: Source) -> str:
-    """Why a file cannot be read or a command does not take it, in the words of the command line."""
+    """Return why a file cannot be read or a command does not accept it, with option names as on the command line."""
     show_traceback()
     users = isinstance(error, ValueError | OSError | ImportError | MemoryError)
     return with_options(sentence_of(error) if users else internal_error(error, map(str, files)), _options())
@@ -83,12 +98,12 @@ def _reason(error: Exception, *files: Source) -> str:
 
 @functools.cache
 def _options() -> frozenset[str]:
-    """The options of all commands, as Python spells them."""
+    """Return the options of all commands, spelled as Python arguments."""
     return frozenset(action.dest for name in COMMANDS for action in parser_of(name)._actions)
 
 
 def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
-    """Name and text of what is known of the files."""
+    """Yield label and text of each fact about the files: format, times, variables, grid."""
     files = dataset.encoding.get("files", 1)
     yield "format", f"{dataset.encoding.get('format')}, {files} file{'s' * (files != 1)}"
     for name in ("title", "institution"):
@@ -133,7 +148,10 @@ def _times(times: np.ndarray) -> str:
 
 
 def _months(times: np.ndarray) -> np.ndarray | None:
-    """The months since some month of times that are at the same place of different months, else None."""
+    """Return month numbers if the times are monthly time stamps, else None.
+
+    Monthly means one time per month, at positions within the months that differ by at most _MAX_MIDDLE_SPREAD days.
+    """
     if times.dtype.kind == "M":
         months = times.astype("datetime64[M]")
         begun = (times - months) / np.timedelta64(1, "D")
@@ -142,7 +160,7 @@ def _months(times: np.ndarray) -> np.ndarray | None:
         months = np.array([12 * time.year + time.month for time in times])
         begun = np.array([time.day + time.hour / 24 for time in times])
     steps = np.diff(months)
-    # Means of months may be at their middle, on the 14th to the 16th.
+    # Monthly means may be stamped mid-month, on the 14th to the 16th.
     return months if steps.min() == 1 and np.ptp(begun) <= _MIDDLES else None
 
 
@@ -160,13 +178,16 @@ def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
 
 
 def _west_and_east(longitude: np.ndarray) -> tuple[float, float]:
-    """The ends of longitudes; where they jump by 360 degrees the western one is the larger number."""
+    """Return the western and eastern ends of longitudes in degrees; across the 360 degree jump, west exceeds east."""
     turned = np.unwrap(longitude, period=FULL_CIRCLE) if longitude.ndim == 1 else longitude
     return float(longitude.flat[np.argmin(turned)]), float(longitude.flat[np.argmax(turned)])
 
 
 def _commands(dataset: xr.Dataset, var: str | None, weights: Sequence[str]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
+    """Yield each command with a function that describes how the command would process the dataset.
+
+    The function raises ValueError with the reason if the command does not accept the dataset.
+    """
     radar = functools.cache(lambda: _radar(dataset, var))
     yield "downscale", lambda: task_function("radar", "plan")(radar())
     yield "nowcast", lambda: task_function("nowcast", "plan")(_of_several(radar, dataset, var))
@@ -187,10 +208,18 @@ def _commands(dataset: xr.Dataset, var: str | None, weights: Sequence[str]) -> I
 
 
 def weights_of(models: Sequence[str] | None = None) -> list[str]:
-    """The weights that are tried: files, shipped names, and of a folder its *.safetensors and the best.safetensors of
-    the trainings in it; None: those of the current folder.
+    """Return the weights to try.
 
-    Raises: FileNotFoundError for a name of nothing, and for a folder that was named and has no weights."""
+    Args:
+        models: files, shipped names, or folders. A folder stands for its *.safetensors files and for the
+            best.safetensors of the training runs in it. None: the current folder.
+
+    Returns:
+        Names and paths without repetition.
+
+    Raises:
+        FileNotFoundError: a name that is neither a file nor shipped weights, or a folder without weights.
+    """
     found = []
     for name in ["."] if models is None else models:
         folder, own = Path(name), [name]
@@ -200,7 +229,7 @@ def weights_of(models: Sequence[str] | None = None) -> list[str]:
             if models is not None and not own:
                 raise FileNotFoundError(f"there are no weights, *.safetensors, in {name}")
         elif not folder.exists():
-            load_card(name)  # raises but for shipped weights
+            load_card(name)  # raises an exception unless the name is one of the shipped weights
         found += own
     return list(dict.fromkeys(found))
 
@@ -208,9 +237,9 @@ def weights_of(models: Sequence[str] | None = None) -> list[str]:
 def _with_weights(
     name: str, dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]
 ) -> tuple[str, Callable[[], str]]:
-    """The command that takes weights, and what says how it would take the dataset."""
+    """Return the command for weights and a function that describes how the command would process the dataset."""
     try:
-        task = load_card(name).task or "radar"  # which says what the card lacks
+        task = load_card(name).task or "radar"  # the plan of the task "radar" reports missing card fields
     except (ValueError, OSError) as error:
         return f"downscale --model {name}", functools.partial(_raise, error)
     if task == "nowcast":
@@ -226,28 +255,34 @@ def _raise(error: Exception) -> str:
 
 
 def _unchosen(task: str, *given: object) -> str:
-    """The plan of a network that nobody chose: how far the inputs lie off stands in it, and is no warning. given: to
-    the task's plan."""
+    """Describe how a task would process a dataset, without warnings of out-of-distribution inputs.
+
+    The plan mentions these inputs already, and the user did not choose the model.
+
+    Args:
+        task: name of the task.
+        given: arguments of the function `plan` of the task.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
         return with_options(task_function(task, "plan")(*given), _options())
 
 
 def _radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
-    """The radar fields, whose values are plausible, which reads them all."""
+    """Return the radar fields after checking that the values are plausible, which reads all values."""
     source = to_reflectivity(dataset, var, least=1)
     source.check(stacklevel=3)
     return source
 
 
 def _of_several(radar: Callable[[], ReflectivityInput], dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
-    """The radar fields where there are several times."""
-    to_reflectivity(dataset, var)  # refuses a single one, and reads no values
+    """Return the radar fields; raise ValueError if there is only one time."""
+    to_reflectivity(dataset, var)  # raises ValueError for a single time; reads no values
     return radar()
 
 
 def _compared(dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]) -> str:
-    """What `evaluate` would take a dataset for."""
+    """Describe the dataset as an input of `fastds evaluate`."""
     task = evaluating_task(dataset, var)
     if task == "nowcast":
         return "forecasts, as PRED"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint a training resumes from: written whole or not at all, after every epoch and when a signal comes."""
+"""Checkpoints for resuming a training: written atomically after each epoch and after a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from fastds.tasks.common.lightning_extra import L, TorchCheckpointIO, callbacks
 
 
 class Stopped(BaseException):
-    """A signal has ended a training whose checkpoint is written. Attributes: number, of the signal; step."""
+    """A signal ended a training after its checkpoint was written.
+
+    Attributes:
+        number: number of the signal.
+        step: training step at which the checkpoint was written.
+    """
 
     def __init__(self, number: int, step: int):
         super().__init__(number, step)
@@ -22,7 +27,7 @@ class Stopped(BaseException):
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Checkpoints that appear beside their target and are renamed; the one before is kept until then."""
+    """Checkpoint writer that replaces the previous file only when the new file is complete."""
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +36,14 @@ class CheckpointFile(TorchCheckpointIO):
 
 
 class LastCheckpoint(callbacks.ModelCheckpoint):
-    """Writes checkpoints/last.ckpt after every epoch, whether or not it was the best, and at the end of the step in
-    which SIGINT or SIGTERM comes, then raises Stopped; in the last step of an epoch after the validation. A second
-    signal ends at once. Attributes: started, whether the training has begun.
+    """Callback that writes checkpoints/last.ckpt.
+
+    It writes after each epoch, and after the training step during which SIGINT or SIGTERM arrives; then it raises
+    TrainingInterrupted. If that step is the last of an epoch, it raises after the validation. A second signal calls the
+    handler that was installed before the training.
+
+    Attributes:
+        started: True once the training has begun.
     """
 
     def __init__(self, output: pathlib.Path):
@@ -43,7 +53,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         self.started = True
-        self._before = take_signals(self._signalled)  # Lightning puts back what was there before the training
+        self._before = take_signals(self._signalled)  # Lightning restores the previous handlers after the training
         if module.steps_done() and trainer.is_global_zero:
             print(nothing_left(module) if module.finished() else f"resumed from step {module.steps_done()}", flush=True)
 
@@ -60,7 +70,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
             raise Stopped(self._number, module.steps_done())
 
     def _stops(self, trainer: L.Trainer) -> bool:
-        """Whether a signal came, to any of the processes."""
+        """Return whether any of the processes received a signal."""
         if trainer.world_size == 1:
             return self._number > 0
         if not trainer.strategy.reduce_boolean_decision(self._number > 0, all=False):
@@ -75,17 +85,17 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
 
 
 def nothing_left(module: L.LightningModule) -> str:
-    """What is said of a run that had ended before it was started again."""
+    """Return the message for a resumed run that had already reached its last step or time limit."""
     done = f"{module.steps_done()} steps in {module.clock() / 60:.3g} minutes"
     return f"nothing is left to train: {done} were trained before; a larger max_steps or max_minutes goes on"
 
 
 def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
-    """ValueError where a file is no checkpoint of this network; nothing in it is executed."""
+    """Raise ValueError if a file is not a checkpoint of this network. No code in the file is executed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         found = {name: tuple(value.shape) for name, value in state.items()}
-    except Exception:  # torch, zip and pickle raise what they like for damage
+    except Exception:  # damaged files raise many types: errors of torch, zipfile and pickle
         raise not_resumable(path, "it is damaged, or no checkpoint of fastds") from None
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if found != wanted:
@@ -94,7 +104,7 @@ def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
 
 
 def not_resumable(path: pathlib.Path, why: str) -> ValueError:
-    """The error of a checkpoint that does not fit."""
+    """Make the error for a checkpoint that cannot be resumed from."""
     remedy = "resume=false starts anew, output=FOLDER elsewhere"
     return ValueError(f"{path} is no checkpoint to resume this training from: {why}; {remedy}")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds train` and the reader of its options: named configurations, shorthands, one sentence for errors.
+"""The command `fastds train` and its option parser: named configurations, short option names, one-line errors.
 
-Every task reads its options with read_command_line, so that an option means the same in all of them.
+Each task parses its options with read_command_line, so that an option has the same meaning in all tasks.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from fastds._outputs import Interrupted
 from fastds._sentences import internal_error, show_traceback
 
 Config = typing.TypeVar("Config")
-_MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
+# maximum number of values in a configuration; maximum length of an error message in characters
+_MOST_VALUES, _LONGEST = 100_000, 1000
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 _PACKAGE = pathlib.Path(__file__).parents[1]
-# Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
+# Task -> description. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
     "radar": "FC-ZSM and U-Nets on radar files",
     "fields": "arbitrary-scale networks (INR) on latitude-longitude fields",
@@ -43,7 +44,7 @@ _FORMER = {
     "gan": "gan is called humidity: fastds train humidity",
     "study": "study is a command of its own: fastds study",
 }
-# Options of earlier versions and what they are called.
+# Option names of earlier versions -> present names.
 _RENAMED = {
     "--generator": "--model",
     "--generator_options": "--model.options",
@@ -56,18 +57,18 @@ _RENAMED = {
     "--optimiser.ema_decay": "--ema_decay",
     "--loss.quiet_weight": "--loss.noise_free_weight",
 }
-# Options that name a network: `--model NAME` is short for `--model.name NAME`.
+# Options of networks: `--model NAME` is short for `--model.name NAME`.
 _NETWORKS = ("--model", "--critic")
 
 
 def configurations(task: str = "*") -> dict[str, pathlib.Path]:
-    """The named configurations that the package ships for a task (default: for all), name -> YAML file."""
+    """Return the shipped configurations of a task ("*": of all tasks) as a dict from name to YAML file."""
     folders = [_PACKAGE / name / "configs" for name in ([task] if task != "*" else TASKS)]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def overview() -> str:
-    """What `fastds train --help` prints: the tasks and the shipped configurations of each."""
+    """Return the text of `fastds train --help`: the tasks and the shipped configurations of each."""
     lines = [
         "usage: fastds train TASK --data.path PATH ...       on files of your own",
         "       fastds train --config NAME --data.path PATH  as the package's weights or a paper's were trained",
@@ -85,11 +86,15 @@ def overview() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `fastds train [TASK] --config NAME|FILE ...`: trains, prints where the result is, returns the
-    exit status; a user's error is one sentence and status 2.
+    """Run `fastds train [TASK] --config NAME|FILE ...` and print the path of the trained weights.
 
-    arguments: without the program's name; None: those of the process. TASK is a key of TASKS; without it a shipped
-    configuration's own, else radar."""
+    Args:
+        arguments: command line without the program name; None: sys.argv[1:]. TASK is a key of TASKS. Default: the task
+            of the shipped configuration, else radar.
+
+    Returns:
+        Exit status; 2 for an error of the user, which is printed as one line.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["-h"], ["--help"]):
         print(overview())
@@ -107,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
-        if config.model.start is None:  # Lightning, which is imported next, takes seconds
+        if config.model.start is None:  # checked here because importing Lightning takes seconds
             check_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
@@ -119,7 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
         said = verdict(best)
         if said:
             print(said)
-        if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
+        if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            # only the first of several processes writes the report
             _write_report(config, best)
         return best
 
@@ -127,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def unknown_task(name: str) -> str | None:
-    """The sentence of `fastds train` about a task that there is not, None for one that there is."""
+    """Return the error message for an unknown task, or None if the task exists."""
     if name in TASKS:
         return None
     return f"fastds train: {_FORMER.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
@@ -147,7 +153,7 @@ def _write_report(config, best: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def training_of(task: str) -> Iterator[ModuleType]:
-    """The module that trains the networks of a task; behind the block torch has its threads again."""
+    """Context manager that imports the training module of a task and restores the number of torch threads on exit."""
     import torch
 
     training, before = importlib.import_module(f"fastds.tasks.{task}.training"), torch.get_num_threads()
@@ -159,29 +165,37 @@ def training_of(task: str) -> Iterator[ModuleType]:
 
 
 def quieten_lightning() -> None:
-    """Once it is imported, which sets the level of its log."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
+    """Silence Lightning's messages. Call this after importing Lightning, because the import sets the log level."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # messages about devices, and tips
     warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
-    # Not so here: NewSamples goes on with the samples of the step, wherever an epoch was left.
+    # Lightning warns that a resumed epoch repeats samples. OffsetSampler continues with the next sample.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended", module="lightning")
 
 
 def option_names(config_class: type) -> set[str]:
-    """The names of the fields of a configuration, those of its parts as data.path."""
+    """Return the names of all fields of a configuration; fields of nested configurations as "data.path"."""
     kinds = typing.get_type_hints(config_class)
     inside = {name: dataclasses.fields(kinds[name]) for name in _parts(config_class)}
     return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}
 
 
 def with_options(sentence: str, names: set[str]) -> str:
-    """A sentence that names fields of a configuration with the options of the command line: "data.crop must be ..."
-    becomes "--data.crop must be ...". Single words only where they cannot be others: "resume=false", "threads must"."""
+    """Rewrite field names of a configuration in a message as command-line options.
+
+    "data.crop must be ..." becomes "--data.crop must be ...". A single word is replaced only if it is unambiguous:
+    before "=", or at the beginning of the message before " must ".
+
+    Args:
+        sentence: message of an exception.
+        names: field names, see list_option_names.
+    """
 
     def argument(found: re.Match) -> str:
         own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
         return f"--{own}" if own else found[0]
 
-    # There is no such option. The words are plausible.MEND_FIRST, not imported: that loads xarray.
+    # `fastds train` has no option for units. The text is that of plausible.MEND_FIRST, which is not imported because
+    # its module loads xarray.
     sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")
 
     sentence = re.sub(r"\bthe argument ([a-z_]+)", argument, sentence).replace("name_or_path '", "model '")
@@ -196,9 +210,14 @@ def with_options(sentence: str, names: set[str]) -> str:
 
 
 def parser_sentence(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
-    """What jsonargparse says of a command line, without its keys and Python's classes; and where there is help.
+    """Format an error of jsonargparse without parser keys and Python class names, and refer to the help.
 
-    between: what stands between the words of an option. options: those that are known."""
+    Args:
+        error: error of the parser.
+        command: command whose help is mentioned, such as "fastds train radar".
+        between: character between the words of an option: "_" or "-".
+        options: known options, for suggestions.
+    """
     said = " ".join(str(error).split())
     key, kinds = re.match(r'Parser key "([\w.]+)": ', said), re.findall(r"Expected an? <class '(\w+)'>", said)
     given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", said)
@@ -211,7 +230,7 @@ def parser_sentence(error: ArgumentError, command: str, between: str = "_", opti
     elif key:
         said = f"--{key[1]}: {said[key.end() :]}"
     elif missing:
-        prefix = command.split()[-1] + "."  # of what has no option's name
+        prefix = command.split()[-1] + "."  # prefix of positional arguments
         names = missing[1].split(", ")
         names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
         said = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
@@ -225,9 +244,16 @@ def parser_sentence(error: ArgumentError, command: str, between: str = "_", opti
 
 
 def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
-    """Run a training or a study and print where its result is; a user's error is one sentence and status 2.
+    """Run a training or a study and print the path of its result. Errors of the user are printed as one line.
 
-    names: of options, as errors in Python's words have them."""
+    Args:
+        command: command such as "fastds train radar".
+        run: function without arguments that returns the path, or None.
+        names: field names that are rewritten as options in error messages.
+
+    Returns:
+        Exit status: 0, 2 after an error, or the status of an interruption.
+    """
     prog = " ".join(command.split()[:2])
     try:
         result = run()
@@ -239,12 +265,12 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
         show_traceback()
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
-    except Exception as error:  # no user's error, and still no traceback
+    except Exception as error:  # a defect of fastds: reported without a traceback, too
         show_traceback()
         print(f"{prog}: {internal_error(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
-        if str(interrupt):  # one of several processes says it
+        if str(interrupt):  # with several processes, only the first has a message
             print(f"{prog}: {with_options(str(interrupt), names)}", file=sys.stderr)
         return interrupt.status
     if result is not None:
@@ -264,14 +290,21 @@ def read_command_line(
     description: str,
     named: dict[str, pathlib.Path] | None = None,
 ) -> Config:
-    """Read a command line into a dataclass, every field an option (--data.path, --max_steps, ...).
+    """Parse a command line into a dataclass whose fields are options (--data.path, --max_steps, ...).
 
-    config_class: the dataclass. arguments: without the command. command: such as "fastds train radar". description: for
-    its help. `--config` takes a YAML file or a name in `named` (None: of the shipped configurations of all tasks).
-    `--model NAME` is short for `--model.name NAME`, and `--critic` likewise.
+    `--config` takes a YAML file or a configuration name. `--model NAME` is short for `--model.name NAME`, and `--critic
+    NAME` for `--critic.name NAME`.
 
-    Raises: ValueError for a configuration that is neither; jsonargparse.ArgumentError for an argument that is unknown,
-    missing or of another type.
+    Args:
+        config_class: the dataclass.
+        arguments: command line without the command.
+        command: command for messages, such as "fastds train radar".
+        description: description for the help text.
+        named: configuration names and their YAML files; None: the shipped configurations of all tasks.
+
+    Raises:
+        ValueError: --config is neither a file nor a configuration name.
+        jsonargparse.ArgumentError: unknown or missing argument, or an argument of the wrong type.
     """
     named = configurations() if named is None else named
     if "model" in _parts(config_class):
@@ -283,7 +316,7 @@ def read_command_line(
     )
     parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:
-        # Beside its parts each group has an option of its own, which takes a file of them.
+        # Each section has an option of its own that takes a YAML file. It is hidden from the help.
         if action.option_strings and action.option_strings[0] in _NETWORKS:
             action.metavar, action.help = "NAME", f"short for {action.option_strings[0]}.name NAME"
         elif action.dest in _parts(config_class):
@@ -295,14 +328,16 @@ def read_command_line(
 
 
 def _parts(config_class: type) -> list[str]:
-    """The fields that are dataclasses themselves."""
+    """Return the names of fields that are dataclasses."""
     kinds = typing.get_type_hints(config_class)
     return [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
 
 
 def _full_names(arguments: list[str], config_class: type) -> list[str]:
-    """`--model NAME` as `--model.name NAME`; a mapping after --model stays. Hyphens between the words of an option, as
-    other commands have them, become underscores."""
+    """Expand short option names: `--model NAME` becomes `--model.name NAME`.
+
+    A mapping after --model is left as it is. Hyphens between the words of an option become underscores.
+    """
     fields, names = {f"--{name}" for name in _parts(config_class)}, option_names(config_class)
     full, waiting = [], list(arguments)
     while waiting:
@@ -320,7 +355,7 @@ def _full_names(arguments: list[str], config_class: type) -> list[str]:
 
 
 def _check_yaml(path: str) -> None:
-    """ValueError for a file that is no YAML, or whose aliases stand for more values than a configuration has."""
+    """Raise ValueError if a file is not YAML, or if its aliases expand to too many values."""
     try:
         count = _values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -330,7 +365,7 @@ def _check_yaml(path: str) -> None:
 
 
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """How many values a node stands for; infinite for one that holds itself."""
+    """Count the values that a YAML node expands to; infinity for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         inside = getattr(node, "value", ())

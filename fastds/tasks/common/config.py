@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that every training has: its network, its bounds, its folder."""
+"""Options of every training: network, limits, output folder."""
 
 import dataclasses
 from typing import Any
 
-# A field of a card. As Any, text with a colon would be read as a dict.
+# Types of a model-card field. With Any, jsonargparse would parse text with a colon as a dict.
 Written = int | float | str | list | dict | None
-MINUTES = 60.0  # of a training that is given no bound
+MINUTES = 60.0  # time limit of a training for which no limit is given
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant", "steps")
 
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The network.
+    """Network to train.
 
     Args:
-        name: a name of fastds.models.available().
-        options: keyword arguments of fastds.models.create that replace the preset's.
-        start: a safetensors file or a shipped name to start from instead of random weights; it replaces name and
-            options.
-        card: fields of the model card written into the exported weights (licence, training_data, ...).
+        name: name of a network, see fastds.models.available().
+        options: keyword arguments of fastds.models.create that override the preset.
+        start: safetensors file or shipped name of weights to start from; it replaces name and options. Default: random
+            weights.
+        card: fields of the model card in the exported weights (licence, training_data, ...).
     """
 
     name: str
@@ -31,25 +31,26 @@ class ModelConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class RunConfig:
-    """What every training has: seed, bounds, learning rate, folder and processes.
+    """Options of every training: seed, limits, learning rate, output folder, processes.
 
     Args:
-        output: folder for checkpoints, logs and the exported weights.
-        seed: of weights and samples.
-        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first. None:
-            as many as there is time for.
-        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: an hour where no number of steps
-            is given, else no bound.
-        learning_rate: the highest.
-        ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
-        resume: continue from the last checkpoint in output, where there is one, with the options given now.
-        validate_start: validate before the first step, too, so that best.safetensors is never worse than model.start.
-        progress: say how far it is, on standard error.
-        threads: of torch; None leaves them as they are.
-        device: "auto", a GPU where there is one, "cpu" or "cuda".
-        devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
-            process resumes bit by bit and takes max_minutes.
-        report: an HTML page to write at the end: learning curves, validation scores, configuration; None: none.
+        output: folder for checkpoints, logs and exported weights.
+        seed: random seed of the initial weights and the samples.
+        max_steps: number of optimizer steps. The learning rate reaches zero at max_steps or max_minutes, whichever
+            comes first. Default: no limit.
+        max_minutes: time limit in minutes of wall-clock time; pauses between resumed runs do not count. Default: 60 if
+            the number of steps is not limited, else no limit.
+        learning_rate: highest learning rate.
+        ema_decay: decay of the exponential moving average of the weights, which is validated and exported; 0: no
+            averaging.
+        resume: resume from the last checkpoint in output, if there is one, with the present options.
+        validate_start: also validate before the first step, so that best.safetensors is never worse than model.start.
+        progress: print the progress to standard error.
+        threads: number of CPU threads. Default: torch's setting.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        devices: number of processes that share each batch, one per GPU or on the CPU; gradients are averaged. Only a
+            training with one process accepts max_minutes and is reproduced bit by bit when resumed.
+        report: HTML file with learning curves, validation scores and the configuration. Default: no report.
     """
 
     output: str = "training"
@@ -95,30 +96,30 @@ class RunConfig:
             raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
 
     def ends(self) -> bool:
-        """Whether a number of steps ends the run."""
+        """Return whether the number of steps is limited."""
         return self.last_step() is not None
 
     def last_step(self) -> int | None:
-        """The optimiser step that ends the run, None where none does."""
+        """Return the last optimizer step of the run, or None if the number of steps is not limited."""
         return self.max_steps
 
 
 @dataclasses.dataclass(kw_only=True)
 class SupervisedConfig(RunConfig):
-    """What the trainings of one network share: the optimiser, and how the learning rate changes.
+    """Options of trainings with a single network: optimizer and learning-rate schedule.
 
     Args:
-        optimizer: "adamw", whose weight decay is apart from the gradient, or "adam", with torch's weight decay.
-        betas: of the optimiser.
-        weight_decay: of the optimiser.
-        schedule: of the learning rate after the warm-up: "cosine", to zero at the end of the run; "constant"; "steps",
-            times gamma at each of the milestones.
-        milestones: steps at which the rate of schedule "steps" changes.
-        gamma: factor of the rate at each milestone.
-        warmup_steps: in which the learning rate grows to its highest; 0: none.
-        max_epochs: epochs of data.epoch_samples after which the run ends; max_steps replaces it where it is given.
-        gradient_clip: largest norm of the gradient; null: gradients stay as they are. Steps whose loss or gradient is
-            not finite are left out in either case.
+        optimizer: "adamw" (decoupled weight decay) or "adam" (weight decay added to the gradient, as in torch).
+        betas: coefficients of the optimizer's moving averages.
+        weight_decay: weight decay of the optimizer.
+        schedule: learning rate after the warm-up: "cosine" (zero at the end of the run), "constant" or "steps"
+            (multiplied by gamma at each milestone).
+        milestones: steps at which schedule "steps" changes the learning rate.
+        gamma: factor of the learning rate at each milestone.
+        warmup_steps: number of steps of the linear warm-up of the learning rate; 0: no warm-up.
+        max_epochs: number of epochs of data.epoch_samples after which the run ends; ignored if max_steps is given.
+        gradient_clip: largest norm of the gradient; null: no clipping. Steps with a loss or gradient that is not finite
+            are always skipped.
     """
 
     optimizer: str = "adamw"
@@ -158,19 +159,19 @@ class SupervisedConfig(RunConfig):
 
 
 def check_least(name: str, value: float, least: float) -> None:
-    """ValueError for an option below its least value."""
+    """Raise ValueError if the value of an option is below its minimum."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """ValueError for an option that is zero, with which no weight would move, or negative."""
+    """Raise ValueError if the value of an option is not positive."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_radar_samples(data) -> None:
-    """ValueError for samples of radar files, `data`, that there are none of."""
+    """Raise ValueError if the sampling options of a training on radar files are invalid."""
     if not data.floor < data.ceiling:
         raise ValueError(f"data.floor must be below data.ceiling, got {data.floor} and {data.ceiling}")
     if not 0 <= data.minimum_echo <= 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds convert: raw files of any format into a CF file or an archive of MLCast."""
+"""Command `fastds convert`: write files of any format as CF NetCDF or as an MLCast archive."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ _ORIGIN = ("license", "creator", "identifier")
 
 
 def convert(options: Namespace, reading: dict) -> str:
-    """Run the command with its options and those of reading files; what was done, for the user."""
+    """Run the command and return a message for the user.
+
+    Args:
+        options: parsed command line.
+        reading: options of fastds.data.opened: missing, units, start, stop.
+    """
     source = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     check_field_target(source, options.output)
     origin = origin_of(options, "mlcast" if names_zarr(options.output) else "cf")
     with opened(source, options.var, **reading) as dataset:
         said = read_as(dataset, always=True)
         if origin is not None:
-            var = options.var or only_rain(dataset)  # MLCast's networks learn rain, and a file may have echo, too
+            # a file may contain reflectivity, too, but MLCast archives hold precipitation
+            var = options.var or only_rain(dataset)
             said += [f"archived {var}"] if var else []
             save_mlcast(dataset, options.output, origin, var, lambda part: tracked(part, True, "blocks", "writing"))
         else:
@@ -32,9 +38,15 @@ def convert(options: Namespace, reading: dict) -> str:
 
 
 def origin_of(options: Namespace, form: str = "cf") -> Origin | None:
-    """What an archive says of itself, by the options; None where none is wanted. form: where --to is not given.
+    """Return the metadata of an MLCast archive from the command line, or None for CF output.
 
-    Raises: ValueError for options that an archive lacks, and for a form that is none of theirs."""
+    Args:
+        options: parsed command line.
+        form: output format if --to is not given: "cf" or "mlcast".
+
+    Raises:
+        ValueError: a required option of an archive is missing, or an option of an archive is given with CF output.
+    """
     given = {name: options[name] for name in (*_ORIGIN, "created_with")}
     if (options.to or form) != "mlcast":
         useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]

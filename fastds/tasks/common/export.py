@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb export, and the command `fastds export`."""
+"""The function fastds.export and the command `fastds export`."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ def export(
     steps: int | None = None,
     progress: bool = False,
 ) -> Exported:
-    """Write a network as a file that runs without fastds, and compare it with the network at two sizes.
+    """Export a network to a file that runs without fastds, and compare the file with the network at two sizes.
+
+    Optical flow, noise and query points are inputs of the exported network. `Exported.inputs` lists the names and
+    shapes of the inputs; the metadata of the file describe them.
 
     Args:
-        model: as fastds.load gives it, a shipped name or a weights file; it stays as it is.
-        path: OUT.onnx, ONNX of standard operators in float32 for onnxruntime, or OUT.pt2, compiled by AOTInductor for
-            this kind of machine, for torch._inductor.aoti_load_package. The card is in the metadata, as JSON. A file
-            that exists is replaced.
-        frames: fields in a sequence that goes in; default: as the card says, else 2 (FC-ZSM), 5 (nowcasts), 8
-            (humidity). steps: fields of a nowcast, default 12. Both are unrolled and fixed in the file; batch, height,
-            width and points stay open.
-        progress: say on standard error what is done.
+        model: loaded model, shipped name or weights file. A loaded model is not changed.
+        path: file to write; an existing file is replaced. OUT.onnx: ONNX with standard operators in float32, for
+            onnxruntime. OUT.pt2: package of AOTInductor, compiled for this kind of machine, for
+            torch._inductor.aoti_load_package. The model card is in the metadata as JSON.
+        frames: number of input frames, fixed in the file. Default: the number in the model card, else 2 (FC-ZSM), 5
+            (nowcasts) or 8 (humidity).
+        steps: number of forecast frames of a nowcast, fixed in the file (default: 12).
+        progress: print each stage to standard error (default: False).
 
-    Flow, noise and points are inputs: Exported.inputs has names and shapes, the file's text their meaning.
+    Returns:
+        Exported, with the largest difference between file and network.
 
-    Returns: Exported, with the largest difference found.
-
-    Raises: ValueError for a network that cannot be exported, an option it does not take, a path that ends otherwise,
-        or a file that differs by more than 1e-4 of the output's range, which is not left there; ImportError where a
-        package is missing; what fastds.load raises.
+    Raises:
+        ValueError: a network that cannot be exported, an option that the network does not have, another file extension,
+            or a file that differs from the network by more than 1e-4 of the output range (the file is then removed).
+        ImportError: a required package is missing.
     """
     check_target("" if isinstance(model, nn.Module) else model, path)
     return export_loaded(loaded(model), path, frames, steps, _say if progress else _nothing)
@@ -58,7 +61,7 @@ def _say(doing: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Export and print what was written. Raises: as export; ValueError for a command line that does not parse."""
+    """Run `fastds export` and print a summary. Raises ValueError for an invalid command line, else as export."""
     try:
         options = parser_of("export").parse_args(list(arguments))
     except ArgumentError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds finetune: shipped or own weights, trained further on files of one's own for some minutes."""
+"""Fine-tuning of shipped weights or a user's weights on the user's files."""
 
 from __future__ import annotations
 
@@ -34,23 +34,34 @@ def finetune(
     var: str | None = None,
     **reading: Unpack[Reading],
 ) -> pathlib.Path:
-    """Train weights further on a folder of files, with the samples and the loss of the weights' own configuration.
+    """Fine-tune weights on a folder of files, with the samples and the loss of the weights' original configuration.
 
-    A part of every file that no sample is drawn from, its last fifth, is validated on, before the first step, too; the
-    result is the best of all validations, the weights as they were among them. Their card gets the files' names and
-    both scores. Radar networks are also compared with advection on synthetic events: where only the weights given win
-    there, a UserWarning says so, and so does the card of the result.
+    The last fifth of each file is held out for validation. The weights are also validated before the first step. The
+    result has the lowest validation error, including the initial weights. Its card names the files and has both scores.
+    Radar networks are compared with advection on synthetic events, too: if the initial weights are better than
+    advection there and the result is not, a UserWarning is issued and the card mentions it.
 
     Args:
-        model: a shipped name or a weights file. data: a file or a folder, see `fastds train TASK --help`.
-        output: folder of the run; one that holds a run goes on with it.
-        max_minutes, max_steps: of training. learning_rate: the highest. threads: of torch.
-        device: "auto", a GPU where there is one, "cpu" or "cuda". progress: say how far it is.
-        var: the variable of data, of a network of one. reading: missing, units, start and stop, see
-            fastds.data.reading; with any of these the files are written again, as they tell, into output/data.
+        model: shipped name or weights file.
+        data: file or folder, see `fastds train TASK --help`.
+        output: folder of the run; a run in it is resumed (default: "finetuned").
+        max_minutes: length of the training in minutes (default: 30).
+        max_steps: number of optimizer steps (default: no limit).
+        learning_rate: highest learning rate (default: 5e-4).
+        threads: number of CPU threads (default: torch's setting).
+        device: "auto" (a GPU if there is one), "cpu" or "cuda" (default: "auto").
+        progress: print the progress to standard error (default: False).
+        var: variable of data, for networks with one input variable (default: the only one that fits).
+        reading: missing, units, start and stop, see fastds.data.reading. If var or one of these is given, the files are
+            first rewritten into output/data with the given metadata.
 
-    Returns: the path of best.safetensors. Raises: FileNotFoundError and ValueError for weights, data or options that do
-        not fit, ImportError without Lightning.
+    Returns:
+        Path of best.safetensors.
+
+    Raises:
+        FileNotFoundError: no such weights or data.
+        ValueError: weights, data or options that do not fit.
+        ImportError: Lightning is not installed.
     """
     card = load_card(model)
     if not card.task:
@@ -70,7 +81,7 @@ def finetune(
 
 
 def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
-    """The files to train on: those of data, or copies in a folder that tell what var and reading do."""
+    """Return the files to train on: `data`, or copies in `folder` with the metadata in var and reading."""
     if var is None and not any(value is not None for value in reading.values()):
         return data
     names = [v.get("name") for v in card.input_variables]
@@ -81,11 +92,12 @@ def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading
 
 
 def _compare_elsewhere(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
-    """Compare weights before and after with advection on synthetic events, and tell the card of those after."""
+    """Compare the weights before and after with advection on synthetic events, and record the scores in the new card."""
     from fastds.tasks.radar.synthetic_scores import EVENTS, on_synthetic_events
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a lost comparison, which the command tells
+        # load warns of weights that are worse than a baseline; the command prints that itself
+        warnings.simplefilter("ignore", UserWarning)
         start, tuned = load(model), load(best)
     before, after = (on_synthetic_events(network, device) for network in (start, tuned))
     if before is None or after is None:
@@ -98,7 +110,7 @@ def _compare_elsewhere(model: str | os.PathLike, best: pathlib.Path, device: str
     save(tuned, best)
 
 
-# What the shipped configurations of a task say of their own files.
+# Options that clear file-specific settings of the shipped configurations, by task.
 _OWN_FILES = {
     "radar": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
     "nowcast": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
@@ -107,7 +119,7 @@ _OWN_FILES = {
 }
 
 
-# What the weights were trained on, by the options of their samples: fields of the card.
+# Options of the samples that are set from the weights' card, by task: option -> card field.
 _CARD = {
     "radar": {"floor": "floor_dbz", "ceiling": "ceiling_dbz"},
     "nowcast": {"floor": "floor_dbz", "ceiling": "ceiling_dbz", "known": "input_steps"},
@@ -119,13 +131,16 @@ _CARD = {
 def _arguments(
     model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
 ) -> list[str]:
-    """The options of the training: those of the shipped configuration that made the weights, on the data given, and
-    what the card tells of the weights' inputs."""
-    # wgan-gp-small made wgan-gp-small-x2, and weights that were trained further have its name and more.
+    """Return the options of the training: the shipped configuration that made the weights, the user's data, and the
+    input range and coarsening in the weights' card.
+    """
+    # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
+    # prefix.
     shipped = {k: path for k, path in configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
     variables = [v.get("name") for v in card.input_variables]
     read = {k: yaml.safe_load(path.read_text()) for k, path in shipped.items()}
-    # Only those of shipped weights, which have a card: a paper's crops, steps and files are not a user's.
+    # Only configurations of shipped weights have a card. Configurations of papers have crops, steps and files that do
+    # not apply here.
     names = [
         k for k, told in read.items() if "card" in told["model"] and told["data"].get("variables") in (None, variables)
     ]
@@ -148,7 +163,7 @@ def _arguments(
 
 
 def _told(card: ModelCard, files: str) -> dict:
-    """What the card of the result says of its training on a file or folder of this name."""
+    """Return name and description of the result for its card. files: name of the training file or folder."""
     return {
         "name": f"{card.name}-finetuned",
         "description": f"{card.name} trained further on {files}. {card.description}".strip(),
@@ -156,7 +171,7 @@ def _told(card: ModelCard, files: str) -> dict:
 
 
 def scores(weights: str | os.PathLike) -> str:
-    """What a fine-tuning gained, for the user: every score of the validation before and after."""
+    """Return the validation scores before and after a fine-tuning as text, one a line."""
     metrics = load_card(weights).metrics
     before, after = metrics.get("start", {}), metrics.get("validation", {})
     lines = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.fit: a network with fresh weights, trained on files of one's own."""
+"""The function fastds.fit: train a network with random initial weights on a user's files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ from fastds.tasks.common.command import parser_sentence, training_of
 
 @checks_types
 def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted", **options: Any) -> nn.Module:
-    """Train a network with fresh weights, as `fastds train TASK --model MODEL --data.path DATA` does.
+    """Train a network with random initial weights.
+
+    This is the command `fastds train TASK --model MODEL --data.path DATA` as a function. To train existing weights
+    further, use fastds.tasks.common.finetune.finetune.
 
     Args:
-        model: a name, in any case, of fastds.models.available(task=...). Weights are trained further by
-            fastds.tasks.common.finetune.finetune.
-        data: a file or a folder.
-        output: folder of the run, with best.safetensors; one that holds a run goes on with it.
-        options: those of `fastds train TASK --help`, such as max_minutes=10, seed=1 or **{"data.crop": 24}; without
-            max_steps and max_minutes a training ends after an hour.
+        model: name of a network in fastds.models.available(task=...); upper and lower case are equivalent.
+        data: file or folder.
+        output: folder of the run with best.safetensors; a run in it is resumed (default: "fitted").
+        options: options of `fastds train TASK --help`, such as max_minutes=10, seed=1 or **{"data.crop": 24}. The time
+            limit is 60 minutes if neither max_steps nor max_minutes is given.
 
-    Returns: the network with the weights of the lowest validation error, and its card.
+    Returns:
+        The network with the weights of lowest validation error, and its card.
 
-    Raises: ValueError for a name, option or data that do not fit, FileNotFoundError, ImportError without Lightning.
+    Raises:
+        ValueError: unknown network or option, or data that do not fit.
+        FileNotFoundError: no such data.
+        ImportError: Lightning is not installed.
     """
     known = [name for name in models.available() if task_of(name)]
     model, asked = spelled(model, known), model
@@ -45,7 +51,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
 
 
 def _config(task: str, options: dict[str, Any]) -> Any:
-    """The configuration of a training. Raises: ValueError for an option that is unknown or of another type."""
+    """Return the configuration of a training. Raises ValueError for an unknown option or a value of the wrong type."""
     read = importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments
     try:
         return read([f"--{name}={_text(value)}" for name, value in options.items()])
@@ -54,5 +60,5 @@ def _config(task: str, options: dict[str, Any]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as the command line has it."""
+    """Format a value as on the command line."""
     return str(value) if isinstance(value, str | os.PathLike) else json.dumps(value)

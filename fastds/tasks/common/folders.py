@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a folder that a training can use; the others are named and left out."""
+"""Selection of the files in a folder that a training can read."""
 
 import os
 import pathlib
@@ -9,17 +9,23 @@ from typing import TypeVar
 
 Part = TypeVar("Part")
 _NAMED = 8
-_SERIES = (".nc", ".npz")  # of files that hold a series of times
-_COORDINATES = "radar_coords_"  # what MeteoNet's reader finds beside its files
+_SERIES = (".nc", ".npz")  # extensions of files with time series
+_COORDINATES = "radar_coords_"  # prefix of the coordinate files of MeteoNet
 
 
 def usable_files(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) -> dict[pathlib.Path, Part]:
-    """What `use` makes of each *.nc and *.npz of a folder, by name; those that it cannot use are left out with one
-    warning.
+    """Apply a function to each *.nc and *.npz file of a folder and warn once about files that it rejects.
 
-    use: raises ValueError or OSError, in one sentence, for a file that is damaged or of another kind.
+    Args:
+        folder: folder with the files.
+        use: function of a path. It raises ValueError or OSError with a one-line message for an unusable file.
 
-    Raises: FileNotFoundError for a folder without any such file; ValueError, with the reasons, where none can be used.
+    Returns:
+        Dict from the path of each usable file to the result of `use`, sorted by path.
+
+    Raises:
+        FileNotFoundError: the folder has no *.nc or *.npz file.
+        ValueError: no file is usable; the message has the reasons.
     """
     folder = pathlib.Path(folder)
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith((".", _COORDINATES)))

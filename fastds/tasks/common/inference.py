@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks share when they run a network over data: the model, large arrays, files."""
+"""Input and output of inference: target checks, models, large arrays, file processing."""
 
 from __future__ import annotations
 
@@ -26,29 +26,41 @@ from fastds.data.io.packing import check_stored, packed_like
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load
 
-# Fields larger than this are kept in a file while a command runs.
+# Larger arrays are memory-mapped to a temporary file while a command runs.
 MAPPED_BYTES = 256 << 20
 
 
 @dataclasses.dataclass
 class Report:
-    """What a run did: `model` name, `settings` written to the attributes, `notes` for the user, one a sentence."""
+    """Summary of a run.
+
+    Attributes:
+        model: name of the model.
+        settings: values written to the attributes of the output.
+        notes: messages for the user, one a line.
+    """
 
     model: str
     settings: dict
     notes: list[str]
 
     def summary(self) -> str:
-        """The notes, one a line."""
+        """Return the notes, one a line."""
         return "\n".join(self.notes)
 
 
 def check_target(source: Source, target: str | os.PathLike) -> None:
-    """What would make writing fail, before anything is computed.
+    """Check that the output can be written, before anything is computed.
 
-    Raises: ValueError where the output would replace the input, under another name, too, or something that is no
-        regular file, FileNotFoundError where its folder is missing, PermissionError where that is read-only,
-        IsADirectoryError for a folder (a Zarr store is replaced).
+    Args:
+        source: input files.
+        target: output path.
+
+    Raises:
+        ValueError: the output would replace an input (also under another name), or is not a regular file.
+        FileNotFoundError: the folder of the output does not exist.
+        PermissionError: the folder of the output is read-only.
+        IsADirectoryError: the output is a folder and not a Zarr store.
     """
     target = Path(target)
     check_replaceable(target)
@@ -64,7 +76,7 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
 
 
 def _existing(source: Source) -> list[Path]:
-    """The files that source stands for, and itself where it is one or a folder; none where there are none."""
+    """Return the existing files of an input, and the input itself if it is an existing file or folder."""
     own = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
     with contextlib.suppress(FileNotFoundError):
         return own + files_of(source)
@@ -72,19 +84,29 @@ def _existing(source: Source) -> list[Path]:
 
 
 def check_field_target(source: Source, target: str | os.PathLike) -> None:
-    """As check_target, for fields; ValueError also for a name that promises another format than NetCDF or Zarr."""
+    """Check an output path as check_target does, and that its extension is one of NetCDF or Zarr.
+
+    Raises:
+        ValueError: the extension belongs to another format. Else as check_target.
+    """
     check_target(source, target)
     check_format(target)
 
 
 def check_reads_static(card: ModelCard, needed: int) -> None:
-    """ValueError for a model that reads no static maps."""
+    """Raise ValueError for a model that reads no static maps."""
     if not needed:
         raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
 
 
 def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
-    """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
+    """Raise ValueError if static maps are missing, not used by the model, or not listed in the model card.
+
+    Args:
+        card: model card.
+        needed: number of static maps that the network reads.
+        static: static maps given by the user.
+    """
     if static is not None:
         check_reads_static(card, needed)
     if len(card.static_variables) != needed:
@@ -101,12 +123,12 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
 
 
 def loaded(model: nn.Module | str | os.PathLike) -> nn.Module:
-    """The model, or the one of a shipped name or a weights file; raises what fastds.load raises."""
+    """Return the model itself, or load it from a shipped name or a weights file as fastds.load does."""
     return model if isinstance(model, nn.Module) else load(model)
 
 
 def named(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
-    """A sentence about a model that was given as itself, or by its name or file."""
+    """Return the name of a model for messages, with the file if it was given as a file."""
     name = f"model {model.card.name or 'without a name'}"
     return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
 
@@ -122,14 +144,24 @@ def file_to_file(
     origin: Origin | None = None,
     **reading: Unpack[Reading],
 ) -> Report:
-    """Make a dataset of the file source and write it to target, which appears only when it is complete.
+    """Process a file and write the result atomically.
 
-    make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
-    new one when the file is written, -> one more note. var, reading: see fastds.data.opened.
-    dtype: "input", integers where the input has packed ones, or "float32". origin: None, or what an archive in MLCast's
-    form says of itself, as which the radar field is written, see fastds.data.io.mlcast.save_mlcast.
+    Args:
+        source: input file, folder or pattern.
+        target: output file, NetCDF or Zarr.
+        make: function (dataset, folder for large arrays) -> (new dataset, run summary).
+        then: function (dataset, new dataset) -> one more note, called after the file is written; None: no further note.
+        var: variable to read, see fastds.data.opened.
+        dtype: "input" (packed integers if the input is packed) or "float32".
+        origin: metadata of an MLCast archive, the format in which the radar field is then written, see
+            fastds.data.io.mlcast.save_mlcast; None: CF output.
+        reading: further options of fastds.data.opened.
 
-    Raises what check_field_target and fastds.data.opened raise.
+    Returns:
+        The run summary.
+
+    Raises:
+        ValueError: invalid input or options. Else as check_field_target and fastds.data.opened.
     """
     target = Path(target)
     check_field_target(source, target)
@@ -155,8 +187,17 @@ def check_truth_file(
     var: str | None = None,
     **reading: Unpack[Reading],
 ) -> None:
-    """Let check look at the file that a result will be compared with, before it is computed. A ValueError says that
-    it is of truth. var, reading: see fastds.data.opened, which raises, too."""
+    """Check the file of true values before anything is computed.
+
+    Args:
+        truth: file, see fastds.data.opened.
+        check: function that raises ValueError if the dataset does not fit.
+        var: variable to read.
+        reading: further options of fastds.data.opened.
+
+    Raises:
+        ValueError: the check failed; the message begins with "truth: ".
+    """
     try:
         with opened(truth, var, **reading) as dataset:
             check(dataset)
@@ -165,7 +206,7 @@ def check_truth_file(
 
 
 def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
-    """A note on raw or several files; always: on a single NetCDF file or Zarr store, too."""
+    """Return a note on format and number of the input files. always: also for a single NetCDF file or Zarr store."""
     form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
     if not always and files == 1 and form.startswith(("NetCDF", "Zarr")):
         return []
@@ -174,7 +215,7 @@ def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
 
 
 def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
-    """An array of float32, in a file without a name in `folder` where it is large and a folder is given."""
+    """Allocate a float32 array, memory-mapped to an unnamed file in `folder` if it is large and a folder is given."""
     if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -183,7 +224,7 @@ def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarra
 
 
 def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
-    """Take the room on the disk: a map of a file that has none ends the process where it is written."""
+    """Allocate disk space for a mapped file. Without allocated space, a full disk ends the process with a signal."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -196,6 +237,6 @@ def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
 
 
 def mean_spacing_m(source: ReflectivityInput) -> float | None:
-    """Geometric mean of the grid spacing along y and x, metres; None where the coordinates do not tell."""
+    """Return the geometric mean of the grid spacings along y and x in metres, or None if it is unknown."""
     spacing = grid_spacing_m(source.raw)
     return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])

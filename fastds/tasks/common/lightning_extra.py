@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning, or one sentence that says how to install it."""
+"""Import Lightning, or raise ImportError with the command that installs it."""
 
 try:
     import lightning as L

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task makes of a dataset: all at once, lazily, or piece by piece in many processes."""
+"""Computation of a task in chunks along one dimension: eagerly, lazily with dask, or in several processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ import xarray as xr
 
 from fastds.tasks.common.inference import Report
 
-# What is computed at once has about so many bytes of result, and at most so many steps of the input.
+# Target size in bytes of the result of a chunk, and maximum number of input steps in a chunk.
 PIECE_BYTES, MOST_STEPS = 64 << 20, 48
-_PIECES_A_WORKER = 4  # at least, so that all end at about the same time
-_one_at_a_time = threading.Lock()  # a piece uses every thread that torch has
+_PIECES_A_WORKER = 4  # minimum number; several chunks per worker balance the load
+_one_at_a_time = threading.Lock()  # a chunk uses all threads of torch
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some steps of a job, one after another.
+    """A range of consecutive steps of a pipeline.
 
-    Attributes: steps: from the first to behind the last. reads: what is read of the input, steps beside them included.
-    outputs: where their fields lie along the job's dimension of the result.
+    All ranges are half-open: (first, after the last).
+
+    Attributes:
+        steps: range of steps.
+        reads: range of input steps that are read, including neighbouring steps.
+        outputs: range of the results along the pipeline's dimension of the output.
     """
 
     steps: tuple[int, int]
@@ -34,22 +38,22 @@ class Piece:
 
 
 def cut(start: int, stop: int, steps: int) -> list[tuple[int, int]]:
-    """Ranges (first, behind the last) of at most so many steps."""
+    """Split a range into half-open ranges of at most `steps` steps."""
     return [(first, min(first + steps, stop)) for first in range(start, stop, steps)]
 
 
 def apart(count: int, steps: int) -> list[Piece]:
-    """Pieces of steps that need no others and give one each."""
+    """Split `count` independent steps into chunks of at most `steps`; each step has one output."""
     return [Piece(some, some, some) for some in cut(0, count, steps)]
 
 
 class Job(Protocol):
-    """A task, its model and a dataset, of which nothing is computed yet.
+    """A model and a dataset, prepared for computation in chunks; nothing is computed yet.
 
     Attributes:
-        dim: the dimension of the result along which pieces follow one another; "" where there is but one.
-        variables: dimensions and shape of each variable of the result, all float32.
-        least: pieces have a multiple of so many steps.
+        dim: dimension of the result along which chunks are concatenated; "" if there is a single chunk.
+        variables: dimensions and shape of each variable of the result; all are float32.
+        least: chunks have a multiple of this number of steps.
     """
 
     dim: str
@@ -57,31 +61,42 @@ class Job(Protocol):
     variables: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
     def pieces(self, steps: int) -> list[Piece]:
-        """The whole work, in pieces of at most so many steps of the input; each can be computed without the others."""
+        """Return all chunks, with at most `steps` input steps each. Each chunk can be computed without the others."""
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
-        """The values of a piece by variable; the same bits whatever the pieces are. Raises and warns as the task."""
+        """Compute the values of a chunk by variable. The bits do not depend on how the work is split into chunks."""
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """The result with its coordinates and attributes; values: arrays of the shapes of `variables`, of dask, too."""
+        """Return the result with coordinates and attributes. values: NumPy or dask arrays of the shapes in `variables`."""
 
     def report(self) -> Report:
-        """What is done, for the user."""
+        """Return a summary for the user."""
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros that take no memory."""
+    """Return an array of zeros that takes no memory."""
     return np.broadcast_to(np.float32(0), shape)
 
 
 def outline(job: Job, zeros: Callable = _zeros) -> xr.Dataset:
-    """The result before anything is computed: its coordinates and attributes. zeros: makes its values of a shape."""
+    """Return the result with coordinates and attributes but without computed values.
+
+    Args:
+        job: pipeline.
+        zeros: function of a shape that returns the placeholder values.
+    """
     return job.result({name: zeros(shape) for name, (_, shape) in job.variables.items()})
 
 
 def steps_at_once(job: Job, workers: int = 1) -> int:
-    """How many steps a piece has where memory and overhead both stay small and every worker gets some, a multiple of
-    job.least."""
+    """Choose the number of steps in a chunk.
+
+    The number keeps memory and overhead small and gives each worker several chunks. It is a multiple of job.least.
+
+    Args:
+        job: pipeline.
+        workers: number of worker processes.
+    """
     bytes_a_step = sum(4 * math.prod(shape) / shape[dims.index(job.dim)] for dims, shape in job.variables.values())
     multiples = int(min(MOST_STEPS, PIECE_BYTES / max(bytes_a_step, 1))) // job.least
     if workers > 1:
@@ -91,7 +106,7 @@ def steps_at_once(job: Job, workers: int = 1) -> int:
 
 
 def lazy(job: Job) -> xr.Dataset:
-    """The result of a job with values that dask computes when they are asked for, a piece at a time."""
+    """Return the result of a pipeline as dask arrays, which are computed one chunk at a time."""
     import dask
     import dask.array as da
 
@@ -108,8 +123,11 @@ def lazy(job: Job) -> xr.Dataset:
 
 
 def computed(job: Job, piece: Piece) -> dict[str, np.ndarray]:
-    """job.compute(piece) where other pieces are computed, too: one at a time in a process, and what is read of dask is
-    read here, not by workers that wait for this one."""
+    """Compute a chunk from a dask graph.
+
+    A lock admits one chunk at a time in a process. Lazy inputs are computed in the calling thread, because dask's
+    worker threads may all be waiting for the lock.
+    """
     import dask
 
     with _one_at_a_time, dask.config.set(scheduler="synchronous"):
@@ -117,5 +135,5 @@ def computed(job: Job, piece: Piece) -> dict[str, np.ndarray]:
 
 
 def is_lazy(dataset: xr.Dataset) -> bool:
-    """Whether dask holds the fields of a dataset."""
+    """Return whether a variable of a dataset is a dask array."""
     return any(variable.chunks is not None for variable in dataset.data_vars.values())

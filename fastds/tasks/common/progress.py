@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far long work is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long computations: a progress bar in a terminal, else a line every LINE_EVERY seconds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-# Seconds from line to line where there is no terminal.
+# Seconds between two lines if the output is not a terminal.
 LINE_EVERY = 30.0
 
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator[Callable[[], None] | None]:
-    """Show "doing 3/7 unit", the time taken and the time left; yields a function that advances by one, or None where it
-    is not wanted. Without a terminal it prints lines on standard error, one every LINE_EVERY seconds."""
+    """Show the progress of a computation: "doing 3/7 unit", the elapsed and the remaining time.
+
+    Args:
+        wanted: whether to show the progress.
+        total: number of units.
+        doing: label, such as "evaluating".
+        unit: name of a unit in the plural.
+
+    Yields:
+        A function that advances the progress by one unit, or None if `wanted` is False. If standard output is not a
+        terminal, it prints a line on standard error at most every LINE_EVERY seconds.
+    """
     if not wanted:
         yield None
         return
@@ -41,7 +51,7 @@ def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator[Ca
 
 
 class _Lines:
-    """Called after each unit of work; says how far it is when the last line is old enough."""
+    """Function object that is called after each unit of work and prints a line at most every LINE_EVERY seconds."""
 
     def __init__(self, total: int, doing: str, unit: str):
         self.total, self.doing, self.unit, self.done = total, doing, unit, 0
@@ -61,7 +71,7 @@ class _Lines:
 
 
 def clock(seconds: float) -> str:
-    """As 1:02:03."""
+    """Format a duration as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields as pysteps has them, arrays with a dictionary of metadata, as datasets and back."""
+"""Conversion between xarray Datasets and the arrays and metadata dictionaries of pysteps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from fastds.data.packages import require
 
 Metadata = dict[str, Any]
 _NEEDED = ("unit", "transform", "accutime", "threshold", "zerovalue")
-_START = np.datetime64("2000-01-01", "ns")  # pysteps' arrays have no times; only steps between them matter
+_START = np.datetime64("2000-01-01", "ns")  # arrays of pysteps have no times; only the time step matters
 
 
 def check_metadata(metadata: Metadata | None) -> Metadata:
-    """The metadata of pysteps' importers and transformations. Raises: ValueError where they tell too little, or a
-    transformation other than dB; ImportError without pysteps."""
+    """Return the metadata of a pysteps field after checking it.
+
+    Raises:
+        ValueError: an entry is missing, or the transformation is not dB.
+        ImportError: pysteps is not installed.
+    """
     require("pysteps", "fields of pysteps")
     missing = [name for name in _NEEDED if name not in (metadata or {})]
     if metadata is None or missing:
@@ -29,7 +33,7 @@ def check_metadata(metadata: Metadata | None) -> Metadata:
 
 
 def to_linear(precip: np.ndarray, metadata: Metadata, unit: str = "mm/h") -> tuple[np.ndarray, Metadata]:
-    """Fields in mm/h or mm, not transformed, and the metadata of these."""
+    """Convert fields to mm/h or mm without transformation; return the fields and their metadata."""
     from pysteps.utils import conversion
 
     change = conversion.to_raindepth if unit == "mm" else conversion.to_rainrate
@@ -37,8 +41,17 @@ def to_linear(precip: np.ndarray, metadata: Metadata, unit: str = "mm/h") -> tup
 
 
 def from_linear(fields: np.ndarray, linear: Metadata, given: Metadata) -> tuple[np.ndarray, Metadata]:
-    """Fields in the unit and transformation of given metadata, and their metadata; linear: those of the fields, in mm
-    or mm/h. In dB what is below the threshold has the zero value, as pysteps does it."""
+    """Convert fields from mm or mm/h to the unit and transformation of other metadata.
+
+    Args:
+        fields: values in mm or mm/h.
+        linear: metadata of the fields.
+        given: metadata with the requested unit and transformation.
+
+    Returns:
+        Converted fields and their metadata. In dB, values below the threshold are replaced by the zero value, as in
+        pysteps.
+    """
     from pysteps.utils import conversion, transformation
 
     fields = np.asarray(fields, np.float64)
@@ -56,8 +69,13 @@ def from_linear(fields: np.ndarray, linear: Metadata, given: Metadata) -> tuple[
 
 
 def dataset_of(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Dataset:
-    """A dataset of fields (t, m, n) in mm or mm/h as their metadata tell, so many minutes apart, with the coordinates
-    and Z-R law of the metadata."""
+    """Make a dataset of rain fields.
+
+    Args:
+        fields: (t, m, n), mm or mm/h.
+        linear: metadata of the fields: unit, coordinates, Z-R relation.
+        minutes: time step in minutes.
+    """
     named = maps.rainfall_amount(fields, minutes) if linear["unit"] == "mm" else maps.rainfall_rate(fields)
     ((name, (values, attrs)),) = named.items()
     attrs = attrs | {key: float(linear[key]) for key in ("zr_a", "zr_b") if key in linear}
@@ -66,7 +84,7 @@ def dataset_of(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Datas
 
 
 def _axes(metadata: Metadata) -> dict[str, Any]:
-    """Coordinates of the centres of the cells; none where the metadata do not tell."""
+    """Return the coordinates of the cell centres, or no coordinates if the metadata lack them."""
     if not {"x1", "x2", "xpixelsize", "y1", "y2", "ypixelsize"} <= metadata.keys():
         return {}
     units, axes = metadata.get("cartesian_unit", "m"), {}

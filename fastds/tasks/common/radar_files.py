@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar files: blocks of time for training and validation, synthetic events, and fields as reflectivity."""
+"""Radar files of a training: blocks of time, synthetic events, conversion to reflectivity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xarray as xr
 from fastds import data as fd
 from fastds.tasks.common.folders import usable_files
 
-_GAP = 2  # frames left out between training and validation, so that no triple shares a frame
+_GAP = 2  # frames between the training and the validation block, so that no sample triple spans both
 
 
 def open_reflectivity(
@@ -24,8 +24,19 @@ def open_reflectivity(
     places: Sequence[np.ndarray | None] = (None, None),
     least: int = 2,
 ) -> fd.ReflectivityInput:
-    """The dataset's reflectivity, whose values are plausible; errors say which file they come from, `what`. places: see
-    at_places; least: times."""
+    """Return the reflectivity of a dataset after checking that the values are plausible.
+
+    Args:
+        dataset: radar fields.
+        var: name of the variable; None: the only one that fits.
+        z_r: a and b of Z = a R^b; None: the default.
+        what: name of the file for error messages.
+        places: coordinates along y and x to select, see select_coordinates.
+        least: minimum number of times.
+
+    Raises:
+        ValueError: the dataset has no usable reflectivity; the message begins with `what`.
+    """
     try:
         source = fd.to_reflectivity(at_places(dataset, places, var, z_r), var, z_r=z_r, least=least)
         source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
@@ -37,8 +48,17 @@ def open_reflectivity(
 def at_places(
     dataset: xr.Dataset, places: Sequence[np.ndarray | None], var: str | None, z_r: tuple[float, float] | None
 ) -> xr.Dataset:
-    """The rows and columns of a dataset of radar fields at these coordinates, where it has more of them; the dataset
-    itself where its coordinates are others, or either has none."""
+    """Select the rows and columns of a dataset of radar fields at given coordinates.
+
+    Args:
+        dataset: radar fields.
+        places: coordinates along y and x, equally spaced as those of the dataset; None: all.
+        var: name of the variable; None: the only one that fits.
+        z_r: a and b of Z = a R^b; None: the default.
+
+    Returns:
+        The selection. A dimension whose coordinates are missing or different is not changed.
+    """
     if all(wanted is None for wanted in places):
         return dataset
     dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r, least=1).dims[1:], {}
@@ -54,22 +74,31 @@ def at_places(
 
 
 def check_quietly(source: fd.ReflectivityInput) -> None:
-    """ValueError where the values are not plausible; warnings are for those who use them."""
+    """Raise ValueError if values are not plausible, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source.check()
 
 
 def synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:
-    """Rain events of seeds seed, seed + 1, ... that move at 5 to 25 m/s in turn."""
+    """Make synthetic rain events with the seeds seed, seed + 1, ..., which move at 5, 10, ..., 25 m/s in turn."""
     events = (fd.synthetic_event(seed=seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5)) for k in range(count))
     return [event[["reflectivity"]] for event in events]
 
 
 def source_weights(weights: list | None, files: int, events: int) -> list | None:
-    """One weight per source: those of the files, then the last shared by the events; None: all alike.
+    """Return the sampling weight of each source: files first, then events, which share the last weight equally.
 
-    Raises: ValueError for another number of weights.
+    Args:
+        weights: one number per file and one for all events; None or empty: equal weights.
+        files: number of files.
+        events: number of synthetic events.
+
+    Returns:
+        One weight per source, or None for equal weights.
+
+    Raises:
+        ValueError: wrong number of weights.
     """
     if not weights:
         return None
@@ -83,14 +112,20 @@ def source_weights(weights: list | None, files: int, events: int) -> list | None
 
 
 def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
-    """The training and the validation blocks of config.path, two lists of TimeBlock in the order of config.blocks.
+    """Return the training and the validation blocks of the files in config.path.
 
-    config: with path, blocks and var, see fastds.tasks.radar.config.DataConfig. least: frames of a sample; those blocks
-    that config.blocks does not give have so many. side: pixels of the file that a sample needs along each axis; files
-    of a folder that have fewer are left out with a warning, where config.blocks does not name them.
+    Args:
+        config: configuration with path, blocks and var, see fastds.tasks.radar.config.DataConfig.
+        least: number of frames of a sample; the shortest block that is chosen automatically.
+        side: minimum grid size in pixels. Smaller files of a folder are left out with a warning, unless config.blocks
+            names them.
 
-    Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too
-        short to split.
+    Returns:
+        Two lists of TimeBlock, in the order of config.blocks.
+
+    Raises:
+        FileNotFoundError: path or a named file does not exist.
+        ValueError: blocks overlap, or a file is too short to split.
     """
     root = pathlib.Path(config.path)
     if not root.exists():
@@ -119,9 +154,15 @@ def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
 
 
 def whole_files(path: str, var: str | None, side: int = 1) -> list:
-    """A file, or every file of a folder, as TimeBlocks of all of its times; side: see time_blocks.
+    """Return a TimeBlock of all times for a file or for each file of a folder.
 
-    Raises: FileNotFoundError where there is none.
+    Args:
+        path: file or folder.
+        var: name of the variable; None: the only one that fits.
+        side: minimum grid size in pixels; smaller files of a folder are left out with a warning.
+
+    Raises:
+        FileNotFoundError: there is no such file.
     """
     root = pathlib.Path(path)
     if not root.exists():
@@ -136,12 +177,17 @@ def whole_files(path: str, var: str | None, side: int = 1) -> list:
 
 
 def usual(values: Sequence[int]) -> tuple[int, ...]:
-    """The scales or intervals of validation samples: 1, the file's own, where training samples have it, else theirs."""
+    """Return the scales or intervals of validation samples: 1 if it is among those of training, else all of these."""
     return (1,) if 1 in values else tuple(sorted(set(values)))
 
 
 def overlap(name: str, part: dict) -> None:
-    """Raise ValueError unless part names a training and a validation block without a common frame."""
+    """Raise ValueError unless the blocks are a training and a validation range without common frames.
+
+    Args:
+        name: file name for the message.
+        part: {"train": [start, stop], "validation": [start, stop]}.
+    """
     if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
         raise ValueError(
             f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
@@ -172,6 +218,6 @@ def _last_fifth(file: pathlib.Path, least: int, var: str | None, side: int = 1) 
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two coordinates of one length differ by more than a tenth of a cell."""
+    """Return whether two coordinates of equal length differ by more than a tenth of a cell."""
     a, b = (np.asarray(values, float) for values in (a, b))
     return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reports of the tasks share: what was run, by which model, from which files."""
+"""Facts about a run for HTML reports: command, model, settings, files."""
 
 from __future__ import annotations
 
@@ -31,9 +31,16 @@ _OF_FILE = ("title", "institution", "source", "licence", "license")
 def facts(
     model: str | os.PathLike | None, settings: Mapping[str, str], files: Mapping[str, tuple[xr.Dataset, xr.DataArray]]
 ) -> dict:
-    """What was run, for fastds.report.Page. model: name or file of weights whose card is told; None: as the settings
-    name it. settings: name -> value, see settings_of. files: what each is -> it, and its
-    field (..., y, x)."""
+    """Return the facts about a run, for fastds.report.Page.
+
+    Args:
+        model: name or file of weights; None: the model that the settings name.
+        settings: name -> value, see read_settings.
+        files: role of each file -> the dataset and its field (..., y, x).
+
+    Returns:
+        Heading -> {name: value}.
+    """
     rows = info()
     told = {"command": shlex.join(["fastds", *sys.argv[1:]]) if is_command() else "called from Python"}
     told |= {key: rows[key] for key in _OF_MACHINE if key in rows}
@@ -42,12 +49,15 @@ def facts(
 
 
 def settings_of(made: xr.Dataset) -> dict[str, str]:
-    """The settings that the attributes of a dataset that fastds made tell."""
+    """Return the attributes fastds_* of a dataset without their prefix."""
     return {key.removeprefix("fastds_"): str(v) for key, v in made.attrs.items() if key.startswith("fastds_")}
 
 
 def _named(settings: Mapping[str, str]) -> dict[str, str]:
-    """The card of the shipped weights that made a file; weights of a user that have their name have another licence."""
+    """Describe the shipped weights that made a file, if the licence in the file matches; else return the name only.
+
+    A user's weights may have the name of shipped weights but have another licence.
+    """
     name, licence = settings.get("model", ""), settings.get("model_licence", "")
     card = _card(name)
     return card if card.get("licence") == licence else {"name": name or "not told"}
@@ -68,7 +78,7 @@ def _text(card: ModelCard, key: str) -> str:
 
 
 def _file(dataset: xr.Dataset, field: xr.DataArray) -> dict[str, str]:
-    """Name, origin, variable, size and times of a file."""
+    """Return name, source, variable, shape and times of a file."""
     spacing = grid_spacing_m(field)
     found = {"file": file_of(dataset) or "of several files, or in memory"}
     found |= {key: str(dataset.attrs[key]) for key in _OF_FILE if key in dataset.attrs}
@@ -83,18 +93,18 @@ def _file(dataset: xr.Dataset, field: xr.DataArray) -> dict[str, str]:
 
 
 def file_of(dataset: xr.Dataset) -> str | None:
-    """The file that a dataset was opened from; None: it has none."""
+    """Return the path from which a dataset was opened, or None if it is in memory."""
     return dataset.encoding.get("source")
 
 
 def utc(time) -> str:
-    """A time for a label."""
+    """Format a time as "2020-06-01 12:00 UTC"."""
     text = np.datetime_as_string(time, unit="s") if isinstance(time, np.datetime64) else time.isoformat()
     return text[:19].replace("T", " ").removesuffix(":00") + " UTC"
 
 
 def flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every option of a configuration and its value, those of its parts as data.path."""
+    """Yield name and value of each option of a configuration; those of nested sections as "data.path"."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")

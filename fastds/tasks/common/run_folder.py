@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: configuration, logs, checkpoints to resume from, exported weights."""
+"""Training runs: run directory, Lightning trainer, resuming, exported weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ from fastds.tasks.common.settings import check_settings
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.common.training_progress import TrainingProgress
 
-_SAME = 1e-6  # relative; flow of another number of threads differs by less
+_SAME = 1e-6  # relative tolerance; optical flow differs by less between numbers of threads
 
 
 def begin(config: RunConfig) -> None:
-    """Seed and set the threads. Raises: ValueError for threads below 1 and a device that is not there."""
+    """Set the random seed and the number of threads.
+
+    Raises:
+        ValueError: fewer than one thread, or a device that does not exist.
+    """
     check_settings(config.threads, device=config.device)
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
@@ -44,9 +48,12 @@ def begin(config: RunConfig) -> None:
 
 
 def make_folder(config: RunConfig) -> pathlib.Path:
-    """Make the folder config.output with config.yaml in it, and return it: last, when data and network are there, so
-    that a run that cannot start leaves nothing and touches no earlier one. An earlier csv/metrics.csv, which Lightning
-    would delete, becomes metrics.0.csv, metrics.1.csv, ..."""
+    """Create the folder config.output with config.yaml and return its path.
+
+    Call this after data and network have been created, so that a run that cannot start leaves no files and does not
+    change an earlier run. An earlier csv/metrics.csv, which Lightning would delete, is renamed to metrics.0.csv,
+    metrics.1.csv, ...
+    """
     output = pathlib.Path(config.output)
     log = output / "csv" / "metrics.csv"
     if log.exists():
@@ -57,7 +64,7 @@ def make_folder(config: RunConfig) -> pathlib.Path:
 
 
 def _plain(value):
-    """Tuples as lists, which YAML has."""
+    """Convert tuples to lists, because YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -72,15 +79,25 @@ def run(
     further: list[callbacks.Callback] = (),
     **options,
 ) -> pathlib.Path:
-    """Train into the folder config.output, from its last checkpoint where there is one and config.resume asks for it.
+    """Train in the folder config.output, from the last checkpoint if there is one and config.resume is set.
 
-    export: writes the weights; it comes first, then the checkpoint, then `further` callbacks. options: of the Trainer
-    that replace those below.
+    The folder then has best.safetensors, last.safetensors, checkpoints/, the logs csv/ and (if TensorBoard is
+    installed) tensorboard/, validation.csv and config.yaml.
 
-    Returns: the path of best.safetensors; last.safetensors, checkpoints/, the logs csv/ and, where TensorBoard is
-    installed, tensorboard/, and config.yaml lie beside it. Raises: ValueError for a run that ends without a finite
-    validation error or a checkpoint that does not fit; Interrupted, a KeyboardInterrupt, when a signal came and the
-    checkpoint is written.
+    Args:
+        config: configuration of the training.
+        module: network, loss and optimizer.
+        data: training and validation samples.
+        export: callback class that writes the weights. It runs first, then the checkpoint callback.
+        further: callbacks that run after these two.
+        options: options of the Trainer that override the defaults below.
+
+    Returns:
+        Path of best.safetensors.
+
+    Raises:
+        ValueError: no validation error was finite, or the checkpoint does not fit.
+        Interrupted: a signal arrived, and the checkpoint is written. It is a KeyboardInterrupt.
     """
     name_files(module.exported.card, config, data.files)
     output = make_folder(config)
@@ -108,7 +125,7 @@ def run(
 
 @contextlib.contextmanager
 def _own_determinism() -> Iterator[None]:
-    """Puts torch's choice of deterministic algorithms back, which a trainer makes for the whole process."""
+    """Context manager that restores torch's setting of deterministic algorithms, which the trainer changes globally."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
@@ -117,7 +134,7 @@ def _own_determinism() -> Iterator[None]:
 
 
 def averaging(config: RunConfig) -> list[callbacks.Callback]:
-    """The callback that averages the weights, where config.ema_decay asks for it."""
+    """Return the callback that averages the weights, or no callback if config.ema_decay is 0."""
     return [callbacks.EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay > 0 else []
 
 
@@ -129,7 +146,7 @@ def _loggers(output: pathlib.Path) -> list:
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig) -> pathlib.Path:
-    """Train, from the last checkpoint in config.output where there is one and config.resume asks for it; see run."""
+    """Run the trainer, from the last checkpoint if there is one and config.resume is set. See run_training."""
     output = pathlib.Path(config.output)
     last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
     resume = config.resume and last.exists()
@@ -137,7 +154,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         check_checkpoint(last, module)
     if config.validate_start and not resume:
         trainer.validate(module, datamodule=data, verbose=False)
-        module.train()  # they were loaded for inference
+        module.train()  # the weights were loaded in evaluation mode
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
         if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
@@ -151,7 +168,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
             raise
         raise KeyboardInterrupt from None
     except Exception as error:
-        if resume and not trainer.checkpoint_callback.started:  # loops and optimisers say anything of what is foreign
+        if resume and not trainer.checkpoint_callback.started:
+            # a foreign checkpoint can raise any type of error in loops and optimizers
             raise not_resumable(last, type(error).__name__) from error
         raise
     if trainer.is_global_zero and not best.exists():
@@ -164,21 +182,27 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
 
 
 class ExportBest(callbacks.Callback):
-    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far, and the errors and
-    scores by step as validation.csv, which is the same after a kill: they are part of the checkpoint.
+    """Callback that writes last.safetensors at each validation and best.safetensors at the lowest error so far.
 
-    First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
-    the network to save, the metrics for its card, and its error. input_ranges: for its card.
+    It also writes errors and scores by step to validation.csv. Errors and scores are part of the checkpoint, so that an
+    interruption does not change validation.csv. Errors are compared only if the validation samples are the same: if a
+    resumed run has other validation samples, the lowest error is reset.
 
-    Errors compare on the same samples only: a resumed run whose validation samples are others chooses anew.
+    The callback must be the first in the list, so that it runs while the averaged weights are active. Subclasses
+    implement validated(trainer, module), which returns the network to save, the metrics for its card, and the error.
+
+    Args:
+        folder: run directory.
+        input_ranges: ranges of the input statistics for the model card.
     """
 
     def __init__(self, folder: pathlib.Path, input_ranges: dict[str, list[float]] | None = None):
         self.folder, self.input_ranges, self.best = folder, input_ranges or {}, float("inf")
-        self.start: dict = {}  # scores of the weights that the training started from
+        self.start: dict = {}  # scores of the initial weights
         self.errors: dict[int, float] = {}  # by step
         self.scores: dict[int, dict[str, float]] = {}  # by step
-        self.samples: float | None = None  # sum of all numbers of the validation samples
+        # sum of the absolute values of all validation samples; identifies the samples
+        self.samples: float | None = None
         self._sum = 0.0
 
     def on_validation_batch_start(
@@ -193,7 +217,7 @@ class ExportBest(callbacks.Callback):
             return
         network, network.card.metrics, error = self.validated(trainer, module)
         network.card.input_ranges, network.card.seeds = self.input_ranges, [module.config.seed]
-        if trainer.state.fn == "validate":  # by itself, before the first step
+        if trainer.state.fn == "validate":  # validation before the first step
             self.start = network.card.metrics.get("validation", {})
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}

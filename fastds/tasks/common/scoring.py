@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations: the scores of items, each by itself, added up in order, so that it does not matter who makes them."""
+"""Scores that are computed item by item and summed in order, so that the result does not depend on the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastds.tasks.common.progress import progress_bar
 
 
 class Sums(dict):
-    """Scores by name; += adds those of the same names."""
+    """Scores by name; `+=` adds scores of the same name."""
 
     def __iadd__(self, other: Sums) -> Sums:
         for name, scores in other.items():
@@ -22,19 +22,19 @@ class Sums(dict):
 
 
 class Scoring(Protocol):
-    """What an evaluation compares, item by item: a pair of frames, a field, or the forecasts of a start."""
+    """Items of an evaluation (a pair of frames, a field, or the forecasts of one initialization time) and their scores."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Return the number of items."""
 
     def item(self, number: int) -> Any:
-        """The fields of an item, read and made; None where not all are there."""
+        """Read an item and compute its predictions; None if data are missing."""
 
     def scores(self, item: Any) -> Sums:
-        """The scores of an item alone."""
+        """Return the scores of a single item."""
 
 
-# The scores of items in order: makes them of the number of items, elsewhere than in this process.
+# Function of the number of items that yields the scores of all items in order, computed in other processes.
 Elsewhere = Callable[[int], Iterable[Sums]]
 
 
@@ -45,8 +45,15 @@ def added_up(
     seen: Callable[[Any], None] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> Sums:
-    """The scores of all items, added up. unit: what items are called in the progress. seen: called with every item that
-    is there. elsewhere: makes the scores, None: this process."""
+    """Sum the scores of all items.
+
+    Args:
+        scoring: items and their scores.
+        unit: name of the items in the progress bar, in the plural.
+        progress: show a progress bar.
+        seen: function that is called with each item; None: no function.
+        elsewhere: function that computes the scores in other processes; None: this process computes them.
+    """
 
     def here(count: int) -> Iterable[Sums]:
         for number in range(count):
@@ -62,7 +69,7 @@ def added_up(
 
 
 def scores_of(scoring: Scoring, number: int, seen: Callable[[Any], None] | None = None) -> Sums:
-    """The scores of one item, none where it is not there."""
+    """Return the scores of one item; empty if the item has missing data."""
     item = scoring.item(number)
     if item is None:
         return Sums()

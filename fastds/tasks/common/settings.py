@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a network is computed: CPU threads, device and precision, asked for by the options of every task and command."""
+"""Execution settings of inference: CPU threads, device, precision."""
 
 from __future__ import annotations
 
@@ -15,27 +15,42 @@ from fastds._argument_types import is_whole
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
-MOST = 10_000  # members or steps: who asks for more has made a slip, which would fill the memory
+MOST = 10_000  # Largest number of members or steps. A larger number is a mistake that would exhaust memory.
 
 
 class Settings(NamedTuple):
-    """CPU threads, None: torch's; device, None: there is no network; precision inside the network."""
+    """Execution settings.
+
+    Attributes:
+        threads: number of CPU threads; None: torch's setting.
+        device: device of the network; None: there is no network.
+        precision: precision inside the network, "fp32" or "bf16".
+    """
 
     threads: int | None
     device: torch.device | None
     precision: str
 
     def autocast(self) -> torch.autocast:
-        """What a network runs in."""
+        """Return the autocast context of the network."""
         return torch.autocast(getattr(self.device, "type", "cpu"), torch.bfloat16, enabled=self.precision == "bf16")
 
     def attributes(self) -> dict[str, str]:
-        """What a file tells of them."""
+        """Return the attributes that describe these settings in an output file."""
         return {"fastds_precision": self.precision, "fastds_device": getattr(self.device, "type", "cpu")}
 
 
 def check_settings(threads: int | None, precision: str | None = None, device: str | None = None) -> None:
-    """ValueError for a precision or a device that is not there or a number of threads that is none."""
+    """Check execution settings.
+
+    Args:
+        threads: number of CPU threads, or None.
+        precision: "fp32", "bf16" or None.
+        device: "auto", "cpu", "cuda" or None.
+
+    Raises:
+        ValueError: a value that is not allowed, or a GPU that does not exist.
+    """
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
     if threads is not None:
@@ -47,14 +62,21 @@ def check_settings(threads: int | None, precision: str | None = None, device: st
 
 
 def check_whole(name: str, value: float | None, least: int, most: int | None = None) -> None:
-    """ValueError for a number, where one is given, that is not whole, less than the least or more than the most."""
+    """Raise ValueError if a number is not an integer from `least` to `most`.
+
+    Args:
+        name: name of the argument for the message.
+        value: number; None is allowed.
+        least: smallest allowed value.
+        most: largest allowed value; None: no limit.
+    """
     if value is not None and not (is_whole(value) and least <= value <= (most or value)):
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
 def check_count(name: str, value: int) -> None:
-    """ValueError for a number of threads or processes that is none, or more than this machine can want."""
+    """Raise ValueError if a number of threads or processes is below 1 or far above the number of CPUs."""
     most = max(64, 4 * (os.cpu_count() or 1))
     if not is_whole(value) or not 1 <= value <= most:
         raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
@@ -63,10 +85,16 @@ def check_count(name: str, value: int) -> None:
 def settle(
     model: nn.Module | None, threads: int | None, precision: str | None = None, device: str | None = None
 ) -> Settings:
-    """The settings of a network (None: a method without one).
+    """Return the execution settings for a network.
 
-    device: "cuda", "cpu", or "auto", a GPU where there is one; None: where the model is. precision: "fp32" or "bf16";
-    None: bf16 on a GPU, else fp32. Raises: see check_settings.
+    Args:
+        model: network; None: a method without a network.
+        threads: number of CPU threads; None: torch's setting.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
+        device: "cuda", "cpu" or "auto" (a GPU if there is one); None: the device of the model.
+
+    Raises:
+        ValueError: a value that is not allowed, or a GPU that does not exist.
     """
     check_settings(threads, precision, device)
     if model is None:
@@ -76,19 +104,26 @@ def settle(
 
 
 def resolved(device: str) -> str:
-    """The device that "auto" is on this machine; others as they are."""
+    """Replace "auto" by "cuda" or "cpu", depending on this machine."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights of a model are."""
+    """Return the device of a model's weights; the CPU for a model without weights."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager
 def computing(model: nn.Module | None, settings: Settings) -> Iterator[None]:
-    """Inside the block the model is on its device and in evaluation mode, without gradients, with so many torch
-    threads; afterwards all is as it was."""
+    """Context manager that prepares a network for inference and restores its state on exit.
+
+    Within the block, the model is on its device and in evaluation mode, gradients are disabled, and torch has
+    settings.threads threads.
+
+    Args:
+        model: network, or None.
+        settings: execution settings.
+    """
     before, training = torch.get_num_threads(), model is not None and model.training
     home = None if model is None else device_of(model)
     if settings.threads is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tables of scores share: CSV files, rich tables, numbers as text."""
+"""Tables of scores: CSV files, rich tables, number formats."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-# Heads of columns that say what a row is; a part of a table begins with those that the table begins with.
+# Headings of the columns that identify a row. Each part of a split table repeats these columns.
 _LABELS = (
     "method", "score", "mm/h", "cells", "variable", "above", "block", "floor dBZ", "coarsened", "samples", "times",
 )  # fmt: skip
-_WIDEST = 10_000  # columns of a terminal; no table needs as many
+_WIDEST = 10_000  # terminal width in columns; larger than any table
 
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
-    """Write a CSV file by a temporary name."""
+    """Write a CSV file atomically."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
@@ -35,26 +35,30 @@ def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[s
 
 
 class ScoreTables(abc.ABC):
-    """Scores that are shown as tables, in a terminal or as a page."""
+    """Scores that can be printed as tables or written as an HTML page."""
 
     @property
     @abc.abstractmethod
     def title(self) -> str:
-        """The heading of a page of the tables."""
+        """Heading of the HTML page."""
 
     @abc.abstractmethod
     def tables(self) -> list[Table]:
-        """The tables as they are printed."""
+        """Return the tables as they are printed."""
 
     @abc.abstractmethod
     def sentences(self) -> list[str]:
-        """What stands below the tables."""
+        """Return the notes below the tables, one sentence each."""
 
     def print(self, console=None) -> None:
-        """Print the tables with rich on a console (default: standard output).
+        """Print the tables with rich.
 
-        Numbers are never cut: a table that is wider than a terminal is printed in several parts, and as it is where
-        there is no terminal (files, pipes, logs)."""
+        Numbers are never truncated: a table that is wider than the terminal is split by columns. If the output is not a
+        terminal (file, pipe, log), the table is printed at full width.
+
+        Args:
+            console: rich console; default: standard output.
+        """
         from rich.console import Console
 
         console = console or Console()
@@ -64,35 +68,37 @@ class ScoreTables(abc.ABC):
             console.print(sentence, style="dim", markup=False)
 
     def to_html(self, path: str | os.PathLike) -> None:
-        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
+        """Write the tables as an HTML page, atomically. A page with maps and curves: argument `report` of
+        fastds.evaluate.
+        """
         from fastds.report import Page
 
         Page(self.title, tables=self.tables(), notes=self.sentences()).write(path)
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table whole, or in parts of whole columns that each begin with its labels, where a terminal is narrow."""
+    """Print a table; in a narrow terminal, split it by columns and repeat the label columns."""
     parts = [table]
     if console.is_terminal and _width(table, console) > console.width:
         parts = _parts(table, console)
     width = console.width
     try:
         for part in parts:
-            console.width = max(width, _width(part, console))  # rich cuts what is wider than its console
+            console.width = max(width, _width(part, console))  # rich truncates tables that are wider than the console
             console.print(part, crop=False)
     finally:
         console.width = width
 
 
 def _width(table: Table, console: Console) -> int:
-    """The columns of a terminal that a table needs, without its title, which may be broken into lines."""
+    """Return the width of a table in terminal columns, without its title, which may be wrapped."""
     from rich.measure import Measurement
 
     return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
 
 
 def _parts(table: Table, console: Console) -> list[Table]:
-    """The table in parts that fit a console where one column beside the labels does."""
+    """Split a table by columns into parts that fit the console; a part has at least one column besides the labels."""
     labels = list(itertools.takewhile(lambda column: column.header in _LABELS, table.columns))
     parts: list[list[Column]] = []
     for column in table.columns[len(labels) :]:
@@ -103,7 +109,7 @@ def _parts(table: Table, console: Console) -> list[Table]:
 
 
 def _of_columns(table: Table, columns: list[Column], titled: bool = True) -> Table:
-    """A table of these columns of another."""
+    """Return a table of some columns of another table."""
     part = score_table(str(table.title) if titled else None, tuple(str(column.header) for column in columns))
     rows = zip(*(column.cells for column in columns), strict=True)
     for cells, drawn in zip(rows, table.rows, strict=True):
@@ -112,12 +118,12 @@ def _of_columns(table: Table, columns: list[Column], titled: bool = True) -> Tab
 
 
 def number_text(value: float) -> str:
-    """Three decimals, "-" where a score is not defined."""
+    """Format a number with three decimals; "-" for NaN."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def score_table(title: str | None, heads: tuple[str, ...]) -> Table:
-    """An empty table of numbers by method."""
+    """Return an empty table with these headings. The column "method" is left-aligned, others right-aligned."""
     from rich import box
     from rich.table import Table
 
@@ -128,12 +134,12 @@ def score_table(title: str | None, heads: tuple[str, ...]) -> Table:
 
 
 def counted(number: int, what: str) -> str:
-    """ "1 start", "2 starts"."""
+    """Format a number of things: "1 start", "2 starts"."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def tracked(items: Collection, progress: bool, unit: str = "starts", doing: str = "evaluating") -> Iterator:
-    """The items, with a progress bar where it is wanted."""
+    """Yield the items, with a progress bar if `progress` is set."""
     with progress_bar(progress, len(items), doing, unit) as advance:
         for item in items:
             yield item

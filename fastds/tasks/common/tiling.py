@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut a coarse grid into tiles with halos, run a network tile by tile, and measure how far a network reaches.
+"""Tiled inference: split a coarse grid into tiles with halos, run a network on each tile, measure receptive fields.
 
-A tile is its core plus a halo on each side, clipped at the border of the domain. Core origins and halos are multiples
-of 16 coarse pixels, so that the strided levels of a network fall on the same pixels as on the whole grid. Tiled equals
-untiled where the halo covers the network's reach; the optical flow is always cut from the flow of whole frames.
-Measured with fczsm-small on seven radars, tiles of 32 to 96, halo 48: 0.01 dBZ at most, and 0.15 dBZ in the outermost
-20 fine pixels of the domain, where the network responds to distant echo.
+A tile is a core and a halo on each side, clipped at the edge of the domain. Core origins and halos are multiples of 16
+coarse pixels, so that the strided levels of a network are aligned as on the whole grid. The tiled result equals the
+untiled result if the halo covers the receptive field. The optical flow of a tile is cut from the flow of whole frames.
 """
 
 from __future__ import annotations
@@ -19,24 +17,29 @@ from collections.abc import Callable, Sequence
 import torch
 
 ALIGNMENT = 16
-# A response to a change of the input below this many dBZ counts as none.
+# Smaller changes of the output, in dBZ, do not count for the receptive field.
 REACH_TOLERANCE_DBZ = 1e-3
 _PROBE_WIDTH = 16
-# Pixels at the border of the probing field that do not count: trained networks respond there to distant changes
-# (learned offsets that point across the field), by some hundredths of a dBZ, and a halo cuts the borders of tiles off.
+# Margin in pixels of the test field that is ignored: learned offsets that point out of the field respond at the edge to
+# distant changes, by some hundredths of a dBZ.
 _PROBE_MARGIN = 32
 _PROBE_WIDEST = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Rows and columns of the coarse grid: `window` is read, `core` inside it is kept; both (rows, columns) slices."""
+    """A tile on the coarse grid.
+
+    Attributes:
+        window: rows and columns that are read, as slices.
+        core: rows and columns inside the window whose results are used, as slices.
+    """
 
     window: tuple[slice, slice]
     core: tuple[slice, slice]
 
     def core_in_window(self, scale: int = 1) -> tuple[slice, slice]:
-        """The core's place inside the window, on a grid `scale` times as fine."""
+        """Return the slices of the core within the window, on a grid that is `scale` times finer."""
         return tuple(
             slice((c.start - w.start) * scale, (c.stop - w.start) * scale)
             for c, w in zip(self.core, self.window, strict=True)
@@ -44,7 +47,11 @@ class Tile:
 
 
 def check_multiple(name: str, value: int, minimum: int) -> int:
-    """Return value as int; ValueError unless it is a multiple of 16 and at least `minimum` (coarse pixels)."""
+    """Return value as int.
+
+    Raises:
+        ValueError: value is not a multiple of 16 (coarse pixels) or is less than minimum.
+    """
     if isinstance(value, bool) or int(value) != value or value < minimum or value % ALIGNMENT:
         raise ValueError(
             f"{name} must be a multiple of {ALIGNMENT} and at least {minimum} (pixels of the input grid), got {value!r}"
@@ -53,10 +60,16 @@ def check_multiple(name: str, value: int, minimum: int) -> int:
 
 
 def plan_tiles(height: int, width: int, tile: int, halo: int) -> list[Tile]:
-    """Return the tiles, in row order, whose cores cover a (height, width) grid without overlap.
+    """Return tiles, in row order, whose cores cover a grid without overlap.
 
-    tile: side of a core, a multiple of 16, >= 16. halo: a multiple of 16, >= 0. All in coarse pixels. Raises ValueError
-    otherwise.
+    Args:
+        height: number of rows of the coarse grid.
+        width: number of columns of the coarse grid.
+        tile: side of a core in coarse pixels, a multiple of 16, at least 16.
+        halo: width of the halo in coarse pixels, a multiple of 16, at least 0.
+
+    Raises:
+        ValueError: tile or halo is not such a multiple.
     """
     tile, halo = check_multiple("tile", tile, ALIGNMENT), check_multiple("halo", halo, 0)
 
@@ -82,15 +95,24 @@ def run_tiles(
     at_once: int = 1,
     further: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Return the network's output (T, scale*H, scale*W) for each sequence (N, H, W) in [0, 1], assembled from the cores
-    of the tiles.
+    """Run a network tile by tile and assemble the outputs of the cores.
 
-    network: callable (x (k, N, 1 + D, h, w), flow (k, N-1, 2, 2, h, w) or None) -> (k, T, 1, scale*h, scale*w).
-    flows: (N-1, 2, 2, H, W) of each sequence's whole frames, in coarse pixels. static: (S, H, W), a third argument
-    (k, S, h, w) of the network where it is given. at_once: k, how many windows of one size the network gets at most.
-    further: (N, D, H, W) of each sequence, the channels of x behind the first; None: D is 0. A tile whose window of a
-    sequence is zero everywhere is not run: its output is zero (no echo anywhere within the halo). after_tile: called
-    without arguments after each tile.
+    A tile is skipped if its window of the sequence is zero everywhere; its output is then zero.
+
+    Args:
+        network: function (x (k, N, 1 + D, h, w), flow (k, N-1, 2, 2, h, w) or None[, static]) -> (k, T, 1, scale*h,
+            scale*w).
+        sequences: tensors (N, H, W) in [0, 1].
+        flows: for each sequence, the optical flow (N-1, 2, 2, H, W) of whole frames in coarse pixels; None: no flow.
+        tiles: see plan_tiles.
+        scale: ratio of the fine and the coarse grid.
+        after_tile: function without arguments that is called after each tile; None: no function.
+        static: static maps (S, H, W), passed to the network as (k, S, h, w); None: no third argument.
+        at_once: maximum number k of windows of one size in a batch.
+        further: for each sequence, additional channels (N, D, H, W) of x; None: no additional channels.
+
+    Returns:
+        For each sequence, the output (T, scale*H, scale*W), T = 2 N - 1.
     """
     out = [x.new_zeros(2 * len(x) - 1, *(scale * size for size in x.shape[-2:])) for x in sequences]
 
@@ -122,18 +144,28 @@ def run_tiles(
 
 
 def _inside(window: tuple[slice, slice]) -> tuple:
-    """The index of a window in the last two dimensions."""
+    """Return the index of a window in the last two dimensions."""
     return (..., *window)
 
 
 def network_reach(
     network: Callable, scale: int, amplitude_dbz: float, motion: float = 0.0, uses_flow: bool = True
 ) -> int:
-    """Return how many coarse pixels away from a changed pixel the network's output still changes, by trial.
+    """Measure the receptive field of a network: the largest distance at which a changed pixel changes the output.
 
-    A strip of a random field is changed; the reach is the distance of the farthest output that moves by more than 1e-3
-    dBZ, for flows of -motion, 0 and +motion pixels along the row. network as in run_tiles; amplitude_dbz: dBZ of 1 in
-    [0, 1]. Deterministic. The field is doubled until the reach is well inside it.
+    The pixels of a strip of a random field are changed. The receptive field is the distance of the farthest output that
+    changes by more than 1e-3 dBZ, for optical flows of -motion, 0 and +motion pixels along x. The field is enlarged
+    until the receptive field is well inside it, up to a limit. The result is deterministic.
+
+    Args:
+        network: see run_tiles.
+        scale: ratio of the fine and the coarse grid.
+        amplitude_dbz: difference in dBZ between the values 0 and 1.
+        motion: motion in coarse pixels.
+        uses_flow: whether the network reads an optical flow.
+
+    Returns:
+        The receptive field in coarse pixels.
     """
     width = 256
     while True:
@@ -146,7 +178,7 @@ def network_reach(
 def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, motion: float, uses_flow: bool) -> int:
     generator = torch.Generator().manual_seed(0)
     height = 2 * _PROBE_MARGIN + ALIGNMENT
-    # Smooth in scale like rain, not white: bilinear blow-up of random numbers.
+    # Bilinear interpolation of random numbers: smooth, like rain.
     seed = torch.rand(1, 2, height // 4, width // 4, generator=generator)
     x = torch.nn.functional.interpolate(seed, scale_factor=4, mode="bilinear")[:, :, None] * 0.6
     flow = None
@@ -167,15 +199,22 @@ def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, moti
 
 
 def round_up(value: float) -> int:
-    """The smallest multiple of 16 that is not below value."""
+    """Round up to a multiple of 16."""
     return ALIGNMENT * math.ceil(value / ALIGNMENT)
 
 
 def choose_tile(height: int, width: int, halo: int, pixel_bytes: float, budget_bytes: float) -> int | None:
-    """Return the largest core side (a multiple of 16) whose window fits the memory budget, None where the whole grid
-    does.
+    """Choose the largest core side whose window fits a memory budget.
 
-    pixel_bytes: working memory per coarse pixel of a window. A core of at least 16 pixels is always returned.
+    Args:
+        height: number of rows of the coarse grid.
+        width: number of columns of the coarse grid.
+        halo: width of the halo in coarse pixels.
+        pixel_bytes: working memory in bytes per coarse pixel of a window.
+        budget_bytes: memory budget in bytes.
+
+    Returns:
+        A multiple of 16, at least 16, or None if the whole grid fits.
     """
     if height * width * pixel_bytes <= budget_bytes:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that do not tell their variable, units or missing value, written again so that a training can read them."""
+"""Copies of training files with the variable, units and missing value that the user declares."""
 
 import os
 import pathlib
@@ -13,10 +13,21 @@ from fastds.tasks.common.folders import usable_files
 def told_files(
     data: str | os.PathLike, folder: pathlib.Path, var: str | None, name: str | None = None, **reading: Unpack[Reading]
 ) -> pathlib.Path:
-    """Write the file or the files of the folder `data` into `folder`, as var and reading tell, and return its path.
+    """Write copies of a file, or of the files of a folder, with the metadata that the user declares.
 
-    var: the only variable that is kept, called `name` there. reading: see fastds.data.reading.Reading. Raises:
-    FileNotFoundError and ValueError as usable_files and opened do.
+    Args:
+        data: file or folder to read.
+        folder: folder to write to.
+        var: the only variable to copy; None: all.
+        name: name of the variable in the copies; None: unchanged.
+        reading: options of fastds.data.reading.Reading, which declare units and missing value or select times.
+
+    Returns:
+        Path of the copy or of the folder of copies.
+
+    Raises:
+        FileNotFoundError: no such data.
+        ValueError: var is not in a file, or as scan_folder and opened raise it.
     """
     data = pathlib.Path(data)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Lightning modules of the tasks share: clock, learning rate, guards, exact resume, and their samples."""
+"""Base classes of the Lightning modules and data modules: time limit, learning rate, skipped steps, exact resuming."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from fastds.tasks.common.config import RunConfig, SupervisedConfig
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.domain.score import ranges_of
 
-_LOOKED_AT = 64  # samples whose statistics make the ranges of a card
-_PATIENCE = 5  # steps in a row whose loss or gradient may be not finite
+_LOOKED_AT = 64  # number of samples from which the input ranges of a card are computed
+_PATIENCE = 5  # number of consecutive steps whose loss or gradient may be not finite
 
 
 class NewSamples(Sampler):
-    """Indices start(), start() + 1, ... of length samples: every epoch new ones, also in a run that was resumed.
+    """Sampler of the indices start(), start() + 1, ...: new samples in each epoch, also after a resume.
 
-    (The epoch that Lightning hands to samplers is off by one after a resume from the end of an epoch.)
+    The epoch number that Lightning passes to samplers is off by one after a resume at the end of an epoch, so it is not
+    used.
+
+    Args:
+        length: number of samples in an epoch.
+        start: function that returns the first index of an epoch.
     """
 
     def __init__(self, length: int, start: Callable[[], int]):
@@ -39,7 +44,7 @@ class NewSamples(Sampler):
 
 
 class Share(Sampler):
-    """One process's part of every batch of a sampler: `size` samples of each `size * devices`."""
+    """Sampler of one process's share of each batch: `size` samples out of `size * devices`."""
 
     def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
         self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
@@ -52,16 +57,17 @@ class Share(Sampler):
 
 
 class SampleData(L.LightningDataModule):
-    """Loaders of new training samples in every epoch and of fixed validation samples.
+    """Data module with new training samples in each epoch and fixed validation samples.
 
-    Subclasses set training and validation, two datasets, and files, the names of those that train, in __init__ or
+    Subclasses set `training` and `validation` (datasets) and `files` (names of the training files) in __init__ or
     setup().
 
     Args:
-        config: has batch_size, and workers where processes prepare the samples.
-        seed: of the samples.
-        devices: processes that share each batch; every one validates on all of the fixed samples.
-        start: gives the number of training samples seen so far; None: by the trainer's steps.
+        config: configuration with batch_size and, if worker processes prepare the samples, workers.
+        seed: random seed of the samples.
+        devices: number of processes that share each batch; each process validates on all validation samples.
+        start: function that returns the number of training samples used so far; None: computed from the trainer's
+            steps.
     """
 
     def __init__(self, config, seed: int, devices: int = 1, start: Callable[[], int] | None = None):
@@ -73,11 +79,11 @@ class SampleData(L.LightningDataModule):
         self.files: list[str] = []
 
     def statistics(self, sample: dict) -> dict[str, float]:
-        """Of the input of a training sample, see fastds.tasks.domain.statistics; none by default."""
+        """Return the statistics of the input of a training sample, see fastds.tasks.domain.statistics; default: none."""
         return {}
 
     def input_ranges(self, samples: int = _LOOKED_AT) -> dict[str, list[float]]:
-        """The ranges of the statistics of so many training samples, for a card."""
+        """Return the ranges of the statistics of the first `samples` training samples, for the model card."""
         return ranges_of(self.statistics(self.training[i]) for i in range(min(samples, len(self.training))))
 
     def train_dataloader(self) -> DataLoader:
@@ -93,15 +99,15 @@ class SampleData(L.LightningDataModule):
         return self.loader(self.validation, batch_size=self.validation_batch, sampler=range(len(self.validation)))
 
     def loader(self, samples: Dataset, **options) -> DataLoader:
-        """A DataLoader; subclasses add options of their own."""
+        """Return a DataLoader. Subclasses add options."""
         return DataLoader(samples, **options)
 
 
 class TimedModule(L.LightningModule):
-    """Ends at config.max_minutes of training or at config.last_step(), in either case with a validation; the clock, the
-    random state and the names of the training data so far are part of the checkpoint.
+    """Lightning module that ends after config.max_minutes of training or at config.last_step(), with a validation.
 
-    Subclasses give exported: the network that is validated and saved, with its card.
+    The checkpoint contains the training time, the random state and the names of the training data so far. Subclasses
+    define `exported`, the network that is validated and saved with its card.
     """
 
     exported: torch.nn.Module
@@ -113,32 +119,32 @@ class TimedModule(L.LightningModule):
         self._random_state = None
 
     def clock(self) -> float:
-        """Seconds of training so far, those before a resumed checkpoint included."""
+        """Return the training time in seconds, including the time before a resume."""
         return self.elapsed + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def steps_done(self) -> int:
-        """Batches trained on so far."""
+        """Return the number of batches trained on so far."""
         return self.global_step
 
     def last_step(self) -> int | None:
-        """The step that ends the run, where one does."""
+        """Return the last step of the run, or None if the number of steps is not limited."""
         return self.config.last_step()
 
     def on_train_start(self) -> None:
         _follow_options(self.trainer)
         self._since = time.monotonic()
-        if self.finished():  # a run that had ended
+        if self.finished():  # the resumed run was already complete
             self.trainer.should_stop = True
-        if self.trainer.world_size > 1:  # random numbers of its own for every process
+        if self.trainer.world_size > 1:  # each process draws different random numbers
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
 
     def finished(self) -> bool:
-        """Whether the last step or max_minutes is reached."""
+        """Return whether the last step or the time limit is reached."""
         limit, last = self.config.max_minutes, self.config.last_step()
         return (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        # Lightning validates before it stops where it is told to, and at its own max_steps it does not.
+        # Lightning validates before stopping because of should_stop, but not when it stops at its own max_steps.
         if self.finished():
             self.trainer.should_stop = True
 
@@ -149,28 +155,29 @@ class TimedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.elapsed, self._random_state = float(checkpoint["elapsed"]), checkpoint["random_state"]
-        torch.Generator().set_state(self._random_state)  # raises what a damaged one raises, before the training
+        # raises an exception for a damaged state before the training begins
+        torch.Generator().set_state(self._random_state)
         now = self.exported.card.training_data
         self.exported.card.training_data = list(checkpoint.get("training_data", ()))
         add_data(self.exported.card, now)
         if self.trainer.world_size > 1:
-            self._random_state = None  # it is that of the first process
+            self._random_state = None  # the saved state belongs to the first process
 
     def on_train_epoch_start(self) -> None:
         self._restore_random_state()
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
-        self._restore_random_state()  # of a checkpoint within an epoch, which is not started again
+        self._restore_random_state()  # for a checkpoint within an epoch, where on_train_epoch_start is not called
 
     def _restore_random_state(self) -> None:
-        # After a resume, once everything that draws at start has drawn.
+        # Restored only after all random draws at the start of a resumed run.
         state, self._random_state = self._random_state, None
         if state is not None:
             torch.set_rng_state(state)
 
 
 def _follow_options(trainer: L.Trainer) -> None:
-    """Gives optimisers the options of this run, where a checkpoint brought back those of the run before."""
+    """Apply the present options to the optimizers after a checkpoint has restored those of the previous run."""
     for optimiser in trainer.optimizers:
         rate, options = optimiser.defaults["lr"], {k: v for k, v in optimiser.defaults.items() if k != "lr"}
         for group in optimiser.param_groups:
@@ -183,9 +190,10 @@ def _follow_options(trainer: L.Trainer) -> None:
 
 
 class SupervisedModule(TimedModule):
-    """One network, its optimiser, a rate by steps and clock; steps whose loss or gradient is not finite are left out.
+    """Training of a single network, with a learning-rate schedule by steps and time.
 
-    Subclasses give forward(batch), loss(prediction, batch) and validation_step.
+    Steps with a loss or gradient that is not finite are skipped. Subclasses implement forward(batch), loss(prediction,
+    batch) and validation_step.
     """
 
     def __init__(self, model: torch.nn.Module, config: SupervisedConfig):
@@ -201,13 +209,11 @@ class SupervisedModule(TimedModule):
         loss = self.loss(self(batch), batch)
         self._finite_loss = bool(torch.isfinite(loss))
         if not self._finite_loss:
-            # A process cannot leave a step out that the others make.
+            # With several processes, one process cannot skip a step that the others make.
             self._count_bad_step("loss", 1 if self.trainer.world_size > 1 else _PATIENCE)
             return None
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
-
-    # ---- learning rate
 
     def configure_optimizers(self) -> dict:
         c = self.config
@@ -217,8 +223,9 @@ class SupervisedModule(TimedModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Factor of the learning rate: linear warm-up, then as config.schedule says; the cosine reaches zero at the
-        last step or at max_minutes, whichever is nearer.
+        """Return the factor of the learning rate: linear warm-up, then config.schedule.
+
+        The cosine schedule reaches zero at the last step or at max_minutes, whichever comes first.
         """
         c = self.config
         warmup = min(1.0, (step + 1) / max(1, c.warmup_steps))
@@ -229,7 +236,7 @@ class SupervisedModule(TimedModule):
         return warmup * 0.5 * (1.0 + math.cos(math.pi * self.done(step)))
 
     def done(self, step: int) -> float:
-        """How much of the training is done after so many steps, 0 to 1: by steps or clock, whichever is further."""
+        """Return the completed fraction of the training, 0 to 1, by steps or by time, whichever is larger."""
         last, minutes = self.last_step(), self.config.max_minutes
         done = 0.0 if last is None else step / last
         if minutes is not None:
@@ -245,7 +252,7 @@ class SupervisedModule(TimedModule):
         if not torch.isfinite(norm):
             self._count_bad_step("gradient")
             optimizer.zero_grad(set_to_none=True)
-        elif self._finite_loss:  # this is called without gradients after a skipped loss
+        elif self._finite_loss:  # Lightning also calls this method after a skipped loss, without gradients
             self._bad_steps = 0
 
     def _count_bad_step(self, what: str, patience: int = _PATIENCE) -> None:

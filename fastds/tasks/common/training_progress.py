@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a training is, on standard error."""
+"""Progress of a training on standard error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from fastds.tasks.common.progress import LINE_EVERY, clock
 
 
 class TrainingProgress(callbacks.Callback):
-    """Says step, loss, lowest validation error, time taken and time left: on a terminal in a line that is written again
-    every second, elsewhere in a line every LINE_EVERY seconds.
+    """Callback that prints step, loss, lowest validation error, elapsed and remaining time.
 
-    export: the ExportBest of the run, which knows the lowest error.
+    In a terminal, it updates a line every second. Elsewhere, it prints a line every LINE_EVERY seconds.
+
+    Args:
+        export: the ExportBest callback of the run, which has the lowest error.
     """
 
     def __init__(self, export):
@@ -47,7 +49,8 @@ class TrainingProgress(callbacks.Callback):
         last = module.last_step()
         by_steps = steps / (last or float("inf"))
         done = max(by_steps, taken / (60 * (config.max_minutes or float("inf"))))
-        of = f" of {last}" if last and done == by_steps else ""  # the clock ends the others
+        # the total is printed only if the number of steps, not the time, limits the run
+        of = f" of {last}" if last and done == by_steps else ""
         parts = [f"step {steps}{of}"]
         if isinstance(outputs, dict) and "loss" in outputs:
             parts.append(f"loss {float(outputs['loss']):.4g}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML report of a training: learning curves, validation scores, configuration and card."""
+"""HTML report of a training: learning curves, validation scores, configuration, model card."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ _NO_CURVES = ("epoch", "step")
 
 
 def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig) -> None:
-    """Write a report of the training whose best weights are the file `best`, from the logs beside it."""
+    """Write the HTML report of a training from the logs in its run directory.
+
+    Args:
+        path: HTML file to write.
+        best: file of the best weights in the run directory.
+        config: configuration of the training.
+    """
     logs = _logs(best.parent / "csv")
     curves = [name for name in _columns(logs) if not name.startswith("lr-") and len(_values(name, logs)) > 1]
-    charts = [_chart(column, logs) for column in curves]  # one dot is no curve
+    charts = [_chart(column, logs) for column in curves]  # a curve needs two values
     told = facts(best, dict(flat(dataclasses.asdict(config))), {})
     title = f"Training of {config.model.name}"
     Page(
@@ -39,7 +45,7 @@ def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig
 
 
 def _logs(folder: Path) -> dict[str, Path]:
-    """Logs of the run and of those it resumed, in the order of time."""
+    """Return the logs of the run and of the runs that it resumed, in order of time."""
     earlier = [folder / f"metrics.{k}.csv" for k in range(len(list(folder.glob("metrics.*.csv"))))]
     paths = [path for path in (*earlier, folder / "metrics.csv") if path.exists()]
     return {f"part {k}" if len(paths) > 1 else "": path for k, path in enumerate(paths, 1)}
@@ -51,7 +57,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _columns(logs: Mapping[str, Path]) -> list[str]:
-    """Names of what was logged, the training's first."""
+    """Return the names of the logged values, those of the training first."""
     names = dict.fromkeys(name for path in logs.values() for row in _rows(path) for name, v in row.items() if v)
     return sorted((name for name in names if name not in _NO_CURVES), key=lambda name: name.startswith("val"))
 
@@ -63,7 +69,7 @@ def _chart(column: str, logs: Mapping[str, Path]) -> Chart:
 
 
 def _draw(column: str, logs: Mapping[str, Path], wide: bool) -> Figure:
-    """The curve of a column; wide: over more than a power of ten."""
+    """Draw the curve of a column. wide: use a logarithmic axis."""
     figure = training_curves(logs, (column,), log_y=wide)
     axes = figure.axes[0]
     axes.set_ylabel(column)

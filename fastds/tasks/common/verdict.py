@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training's weights score against the simple method of their task, in their card and in words."""
+"""Comparison of trained weights with the baseline of their task, for the model card and as text."""
 
 import os
 
@@ -7,9 +7,17 @@ from fastds.models import load_card
 
 
 def against(method: str, score: str, own: float, simple: float, higher: bool = False) -> dict[str, dict]:
-    """The part of a card's metrics that says how weights and a simple method score on the same validation samples.
+    """Return the entry of a card's metrics that compares weights with a baseline on the same validation samples.
 
-    score: its name and unit. higher: whether more of it is better. ModelCard.lost_to reads it.
+    Args:
+        method: name of the baseline.
+        score: name and unit of the score.
+        own: score of the weights.
+        simple: score of the baseline.
+        higher: whether higher scores are better.
+
+    Returns:
+        A dict for ModelCard.metrics, which ModelCard.lost_to reads.
     """
     better = own > simple if higher else own < simple
     found = {"name": method, "score": score, "own": float(own), "simple": float(simple), "better": bool(better)}
@@ -17,7 +25,7 @@ def against(method: str, score: str, own: float, simple: float, higher: bool = F
 
 
 def verdict(weights: str | os.PathLike) -> str:
-    """One sentence on a file of weights; "" where its card does not compare them."""
+    """Describe in one sentence how a weights file compares with its baseline; "" if its card has no comparison."""
     card = load_card(weights)
     found = card.metrics.get("simple_method")
     if not found:
