@@ -11,7 +11,7 @@ from fastds.data import EvaluationTriples, TimeBlock, coarsen, coarsen_dataset, 
 from fastds.models.baselines import advection, optical_flow, trilinear
 from fastds.studies import radar
 from fastds.tasks.radar import refinement
-from fastds.tasks.radar.agreement import CLEAR_DB, agree
+from fastds.tasks.radar.back_projection import CLEAR_DB, agree
 from fastds.tasks.radar.run import downscale
 
 MODES = "dbz", "linear_z", "plain_dbz"

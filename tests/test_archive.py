@@ -26,7 +26,7 @@ from fastds.archive.run import compute_archive
 from fastds.archive.workers import Made, threads_of
 from fastds.cli import main
 from fastds.data import save_dataset
-from fastds.tasks.radar.job import RadarJob
+from fastds.tasks.radar.pipeline import RadarJob
 
 zarr = pytest.importorskip("zarr", reason="archives need the package zarr")
 dask = pytest.importorskip("dask", reason="archives need the package dask")
@@ -34,7 +34,7 @@ dask = pytest.importorskip("dask", reason="archives need the package dask")
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(run, "steps_at_once", lambda job, workers=1: job.least)
+    monkeypatch.setattr(run, "choose_chunk_steps", lambda job, workers=1: job.step_multiple)
     request.dataset_of.cache_clear()
 
 
@@ -450,7 +450,7 @@ def test_workers_open_no_files_again(files, monkeypatch):
     monkeypatch.setattr("fastds.data.formats.opening.Contents", lambda path: pytest.fail(f"opened {path}"))
     for number in (0, 4, 5):
         os.remove(files / "in" / f"{number}.nc")
-    piece = job.pieces(4)[1]
+    piece = job.make_chunks(4)[1]
     (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).job, job))
     assert piece.reads == (2, 6) and np.array_equal(values, expected)
 

@@ -99,7 +99,7 @@ def test_interrupt_exits_130(folder, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastds.tasks.radar.job.to_reflectivity", interrupt)
+    monkeypatch.setattr("fastds.tasks.radar.pipeline.to_reflectivity", interrupt)
     arguments = ["downscale", f"{folder}/in.nc", f"{tmp_path}/o.nc", "--model", f"{folder}/tiny.safetensors"]
     assert main(arguments) == 130
     assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
 
 def test_one_tile_is_no_tile(coarse, monkeypatch):
     """Neither where the memory takes the whole grid of 48 x 64 nor where a tile does: no reach is measured."""
-    monkeypatch.setattr(tiled_run, "network_reach", None)
+    monkeypatch.setattr(tiled_run, "measure_receptive_field", None)
     for tile in (None, 64, 80):
         out = downscale(Stub(), coarse, tile=tile)
         assert (out.attrs["fastds_tile"], out.attrs["fastds_halo"]) == (0, 0)

@@ -179,7 +179,7 @@ def test_a_netcdf_file_with_gaps_turned_and_not_in_order(folder, tmp_path, prese
 def test_archives_and_many_files(folder, tmp_path, preset, monkeypatch):
     pytest.importorskip("zarr", reason="archives need the package zarr")
     pytest.importorskip("dask", reason="archives need the package dask")
-    monkeypatch.setattr("fastds.archive.run.steps_at_once", lambda job, workers=1: job.least)
+    monkeypatch.setattr("fastds.archive.run.choose_chunk_steps", lambda job, workers=1: job.step_multiple)
     expected = by_hand(network(preset), tensors(folder), 32)
     words, files = ["--tile=32", "--halo=16"], folder / "npz" / "reflectivity*.npz"
     stored = downscaled(folder, files, tmp_path / "o.zarr", preset, *words, "--workers=1")

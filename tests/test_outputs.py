@@ -172,7 +172,7 @@ for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda
 
 def test_large_fields_are_mapped_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
-    values = inference.store((3, 4), tmp_path)
+    values = inference.allocate_output((3, 4), tmp_path)
     values[...] = 1.0
     assert isinstance(values, np.memmap) and values.sum() == 12
 

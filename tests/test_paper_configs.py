@@ -15,14 +15,16 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import data
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.tasks.common.command import TASKS, configurations
+from fastds.tasks.common.command import TASKS, find_configurations
 from fastds.tasks.common.lightning_extra import L, callbacks
 
 pytestmark = pytest.mark.usefixtures("native")
-ALL = [(task, name) for task in TASKS for name in configurations(task)]
+ALL = [(task, name) for task in TASKS for name in find_configurations(task)]
 # Those that made shipped weights tell a card.
 PAPERS = [
-    (task, name) for task, name in ALL if "card" not in yaml.safe_load(configurations(task)[name].read_text())["model"]
+    (task, name)
+    for task, name in ALL
+    if "card" not in yaml.safe_load(find_configurations(task)[name].read_text())["model"]
 ]
 SMALL = {  # sizes in place of the papers'; everything else is as the configuration has it
     "radar": {
@@ -76,7 +78,7 @@ def files(tmp_path_factory):
 
 def words_of(task, name, files):
     """The options of a run on the made files."""
-    given = yaml.safe_load(configurations(task)[name].read_text())
+    given = yaml.safe_load(find_configurations(task)[name].read_text())
     changed = dict(SMALL[task])
     path = {"radar": "radar", "nowcast": "radar", "fields": "fields.nc", "humidity": "humidity.nc"}[task]
     if given["data"].get("split") == "random":
@@ -449,17 +451,17 @@ def test_nowcast_samples_are_those_of_the_file_at_the_interval_asked_for(files):
 )
 def test_names_as_the_papers_write_them(written, task, name):
     from fastds.models.registry import check_preset
-    from fastds.tasks.common.command import _task_of
+    from fastds.tasks.common.command import _find_task
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     assert options.parse_arguments(["--config", written, "--data.path=x"]).output == name
-    assert _task_of([f"--config={written}"]) == task and check_preset(written) == name
+    assert _find_task([f"--config={written}"]) == task and check_preset(written) == name
 
 
 @pytest.mark.parametrize(("task", "name"), PAPERS, ids=[name for _, name in PAPERS])
 def test_a_paper_s_configuration_says_where_each_line_is_from(task, name):
     """Section, table or equation, or that the paper leaves it open; of nothing that is turned, clipped or averaged."""
-    text = configurations(task)[name].read_text()
+    text = find_configurations(task)[name].read_text()
     for line in text.splitlines():
         key, _, rest = line.partition("#")
         bare = key.strip()

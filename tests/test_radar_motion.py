@@ -8,9 +8,9 @@ from test_verbs import radar_model
 
 from fastds import data as fd
 from fastds.models.baselines import advection, optical_flow
-from fastds.tasks.common.pieces import Piece
-from fastds.tasks.radar.job import RadarJob
+from fastds.tasks.common.pieces import Chunk
 from fastds.tasks.radar.motion import Motion, steadied, steady_flow
+from fastds.tasks.radar.pipeline import RadarJob
 
 
 def motion(rows, columns, known=1.0, size=(24, 32)):
@@ -74,9 +74,9 @@ def test_pieces_have_the_bits_of_the_whole(factor):
     many = fd.coarsen_dataset(fd.synthetic_event(seed=2, frames=23, shape=(64, 64)))
     job = RadarJob(radar_model(), many, time_factor=factor)
     count = job.source.shape[0]
-    (whole,) = job.compute(Piece((0, count), (0, count), (0, factor * (count - 1) + 1))).values()
+    (whole,) = job.compute(Chunk((0, count), (0, count), (0, factor * (count - 1) + 1))).values()
     for steps in (4, 5):
-        for piece in job.pieces(steps):
+        for piece in job.make_chunks(steps):
             assert piece.reads == (max(piece.steps[0] - 2, 0), min(piece.steps[1] + factor // 2 + 1, count))
             (part,) = job.compute(piece).values()
             np.testing.assert_array_equal(part, whole[slice(*piece.outputs)])

@@ -14,10 +14,10 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
-from fastds.tasks.common.card_of_run import fill_card_of_run
-from fastds.tasks.common.command import TASKS, configurations, main
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
-from fastds.tasks.common.training import TimedModule
+from fastds.tasks.common.card_of_run import update_model_card
+from fastds.tasks.common.command import TASKS, find_configurations, main
+from fastds.tasks.common.radar_files import make_synthetic_events, make_time_blocks, share_weights
+from fastds.tasks.common.training import BaseLightningModule
 from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
@@ -72,9 +72,9 @@ def module_of(event, **changes):
 
 
 def test_named_configurations_parse():
-    assert "fczsm-small" in configurations("radar")
-    assert len(configurations()) == sum(len(configurations(task)) for task in TASKS)  # no name twice
-    for name in configurations("radar"):
+    assert "fczsm-small" in find_configurations("radar")
+    assert len(find_configurations()) == sum(len(find_configurations(task)) for task in TASKS)  # no name twice
+    for name in find_configurations("radar"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7
         assert config.model.name in models.registry.PRESETS
@@ -90,7 +90,7 @@ def test_a_radar_is_left_out():
     assert fmi in whole.data.blocks and list(config.data.blocks) == list(whole.data.blocks)[1:]
     assert config.data.weights == whole.data.weights[1:]
     card = models.ModelCard()
-    fill_card_of_run(card, config)
+    update_model_card(card, config)
     assert not card.training_data and card.cadence_s == [600.0, 1800.0]
 
 
@@ -137,7 +137,7 @@ def test_samples_that_there_are_none_of(event, change, message):
 
 
 def test_last_fifth_is_kept_apart(event):
-    (train_block,), (validation,) = time_blocks(DataConfig(str(event)))
+    (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)))
     assert (train_block.start, train_block.stop) == (0, 11) and (validation.start, validation.stop) == (13, 16)
 
 
@@ -153,7 +153,7 @@ def test_last_fifth_is_kept_apart(event):
 )
 def test_block_messages(event, change, error, message):
     with pytest.raises(error, match=message):
-        time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
+        make_time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
 
 
 def test_samples_carry_flow_and_depend_on_the_seed_alone(event):
@@ -197,7 +197,7 @@ def test_losses_by_hand(event):
 
 def test_synthetic_events_have_seeds_and_speeds_of_their_own():
     speeds = (5, 10, 15, 20, 25, 5)
-    events = synthetic_events(len(speeds), seed=7, frames=2)
+    events = make_synthetic_events(len(speeds), seed=7, frames=2)
     for k, (event, speed) in enumerate(zip(events, speeds, strict=True)):
         expected = data.synthetic_event(seed=7 + k, frames=2, speed=speed)
         assert list(event) == ["reflectivity"] and event["reflectivity"].identical(expected["reflectivity"])
@@ -205,11 +205,11 @@ def test_synthetic_events_have_seeds_and_speeds_of_their_own():
 
 def test_weights_of_sources():
     """Those of the files, then one that the events share."""
-    assert source_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
-    assert source_weights([3, 1], 2, 0) == [3, 1] and source_weights([], 2, 4) is None
+    assert share_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
+    assert share_weights([3, 1], 2, 0) == [3, 1] and share_weights([], 2, 4) is None
     for weights, events in (([3, 1], 4), ([3, 1, 2], 0)):
         with pytest.raises(ValueError, match="data.weights needs one number per training file"):
-            source_weights(weights, 2, events)
+            share_weights(weights, 2, events)
 
 
 def test_rate_warms_up_and_ends_at_zero(event):
@@ -299,7 +299,9 @@ def test_processes_draw_numbers_of_their_own(rank):
     nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
         torch.manual_seed(11)
-        TimedModule.on_train_start(SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size, **nothing)))
+        BaseLightningModule.on_train_start(
+            SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size, **nothing))
+        )
         assert torch.initial_seed() == expected
 
 
@@ -317,10 +319,10 @@ def test_max_minutes_ends_the_run(event, tmp_path):
 
 def test_blocks_hold_a_sample_each(event):
     """The event has 16 frames; the last fifth, three of them, is too short for six."""
-    (train_block,), (validation,) = time_blocks(DataConfig(str(event)), 6)
+    (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)), 6)
     assert (train_block.stop, validation.start, validation.stop) == (8, 10, 16)
     with pytest.raises(ValueError, match="has 16 time steps, too few for .* blocks of at least 8 and 2 between them"):
-        time_blocks(DataConfig(str(event)), 8)
+        make_time_blocks(DataConfig(str(event)), 8)
 
 
 @pytest.mark.parametrize("name", ["srcnn", "ms-convlstm"])
@@ -406,4 +408,4 @@ def test_static_maps_and_networks_that_do_not_go_together_are_refused(event, rel
 def test_help_names_every_task_and_configuration(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())
+    assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in find_configurations())

@@ -12,8 +12,8 @@ import xarray as xr
 from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.studies import humidity as study
-from fastds.tasks.common.command import configurations
-from fastds.tasks.common.training import NewSamples, Share
+from fastds.tasks.common.command import find_configurations
+from fastds.tasks.common.training import DistributedBatchSampler, OffsetSampler
 from fastds.tasks.humidity.config import (
     CriticConfig,
     DataConfig,
@@ -253,10 +253,10 @@ def test_training_and_validation_draw_by_seeds_of_their_own(folder):
 
 
 def test_processes_share_every_batch():
-    sampler = NewSamples(12, lambda: 100)
-    shares = [list(Share(sampler, 2, 3, rank)) for rank in range(3)]
+    sampler = OffsetSampler(12, lambda: 100)
+    shares = [list(DistributedBatchSampler(sampler, 2, 3, rank)) for rank in range(3)]
     assert shares == [[100, 101, 106, 107], [102, 103, 108, 109], [104, 105, 110, 111]]
-    assert len(Share(sampler, 2, 3, 0)) == 4
+    assert len(DistributedBatchSampler(sampler, 2, 3, 0)) == 4
 
 
 def test_days_are_drawn_for_validation(folder):
@@ -311,7 +311,7 @@ def test_error_messages(folder):
 
 def test_shipped_configurations():
     small = {"wgan-gp-small", "wgan-gp-small-x8"}
-    assert set(configurations("humidity")) == {"wgan-gp", "humidity-gan", "srgan", "srcnn"} | small
+    assert set(find_configurations("humidity")) == {"wgan-gp", "humidity-gan", "srgan", "srcnn"} | small
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
     assert paper.critic.learning_rate == 1e-3 and paper.learning_rate == 1e-4 and paper.ema_decay == 0.0
     assert (

@@ -85,14 +85,14 @@ def arguments(files, task, output, **changes):
 SIGNALLED = """
 import os, sys
 from fastds.cli import main
-from fastds.tasks.common.training import TimedModule
+from fastds.tasks.common.training import BaseLightningModule
 number, step, hook = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
-before = getattr(TimedModule, hook)
+before = getattr(BaseLightningModule, hook)
 def signalled(self, *arguments):
     if self.steps_done() == step:
         os.kill(os.getpid(), number)
     return before(self, *arguments)
-setattr(TimedModule, hook, signalled)
+setattr(BaseLightningModule, hook, signalled)
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 
@@ -263,5 +263,5 @@ def test_the_checkpoint_before_is_kept_until_the_next_one_is_whole(files, tmp_pa
 
     monkeypatch.setattr(checkpoints.torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.CheckpointFile().save_checkpoint({}, str(path))
+        checkpoints.AtomicCheckpointIO().save_checkpoint({}, str(path))
     assert beside == [(tmp_path, True)] and path.read_bytes() == trained and os.listdir(tmp_path) == ["last.ckpt"]

@@ -16,7 +16,7 @@ from fastds import data, models
 from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
-from fastds.tasks.common.command import configurations, main
+from fastds.tasks.common.command import find_configurations, main
 from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow
@@ -196,13 +196,13 @@ def test_ranges_of_inputs_are_of_the_last_known_fields_of_crops_on_the_ground(ev
     moving, fixed = (NowcastData(samples(event), moving=moving, seed=1) for moving in (True, False))
     for part in (moving, fixed):
         part.setup()
-    assert moving.input_ranges(6) == fixed.input_ranges(6) != {}
-    assert moving.input_ranges(6) != fixed.input_ranges(8)
+    assert moving.compute_input_ranges(6) == fixed.compute_input_ranges(6) != {}
+    assert moving.compute_input_ranges(6) != fixed.compute_input_ranges(8)
     sample = fixed.training[0]
-    found = fixed.statistics(sample)
+    found = fixed.compute_statistics(sample)
     sample["frames"][[0, 3, 4, 5]] = 0
-    assert found and fixed.statistics(sample) == found
-    assert NowcastData(samples(event, known=1), moving=False).input_ranges() == {}
+    assert found and fixed.compute_statistics(sample) == found
+    assert NowcastData(samples(event, known=1), moving=False).compute_input_ranges() == {}
 
 
 def test_the_second_network_of_two_is_validated(event):
@@ -405,7 +405,7 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
 
 
 def test_named_configurations_parse():
-    for name in configurations("nowcast"):
+    for name in find_configurations("nowcast"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model.name in models.available()
         for block in config.data.blocks.values():

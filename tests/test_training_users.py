@@ -17,9 +17,9 @@ from fastds import cli, models
 from fastds.data import open_dataset, save_dataset
 from fastds.tasks.common import run_folder
 from fastds.tasks.common.command import TASKS, main
-from fastds.tasks.common.folders import usable_files
+from fastds.tasks.common.folders import scan_folder
 from fastds.tasks.common.training_progress import TrainingProgress
-from fastds.tasks.common.verdict import against, verdict
+from fastds.tasks.common.verdict import compare_to_baseline, format_comparison
 
 files = interrupted.files
 
@@ -124,7 +124,7 @@ def test_without_tensorboard_there_is_the_other_log(files, tmp_path, monkeypatch
 @pytest.mark.parametrize("own", [1.0, 2.0, 3.0])
 def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
     model, path = models.create("fczsm-small", num_features=8, offset_groups=1), tmp_path / "w.safetensors"
-    model.card.metrics = against("advection", "squared error", own, 2.0, higher)
+    model.card.metrics = compare_to_baseline("advection", "squared error", own, 2.0, higher)
     models.save(model, path)
     lost = own <= 2.0 if higher else own >= 2.0
     with warnings.catch_warnings(record=True) as said:
@@ -132,7 +132,7 @@ def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
         assert models.load(path).card.lost_to == ("advection" if lost else "")
     wanted = "w.safetensors was no better than advection on the validation samples of its training"
     assert [str(one.message) for one in said] == [wanted] * lost
-    assert ("This is noted in the weights file; train longer" in verdict(path)) == lost
+    assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
 
 
 def test_weights_without_a_verdict_say_nothing(tmp_path):
@@ -223,5 +223,5 @@ def test_a_folder_with_many_other_files_names_some(files, tmp_path):
         (tmp_path / f"{k:02d}.txt").write_text("")
     shutil.copy(files / "radar.nc", tmp_path)
     with pytest.warns(UserWarning, match=r"12 of 13 files .*: 00.txt .*; 07.txt \(.*\) and 4 more$") as said:
-        assert list(usable_files(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
+        assert list(scan_folder(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
     assert "08.txt" not in str(said[0].message)

@@ -22,8 +22,8 @@ from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
-from fastds.tasks.nowcast.job import NowcastJob, Options
 from fastds.tasks.nowcast.methods import pick_method
+from fastds.tasks.nowcast.pipeline import NowcastJob, Options
 from fastds.tasks.nowcast.starts import coarse_fields
 from fastds.tasks.nowcast.windows import WET_RATE
 
@@ -125,7 +125,7 @@ def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable
             warnings.simplefilter("ignore", UserWarning)
             job = NowcastJob(model, to_reflectivity(start.dataset), Options(**options))
             name = next(iter(job.variables))
-            return job.at_once(False, None)[name].values
+            return job.compute_all(False, None)[name].values
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
         from pysteps import nowcasts

@@ -18,8 +18,8 @@ from fastds.models.ensembles import ErrorLaw, Surroundings
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools, score
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import tracked
+from fastds.tasks.common.settings import inference_context, resolve_execution
+from fastds.tasks.common.tables import track_progress
 from fastds.tasks.nowcast.members import known_echo, least_echo, paths_of
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
@@ -87,7 +87,7 @@ def samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: 
             for backwards in (False, True)
             for sample in _of_block(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
         ]
-        for block in tracked(blocks, True, "blocks", "forecasting")
+        for block in track_progress(blocks, True, "blocks", "forecasting")
     ]
 
 
@@ -165,7 +165,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 def study(config: StudyConfig) -> str:
     """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         blocks = samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
     law = ErrorLaw()

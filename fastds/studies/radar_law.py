@@ -22,8 +22,8 @@ from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import tracked
+from fastds.tasks.common.settings import inference_context, resolve_execution
+from fastds.tasks.common.tables import track_progress
 from fastds.tasks.radar.members import NEAR, details
 
 _INTERVALS = (1, 2, 3)
@@ -85,7 +85,7 @@ def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOC
     generator, found = torch.Generator().manual_seed(seed), []
     a, b = MARSHALL_PALMER
     law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
-    for block in tracked(blocks, True, "blocks", "downscaling"):
+    for block in track_progress(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
             parts = list(_fields(folder, block, smoothed, model, generator))
             if parts:
@@ -151,7 +151,7 @@ def study(config: StudyConfig) -> str:
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
     law = ErrorLaw(_HIDDEN, FEATURES, LACKING)
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
     law.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))

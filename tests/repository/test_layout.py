@@ -22,9 +22,9 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 ARROWS = {
     "ops": {"kernels", "_behind_import", "_nearest", "_source_hash"},
     "nn": {"ops", "_nearest"},
-    "data": {"_argument_types", "_outputs", "_version", "_verbs", "ops"},
+    "data": {"_argument_types", "_outputs", "_version", "_mixins", "ops"},
     "metrics": set(),
-    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_nearest", "_outputs", "_version", "_verbs"},
+    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_nearest", "_outputs", "_version", "_mixins"},
     "plot": {"data", "metrics", "_outputs"},
     "report": {"data", "metrics", "plot", "_outputs", "_version"},
     "tasks": {
@@ -40,7 +40,7 @@ ARROWS = {
         "_outputs",
         "_parsers",
         "_sentences",
-        "_verbs",
+        "_mixins",
         "_version",
         "memory",
         "info",

@@ -19,7 +19,7 @@ from fastds.studies.common.runs import Runs
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.command import quieten_lightning
 from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.reports import facts, flat
+from fastds.tasks.common.reports import describe_run, flatten_options
 
 # Options that no result depends on, or that may grow in a later run.
 _FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
@@ -174,7 +174,7 @@ class PaperStudy:
         for name, chart in charts.items():
             save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
-            told = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
+            told = describe_run(None, dict(flatten_options(dataclasses.asdict(self.config))), {})
             told.pop("Model")
             tables = [table.rich() for table in shown.values()]
             Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)

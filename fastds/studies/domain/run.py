@@ -18,8 +18,8 @@ from fastds.studies.common.tables import ResultTable
 from fastds.studies.domain.cases import CASES, Case
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.domain.score import TOLERANCE
+from fastds.tasks.common.settings import inference_context, resolve_execution
+from fastds.tasks.ood.score import TOLERANCE
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ def study(config: StudyConfig) -> None:
     network = models.load(config.model)
     if not network.card.input_ranges:
         raise ValueError(f"model {config.model} has no input_ranges in its card; fastds study input-ranges makes them")
-    with computing(None, settle(None, config.threads)), torch.inference_mode():
+    with inference_context(None, resolve_execution(None, config.threads)), torch.inference_mode():
         cases = list(CASES[network.card.task](network, pathlib.Path(config.data.path)))
     tables = [case_table(cases), summary(cases)]
     print("\n".join(table.markdown() for table in tables))

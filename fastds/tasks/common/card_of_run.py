@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from fastds.models import ModelCard
-from fastds.tasks.common.command import configurations
+from fastds.tasks.common.command import find_configurations
 from fastds.tasks.common.config import RunConfig
 
 # Model-card fields that describe the original training files. They are dropped when a shipped configuration is run on
 # other files.
-_OF_ITS_FILES = ("training_data", "licence", "limits", "picture", "training_hours")
+_DATA_FIELDS = ("training_data", "licence", "limits", "picture", "training_hours")
 
 
-def fill_card_of_run(card: ModelCard, config: RunConfig) -> None:
+def update_model_card(card: ModelCard, config: RunConfig) -> None:
     """Fill the model card of a network from the configuration of its training.
 
     Fields that describe the training files of a shipped configuration are dropped if the configuration is run on other
@@ -32,29 +32,29 @@ def fill_card_of_run(card: ModelCard, config: RunConfig) -> None:
     Raises:
         ValueError: the configuration sets a field that a card does not have, or a value of the wrong type.
     """
-    told = _told(config)
-    if "name" not in told:
-        told["name"] = _name(card.name, pathlib.Path(config.output).name)
-    fill_card(card, told)
+    fields = _select_card_fields(config)
+    if "name" not in fields:
+        fields["name"] = _make_name(card.name, pathlib.Path(config.output).name)
+    set_card_fields(card, fields)
 
 
-def name_files(card: ModelCard, config: RunConfig, files: Iterable[str]) -> None:
+def add_file_names(card: ModelCard, config: RunConfig, files: Iterable[str]) -> None:
     """Add the names of the training files to a card whose configuration does not declare its training data.
 
     If the training starts from existing weights (config.model.start), the names are added to the training data of these
     weights with the prefix "trained further on".
     """
-    if "training_data" not in _told(config):
+    if "training_data" not in _select_card_fields(config):
         further = "trained further on " if config.model.start else ""
-        add_data(card, [further + name for name in sorted(set(files))])
+        add_training_data(card, [further + name for name in sorted(set(files))])
 
 
-def add_data(card: ModelCard, training_data: Iterable[str]) -> None:
+def add_training_data(card: ModelCard, training_data: Iterable[str]) -> None:
     """Append the entries of `training_data` that the card does not have yet."""
     card.training_data = list(dict.fromkeys([*card.training_data, *training_data]))
 
 
-def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> None:
+def set_card_fields(card: ModelCard, values: dict, argument: str = "model.card") -> None:
     """Set fields of a model card.
 
     Args:
@@ -75,31 +75,31 @@ def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> No
         raise ValueError(f"{argument}: {error}") from None
 
 
-def _told(config: RunConfig) -> dict[str, Any]:
+def _select_card_fields(config: RunConfig) -> dict[str, Any]:
     """Return the card fields of a configuration that hold for its training files."""
-    told = dict(config.model.card)
-    shipped = _shipped(told.get("training_data"))
-    if shipped is not None and _files(shipped) != _files(vars(config.data)):
-        for key in _OF_ITS_FILES:
-            told.pop(key, None)
-    return told
+    fields = dict(config.model.card)
+    shipped = _find_shipped_data(fields.get("training_data"))
+    if shipped is not None and _list_files(shipped) != _list_files(vars(config.data)):
+        for key in _DATA_FIELDS:
+            fields.pop(key, None)
+    return fields
 
 
-def _name(network: str, folder: str) -> str:
-    ours = folder == network or network.endswith(f"-{folder}")
-    return network if ours or not folder else f"{network}-{folder}"
+def _make_name(network: str, folder: str) -> str:
+    is_same = folder == network or network.endswith(f"-{folder}")
+    return network if is_same or not folder else f"{network}-{folder}"
 
 
-def _shipped(training_data: Any) -> Mapping[str, Any] | None:
+def _find_shipped_data(training_data: Any) -> Mapping[str, Any] | None:
     """Return the section `data` of the shipped configuration whose card has this training data, or None."""
-    for path in configurations().values() if training_data else ():
+    for path in find_configurations().values() if training_data else ():
         values = yaml.safe_load(path.read_text())
         if values.get("model", {}).get("card", {}).get("training_data") == training_data:
             return values["data"]
     return None
 
 
-def _files(data: Mapping[str, Any]) -> set[str]:
+def _list_files(data: Mapping[str, Any]) -> set[str]:
     """Return the file names in the section `data` of a configuration, or the last part of its path if it names no
     files.
     """

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-TELL = 1e-3  # A note mentions a change that affects more than this fraction of the values.
+NOTE_THRESHOLD = 1e-3  # A note mentions a change that affects more than this fraction of the values.
 
 
-class Changes:
+class ChangeCounts:
     """Counts of changed values by kind of change.
 
     Args:
@@ -30,7 +30,9 @@ class Changes:
     def notes(self) -> list[str]:
         """Return a note for each kind that changed more than NOTE_THRESHOLD of the values."""
         return [
-            f"{share:.1%} of the values {self.kinds[kind]}" for kind, share in self._shares().items() if share > TELL
+            f"{share:.1%} of the values {self.kinds[kind]}"
+            for kind, share in self._shares().items()
+            if share > NOTE_THRESHOLD
         ]
 
     def _shares(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from fastds._outputs import replacing, take_signals
 from fastds.tasks.common.lightning_extra import L, TorchCheckpointIO, callbacks
 
 
-class Stopped(BaseException):
+class TrainingInterrupted(BaseException):
     """A signal ended a training after its checkpoint was written.
 
     Attributes:
@@ -26,7 +26,7 @@ class Stopped(BaseException):
         self.number, self.step = number, step
 
 
-class CheckpointFile(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that replaces the previous file only when the new file is complete."""
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
@@ -53,23 +53,26 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         self.started = True
-        self._before = take_signals(self._signalled)  # Lightning restores the previous handlers after the training
+        self._before = take_signals(self._handle_signal)  # Lightning restores the previous handlers after the training
         if module.steps_done() and trainer.is_global_zero:
-            print(nothing_left(module) if module.finished() else f"resumed from step {module.steps_done()}", flush=True)
+            print(
+                format_finished(module) if module.is_finished() else f"resumed from step {module.steps_done()}",
+                flush=True,
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *step) -> None:
         super().on_train_batch_end(trainer, module, *step)
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or module.finished()
-        if not last and self._stops(trainer):
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or module.is_finished()
+        if not last and self._is_interrupted(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            raise Stopped(self._number, module.steps_done())
+            raise TrainingInterrupted(self._number, module.steps_done())
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, module)
-        if not module.finished() and self._stops(trainer):
-            raise Stopped(self._number, module.steps_done())
+        if not module.is_finished() and self._is_interrupted(trainer):
+            raise TrainingInterrupted(self._number, module.steps_done())
 
-    def _stops(self, trainer: L.Trainer) -> bool:
+    def _is_interrupted(self, trainer: L.Trainer) -> bool:
         """Return whether any of the processes received a signal."""
         if trainer.world_size == 1:
             return self._number > 0
@@ -78,15 +81,15 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         self._number = self._number or signal.SIGTERM
         return True
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if self._number and callable(self._before[number]):
             self._before[number](number, frame)
         self._number = number
 
 
-def nothing_left(module: L.LightningModule) -> str:
+def format_finished(module: L.LightningModule) -> str:
     """Return the message for a resumed run that had already reached its last step or time limit."""
-    done = f"{module.steps_done()} steps in {module.clock() / 60:.3g} minutes"
+    done = f"{module.steps_done()} steps in {module.training_seconds() / 60:.3g} minutes"
     return f"nothing is left to train: {done} were trained before; a larger max_steps or max_minutes goes on"
 
 
@@ -96,18 +99,20 @@ def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         found = {name: tuple(value.shape) for name, value in state.items()}
     except Exception:  # damaged files raise many types: errors of torch, zipfile and pickle
-        raise not_resumable(path, "it is damaged, or no checkpoint of fastds") from None
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    if found != wanted:
-        name = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
-        raise not_resumable(path, f"{name} is {_shape(found.get(name))} there and {_shape(wanted.get(name))} here")
+        raise make_resume_error(path, "it is damaged, or no checkpoint of fastds") from None
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if found != expected:
+        name = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
+        raise make_resume_error(
+            path, f"{name} is {_format_shape(found.get(name))} there and {_format_shape(expected.get(name))} here"
+        )
 
 
-def not_resumable(path: pathlib.Path, why: str) -> ValueError:
+def make_resume_error(path: pathlib.Path, why: str) -> ValueError:
     """Make the error for a checkpoint that cannot be resumed from."""
     remedy = "resume=false starts anew, output=FOLDER elsewhere"
     return ValueError(f"{path} is no checkpoint to resume this training from: {why}; {remedy}")
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
+def _format_shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else " x ".join(map(str, shape)) or "a number"

@@ -30,8 +30,14 @@ from fastds._sentences import internal_error, show_traceback
 
 Config = typing.TypeVar("Config")
 # maximum number of values in a configuration; maximum length of an error message in characters
-_MOST_VALUES, _LONGEST = 100_000, 1000
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+_MAX_VALUES, _MAX_MESSAGE = 100_000, 1000
+_TYPE_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+}
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> description. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
@@ -40,7 +46,7 @@ TASKS = {
     "humidity": "WGAN-GP on gridded fields, humidity",
     "nowcast": "DB-RNN and its family on radar files",
 }
-_FORMER = {
+_FORMER_TASKS = {
     "gan": "gan is called humidity: fastds train humidity",
     "study": "study is a command of its own: fastds study",
 }
@@ -61,13 +67,13 @@ _RENAMED = {
 _NETWORKS = ("--model", "--critic")
 
 
-def configurations(task: str = "*") -> dict[str, pathlib.Path]:
+def find_configurations(task: str = "*") -> dict[str, pathlib.Path]:
     """Return the shipped configurations of a task ("*": of all tasks) as a dict from name to YAML file."""
     folders = [_PACKAGE / name / "configs" for name in ([task] if task != "*" else TASKS)]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def overview() -> str:
+def format_overview() -> str:
     """Return the text of `fastds train --help`: the tasks and the shipped configurations of each."""
     lines = [
         "usage: fastds train TASK --data.path PATH ...       on files of your own",
@@ -79,9 +85,9 @@ def overview() -> str:
         "--devices, --report. Without --max_steps and --max_minutes a training ends after an hour.",
         "",
     ]
-    told = {task: f"{about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()}
+    texts = {task: f"{about}; NAME: {', '.join(find_configurations(task))}" for task, about in TASKS.items()}
     further = {"width": 118, "subsequent_indent": " " * 11, "break_on_hyphens": False}
-    lines += [textwrap.fill(text, initial_indent=f"  {task:8} ", **further) for task, text in told.items()]
+    lines += [textwrap.fill(text, initial_indent=f"  {task:8} ", **further) for task, text in texts.items()]
     return "\n".join(lines)
 
 
@@ -97,14 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["-h"], ["--help"]):
-        print(overview())
+        print(format_overview())
         return 0
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    unknown = None if first is None else unknown_task(first)
+    unknown = None if first is None else format_unknown_task(first)
     if unknown is not None:
         print(unknown, file=sys.stderr)
         return 2
-    task = arguments.pop(0) if first else _task_of(arguments)
+    task = arguments.pop(0) if first else _find_task(arguments)
 
     from fastds.models.registry import check_preset
 
@@ -116,27 +122,27 @@ def main(arguments: list[str] | None = None) -> int:
             check_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
-        from fastds.tasks.common.verdict import verdict
+        from fastds.tasks.common.verdict import format_comparison
 
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         quieten_lightning()
         best = training.train(config)
-        said = verdict(best)
-        if said:
-            print(said)
+        message = format_comparison(best)
+        if message:
+            print(message)
         if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":
             # only the first of several processes writes the report
             _write_report(config, best)
         return best
 
-    return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
+    return run_command(f"fastds train {task}", train, list_option_names(options.TrainingConfig))
 
 
-def unknown_task(name: str) -> str | None:
+def format_unknown_task(name: str) -> str | None:
     """Return the error message for an unknown task, or None if the task exists."""
     if name in TASKS:
         return None
-    return f"fastds train: {_FORMER.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
+    return f"fastds train: {_FORMER_TASKS.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
 
 
 def _check_report(config) -> None:
@@ -152,7 +158,7 @@ def _write_report(config, best: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def training_of(task: str) -> Iterator[ModuleType]:
+def import_training(task: str) -> Iterator[ModuleType]:
     """Context manager that imports the training module of a task and restores the number of torch threads on exit."""
     import torch
 
@@ -172,21 +178,21 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended", module="lightning")
 
 
-def option_names(config_class: type) -> set[str]:
+def list_option_names(config_class: type) -> set[str]:
     """Return the names of all fields of a configuration; fields of nested configurations as "data.path"."""
     kinds = typing.get_type_hints(config_class)
-    inside = {name: dataclasses.fields(kinds[name]) for name in _parts(config_class)}
+    inside = {name: dataclasses.fields(kinds[name]) for name in _list_sections(config_class)}
     return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}
 
 
-def with_options(sentence: str, names: set[str]) -> str:
+def insert_option_names(message: str, names: set[str]) -> str:
     """Rewrite field names of a configuration in a message as command-line options.
 
     "data.crop must be ..." becomes "--data.crop must be ...". A single word is replaced only if it is unambiguous:
     before "=", or at the beginning of the message before " must ".
 
     Args:
-        sentence: message of an exception.
+        message: message of an exception.
         names: field names, see list_option_names.
     """
 
@@ -196,20 +202,20 @@ def with_options(sentence: str, names: set[str]) -> str:
 
     # `fastds train` has no option for units. The text is that of plausible.MEND_FIRST, which is not imported because
     # its module loads xarray.
-    sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")
+    message = message.replace("tell the right ones with the argument units", "mend the file first")
 
-    sentence = re.sub(r"\bthe argument ([a-z_]+)", argument, sentence).replace("name_or_path '", "model '")
+    message = re.sub(r"\bthe argument ([a-z_]+)", argument, message).replace("name_or_path '", "model '")
 
     def option(found: re.Match) -> str:
-        name, rest = found[0], sentence[found.end() :]
+        name, rest = found[0], message[found.end() :]
         sure = "." in name or "_" in name or rest.startswith("=")
         sure |= not found.start() and rest.startswith((" must ", ": ", " deblurrer "))
         return f"--{name}" if name in names and sure else name
 
-    return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, sentence)
+    return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, message)
 
 
-def parser_sentence(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
+def format_parser_error(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
     """Format an error of jsonargparse without parser keys and Python class names, and refer to the help.
 
     Args:
@@ -218,32 +224,32 @@ def parser_sentence(error: ArgumentError, command: str, between: str = "_", opti
         between: character between the words of an option: "_" or "-".
         options: known options, for suggestions.
     """
-    said = " ".join(str(error).split())
-    key, kinds = re.match(r'Parser key "([\w.]+)": ', said), re.findall(r"Expected an? <class '(\w+)'>", said)
-    given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", said)
-    missing = re.fullmatch(r"the following arguments are required: (.*)", said)
-    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", said)
-    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", said)
-    if key and given and kinds and set(kinds) <= set(_KINDS):
-        wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
-        said = f"--{key[1].replace('_', between)} must be {wanted}, got {given[1]!r}"
+    message = " ".join(str(error).split())
+    key, kinds = re.match(r'Parser key "([\w.]+)": ', message), re.findall(r"Expected an? <class '(\w+)'>", message)
+    given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", message)
+    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", message)
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if key and given and kinds and set(kinds) <= set(_TYPE_NAMES):
+        expected = " or ".join(dict.fromkeys(_TYPE_NAMES[kind] for kind in kinds))
+        message = f"--{key[1].replace('_', between)} must be {expected}, got {given[1]!r}"
     elif key:
-        said = f"--{key[1]}: {said[key.end() :]}"
+        message = f"--{key[1]}: {message[key.end() :]}"
     elif missing:
         prefix = command.split()[-1] + "."  # prefix of positional arguments
         names = missing[1].split(", ")
         names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
-        said = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+        message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
     elif unknown:
         option = unknown[1].partition("=")[0]
-        said = f"unknown option {option}{did_you_mean(option, options)}"
+        message = f"unknown option {option}{did_you_mean(option, options)}"
     elif choice:
-        said += did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
-    said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
-    return f"{said} (see {command} --help)"
+        message += did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
+    message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + " ..."
+    return f"{message} (see {command} --help)"
 
 
-def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
+def run_command(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
     """Run a training or a study and print the path of its result. Errors of the user are printed as one line.
 
     Args:
@@ -259,11 +265,11 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
         result = run()
     except ArgumentError as error:
         options = {f"--{name}" for name in names} | {"--config", "--help", "--print_config"}
-        print(f"{prog}: {parser_sentence(error, command, options=options)}", file=sys.stderr)
+        print(f"{prog}: {format_parser_error(error, command, options=options)}", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
         show_traceback()
-        print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
+        print(f"{prog}: {insert_option_names(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
     except Exception as error:  # a defect of fastds: reported without a traceback, too
         show_traceback()
@@ -271,16 +277,16 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
         return 2
     except Interrupted as interrupt:
         if str(interrupt):  # with several processes, only the first has a message
-            print(f"{prog}: {with_options(str(interrupt), names)}", file=sys.stderr)
+            print(f"{prog}: {insert_option_names(str(interrupt), names)}", file=sys.stderr)
         return interrupt.status
     if result is not None:
         print(f"wrote {result}")
     return 0
 
 
-def _task_of(arguments: list[str]) -> str:
+def _find_task(arguments: list[str]) -> str:
     chosen = {value.removeprefix("--config=") for value in arguments}
-    return next((task for task in TASKS if any(spelled(name, configurations(task)) for name in chosen)), "radar")
+    return next((task for task in TASKS if any(spelled(name, find_configurations(task)) for name in chosen)), "radar")
 
 
 def read_command_line(
@@ -306,8 +312,8 @@ def read_command_line(
         ValueError: --config is neither a file nor a configuration name.
         jsonargparse.ArgumentError: unknown or missing argument, or an argument of the wrong type.
     """
-    named = configurations() if named is None else named
-    if "model" in _parts(config_class):
+    named = find_configurations() if named is None else named
+    if "model" in _list_sections(config_class):
         description += " --model NAME is short for --model.name NAME."
     parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
@@ -319,26 +325,26 @@ def read_command_line(
         # Each section has an option of its own that takes a YAML file. It is hidden from the help.
         if action.option_strings and action.option_strings[0] in _NETWORKS:
             action.metavar, action.help = "NAME", f"short for {action.option_strings[0]}.name NAME"
-        elif action.dest in _parts(config_class):
+        elif action.dest in _list_sections(config_class):
             action.help = argparse.SUPPRESS
-    values = parser.parse_args(_resolve_names(_full_names(arguments, config_class), named))
+    values = parser.parse_args(_resolve_names(_expand_option_names(arguments, config_class), named))
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values = instantiate(values)
     return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
 
 
-def _parts(config_class: type) -> list[str]:
+def _list_sections(config_class: type) -> list[str]:
     """Return the names of fields that are dataclasses."""
     kinds = typing.get_type_hints(config_class)
     return [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
 
 
-def _full_names(arguments: list[str], config_class: type) -> list[str]:
+def _expand_option_names(arguments: list[str], config_class: type) -> list[str]:
     """Expand short option names: `--model NAME` becomes `--model.name NAME`.
 
     A mapping after --model is left as it is. Hyphens between the words of an option become underscores.
     """
-    fields, names = {f"--{name}" for name in _parts(config_class)}, option_names(config_class)
+    fields, names = {f"--{name}" for name in _list_sections(config_class)}, list_option_names(config_class)
     full, waiting = [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
@@ -357,20 +363,20 @@ def _full_names(arguments: list[str], config_class: type) -> list[str]:
 def _check_yaml(path: str) -> None:
     """Raise ValueError if a file is not YAML, or if its aliases expand to too many values."""
     try:
-        count = _values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
+        count = _count_values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--config: {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
-    if count > _MOST_VALUES:
-        raise ValueError(f"--config: {path} stands for more than {_MOST_VALUES} values by its aliases; write out a few")
+    if count > _MAX_VALUES:
+        raise ValueError(f"--config: {path} stands for more than {_MAX_VALUES} values by its aliases; write out a few")
 
 
-def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
     """Count the values that a YAML node expands to; infinity for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         inside = getattr(node, "value", ())
         parts = [] if isinstance(inside, str) else [p for x in inside for p in (x if isinstance(x, tuple) else (x,))]
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(node)]
 
 

@@ -5,8 +5,8 @@ import dataclasses
 from typing import Any
 
 # Types of a model-card field. With Any, jsonargparse would parse text with a colon as a dict.
-Written = int | float | str | list | dict | None
-MINUTES = 60.0  # time limit of a training for which no limit is given
+CardValue = int | float | str | list | dict | None
+DEFAULT_MINUTES = 60.0  # time limit of a training for which no limit is given
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant", "steps")
 
@@ -26,7 +26,7 @@ class ModelConfig:
     name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: str | None = None
-    card: dict[str, Written] = dataclasses.field(default_factory=dict)
+    card: dict[str, CardValue] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,23 +79,23 @@ class RunConfig:
             raise ValueError(f"output must be a folder, which gets best.safetensors, got {self.output!r}")
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("crop", 1), ("halo", 0), ("queries", 1), ("workers", 0)):
-            check_least(f"data.{name}", getattr(self.data, name, least), least)
+            check_minimum(f"data.{name}", getattr(self.data, name, least), least)
         sizes = {name: getattr(self.data, name, 1) for name in ("batch_size", "validation_samples", "epoch_samples")}
         for name, value in sizes.items():
             if name == "epoch_samples" and value < sizes["batch_size"]:
                 raise ValueError(f"data.epoch_samples must be at least data.batch_size, got {value}")
-            check_least(f"data.{name}", value, 1)
+            check_minimum(f"data.{name}", value, 1)
         if self.devices < 1 or self.data.batch_size % self.devices:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
             )
         self.end_given = self.max_minutes is not None or self.last_step() is not None
-        if self.max_minutes is None and not self.ends():
-            self.max_minutes = MINUTES
+        if self.max_minutes is None and not self.has_last_step():
+            self.max_minutes = DEFAULT_MINUTES
         if self.devices > 1 and self.max_minutes is not None:
             raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
 
-    def ends(self) -> bool:
+    def has_last_step(self) -> bool:
         """Return whether the number of steps is limited."""
         return self.last_step() is not None
 
@@ -137,7 +137,7 @@ class SupervisedConfig(RunConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.max_epochs is not None:
-            check_least("max_epochs", self.max_epochs, 1)
+            check_minimum("max_epochs", self.max_epochs, 1)
         super().__post_init__()
         if self.gradient_clip is not None:
             check_positive("gradient_clip", self.gradient_clip)
@@ -149,8 +149,8 @@ class SupervisedConfig(RunConfig):
                 f"{self.milestones} with {self.schedule!r}"
             )
         check_positive("gamma", self.gamma)
-        check_least("weight_decay", self.weight_decay, 0)
-        check_least("warmup_steps", self.warmup_steps, 0)
+        check_minimum("weight_decay", self.weight_decay, 0)
+        check_minimum("warmup_steps", self.warmup_steps, 0)
 
     def last_step(self) -> int | None:
         if self.max_steps is not None or self.max_epochs is None:
@@ -158,7 +158,7 @@ class SupervisedConfig(RunConfig):
         return self.max_epochs * (self.data.epoch_samples // self.data.batch_size)
 
 
-def check_least(name: str, value: float, least: float) -> None:
+def check_minimum(name: str, value: float, least: float) -> None:
     """Raise ValueError if the value of an option is below its minimum."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -9,8 +9,8 @@ from fastds.data import opened, save_dataset
 from fastds.data.grid.variables import only_rain
 from fastds.data.io.files import names_zarr
 from fastds.data.io.mlcast import Origin, save_mlcast
-from fastds.tasks.common.inference import check_field_target, read_as
-from fastds.tasks.common.tables import tracked
+from fastds.tasks.common.inference import check_field_target, describe_source
+from fastds.tasks.common.tables import track_progress
 
 _ORIGIN = ("license", "creator", "identifier")
 
@@ -24,20 +24,22 @@ def convert(options: Namespace, reading: dict) -> str:
     """
     source = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     check_field_target(source, options.output)
-    origin = origin_of(options, "mlcast" if names_zarr(options.output) else "cf")
+    origin = make_origin(options, "mlcast" if names_zarr(options.output) else "cf")
     with opened(source, options.var, **reading) as dataset:
-        said = read_as(dataset, always=True)
+        notes = describe_source(dataset, always=True)
         if origin is not None:
             # a file may contain reflectivity, too, but MLCast archives hold precipitation
             var = options.var or only_rain(dataset)
-            said += [f"archived {var}"] if var else []
-            save_mlcast(dataset, options.output, origin, var, lambda part: tracked(part, True, "blocks", "writing"))
+            notes += [f"archived {var}"] if var else []
+            save_mlcast(
+                dataset, options.output, origin, var, lambda part: track_progress(part, True, "blocks", "writing")
+            )
         else:
             save_dataset(dataset, options.output)
-        return "\n".join([*said, f"wrote {options.output}"])
+        return "\n".join([*notes, f"wrote {options.output}"])
 
 
-def origin_of(options: Namespace, form: str = "cf") -> Origin | None:
+def make_origin(options: Namespace, form: str = "cf") -> Origin | None:
     """Return the metadata of an MLCast archive from the command line, or None for CF output.
 
     Args:

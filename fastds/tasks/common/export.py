@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentError
 from torch import nn
 
-from fastds._parsers import parser_of
+from fastds._parsers import build_command_parser
 from fastds.models.export import Exported
 from fastds.models.export import export as export_loaded
-from fastds.tasks.common.command import parser_sentence
-from fastds.tasks.common.inference import check_target, loaded
+from fastds.tasks.common.command import format_parser_error
+from fastds.tasks.common.inference import check_target, load_model
 
 
 def export(
@@ -49,22 +49,22 @@ def export(
         ImportError: a required package is missing.
     """
     check_target("" if isinstance(model, nn.Module) else model, path)
-    return export_loaded(loaded(model), path, frames, steps, _say if progress else _nothing)
+    return export_loaded(load_model(model), path, frames, steps, _print_message if progress else _ignore_message)
 
 
-def _nothing(doing: str) -> None:
+def _ignore_message(doing: str) -> None:
     pass
 
 
-def _say(doing: str) -> None:
+def _print_message(doing: str) -> None:
     print(f"export: {doing}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `fastds export` and print a summary. Raises ValueError for an invalid command line, else as export."""
     try:
-        options = parser_of("export").parse_args(list(arguments))
+        options = build_command_parser("export").parse_args(list(arguments))
     except ArgumentError as error:
-        said = parser_sentence(error, "fastds export", "-")
-        raise ValueError(said.replace("--model", "MODEL").replace("--output", "OUT")) from None
+        message = format_parser_error(error, "fastds export", "-")
+        raise ValueError(message.replace("--model", "MODEL").replace("--output", "OUT")) from None
     print(export(options.model, options.output, frames=options.frames, steps=options.steps, progress=True).summary())

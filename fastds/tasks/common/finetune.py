@@ -14,8 +14,8 @@ import yaml
 
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load, load_card, save
-from fastds.tasks.common.command import configurations, training_of
-from fastds.tasks.common.told_files import told_files
+from fastds.tasks.common.command import find_configurations, import_training
+from fastds.tasks.common.told_files import rewrite_with_metadata
 
 LEARNING_RATE, MINUTES = 5e-4, 30.0
 
@@ -67,20 +67,22 @@ def finetune(
     if not card.task:
         raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    files = _files(data, pathlib.Path(output) / "data", card, var, reading)
-    config = options.parse_arguments(_arguments(str(model), card, files, output, max_minutes, learning_rate, max_steps))
-    config.model.card = _told(card, pathlib.Path(data).name)
+    files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
+    config = options.parse_arguments(
+        _make_arguments(str(model), card, files, output, max_minutes, learning_rate, max_steps)
+    )
+    config.model.card = _describe_result(card, pathlib.Path(data).name)
     if card.task in ("radar", "nowcast"):
         config.data.var = var
     config.threads, config.device, config.progress = threads, device, progress
-    with training_of(card.task) as training:
+    with import_training(card.task) as training:
         best = training.train(config)
         if card.task == "radar":
-            _compare_elsewhere(model, best, config.device)
+            _compare_on_synthetic_events(model, best, config.device)
         return best
 
 
-def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
+def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
     """Return the files to train on: `data`, or copies in `folder` with the metadata in var and reading."""
     if var is None and not any(value is not None for value in reading.values()):
         return data
@@ -88,11 +90,13 @@ def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading
     if var is not None and len(names) > 1:
         raise ValueError(f"var is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
     named = names[0] if card.task == "fields" and names and not card.any_variable else None
-    return told_files(data, folder, var, named, **reading)
+    return rewrite_with_metadata(data, folder, var, named, **reading)
 
 
-def _compare_elsewhere(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
-    """Compare the weights before and after with advection on synthetic events, and record the scores in the new card."""
+def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
+    """Compare the weights before and after with advection on synthetic events, and record the scores in the new
+    card.
+    """
     from fastds.tasks.radar.synthetic_scores import EVENTS, on_synthetic_events
 
     with warnings.catch_warnings():
@@ -111,7 +115,7 @@ def _compare_elsewhere(model: str | os.PathLike, best: pathlib.Path, device: str
 
 
 # Options that clear file-specific settings of the shipped configurations, by task.
-_OWN_FILES = {
+_RESET_OPTIONS = {
     "radar": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
     "nowcast": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
     "fields": ("--data.train=[]", "--data.validation=[]"),
@@ -120,7 +124,7 @@ _OWN_FILES = {
 
 
 # Options of the samples that are set from the weights' card, by task: option -> card field.
-_CARD = {
+_CARD_FIELDS = {
     "radar": {"floor": "floor_dbz", "ceiling": "ceiling_dbz"},
     "nowcast": {"floor": "floor_dbz", "ceiling": "ceiling_dbz", "known": "input_steps"},
     "fields": {},
@@ -128,7 +132,7 @@ _CARD = {
 }
 
 
-def _arguments(
+def _make_arguments(
     model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
 ) -> list[str]:
     """Return the options of the training: the shipped configuration that made the weights, the user's data, and the
@@ -136,7 +140,7 @@ def _arguments(
     """
     # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
     # prefix.
-    shipped = {k: path for k, path in configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
+    shipped = {k: path for k, path in find_configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
     variables = [v.get("name") for v in card.input_variables]
     read = {k: yaml.safe_load(path.read_text()) for k, path in shipped.items()}
     # Only configurations of shipped weights have a card. Configurations of papers have crops, steps and files that do
@@ -152,17 +156,19 @@ def _arguments(
     ]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
     inputs = [
-        f"--data.{k}={value}" for k, name in _CARD[card.task].items() if (value := getattr(card, name)) is not None
+        f"--data.{k}={value}"
+        for k, name in _CARD_FIELDS[card.task].items()
+        if (value := getattr(card, name)) is not None
     ]
     if card.any_variable:
         inputs.append('--data.each=["*"]')
     elif card.task == "fields":
         statics = [v.get("name") for v in card.static_variables]
         inputs += [f"--data.variables={json.dumps(variables)}", f"--data.statics={json.dumps(statics)}"]
-    return [*named, *_OWN_FILES[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
+    return [*named, *_RESET_OPTIONS[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
 
 
-def _told(card: ModelCard, files: str) -> dict:
+def _describe_result(card: ModelCard, files: str) -> dict:
     """Return name and description of the result for its card. files: name of the training file or folder."""
     return {
         "name": f"{card.name}-finetuned",
@@ -170,7 +176,7 @@ def _told(card: ModelCard, files: str) -> dict:
     }
 
 
-def scores(weights: str | os.PathLike) -> str:
+def format_scores(weights: str | os.PathLike) -> str:
     """Return the validation scores before and after a fine-tuning as text, one a line."""
     metrics = load_card(weights).metrics
     before, after = metrics.get("start", {}), metrics.get("validation", {})

@@ -15,7 +15,7 @@ from fastds import models
 from fastds._argument_types import checks_types
 from fastds._nearest import spelled
 from fastds.models.registry import task_of
-from fastds.tasks.common.command import parser_sentence, training_of
+from fastds.tasks.common.command import format_parser_error, import_training
 
 
 @checks_types
@@ -30,7 +30,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
         data: file or folder.
         output: folder of the run with best.safetensors; a run in it is resumed (default: "fitted").
         options: options of `fastds train TASK --help`, such as max_minutes=10, seed=1 or **{"data.crop": 24}. The time
-            limit is 60 minutes if neither max_steps nor max_minutes is given.
+            limit is 60 minutes if neither max_steps nor max_minutes is arguments.
 
     Returns:
         The network with the weights of lowest validation error, and its card.
@@ -41,24 +41,24 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
         ImportError: Lightning is not installed.
     """
     known = [name for name in models.available() if task_of(name)]
-    model, asked = spelled(model, known), model
+    model, requested = spelled(model, known), model
     if model is None:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {asked!r}")
-    task, given = task_of(model), {"model.name": model, "data.path": data, "output": output}
-    config = _config(task, {"progress": False, **options, **given})
-    with training_of(task) as training:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
+    task, arguments = task_of(model), {"model.name": model, "data.path": data, "output": output}
+    config = _make_config(task, {"progress": False, **options, **arguments})
+    with import_training(task) as training:
         return models.load(training.train(config))
 
 
-def _config(task: str, options: dict[str, Any]) -> Any:
+def _make_config(task: str, options: dict[str, Any]) -> Any:
     """Return the configuration of a training. Raises ValueError for an unknown option or a value of the wrong type."""
     read = importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments
     try:
-        return read([f"--{name}={_text(value)}" for name, value in options.items()])
+        return read([f"--{name}={_format_value(value)}" for name, value in options.items()])
     except ArgumentError as error:
-        raise ValueError(parser_sentence(error, f"fastds train {task}")) from None
+        raise ValueError(format_parser_error(error, f"fastds train {task}")) from None
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Format a value as on the command line."""
     return str(value) if isinstance(value, str | os.PathLike) else json.dumps(value)

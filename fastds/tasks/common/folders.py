@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Part = TypeVar("Part")
-_NAMED = 8
+_MAX_NAMED = 8
 _SERIES = (".nc", ".npz")  # extensions of files with time series
 _COORDINATES = "radar_coords_"  # prefix of the coordinate files of MeteoNet
 
 
-def usable_files(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) -> dict[pathlib.Path, Part]:
+def scan_folder(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) -> dict[pathlib.Path, Part]:
     """Apply a function to each *.nc and *.npz file of a folder and warn once about files that it rejects.
 
     Args:
@@ -37,8 +37,8 @@ def usable_files(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part])
             used[file] = use(file)
         except (ValueError, OSError) as error:
             left_out.append(f"{file.name} ({' '.join(str(error).split())})")
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    named = "; ".join(left_out[:_NAMED]) + more
+    more = f" and {len(left_out) - _MAX_NAMED} more" if len(left_out) > _MAX_NAMED else ""
+    named = "; ".join(left_out[:_MAX_NAMED]) + more
     if not any(file.suffix in _SERIES for file in files):
         raise FileNotFoundError(f"data.path: no file to train on in {folder}" + (f": {named}" if named else ""))
     if not used:

@@ -31,7 +31,7 @@ MAPPED_BYTES = 256 << 20
 
 
 @dataclasses.dataclass
-class Report:
+class RunSummary:
     """Summary of a run.
 
     Attributes:
@@ -64,7 +64,7 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
     """
     target = Path(target)
     check_replaceable(target)
-    if target.exists() and any(os.path.samefile(file, target) for file in _existing(source)):
+    if target.exists() and any(os.path.samefile(file, target) for file in _list_existing(source)):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     folder = place_of(target).parent
     if not folder.is_dir():
@@ -75,12 +75,12 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
         raise PermissionError(f"the folder of the output is read-only: {folder}")
 
 
-def _existing(source: Source) -> list[Path]:
+def _list_existing(source: Source) -> list[Path]:
     """Return the existing files of an input, and the input itself if it is an existing file or folder."""
-    own = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
+    existing = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
     with contextlib.suppress(FileNotFoundError):
-        return own + files_of(source)
-    return own
+        return existing + files_of(source)
+    return existing
 
 
 def check_field_target(source: Source, target: str | os.PathLike) -> None:
@@ -122,35 +122,36 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
         )
 
 
-def loaded(model: nn.Module | str | os.PathLike) -> nn.Module:
+def load_model(model: nn.Module | str | os.PathLike) -> nn.Module:
     """Return the model itself, or load it from a shipped name or a weights file as fastds.load does."""
     return model if isinstance(model, nn.Module) else load(model)
 
 
-def named(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
+def describe_model(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
     """Return the name of a model for messages, with the file if it was given as a file."""
     name = f"model {model.card.name or 'without a name'}"
     return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
 
 
-def file_to_file(
+def process_file(
     source: str | os.PathLike,
     target: str | os.PathLike,
-    make: Callable[[xr.Dataset, Path], tuple[xr.Dataset, Report]],
-    then: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
+    transform: Callable[[xr.Dataset, Path], tuple[xr.Dataset, RunSummary]],
+    finalize: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
     *,
     var: str | None = None,
     dtype: str = "input",
     origin: Origin | None = None,
     **reading: Unpack[Reading],
-) -> Report:
+) -> RunSummary:
     """Process a file and write the result atomically.
 
     Args:
         source: input file, folder or pattern.
         target: output file, NetCDF or Zarr.
-        make: function (dataset, folder for large arrays) -> (new dataset, run summary).
-        then: function (dataset, new dataset) -> one more note, called after the file is written; None: no further note.
+        transform: function (dataset, folder for large arrays) -> (new dataset, run summary).
+        finalize: function (dataset, new dataset) -> one more note, called after the file is written; None: no further
+            note.
         var: variable to read, see fastds.data.opened.
         dtype: "input" (packed integers if the input is packed) or "float32".
         origin: metadata of an MLCast archive, the format in which the radar field is then written, see
@@ -169,16 +170,16 @@ def file_to_file(
     with opened(source, var, **reading) as dataset:
         if origin is not None:
             check_mlcast(dataset, target, var)
-        out, report = make(dataset, target.absolute().parent)
-        report.notes[:0] = read_as(dataset)
+        out, summary = transform(dataset, target.absolute().parent)
+        summary.notes[:0] = describe_source(dataset)
         if origin is not None:
             save_mlcast(out, target, origin, var if var in out else None)
         else:
             save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
-        report.notes.append(f"wrote {target}")
-        if then is not None:
-            report.notes.append(then(dataset, out))
-    return report
+        summary.notes.append(f"wrote {target}")
+        if finalize is not None:
+            summary.notes.append(finalize(dataset, out))
+    return summary
 
 
 def check_truth_file(
@@ -205,7 +206,7 @@ def check_truth_file(
         raise ValueError(f"truth: {error}") from error
 
 
-def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
+def describe_source(dataset: xr.Dataset, always: bool = False) -> list[str]:
     """Return a note on format and number of the input files. always: also for a single NetCDF file or Zarr store."""
     form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
     if not always and files == 1 and form.startswith(("NetCDF", "Zarr")):
@@ -214,7 +215,7 @@ def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
     return [f"read {files} file{'s' * (files > 1)} of the format {form}, {times} time{'s' * (times > 1)}"]
 
 
-def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
+def allocate_output(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
     """Allocate a float32 array, memory-mapped to an unnamed file in `folder` if it is large and a folder is given."""
     if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
         return np.empty(shape, np.float32)
@@ -236,7 +237,7 @@ def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
         raise OSError(f"{needed}: {os.strerror(error.errno)}") from error
 
 
-def mean_spacing_m(source: ReflectivityInput) -> float | None:
+def compute_mean_spacing(source: ReflectivityInput) -> float | None:
     """Return the geometric mean of the grid spacings along y and x in metres, or None if it is unknown."""
     spacing = grid_spacing_m(source.raw)
     return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])

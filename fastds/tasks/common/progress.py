@@ -13,27 +13,27 @@ LINE_EVERY = 30.0
 
 
 @contextlib.contextmanager
-def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator[Callable[[], None] | None]:
+def progress_bar(enabled: bool, total: int, doing: str, unit: str) -> Iterator[Callable[[], None] | None]:
     """Show the progress of a computation: "doing 3/7 unit", the elapsed and the remaining time.
 
     Args:
-        wanted: whether to show the progress.
+        enabled: whether to show the progress.
         total: number of units.
         doing: label, such as "evaluating".
         unit: name of a unit in the plural.
 
     Yields:
-        A function that advances the progress by one unit, or None if `wanted` is False. If standard output is not a
+        A function that advances the progress by one unit, or None if `enabled` is False. If standard output is not a
         terminal, it prints a line on standard error at most every LINE_EVERY seconds.
     """
-    if not wanted:
+    if not enabled:
         yield None
         return
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        yield _Lines(total, doing, unit)
+        yield _ProgressLines(total, doing, unit)
         return
     from rich.progress import (
         BarColumn,
@@ -50,27 +50,28 @@ def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator[Ca
         yield lambda: bar.advance(task)
 
 
-class _Lines:
+class _ProgressLines:
     """Function object that is called after each unit of work and prints a line at most every LINE_EVERY seconds."""
 
     def __init__(self, total: int, doing: str, unit: str):
         self.total, self.doing, self.unit, self.done = total, doing, unit, 0
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
 
     def __call__(self) -> None:
         self.done, now = self.done + 1, time.monotonic()
-        if now - self.said < LINE_EVERY or self.done >= self.total:
+        if now - self.printed < LINE_EVERY or self.done >= self.total:
             return
-        self.said, taken = now, now - self.began
+        self.printed, taken = now, now - self.began
         left = taken / self.done * (self.total - self.done)
         print(
-            f"{self.doing}: {self.done} of {self.total} {self.unit} in {clock(taken)}, about {clock(left)} left",
+            f"{self.doing}: {self.done} of {self.total} {self.unit} in {format_duration(taken)}, about "
+            f"{format_duration(left)} left",
             file=sys.stderr,
             flush=True,
         )
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

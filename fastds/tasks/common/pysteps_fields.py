@@ -12,7 +12,7 @@ from fastds.data.formats import maps
 from fastds.data.packages import require
 
 Metadata = dict[str, Any]
-_NEEDED = ("unit", "transform", "accutime", "threshold", "zerovalue")
+_REQUIRED = ("unit", "transform", "accutime", "threshold", "zerovalue")
 _START = np.datetime64("2000-01-01", "ns")  # arrays of pysteps have no times; only the time step matters
 
 
@@ -24,7 +24,7 @@ def check_metadata(metadata: Metadata | None) -> Metadata:
         ImportError: pysteps is not installed.
     """
     require("pysteps", "fields of pysteps")
-    missing = [name for name in _NEEDED if name not in (metadata or {})]
+    missing = [name for name in _REQUIRED if name not in (metadata or {})]
     if metadata is None or missing:
         raise ValueError(f"metadata must be those that pysteps' importers give, it lacks {', '.join(missing)}")
     if metadata["transform"] not in (None, "dB"):
@@ -68,7 +68,7 @@ def from_linear(fields: np.ndarray, linear: Metadata, given: Metadata) -> tuple[
     return fields, linear
 
 
-def dataset_of(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Dataset:
+def make_dataset(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Dataset:
     """Make a dataset of rain fields.
 
     Args:
@@ -80,10 +80,12 @@ def dataset_of(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Datas
     ((name, (values, attrs)),) = named.items()
     attrs = attrs | {key: float(linear[key]) for key in ("zr_a", "zr_b") if key in linear}
     times = _START + (np.arange(len(fields)) * round(minutes * 60e9)).astype("timedelta64[ns]")
-    return xr.Dataset({name: (("time", "y", "x"), values.astype(np.float32), attrs)}, {"time": times, **_axes(linear)})
+    return xr.Dataset(
+        {name: (("time", "y", "x"), values.astype(np.float32), attrs)}, {"time": times, **_make_axes(linear)}
+    )
 
 
-def _axes(metadata: Metadata) -> dict[str, Any]:
+def _make_axes(metadata: Metadata) -> dict[str, Any]:
     """Return the coordinates of the cell centres, or no coordinates if the metadata lack them."""
     if not {"x1", "x2", "xpixelsize", "y1", "y2", "ypixelsize"} <= metadata.keys():
         return {}

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds import data as fd
-from fastds.tasks.common.folders import usable_files
+from fastds.tasks.common.folders import scan_folder
 
 _GAP = 2  # frames between the training and the validation block, so that no sample triple spans both
 
@@ -21,7 +21,7 @@ def open_reflectivity(
     var: str | None,
     z_r: tuple[float, float] | None,
     what: str,
-    places: Sequence[np.ndarray | None] = (None, None),
+    coordinates: Sequence[np.ndarray | None] = (None, None),
     least: int = 2,
 ) -> fd.ReflectivityInput:
     """Return the reflectivity of a dataset after checking that the values are plausible.
@@ -31,62 +31,62 @@ def open_reflectivity(
         var: name of the variable; None: the only one that fits.
         z_r: a and b of Z = a R^b; None: the default.
         what: name of the file for error messages.
-        places: coordinates along y and x to select, see select_coordinates.
+        coordinates: coordinates along y and x to select, see select_coordinates.
         least: minimum number of times.
 
     Raises:
         ValueError: the dataset has no usable reflectivity; the message begins with `what`.
     """
     try:
-        source = fd.to_reflectivity(at_places(dataset, places, var, z_r), var, z_r=z_r, least=least)
+        source = fd.to_reflectivity(select_coordinates(dataset, coordinates, var, z_r), var, z_r=z_r, least=least)
         source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
         return source
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
 
-def at_places(
-    dataset: xr.Dataset, places: Sequence[np.ndarray | None], var: str | None, z_r: tuple[float, float] | None
+def select_coordinates(
+    dataset: xr.Dataset, coordinates: Sequence[np.ndarray | None], var: str | None, z_r: tuple[float, float] | None
 ) -> xr.Dataset:
     """Select the rows and columns of a dataset of radar fields at given coordinates.
 
     Args:
         dataset: radar fields.
-        places: coordinates along y and x, equally spaced as those of the dataset; None: all.
+        coordinates: coordinates along y and x, equally spaced as those of the dataset; None: all.
         var: name of the variable; None: the only one that fits.
         z_r: a and b of Z = a R^b; None: the default.
 
     Returns:
         The selection. A dimension whose coordinates are missing or different is not changed.
     """
-    if all(wanted is None for wanted in places):
+    if all(expected is None for expected in coordinates):
         return dataset
-    dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r, least=1).dims[1:], {}
-    for dim, wanted in zip(dims, places, strict=True):
-        if wanted is None or dim not in dataset.coords or dataset.sizes[dim] <= len(wanted):
+    dims, selection = fd.to_reflectivity(dataset, var, z_r=z_r, least=1).dims[1:], {}
+    for dim, expected in zip(dims, coordinates, strict=True):
+        if expected is None or dim not in dataset.coords or dataset.sizes[dim] <= len(expected):
             continue
-        own = np.asarray(dataset[dim].values, float)
-        first = int(np.abs(own - float(wanted[0])).argmin())
-        part = slice(first, first + len(wanted))
-        if len(own[part]) == len(wanted) and not differ(wanted, own[part]):
-            cut[dim] = part
-    return dataset.isel(cut)
+        axis = np.asarray(dataset[dim].values, float)
+        first = int(np.abs(axis - float(expected[0])).argmin())
+        part = slice(first, first + len(expected))
+        if len(axis[part]) == len(expected) and not are_different(expected, axis[part]):
+            selection[dim] = part
+    return dataset.isel(selection)
 
 
-def check_quietly(source: fd.ReflectivityInput) -> None:
+def check_without_warnings(source: fd.ReflectivityInput) -> None:
     """Raise ValueError if values are not plausible, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source.check()
 
 
-def synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:
+def make_synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:
     """Make synthetic rain events with the seeds seed, seed + 1, ..., which move at 5, 10, ..., 25 m/s in turn."""
     events = (fd.synthetic_event(seed=seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5)) for k in range(count))
     return [event[["reflectivity"]] for event in events]
 
 
-def source_weights(weights: list | None, files: int, events: int) -> list | None:
+def share_weights(weights: list | None, files: int, events: int) -> list | None:
     """Return the sampling weight of each source: files first, then events, which share the last weight equally.
 
     Args:
@@ -102,16 +102,16 @@ def source_weights(weights: list | None, files: int, events: int) -> list | None
     """
     if not weights:
         return None
-    wanted = files + bool(events)
-    if len(weights) != wanted:
+    expected = files + bool(events)
+    if len(weights) != expected:
         raise ValueError(
-            f"data.weights needs one number per training file and one for the synthetic events: {wanted}, "
+            f"data.weights needs one number per training file and one for the synthetic events: {expected}, "
             f"got {len(weights)}"
         )
     return weights[:files] + [weights[-1] / events for _ in range(events)]
 
 
-def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
+def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
     """Return the training and the validation blocks of the files in config.path.
 
     Args:
@@ -135,9 +135,9 @@ def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
         names = [name for name in blocks if root.is_dir() or name == root.name]
         parts = {root / name if root.is_dir() else root: blocks[name] for name in names}
     elif root.is_dir():
-        parts = usable_files(root, lambda file: _last_fifth(file, least, config.var, side))
+        parts = scan_folder(root, lambda file: _hold_out_last_fifth(file, least, config.var, side))
     else:
-        parts = {root: _last_fifth(root, least, config.var)}
+        parts = {root: _hold_out_last_fifth(root, least, config.var)}
     if not parts:
         raise FileNotFoundError(f"data.path: no file to train on in {root}")
     train, validation = [], []
@@ -147,13 +147,13 @@ def time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]:
                 f"data.path: no such file: {file}, which data.blocks names; without --config, "
                 "`fastds train radar --data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
-        overlap(file.name, part)
+        check_overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
         validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
     return train, validation
 
 
-def whole_files(path: str, var: str | None, side: int = 1) -> list:
+def list_whole_files(path: str, var: str | None, side: int = 1) -> list:
     """Return a TimeBlock of all times for a file or for each file of a folder.
 
     Args:
@@ -172,16 +172,16 @@ def whole_files(path: str, var: str | None, side: int = 1) -> list:
         with fd.open_dataset(file) as dataset:
             _check_side(file, fd.to_reflectivity(dataset, var).shape[1:], side)
 
-    files = usable_files(root, readable) if root.is_dir() else [root]
+    files = scan_folder(root, readable) if root.is_dir() else [root]
     return [fd.TimeBlock(str(file), var=var) for file in files]
 
 
-def usual(values: Sequence[int]) -> tuple[int, ...]:
+def select_validation_values(values: Sequence[int]) -> tuple[int, ...]:
     """Return the scales or intervals of validation samples: 1 if it is among those of training, else all of these."""
     return (1,) if 1 in values else tuple(sorted(set(values)))
 
 
-def overlap(name: str, part: dict) -> None:
+def check_overlap(name: str, part: dict) -> None:
     """Raise ValueError unless the blocks are a training and a validation range without common frames.
 
     Args:
@@ -204,7 +204,7 @@ def _check_side(file: pathlib.Path, grid: tuple[int, int], side: int) -> None:
         raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
 
 
-def _last_fifth(file: pathlib.Path, least: int, var: str | None, side: int = 1) -> dict[str, list[int]]:
+def _hold_out_last_fifth(file: pathlib.Path, least: int, var: str | None, side: int = 1) -> dict[str, list[int]]:
     with fd.open_dataset(file) as dataset:
         frames, *grid = fd.to_reflectivity(dataset, var).shape
     _check_side(file, grid, side)
@@ -217,7 +217,7 @@ def _last_fifth(file: pathlib.Path, least: int, var: str | None, side: int = 1) 
     return {"train": [0, split - _GAP], "validation": [split, frames]}
 
 
-def differ(a: np.ndarray, b: np.ndarray) -> bool:
+def are_different(a: np.ndarray, b: np.ndarray) -> bool:
     """Return whether two coordinates of equal length differ by more than a tenth of a cell."""
     a, b = (np.asarray(values, float) for values in (a, b))
     return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))

@@ -17,37 +17,37 @@ from torch.utils._pytree import tree_leaves
 
 from fastds import models
 from fastds._outputs import Interrupted
-from fastds.tasks.common.card_of_run import name_files
+from fastds.tasks.common.card_of_run import add_file_names
 from fastds.tasks.common.checkpoints import (
-    CheckpointFile,
+    AtomicCheckpointIO,
     LastCheckpoint,
-    Stopped,
+    TrainingInterrupted,
     check_checkpoint,
-    not_resumable,
-    nothing_left,
+    format_finished,
+    make_resume_error,
 )
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
-from fastds.tasks.common.settings import check_settings
+from fastds.tasks.common.settings import check_execution
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.common.training_progress import TrainingProgress
 
-_SAME = 1e-6  # relative tolerance; optical flow differs by less between numbers of threads
+_SAMPLE_TOLERANCE = 1e-6  # relative tolerance; optical flow differs by less between numbers of threads
 
 
-def begin(config: RunConfig) -> None:
+def prepare_run(config: RunConfig) -> None:
     """Set the random seed and the number of threads.
 
     Raises:
         ValueError: fewer than one thread, or a device that does not exist.
     """
-    check_settings(config.threads, device=config.device)
+    check_execution(config.threads, device=config.device)
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
 
-def make_folder(config: RunConfig) -> pathlib.Path:
+def create_run_dir(config: RunConfig) -> pathlib.Path:
     """Create the folder config.output with config.yaml and return its path.
 
     Call this after data and network have been created, so that a run that cannot start leaves no files and does not
@@ -59,18 +59,18 @@ def make_folder(config: RunConfig) -> pathlib.Path:
     if log.exists():
         log.rename(log.with_name(f"metrics.{len(list(log.parent.glob('metrics.*.csv')))}.csv"))
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    (output / "config.yaml").write_text(yaml.safe_dump(_to_lists(dataclasses.asdict(config)), sort_keys=False))
     return output
 
 
-def _plain(value):
+def _to_lists(value):
     """Convert tuples to lists, because YAML has no tuples."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _to_lists(item) for key, item in value.items()}
+    return [_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def run(
+def run_training(
     config: RunConfig,
     module: L.LightningModule,
     data: L.LightningDataModule,
@@ -99,9 +99,9 @@ def run(
         ValueError: no validation error was finite, or the checkpoint does not fit.
         Interrupted: a signal arrived, and the checkpoint is written. It is a KeyboardInterrupt.
     """
-    name_files(module.exported.card, config, data.files)
-    output = make_folder(config)
-    best = export(output, data.input_ranges())
+    add_file_names(module.exported.card, config, data.files)
+    output = create_run_dir(config)
+    best = export(output, data.compute_input_ranges())
     chosen = {
         "accelerator": config.device,
         "devices": config.devices,
@@ -109,7 +109,7 @@ def run(
         "use_distributed_sampler": False,
         "max_steps": -1 if (last := config.last_step()) is None else last,
         "max_epochs": -1,
-        "logger": _loggers(output),
+        "logger": _make_loggers(output),
         "callbacks": [best, LastCheckpoint(output), *further, *([TrainingProgress(best)] if config.progress else [])],
         "num_sanity_val_steps": 0,
         "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
@@ -117,14 +117,14 @@ def run(
         "enable_model_summary": False,
         "default_root_dir": str(output),
         "deterministic": "warn",
-        "plugins": [CheckpointFile()],
+        "plugins": [AtomicCheckpointIO()],
     }
-    with _own_determinism():
-        return fit(L.Trainer(**chosen | options), module, data, config)
+    with _preserve_determinism():
+        return run_trainer(L.Trainer(**chosen | options), module, data, config)
 
 
 @contextlib.contextmanager
-def _own_determinism() -> Iterator[None]:
+def _preserve_determinism() -> Iterator[None]:
     """Context manager that restores torch's setting of deterministic algorithms, which the trainer changes globally."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -133,19 +133,21 @@ def _own_determinism() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def averaging(config: RunConfig) -> list[callbacks.Callback]:
+def make_averaging_callbacks(config: RunConfig) -> list[callbacks.Callback]:
     """Return the callback that averages the weights, or no callback if config.ema_decay is 0."""
     return [callbacks.EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay > 0 else []
 
 
-def _loggers(output: pathlib.Path) -> list:
+def _make_loggers(output: pathlib.Path) -> list:
     kinds = {"csv": loggers.CSVLogger}
     if importlib.util.find_spec("tensorboard"):
         kinds["tensorboard"] = loggers.TensorBoardLogger
     return [kind(str(output), name=name, version="") for name, kind in kinds.items()]
 
 
-def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig) -> pathlib.Path:
+def run_trainer(
+    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig
+) -> pathlib.Path:
     """Run the trainer, from the last checkpoint if there is one and config.resume is set. See run_training."""
     output = pathlib.Path(config.output)
     last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
@@ -158,11 +160,11 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
         if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
-            print(nothing_left(module), flush=True)
-    except Stopped as stop:
+            print(format_finished(module), flush=True)
+    except TrainingInterrupted as stop:
         go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
-        said = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""
-        raise Interrupted(stop.number, said) from None
+        message = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""
+        raise Interrupted(stop.number, message) from None
     except SystemExit:
         if not trainer.interrupted:
             raise
@@ -170,7 +172,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     except Exception as error:
         if resume and not trainer.checkpoint_callback.started:
             # a foreign checkpoint can raise any type of error in loops and optimizers
-            raise not_resumable(last, type(error).__name__) from error
+            raise make_resume_error(last, type(error).__name__) from error
         raise
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
@@ -189,7 +191,7 @@ class ExportBest(callbacks.Callback):
     resumed run has other validation samples, the lowest error is reset.
 
     The callback must be the first in the list, so that it runs while the averaged weights are active. Subclasses
-    implement validated(trainer, module), which returns the network to save, the metrics for its card, and the error.
+    implement validate(trainer, module), which returns the network to save, the metrics for its card, and the error.
 
     Args:
         folder: run directory.
@@ -215,13 +217,13 @@ class ExportBest(callbacks.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        network, network.card.metrics, error = self.validated(trainer, module)
+        network, network.card.metrics, error = self.validate(trainer, module)
         network.card.input_ranges, network.card.seeds = self.input_ranges, [module.config.seed]
         if trainer.state.fn == "validate":  # validation before the first step
             self.start = network.card.metrics.get("validation", {})
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}
-        if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAME):
+        if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAMPLE_TOLERANCE):
             print("the validation samples are others than before: the best weights are chosen anew", flush=True)
             self.best = float("inf")
         self.samples, step = self._sum, module.steps_done()
@@ -240,8 +242,8 @@ class ExportBest(callbacks.Callback):
         write_csv(self.folder / "validation.csv", ["step", "error", *names], rows)
 
     def state_dict(self) -> dict:
-        kept = {"errors": self.errors, "scores": self.scores}
-        return {"best": self.best, "start": self.start, "samples": self.samples, **kept}
+        state = {"errors": self.errors, "scores": self.scores}
+        return {"best": self.best, "start": self.start, "samples": self.samples, **state}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.start = state["best"], state.get("start", {})

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from fastds.tasks.common.progress import progress_bar
 
 
-class Sums(dict):
+class ScoreSums(dict):
     """Scores by name; `+=` adds scores of the same name."""
 
-    def __iadd__(self, other: Sums) -> Sums:
+    def __iadd__(self, other: ScoreSums) -> ScoreSums:
         for name, scores in other.items():
             if name in self:
                 self[name] += scores
@@ -21,58 +21,60 @@ class Sums(dict):
         return self
 
 
-class Scoring(Protocol):
-    """Items of an evaluation (a pair of frames, a field, or the forecasts of one initialization time) and their scores."""
+class EvaluationItems(Protocol):
+    """Items of an evaluation (a pair of frames, a field, or the forecasts of one initialization time) and their
+    scores.
+    """
 
     def __len__(self) -> int:
         """Return the number of items."""
 
-    def item(self, number: int) -> Any:
+    def read_item(self, number: int) -> Any:
         """Read an item and compute its predictions; None if data are missing."""
 
-    def scores(self, item: Any) -> Sums:
+    def score(self, item: Any) -> ScoreSums:
         """Return the scores of a single item."""
 
 
 # Function of the number of items that yields the scores of all items in order, computed in other processes.
-Elsewhere = Callable[[int], Iterable[Sums]]
+ScoreItems = Callable[[int], Iterable[ScoreSums]]
 
 
-def added_up(
-    scoring: Scoring,
+def sum_scores(
+    scoring: EvaluationItems,
     unit: str,
     progress: bool,
-    seen: Callable[[Any], None] | None = None,
-    elsewhere: Elsewhere | None = None,
-) -> Sums:
+    on_item: Callable[[Any], None] | None = None,
+    score_items: ScoreItems | None = None,
+) -> ScoreSums:
     """Sum the scores of all items.
 
     Args:
         scoring: items and their scores.
         unit: name of the items in the progress bar, in the plural.
         progress: show a progress bar.
-        seen: function that is called with each item; None: no function.
-        elsewhere: function that computes the scores in other processes; None: this process computes them.
+        on_item: function that is called with each item; None: no function.
+        score_items: function that computes the scores in other processes; None: this process computes them.
     """
 
-    def here(count: int) -> Iterable[Sums]:
+    def score_in_process(count: int) -> Iterable[ScoreSums]:
         for number in range(count):
-            yield scores_of(scoring, number, seen)
+            yield score_item(scoring, number, on_item)
 
-    total = Sums()
+    total = ScoreSums()
     with progress_bar(progress, len(scoring), "evaluating", unit) as advance:
-        for scores in (elsewhere or here)(len(scoring)):
+        for scores in (score_items or score_in_process)(len(scoring)):
             total += scores
             if advance is not None:
                 advance()
     return total
 
 
-def scores_of(scoring: Scoring, number: int, seen: Callable[[Any], None] | None = None) -> Sums:
+def score_item(scoring: EvaluationItems, number: int, on_item: Callable[[Any], None] | None = None) -> ScoreSums:
     """Return the scores of one item; empty if the item has missing data."""
-    item = scoring.item(number)
+    item = scoring.read_item(number)
     if item is None:
-        return Sums()
-    if seen is not None:
-        seen(item)
-    return scoring.scores(item)
+        return ScoreSums()
+    if on_item is not None:
+        on_item(item)
+    return scoring.score(item)

@@ -15,10 +15,10 @@ from fastds._argument_types import is_whole
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
-MOST = 10_000  # Largest number of members or steps. A larger number is a mistake that would exhaust memory.
+MAX_COUNT = 10_000  # Largest number of members or steps. A larger number is a mistake that would exhaust memory.
 
 
-class Settings(NamedTuple):
+class ExecutionConfig(NamedTuple):
     """Execution settings.
 
     Attributes:
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
         return {"fastds_precision": self.precision, "fastds_device": getattr(self.device, "type", "cpu")}
 
 
-def check_settings(threads: int | None, precision: str | None = None, device: str | None = None) -> None:
+def check_execution(threads: int | None, precision: str | None = None, device: str | None = None) -> None:
     """Check execution settings.
 
     Args:
@@ -82,9 +82,9 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 
-def settle(
+def resolve_execution(
     model: nn.Module | None, threads: int | None, precision: str | None = None, device: str | None = None
-) -> Settings:
+) -> ExecutionConfig:
     """Return the execution settings for a network.
 
     Args:
@@ -96,25 +96,25 @@ def settle(
     Raises:
         ValueError: a value that is not allowed, or a GPU that does not exist.
     """
-    check_settings(threads, precision, device)
+    check_execution(threads, precision, device)
     if model is None:
-        return Settings(threads, None, precision or "fp32")
-    place = device_of(model) if device is None else torch.device(resolved(device))
-    return Settings(threads, place, precision or ("bf16" if place.type == "cuda" else "fp32"))
+        return ExecutionConfig(threads, None, precision or "fp32")
+    place = get_device(model) if device is None else torch.device(resolve_device(device))
+    return ExecutionConfig(threads, place, precision or ("bf16" if place.type == "cuda" else "fp32"))
 
 
-def resolved(device: str) -> str:
+def resolve_device(device: str) -> str:
     """Replace "auto" by "cuda" or "cpu", depending on this machine."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def device_of(model: nn.Module) -> torch.device:
+def get_device(model: nn.Module) -> torch.device:
     """Return the device of a model's weights; the CPU for a model without weights."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager
-def computing(model: nn.Module | None, settings: Settings) -> Iterator[None]:
+def inference_context(model: nn.Module | None, settings: ExecutionConfig) -> Iterator[None]:
     """Context manager that prepares a network for inference and restores its state on exit.
 
     Within the block, the model is on its device and in evaluation mode, gradients are disabled, and torch has
@@ -125,7 +125,7 @@ def computing(model: nn.Module | None, settings: Settings) -> Iterator[None]:
         settings: execution settings.
     """
     before, training = torch.get_num_threads(), model is not None and model.training
-    home = None if model is None else device_of(model)
+    home = None if model is None else get_device(model)
     if settings.threads is not None:
         torch.set_num_threads(int(settings.threads))
     if model is not None:

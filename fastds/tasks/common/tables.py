@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LABELS = (
     "method", "score", "mm/h", "cells", "variable", "above", "block", "floor dBZ", "coarsened", "samples", "times",
 )  # fmt: skip
-_WIDEST = 10_000  # terminal width in columns; larger than any table
+_MAX_WIDTH = 10_000  # terminal width in columns; larger than any table
 
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
@@ -47,7 +47,7 @@ class ScoreTables(abc.ABC):
         """Return the tables as they are printed."""
 
     @abc.abstractmethod
-    def sentences(self) -> list[str]:
+    def list_notes(self) -> list[str]:
         """Return the notes below the tables, one sentence each."""
 
     def print(self, console=None) -> None:
@@ -64,7 +64,7 @@ class ScoreTables(abc.ABC):
         console = console or Console()
         for table in self.tables():
             print_table(table, console)
-        for sentence in self.sentences():
+        for sentence in self.list_notes():
             console.print(sentence, style="dim", markup=False)
 
     def to_html(self, path: str | os.PathLike) -> None:
@@ -73,56 +73,58 @@ class ScoreTables(abc.ABC):
         """
         from fastds.report import Page
 
-        Page(self.title, tables=self.tables(), notes=self.sentences()).write(path)
+        Page(self.title, tables=self.tables(), notes=self.list_notes()).write(path)
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table; in a narrow terminal, split it by columns and repeat the label columns."""
     parts = [table]
-    if console.is_terminal and _width(table, console) > console.width:
-        parts = _parts(table, console)
+    if console.is_terminal and _measure_width(table, console) > console.width:
+        parts = _split_table(table, console)
     width = console.width
     try:
         for part in parts:
-            console.width = max(width, _width(part, console))  # rich truncates tables that are wider than the console
+            console.width = max(
+                width, _measure_width(part, console)
+            )  # rich truncates tables that are wider than the console
             console.print(part, crop=False)
     finally:
         console.width = width
 
 
-def _width(table: Table, console: Console) -> int:
+def _measure_width(table: Table, console: Console) -> int:
     """Return the width of a table in terminal columns, without its title, which may be wrapped."""
     from rich.measure import Measurement
 
-    return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    return Measurement.get(console, console.options.update(max_width=_MAX_WIDTH), table).maximum
 
 
-def _parts(table: Table, console: Console) -> list[Table]:
+def _split_table(table: Table, console: Console) -> list[Table]:
     """Split a table by columns into parts that fit the console; a part has at least one column besides the labels."""
     labels = list(itertools.takewhile(lambda column: column.header in _LABELS, table.columns))
     parts: list[list[Column]] = []
     for column in table.columns[len(labels) :]:
-        if not parts or _width(_of_columns(table, [*labels, *parts[-1], column]), console) > console.width:
+        if not parts or _measure_width(_select_columns(table, [*labels, *parts[-1], column]), console) > console.width:
             parts.append([])
         parts[-1].append(column)
-    return [_of_columns(table, labels + part, titled=number == 0) for number, part in enumerate(parts)] or [table]
+    return [_select_columns(table, labels + part, titled=number == 0) for number, part in enumerate(parts)] or [table]
 
 
-def _of_columns(table: Table, columns: list[Column], titled: bool = True) -> Table:
+def _select_columns(table: Table, columns: list[Column], titled: bool = True) -> Table:
     """Return a table of some columns of another table."""
-    part = score_table(str(table.title) if titled else None, tuple(str(column.header) for column in columns))
+    part = make_score_table(str(table.title) if titled else None, tuple(str(column.header) for column in columns))
     rows = zip(*(column.cells for column in columns), strict=True)
     for cells, drawn in zip(rows, table.rows, strict=True):
         part.add_row(*cells, end_section=drawn.end_section)
     return part
 
 
-def number_text(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a number with three decimals; "-" for NaN."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def score_table(title: str | None, heads: tuple[str, ...]) -> Table:
+def make_score_table(title: str | None, heads: tuple[str, ...]) -> Table:
     """Return an empty table with these headings. The column "method" is left-aligned, others right-aligned."""
     from rich import box
     from rich.table import Table
@@ -133,12 +135,12 @@ def score_table(title: str | None, heads: tuple[str, ...]) -> Table:
     return table
 
 
-def counted(number: int, what: str) -> str:
+def format_count(number: int, what: str) -> str:
     """Format a number of things: "1 start", "2 starts"."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tracked(items: Collection, progress: bool, unit: str = "starts", doing: str = "evaluating") -> Iterator:
+def track_progress(items: Collection, progress: bool, unit: str = "starts", doing: str = "evaluating") -> Iterator:
     """Yield the items, with a progress bar if `progress` is set."""
     with progress_bar(progress, len(items), doing, unit) as advance:
         for item in items:

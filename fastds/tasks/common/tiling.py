@@ -18,12 +18,12 @@ import torch
 
 ALIGNMENT = 16
 # Smaller changes of the output, in dBZ, do not count for the receptive field.
-REACH_TOLERANCE_DBZ = 1e-3
+RESPONSE_TOLERANCE_DBZ = 1e-3
 _PROBE_WIDTH = 16
 # Margin in pixels of the test field that is ignored: learned offsets that point out of the field respond at the edge to
 # distant changes, by some hundredths of a dBZ.
 _PROBE_MARGIN = 32
-_PROBE_WIDEST = 1024
+_PROBE_MAX_WIDTH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +73,14 @@ def plan_tiles(height: int, width: int, tile: int, halo: int) -> list[Tile]:
     """
     tile, halo = check_multiple("tile", tile, ALIGNMENT), check_multiple("halo", halo, 0)
 
-    def cuts(size: int) -> list[tuple[slice, slice]]:
+    def split_axis(size: int) -> list[tuple[slice, slice]]:
         cores = [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
         return [(slice(max(c.start - halo, 0), min(c.stop + halo, size)), c) for c in cores]
 
     return [
         Tile((row_window, column_window), (row_core, column_core))
-        for row_window, row_core in cuts(height)
-        for column_window, column_core in cuts(width)
+        for row_window, row_core in split_axis(height)
+        for column_window, column_core in split_axis(width)
     ]
 
 
@@ -92,8 +92,8 @@ def run_tiles(
     scale: int,
     after_tile: Callable | None = None,
     static: torch.Tensor | None = None,
-    at_once: int = 1,
-    further: Sequence[torch.Tensor] | None = None,
+    batch_size: int = 1,
+    channels: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run a network tile by tile and assemble the outputs of the cores.
 
@@ -108,8 +108,8 @@ def run_tiles(
         scale: ratio of the fine and the coarse grid.
         after_tile: function without arguments that is called after each tile; None: no function.
         static: static maps (S, H, W), passed to the network as (k, S, h, w); None: no third argument.
-        at_once: maximum number k of windows of one size in a batch.
-        further: for each sequence, additional channels (N, D, H, W) of x; None: no additional channels.
+        batch_size: maximum number k of windows of one size in a batch.
+        channels: for each sequence, additional channels (N, D, H, W) of x; None: no additional channels.
 
     Returns:
         For each sequence, the output (T, scale*H, scale*W), T = 2 N - 1.
@@ -117,38 +117,40 @@ def run_tiles(
     out = [x.new_zeros(2 * len(x) - 1, *(scale * size for size in x.shape[-2:])) for x in sequences]
 
     def run(windows: list[tuple[int, Tile]]) -> None:
-        x = torch.stack([sequences[k][_inside(tile.window)] for k, tile in windows])[:, :, None]
-        if further is not None:
-            x = torch.cat([x, torch.stack([further[k][_inside(tile.window)] for k, tile in windows])], 2)
-        given = [x]
-        given += [None if flows is None else torch.stack([flows[k][_inside(tile.window)] for k, tile in windows])]
-        given += [] if static is None else [torch.stack([static[_inside(tile.window)] for _, tile in windows])]
-        for (k, tile), y in zip(windows, network(*given)[:, :, 0].float(), strict=True):
+        x = torch.stack([sequences[k][_index_window(tile.window)] for k, tile in windows])[:, :, None]
+        if channels is not None:
+            x = torch.cat([x, torch.stack([channels[k][_index_window(tile.window)] for k, tile in windows])], 2)
+        inputs = [x]
+        inputs += [
+            None if flows is None else torch.stack([flows[k][_index_window(tile.window)] for k, tile in windows])
+        ]
+        inputs += [] if static is None else [torch.stack([static[_index_window(tile.window)] for _, tile in windows])]
+        for (k, tile), y in zip(windows, network(*inputs)[:, :, 0].float(), strict=True):
             core = tuple(slice(c.start * scale, c.stop * scale) for c in tile.core)
-            out[k][_inside(core)] = y[_inside(tile.core_in_window(scale))]
+            out[k][_index_window(core)] = y[_index_window(tile.core_in_window(scale))]
 
     waiting = collections.defaultdict(list)
     for k, tile in itertools.product(range(len(sequences)), tiles):
-        part = sequences[k][_inside(tile.window)]
+        part = sequences[k][_index_window(tile.window)]
         if part.any():
-            alike = waiting[part.shape]
-            alike.append((k, tile))
-            if len(alike) == at_once:
-                run(alike)
-                alike.clear()
+            batch = waiting[part.shape]
+            batch.append((k, tile))
+            if len(batch) == batch_size:
+                run(batch)
+                batch.clear()
         if after_tile is not None:
             after_tile()
-    for alike in filter(None, waiting.values()):
-        run(alike)
+    for batch in filter(None, waiting.values()):
+        run(batch)
     return out
 
 
-def _inside(window: tuple[slice, slice]) -> tuple:
+def _index_window(window: tuple[slice, slice]) -> tuple:
     """Return the index of a window in the last two dimensions."""
     return (..., *window)
 
 
-def network_reach(
+def measure_receptive_field(
     network: Callable, scale: int, amplitude_dbz: float, motion: float = 0.0, uses_flow: bool = True
 ) -> int:
     """Measure the receptive field of a network: the largest distance at which a changed pixel changes the output.
@@ -169,13 +171,18 @@ def network_reach(
     """
     width = 256
     while True:
-        reach = max(_probe(network, scale, amplitude_dbz, width, m, uses_flow) for m in sorted({-motion, 0.0, motion}))
-        if reach < (width - _PROBE_WIDTH) // 2 - _PROBE_MARGIN - ALIGNMENT or width >= _PROBE_WIDEST:
-            return reach
+        field = max(
+            _measure_response(network, scale, amplitude_dbz, width, m, uses_flow)
+            for m in sorted({-motion, 0.0, motion})
+        )
+        if field < (width - _PROBE_WIDTH) // 2 - _PROBE_MARGIN - ALIGNMENT or width >= _PROBE_MAX_WIDTH:
+            return field
         width *= 2
 
 
-def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, motion: float, uses_flow: bool) -> int:
+def _measure_response(
+    network: Callable, scale: int, amplitude_dbz: float, width: int, motion: float, uses_flow: bool
+) -> int:
     generator = torch.Generator().manual_seed(0)
     height = 2 * _PROBE_MARGIN + ALIGNMENT
     # Bilinear interpolation of random numbers: smooth, like rain.
@@ -191,7 +198,7 @@ def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, moti
     difference = (network(x, flow) - network(changed, flow)).float().abs() * amplitude_dbz
     margin = scale * _PROBE_MARGIN
     inner = difference[..., margin:-margin, margin:-margin]
-    moved = torch.nonzero((inner > REACH_TOLERANCE_DBZ).flatten(0, -2).any(0)).flatten() + margin
+    moved = torch.nonzero((inner > RESPONSE_TOLERANCE_DBZ).flatten(0, -2).any(0)).flatten() + margin
     if not len(moved):
         return 0
     first, last = moved[0].item() // scale, moved[-1].item() // scale

@@ -7,10 +7,10 @@ from typing import Unpack
 
 from fastds.data import save_dataset
 from fastds.data.reading import Reading, opened
-from fastds.tasks.common.folders import usable_files
+from fastds.tasks.common.folders import scan_folder
 
 
-def told_files(
+def rewrite_with_metadata(
     data: str | os.PathLike, folder: pathlib.Path, var: str | None, name: str | None = None, **reading: Unpack[Reading]
 ) -> pathlib.Path:
     """Write copies of a file, or of the files of a folder, with the metadata that the user declares.
@@ -45,5 +45,5 @@ def told_files(
         raise FileNotFoundError(f"data: no such file or folder: {data}")
     if not data.is_dir():
         return written(data)
-    usable_files(data, written)
+    scan_folder(data, written)
     return folder

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastds.tasks.common.card_of_run import add_data
+from fastds.tasks.common.card_of_run import add_training_data
 from fastds.tasks.common.config import RunConfig, SupervisedConfig
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.domain.score import ranges_of
+from fastds.tasks.ood.score import compute_ranges
 
-_LOOKED_AT = 64  # number of samples from which the input ranges of a card are computed
-_PATIENCE = 5  # number of consecutive steps whose loss or gradient may be not finite
+_STATISTICS_SAMPLES = 64  # number of samples from which the input ranges of a card are computed
+_MAX_BAD_STEPS = 5  # number of consecutive steps whose loss or gradient may be not finite
 
 
-class NewSamples(Sampler):
+class OffsetSampler(Sampler):
     """Sampler of the indices start(), start() + 1, ...: new samples in each epoch, also after a resume.
 
     The epoch number that Lightning passes to samplers is off by one after a resume at the end of an epoch, so it is not
@@ -43,10 +43,10 @@ class NewSamples(Sampler):
         return iter(range(first, first + self.length))
 
 
-class Share(Sampler):
+class DistributedBatchSampler(Sampler):
     """Sampler of one process's share of each batch: `size` samples out of `size * devices`."""
 
-    def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
+    def __init__(self, sampler: OffsetSampler, size: int, devices: int, rank: int):
         self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Share(Sampler):
         return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
 
 
-class SampleData(L.LightningDataModule):
+class BaseDataModule(L.LightningDataModule):
     """Data module with new training samples in each epoch and fixed validation samples.
 
     Subclasses set `training` and `validation` (datasets) and `files` (names of the training files) in __init__ or
@@ -78,32 +78,34 @@ class SampleData(L.LightningDataModule):
         self.training = self.validation = None
         self.files: list[str] = []
 
-    def statistics(self, sample: dict) -> dict[str, float]:
-        """Return the statistics of the input of a training sample, see fastds.tasks.domain.statistics; default: none."""
+    def compute_statistics(self, sample: dict) -> dict[str, float]:
+        """Return the statistics of the input of a training sample, see fastds.tasks.ood.statistics; default: none."""
         return {}
 
-    def input_ranges(self, samples: int = _LOOKED_AT) -> dict[str, list[float]]:
+    def compute_input_ranges(self, samples: int = _STATISTICS_SAMPLES) -> dict[str, list[float]]:
         """Return the ranges of the statistics of the first `samples` training samples, for the model card."""
-        return ranges_of(self.statistics(self.training[i]) for i in range(min(samples, len(self.training))))
+        return compute_ranges(
+            self.compute_statistics(self.training[i]) for i in range(min(samples, len(self.training)))
+        )
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
-        sampler = NewSamples(len(self.training) // size * size, self.start)
+        sampler = OffsetSampler(len(self.training) // size * size, self.start)
         if self.devices > 1:
-            sampler = Share(sampler, size // self.devices, self.devices, self.trainer.global_rank)
+            sampler = DistributedBatchSampler(sampler, size // self.devices, self.devices, self.trainer.global_rank)
         n = getattr(self.config, "workers", 0)
         processes = {"num_workers": n, "persistent_workers": n > 0}
-        return self.loader(self.training, batch_size=size // self.devices, sampler=sampler, **processes)
+        return self.make_loader(self.training, batch_size=size // self.devices, sampler=sampler, **processes)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.validation, batch_size=self.validation_batch, sampler=range(len(self.validation)))
+        return self.make_loader(self.validation, batch_size=self.validation_batch, sampler=range(len(self.validation)))
 
-    def loader(self, samples: Dataset, **options) -> DataLoader:
+    def make_loader(self, samples: Dataset, **options) -> DataLoader:
         """Return a DataLoader. Subclasses add options."""
         return DataLoader(samples, **options)
 
 
-class TimedModule(L.LightningModule):
+class BaseLightningModule(L.LightningModule):
     """Lightning module that ends after config.max_minutes of training or at config.last_step(), with a validation.
 
     The checkpoint contains the training time, the random state and the names of the training data so far. Subclasses
@@ -118,7 +120,7 @@ class TimedModule(L.LightningModule):
         self.elapsed, self._since = 0.0, None
         self._random_state = None
 
-    def clock(self) -> float:
+    def training_seconds(self) -> float:
         """Return the training time in seconds, including the time before a resume."""
         return self.elapsed + (0.0 if self._since is None else time.monotonic() - self._since)
 
@@ -131,25 +133,27 @@ class TimedModule(L.LightningModule):
         return self.config.last_step()
 
     def on_train_start(self) -> None:
-        _follow_options(self.trainer)
+        _apply_present_options(self.trainer)
         self._since = time.monotonic()
-        if self.finished():  # the resumed run was already complete
+        if self.is_finished():  # the resumed run was already complete
             self.trainer.should_stop = True
         if self.trainer.world_size > 1:  # each process draws different random numbers
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the last step or the time limit is reached."""
         limit, last = self.config.max_minutes, self.config.last_step()
-        return (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last)
+        return (limit is not None and self.training_seconds() >= 60.0 * limit) or (
+            last is not None and self.steps_done() >= last
+        )
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
         # Lightning validates before stopping because of should_stop, but not when it stops at its own max_steps.
-        if self.finished():
+        if self.is_finished():
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["elapsed"] = self.clock()
+        checkpoint["elapsed"] = self.training_seconds()
         checkpoint["random_state"] = torch.get_rng_state()
         checkpoint["training_data"] = list(self.exported.card.training_data)
 
@@ -159,7 +163,7 @@ class TimedModule(L.LightningModule):
         torch.Generator().set_state(self._random_state)
         now = self.exported.card.training_data
         self.exported.card.training_data = list(checkpoint.get("training_data", ()))
-        add_data(self.exported.card, now)
+        add_training_data(self.exported.card, now)
         if self.trainer.world_size > 1:
             self._random_state = None  # the saved state belongs to the first process
 
@@ -176,7 +180,7 @@ class TimedModule(L.LightningModule):
             torch.set_rng_state(state)
 
 
-def _follow_options(trainer: L.Trainer) -> None:
+def _apply_present_options(trainer: L.Trainer) -> None:
     """Apply the present options to the optimizers after a checkpoint has restored those of the previous run."""
     for optimiser in trainer.optimizers:
         rate, options = optimiser.defaults["lr"], {k: v for k, v in optimiser.defaults.items() if k != "lr"}
@@ -189,7 +193,7 @@ def _follow_options(trainer: L.Trainer) -> None:
         config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
 
 
-class SupervisedModule(TimedModule):
+class SupervisedModule(BaseLightningModule):
     """Training of a single network, with a learning-rate schedule by steps and time.
 
     Steps with a loss or gradient that is not finite are skipped. Subclasses implement forward(batch), loss(prediction,
@@ -210,7 +214,7 @@ class SupervisedModule(TimedModule):
         self._finite_loss = bool(torch.isfinite(loss))
         if not self._finite_loss:
             # With several processes, one process cannot skip a step that the others make.
-            self._count_bad_step("loss", 1 if self.trainer.world_size > 1 else _PATIENCE)
+            self._count_bad_step("loss", 1 if self.trainer.world_size > 1 else _MAX_BAD_STEPS)
             return None
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
@@ -219,10 +223,10 @@ class SupervisedModule(TimedModule):
         c = self.config
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[c.optimizer]
         optimiser = kind(self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=tuple(c.betas))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._compute_rate_factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _rate(self, step: int) -> float:
+    def _compute_rate_factor(self, step: int) -> float:
         """Return the factor of the learning rate: linear warm-up, then config.schedule.
 
         The cosine schedule reaches zero at the last step or at max_minutes, whichever comes first.
@@ -233,14 +237,14 @@ class SupervisedModule(TimedModule):
             return warmup
         if c.schedule == "steps":
             return warmup * c.gamma ** bisect.bisect_right(c.milestones, step)
-        return warmup * 0.5 * (1.0 + math.cos(math.pi * self.done(step)))
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * self.compute_progress(step)))
 
-    def done(self, step: int) -> float:
+    def compute_progress(self, step: int) -> float:
         """Return the completed fraction of the training, 0 to 1, by steps or by time, whichever is larger."""
         last, minutes = self.last_step(), self.config.max_minutes
         done = 0.0 if last is None else step / last
         if minutes is not None:
-            done = max(done, self.clock() / (60.0 * minutes))
+            done = max(done, self.training_seconds() / (60.0 * minutes))
         return min(1.0, done)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -255,7 +259,7 @@ class SupervisedModule(TimedModule):
         elif self._finite_loss:  # Lightning also calls this method after a skipped loss, without gradients
             self._bad_steps = 0
 
-    def _count_bad_step(self, what: str, patience: int = _PATIENCE) -> None:
+    def _count_bad_step(self, what: str, patience: int = _MAX_BAD_STEPS) -> None:
         self._bad_steps += 1
         if self._bad_steps >= patience:
             steps = f"{patience} steps in a row (step" if patience > 1 else "a step of several processes ("

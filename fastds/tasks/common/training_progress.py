@@ -9,7 +9,7 @@ import time
 from rich.console import Console
 
 from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.progress import LINE_EVERY, clock
+from fastds.tasks.common.progress import LINE_EVERY, format_duration
 
 
 class TrainingProgress(callbacks.Callback):
@@ -22,12 +22,12 @@ class TrainingProgress(callbacks.Callback):
     """
 
     def __init__(self, export):
-        self.export, self._line, self._said = export, None, 0.0
+        self.export, self._line, self._printed = export, None, 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         console = Console(stderr=True)
-        self._said = time.monotonic()
-        if trainer.is_global_zero and not module.finished() and not module.config.end_given:
+        self._printed = time.monotonic()
+        if trainer.is_global_zero and not module.is_finished() and not module.config.end_given:
             print(f"training ends {self._end(module)}; --max_steps or --max_minutes change that", file=sys.stderr)
         if console.is_terminal and trainer.is_global_zero:
             self._line = console.status("training")
@@ -35,9 +35,9 @@ class TrainingProgress(callbacks.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, *_) -> None:
         now = time.monotonic()
-        if not trainer.is_global_zero or now - self._said < (LINE_EVERY if self._line is None else 1.0):
+        if not trainer.is_global_zero or now - self._printed < (LINE_EVERY if self._line is None else 1.0):
             return
-        self._said = now
+        self._printed = now
         text = f"training: {', '.join(self._parts(module, outputs))}"
         if self._line is None:
             print(text, file=sys.stderr, flush=True)
@@ -45,7 +45,7 @@ class TrainingProgress(callbacks.Callback):
             self._line.update(text)
 
     def _parts(self, module: L.LightningModule, outputs) -> list[str]:
-        config, taken, steps = module.config, module.clock(), module.steps_done()
+        config, taken, steps = module.config, module.training_seconds(), module.steps_done()
         last = module.last_step()
         by_steps = steps / (last or float("inf"))
         done = max(by_steps, taken / (60 * (config.max_minutes or float("inf"))))
@@ -56,8 +56,8 @@ class TrainingProgress(callbacks.Callback):
             parts.append(f"loss {float(outputs['loss']):.4g}")
         if self.export.best < float("inf"):
             parts.append(f"lowest validation error {self.export.best:.4g}")
-        parts.append(clock(taken))
-        return [*parts, f"about {clock(taken / done - taken)} left"] if 0 < done < 1 else parts
+        parts.append(format_duration(taken))
+        return [*parts, f"about {format_duration(taken / done - taken)} left"] if 0 < done < 1 else parts
 
     @staticmethod
     def _end(module: L.LightningModule) -> str:

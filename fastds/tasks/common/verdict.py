@@ -6,7 +6,7 @@ import os
 from fastds.models import load_card
 
 
-def against(method: str, score: str, own: float, simple: float, higher: bool = False) -> dict[str, dict]:
+def compare_to_baseline(method: str, score: str, own: float, simple: float, higher: bool = False) -> dict[str, dict]:
     """Return the entry of a card's metrics that compares weights with a baseline on the same validation samples.
 
     Args:
@@ -20,18 +20,18 @@ def against(method: str, score: str, own: float, simple: float, higher: bool = F
         A dict for ModelCard.metrics, which ModelCard.lost_to reads.
     """
     better = own > simple if higher else own < simple
-    found = {"name": method, "score": score, "own": float(own), "simple": float(simple), "better": bool(better)}
-    return {"simple_method": found}
+    entry = {"name": method, "score": score, "own": float(own), "simple": float(simple), "better": bool(better)}
+    return {"simple_method": entry}
 
 
-def verdict(weights: str | os.PathLike) -> str:
+def format_comparison(weights: str | os.PathLike) -> str:
     """Describe in one sentence how a weights file compares with its baseline; "" if its card has no comparison."""
     card = load_card(weights)
-    found = card.metrics.get("simple_method")
-    if not found:
+    entry = card.metrics.get("simple_method")
+    if not entry:
         return ""
-    beside = f"than {found['name']} ({found['score']} on the validation samples: {found['own']:.4g} "
-    beside += f"against {found['simple']:.4g})"
+    comparison = f"than {entry['name']} ({entry['score']} on the validation samples: {entry['own']:.4g} "
+    comparison += f"against {entry['simple']:.4g})"
     if card.lost_to:
-        return f"Result: no better {beside}. This is noted in the weights file; train longer or on more files."
-    return f"Result: better {beside}."
+        return f"Result: no better {comparison}. This is noted in the weights file; train longer or on more files."
+    return f"Result: better {comparison}."

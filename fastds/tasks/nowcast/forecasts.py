@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forecasts as a CF dataset, written and read again start by start."""
+"""Forecasts as CF datasets: creation, and reading by initialization time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.kept import global_attributes, mapping_attribute
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.radar.reflectivity import z_r_law
-from fastds.tasks.fields.places import MEMBER
+from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.starts import Start
 
 REFERENCE, PERIOD = "forecast_reference_time", "forecast_period"
@@ -24,7 +24,7 @@ QUANTITIES = {
     "reflectivity": ("reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}),
 }
 THRESHOLD, PROBABILITY = "threshold", "probability_of_rainfall_rate_above_threshold"
-# 1 where the air of a forecast was outside what was observed at its start.
+# Mask: 1 where the air of a forecast was outside the observed area at the initialization time.
 OUTSIDE = "from_outside"
 _OUTSIDE_ATTRS = {
     "long_name": "the air comes from outside the observed area, by the motion of the last fields, and the forecast "
@@ -37,7 +37,7 @@ _PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at l
 
 
 def thresholds_of(rates: Sequence[float]) -> xr.Variable:
-    """The coordinate of rain rates that may be reached."""
+    """Return the coordinate of rain-rate thresholds."""
     attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
     return xr.Variable(
         (THRESHOLD,), np.array(rates, float), {**attrs, "spp__relative_to_threshold": "greater_than_or_equal_to"}
@@ -47,7 +47,18 @@ def thresholds_of(rates: Sequence[float]) -> xr.Variable:
 def forecast_values(
     source: ReflectivityInput, z: np.ndarray, *, quantity: str, law: tuple[float, float], floor: float
 ) -> np.ndarray:
-    """Forecasts z (..., h, w) in dBZ, values <= floor = no echo, in units of the quantity; changes z."""
+    """Convert forecasts from dBZ to the units of the output quantity, in place.
+
+    Args:
+        source: input of the forecast.
+        z: (..., h, w) in dBZ; values <= floor are no echo.
+        quantity: key of QUANTITIES.
+        law: a and b of Z = a R^b.
+        floor: floor in dBZ.
+
+    Returns:
+        The array z.
+    """
     for field in z.reshape(-1, *z.shape[-2:]):
         dry = field <= floor
         field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
@@ -66,14 +77,22 @@ def forecast_dataset(
     first: xr.Variable | None = None,
     outside: Any = None,
 ) -> xr.Dataset:
-    """The Dataset of forecasts, values (starts, leads, h, w) in units of the quantity, NaN = missing, of dask, too.
+    """Make the Dataset of forecasts.
 
-    One start: over (time, y, x), with the scalar forecast_reference_time, and forecast_period along time. Several: over
-    (forecast_reference_time, forecast_period, y, x), with the two-dimensional time.
+    Dimensions for one initialization time: (time, y, x), with a scalar forecast_reference_time, and forecast_period
+    along time. For several: (forecast_reference_time, forecast_period, y, x), with a two-dimensional time.
 
-    leads: seconds. quantity: of QUANTITIES. law: (a, b) of Z = a R^b. factor: cells of the source along a cell's side.
-    first: the coordinate of a dimension of values before all others, members_of or thresholds_of; None: there is none.
-    outside: (starts, leads, h, w), 1 where the air comes from outside the observed area, else 0; None: not told.
+    Args:
+        source: input of the forecast.
+        starts: initialization times.
+        leads: lead times in seconds.
+        values: (starts, leads, h, w) in units of the quantity, NaN = missing; NumPy or dask.
+        quantity: key of QUANTITIES.
+        law: a and b of Z = a R^b.
+        factor: number of source cells along the side of a forecast cell.
+        first: coordinate of an additional first dimension of values, for members or thresholds; None: no such
+            dimension.
+        outside: mask (starts, leads, h, w), 1 where the air comes from outside the observed area; None: unknown.
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
@@ -96,7 +115,8 @@ def forecast_dataset(
     if outside is not None:
         out[name].attrs["ancillary_variables"] = OUTSIDE
         out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
-    kept = global_attributes(source.dataset, "zr_a", "zr_b")  # the variable says which law was used
+    # the Z-R relation that was used is in the attributes of the variable
+    kept = global_attributes(source.dataset, "zr_a", "zr_b")
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 
@@ -128,7 +148,7 @@ def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -
 
 
 def check_by_valid_time(starts: int, steps: int) -> None:
-    """Raise ValueError unless so many forecasts of so many fields have one field at each time, and two in all."""
+    """Raise ValueError unless the forecasts have one field at each valid time, and at least two fields."""
     if starts > 1 and steps > 1:
         raise ValueError(f"steps must be 1 for hindcasts in MLCast's form, which has one field a time, got {steps}")
     if starts == steps == 1:
@@ -136,7 +156,10 @@ def check_by_valid_time(starts: int, steps: int) -> None:
 
 
 def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
-    """Forecasts of one start, or of one lead, over (time, y, x) alone; attributes say the start or the lead."""
+    """Convert forecasts of one initialization time or one lead time to (time, y, x).
+
+    The attribute fastds_start or fastds_lead_s has the initialization time or the lead time.
+    """
     dataset = dataset.drop_vars(OUTSIDE, errors="ignore")
     for variable in dataset.data_vars.values():
         variable.attrs.pop("ancillary_variables", None)
@@ -148,17 +171,27 @@ def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def is_forecast(dataset: xr.Dataset) -> bool:
-    """Whether a dataset holds forecasts by their start and lead."""
+    """Return whether a dataset has forecasts by initialization and lead time."""
     return REFERENCE in dataset.coords and PERIOD in dataset.coords
 
 
 class Forecasts:
-    """The forecasts of a dataset.
+    """Forecasts of a dataset.
 
-    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,) times; leads (n,)
-    seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ,
-    between which the model works.
-    Raises: ValueError for a dataset that nowcast did not write.
+    Attributes:
+        dataset: the dataset.
+        variable: the forecast variable.
+        count: number of ensemble members, 0 without an ensemble.
+        starts: (S,) initialization times.
+        leads: (n,) lead times in seconds.
+        z_r: a and b of Z = a R^b.
+        name: name of the model.
+        factor: number of observed cells along the side of a forecast cell.
+        floor: lower limit of the model's range in dBZ.
+        ceiling: upper limit of the model's range in dBZ.
+
+    Raises:
+        ValueError: the dataset was not written by nowcast, or has probabilities.
     """
 
     def __init__(self, dataset: xr.Dataset):
@@ -178,14 +211,16 @@ class Forecasts:
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
 
     def fields(self, number: int) -> np.ndarray:
-        """The forecasts (n, h, w) of one start in dBZ, NaN where missing; of members their mean rain."""
+        """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing; for ensembles of the mean
+        rain.
+        """
         if not self.count:
             return self._in_dbz(self._start(number))
         rain = self.members(number).mean(0, dtype=np.float64).astype(np.float32)
         return rate_to_reflectivity(rain, self.z_r)
 
     def members(self, number: int) -> np.ndarray:
-        """The members (M, n, h, w) of one start in mm/h, NaN where missing."""
+        """Return the members (M, n, h, w) of an initialization time in mm/h, NaN = missing."""
         values = self._start(number)
         if self.variable.name != "reflectivity":
             return values

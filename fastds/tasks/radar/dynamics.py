@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which variables of a user's file a network reads beside the reflectivity, by its card or the argument dynamics."""
+"""Additional input variables of a network: selection by the model card or by the argument `dynamics`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from fastds.data.grid.variables import same_units
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
 
-# By variable another name in the data, or the ends of its range; text: as on a command line, see _read.
+# Variable -> its name in the data, or the ends of its range; or text as on the command line, see _parse_text.
 Dynamics: TypeAlias = Mapping[str, str | Sequence[float]] | str
 _FORM = "{VARIABLE: [low, high], ...} or NAME=VARIABLE,..."
 
 
 class Channel(NamedTuple):
-    """A variable of the data, the ends of the range that become 0 and 1, its name in the card of the network, "" where
-    that has none, and the units of the range, None where they are those of the data."""
+    """Additional input channel of a network.
+
+    Attributes:
+        variable: name of the variable in the data.
+        ends: ends of the range that is scaled to [0, 1].
+        name: name in the model card, "" if there is none.
+        units: units of the range; None: those of the data.
+    """
 
     variable: str
     ends: tuple[float, float]
@@ -31,20 +37,24 @@ class Channel(NamedTuple):
 
 
 def count_of(model: nn.Module) -> int:
-    """How many variables beside the reflectivity a network reads."""
+    """Return the number of input variables of a network in addition to the reflectivity."""
     return getattr(model, "config", {}).get("in_channels", 1) - 1
 
 
 def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
-    """The variables of a dataset that a network reads beside the reflectivity, in the order of its channels.
+    """Find the additional input variables of a network in a dataset, in the order of the network's channels.
 
     Args:
-        model: with its card, which names the variables and their ranges in input_variables.
-        dataset: where they are found by name, then by standard name.
-        given: the argument dynamics of fastds.tasks.radar.run.downscale.
+        model: network with a card that has names and ranges of the variables in input_variables.
+        dataset: data; variables are found by name, then by standard name.
+        given: argument `dynamics` of fastds.tasks.radar.run.downscale.
 
-    Raises: ValueError for what is given to a network of reflectivity alone, names that the card does not have, a card
-        that does not tell enough, and variables in other units; not for variables that are missing.
+    Returns:
+        One Channel for each variable. Variables that the data lack are included.
+
+    Raises:
+        ValueError: the network reads reflectivity only, a name is not in the card, the card has too few entries, or a
+            variable has other units.
     """
     card, count, told = model.card, count_of(model), _checked(given)
     if not count:
@@ -69,9 +79,19 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
 def read_channels(
     model: nn.Module, source: ReflectivityInput, given: Dynamics | None = None
 ) -> tuple[DynamicChannels | None, str]:
-    """The further channels of a network, on the grid and at the times of the reflectivity, and which they are, in
-    words; None and "" for a network that reads none. Arguments and errors as find_channels; ValueError also for
-    variables that are missing, or on another grid or at other times."""
+    """Return the additional input channels on the grid and at the times of the reflectivity, and their description.
+
+    Args:
+        model: see find_channels.
+        source: radar fields.
+        given: see find_channels.
+
+    Returns:
+        Channels and description; None and "" for a network without additional input.
+
+    Raises:
+        ValueError: a variable is missing, or has another grid or other times. Else as find_channels.
+    """
     channels = find_channels(model, source.dataset, given)
     if not channels:
         return None, ""
@@ -90,18 +110,28 @@ def read_channels(
 
 
 def missing_in(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
-    """The variables that the data lack."""
+    """Return the names of variables that the data lack."""
     return [channel.variable for channel in channels if channel.variable not in dataset.data_vars]
 
 
 def listed(names: Sequence) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Join names: "a", "a and b", "a, b and c"."""
     *others, last = map(str, names) if names else ["nothing"]
     return f"{', '.join(others)} and {last}" if others else last
 
 
 def _channel(card: ModelCard, want: Mapping, told: object, dataset: xr.Dataset) -> Channel:
-    """A variable of a card in the data; told: its name there, or its range, None: nothing."""
+    """Return the channel for a variable of a model card.
+
+    Args:
+        card: model card.
+        want: entry of card.input_variables.
+        told: name of the variable in the data, or its range, or None.
+        dataset: data.
+
+    Raises:
+        ValueError: the card has no range, or the data have other units.
+    """
     name, units, standard = str(want["name"]), want.get("units"), want.get("standard_name")
     variable = told if isinstance(told, str) else name
     if told is None and name not in dataset.data_vars and standard is not None:
@@ -125,7 +155,7 @@ def _channel(card: ModelCard, want: Mapping, told: object, dataset: xr.Dataset) 
 
 
 def _words(channel: Channel, dataset: xr.Dataset) -> str:
-    """ "prob as probability, 0 to 100 %"."""
+    """Describe a channel: "prob as probability (0 to 100 %)"."""
     low, high = channel.ends
     units = channel.units or dataset[channel.variable].attrs.get("units", "")
     units = "" if units == "1" else units
@@ -134,7 +164,7 @@ def _words(channel: Channel, dataset: xr.Dataset) -> str:
 
 
 def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
-    """By variable a name or two ends. Raises: ValueError for anything else."""
+    """Return the argument `dynamics` as a dict from variable to name or range. Raises ValueError for other values."""
     if given is None:
         return {}
     told = _read(given) if isinstance(given, str) else given
@@ -152,13 +182,13 @@ def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
 
 
 def _is_pair(value: object) -> bool:
-    """Whether a value is two numbers."""
+    """Return whether a value is a sequence of two numbers."""
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return pair and all(isinstance(end, Real) and not isinstance(end, bool) for end in value)
 
 
 def _read(text: str) -> object:
-    """What the text of a command line says: a mapping in YAML, or NAME=VARIABLE with commas between."""
+    """Parse text of the command line: a mapping in YAML, or NAME=VARIABLE separated by commas."""
     if text.lstrip().startswith("{"):
         import yaml
 

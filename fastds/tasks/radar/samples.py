@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar files to batches: whole time blocks for training and for validation."""
+"""Training and validation samples from radar files."""
 
 import pathlib
 
@@ -10,27 +10,39 @@ from fastds import data as fd
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.fixed_sets import draw_sets
 from fastds.models.baselines import optical_flow
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks, usual, whole_files
-from fastds.tasks.common.tables import tracked
-from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import of_echo
+from fastds.tasks.common.radar_files import (
+    list_whole_files,
+    make_synthetic_events,
+    make_time_blocks,
+    select_validation_values,
+    share_weights,
+)
+from fastds.tasks.common.tables import track_progress
+from fastds.tasks.common.training import BaseDataModule
+from fastds.tasks.ood.statistics import compute_motion_statistics
 from fastds.tasks.radar.config import DataConfig
 
 
-class RadarData(SampleData):
-    """Training crops that mix scales, intervals and ways of coarsening, and fixed validation crops from later frames.
+class RadarData(BaseDataModule):
+    """Training crops with random scales, intervals and coarsening operators, and fixed validation crops from later
+    frames.
 
     Args:
         config: see DataConfig.
-        flow: add the optical flow of the whole coarse frames to every sample.
-        static_channels: S, how many of config.statics the network reads. static_variables: of the card of weights that
-            are trained on, whose normalisation is kept.
-        seed: of the samples; sample i of a run depends on (seed, i) only.
-        in_channels: of the network, one more than there are config.dynamics.
-        devices: see SampleData.
-        progress: say how far the optical flow is, which is computed before the training.
-    Attributes: training, validation; test, the fixed test samples of split "random", else None, and test_draws, which
-        samples they are.
+        flow: whether to add the optical flow of whole coarse frames to each sample.
+        seed: random seed of the samples; sample i depends on (seed, i) only.
+        static_channels: number of static maps that the network reads.
+        static_variables: static variables in the card of weights from which the training starts; their normalisation is
+            used.
+        in_channels: number of input channels of the network, one more than config.dynamics has entries.
+        devices: see BaseDataModule.
+        progress: print the progress of the optical flow, which is computed before the training.
+
+    Attributes:
+        training: training samples.
+        validation: validation samples.
+        test: test samples of split "random", else None.
+        test_draws: draws of the test samples.
     """
 
     def __init__(
@@ -65,10 +77,10 @@ class RadarData(SampleData):
         c = self.config
         side = 2 * c.crop * min(c.scales)
         train, validation = (
-            time_blocks(c, side=side) if c.split == "blocks" else 2 * (whole_files(c.path, c.var, side),)
+            make_time_blocks(c, side=side) if c.split == "blocks" else 2 * (list_whole_files(c.path, c.var, side),)
         )
         self.files = [pathlib.Path(block.path).name for block in train]
-        events = synthetic_events(c.synthetic_events, self.seed)
+        events = make_synthetic_events(c.synthetic_events, self.seed)
         shared = dict(
             crop=c.crop,
             floor=c.floor,
@@ -83,7 +95,7 @@ class RadarData(SampleData):
             [*train, *events],
             dynamics=self._dynamics(train),
             samples=c.epoch_samples,
-            weights=source_weights(c.weights, len(train), len(events)),
+            weights=share_weights(c.weights, len(train), len(events)),
             augment=c.augment,
             reverse=c.reverse,
             seed=self.seed,
@@ -97,8 +109,8 @@ class RadarData(SampleData):
                 validation,
                 dynamics=self._dynamics(validation),
                 samples=c.validation_samples,
-                scales=usual(c.scales),
-                intervals=usual(c.intervals),
+                scales=select_validation_values(c.scales),
+                intervals=select_validation_values(c.intervals),
                 modes=sorted(set(c.modes)),
                 augment=False,
                 seed=self.seed + 1,
@@ -106,21 +118,21 @@ class RadarData(SampleData):
             )
         if self.flow:
             for samples in {id(sets): sets for sets in (self.training, self.validation)}.values():
-                samples.cache_flow(lambda keys: tracked(keys, self.progress, "pairs of fields", "optical flow"))
+                samples.cache_flow(lambda keys: track_progress(keys, self.progress, "pairs of fields", "optical flow"))
 
     def _draw_sets(self) -> None:
-        """Let training, validation and test be fixed samples of the same files, which they share in memory."""
+        """Set training, validation and test to fixed samples of the same files, which share memory."""
         sets = draw_sets(self.training, self.config.fixed_samples, self.config.split_seed)
         self.training.fixed, *others = sets
         self.test_draws = sets[-1]
         self.validation, self.test = (self.training.only(found) if found else None for found in others)
 
-    def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData."""
-        return of_echo(sample["x"][:, 0])
+    def compute_statistics(self, sample: dict) -> dict[str, float]:
+        """See BaseDataModule."""
+        return compute_motion_statistics(sample["x"][:, 0])
 
     def _dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:
-        """The fields of every block, which dynamic_variables tells of."""
+        """Return the additional input variables of each block, and set dynamic_variables."""
         if not self.config.dynamics:
             return None
         try:
@@ -131,8 +143,10 @@ class RadarData(SampleData):
         return found
 
     def statics_of(self, paths: list[str]) -> list[np.ndarray]:
-        """The maps (S, H, W) of every file, normalised as static_variables says, which is set where it is empty: by
-        mean and standard deviation over all of them."""
+        """Return the static maps (S, H, W) of each file, normalised by static_variables.
+
+        If static_variables is empty, it is set to the mean and standard deviation over all files.
+        """
         maps = []
         for path in paths:
             with fd.open_dataset(path) as dataset:
@@ -145,7 +159,7 @@ class RadarData(SampleData):
         if not self.static_variables:
             cells = np.concatenate([m.values.reshape(len(m.values), -1) for m in maps], axis=1, dtype=np.float64)
             scales = zip(maps[0].variables, cells.mean(1), cells.std(1), strict=True)
-            # a map of one value everywhere has no deviation
+            # a constant map has zero standard deviation
             self.static_variables = [{**v, "mean": float(m), "std": float(s) or 1.0} for v, m, s in scales]
         mean, std = (np.array([v[key] for v in self.static_variables])[:, None, None] for key in ("mean", "std"))
         return [((m.values - mean) / std).astype(np.float32) for m in maps]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of downscaled fields: their sums over pairs of input frames, and the table of them."""
+"""Scores of downscaled radar fields: accumulated sums over pairs of input frames, and tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, EnsembleScores, fss, radar_errors, spectral_ratio
-from fastds.tasks.common.scoring import Sums
-from fastds.tasks.common.tables import ScoreTables, number_text, score_table, write_csv
+from fastds.tasks.common.scoring import ScoreSums
+from fastds.tasks.common.tables import ScoreTables, format_number, make_score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, mean_above
 
 if TYPE_CHECKING:
@@ -27,23 +27,29 @@ if TYPE_CHECKING:
 THRESHOLDS_DBZ = (15.0, 30.0, 40.0)
 FSS_WINDOW = 9
 FINE_BAND = (2.0, 4.0)
-# SSIM and FSS come from packages of the extra "verify"; without them the table says so and has "-" in their places.
+# SSIM and FSS need packages of the extra "verify"; without them the table has "-" and a note.
 HAS_TORCHMETRICS, HAS_SCORES = (importlib.util.find_spec(name) is not None for name in ("torchmetrics", "scores"))
 
 
 class Scores:
-    """Sums over pairs of the scores of one method."""
+    """Accumulated scores of one method over pairs of input frames."""
 
     def __init__(self):
         self.count, self.pixels = 0, 0
-        self.weighted = Sums()  # key: (2,), weighted sum and weight
-        self.plain = Sums()  # key: list of values
+        self.weighted = ScoreSums()  # key -> (2,): weighted sum and weight
+        self.plain = ScoreSums()  # key -> list of values
         self.hits = np.zeros((len(THRESHOLDS_DBZ), 2))
         self.recoarsened = np.zeros(2)
-        self.ensembles = Sums()  # floor: EnsembleScores
+        self.ensembles = ScoreSums()  # floor -> EnsembleScores
 
     def add(self, pair: Pair, prediction: torch.Tensor | None, method: Callable | None) -> None:
-        """Score a prediction (f + 1, H, W) in dBZ, the mean of members (M, f + 1, H, W), or the baseline `method`."""
+        """Add a pair.
+
+        Args:
+            pair: pair of input frames.
+            prediction: (f + 1, H, W) in dBZ, or members (M, f + 1, H, W), whose mean is scored; None: the baseline.
+            method: function of the baseline; None: the prediction.
+        """
         if not pair.valid.any():
             return
         self.count += 1
@@ -62,7 +68,7 @@ class Scores:
         self._detail(pair, fields[high], high)
 
     def __iadd__(self, other: Scores) -> Scores:
-        """Add the pairs of another."""
+        """Add the scores of other pairs."""
         self.count, self.pixels = self.count + other.count, self.pixels + other.pixels
         self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
         self.weighted += other.weighted
@@ -71,7 +77,7 @@ class Scores:
         return self
 
     def _ensemble(self, pair: Pair, members: torch.Tensor) -> None:
-        """Scores of the distribution, and the absolute error of the members' mean, above each floor."""
+        """Add the ensemble scores, and the absolute error of the ensemble mean, above each floor."""
         for floor in EVALUATION_FLOORS:
             scores = self.ensembles.setdefault(floor, EnsembleScores())
             for fields, truth in zip(members.unbind(1), pair.truth, strict=True):
@@ -108,10 +114,10 @@ class Scores:
         self.recoarsened += [error.square().sum().item(), error.numel()]
 
     def _weigh(self, key: str, value: float, pixels: int) -> None:
-        self.weighted += Sums({key: np.array([value * pixels, pixels])})
+        self.weighted += ScoreSums({key: np.array([value * pixels, pixels])})
 
     def means(self) -> dict[str, float]:
-        """The scores over all pairs; NaN where a score is not defined."""
+        """Return the scores over all pairs; NaN for scores that are not defined."""
         nan = float("nan")
         out = {}
         for floor in EVALUATION_FLOORS:
@@ -135,17 +141,20 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTable(ScoreTables):
-    """Scores by method, method -> column -> number, and how they were made.
+    """Scores by method, method -> column -> value.
 
-    Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f; csi_q and fss_q for each
-    threshold q in dBZ; spectrum (power over the truth's at wavelengths of 2 to 4 pixels); recoarsened_rmse (dBZ, the
-    output's outer frames averaged back against the input). t2 = frames between the input times, t13 = frames at the
-    input times. The row of an ensemble's mean also has, for each floor, crps_f (fair) and mae_f of the mean in dB,
+    Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f. For each threshold q in dBZ:
+    csi_q, fss_q. spectrum: power at wavelengths of 2 to 4 pixels relative to the truth. recoarsened_rmse: difference in
+    dBZ between the averaged output and the input, at input times. t2 denotes frames between the input times, t13 frames
+    at the input times. The row of an ensemble mean also has, for each floor, crps_f (fair) and mae_f of the mean in dB,
     spread_skill_f and outliers_f.
 
     Attributes:
-        rows: the scores. pairs: of input frames. pixels: valid fine ones a frame, mean. notes: sentences below the
-        table. single: one time, so that there are no pairs, no t2, and total is the mean at that time.
+        rows: the scores.
+        pairs: number of pairs of input frames.
+        pixels: mean number of valid fine pixels in a frame.
+        notes: further notes below the tables.
+        single: whether there is a single time, and thus no t2; total is then the mean at that time.
     """
 
     rows: dict[str, dict[str, float]]
@@ -155,23 +164,23 @@ class EvaluationTable(ScoreTables):
     single: bool = False
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one line per method, by a temporary name."""
+        """Write one line per method, atomically."""
         columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
         lines = ([name, *(f"{row.get(c, math.nan):.6g}" for c in columns)] for name, row in self.rows.items())
         write_csv(path, ["method", *columns], lines)
 
     @property
     def title(self) -> str:
-        """The heading of a page of the tables."""
+        """Heading of the HTML page."""
         return "Errors of downscaled radar fields"
 
     def tables(self) -> list[Table]:
-        """The tables as they are printed."""
+        """Return the tables as they are printed."""
         drawn = {name: row for name, row in self.rows.items() if f"crps_{EVALUATION_FLOORS[0]:g}" in row}
         return [*map(self._error_table, EVALUATION_FLOORS), self._skill_table(), *starmap(_ensemble, drawn.items())]
 
-    def sentences(self) -> list[str]:
-        """What stands below the tables."""
+    def list_notes(self) -> list[str]:
+        """Return the notes below the tables."""
         said = (
             f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: mean between "
             "the input times; t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3. "
@@ -186,7 +195,7 @@ class EvaluationTable(ScoreTables):
 
     def _error_table(self, floor: float) -> Table:
         key = f"{floor:g}"
-        table = score_table(
+        table = make_score_table(
             f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1, t3", "SSIM")
         )
         reference = self.rows["trilinear"][f"mse_total_{key}"]
@@ -194,7 +203,9 @@ class EvaluationTable(ScoreTables):
             total = row[f"mse_total_{key}"]
             change = f"{100 * (total / reference - 1):+.1f} %" if reference > 0 else "-"
             numbers = [row[f"{c}_{key}"] for c in ("mse_t2", "mse_t13", "ssim")]
-            table.add_row(name, number_text(total), "" if name == "trilinear" else change, *map(number_text, numbers))
+            table.add_row(
+                name, format_number(total), "" if name == "trilinear" else change, *map(format_number, numbers)
+            )
         return table
 
     def _skill_table(self) -> Table:
@@ -204,18 +215,18 @@ class EvaluationTable(ScoreTables):
             for q in THRESHOLDS_DBZ
         ]
         title = "Skill at " + ", ".join(f"{q:g}" for q in THRESHOLDS_DBZ) + " dBZ, detail, fit to the input"
-        table = score_table(title, ("method", *heads, "detail", "refit dB"))
+        table = make_score_table(title, ("method", *heads, "detail", "refit dB"))
         keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
         for name, row in self.rows.items():
-            table.add_row(name, *(number_text(row[k]) for k in keys))
+            table.add_row(name, *(format_number(row[k]) for k in keys))
         return table
 
 
 def _ensemble(name: str, row: dict[str, float]) -> Table:
-    """The scores of an ensemble, whose mean has the row."""
+    """Return the table of ensemble scores from the row of the ensemble mean."""
     heads = ("above", "CRPS dB", "MAE of mean dB", "spread/skill", "outliers")
-    table = score_table(f"Distribution of {name}", heads)
+    table = make_score_table(f"Distribution of {name}", heads)
     for floor in EVALUATION_FLOORS:
         keys = ("crps", "mae", "spread_skill", "outliers")
-        table.add_row(f"{floor:g} dBZ", *(number_text(row[f"{key}_{floor:g}"]) for key in keys))
+        table.add_row(f"{floor:g} dBZ", *(format_number(row[f"{key}_{floor:g}"]) for key in keys))
     return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator and the field that it makes an ensemble of finer fields of, in pieces of whole sequences."""
+"""Pipeline that downscales a field with a generator, in chunks of whole sequences."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_fiel
 from fastds.models import ModelCard
 from fastds.models.baselines.interpolation import weights_at
 from fastds.models.wgan_gp import HumidityGenerator
-from fastds.tasks.common.changes import Changes
-from fastds.tasks.common.inference import Report, loaded
-from fastds.tasks.common.pieces import Piece, apart
+from fastds.tasks.common.changes import ChangeCounts
+from fastds.tasks.common.inference import RunSummary, load_model
+from fastds.tasks.common.pieces import Chunk, make_independent_chunks
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import MOST, check_whole, computing, device_of, settle
-from fastds.tasks.domain.score import Domain, domain_of, evenly
-from fastds.tasks.domain.statistics import texture
-from fastds.tasks.fields.geometry import geometry
+from fastds.tasks.common.settings import MAX_COUNT, check_whole, get_device, inference_context, resolve_execution
+from fastds.tasks.fields.geometry import find_geometry
+from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.tasks.ood.statistics import compute_texture
 
-# Columns beyond the seam. 8, 32 and half a turn leave the same difference to a rolled field, 0.02 to 0.07 % of humidity
-# (0.2 to 0.7 without): that of the channel gates, whose means count these columns twice.
+# Number of columns that are wrapped around at each side of a global field. The remaining dependence on the position of
+# the seam is that of the channel gates, whose means count these columns twice.
 WRAPPED = 16
 _CHANGED = {
     "clipped": "were cut at the range of the network",
     "cut_input": "of the input are beyond the range of the network; what is above it was added to the result",
 }
-SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
+SEQUENCE = 8  # number of steps that the recurrence processes together; the last sequence may be shorter
 
 
 class HumidityJob:
-    """A generator and a dataset's field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
+    """Pipeline of a generator and a field, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
 
-    least = SEQUENCE
+    step_multiple = SEQUENCE
 
     def __init__(
         self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
     ):  # fmt: skip
-        self.model = model = loaded(model)
+        self.model = model = load_model(model)
         _check(model, members, seed)
-        self.computed = settle(model, threads, precision, device)
+        self.computed = resolve_execution(model, threads, precision, device)
         self.names = _time_names(dataset)
         self.dataset = dataset = dataset.rename(self.names)
         self.field = choose_field(dataset, var, level)
@@ -63,7 +63,7 @@ class HumidityJob:
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
         self.dims = (("realization",) if members else ()) + self.field.dims
-        # The first value of a block is that of a decimated one, in the order of the file.
+        # Decimated fields have the first value of each block in the order of the file, so the order must not change.
         self.order = (...,) if model.card.coarsening == "decimate" else upright(self.field)
         self.rows = _rows_on_globe(self.field, model.config["scale"], model.card.coarsening)
         count, _, columns = self.field.shape
@@ -74,35 +74,35 @@ class HumidityJob:
         self.begin()
         self.variables = {self.field.name: (tuple(own.get(dim, dim) for dim in self.dims), shape)}
 
-    def pieces(self, steps: int) -> list[Piece]:
-        """Pieces of whole sequences."""
-        return apart(self.field.shape[0], steps)
+    def make_chunks(self, steps: int) -> list[Chunk]:
+        """Return chunks of whole sequences."""
+        return make_independent_chunks(self.field.shape[0], steps)
 
     def begin(self) -> None:
-        """Count what is changed from here on, and how far values reach."""
-        self.changes, self.reached = Changes(_CHANGED), -np.inf
+        """Reset the counts of changed values and the largest input value."""
+        self.changes, self.reached = ChangeCounts(_CHANGED), -np.inf
 
-    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
-        """See Job."""
+    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+        """See Pipeline."""
         return {self.field.name: self._values(slice(*piece.steps), False)}
 
-    def at_once(self, progress: bool) -> xr.Dataset:
-        """The whole result."""
+    def compute_all(self, progress: bool) -> xr.Dataset:
+        """Compute the whole result."""
         self.begin()
-        out = self.result({self.field.name: self._values(slice(None), progress)})
+        out = self.make_result({self.field.name: self._values(slice(None), progress)})
         if self.humid and self.reached > HUMIDITY_RANGE[1] and "fastds_valid_range" in out.attrs:
             out.attrs["fastds_valid_range"] = [HUMIDITY_RANGE[0], float(self.reached)]
         return out.assign_attrs(self.changes.attributes())
 
     def _values(self, steps: slice, progress: bool) -> np.ndarray:
-        """The fine values of some steps, whole sequences."""
+        """Compute the fine values of a range of steps, which consists of whole sequences."""
         field = self.field[steps]
         seeds = _seeds(field, steps.start or 0, self.members, self.seed)
         values = plausible_values(field, stacklevel=5)
         check_values(values, f"variable {field.name}")
         self.reached = max(self.reached, float(values.max()))
         seen = self._seen(values) if self.humid else values
-        with computing(self.model, self.computed), self.computed.autocast():
+        with inference_context(self.model, self.computed), self.computed.autocast():
             fine = _draw(self.model, seen[self.order].copy(), seeds, progress, self.wrapped)[self.order]
         fine = (fine if self.members else fine[0])[..., self.rows, :]
         if not self.humid:
@@ -114,14 +114,20 @@ class HumidityJob:
         return fine
 
     def _seen(self, values: np.ndarray) -> np.ndarray:
-        """What the network is given of humidity: it knows HUMIDITY_RANGE alone, and cuts its result at that."""
+        """Clip humidity to HUMIDITY_RANGE, for which the network was trained and to which its output is clipped."""
         seen = _cut_humidity(values, self.field.name)
         self.changes.add("cut_input", np.count_nonzero(seen != values), values.size)
         return seen
 
     def _add_excess(self, fine: np.ndarray, excess: np.ndarray) -> None:
-        """Add what the input (time, h, w) has above the range of the network to its fields ([members,] time, H, W), in
-        place, by bilinear interpolation, so that the result reaches as far as the input."""
+        """Add the part of the input above HUMIDITY_RANGE to the fine fields, in place, by bilinear interpolation.
+
+        The maximum of the result is thereby that of the input.
+
+        Args:
+            fine: ([members,] time, H, W).
+            excess: (time, h, w), at least 0.
+        """
         if not excess.any():
             return
         scale, (_, height, width) = self.model.config["scale"], excess.shape
@@ -135,8 +141,8 @@ class HumidityJob:
             if beyond.any():
                 fine[..., time, :, :] += (along[0] @ (along[1] @ beyond.T.astype(np.float64)).T).astype(np.float32)
 
-    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Job."""
+    def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Pipeline."""
         field, scale, card = self.field, self.model.config["scale"], self.model.card
         out = refine_grid(self.dataset, field, scale)
         if card.coarsening == "decimate":
@@ -157,14 +163,16 @@ class HumidityJob:
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
     @functools.cached_property
-    def domain(self) -> Domain:
-        """How far the field lies from what the model was trained on; warns where it lies outside."""
+    def domain(self) -> OODReport:
+        """Out-of-distribution report of the field for the network; its computation issues a warning if it is
+        outside.
+        """
         return humidity_domain(self.model.card, self.field)
 
     def _settings(self) -> dict:
-        """Attributes that say how the file was made."""
+        """Return the attributes that record the settings."""
         card = self.model.card
-        settings = self.domain.attributes() | {
+        settings = self.ood.attributes() | {
             "fastds_task": "humidity", "fastds_model": card.name, "fastds_scale": self.model.config["scale"],
             "fastds_coarsening": card.coarsening, **self.computed.attributes(),
         }  # fmt: skip
@@ -178,10 +186,10 @@ class HumidityJob:
             settings |= {"fastds_members": self.members, "fastds_seed": self.seed}
         return settings
 
-    def report(self) -> Report:
-        """See Job."""
+    def make_summary(self) -> RunSummary:
+        """See Pipeline."""
         notes = [f"model {self.model.card.name}", *self.changes.notes()]
-        return Report(self.model.card.name, self._settings(), notes)
+        return RunSummary(self.model.card.name, self._settings(), notes)
 
 
 def _check(model, members, seed):
@@ -190,7 +198,7 @@ def _check(model, members, seed):
     card = model.card
     if card.offset is None or card.range is None or card.coarsening is None:
         raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")
-    check_whole("members", members, 1, MOST)
+    check_whole("members", members, 1, MAX_COUNT)
     check_whole("seed", seed, 0)
     if model.config["in_channels"] != 1:
         raise ValueError(f"model {card.name} reads {model.config['in_channels']} variables, a file gives one")
@@ -207,7 +215,13 @@ def _is_humidity(model, field):
 
 
 def _cut_humidity(values, name):
-    """Cut to what a model of humidity takes; analyses reach beyond, over ice and by interpolation."""
+    """Clip relative humidity to HUMIDITY_RANGE, with a warning.
+
+    Analyses exceed this range with respect to ice and by interpolation.
+
+    Raises:
+        ValueError: the values are a fraction, or far outside the range.
+    """
     low, high = HUMIDITY_RANGE
     least, most = float(values.min()), float(values.max())
     if most <= 2.0:
@@ -227,7 +241,7 @@ def _cut_humidity(values, name):
 
 
 def _time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
-    """What the variables of a dataset are called here: its dimension of time is "time"."""
+    """Return the renaming of variables that makes "time" the name of the time dimension."""
     time = time_of(dataset)
     if time in (None, "time"):
         return {}
@@ -235,16 +249,16 @@ def _time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
 
 
 def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:
-    """Whether the columns of a field are longitudes that go round the globe."""
+    """Return whether the columns of a field are longitudes that cover the full circle."""
     try:
-        grid = geometry(dataset)
-    except ValueError:  # no regular grid of latitudes and longitudes
+        grid = find_geometry(dataset)
+    except ValueError:  # not a regular latitude-longitude grid
         return False
     return grid.names[1] == field.dims[-1] and grid.periodic
 
 
 def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
-    """The finer rows of a field whose centres do not lie beyond a pole, as those of cells at the poles do."""
+    """Return the fine rows whose centres are not beyond a pole. Cells that are centred at a pole have such rows."""
     rows, latitude = field.shape[1], field.coords.get(field.dims[1])
     if latitude is None or not is_latitude(latitude.attrs) or rows < 2:
         return slice(0, rows * scale)
@@ -255,43 +269,66 @@ def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
     return slice(int(first), int(last) + 1)
 
 
-def humidity_domain(card: ModelCard, field: xr.DataArray) -> Domain:
-    """A field (time, y, x) against a model's card, by some times evenly over all; warns (UserWarning) where it lies
-    outside."""
-    looked_at = evenly(len(field)) if card.input_ranges else []
+def humidity_domain(card: ModelCard, field: xr.DataArray) -> OODReport:
+    """Compare a field (time, y, x) with the training data of a model; issue a UserWarning if it is outside."""
+    looked_at = select_evenly(len(field)) if card.input_ranges else []
     fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in looked_at)
-    found = judge(card, pressure_hpa(field), [texture(values) for values in fields])
+    found = judge(card, pressure_hpa(field), [compute_texture(values) for values in fields])
     found.warn(stacklevel=4)
     return found
 
 
-def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]]) -> Domain:
-    """Fields against a model's card; pressure: of all of them, hPa; inputs: texture of each. Another pressure is named
-    and does not count: the error at other levels is told by their texture, see fastds/studies/README.md."""
+def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]]) -> OODReport:
+    """Compare statistics of fields with the ranges in a model card.
+
+    A pressure outside the training levels is reported and does not count for the score, because the error at other
+    levels is reflected by the texture (fastds/studies/README.md).
+
+    Args:
+        card: model card.
+        pressure: pressure of the fields in hPa, or None.
+        inputs: texture of each field, see compute_texture.
+    """
     levels = [level for variable in card.input_variables for level in variable.get("levels_hPa", [])]
     limits = (min(levels), max(levels)) if levels else None
-    return domain_of(card, inputs=inputs, named=[("pressure", pressure, limits, "hPa")])
+    return assess_inputs(card, inputs=inputs, warn_only=[("pressure", pressure, limits, "hPa")])
 
 
 def _seeds(field: xr.DataArray, first: int, members: int | None, seed: int) -> list[list[int]]:
-    """Seeds of the noise of every step, one for each member: they depend on seed + member and the time alone, or on the
-    number of a step that has no time; first: that of the first step."""
+    """Return the seeds of the noise for each step and member.
+
+    A seed depends on seed + member and the time only, or on the index of a step without a time.
+
+    Args:
+        field: field (time, y, x).
+        first: index of the first step.
+        members: number of members, or None.
+        seed: random seed of the ensemble.
+    """
     time = field.dims[0]
     names = [text_of(t) for t in field[time].values] if time in field.coords else range(first, first + len(field))
     return [[_seed(seed + m, str(name)) for m in range(members or 0)] for name in names]
 
 
 def _seed(number: int, name: str) -> int:
-    """A seed of torch that depends on all bits of a number and a name."""
+    """Return a seed for torch that depends on all bits of a number and a name."""
     mixed = np.random.SeedSequence([number % 2**64, int.from_bytes(name.encode(), "big")])
     return int(mixed.generate_state(1, np.uint64)[0])
 
 
 def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wrapped: int = 0) -> np.ndarray:
-    """The fine fields (members, time, H, W) of coarse ones (time, h, w), one without noise where there are no members.
+    """Compute fine fields with a generator.
 
-    seeds: see _seeds. wrapped: columns of the other side that the network sees beyond either side, 0 for fields that do
-    not go round the globe."""
+    Args:
+        model: generator.
+        values: coarse fields (time, h, w).
+        seeds: see _make_seeds; without members, one field without noise is computed.
+        progress: show a progress bar.
+        wrapped: number of columns that are wrapped around at each side; 0 for fields that are not global.
+
+    Returns:
+        (members, time, H, W).
+    """
     card, scale = model.card, model.config["scale"]
     x = torch.from_numpy((values - card.offset) / card.range)[None, :, None]
     members = [list(numbers) for numbers in zip(*seeds, strict=True)] or [None]
@@ -302,7 +339,7 @@ def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wra
             part = x[:, start : start + SEQUENCE]
             for made, numbers in zip(fine, members, strict=True):
                 noise = "zero" if numbers is None else _noise(model, part, numbers[start : start + SEQUENCE])
-                given = round_the_globe(part, wrapped).to(device_of(model))
+                given = round_the_globe(part, wrapped).to(get_device(model))
                 y = model(given, noise=round_the_globe(noise, wrapped))[0, :, 0].float().cpu()
                 y = y[..., wrapped * scale : y.shape[-1] - wrapped * scale]
                 made[start : start + part.shape[1]] = card.physical(y).numpy()
@@ -312,13 +349,15 @@ def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wra
 
 
 def _noise(model, part: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-    """The noise of a sequence (1, T, C, h, w), of which every step has its own seed."""
+    """Return the noise of a sequence (1, T, C, h, w); each step has its own seed."""
     steps = zip(part.split(1, dim=1), seeds, strict=True)
     return torch.cat([model.draw(step, "random", number) for step, number in steps], dim=1)
 
 
 def round_the_globe(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:
-    """A tensor (..., W) with so many columns of the other side beside either side; a word for a kind of noise stays."""
+    """Wrap columns of a tensor (..., W) around at each side. Strings, which name a kind of noise, are returned
+    unchanged.
+    """
     if isinstance(x, str) or not columns:
         return x
     return x[..., torch.arange(-columns, x.shape[-1] + columns) % x.shape[-1]]
@@ -334,5 +373,5 @@ def _behind(field, dim, scale):
 
 
 def prepare(model: str | os.PathLike, dataset: xr.Dataset, **options: Any) -> HumidityJob:
-    """The job of a model by its name or file; options as in fastds.tasks.humidity.run.downscale."""
+    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.humidity.run.downscale."""
     return HumidityJob(model, dataset, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a nowcast may be asked for, and the forecasts of a radar field, which can be made one by one."""
+"""Pipeline that forecasts radar fields, and its options."""
 
 from __future__ import annotations
 
@@ -22,19 +22,24 @@ from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import upright
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
-from fastds.tasks.common.changes import Changes
+from fastds.tasks.common.changes import ChangeCounts
 from fastds.tasks.common.inference import (
-    Report,
-    mean_spacing_m,
-    store,
+    RunSummary,
+    allocate_output,
+    compute_mean_spacing,
 )
-from fastds.tasks.common.pieces import Piece, cut
+from fastds.tasks.common.pieces import Chunk, split_range
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import MOST, Settings, check_settings, check_whole, computing, settle
-from fastds.tasks.common.tables import counted
-from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
-from fastds.tasks.domain.statistics import of_echo
-from fastds.tasks.fields.places import members_of
+from fastds.tasks.common.settings import (
+    MAX_COUNT,
+    ExecutionConfig,
+    check_execution,
+    check_whole,
+    inference_context,
+    resolve_execution,
+)
+from fastds.tasks.common.tables import format_count
+from fastds.tasks.fields.alignment import make_member_coordinate
 from fastds.tasks.nowcast.forecasts import (
     OUTSIDE,
     PERIOD,
@@ -59,37 +64,42 @@ from fastds.tasks.nowcast.members import (
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts, wet_shares
 from fastds.tasks.nowcast.wet_area import keep_wet_area
+from fastds.tasks.ood.score import TOLERANCE, OODReport, assess_inputs, select_evenly
+from fastds.tasks.ood.statistics import compute_motion_statistics
 
 STEPS = 12
-MEMBERS = 24  # that probabilities are counted of
+MEMBERS = 24  # default number of members for probabilities
 _DRIED = {"dried": "are dry so that the wet area stays near that of the last field; with the argument smooth they stay"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a nowcast may be asked for.
+    """Options of a nowcast.
 
     Attributes:
-        steps: number of fields, each `interval` after the one before.
-        lead: of the last field, a duration such as "60min", instead of steps; neither: 12 steps.
-        start: date of the last known field; None: the file's last.
-        every: a duration; one forecast from `start` (None: the first time with enough fields before it) and one from
-            every such step after it (hindcasts).
+        steps: number of forecast frames; None: 12.
+        lead: lead time of the last frame, such as "60min", in place of steps.
+        start: initialization time, a date; None: the last time of the file.
+        every: interval of hindcasts; forecasts are made from `start` (None: the first time with enough frames before
+            it) at this interval.
         quantity: "rate" (mm h-1) or "reflectivity" (dBZ).
-        var: the file's variable, where the attributes do not tell.
-        z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h; None: attributes zr_a and zr_b of the file, else (200, 1.6).
-        coarsen: cells of the file along a cell of the forecast, means of reflectivity; None: as many as bring the grid
-            into the range of the model's card.
-        interval: duration between fields, a multiple of the file's; None: the shortest in the range of the card.
-        block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
-        smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
-            moving air else take from the last field, and without the limit of the wet area.
-        members: of an ensemble around the mean forecast, or that the network draws itself, along a new first dimension
-            `realization`; None: one forecast.
-        seed: of the members; None: 0. Member k of a start is the same whatever the number of members.
-        probability: rain rates in mm/h; the share of the members that reach each is given in place of the members, of
-            which then 24 are drawn where no number is given.
-        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+        var: name of the variable; None: found by its attributes.
+        z_r: a and b of Z = a R^b, mm6 m-3 and mm/h; None: attributes zr_a and zr_b of the file, else (200, 1.6).
+        coarsen: number of cells of the file along the side of a forecast cell, averaged in reflectivity; None: the
+            smallest that brings the grid spacing into the range of the model card.
+        interval: time between frames, a multiple of the file's time step; None: the shortest in the range of the model
+            card.
+        block: number of frames after which the network restarts from its own forecasts; None: no restart.
+        smooth: keep the smooth forecast of least squared error: intensities are not matched to the last frame, and the
+            wet area is not limited.
+        members: number of ensemble members along a new first dimension `realization`; None: a single forecast.
+        seed: random seed of the ensemble; None: 0. Member k of an initialization time does not depend on the number of
+            members.
+        probability: rain rates in mm/h whose exceedance probabilities are computed in place of the members; the default
+            number of members is then 24.
+        threads: number of CPU threads; None: torch's setting.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
+        device: "auto", "cpu" or "cuda"; None: the device of the model.
     """
 
     steps: int | None = None
@@ -111,13 +121,13 @@ class Options:
     device: str | None = None
 
     def __post_init__(self):
-        check_settings(self.threads, self.precision, self.device)
+        check_execution(self.threads, self.precision, self.device)
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
             raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
         for name in ("steps", "coarsen", "block", "members"):
-            check_whole(name, getattr(self, name), 1, MOST)
+            check_whole(name, getattr(self, name), 1, MAX_COUNT)
         check_whole("seed", self.seed, 0)
         if self.seed is not None and not self.drawn:
             raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
@@ -135,14 +145,20 @@ class Options:
 
     @property
     def drawn(self) -> int:
-        """How many members are drawn, 0 for a single forecast."""
+        """Number of members that are drawn, 0 for a single forecast."""
         return self.members or (0 if self.probability is None else MEMBERS)
 
 
 class NowcastJob:
-    """A method and a radar field, see fastds.tasks.common.pieces.Job. A step is one forecast; model as in `nowcast`."""
+    """Pipeline of a method and radar fields, see fastds.tasks.common.pieces.Pipeline. A step is one forecast.
 
-    least = 1
+    Args:
+        model: see `nowcast`.
+        source: radar fields.
+        options: options of the nowcast.
+    """
+
+    step_multiple = 1
 
     def __init__(self, model: nn.Module | str | os.PathLike | None, source: ReflectivityInput, options: Options):
         method, self.note = pick_method(model)
@@ -150,9 +166,9 @@ class NowcastJob:
         method = method.smoothed() if options.smooth else method
         self.method = method = method.mean() if options.drawn else method
         self.options, self.source, card = options, source, method.card
-        self.computed = settle(method.model, options.threads, options.precision, options.device)
+        self.computed = resolve_execution(method.model, options.threads, options.precision, options.device)
         self.law, origin = z_r_law(source.dataset, source.raw, options.z_r)
-        spacing = mean_spacing_m(source)
+        spacing = compute_mean_spacing(source)
         self.factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
         self.leads = [(k + 1) * interval for k in range(_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
@@ -173,7 +189,7 @@ class NowcastJob:
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.first, self.ensemble, self.changes = _first(options), None, Changes(_DRIED)
+        self.first, self.ensemble, self.changes = _first(options), None, ChangeCounts(_DRIED)
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.drawn:
             kind = OwnMembers if method.draws else Ensemble
@@ -185,30 +201,32 @@ class NowcastJob:
             self.variables[OUTSIDE] = dims, shape
         self.spacing, self.interval = None if spacing is None else self.factor * spacing, interval
 
-    def pieces(self, steps: int) -> list[Piece]:
-        """Pieces of so many forecasts."""
+    def make_chunks(self, steps: int) -> list[Chunk]:
+        """Return chunks of at most `steps` forecasts."""
         pieces = []
-        for some in cut(0, len(self.starts), steps):
+        for some in split_range(0, len(self.starts), steps):
             frames = [frame for start in self.starts[slice(*some)] for frame in start.frames]
-            pieces.append(Piece(some, (min(frames), max(frames) + 1), some))
+            pieces.append(Chunk(some, (min(frames), max(frames) + 1), some))
         return pieces
 
-    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
-        """See Job."""
+    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+        """See Pipeline."""
         return self._values(self.starts[slice(*piece.steps)], False, None)
 
-    def at_once(self, progress: bool, folder) -> xr.Dataset:
-        """The whole result; folder: where large fields are kept in a file, None: in memory."""
-        self.changes = Changes(_DRIED)
+    def compute_all(self, progress: bool, folder) -> xr.Dataset:
+        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
+        self.changes = ChangeCounts(_DRIED)
         values = self._values(self.starts, progress, folder)
-        return self.result(values).assign_attrs(self.changes.attributes())
+        return self.make_result(values).assign_attrs(self.changes.attributes())
 
     def _values(self, starts: list[Start], progress: bool, folder) -> dict[str, np.ndarray]:
-        """The forecasts of some starts ([members or thresholds,] starts, leads, h, w), and where they rest on no
-        observation."""
+        """Return the forecasts ([members or thresholds,] starts, leads, h, w) of some initialization times, and masks
+        of inflow.
+        """
         self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
         z, outside = self._forecasts(starts, progress, folder)
-        if np.isnan(z[0, :, 0]).all() and self.method.known > 1:  # of one field all of it are missing, which check says
+        if np.isnan(z[0, :, 0]).all() and self.method.known > 1:
+            # source.check reports missing values if there is only one frame
             warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
         if self.options.probability is None:
             form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
@@ -216,14 +234,24 @@ class NowcastJob:
         return dict(zip(self.variables, (z[0] if self.first is None else z, *outside), strict=True))
 
     def _forecasts(self, starts: list[Start], progress: bool, folder) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Forecasts (members or thresholds or one, starts, leads, h, w) in dBZ, or shares; NaN where the last known
-        field is missing. Where their air comes from outside (starts, leads, h, w), of methods that move echo."""
+        """Compute forecasts.
+
+        Args:
+            starts: initialization times.
+            progress: show a progress bar.
+            folder: folder for memory-mapped files of large fields; None: in memory.
+
+        Returns:
+            Forecasts (members or thresholds or 1, starts, leads, h, w) in dBZ or probabilities, NaN where the last
+            frame is missing. For methods that use motion also the masks (starts, leads, h, w) of air from outside the
+            observed area.
+        """
         (_, shape), *further = self.variables.values()
         count = 1 if self.first is None else self.first.size
-        z, outside = (store((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
+        z, outside = (allocate_output((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
         floor, steps, order = self.method.card.floor_dbz, len(self.leads), self._order
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
-        with computing(self.method.model, self.computed), bar as advance:
+        with inference_context(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
                 known = self._known(start.frames)
                 paths = paths_of(known_echo(known, floor), steps) if self.method.moves else None
@@ -237,17 +265,19 @@ class NowcastJob:
         return z, list(outside)
 
     def _known(self, frames: Sequence[int]) -> np.ndarray:
-        """Fields of the source on the cells of the forecast, in dBZ and in the order that the method sees them in."""
+        """Return frames of the source on the cells of the forecast, in dBZ, oriented as for the method."""
         z = coarse_fields(self.source, list(frames), self.factor, self.method.card.floor_dbz)
         return z[self._order].copy()
 
     @property
     def _order(self) -> tuple:
-        """The index of rows and columns for the method, and back: upright, but for a network that was trained else."""
+        """Index that orients rows and columns for the method, and back; some networks were trained in the file's
+        orientation.
+        """
         return upright(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
     def _drawn(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
-        """The forecast, its members, or how many of them reach the thresholds, each (leads, h, w)."""
+        """Return the forecast, its members, or the exceedance probabilities, each (leads, h, w)."""
         steps, count = len(self.leads), self.options.drawn
         if self.ensemble is None:
             with self.computed.autocast():
@@ -260,15 +290,15 @@ class NowcastJob:
         return exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.law))
 
     def _dried(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
-        """The forecast (leads, h, w), which changes, with about the wet area of a frame of the source."""
+        """Limit the forecast (leads, h, w), in place, to about the wet area of a frame of the source."""
         floor = self.method.card.floor_dbz
         wet = wet_shares(self.source, frame, self.factor, floor)[self._order]
         dried = keep_wet_area(forecast, wet, paths, floor)
         self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(wet)))
         return forecast
 
-    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Job."""
+    def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Pipeline."""
         forecasts, outside = next(iter(values.values())), values.get(OUTSIDE)
         form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor, "first": self.first}
         form["outside"] = outside
@@ -277,43 +307,52 @@ class NowcastJob:
             out.assign_attrs(self._told()), f"fastds {fastds.__version__} nowcast with {self.method.name}"
         )
 
-    def report(self) -> Report:
-        """See Job."""
+    def make_summary(self) -> RunSummary:
+        """See Pipeline."""
         count, leads = len(self.starts), self.leads
-        said = counted(count, "forecast" if self.ensemble is None else "ensemble")
+        said = format_count(count, "forecast" if self.ensemble is None else "ensemble")
         said += f" of {self.options.drawn} members," * bool(self.ensemble) + f" of {len(leads)} fields"
         said += f" every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
         notes += self.changes.notes()
-        return Report(self.method.name, self._told(), notes)
+        return RunSummary(self.method.name, self._told(), notes)
 
     @functools.cached_property
-    def domain(self) -> Domain:
-        """How far the last known fields lie from what the network was trained on; warns where they lie outside."""
+    def domain(self) -> OODReport:
+        """Out-of-distribution report of the input frames; its computation issues a warning if they are outside."""
         card, inputs = self.method.card, []
-        for k in evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
+        for k in select_evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
             z = self._known(self.starts[k].frames[-2:])
-            inputs.append(of_echo(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz)))
+            inputs.append(
+                compute_motion_statistics(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz))
+            )
         found = judge(card, self.spacing, self.interval, inputs)
         found.warn(stacklevel=5)
         return found
 
     def _told(self) -> dict:
-        """Attributes that say how the file was made."""
-        return self.settings | self.domain.attributes()
+        """Return the attributes that record the settings."""
+        return self.settings | self.ood.attributes()
 
 
-def judge(card: ModelCard, spacing: float | None, interval: float, inputs: list[dict[str, float]]) -> Domain:
-    """Last known fields against a network's card; spacing: of the forecast's grid, metres; inputs: of_echo of each."""
+def judge(card: ModelCard, spacing: float | None, interval: float, inputs: list[dict[str, float]]) -> OODReport:
+    """Compare inputs with the ranges in a model card.
+
+    Args:
+        card: model card.
+        spacing: grid spacing of the forecast in metres, or None.
+        interval: time between frames in seconds.
+        inputs: statistics of each pair of last frames, see compute_motion_statistics.
+    """
     ranges = (
         ("grid spacing", spacing, card.grid_spacing_m, "m"),
         ("interval between fields", interval, card.cadence_s, "s"),
     )
-    return domain_of(card, ranges, inputs)
+    return assess_inputs(card, ranges, inputs)
 
 
 def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
-    """What a forecast has lost of the file's resolution in space and time, in words; "" where nothing."""
+    """Describe the loss of resolution in space and time relative to the file; "" if there is none."""
     parts = []
     if factor > 1:
         size = "" if spacing is None else f" ({factor * spacing:g} instead of {spacing:g} m)"
@@ -340,23 +379,25 @@ def _interval(card, source: ReflectivityInput, options: Options) -> float:
 
 
 def _multiple(value: float, limits: tuple[float, float] | None) -> int:
-    """How often the value fits into the lower limit of a range, at least once."""
+    """Return the smallest multiple of the value that reaches the lower limit of a range, at least 1."""
     return 1 if limits is None else max(1, math.ceil(limits[0] / TOLERANCE / value))
 
 
 def _steps(options: Options, interval: float) -> int:
     if options.lead is not None:
         steps = count_of(options.lead, "lead", interval, "the interval between fields,")
-        if steps > MOST:
+        if steps > MAX_COUNT:
             raise ValueError(
-                f"lead must be at most {MOST} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
+                f"lead must be at most {MAX_COUNT} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
             )
         return steps
     return STEPS if options.steps is None else int(options.steps)
 
 
-def _settings(method: Method, factor: int, interval: float, options: Options, computed: Settings, law, origin: str):
-    """Attributes that say how the file was made."""
+def _settings(
+    method: Method, factor: int, interval: float, options: Options, computed: ExecutionConfig, law, origin: str
+):
+    """Return the attributes that record the settings."""
     dry_below = weakest_echo(law) if options.drawn else method.dry_below
     settings = {
         "fastds_version": fastds.__version__,
@@ -382,13 +423,13 @@ def _settings(method: Method, factor: int, interval: float, options: Options, co
 
 
 def _first(options: Options) -> xr.Variable | None:
-    """The coordinate of the dimension before those of a single forecast, or None."""
+    """Return the coordinate of the additional first dimension, for members or thresholds, or None."""
     if options.probability is not None:
         return thresholds_of(options.probability)
-    return members_of(options.members) if options.members else None
+    return make_member_coordinate(options.members) if options.members else None
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastJob:
-    """The job of a model by its name or file; options as in Options."""
+    """Make the pipeline of a model, given by its name or file. options: as in Options."""
     chosen = Options(**options)
     return NowcastJob(model, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)

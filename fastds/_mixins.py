@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of loaded models. A model offers .downscale or .nowcast but knows no task: the tasks register what does it.
+"""Registry of public functions and mixins that add these functions to models as methods.
 
-fastds/__init__.py names module and function of every verb here; they are imported at first use.
+Models must not import tasks. fastds/__init__.py registers module and name of each function, and the function is
+imported at first use.
 """
 
 from __future__ import annotations
@@ -15,27 +16,32 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 if TYPE_CHECKING:
     import xarray as xr
 
-_PLACES: dict[str, str] = {}
+_LOCATIONS: dict[str, str] = {}
 
 
-def register(verb: str, place: str) -> None:
-    """Let a verb be carried out by a function, place being "module:function"."""
-    _PLACES[verb] = place
+def register_function(verb: str, place: str) -> None:
+    """Register a public function.
+
+    Args:
+        verb: name of the public function.
+        place: location of the implementation, "module:function".
+    """
+    _LOCATIONS[verb] = place
 
 
-def registered(verb: str) -> bool:
-    """Whether a function carries out the verb."""
-    return verb in _PLACES
+def is_registered(verb: str) -> bool:
+    """Return whether a public function of this name is registered."""
+    return verb in _LOCATIONS
 
 
-def function(verb: str) -> Callable:
-    """The function of a registered verb."""
-    module, _, name = _PLACES[verb].partition(":")
+def get_function(verb: str) -> Callable:
+    """Import and return a registered function."""
+    module, _, name = _LOCATIONS[verb].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 class DownscaleOptions(TypedDict, total=False):
-    """The keyword arguments of fastds.downscale."""
+    """Keyword arguments of fastds.downscale."""
 
     var: str | None
     scale: float | None
@@ -63,7 +69,7 @@ class DownscaleOptions(TypedDict, total=False):
 
 
 class NowcastOptions(TypedDict, total=False):
-    """The keyword arguments of fastds.nowcast."""
+    """Keyword arguments of fastds.nowcast."""
 
     steps: int | None
     lead: str | None
@@ -89,11 +95,11 @@ class NowcastOptions(TypedDict, total=False):
 
 
 class PredictOptions(DownscaleOptions, NowcastOptions, total=False):
-    """The keyword arguments of fastds.predict."""
+    """Keyword arguments of fastds.predict."""
 
 
 class QueryOptions(TypedDict, total=False):
-    """The keyword arguments of fastds.query."""
+    """Keyword arguments of fastds.query."""
 
     outside: str
     var: str | None
@@ -108,7 +114,7 @@ class QueryOptions(TypedDict, total=False):
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """The keyword arguments of fastds.evaluate."""
+    """Keyword arguments of fastds.evaluate."""
 
     input: Any
     var: str | None
@@ -127,8 +133,13 @@ Method = TypeVar("Method", bound=Callable)
 
 
 def show_options(options: type) -> Callable[[Method], Method]:
-    """Decorate a function that takes `options`, a TypedDict, as **options so that inspect.signature, help() and tab
-    completion show each of them."""
+    """Decorate a function with **options so that its signature lists the options.
+
+    inspect.signature, help() and tab completion then show each option.
+
+    Args:
+        options: TypedDict of the options.
+    """
 
     def decorate(function: Method) -> Method:
         own = inspect.signature(function)
@@ -143,19 +154,41 @@ def show_options(options: type) -> Callable[[Method], Method]:
     return decorate
 
 
-class Downscales:
-    """A model that makes radar frames, gridded fields or humidity finer."""
+class DownscaleMixin:
+    """Mixin for models that downscale radar frames, gridded fields or humidity."""
 
     @show_options(DownscaleOptions)
     def downscale(self, data: Any, **options: Unpack[DownscaleOptions]) -> xr.Dataset:
-        """Downscale an xarray Dataset or DataArray or files with this model, see fastds.downscale."""
-        return function("downscale")(self, data, **options)
+        """Downscale data with this model.
+
+        Args:
+            data: Dataset, DataArray, file, or several files of one series.
+            options: see fastds.downscale.
+
+        Returns:
+            A new Dataset.
+
+        Raises:
+            ValueError: data or options that do not fit; see fastds.downscale.
+        """
+        return get_function("downscale")(self, data, **options)
 
 
-class Nowcasts:
-    """A model that forecasts radar frames."""
+class NowcastMixin:
+    """Mixin for models that forecast radar frames."""
 
     @show_options(NowcastOptions)
     def nowcast(self, data: Any, **options: Unpack[NowcastOptions]) -> xr.Dataset:
-        """Forecast from an xarray Dataset or DataArray or files with this model, see fastds.nowcast."""
-        return function("nowcast")(self, data, **options)
+        """Forecast with this model.
+
+        Args:
+            data: Dataset, DataArray or files with the last radar frames.
+            options: see fastds.nowcast.
+
+        Returns:
+            A new Dataset.
+
+        Raises:
+            ValueError: data or options that do not fit; see fastds.nowcast.
+        """
+        return get_function("nowcast")(self, data, **options)

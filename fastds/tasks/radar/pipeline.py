@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and the radar field that it makes finer, in pieces along time."""
+"""Pipeline that downscales radar fields in chunks along time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from fastds.data.radar.preparation import check_modes
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
-    Report,
+    RunSummary,
+    allocate_output,
     check_static,
-    mean_spacing_m,
-    store,
+    compute_mean_spacing,
 )
-from fastds.tasks.common.pieces import Piece, cut
-from fastds.tasks.common.settings import check_settings, computing, settle
-from fastds.tasks.domain.score import Domain, domain_of, evenly
-from fastds.tasks.domain.statistics import of_echo
-from fastds.tasks.fields.places import members_of
+from fastds.tasks.common.pieces import Chunk, split_range
+from fastds.tasks.common.settings import check_execution, inference_context, resolve_execution
+from fastds.tasks.fields.alignment import make_member_coordinate
+from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.tasks.ood.statistics import compute_motion_statistics
 from fastds.tasks.radar.dynamics import listed, read_channels
 from fastds.tasks.radar.members import LAW, Members, check_members
 from fastds.tasks.radar.methods import pick_model
@@ -40,9 +40,9 @@ TIME_FACTORS = (2, 4)
 
 
 class RadarJob:
-    """A model and a dataset's radar field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
+    """Pipeline of a model and radar fields, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
 
-    least = 4  # a pair of frames is computed twice where two pieces meet
+    step_multiple = 4  # limits repeated work: the pair of frames at the boundary of two chunks is computed in both
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
@@ -50,7 +50,7 @@ class RadarJob:
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
-        check_settings(threads, precision, device)
+        check_execution(threads, precision, device)
         if coarsened is not None:
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
@@ -69,12 +69,12 @@ class RadarJob:
                 f"{listed(self.dynamics.names)} at times between those of the data"
             )
         self.time_factor = time_factor = time_factor_of(source, time_factor)
-        self.settings = settle(self.model, threads, precision, device)
+        self.settings = resolve_execution(self.model, threads, precision, device)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
         drawn = None if members is None else Members(int(members), int(seed or 0), self.model.card)
-        self.first = None if drawn is None else members_of(drawn.count)
-        with computing(self.model, self.settings):
+        self.first = None if drawn is None else make_member_coordinate(drawn.count)
+        with inference_context(self.model, self.settings):
             self.tiled = TiledRun(
                 self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn, smooth
             )
@@ -84,24 +84,24 @@ class RadarJob:
             dims, shape = (*self.first.dims, *dims), (*self.first.shape, *shape)
         self.variables = {source.source_name: (dims, shape)}
 
-    def pieces(self, steps: int) -> list[Piece]:
-        """Pieces within segments; a frame needs those beside it, and those that tell its motion."""
+    def make_chunks(self, steps: int) -> list[Chunk]:
+        """Return chunks within segments. A frame needs its neighbours, and further frames for the motion."""
         pieces, outputs, beside = [], 0, (2, self.time_factor // 2 + 1)
         for segment in self.source.segments:
-            for start, stop in cut(segment.start, segment.stop, steps):
+            for start, stop in split_range(segment.start, segment.stop, steps):
                 reads = max(start - beside[0], segment.start), min(stop + beside[1], segment.stop)
                 made = self.time_factor * (stop - start)
                 if stop == segment.stop and self.source.kind != "amount":
-                    made -= self.time_factor - 1  # nothing follows the last frame
-                pieces.append(Piece((start, stop), reads, (outputs, outputs + made)))
+                    made -= self.time_factor - 1  # no frames follow the last frame
+                pieces.append(Chunk((start, stop), reads, (outputs, outputs + made)))
                 outputs += made
         return pieces
 
-    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
-        """See Job."""
+    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+        """See Pipeline."""
         part = self.source.part(slice(*piece.reads))
         wanted = tuple(step - piece.reads[0] for step in piece.steps)
-        used = slice(max(wanted[0] - 1, 0), wanted[1] + 1)  # the others tell the motion alone
+        used = slice(max(wanted[0] - 1, 0), wanted[1] + 1)  # other frames are used for the motion only
         part.part(used).check(stacklevel=3)
         first = self.time_factor * wanted[0]
         dynamics = None if self.dynamics is None else self.dynamics.part(slice(*piece.reads))
@@ -109,11 +109,11 @@ class RadarJob:
         made = slice(first, first + piece.outputs[1] - piece.outputs[0])
         return {self.source.source_name: values[..., made, :, :]}
 
-    def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
-        """The whole result; folder: where large fields are kept in a file, None: in memory."""
+    def compute_all(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
+        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
         self.source.check(stacklevel=5)
         values = self._values(self.source, progress, folder, dynamics=self.dynamics)
-        return self.result({self.source.source_name: values})
+        return self.make_result({self.source.source_name: values})
 
     def _values(
         self,
@@ -123,46 +123,55 @@ class RadarJob:
         wanted: tuple[int, int] | None = None,
         dynamics: DynamicChannels | None = None,
     ) -> np.ndarray:
-        """The fine values of the source, or of a part of it, or members of them; wanted: see FrameRefiner.refine;
-        dynamics: of the same frames."""
-        with computing(self.model, self.settings):
+        """Return the fine values of the source or a part of it, or ensemble members.
+
+        Args:
+            source: radar fields.
+            progress: show a progress bar.
+            folder: folder for memory-mapped files of large fields; None: in memory.
+            wanted: range of coarse frames, see FrameRefiner.refine; None: all.
+            dynamics: additional input channels of the same frames, or None.
+        """
+        with inference_context(self.model, self.settings):
             z = self.tiled.run(source, progress, folder, wanted, dynamics)
         if source.kind == "reflectivity":
             return z
         form = self.tiled.scale, self.time_factor
-        out = store((*z.shape[:-3], *output_shape(source, *form)), folder)
+        out = allocate_output((*z.shape[:-3], *output_shape(source, *form)), folder)
         for fields, values in [(z, out)] if self.first is None else zip(z, out, strict=True):
             fine_values(source, fields, *form, out=values)
         return out
 
-    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Job."""
+    def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Pipeline."""
         own = values[self.source.source_name]
         out = fine_dataset(self.source, own, self.tiled.scale, self.time_factor, first=self.first)
         said = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
         said += "" if self.maps is None else f"; {self.maps.origin}"
         return add_history(out.assign_attrs(self._told()), said)
 
-    def report(self) -> Report:
-        """See Job."""
+    def make_summary(self) -> RunSummary:
+        """See Pipeline."""
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {LAW}"]
         notes = [self.note, *self.source.notes, *one_time(self.source), *self.tiled.notes(), *drawn]
         notes += [f"read beside the reflectivity: {self.dynamics_told}"] * bool(self.dynamics_told)
-        return Report(self.model.card.name, self._told(), notes)
+        return RunSummary(self.model.card.name, self._told(), notes)
 
     @functools.cached_property
-    def domain(self) -> Domain:
-        """How far the field lies from what the model was trained on; warns where it lies outside."""
+    def domain(self) -> OODReport:
+        """Out-of-distribution report of the fields for the network; its computation issues a warning if they are
+        outside.
+        """
         return radar_domain(self.model.card, self.source)
 
     def _told(self) -> dict:
-        """Attributes that say how the file was made."""
+        """Return the attributes that record the settings."""
         beside = {"fastds_dynamics": self.dynamics_told} if self.dynamics_told else {}
-        return self.tiled.settings() | beside | self.domain.attributes()
+        return self.tiled.settings() | beside | self.ood.attributes()
 
 
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
-    """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
+    """Return the radar fields; if there are none, the error message mentions how other fields are downscaled."""
     try:
         return to_reflectivity(dataset, var, z_r=z_r, least=1)
     except ValueError as error:
@@ -176,17 +185,17 @@ def _radar_field(dataset, var, z_r) -> ReflectivityInput:
 
 
 def time_factor_of(source: ReflectivityInput, wanted: int = TIME_FACTORS[0]) -> int:
-    """How many times as many fields there will be: a single one becomes finer in space alone."""
+    """Return the time factor, which is 1 for a single time."""
     return wanted if source.shape[0] > 1 else 1
 
 
 def one_time(source: ReflectivityInput) -> list[str]:
-    """What is said of a single field."""
+    """Return a note if there is a single time."""
     return [] if source.shape[0] > 1 else ["one time, so finer in space alone: time factor 1"]
 
 
 def check_model(model) -> None:
-    """ValueError for a model that does not downscale radar fields."""
+    """Raise ValueError for a model that does not downscale radar fields."""
     card = model.card
     if card.input_steps is not None:
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
@@ -197,33 +206,44 @@ def check_model(model) -> None:
         )
 
 
-def radar_domain(card: ModelCard, source: ReflectivityInput) -> Domain:
-    """A radar field against a model's card, by some pairs of frames evenly over all; warns (UserWarning) where it lies
-    outside."""
+def radar_domain(card: ModelCard, source: ReflectivityInput) -> OODReport:
+    """Compare radar fields with the training data of a model; issue a UserWarning if they are outside.
+
+    A sample of pairs of frames, evenly distributed over all, is examined.
+    """
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
-    looked_at = [pairs[k] for k in evenly(len(pairs))] if card.motion_px or card.input_ranges else []
+    looked_at = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
     frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in looked_at)
-    inputs = [of_echo(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
-    found = judge(card, mean_spacing_m(source), source.cadence, inputs)
+    inputs = [compute_motion_statistics(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
+    found = judge(card, compute_mean_spacing(source), source.cadence, inputs)
     found.warn(stacklevel=4)
     return found
 
 
-def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[dict[str, float]]) -> Domain:
-    """Pairs of frames against a model's card; spacing: of the grid, metres; inputs: of_echo of each pair."""
+def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[dict[str, float]]) -> OODReport:
+    """Compare statistics of radar fields with the ranges in a model card.
+
+    Args:
+        card: model card.
+        spacing: grid spacing in metres, or None.
+        cadence: time step in seconds, NaN for a single time.
+        inputs: statistics of each pair of frames, see compute_motion_statistics.
+    """
     motion = [found["motion"] for found in inputs if found]
     ranges = (
         ("grid spacing", spacing, card.grid_spacing_m, "m"),
         ("cadence", None if np.isnan(cadence) else cadence, card.cadence_s, "s"),
         ("motion per input step", float(np.median(motion)) if motion else None, card.motion_px, "pixels"),
     )
-    return domain_of(card, ranges, inputs)
+    return assess_inputs(card, ranges, inputs)
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:
-    """The job of a model by its name or file; options as in fastds.tasks.radar.run.downscale.
+    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.radar.run.downscale.
 
-    Raises: ValueError for one time, whose result other times could not be appended to."""
+    Raises:
+        ValueError: a single time, to whose result other times could not be appended.
+    """
     job = RadarJob(model, dataset, **options)
     if job.source.shape[0] < 2:
         raise ValueError(f"at least 2 times are needed for an archive, variable {job.source.source_name} has 1")

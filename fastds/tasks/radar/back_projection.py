@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine fields that agree with the coarse ones, where it is known in which way those average finer cells."""
+"""Back-projection: adjust fine radar frames so that their averages over coarse cells nearly equal the coarse frames."""
 
 from collections.abc import Callable
 
@@ -10,31 +10,36 @@ from torch import Tensor
 from fastds.data.radar.preparation import coarsen
 from fastds.models.baselines import advection
 
-PASSES = 4  # more of them change the squared error by less than 0.1 %
-# In plain means, which hold pixels without echo, too, cells count whose pixels are all so far above the floor.
+PASSES = 4  # more iterations change the squared error by less than 0.1 %
+# With plain_dbz, whose means include pixels without echo, a cell is corrected only if all its fine pixels are this far
+# above the floor.
 CLEAR_DB = 4.0
 
 
 def one_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
-    """All rows of the coarse grid, the rows that are read for them, and their place in those on the fine grid."""
+    """Return a single band for the whole grid: rows, rows that are read, and position of the rows in these on the fine
+    grid.
+    """
     return [(slice(0, shape[0]), slice(0, shape[0]), slice(None))]
 
 
 def agree(
     y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float, bands: Callable = one_band
 ) -> None:
-    """Correct fine fields, in place, so that averaging them nearly gives the coarse fields.
+    """Correct fine frames, in place, so that their averages nearly equal the coarse frames.
 
-    At the input times, k = 0 and 2, PASSES times: y_k += bilinear(x_k - average(y_k)). Between them y_1 gets the mean
-    of both corrections, averaged over coarse cells and moved half-way along the flow.
+    Input times (k = 0 and 2), ITERATIONS times: y_k += bilinear(x_k - average(y_k)). The frame y_1 between them is
+    corrected by the mean of both corrections, averaged over coarse cells and moved half-way along the flow.
 
     Args:
-        y: (3, r h, r w), what a network made of x, both scaled to [0, 1] above its floor.
-        x: (2, h, w). flow: (1, 2, 2, h, w), of x as baselines.optical_flow gives it.
-        known: (2, h, w) bool, cells that are not missing; others correct nothing.
+        y: (3, r h, r w), network output for x, scaled to [0, 1] above the floor.
+        x: (2, h, w), coarse frames with the same scaling.
+        flow: (1, 2, 2, h, w), optical flow of x, see baselines.optical_flow.
+        known: (2, h, w) bool, cells that are not missing; other cells are not corrected.
         coarsened: how x averages finer cells, see fastds.data.coarsen.
-        span: dB from 0 to 1.
-        bands: as one_band, in pieces that overlap by the motion and more than PASSES rows, which bound memory.
+        span: difference in dB between the values 0 and 1.
+        bands: function that divides the rows into bands, see one_band. Bands limit the memory and must overlap by the
+            motion and more than ITERATIONS rows.
 
     Source: Irani and Peleg 1991, Improving Resolution by Image Registration (iterative back-projection).
     """
@@ -51,13 +56,16 @@ def agree(
             fine[finer(rows)] = part[inner]
         corrections[k] = coarsen(fine - before, factor)
     for rows, window, inner in bands(x.shape[1:], flow.abs().max().item()):
-        halves = (1 + corrections[None, :, None, window]) / 2  # advection takes numbers in [0, 1]
+        halves = (1 + corrections[None, :, None, window]) / 2  # advection expects values in [0, 1]
         moved = advection(halves, factor, flow[..., window, :][None])[0, 1, 0, inner]
         y[1, finer(rows)].add_(2 * moved - 1).clamp_(0.0, 1.0)
 
 
 def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float) -> None:
-    """The passes of agree for one field. Plain means are those of dBZ where everything is above the floor."""
+    """Apply the iterations of back_project to one frame.
+
+    For plain_dbz, cells whose pixels are all above the floor are corrected; there the mean is that of dBZ.
+    """
     factor, plain = fine.shape[-1] // x.shape[-1], coarsened == "plain_dbz"
     for _ in range(PASSES):
         average = coarsen(fine * span, factor, "dbz" if plain else coarsened, floor=0.0) / span
