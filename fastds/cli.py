@@ -412,8 +412,8 @@ _SELF_PARSING_COMMANDS = {
     "info": _run_info,
 }
 _COMMANDS = {
-    "downscale": _run_downscale, "nowcast": _run_nowcast, "query": _run_query, "evaluate": _run_evaluate, "check": _run_check,
-    "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
+    "downscale": _run_downscale, "nowcast": _run_nowcast, "query": _run_query, "evaluate": _run_evaluate,
+    "check": _run_check, "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
 }  # fmt: skip
 
 if __name__ == "__main__":

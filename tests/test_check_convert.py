@@ -142,8 +142,8 @@ def test_what_fits_no_archive_is_refused_before_it_is_computed(event, tmp_path, 
     def computed(*args, **options):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("fastds.tasks.nowcast.pipeline.NowcastJob.compute_all", computed)
-    monkeypatch.setattr("fastds.tasks.radar.pipeline.RadarJob.compute_all", computed)
+    monkeypatch.setattr("fastds.tasks.nowcast.pipeline.NowcastPipeline.compute_all", computed)
+    monkeypatch.setattr("fastds.tasks.radar.pipeline.RadarPipeline.compute_all", computed)
     monkeypatch.chdir(tmp_path)
     save_dataset(event, "event.nc")
     command, *chosen = words

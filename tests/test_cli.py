@@ -180,7 +180,7 @@ def test_a_truth_that_does_not_fit_is_refused_before_the_run(folder, tmp_path, c
     words = "it has nowhere all times" if kind == "later" else sentence.format("output will have")
     assert re.search(words, said) and not os.path.exists(out), said
     hindcast = [f"{folder}/truth.nc", out, "--model", "persistence", "--steps", "1"]
-    monkeypatch.setattr("fastds.tasks.nowcast.evaluation._installed", lambda: ["persistence"])
+    monkeypatch.setattr("fastds.tasks.nowcast.evaluation._list_installed", lambda: ["persistence"])
     start = str(synthetic_event(5, 3, (64, 64)).time.values[1])
     assert main(["nowcast", *hindcast, "--start", start, "--truth", other]) == 2
     said = capsys.readouterr().err.splitlines()[-1]

@@ -11,6 +11,7 @@ import xarray as xr
 
 import fastds
 from fastds import cli, models
+from fastds.tasks.humidity import pipeline
 from fastds.tasks.humidity.run import downscale, downscale_file
 
 
@@ -302,9 +303,9 @@ def test_the_noise_goes_round_the_globe():
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
     fine = downscale(model, globe(), members=1, seed=4)["r"].values[0]
     whole = torch.arange(-16, 56) % 40
-    numbers = [step[0] for step in pipeline._seeds(globe()["r"], 0, 1, 4)]
+    numbers = [step[0] for step in pipeline._make_seeds(globe()["r"], 0, 1, 4)]
     with torch.no_grad():
-        y = model(part[..., whole], noise=pipeline._noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
+        y = model(part[..., whole], noise=pipeline._draw_noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
     np.testing.assert_allclose(fine, model.card.physical(y).clamp(0, 105), atol=0.05)
 
 

@@ -16,7 +16,7 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.tasks.common.finetune import _make_arguments, finetune, format_scores
-from fastds.tasks.radar.synthetic_scores import Errors, on_synthetic_events
+from fastds.tasks.radar.synthetic_scores import Errors, score_synthetic_events
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, 
 def test_weights_that_lose_elsewhere_are_marked(files, monkeypatch, after):
     """Where those they were made of win, on events of no radar."""
     made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
-    monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.on_synthetic_events", lambda model, device: next(made))
+    monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.score_synthetic_events", lambda model, device: next(made))
     options(monkeypatch)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -246,6 +246,6 @@ def test_weights_that_lose_elsewhere_are_marked(files, monkeypatch, after):
 
 
 def test_the_shipped_radar_network_wins_elsewhere():
-    errors = on_synthetic_events(models.load("fczsm-small"))
+    errors = score_synthetic_events(models.load("fczsm-small"))
     assert errors.own < 0.97 * errors.advection
-    assert on_synthetic_events(models.create("fczsm-s")) is None
+    assert score_synthetic_events(models.create("fczsm-s")) is None

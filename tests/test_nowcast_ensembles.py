@@ -15,7 +15,7 @@ from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
 from fastds.models.baselines.rims import local_mean
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, expected_rain, rain_rate
 from fastds.models.ensembles.surroundings import FEATURES, WIDTHS
-from fastds.tasks.nowcast.members import least_echo
+from fastds.tasks.nowcast.members import find_detection_threshold
 
 LEAST = 0.1  # mm/h: members know no weaker rain
 
@@ -451,10 +451,10 @@ def test_probabilities_are_not_evaluated(known, event):
 
 def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
     field = np.zeros((50, 50), np.float32)
-    assert least_echo(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
+    assert find_detection_threshold(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
     field[:20] = np.linspace(12, 40, 1000).reshape(20, 50)
-    assert least_echo(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)
-    assert least_echo(field + 30, (200.0, 1.6)) == 20.0
+    assert find_detection_threshold(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)
+    assert find_detection_threshold(field + 30, (200.0, 1.6)) == 20.0
 
 
 def test_even_rain_stays(known):

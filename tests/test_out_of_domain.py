@@ -18,7 +18,7 @@ from fastds.tasks.humidity import pipeline as humidity_job
 from fastds.tasks.ood import statistics
 from fastds.tasks.ood.score import assess_inputs, compute_ranges, select_evenly
 from fastds.tasks.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
-from fastds.tasks.radar.pipeline import judge
+from fastds.tasks.radar.pipeline import assess_statistics
 
 
 def seen(make):
@@ -192,8 +192,11 @@ def test_radar():
 def test_motion_per_step_is_that_of_most_pairs():
     card = ModelCard(motion_px=(0.5, 2.0))
     inputs = [{"motion": 1.0}, {}, {"motion": 9.0}, {"motion": 1.5}]
-    assert judge(card, None, 300.0, inputs).score == 0 and judge(card, None, 300.0, inputs[2:3]).score == 4.5
-    assert judge(card, None, 300.0, [{}]).score is None
+    assert (
+        assess_statistics(card, None, 300.0, inputs).score == 0
+        and assess_statistics(card, None, 300.0, inputs[2:3]).score == 4.5
+    )
+    assert assess_statistics(card, None, 300.0, [{}]).score is None
 
 
 def test_nowcasts():
@@ -217,7 +220,10 @@ def test_humidity():
 
 def test_levels_between_those_of_the_training_are_inside():
     card = ModelCard(input_variables=[{"name": "r", "levels_hPa": [500.0, 850.0]}])
-    outside = {level: [one.what for one in humidity_job.judge(card, level, []).outside] for level in (300, 700, 1000)}
+    outside = {
+        level: [one.what for one in humidity_job.assess_statistics(card, level, []).outside]
+        for level in (300, 700, 1000)
+    }
     assert outside == {300: ["pressure"], 700: [], 1000: ["pressure"]}
 
 

@@ -11,9 +11,9 @@ from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.data.radar.reflectivity import reflectivity_to_rate
 from fastds.tasks.common import pieces
 from fastds.tasks.fields.pipeline import FieldsPipeline
-from fastds.tasks.humidity.pipeline import HumidityJob
+from fastds.tasks.humidity.pipeline import HumidityPipeline
 from fastds.tasks.nowcast.pipeline import prepare
-from fastds.tasks.radar.pipeline import RadarJob
+from fastds.tasks.radar.pipeline import RadarPipeline
 
 pytest.importorskip("dask", reason="lazy results need dask")
 
@@ -68,7 +68,7 @@ def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
     expected = fastds.downscale(model, data, **options)
     monkeypatch.setattr(pieces, "choose_chunk_steps", lambda job: job.step_multiple)
     computed = []
-    for job in (RadarJob, FieldsPipeline, HumidityJob):
+    for job in (RadarPipeline, FieldsPipeline, HumidityPipeline):
         known = job.compute
         monkeypatch.setattr(
             job, "compute", lambda self, piece, known=known: computed.append(piece) or known(self, piece)
@@ -105,7 +105,7 @@ def test_a_file_of_lazy_fields_is_read_as_a_whole(event, tmp_path):
 
 
 def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
-    job = RadarJob(radar_model(), event)
+    job = RadarPipeline(radar_model(), event)
     found = job.make_chunks(4)
     assert [piece.steps for piece in found] == [(0, 4), (4, 6), (6, 10), (10, 11), (11, 12)]
     assert [piece.reads for piece in found] == [(0, 6), (2, 6), (6, 11), (8, 11), (11, 12)]
@@ -123,14 +123,14 @@ def test_a_piece_reads_every_field_once(event):
 
     once = event.chunk(time=1)
     once["reflectivity"] = once.reflectivity.copy(data=once.reflectivity.data.map_blocks(seen, dtype=np.float32))
-    job = RadarJob("trilinear", once)
+    job = RadarPipeline("trilinear", once)
     piece = job.make_chunks(4)[2]
     job.compute(piece)
     assert sorted(read) == list(range(*piece.reads))
 
 
 def test_pieces_are_as_large_as_memory_and_workers_let_them(event):
-    job = RadarJob(radar_model(), event)
+    job = RadarPipeline(radar_model(), event)
     assert pieces.choose_chunk_steps(job) == pieces.MAX_STEPS
     assert pieces.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each
     job.variables = {"reflectivity": (("time", "y", "x"), (23, 2000, 2000))}

@@ -173,7 +173,7 @@ def test_pairs_and_tiles_at_once_change_nothing(coarse, network, monkeypatch, at
     """Three fields are two pairs, and four in the second pass of time factor 4."""
     form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
     alone = downscale(network, coarse, **form)
-    monkeypatch.setattr(tiled_run.TiledRun, "_windows_at_once", lambda self: at_once)
+    monkeypatch.setattr(tiled_run.TiledInference, "_find_batch_size", lambda self: at_once)
     sizes, forward = [], network.forward
     monkeypatch.setattr(network, "forward", lambda x, **given: sizes.append(len(x)) or forward(x, **given))
     together = downscale(network, coarse, **form)
@@ -200,7 +200,7 @@ def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypa
     told = {gpu: (free, 1e13)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", told.pop)
     monkeypatch.setattr(tiled_run, "measure_receptive_field", lambda *args: 0)
-    run = tiled_run.TiledRun(
+    run = tiled_run.TiledInference(
         network, to_reflectivity(coarse), asked, asked and 0, ExecutionConfig(None, gpu, "bf16"), 2
     )
     assert (run.tile, run.refiner.at_once) == (tile, at_once)

@@ -19,7 +19,7 @@ from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
 from fastds.tasks.common.command import find_configurations, main
 from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.nowcast.rain_loss import RainLoss
-from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow
+from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow_motion
 from fastds.tasks.nowcast.training import NowcastModule, train
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -92,12 +92,12 @@ def test_a_drift_stands_still_in_the_frame_of_the_air():
     g = torch.Generator().manual_seed(2)
     still = torch.nn.functional.interpolate(torch.rand(1, 1, 14, 14, generator=g), size=(112, 112), mode="bicubic")
     x = torch.stack([still[0, :, 40 - 2 * t : 104 - 2 * t, 20 + t : 84 + t] for t in range(8)]).clamp(0, 1)
-    moved, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [24, 24], 16)
+    moved, valid = follow_motion(x, torch.ones_like(x, dtype=torch.bool), 4, [24, 24], 16)
     assert moved.shape == valid.shape == (8, 1, 16, 16) and valid.all()
     change = (moved - moved[3]).abs().mean((1, 2, 3))
     assert torch.equal(moved[3], x[3, :, 24:40, 24:40])
     assert change.max() < 0.02 < 0.1 * (x[7] - x[3]).abs().mean()
-    _, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [48, 0], 16)  # moves out below and to the left
+    _, valid = follow_motion(x, torch.ones_like(x, dtype=torch.bool), 4, [48, 0], 16)  # moves out below and to the left
     assert valid[3].all() and not valid[7, 0, -4:].any() and not valid[7, 0, :, :2].any() and valid[7, 0, :6, 6:].all()
 
 
@@ -246,8 +246,8 @@ def test_gradient_of_csi_is_that_of_many_batches():
     valid = torch.ones_like(x, dtype=torch.bool)
     for _ in range(300):
         for i in range(6):
-            loss.lack_of_csi(y[i : i + 1].detach(), x[i : i + 1], valid[:1])
-    total = sum(loss.lack_of_csi(y[i : i + 1], x[i : i + 1], valid[:1]) for i in range(6)) / 6
+            loss.compute_csi_deficit(y[i : i + 1].detach(), x[i : i + 1], valid[:1])
+    total = sum(loss.compute_csi_deficit(y[i : i + 1], x[i : i + 1], valid[:1]) for i in range(6)) / 6
     p, o = torch.sigmoid((y - 0.5) / 0.1), (x >= 0.5).double()
     whole = 1 - (p * o).sum() / (p + o - p * o).sum()
     assert total.item() == pytest.approx(whole.item(), abs=0.01)

@@ -12,14 +12,14 @@ import xarray as xr
 import fastds
 from fastds import _accessor, _mixins, models
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.tasks import fields, humidity, nowcast, radar, verbs  # noqa: F401
+from fastds.tasks import api, fields, humidity, nowcast, radar  # noqa: F401
 from fastds.tasks.api import UnknownOptionError, get_task_function
 from fastds.tasks.fields import run as fields_run
 from fastds.tasks.humidity import run as humidity_run
 from fastds.tasks.nowcast import run as nowcast_run
 from fastds.tasks.radar import evaluation as radar_evaluation
 from fastds.tasks.radar import run as radar_run
-from fastds.tasks.radar.pipeline import RadarJob
+from fastds.tasks.radar.pipeline import RadarPipeline
 
 TEMPERATURE = {"name": "t", "standard_name": "air_temperature", "units": "K"}
 HUMIDITY = {"name": "r", "standard_name": "relative_humidity", "units": "%"}
@@ -119,7 +119,7 @@ def test_downscale_does_what_the_task_of_the_card_does(event, tmp_path, task):
 
 def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     seen = []
-    monkeypatch.setattr(RadarJob, "at_once", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
+    monkeypatch.setattr(RadarPipeline, "at_once", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
     monkeypatch.setattr(fields_run, "_downscale", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
     fastds.downscale(None, coarsen_dataset(event))
     fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)
@@ -180,7 +180,7 @@ def test_signatures_are_explicit_and_alike():
     assert keywords(_mixins.NowcastMixin.nowcast) == list(_mixins.NowcastOptions.__annotations__)
     both = {*keywords(fastds.downscale), *keywords(fastds.nowcast)}
     assert set(_mixins.PredictOptions.__annotations__) == both
-    of_tasks = {*verbs.READ_OPTIONS}
+    of_tasks = {*api.READ_OPTIONS}
     for task in ("radar", "fields", "humidity"):
         run = inspect.signature(get_task_function(task, "downscale")).parameters
         of_tasks |= {p.name for p in run.values() if p.kind is p.KEYWORD_ONLY}

@@ -18,9 +18,9 @@ from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.evaluation import evaluate
-from fastds.tasks.nowcast.report import by_lead
+from fastds.tasks.nowcast.report import make_lead_charts
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.scores import NowcastTable, csi_difference
+from fastds.tasks.nowcast.scores import NowcastTable, compute_csi_difference
 
 # File: frames from one start to the next. Of these radars nothing was trained or validated on.
 TEST_STARTS = {
@@ -184,7 +184,7 @@ def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:
             rich.title = f"{file}: {rich.title}"
             tables.append(rich)
         notes += [f"{file}: {sentence}" for sentence in found.list_notes()]
-        charts += [dataclasses.replace(chart, title=f"{file}: {chart.title}") for chart in by_lead(found)]
+        charts += [dataclasses.replace(chart, title=f"{file}: {chart.title}") for chart in make_lead_charts(found)]
     write_study("Scores on the test radars", config, tables, notes, charts)
 
 
@@ -231,7 +231,7 @@ def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
     )
-    gain = csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
+    gain = compute_csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
     print(f"{file}: {format_count(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
     for k, rate in enumerate(RAIN_THRESHOLDS):
         values = (csi[0][k], csi[1][k], *gain[:, k])

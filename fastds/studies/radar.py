@@ -28,11 +28,11 @@ from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.common.tables import format_number, make_score_table
 from fastds.tasks.common.tiling import Tile
-from fastds.tasks.radar.back_projection import agree
+from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.methods import BASELINES, needs_flow
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.steady import match_end_frames
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
@@ -149,12 +149,12 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
         )
-        flow = steady_flow(before, given, behind)
+        flow = smooth_pair_flow(before, given, behind)
         y = _network(model)(given[None, :, None], flow[None])
         if coarsened is not None:
-            agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
+            back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
-            y[0, 1, 0] = steadied_between(y[0, :, 0])
+            y[0, 1, 0] = match_end_frames(y[0, :, 0])
         return _scaled(fd.restore(y, low, high), floor)
 
     return method

@@ -24,7 +24,7 @@ from fastds.studies.common.error_law import Pool, fit_pools
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.common.tables import track_progress
-from fastds.tasks.radar.members import NEAR, details
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, make_details
 
 _INTERVALS = (1, 2, 3)
 _TRIPLES = 2  # of a block, an interval and a way of coarsening
@@ -111,9 +111,9 @@ def _fields(
             flow = optical_flow(x[None])
             with torch.inference_mode():
                 y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-            for k, detail in enumerate(details(y, x[:, 0], flow[0], model.card)):
+            for k, detail in enumerate(make_details(y, x[:, 0], flow[0], model.card)):
                 features = detail.whole()
-                places = (valid & (features[ECHO] > NEAR)).flatten().nonzero()[:, 0]
+                places = (valid & (features[ECHO] > MIN_ECHO_SHARE)).flatten().nonzero()[:, 0]
                 places = places[torch.randperm(len(places), generator=generator)[:_PIXELS]]
                 yield features.flatten(1)[:, places].clone(), truth[k].flatten()[places]
 

@@ -22,10 +22,10 @@ from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, 
 from fastds.tasks.common.inference import compute_mean_spacing
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
 from fastds.tasks.humidity import pipeline as humidity
-from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.nowcast import pipeline as nowcast
 from fastds.tasks.nowcast.methods import pick_method
-from fastds.tasks.nowcast.starts import coarse_fields
+from fastds.tasks.nowcast.starts import read_coarse_frames
 from fastds.tasks.ood.score import OODReport, assess_inputs
 from fastds.tasks.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.tasks.radar import pipeline as radar
@@ -75,7 +75,7 @@ def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 if found:
                     inputs, own, theirs = zip(*found, strict=True)
                     size = None if spacing is None else 2 * scale * spacing
-                    domain = radar.judge(network.card, size, 2 * interval * cadence, list(inputs))
+                    domain = radar.assess_statistics(network.card, size, 2 * interval * cadence, list(inputs))
                     yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(own) / sum(theirs))
 
 
@@ -109,7 +109,7 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 sums, inputs = np.zeros(2), []
                 for first in _places(source.shape[0] - (known + steps - 1) * interval):
                     frames = [first + k * interval for k in range(known + steps)]
-                    z = coarse_fields(source, frames, scale, low)
+                    z = read_coarse_frames(source, frames, scale, low)
                     echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
                     z = z[:, *window_of(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
                     seen = compute_motion_statistics(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
@@ -121,7 +121,7 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                     sums += [np.square(y - z[known:])[:, valid].mean() for y in made]
                 if inputs:
                     size = None if spacing is None else scale * spacing
-                    domain = nowcast.judge(network.card, size, interval * cadence, inputs)
+                    domain = nowcast.assess_statistics(network.card, size, interval * cadence, inputs)
                     yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
 
 
@@ -141,9 +141,9 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
-                own = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
+                own = card.physical(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
                 ratio = _mse(own, fine) / _mse(interpolate(coarse, scale, "bicubic", "center"), fine)
-                domain = humidity.judge(card, pressure, [compute_texture(one) for one in coarse])
+                domain = humidity.assess_statistics(card, pressure, [compute_texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
 

@@ -15,7 +15,7 @@ from fastds.models.baselines import interpolate
 from fastds.studies.wgan_gp.methods import METHODS, SCORES
 from fastds.studies.wgan_gp.samples import Region
 from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.evaluation import run_network
 
 # Coarse fields (T, h, w) of a day -> members (M, T, H, W), one of methods without noise; in the unit of the field.
 Predict = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ def with_prediction(
 
     def predict(coarse: Tensor) -> Tensor:
         x = ((coarse - card.offset) / card.range)[None, :, None].float().to(settings.device)
-        y = model.ensemble(x, members) if hasattr(model, "noise_shape") else sample(model, x)[None]
+        y = model.ensemble(x, members) if hasattr(model, "noise_shape") else run_network(model, x)[None]
         return card.physical(y[:, 0, :, 0]).cpu()
 
     with inference_context(model, settings):

@@ -97,13 +97,13 @@ def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, d
     """Compare the weights before and after with advection on synthetic events, and record the scores in the new
     card.
     """
-    from fastds.tasks.radar.synthetic_scores import EVENTS, on_synthetic_events
+    from fastds.tasks.radar.synthetic_scores import EVENTS, score_synthetic_events
 
     with warnings.catch_warnings():
         # load warns of weights that are worse than a baseline; the command prints that itself
         warnings.simplefilter("ignore", UserWarning)
         start, tuned = load(model), load(best)
-    before, after = (on_synthetic_events(network, device) for network in (start, tuned))
+    before, after = (score_synthetic_events(network, device) for network in (start, tuned))
     if before is None or after is None:
         return
     tuned.card.metrics["elsewhere"] = {"before": before.own, "after": after.own, "advection": after.advection}

@@ -85,9 +85,9 @@ class FieldsPipeline:
         """See Pipeline; fields are independent."""
         return make_independent_chunks(self.dataset.sizes[self.dim], steps)
 
-    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+    def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """See Pipeline; running totals are accumulated from their last reset."""
-        start, stop = piece.steps
+        start, stop = chunk.steps
         part, method = copy.copy(self.method), self.method
         part.reset_changes()
         fields = [method.dataset[method.names[c]] for c, dim in method.running.items() if dim == self.dim]

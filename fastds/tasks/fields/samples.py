@@ -212,8 +212,8 @@ class FieldData(BaseDataModule):
         if not self.validation:
             raise ValueError(
                 f"data.each: no last fifth of columns has the {self._min_size} rows and columns that the validation "
-                f"needs for data.test_scales {self.config.test_scales}; take fields of {5 * self._min_size} columns, or one "
-                "variable by data.variables with data.split=time"
+                f"needs for data.test_scales {self.config.test_scales}; take fields of {5 * self._min_size} columns, "
+                "or one variable by data.variables with data.split=time"
             )
         return blocks
 

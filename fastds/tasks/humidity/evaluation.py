@@ -17,12 +17,12 @@ INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic
 RIDGE_PENALTY = 10.0  # penalty in squared units of the field times the number of samples
 
 
-def sample(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
+def run_network(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
     """Run a network. noise: arguments of HumidityGenerator.forward, ignored for networks without noise."""
     return network(coarse, **noise) if hasattr(network, "noise_shape") else network(coarse)
 
 
-def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
+def compute_baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
     """Compute the baselines: interpolations, and two regressions that are fitted to earlier times of the region.
 
     Args:
@@ -65,13 +65,16 @@ def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members:
     fine = fine[:, :h, :w]
     coarse, half = coarsen_fields(fine, scale, card.coarsening), len(fine) // 2
     early, (x, truth) = (coarse[:half], fine[:half]), (coarse[half:], fine[half:])
-    table = {name: scores(field, truth, card.range) for name, field in baselines(x, early, scale, align).items()}
+    table = {
+        name: compute_scores(field, truth, card.range)
+        for name, field in compute_baselines(x, early, scale, align).items()
+    }
     for name, network in networks.items():
-        table |= network_rows(name, network, x, truth, members, seed)
+        table |= score_network(name, network, x, truth, members, seed)
     return table
 
 
-def network_rows(
+def score_network(
     name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int
 ) -> dict[str, dict]:
     """Return the rows of a network in the table of evaluate_region.
@@ -91,20 +94,20 @@ def network_rows(
         return card.physical(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():
-        noise_free = scores(physical(sample(network, x, noise="zero")), truth, card.range)
+        noise_free = compute_scores(physical(run_network(network, x, noise="zero")), truth, card.range)
     if not hasattr(network, "noise_shape"):
         return {name: noise_free}
     draws = physical(network.ensemble(x, members, seed))
-    mean = scores(draws.mean(0), truth, card.range) | {
+    mean = compute_scores(draws.mean(0), truth, card.range) | {
         "crps": metrics.crps(draws, truth),
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    rows = {"no noise": noise_free, "one member": scores(draws[0], truth, card.range), "ensemble mean": mean}
+    rows = {"no noise": noise_free, "one member": compute_scores(draws[0], truth, card.range), "ensemble mean": mean}
     return {f"{name}, {row}": values for row, values in rows.items()}
 
 
-def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
+def compute_scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
     """Return field_scores, and the power at the shortest wavelengths relative to the truth."""
     bands = ((2.0, 4.0), (4.0, 8.0))
     power = metrics.spectral_ratio(field, truth, floor=-math.inf, bands=bands)

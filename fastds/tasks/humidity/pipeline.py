@@ -35,17 +35,17 @@ from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.tasks.ood.statistics import compute_texture
 
-# Number of columns that are wrapped around at each side of a global field. The remaining dependence on the position of
+# Number of columns that are wrap around at each side of a global field. The remaining dependence on the position of
 # the seam is that of the channel gates, whose means count these columns twice.
-WRAPPED = 16
-_CHANGED = {
+WRAP_COLUMNS = 16
+_CHANGE_KINDS = {
     "clipped": "were cut at the range of the network",
     "cut_input": "of the input are beyond the range of the network; what is above it was added to the result",
 }
 SEQUENCE = 8  # number of steps that the recurrence processes together; the last sequence may be shorter
 
 
-class HumidityJob:
+class HumidityPipeline:
     """Pipeline of a generator and a field, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
 
     step_multiple = SEQUENCE
@@ -54,58 +54,58 @@ class HumidityJob:
         self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
     ):  # fmt: skip
         self.model = model = load_model(model)
-        _check(model, members, seed)
-        self.computed = resolve_execution(model, threads, precision, device)
-        self.names = _time_names(dataset)
+        _check_arguments(model, members, seed)
+        self.execution = resolve_execution(model, threads, precision, device)
+        self.names = _map_time_names(dataset)
         self.dataset = dataset = dataset.rename(self.names)
         self.field = choose_field(dataset, var, level)
         self.members, self.seed, self.level = None if members is None else int(members), int(seed), level
-        self.humid = _is_humidity(model, self.field)
-        self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
+        self.is_humidity = _is_humidity(model, self.field)
+        self.wrap = WRAP_COLUMNS if _is_periodic(dataset, self.field) else 0
         self.dims = (("realization",) if members else ()) + self.field.dims
         # Decimated fields have the first value of each block in the order of the file, so the order must not change.
         self.order = (...,) if model.card.coarsening == "decimate" else upright(self.field)
-        self.rows = _rows_on_globe(self.field, model.config["scale"], model.card.coarsening)
+        self.rows = _find_valid_rows(self.field, model.config["scale"], model.card.coarsening)
         count, _, columns = self.field.shape
         fine = count, self.rows.stop - self.rows.start, columns * model.config["scale"]
         shape = *((members,) if members else ()), *fine
-        own = {new: old for old, new in self.names.items()}
-        self.dim = own.get("time", "time")
-        self.begin()
-        self.variables = {self.field.name: (tuple(own.get(dim, dim) for dim in self.dims), shape)}
+        names = {new: old for old, new in self.names.items()}
+        self.dim = names.get("time", "time")
+        self.reset_changes()
+        self.variables = {self.field.name: (tuple(names.get(dim, dim) for dim in self.dims), shape)}
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks of whole sequences."""
         return make_independent_chunks(self.field.shape[0], steps)
 
-    def begin(self) -> None:
+    def reset_changes(self) -> None:
         """Reset the counts of changed values and the largest input value."""
-        self.changes, self.reached = ChangeCounts(_CHANGED), -np.inf
+        self.changes, self.max_input = ChangeCounts(_CHANGE_KINDS), -np.inf
 
-    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+    def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """See Pipeline."""
-        return {self.field.name: self._values(slice(*piece.steps), False)}
+        return {self.field.name: self._values(slice(*chunk.steps), False)}
 
     def compute_all(self, progress: bool) -> xr.Dataset:
         """Compute the whole result."""
-        self.begin()
+        self.reset_changes()
         out = self.make_result({self.field.name: self._values(slice(None), progress)})
-        if self.humid and self.reached > HUMIDITY_RANGE[1] and "fastds_valid_range" in out.attrs:
-            out.attrs["fastds_valid_range"] = [HUMIDITY_RANGE[0], float(self.reached)]
+        if self.is_humidity and self.max_input > HUMIDITY_RANGE[1] and "fastds_valid_range" in out.attrs:
+            out.attrs["fastds_valid_range"] = [HUMIDITY_RANGE[0], float(self.max_input)]
         return out.assign_attrs(self.changes.attributes())
 
     def _values(self, steps: slice, progress: bool) -> np.ndarray:
         """Compute the fine values of a range of steps, which consists of whole sequences."""
         field = self.field[steps]
-        seeds = _seeds(field, steps.start or 0, self.members, self.seed)
+        seeds = _make_seeds(field, steps.start or 0, self.members, self.seed)
         values = plausible_values(field, stacklevel=5)
         check_values(values, f"variable {field.name}")
-        self.reached = max(self.reached, float(values.max()))
-        seen = self._seen(values) if self.humid else values
-        with inference_context(self.model, self.computed), self.computed.autocast():
-            fine = _draw(self.model, seen[self.order].copy(), seeds, progress, self.wrapped)[self.order]
+        self.max_input = max(self.max_input, float(values.max()))
+        clipped = self._clip_input(values) if self.is_humidity else values
+        with inference_context(self.model, self.execution), self.execution.autocast():
+            fine = _run_generator(self.model, clipped[self.order].copy(), seeds, progress, self.wrap)[self.order]
         fine = (fine if self.members else fine[0])[..., self.rows, :]
-        if not self.humid:
+        if not self.is_humidity:
             return fine
         low, high = HUMIDITY_RANGE
         self.changes.add("clipped", np.count_nonzero((fine < low) | (fine > high)), fine.size)
@@ -113,11 +113,11 @@ class HumidityJob:
         self._add_excess(fine, (values - high).clip(0, None))
         return fine
 
-    def _seen(self, values: np.ndarray) -> np.ndarray:
+    def _clip_input(self, values: np.ndarray) -> np.ndarray:
         """Clip humidity to HUMIDITY_RANGE, for which the network was trained and to which its output is clipped."""
-        seen = _cut_humidity(values, self.field.name)
-        self.changes.add("cut_input", np.count_nonzero(seen != values), values.size)
-        return seen
+        clipped = _clip_humidity(values, self.field.name)
+        self.changes.add("cut_input", np.count_nonzero(clipped != values), values.size)
+        return clipped
 
     def _add_excess(self, fine: np.ndarray, excess: np.ndarray) -> None:
         """Add the part of the input above HUMIDITY_RANGE to the fine fields, in place, by bilinear interpolation.
@@ -135,7 +135,7 @@ class HumidityJob:
         rows, columns = (np.arange(n * scale) / scale + shift for n in (height, width))
         along = (
             weights_at(rows[self.rows], height, "bilinear"),
-            weights_at(columns, width, "bilinear", self.wrapped > 0),
+            weights_at(columns, width, "bilinear", self.wrap > 0),
         )
         for time, beyond in enumerate(excess):
             if beyond.any():
@@ -146,7 +146,9 @@ class HumidityJob:
         field, scale, card = self.field, self.model.config["scale"], self.model.card
         out = refine_grid(self.dataset, field, scale)
         if card.coarsening == "decimate":
-            out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
+            out = out.assign_coords(
+                {d: _refine_coordinate(field, d, scale) for d in field.dims[1:] if d in field.coords}
+            )
         out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
         dims = self.dims
         out = out.assign({field.name: (dims, values[field.name], field_attributes(self.dataset, field))})
@@ -163,18 +165,18 @@ class HumidityJob:
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
     @functools.cached_property
-    def domain(self) -> OODReport:
+    def ood(self) -> OODReport:
         """Out-of-distribution report of the field for the network; its computation issues a warning if it is
         outside.
         """
-        return humidity_domain(self.model.card, self.field)
+        return assess_field(self.model.card, self.field)
 
     def _settings(self) -> dict:
         """Return the attributes that record the settings."""
         card = self.model.card
         settings = self.ood.attributes() | {
             "fastds_task": "humidity", "fastds_model": card.name, "fastds_scale": self.model.config["scale"],
-            "fastds_coarsening": card.coarsening, **self.computed.attributes(),
+            "fastds_coarsening": card.coarsening, **self.execution.attributes(),
         }  # fmt: skip
         if card.licence:
             settings["fastds_model_licence"] = card.licence
@@ -192,7 +194,7 @@ class HumidityJob:
         return RunSummary(self.model.card.name, self._settings(), notes)
 
 
-def _check(model, members, seed):
+def _check_arguments(model, members, seed):
     if not isinstance(model, HumidityGenerator):
         raise ValueError(f"model is {with_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble")
     card = model.card
@@ -214,7 +216,7 @@ def _is_humidity(model, field):
     return True
 
 
-def _cut_humidity(values, name):
+def _clip_humidity(values, name):
     """Clip relative humidity to HUMIDITY_RANGE, with a warning.
 
     Analyses exceed this range with respect to ice and by interpolation.
@@ -240,7 +242,7 @@ def _cut_humidity(values, name):
     return values.clip(low, high)
 
 
-def _time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
+def _map_time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
     """Return the renaming of variables that makes "time" the name of the time dimension."""
     time = time_of(dataset)
     if time in (None, "time"):
@@ -248,7 +250,7 @@ def _time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
     return {time: "time"} | ({"time": "_time"} if "time" in dataset.variables else {})
 
 
-def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:
+def _is_periodic(dataset: xr.Dataset, field: xr.DataArray) -> bool:
     """Return whether the columns of a field are longitudes that cover the full circle."""
     try:
         grid = find_geometry(dataset)
@@ -257,7 +259,7 @@ def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:
     return grid.names[1] == field.dims[-1] and grid.periodic
 
 
-def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
+def _find_valid_rows(field: xr.DataArray, scale: int, coarsening: str) -> slice:
     """Return the fine rows whose centres are not beyond a pole. Cells that are centred at a pole have such rows."""
     rows, latitude = field.shape[1], field.coords.get(field.dims[1])
     if latitude is None or not is_latitude(latitude.attrs) or rows < 2:
@@ -269,16 +271,16 @@ def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
     return slice(int(first), int(last) + 1)
 
 
-def humidity_domain(card: ModelCard, field: xr.DataArray) -> OODReport:
+def assess_field(card: ModelCard, field: xr.DataArray) -> OODReport:
     """Compare a field (time, y, x) with the training data of a model; issue a UserWarning if it is outside."""
-    looked_at = select_evenly(len(field)) if card.input_ranges else []
-    fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in looked_at)
-    found = judge(card, pressure_hpa(field), [compute_texture(values) for values in fields])
+    indices = select_evenly(len(field)) if card.input_ranges else []
+    fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in indices)
+    found = assess_statistics(card, pressure_hpa(field), [compute_texture(values) for values in fields])
     found.warn(stacklevel=4)
     return found
 
 
-def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]]) -> OODReport:
+def assess_statistics(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]]) -> OODReport:
     """Compare statistics of fields with the ranges in a model card.
 
     A pressure outside the training levels is reported and does not count for the score, because the error at other
@@ -294,7 +296,7 @@ def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]
     return assess_inputs(card, inputs=inputs, warn_only=[("pressure", pressure, limits, "hPa")])
 
 
-def _seeds(field: xr.DataArray, first: int, members: int | None, seed: int) -> list[list[int]]:
+def _make_seeds(field: xr.DataArray, first: int, members: int | None, seed: int) -> list[list[int]]:
     """Return the seeds of the noise for each step and member.
 
     A seed depends on seed + member and the time only, or on the index of a step without a time.
@@ -307,16 +309,16 @@ def _seeds(field: xr.DataArray, first: int, members: int | None, seed: int) -> l
     """
     time = field.dims[0]
     names = [text_of(t) for t in field[time].values] if time in field.coords else range(first, first + len(field))
-    return [[_seed(seed + m, str(name)) for m in range(members or 0)] for name in names]
+    return [[_make_seed(seed + m, str(name)) for m in range(members or 0)] for name in names]
 
 
-def _seed(number: int, name: str) -> int:
+def _make_seed(number: int, name: str) -> int:
     """Return a seed for torch that depends on all bits of a number and a name."""
     mixed = np.random.SeedSequence([number % 2**64, int.from_bytes(name.encode(), "big")])
     return int(mixed.generate_state(1, np.uint64)[0])
 
 
-def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wrapped: int = 0) -> np.ndarray:
+def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wrap: int = 0) -> np.ndarray:
     """Compute fine fields with a generator.
 
     Args:
@@ -324,7 +326,7 @@ def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wra
         values: coarse fields (time, h, w).
         seeds: see _make_seeds; without members, one field without noise is computed.
         progress: show a progress bar.
-        wrapped: number of columns that are wrapped around at each side; 0 for fields that are not global.
+        wrap: number of columns that are wrap around at each side; 0 for fields that are not global.
 
     Returns:
         (members, time, H, W).
@@ -338,23 +340,23 @@ def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wra
         for start in starts:
             part = x[:, start : start + SEQUENCE]
             for made, numbers in zip(fine, members, strict=True):
-                noise = "zero" if numbers is None else _noise(model, part, numbers[start : start + SEQUENCE])
-                given = round_the_globe(part, wrapped).to(get_device(model))
-                y = model(given, noise=round_the_globe(noise, wrapped))[0, :, 0].float().cpu()
-                y = y[..., wrapped * scale : y.shape[-1] - wrapped * scale]
+                noise = "zero" if numbers is None else _draw_noise(model, part, numbers[start : start + SEQUENCE])
+                given = wrap_columns(part, wrap).to(get_device(model))
+                y = model(given, noise=wrap_columns(noise, wrap))[0, :, 0].float().cpu()
+                y = y[..., wrap * scale : y.shape[-1] - wrap * scale]
                 made[start : start + part.shape[1]] = card.physical(y).numpy()
                 if advance is not None:
                     advance()
     return fine
 
 
-def _noise(model, part: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-    """Return the noise of a sequence (1, T, C, h, w); each step has its own seed."""
+def _draw_noise(model, part: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    """Return the noise of a sequence (1, T, C, h, w); each step has its names seed."""
     steps = zip(part.split(1, dim=1), seeds, strict=True)
     return torch.cat([model.draw(step, "random", number) for step, number in steps], dim=1)
 
 
-def round_the_globe(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:
+def wrap_columns(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:
     """Wrap columns of a tensor (..., W) around at each side. Strings, which name a kind of noise, are returned
     unchanged.
     """
@@ -363,7 +365,7 @@ def round_the_globe(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:
     return x[..., torch.arange(-columns, x.shape[-1] + columns) % x.shape[-1]]
 
 
-def _behind(field, dim, scale):
+def _refine_coordinate(field, dim, scale):
     coordinate = field[dim]
     steps = np.diff(coordinate.values.astype("float64"))
     if len(steps) == 0 or np.ptp(steps) > 1e-6 * np.abs(steps).max():
@@ -372,6 +374,6 @@ def _behind(field, dim, scale):
     return (dim, fine, dict(coordinate.attrs))
 
 
-def prepare(model: str | os.PathLike, dataset: xr.Dataset, **options: Any) -> HumidityJob:
+def prepare(model: str | os.PathLike, dataset: xr.Dataset, **options: Any) -> HumidityPipeline:
     """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.humidity.run.downscale."""
-    return HumidityJob(model, dataset, **options)
+    return HumidityPipeline(model, dataset, **options)

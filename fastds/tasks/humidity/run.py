@@ -18,7 +18,7 @@ from fastds.models import load_card
 from fastds.tasks.common.inference import RunSummary, check_truth_file, describe_model, load_model, process_file
 from fastds.tasks.common.pieces import compute_lazily, is_lazy, make_template
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.humidity.pipeline import HumidityJob, humidity_domain
+from fastds.tasks.humidity.pipeline import HumidityPipeline, assess_field
 
 
 def downscale(
@@ -62,8 +62,8 @@ def downscale(
     A UserWarning is issued if humidity is clipped to [0, 105] %, or if pressure or statistics of the field are outside
     the ranges in the model card.
     """
-    computed = {"threads": threads, "precision": precision, "device": device}
-    return _run(load_model(model), dataset, members, seed, var, level, computed, progress)[0]
+    execution = {"threads": threads, "precision": precision, "device": device}
+    return _downscale(load_model(model), dataset, members, seed, var, level, execution, progress)[0]
 
 
 def downscale_file(
@@ -103,9 +103,9 @@ def downscale_file(
             check_truth_file(truth, fits, var, **reading)
 
         generator = load_model(model)
-        computed = {"threads": threads, "precision": precision, "device": device}
-        options = members, seed, var, level, computed, progress, None if truth is None else check
-        out, notes = _run(generator, dataset, *options)
+        execution = {"threads": threads, "precision": precision, "device": device}
+        options = members, seed, var, level, execution, progress, None if truth is None else check
+        out, notes = _downscale(generator, dataset, *options)
         return out, RunSummary(generator.card.name, dict(out.attrs), [describe_model(generator, model), *notes])
 
     return process_file(source, target, make, var=var, dtype=dtype, **reading)
@@ -126,15 +126,17 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     """
     card = load_card(name)
     field = choose_field(dataset, var)
-    wanted = {str(v.get("standard_name")) for v in card.input_variables}
-    if str(field.attrs.get("standard_name")) not in wanted:
-        needed = ", ".join(sorted(wanted)).replace("_", " ")
+    expected = {str(v.get("standard_name")) for v in card.input_variables}
+    if str(field.attrs.get("standard_name")) not in expected:
+        needed = ", ".join(sorted(expected)).replace("_", " ")
         raise ValueError(f"needs {needed}; this file has {', '.join(field_names(dataset)) if var is None else var}")
-    told = f"{field.name} at {card.space_factor} times the resolution", humidity_domain(card, field).text()
-    return "; ".join(filter(None, told))
+    parts = f"{field.name} at {card.space_factor} times the resolution", assess_field(card, field).text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> tuple[xr.Dataset, list[str]]:
+def _downscale(
+    model, dataset, members, seed, var, level, execution, progress, check=None
+) -> tuple[xr.Dataset, list[str]]:
     """Downscale a dataset.
 
     Args:
@@ -144,15 +146,15 @@ def _run(model, dataset, members, seed, var, level, computed, progress, check=No
         seed: see downscale.
         var: see downscale.
         level: see downscale.
-        computed: threads, precision and device.
+        execution: threads, precision and device.
         progress: show a progress bar.
-        check: function that is called with the result before its values are computed; None: no function.
+        check: function that is called with the result before its values are execution; None: no function.
 
     Returns:
         The fine dataset, and notes on changed values.
     """
-    job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, **computed)
+    pipeline = HumidityPipeline(model, dataset, members=members, seed=seed, var=var, level=level, **execution)
     if check is not None:
-        check(make_template(job))
-    out = compute_lazily(job) if is_lazy(dataset) else job.compute_all(progress)
-    return out, job.changes.notes()
+        check(make_template(pipeline))
+    out = compute_lazily(pipeline) if is_lazy(dataset) else pipeline.compute_all(progress)
+    return out, pipeline.changes.notes()

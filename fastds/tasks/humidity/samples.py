@@ -49,7 +49,7 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             field = field.copy(data=plausible_values(field, f" of {path}", MEND_FIRST))
         check_values(field.values, path.name)
         if "validation_days" in source:
-            regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
+            regions += [normalise(day.values, config) for day in _select_days(field, source, config, role)]
             continue
         if source.get("daily"):
             try:
@@ -57,15 +57,15 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             except ValueError as error:
                 raise ValueError(f"data.sources[{name!r}] with daily: {error}") from None
         field = field.values
-        for box in source.get(role, [] if set(source) & set(ROLES) else _quarters(field.shape, role)):
+        for box in source.get(role, [] if set(source) & set(ROLES) else _split_columns(field.shape, role)):
             top, bottom, left, right = box
             if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
                 raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
-            regions.append(normalised(field[:, top:bottom, left:right], config))
+            regions.append(normalise(field[:, top:bottom, left:right], config))
     return regions
 
 
-def with_sources(config: DataConfig) -> DataConfig:
+def find_sources(config: DataConfig) -> DataConfig:
     """Return the configuration with the files of its folder as sources, if it names no sources."""
 
     def whole(path: pathlib.Path) -> dict:
@@ -78,12 +78,12 @@ def with_sources(config: DataConfig) -> DataConfig:
     return dataclasses.replace(config, sources={p.name: part for p, part in scan_folder(config.path, whole).items()})
 
 
-def normalised(values: np.ndarray, config: DataConfig) -> torch.Tensor:
+def normalise(values: np.ndarray, config: DataConfig) -> torch.Tensor:
     """Return (values - offset) / range as a tensor."""
     return torch.from_numpy(np.ascontiguousarray((values - config.offset) / config.range))
 
 
-def _days(field, source, config, role):
+def _select_days(field, source, config, role):
     """Return the days of a role. Validation days are drawn from all days, and are for training only if they "stay"."""
     every = days(field, config.steps)
     overlap = source.get("validation_stays", False)
@@ -91,7 +91,7 @@ def _days(field, source, config, role):
     return [every[k] for k in {"train": training, "validation": validation}.get(role, [])]
 
 
-def _quarters(shape, role):
+def _split_columns(shape, role):
     """Return the regions of a file without regions: the left three quarters for training, the rest for validation."""
     split = 3 * shape[2] // 4
     return {"train": [[0, shape[1], 0, split]], "validation": [[0, shape[1], split, shape[2]]]}.get(role, [])
@@ -102,7 +102,7 @@ class FieldSequences(Dataset):
 
     Args:
         regions: tensors (times, H, W). A region is drawn with a probability proportional to its size, or each is used
-            in turn (config.each_once); then times and crop are drawn.
+            in round_ (config.each_once); then times and crop are drawn.
         samples: number of samples.
         scale: scale factor.
         config: steps, crop, coarsening, flips.
@@ -123,7 +123,7 @@ class FieldSequences(Dataset):
                 raise ValueError(
                     f"a region has {times} times, {rows} rows and {columns} columns, a sample "
                     f"data.steps={config.steps} times and data.crop={config.crop} rows and columns; of a file without "
-                    f"regions in data.sources the last quarter of the columns validates{_crop_that_fits(region, scale)}"
+                    f"regions in data.sources the last quarter of the columns validates{_suggest_crop(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])
@@ -134,7 +134,9 @@ class FieldSequences(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         c, rng = self.config, np.random.default_rng([self.seed, index])
-        region = self.regions[self._in_turn(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)]
+        region = self.regions[
+            self._select_region(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)
+        ]
         t, i, j = (
             int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, c.crop, c.crop), strict=True)
         )
@@ -143,13 +145,13 @@ class FieldSequences(Dataset):
         fine = fine.flip(flips) if flips else fine
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
 
-    def _in_turn(self, index: int) -> int:
+    def _select_region(self, index: int) -> int:
         """Return the region of an index if each region is used once in every len(regions) samples."""
-        turn, place = divmod(int(index), len(self.regions))
-        return int(np.random.default_rng([self.seed, 1, turn]).permutation(len(self.regions))[place])
+        round_, place = divmod(int(index), len(self.regions))
+        return int(np.random.default_rng([self.seed, 1, round_]).permutation(len(self.regions))[place])
 
 
-def _crop_that_fits(region: torch.Tensor, scale: int) -> str:
+def _suggest_crop(region: torch.Tensor, scale: int) -> str:
     """Return the end of an error message: the largest crop that fits into a region, if any."""
     side = math.lcm(scale, _CROP_STEP)
     crop = min(region.shape[1:]) // side * side
@@ -174,7 +176,7 @@ class HumidityData(BaseDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
             return
-        c = with_sources(self.config)
+        c = find_sources(self.config)
         self.files = list(c.sources) or [pathlib.Path(c.path).name]
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)

@@ -22,11 +22,11 @@ from fastds.tasks.common.run_folder import ExportBest, prepare_run, run_training
 from fastds.tasks.common.training import BaseLightningModule
 from fastds.tasks.common.verdict import compare_to_baseline
 from fastds.tasks.humidity.config import TrainingConfig
-from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.humidity.samples import HumidityData
 
 
-def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
+def compute_content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
     """Return the distance of members from the truth.
 
     CRPS = mean_m |x_m - y| - 1/(2 M (M-1)) sum_{m,k} |x_m - x_k|.
@@ -93,7 +93,7 @@ class AdversarialModule(BaseLightningModule):
 
     def training_step(self, batch: dict, batch_index: int) -> None:
         critic_optimiser, generator_optimiser = self.optimizers()
-        rate = self.rate()
+        rate = self.compute_rate_factor()
         for optimiser in (critic_optimiser, generator_optimiser):
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["initial_lr"]
@@ -114,10 +114,10 @@ class AdversarialModule(BaseLightningModule):
 
     def critic_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         with torch.no_grad(), self.autocast():
-            fake = sample(self.generator, batch["coarse"])
+            fake = run_network(self.generator, batch["coarse"])
         with self.autocast():
             loss, logs = self.critic_loss(batch["fine"], fake.to(batch["fine"].dtype), self.critic_input(batch))
-        self.finite("the critic's loss", loss)
+        self.check_finite("the critic's loss", loss)
         optimiser.zero_grad()
         self.manual_backward(loss)
         optimiser.step()
@@ -126,15 +126,15 @@ class AdversarialModule(BaseLightningModule):
     def generator_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         c = self.config.loss
         members, noise_free = self.draw(batch["coarse"])
-        content = content_loss(members.float(), batch["fine"], c.content)
+        content = compute_content_loss(members.float(), batch["fine"], c.content)
         loss = c.content_weight * content
         if noise_free is not None:
             loss = loss + c.noise_free_weight * (noise_free.float() - batch["fine"]).square().mean()
         if c.adversarial_weight > 0:
-            adversarial = self.adversarial(members[0], batch)
+            adversarial = self.compute_adversarial_loss(members[0], batch)
             loss = loss + self.adversarial_weight() * adversarial
             self.log("adversarial", adversarial.detach())
-        self.finite("the generator's loss", loss)
+        self.check_finite("the generator's loss", loss)
         optimiser.zero_grad()
         self.manual_backward(loss)
         optimiser.step()
@@ -152,16 +152,16 @@ class AdversarialModule(BaseLightningModule):
             Members (M, B, T, O, H, W), and the field without noise or None.
         """
         c = self.config.loss
-        draws, further = 2 if c.content == "crps" else 1, c.noise_free_weight > 0
-        coarse, noise = coarse.repeat(draws + further, 1, 1, 1, 1), {}
-        if further:
+        draws, with_noise_free = 2 if c.content == "crps" else 1, c.noise_free_weight > 0
+        coarse, noise = coarse.repeat(draws + with_noise_free, 1, 1, 1, 1), {}
+        if with_noise_free:
             noise["noise"] = torch.randn(self.generator.noise_shape(coarse), device=coarse.device)
             noise["noise"].unflatten(0, (draws + 1, -1))[draws] = 0
         with self.autocast():
-            fields = sample(self.generator, coarse, **noise).unflatten(0, (draws + further, -1))
-        return fields[:draws], fields[draws] if further else None
+            fields = run_network(self.generator, coarse, **noise).unflatten(0, (draws + with_noise_free, -1))
+        return fields[:draws], fields[draws] if with_noise_free else None
 
-    def adversarial(self, fake: Tensor, batch: dict) -> Tensor:
+    def compute_adversarial_loss(self, fake: Tensor, batch: dict) -> Tensor:
         """Return the generator's adversarial loss, without gradients of the critic."""
         extra = self.critic_input(batch)
         critic = self.critic_loss.critic.requires_grad_(False)
@@ -176,7 +176,7 @@ class AdversarialModule(BaseLightningModule):
         ramp = c.adversarial_ramp * self.steps_per_epoch
         return c.adversarial_weight * min(1.0, (self.steps + 1) / ramp if ramp else 1.0)
 
-    def finite(self, what: str, loss: Tensor) -> None:
+    def check_finite(self, what: str, loss: Tensor) -> None:
         """Raise FloatingPointError if a loss is not finite."""
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -190,13 +190,13 @@ class AdversarialModule(BaseLightningModule):
         if self.average is None:
             return
         decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
-        for ours, new in zip(self.average.state_dict().values(), self.generator.state_dict().values(), strict=True):
-            if ours.is_floating_point():
-                ours.lerp_(new, 1 - decay)
+        for averaged, new in zip(self.average.state_dict().values(), self.generator.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(new, 1 - decay)
             else:
-                ours.copy_(new)
+                averaged.copy_(new)
 
-    def rate(self) -> float:
+    def compute_rate_factor(self) -> float:
         """Return the factor of both learning rates: warm-up by steps, then cosine.
 
         The cosine follows the epochs, or the steps if max_steps is given, or the time if the time limit comes first.
@@ -232,15 +232,15 @@ class AdversarialModule(BaseLightningModule):
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
         coarse, fine, g = batch["coarse"], batch["fine"], self.exported
-        members = torch.stack([sample(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
+        members = torch.stack([run_network(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
         scale = self.config.data.range**2
         align = "grid" if self.config.data.coarsening == "decimate" else "center"
         reference = interpolate(coarse, g.config["scale"], "bicubic", align)
         values = {
             "val_mse": (members.mean(0) - fine).square().mean() * scale,
             "val_mse_bicubic": (reference - fine).square().mean() * scale,
-            "val_mse_noise_free": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
-            "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
+            "val_mse_noise_free": (run_network(g, coarse, noise="zero") - fine).square().mean() * scale,
+            "val_crps": compute_content_loss(members, fine, "crps") * self.config.data.range,
         }
         # scores in figure 8 of the paper, of one member
         peak = self.config.data.range
@@ -263,12 +263,12 @@ class ExportGenerator(ExportBest):
     def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
-        told = compare_to_baseline("bicubic interpolation", *score)
-        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        comparison = compare_to_baseline("bicubic interpolation", *score)
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **comparison}
         return module.exported, scores, values["val_crps"]
 
 
-def build(config: TrainingConfig) -> AdversarialModule:
+def build_module(config: TrainingConfig) -> AdversarialModule:
     """Create the networks, or load model.start, fill the card, and return the training module.
 
     Raises:
@@ -308,7 +308,7 @@ def train(config: TrainingConfig) -> pathlib.Path:
         FloatingPointError: a loss was not finite.
     """
     prepare_run(config)
-    module = build(config)
+    module = build_module(config)
     scale = module.generator.config["scale"]
     data = HumidityData(config.data, scale, config.seed, module.samples_seen, config.devices)
     data.setup()

@@ -132,7 +132,7 @@ class LossConfig:
         if self.kind not in LOSSES:
             raise ValueError(f"loss.kind must be one of {', '.join(LOSSES)}, got {self.kind!r}")
         if self.ablation is not None:
-            self._take_ablation()
+            self._apply_ablation()
         if self.terms not in TERMS:
             raise ValueError(f"loss.terms must be one of {', '.join(TERMS)}, got {self.terms!r}")
         if self.weights not in (None, *WEIGHTS):
@@ -142,7 +142,7 @@ class LossConfig:
         if self.kind == "rain" and self.terms != "none":
             raise ValueError(f"loss.terms {self.terms!r} belong to the sums over pixels of loss.kind 'db-rnn'")
 
-    def _take_ablation(self) -> None:
+    def _apply_ablation(self) -> None:
         """Set terms and weights from the deprecated option `ablation`.
 
         Raises:
@@ -156,7 +156,7 @@ class LossConfig:
         self.ablation = None  # the configuration that is written has the present names
 
     @property
-    def scheduled(self) -> bool:
+    def has_scheduled_weights(self) -> bool:
         """Whether the weights change with the epoch."""
         return self.weights == "scheduled" or (self.weights is None and self.terms != "none")
 

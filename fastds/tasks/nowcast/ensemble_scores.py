@@ -13,13 +13,15 @@ import torch
 
 from fastds.metrics import EnsembleScores, reliability_counts
 from fastds.tasks.common.tables import format_number, make_score_table
-from fastds.tasks.nowcast.windows import WET_RATE, window_counts
+from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 RATES = (0.5, 2.0, 5.0)  # mm/h, for reliability and FSS
-FEWEST = 1e-3  # a forecast probability must have this fraction of the pixels to count for the largest reliability error
+MIN_SHARE = (
+    1e-3  # a forecast probability must have this fraction of the pixels to count for the largest reliability error
+)
 # Score -> label in the tables.
 NAMES = {
     "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram from flat",
@@ -32,7 +34,7 @@ BY_RATE = {
     "csi": "CSI of mean",
     "csi_matched": "CSI of matched mean",
 }
-_COLUMNS = 8  # maximum number of lead times in a table
+_MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class EnsembleRows:
     rows: dict[str, np.ndarray]
     ranks: np.ndarray
 
-    def lines(self, method: str) -> list[list[str]]:
+    def list_csv_rows(self, method: str) -> list[list[str]]:
         """Return the rows of a CSV file: method, lead time in minutes, score, rate in mm/h, value."""
         return [
             [method, f"{lead / 60:g}", f"ensemble {score}", label, f"{value:.6g}"]
@@ -68,7 +70,7 @@ class EnsembleRows:
 
     def tables(self) -> list[Table]:
         """Return the tables as they are printed."""
-        every = -(-len(self.leads) // _COLUMNS)
+        every = -(-len(self.leads) // _MAX_COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
         heads = ("score", "mm/h", *(f"{self.leads[k] / 60:g}" for k in chosen))
         table = make_score_table(f"Ensemble of {self.members} members by lead in minutes", heads)
@@ -86,7 +88,7 @@ class EnsembleRows:
             "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share "
             f"of the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: its largest "
             "difference from flat; reliability: difference between forecast probability and frequency, largest over "
-            f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities; matched mean: "
+            f"probabilities that at least {MIN_SHARE:.1%} of the pixels have; FSS of the probabilities; matched mean: "
             "where the mean is highest, on the area that the members have."
         ]
 
@@ -131,11 +133,11 @@ class EnsembleSums:
         for column, rate in enumerate(RATES):
             sums["reliability"][lead, column] += reliability_counts(x[:, valid], y[valid], rate).numpy()
             happened = y >= rate
-            events = mean >= rate, mean >= _highest(mean, int((x >= rate).sum()) / self.members)
+            events = mean >= rate, mean >= _find_threshold(mean, int((x >= rate).sum()) / self.members)
             hits = (part for event in events for part in (event & happened, event | happened))
             sums["hits"][lead, column] += [float(part.sum()) for part in hits]
             fields = torch.stack([(x >= rate).sum(0), happened.int() * self.members])
-            p, t = window_counts(fields).double()
+            p, t = count_in_windows(fields).double()
             sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
 
     def __iadd__(self, other: EnsembleSums) -> EnsembleSums:
@@ -146,7 +148,7 @@ class EnsembleSums:
     def rows(self) -> EnsembleRows:
         """Return the scores by lead time."""
         sums = self.sums
-        found = [_scores(*parts) for parts in zip(sums["scores"], sums["ranks"], strict=True)]
+        found = [_make_scores(*parts) for parts in zip(sums["scores"], sums["ranks"], strict=True)]
         means, ranks = [scores.means() for scores in found], np.array([scores.rank_histogram() for scores in found])
         rows = {name: np.array([mean[name] for mean in means]) for name in ("crps", "spread_skill", "outliers")}
         rows["flatness"] = np.abs(ranks * (self.members + 1) - 1).max(-1)
@@ -158,17 +160,17 @@ class EnsembleSums:
             rows["csi"], rows["csi_matched"] = (sums["hits"][..., k] / sums["hits"][..., k + 1] for k in (0, 2))
             rows["fss"] = 1 - sums["windows"][..., 0] / sums["windows"][..., 1]
             rows["calibration"] = (np.where(points > 0, error, 0) * points).sum(-1) / total[..., 0]
-        rows["reliability"] = np.where(points >= FEWEST * total, error, 0).max(-1)
+        rows["reliability"] = np.where(points >= MIN_SHARE * total, error, 0).max(-1)
         return EnsembleRows(self.members, self.leads, rows, ranks)
 
 
-def _highest(field: torch.Tensor, count: float) -> float:
+def _find_threshold(field: torch.Tensor, count: float) -> float:
     """Return the threshold that `count` pixels of a field reach; infinity for count 0."""
     count = round(count)
     return float(field.flatten().kthvalue(field.numel() - count + 1).values) if count else math.inf
 
 
-def _scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:
+def _make_scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:
     scores = EnsembleScores()
     scores.sums, scores.ranks = sums, ranks
     return scores

@@ -29,11 +29,11 @@ from fastds.tasks.common.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.common.tables import track_progress
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.members import known_echo, paths_of
-from fastds.tasks.nowcast.methods import BASELINES, Method, baseline
-from fastds.tasks.nowcast.scores import Compared, Comparison, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields, wet_shares
-from fastds.tasks.nowcast.wet_area import keep_wet_area
+from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
+from fastds.tasks.nowcast.methods import BASELINES, Method, make_baseline
+from fastds.tasks.nowcast.scores import ComparedFields, Comparison, NowcastTable
+from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, read_coarse_frames
+from fastds.tasks.nowcast.wet_area import limit_wet_area
 
 _NAMES = ("the observed file", "TRUTH")
 
@@ -52,43 +52,43 @@ class EvaluationItems:
         baselines: Sequence[str] | None = None,
     ):
         self.forecasts = forecasts = Forecasts(prediction)
-        names = _installed() if baselines is None else list(baselines)
+        names = _list_installed() if baselines is None else list(baselines)
         name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
-        self.own = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
-        self.methods = {key: baseline(key) for key in names}
+        self.labels = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
+        self.methods = {key: make_baseline(key) for key in names}
         self.known = max((method.known for method in self.methods.values()), default=1)
-        self.fields = _Fields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
+        self.fields = _ObservedFields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
 
     def __len__(self) -> int:
         return len(self.forecasts.starts)
 
-    def read_item(self, number: int) -> Compared | None:
+    def read_item(self, number: int) -> ComparedFields | None:
         """See EvaluationItems."""
-        observed = self.fields.around(number)
+        observed = self.fields.read_frames(number)
         if observed is None:
             return None
         before, after, wet = observed
         order = upright(self.fields.sources[0].raw)
         known, wet = before[order].copy(), wet[order].copy()
-        made = {key: _forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
-        made[self.own[0]] = self.forecasts.fields(number)
-        members = self.forecasts.members(number) if self.forecasts.count else None
+        made = {key: _compute_forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
+        made[self.labels[0]] = self.forecasts.read_frames(number)
+        members = self.forecasts.read_members(number) if self.forecasts.count else None
         if members is not None:
-            made[self.own[1]] = rate_to_reflectivity(members[0], self.forecasts.z_r)
-        return Compared(number, before, after, made, members)
+            made[self.labels[1]] = rate_to_reflectivity(members[0], self.forecasts.z_r)
+        return ComparedFields(number, before, after, made, members)
 
-    def score(self, start: Compared) -> ScoreSums:
+    def score(self, start: ComparedFields) -> ScoreSums:
         """See EvaluationItems; scores of all methods and of the ensemble."""
         forecasts = self.forecasts
         comparison = Comparison(list(start.made), forecasts.leads, forecasts.z_r)
         valid = {key: np.nan_to_num(fields) for key, fields in start.made.items()}
-        comparison.add(np.where(np.isnan(start.made[self.own[0]]), np.nan, start.after), valid)
+        comparison.add(np.where(np.isnan(start.made[self.labels[0]]), np.nan, start.after), valid)
         sums = ScoreSums(comparison=comparison)
         if forecasts.count > 1:
-            sums["members"] = self._members(start)
+            sums["members"] = self._score_members(start)
         return sums
 
-    def _members(self, start: Compared) -> EnsembleSums:
+    def _score_members(self, start: ComparedFields) -> EnsembleSums:
         forecasts = self.forecasts
         sums = EnsembleSums(forecasts.count, forecasts.leads)
         for lead, truth in enumerate(start.after):
@@ -97,7 +97,7 @@ class EvaluationItems:
         return sums
 
 
-def _forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
+def _compute_forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
     """Compute a forecast of a baseline as `fastds nowcast` does.
 
     Args:
@@ -111,9 +111,9 @@ def _forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) ->
     """
     known, floor = known[-method.known :], method.card.floor_dbz
     forecast = method(known, steps)
-    if method.keeps_area:
-        paths = paths_of(known_echo(known, floor), steps) if method.moves else None
-        keep_wet_area(forecast, wet, paths, floor)
+    if method.has_limited_wet_area:
+        paths = find_trajectories(scale_known_frames(known, floor), steps) if method.uses_motion else None
+        limit_wet_area(forecast, wet, paths, floor)
     return forecast
 
 
@@ -162,10 +162,10 @@ def evaluate(
     if report is not None:
         from fastds.tasks.nowcast.report import EvaluationReport
 
-        page = EvaluationReport(report, forecasts, fields.sources, scoring.own[0], model)
+        page = EvaluationReport(report, forecasts, fields.sources, scoring.labels[0], model)
     sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:
-        raise _no_start(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
+        raise _make_start_error(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
     comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
@@ -205,25 +205,25 @@ def check_truth(
         if dim in fields.raw.coords and own in source.raw.coords and are_different(source.raw[own], fields.raw[dim]):
             raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
-    known = max((baseline(name).known for name in _installed()), default=1)
+    known = max((make_baseline(name).known for name in _list_installed()), default=1)
     wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
     if not any(all(line.has(start, shifts) for line, shifts in wanted) for start in starts):
-        raise _no_start(known, leads, starts, after)
+        raise _make_start_error(known, leads, starts, after)
     check_without_warnings(fields)
 
 
-def _no_start(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
+def _make_start_error(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
     return ValueError(
         f"no start has {known} observed fields before it and all {len(leads)} after it: forecasts start "
         f"from {text_of(starts[0])}, the truth ends {text_of(truth.times[-1])}"
     )
 
 
-def _installed() -> list[str]:
+def _list_installed() -> list[str]:
     return [name for name in BASELINES if name != "pysteps" or importlib.util.find_spec("pysteps")]
 
 
-def window_scores(
+def compute_window_scores(
     model: nn.Module, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
 ) -> NowcastScores:
     """Compute scores over windows as in the tables of the DB-RNN paper: of all m + n - 1 predicted frames.
@@ -248,7 +248,7 @@ def window_scores(
     return scores
 
 
-class _Fields:
+class _ObservedFields:
     """Observed fields before and after the initialization times, in dBZ on the grid of the forecasts."""
 
     def __init__(
@@ -267,7 +267,7 @@ class _Fields:
         for source, what in zip(self.sources, _NAMES, strict=True):
             _check_grid(forecasts, source, what)
 
-    def around(self, number: int) -> list[np.ndarray] | None:
+    def read_frames(self, number: int) -> list[np.ndarray] | None:
         """Return the frames before and after an initialization time, and the wet shares of the last frame before.
 
         None if a frame is missing.
@@ -281,10 +281,10 @@ class _Fields:
                 return None
             found.append((source, places))
         (source, places), form = found[0], (forecasts.factor, forecasts.floor)
-        return [*(self._read(*one) for one in found), wet_shares(source, places[-1], *form)]
+        return [*(self._read(*one) for one in found), compute_wet_shares(source, places[-1], *form)]
 
     def _read(self, source, places: list[int]) -> np.ndarray:
-        return coarse_fields(source, places, self.forecasts.factor, self.forecasts.floor)
+        return read_coarse_frames(source, places, self.forecasts.factor, self.forecasts.floor)
 
 
 def _check_grid(forecasts: Forecasts, source, what: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
-from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.kept import global_attributes, mapping_attribute
+from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.fields.alignment import MEMBER
@@ -36,7 +36,7 @@ _OUTSIDE_ATTRS = {
 _PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at least this rain rate"}
 
 
-def thresholds_of(rates: Sequence[float]) -> xr.Variable:
+def make_threshold_coordinate(rates: Sequence[float]) -> xr.Variable:
     """Return the coordinate of rain-rate thresholds."""
     attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
     return xr.Variable(
@@ -44,8 +44,8 @@ def thresholds_of(rates: Sequence[float]) -> xr.Variable:
     )
 
 
-def forecast_values(
-    source: ReflectivityInput, z: np.ndarray, *, quantity: str, law: tuple[float, float], floor: float
+def convert_forecasts(
+    source: ReflectivityInput, z: np.ndarray, *, quantity: str, z_r: tuple[float, float], floor: float
 ) -> np.ndarray:
     """Convert forecasts from dBZ to the units of the output quantity, in place.
 
@@ -53,7 +53,7 @@ def forecast_values(
         source: input of the forecast.
         z: (..., h, w) in dBZ; values <= floor are no echo.
         quantity: key of QUANTITIES.
-        law: a and b of Z = a R^b.
+        z_r: a and b of Z = a R^b.
         floor: floor in dBZ.
 
     Returns:
@@ -61,18 +61,18 @@ def forecast_values(
     """
     for field in z.reshape(-1, *z.shape[-2:]):
         dry = field <= floor
-        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
+        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _convert_echo(field, quantity, z_r))
     return z
 
 
-def forecast_dataset(
+def make_forecast_dataset(
     source: ReflectivityInput,
     starts: list[Start],
     leads: list[float],
     values: Any,
     *,
     quantity: str,
-    law: tuple[float, float],
+    z_r: tuple[float, float],
     factor: int,
     first: xr.Variable | None = None,
     outside: Any = None,
@@ -88,7 +88,7 @@ def forecast_dataset(
         leads: lead times in seconds.
         values: (starts, leads, h, w) in units of the quantity, NaN = missing; NumPy or dask.
         quantity: key of QUANTITIES.
-        law: a and b of Z = a R^b.
+        z_r: a and b of Z = a R^b.
         factor: number of source cells along the side of a forecast cell.
         first: coordinate of an additional first dimension of values, for members or thresholds; None: no such
             dimension.
@@ -96,16 +96,16 @@ def forecast_dataset(
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
-    attrs = {**attrs, "zr_a": law[0], "zr_b": law[1]}
+    attrs = {**attrs, "zr_a": z_r[0], "zr_b": z_r[1]}
     if first is not None and first.dims == (THRESHOLD,):
-        name, attrs = PROBABILITY, {**_PROBABILITY_ATTRS, "zr_a": law[0], "zr_b": law[1]}
+        name, attrs = PROBABILITY, {**_PROBABILITY_ATTRS, "zr_a": z_r[0], "zr_b": z_r[1]}
     elif quantity == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount":
         attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
     attrs |= mapping_attribute(source.dataset, raw)
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
-        scalar_coordinates(raw) | _times(source, starts, leads)
+        scalar_coordinates(raw) | _make_times(source, starts, leads)
     )
     dims, lead = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:]), ()
     if first is not None:
@@ -116,15 +116,15 @@ def forecast_dataset(
         out[name].attrs["ancillary_variables"] = OUTSIDE
         out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
     # the Z-R relation that was used is in the attributes of the variable
-    kept = global_attributes(source.dataset, "zr_a", "zr_b")
-    return out.assign_attrs({"Conventions": "CF-1.8", **kept})
+    attributes = global_attributes(source.dataset, "zr_a", "zr_b")
+    return out.assign_attrs({"Conventions": "CF-1.8", **attributes})
 
 
-def _wet(field: np.ndarray, quantity: str, law: tuple[float, float]) -> np.ndarray:
-    return reflectivity_to_rate(field, law) if quantity == "rate" else field
+def _convert_echo(field: np.ndarray, quantity: str, z_r: tuple[float, float]) -> np.ndarray:
+    return reflectivity_to_rate(field, z_r) if quantity == "rate" else field
 
 
-def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
+def _make_times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
     label = source.raw[source.dims[0]]
     references = fine_resolution(np.array([start.time for start in starts]))
     steps = np.array([datetime.timedelta(seconds=lead) for lead in leads])
@@ -155,7 +155,7 @@ def check_by_valid_time(starts: int, steps: int) -> None:
         raise ValueError("steps must be at least 2 for one forecast in MLCast's form, which has a time step, got 1")
 
 
-def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
+def to_valid_time(dataset: xr.Dataset) -> xr.Dataset:
     """Convert forecasts of one initialization time or one lead time to (time, y, x).
 
     The attribute fastds_start or fastds_lead_s has the initialization time or the lead time.
@@ -210,25 +210,25 @@ class Forecasts:
         self.name, self.factor = str(settings["fastds_model"]), int(settings["fastds_coarsening"])
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
 
-    def fields(self, number: int) -> np.ndarray:
+    def read_frames(self, number: int) -> np.ndarray:
         """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing; for ensembles of the mean
         rain.
         """
         if not self.count:
-            return self._in_dbz(self._start(number))
-        rain = self.members(number).mean(0, dtype=np.float64).astype(np.float32)
+            return self._to_dbz(self._read_start(number))
+        rain = self.read_members(number).mean(0, dtype=np.float64).astype(np.float32)
         return rate_to_reflectivity(rain, self.z_r)
 
-    def members(self, number: int) -> np.ndarray:
+    def read_members(self, number: int) -> np.ndarray:
         """Return the members (M, n, h, w) of an initialization time in mm/h, NaN = missing."""
-        values = self._start(number)
+        values = self._read_start(number)
         if self.variable.name != "reflectivity":
             return values
         return reflectivity_to_rate(values, self.z_r, self.floor)
 
-    def _start(self, number: int) -> np.ndarray:
+    def _read_start(self, number: int) -> np.ndarray:
         part = self.variable if REFERENCE not in self.variable.dims else self.variable.isel({REFERENCE: number})
         return part.values.astype(np.float32)
 
-    def _in_dbz(self, values: np.ndarray) -> np.ndarray:
+    def _to_dbz(self, values: np.ndarray) -> np.ndarray:
         return values if self.variable.name == "reflectivity" else rate_to_reflectivity(values, self.z_r)

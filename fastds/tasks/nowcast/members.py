@@ -21,20 +21,22 @@ from fastds.tasks.fields.alignment import make_noise_seed
 from fastds.tasks.nowcast.methods import Method
 from fastds.tasks.nowcast.windows import WET_RATE
 
-LAW = "nowcast-errors"  # shipped error model
-OWN = "noise of the network"  # recorded in place of the error model's name
-_TOGETHER = 4  # number of members that a network computes in a batch; limits memory
+ERROR_MODEL = "nowcast-errors"  # shipped error model
+NETWORK_NOISE = "noise of the network"  # recorded in place of the error model's name
+_MEMBER_BATCH = 4  # number of members that a network computes in a batch; limits memory
 _RANGE_DB = 60.0  # dynamic range of the frames from which the motion is estimated
-_MOST = 20.0  # dBZ; upper limit of a detection threshold, which cannot be estimated from fields that are wet everywhere
-_WEAKEST = 0.02  # fraction of the wet pixels below the detection threshold; ignores single pixels
+_MAX_THRESHOLD = (
+    20.0  # dBZ; upper limit of a detection threshold, which cannot be estimated from fields that are wet everywhere
+)
+_THRESHOLD_QUANTILE = 0.02  # fraction of the wet pixels below the detection threshold; ignores single pixels
 
 
-def known_echo(z: np.ndarray, floor: float) -> Tensor:
+def scale_known_frames(z: np.ndarray, floor: float) -> Tensor:
     """Convert frames from dBZ to dB above the floor; no echo = 0, NaN = missing."""
     return torch.from_numpy(np.asarray(z - floor, np.float32)).clamp(0, _RANGE_DB)
 
 
-def paths_of(known: Tensor, steps: int) -> Tensor:
+def find_trajectories(known: Tensor, steps: int) -> Tensor:
     """Return the back-trajectories of the motion used by Lagrangian networks.
 
     Args:
@@ -47,7 +49,7 @@ def paths_of(known: Tensor, steps: int) -> Tensor:
     return trajectories(backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
 
 
-def from_outside(last: np.ndarray, paths: Tensor) -> np.ndarray:
+def find_inflow(last: np.ndarray, paths: Tensor) -> np.ndarray:
     """Return the mask of forecast pixels whose air comes from outside the observed area.
 
     Args:
@@ -61,16 +63,16 @@ def from_outside(last: np.ndarray, paths: Tensor) -> np.ndarray:
     return (origins.distance > 0).float().numpy()
 
 
-def weakest_echo(z_r: tuple[float, float]) -> float:
+def compute_min_echo(z_r: tuple[float, float]) -> float:
     """Return the reflectivity in dBZ of WET_RATE, below which members have no echo."""
     return float(rate_to_reflectivity(np.float64(WET_RATE), z_r))
 
 
-def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
+def find_detection_threshold(last: np.ndarray, z_r: tuple[float, float]) -> float:
     """Return the detection threshold of a frame (H, W) in dBZ, between compute_min_echo and _MAX_THRESHOLD."""
-    least = weakest_echo(z_r)
+    threshold = compute_min_echo(z_r)
     wet = last[last > 0]
-    return max(least, min(_MOST, float(np.quantile(wet, _WEAKEST)))) if wet.size else least
+    return max(threshold, min(_MAX_THRESHOLD, float(np.quantile(wet, _THRESHOLD_QUANTILE)))) if wet.size else threshold
 
 
 class Ensemble:
@@ -83,16 +85,16 @@ class Ensemble:
 
     Args:
         method: method of the mean forecast.
-        computed: execution settings of the method.
+        execution: execution settings of the method.
         seed: random seed. Member k of an initialization time does not depend on the number of members or on other
             initialization times.
         z_r: a and b of Z = a R^b.
     """
 
-    def __init__(self, method: Method, computed: ExecutionConfig, seed: int, z_r: tuple[float, float]):
-        self.method, self.computed, self.seed, self.z_r = method, computed, seed, z_r
+    def __init__(self, method: Method, execution: ExecutionConfig, seed: int, z_r: tuple[float, float]):
+        self.method, self.execution, self.seed, self.z_r = method, execution, seed, z_r
         self.floor, self.ceiling = float(method.card.floor_dbz), float(method.card.ceiling_dbz)
-        self.law = _law()
+        self.error_model = _load_error_model()
 
     def draw(self, z: np.ndarray, paths: Tensor, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
         """Yield the members (steps, H, W) in dBZ, floor = no echo. Only one member is in memory at a time.
@@ -104,66 +106,66 @@ class Ensemble:
             start: time of the last frame.
             members: number of members.
         """
-        with self.computed.autocast():
+        with self.execution.autocast():
             mean = self.method(z, steps)
         valid = ~np.isnan(z[-1])
-        least = least_echo(z[-1], self.z_r)
-        if not (z[-1][valid] >= least).any():
+        threshold = find_detection_threshold(z[-1], self.z_r)
+        if not (z[-1][valid] >= threshold).any():
             yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
             return
-        around = Surroundings(known_echo(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
-        laws = self._laws(around, least)
+        features = Surroundings(scale_known_frames(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
+        parameters = self._compute_parameters(features, threshold)
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
-            z = (echo(laws[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
-            return torch.where(z < least, self.floor, z).numpy()
+            z = (echo(parameters[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
+            return torch.where(z < threshold, self.floor, z).numpy()
 
-        noise = MovingNoise.around(around)
+        noise = MovingNoise.around(features)
         noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
         for member in range(members):
             drawn = noise.draw(make_noise_seed(self.seed, member, start), workers=torch.get_num_threads())
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
-    def _laws(self, around: Surroundings, least: float) -> list[tuple[Tensor, ...]]:
+    def _compute_parameters(self, features: Surroundings, threshold: float) -> list[tuple[Tensor, ...]]:
         """Return the parameters of the error model for each lead time, adjusted to the mean rain of the moved last
         frame.
         """
 
         def rain(z: Tensor) -> Tensor:
             z = (z + self.floor).clamp(max=self.ceiling)
-            return torch.where(z < least, 0.0, rain_rate(z, self.z_r))
+            return torch.where(z < threshold, 0.0, rain_rate(z, self.z_r))
 
-        laws, slope = [], 10 * self.z_r[1]
-        for lead, target in enumerate(around.moved(rain(around.last))):
-            law = self.law(around.features(lead, least - self.floor))
-            laws.append(balanced(law, target, around.known(lead), around.valid, rain, slope))
-        return laws
+        parameters, slope = [], 10 * self.z_r[1]
+        for lead, target in enumerate(features.moved(rain(features.last))):
+            raw = self.error_model(features.features(lead, threshold - self.floor))
+            parameters.append(balanced(raw, target, features.known(lead), features.valid, rain, slope))
+        return parameters
 
 
-class OwnMembers:
+class NetworkEnsemble:
     """Ensemble of a network that draws members with the noise with which it was trained.
 
     Members have no echo below the rate WET_RATE. Arguments as in Ensemble.
     """
 
-    def __init__(self, method: Method, computed: ExecutionConfig, seed: int, z_r: tuple[float, float]):
-        self.method, self.computed, self.seed, self.least = method, computed, seed, weakest_echo(z_r)
+    def __init__(self, method: Method, execution: ExecutionConfig, seed: int, z_r: tuple[float, float]):
+        self.method, self.execution, self.seed, self.min_echo = method, execution, seed, compute_min_echo(z_r)
 
     def draw(self, z: np.ndarray, paths: object, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
         """See Ensemble.draw."""
         floor = np.float32(self.method.card.floor_dbz)
-        if not (z[-1] >= self.least).any():
+        if not (z[-1] >= self.min_echo).any():
             yield from (np.full((steps, *z.shape[1:]), floor) for _ in range(members))
             return
-        for first in range(0, members, _TOGETHER):
+        for first in range(0, members, _MEMBER_BATCH):
             seed = np.random.SeedSequence(make_noise_seed(self.seed, first, start)).generate_state(1, np.uint64)
-            with torch.random.fork_rng(), self.computed.autocast():
+            with torch.random.fork_rng(), self.execution.autocast():
                 torch.manual_seed(int(seed[0]))
-                drawn = self.method.members(z, steps, min(_TOGETHER, members - first))
-            yield from np.where(drawn < self.least, floor, drawn)
+                drawn = self.method.draw_members(z, steps, min(_MEMBER_BATCH, members - first))
+            yield from np.where(drawn < self.min_echo, floor, drawn)
 
 
-def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
+def compute_exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
     """Return exceedance probabilities.
 
     Args:
@@ -181,5 +183,5 @@ def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[f
 
 
 @functools.cache
-def _law() -> ErrorLaw:
-    return load(LAW)
+def _load_error_model() -> ErrorLaw:
+    return load(ERROR_MODEL)

@@ -66,12 +66,12 @@ class Method:
         return float(self.card.floor_dbz) + (DRY_DB if self.model is not None else 0.0)
 
     @property
-    def moves(self) -> bool:
+    def uses_motion(self) -> bool:
         """Whether the method moves echo by the motion of several frames."""
         return self.name not in STILL and self.known > 1
 
     @property
-    def keeps_area(self) -> bool:
+    def has_limited_wet_area(self) -> bool:
         """Whether forecasts are limited to about the wet area of the last frame, see wet_area.
 
         Not for blurred persistence, which like smooth forecasts is meant to minimise the squared error.
@@ -79,43 +79,43 @@ class Method:
         return self.name != BLURRED
 
     @property
-    def draws(self) -> bool:
+    def draws_members(self) -> bool:
         """Whether the network draws members with the noise with which it was trained."""
-        return self._takes("members")
+        return self._has_option("members")
 
-    def in_blocks(self, block: int) -> Method:
+    def with_blocks(self, block: int) -> Method:
         """Return the method restarted from its own forecasts after every `block` frames, for long lead times.
 
         Raises:
             ValueError: the method has no such option.
         """
-        return self._with("block", block, "cannot start anew from its own forecasts")
+        return self._set_option("block", block, "cannot start anew from its own forecasts")
 
-    def smoothed(self) -> Method:
+    def with_smooth_forecasts(self) -> Method:
         """Return the method without matching of intensities to the last frame, for smooth forecasts of least squared
         error.
 
         Raises:
             ValueError: the method has no such option.
         """
-        return self._with("smooth", True, "gives its forecasts no intensities that could be left out")
+        return self._set_option("smooth", True, "gives its forecasts no intensities that could be left out")
 
-    def mean(self) -> Method:
+    def to_ensemble_mean(self) -> Method:
         """Return the method that gives the mean of an ensemble: smooth forecasts if the method has them.
 
         Raises:
             ValueError: the method uses no motion, or a single frame.
         """
-        if self.draws:
+        if self.draws_members:
             return self
-        if not self.moves:
+        if not self.uses_motion:
             raise ValueError(
                 f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
                 "the motion of two fields; leave out the arguments members and probability, or take extrapolation"
             )
-        return self.smoothed() if self._takes("smooth") else self
+        return self.with_smooth_forecasts() if self._has_option("smooth") else self
 
-    def needing_fewer(self, line: Timeline, interval: float, start: str | None, every: str | None) -> str:
+    def suggest_baseline(self, line: Timeline, interval: float, start: str | None, every: str | None) -> str:
         """Return the end of an error message for too few frames: a baseline that needs fewer frames, if any.
 
         Args:
@@ -133,12 +133,12 @@ class Method:
             return ""
         return f"; the argument model takes {FALLBACK}, too, which needs {known} every {interval:g} s"
 
-    def _takes(self, option: str) -> bool:
+    def _has_option(self, option: str) -> bool:
         return self.model is not None and option in inspect.signature(self.model.forecast).parameters
 
-    def _with(self, option: str, value, refusal: str) -> Method:
-        if not self._takes(option):
-            raise ValueError(f"method {self.name} {refusal}; leave out the argument {option}")
+    def _set_option(self, option: str, value, reason: str) -> Method:
+        if not self._has_option(option):
+            raise ValueError(f"method {self.name} {reason}; leave out the argument {option}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int) -> np.ndarray:
@@ -155,7 +155,7 @@ class Method:
         """
         return self._run(z, steps)[0]
 
-    def members(self, z: np.ndarray, steps: int, count: int) -> np.ndarray:
+    def draw_members(self, z: np.ndarray, steps: int, count: int) -> np.ndarray:
         """Return `count` members (count, steps, H, W) of a method that draws members. Other arguments as in the
         call.
         """
@@ -181,37 +181,37 @@ def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Met
         ValueError: the model does not forecast, or several networks are shipped without a default. Else as fastds.load.
     """
     if isinstance(model, nn.Module):
-        return _of_model(model), describe_model(model, model)
+        return _make_method(model), describe_model(model, model)
     if model is None:
-        return _shipped()
+        return _pick_shipped()
     if isinstance(model, str) and model in BASELINES:
-        return baseline(model), f"method {model}, which needs no weights"
+        return make_baseline(model), f"method {model}, which needs no weights"
     try:
         loaded = load(model)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; methods without weights: {', '.join(BASELINES)}") from None
-    return _of_model(loaded), describe_model(loaded, model)
+    return _make_method(loaded), describe_model(loaded, model)
 
 
-def baseline(name: str) -> Method:
+def make_baseline(name: str) -> Method:
     """Return a baseline of BASELINES with the floor and ceiling of nowcasts."""
     function, known = BASELINES[name]
     card = ModelCard(name=name, floor_dbz=NOWCAST_FLOOR_DBZ, ceiling_dbz=NOWCAST_CEILING_DBZ, input_steps=known)
     return Method(card, known, function)
 
 
-def _shipped() -> tuple[Method, str]:
+def _pick_shipped() -> tuple[Method, str]:
     names = [name for name in available(pretrained=True) if load_card(name).input_steps is not None]
     if not names:
-        return baseline(FALLBACK), f"method {FALLBACK} (no weights of a nowcaster are shipped)"
+        return make_baseline(FALLBACK), f"method {FALLBACK} (no weights of a nowcaster are shipped)"
     chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
     if chosen not in names:
         raise ValueError(f"several nowcasters are shipped, name one with the argument model: {', '.join(names)}")
     others = ", ".join(name for name in names if name != chosen)
-    return _of_model(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
+    return _make_method(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 
 
-def _of_model(model: nn.Module) -> Method:
+def _make_method(model: nn.Module) -> Method:
     card = getattr(model, "card", None)
     if not hasattr(model, "forecast") or card is None:
         raise ValueError(f"model {getattr(card, 'name', '') or type(model).__name__} does not forecast")

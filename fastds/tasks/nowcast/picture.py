@@ -13,10 +13,10 @@ from fastds.data.grid.times import text_of
 from fastds.plot import forecast_strip, save_png
 from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 
 # maximum number of lead times in the image
-_LEADS = 5
+_MAX_LEADS = 5
 
 
 def write_picture(
@@ -37,17 +37,17 @@ def write_picture(
     """
     forecasts, source = Forecasts(forecast), to_reflectivity(observed, var, z_r=z_r)
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-    start, fields = line.seconds_at(forecasts.starts[0]), forecasts.fields(0)
+    start, fields = line.seconds_at(forecasts.starts[0]), forecasts.read_frames(0)
     # equally spaced, so that the motion between columns is comparable
-    columns = range(0, len(fields) + 1, -(-len(fields) // _LEADS))
+    columns = range(0, len(fields) + 1, -(-len(fields) // _MAX_LEADS))
     leads = [0.0 if k == 0 else forecasts.leads[k - 1] for k in columns]
     places = [line.find(start + lead) for lead in leads]
-    (x, unit), (y, unit_y) = (_axis(forecast, dim) for dim in (source.dims[2], source.dims[1]))
+    (x, unit), (y, unit_y) = (_get_axis(forecast, dim) for dim in (source.dims[2], source.dims[1]))
     if unit != unit_y:
         x, y, unit = None, None, "pixels"
     of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""
     figure = forecast_strip(
-        [None if p is None else coarse_fields(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
+        [None if p is None else read_coarse_frames(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
         [None if k == 0 else fields[k - 1] for k in columns],
         [f"+{lead / 60:g} min" if lead else "start" for lead in leads],
         x=x,
@@ -58,7 +58,7 @@ def write_picture(
     save_png(figure, path)
 
 
-def _axis(dataset: xr.Dataset, dim: str) -> tuple[np.ndarray | None, str]:
+def _get_axis(dataset: xr.Dataset, dim: str) -> tuple[np.ndarray | None, str]:
     """Return a coordinate in km or degrees with its unit, or (None, "pixels") for other units."""
     units = str(dataset[dim].attrs.get("units", "")).strip().lower() if dim in dataset.coords else ""
     scale = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "km": 1.0}.get(units)

@@ -46,30 +46,39 @@ from fastds.tasks.nowcast.forecasts import (
     PROBABILITY,
     QUANTITIES,
     REFERENCE,
-    forecast_dataset,
-    forecast_values,
-    thresholds_of,
+    convert_forecasts,
+    make_forecast_dataset,
+    make_threshold_coordinate,
 )
 from fastds.tasks.nowcast.members import (
-    LAW,
-    OWN,
+    ERROR_MODEL,
+    NETWORK_NOISE,
     Ensemble,
-    OwnMembers,
-    exceedance,
-    from_outside,
-    known_echo,
-    paths_of,
-    weakest_echo,
+    NetworkEnsemble,
+    compute_exceedance,
+    compute_min_echo,
+    find_inflow,
+    find_trajectories,
+    scale_known_frames,
 )
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts, wet_shares
-from fastds.tasks.nowcast.wet_area import keep_wet_area
+from fastds.tasks.nowcast.starts import (
+    Start,
+    Timeline,
+    compute_wet_shares,
+    count_units,
+    find_starts,
+    read_coarse_frames,
+)
+from fastds.tasks.nowcast.wet_area import limit_wet_area
 from fastds.tasks.ood.score import TOLERANCE, OODReport, assess_inputs, select_evenly
 from fastds.tasks.ood.statistics import compute_motion_statistics
 
-STEPS = 12
-MEMBERS = 24  # default number of members for probabilities
-_DRIED = {"dried": "are dry so that the wet area stays near that of the last field; with the argument smooth they stay"}
+DEFAULT_STEPS = 12
+DEFAULT_MEMBERS = 24  # default number of members for probabilities
+_CHANGE_KINDS = {
+    "dried": "are dry so that the wet area stays near that of the last field; with the argument smooth they stay"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +104,8 @@ class Options:
         members: number of ensemble members along a new first dimension `realization`; None: a single forecast.
         seed: random seed of the ensemble; None: 0. Member k of an initialization time does not depend on the number of
             members.
-        probability: rain rates in mm/h whose exceedance probabilities are computed in place of the members; the default
-            number of members is then 24.
+        probability: rain rates in mm/h whose exceedance probabilities are execution in place of the members; the
+            default number of members is then 24.
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "auto", "cpu" or "cuda"; None: the device of the model.
@@ -129,7 +138,7 @@ class Options:
         for name in ("steps", "coarsen", "block", "members"):
             check_whole(name, getattr(self, name), 1, MAX_COUNT)
         check_whole("seed", self.seed, 0)
-        if self.seed is not None and not self.drawn:
+        if self.seed is not None and not self.n_members:
             raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
         if self.probability is not None:
             self._check_probability()
@@ -144,12 +153,12 @@ class Options:
             )
 
     @property
-    def drawn(self) -> int:
+    def n_members(self) -> int:
         """Number of members that are drawn, 0 for a single forecast."""
-        return self.members or (0 if self.probability is None else MEMBERS)
+        return self.members or (0 if self.probability is None else DEFAULT_MEMBERS)
 
 
-class NowcastJob:
+class NowcastPipeline:
     """Pipeline of a method and radar fields, see fastds.tasks.common.pieces.Pipeline. A step is one forecast.
 
     Args:
@@ -162,23 +171,23 @@ class NowcastJob:
 
     def __init__(self, model: nn.Module | str | os.PathLike | None, source: ReflectivityInput, options: Options):
         method, self.note = pick_method(model)
-        method = method if options.block is None else method.in_blocks(options.block)
-        method = method.smoothed() if options.smooth else method
-        self.method = method = method.mean() if options.drawn else method
+        method = method if options.block is None else method.with_blocks(options.block)
+        method = method.with_smooth_forecasts() if options.smooth else method
+        self.method = method = method.to_ensemble_mean() if options.n_members else method
         self.options, self.source, card = options, source, method.card
-        self.computed = resolve_execution(method.model, options.threads, options.precision, options.device)
-        self.law, origin = z_r_law(source.dataset, source.raw, options.z_r)
+        self.execution = resolve_execution(method.model, options.threads, options.precision, options.device)
+        self.z_r, origin = z_r_law(source.dataset, source.raw, options.z_r)
         spacing = compute_mean_spacing(source)
-        self.factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
-        self.leads = [(k + 1) * interval for k in range(_steps(options, interval))]
+        self.factor, interval = _find_factor(card, source, options, spacing), _find_interval(card, source, options)
+        self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
         try:
             self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
         except ValueError as error:
-            own = line.cadence if options.interval is None else interval
-            raise ValueError(f"{error}{method.needing_fewer(line, own, options.start, options.every)}") from None
-        self.settings = _settings(method, self.factor, interval, options, self.computed, self.law, origin)
-        coarser = _coarser(source, self.factor, spacing, interval)
+            step = line.cadence if options.interval is None else interval
+            raise ValueError(f"{error}{method.suggest_baseline(line, step, options.start, options.every)}") from None
+        self.settings = _make_settings(method, self.factor, interval, options, self.execution, self.z_r, origin)
+        coarser = _describe_coarsening(source, self.factor, spacing, interval)
         if coarser:
             self.settings["fastds_resolution"] = coarser
             keep = self.factor > 1 and options.coarsen is None
@@ -189,33 +198,33 @@ class NowcastJob:
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.first, self.ensemble, self.changes = _first(options), None, ChangeCounts(_DRIED)
+        self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, ChangeCounts(_CHANGE_KINDS)
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
-        if options.drawn:
-            kind = OwnMembers if method.draws else Ensemble
-            self.ensemble = kind(method, self.computed, options.seed or 0, self.law)
+        if options.n_members:
+            kind = NetworkEnsemble if method.draws_members else Ensemble
+            self.ensemble = kind(method, self.execution, options.seed or 0, self.z_r)
         name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
         dims = REFERENCE, PERIOD, *source.dims[1:]
         self.variables = {name: ((*lead, *dims), (*lead.values(), *shape))}
-        if method.moves:
+        if method.uses_motion:
             self.variables[OUTSIDE] = dims, shape
         self.spacing, self.interval = None if spacing is None else self.factor * spacing, interval
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks of at most `steps` forecasts."""
-        pieces = []
+        chunks = []
         for some in split_range(0, len(self.starts), steps):
             frames = [frame for start in self.starts[slice(*some)] for frame in start.frames]
-            pieces.append(Chunk(some, (min(frames), max(frames) + 1), some))
-        return pieces
+            chunks.append(Chunk(some, (min(frames), max(frames) + 1), some))
+        return chunks
 
-    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+    def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """See Pipeline."""
-        return self._values(self.starts[slice(*piece.steps)], False, None)
+        return self._values(self.starts[slice(*chunk.steps)], False, None)
 
     def compute_all(self, progress: bool, folder) -> xr.Dataset:
         """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
-        self.changes = ChangeCounts(_DRIED)
+        self.changes = ChangeCounts(_CHANGE_KINDS)
         values = self._values(self.starts, progress, folder)
         return self.make_result(values).assign_attrs(self.changes.attributes())
 
@@ -224,16 +233,16 @@ class NowcastJob:
         of inflow.
         """
         self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
-        z, outside = self._forecasts(starts, progress, folder)
+        z, outside = self._compute_forecasts(starts, progress, folder)
         if np.isnan(z[0, :, 0]).all() and self.method.known > 1:
             # source.check reports missing values if there is only one frame
             warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
         if self.options.probability is None:
-            form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
-            forecast_values(self.source, z, **form)
+            form = {"quantity": self.options.quantity, "z_r": self.z_r, "floor": self.method.card.floor_dbz}
+            convert_forecasts(self.source, z, **form)
         return dict(zip(self.variables, (z[0] if self.first is None else z, *outside), strict=True))
 
-    def _forecasts(self, starts: list[Start], progress: bool, folder) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _compute_forecasts(self, starts: list[Start], progress: bool, folder) -> tuple[np.ndarray, list[np.ndarray]]:
         """Compute forecasts.
 
         Args:
@@ -251,22 +260,22 @@ class NowcastJob:
         z, outside = (allocate_output((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
         floor, steps, order = self.method.card.floor_dbz, len(self.leads), self._order
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
-        with inference_context(self.method.model, self.computed), bar as advance:
+        with inference_context(self.method.model, self.execution), bar as advance:
             for number, start in enumerate(starts):
-                known = self._known(start.frames)
-                paths = paths_of(known_echo(known, floor), steps) if self.method.moves else None
-                for place, fields in enumerate(self._drawn(known, paths, start)):
+                known = self._read_known(start.frames)
+                paths = find_trajectories(scale_known_frames(known, floor), steps) if self.method.uses_motion else None
+                for place, fields in enumerate(self._compute_frames(known, paths, start)):
                     z[place, number] = fields[order]
                     z[place, number][:, np.isnan(known[-1])[order]] = np.nan
                 for mask in outside:
-                    mask[number] = from_outside(known[-1], paths)[order]
+                    mask[number] = find_inflow(known[-1], paths)[order]
                 if advance is not None:
                     advance()
         return z, list(outside)
 
-    def _known(self, frames: Sequence[int]) -> np.ndarray:
+    def _read_known(self, frames: Sequence[int]) -> np.ndarray:
         """Return frames of the source on the cells of the forecast, in dBZ, oriented as for the method."""
-        z = coarse_fields(self.source, list(frames), self.factor, self.method.card.floor_dbz)
+        z = read_coarse_frames(self.source, list(frames), self.factor, self.method.card.floor_dbz)
         return z[self._order].copy()
 
     @property
@@ -276,66 +285,68 @@ class NowcastJob:
         """
         return upright(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
-    def _drawn(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
+    def _compute_frames(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
         """Return the forecast, its members, or the exceedance probabilities, each (leads, h, w)."""
-        steps, count = len(self.leads), self.options.drawn
+        steps, count = len(self.leads), self.options.n_members
         if self.ensemble is None:
-            with self.computed.autocast():
+            with self.execution.autocast():
                 forecast = self.method(known, steps)
-            kept = self.options.smooth or not self.method.keeps_area
-            return [forecast if kept else self._dried(forecast, paths, start.frames[-1])]
+            unlimited = self.options.smooth or not self.method.has_limited_wet_area
+            return [forecast if unlimited else self._limit_wet_area(forecast, paths, start.frames[-1])]
         members = self.ensemble.draw(known, paths, steps, start.time, count)
         if self.options.probability is None:
             return members
-        return exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.law))
+        return compute_exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.z_r))
 
-    def _dried(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
+    def _limit_wet_area(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
         """Limit the forecast (leads, h, w), in place, to about the wet area of a frame of the source."""
         floor = self.method.card.floor_dbz
-        wet = wet_shares(self.source, frame, self.factor, floor)[self._order]
-        dried = keep_wet_area(forecast, wet, paths, floor)
+        wet = compute_wet_shares(self.source, frame, self.factor, floor)[self._order]
+        dried = limit_wet_area(forecast, wet, paths, floor)
         self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(wet)))
         return forecast
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Pipeline."""
         forecasts, outside = next(iter(values.values())), values.get(OUTSIDE)
-        form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor, "first": self.first}
+        form = {"quantity": self.options.quantity, "z_r": self.z_r, "factor": self.factor, "first": self.first}
         form["outside"] = outside
-        out = forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
+        out = make_forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
         return add_history(
-            out.assign_attrs(self._told()), f"fastds {fastds.__version__} nowcast with {self.method.name}"
+            out.assign_attrs(self._make_attributes()), f"fastds {fastds.__version__} nowcast with {self.method.name}"
         )
 
     def make_summary(self) -> RunSummary:
         """See Pipeline."""
         count, leads = len(self.starts), self.leads
-        said = format_count(count, "forecast" if self.ensemble is None else "ensemble")
-        said += f" of {self.options.drawn} members," * bool(self.ensemble) + f" of {len(leads)} fields"
-        said += f" every {leads[0] / 60:g} min"
-        notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
+        text = format_count(count, "forecast" if self.ensemble is None else "ensemble")
+        text += f" of {self.options.n_members} members," * bool(self.ensemble) + f" of {len(leads)} fields"
+        text += f" every {leads[0] / 60:g} min"
+        notes = [self.note, *self.source.notes, *self.notes, f"{text}, rain by {self.settings['fastds_z_r']}"]
         notes += self.changes.notes()
-        return RunSummary(self.method.name, self._told(), notes)
+        return RunSummary(self.method.name, self._make_attributes(), notes)
 
     @functools.cached_property
-    def domain(self) -> OODReport:
+    def ood(self) -> OODReport:
         """Out-of-distribution report of the input frames; its computation issues a warning if they are outside."""
         card, inputs = self.method.card, []
         for k in select_evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
-            z = self._known(self.starts[k].frames[-2:])
+            z = self._read_known(self.starts[k].frames[-2:])
             inputs.append(
                 compute_motion_statistics(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz))
             )
-        found = judge(card, self.spacing, self.interval, inputs)
+        found = assess_statistics(card, self.spacing, self.interval, inputs)
         found.warn(stacklevel=5)
         return found
 
-    def _told(self) -> dict:
+    def _make_attributes(self) -> dict:
         """Return the attributes that record the settings."""
         return self.settings | self.ood.attributes()
 
 
-def judge(card: ModelCard, spacing: float | None, interval: float, inputs: list[dict[str, float]]) -> OODReport:
+def assess_statistics(
+    card: ModelCard, spacing: float | None, interval: float, inputs: list[dict[str, float]]
+) -> OODReport:
     """Compare inputs with the ranges in a model card.
 
     Args:
@@ -351,7 +362,7 @@ def judge(card: ModelCard, spacing: float | None, interval: float, inputs: list[
     return assess_inputs(card, ranges, inputs)
 
 
-def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
+def _describe_coarsening(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
     """Describe the loss of resolution in space and time relative to the file; "" if there is none."""
     parts = []
     if factor > 1:
@@ -362,43 +373,43 @@ def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, inte
     return f"coarser than the file: {', '.join(parts)}" if parts else ""
 
 
-def _factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:
+def _find_factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:
     if options.coarsen is not None:
         if options.coarsen > min(source.shape[1:]) // 2:
             raise ValueError(
                 f"coarsen must leave 2 or more cells each way of {source.shape[1:]}, got {options.coarsen}"
             )
         return options.coarsen
-    return 1 if spacing is None else _multiple(spacing, card.grid_spacing_m)
+    return 1 if spacing is None else _find_multiple(spacing, card.grid_spacing_m)
 
 
-def _interval(card, source: ReflectivityInput, options: Options) -> float:
+def _find_interval(card, source: ReflectivityInput, options: Options) -> float:
     if options.interval is None:
-        return source.cadence * _multiple(source.cadence, card.cadence_s)
-    return source.cadence * count_of(options.interval, "interval", source.cadence, "the file's")
+        return source.cadence * _find_multiple(source.cadence, card.cadence_s)
+    return source.cadence * count_units(options.interval, "interval", source.cadence, "the file's")
 
 
-def _multiple(value: float, limits: tuple[float, float] | None) -> int:
+def _find_multiple(value: float, limits: tuple[float, float] | None) -> int:
     """Return the smallest multiple of the value that reaches the lower limit of a range, at least 1."""
     return 1 if limits is None else max(1, math.ceil(limits[0] / TOLERANCE / value))
 
 
-def _steps(options: Options, interval: float) -> int:
+def _count_steps(options: Options, interval: float) -> int:
     if options.lead is not None:
-        steps = count_of(options.lead, "lead", interval, "the interval between fields,")
+        steps = count_units(options.lead, "lead", interval, "the interval between fields,")
         if steps > MAX_COUNT:
             raise ValueError(
                 f"lead must be at most {MAX_COUNT} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
             )
         return steps
-    return STEPS if options.steps is None else int(options.steps)
+    return DEFAULT_STEPS if options.steps is None else int(options.steps)
 
 
-def _settings(
-    method: Method, factor: int, interval: float, options: Options, computed: ExecutionConfig, law, origin: str
+def _make_settings(
+    method: Method, factor: int, interval: float, options: Options, execution: ExecutionConfig, z_r, origin: str
 ):
     """Return the attributes that record the settings."""
-    dry_below = weakest_echo(law) if options.drawn else method.dry_below
+    dry_below = compute_min_echo(z_r) if options.n_members else method.dry_below
     settings = {
         "fastds_version": fastds.__version__,
         "fastds_model": method.name,
@@ -407,29 +418,29 @@ def _settings(
         "fastds_coarsening": factor,
         "fastds_block": options.block or 0,
         "fastds_smooth": int(options.smooth),
-        **computed.attributes(),
+        **execution.attributes(),
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
         "fastds_dry_below_dBZ": dry_below,
-        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(dry_below, law)), 4),
-        "fastds_z_r": f"Z = {law[0]:g} R^{law[1]:g}, {origin}",
+        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(dry_below, z_r)), 4),
+        "fastds_z_r": f"Z = {z_r[0]:g} R^{z_r[1]:g}, {origin}",
     }
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence
-    if options.drawn:
-        errors = OWN if method.draws else LAW
-        settings |= {"fastds_members": options.drawn, "fastds_seed": options.seed or 0, "fastds_errors": errors}
+    if options.n_members:
+        errors = NETWORK_NOISE if method.draws_members else ERROR_MODEL
+        settings |= {"fastds_members": options.n_members, "fastds_seed": options.seed or 0, "fastds_errors": errors}
     return settings
 
 
-def _first(options: Options) -> xr.Variable | None:
+def _make_first_coordinate(options: Options) -> xr.Variable | None:
     """Return the coordinate of the additional first dimension, for members or thresholds, or None."""
     if options.probability is not None:
-        return thresholds_of(options.probability)
+        return make_threshold_coordinate(options.probability)
     return make_member_coordinate(options.members) if options.members else None
 
 
-def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastJob:
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastPipeline:
     """Make the pipeline of a model, given by its name or file. options: as in Options."""
     chosen = Options(**options)
-    return NowcastJob(model, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)
+    return NowcastPipeline(model, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)

@@ -73,17 +73,17 @@ def forecast(
         raise ValueError(f"precip must be fields (t, m, n), got the shape {precip.shape}")
     if velocity is not None and np.shape(velocity) != (2, *precip.shape[1:]):
         raise ValueError(f"velocity must have the shape {(2, *precip.shape[1:])}, got {np.shape(velocity)}")
-    wanted = _wanted(timesteps)
+    steps = _list_steps(timesteps)
     minutes = float(metadata["accutime"] if timestep is None else timestep)
     fields, linear = to_linear(precip, metadata)
-    options = {"steps": wanted[-1], "interval": f"{round(minutes * 60)}s", "coarsen": 1}
+    options = {"steps": steps[-1], "interval": f"{round(minutes * 60)}s", "coarsen": 1}
     options |= {"threads": threads, "device": device, "members": n_ens_members, "seed": seed}
     made = nowcast(model, make_dataset(fields, linear, minutes), **options)["rainfall_rate"].values
-    result = from_linear(made[..., np.array(wanted) - 1, :, :], linear, metadata)[0]
+    result = from_linear(made[..., np.array(steps) - 1, :, :], linear, metadata)[0]
     return (result, time.perf_counter() - begin) if measure_time else result
 
 
-def _wanted(timesteps: int | Sequence[int]) -> list[int]:
+def _list_steps(timesteps: int | Sequence[int]) -> list[int]:
     """Return the list of time steps, counted from 1."""
     steps = list(range(1, timesteps + 1)) if isinstance(timesteps, int | np.integer) else list(timesteps)
     whole = all(float(step).is_integer() and step >= 1 for step in steps)

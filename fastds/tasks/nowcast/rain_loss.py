@@ -40,18 +40,18 @@ class RainLoss(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
-        loss = self.relative_error(y, truth, reference, valid)
-        return loss + self.weight * self.lack_of_csi(y, truth, valid) if self.weight > 0 else loss
+        loss = self.compute_relative_error(y, truth, reference, valid)
+        return loss + self.weight * self.compute_csi_deficit(y, truth, valid) if self.weight > 0 else loss
 
-    def relative_error(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
+    def compute_relative_error(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
         total = 0.0
         for floor in self.floors:
             x = truth.clamp(min=floor)
-            error, least = (_mean_by_lead((z.clamp(min=floor) - x).square(), valid) for z in (y, reference))
+            error, least = (_average_by_lead((z.clamp(min=floor) - x).square(), valid) for z in (y, reference))
             total = total + (error / (least + self.unit**2)).mean()
         return total / len(self.floors)
 
-    def lack_of_csi(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    def compute_csi_deficit(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return 1 - CSI, averaged over thresholds and lead times, and update the sums."""
         parts = []
         for threshold in self.thresholds:
@@ -66,5 +66,5 @@ class RainLoss(nn.Module):
         return (1 - csi - gain).mean()
 
 
-def _mean_by_lead(values: Tensor, valid: Tensor) -> Tensor:
+def _average_by_lead(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values, 0.0).sum((0, 2, 3, 4)) / valid.sum((0, 2, 3, 4)).clamp(min=1)

@@ -27,12 +27,12 @@ from fastds.tasks.common.inference import compute_mean_spacing
 from fastds.tasks.common.reports import describe_run, format_utc, get_file, read_settings
 from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.scores import Compared, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
+from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 
 _BASELINES = ("extrapolation", "persistence")  # the first available one is next to the forecast on the maps
-_BEFORE = 3  # number of observed frames on the maps before the forecast
-_HEAVY = 10.0  # mm/h; the maps show the initialization time with the most pixels above this rate
+_MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
+_HEAVY_RATE = 10.0  # mm/h; the maps show the initialization time with the most pixels above this rate
 _RATES = (0.5, 5.0)  # mm/h, for the curves
 
 
@@ -61,7 +61,7 @@ class EvaluationReport:
         self.curves = Curves(None if spacing is None else forecasts.factor * spacing / 1e3)
         self.heaviest, self.drawn = -1.0, None
 
-    def add(self, start: Compared) -> None:
+    def add(self, start: ComparedFields) -> None:
         """Add an initialization time."""
         after, there = start.after, ~np.isnan(start.made[self.name])
         valid = torch.from_numpy(there & ~np.isnan(after))
@@ -70,7 +70,7 @@ class EvaluationReport:
         self.curves.add_errors(fields, truth, valid)
         last = {name: torch.where(valid[-1], z[-1], torch.nan) for name, z in {**fields, "truth": truth}.items()}
         self.curves.add_spectra(last)
-        heavy = float(np.sum(reflectivity_to_rate(after, self.forecasts.z_r) >= _HEAVY))
+        heavy = float(np.sum(reflectivity_to_rate(after, self.forecasts.z_r) >= _HEAVY_RATE))
         if heavy > self.heaviest:
             self.heaviest = heavy
             self.drawn = start.number, start.before, after, {name: z.numpy() for name, z in fields.items()}
@@ -78,20 +78,20 @@ class EvaluationReport:
     def write(self, table: NowcastTable) -> None:
         """Write the report with the table of scores."""
         number, before, after, made = self.drawn
-        beside = next((name for name in _BASELINES if name in made), None)
-        shown = {name: made[name] for name in (self.name, beside) if name is not None}
-        maps = draw(self.forecasts, number, before, after, shown)
+        baseline = next((name for name in _BASELINES if name in made), None)
+        shown = {name: made[name] for name in (self.name, baseline) if name is not None}
+        maps = make_maps(self.forecasts, number, before, after, shown)
         if table.starts > 1:
             maps.notes.insert(0, f"Maps of the start with most rain, one of {table.starts}.")
         files = {"forecasts": (self.forecasts.dataset, self.forecasts.variable)}
         files |= {name: (s.dataset, s.raw) for name, s in zip(("observed", "truth"), self.sources, strict=True)}
-        told = describe_run(self.model, read_settings(self.forecasts.dataset), files)
-        charts = [*by_lead(table), *self.curves.charts(f"at {table.leads[-1] / 60:g} min")]
+        facts = describe_run(self.model, read_settings(self.forecasts.dataset), files)
+        charts = [*make_lead_charts(table), *self.curves.charts(f"at {table.leads[-1] / 60:g} min")]
         title = f"Forecasts: {self.forecasts.name} against the truth"
-        Page(title, told, table.tables(), table.list_notes(), maps, charts).write(self.path)
+        Page(title, facts, table.tables(), table.list_notes(), maps, charts).write(self.path)
 
 
-def draw(
+def make_maps(
     forecasts: Forecasts, number: int, before: np.ndarray, after: Sequence, made: Mapping[str, np.ndarray]
 ) -> Maps:
     """Return maps of one initialization time: observed frames before it, then observed and forecast frames.
@@ -107,25 +107,25 @@ def draw(
     maps = Maps(grid, ["observed", *made], radar_style(forecasts.z_r))
     if forecasts.count:
         maps.notes.append(f"Maps of the ensemble are the mean of its {format_count(forecasts.count, 'member')}.")
-    start, leads, before = forecasts.starts[number], forecasts.leads, before[-_BEFORE:]
+    start, leads, before = forecasts.starts[number], forecasts.leads, before[-_MAX_BEFORE:]
     for back, field in enumerate(before, 1 - len(before)):
-        maps.add(f"{format_utc(later(start, back * leads[0]))}, observed", {"observed": field})
+        maps.add(f"{format_utc(add_seconds(start, back * leads[0]))}, observed", {"observed": field})
     chosen = evenly(len(leads), MAX_FRAMES - len(before))
     if len(chosen) < len(leads):
         maps.notes.append(f"Maps of {len(chosen)} of {len(leads)} leads.")
     for k in chosen:
-        label = f"{format_utc(later(start, leads[k]))}, +{leads[k] / 60:g} min"
+        label = f"{format_utc(add_seconds(start, leads[k]))}, +{leads[k] / 60:g} min"
         maps.add(label, {"observed": after[k], **{name: fields[k] for name, fields in made.items()}})
     return maps
 
 
-def later(time, seconds: float):
+def add_seconds(time, seconds: float):
     """Return the time `seconds` after another time."""
     step = datetime.timedelta(seconds=float(seconds))
     return time + (np.timedelta64(step) if isinstance(time, np.datetime64) else step)
 
 
-def by_lead(table: NowcastTable) -> list[Chart]:
+def make_lead_charts(table: NowcastTable) -> list[Chart]:
     """Return charts of CSI, squared error and mean rain by lead time; none for a single lead time."""
     if len(table.leads) < 2:
         return []
@@ -165,7 +165,7 @@ def report_files(
     with opened(output) as made, opened(given, var, **reading) as observed:
         source = to_reflectivity(observed, var, z_r=z_r)
         forecasts = Forecasts(made)
-        maps = draw(forecasts, 0, *_observed(forecasts, source), {forecasts.name: forecasts.fields(0)})
+        maps = make_maps(forecasts, 0, *_read_observed(forecasts, source), {forecasts.name: forecasts.read_frames(0)})
         if len(forecasts.starts) > 1:
             maps.notes.insert(0, f"Maps of the first of {len(forecasts.starts)} starts.")
         files = {"forecasts": (made, forecasts.variable), "observed": (observed, source.raw)}
@@ -174,12 +174,12 @@ def report_files(
         )
 
 
-def _observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:
+def _read_observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """Return the frames before the first initialization time, and the frame at each lead time or None."""
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
     start, form = line.seconds_at(forecasts.starts[0]), (forecasts.factor, forecasts.floor)
-    back = forecasts.leads[0] * np.arange(1 - _BEFORE, 1)
+    back = forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)
     known = [place for shift in back if (place := line.find(start + shift)) is not None]
     places = [line.find(start + lead) for lead in forecasts.leads]
-    after = [None if place is None else coarse_fields(source, [place], *form)[0] for place in places]
-    return coarse_fields(source, known, *form), after
+    after = [None if place is None else read_coarse_frames(source, [place], *form)[0] for place in places]
+    return read_coarse_frames(source, known, *form), after

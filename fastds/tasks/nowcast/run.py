@@ -23,8 +23,8 @@ from fastds.tasks.common.inference import (
     process_file,
 )
 from fastds.tasks.common.pieces import compute_lazily, is_lazy
-from fastds.tasks.nowcast.forecasts import by_valid_time, check_by_valid_time
-from fastds.tasks.nowcast.pipeline import NowcastJob, Options
+from fastds.tasks.nowcast.forecasts import check_by_valid_time, to_valid_time
+from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
 
 
 def nowcast(
@@ -55,7 +55,7 @@ def nowcast(
 
     A UserWarning is issued if grid spacing, interval or motion statistics are outside the ranges in the model card.
     """
-    return _run(model, dataset, Options(**options), progress, folder=None)[0]
+    return _nowcast(model, dataset, Options(**options), progress, folder=None)[0]
 
 
 def nowcast_file(
@@ -104,7 +104,7 @@ def nowcast_file(
             raise ValueError("picture needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
     chosen = Options(**options)
-    if origin is not None and chosen.drawn:
+    if origin is not None and chosen.n_members:
         raise ValueError("MLCast's form has one field a time: leave out the arguments members and probability")
     if chosen.probability is not None and (picture is not None or truth is not None):
         raise ValueError(
@@ -112,8 +112,8 @@ def nowcast_file(
         )
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
-        out, report = _run(model, dataset, chosen, progress, folder, check)
-        return out if origin is None else by_valid_time(out), report
+        out, report = _nowcast(model, dataset, chosen, progress, folder, check)
+        return out if origin is None else to_valid_time(out), report
 
     def check(source: ReflectivityInput, starts: list, leads: np.ndarray) -> None:
         if origin is not None:
@@ -150,14 +150,14 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
     Raises:
         ValueError: there is no possible initialization time.
     """
-    job = NowcastJob(model, source, Options())
-    leads, start = job.leads, text_of(job.starts[0].time)
+    pipeline = NowcastPipeline(model, source, Options())
+    leads, start = pipeline.leads, text_of(pipeline.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
-    told = steps, job.note, job.settings.get("fastds_resolution"), job.ood.text()
-    return "; ".join(filter(None, told))
+    parts = steps, pipeline.note, pipeline.settings.get("fastds_resolution"), pipeline.ood.text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
+def _nowcast(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
     """Nowcast a dataset.
 
     Args:
@@ -172,8 +172,12 @@ def _run(model, dataset: xr.Dataset, options: Options, progress: bool, folder, c
     Returns:
         The forecasts and the summary of the run.
     """
-    job = NowcastJob(model, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
+    pipeline = NowcastPipeline(model, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
     if check is not None:
-        check(job.source, [start.time for start in job.starts], np.array(job.leads))
-    out = compute_lazily(job) if folder is None and job.dim and is_lazy(dataset) else job.compute_all(progress, folder)
-    return out, job.make_summary()
+        check(pipeline.source, [start.time for start in pipeline.starts], np.array(pipeline.leads))
+    out = (
+        compute_lazily(pipeline)
+        if folder is None and pipeline.dim and is_lazy(dataset)
+        else pipeline.compute_all(progress, folder)
+    )
+    return out, pipeline.make_summary()

@@ -23,9 +23,9 @@ from fastds.tasks.common.training import BaseDataModule
 from fastds.tasks.nowcast.config import DataConfig
 from fastds.tasks.ood.statistics import compute_motion_statistics
 
-_ATTEMPTS = 24
+_MAX_ATTEMPTS = 24
 _ECHO_DBZ = 15.0
-_VALID = 0.5  # fraction of a crop
+_MIN_VALID = 0.5  # fraction of a crop
 
 
 class NowcastCrops(torch.utils.data.Dataset):
@@ -112,11 +112,11 @@ class NowcastCrops(torch.utils.data.Dataset):
         if self.augment:
             rng = np.random.default_rng((self.seed, int(index), 1))
             if self.config.augment:
-                frames, valid = _turn(rng, frames, valid)
-            frames = self._raise(frames.float(), float(rng.uniform(*self.config.shift)))
+                frames, valid = _flip_and_transpose(rng, frames, valid)
+            frames = self._add_dbz(frames.float(), float(rng.uniform(*self.config.shift)))
         return {"frames": frames.float().contiguous(), "valid": valid.contiguous()}
 
-    def _raise(self, frames: Tensor, dbz: float) -> Tensor:
+    def _add_dbz(self, frames: Tensor, dbz: float) -> Tensor:
         """Return the frames with `dbz` added to the echo; dry pixels stay dry."""
         shifted = (frames + dbz / (self.config.ceiling - self.config.floor)).clamp(0, 1)
         return torch.where(frames > 0, shifted, frames)
@@ -136,11 +136,11 @@ class NowcastCrops(torch.utils.data.Dataset):
         echo.
         """
         side, best = self.config.crop * scale, None
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             place = [int(rng.integers(size // scale - self.config.crop + 1)) for size in store.shape[1:]]
             z = store.dbz([frame], *(slice(p * scale, p * scale + side) for p in place))
             covered = np.isfinite(z).mean()
-            echo = fd.echo_fraction(z, _ECHO_DBZ) if covered >= _VALID else covered - 1.0
+            echo = fd.echo_fraction(z, _ECHO_DBZ) if covered >= _MIN_VALID else covered - 1.0
             if best is None or echo > best[0]:
                 best = echo, place
             if echo >= self.config.minimum_echo:
@@ -160,14 +160,14 @@ class NowcastCrops(torch.utils.data.Dataset):
         valid = ~x.isnan()
         corner = [p - a for p, (a, _) in zip(place, spans, strict=True)]
         if self.moving:
-            x, valid = follow(x, valid, c.known, corner, c.crop)
+            x, valid = follow_motion(x, valid, c.known, corner, c.crop)
         else:
             x = torch.where(valid, x, 0.0)
         absent = c.known + c.future - len(x)
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, absent)), F.pad(valid, (0, 0, 0, 0, 0, 0, 0, absent))
 
 
-def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
+def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
     """Sample each frame at the positions, at its time, of the air in a crop at the initialization time (frame known -
     1).
 
@@ -199,7 +199,7 @@ def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -
     return torch.cat([moved, truth]), whole & inside
 
 
-def _turn(rng, *fields: Tensor) -> list[Tensor]:
+def _flip_and_transpose(rng, *fields: Tensor) -> list[Tensor]:
     """Apply the same random flips and transpose to all fields."""
     flips, transpose = [axis for axis in (-1, -2) if rng.integers(2)], rng.integers(2)
     fields = [field.flip(flips) for field in fields]

@@ -18,7 +18,7 @@ from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.fields import band_powers
 from fastds.tasks.common.tables import ScoreTables, format_count, format_number, make_score_table, write_csv
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
-from fastds.tasks.nowcast.windows import WET_RATE, window_counts
+from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +32,7 @@ _BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
 # Ratios of forecast and truth, 1 without bias.
 _BIASES = {"wet": "Wet area", "rain": "Mean rain"}
-_COLUMNS = 8  # maximum number of lead times in a table
+_MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class NowcastTable(ScoreTables):
                         for label, value in zip(labels, values, strict=True)
                     ]
         if self.ensemble is not None:
-            lines += self.ensemble.lines(list(self.rows)[-2])
+            lines += self.ensemble.list_csv_rows(list(self.rows)[-2])
         write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
 
     @property
@@ -98,34 +98,34 @@ class NowcastTable(ScoreTables):
         }
         return [
             *([] if self.ensemble is None else self.ensemble.tables()),
-            self._skill(),
-            self._errors(),
-            self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}),
-            *(self._by_lead(f"{name} / truth's", None, {"": (score, 0)}) for score, name in _BIASES.items()),
-            *(self._by_lead(_name(score), "mm/h", columns) for score, columns in skills.items()),
-            self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}),
+            self._make_skill_table(),
+            self._make_error_table(),
+            self._make_lead_table("MSE in dBZ²", None, {"": ("mse", 0)}),
+            *(self._make_lead_table(f"{name} / truth's", None, {"": (score, 0)}) for score, name in _BIASES.items()),
+            *(self._make_lead_table(_format_name(score), "mm/h", columns) for score, columns in skills.items()),
+            self._make_lead_table("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}),
         ]
 
     def list_notes(self) -> list[str]:
         """Return the notes below the tables."""
-        said = (
+        text = (
             f"{format_count(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
             f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
             "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells. Wet area: "
             f"at least {WET_RATE:g} mm/h."
         )
-        return [said, *([] if self.ensemble is None else self.ensemble.list_notes()), *self.notes]
+        return [text, *([] if self.ensemble is None else self.ensemble.list_notes()), *self.notes]
 
-    def _skill(self) -> Table:
+    def _make_skill_table(self) -> Table:
         heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))
         table = make_score_table("Scores at rain rates in mm/h, mean over leads", heads)
         for score in _BY_THRESHOLD:
             for number, method in enumerate(self.rows, 1):
                 values = map(format_number, self.means(method, score))
-                table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
+                table.add_row(method, _format_name(score), *values, end_section=number == len(self.rows))
         return table
 
-    def _errors(self) -> Table:
+    def _make_error_table(self) -> Table:
         bands = (f"{low:g}-{high:g}" for low, high in BANDS)
         heads = ("method", "B-MSE", "B-MAE", "MSE dBZ²", *bands)
         table = make_score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
@@ -134,7 +134,7 @@ class NowcastTable(ScoreTables):
             table.add_row(method, *errors, *map(format_number, self.means(method, "power")))
         return table
 
-    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]) -> Table:
+    def _make_lead_table(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]) -> Table:
         """Make a table by lead time.
 
         Args:
@@ -142,7 +142,7 @@ class NowcastTable(ScoreTables):
             head: heading of the label column; None: no label column.
             columns: label of each section -> (score, column of its array). Sections without values are left out.
         """
-        every = math.ceil(len(self.leads) / _COLUMNS)
+        every = math.ceil(len(self.leads) / _MAX_COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
         minutes = (f"{self.leads[k] / 60:g}" for k in chosen)
         heads = ("method", *([head] if head else []), *minutes)
@@ -158,7 +158,7 @@ class NowcastTable(ScoreTables):
         return table
 
 
-def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def compute_csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
     """Return the difference in CSI between two methods, averaged over lead times, and its 95 % confidence interval.
 
     The interval is computed by bootstrap over initialization times. Initialization times of one event are not
@@ -180,24 +180,24 @@ def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed
         raise ValueError(f"both counts must have the same starts and leads, got {ours.shape} and {theirs.shape}")
     drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
     drawn = np.concatenate([np.arange(len(ours))[None], drawn])
-    ours, theirs = (_mean_csi(counts, drawn) for counts in (ours, theirs))
+    ours, theirs = (_compute_mean_csi(counts, drawn) for counts in (ours, theirs))
     difference = ours - theirs
     return np.stack([difference[0], *np.nanquantile(difference[1:], (0.025, 0.975), axis=0)])
 
 
-def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def _compute_mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Return the CSI (draws, thresholds), averaged over lead times, of bootstrap samples `drawn` (draws, starts)."""
     tp, fn, fp, _ = np.moveaxis(counts[drawn].sum(1, dtype=float), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
 
 
-def _name(score: str) -> str:
+def _format_name(score: str) -> str:
     return _NAMES.get(score, score.upper())
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
+class ComparedFields:
     """Fields of one initialization time on the forecasts' grid, NaN = missing.
 
     Attributes:
@@ -240,8 +240,8 @@ class Comparison:
         self.starts += 1
         valid = torch.from_numpy(~np.isnan(truth))
         x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
-        rain = _rain_sums(truth, valid.numpy(), self.z_r)
-        events = [self._events(*parts) for parts in zip(x, valid, strict=True)]
+        rain = _sum_rain(truth, valid.numpy(), self.z_r)
+        events = [self._count_events(*parts) for parts in zip(x, valid, strict=True)]
         power = np.array([band_powers(field, BANDS) for field in x])
         power[power == 0] = np.nan
         for name, z in fields.items():
@@ -249,15 +249,15 @@ class Comparison:
             before = self.scores[name].counts.copy()
             self.scores[name].add(y[None], x[None], valid[None])
             self.counts[name].append(self.scores[name].counts - before)
-            self.rain[name] += [_rain_sums(z, valid.numpy(), self.z_r), rain]
+            self.rain[name] += [_sum_rain(z, valid.numpy(), self.z_r), rain]
             for lead, happened in enumerate(events):
-                self.windows[name][lead] += _window_sums(self._events(y[lead], valid[lead]), happened)
+                self.windows[name][lead] += _sum_windows(self._count_events(y[lead], valid[lead]), happened)
             self.power[name].append([band_powers(field, BANDS) for field in y] / power)
 
-    def _events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def _count_events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Count the valid pixels of each window where a field (h, w) reaches each threshold: (thresholds, h, w)."""
         events = torch.stack([(field >= threshold) & valid for threshold in self.thresholds])
-        return window_counts(events).to(torch.int16)  # int16 holds the squares of up to 81 counts
+        return count_in_windows(events).to(torch.int16)  # int16 holds the squares of up to 81 counts
 
     def __iadd__(self, other: Comparison) -> Comparison:
         """Add the scores of other initialization times of the same methods and lead times."""
@@ -288,7 +288,7 @@ class Comparison:
         return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes), ensemble)
 
 
-def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
+def _sum_rain(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
     """Return (n, 2) of fields z (n, h, w) in dBZ: numbers of pixels of at least WET_RATE, and sums of rain in mm/h.
 
     No echo counts as no rain; echo above the ceiling counts as the ceiling.
@@ -298,7 +298,7 @@ def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np
     return np.stack([(rain >= WET_RATE).sum((1, 2)), rain.sum((1, 2), dtype=float)], -1)
 
 
-def _window_sums(p: torch.Tensor, t: torch.Tensor) -> np.ndarray:
+def _sum_windows(p: torch.Tensor, t: torch.Tensor) -> np.ndarray:
     """Return (thresholds, 4) of event counts p and t (thresholds, h, w) in windows.
 
     The columns are the sums of (p - t)^2 and of p^2 + t^2, and the numbers of windows with events in both and in

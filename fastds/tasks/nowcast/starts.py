@@ -69,7 +69,7 @@ class Timeline:
         return to_seconds(time - self.times[0])
 
 
-def count_of(text: str, name: str, unit: float, whose: str) -> int:
+def count_units(text: str, name: str, unit: float, whose: str) -> int:
     """Convert a duration such as "60min" to a number of units.
 
     Args:
@@ -113,23 +113,25 @@ def find_starts(
             f"{text_of(line.times[0])} to {text_of(line.times[-1])}"
         )
     if every is None:
-        return [_at(line, line.seconds[-1] if start is None else _asked(line, start), known, interval)], []
-    step = line.cadence * count_of(every, "every", line.cadence, "the file's")
-    first = needed if start is None else _asked(line, start)
-    wanted = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
+        return [_make_start(line, line.seconds[-1] if start is None else _find_start(line, start), known, interval)], []
+    step = line.cadence * count_units(every, "every", line.cadence, "the file's")
+    first = needed if start is None else _find_start(line, start)
+    requested = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
     found = []
-    for seconds in wanted:
+    for seconds in requested:
         try:
-            found.append(_at(line, seconds, known, interval))
+            found.append(_make_start(line, seconds, known, interval))
         except ValueError as error:
             missing = error
     if not found:
         raise missing
-    left_out = len(wanted) - len(found)
-    return found, [f"{left_out} of {len(wanted)} starts were left out, fields before them are missing"] * bool(left_out)
+    left_out = len(requested) - len(found)
+    return found, [f"{left_out} of {len(requested)} starts were left out, fields before them are missing"] * bool(
+        left_out
+    )
 
 
-def _asked(line: Timeline, text: str) -> float:
+def _find_start(line: Timeline, text: str) -> float:
     place = line.find(line.seconds_of(text))
     if place is None:
         raise ValueError(
@@ -139,7 +141,7 @@ def _asked(line: Timeline, text: str) -> float:
     return float(line.seconds[place])
 
 
-def _at(line: Timeline, seconds: float, known: int, interval: float) -> Start:
+def _make_start(line: Timeline, seconds: float, known: int, interval: float) -> Start:
     frames = []
     for back in range(known - 1, -1, -1):
         place = line.find(seconds - back * interval)
@@ -152,7 +154,7 @@ def _at(line: Timeline, seconds: float, known: int, interval: float) -> Start:
     return Start(line.times[frames[-1]], tuple(frames))
 
 
-def coarse_fields(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
+def read_coarse_frames(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
     """Read frames in dBZ on cells of factor x factor pixels; cells with missing pixels are missing.
 
     Args:
@@ -168,7 +170,7 @@ def coarse_fields(source: ReflectivityInput, index: list[int], factor: int, floo
     return z if factor == 1 else coarsen(cut_to_multiple(z, factor), factor, floor=floor)
 
 
-def wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
+def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
     """Return the fraction of wet pixels (above the floor) in each cell; NaN for cells with missing pixels.
 
     The mean reflectivity of a cell with few wet pixels is above the floor, too, so that it overestimates the wet area.

@@ -61,10 +61,10 @@ class NowcastModule(SupervisedModule):
         self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output of the network
         if (config.stage is not None) != isinstance(model, StagedRNN):
             stages = " or ".join(STAGES)
-            wanted = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
-            raise ValueError(f"{wanted}, got {config.stage!r}")
+            expected = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
+            raise ValueError(f"{expected}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
-        if (config.loss.terms != "none" or config.loss.scheduled) and not self.deblurs:
+        if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
             raise ValueError(
                 f"loss.terms {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
                 "(DBRNN)"
@@ -130,10 +130,10 @@ class NowcastModule(SupervisedModule):
     def forecast_loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
         """Return the loss of the predictions without the decoupling loss."""
         c = self.config.loss
-        weights = weights_of(self.epoch(), c.terms, c.scheduled) if self.deblurs else None
+        weights = weights_of(self.epoch(), c.terms, c.has_scheduled_weights) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
-            parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]
+            parts = [rain_loss(*self.select_future(y, batch)) for rain_loss, y in pairs]
             return parts[0] if weights is None else weights.forecast * parts[0] + weights.deblurred * parts[1]
         frames = prediction[0].shape[1]  # all frames but the first; SimVP predicts the forecast frames only
         truth, valid = batch["frames"][:, -frames:], batch["valid"][:, -frames:]
@@ -158,7 +158,7 @@ class NowcastModule(SupervisedModule):
             self.log("discriminator", loss.detach())
         super().on_train_batch_end(outputs, batch, batch_index)
 
-    def future(self, y: Tensor, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def select_future(self, y: Tensor, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return prediction, truth, reference and valid mask (B, n, 1, H, W) of the forecast frames."""
         known, future = self.config.data.known, self.config.data.future
         last = batch["frames"][:, known - 1 : known]
@@ -166,19 +166,19 @@ class NowcastModule(SupervisedModule):
         return y[:, -future:], batch["frames"][:, known:], last.expand_as(valid), valid
 
     def on_validation_epoch_start(self) -> None:
-        self._ours, self._reference = (
+        self._scores, self._reference = (
             NowcastScores(self.thresholds, self.config.data.future, weights=[1.0] * (len(self.thresholds) + 1))
             for _ in range(2)
         )
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
-        y, truth, reference, valid = self.future(self(batch)[-1], batch)
-        self._ours.add(y, truth, valid)
+        y, truth, reference, valid = self.select_future(self(batch)[-1], batch)
+        self._scores.add(y, truth, valid)
         self._reference.add(reference, truth, valid)
 
     def validation_scores(self) -> dict[str, float]:
         """Return val_error and the scores of which it consists, for the last validation."""
-        scores = {"": self._ours.by_frame(), "_reference": self._reference.by_frame()}
+        scores = {"": self._scores.by_frame(), "_reference": self._reference.by_frame()}
         values = {}
         for suffix, score in scores.items():
             values[f"val_mse{suffix}"] = float(mean_of_defined(score["mse"])) * self.range_dbz**2
@@ -209,8 +209,10 @@ class ExportWeights(ExportBest):
     def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = module.validation_scores()
         method = "extrapolation" if isinstance(module.model, LagrangianRNN) else "persistence"
-        told = compare_to_baseline(method, "squared error in dBZ^2", values["val_mse"], values["val_mse_reference"])
-        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        comparison = compare_to_baseline(
+            method, "squared error in dBZ^2", values["val_mse"], values["val_mse_reference"]
+        )
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **comparison}
         return module.model, scores, values["val_error"]
 
 

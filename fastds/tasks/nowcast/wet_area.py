@@ -11,12 +11,12 @@ from fastds.models.baselines.rims import moved_area
 
 # Largest wet area of a forecast relative to the moved last frame. Drying a cell increases the squared error if it does
 # become wet; with this limit, the wet area is within a quarter of the expected one.
-_MORE = 1.24
+_MAX_MOVED_RATIO = 1.24
 # The moved area is uncertain: it is limited to this range relative to the area of the last frame.
-_LEAST, _MOST = 0.9, 1.24
+_MIN_RATIO, _MAX_RATIO = 0.9, 1.24
 
 
-def wet_counts(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
+def count_wet_cells(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     """Return the largest number of wet cells of a forecast by lead time.
 
     Forecasts of least squared error spread weak echo over all positions that echo may reach, until everything is wet. A
@@ -29,12 +29,12 @@ def wet_counts(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     """
     now = float(np.nansum(wet, dtype=np.float64))
     if paths is None:
-        return [round(_MOST * now)] * steps
+        return [round(_MAX_RATIO * now)] * steps
     areas = moved_area(torch.from_numpy(np.ascontiguousarray(wet)), paths).tolist() if now else [0.0] * steps
-    return [round(min(max(_MORE * area, _LEAST * now), _MOST * now)) for area in areas]
+    return [round(min(max(_MAX_MOVED_RATIO * area, _MIN_RATIO * now), _MAX_RATIO * now)) for area in areas]
 
 
-def dry_beyond(fields: np.ndarray, valid: np.ndarray, counts: list[int], floor: float) -> int:
+def dry_weakest(fields: np.ndarray, valid: np.ndarray, counts: list[int], floor: float) -> int:
     """Set the weakest echo of forecasts to no echo, in place, until the number of wet cells is at most `counts`.
 
     Args:
@@ -62,7 +62,7 @@ def dry_beyond(fields: np.ndarray, valid: np.ndarray, counts: list[int], floor: 
     return dried
 
 
-def keep_wet_area(forecast: np.ndarray, wet: np.ndarray, paths: Tensor | None, floor: float) -> int:
+def limit_wet_area(forecast: np.ndarray, wet: np.ndarray, paths: Tensor | None, floor: float) -> int:
     """Limit the wet area of a forecast, in place, to about that of the last frame.
 
     Args:
@@ -74,4 +74,4 @@ def keep_wet_area(forecast: np.ndarray, wet: np.ndarray, paths: Tensor | None, f
     Returns:
         Number of cells that were set to no echo.
     """
-    return dry_beyond(forecast, ~np.isnan(wet), wet_counts(wet, paths, len(forecast)), floor)
+    return dry_weakest(forecast, ~np.isnan(wet), count_wet_cells(wet, paths, len(forecast)), floor)

@@ -9,7 +9,7 @@ WET_RATE = 0.1  # mm/h; a wet area has at least this rate
 WINDOW = 9  # side in cells of the windows of FSS and of nearby events
 
 
-def window_counts(events: Tensor) -> Tensor:
+def count_in_windows(events: Tensor) -> Tensor:
     """Sum events, or counts of events, (n, H, W) over all windows of WINDOW x WINDOW cells inside the grid.
 
     Windows are smaller if the grid is smaller. The sums are differences of cumulative sums in int32.

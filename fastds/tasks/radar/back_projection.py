@@ -10,21 +10,21 @@ from torch import Tensor
 from fastds.data.radar.preparation import coarsen
 from fastds.models.baselines import advection
 
-PASSES = 4  # more iterations change the squared error by less than 0.1 %
+ITERATIONS = 4  # more iterations change the squared error by less than 0.1 %
 # With plain_dbz, whose means include pixels without echo, a cell is corrected only if all its fine pixels are this far
 # above the floor.
 CLEAR_DB = 4.0
 
 
-def one_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
+def make_single_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
     """Return a single band for the whole grid: rows, rows that are read, and position of the rows in these on the fine
     grid.
     """
     return [(slice(0, shape[0]), slice(0, shape[0]), slice(None))]
 
 
-def agree(
-    y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float, bands: Callable = one_band
+def back_project(
+    y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float, bands: Callable = make_single_band
 ) -> None:
     """Correct fine frames, in place, so that their averages nearly equal the coarse frames.
 
@@ -45,20 +45,20 @@ def agree(
     """
     factor, corrections = y.shape[-1] // x.shape[-1], torch.zeros_like(x)
 
-    def finer(rows: slice) -> slice:
+    def refine_rows(rows: slice) -> slice:
         return slice(factor * rows.start, factor * rows.stop)
 
     for k, fine in enumerate((y[0], y[2])):
         before = fine.clone()
         for rows, window, inner in bands(x.shape[1:], 0.0):
-            part = before[finer(window)].clone()
+            part = before[refine_rows(window)].clone()
             _correct(part, x[k, window], known[k, window], coarsened, span)
-            fine[finer(rows)] = part[inner]
+            fine[refine_rows(rows)] = part[inner]
         corrections[k] = coarsen(fine - before, factor)
     for rows, window, inner in bands(x.shape[1:], flow.abs().max().item()):
         halves = (1 + corrections[None, :, None, window]) / 2  # advection expects values in [0, 1]
         moved = advection(halves, factor, flow[..., window, :][None])[0, 1, 0, inner]
-        y[1, finer(rows)].add_(2 * moved - 1).clamp_(0.0, 1.0)
+        y[1, refine_rows(rows)].add_(2 * moved - 1).clamp_(0.0, 1.0)
 
 
 def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float) -> None:
@@ -66,10 +66,10 @@ def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float
 
     For plain_dbz, cells whose pixels are all above the floor are corrected; there the mean is that of dBZ.
     """
-    factor, plain = fine.shape[-1] // x.shape[-1], coarsened == "plain_dbz"
-    for _ in range(PASSES):
-        average = coarsen(fine * span, factor, "dbz" if plain else coarsened, floor=0.0) / span
-        counts = known & (-F.max_pool2d(-fine[None], factor)[0] > CLEAR_DB / span) if plain else known
+    factor, is_plain = fine.shape[-1] // x.shape[-1], coarsened == "plain_dbz"
+    for _ in range(ITERATIONS):
+        average = coarsen(fine * span, factor, "dbz" if is_plain else coarsened, floor=0.0) / span
+        counts = known & (-F.max_pool2d(-fine[None], factor)[0] > CLEAR_DB / span) if is_plain else known
         wrong = torch.where(counts, x - average, 0.0)
         fine += F.interpolate(wrong[None, None], scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
         fine.clamp_(0.0, 1.0)

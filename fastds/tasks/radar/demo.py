@@ -99,7 +99,7 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
     fields = z.frames(slice(None))
     start = 2 * max(range(len(given.times) - 1), key=lambda i: np.mean(fields[2 * i + 1] >= 20.0))
     chosen = slice(start, start + 3)
-    rows, columns = _rainiest_part(fields[start + 1])
+    rows, columns = _find_rainiest_part(fields[start + 1])
     pair = torch.from_numpy(given.frames(slice(start // 2, start // 2 + 2)))
     x = prepare(pair, 0.0, CEILING_DBZ)[None, :, None]
     products = {
@@ -124,7 +124,7 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
     save_png(figure, path)
 
 
-def _rainiest_part(field: np.ndarray) -> tuple[slice, slice]:
+def _find_rainiest_part(field: np.ndarray) -> tuple[slice, slice]:
     """Return the square of at most 128 pixels, at multiples of 16, with most pixels of at least 25 dBZ."""
     side = min(_PICTURE_PIXELS, *field.shape)
     echo = field >= 25.0

@@ -38,7 +38,7 @@ def check_truth(
         time_factor: ratio of the time resolution of output and input.
 
     Raises:
-        ValueError: the truth does not cover the fine grid, lacks a time between all pairs of input times, or has
+        ValueError: the truth does not cover the fine grid, message a time between all pairs of input times, or has
             implausible values.
     """
     grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
@@ -47,19 +47,23 @@ def check_truth(
     shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
     if fields.shape[1:] != shape:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the output will have {shape}")
-    for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
-        if dim in fields.raw.coords and own in grid.coords and are_different(fields.raw[dim].values, grid[own].values):
+    for dim, axis in zip(fields.dims[1:], source.dims[1:], strict=True):
+        if (
+            dim in fields.raw.coords
+            and axis in grid.coords
+            and are_different(fields.raw[dim].values, grid[axis].values)
+        ):
             raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
     if source.shape[0] == 1:
-        wanted, lacks, tolerance = [source.times], f"it has no field of {source.times[0]}", 60.0 * JITTER
+        expected, message, tolerance = [source.times], f"it has no field of {source.times[0]}", 60.0 * JITTER
     else:
         fine = [refine_time(source.times[part], time_factor) for part in source.segments]
         starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
-        wanted = [times[i : i + time_factor + 1] for times, i in starts]
-        lacks = "it has nowhere all times from one input time to the next"
+        expected = [times[i : i + time_factor + 1] for times, i in starts]
+        message = "it has nowhere all times from one input time to the next"
         tolerance = JITTER * source.cadence / time_factor
-    if not any((same_times(fields.times, times, tolerance) >= 0).all() for times in wanted):
-        raise ValueError(lacks)
+    if not any((same_times(fields.times, times, tolerance) >= 0).all() for times in expected):
+        raise ValueError(message)
     check_without_warnings(fields)
 
 
@@ -79,9 +83,9 @@ class EvaluationItems:
     ):
         self.pairs = Pairs(prediction, truth, coarse, var, z_r)
         self.name = f"{self.pairs.name} (PRED)" if self.pairs.name in BASELINES else self.pairs.name
-        self.drawn = len(self.pairs.members)
-        self.member = f"{self.name}, member 1" if self.drawn > 1 else None
-        self.name += f", mean of {self.drawn} members" if self.drawn > 1 else ""
+        self.n_members = len(self.pairs.members)
+        self.member = f"{self.name}, member 1" if self.n_members > 1 else None
+        self.name += f", mean of {self.n_members} members" if self.n_members > 1 else ""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -94,13 +98,13 @@ class EvaluationItems:
         """See EvaluationItems; scores by method."""
         sums = ScoreSums()
         for name, method in (OF_ONE_TIME if self.pairs.single else BASELINES).items():
-            sums[name] = scores.Scores()
+            sums[name] = scores.MethodScores()
             sums[name].add(pair, None, method)
         made = {self.name: pair.prediction if pair.members is None else pair.members}
         if self.member is not None:
             made[self.member] = pair.members[0]
         for name, fields in made.items():
-            sums[name] = scores.Scores()
+            sums[name] = scores.MethodScores()
             sums[name].add(pair, fields, None)
         return sums
 
@@ -151,8 +155,8 @@ def evaluate(
         if scores.HAS_TORCHMETRICS and scores.HAS_SCORES
         else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {how_to_install(*_VERIFY)}"]
     )
-    own = sums[scoring.name]
-    table = EvaluationTable(rows, own.count, round(own.pixels / max(own.count, 1)), notes, scoring.pairs.single)
+    axis = sums[scoring.name]
+    table = EvaluationTable(rows, axis.count, round(axis.pixels / max(axis.count, 1)), notes, scoring.pairs.single)
     if page is not None:
         page.write(table)
     return table

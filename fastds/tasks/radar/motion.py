@@ -12,7 +12,7 @@ from torch import Tensor
 from fastds.models.baselines import optical_flow
 from fastds.models.baselines.advection import warp
 
-_NEAR = 2  # radius in pixels of the neighbourhood whose echo determines the confidence of the flow
+_RADIUS = 2  # radius in pixels of the neighbourhood whose echo determines the confidence of the flow
 
 
 class Motion:
@@ -20,7 +20,7 @@ class Motion:
 
     Attributes:
         flow: (1, 2, 2, h, w), see optical_flow; zero if both frames are dry.
-        known: (2, 1, h, w), confidence of the flow: fraction of echo near a pixel of each frame.
+        confidence: (2, 1, h, w), confidence of the flow: fraction of echo near a pixel of each frame.
     """
 
     def __init__(self, x: Tensor, fine: bool = True):
@@ -33,12 +33,12 @@ class Motion:
         return optical_flow(self.x[None], self.fine)[0].float()
 
     @functools.cached_property
-    def known(self) -> Tensor:
-        around = F.pad((self.x > 0).float()[:, None], (_NEAR,) * 4)
-        return F.avg_pool2d(around, 2 * _NEAR + 1, 1)
+    def confidence(self) -> Tensor:
+        around = F.pad((self.x > 0).float()[:, None], (_RADIUS,) * 4)
+        return F.avg_pool2d(around, 2 * _RADIUS + 1, 1)
 
 
-def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tensor:
+def smooth_flow(this: Motion, before: Motion | None, after: Motion | None) -> Tensor:
     """Return the confidence-weighted temporal mean of the optical flow of neighbouring pairs of frames.
 
     The flow of the neighbouring pairs is sampled along the trajectory:
@@ -51,22 +51,22 @@ def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tens
     Args:
         this: flow of the pair.
         before: flow of the previous pair, or None.
-        behind: flow of the next pair, or None.
+        after: flow of the next pair, or None.
 
     Returns:
         (1, 2, 2, h, w).
     """
-    if before is None or behind is None:
+    if before is None or after is None:
         return Motion(this.x, fine=False).flow if this.fine else this.flow
     flow = this.flow[0]
     # displacement of the same air one interval later, for the flow of each frame
     ahead = torch.stack([flow[0], -flow[1]])
-    total = torch.cat([flow, torch.ones_like(this.known)], 1)
-    for beside, where in ((before, -ahead), (behind, ahead)):
-        total = total + warp(torch.cat([beside.known * beside.flow[0], beside.known], 1), where)
+    total = torch.cat([flow, torch.ones_like(this.confidence)], 1)
+    for other, where in ((before, -ahead), (after, ahead)):
+        total = total + warp(torch.cat([other.confidence * other.flow[0], other.confidence], 1), where)
     return (total[:, :2] / total[:, 2:])[None]
 
 
-def steady_flow(before: Tensor | None, this: Tensor, behind: Tensor | None) -> Tensor:
+def smooth_pair_flow(before: Tensor | None, this: Tensor, after: Tensor | None) -> Tensor:
     """Apply smooth_flow to pairs of frames (2, h, w) in [0, 1]."""
-    return steadied(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, behind)))
+    return smooth_flow(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, after)))

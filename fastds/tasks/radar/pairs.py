@@ -33,7 +33,7 @@ class Pair:
         there: (H, W), where the coarse frames are not missing.
         valid: (H, W), pixels that are scored.
         times: (f + 1) times of the fine frames.
-        turned: dimensions that must be flipped to orient the frames north up.
+        flipped: dimensions that must be flipped to orient the frames north up.
         members: (M, f + 1, H, W) of an ensemble, or None.
     """
 
@@ -43,7 +43,7 @@ class Pair:
     there: torch.Tensor
     valid: torch.Tensor
     times: np.ndarray
-    turned: tuple[int, ...] = ()
+    flipped: tuple[int, ...] = ()
     members: torch.Tensor | None = None
     _made: dict = dataclasses.field(default_factory=dict)
 
@@ -57,11 +57,11 @@ class Pair:
         return self._made[method, floor]
 
     def _baseline(self, method: Callable, floor: float) -> torch.Tensor:
-        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.turned)
+        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.flipped)
         if len(self.truth) == 5:
             x = method(x, 1)
         fine = method(x, SPACE_FACTOR)[0, : len(self.truth), 0]
-        return restore(fine, floor, CEILING_DBZ).flip(self.turned)
+        return restore(fine, floor, CEILING_DBZ).flip(self.flipped)
 
 
 class Pairs:
@@ -88,7 +88,7 @@ class Pairs:
         var: str | None,
         z_r: tuple[float, float] | None,
     ):
-        self.members = [open_reflectivity(member, var, z_r, "PRED", least=1) for member in members_in(prediction)]
+        self.members = [open_reflectivity(member, var, z_r, "PRED", least=1) for member in list_members(prediction)]
         self.fine = self.members[0]
         self.single = len(self.fine.times) == 1
         least = 1 if self.single else 2
@@ -113,25 +113,25 @@ class Pairs:
         if self.coarse is None:
             when = "" if self.single else " at every second time"
             self.notes.append(f"coarse input of the baselines: TRUTH averaged 2 x 2{when}")
-        places = [dict(enumerate(range(len(self.fine.times)))), self._places_of(self.truth)]
-        self.pairs = self._single(places) if self.single else self._find(places)
+        places = [dict(enumerate(range(len(self.fine.times)))), self._match_times(self.truth)]
+        self.pairs = self._make_single_pair(places) if self.single else self._find_pairs(places)
         if not self.pairs:
             common = "time" if self.single else "pair of input times with all times between them"
             raise ValueError(f"PRED, TRUTH and COARSE have no {common} in common")
 
-    def _places_of(self, source: ReflectivityInput) -> dict[int, int]:
+    def _match_times(self, source: ReflectivityInput) -> dict[int, int]:
         """Return a dict from frames of the prediction to frames of another source at the same times."""
         tolerance = JITTER * (60.0 if self.single else self.fine.cadence)
         found = same_times(self.fine.times, source.times, tolerance)
         return {int(frame): number for number, frame in enumerate(found) if frame >= 0}
 
-    def _single(self, places: list[dict]) -> list[tuple]:
-        """Return the item of a prediction with a single time, see _find."""
-        given = {0: 0} if self.coarse is None else self._places_of(self.coarse)
+    def _make_single_pair(self, places: list[dict]) -> list[tuple]:
+        """Return the item of a prediction with a single time, see _find_pairs."""
+        given = {0: 0} if self.coarse is None else self._match_times(self.coarse)
         there = 0 in places[1] and 0 in given
         return [((given[0], given[0]), [0], [places[1][0]])] if there else []
 
-    def _find(self, places: list[dict]) -> list[tuple]:
+    def _find_pairs(self, places: list[dict]) -> list[tuple]:
         """Return the numbers of the two coarse frames, of the fine frames in the prediction and of those in the
         truth.
         """
@@ -144,7 +144,7 @@ class Pairs:
             if factor not in (2, 4):
                 steps = f"{self.fine.cadence:g} and {self.coarse.cadence:g} s"
                 raise ValueError(f"PRED must have a half or a quarter of COARSE's time step, got {steps}")
-            starts = {number: frame for frame, number in self._places_of(self.coarse).items()}
+            starts = {number: frame for frame, number in self._match_times(self.coarse).items()}
             pairs = [
                 ((i, i + 1), range(starts[i], starts[i] + factor + 1))
                 for segment in self.coarse.segments
@@ -163,7 +163,7 @@ class Pairs:
     def __getitem__(self, number: int) -> Pair:
         outer, in_prediction, in_truth = self.pairs[number]
         members = torch.stack([torch.from_numpy(member.frames(in_prediction)) for member in self.members])
-        prediction = members[0] if len(members) == 1 else mean_above(members, min(EVALUATION_FLOORS))
+        prediction = members[0] if len(members) == 1 else average_above(members, min(EVALUATION_FLOORS))
         truth = torch.from_numpy(self.truth.frames(in_truth))
         if self.coarse is None:
             form = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
@@ -173,18 +173,18 @@ class Pairs:
         coarse = torch.from_numpy(coarse)
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-        turned = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
+        flipped = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
         drawn = None if len(members) == 1 else members
-        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], turned, drawn)
+        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], flipped, drawn)
 
 
-def members_in(dataset: xr.Dataset) -> list[xr.Dataset]:
+def list_members(dataset: xr.Dataset) -> list[xr.Dataset]:
     """Return the members of an ensemble, or a list of the dataset itself."""
     count = dataset.sizes.get(MEMBER)
     return [dataset] if count is None else [dataset.isel({MEMBER: k}, drop=True) for k in range(count)]
 
 
-def mean_above(members: torch.Tensor, floor: float) -> torch.Tensor:
+def average_above(members: torch.Tensor, floor: float) -> torch.Tensor:
     """Return the mean (...) of members (M, ...) in dBZ; values below the floor count as the floor."""
     return members.clamp(min=floor).mean(0)
 

@@ -31,15 +31,15 @@ from fastds.tasks.common.settings import check_execution, inference_context, res
 from fastds.tasks.fields.alignment import make_member_coordinate
 from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.tasks.ood.statistics import compute_motion_statistics
-from fastds.tasks.radar.dynamics import listed, read_channels
-from fastds.tasks.radar.members import LAW, Members, check_members
+from fastds.tasks.radar.dynamics import join_names, read_channels
+from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble, check_members
 from fastds.tasks.radar.methods import pick_model
-from fastds.tasks.radar.tiled_run import TiledRun
+from fastds.tasks.radar.tiled_run import TiledInference
 
 TIME_FACTORS = (2, 4)
 
 
-class RadarJob:
+class RadarPipeline:
     """Pipeline of a model and radar fields, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
 
     step_multiple = 4  # limits repeated work: the pair of frames at the boundary of two chunks is computed in both
@@ -61,21 +61,21 @@ class RadarJob:
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
             check_static(self.model.card, needed, static)
-        self.source = source = _radar_field(dataset, var, z_r)
-        self.dynamics, self.dynamics_told = read_channels(self.model, source, dynamics)
+        self.source = source = _find_radar_field(dataset, var, z_r)
+        self.dynamics, self.dynamics_text = read_channels(self.model, source, dynamics)
         if self.dynamics is not None and time_factor == 4:
             raise ValueError(
                 f"time_factor must be 2 for model {self.model.card.name}: a second pass would need "
-                f"{listed(self.dynamics.names)} at times between those of the data"
+                f"{join_names(self.dynamics.names)} at times between those of the data"
             )
-        self.time_factor = time_factor = time_factor_of(source, time_factor)
+        self.time_factor = time_factor = find_time_factor(source, time_factor)
         self.settings = resolve_execution(self.model, threads, precision, device)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
-        drawn = None if members is None else Members(int(members), int(seed or 0), self.model.card)
+        drawn = None if members is None else RadarEnsemble(int(members), int(seed or 0), self.model.card)
         self.first = None if drawn is None else make_member_coordinate(drawn.count)
         with inference_context(self.model, self.settings):
-            self.tiled = TiledRun(
+            self.tiled = TiledInference(
                 self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn, smooth
             )
         self.dim = source.dims[0]
@@ -86,27 +86,27 @@ class RadarJob:
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks within segments. A frame needs its neighbours, and further frames for the motion."""
-        pieces, outputs, beside = [], 0, (2, self.time_factor // 2 + 1)
+        chunks, outputs, neighbours = [], 0, (2, self.time_factor // 2 + 1)
         for segment in self.source.segments:
             for start, stop in split_range(segment.start, segment.stop, steps):
-                reads = max(start - beside[0], segment.start), min(stop + beside[1], segment.stop)
+                reads = max(start - neighbours[0], segment.start), min(stop + neighbours[1], segment.stop)
                 made = self.time_factor * (stop - start)
                 if stop == segment.stop and self.source.kind != "amount":
                     made -= self.time_factor - 1  # no frames follow the last frame
-                pieces.append(Chunk((start, stop), reads, (outputs, outputs + made)))
+                chunks.append(Chunk((start, stop), reads, (outputs, outputs + made)))
                 outputs += made
-        return pieces
+        return chunks
 
-    def compute(self, piece: Chunk) -> dict[str, np.ndarray]:
+    def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """See Pipeline."""
-        part = self.source.part(slice(*piece.reads))
-        wanted = tuple(step - piece.reads[0] for step in piece.steps)
-        used = slice(max(wanted[0] - 1, 0), wanted[1] + 1)  # other frames are used for the motion only
+        part = self.source.part(slice(*chunk.reads))
+        requested = tuple(step - chunk.reads[0] for step in chunk.steps)
+        used = slice(max(requested[0] - 1, 0), requested[1] + 1)  # other frames are used for the motion only
         part.part(used).check(stacklevel=3)
-        first = self.time_factor * wanted[0]
-        dynamics = None if self.dynamics is None else self.dynamics.part(slice(*piece.reads))
-        values = self._values(part, False, None, wanted, dynamics)
-        made = slice(first, first + piece.outputs[1] - piece.outputs[0])
+        first = self.time_factor * requested[0]
+        dynamics = None if self.dynamics is None else self.dynamics.part(slice(*chunk.reads))
+        values = self._values(part, False, None, requested, dynamics)
+        made = slice(first, first + chunk.outputs[1] - chunk.outputs[0])
         return {self.source.source_name: values[..., made, :, :]}
 
     def compute_all(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
@@ -120,7 +120,7 @@ class RadarJob:
         source: ReflectivityInput,
         progress: bool,
         folder: str | os.PathLike | None,
-        wanted: tuple[int, int] | None = None,
+        requested: tuple[int, int] | None = None,
         dynamics: DynamicChannels | None = None,
     ) -> np.ndarray:
         """Return the fine values of the source or a part of it, or ensemble members.
@@ -129,11 +129,11 @@ class RadarJob:
             source: radar fields.
             progress: show a progress bar.
             folder: folder for memory-mapped files of large fields; None: in memory.
-            wanted: range of coarse frames, see FrameRefiner.refine; None: all.
+            requested: range of coarse frames, see FrameRefiner.refine; None: all.
             dynamics: additional input channels of the same frames, or None.
         """
         with inference_context(self.model, self.settings):
-            z = self.tiled.run(source, progress, folder, wanted, dynamics)
+            z = self.tiled.run(source, progress, folder, requested, dynamics)
         if source.kind == "reflectivity":
             return z
         form = self.tiled.scale, self.time_factor
@@ -144,33 +144,33 @@ class RadarJob:
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Pipeline."""
-        own = values[self.source.source_name]
-        out = fine_dataset(self.source, own, self.tiled.scale, self.time_factor, first=self.first)
-        said = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
-        said += "" if self.maps is None else f"; {self.maps.origin}"
-        return add_history(out.assign_attrs(self._told()), said)
+        field = values[self.source.source_name]
+        out = fine_dataset(self.source, field, self.tiled.scale, self.time_factor, first=self.first)
+        text = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
+        text += "" if self.maps is None else f"; {self.maps.origin}"
+        return add_history(out.assign_attrs(self._make_attributes()), text)
 
     def make_summary(self) -> RunSummary:
         """See Pipeline."""
-        drawn = [] if self.first is None else [f"{self.first.size} members, error model {LAW}"]
-        notes = [self.note, *self.source.notes, *one_time(self.source), *self.tiled.notes(), *drawn]
-        notes += [f"read beside the reflectivity: {self.dynamics_told}"] * bool(self.dynamics_told)
-        return RunSummary(self.model.card.name, self._told(), notes)
+        drawn = [] if self.first is None else [f"{self.first.size} members, error model {ERROR_MODEL}"]
+        notes = [self.note, *self.source.notes, *describe_single_time(self.source), *self.tiled.notes(), *drawn]
+        notes += [f"read beside the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
+        return RunSummary(self.model.card.name, self._make_attributes(), notes)
 
     @functools.cached_property
-    def domain(self) -> OODReport:
+    def ood(self) -> OODReport:
         """Out-of-distribution report of the fields for the network; its computation issues a warning if they are
         outside.
         """
-        return radar_domain(self.model.card, self.source)
+        return assess_field(self.model.card, self.source)
 
-    def _told(self) -> dict:
+    def _make_attributes(self) -> dict:
         """Return the attributes that record the settings."""
-        beside = {"fastds_dynamics": self.dynamics_told} if self.dynamics_told else {}
-        return self.tiled.settings() | beside | self.ood.attributes()
+        neighbours = {"fastds_dynamics": self.dynamics_text} if self.dynamics_text else {}
+        return self.tiled.make_attributes() | neighbours | self.ood.attributes()
 
 
-def _radar_field(dataset, var, z_r) -> ReflectivityInput:
+def _find_radar_field(dataset, var, z_r) -> ReflectivityInput:
     """Return the radar fields; if there are none, the error message mentions how other fields are downscaled."""
     try:
         return to_reflectivity(dataset, var, z_r=z_r, least=1)
@@ -184,12 +184,12 @@ def _radar_field(dataset, var, z_r) -> ReflectivityInput:
         raise ValueError(f"{error}; {hint}") from None
 
 
-def time_factor_of(source: ReflectivityInput, wanted: int = TIME_FACTORS[0]) -> int:
+def find_time_factor(source: ReflectivityInput, requested: int = TIME_FACTORS[0]) -> int:
     """Return the time factor, which is 1 for a single time."""
-    return wanted if source.shape[0] > 1 else 1
+    return requested if source.shape[0] > 1 else 1
 
 
-def one_time(source: ReflectivityInput) -> list[str]:
+def describe_single_time(source: ReflectivityInput) -> list[str]:
     """Return a note if there is a single time."""
     return [] if source.shape[0] > 1 else ["one time, so finer in space alone: time factor 1"]
 
@@ -206,21 +206,23 @@ def check_model(model) -> None:
         )
 
 
-def radar_domain(card: ModelCard, source: ReflectivityInput) -> OODReport:
+def assess_field(card: ModelCard, source: ReflectivityInput) -> OODReport:
     """Compare radar fields with the training data of a model; issue a UserWarning if they are outside.
 
     A sample of pairs of frames, evenly distributed over all, is examined.
     """
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
-    looked_at = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
-    frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in looked_at)
+    selected = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
+    frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in selected)
     inputs = [compute_motion_statistics(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
-    found = judge(card, compute_mean_spacing(source), source.cadence, inputs)
+    found = assess_statistics(card, compute_mean_spacing(source), source.cadence, inputs)
     found.warn(stacklevel=4)
     return found
 
 
-def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[dict[str, float]]) -> OODReport:
+def assess_statistics(
+    card: ModelCard, spacing: float | None, cadence: float, inputs: list[dict[str, float]]
+) -> OODReport:
     """Compare statistics of radar fields with the ranges in a model card.
 
     Args:
@@ -238,13 +240,13 @@ def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[d
     return assess_inputs(card, ranges, inputs)
 
 
-def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarPipeline:
     """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.radar.run.downscale.
 
     Raises:
         ValueError: a single time, to whose result other times could not be appended.
     """
-    job = RadarJob(model, dataset, **options)
-    if job.source.shape[0] < 2:
-        raise ValueError(f"at least 2 times are needed for an archive, variable {job.source.source_name} has 1")
-    return job
+    pipeline = RadarPipeline(model, dataset, **options)
+    if pipeline.source.shape[0] < 2:
+        raise ValueError(f"at least 2 times are needed for an archive, variable {pipeline.source.source_name} has 1")
+    return pipeline

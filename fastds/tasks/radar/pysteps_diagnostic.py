@@ -62,11 +62,11 @@ def diagnostic_fastds(
     (name,) = given[0].data_vars
     fine = np.stack([downscale(model, one, threads=threads, device=device)[name].values for one in given])
     shape = (*precip.shape[:-2], *fine.shape[-2:]) if precip.ndim == 2 else (*precip.shape[:-3], *fine.shape[-3:])
-    linear, given_form = (_finer(one, series.shape[1] > 1) for one in (linear, metadata))
+    linear, given_form = (_refine_metadata(one, series.shape[1] > 1) for one in (linear, metadata))
     return from_linear(fine.reshape(shape), linear, given_form)
 
 
-def _finer(metadata: Metadata, in_time: bool) -> Metadata:
+def _refine_metadata(metadata: Metadata, in_time: bool) -> Metadata:
     """Return the metadata of fields at twice the resolution, and at half the time step if `in_time`."""
     finer = dict(metadata)
     for name in ("xpixelsize", "ypixelsize"):

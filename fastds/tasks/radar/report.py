@@ -18,7 +18,7 @@ from fastds.tasks.common.inference import compute_mean_spacing
 from fastds.tasks.common.reports import describe_run, format_utc, get_file, read_settings
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
-from fastds.tasks.radar.pairs import Pair, Pairs, members_in
+from fastds.tasks.radar.pairs import Pair, Pairs, list_members
 from fastds.tasks.radar.scores import EvaluationTable
 
 _FLOOR = 0.0
@@ -39,7 +39,7 @@ class EvaluationReport:
         self.path, self.source, self.model = path, source, model
         self.baseline = "bicubic" if source.single else "advection"
         self.name = f"{source.name} (PRED)" if source.name == self.baseline else source.name
-        self.maps = maps_of(source.truth, ["input", self.name, "truth", self.baseline])
+        self.maps = make_maps(source.truth, ["input", self.name, "truth", self.baseline])
         spacing = compute_mean_spacing(source.truth)
         self.curves = Curves(None if spacing is None else spacing / 1e3)
         frames = len(source.pairs[0][1])
@@ -81,13 +81,13 @@ class EvaluationReport:
         """Write the report with the table of scores."""
         sources = {"prediction": self.source.fine, "truth": self.source.truth, "input": self.source.coarse}
         files = {name: (source.dataset, source.raw) for name, source in sources.items() if source is not None}
-        told = describe_run(self.model, read_settings(self.source.fine.dataset), files)
+        facts = describe_run(self.model, read_settings(self.source.fine.dataset), files)
         charts = self.curves.charts("at its time" if self.source.single else "between the input times")
         title = f"Downscaled radar fields: {self.source.name} against the truth"
-        Page(title, told, table.tables(), table.list_notes(), self.maps, charts).write(self.path)
+        Page(title, facts, table.tables(), table.list_notes(), self.maps, charts).write(self.path)
 
 
-def maps_of(source: ReflectivityInput, panels: list[str]) -> Maps:
+def make_maps(source: ReflectivityInput, panels: list[str]) -> Maps:
     """Return empty maps on the grid of a source, with its Z-R relation in the colour bar."""
     law = z_r_law(source.dataset, source.raw, source.z_r)[0]
     return Maps(MapGrid.of(source.raw), panels, radar_style(law))
@@ -115,10 +115,10 @@ def report_files(
         reading: options for reading the input, see fastds.data.reading.
     """
     with opened(output) as fine, opened(given, var, **reading) as coarse:
-        made = to_reflectivity(members_in(fine)[0], var, z_r=z_r, least=1)
+        made = to_reflectivity(list_members(fine)[0], var, z_r=z_r, least=1)
         source = to_reflectivity(coarse, var, z_r=z_r, least=1)
         name = str(fine.attrs.get("fastds_model", "output")) + ", member 1" * (MEMBER in fine.dims)
-        maps = maps_of(made, ["input", name])
+        maps = make_maps(made, ["input", name])
         tolerance = JITTER * (60.0 if len(made.times) < 2 else made.cadence)
         places = same_times(source.times, made.times, tolerance)  # -1 for times that the input does not have
         shown = evenly(len(made.times), MAX_FRAMES)
@@ -127,5 +127,5 @@ def report_files(
         for k in shown:
             at = int(places[k])
             maps.add(format_utc(made.times[k]), {"input": None if at < 0 else source.frames(at), name: made.frames(k)})
-        told = describe_run(model, read_settings(fine), {"output": (fine, made.raw), "input": (coarse, source.raw)})
-        Page("Downscaled radar fields", told, maps=maps).write(report)
+        facts = describe_run(model, read_settings(fine), {"output": (fine, made.raw), "input": (coarse, source.raw)})
+        Page("Downscaled radar fields", facts, maps=maps).write(report)

@@ -25,10 +25,10 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import compute_lazily, is_lazy
 from fastds.tasks.common.tables import format_count
-from fastds.tasks.radar.dynamics import Dynamics, find_channels, listed, missing_in
+from fastds.tasks.radar.dynamics import Dynamics, find_channels, join_names, list_missing
 from fastds.tasks.radar.evaluation import check_truth
 from fastds.tasks.radar.methods import pick_model
-from fastds.tasks.radar.pipeline import RadarJob, check_model, one_time, radar_domain, time_factor_of
+from fastds.tasks.radar.pipeline import RadarPipeline, assess_field, check_model, describe_single_time, find_time_factor
 
 
 def downscale(
@@ -100,7 +100,7 @@ def downscale(
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
-    return _run(model, dataset, progress=progress, **options)[0]
+    return _downscale(model, dataset, progress=progress, **options)[0]
 
 
 def downscale_file(
@@ -161,7 +161,9 @@ def downscale_file(
             fits = functools.partial(check_truth, source=source, var=var, z_r=z_r, time_factor=time_factor)
             check_truth_file(truth, fits, var, **reading)
 
-        return _run(model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options)
+        return _downscale(
+            model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
+        )
 
     return process_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
 
@@ -179,19 +181,19 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
     model, note = pick_model(model)
     check_model(model)
     channels = find_channels(model, source.dataset)
-    if missing_in(channels, source.dataset):
-        needs = f"variable{'s' * (len(channels) > 1)} {listed([channel.variable for channel in channels])}"
-        raise ValueError(f"needs {needs}; this file has {listed(field_names(source.dataset))}")
-    read = listed([source.source_name, *(channel.variable for channel in channels)])
-    frames, height, width = output_shape(source, model.config.get("scale", 2), time_factor_of(source))
-    made = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
+    if list_missing(channels, source.dataset):
+        needs = f"variable{'s' * (len(channels) > 1)} {join_names([channel.variable for channel in channels])}"
+        raise ValueError(f"needs {needs}; this file has {join_names(field_names(source.dataset))}")
+    read = join_names([source.source_name, *(channel.variable for channel in channels)])
+    frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
+    summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
     maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
-    beside = [f"with the argument static for {listed(maps)}"] * bool(maps)
-    told = made, *beside, *one_time(source), note, radar_domain(model.card, source).text()
-    return "; ".join(filter(None, told))
+    beside = [f"with the argument static for {join_names(maps)}"] * bool(maps)
+    parts = summary, *beside, *describe_single_time(source), note, assess_field(model.card, source).text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
+def _downscale(model, dataset, *, progress=False, folder=None, check=None, **options):
     """Downscale a dataset.
 
     Args:
@@ -205,8 +207,8 @@ def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
     Returns:
         The fine dataset and the summary of the run.
     """
-    job = RadarJob(model, dataset, **options)
+    pipeline = RadarPipeline(model, dataset, **options)
     if check is not None:
-        check(job.source)
-    out = compute_lazily(job) if folder is None and is_lazy(dataset) else job.compute_all(progress, folder)
-    return out, job.make_summary()
+        check(pipeline.source)
+    out = compute_lazily(pipeline) if folder is None and is_lazy(dataset) else pipeline.compute_all(progress, folder)
+    return out, pipeline.make_summary()

@@ -87,13 +87,13 @@ class RadarData(BaseDataModule):
             ceiling=c.ceiling,
             minimum_echo=c.minimum_echo,
             minimum_valid=c.minimum_valid,
-            flow=_flow_of_pair if self.flow else None,
-            statics=self.statics_of([block.path for block in train]) if c.statics else None,
+            flow=_compute_flow if self.flow else None,
+            statics=self.read_statics([block.path for block in train]) if c.statics else None,
         )
         drawn = dict(scales=tuple(c.scales), intervals=tuple(c.intervals), modes=c.modes)
         self.training = fd.RadarTriples(
             [*train, *events],
-            dynamics=self._dynamics(train),
+            dynamics=self._read_dynamics(train),
             samples=c.epoch_samples,
             weights=share_weights(c.weights, len(train), len(events)),
             augment=c.augment,
@@ -107,7 +107,7 @@ class RadarData(BaseDataModule):
         else:
             self.validation = fd.RadarTriples(
                 validation,
-                dynamics=self._dynamics(validation),
+                dynamics=self._read_dynamics(validation),
                 samples=c.validation_samples,
                 scales=select_validation_values(c.scales),
                 intervals=select_validation_values(c.intervals),
@@ -131,7 +131,7 @@ class RadarData(BaseDataModule):
         """See BaseDataModule."""
         return compute_motion_statistics(sample["x"][:, 0])
 
-    def _dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:
+    def _read_dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:
         """Return the additional input variables of each block, and set dynamic_variables."""
         if not self.config.dynamics:
             return None
@@ -142,7 +142,7 @@ class RadarData(BaseDataModule):
         self.dynamic_variables = found[0].variables
         return found
 
-    def statics_of(self, paths: list[str]) -> list[np.ndarray]:
+    def read_statics(self, paths: list[str]) -> list[np.ndarray]:
         """Return the static maps (S, H, W) of each file, normalised by static_variables.
 
         If static_variables is empty, it is set to the mean and standard deviation over all files.
@@ -151,9 +151,9 @@ class RadarData(BaseDataModule):
         for path in paths:
             with fd.open_dataset(path) as dataset:
                 source = fd.to_reflectivity(dataset, self.config.var)
-                wanted = self.static_variables or None
+                expected = self.static_variables or None
                 try:
-                    maps.append(fd.static_maps(self.config.statics, source.raw, source.dataset, wanted))
+                    maps.append(fd.static_maps(self.config.statics, source.raw, source.dataset, expected))
                 except ValueError as error:
                     raise ValueError(f"data.statics, for {path}: {error}") from None
         if not self.static_variables:
@@ -165,5 +165,5 @@ class RadarData(BaseDataModule):
         return [((m.values - mean) / std).astype(np.float32) for m in maps]
 
 
-def _flow_of_pair(x: np.ndarray) -> np.ndarray:
+def _compute_flow(x: np.ndarray) -> np.ndarray:
     return optical_flow(torch.from_numpy(np.ascontiguousarray(x))[None])[0, 0].numpy()

@@ -19,7 +19,7 @@ from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, EnsembleScores, fss, radar_errors, spectral_ratio
 from fastds.tasks.common.scoring import ScoreSums
 from fastds.tasks.common.tables import ScoreTables, format_number, make_score_table, write_csv
-from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, mean_above
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, average_above
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,13 +31,13 @@ FINE_BAND = (2.0, 4.0)
 HAS_TORCHMETRICS, HAS_SCORES = (importlib.util.find_spec(name) is not None for name in ("torchmetrics", "scores"))
 
 
-class Scores:
+class MethodScores:
     """Accumulated scores of one method over pairs of input frames."""
 
     def __init__(self):
         self.count, self.pixels = 0, 0
         self.weighted = ScoreSums()  # key -> (2,): weighted sum and weight
-        self.plain = ScoreSums()  # key -> list of values
+        self.values = ScoreSums()  # key -> list of values
         self.hits = np.zeros((len(THRESHOLDS_DBZ), 2))
         self.recoarsened = np.zeros(2)
         self.ensembles = ScoreSums()  # floor -> EnsembleScores
@@ -60,23 +60,23 @@ class Scores:
         elif prediction.ndim == pair.truth.ndim:
             fields = dict.fromkeys((high, low), prediction)
         else:
-            fields = {floor: mean_above(prediction, floor) for floor in (high, low)}
-            self._ensemble(pair, prediction)
+            fields = {floor: average_above(prediction, floor) for floor in (high, low)}
+            self._add_ensemble(pair, prediction)
         for floor, values in fields.items():
-            self._errors(pair, values, floor)
-        self._skill(pair, fields[low])
-        self._detail(pair, fields[high], high)
+            self._add_errors(pair, values, floor)
+        self._add_skill(pair, fields[low])
+        self._add_detail(pair, fields[high], high)
 
-    def __iadd__(self, other: Scores) -> Scores:
+    def __iadd__(self, other: MethodScores) -> MethodScores:
         """Add the scores of other pairs."""
         self.count, self.pixels = self.count + other.count, self.pixels + other.pixels
         self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
         self.weighted += other.weighted
-        self.plain += other.plain
+        self.values += other.plain
         self.ensembles += other.ensembles
         return self
 
-    def _ensemble(self, pair: Pair, members: torch.Tensor) -> None:
+    def _add_ensemble(self, pair: Pair, members: torch.Tensor) -> None:
         """Add the ensemble scores, and the absolute error of the ensemble mean, above each floor."""
         for floor in EVALUATION_FLOORS:
             scores = self.ensembles.setdefault(floor, EnsembleScores())
@@ -84,9 +84,9 @@ class Scores:
                 x, y = (z.clamp(floor, CEILING_DBZ) for z in (fields, torch.where(pair.valid, truth, torch.nan)))
                 scores.add(x, y, torch.ones(y.shape))
                 error = (x.mean(0) - y)[pair.valid].abs().double()
-                self._weigh(f"mae_{floor:g}", error.mean().item(), error.numel())
+                self._add_weighted(f"mae_{floor:g}", error.mean().item(), error.numel())
 
-    def _errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
+    def _add_errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
         last = len(pair.truth) - 1
         pixels = int(pair.valid.sum())
         for middle in range(1, last) if last else (0,):
@@ -94,26 +94,26 @@ class Scores:
             errors = radar_errors(fields[order], pair.truth[order], pair.valid, floor, with_ssim=HAS_TORCHMETRICS)
             for key in ("mse_total", "mse_t2", "mse_t13", "ssim"):
                 if not np.isnan(errors[key]) and (last or key != "mse_t2"):
-                    self._weigh(f"{key}_{floor:g}", errors[key], pixels)
+                    self._add_weighted(f"{key}_{floor:g}", errors[key], pixels)
 
-    def _skill(self, pair: Pair, fields: torch.Tensor) -> None:
+    def _add_skill(self, pair: Pair, fields: torch.Tensor) -> None:
         valid = pair.valid
         for i, q in enumerate(THRESHOLDS_DBZ):
             p, t = ((z >= q) & valid for z in (fields, pair.truth))
             self.hits[i] += [(p & t).sum().item(), (p | t).sum().item()]
             if HAS_SCORES:
                 score = fss(fields, pair.truth, q, FSS_WINDOW, valid.expand(fields.shape))
-                self.plain.setdefault(f"fss_{q:g}", []).append(score)
+                self.values.setdefault(f"fss_{q:g}", []).append(score)
 
-    def _detail(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
+    def _add_detail(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
         truth = torch.where(pair.valid, pair.truth, float("nan"))
-        self.plain.setdefault("spectrum", []).append(spectral_ratio(fields, truth, floor, (FINE_BAND,))[FINE_BAND])
+        self.values.setdefault("spectrum", []).append(spectral_ratio(fields, truth, floor, (FINE_BAND,))[FINE_BAND])
         outer = coarsen(fields[[0, -1]], SPACE_FACTOR, floor=floor)
         keep = coarsen_mask(pair.valid, SPACE_FACTOR).expand(outer.shape)
         error = (outer - pair.coarse.clamp(floor, CEILING_DBZ))[keep].double()
         self.recoarsened += [error.square().sum().item(), error.numel()]
 
-    def _weigh(self, key: str, value: float, pixels: int) -> None:
+    def _add_weighted(self, key: str, value: float, pixels: int) -> None:
         self.weighted += ScoreSums({key: np.array([value * pixels, pixels])})
 
     def means(self) -> dict[str, float]:
@@ -127,7 +127,7 @@ class Scores:
         for (hits, events), q in zip(self.hits, THRESHOLDS_DBZ, strict=True):
             out[f"csi_{q:g}"] = hits / events if events else nan
         for key in (*(f"fss_{q:g}" for q in THRESHOLDS_DBZ), "spectrum"):
-            values = [v for v in self.plain.get(key, []) if not np.isnan(v)]
+            values = [v for v in self.values.get(key, []) if not np.isnan(v)]
             out[key] = float(np.mean(values)) if values else nan
         total, count = self.recoarsened
         out["recoarsened_rmse"] = float(np.sqrt(total / count)) if count else nan
@@ -177,23 +177,27 @@ class EvaluationTable(ScoreTables):
     def tables(self) -> list[Table]:
         """Return the tables as they are printed."""
         drawn = {name: row for name, row in self.rows.items() if f"crps_{EVALUATION_FLOORS[0]:g}" in row}
-        return [*map(self._error_table, EVALUATION_FLOORS), self._skill_table(), *starmap(_ensemble, drawn.items())]
+        return [
+            *map(self._make_error_table, EVALUATION_FLOORS),
+            self._make_skill_table(),
+            *starmap(_make_ensemble_table, drawn.items()),
+        ]
 
     def list_notes(self) -> list[str]:
         """Return the notes below the tables."""
-        said = (
+        text = (
             f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: mean between "
             "the input times; t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3. "
         )
         if self.single:
-            said = f"One time, {self.pixels} valid fine pixels. "
-        said += (
+            text = f"One time, {self.pixels} valid fine pixels. "
+        text += (
             f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
             "refit: rms of the output averaged back minus the input."
         )
-        return [said, *self.notes]
+        return [text, *self.notes]
 
-    def _error_table(self, floor: float) -> Table:
+    def _make_error_table(self, floor: float) -> Table:
         key = f"{floor:g}"
         table = make_score_table(
             f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1, t3", "SSIM")
@@ -208,7 +212,7 @@ class EvaluationTable(ScoreTables):
             )
         return table
 
-    def _skill_table(self) -> Table:
+    def _make_skill_table(self) -> Table:
         heads = [
             (f"{score} {q:g}" if q == THRESHOLDS_DBZ[0] else f"{q:g}")
             for score in ("CSI", "FSS")
@@ -222,7 +226,7 @@ class EvaluationTable(ScoreTables):
         return table
 
 
-def _ensemble(name: str, row: dict[str, float]) -> Table:
+def _make_ensemble_table(name: str, row: dict[str, float]) -> Table:
     """Return the table of ensemble scores from the row of the ensemble mean."""
     heads = ("above", "CRPS dB", "MAE of mean dB", "spread/skill", "outliers")
     table = make_score_table(f"Distribution of {name}", heads)

@@ -15,15 +15,15 @@ from torch import Tensor
 _WIDTH = 1.5  # standard deviation in fine pixels of the Gaussian window; detail is the difference from its mean
 # Exponent of the ratio of variances. The square root would equalise the detail, but matching the intensities afterwards
 # reduces the detail again.
-_POWER = 0.8
-_MOST = 4.0  # upper limit of the ratio of variances
+_EXPONENT = 0.8
+_MAX_RATIO = 4.0  # upper limit of the ratio of variances
 # number of iterations; the second is made if the variance is too small by more than this factor
-_PASSES, _NEAR = 2, 1.05
+_MAX_ITERATIONS, _MIN_RATIO = 2, 1.05
 _BINS = 4096  # number of bins of the distributions of intensities
-_COUNTED = 1 << 19  # approximate number of pixels of a large field that are counted, in equally spaced rows
+_MAX_COUNTED = 1 << 19  # approximate number of pixels of a large field that are counted, in equally spaced rows
 
 
-def steadied_between(y: Tensor) -> Tensor:
+def match_end_frames(y: Tensor) -> Tensor:
     """Return the middle one of three frames with the detail and the distribution of the other two.
 
     y_1' = Q(F(y_1 + (a - 1) d_1)). d_k is y_k minus its mean in a window; a = (mean d^2 of y_0 and y_2 divided by that
@@ -39,42 +39,42 @@ def steadied_between(y: Tensor) -> Tensor:
 
     Source: Ebert 2001, Ability of a Poor Man's Ensemble to Predict the Probability and Distribution of Precipitation.
     """
-    own, ends = y[1].clamp(0.0, 1.0), (y[0].clamp(0.0, 1.0), y[2].clamp(0.0, 1.0))
-    if not all(field.any() for field in (own, *ends)):
-        return own
-    wet, counts = own > 0, [_above(end) for end in ends]
-    wanted, detail = sum(_variance(_detail(end)) for end in ends) / 2, _detail(own)
-    for number in range(_PASSES):
-        ratio = wanted / max(_variance(detail), 1e-12)
-        if number and ratio < _NEAR:
+    middle, ends = y[1].clamp(0.0, 1.0), (y[0].clamp(0.0, 1.0), y[2].clamp(0.0, 1.0))
+    if not all(field.any() for field in (middle, *ends)):
+        return middle
+    wet, counts = middle > 0, [_count_above(end) for end in ends]
+    expected, detail = sum(_compute_variance(_extract_detail(end)) for end in ends) / 2, _extract_detail(middle)
+    for number in range(_MAX_ITERATIONS):
+        ratio = expected / max(_compute_variance(detail), 1e-12)
+        if number and ratio < _MIN_RATIO:
             break
-        factor = min(max(ratio, 1.0), _MOST) ** _POWER
+        factor = min(max(ratio, 1.0), _MAX_RATIO) ** _EXPONENT
         # Only ranks matter: the strongest echo is not clipped, and weak echo stays above the floor.
-        sharp = own.add_(detail, alpha=factor - 1)
+        sharp = middle.add_(detail, alpha=factor - 1)
         sharp = sharp.div_(max(float(sharp.max()), 1.0)).clamp_(min=1e-6).mul_(wet)
-        own = _through(sharp, _matching(_above(sharp), counts)).mul_(wet)
-        detail = _detail(own)
-    return own
+        middle = _apply_table(sharp, _match_quantiles(_count_above(sharp), counts)).mul_(wet)
+        detail = _extract_detail(middle)
+    return middle
 
 
-def _detail(field: Tensor) -> Tensor:
+def _extract_detail(field: Tensor) -> Tensor:
     """Return a field (H, W) minus its mean in a Gaussian window."""
     return field - torch.from_numpy(cv2.GaussianBlur(field.numpy(), (0, 0), _WIDTH, borderType=cv2.BORDER_REPLICATE))
 
 
-def _variance(detail: Tensor) -> float:
+def _compute_variance(detail: Tensor) -> float:
     return float(detail.square().mean(dtype=torch.float64))
 
 
-def _above(field: Tensor) -> np.ndarray:
+def _count_above(field: Tensor) -> np.ndarray:
     """Return the number of pixels that reach each of _BINS + 1 values from 0 to 1; pixels at 0 are not counted."""
-    field = field[:: max(1, field.numel() // _COUNTED)]
+    field = field[:: max(1, field.numel() // _MAX_COUNTED)]
     counts = torch.histc(field, _BINS, 0.0, 1.0).double().numpy()
     counts[0] -= field.numel() - int(torch.count_nonzero(field))
     return np.append(counts[::-1].cumsum()[::-1], 0.0)
 
 
-def _matching(ranks: np.ndarray, counts: list[np.ndarray]) -> Tensor:
+def _match_quantiles(ranks: np.ndarray, counts: list[np.ndarray]) -> Tensor:
     """Return the matched values (2, _BINS) of the lower and the upper end of each bin.
 
     A matched value is the mean of the values that the same number of pixels reach in each of the two end frames.
@@ -83,14 +83,16 @@ def _matching(ranks: np.ndarray, counts: list[np.ndarray]) -> Tensor:
         ranks: counts of the field, see _count_above.
         counts: counts of the end frames, see _count_above.
     """
-    lowest = np.mean([_reached(above[::-1], ranks[:-1], np.linspace(1.0, 0.0, _BINS + 1)) for above in counts], 0)
-    highest = np.mean([_reached(above, ranks[1:], np.linspace(0.0, 1.0, _BINS + 1)) for above in counts], 0)
+    lowest = np.mean(
+        [_interpolate_counts(above[::-1], ranks[:-1], np.linspace(1.0, 0.0, _BINS + 1)) for above in counts], 0
+    )
+    highest = np.mean([_interpolate_counts(above, ranks[1:], np.linspace(0.0, 1.0, _BINS + 1)) for above in counts], 0)
     # The strongest echo of the field may be in a row that is not counted; it is matched to the highest value.
     lowest = np.minimum(lowest, highest)
     return torch.from_numpy(np.stack([lowest, highest]).astype(np.float32))
 
 
-def _reached(above: np.ndarray, ranks: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _interpolate_counts(above: np.ndarray, ranks: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the values that given numbers of pixels reach.
 
     Args:
@@ -105,7 +107,7 @@ def _reached(above: np.ndarray, ranks: np.ndarray, values: np.ndarray) -> np.nda
     return np.interp(ranks, counts, values[first], right=0.0)
 
 
-def _through(field: Tensor, table: Tensor) -> Tensor:
+def _apply_table(field: Tensor, table: Tensor) -> Tensor:
     """Map a field with values from 0 to 1 by linear interpolation in a table (2, _BINS) of bin ends."""
     place = field * _BINS
     low = place.floor().clamp_(max=_BINS - 1)

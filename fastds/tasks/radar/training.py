@@ -21,7 +21,7 @@ from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
 
 NETWORKS = (models.FCZSM, UNet, UNet3D)
-_METHODS = {"trilinear": "trilinear interpolation", "advection": "advection"}
+_BASELINE_NAMES = {"trilinear": "trilinear interpolation", "advection": "advection"}
 
 
 class RadarModule(SupervisedModule):
@@ -89,8 +89,8 @@ class ExportWeights(ExportBest):
         error = float(trainer.callback_metrics["val_mse_total"])
         scores = {"mse_total": error} | {f"mse_total_{name}": value for name, value in simple.items()}
         best = min(simple, key=simple.get)
-        told = compare_to_baseline(_METHODS[best], "squared error in dBZ^2", error, simple[best])
-        return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **told}, error
+        comparison = compare_to_baseline(_BASELINE_NAMES[best], "squared error in dBZ^2", error, simple[best])
+        return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **comparison}, error
 
 
 def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
