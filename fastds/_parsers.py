@@ -3,9 +3,16 @@
 
 from collections.abc import Callable
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from fastds._version import __version__
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help formatter that appends neither type nor default to a help text, because the texts mention the defaults."""
+
+    def _get_help_string(self, action):
+        return action.help or ""
 
 
 def build_parser() -> ArgumentParser:
@@ -15,6 +22,7 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         version=__version__,
+        formatter_class=_HelpFormatter,
         description="Downscale and nowcast weather fields with deep networks.",
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
@@ -30,7 +38,9 @@ def build_command_parser(command: str) -> ArgumentParser:
 
 def _create_parser(description: str | None = None) -> ArgumentParser:
     # Abbreviated options are not allowed, because a new option could make an abbreviation ambiguous.
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    return ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description, formatter_class=_HelpFormatter
+    )
 
 
 def _downscale_parser() -> ArgumentParser:

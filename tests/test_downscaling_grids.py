@@ -165,7 +165,7 @@ def test_targets_outside_a_region_are_refused():
 def test_how_many_times_finer_a_grid_is():
     """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
     m = model()
-    fields = networks.FieldModel(m, region(), run.geometry(region()))
+    fields = networks.FieldModel(m, region(), run.find_geometry(region()))
     assert fields.factor(torch.arange(50, 40, -0.125), torch.arange(5, 19, 0.2)) == pytest.approx((4.0, 2.5))
     assert fields.factor(torch.tensor([45.1]), torch.tensor([7.0])) == (m.max_scale, m.max_scale)
 

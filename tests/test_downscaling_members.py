@@ -137,7 +137,7 @@ def test_a_member_is_the_same_among_more_and_alone_in_time(coarse, drawn, monkey
     assert fewer.reflectivity.equals(drawn.reflectivity.isel(realization=slice(0, 2)))
     other = fastds.downscale("fczsm-small", coarse, members=2, seed=4)
     assert not np.array_equal(other.reflectivity, fewer.reflectivity)
-    monkeypatch.setattr(refinement, "steadied", lambda this, before, behind: this.flow)  # the same with fewer fields
+    monkeypatch.setattr(refinement, "smooth_flow", lambda this, before, behind: this.flow)  # the same with fewer fields
     whole, last = (
         fastds.downscale("fczsm-small", coarse.isel(time=slice(first, None)), members=2, seed=3) for first in (0, 1)
     )

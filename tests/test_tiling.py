@@ -203,4 +203,4 @@ def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypa
     run = tiled_run.TiledInference(
         network, to_reflectivity(coarse), asked, asked and 0, ExecutionConfig(None, gpu, "bf16"), 2
     )
-    assert (run.tile, run.refiner.at_once) == (tile, at_once)
+    assert (run.tile, run.refiner.batch_size) == (tile, at_once)

@@ -119,7 +119,7 @@ def test_downscale_does_what_the_task_of_the_card_does(event, tmp_path, task):
 
 def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     seen = []
-    monkeypatch.setattr(RadarPipeline, "at_once", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
+    monkeypatch.setattr(RadarPipeline, "compute_all", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
     monkeypatch.setattr(fields_run, "_downscale", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
     fastds.downscale(None, coarsen_dataset(event))
     fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)

@@ -108,7 +108,7 @@ def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     job = NowcastPipeline(model, to_reflectivity(known), Options(steps=steps))
     frames = list(range(frame - 2, frame + 1 + steps))
     z = read_coarse_frames(to_reflectivity(dataset), frames, job.factor, 0.0)
-    rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.law, 0.0))
+    rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.z_r, 0.0))
     truth = np.where(np.isnan(rain[2]), np.nan, rain[3:])
     return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)
 

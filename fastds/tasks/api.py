@@ -98,8 +98,8 @@ def downscale(
         seed: radar, humidity: random seed of the ensemble. Default: 0.
         smooth: radar: keep the smooth frames of least squared error between input times. Default: False, their detail
             is adjusted to that at the input times.
-        z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for data in rain rates. Default: that of the
-            data, else (200, 1.6).
+        z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for data in rain rates. Default: zr_a and zr_b
+            of the data, else (200, 1.6).
         tile: radar: side of a tile in input pixels, a multiple of 16. Default: depends on the available memory.
         halo: radar: width of the margin around a tile in input pixels, a multiple of 16. Default: the receptive field
             of the network.
@@ -171,7 +171,7 @@ def nowcast(
         stop: last time of the data to use. Default: the last time.
         quantity: quantity of the output: "rate" in mm/h or "reflectivity" in dBZ. Default: "rate".
         var: name of the variable. Default: the only one that fits.
-        z_r: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: that of the data, else (200, 1.6).
+        z_r: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data, else (200, 1.6).
         coarsen: number of cells along each axis that are averaged before the forecast. Default: depends on the grid
             spacing in the model card.
         interval: time between frames, such as "10min". Default: the shortest multiple of the data's interval in the
@@ -318,8 +318,8 @@ def evaluate(
         input: input of the prediction. Default: radar: truth averaged over 2 x 2 pixels at every second time; fields:
             truth coarsened according to the attributes of the prediction; nowcasts: truth.
         var: name of the variable. Default: the only one that fits; fields: all.
-        z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: that of the data, else (200,
-            1.6).
+        z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data,
+            else (200, 1.6).
         baselines: nowcasts: names of the baselines to compare. Default: all.
         model: name or file of the weights whose card is in the report. Default: the model named by the prediction.
         report: HTML file to write. Default: no report.

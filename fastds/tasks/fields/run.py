@@ -70,7 +70,7 @@ def downscale(
         progress: show a progress bar.
 
     Returns:
-        A new Dataset, lazy if the variables are dask arrays. Additional memory is that of one field.
+        A new Dataset, lazy if the variables are dask arrays. The computation needs additional memory for one field.
 
     Raises:
         ValueError: data, model or target grid that do not fit, or target points outside a regional domain.

@@ -73,8 +73,8 @@ def project_points(
 
 
 def _get_metres(name: str, unit: str, projection_unit: float) -> float:
-    """Return the length in metres of the unit of a coordinate. projection_unit: that of the projection's unit, the
-    default.
+    """Return the length in metres of the unit of a coordinate. projection_unit: length in metres of the
+    projection's unit, which is the default.
     """
     metres = metres_of(unit) if unit else projection_unit
     if metres is None:

@@ -236,25 +236,25 @@ def select_field(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dat
     return dataset.drop_vars([n for n in names if n != var])
 
 
-def find_variable(dataset: xr.Dataset, wanted: dict) -> str:
+def find_variable(dataset: xr.Dataset, entry: dict) -> str:
     """Return the name of the variable that matches an entry of a model card.
 
     Args:
         dataset: fields.
-        wanted: entry of input_variables: name, standard_name, units.
+        entry: entry of input_variables: name, standard_name, units.
 
     Raises:
         ValueError: the variable does not exist or has other units.
     """
     for name, variable in dataset.data_vars.items():
-        if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
+        if name == entry["name"] or variable.attrs.get("standard_name") == entry.get("standard_name", "-"):
             units = variable.attrs.get("units", "")
             check_packing(variable)
-            if not same_units(units, wanted["units"]):
-                raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {wanted['units']!r}")
+            if not same_units(units, entry["units"]):
+                raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {entry['units']!r}")
             return str(name)
     raise ValueError(
-        f"the model needs the variable {wanted['name']} ({wanted.get('standard_name', '')}), "
+        f"the model needs the variable {entry['name']} ({entry.get('standard_name', '')}), "
         f"the file has {', '.join(map(str, dataset.data_vars)) or 'none'}"
     )
 

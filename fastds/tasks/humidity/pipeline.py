@@ -35,8 +35,8 @@ from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.tasks.ood.statistics import compute_texture
 
-# Number of columns that are wrap around at each side of a global field. The remaining dependence on the position of
-# the seam is that of the channel gates, whose means count these columns twice.
+# Number of columns that are wrap around at each side of a global field. The result still depends slightly on
+# the position of the seam, because the channel gates average over these columns twice.
 WRAP_COLUMNS = 16
 _CHANGE_KINDS = {
     "clipped": "were cut at the range of the network",
@@ -122,7 +122,7 @@ class HumidityPipeline:
     def _add_excess(self, fine: np.ndarray, excess: np.ndarray) -> None:
         """Add the part of the input above HUMIDITY_RANGE to the fine fields, in place, by bilinear interpolation.
 
-        The maximum of the result is thereby that of the input.
+        The result thereby has about the same maximum as the input.
 
         Args:
             fine: ([members,] time, H, W).

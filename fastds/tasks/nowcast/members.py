@@ -79,9 +79,9 @@ class Ensemble:
     """Ensemble around the mean forecast of a method.
 
     At each pixel, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and no echo if
-    z is below the detection threshold of the last frame. The mean rain of the members is that of the last frame, moved
-    along the trajectories, where it was observed; for this purpose m is shifted at all pixels, see
-    fastds.models.ensembles.
+    z is below the detection threshold of the last frame. The mean rain of the members equals the mean rain of the
+    last frame after its motion, as far as it was observed; for this purpose, m is shifted at all pixels (see
+    fastds.models.ensembles).
 
     Args:
         method: method of the mean forecast.

@@ -84,7 +84,8 @@ class Method:
         return self._has_option("members")
 
     def with_blocks(self, block: int) -> Method:
-        """Return the method restarted from its own forecasts after every `block` frames, for long lead times.
+        """Return the method with restarts from the last forecast frames after every `block` frames, for long lead
+        times.
 
         Raises:
             ValueError: the method has no such option.

@@ -98,7 +98,7 @@ class Options:
             smallest that brings the grid spacing into the range of the model card.
         interval: time between frames, a multiple of the file's time step; None: the shortest in the range of the model
             card.
-        block: number of frames after which the network restarts from its own forecasts; None: no restart.
+        block: number of frames after which the network restarts from the last forecast frames; None: no restart.
         smooth: keep the smooth forecast of least squared error: intensities are not matched to the last frame, and the
             wet area is not limited.
         members: number of ensemble members along a new first dimension `realization`; None: a single forecast.

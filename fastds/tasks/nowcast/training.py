@@ -147,7 +147,7 @@ class NowcastModule(SupervisedModule):
         return generator_loss(*prediction, truth, weights, self.discriminator)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        """Make a step of the discriminator after that of the network."""
+        """Make a step of the discriminator after the step of the network."""
         if self._judged is not None:
             self.discriminator.requires_grad_(True)
             loss = discriminator_loss(self.discriminator, *self._judged)
@@ -177,7 +177,7 @@ class NowcastModule(SupervisedModule):
         self._reference.add(reference, truth, valid)
 
     def validation_scores(self) -> dict[str, float]:
-        """Return val_error and the scores of which it consists, for the last validation."""
+        """Return val_error and its components for the last validation."""
         scores = {"": self._scores.by_frame(), "_reference": self._reference.by_frame()}
         values = {}
         for suffix, score in scores.items():

@@ -64,7 +64,8 @@ def back_project(
 def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float) -> None:
     """Apply the iterations of back_project to one frame.
 
-    For plain_dbz, cells whose pixels are all above the floor are corrected; there the mean is that of dBZ.
+    For plain_dbz, only cells whose pixels are all above the floor are corrected; their mean does not depend on the
+    floor.
     """
     factor, is_plain = fine.shape[-1] // x.shape[-1], coarsened == "plain_dbz"
     for _ in range(ITERATIONS):

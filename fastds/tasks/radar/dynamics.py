@@ -77,7 +77,7 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
     if not set(given_names) <= set(expected):
         others = join_names([name for name in given_names if name not in expected])
         raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {join_names(expected)}")
-    return [_make_channel(card, want, given_names.get(name), dataset) for name, want in expected.items()]
+    return [_make_channel(card, entry, given_names.get(name), dataset) for name, entry in expected.items()]
 
 
 def read_channels(
@@ -124,26 +124,26 @@ def join_names(names: Sequence) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _make_channel(card: ModelCard, want: Mapping, given_names: object, dataset: xr.Dataset) -> Channel:
+def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset: xr.Dataset) -> Channel:
     """Return the channel for a variable of a model card.
 
     Args:
         card: model card.
-        want: entry of card.input_variables.
+        entry: entry of card.input_variables.
         given_names: name of the variable in the data, or its range, or None.
         dataset: data.
 
     Raises:
         ValueError: the card has no range, or the data have other units.
     """
-    name, units, standard = str(want["name"]), want.get("units"), want.get("standard_name")
+    name, units, standard = str(entry["name"]), entry.get("units"), entry.get("standard_name")
     variable = given_names if isinstance(given_names, str) else name
     if given_names is None and name not in dataset.data_vars and standard is not None:
         alike = [n for n, v in dataset.data_vars.items() if v.attrs.get("standard_name") == standard]
         variable = str(alike[0]) if len(alike) == 1 else name
     if not isinstance(given_names, str | None):
         return Channel(variable, given_names, name, None)
-    ends = want.get("range")
+    ends = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
             f"the card of model {card.name} has no range of {name}: give it with the argument dynamics, as "

@@ -239,7 +239,7 @@ class FrameRefiner:
                 yield *pair, next(results) if has_run else None
 
     def _add_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_MovingPair]:
-        """Yield pairs of frames with their motion, averaged with that of the previous and the next pair."""
+        """Yield pairs of frames with their motion, averaged with the motion of the previous and the next pair."""
         before, this = [None, None], None
         for following in itertools.chain(map(self._prepare_pair, pairs), [None]):
             if this is not None:

@@ -63,7 +63,7 @@ def downscale(
             the shipped weights for reflectivity, see pick_model.
         dataset: field (time, y, x) of reflectivity, rain rate or rain amount.
         var: name of the variable; None: found by its attributes.
-        z_r: a and b of Z = a R^b, mm6 m-3 and mm/h; None: that of the dataset, else (200, 1.6).
+        z_r: a and b of Z = a R^b, mm6 m-3 and mm/h; None: zr_a and zr_b of the dataset, else (200, 1.6).
         tile: side of a tile in input pixels, a multiple of 16; None: the whole grid if the working memory suffices,
             else chosen by memory.
         halo: width of the halo of a tile in input pixels, a multiple of 16; None: the receptive field of the network.

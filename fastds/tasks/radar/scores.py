@@ -72,7 +72,7 @@ class MethodScores:
         self.count, self.pixels = self.count + other.count, self.pixels + other.pixels
         self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
         self.weighted += other.weighted
-        self.values += other.plain
+        self.values += other.values
         self.ensembles += other.ensembles
         return self
 
