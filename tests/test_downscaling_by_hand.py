@@ -116,7 +116,7 @@ def test_what_is_interpolated_of_a_frame():
     mixed = torch.stack([channels[..., 3], channels[..., [0, 2]].mean(-1), channels[..., 0]], -1)
     fine = refiner._interpolate(mixed)[:, 0]
     torch.testing.assert_close(fine, torch.tensor([[30, 4, -32], [1, 0.5, 0], [30, 2, 0], [30, 15, 15.0]]))
-    torch.testing.assert_close(lower._fine(lower._make_channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
+    torch.testing.assert_close(lower._interpolate(lower._make_channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
 
 
 def test_echo_is_near_within_so_many_pixels():
