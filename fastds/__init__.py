@@ -41,12 +41,12 @@ if _command:
 if TYPE_CHECKING:
     from fastds.models.graph import compile_graph
     from fastds.tasks.api import downscale, evaluate, nowcast, predict, query
-    from fastds.tasks.common.export import export
-    from fastds.tasks.common.fit import fit
+    from fastds.tasks.export import export
+    from fastds.tasks.fit import fit
 
-_mixins.register_function("export", "fastds.tasks.common.export:export")
+_mixins.register_function("export", "fastds.tasks.export:export")
 _mixins.register_function("compile_graph", "fastds.models.graph:compile_graph")
-_mixins.register_function("fit", "fastds.tasks.common.fit:fit")
+_mixins.register_function("fit", "fastds.tasks.fit:fit")
 # Implementations of fastds.NAME(...) and model.NAME(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _mixins.register_function(_verb, f"fastds.tasks.api:{_verb}")

@@ -90,7 +90,7 @@ def _unknown_subject(command: str, words: Sequence[str]) -> str | None:
     if not words or words[0].startswith("-"):
         return None
     if command == "train":
-        from fastds.tasks.common.command import format_unknown_task
+        from fastds.training.command import format_unknown_task
 
         return format_unknown_task(words[0])
     from fastds.studies.command import unknown_study

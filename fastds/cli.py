@@ -18,7 +18,7 @@ from fastds._misspelt import misspelt, spelled
 from fastds._outputs import is_command
 from fastds._parsers import build_parser
 from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
-from fastds.tasks.common.command import format_parser_error
+from fastds.training.command import format_parser_error
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 _EXIT_SIGPIPE = 141  # exit status that shells report for programs ended by SIGPIPE
@@ -174,7 +174,7 @@ def _run_query(options) -> None:
 
 
 def _run_evaluate(options) -> None:
-    from fastds.tasks.common.inference import check_target
+    from fastds.inference.files import check_target
 
     files = options.prediction, options.truth
     if options.csv:
@@ -193,20 +193,20 @@ def _run_evaluate(options) -> None:
 
 
 def _run_check(options) -> int:
-    from fastds.tasks.common.check import check_all
+    from fastds.tasks.check import check_all
 
     return check_all(options, _collect_options(options, _READ_OPTIONS))
 
 
 def _run_convert(options) -> None:
-    from fastds.tasks.common.convert import convert
+    from fastds.tasks.convert import convert
 
     print(convert(options, _collect_options(options, _READ_OPTIONS)))
 
 
 def _run_finetune(options) -> None:
-    from fastds.tasks.common.finetune import finetune, format_scores
-    from fastds.tasks.common.verdict import format_comparison
+    from fastds.tasks.finetune import finetune, format_scores
+    from fastds.training.baseline_comparison import format_comparison
 
     chosen = _collect_options(
         options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READ_OPTIONS)
@@ -222,7 +222,7 @@ def _run_demo(options) -> None:
 
 
 def _run_train(argv: list[str]) -> int:
-    from fastds.tasks.common.command import main as train
+    from fastds.training.command import main as train
 
     return train(argv)
 
@@ -240,7 +240,7 @@ def _run_models(argv: list[str]) -> None:
 
 
 def _run_export(argv: list[str]) -> None:
-    from fastds.tasks.common.export import main as export
+    from fastds.tasks.export import main as export
 
     export(argv)
 
@@ -282,7 +282,7 @@ def _parse_probability(options) -> dict:
 
 def _parse_mlcast_origin(options, task: str) -> dict:
     """Return the metadata of an MLCast archive as the argument `origin`, if an archive was requested."""
-    from fastds.tasks.common.convert import make_origin
+    from fastds.tasks.convert import make_origin
 
     origin = make_origin(options)
     if origin is None:
@@ -308,7 +308,7 @@ def _check_files(options, *names: str) -> None:
         FileNotFoundError: a file does not exist.
         ValueError: the output would replace a file.
     """
-    from fastds.tasks.common.inference import check_target
+    from fastds.inference.files import check_target
 
     for name in names:
         path = options[name]

@@ -12,7 +12,7 @@ from test_verbs import TEMPERATURE, gridded
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
 from fastds.data.io.mlcast import Origin, save_mlcast
-from fastds.tasks.common import check
+from fastds.tasks import check
 
 pytest.importorskip("zarr", reason="archives need the package zarr")
 pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")

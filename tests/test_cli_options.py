@@ -25,8 +25,8 @@ from fastds import cli, models
 from fastds._parsers import build_parser
 from fastds.data import coarsen_dataset, synthetic_event
 from fastds.studies.command import STUDIES
-from fastds.tasks.common.command import TASKS
 from fastds.tasks.radar.demo import demo
+from fastds.training.command import TASKS
 
 LAW = 300.0, 1.4
 # Files that tell neither their unit nor their missing value, and have a law of their own.

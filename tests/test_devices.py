@@ -13,7 +13,7 @@ from fastds import models
 from fastds.archive import workers
 from fastds.cli import main
 from fastds.data import coarsen_dataset, synthetic_event
-from fastds.tasks.common.settings import ExecutionConfig, check_count, inference_context, resolve_execution
+from fastds.inference.execution import ExecutionConfig, check_count, inference_context, resolve_execution
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NETWORK = torch.nn.Linear(1, 1)

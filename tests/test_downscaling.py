@@ -9,8 +9,8 @@ from torch import nn
 
 from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.inference import files as inference_files
 from fastds.models.baselines import trilinear
-from fastds.tasks.common import inference
 from fastds.tasks.radar import refinement, tiled_run
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.run import downscale, downscale_file
@@ -289,7 +289,7 @@ def test_rates_come_back_as_rates(coarse):
 def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
     given = rain(coarse, "kg m-2", standard_name="rainfall_amount", cell_methods="time: sum (interval: 10 min)")
     if mapped:
-        monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
+        monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
     save_dataset(given, tmp_path / "in.nc")
     downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=Stub(), var="rainfall")
     expected = downscale(Stub(), given, var="rainfall")
@@ -307,7 +307,7 @@ def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
 def test_large_fields_wait_in_a_file_without_a_name(coarse, network, tmp_path, monkeypatch):
     save_dataset(coarse, tmp_path / "in.nc")
     expected = downscale(network, coarse)
-    monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
     downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=network)
     with open_dataset(tmp_path / "out.nc") as out:
         np.testing.assert_array_equal(out.reflectivity.values, expected.reflectivity.values)

@@ -143,7 +143,7 @@ def test_windows_change_nothing(monkeypatch):
 def test_large_outputs_wait_in_files_and_inputs_are_read_one_by_one(tmp_path, monkeypatch):
     region().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     whole = downscale(model(trained=True), region(), scale=2.67)
-    monkeypatch.setattr("fastds.tasks.common.inference.MAPPED_BYTES", 0)
+    monkeypatch.setattr("fastds.inference.files.MAPPED_BYTES", 0)
     with xr.open_dataset(tmp_path / "in.nc") as lazy:
         fine, _ = run._downscale(model(trained=True), lazy, scale=2.67, folder=tmp_path)
         assert isinstance(fine.t.variable._data, np.memmap) and np.array_equal(fine.t, whole.t)

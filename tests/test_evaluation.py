@@ -17,10 +17,10 @@ from fastds.data import coarsen_dataset, save_dataset, synthetic_event, to_refle
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
-from fastds.tasks.common.radar_files import are_different
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.evaluation import check_truth, evaluate
 from fastds.tasks.radar.methods import BASELINES
+from fastds.training.radar_files import are_different
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 
 from fastds import models
 from fastds.cli import main
+from fastds.inference.ood.score import Deviation, OODReport
 from fastds.models import leaderboard
 from fastds.models.leaderboard import Row, add, read, table
 from fastds.studies import humidity, nowcast, radar, report
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.domain import run as domain
 from fastds.studies.domain.cases import Case
-from fastds.tasks.ood.score import Deviation, OODReport
 
 ROW = {
     "task": "radar", "model": "mine", "data": "a.nc", "score": "error", "better": "lower", "value": 0.9,

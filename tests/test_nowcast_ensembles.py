@@ -330,7 +330,7 @@ def test_pieces_and_archives_have_the_bits_of_all_at_once(event, what, tmp_path,
     options = {"steps": 2, "every": "15min", **what}
     expected = fastds.nowcast("extrapolation", event, **options)
     (name,) = (key for key, value in expected.data_vars.items() if value.ndim == 5)
-    monkeypatch.setattr("fastds.tasks.common.pieces.choose_chunk_steps", lambda job, workers=1: 1)
+    monkeypatch.setattr("fastds.inference.chunking.choose_chunk_steps", lambda job, workers=1: 1)
     lazy = fastds.nowcast("extrapolation", event.chunk(time=1), **options)
     assert np.array_equal(lazy[name], expected[name], equal_nan=True)
     pytest.importorskip("zarr", reason="archives need Zarr")

@@ -13,11 +13,11 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, n
 import fastds
 from fastds import models
 from fastds.data import coarsen_dataset, synthetic_event
+from fastds.inference.ood import statistics
+from fastds.inference.ood.score import assess_inputs, compute_ranges, select_evenly
+from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.models import ModelCard
 from fastds.tasks.humidity import pipeline as humidity_job
-from fastds.tasks.ood import statistics
-from fastds.tasks.ood.score import assess_inputs, compute_ranges, select_evenly
-from fastds.tasks.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.tasks.radar.pipeline import assess_statistics
 
 

@@ -15,8 +15,8 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import data
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.tasks.common.command import TASKS, find_configurations
-from fastds.tasks.common.lightning_extra import L, callbacks
+from fastds.training.command import TASKS, find_configurations
+from fastds.training.lightning_extra import L, callbacks
 
 pytestmark = pytest.mark.usefixtures("native")
 ALL = [(task, name) for task in TASKS for name in find_configurations(task)]
@@ -451,7 +451,7 @@ def test_nowcast_samples_are_those_of_the_file_at_the_interval_asked_for(files):
 )
 def test_names_as_the_papers_write_them(written, task, name):
     from fastds.models.registry import check_preset
-    from fastds.tasks.common.command import _find_task
+    from fastds.training.command import _find_task
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     assert options.parse_arguments(["--config", written, "--data.path=x"]).output == name

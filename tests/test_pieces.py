@@ -9,7 +9,7 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, n
 import fastds
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.data.radar.reflectivity import reflectivity_to_rate
-from fastds.tasks.common import pieces
+from fastds.inference import chunking
 from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.humidity.pipeline import HumidityPipeline
 from fastds.tasks.nowcast.pipeline import prepare
@@ -66,7 +66,7 @@ CASES = {
 def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
     model, data, options = CASES[case](event)
     expected = fastds.downscale(model, data, **options)
-    monkeypatch.setattr(pieces, "choose_chunk_steps", lambda job: job.step_multiple)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: job.step_multiple)
     computed = []
     for job in (RadarPipeline, FieldsPipeline, HumidityPipeline):
         known = job.compute
@@ -74,7 +74,7 @@ def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
             job, "compute", lambda self, piece, known=known: computed.append(piece) or known(self, piece)
         )
     found = fastds.downscale(model, data.chunk(time=3), **options)
-    assert not computed and pieces.is_lazy(found)
+    assert not computed and chunking.is_lazy(found)
     name = next(n for n, v in expected.data_vars.items() if v.ndim >= 3)
     last = found[name].isel(time=-1).load()
     assert len(computed) == 1 and np.array_equal(last, expected[name].isel(time=-1), equal_nan=True)
@@ -89,19 +89,19 @@ def test_lazy_forecasts_are_those_made_at_once(monkeypatch):
     data = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
     options = {"steps": 2, "every": "5min", "coarsen": 1, "interval": "5min"}
     expected = fastds.nowcast(nowcaster(), data, **options)
-    monkeypatch.setattr(pieces, "choose_chunk_steps", lambda job: 3)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: 3)
     found = fastds.nowcast(nowcaster(), data.chunk(time=1), **options)
-    assert pieces.is_lazy(found) and len(found.rainfall_rate.chunks[0]) == 4
+    assert chunking.is_lazy(found) and len(found.rainfall_rate.chunks[0]) == 4
     assert found.load().drop_attrs().identical(expected.drop_attrs())
     alone = fastds.nowcast(nowcaster(), data.chunk(time=1), steps=2, coarsen=1, interval="5min")
-    assert not pieces.is_lazy(alone)  # there is one forecast
+    assert not chunking.is_lazy(alone)  # there is one forecast
 
 
 def test_a_file_of_lazy_fields_is_read_as_a_whole(event, tmp_path):
     save_dataset(event, tmp_path / "a.nc")
     save_dataset(event.assign_coords(time=event.time + np.timedelta64(1, "D")), tmp_path / "b.nc")
     found = fastds.downscale("trilinear", [tmp_path / "a.nc", tmp_path / "b.nc"])
-    assert not pieces.is_lazy(found)
+    assert not chunking.is_lazy(found)
 
 
 def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
@@ -131,7 +131,7 @@ def test_a_piece_reads_every_field_once(event):
 
 def test_pieces_are_as_large_as_memory_and_workers_let_them(event):
     job = RadarPipeline(radar_model(), event)
-    assert pieces.choose_chunk_steps(job) == pieces.MAX_STEPS
-    assert pieces.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each
+    assert chunking.choose_chunk_steps(job) == chunking.MAX_STEPS
+    assert chunking.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each
     job.variables = {"reflectivity": (("time", "y", "x"), (23, 2000, 2000))}
-    assert pieces.choose_chunk_steps(job) == 4
+    assert chunking.choose_chunk_steps(job) == 4

@@ -10,7 +10,7 @@ import pytest
 
 import fastds
 from fastds.data import synthetic_event
-from fastds.tasks.common.pysteps_fields import make_dataset
+from fastds.inference.pysteps_fields import make_dataset
 from fastds.tasks.nowcast.pysteps import forecast, register
 from fastds.tasks.radar.pysteps_diagnostic import diagnostic_fastds
 

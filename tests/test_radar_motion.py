@@ -7,8 +7,8 @@ import torch
 from test_verbs import radar_model
 
 from fastds import data as fd
+from fastds.inference.chunking import Chunk
 from fastds.models.baselines import advection, optical_flow
-from fastds.tasks.common.pieces import Chunk
 from fastds.tasks.radar.motion import Motion, smooth_flow, smooth_pair_flow
 from fastds.tasks.radar.pipeline import RadarPipeline
 

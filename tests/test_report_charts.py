@@ -7,8 +7,8 @@ import torch
 
 from fastds.metrics import error_sums, power_spectrum
 from fastds.report.curves import Curves
-from fastds.tasks.common import training_report
 from fastds.tasks.fields import report as fields_report
+from fastds.training import report as training_report
 
 
 def test_errors_by_intensity_by_hand():

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 import fastds
-from fastds.tasks.common import pieces
+from fastds.inference import chunking
 from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.fields.totals import RunningTotal, find_running_axis
 
@@ -101,7 +101,7 @@ def test_pieces_of_a_total_have_the_bits_of_the_whole(monkeypatch):
     parts = [job.compute(piece)["tp"] for piece in job.make_chunks(3)]
     assert [len(part) for part in parts] == [3, 3, 3, 3, 2]
     np.testing.assert_array_equal(np.concatenate(parts), expected.tp.values)
-    monkeypatch.setattr(pieces, "choose_chunk_steps", lambda job: 3)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: 3)
     found = fastds.downscale("bicubic", data.chunk(time=3), scale=2)
     assert found.attrs["fastds_running_totals"] == "tp"
     np.testing.assert_array_equal(found.tp.values, expected.tp.values)

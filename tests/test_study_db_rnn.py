@@ -19,10 +19,10 @@ from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
 from fastds.studies.db_rnn.methods import CELLS, METHODS
 from fastds.studies.db_rnn.published import PUBLISHED, SCORES, published
-from fastds.tasks.common.command import find_configurations
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training
+from fastds.training.command import find_configurations
 
 Z_R = [200.0, 1.6]
 

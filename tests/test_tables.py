@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fastds.tasks.common.tables import ScoreTables, make_score_table
+from fastds.inference.tables import ScoreTables, make_score_table
 
 HEADS = ("method", "score", *(f"{minutes}" for minutes in range(5, 65, 5)))
 NUMBERS = [[f"{10 * row + column + 0.123:.3f}" for column in range(12)] for row in range(2)]

@@ -9,8 +9,8 @@ from test_downscaling import awake
 from test_verbs import radar_model
 
 from fastds.data import coarsen_dataset, synthetic_event, to_reflectivity
-from fastds.tasks.common.settings import ExecutionConfig
-from fastds.tasks.common.tiling import ALIGNMENT, choose_tile, measure_receptive_field, plan_tiles, round_up, run_tiles
+from fastds.inference.execution import ExecutionConfig
+from fastds.inference.tiling import ALIGNMENT, choose_tile, measure_receptive_field, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar import tiled_run
 from fastds.tasks.radar.run import downscale
 

@@ -14,14 +14,14 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
-from fastds.tasks.common.card_of_run import update_model_card
-from fastds.tasks.common.command import TASKS, find_configurations, main
-from fastds.tasks.common.radar_files import make_synthetic_events, make_time_blocks, share_weights
-from fastds.tasks.common.training import BaseLightningModule
-from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, train
+from fastds.training.command import TASKS, find_configurations, main
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import BaseLightningModule
+from fastds.training.progress import TrainingProgress
+from fastds.training.radar_files import make_synthetic_events, make_time_blocks, share_weights
 
 TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
 
@@ -239,7 +239,7 @@ class Broken(torch.nn.Module):
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
     monkeypatch.setattr("fastds.tasks.radar.training.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda model, path: path.touch())
+    monkeypatch.setattr("fastds.training.trainer.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 
@@ -265,7 +265,7 @@ def test_run_exports(event, tmp_path):
 
 
 def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     config = tiny(event, tmp_path, progress=True)
     train(config)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]

@@ -10,11 +10,11 @@ import xarray as xr
 
 from fastds import cli, models
 from fastds.models.card import ANY
-from fastds.tasks.common.command import main
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, load_fields
 from fastds.tasks.fields.training import FieldModule, train
+from fastds.training.command import main
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ import xarray as xr
 from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.studies import humidity as study
-from fastds.tasks.common.command import find_configurations
-from fastds.tasks.common.training import DistributedBatchSampler, OffsetSampler
 from fastds.tasks.humidity.config import (
     CriticConfig,
     DataConfig,
@@ -26,6 +24,8 @@ from fastds.tasks.humidity.config import (
 from fastds.tasks.humidity.evaluation import format_table
 from fastds.tasks.humidity.samples import FieldSequences, HumidityData, read_regions
 from fastds.tasks.humidity.training import AdversarialModule, build_module, compute_content_loss, train
+from fastds.training.command import find_configurations
+from fastds.training.modules import DistributedBatchSampler, OffsetSampler
 
 TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
 TINY_CRITIC = {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}

@@ -15,12 +15,12 @@ import torch
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import models
-from fastds.tasks.common.command import TASKS, main
-from fastds.tasks.common.training import BaseLightningModule, SupervisedModule
 from fastds.tasks.fields import training as fields
 from fastds.tasks.humidity import training as humidity
 from fastds.tasks.nowcast import training as nowcast
 from fastds.tasks.radar import training as radar
+from fastds.training.command import TASKS, main
+from fastds.training.modules import BaseLightningModule, SupervisedModule
 
 files = interrupted.files
 # Task: the callback that exports, the score it goes by, which it logs, and the sign of what is better.
@@ -79,7 +79,7 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
     """Also over a resume, and never for a score that is no number."""
     export, name, sign = EXPORTS[task]
     saved = {}
-    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda n, path: saved.update({path.name: n.tag}))
+    monkeypatch.setattr("fastds.training.trainer.models.save", lambda n, path: saved.update({path.name: n.tag}))
 
     def validate(callback, tag, score):
         network = SimpleNamespace(tag=tag, card=models.ModelCard())

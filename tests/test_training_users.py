@@ -15,11 +15,11 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import cli, models
 from fastds.data import open_dataset, save_dataset
-from fastds.tasks.common import run_folder
-from fastds.tasks.common.command import TASKS, main
-from fastds.tasks.common.folders import scan_folder
-from fastds.tasks.common.training_progress import TrainingProgress
-from fastds.tasks.common.verdict import compare_to_baseline, format_comparison
+from fastds.training import trainer
+from fastds.training.baseline_comparison import compare_to_baseline, format_comparison
+from fastds.training.command import TASKS, main
+from fastds.training.folders import scan_folder
+from fastds.training.progress import TrainingProgress
 
 files = interrupted.files
 
@@ -48,7 +48,7 @@ def run(request, files, tmp_path_factory):
     folder, out, err = tmp_path_factory.mktemp(request.param) / "o", io.StringIO(), io.StringIO()
     words = interrupted.arguments(files, request.param, folder, progress=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+        patch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
         assert main(words) == 0
     return request.param, folder, out.getvalue(), err.getvalue()
 
@@ -80,7 +80,7 @@ def test_the_bound_that_comes_first_tells_the_time_left(last, minutes, step, lef
 
 
 def test_epochs_tell_the_time_left_too(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     optimiser = {"optimiser": {"warmup_epochs": 1, "epochs": 2}}
     bounds = {"max_steps": None, **optimiser}
     assert main(interrupted.arguments(files, "humidity", tmp_path / "o", progress=True, **bounds)) == 0
@@ -115,7 +115,7 @@ def test_tensorboard_has_the_log_of_every_task(run):
 
 
 def test_without_tensorboard_there_is_the_other_log(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
     assert main(interrupted.arguments(files, "fields", tmp_path / "o")) == 0
     assert (tmp_path / "o" / "csv").is_dir() and not (tmp_path / "o" / "tensorboard").exists()
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from fastds.archive.workers import AHEAD, check_workers, cluster, threads_of
 from fastds.data.packages import require
 from fastds.data.reading import Data, are_paths, opened
+from fastds.inference.chunking import split_range
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.scoring import EvaluationItems, ScoreSums, score_item
 from fastds.tasks.api import READ_OPTIONS, evaluate_in_processes, get_input_name
-from fastds.tasks.common.pieces import split_range
-from fastds.tasks.common.scoring import EvaluationItems, ScoreSums, score_item
-from fastds.tasks.common.settings import inference_context, resolve_execution
 
 if TYPE_CHECKING:
-    from fastds.tasks.common.tables import ScoreTables
+    from fastds.inference.tables import ScoreTables
 
 _OWN = "var", "z_r", "baselines"  # options that items depend on
 _MOST_ITEMS = 8  # of a task
@@ -97,7 +97,7 @@ def _names(data: Data | None) -> tuple[str, ...] | str | None:
 
 
 class _Far:
-    """See fastds.tasks.common.scoring.ScoreItems: the workers of a dask client, a few tasks ahead for each."""
+    """See fastds.inference.scoring.ScoreItems: the workers of a dask client, a few tasks ahead for each."""
 
     def __init__(self, client, workers: int, request: _Request, task: str):
         self.client, self.workers, self.request, self.task = client, workers, request, task

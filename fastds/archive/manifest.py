@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastds.archive.request import Request, stamp_of
-from fastds.tasks.common.pieces import Chunk
+from fastds.inference.chunking import Chunk
 
 
 class Wanted(NamedTuple):

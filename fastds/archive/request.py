@@ -16,7 +16,7 @@ import xarray as xr
 from fastds._version import __version__
 from fastds.data.formats.opening import Source, check_alike, files_of
 from fastds.data.reading import opened
-from fastds.tasks.common.pieces import Pipeline
+from fastds.inference.chunking import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,11 @@ from fastds.data.io.files import names_zarr
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading, opened
-from fastds.tasks.common.inference import RunSummary, check_target, describe_source
-from fastds.tasks.common.pieces import choose_chunk_steps
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import resolve_device
-from fastds.tasks.common.tables import format_count
+from fastds.inference.chunking import choose_chunk_steps
+from fastds.inference.execution import resolve_device
+from fastds.inference.files import RunSummary, check_target, describe_source
+from fastds.inference.progress import progress_bar
+from fastds.inference.tables import format_count
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind

@@ -15,7 +15,7 @@ import xarray as xr
 
 from fastds.data.grid.times import text_of
 from fastds.data.io.packing import packing
-from fastds.tasks.common.pieces import Chunk, Pipeline, make_template
+from fastds.inference.chunking import Chunk, Pipeline, make_template
 
 if TYPE_CHECKING:
     import zarr

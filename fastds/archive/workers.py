@@ -23,9 +23,9 @@ import torch
 from fastds.archive.lost_workers import KILLED, lasting
 from fastds.archive.store import Store
 from fastds.data.packages import require
+from fastds.inference.chunking import Chunk, Pipeline, compute_chunk
+from fastds.inference.execution import check_count
 from fastds.memory import KEEPING_ENVIRONMENT
-from fastds.tasks.common.pieces import Chunk, Pipeline, compute_chunk
-from fastds.tasks.common.settings import check_count
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from fastds import data as fd
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import markdown
 from fastds.studies.fields.run import INTERPOLATIONS as OF_FIELDS
 from fastds.studies.report import write_rows
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine
+from fastds.training.command import read_command_line
 
 _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"

@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 from fastds._nearest import there_are
-from fastds.tasks.common.command import list_option_names, run_command
+from fastds.training.command import list_option_names, run_command
 
 _FIELDS = "fastds.studies.fields.run"
 # Study -> module with parse_arguments(arguments) and study(config), and what it does.

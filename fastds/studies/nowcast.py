@@ -11,16 +11,16 @@ from torch import nn
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import format_count
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.evaluation import evaluate
 from fastds.tasks.nowcast.report import make_lead_charts
 from fastds.tasks.nowcast.run import nowcast
 from fastds.tasks.nowcast.scores import NowcastTable, compute_csi_difference
+from fastds.training.command import read_command_line
 
 # File: frames from one start to the next. Of these radars nothing was trained or validated on.
 TEST_STARTS = {

@@ -13,16 +13,16 @@ from torch import Tensor
 from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.ensembles import ErrorLaw, Surroundings
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools, score
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.common.tables import track_progress
 from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.training.command import read_command_line
 
 METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
 _EVERY = 5  # pixels of a field from one that is learned from to the next

@@ -18,21 +18,21 @@ from fastds import data as fd
 from fastds import metrics, models
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.radar.preparation import COARSENING_MODES
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import format_number, make_score_table
+from fastds.inference.tiling import Tile
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.radar_members import SCORES, member_scores
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.common.tables import format_number, make_score_table
-from fastds.tasks.common.tiling import Tile
 from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.methods import BASELINES, needs_flow
 from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
 from fastds.tasks.radar.steady import match_end_frames
+from fastds.training.command import read_command_line
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of

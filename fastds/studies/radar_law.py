@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from fastds import data as fd
 from fastds import models
 from fastds.data.radar.reflectivity import MARSHALL_PALMER
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.baselines import optical_flow
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.common.tables import track_progress
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, make_details
+from fastds.training.command import read_command_line
 
 _INTERVALS = (1, 2, 3)
 _TRIPLES = 2  # of a block, an interval and a way of coarsening

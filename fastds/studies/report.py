@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastds._outputs import is_command
+from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.models import leaderboard
 from fastds.report import Chart, Page
 from fastds.studies.common.bootstrap import Estimate
-from fastds.tasks.common.reports import describe_run, flatten_options
 
 if TYPE_CHECKING:
     from rich.table import Table

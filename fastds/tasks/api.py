@@ -23,7 +23,7 @@ from fastds.tasks.nowcast.forecasts import is_forecast
 if TYPE_CHECKING:
     import xarray as xr
 
-    from fastds.tasks.common.scoring import ScoreItems
+    from fastds.inference.scoring import ScoreItems
     from fastds.tasks.fields.scores import FieldTable
     from fastds.tasks.nowcast.scores import NowcastTable
     from fastds.tasks.radar.scores import EvaluationTable
@@ -362,7 +362,7 @@ def evaluate_in_processes(
         prediction: see evaluate.
         truth: see evaluate.
         score_items: function of the task that returns the function that computes the scores, see
-            fastds.tasks.common.scoring; None: this process computes them.
+            fastds.inference.scoring; None: this process computes them.
         options: keyword arguments of evaluate.
 
     Returns:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastds import models
-from fastds.tasks.common.command import find_configurations
+from fastds.training.command import find_configurations
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "fastds" / "models" / "PAPERS.md").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastds import models
+from fastds.inference.run_facts import flatten_options
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.tables import ResultTable
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.reports import flatten_options
+from fastds.training.config import RunConfig
 
 
 class Announced(NamedTuple):

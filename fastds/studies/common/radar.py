@@ -14,7 +14,7 @@ from fastds import data as fd
 from fastds.report import MapGrid
 from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
-from fastds.tasks.common.folders import scan_folder
+from fastds.training.folders import scan_folder
 
 _GAP = 2  # frames between the parts, which then share none
 _TEST, _VALIDATION = 0.25, 0.1

@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.common.command import find_configurations
 from fastds.tasks.nowcast.config import (
     ABLATIONS,
     DataConfig,
@@ -16,6 +15,7 @@ from fastds.tasks.nowcast.config import (
     TrainingConfig,
     parse_arguments,
 )
+from fastds.training.command import find_configurations
 
 CELLS = {
     "ConvLSTM": "convlstm", "TrajGRU": "trajgru", "PredRNN": "predrnn", "PredRNN++": "predrnn++", "MIM": "mim",

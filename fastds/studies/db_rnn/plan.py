@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
@@ -15,7 +16,6 @@ from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.config import StudyConfig
 from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, training_config
 from fastds.studies.db_rnn.scores import score
-from fastds.tasks.common.settings import resolve_device
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.samples import NowcastData

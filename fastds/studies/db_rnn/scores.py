@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, contingency_scores
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.methods import FUTURE, METHODS
 from fastds.studies.db_rnn.published import RATES, SCORES
-from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.nowcast.methods import BASELINES
 
 PIXELS = 160**2  # of the paper's fields, to which B-MSE and B-MAE, sums over a field, are brought

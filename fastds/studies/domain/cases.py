@@ -16,18 +16,18 @@ from fastds import data as fd
 from fastds import metrics
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
+from fastds.inference.files import compute_mean_spacing
+from fastds.inference.ood.score import OODReport, assess_inputs
+from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.models.baselines import advection, interpolate, trilinear
 from fastds.studies.common.radar import window_of
 from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
-from fastds.tasks.common.inference import compute_mean_spacing
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
 from fastds.tasks.humidity import pipeline as humidity
 from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.nowcast import pipeline as nowcast
 from fastds.tasks.nowcast.methods import pick_method
 from fastds.tasks.nowcast.starts import read_coarse_frames
-from fastds.tasks.ood.score import OODReport, assess_inputs
-from fastds.tasks.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}

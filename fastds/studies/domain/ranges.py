@@ -9,10 +9,10 @@ from torch import nn
 
 from fastds import models
 from fastds.studies.command import Files
-from fastds.tasks.common.card_of_run import set_card_fields
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.training import BaseDataModule
+from fastds.training.command import read_command_line
+from fastds.training.config import RunConfig
+from fastds.training.model_card import set_card_fields
+from fastds.training.modules import BaseDataModule
 
 
 @dataclasses.dataclass

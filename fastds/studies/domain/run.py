@@ -11,15 +11,15 @@ import torch
 from scipy.stats import rankdata
 
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.ood.score import TOLERANCE
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.domain.cases import CASES, Case
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.ood.score import TOLERANCE
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

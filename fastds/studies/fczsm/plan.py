@@ -8,6 +8,7 @@ import time
 import torch
 
 from fastds import metrics
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
@@ -15,7 +16,6 @@ from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, training_config
-from fastds.tasks.common.settings import resolve_device
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData

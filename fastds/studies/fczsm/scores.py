@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.methods import METHODS
-from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.radar.methods import BASELINES
 
 FLOOR_DBZ = 15.0

@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import FEWEST
@@ -28,7 +29,6 @@ from fastds.studies.inr.config import StudyConfig, parse_arguments
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, paper_config, training_config
 from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.studies.inr.samples import labels_of, test_crops, training_data
-from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, describe_variables

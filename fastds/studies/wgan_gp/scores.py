@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastds import metrics, models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines import interpolate
 from fastds.studies.wgan_gp.methods import METHODS, SCORES
 from fastds.studies.wgan_gp.samples import Region
-from fastds.tasks.common.settings import inference_context, resolve_execution
 from fastds.tasks.humidity.evaluation import run_network
 
 # Coarse fields (T, h, w) of a day -> members (M, T, H, W), one of methods without noise; in the unit of the field.

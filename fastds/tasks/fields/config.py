@@ -7,8 +7,8 @@ import itertools
 from torch import Tensor
 
 from fastds.models.card import ANY
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

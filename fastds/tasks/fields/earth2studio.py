@@ -15,8 +15,8 @@ from earth2studio.utils.type import CoordSystem
 from torch import Tensor, nn
 
 from fastds._nearest import with_article
+from fastds.inference.files import load_model
 from fastds.models import INRDownscaler
-from fastds.tasks.common.inference import load_model
 from fastds.tasks.fields.methods import DEFAULT_MODEL
 from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.fields.run import downscale

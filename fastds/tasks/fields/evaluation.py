@@ -12,10 +12,10 @@ import xarray as xr
 from torch import Tensor
 
 from fastds.data.samples.degradation import area_mean
+from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
-from fastds.tasks.common.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.fields.geometry import Plane, find_geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import FieldTable, VariableScores
@@ -23,7 +23,7 @@ from fastds.tasks.fields.variables import list_fields, select_field, select_main
 
 
 class EvaluationItems:
-    """Items of an evaluation of gridded fields, see fastds.tasks.common.scoring. Arguments as in evaluate."""
+    """Items of an evaluation of gridded fields, see fastds.inference.scoring. Arguments as in evaluate."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ def evaluate(
         progress: show a progress bar.
         report: HTML file with scores and maps; None: no report.
         model: name or file of the weights whose card is in the report; None: the model named by the prediction.
-        score_items: function that computes the scores in other processes, see fastds.tasks.common.scoring.
+        score_items: function that computes the scores in other processes, see fastds.inference.scoring.
 
     Returns:
         Scores over the cells that are not missing in any field of a row.

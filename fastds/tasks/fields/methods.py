@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fastds.inference.files import check_reads_static, describe_model, load_model
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
-from fastds.tasks.common.inference import check_reads_static, describe_model, load_model
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, select_main_fields

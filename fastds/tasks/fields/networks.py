@@ -12,16 +12,16 @@ from torch import Tensor
 
 from fastds._nearest import with_article
 from fastds.data.io.statics import static_maps
+from fastds.inference.execution import get_device
+from fastds.inference.files import check_static
+from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.models.inr import INRDownscaler
 from fastds.models.inr.bands import Encoded
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index
-from fastds.tasks.common.inference import check_static
-from fastds.tasks.common.settings import get_device
 from fastds.tasks.fields.geometry import Geometry, orient_north_up
 from fastds.tasks.fields.variables import Fields, Kind, find_variable, select_main_fields
-from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
-from fastds.tasks.ood.statistics import compute_field_statistics
 
 WINDOW_QUERIES = 1 << 20  # maximum number of target points that are decoded at a time; the result does not depend on it
 

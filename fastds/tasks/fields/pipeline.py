@@ -19,10 +19,10 @@ from fastds.data import add_history, open_dataset
 from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import grid_mappings, places_between, scalar_coordinates, without_geotransform
 from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
-from fastds.tasks.common.inference import RunSummary, allocate_output
-from fastds.tasks.common.pieces import Chunk, make_independent_chunks
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import check_execution, inference_context, resolve_execution
+from fastds.inference.chunking import Chunk, make_independent_chunks
+from fastds.inference.execution import check_execution, inference_context, resolve_execution
+from fastds.inference.files import RunSummary, allocate_output
+from fastds.inference.progress import progress_bar
 from fastds.tasks.fields.back_projection import COARSENING_OPERATORS, make_back_projection
 from fastds.tasks.fields.geometry import (
     Geometry,
@@ -38,7 +38,7 @@ from fastds.tasks.fields.variables import Fields, list_grid_variables, select_fi
 
 
 class FieldsPipeline:
-    """Pipeline of a method and the fields of a dataset, see fastds.tasks.common.pieces. Arguments as in `downscale`."""
+    """Pipeline of a method and the fields of a dataset, see fastds.inference.chunking. Arguments as in `downscale`."""
 
     step_multiple = 1
 

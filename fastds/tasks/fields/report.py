@@ -12,9 +12,9 @@ import xarray as xr
 
 from fastds.data import opened
 from fastds.data.reading import Reading
+from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.plot import draw_rank_histogram
 from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, evenly, field_style
-from fastds.tasks.common.reports import describe_run, format_utc, get_file, read_settings
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.fields.pairs import COARSE, TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import REFERENCE, FieldTable, label_single_member
@@ -31,7 +31,7 @@ class EvaluationReport:
         truth: dataset of the truth.
         coarse: dataset of the coarse input, or None.
         name: label of the prediction among the methods.
-        model: see fastds.tasks.common.reports.describe_run.
+        model: see fastds.inference.run_facts.describe_run.
     """
 
     def __init__(

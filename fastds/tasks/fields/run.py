@@ -13,16 +13,16 @@ from torch import nn
 
 from fastds.data import opened
 from fastds.data.reading import Reading
-from fastds.models.baselines.interpolation import bilinear_at
-from fastds.tasks.common.inference import (
+from fastds.inference.chunking import compute_lazily, is_lazy, make_template
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.files import (
     RunSummary,
     check_target,
     check_truth_file,
     process_file,
 )
-from fastds.tasks.common.pieces import compute_lazily, is_lazy, make_template
-from fastds.tasks.common.settings import inference_context, resolve_execution
-from fastds.tasks.common.tables import write_csv
+from fastds.inference.tables import write_csv
+from fastds.models.baselines.interpolation import bilinear_at
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.fields.methods import pick_method, pick_network
@@ -197,7 +197,7 @@ def query(
     Returns:
         One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
         NAME_bilinear, fastds_out_of_domain and, if an input is out of distribution, fastds_out_of_domain_by (see
-        fastds.tasks.ood.score).
+        fastds.inference.ood.score).
 
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.

@@ -19,10 +19,10 @@ from fastds.data.grid.variables import field_names
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
-from fastds.tasks.common.training import BaseDataModule
+from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import compute_margin
-from fastds.tasks.ood.statistics import compute_field_statistics
+from fastds.training.modules import BaseDataModule
 
 
 def load_fields(config: DataConfig) -> Tensor:

@@ -14,9 +14,9 @@ import xarray as xr
 
 from fastds.data.grid.times import most_frequent_step, seconds_since_first
 from fastds.data.grid.variables import rain_kind, rain_units
+from fastds.inference.scoring import ScoreSums
+from fastds.inference.tables import ScoreTables, format_count, make_score_table, write_csv
 from fastds.metrics import EnsembleScores, FieldScores
-from fastds.tasks.common.scoring import ScoreSums
-from fastds.tasks.common.tables import ScoreTables, format_count, make_score_table, write_csv
 from fastds.tasks.fields.pairs import Pair
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.card import ANY
 from fastds.models.registry import PRESETS, check_preset
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.tasks.common.card_of_run import update_model_card
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, make_averaging_callbacks, prepare_run, run_training
-from fastds.tasks.common.training import SupervisedModule
-from fastds.tasks.common.verdict import compare_to_baseline
 from fastds.tasks.fields.config import DataConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import compute_scores
 from fastds.tasks.fields.samples import FieldData, describe_variables
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import SupervisedModule
+from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
 
 
 class FieldModule(SupervisedModule):

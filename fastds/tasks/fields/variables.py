@@ -24,10 +24,10 @@ from fastds.data.grid.plausible import (
 from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
 from fastds.data.undeclared import UndeclaredMissing, without_undeclared
-from fastds.tasks.common.changes import ChangeCounts
+from fastds.inference.change_counts import ChangeCounts
+from fastds.inference.ood.score import OODReport
 from fastds.tasks.fields.geometry import Geometry
 from fastds.tasks.fields.totals import find_running_axis
-from fastds.tasks.ood.score import OODReport
 
 Kind = tuple[str | None, str | None]  # standard name and units of a variable
 Bounds = tuple[float, float]

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastds.data.samples.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 CRITICS = ("humidity", "srgan")
 CONTENTS = ("l1", "mse", "crps")

@@ -23,17 +23,17 @@ from fastds.data.grid.plausible import plausible_values, without_missing
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import same_units
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
+from fastds.inference.change_counts import ChangeCounts
+from fastds.inference.chunking import Chunk, make_independent_chunks
+from fastds.inference.execution import MAX_COUNT, check_whole, get_device, inference_context, resolve_execution
+from fastds.inference.files import RunSummary, load_model
+from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.inference.ood.statistics import compute_texture
+from fastds.inference.progress import progress_bar
 from fastds.models import ModelCard
 from fastds.models.baselines.interpolation import weights_at
 from fastds.models.wgan_gp import HumidityGenerator
-from fastds.tasks.common.changes import ChangeCounts
-from fastds.tasks.common.inference import RunSummary, load_model
-from fastds.tasks.common.pieces import Chunk, make_independent_chunks
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import MAX_COUNT, check_whole, get_device, inference_context, resolve_execution
 from fastds.tasks.fields.geometry import find_geometry
-from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
-from fastds.tasks.ood.statistics import compute_texture
 
 # Number of columns that are wrap around at each side of a global field. The result still depends slightly on
 # the position of the seam, because the channel gates average over these columns twice.
@@ -46,7 +46,7 @@ SEQUENCE = 8  # number of steps that the recurrence processes together; the last
 
 
 class HumidityPipeline:
-    """Pipeline of a generator and a field, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
+    """Pipeline of a generator and a field, see fastds.inference.chunking.Pipeline. Arguments as in `downscale`."""
 
     step_multiple = SEQUENCE
 

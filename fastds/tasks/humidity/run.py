@@ -14,9 +14,9 @@ from torch import nn
 from fastds.data.grid.variables import field_names
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import choose_field
+from fastds.inference.chunking import compute_lazily, is_lazy, make_template
+from fastds.inference.files import RunSummary, check_truth_file, describe_model, load_model, process_file
 from fastds.models import load_card
-from fastds.tasks.common.inference import RunSummary, check_truth_file, describe_model, load_model, process_file
-from fastds.tasks.common.pieces import compute_lazily, is_lazy, make_template
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.humidity.pipeline import HumidityPipeline, assess_field
 

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days, thin_to_days
-from fastds.tasks.common.folders import scan_folder
-from fastds.tasks.common.training import BaseDataModule
+from fastds.inference.ood.statistics import compute_texture
 from fastds.tasks.humidity.config import DataConfig
-from fastds.tasks.ood.statistics import compute_texture
+from fastds.training.folders import scan_folder
+from fastds.training.modules import BaseDataModule
 
 _CROP_STEP = 8  # networks halve the resolution three times
 ROLES = ("train", "validation", "test")

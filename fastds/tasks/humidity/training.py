@@ -16,14 +16,14 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
-from fastds.tasks.common.card_of_run import update_model_card
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, prepare_run, run_training
-from fastds.tasks.common.training import BaseLightningModule
-from fastds.tasks.common.verdict import compare_to_baseline
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.humidity.samples import HumidityData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import BaseLightningModule
+from fastds.training.trainer import ExportBest, prepare_run, run_training
 
 
 def compute_content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:

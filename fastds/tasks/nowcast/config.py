@@ -5,8 +5,8 @@ import dataclasses
 
 from fastds.models.db_rnn.discriminator import VARIANTS
 from fastds.models.db_rnn.losses import TERMS, WEIGHTS
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 LOSSES = ("rain", "db-rnn")
 STAGES = ("forecaster", "deblurrer")

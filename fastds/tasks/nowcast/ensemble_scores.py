@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastds.inference.tables import format_number, make_score_table
 from fastds.metrics import EnsembleScores, reliability_counts
-from fastds.tasks.common.tables import format_number, make_score_table
 from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:

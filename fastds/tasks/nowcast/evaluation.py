@@ -23,10 +23,9 @@ from fastds.data import (
 from fastds.data.grid.axes import upright
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
+from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
+from fastds.inference.tables import track_progress
 from fastds.metrics import NowcastScores
-from fastds.tasks.common.radar_files import are_different, check_without_warnings, open_reflectivity
-from fastds.tasks.common.scoring import ScoreItems, ScoreSums, sum_scores
-from fastds.tasks.common.tables import track_progress
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
@@ -34,12 +33,13 @@ from fastds.tasks.nowcast.methods import BASELINES, Method, make_baseline
 from fastds.tasks.nowcast.scores import ComparedFields, Comparison, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, read_coarse_frames
 from fastds.tasks.nowcast.wet_area import limit_wet_area
+from fastds.training.radar_files import are_different, check_without_warnings, open_reflectivity
 
 _NAMES = ("the observed file", "TRUTH")
 
 
 class EvaluationItems:
-    """Items of an evaluation of nowcasts, see fastds.tasks.common.scoring.EvaluationItems. Arguments as in evaluate."""
+    """Items of an evaluation of nowcasts, see fastds.inference.scoring.EvaluationItems. Arguments as in evaluate."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ def evaluate(
         progress: show a progress bar.
         report: HTML file with scores, maps and curves; None: no report.
         model: name or file of the weights whose card is in the report; None: the model named by the prediction.
-        score_items: function that computes the scores in other processes, see fastds.tasks.common.scoring.
+        score_items: function that computes the scores in other processes, see fastds.inference.scoring.
 
     Returns:
         Scores over the initialization times for which all fields exist.

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
-from fastds.data.grid.kept import global_attributes, mapping_attribute
 from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.kept import global_attributes, mapping_attribute
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.fields.alignment import MEMBER

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastds.data import rate_to_reflectivity
+from fastds.inference.execution import ExecutionConfig
 from fastds.models import load
 from fastds.models.baselines.extrapolation import trajectories
 from fastds.models.baselines.rims import Origins
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, rain_rate
-from fastds.tasks.common.settings import ExecutionConfig
 from fastds.tasks.fields.alignment import make_noise_seed
 from fastds.tasks.nowcast.methods import Method
 from fastds.tasks.nowcast.windows import WET_RATE

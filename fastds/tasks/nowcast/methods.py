@@ -15,10 +15,10 @@ from torch import nn
 
 from fastds.data import clip_reflectivity, restore
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.inference.execution import get_device
+from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
-from fastds.tasks.common.inference import describe_model
-from fastds.tasks.common.settings import get_device
 from fastds.tasks.nowcast.starts import Timeline, find_starts
 
 BLURRED = "blurred-persistence"

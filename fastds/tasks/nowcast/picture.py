@@ -10,8 +10,8 @@ import xarray as xr
 
 from fastds.data import to_reflectivity
 from fastds.data.grid.times import text_of
+from fastds.inference.tables import format_count
 from fastds.plot import forecast_strip, save_png
-from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 

@@ -21,16 +21,9 @@ from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, re
 from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import upright
 from fastds.data.radar.reflectivity import z_r_law
-from fastds.models import ModelCard
-from fastds.tasks.common.changes import ChangeCounts
-from fastds.tasks.common.inference import (
-    RunSummary,
-    allocate_output,
-    compute_mean_spacing,
-)
-from fastds.tasks.common.pieces import Chunk, split_range
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import (
+from fastds.inference.change_counts import ChangeCounts
+from fastds.inference.chunking import Chunk, split_range
+from fastds.inference.execution import (
     MAX_COUNT,
     ExecutionConfig,
     check_execution,
@@ -38,7 +31,16 @@ from fastds.tasks.common.settings import (
     inference_context,
     resolve_execution,
 )
-from fastds.tasks.common.tables import format_count
+from fastds.inference.files import (
+    RunSummary,
+    allocate_output,
+    compute_mean_spacing,
+)
+from fastds.inference.ood.score import TOLERANCE, OODReport, assess_inputs, select_evenly
+from fastds.inference.ood.statistics import compute_motion_statistics
+from fastds.inference.progress import progress_bar
+from fastds.inference.tables import format_count
+from fastds.models import ModelCard
 from fastds.tasks.fields.alignment import make_member_coordinate
 from fastds.tasks.nowcast.forecasts import (
     OUTSIDE,
@@ -71,8 +73,6 @@ from fastds.tasks.nowcast.starts import (
     read_coarse_frames,
 )
 from fastds.tasks.nowcast.wet_area import limit_wet_area
-from fastds.tasks.ood.score import TOLERANCE, OODReport, assess_inputs, select_evenly
-from fastds.tasks.ood.statistics import compute_motion_statistics
 
 DEFAULT_STEPS = 12
 DEFAULT_MEMBERS = 24  # default number of members for probabilities
@@ -159,7 +159,7 @@ class Options:
 
 
 class NowcastPipeline:
-    """Pipeline of a method and radar fields, see fastds.tasks.common.pieces.Pipeline. A step is one forecast.
+    """Pipeline of a method and radar fields, see fastds.inference.chunking.Pipeline. A step is one forecast.
 
     Args:
         model: see `nowcast`.

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from fastds.data.packages import require
-from fastds.tasks.common.pysteps_fields import Metadata, check_metadata, from_linear, make_dataset, to_linear
+from fastds.inference.pysteps_fields import Metadata, check_metadata, from_linear, make_dataset, to_linear
 from fastds.tasks.nowcast.run import nowcast
 
 NAME = "fastds"

@@ -20,12 +20,12 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.reading import Reading
+from fastds.inference.files import compute_mean_spacing
+from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
+from fastds.inference.tables import format_count
 from fastds.plot import draw_by_lead
 from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, evenly, radar_style
 from fastds.report.curves import Curves
-from fastds.tasks.common.inference import compute_mean_spacing
-from fastds.tasks.common.reports import describe_run, format_utc, get_file, read_settings
-from fastds.tasks.common.tables import format_count
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
@@ -44,7 +44,7 @@ class EvaluationReport:
         forecasts: forecasts of the prediction.
         sources: observed fields before and after the initialization times.
         name: label of the forecasts among the methods.
-        model: see fastds.tasks.common.reports.describe_run.
+        model: see fastds.inference.run_facts.describe_run.
     """
 
     def __init__(

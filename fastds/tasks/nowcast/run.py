@@ -16,13 +16,13 @@ from fastds.data import (
 )
 from fastds.data.grid.times import text_of
 from fastds.data.io.mlcast import Origin
-from fastds.tasks.common.inference import (
+from fastds.inference.chunking import compute_lazily, is_lazy
+from fastds.inference.files import (
     RunSummary,
     check_target,
     check_truth_file,
     process_file,
 )
-from fastds.tasks.common.pieces import compute_lazily, is_lazy
 from fastds.tasks.nowcast.forecasts import check_by_valid_time, to_valid_time
 from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
+from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.tasks.common.radar_files import (
+from fastds.tasks.nowcast.config import DataConfig
+from fastds.training.modules import BaseDataModule
+from fastds.training.radar_files import (
     make_synthetic_events,
     make_time_blocks,
     select_validation_values,
     share_weights,
 )
-from fastds.tasks.common.training import BaseDataModule
-from fastds.tasks.nowcast.config import DataConfig
-from fastds.tasks.ood.statistics import compute_motion_statistics
 
 _MAX_ATTEMPTS = 24
 _ECHO_DBZ = 15.0

@@ -14,9 +14,9 @@ import torch
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.inference.tables import ScoreTables, format_count, format_number, make_score_table, write_csv
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.fields import band_powers
-from fastds.tasks.common.tables import ScoreTables, format_count, format_number, make_score_table, write_csv
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
 from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 

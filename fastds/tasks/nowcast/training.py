@@ -18,14 +18,14 @@ from fastds.models.db_rnn.losses import discriminator_loss, generator_loss, pixe
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
-from fastds.tasks.common.card_of_run import update_model_card
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, make_averaging_callbacks, prepare_run, run_training
-from fastds.tasks.common.training import SupervisedModule
-from fastds.tasks.common.verdict import compare_to_baseline
 from fastds.tasks.nowcast.config import STAGES, TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import SupervisedModule
+from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
 
 _FLOORS_DBZ = (0.0, 15.0)
 _DISCRIMINATOR_RATE = 3e-4

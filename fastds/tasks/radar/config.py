@@ -3,8 +3,8 @@
 
 import dataclasses
 
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 LOSSES = ("mse", "charbonnier", "relative_mse")
 SPLITS = ("blocks", "random")

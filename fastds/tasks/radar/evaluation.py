@@ -10,12 +10,12 @@ import xarray as xr
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
 from fastds.data.grid.times import JITTER, same_times
 from fastds.data.packages import how_to_install
-from fastds.tasks.common.radar_files import are_different, check_without_warnings, select_coordinates
-from fastds.tasks.common.scoring import ScoreItems, ScoreSums, sum_scores
+from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs
 from fastds.tasks.radar.scores import EvaluationTable
+from fastds.training.radar_files import are_different, check_without_warnings, select_coordinates
 
 _VERIFY = "torchmetrics", "scores"
 
@@ -68,7 +68,7 @@ def check_truth(
 
 
 class EvaluationItems:
-    """Items of an evaluation of radar fields, see fastds.tasks.common.scoring.EvaluationItems. Arguments as in
+    """Items of an evaluation of radar fields, see fastds.inference.scoring.EvaluationItems. Arguments as in
     evaluate.
     """
 
@@ -133,7 +133,7 @@ def evaluate(
         progress: show a progress bar.
         report: HTML file with scores, maps and curves; None: no report.
         model: name or file of the weights whose card is in the report; None: the model named by the prediction.
-        score_items: function that computes the scores in other processes, see fastds.tasks.common.scoring.
+        score_items: function that computes the scores in other processes, see fastds.inference.scoring.
 
     Returns:
         Table of scores.

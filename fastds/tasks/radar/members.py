@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastds.inference.execution import MAX_COUNT, check_whole
 from fastds.models import ModelCard, load
 from fastds.models.baselines import advection
 from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.detail import ECHO, Detail, correlation, lost_detail, mean, smooth_noise
-from fastds.tasks.common.settings import MAX_COUNT, check_whole
 from fastds.tasks.fields.alignment import make_noise_seed
 from fastds.tasks.radar.back_projection import make_single_band
 

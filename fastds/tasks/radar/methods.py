@@ -8,10 +8,10 @@ import os
 import torch
 from torch import Tensor, nn
 
+from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines.advection import advection
 from fastds.models.baselines.interpolation import bicubic, trilinear
-from fastds.tasks.common.inference import describe_model
 
 # functions of a sequence (B, N, C, h, w) in [0, 1] and the scale factor
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}

@@ -16,8 +16,8 @@ from fastds.data.grid.times import JITTER, same_times
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
-from fastds.tasks.common.radar_files import are_different, open_reflectivity
 from fastds.tasks.fields.alignment import MEMBER
+from fastds.training.radar_files import are_different, open_reflectivity
 
 SPACE_FACTOR = 2
 

@@ -19,18 +19,18 @@ from fastds.data.grid.axes import upright
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.data.radar.preparation import check_modes
 from fastds.data.samples.dynamic_fields import DynamicChannels
-from fastds.models import ModelCard
-from fastds.tasks.common.inference import (
+from fastds.inference.chunking import Chunk, split_range
+from fastds.inference.execution import check_execution, inference_context, resolve_execution
+from fastds.inference.files import (
     RunSummary,
     allocate_output,
     check_static,
     compute_mean_spacing,
 )
-from fastds.tasks.common.pieces import Chunk, split_range
-from fastds.tasks.common.settings import check_execution, inference_context, resolve_execution
+from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.inference.ood.statistics import compute_motion_statistics
+from fastds.models import ModelCard
 from fastds.tasks.fields.alignment import make_member_coordinate
-from fastds.tasks.ood.score import OODReport, assess_inputs, select_evenly
-from fastds.tasks.ood.statistics import compute_motion_statistics
 from fastds.tasks.radar.dynamics import join_names, read_channels
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble, check_members
 from fastds.tasks.radar.methods import pick_model
@@ -40,7 +40,7 @@ TIME_FACTORS = (2, 4)
 
 
 class RadarPipeline:
-    """Pipeline of a model and radar fields, see fastds.tasks.common.pieces.Pipeline. Arguments as in `downscale`."""
+    """Pipeline of a model and radar fields, see fastds.inference.chunking.Pipeline. Arguments as in `downscale`."""
 
     step_multiple = 4  # limits repeated work: the pair of frames at the boundary of two chunks is computed in both
 

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastds.tasks.common.pysteps_fields import Metadata
+    from fastds.inference.pysteps_fields import Metadata
 
 
 def diagnostic_fastds(
@@ -48,7 +48,7 @@ def diagnostic_fastds(
         ImportError: pysteps is not installed.
     """
     # pysteps imports this module at its import; slow imports are therefore inside the function
-    from fastds.tasks.common.pysteps_fields import check_metadata, from_linear, make_dataset, to_linear
+    from fastds.inference.pysteps_fields import check_metadata, from_linear, make_dataset, to_linear
     from fastds.tasks.radar.run import downscale
 
     metadata = check_metadata(metadata)

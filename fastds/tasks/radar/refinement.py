@@ -22,10 +22,10 @@ import torch
 
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
+from fastds.inference.tiling import Tile, run_tiles
 from fastds.memory import return_freed_memory
 from fastds.models.baselines import advection
 from fastds.models.baselines.interpolation import upsample
-from fastds.tasks.common.tiling import Tile, run_tiles
 from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.members import RadarEnsemble, make_detail, make_details
 from fastds.tasks.radar.motion import Motion, smooth_flow

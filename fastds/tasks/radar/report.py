@@ -12,10 +12,10 @@ from fastds.data import ReflectivityInput, opened, to_reflectivity
 from fastds.data.grid.times import JITTER, same_times
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.data.reading import Reading
+from fastds.inference.files import compute_mean_spacing
+from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
 from fastds.report.curves import Curves
-from fastds.tasks.common.inference import compute_mean_spacing
-from fastds.tasks.common.reports import describe_run, format_utc, get_file, read_settings
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
 from fastds.tasks.radar.pairs import Pair, Pairs, list_members
@@ -30,7 +30,7 @@ class EvaluationReport:
     Args:
         path: HTML file to write.
         source: pairs of input frames.
-        model: see fastds.tasks.common.reports.describe_run.
+        model: see fastds.inference.run_facts.describe_run.
     """
 
     def __init__(self, path: str | os.PathLike, source: Pairs, model: str | os.PathLike | None):

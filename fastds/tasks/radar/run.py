@@ -18,13 +18,13 @@ from fastds.data import (
 from fastds.data.grid.variables import field_names
 from fastds.data.io.mlcast import Origin
 from fastds.data.reading import Reading
-from fastds.tasks.common.inference import (
+from fastds.inference.chunking import compute_lazily, is_lazy
+from fastds.inference.files import (
     RunSummary,
     check_truth_file,
     process_file,
 )
-from fastds.tasks.common.pieces import compute_lazily, is_lazy
-from fastds.tasks.common.tables import format_count
+from fastds.inference.tables import format_count
 from fastds.tasks.radar.dynamics import Dynamics, find_channels, join_names, list_missing
 from fastds.tasks.radar.evaluation import check_truth
 from fastds.tasks.radar.methods import pick_model

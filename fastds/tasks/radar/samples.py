@@ -9,18 +9,18 @@ import torch
 from fastds import data as fd
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.fixed_sets import draw_sets
+from fastds.inference.ood.statistics import compute_motion_statistics
+from fastds.inference.tables import track_progress
 from fastds.models.baselines import optical_flow
-from fastds.tasks.common.radar_files import (
+from fastds.tasks.radar.config import DataConfig
+from fastds.training.modules import BaseDataModule
+from fastds.training.radar_files import (
     list_whole_files,
     make_synthetic_events,
     make_time_blocks,
     select_validation_values,
     share_weights,
 )
-from fastds.tasks.common.tables import track_progress
-from fastds.tasks.common.training import BaseDataModule
-from fastds.tasks.ood.statistics import compute_motion_statistics
-from fastds.tasks.radar.config import DataConfig
 
 
 class RadarData(BaseDataModule):

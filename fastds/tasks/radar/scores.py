@@ -16,9 +16,9 @@ import torch
 
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
+from fastds.inference.scoring import ScoreSums
+from fastds.inference.tables import ScoreTables, format_number, make_score_table, write_csv
 from fastds.metrics import EVALUATION_FLOORS, EnsembleScores, fss, radar_errors, spectral_ratio
-from fastds.tasks.common.scoring import ScoreSums
-from fastds.tasks.common.tables import ScoreTables, format_number, make_score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, average_above
 
 if TYPE_CHECKING:

@@ -17,11 +17,10 @@ import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
 from fastds.data.grid.axes import upright
 from fastds.data.samples.dynamic_fields import DynamicChannels
-from fastds.memory import return_freed_memory
-from fastds.tasks.common.inference import allocate_output
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import ExecutionConfig
-from fastds.tasks.common.tiling import (
+from fastds.inference.execution import ExecutionConfig
+from fastds.inference.files import allocate_output
+from fastds.inference.progress import progress_bar
+from fastds.inference.tiling import (
     check_multiple,
     choose_tile,
     measure_receptive_field,
@@ -29,6 +28,7 @@ from fastds.tasks.common.tiling import (
     round_up,
     run_tiles,
 )
+from fastds.memory import return_freed_memory
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble
 from fastds.tasks.radar.methods import Baseline, needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner

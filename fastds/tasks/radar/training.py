@@ -11,14 +11,14 @@ from torch import Tensor
 from fastds import models
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
-from fastds.tasks.common.card_of_run import update_model_card
-from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.run_folder import ExportBest, make_averaging_callbacks, prepare_run, run_training
-from fastds.tasks.common.training import SupervisedModule
-from fastds.tasks.common.verdict import compare_to_baseline
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L, callbacks
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import SupervisedModule
+from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
 
 NETWORKS = (models.FCZSM, UNet, UNet3D)
 _BASELINE_NAMES = {"trilinear": "trilinear interpolation", "advection": "advection"}

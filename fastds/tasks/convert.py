@@ -9,8 +9,8 @@ from fastds.data import opened, save_dataset
 from fastds.data.grid.variables import only_rain
 from fastds.data.io.files import names_zarr
 from fastds.data.io.mlcast import Origin, save_mlcast
-from fastds.tasks.common.inference import check_field_target, describe_source
-from fastds.tasks.common.tables import track_progress
+from fastds.inference.files import check_field_target, describe_source
+from fastds.inference.tables import track_progress
 
 _ORIGIN = ("license", "creator", "identifier")
 

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from fastds.data import save_dataset
 from fastds.data.reading import Reading, opened
-from fastds.tasks.common.folders import scan_folder
+from fastds.training.folders import scan_folder
 
 
 def rewrite_with_metadata(

@@ -15,7 +15,7 @@ from fastds import models
 from fastds._argument_types import checks_types
 from fastds._nearest import spelled
 from fastds.models.registry import task_of
-from fastds.tasks.common.command import format_parser_error, import_training
+from fastds.training.command import format_parser_error, import_training
 
 
 @checks_types
@@ -23,7 +23,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
     """Train a network with random initial weights.
 
     This is the command `fastds train TASK --model MODEL --data.path DATA` as a function. To train existing weights
-    further, use fastds.tasks.common.finetune.finetune.
+    further, use fastds.tasks.finetune.finetune.
 
     Args:
         model: name of a network in fastds.models.available(task=...); upper and lower case are equivalent.

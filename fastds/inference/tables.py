@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastds._outputs import replacing
-from fastds.tasks.common.progress import progress_bar
+from fastds.inference.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from fastds.tasks.common.progress import progress_bar
+from fastds.inference.progress import progress_bar
 
 
 class ScoreSums(dict):

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastds import models
 from fastds._outputs import Interrupted
-from fastds.tasks.common.card_of_run import add_file_names
-from fastds.tasks.common.checkpoints import (
+from fastds.inference.execution import check_execution
+from fastds.inference.tables import write_csv
+from fastds.training.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoint,
     TrainingInterrupted,
@@ -26,11 +27,10 @@ from fastds.tasks.common.checkpoints import (
     format_finished,
     make_resume_error,
 )
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
-from fastds.tasks.common.settings import check_execution
-from fastds.tasks.common.tables import write_csv
-from fastds.tasks.common.training_progress import TrainingProgress
+from fastds.training.config import RunConfig
+from fastds.training.lightning_extra import DDPStrategy, L, callbacks, loggers
+from fastds.training.model_card import add_file_names
+from fastds.training.progress import TrainingProgress
 
 _SAMPLE_TOLERANCE = 1e-6  # relative tolerance; optical flow differs by less between numbers of threads
 

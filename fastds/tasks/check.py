@@ -21,9 +21,9 @@ from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
 from fastds.data.grid.variables import field_names, only_rain
 from fastds.data.io.mlcast import check_mlcast
+from fastds.inference.tables import format_count
 from fastds.models import available, load_card
 from fastds.tasks.api import DOWNSCALING, get_task_function, select_evaluation_task
-from fastds.tasks.common.tables import format_count
 
 _MAX_LISTED = 8  # maximum number of variables in the list
 _RADAR_COMMANDS = ("downscale", "nowcast")

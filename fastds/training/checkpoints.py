@@ -10,7 +10,7 @@ from types import FrameType
 import torch
 
 from fastds._outputs import replacing, take_signals
-from fastds.tasks.common.lightning_extra import L, TorchCheckpointIO, callbacks
+from fastds.training.lightning_extra import L, TorchCheckpointIO, callbacks
 
 
 class TrainingInterrupted(BaseException):

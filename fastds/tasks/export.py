@@ -11,10 +11,10 @@ from jsonargparse import ArgumentError
 from torch import nn
 
 from fastds._parsers import build_command_parser
+from fastds.inference.files import check_target, load_model
 from fastds.models.export import Exported
 from fastds.models.export import export as export_loaded
-from fastds.tasks.common.command import format_parser_error
-from fastds.tasks.common.inference import check_target, load_model
+from fastds.training.command import format_parser_error
 
 
 def export(

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds import data as fd
-from fastds.tasks.common.folders import scan_folder
+from fastds.training.folders import scan_folder
 
 _GAP = 2  # frames between the training and the validation block, so that no sample triple spans both
 

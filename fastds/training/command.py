@@ -38,7 +38,7 @@ _TYPE_NAMES = {
     "str": "a text",
     "NoneType": "null",
 }
-_PACKAGE = pathlib.Path(__file__).parents[1]
+_TASKS_FOLDER = pathlib.Path(__file__).parents[1] / "tasks"
 # Task -> description. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
     "radar": "FC-ZSM and U-Nets on radar files",
@@ -69,7 +69,7 @@ _NETWORKS = ("--model", "--critic")
 
 def find_configurations(task: str = "*") -> dict[str, pathlib.Path]:
     """Return the shipped configurations of a task ("*": of all tasks) as a dict from name to YAML file."""
-    folders = [_PACKAGE / name / "configs" for name in ([task] if task != "*" else TASKS)]
+    folders = [_TASKS_FOLDER / name / "configs" for name in ([task] if task != "*" else TASKS)]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
-        from fastds.tasks.common.verdict import format_comparison
+        from fastds.training.baseline_comparison import format_comparison
 
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         quieten_lightning()
@@ -152,7 +152,7 @@ def _check_report(config) -> None:
 
 
 def _write_report(config, best: pathlib.Path) -> None:
-    from fastds.tasks.common.training_report import write_training_report
+    from fastds.training.report import write_training_report
 
     write_training_report(config.report, best, config)
 

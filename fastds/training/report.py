@@ -13,11 +13,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from fastds.inference.run_facts import describe_run, flatten_options
+from fastds.inference.tables import make_score_table
 from fastds.plot import training_curves
 from fastds.report import Chart, Page
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.reports import describe_run, flatten_options
-from fastds.tasks.common.tables import make_score_table
+from fastds.training.config import RunConfig
 
 _NOT_CURVES = ("epoch", "step")
 

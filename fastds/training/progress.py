@@ -8,8 +8,8 @@ import time
 
 from rich.console import Console
 
-from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.progress import LINE_EVERY, format_duration
+from fastds.inference.progress import LINE_EVERY, format_duration
+from fastds.training.lightning_extra import L, callbacks
 
 
 class TrainingProgress(callbacks.Callback):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastds.tasks.common.card_of_run import add_training_data
-from fastds.tasks.common.config import RunConfig, SupervisedConfig
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.ood.score import compute_ranges
+from fastds.inference.ood.score import compute_ranges
+from fastds.training.config import RunConfig, SupervisedConfig
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import add_training_data
 
 _STATISTICS_SAMPLES = 64  # number of samples from which the input ranges of a card are computed
 _MAX_BAD_STEPS = 5  # number of consecutive steps whose loss or gradient may be not finite
@@ -79,7 +79,9 @@ class BaseDataModule(L.LightningDataModule):
         self.files: list[str] = []
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """Return the statistics of the input of a training sample, see fastds.tasks.ood.statistics; default: none."""
+        """Return the statistics of the input of a training sample, see fastds.inference.ood.statistics; default:
+        none.
+        """
         return {}
 
     def compute_input_ranges(self, samples: int = _STATISTICS_SAMPLES) -> dict[str, list[float]]:

@@ -14,8 +14,8 @@ import yaml
 
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load, load_card, save
-from fastds.tasks.common.command import find_configurations, import_training
-from fastds.tasks.common.told_files import rewrite_with_metadata
+from fastds.training.command import find_configurations, import_training
+from fastds.training.rewriting import rewrite_with_metadata
 
 LEARNING_RATE, MINUTES = 5e-4, 30.0
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
-from fastds.tasks.common.inference import RunSummary
+from fastds.inference.files import RunSummary
 
 # Target size in bytes of the result of a chunk, and maximum number of input steps in a chunk.
 CHUNK_BYTES, MAX_STEPS = 64 << 20, 48

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from fastds.models import ModelCard
-from fastds.tasks.common.command import find_configurations
-from fastds.tasks.common.config import RunConfig
+from fastds.training.command import find_configurations
+from fastds.training.config import RunConfig
 
 # Model-card fields that describe the original training files. They are dropped when a shipped configuration is run on
 # other files.
