@@ -296,15 +296,21 @@ def module_of(files, *words):
 def test_schedules(files):
     """Factors of the rate: constant, in steps, with a warm-up or none; the cosine ends with the epochs."""
     constant = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=0")
-    assert {constant._rate(k) for k in range(12)} == {1.0}
+    assert {constant._compute_rate_factor(k) for k in range(12)} == {1.0}
     warm = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=4")
-    assert [warm._rate(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [warm._compute_rate_factor(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     steps = module_of(
         files, "--schedule=steps", "--milestones=[3,5]", "--gamma=0.1", "--max_steps=9", "--warmup_steps=0"
     )
-    assert [steps._rate(k) for k in (0, 2, 3, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    assert [steps._compute_rate_factor(k) for k in (0, 2, 3, 4, 5, 8)] == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    )
     epochs = module_of(files, "--max_epochs=3", "--data.epoch_samples=10", "--data.batch_size=4", "--warmup_steps=0")
-    assert epochs.config.last_step() == 6 and epochs._rate(6) == 0.0 and epochs._rate(3) == pytest.approx(0.5)
+    assert (
+        epochs.config.last_step() == 6
+        and epochs._compute_rate_factor(6) == 0.0
+        and epochs._compute_rate_factor(3) == pytest.approx(0.5)
+    )
     assert module_of(files, "--max_epochs=3", "--max_steps=5").config.last_step() == 5
     assert epochs.config.max_minutes is None, "epochs end a run as steps do"
 

@@ -214,12 +214,16 @@ def test_weights_of_sources():
 
 def test_rate_warms_up_and_ends_at_zero(event):
     module = module_of(event, max_steps=100, warmup_steps=10)
-    assert module._rate(0) == pytest.approx(0.1, rel=0.01) and module._rate(10) > 0.95 and module._rate(100) == 0.0
+    assert (
+        module._compute_rate_factor(0) == pytest.approx(0.1, rel=0.01)
+        and module._compute_rate_factor(10) > 0.95
+        and module._compute_rate_factor(100) == 0.0
+    )
     module = module_of(event, max_steps=10**9, max_minutes=1.0, warmup_steps=1)
     module.elapsed = 30.0
-    assert module._rate(5) == pytest.approx(0.5, abs=0.01)
+    assert module._compute_rate_factor(5) == pytest.approx(0.5, abs=0.01)
     module.elapsed = 61.0
-    assert module._rate(5) == pytest.approx(0.0, abs=1e-6)
+    assert module._compute_rate_factor(5) == pytest.approx(0.0, abs=1e-6)
 
 
 class Broken(torch.nn.Module):
@@ -287,7 +291,9 @@ def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, ca
 def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
     """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
-    module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps)
+    module = SimpleNamespace(
+        config=config, training_seconds=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps
+    )
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
     assert parts == [said, "0:00:30", f"about {left} left"]
 
@@ -295,7 +301,7 @@ def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_processes_draw_numbers_of_their_own(rank):
     given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
-    given["finished"] = lambda: False
+    given["is_finished"] = lambda: False
     nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
         torch.manual_seed(11)

@@ -72,7 +72,7 @@ def test_it_says_where_it_ends_and_how_long_that_takes(run):
 def test_the_bound_that_comes_first_tells_the_time_left(last, minutes, step, left, end):
     """Of step 20 after a minute."""
     bounds = {"config": SimpleNamespace(max_minutes=minutes), "last_step": lambda: last}
-    module = SimpleNamespace(**bounds, clock=lambda: 60.0, steps_done=lambda: 20)
+    module = SimpleNamespace(**bounds, training_seconds=lambda: 60.0, steps_done=lambda: 20)
     found = TrainingProgress(SimpleNamespace(best=0.25))
     assert found._parts(module, {"loss": 2.0}) == [step, "loss 2", "lowest validation error 0.25", "0:01:00", left]
     found = TrainingProgress(SimpleNamespace(best=float("inf")))
