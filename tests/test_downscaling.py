@@ -426,7 +426,9 @@ def test_models_that_do_not_fit_are_refused(coarse):
         downscale(give_card(Stub(), floor_dbz=None), coarse)
     several = Stub()
     several.config["in_channels"] = 3
-    with pytest.raises(ValueError, match="stub reads 2 variables beside the reflectivity, and its card does not"):
+    with pytest.raises(
+        ValueError, match="stub reads 2 variables in addition to the reflectivity, and its card does not"
+    ):
         downscale(several, coarse)
     with pytest.raises(ValueError, match="stub reads no static maps"):
         downscale(Stub(), coarse, static=coarse)

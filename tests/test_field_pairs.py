@@ -134,8 +134,8 @@ def test_units_that_a_file_does_not_tell_are_said():
     bare = truth.assign(t=truth.t.drop_attrs())
     for made, known, what in ((bare, truth, "PRED"), (truth, bare, "TRUTH")):
         table = fastds.evaluate(made, known)
-        assert f"{what} tells no units of t; it is taken to be in K" in table.list_notes()
-    assert "tells no units" not in " ".join(fastds.evaluate(bare, bare).list_notes())
+        assert f"{what} declares no units of t; K is assumed" in table.list_notes()
+    assert "declares no units" not in " ".join(fastds.evaluate(bare, bare).list_notes())
 
 
 def test_variables_that_only_the_prediction_has_are_said():
@@ -153,7 +153,7 @@ def test_an_input_of_another_place_is_refused():
     with pytest.raises(ValueError, match="variable t is in 'K' in PRED and in 'degC' in COARSE"):
         fastds.evaluate(truth, truth, input=coarse.assign(t=coarse.t.assign_attrs(units="degC")))
     mixed = truth.assign(q=truth.t.expand_dims(realization=2))
-    with pytest.raises(ValueError, match="variables of PRED have other numbers of members; name one with"):
+    with pytest.raises(ValueError, match="variables of PRED have different numbers of members; name one with"):
         fastds.evaluate(mixed, mixed.isel(realization=0))
     with pytest.raises(ValueError, match="there is no field in PRED: a dimension of t has length 0"):
         fastds.evaluate(truth.isel(time=[]).drop_vars("time"), truth.isel(time=[]).drop_vars("time"))

@@ -134,7 +134,7 @@ def test_starts_without_all_fields_are_left_out(event, hindcasts):
 def test_other_grids_and_files_are_refused(event, hindcasts):
     with pytest.raises(ValueError, match=r"the grids differ: PRED has \(42, 54\) cells of 1 x 1 pixels, the observed"):
         evaluate(hindcasts, event.isel(x=slice(0, 50)))
-    with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are other places"):
+    with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are different places"):
         evaluate(hindcasts, event.assign_coords(x=event.x + 5000.0))
     with pytest.raises(ValueError, match="the file holds no forecasts that fastds nowcast wrote"):
         evaluate(event, event)

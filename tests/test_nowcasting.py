@@ -179,7 +179,7 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
         model.nowcast(event, steps=1, interval="5min")
     save_dataset(event.drop_vars(["y", "x"]), tmp_path / "in.nc")
     report = nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model, steps=1)
-    assert "the file does not tell its grid spacing" in report.summary()
+    assert "the file declares no grid spacing" in report.summary()
 
 
 def test_a_forecast_coarser_than_the_file_says_so(event, tmp_path, capsys):

@@ -130,7 +130,7 @@ def test_pysteps_finds_the_entry_point(monkeypatch):
     ("change", "message"),
     [
         ({"metadata": None}, "metadata must be those that pysteps' importers give, it lacks unit, transform, accutime"),
-        ({"metadata": METADATA | {"transform": "sqrt"}}, "metadata must tell the transform None or 'dB', got 'sqrt'"),
+        ({"metadata": METADATA | {"transform": "sqrt"}}, "metadata must have the transform None or 'dB', got 'sqrt'"),
         ({"precip": np.zeros((8, 9))}, r"precip must be fields \(t, m, n\), got the shape \(8, 9\)"),
         ({"velocity": np.zeros((2, 8, 9))}, r"velocity must have the shape \(2, 64, 64\), got \(2, 8, 9\)"),
         ({"timesteps": [2, 1]}, r"timesteps must be a number or ascending whole numbers >= 1, got \[2, 1\]"),

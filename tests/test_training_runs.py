@@ -123,7 +123,7 @@ def test_the_best_weights_are_the_best_on_the_samples_of_now(run, files, tmp_pat
     folder = shutil.copytree(run.folder, tmp_path / "o")
     assert main(interrupted.arguments(files, run.task, folder, max_steps=12, seed=seed)) == 0
     assert models.load_card(folder / "best.safetensors").seeds == [best]
-    assert ("samples are others than before: the best weights are chosen anew" in capfd.readouterr().out) == (seed > 0)
+    assert ("samples have changed: the best weights are selected again" in capfd.readouterr().out) == (seed > 0)
 
 
 def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):

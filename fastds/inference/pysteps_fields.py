@@ -28,7 +28,7 @@ def check_metadata(metadata: Metadata | None) -> Metadata:
     if metadata is None or missing:
         raise ValueError(f"metadata must be those that pysteps' importers give, it lacks {', '.join(missing)}")
     if metadata["transform"] not in (None, "dB"):
-        raise ValueError(f"metadata must tell the transform None or 'dB', got {metadata['transform']!r}")
+        raise ValueError(f"metadata must have the transform None or 'dB', got {metadata['transform']!r}")
     return metadata
 
 

@@ -174,7 +174,7 @@ def _describe_grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
         west, east = _find_longitude_ends(lon.values)
         kind += f", {west:.2f} to {east:.2f} E"
     cells = "" if spacing is None or None in spacing else f", cells of {spacing[0]:.0f} x {spacing[1]:.0f} m"
-    return (kind.replace("_", " ") or "no coordinates that tell a place") + cells
+    return (kind.replace("_", " ") or "no geographic coordinates") + cells
 
 
 def _find_longitude_ends(longitude: np.ndarray) -> tuple[float, float]:

@@ -57,5 +57,5 @@ def make_origin(options: Namespace, form: str = "cf") -> Origin | None:
         return None
     lacking = " and ".join(f"--{name}" for name in _ORIGIN if given[name] is None)
     if lacking:
-        raise ValueError(f"an archive in MLCast's form needs {lacking}; --to cf writes a plain CF store")
+        raise ValueError(f"an archive in MLCast's form needs {lacking}; --to cf writes a CF store")
     return Origin(**given)

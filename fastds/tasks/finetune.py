@@ -65,7 +65,7 @@ def finetune(
     """
     card = load_card(model)
     if not card.task:
-        raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
+        raise ValueError(f"the card of {model} does not declare a task for the weights, so they cannot be trained")
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
     config = options.parse_arguments(

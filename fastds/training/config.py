@@ -93,7 +93,7 @@ class RunConfig:
         if self.max_minutes is None and not self.has_last_step():
             self.max_minutes = DEFAULT_MINUTES
         if self.devices > 1 and self.max_minutes is not None:
-            raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
+            raise ValueError("max_minutes is for one process, several processes have separate clocks: give max_steps")
 
     def has_last_step(self) -> bool:
         """Return whether the number of steps is limited."""

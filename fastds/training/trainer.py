@@ -224,7 +224,7 @@ class ExportBest(callbacks.Callback):
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}
         if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAMPLE_TOLERANCE):
-            print("the validation samples are others than before: the best weights are chosen anew", flush=True)
+            print("the validation samples have changed: the best weights are selected again", flush=True)
             self.best = float("inf")
         self.samples, step = self._sum, module.steps_done()
         self.errors[step], self.scores[step] = error, dict(network.card.metrics.get("validation", {}))

@@ -148,7 +148,11 @@ def _match_dimensions(
     for dim in lead:
         if dim not in field.dims:
             if like.sizes[dim] > 1:
-                hint = f"; members of an ensemble are told by the name {MEMBER}" if MEMBER not in like.dims else ""
+                hint = (
+                    f"; the dimension of ensemble members must have the name {MEMBER}"
+                    if MEMBER not in like.dims
+                    else ""
+                )
                 raise ValueError(f"{what} has no dimension {dim}, of which {first} has {like.sizes[dim]}{hint}")
             field = field.expand_dims(dim)
     return field

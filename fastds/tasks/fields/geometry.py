@@ -323,8 +323,8 @@ def _describe_uneven_axis(name: str, longitude: Tensor, error: ValueError) -> st
         if widths.max() < 1.5 * widths.median() < steps.abs().max():
             first, last = sorted(longitude[gap : gap + 2].tolist())
             return (
-                f"{name} has a gap from {first:g} to {last:g}: the region lies on both sides of the longitudes' seam, "
-                f"and is in one piece as {text}, sorted"
+                f"{name} has a gap from {first:g} to {last:g}: the region crosses the seam of the longitudes, "
+                f"and is contiguous as {text}, sorted"
             )
     return f"{error}; the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 

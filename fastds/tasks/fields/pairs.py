@@ -103,7 +103,7 @@ class Pairs:
         self.sources = {what: {name: made[name][what] for name in made} for what in next(iter(made.values()))}
         self.members, *more = {source.field.sizes.get(MEMBER, 1) for source in self.sources[called].values()}
         if more:
-            raise ValueError(f"variables of {called} have other numbers of members; name one with the argument var")
+            raise ValueError(f"variables of {called} have different numbers of members; name one with the argument var")
         if not len(self):
             raise ValueError(f"there is no field in {called}: a dimension of {self.names[0]} has length 0")
         here, there = ((g.latitude.numel(), g.longitude.numel()) for g in (self.grid, grids[TRUTH]))
@@ -130,14 +130,14 @@ class Pairs:
             raise ValueError(f"{message}: convert one of them first")
         if (own is None) != (other is None):
             silent, units = (self.called, other) if own is None else (what, own)
-            self.notes.append(f"{silent} tells no units of {name}; it is taken to be in {units}")
+            self.notes.append(f"{silent} declares no units of {name}; {units} is assumed")
 
     def _coarsen(self, made: dict[str, dict[str, Source]]) -> None:
         """Add coarse fields made from the truth, and crop all fields to whole coarse cells."""
         scale, how = self.prediction.attrs.get("fastds_scale"), self.prediction.attrs.get("fastds_coarsening", "mean")
         if scale is None or np.min(scale) < 1 - 1e-6:
             self.notes.append(
-                f"no rows of interpolation: {self.called} tells no factor of at least 1, and no input was given"
+                f"no rows of interpolation: {self.called} declares no scale factor >= 1, and no input was given"
             )
             return
         self.coarse_grid, size = make_coarser_grid(self.grid, np.broadcast_to(scale, 2).tolist(), how)
@@ -251,7 +251,7 @@ def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry])
     first, second = (_find_points(dataset, grids[whose]) for whose, dataset in given.items())
     same = first[0] is not None and second[0] is not None and first[0].shape == second[0].shape
     if not same or not all(np.allclose(a, b, atol=1e-3) for a, b in zip(first, second, strict=True)):
-        raise ValueError(f"the grids differ: {called} and {what} are on curvilinear grids of other points")
+        raise ValueError(f"the grids differ: {called} and {what} are on curvilinear grids with different points")
 
 
 def _find_points(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.DataArray | None, xr.DataArray | None]:

@@ -203,7 +203,7 @@ def check_truth(
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
         if dim in fields.raw.coords and own in source.raw.coords and are_different(source.raw[own], fields.raw[dim]):
-            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
+            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are different places")
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
     known = max((make_baseline(name).known for name in _list_installed()), default=1)
     wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
@@ -298,4 +298,4 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
         if dim in source.raw.coords and own in forecasts.variable.coords:
             here, there = forecasts.variable[own].values, np.asarray(source.raw[dim].values, float)
             if are_different(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
-                raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are other places")
+                raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are different places")

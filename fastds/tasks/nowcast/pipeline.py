@@ -193,7 +193,7 @@ class NowcastPipeline:
             keep = self.factor > 1 and options.coarsen is None
             notes = [*notes, coarser + "; with the argument coarsen 1 cells stay those of the file" * keep]
         if spacing is None and card.grid_spacing_m is not None:
-            notes = [*notes, "the file does not tell its grid spacing, so it was not brought to that of the model"]
+            notes = [*notes, "the file declares no grid spacing, so it was not adapted to the model"]
         self.notes = notes
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane

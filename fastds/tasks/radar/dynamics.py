@@ -71,8 +71,8 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
         return [Channel(v, ends, name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)]
     if len(expected) != count:
         raise ValueError(
-            f"model {card.name} reads {count} variables beside the reflectivity, and its card does not name them: give "
-            "them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
+            f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
+            "them: give them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
         )
     if not set(given_names) <= set(expected):
         others = join_names([name for name in given_names if name not in expected])
@@ -104,8 +104,8 @@ def read_channels(
     if lacking:
         needs = join_names([channel.name or channel.variable for channel in channels])
         raise ValueError(
-            f"model {model.card.name} needs {needs} beside the reflectivity; {place} lacks {join_names(lacking)} "
-            f"and holds {join_names(source.dataset.data_vars)}; other names are told by the argument dynamics, as in "
+            f"model {model.card.name} needs {needs} in addition to the reflectivity; {place} lacks "
+            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with the argument dynamics, as in "
             f"{channels[0].name or 'NAME'}=VARIABLE"
         )
     ranges = [(channel.variable, channel.ends) for channel in channels]

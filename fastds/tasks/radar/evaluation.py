@@ -53,7 +53,7 @@ def check_truth(
             and axis in grid.coords
             and are_different(fields.raw[dim].values, grid[axis].values)
         ):
-            raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
+            raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are different places")
     if source.shape[0] == 1:
         expected, message, tolerance = [source.times], f"it has no field of {source.times[0]}", 60.0 * JITTER
     else:

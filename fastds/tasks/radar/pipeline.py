@@ -154,7 +154,7 @@ class RadarPipeline:
         """See Pipeline."""
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {ERROR_MODEL}"]
         notes = [self.note, *self.source.notes, *describe_single_time(self.source), *self.tiled.notes(), *drawn]
-        notes += [f"read beside the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
+        notes += [f"read in addition to the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
         return RunSummary(self.model.card.name, self._make_attributes(), notes)
 
     @functools.cached_property

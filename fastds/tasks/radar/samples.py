@@ -66,7 +66,7 @@ class RadarData(BaseDataModule):
             )
         if len(config.dynamics) != in_channels - 1 or (config.dynamics and config.synthetic_events):
             raise ValueError(
-                f"data.dynamics: the network reads {in_channels - 1} variables beside the reflectivity and "
+                f"data.dynamics: the network reads {in_channels - 1} variables in addition to the reflectivity and "
                 f"{len(config.dynamics)} were given, with {config.synthetic_events} synthetic events; expected "
                 "{VARIABLE: [low, high], ...} and none of those"
             )
