@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from fastds import data as fd
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import markdown
 from fastds.studies.fields.run import INTERPOLATIONS as OF_FIELDS
 from fastds.studies.report import write_rows
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.fields.agreement import agreeing
-from fastds.tasks.fields.evaluation import coarse_and_fine, scored_margin
+from fastds.tasks.fields.back_projection import back_project
+from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine
+from fastds.training.command import read_command_line
 
 _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
@@ -75,7 +75,7 @@ def study(config: StudyConfig) -> None:
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
     gains = {}
-    with computing(network, settle(network, config.threads)), torch.inference_mode():
+    with inference_context(network, resolve_execution(network, config.threads)), torch.inference_mode():
         for (label, name), fields in sources(pathlib.Path(config.data.path)):
             gains[label, name] = {scale: gain(network, fields, scale, config.told) for scale in config.scales}
     told = ", all corrected to agree with the input," if config.told else ","
@@ -120,13 +120,13 @@ def sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
 def gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
     """Of area means by `scale`: the gain of PSNR over bicubic interpolation (a = -0.5) with its interval, and that over
     the best of four interpolations, dB; None where the fields are too small. told: see StudyConfig."""
-    if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
+    if min(fields.shape[2:]) < 2 * compute_margin(scale) + _BLOCK:
         return None
-    x, truth = coarse_and_fine(fields, scale)
+    x, truth = make_coarse_and_fine(fields, scale)
     size = tuple(truth.shape[2:])
     methods = {"": lambda x, size: network(x, size=size)} | INTERPOLATIONS
     made = {name: method(x, size) for name, method in methods.items()}
-    plain = {name: _errors(agreeing(y, x) if told else y, truth, scale) for name, y in made.items()}
+    plain = {name: _errors(back_project(y, x) if told else y, truth, scale) for name, y in made.items()}
     own = plain.pop("")
 
     def decibel(weight: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ def gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -
 
 def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
     """Squared errors of blocks of fine pixels, mean over the times."""
-    margin = scored_margin(scale)
+    margin = compute_margin(scale)
     squared = (made - truth).double().square().mean((0, 1))[margin:-margin, margin:-margin]
     return F.avg_pool2d(squared[None], _BLOCK).flatten().numpy()
 

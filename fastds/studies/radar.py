@@ -18,21 +18,21 @@ from fastds import data as fd
 from fastds import metrics, models
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.radar.preparation import COARSENING_MODES
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import format_number, make_score_table
+from fastds.inference.tiling import Tile
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.radar_members import SCORES, member_scores
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import number_text, score_table
-from fastds.tasks.common.tiling import Tile
-from fastds.tasks.radar.agreement import agree
+from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.methods import BASELINES, needs_flow
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.steady import match_end_frames
+from fastds.training.command import read_command_line
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
@@ -132,8 +132,8 @@ def plainly(method: Callable) -> Callable:
 
 def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
-    fastds.tasks.radar.agreement. smooth: fields between input times are those of least squared error; else they have
-    the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
+    fastds.tasks.radar.back_projection. smooth: fields between input times are those of least squared error; else they
+    have the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
 
     The flow is that of `fastds downscale`, which the pairs beside make steadier. A model trained above 15 dBZ knows
         nothing of weaker echo: where errors above a lower floor are asked for, the fields are those of `fastds
@@ -149,12 +149,12 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
         )
-        flow = steady_flow(before, given, behind)
+        flow = smooth_pair_flow(before, given, behind)
         y = _network(model)(given[None, :, None], flow[None])
         if coarsened is not None:
-            agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
+            back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
-            y[0, 1, 0] = steadied_between(y[0, :, 0])
+            y[0, 1, 0] = match_end_frames(y[0, :, 0])
         return _scaled(fd.restore(y, low, high), floor)
 
     return method
@@ -284,7 +284,7 @@ def study(config: StudyConfig) -> None:
     """What `fastds study radar` does: prints the table, writes config.report."""
     if config.report is not None:
         check_report(config.report)
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         seconds = duration_seconds(config.block, "block")
         c = config
         results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
@@ -299,7 +299,7 @@ def member_table(config: StudyConfig) -> Table:
     """Print the scores of the members of every test block and way of coarsening, and return them as a table."""
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
-    made = score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
+    made = make_score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
 
     def add(*cells: str) -> None:
         made.add_row(*cells)
@@ -309,10 +309,10 @@ def member_table(config: StudyConfig) -> Table:
     for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
         block = test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
         for times, scores in member_scores(block.samples, model, config.members).items():
-            add(file, mode, times, *map(number_text, scores))
+            add(file, mode, times, *map(format_number, scores))
             found.setdefault(times, []).append(scores)
     for times, rows in found.items():
-        add("mean", "", times, *map(number_text, np.mean(rows, 0)))
+        add("mean", "", times, *map(format_number, np.mean(rows, 0)))
     return made
 
 
@@ -336,10 +336,10 @@ def _score_table(results: dict) -> Table:
     """The errors, a line for each file, floor and way of coarsening."""
     columns = "mse_total", "mse_t2", "mse_t13"
     heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
-    rich = score_table("Squared errors", heads)
+    rich = make_score_table("Squared errors", heads)
     for (file, floor, mode), row in results.items():
         for number, (method, errors) in enumerate(row.errors.items(), 1):
-            cells = [*(number_text(errors[name]) for name in columns)]
+            cells = [*(format_number(errors[name]) for name in columns)]
             cells.append(ratio([row], "advection").text() if method == "model" else "")
             rich.add_row(file, f"{floor:g}", mode, method, *cells, end_section=number == len(row.errors))
     return rich

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.models.ensembles.detail import ECHO
-from fastds.tasks.radar.members import NEAR, Members, details
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
+from fastds.tasks.radar.motion import smooth_pair_flow
 
 SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
 _BAND = (2.0, 4.0)
@@ -24,19 +24,19 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
 
     samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside, see radar.Block.
     """
-    members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
+    members, span = RadarEnsemble(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
     found = {times: _Sums() for times in _TIMES}
     for number, sample in enumerate(samples):
         x = sample["x"]
         before, behind = sample["beside"]
-        flow = steady_flow(before, x[:, 0], behind)[None]
+        flow = smooth_pair_flow(before, x[:, 0], behind)[None]
         with torch.inference_mode():
             y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-        read = details(y, x[:, 0], flow[0], model.card)
+        read = make_details(y, x[:, 0], flow[0], model.card)
         for times, places in _TIMES.items():
             for k in places:
-                drawn = members.between(read, number) if k == 1 else members.at_input(read[k], (number, k))
-                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > NEAR)
+                drawn = members.draw_between(read, number) if k == 1 else members.draw_at_input(read[k], (number, k))
+                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > MIN_ECHO_SHARE)
                 found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
     return {times: sums.means() for times, sums in found.items() if sums.count}
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from fastds.studies.common.budget import LEAST_STEPS, PAPER, budget_seconds, has_time_for, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.quiet import quietly
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.training import SupervisedModule
+from fastds.training.config import RunConfig
+from fastds.training.modules import SupervisedModule
 
 FORWARD = 0.4  # of the time of a step, which has the gradients, too
 START = 4.0  # seconds before and after a training, beside the reading of its files

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
@@ -15,7 +16,6 @@ from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.config import StudyConfig
 from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, training_config
 from fastds.studies.db_rnn.scores import score
-from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.samples import NowcastData
@@ -33,7 +33,7 @@ def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: l
     setup, number = time.perf_counter() - began, iter(range(10_000))
     a_sample = seconds_a_call(lambda: samples.training[next(number)], most=20)
     batch = [samples.training[k] for k in range(training.batch_size)]
-    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolved(config.device)) for key in batch[0]}
+    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolve_device(config.device)) for key in batch[0]}
     found = {name: _seconds_of(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
     tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
     validated = 8 * VALIDATED * training.crop**2
@@ -45,7 +45,7 @@ def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: l
 def seconds_of_one(training: TrainingConfig, device: str) -> float:
     """Seconds of a step, estimated by loss and gradients of one sample, samples and discriminator not counted."""
     c = training.data
-    module = NowcastModule(build_model(training), training).to(resolved(device))
+    module = NowcastModule(build_model(training), training).to(resolve_device(device))
     frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
     batch = {"frames": frames, "valid": torch.ones_like(frames, dtype=torch.bool)}
     return c.batch_size * seconds_of_second(lambda: module.loss(module(batch), batch).backward())

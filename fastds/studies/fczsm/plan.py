@@ -8,6 +8,7 @@ import time
 import torch
 
 from fastds import metrics
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import seconds_of_second
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
@@ -15,7 +16,6 @@ from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, training_config
-from fastds.tasks.common.settings import resolved
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData
@@ -58,7 +58,7 @@ def seconds_of_one(training: TrainingConfig, device: str) -> float:
 
 def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple[RadarModule, dict]:
     """The module of a training and so many random samples of it."""
-    module = RadarModule(build_model(training), training).to(resolved(device))
+    module = RadarModule(build_model(training), training).to(resolve_device(device))
     c, crop = module.model.config, training.data.crop
     device = next(module.parameters()).device
     y = torch.rand(size, 3, 1, 2 * crop, 2 * crop, device=device)

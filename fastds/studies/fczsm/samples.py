@@ -50,7 +50,7 @@ def static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
     if not config.statics:
         return {}
     reader = RadarData(TrainingData(config.path, var=config.var, statics=config.statics), False, 0, len(config.statics))
-    return dict(zip(names, reader.statics_of([str(path_of(config, name)) for name in names]), strict=True))
+    return dict(zip(names, reader.read_statics([str(path_of(config, name)) for name in names]), strict=True))
 
 
 def test_block(

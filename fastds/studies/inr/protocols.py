@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fastds.tasks.fields.agreement import agreeing
+from fastds.tasks.fields.back_projection import back_project
 
 PROTOCOLS = {
     "clean": "from area means (protocol A)",
@@ -27,11 +27,11 @@ def protocols(
     predict(x, size): the method. degrade: as in crop_errors. vectors: channels of (u, v), -1 or none: absent."""
 
     def agreed(x: Tensor, size: tuple[int, int]) -> Tensor:
-        return agreeing(predict(x, size), x)
+        return back_project(predict(x, size), x)
 
     def mirrored(x: Tensor, size: tuple[int, int]) -> Tensor:
         answers = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
-        return agreeing(sum(answers) / len(answers), x)
+        return back_project(sum(answers) / len(answers), x)
 
     return {
         "clean": (predict, None), "agreeing": (agreed, None), "mirrored": (mirrored, None),

@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import FEWEST
@@ -28,10 +29,9 @@ from fastds.studies.inr.config import StudyConfig, parse_arguments
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, paper_config, training_config
 from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.studies.inr.samples import labels_of, test_crops, training_data
-from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.fields.config import TrainingConfig
-from fastds.tasks.fields.evaluation import coarse_and_fine
-from fastds.tasks.fields.samples import FieldData, describe
+from fastds.tasks.fields.evaluation import make_coarse_and_fine
+from fastds.tasks.fields.samples import FieldData, describe_variables
 from fastds.tasks.fields.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
@@ -99,15 +99,15 @@ class InrStudy(PaperStudy):
     def _predicting(self, name: str, weights: pathlib.Path | None, use: Callable) -> Any:
         """What use(predict) returns; predict(x, size) -> fine fields, in the units of the file."""
         if weights is None:
-            with computing(None, settle(None, self.config.threads)):
+            with inference_context(None, resolve_execution(None, self.config.threads)):
                 return use(INTERPOLATIONS[name])
         model = models.load(weights)
-        settings = settle(model, self.config.threads, "fp32", self.config.device)
+        settings = resolve_execution(model, self.config.threads, "fp32", self.config.device)
 
         def predict(x: Tensor, size: tuple[int, int]) -> Tensor:
             return model(x.to(settings.device), size=size).float().cpu()
 
-        with computing(model, settings):
+        with inference_context(model, settings):
             return use(predict)
 
     def _errors(self, results: Mapping[str, list[dict[str, Any]]], protocol: str) -> dict[str, dict[str, np.ndarray]]:
@@ -139,7 +139,7 @@ class InrStudy(PaperStudy):
             name: {f: errors.mean(0) for f, errors in found.items()}
             for name, found in self._errors(results, "clean").items()
         }
-        units = [variable.get("units", "") for variable in describe(self.data)]
+        units = [variable.get("units", "") for variable in describe_variables(self.data)]
         first = made.pop("psnr-clean")
         return {
             "psnr-clean": first,
@@ -151,7 +151,7 @@ class InrStudy(PaperStudy):
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         roughest = max(range(len(self.crops)), key=lambda k: float(self._crop(k)[0, 0].std()))
-        coarse, fine = coarse_and_fine(self._crop(roughest), SCALES[_DRAWN])
+        coarse, fine = make_coarse_and_fine(self._crop(roughest), SCALES[_DRAWN])
         truth = fine[0, 0].numpy()
 
         def field(name: str) -> np.ndarray:
@@ -173,7 +173,7 @@ class InrStudy(PaperStudy):
 
     def _label(self) -> str:
         """Name and unit of the variable that is drawn."""
-        first = describe(self.data)[0]
+        first = describe_variables(self.data)[0]
         return f"{first['name']} ({first.get('units', '')})"
 
     def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
