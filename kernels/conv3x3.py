@@ -44,7 +44,7 @@ def _epilogue_kernel(
     tl.store(out_ptr + n, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def epilogue(
+def apply_epilogue(
     y: torch.Tensor,
     out: torch.Tensor,
     bias: torch.Tensor | None,

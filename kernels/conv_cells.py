@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
-from .implicit_gemm import add_source, load_map, own_pixels
+from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .implicit_gemm import add_source, index_program_pixels, load_map
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def tanh(x):
 
 
 @triton.jit
-def completed(
+def complete_gate(
     acc, gate: tl.constexpr, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w,
     n, n_exists, exists, UNIT: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
@@ -53,7 +53,7 @@ def _cell_kernel(
     BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     TOTAL: tl.constexpr = INPUTS + INPUTS2
-    p, valid, image, row, column = own_pixels(points, height, width, WIDE, BLOCK_M)
+    p, valid, image, row, column = index_program_pixels(points, height, width, WIDE, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < C
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -72,22 +72,22 @@ def _cell_kernel(
             x2_w * X2_UNIT, n, n_exists, INPUTS, INPUTS2, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
         )  # fmt: skip
     exists = valid[:, None] & n_exists[None, :]
-    acc_0 = completed(
+    acc_0 = complete_gate(
         acc_0, 0, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
         n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
     )  # fmt: skip
     if GATES > 1:
-        acc_1 = completed(
+        acc_1 = complete_gate(
             acc_1, 1, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
     if GATES > 2:
-        acc_2 = completed(
+        acc_2 = complete_gate(
             acc_2, 2, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
     if GATES > 3:
-        acc_3 = completed(
+        acc_3 = complete_gate(
             acc_3, 3, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
@@ -123,7 +123,7 @@ GATES = {
 }  # fmt: skip
 
 
-def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
+def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
     """Tiles from the number of pixels, the wider source, the state, its gates and the dtype: nothing is timed at run
     time.
 
@@ -131,9 +131,9 @@ def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.d
     """
     pixels = 128 if points >= 128 * 256 else 64
     single = dtype == torch.float32
-    slab = min(max(power_of_two(inputs), 16), 32 if single else 64)
+    slab = min(max(next_power_of_two(inputs), 16), 32 if single else 64)
     most = (32 if gates > 2 else 64) // (2 if single else 1)  # accumulators of all gates stay in registers
-    return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
+    return Tiles(pixels, min(max(next_power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
 def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
@@ -155,12 +155,12 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
     batch, channels, height, width = others[0].shape
     inputs = [0 if t is None else t.shape[1] for t in (x, x2)]
     points = batch * height * width
-    tiles = tiles or tiles_of(points, max(inputs), channels, GATES[formula], x.dtype)
+    tiles = tiles or select_tiles(points, max(inputs), channels, GATES[formula], x.dtype)
     first, second = (*others, None)[:2]
     result, result2 = (*results, None)[:2]
     maps = (x, x2, residual, first, second)
-    units = [1 if t is None else unit_of(t) for t in maps]
-    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    units = [1 if t is None else get_stride_unit(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.outputs))
     with on_device(x):
         _cell_kernel[grid](
@@ -168,7 +168,7 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
             X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
             OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
-            PRECISION=precision(x.dtype), WIDE=is_wide(*maps, result, pre) if wide is None else wide,
+            PRECISION=get_dot_precision(x.dtype), WIDE=needs_int64(*maps, result, pre) if wide is None else wide,
             BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip

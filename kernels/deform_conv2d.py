@@ -20,11 +20,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
-def pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """BLOCK output pixels from `first` on: flat index, image, row, column and whether they exist."""
     p = (first.to(tl.int64) if WIDE else first) + tl.arange(0, BLOCK)
     column = p % w_out
@@ -33,7 +33,7 @@ def pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.constexpr)
 
 
 @triton.jit
-def channel_slab(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, end):
+def index_channels(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, end):
     """Channels (SEGMENTS, CHANNELS) of part `part` of the segments from `segment` on, and whether they exist."""
     s = segment + tl.arange(0, SEGMENTS)
     inner = part * CHANNELS + tl.arange(0, CHANNELS)
@@ -45,7 +45,7 @@ def channel_slab(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr, C
 
 
 @triton.jit
-def offsets_of(
+def load_offsets(
     offset_ptr, mask_ptr, at_offset, at_mask, at_tap, valid, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr
 ):  # fmt: skip
     """Displacements and mask factor, float32 (BLOCK, SEGMENTS), of the tap at_tap = g*K + k of each offset group."""
@@ -62,7 +62,7 @@ def offsets_of(
 
 
 @triton.jit
-def cell(y, x, valid, height, width, WIDE: tl.constexpr):
+def locate_cell(y, x, valid, height, width, WIDE: tl.constexpr):
     """The cell around a position: its first row and column, the fractions, and which rows and columns exist.
 
     Only positions inside (-1, H) x (-1, W) pass, written so that NaN fails; the others have no corner.
@@ -85,7 +85,7 @@ def cell(y, x, valid, height, width, WIDE: tl.constexpr):
 
 
 @triton.jit
-def corner(x_ptr, at, exists, channel, present):
+def load_corner(x_ptr, at, exists, channel, present):
     """Values (BLOCK, SEGMENTS, CHANNELS) of one corner in float32, 0 where it lies outside."""
     exists = exists[:, :, None] & present[None, :, :]
     at = at[:, :, None] + channel[None, :, :]
@@ -93,21 +93,21 @@ def corner(x_ptr, at, exists, channel, present):
 
 
 @triton.jit
-def samples(x_ptr, image, y, x, m, valid, channel, present, height, width, x_h, x_w, WIDE: tl.constexpr):
+def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, width, x_h, x_w, WIDE: tl.constexpr):
     """mask * S(x) of a slab of channels, (BLOCK, SEGMENTS * CHANNELS) in the dtype of x."""
-    y0, x0, ly, lx, top, bottom, left, right = cell(y, x, valid, height, width, WIDE)
+    y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, valid, height, width, WIDE)
     at = image[:, None] + y0 * x_h + x0 * x_w
     upper = m * (1.0 - ly)
     lower = m * ly
-    v = (upper * (1.0 - lx))[:, :, None] * corner(x_ptr, at, top & left, channel, present)
-    v += (upper * lx)[:, :, None] * corner(x_ptr, at + x_w, top & right, channel, present)
-    v += (lower * (1.0 - lx))[:, :, None] * corner(x_ptr, at + x_h, bottom & left, channel, present)
-    v += (lower * lx)[:, :, None] * corner(x_ptr, at + x_h + x_w, bottom & right, channel, present)
+    v = (upper * (1.0 - lx))[:, :, None] * load_corner(x_ptr, at, top & left, channel, present)
+    v += (upper * lx)[:, :, None] * load_corner(x_ptr, at + x_w, top & right, channel, present)
+    v += (lower * (1.0 - lx))[:, :, None] * load_corner(x_ptr, at + x_h, bottom & left, channel, present)
+    v += (lower * lx)[:, :, None] * load_corner(x_ptr, at + x_h + x_w, bottom & right, channel, present)
     return tl.reshape(v.to(x_ptr.dtype.element_ty), (v.shape[0], v.shape[1] * v.shape[2]))
 
 
 @triton.jit
-def base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.constexpr):
+def load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.constexpr):
     """The displacement (dy, dx) common to all taps of a pixel, from a dense (B, 2, H', W') float32 map; else 0."""
     if HAS_BASE:
         at = (image * 2 * h_out + row) * w_out + column
@@ -120,15 +120,15 @@ def base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.
 
 
 @triton.jit
-def places(
+def locate_pixels(
     first, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
     OFFSET_UNIT: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, HAS_BASE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Output pixels from `first` on: number, image, row and column of the tap (0, 0) in the input, whether they exist,
     the common displacement, and where their offsets and mask begin."""
-    p, image, row, column, valid = pixels(first, points, h_out, w_out, BLOCK, WIDE)
-    base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
+    p, image, row, column, valid = index_pixels(first, points, h_out, w_out, BLOCK, WIDE)
+    base_y, base_x = load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
     at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
     at_mask = image * mask_b + row * mask_h + column * mask_w
     row = row * STRIDE_H - PAD_H
@@ -156,7 +156,7 @@ def _forward_kernel(
     first = tl.program_id(0)
     if WIDE:
         first = first.to(tl.int64)
-    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
         first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
         OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
     )  # fmt: skip
@@ -170,13 +170,15 @@ def _forward_kernel(
         k = step // SLABS
         segment = step % SLABS // PARTS * SEGMENTS
         part = step % PARTS
-        channel, present = channel_slab(group * COUNT + segment, SEGMENT, part, SEGMENTS, CHANNELS, (group + 1) * COUNT)
+        channel, present = index_channels(
+            group * COUNT + segment, SEGMENT, part, SEGMENTS, CHANNELS, (group + 1) * COUNT
+        )
         at_tap = (group * COUNT + segment + tl.arange(0, SEGMENTS)) * SEGMENT // C_OFFSET * TAPS + k
         known = valid[:, None] & (segment + tl.arange(0, SEGMENTS) < COUNT)[None, :]
-        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+        dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-        v = samples(
+        v = sample_channels(
             x_ptr, image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
         )  # fmt: skip
         # The weights' rows in one dimension, so that the compiler sees their vectors.
@@ -207,15 +209,15 @@ class Problem(NamedTuple):
     offset_groups: int
 
 
-def slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
+def select_slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
     """(SEGMENTS, CHANNELS) of one product, between 16 and `slab` channels (holes included where segments are odd)."""
     if segment % 8:  # an address of 8 bytes for each element: less of them at once
         slab = min(slab, 32)
-    channels = min(power_of_two(segment), slab)
-    return max(min(power_of_two(count), slab // channels), 16 // channels, 1), channels
+    channels = min(next_power_of_two(segment), slab)
+    return max(min(next_power_of_two(count), slab // channels), 16 // channels, 1), channels
 
 
-def forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
+def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the forward pass from the number of output pixels, the outputs of one group and the dtype.
 
     A pure function, so that nothing is timed at run time and a capture needs no care. By machine code for sm_90: 64
@@ -226,7 +228,7 @@ def forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """
     pixels, single = 64 if points >= 64 * 128 else 32, dtype == torch.float32
     warps = 8 if pixels == 64 and not single else 4
-    return Tiles(pixels, min(max(power_of_two(outputs), 16), 128), 32 if single else 64, warps, 1)
+    return Tiles(pixels, min(max(next_power_of_two(outputs), 16), 128), 32 if single else 64, warps, 1)
 
 
 def launch_forward(
@@ -250,20 +252,22 @@ def launch_forward(
     c_group, c_offset = channels // problem.groups, channels // problem.offset_groups
     segment = math.gcd(c_group, c_offset)
     points = y.shape[0] * y.shape[2] * y.shape[3]
-    tiles = tiles or forward_tiles(points, outputs // problem.groups, x.dtype)
-    segments, part = slab_shape(segment, c_group // segment, tiles.slab)
+    tiles = tiles or select_forward_tiles(points, outputs // problem.groups, x.dtype)
+    segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
     grid = (triton.cdiv(points, tiles.pixels), problem.groups * triton.cdiv(outputs // problem.groups, tiles.outputs))
-    wide = is_wide(x, offset, mask, y) if wide is None else wide
+    wide = needs_int64(x, offset, mask, y) if wide is None else wide
     with on_device(x):
         _forward_kernel[grid](
             x, offset, mask, base, weight, bias, y, points, *x.shape[2:], *y.shape[2:],
-            *strides(x, unit_of(x)), *strides(offset, unit_of(offset)), *strides(mask), X_UNIT=unit_of(x),
-            OFFSET_UNIT=unit_of(offset), KW=problem.kernel[1], TAPS=taps, STRIDE_H=problem.stride[0],
+            *get_strides(x, get_stride_unit(x)), *get_strides(offset, get_stride_unit(offset)), *get_strides(mask),
+            X_UNIT=get_stride_unit(x),
+            OFFSET_UNIT=get_stride_unit(offset), KW=problem.kernel[1], TAPS=taps, STRIDE_H=problem.stride[0],
             STRIDE_W=problem.stride[1],
             PAD_H=problem.padding[0], PAD_W=problem.padding[1], DIL_H=problem.dilation[0], DIL_W=problem.dilation[1],
             C_GROUP=c_group, O_GROUP=outputs // problem.groups, GROUPS=problem.groups, C_OFFSET=c_offset,
             SEGMENT=segment, HAS_MASK=mask is not None, SIGMOID=sigmoid, HAS_BASE=base is not None,
-            HAS_BIAS=bias is not None, LEAKY=slope is not None, SLOPE=slope or 0.0, PRECISION=precision(x.dtype),
+            HAS_BIAS=bias is not None, LEAKY=slope is not None, SLOPE=slope or 0.0,
+            PRECISION=get_dot_precision(x.dtype),
             WIDE=wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

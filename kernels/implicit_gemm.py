@@ -14,11 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
-def own_pixels(points, height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr):
+def index_program_pixels(points, height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr):
     """The pixels of a program: number, whether it is one of the `points`, image, row and column."""
     program = tl.program_id(0)
     if WIDE:
@@ -28,7 +28,7 @@ def own_pixels(points, height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr)
 
 
 @triton.jit
-def neighbours(
+def locate_neighbours(
     row, column, down, right, valid, height, width, stride_h, stride_w, PADDING: tl.constexpr
 ):  # fmt: skip
     """Where the pixels `down` rows and `right` columns from others lie in memory, from those on, and which of them
@@ -65,7 +65,7 @@ def add_source(
         tap = step % TAPS
         c = step // TAPS * SLAB + tl.arange(0, SLAB)
         exists = c < INPUTS
-        to, inside = neighbours(
+        to, inside = locate_neighbours(
             row, column, tap // SIZE - SIZE // 2, tap % SIZE - SIZE // 2, valid, height, width, stride_h, stride_w,
             PADDING,
         )  # fmt: skip
@@ -104,7 +104,7 @@ def _convolution_kernel(
 ):  # fmt: skip
     """out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out before the shuffle."""
     FINE: tl.constexpr = OUTPUTS // (R * R)  # channels after the shuffle
-    p, valid, image, row, column = own_pixels(points, h_out, w_out, WIDE, BLOCK_M)
+    p, valid, image, row, column = index_program_pixels(points, h_out, w_out, WIDE, BLOCK_M)
     # Sub-pixel after sub-pixel, so that neighbours in a tile are neighbours in the result's memory.
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < OUTPUTS
@@ -143,14 +143,14 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 BLOCKS = ((128, 128), (128, 64), (64, 64), (64, 32))  # pixels and outputs of a program, from the best product on
 
 
-def tiles_of(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> Tiles:
+def select_tiles(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Tiles from the number of pixels of the result, the wider source, the outputs and the dtype: nothing is timed at
     run time.
 
     The largest block that gives every multiprocessor a program; bench/gpu_rows/conv3x3.py times the neighbours.
     """
-    single, widest = dtype == torch.float32, max(power_of_two(outputs), 16)
-    slab = min(max(power_of_two(inputs), 16), 32 if single else 64)
+    single, widest = dtype == torch.float32, max(next_power_of_two(outputs), 16)
+    slab = min(max(next_power_of_two(inputs), 16), 32 if single else 64)
     blocks = [(m, min(n, widest)) for m, n in BLOCKS if not single or m == 64]
     full = (b for b in blocks if triton.cdiv(points, b[0]) * triton.cdiv(outputs, b[1]) >= MULTIPROCESSORS)
     pixels, channels = next(full, blocks[-1])
@@ -176,10 +176,10 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
     inputs = [0 if t is None else t.shape[1] for t in (x, x2)]
     h_out, w_out = out.shape[2] // shuffle, out.shape[3] // shuffle
     points = out.shape[0] * h_out * w_out
-    tiles = tiles or tiles_of(points, max(inputs), outputs, x.dtype)
+    tiles = tiles or select_tiles(points, max(inputs), outputs, x.dtype)
     maps = (x, x2, residual)
-    units = [1 if t is None else unit_of(t) for t in maps]
-    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    units = [1 if t is None else get_stride_unit(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(outputs, tiles.outputs))
     with on_device(x):
         _convolution_kernel[grid](
@@ -187,7 +187,7 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
             X2_UNIT=units[1], RESIDUAL_UNIT=units[2], INPUTS=inputs[0], INPUTS2=inputs[1],
             TOTAL=weight.stride(3 if size > 1 else 0), OUTPUTS=outputs, SIZE=size, STRIDE=stride, PADDING=padding_mode,
             R=shuffle, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVE=slope is not None,
-            SLOPE=0.0 if slope is None else slope, PRECISION=precision(x.dtype),
-            WIDE=is_wide(*maps, out) if wide is None else wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
+            SLOPE=0.0 if slope is None else slope, PRECISION=get_dot_precision(x.dtype),
+            WIDE=needs_int64(*maps, out) if wide is None else wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
             SLAB=tiles.slab, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

@@ -9,13 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two
+from .device import needs_int64, next_power_of_two, on_device
 
 ELEMENTS = 1024  # of a program: 8 a thread
 
 
 @triton.jit
-def nearer_and_farther(fine, count):
+def locate_near_and_far(fine, count):
     """Of a fine row or column: the coarse one it lies in, of weight 3/4, and the next one, at a border the same."""
     near = fine // 2
     far = near + 2 * (fine % 2) - 1
@@ -23,7 +23,7 @@ def nearer_and_farther(fine, count):
 
 
 @triton.jit
-def pixels_of(x_ptr, pixel, channel, inside, CHANNELS: tl.constexpr):
+def load_pixels(x_ptr, pixel, channel, inside, CHANNELS: tl.constexpr):
     return tl.load(x_ptr + pixel[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
@@ -40,13 +40,13 @@ def _upsample2_kernel(
     inside = (pixel < points)[:, None] & (channel < CHANNELS)[None, :]
     column, row = pixel % (2 * width), pixel // (2 * width)  # rows of all maps one after another
     top = row // (2 * height) * height
-    near_y, far_y = nearer_and_farther(row % (2 * height), height)
-    near_x, far_x = nearer_and_farther(column, width)
+    near_y, far_y = locate_near_and_far(row % (2 * height), height)
+    near_x, far_x = locate_near_and_far(column, width)
     near_y, far_y = (top + near_y) * width, (top + far_y) * width
-    value = 0.5625 * pixels_of(x_ptr, near_y + near_x, channel, inside, CHANNELS)
-    value += 0.1875 * pixels_of(x_ptr, near_y + far_x, channel, inside, CHANNELS)
-    value += 0.1875 * pixels_of(x_ptr, far_y + near_x, channel, inside, CHANNELS)
-    value += 0.0625 * pixels_of(x_ptr, far_y + far_x, channel, inside, CHANNELS)
+    value = 0.5625 * load_pixels(x_ptr, near_y + near_x, channel, inside, CHANNELS)
+    value += 0.1875 * load_pixels(x_ptr, near_y + far_x, channel, inside, CHANNELS)
+    value += 0.1875 * load_pixels(x_ptr, far_y + near_x, channel, inside, CHANNELS)
+    value += 0.0625 * load_pixels(x_ptr, far_y + far_x, channel, inside, CHANNELS)
     to = out_ptr + pixel[:, None] * CHANNELS + channel[None, :]
     tl.store(to, value.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -56,10 +56,10 @@ def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
     if out.numel() == 0:
         return
     points, channels = out.shape[0] * out.shape[2] * out.shape[3], out.shape[1]
-    block = min(power_of_two(channels), ELEMENTS)
+    block = min(next_power_of_two(channels), ELEMENTS)
     grid = (triton.cdiv(points, ELEMENTS // block), triton.cdiv(channels, block))
     with on_device(x):
         _upsample2_kernel[grid](
-            x, out, points, *x.shape[2:], CHANNELS=channels, WIDE=is_wide(out), PIXELS=ELEMENTS // block, BLOCK=block,
-            num_warps=4,
+            x, out, points, *x.shape[2:], CHANNELS=channels, WIDE=needs_int64(out), PIXELS=ELEMENTS // block,
+            BLOCK=block, num_warps=4,
         )  # fmt: skip

@@ -18,11 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
-def tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
+def index_tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
     """First row and column of this program's tile, rows, columns of its pixels, and whether they are in the field."""
     tiles_w = (width + TILE - 1) // TILE
     first_row = tl.program_id(0) // tiles_w * TILE
@@ -37,7 +37,7 @@ def tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def neighbours(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
+def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
                BLOCK: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """Rows and columns of pixels start, start + 1, ... of the SPAN x SPAN around a tile, and whether they exist."""
     j = start + tl.arange(0, BLOCK)
@@ -50,7 +50,7 @@ def neighbours(first_row, first_column, start, height, width, FIRST: tl.constexp
 
 
 @triton.jit
-def in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW: tl.constexpr):
+def is_in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW: tl.constexpr):
     """(pixels, others): whether the other lies FIRST to FIRST + WINDOW - 1 from the pixel in rows and in columns."""
     down = other_row[None, :] - row[:, None] - FIRST
     right = other_column[None, :] - column[:, None] - FIRST
@@ -84,20 +84,20 @@ def _forward_kernel(
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     top = tl.full((TILE * TILE,), -1e30, tl.float32)
     total = tl.zeros((TILE * TILE,), tl.float32)
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
+        other_row, other_column, exists = index_block_pixels(
             first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # Keys outside the field are zeros: logit 0, value 0, and they take part.
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
         logits = tl.where(taken, logits, -float("inf"))
         highest = tl.maximum(top, tl.max(logits, 1))
         factor = tl.exp(top - highest)
@@ -142,7 +142,7 @@ def _query_kernel(
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     g = load_map(grad_y_ptr + image * g_b * G_UNIT, row, column, inside, g_h * G_UNIT, g_w * G_UNIT, C, PADDED)
     image *= height * width
@@ -150,14 +150,14 @@ def _query_kernel(
     inner = tl.load(inner_ptr + image + row * width + column, mask=inside, other=0.0)
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
+        other_row, other_column, exists = index_block_pixels(
             first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         slopes = tl.dot(g, tl.trans(v), input_precision=PRECISION)
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
         p = tl.where(taken, tl.exp(logits - lse[:, None]), 0.0)
         slopes = p * (slopes - inner[:, None])
         acc = tl.dot(slopes.to(k.dtype), k, acc, input_precision=PRECISION)
@@ -178,14 +178,14 @@ def _key_kernel(
     image = tl.program_id(1).to(tl.int64)
     q_ptr += image * q_b * Q_UNIT
     grad_y_ptr += image * g_b * G_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
     k = load_map(k_ptr + image * k_b * K_UNIT, row, column, inside, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
     v = load_map(v_ptr + image * v_b * V_UNIT, row, column, inside, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
     image *= height * width
     acc_k = tl.zeros((TILE * TILE, PADDED), tl.float32)
     acc_v = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
+        other_row, other_column, exists = index_block_pixels(
             first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
         )
         q = load_map(q_ptr, other_row, other_column, exists, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
@@ -193,7 +193,7 @@ def _key_kernel(
         at = image + other_row * width + other_column
         lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
         logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
         # A query outside the field has q = g = 0 and adds nothing.
         p = tl.where(taken, tl.exp(logits - lse[None, :]), 0.0)
         if WANT_V:
@@ -217,19 +217,19 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_of(dtype: torch.dtype) -> Tiles:
+def select_tiles(dtype: torch.dtype) -> Tiles:
     """Tiles from the dtype alone, so that nothing is timed at run time; bench/gpu_rows times the neighbours."""
     return Tiles(8, 32, 4, 1) if dtype == torch.float32 else Tiles(8, 64, 4, 2)
 
 
-def _common(maps, window, wide, tiles):
+def _make_constants(maps, window, wide, tiles):
     """Tiles, grid and the constants that all kernels share."""
     batch, channels, height, width = maps[0].shape
-    tiles = tiles or tiles_of(maps[0].dtype)
+    tiles = tiles or select_tiles(maps[0].dtype)
     constants = {
-        "WINDOW": window, "C": channels, "PADDED": max(16, power_of_two(channels)),
-        "PRECISION": precision(maps[0].dtype), "WIDE": is_wide(*maps) if wide is None else wide, "TILE": tiles.side,
-        "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
+        "WINDOW": window, "C": channels, "PADDED": max(16, next_power_of_two(channels)),
+        "PRECISION": get_dot_precision(maps[0].dtype), "WIDE": needs_int64(*maps) if wide is None else wide,
+        "TILE": tiles.side, "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return (triton.cdiv(height, tiles.side) * triton.cdiv(width, tiles.side), batch), constants
 
@@ -243,9 +243,9 @@ def launch_forward(q, k, v, y, lse, window, *, wide=None, tiles=None):
     """
     if y.numel() == 0:
         return
-    grid, constants = _common((q, k, v, y), window, wide, tiles)
-    units = [unit_of(t) for t in (q, k, v)]
-    steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in strides(t, unit)]
+    grid, constants = _make_constants((q, k, v, y), window, wide, tiles)
+    units = [get_stride_unit(t) for t in (q, k, v)]
+    steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in get_strides(t, unit)]
     with on_device(q):
         _forward_kernel[grid](
             q, k, v, y, lse, *q.shape[2:], *steps, Q_UNIT=units[0], K_UNIT=units[1], V_UNIT=units[2], **constants
@@ -261,9 +261,9 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
     if q.numel() == 0:
         return
     maps = (grad_y, q, k, v)
-    grid, constants = _common((*maps, y), window, wide, tiles)
-    units = [unit_of(t) for t in maps]
-    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    grid, constants = _make_constants((*maps, y), window, wide, tiles)
+    units = [get_stride_unit(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     constants |= dict(zip(("G_UNIT", "Q_UNIT", "K_UNIT", "V_UNIT"), units, strict=True))
     inner = torch.empty_like(lse)
     with on_device(q):

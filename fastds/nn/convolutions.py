@@ -10,10 +10,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv1x1, conv2d, conv3x3
-from fastds.ops.core.arguments import check_counts, number
-from fastds.ops.core.tracing import Proxy, record, record_layer
-from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.op import autocast_convolution, check
+from fastds.ops.core.arguments import check_positive_ints, to_float
+from fastds.ops.core.tracing import Proxy, record_layer, record_op
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, check
 
 
 def convolve(
@@ -53,22 +53,22 @@ def convolve(
     Gradients, dtypes, autocast, errors: as conv3x3; deterministic where torch's convolution is.
     """
     if type(x) is Proxy:
-        return record(convolve, locals())
+        return record_op(convolve, locals())
     options = {"x2": x2, "residual": residual, "act": act, "negative_slope": negative_slope}
     if weight.shape[-1] == 3 and stride == 1:
         return conv3x3(x, weight, bias, shuffle=shuffle, **options)
     if weight.shape[-1] == 1 and stride == shuffle == 1:
         return conv1x1(x, weight, bias, **options)
     act, size = "none" if act is None else act, weight.shape[-1]
-    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
-    slope = number("negative_slope", negative_slope)
+    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, None)
+    slope = to_float("negative_slope", negative_slope)
     dtype = x.dtype if isinstance(x, Tensor) else None
     check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
     by = conv2d if stride == 1 and x.is_cpu else None
-    return direct.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
+    return library.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
 
 
-def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def get_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a layer that is read and not called, after torch.nn.utils' hooks that make them before a call:
     prune, weight_norm and spectral_norm. Its other hooks do not run.
     """
@@ -85,7 +85,7 @@ class _Conv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, stride: int = 1):
         super().__init__()
-        check_counts(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -178,7 +178,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True):
-        check_counts(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
@@ -237,18 +237,18 @@ class SummedConv3x3(nn.Module):
         """The weight of each summand."""
         return self.weight.split(self.in_channels, 1)
 
-    def total_bias(self) -> Tensor:
+    def sum_biases(self) -> Tensor:
         """The biases of the summands together, (O,)."""
         return self.bias if self.bias.ndim == 1 else self.bias.sum(0)
 
     def freeze_bias(self) -> None:
         """Keep the sum of the biases in their place, for inference on a GPU: a kernel less in every step."""
-        self.bias = nn.Parameter(self.total_bias().detach(), requires_grad=False)
+        self.bias = nn.Parameter(self.sum_biases().detach(), requires_grad=False)
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:
         if type(sources[0]) is Proxy and sources[0].tracer.root is not self:
             return record_layer(self, *sources, residual=residual)
-        bias = self.total_bias()
+        bias = self.sum_biases()
         sources = [x.to(sources[0].dtype) for x in sources]
         if len(sources) <= 2:
             return convolve(sources[0], self.weight, bias, x2=sources[1] if sources[1:] else None, residual=residual)

@@ -7,11 +7,11 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import deform_conv2d
-from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
-from fastds.ops.impl.conv3x3.direct import activate_
+from fastds.ops.impl.conv3x3.library import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
@@ -46,7 +46,7 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
@@ -103,7 +103,9 @@ class GuidedDeformConv2d(nn.Module):
         self, channels: int, out_channels: int, offset_groups: int, modulated: bool = True, kernel_size: int = 3
     ):
         super().__init__()
-        check_counts(channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size)
+        check_positive_ints(
+            channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size
+        )
         if channels % offset_groups:
             raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")
         if kernel_size % 2 == 0:
@@ -136,14 +138,14 @@ class GuidedDeformConv2d(nn.Module):
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
-        if guided.runs(x):
+        if guided.is_supported(x):
             raw = self.conv_offset_mask(guide)
             options = (self.offset_groups, self.modulated, 0.1 if act else 1.0)
             return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
         # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
         # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
         split = 2 * self.offset_groups * self.kernel_size**2
-        weight, bias = parameters_of(self.conv_offset_mask)
+        weight, bias = get_parameters(self.conv_offset_mask)
         offset = convolve(guide, weight[:split], bias[:split])
         mask = None
         if self.modulated:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastds._nearest import with_article
-from fastds.nn.convolutions import BorderConv, Conv1x1, parameters_of
+from fastds.nn.convolutions import BorderConv, Conv1x1, get_parameters
 from fastds.ops import GridSpec, PointSpec, inr_query
-from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.inr_query.points import from_normalised
 
@@ -25,18 +25,18 @@ class Trunk(nn.ModuleList):
 
     def pairs(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """(weight, bias) of each layer; gain multiplies the last one's outputs."""
-        pairs = [parameters_of(layer) for layer in self]
+        pairs = [get_parameters(layer) for layer in self]
         if gain is not None:
             pairs[-1] = (pairs[-1][0] * gain[:, None], pairs[-1][1] * gain)
         return pairs
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def _get_compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of coordinates and interpolated fields for features x: half precision loses pixels."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def each_sample(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
+def expand_to_batch(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
     """The same pair for every sample of x, (B, 2), made where x is: a copy from the host would wait for the device."""
     return torch.stack([torch.full((x.shape[0],), value, dtype=dtype, device=x.device) for value in pair], 1)
 
@@ -80,7 +80,7 @@ class LocalDecoder(nn.Module):
         if size is not None:
             where = GridSpec.cells(tuple(x.shape[2:]), tuple(size))
         elif isinstance(where, Tensor):
-            where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_exact(x))
+            where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_get_compute_dtype(x))
         elif not isinstance(where, GridSpec | PointSpec):
             kinds = "a size (rows, columns), a GridSpec, a PointSpec or a Tensor of coordinates"
             raise TypeError(f"where is {with_article(type(where).__name__)}, expected {kinds}")
@@ -92,7 +92,7 @@ class LocalDecoder(nn.Module):
     def _cell(x: Tensor, where: GridSpec | PointSpec) -> Tensor:
         axes = (where.rows, where.columns) if isinstance(where, GridSpec) else ()
         pair = [2 * axis.step / axis.den for axis in axes] or [2.0, 2.0]
-        return each_sample(pair, x, _exact(x))
+        return expand_to_batch(pair, x, _get_compute_dtype(x))
 
     def query(
         self,
@@ -123,7 +123,7 @@ class LocalDecoder(nn.Module):
         **options: Any,
     ) -> Tensor:
         """inr_query with cell and skip in the precision it wants."""
-        exact = _exact(maps)
+        exact = _get_compute_dtype(maps)
         skip = None if skip is None else skip.to(exact)
         cell = cell.to(exact) if isinstance(cell, Tensor) else cell
         return inr_query(maps, where, trunk, cell=cell, skip=skip, edge=edge, mask=mask, **options)
@@ -207,7 +207,7 @@ class LocalAttentionDecoder(LocalDecoder):
         key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
-        check_counts(width=width, heads=heads, key_width=key_width)
+        check_positive_ints(width=width, heads=heads, key_width=key_width)
         if width % heads:
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention

@@ -6,39 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
-from fastds.ops.core.arguments import autocast_dtype, cast, check_counts
+from fastds.ops.core.arguments import cast_floating, check_positive_ints, get_autocast_dtype
 from fastds.ops.core.tracing import Proxy, record_layer
-from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm, select_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
-from fastds.ops.impl.conv3x3.shared import share_where_it_pays
+from fastds.ops.impl.conv3x3.shared_weight_grad import maybe_share_weight
 
 
-def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+def make_zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """Zeros (B, channels, H, W) on the device of x (B, C, H, W), channels_last; dtype None is that of x."""
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.zeros(shape, dtype=dtype or x.dtype, device=x.device).to(memory_format=torch.channels_last)
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
+def get_state_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a cell state for input x: that of x, but at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def by_time(x: Tensor) -> Tensor:
+def fold_time(x: Tensor) -> Tensor:
     """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W). Raises: ValueError for another shape or T = 0."""
     if x.dim() != 5 or x.shape[1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) of one time or more")
     return x.transpose(0, 1).flatten(0, 1)
 
 
-def per_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
+def unfold_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
     """The T maps (B, ...) of what by_time folded; also where B = 0."""
     return folded.unflatten(0, (times, batch)).unbind()
 
 
-def hoisting_pays(x: Tensor, weight: Tensor, hidden: int) -> bool:
+def is_hoisting_faster(x: Tensor, weight: Tensor, hidden: int) -> bool:
     """Whether one convolution of a sequence of maps x (B, C, H, W) beats x's part of every step's, measured on a CPU.
 
     It reads its weights once, and its gradients are those of one call; but what it gives, several maps of the state's
@@ -67,7 +67,7 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int):
         super().__init__()
-        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
+        check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.gates = Conv3x3(in_channels + hidden_channels, 4 * hidden_channels)
 
@@ -75,10 +75,10 @@ class ConvLSTMCell(nn.Module):
         """One step: return (h', c') of x and the state before it, None for zeros; see the class."""
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, state)
-        weight, bias = parameters_of(self.gates)
+        weight, bias = get_parameters(self.gates)
         if state is None:
             pre = convolve(x, weight[:, : self.in_channels], bias)
-            return lstm_gates(pre, zero_state(x, self.hidden_channels, state_dtype(x)))
+            return lstm_gates(pre, make_zero_state(x, self.hidden_channels, get_state_dtype(x)))
         h, c = state
         return conv_lstm_cell(x, h, c, weight, bias)
 
@@ -88,21 +88,21 @@ class ConvLSTMCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last state.
         """
-        folded, every = by_time(x), []
+        folded, every = fold_time(x), []
         batch, times = x.shape[:2]
-        maps = per_time(folded, batch, times)
-        weight, bias = parameters_of(self.gates)
-        if not hoisting_pays(maps[0], weight, self.hidden_channels):
-            parameters = _for_steps(maps[0], (weight, bias), gated=True, joined=True)
+        maps = unfold_time(folded, batch, times)
+        weight, bias = get_parameters(self.gates)
+        if not is_hoisting_faster(maps[0], weight, self.hidden_channels):
+            parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
             for now in maps:
                 state = self(now) if state is None else conv_lstm_cell(now, *state, *parameters)
                 every.append(state[0])
             return torch.stack(every, 1), state
-        shares = per_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
-        from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None), passes=1)
+        shares = unfold_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
+        from_h, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
         for of_x in shares:
             if state is None:
-                state = lstm_gates(of_x, zero_state(of_x, self.hidden_channels, state_dtype(of_x)))
+                state = lstm_gates(of_x, make_zero_state(of_x, self.hidden_channels, get_state_dtype(of_x)))
             else:
                 state = lstm_gates(convolve(state[0], from_h, residual=of_x), state[1])
             every.append(state[0])
@@ -133,7 +133,7 @@ class ConvGRUCell(nn.Module):
             raise ValueError(f"keep must be 'z' or '1-z', got {keep!r}")
         if act not in ("tanh", "leaky_relu"):
             raise ValueError(f"act must be 'tanh' or 'leaky_relu', got {act!r}")
-        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
+        check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.options = {"keep": keep, "act": act, "negative_slope": negative_slope}
         self.gates = Conv3x3(in_channels + hidden_channels, 2 * hidden_channels)
@@ -143,7 +143,7 @@ class ConvGRUCell(nn.Module):
         """One step: return h' of x and the state h before it, None for zeros; see the class."""
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, h)
-        both = parameters_of(self.gates), parameters_of(self.candidate)
+        both = get_parameters(self.gates), get_parameters(self.candidate)
         if h is None:
             return _first_step(both, x, self.in_channels, self.options)
         return conv_gru_cell(x, h, *both[0], *both[1], **self.options)
@@ -154,14 +154,14 @@ class ConvGRUCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last one.
         """
-        every = gru_sequence(self.gates, self.candidate, by_time(x), h, x.shape[1], **self.options)
+        every = run_gru(self.gates, self.candidate, fold_time(x), h, x.shape[1], **self.options)
         return torch.stack(every, 1), every[-1]
 
     def extra_repr(self) -> str:
         return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
 
 
-def gru_sequence(
+def run_gru(
     gates: Conv3x3, candidate: Conv3x3, x: Tensor, h: Tensor | None, times: int, **options: Any
 ) -> list[Tensor]:
     """The states of a convolutional GRU after each of T inputs; where it pays, x's parts of gates and candidate are one
@@ -175,54 +175,56 @@ def gru_sequence(
         options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
     """
     every, hidden = [], candidate.out_channels
-    both = parameters_of(gates), parameters_of(candidate)
-    maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
-    if times == 1 or not hoisting_pays(maps[0], both[0][0], hidden):
-        parameters = _for_steps(maps[0], *both, gated=True, joined=True)
+    both = get_parameters(gates), get_parameters(candidate)
+    maps, n = unfold_time(x, x.shape[0] // times, times), gates.in_channels - hidden
+    if times == 1 or not is_hoisting_faster(maps[0], both[0][0], hidden):
+        parameters = _prepare_step_weights(maps[0], *both, gated=True, joined=True)
         for now in maps:
             h = _first_step(both, now, n, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
     shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in both)
-    parameters = _for_steps(maps[0], *((weight[:, n:], None) for weight, _ in both), gated=True, passes=1)
-    for now in zip(*(per_time(part, x.shape[0] // times, times) for part in shares), strict=True):
+    parameters = _prepare_step_weights(maps[0], *((weight[:, n:], None) for weight, _ in both), gated=True, passes=1)
+    for now in zip(*(unfold_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
-            h = first_state(*now, hidden, options)
+            h = compute_first_state(*now, hidden, options)
         else:
             h = conv_gru_cell(None, h, *parameters, shares=now, **options)
         every.append(h)
     return every
 
 
-def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **beside: Any) -> list[Tensor | None]:
+def _prepare_step_weights(
+    maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **beside: Any
+) -> list[Tensor | None]:
     """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
     rounds them to: once and not in every step. beside: of conv3x3.algorithm.chosen, as in the steps."""
     found = []
     for weight, bias in parameters:
         if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
-            dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
-            if chosen(current(), maps, inputs, outputs, dtype, False, **beside) not in ENGINES:
-                weight, bias = cast(weight, dtype), cast(bias, dtype)
-        found += [share_where_it_pays(weight.contiguous(), maps), bias]
+            dtype, (outputs, inputs) = get_autocast_dtype(maps) or maps.dtype, weight.shape[:2]
+            if select_algorithm(current_algorithm(), maps, inputs, outputs, dtype, False, **beside) not in ENGINES:
+                weight, bias = cast_floating(weight, dtype), cast_floating(bias, dtype)
+        found += [maybe_share_weight(weight.contiguous(), maps), bias]
     return found
 
 
 def _first_step(both: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
     """A convolutional GRU's step from the zero state, x (B, C, H, W); both: weight and bias of gates and candidate."""
     parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in both]
-    return first_state(*parts, parts[1].shape[1], options)
+    return compute_first_state(*parts, parts[1].shape[1], options)
 
 
-def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
+def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
     """A convolutional GRU's step from the zero state, from x's parts of gates and candidate alone."""
     return gru_update(torch.sigmoid(gates[:, :hidden]), candidate, torch.zeros_like(candidate), **options)
 
 
-def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
+def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
     """gru_sequence for an x of zeros, whose convolutions are left out."""
-    both = parameters_of(gates), parameters_of(candidate)
+    both = get_parameters(gates), get_parameters(candidate)
     of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in both)
-    parameters, every = _for_steps(h, *of_h, gated=True), []
+    parameters, every = _prepare_step_weights(h, *of_h, gated=True), []
     for _ in range(times):
         h = conv_gru_cell(None, h, *parameters, **options)
         every.append(h)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import triton_loader
-from fastds.ops.core.layout import dense, empty_map
-from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.core.layout import empty_map, to_channels_last
+from fastds.ops.impl.conv3x3 import library
 
 
 def upsample2(x: Tensor) -> Tensor:
@@ -20,9 +20,9 @@ def upsample2(x: Tensor) -> Tensor:
     gradient, a sum of up to 16 pixels, is left in float32.
     """
     batch, channels, height, width = x.shape
-    if direct.fused(x):
+    if library.can_fuse_epilogue(x):
         out = empty_map((batch, channels, 2 * height, 2 * width), x.dtype, x)
-        triton_loader.kernels("resize").upsample2(dense(x), out)
+        triton_loader.load_kernels("resize").upsample2(to_channels_last(x), out)
         return out
     with torch.autocast("cuda", enabled=False) if x.is_cuda and not torch.is_grad_enabled() else nullcontext():
         return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ def recorded() -> Iterator[list[tuple[str, tuple]]]:
 
     def watched(original):
         def run(self, *args):
-            calls.append((self.name, self._filled(args)))
+            calls.append((self.name, self._fill_defaults(args)))
             return original(self, *args)
 
         return run

@@ -79,19 +79,19 @@ def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def is_count(value) -> bool:
+def is_int(value) -> bool:
     """Whether the value is an int; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_counts(**values) -> None:
+def check_positive_ints(**values) -> None:
     """ValueError unless all values are integers of 1 or more, numpy's among them."""
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
-def number(name: str, value) -> float:
+def to_float(name: str, value) -> float:
     """The value as a float; TypeError where it is no number."""
     if type(value) is float:
         return value
@@ -106,7 +106,7 @@ def check_slope(negative_slope: float) -> None:
         raise ValueError(f"negative_slope must be a finite number >= 0, got {negative_slope!r}")
 
 
-def autocast_dtype(value) -> torch.dtype | None:
+def get_autocast_dtype(value) -> torch.dtype | None:
     """The dtype of the autocast that is on where a tensor lies (what is no tensor: on the CPU), else None.
 
     Asked of other devices, the meta device among them, torch raises.
@@ -119,38 +119,40 @@ def autocast_dtype(value) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def cast(value, dtype: torch.dtype):
+def cast_floating(value, dtype: torch.dtype):
     """A floating-point tensor in dtype; float64, and what is no such tensor, as it is."""
     covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
     return value.to(dtype) if covered else value
 
 
-def cast_either(value, dtype: torch.dtype):
+def cast_unless_float32(value, dtype: torch.dtype):
     """What may be in dtype or in float32 under autocast: these stay, the other 16-bit dtype is cast; float64, and no
     tensor, stay."""
-    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast(value, dtype)
+    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast_floating(value, dtype)
 
 
-def autocast(tensors: tuple, wide: tuple[int, ...] = (), either: tuple[int, ...] = ()):
+def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float32: tuple[int, ...] = ()):
     """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays.
 
     Those whose positions `either` names, weights, biases and what a kernel reads once, may stay in float32.
     """
-    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
+    dtype = get_autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
     if dtype is None:
         return tensors
     return [
-        cast_either(t, dtype) if k in either else cast(t, torch.float32 if k in wide else dtype)
+        cast_unless_float32(t, dtype)
+        if k in keep_float32
+        else cast_floating(t, torch.float32 if k in float32 else dtype)
         for k, t in enumerate(tensors)
     ]
 
 
-def outside_autocast(function):
+def without_autocast(function):
     """A function whose dtypes are chosen already: autocast, asked at its first argument, does not cast them again."""
 
     @wraps(function)
     def run(x, *args):
-        if autocast_dtype(x) is None:
+        if get_autocast_dtype(x) is None:
             return function(x, *args)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fastds.ops.core.switches import Switch
+from fastds.ops.core.settings import ProcessSetting
 
-NAMES = ("native", "triton", "reference")
+BACKEND_NAMES = ("native", "triton", "reference")
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class Backend:
     """
 
     run: Callable
-    refusal: Callable
-    preferred: Callable | None = None
+    unsupported_reason: Callable
+    is_preferred: Callable | None = None
 
 
-def _checked(name: str, where: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"{where}: expected one of {', '.join(NAMES)}, got {name!r}")
+def _check_name(name: str, where: str) -> str:
+    if name not in BACKEND_NAMES:
+        raise ValueError(f"{where}: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
     return name
 
 
-_wanted = os.environ.get("FASTDS_BACKEND")
-_forced = Switch(_checked(_wanted, "FASTDS_BACKEND") if _wanted else None)
+_requested = os.environ.get("FASTDS_BACKEND")
+_forced = ProcessSetting(_check_name(_requested, "FASTDS_BACKEND") if _requested else None)
 _warned = set()
 
 
@@ -52,36 +52,36 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    with _forced.set(_checked(name, "backend")):
+    with _forced.set(_check_name(name, "backend")):
         yield
 
 
-def forced() -> str | None:
+def forced_backend() -> str | None:
     """The implementation that backend() or FASTDS_BACKEND asks for, or None."""
     return _forced.value
 
 
-def ranked(backends: dict[str, Backend], args: tuple) -> list[str]:
+def rank_backends(backends: dict[str, Backend], args: tuple) -> list[str]:
     """Names of the implementations in the order in which they are tried for these arguments."""
     if len(backends) == 1:
         return list(backends)
-    first = [n for n, b in backends.items() if b.preferred is not None and b.preferred(*args)]
+    first = [n for n, b in backends.items() if b.is_preferred is not None and b.is_preferred(*args)]
     return [*first, *(n for n in backends if n not in first)] if first else list(backends)
 
 
-def choose(op, args: tuple) -> str:
+def select_backend(op, args: tuple) -> str:
     """Name of the implementation that an op (its `name` and `backends` count) runs for `args`."""
-    wanted = _forced.value
-    if wanted == "reference":
+    requested = _forced.value
+    if requested == "reference":
         return "reference"
-    if wanted in op.backends:
-        reason = op.backends[wanted].refusal(*args)
+    if requested in op.backends:
+        reason = op.backends[requested].unsupported_reason(*args)
         if reason is not None:
-            raise RuntimeError(f"backend {wanted!r} was asked for, but fastds.{op.name} cannot use it: {reason}")
-        return wanted
+            raise RuntimeError(f"backend {requested!r} was requested, but fastds.{op.name} cannot use it: {reason}")
+        return requested
     reasons = []
-    for name in ranked(op.backends, args):
-        reason = op.backends[name].refusal(*args)
+    for name in rank_backends(op.backends, args):
+        reason = op.backends[name].unsupported_reason(*args)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")

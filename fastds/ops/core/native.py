@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds._source_hash import source_hash
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
-KEPT_WORKSPACE_BYTES = 64 << 20
+MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 
 # Functions of the module that only tell something.
 QUERIES = frozenset(
@@ -22,7 +22,7 @@ QUERIES = frozenset(
     + ("deform_conv2d_window_fits", "isa", "same_bytes", "use_huge_pages")
 )
 
-_kept = threading.local()
+_thread = threading.local()
 _recording = threading.Lock()
 _module = None
 _missing = None  # why there is no module
@@ -47,7 +47,7 @@ def _load():
     _module = _fastds
 
 
-def module():
+def get_module():
     """The module _fastds; ImportError with the reason where there is none."""
     if _module is None:
         raise ImportError(_missing)
@@ -74,23 +74,23 @@ class _Recorder:
 
 
 @contextmanager
-def recorded(calls: list) -> Iterator[None]:
+def record_calls(calls: list) -> Iterator[None]:
     """A block in which this thread's calls of the module are appended to `calls`; of one block at a time."""
     global _module
     with _recording:
-        before, _module = module(), _Recorder(module(), calls)
+        before, _module = get_module(), _Recorder(get_module(), calls)
         try:
             yield
         finally:
             _module._calls, _module = None, before  # caches may have the recorder as a key
 
 
-def missing() -> str | None:
+def get_missing_reason() -> str | None:
     """Why there is no native module, or None."""
     return _missing
 
 
-def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
+def unsupported_reason(functions: dict[str, str], tensor: Tensor) -> str | None:
     """Why the native kernel cannot take `tensor`, or None; `functions` maps device types to names in _fastds."""
     if _missing is not None:
         return _missing
@@ -111,58 +111,58 @@ def runs_on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def cuda_launch(tensor: Tensor) -> tuple[int, int]:
+def get_cuda_launch_arguments(tensor: Tensor) -> tuple[int, int]:
     """Device index and current stream: the last arguments of every CUDA function of _fastds."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def address(tensor: Tensor | None) -> int:
+def get_address(tensor: Tensor | None) -> int:
     """Where the tensor's values lie, 0 for None. The tensor stays bound to a name until the native call returns."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def view(tensor: Tensor) -> tuple:
+def describe_map(tensor: Tensor) -> tuple:
     """A map as csrc/conv3x3 takes it: address, dtype, channels, strides of B, H, W and C."""
     b, c, h, w = tensor.stride()
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w, c
 
 
-def kept_workspace() -> Tensor | None:
+def get_cached_workspace() -> Tensor | None:
     """The workspace that this thread of Python keeps, if any: nobody writes what another thread computes on."""
-    return getattr(_kept, "workspace", None)
+    return getattr(_thread, "workspace", None)
 
 
-def workspace(size: int) -> Tensor:
+def get_workspace(size: int) -> Tensor:
     """At least so many bytes on the CPU, the thread's own and kept for its next call unless they are many."""
-    kept = kept_workspace()
+    kept = get_cached_workspace()
     if kept is not None and kept.numel() >= size:
         return kept
-    new, mine = torch.empty(size, dtype=torch.uint8), getattr(_kept, "all", None)
+    new, mine = torch.empty(size, dtype=torch.uint8), getattr(_thread, "all", None)
     if mine is not None:
         mine.append(new)
-    if size <= KEPT_WORKSPACE_BYTES or mine is not None:
-        _kept.workspace = new
+    if size <= MAX_CACHED_WORKSPACE_BYTES or mine is not None:
+        _thread.workspace = new
     return new
 
 
 @contextmanager
-def own_workspaces() -> Iterator[list[Tensor]]:
+def private_workspaces() -> Iterator[list[Tensor]]:
     """A block with workspaces of its own, which it gives; none of them is thrown away while the list lives."""
-    before, mine = kept_workspace(), []
-    _kept.workspace, _kept.all = None, mine
+    before, mine = get_cached_workspace(), []
+    _thread.workspace, _thread.all = None, mine
     try:
         yield mine
     finally:
-        _kept.workspace, _kept.all = before, None
+        _thread.workspace, _thread.all = before, None
 
 
-def in_workspace(function, *args) -> None:
+def call_with_workspace(function, *args) -> None:
     """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
-    kept, threads = kept_workspace(), torch.get_num_threads()
+    kept, threads = get_cached_workspace(), torch.get_num_threads()
     address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
     needed = function(*args, threads, address, size)
     if needed > size:
-        larger = workspace(needed)
+        larger = get_workspace(needed)
         function(*args, threads, larger.data_ptr(), needed)
 
 

@@ -16,17 +16,19 @@ import torch
 from torch.autograd import forward_ad
 
 from fastds.ops.core.arguments import check_dense
-from fastds.ops.core.backends import Backend, choose, forced
+from fastds.ops.core.backends import Backend, forced_backend, select_backend
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
-_PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
-_OPTIONAL = frozenset((*_PLAIN, type(None)))
-_WORTH_ASKING = 5 * 10**8  # products of a weight's gradient, see reached
-_USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, tuple, torch.dtype))  # types that hide no subclass
+_EXACT_TYPES = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
+_OPTIONAL_TENSOR_TYPES = frozenset((*_EXACT_TYPES, type(None)))
+_EXPENSIVE_PRODUCTS = 5 * 10**8  # products of a weight's gradient, see reached
+_EXACT_ARGUMENT_TYPES = frozenset(
+    (*_EXACT_TYPES, type(None), bool, int, float, str, tuple, torch.dtype)
+)  # types that hide no subclass
 
 
-def _nothing(*args) -> None:
+def _accept_all(*args) -> None:
     """The check of an op that can take all its schema allows."""
 
 
@@ -53,29 +55,29 @@ class Op:
         self.main = types.index("Tensor")  # gives the device
         flags = [k for k, kind in enumerate(types) if kind == "List[bool]"]
         self.lengths = [(k, arguments[k].N) for k in flags]  # other lists are left to the op's own check
-        self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
+        self.exact_types = _EXACT_ARGUMENT_TYPES if "List[Tensor]" in types else _EXACT_ARGUMENT_TYPES | {list}
         self.weights = [k for k, name in enumerate(self.arguments) if name.endswith("weight")]
 
     def __call__(self, *args):
         """Checks the arguments and computes."""
-        if transforms_active() or not self._watched(args):
-            self.check(*self._filled(args))
-            return self._computed(args)
+        if has_active_transforms() or not self._needs_dispatcher(args):
+            self.check(*self._fill_defaults(args))
+            return self._run_backend(args)
         if torch.compiler.is_compiling():
-            self.check(*self._filled(args))  # in its words, while it is traced
+            self.check(*self._fill_defaults(args))  # in its words, while it is traced
             return self.overload(*args)
         if not isinstance(args[self.main], torch.Tensor):
-            self.check(*self._filled(args))  # the schema would make a tensor of a number
+            self.check(*self._fill_defaults(args))  # the schema would make a tensor of a number
         try:
             return self.overload(*args)  # the kernel behind it checks
         except RuntimeError:
-            self.check(*self._filled(args))  # says better what the schema refused
+            self.check(*self._fill_defaults(args))  # says better what the schema refused
             raise
 
-    def trusted(self, *args):
+    def call_unchecked(self, *args):
         """The same for arguments that fit already: those that autograd kept, results of another op."""
-        if transforms_active() or not self._watched(args):
-            return self._computed(args)
+        if has_active_transforms() or not self._needs_dispatcher(args):
+            return self._run_backend(args)
         return self.overload(*args)
 
     def bind(self, args: tuple, kwargs: dict) -> tuple:
@@ -86,74 +88,78 @@ class Op:
             raise TypeError(f"{self.name}: arguments do not fit {self.overload._schema}")
         return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
-    def _filled(self, args: tuple) -> tuple:
+    def _fill_defaults(self, args: tuple) -> tuple:
         """args with the defaults that the dispatcher leaves off at the end."""
         return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
-    def check_given(self, args: tuple) -> None:
+    def check_dispatched(self, args: tuple) -> None:
         """The check for whoever calls torch.ops.fastds.X, whose schema takes lists of any length."""
         for k, length in self.lengths:
             if len(args[k]) != length:
                 raise ValueError(f"{self.arguments[k]} has {len(args[k])} values, expected {length}")
         self.check(*args)
 
-    def _watched(self, args: tuple) -> bool:
+    def _needs_dispatcher(self, args: tuple) -> bool:
         """Whether the dispatcher is asked: somebody may want to see the op called, or it is on no CPU or GPU."""
         main = args[self.main]
         return (
             torch.compiler.is_compiling()
-            or type(main) not in _PLAIN
+            or type(main) not in _EXACT_TYPES
             or not (main.is_cpu or main.is_cuda)
             or torch.autograd.profiler._is_profiler_enabled
-            or _intercepted(args, self.usual)
+            or _is_dispatch_intercepted(args, self.exact_types)
         )
 
-    def _computed(self, args: tuple, visible: bool = False):
+    def _run_backend(self, args: tuple, visible: bool = False):
         """Chooses the implementation and runs it, under autograd; visible: it is run below autograd in the dispatcher,
         where tracers, modes and subclasses see it."""
-        args = self._filled(args)
+        args = self._fill_defaults(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         try:
-            if transforms_active() or (tracked and self.function is None):
+            if has_active_transforms() or (tracked and self.function is None):
                 return self.reference(*args)
-            chosen = choose(self, args)
+            chosen = select_backend(self, args)
             if chosen == "reference":
                 return self.reference(*args)
-            run = self._below_autograd if visible else self.backends[chosen].run
+            run = self._call_below_autograd if visible else self.backends[chosen].run
             if not tracked:
                 return run(*args)
-            return self.function.apply(run, *(args if visible else self._askable(args)))
+            return self.function.apply(run, *(args if visible else self._wrap_leaf_weights(args)))
         except RuntimeError:
             if any(map(is_batched, args)):
                 return self.reference(*args)
             check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
             raise
 
-    def _askable(self, args: tuple) -> tuple:
+    def _wrap_leaf_weights(self, args: tuple) -> tuple:
         """The arguments, each weight that reached() will ask about through a node of its own: of a leaf that
         autograd.grad was asked for torch answers by an exception, which takes 60 us between two convolutions."""
         for k in self.weights:
             weight = args[k]
-            if weight.requires_grad and weight.is_leaf and _is_worth_asking(weight, args[self.main]):
+            if weight.requires_grad and weight.is_leaf and _is_weight_grad_expensive(weight, args[self.main]):
                 args = *args[:k], weight.view_as(weight), *args[k + 1 :]
         return args
 
-    def _below_autograd(self, *args):
+    def _call_below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
 
     # ---- the kernels behind the dispatcher
 
-    def autograd_kernel(self, *args):
-        self.check_given(self._filled(args))
+    def run_autograd_kernel(self, *args):
+        self.check_dispatched(self._fill_defaults(args))
         main = args[self.main]
-        visible = torch.compiler.is_compiling() or not (main.is_cpu or main.is_cuda) or _intercepted(args, self.usual)
-        return self._computed(args, visible)
+        visible = (
+            torch.compiler.is_compiling()
+            or not (main.is_cpu or main.is_cuda)
+            or _is_dispatch_intercepted(args, self.exact_types)
+        )
+        return self._run_backend(args, visible)
 
     def kernel(self, *args):
-        args = self._filled(args)
-        self.check_given(args)
-        chosen = choose(self, args)
+        args = self._fill_defaults(args)
+        self.check_dispatched(args)
+        chosen = select_backend(self, args)
         return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
 
 
@@ -163,7 +169,7 @@ def define(
     reference: Callable,
     backends: dict[str, Backend],
     fake: Callable,
-    check: Callable = _nothing,
+    check: Callable = _accept_all,
     function: type[torch.autograd.Function] | None = None,
 ) -> Op:
     """Registers one op.
@@ -186,13 +192,13 @@ def define(
     op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, check, function)
 
     def fake_kernel(*args):
-        args = op._filled(args)
-        op.check_given(args)
+        args = op._fill_defaults(args)
+        op.check_dispatched(args)
         return fake(*args)
 
     LIBRARY.impl(name, op.kernel, "CPU")
     LIBRARY.impl(name, op.kernel, "CUDA")
-    LIBRARY.impl(name, op.autograd_kernel, "Autograd")
+    LIBRARY.impl(name, op.run_autograd_kernel, "Autograd")
     torch.library.register_fake(f"fastds::{name}", fake_kernel, lib=LIBRARY)
     OPS[name] = op
     return op
@@ -205,12 +211,12 @@ def _requires_grad(value) -> bool:
     return isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) and v.requires_grad for v in value)
 
 
-def transforms_active() -> bool:
+def has_active_transforms() -> bool:
     """True inside functorch transforms (grad, vmap, jvp, ...) and open forward-mode AD levels."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _intercepted(args: tuple, usual: frozenset) -> bool:
+def _is_dispatch_intercepted(args: tuple, usual: frozenset) -> bool:
     """Whether a tracer, a dispatch mode or a subclass of Tensor wants to see what is called with these arguments."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -222,25 +228,25 @@ def _intercepted(args: tuple, usual: frozenset) -> bool:
     )
 
 
-def observed(*tensors: torch.Tensor) -> bool:
+def is_intercepted(*tensors: torch.Tensor) -> bool:
     """Whether functorch, a tracer, a dispatch mode or a subclass of Tensor wants to see what is done to the tensors."""
-    return transforms_active() or _intercepted(tensors, _USUAL)
+    return has_active_transforms() or _is_dispatch_intercepted(tensors, _EXACT_ARGUMENT_TYPES)
 
 
-def unasked(*tensors: torch.Tensor) -> bool:
+def can_bypass_dispatcher(*tensors: torch.Tensor) -> bool:
     """Whether nobody asks for an op of these tensors: for one of its implementations, or to see it called."""
-    return forced() is None and not (torch.compiler.is_compiling() or observed(*tensors))
+    return forced_backend() is None and not (torch.compiler.is_compiling() or is_intercepted(*tensors))
 
 
 def _is_subclass(value) -> bool:
     if isinstance(value, list):
         return any(map(_is_subclass, value))
-    return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
+    return isinstance(value, torch.Tensor) and type(value) not in _EXACT_TYPES
 
 
-def are_plain(*values) -> bool:
+def are_exact_tensors(*values) -> bool:
     """Whether all are tensors of no subclass, or None."""
-    return _OPTIONAL.issuperset(map(type, values))
+    return _OPTIONAL_TENSOR_TYPES.issuperset(map(type, values))
 
 
 def is_batched(value) -> bool:
@@ -248,25 +254,25 @@ def is_batched(value) -> bool:
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
-def reached(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[bool]:
+def needs_weight_grad(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[bool]:
     """Which gradients of a weight and its bias the backward pass of a node has to calculate; result: a map of as many
     pixels as the result; at: the places of weight and bias among the arguments of its forward.
 
     torch.autograd.grad(y, x) does not reach the weights between, and ctx.needs_input_grad does not tell. Where the
     weight is reached the bias is taken to be, too. Nobody asks where the gradient takes little time.
     """
-    wanted, worth = [], _is_worth_asking(weight, result)
+    needs_grad, worth = [], _is_weight_grad_expensive(weight, result)
     for k in at:
-        known = not worth or any(wanted)
-        wanted.append(ctx.needs_input_grad[k] and (known or _is_reached(ctx, k)))
-    return wanted
+        known = not worth or any(needs_grad)
+        needs_grad.append(ctx.needs_input_grad[k] and (known or _is_grad_requested(ctx, k)))
+    return needs_grad
 
 
-def _is_worth_asking(weight: torch.Tensor, maps: torch.Tensor) -> bool:
-    return weight.numel() * (maps.numel() // max(maps.shape[1], 1)) >= _WORTH_ASKING
+def _is_weight_grad_expensive(weight: torch.Tensor, maps: torch.Tensor) -> bool:
+    return weight.numel() * (maps.numel() // max(maps.shape[1], 1)) >= _EXPENSIVE_PRODUCTS
 
 
-def _is_reached(ctx, k: int) -> bool:
+def _is_grad_requested(ctx, k: int) -> bool:
     nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require a gradient
     try:
         return torch._C._will_engine_execute_node(nodes[sum(ctx.needs_input_grad[:k])])
@@ -274,7 +280,7 @@ def _is_reached(ctx, k: int) -> bool:
         return True
 
 
-def vector_jacobian(function: Callable, tensors, cotangents, wanted) -> list[torch.Tensor]:
+def compute_vjp(function: Callable, tensors, cotangents, needs_grad) -> list[torch.Tensor]:
     """Gradients of sum(cotangents * function(*tensors)) for the wanted tensors, differentiable to any order.
 
     Entries of tensors that are not wanted and entries of cotangents may be None, for zero. Works on views: a tensor
@@ -282,13 +288,13 @@ def vector_jacobian(function: Callable, tensors, cotangents, wanted) -> list[tor
     """
     with torch.enable_grad():
         tracked = [
-            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
-            for t, want in zip(tensors, wanted, strict=True)
+            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if needed else t
+            for t, needed in zip(tensors, needs_grad, strict=True)
         ]
         results = function(*tracked)
         results = (results,) if isinstance(results, torch.Tensor) else results
         pairs = [(y, g) for y, g in zip(results, cotangents, strict=True) if g is not None and y.requires_grad]
-        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
+        leaves = [t for t, needed in zip(tracked, needs_grad, strict=True) if needed]
         if not pairs:
             return [torch.zeros_like(t) for t in leaves]
         ys, gs = zip(*pairs, strict=True)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Proxy
 
 
-def record(function: Callable, given: Mapping[str, Any]) -> Any:
+def record_op(function: Callable, given: Mapping[str, Any]) -> Any:
     """The call of a public op as one node of the graph that its first argument belongs to.
 
     Args:
@@ -35,4 +35,4 @@ def record_layer(layer: nn.Module, *args: Any, **options: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, options)
 
 
-__all__ = ["Proxy", "record", "record_layer"]
+__all__ = ["Proxy", "record_op", "record_layer"]

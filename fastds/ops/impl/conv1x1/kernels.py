@@ -5,17 +5,17 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, plain, turned
-from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.core.arguments import without_autocast
+from fastds.ops.core.layout import CHANNELS_LAST, empty_map, to_channels_last, to_contiguous, transpose_matrix
 from fastds.ops.impl.conv3x3 import kernels as conv3x3_kernels
-from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
-from fastds.ops.impl.conv3x3.engine import ACT
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.algorithm import winograd_unsupported_reason
+from fastds.ops.impl.conv3x3.winograd import ACTIVATION_CODES
 
 # ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
 
 
-def _readable(maps: Tensor) -> Tensor:
+def _to_readable_layout(maps: Tensor) -> Tensor:
     """The maps where the kernel can walk from pixel to pixel, else a copy in channels_last."""
     if maps.is_contiguous(memory_format=CHANNELS_LAST) or maps.is_contiguous():
         return maps.resolve_neg()
@@ -23,10 +23,10 @@ def _readable(maps: Tensor) -> Tensor:
     _, of_channel, row, column = maps.stride()
     even = height == 1 or width == 1 or row == width * column
     beside = channels == 1 or 1 in (of_channel, column if width > 1 else row)
-    return maps.resolve_neg() if even and beside else dense(maps)
+    return maps.resolve_neg() if even and beside else to_channels_last(maps)
 
 
-def _view(maps: Tensor) -> tuple:
+def _describe_map(maps: Tensor) -> tuple:
     """As csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
     _, channels, height, width = maps.shape
     of_image, of_channel, row, column = maps.stride()
@@ -34,48 +34,51 @@ def _view(maps: Tensor) -> tuple:
     return maps.data_ptr(), channels, of_image, step, 1 if channels == 1 else of_channel
 
 
-def _rows(weight: Tensor) -> Tensor:
+def _to_dense_rows(weight: Tensor) -> Tensor:
     """The weight (O, C, 1, 1) with dense rows."""
-    return weight if weight.is_contiguous() and not weight.is_neg() else plain(weight)
+    return weight if weight.is_contiguous() and not weight.is_neg() else to_contiguous(weight)
 
 
-def _product(sources, weight: Tensor, bias, residual, act: str, negative_slope: float) -> Tensor:
+def _multiply(sources, weight: Tensor, bias, residual, act: str, negative_slope: float) -> Tensor:
     """weight: (O, C) or (O, C, 1, 1) of all sources, dense rows."""
     batch, _, height, width = sources[0].shape
     dtype, outputs = sources[0].dtype, weight.shape[0]
     y = empty_map((batch, outputs, height, width), dtype, sources[0])
-    sources = [_readable(source) for source in sources]
-    bias = None if bias is None else plain(bias)
-    residual = None if residual is None else dense(residual)
-    native.in_workspace(
-        native.module().conv1x1, native.DTYPE_CODES[dtype], batch, height * width, [_view(s) for s in sources],
-        (weight.data_ptr(), native.DTYPE_CODES[weight.dtype], outputs, weight.stride(0)), native.address(bias),
-        native.address(residual), y.data_ptr(), ACT[act], negative_slope,
+    sources = [_to_readable_layout(source) for source in sources]
+    bias = None if bias is None else to_contiguous(bias)
+    residual = None if residual is None else to_channels_last(residual)
+    native.call_with_workspace(
+        native.get_module().conv1x1, native.DTYPE_CODES[dtype], batch, height * width,
+        [_describe_map(s) for s in sources],
+        (weight.data_ptr(), native.DTYPE_CODES[weight.dtype], outputs, weight.stride(0)), native.get_address(bias),
+        native.get_address(residual), y.data_ptr(), ACTIVATION_CODES[act], negative_slope,
     )  # fmt: skip
     return y
 
 
-def _grad_weight(grad: Tensor, sources, dtype: torch.dtype) -> Tensor:
+def _compute_weight_gradient(grad: Tensor, sources, dtype: torch.dtype) -> Tensor:
     """(O, C, 1, 1) of all sources."""
     batch, outputs, height, width = grad.shape
     channels = sum(source.shape[1] for source in sources)
-    result, grad = torch.empty((outputs, channels, 1, 1), dtype=dtype), _readable(grad)
+    result, grad = torch.empty((outputs, channels, 1, 1), dtype=dtype), _to_readable_layout(grad)
     at = result.data_ptr()
-    for source in map(_readable, sources):
-        native.in_workspace(
-            native.module().conv1x1_grad_weight, native.DTYPE_CODES[grad.dtype], batch, height * width, _view(grad),
-            _view(source), at, native.DTYPE_CODES[dtype], channels,
+    for source in map(_to_readable_layout, sources):
+        native.call_with_workspace(
+            native.get_module().conv1x1_grad_weight, native.DTYPE_CODES[grad.dtype], batch, height * width,
+            _describe_map(grad), _describe_map(source), at, native.DTYPE_CODES[dtype], channels,
         )  # fmt: skip
         at += source.shape[1] * dtype.itemsize
     return result
 
 
-def _grad_sources(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
+def _compute_source_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needs_grad: tuple[bool, bool]
+) -> list[Tensor | None]:
     """Of x and the second source."""
-    parts = turned(_rows(weight).flatten(1)).tensor_split([x.shape[1]])
+    parts = transpose_matrix(_to_dense_rows(weight).flatten(1)).tensor_split([x.shape[1]])
     return [
-        _product([grad], part, None, None, "none", 0.0) if want else None
-        for part, want in zip(parts, wanted, strict=True)
+        _multiply([grad], part, None, None, "none", 0.0) if needed else None
+        for part, needed in zip(parts, needs_grad, strict=True)
     ]
 
 
@@ -86,38 +89,40 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
     args = (x, weight, bias, x2, residual, act, negative_slope)
     if x.shape[0] == 0:
         return forward_fake(*args)
-    if winograd_refusal(x) is not None:
-        return _by_library(*args, 1, 1)
+    if winograd_unsupported_reason(x) is not None:
+        return _forward_library(*args, 1, 1)
     sources = [x] if x2 is None else [x, x2]
-    return _product(sources, _rows(weight), bias, residual, act, negative_slope)
+    return _multiply(sources, _to_dense_rows(weight), bias, residual, act, negative_slope)
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope):
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
-_by_library = outside_autocast(direct.convolve)
+_forward_library = without_autocast(library.convolve)
 
 
-def backward(grad_y, x, weight, x2, y, negative_slope, wanted):
+def backward(grad_y, x, weight, x2, y, negative_slope, needs_grad):
     if x.shape[0] == 0:
-        return [g.zero_() for g in backward_fake(grad_y, x, weight, x2, y, negative_slope, wanted)]
-    gradients = _native_gradients if winograd_refusal(x) is None else _library_gradients
-    grads = gradients(grad_y, x, weight, x2, y, negative_slope, wanted)
-    return [g for g, want in zip(grads, wanted, strict=True) if want]
+        return [g.zero_() for g in backward_fake(grad_y, x, weight, x2, y, negative_slope, needs_grad)]
+    gradients = _backward_native if winograd_unsupported_reason(x) is None else _backward_library
+    grads = gradients(grad_y, x, weight, x2, y, negative_slope, needs_grad)
+    return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]
 
 
-def _native_gradients(grad_y, x, weight, x2, y, negative_slope, wanted):
-    grad = direct.pre_gradient(grad_y, y, negative_slope, 1)
-    grad_x, grad_x2 = _grad_sources(grad, x, weight, (wanted[0], wanted[3]))
-    grad_weight = _grad_weight(grad, [x] if x2 is None else [x, x2], weight.dtype) if wanted[1] else None
-    grad_bias = direct.bias_gradient(grad, weight.dtype) if wanted[2] else None
-    return grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None
+def _backward_native(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    grad = library.backpropagate_epilogue(grad_y, y, negative_slope, 1)
+    grad_x, grad_x2 = _compute_source_gradients(grad, x, weight, (needs_grad[0], needs_grad[3]))
+    grad_weight = (
+        _compute_weight_gradient(grad, [x] if x2 is None else [x, x2], weight.dtype) if needs_grad[1] else None
+    )
+    grad_bias = library.compute_bias_gradient(grad, weight.dtype) if needs_grad[2] else None
+    return grad_x, grad_weight, grad_bias, grad_x2, to_channels_last(grad) if needs_grad[4] else None
 
 
-def _library_gradients(grad_y, x, weight, x2, y, negative_slope, wanted):
-    return direct.backward(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", wanted)
+def _backward_library(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    return library.backward(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)
 
 
-def backward_fake(grad_y, x, weight, x2, y, negative_slope, wanted):
-    return conv3x3_kernels.backward_fake(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", wanted)
+def backward_fake(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    return conv3x3_kernels.backward_fake(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)

@@ -13,13 +13,13 @@ import torch
 from fastds.ops.impl.conv3x3 import costs as conv3x3
 
 PASSES = ("forward", "grad_x", "grad_weight", "inference")  # the last: forward, with filters kept by the library, too
-PASSES_WANTED = {  # by whether the gradients of x and of the weight are; a table, for small calls wait for it
+PASSES_BY_GRADIENTS = {  # by whether the gradients of x and of the weight are; a table, for small calls wait for it
     (False, False): PASSES[3:], (True, False): PASSES[:2], (False, True): PASSES[:3:2], (True, True): PASSES[:3],
 }  # fmt: skip
-SURE = 0.85  # times that differ less are not told apart
-PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
-MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
-CALL = 8e-6  # what a pass of the op takes longer than one of torch before it computes
+MARGIN = 0.85  # times that differ less are not told apart
+PACKING_COST = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
+MAX_CACHED_ELEMENTS = 8 << 20  # transformed weights; more of them would push those of other layers out
+CALL_OVERHEAD = 8e-6  # what a pass of the op takes longer than one of torch before it computes
 Costs = tuple[tuple[float, ...], tuple[float, ...]]  # of engine and library
 COSTS: dict[tuple[str, str], dict[str, Costs]] = {
     ("amd", "float32"): {
@@ -123,21 +123,21 @@ COSTS: dict[tuple[str, str], dict[str, Costs]] = {
 }
 
 
-def blocks_of(size: int) -> int:
+def count_blocks(size: int) -> int:
     """Blocks of 3 x 3 taps in a row of a filter of `size` taps each way."""
     return -(-size // 3)
 
 
-def _rounded(channels: int, to: int = 16) -> int:
+def _round_up(channels: int, to: int = 16) -> int:
     return -(-channels // to) * to
 
 
 def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: int) -> tuple[int, ...]:
     """The group, transformed weights, multiplications, numbers read, numbers written, and transformed weights from
     memory."""
-    blocks, deep, wide = blocks_of(size) ** 2, _rounded(inputs), _rounded(outputs)
+    blocks, deep, wide = count_blocks(size) ** 2, _round_up(inputs), _round_up(outputs)
     weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
-    far = max(0, weights - conv3x3.CACHED_WEIGHTS)
+    far = max(0, weights - conv3x3.CACHED_WEIGHT_ELEMENTS)
     if direction == "grad_weight":
         return 1, weights, weights * tiles, read + written, 0, far
     return 1, weights, weights * tiles, read, written, far
@@ -146,21 +146,21 @@ def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: i
 def _library_terms(direction: str, inputs: int, outputs: int, points: int, size: int, lanes: int) -> tuple[float, ...]:
     """Weights, multiplications, numbers read and written; for grad_weight in place of those two sums that
     multiplications add to. lanes: of a vector."""
-    weights = size**2 * _rounded(outputs, lanes)
-    filters, products = weights * _rounded(inputs), weights * points
+    weights = size**2 * _round_up(outputs, lanes)
+    filters, products = weights * _round_up(inputs), weights * points
     if direction == "grad_weight":
         return filters, inputs * products, products
     taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
     return filters, taken * products, inputs * points, outputs * points
 
 
-def _unfolded_terms(inputs: int, outputs: int, points: int, size: int) -> tuple[int, ...]:
+def _im2col_terms(inputs: int, outputs: int, points: int, size: int) -> tuple[int, ...]:
     """Pixels copied to a matrix of the taps at every pixel, its numbers, multiplications by it, results."""
     taps = size**2 * points
     return taps, taps * inputs, taps * inputs * outputs, outputs * points
 
 
-def terms(
+def compute_terms(
     direction: str, isa: str, dtype: torch.dtype,
     batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # fmt: skip
@@ -171,64 +171,64 @@ def terms(
     turned = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
     engine = _engine_terms(direction, *turned, tiles, size)
     library: tuple[float, ...] = (
-        _unfolded_terms(inputs, outputs, points, size)
-        if conv3x3.is_unfolded(isa, dtype)
+        _im2col_terms(inputs, outputs, points, size)
+        if conv3x3.uses_im2col(isa, dtype)
         else _library_terms(direction, *turned, points, size, 8 if isa == "avx2" else 16)
     )
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
-def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
+def can_cache_filters(outputs: int, inputs: int, size: int) -> bool:
     """Whether the transformed filters are kept between calls; inputs: of one group, outputs: of all."""
-    return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
+    return 36 * count_blocks(size) ** 2 * inputs * outputs <= MAX_CACHED_ELEMENTS
 
 
-def _fitted(key: tuple[str, str], direction: str) -> Costs:
+def _get_fitted_costs(key: tuple[str, str], direction: str) -> Costs:
     """Those of "forward" where nobody measured inference."""
     return COSTS[key].get(direction) or COSTS[key]["forward"]
 
 
-def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
+def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     """Where nobody measured them, as much longer than AMD's as products of conv3x3."""
-    is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
+    is_own = dtype == torch.bfloat16 or conv3x3.uses_im2col(isa, dtype)
     name = str(dtype).removeprefix("torch.") if is_own else "float32"
-    key = conv3x3.machine(isa, dtype), name
+    key = conv3x3.cpu_profile(isa, dtype), name
     if key in COSTS:
-        return _fitted(key, direction)
+        return _get_fitted_costs(key, direction)
     fitted = "amd", "float16" if name == "float16" else "float32"
     here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
     factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
     return tuple(
         tuple(factor * cost for cost in costs)
-        for factor, costs in zip(factors, _fitted(fitted, direction), strict=True)
+        for factor, costs in zip(factors, _get_fitted_costs(fitted, direction), strict=True)
     )
 
 
-def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
+def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
     backward = direction.startswith("grad")
-    if conv3x3.is_hopeless(dtype, backward):
+    if conv3x3.is_prohibitively_slow(dtype, backward):
         return [0.0, math.inf]
-    counts = terms(direction, isa, dtype, *shape)
-    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), counts)
+    counts = compute_terms(direction, isa, dtype, *shape)
+    engine, library = map(conv3x3.estimate_seconds, _get_costs(isa, dtype, direction), counts)
     _, inputs, outputs, _, _, size, groups = shape
-    if not backward and not keeps_filters(groups * outputs, inputs, size):
-        engine += PACKING * counts[0][2]
+    if not backward and not can_cache_filters(groups * outputs, inputs, size):
+        engine += PACKING_COST * counts[0][2]
     return [engine, library]
 
 
 @functools.lru_cache(maxsize=4096)
-def engine_pays(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
+def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Whether the engine takes less time for one of PASSES; shape: as in _seconds. In inference as op_pays, which is
     asked where nobody watches: what is recorded of an op has the bits of a call."""
     if direction == "inference":
-        return op_pays((direction,), isa, dtype, *shape)
-    engine, library = _seconds(direction, isa, dtype, shape)
-    return engine < SURE * library
+        return is_op_faster((direction,), isa, dtype, *shape)
+    engine, library = _estimate_seconds(direction, isa, dtype, shape)
+    return engine < MARGIN * library
 
 
 @functools.lru_cache(maxsize=4096)
-def op_pays(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
+def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Whether all these passes together, each by the quicker one, take less time than torch's own convolution."""
-    seconds = [_seconds(direction, isa, dtype, shape) for direction in directions]
-    return len(directions) * CALL + sum(map(min, seconds)) < SURE * sum(library for _, library in seconds)
+    seconds = [_estimate_seconds(direction, isa, dtype, shape) for direction in directions]
+    return len(directions) * CALL_OVERHEAD + sum(map(min, seconds)) < MARGIN * sum(library for _, library in seconds)

@@ -4,14 +4,14 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import are_plain, define, reached, unasked
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.registry import are_exact_tensors, can_bypass_dispatcher, define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv2d import kernels, reference
-from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, unsupported_reason
 
 __all__ = ["conv2d"]
 
@@ -25,7 +25,7 @@ def _check(x, weight, bias, groups) -> None:
     if 0 in x.shape[1:]:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
     channels, (outputs, _, size, _) = x.shape[1], weight.shape
-    if not is_count(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
+    if not is_int(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
         said = f"{channels} channels of x and the {outputs} outputs of weight"
         raise ValueError(f"groups must be an int that divides the {said}, got {groups!r}")
     if size % 2 == 0:
@@ -36,7 +36,7 @@ def _check(x, weight, bias, groups) -> None:
         check_shape("bias", bias, (outputs,))
 
 
-def _check_backward(grad_y, x, weight, groups, wanted) -> None:
+def _check_backward(grad_y, x, weight, groups, needs_grad) -> None:
     _check(x, weight, None, groups)
     check_tensor("grad_y", grad_y, 4, (x.dtype,), x.device, "x")
     check_shape("grad_y", grad_y, (x.shape[0], weight.shape[0], *x.shape[2:]))
@@ -55,9 +55,11 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[1], *reached(ctx, weight, grad_y, 2, 3)]
-        found = iter(CONV2D_BACKWARD.trusted(grad_y, x, weight, ctx.groups, wanted) if any(wanted) else ())
-        return None, *(next(found) if want else None for want in wanted), None
+        needs_grad = [ctx.needs_input_grad[1], *needs_weight_grad(ctx, weight, grad_y, 2, 3)]
+        found = iter(
+            CONV2D_BACKWARD.call_unchecked(grad_y, x, weight, ctx.groups, needs_grad) if any(needs_grad) else ()
+        )
+        return None, *(next(found) if needed else None for needed in needs_grad), None
 
 
 # ---- registration
@@ -66,15 +68,15 @@ class _Conv2d(torch.autograd.Function):
 CONV2D = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int groups) -> Tensor",
     reference=reference.conv2d,
-    backends={"native": Backend(kernels.forward, refusal)},
+    backends={"native": Backend(kernels.forward, unsupported_reason)},
     fake=kernels.forward_fake,
     check=_check,
     function=_Conv2d,
 )
 CONV2D_BACKWARD = define(
-    "conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, int groups, bool[3] wanted) -> Tensor[]",
+    "conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, int groups, bool[3] needs_grad) -> Tensor[]",
     reference=reference.conv2d_backward,
-    backends={"native": Backend(kernels.backward, refusal)},
+    backends={"native": Backend(kernels.backward, unsupported_reason)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )
@@ -82,39 +84,41 @@ CONV2D_BACKWARD = define(
 
 # ---- torch's own convolution in place of the op
 
-_MOST_KINDS = 4096
+_MAX_SIGNATURES = 4096
 _UNKNOWN = object()
-_libraries: dict[tuple, direct.Library | None] = {}  # by _kind
+_library_cache: dict[tuple, library.LibraryConvolution | None] = {}  # by _kind
 
 
-def _kind(x, weight, bias, groups) -> tuple:
+def _make_signature(x, weight, bias, groups) -> tuple:
     """All that _library depends on, of tensors that hide nothing and that nobody watches."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     made = [(t.dtype, t.device, t.layout, t.shape, t.stride(), t.requires_grad) for t in tensors]
-    return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current()
+    return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current_algorithm()
 
 
-def _library(x, weight, bias, groups) -> direct.Library | None:
+def _select_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
     """torch's own convolution, whose result is channels_last, where that takes less time than the op."""
     _check(x, weight, bias, groups)
     check_dense(("x", "weight", "bias"), (x, weight, bias))
-    if kernels.op_pays(x, weight, groups):
+    if kernels.is_op_faster(x, weight, groups):
         return None
-    return direct.library_of(x, weight, weight.shape[-1] // 2, direct.is_trained(x, weight, bias), 1, groups)
+    return library.plan_convolution(
+        x, weight, weight.shape[-1] // 2, library.is_training_call(x, weight, bias), 1, groups
+    )
 
 
-def _known_library(x, weight, bias, groups) -> direct.Library | None:
+def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
     """_library, found out once for tensors of a kind, because that takes as long as a small convolution."""
     try:
-        kind = _kind(x, weight, bias, groups)
+        kind = _make_signature(x, weight, bias, groups)
     except RuntimeError:  # a nested tensor has no shape
         check_dense(("x", "weight", "bias"), (x, weight, bias))
         raise
-    found = _libraries.get(kind, _UNKNOWN)
+    found = _library_cache.get(kind, _UNKNOWN)
     if found is _UNKNOWN:
-        if len(_libraries) == _MOST_KINDS:
-            _libraries.clear()
-        found = _libraries[kind] = _library(x, weight, bias, groups)
+        if len(_library_cache) == _MAX_SIGNATURES:
+            _library_cache.clear()
+        found = _library_cache[kind] = _select_library(x, weight, bias, groups)
     return found
 
 
@@ -149,12 +153,12 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
     """
     if type(x) is Proxy:
-        return record(conv2d, locals())
-    x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
-    if unasked(x, weight) and are_plain(x, weight, bias) and type(groups) is int:
-        library = _known_library(x, weight, bias, groups)
-        if library is not None:
-            return library(x, weight, bias)
+        return record_op(conv2d, locals())
+    x, weight, bias, _, _ = cast_convolution_inputs(x, weight, bias, None, None, None)
+    if can_bypass_dispatcher(x, weight) and are_exact_tensors(x, weight, bias) and type(groups) is int:
+        torch_convolution = _get_library(x, weight, bias, groups)
+        if torch_convolution is not None:
+            return torch_convolution(x, weight, bias)
     else:
         _check(x, weight, bias, groups)
-    return CONV2D.trusted(x, weight, bias, groups)
+    return CONV2D.call_unchecked(x, weight, bias, groups)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from fastds.ops.core import native
 from fastds.ops.core.arguments import check_choice
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3 import implicit
-from fastds.ops.impl.conv3x3.costs import cheapest
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv3x3 import triton_implicit_gemm
+from fastds.ops.impl.conv3x3.costs import select_fastest
 
 ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct", "implicit_gemm")
-_algorithm = Switch("auto")
-_rows: ContextVar[int | None] = ContextVar("rows", default=None)
+_algorithm = ProcessSetting("auto")
+_assumed_height: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
-def current() -> str:
+def current_algorithm() -> str:
     """The algorithm of the calls that name none."""
     return _algorithm.value
 
@@ -48,45 +48,45 @@ def convolution(algorithm: str) -> Iterator[None]:
 
 
 @contextmanager
-def chosen_for(rows: int) -> Iterator[None]:
+def assume_height(rows: int) -> Iterator[None]:
     """Inside the block "auto" decides, in this thread, as for maps of so many rows: bands of a field then have the bits
     of the whole."""
-    before = _rows.set(rows)
+    before = _assumed_height.set(rows)
     try:
         yield
     finally:
-        _rows.reset(before)
+        _assumed_height.reset(before)
 
 
-def winograd_refusal(x: Tensor) -> str | None:
+def winograd_unsupported_reason(x: Tensor) -> str | None:
     """Why the engine cannot take tensors like x, or None."""
     if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
         return "the engine calculates in float32"
-    if native.missing() is None and not native.module().conv3x3_available():
+    if native.get_missing_reason() is None and not native.get_module().conv3x3_available():
         return "this build has no engine for the instruction set baseline"
-    return native.missing()
+    return native.get_missing_reason()
 
 
-def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
+def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
     """Why the engine cannot convolve tensors like x in dtype on matrix tiles, or None."""
     if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
         return f"matrix tiles take and give torch.bfloat16, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
-    if (reason := winograd_refusal(x)) is not None:
+    if (reason := winograd_unsupported_reason(x)) is not None:
         return reason
-    return None if native.module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
+    return None if native.get_module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
 
 
-_REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
+_UNSUPPORTED_REASONS = {"amx": amx_unsupported_reason, "implicit_gemm": triton_implicit_gemm.unsupported_reason}
 
 
-def passes_behind(residual: Tensor | None, act: str, shuffle: int) -> int:
+def count_epilogue_passes(residual: Tensor | None, act: str, shuffle: int) -> int:
     """Passes over the outputs that an engine does not need: see costs.cheapest."""
     return (residual is not None) + (act != "none") + (shuffle > 1)
 
 
-def chosen(
+def select_algorithm(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, *,
     gated: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
@@ -103,14 +103,18 @@ def chosen(
         return algorithm
     if algorithm == "implicit_gemm" and backward:
         return "direct"
-    reason = _REFUSALS[algorithm](x, dtype) if algorithm in _REFUSALS else winograd_refusal(x)
+    reason = (
+        _UNSUPPORTED_REASONS[algorithm](x, dtype)
+        if algorithm in _UNSUPPORTED_REASONS
+        else winograd_unsupported_reason(x)
+    )
     if algorithm != "auto":
         if reason is not None:
-            raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")
+            raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was requested, but {reason}")
         return algorithm
-    if reason is not None or (isa := native.module().isa()) == "baseline":
+    if reason is not None or (isa := native.get_module().isa()) == "baseline":
         return "direct"
     batch, _, height, width = x.shape
     contiguous = x.shape[1] > 1 and x.stride(1) != 1
-    shape = batch, channels, outputs, _rows.get() or height, width
-    return cheapest(isa, dtype, backward, *shape, gated, contiguous, joined, passes)
+    shape = batch, channels, outputs, _assumed_height.get() or height, width
+    return select_fastest(isa, dtype, backward, *shape, gated, contiguous, joined, passes)

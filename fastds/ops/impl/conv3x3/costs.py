@@ -15,53 +15,59 @@ import functools
 import torch
 
 ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3, whose output stage may have gates
-MOST_NEIGHBOURHOODS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
-ROW_START = 4  # a row that is read costs planes as many pixels more
-CACHED_WEIGHTS = 1 << 22  # numbers of transformed weights; more of them come from memory
+MAX_IM2COL_ELEMENTS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
+ROW_OVERHEAD_PIXELS = 4  # a row that is read costs planes as many pixels more
+CACHED_WEIGHT_ELEMENTS = 1 << 22  # numbers of transformed weights; more of them come from memory
 
 
-def _rounded(channels: int, to: int) -> int:
+def _round_up(channels: int, to: int) -> int:
     return -(-channels // to) * to
 
 
-def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
+def _winograd_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    tiles, wide = batch * -(-height // 4) * -(-width // 4), _round_up(outputs, 16)
     weights = 36 * inputs * wide
-    read = 36 * _rounded(inputs, 16) * tiles  # a vector is transformed whatever it holds
-    return 1, weights, weights * tiles, read, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
+    read = 36 * _round_up(inputs, 16) * tiles  # a vector is transformed whatever it holds
+    return 1, weights, weights * tiles, read, 36 * wide * tiles, max(0, weights - CACHED_WEIGHT_ELEMENTS)
 
 
-def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    row = min(width + 2, _rounded(width, 16))  # tiles skip the two positions behind a row that ends with one of them
-    positions, wide = _rounded(batch * height * row, 32), _rounded(outputs, 16)
-    steps, of_three = -(-inputs // 32), -(-3 * _rounded(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
+def _amx_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    row = min(width + 2, _round_up(width, 16))  # tiles skip the two positions behind a row that ends with one of them
+    positions, wide = _round_up(batch * height * row, 32), _round_up(outputs, 16)
+    steps, of_three = -(-inputs // 32), -(-3 * _round_up(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
     depth = 32 * (3 * of_three if of_three <= 2 * steps else 9 * steps)
     return 1, depth * wide, depth * wide * positions, inputs * positions, wide * positions
 
 
-def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+def _product_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     points = batch * height * width
     return 1, 9 * inputs * outputs, 9 * inputs * outputs * points, 9 * inputs * points, outputs * points
 
 
-def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
-    points, wide = batch * height * width, _rounded(outputs, 16)
-    taken = 1.5 * inputs if inputs < 3 else _rounded(inputs, 4)  # oneDNN has kernels for one and two
-    weights, products = 9 * _rounded(inputs, 16) * wide, 9 * taken * wide * points
+def _direct_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
+    points, wide = batch * height * width, _round_up(outputs, 16)
+    taken = 1.5 * inputs if inputs < 3 else _round_up(inputs, 4)  # oneDNN has kernels for one and two
+    weights, products = 9 * _round_up(inputs, 16) * wide, 9 * taken * wide * points
     return 1, weights, products, inputs * points, outputs * points
 
 
-def _planes(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    points, few, many = batch * height * width, min(inputs, outputs), _rounded(max(inputs, outputs), 16)
-    weights, run = 9 * inputs * outputs, batch * _rounded(height * (width + 2), 16)
-    read = inputs * batch * height * (width + ROW_START)
+def _planes_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    points, few, many = batch * height * width, min(inputs, outputs), _round_up(max(inputs, outputs), 16)
+    weights, run = 9 * inputs * outputs, batch * _round_up(height * (width + 2), 16)
+    read = inputs * batch * height * (width + ROW_OVERHEAD_PIXELS)
     # Of the outputs and of the inputs' gradient, and of the weight's gradient, whose vectors are of the side with more.
     return 1, weights, weights * run, 9 * few * many * points, read, outputs * points
 
 
 # What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for Winograd
 # weights read from memory; for planes two kinds of multiplications.
-TERMS = {"winograd": _winograd, "amx": _amx, "planes": _planes, "product": _product, "direct": _direct}
+TERMS = {
+    "winograd": _winograd_terms,
+    "amx": _amx_terms,
+    "planes": _planes_terms,
+    "product": _product_terms,
+    "direct": _direct_terms,
+}
 COSTS = {
     ("avx2", "float32", False): {
         "winograd": (1.9e-05, 4.6e-11, 1.1e-11, 6.7e-12, 9.8e-11, 1.9e-10),
@@ -167,78 +173,78 @@ COSTS = {
 # of TERMS["product"], of machines where somebody measured them; forward 1.6 times those of a fit, because the checks
 # before it take as long as many such calls. Not of cells, which have gates or two sources: the bits of those products
 # depend on the number of threads.
-ONE_MAP = 20480
-ONE_MAP_COSTS = {
+MAX_SMALL_IMAGE_ELEMENTS = 20480
+SMALL_IMAGE_COSTS = {
     ("avx512", False): (1.5e-05, 1.5e-10, 3.8e-12, 1.9e-10, 3e-10),
     ("avx512", True): (2e-05, 1.7e-10, 6.9e-12, 4.8e-10, 2e-10),
 }
 
 
-def _capabilities() -> dict:
+def _get_cpu_capabilities() -> dict:
     """Of the processor, as torch names them; none where it does not."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
-def has(feature: str) -> bool:
+def has_cpu_feature(feature: str) -> bool:
     """Whether the processor has what torch names so."""
-    return bool(_capabilities().get(feature))
+    return bool(_get_cpu_capabilities().get(feature))
 
 
 @functools.cache
-def machine(isa: str, dtype: torch.dtype) -> str:
+def cpu_profile(isa: str, dtype: torch.dtype) -> str:
     """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "zen5" and
     "amd" for AVX-512 of AMD, from family 26 on and before, where torch's matrix products take longer and the engine
     less; for NEON, which nobody has measured, those of AVX2."""
     if isa != "avx512":
         return "avx2" if isa == "neon" else isa
-    if has("amx_bf16") and dtype == torch.bfloat16:
+    if has_cpu_feature("amx_bf16") and dtype == torch.bfloat16:
         return "amx"
-    if "AMD" in _capabilities().get("cpu_name", ""):
-        return "zen5" if has("avx_vnni") else "amd"
+    if "AMD" in _get_cpu_capabilities().get("cpu_name", ""):
+        return "zen5" if has_cpu_feature("avx_vnni") else "amd"
     return isa
 
 
-def has_matrix_tiles(dtype: torch.dtype) -> bool:
+def has_amx_kernels(dtype: torch.dtype) -> bool:
     """Whether torch's kernels multiply the dtype on matrix tiles (AMX)."""
-    return machine("avx512", dtype) == "amx"
+    return cpu_profile("avx512", dtype) == "amx"
 
 
-def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
+def uses_im2col(isa: str, dtype: torch.dtype) -> bool:
     """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
     outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""
     if dtype == torch.float16:
-        return not has("avx512_fp16")
-    return dtype == torch.bfloat16 and machine(isa, dtype) == "avx2"
+        return not has_cpu_feature("avx512_fp16")
+    return dtype == torch.bfloat16 and cpu_profile(isa, dtype) == "avx2"
 
 
-def is_hopeless(dtype: torch.dtype, backward: bool) -> bool:
+def is_prohibitively_slow(dtype: torch.dtype, backward: bool) -> bool:
     """Whether torch's convolution takes a thousand times as long as in float32."""
     return backward and dtype == torch.float16
 
 
 # Maps in contiguous memory are brought to channels_last: the call, bytes. Not for matrix tiles, nor for planes, whose
 # weight gradient takes the side with the fewer channels as it is.
-TURN = (5e-6, 8e-11)
+LAYOUT_COST = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
-GATES = (1e-5, 2e-10)
+GATES_COST = (1e-5, 2e-10)
 # A pass of torch's over maps, such as an activation, or sources that are laid side by side: the call, numbers.
-PASS = (2e-6, 1.5e-10)
+ELEMENTWISE_COST = (2e-6, 1.5e-10)
 
 
-def usable(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
+def get_costs(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
     """The row of COSTS, without what takes very much longer."""
-    slow, half = is_unfolded(isa, dtype), dtype == torch.float16
-    costs = COSTS[machine(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
-    left_out = ("direct", "product") if slow else ("direct",) if is_hopeless(dtype, backward) else ()
+    slow, half = uses_im2col(isa, dtype), dtype == torch.float16
+    costs = COSTS[cpu_profile(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
+    left_out = ("direct", "product") if slow else ("direct",) if is_prohibitively_slow(dtype, backward) else ()
     return {name: numbers for name, numbers in costs.items() if name not in left_out}
 
 
-def seconds_of(costs: tuple[float, ...], terms: tuple[float, ...]) -> float:
+def estimate_seconds(costs: tuple[float, ...], terms: tuple[float, ...]) -> float:
     return sum(cost * term for cost, term in zip(costs, terms, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(
+def select_fastest(
     isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
     gated: bool = False, contiguous: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
@@ -247,29 +253,29 @@ def cheapest(
     dtype: that of the arithmetic, float32 or less; gated: gates follow, which engines have in their output stage;
     contiguous: TURN goes before; joined: of two sources, which "direct" lays side by side; passes: over the outputs,
     for residual, activation and sub-pixels, which engines do not need, nor planes forward."""
-    costs = usable(isa, dtype, backward)
+    costs = get_costs(isa, dtype, backward)
     names = set(costs)
-    if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
+    if 9 * inputs * batch * height * width > MAX_IM2COL_ELEMENTS:
         names.discard("product")
 
     points, shape = batch * height * width, (batch, inputs, outputs, height, width)
     of_one_map = None
-    if batch == 1 and inputs * points <= ONE_MAP and dtype == torch.float32 and not (gated or joined):
-        of_one_map = ONE_MAP_COSTS.get((machine(isa, dtype), backward))
+    if batch == 1 and inputs * points <= MAX_SMALL_IMAGE_ELEMENTS and dtype == torch.float32 and not (gated or joined):
+        of_one_map = SMALL_IMAGE_COSTS.get((cpu_profile(isa, dtype), backward))
 
     def seconds(name: str) -> float:
         if name == "direct" and of_one_map is not None:
-            total = seconds_of(of_one_map, TERMS["product"](*shape))
+            total = estimate_seconds(of_one_map, TERMS["product"](*shape))
         else:
-            total = seconds_of(costs[name], TERMS[name](*shape))
+            total = estimate_seconds(costs[name], TERMS[name](*shape))
         if name not in ENGINES:
-            total += gated * (GATES[0] + GATES[1] * outputs * points)
+            total += gated * (GATES_COST[0] + GATES_COST[1] * outputs * points)
         if name not in ENGINES and (backward or name != "planes"):
-            total += passes * (PASS[0] + PASS[1] * outputs * points)
+            total += passes * (ELEMENTWISE_COST[0] + ELEMENTWISE_COST[1] * outputs * points)
         if joined and name == "direct":
-            total += PASS[0] + PASS[1] * inputs * points
+            total += ELEMENTWISE_COST[0] + ELEMENTWISE_COST[1] * inputs * points
         if contiguous and not (name == "amx" or (name == "planes" and not (backward and inputs > outputs))):
-            total += TURN[0] + TURN[1] * dtype.itemsize * inputs * points
+            total += LAYOUT_COST[0] + LAYOUT_COST[1] * dtype.itemsize * inputs * points
         return total
 
     return min(sorted(names), key=seconds)

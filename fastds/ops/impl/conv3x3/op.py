@@ -12,27 +12,27 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import (
     DTYPES,
-    autocast_dtype,
-    cast,
-    cast_either,
+    cast_floating,
+    cast_unless_float32,
     check_choice,
     check_dense,
     check_filters,
     check_shape,
     check_slope,
     check_tensor,
-    is_count,
-    number,
+    get_autocast_dtype,
+    is_int,
+    to_float,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, reached, unasked
-from fastds.ops.core.tracing import Proxy, record
-from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
+from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
+from fastds.ops.impl.conv3x3 import kernels, library, reference, shared_weight_grad
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes, current_algorithm, select_algorithm
 
 __all__ = ["conv3x3"]
 
-SMALL = 3000  # numbers of a map that torch convolves in training whatever its costs
+ALWAYS_TORCH_ELEMENTS = 3000  # numbers of a map that torch convolves in training whatever its costs
 
 
 def check(
@@ -60,8 +60,8 @@ def check(
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
-    _check_way(padding_mode, algorithm)
-    if not is_count(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
+    _check_options(padding_mode, algorithm)
+    if not is_int(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
         raise ValueError(f"shuffle must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}")
     if out_dtype not in (x.dtype, torch.float32):
         raise ValueError(f"out_dtype must be the dtype of x, {x.dtype}, or torch.float32, got {out_dtype}")
@@ -70,14 +70,14 @@ def check(
         check_shape("residual", residual, (batch, outputs, -(-height // stride), -(-width // stride)))
 
 
-def _check_way(padding_mode, algorithm) -> None:
+def _check_options(padding_mode, algorithm) -> None:
     if padding_mode not in reference.PADDING_MODES or algorithm not in ALGORITHMS:
         check_choice("padding_mode", padding_mode, reference.PADDING_MODES)
         check_choice("algorithm", algorithm, ALGORITHMS)
 
 
 def _check_backward(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2
 ):  # fmt: skip
     check(x, weight, None, x2, None, "none", negative_slope, padding_mode, shuffle, x.dtype, algorithm)
     expected = (x.shape[0], weight.shape[0] // shuffle**2, x.shape[2] * shuffle, x.shape[3] * shuffle)
@@ -86,18 +86,18 @@ def _check_backward(
     if y is not None:
         check_tensor("y", y, 4, (grad_y.dtype,), x.device, "x")
         check_shape("y", y, expected)
-    if wanted[3] and x2 is None:
-        raise ValueError("wanted asks for the gradient of x2, but x2 is None")
-    _check_addends(x, x2, wanted, add_x, add_x2)
+    if needs_grad[3] and x2 is None:
+        raise ValueError("needs_grad requests the gradient of x2, but x2 is None")
+    _check_addends(x, x2, needs_grad, add_x, add_x2)
 
 
-def _check_addends(x, x2, wanted, add_x, add_x2):
+def _check_addends(x, x2, needs_grad, add_x, add_x2):
     """What is to be added to a gradient has its shape and dtype, and the gradient is wanted."""
-    for name, source, want, addend in (("add_x", x, wanted[0], add_x), ("add_x2", x2, wanted[3], add_x2)):
+    for name, source, needed, addend in (("add_x", x, needs_grad[0], add_x), ("add_x2", x2, needs_grad[3], add_x2)):
         if addend is None:
             continue
-        if not want:
-            raise ValueError(f"{name} is given, but the gradient it is to be added to is not wanted")
+        if not needed:
+            raise ValueError(f"{name} is given, but the gradient it is to be added to is not requested")
         check_tensor(name, addend, 4, (x.dtype,), x.device, "x")
         check_shape(name, addend, tuple(source.shape))
 
@@ -110,11 +110,11 @@ def _check_grad_x(grad, weight, padding_mode, dtype, algorithm) -> None:
         raise ValueError(
             f"grad has shape {tuple(grad.shape)} and weight {tuple(weight.shape)}, expected at least one of everything"
         )
-    _check_result(dtype)
-    _check_way(padding_mode, algorithm)
+    _check_result_dtype(dtype)
+    _check_options(padding_mode, algorithm)
 
 
-def _check_result(dtype) -> None:
+def _check_result_dtype(dtype) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
 
@@ -129,8 +129,8 @@ def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
     for name, tensor in (("x", x), ("grad", grad), ("x2", x2)):
         if tensor is not None and 0 in tensor.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected at least one channel, row and column")
-    _check_result(dtype)
-    _check_way(padding_mode, algorithm)
+    _check_result_dtype(dtype)
+    _check_options(padding_mode, algorithm)
 
 
 # ---- autograd
@@ -149,47 +149,49 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:6])
-        wanted[1:3] = reached(ctx, weight, grad_y, 2, 3)
-        if wanted[1] and y is None and ctx.options[1:3] == ("zeros", 1):
-            wanted[1] = not shared.left_to_node(weight, grad_y, x, x2)
-        grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
-            grad_y, x, weight, x2, y, *ctx.options, wanted
+        needs_grad = list(ctx.needs_input_grad[1:6])
+        needs_grad[1:3] = needs_weight_grad(ctx, weight, grad_y, 2, 3)
+        if needs_grad[1] and y is None and ctx.options[1:3] == ("zeros", 1):
+            needs_grad[1] = not shared_weight_grad.defer_to_shared_node(weight, grad_y, x, x2)
+        grads = (compute_differentiable_gradients if torch.is_grad_enabled() else _compute_fused_gradients)(
+            grad_y, x, weight, x2, y, *ctx.options, needs_grad
         )
         return None, *grads, *6 * (None,)
 
 
-def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def _compute_fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm)
-    return gradients_by(CONV3X3_BACKWARD, args, wanted, y is None and shuffle == 1)
+    return compute_gradients(CONV3X3_BACKWARD, args, needs_grad, y is None and shuffle == 1)
 
 
-def gradients_by(backward, args, wanted, plain: bool):
+def compute_gradients(backward, args, needs_grad, plain: bool):
     """Of x, weight, bias, x2 and residual by a backward op of args, the gradient of the result first; None where not
     wanted. plain: nothing stands between sum and result, so that residual's gradient is that of the result."""
-    asked = [*wanted[:4], wanted[4] and not plain]
-    found = iter(backward.trusted(*args, asked) if any(asked) else ())
-    grads = [next(found) if want else None for want in asked]
-    if wanted[4] and plain:
+    requested = [*needs_grad[:4], needs_grad[4] and not plain]
+    found = iter(backward.call_unchecked(*args, requested) if any(requested) else ())
+    grads = [next(found) if needed else None for needed in requested]
+    if needs_grad[4] and plain:
         grads[4] = args[0]
     return grads
 
 
-def differentiable_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def compute_differentiable_gradients(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad
+):
     """Of x, weight, bias, x2 and residual, None where not wanted, with graphs of their own."""
-    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    grad = reference.backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = None
-    if wanted[0] or wanted[3]:
-        both = CONV3X3_GRAD_X.trusted(grad, weight, padding_mode, x.dtype, algorithm)
+    if needs_grad[0] or needs_grad[3]:
+        both = CONV3X3_GRAD_X.call_unchecked(grad, weight, padding_mode, x.dtype, algorithm)
         grad_x, grad_x2 = (both, None) if x2 is None else both.split([x.shape[1], x2.shape[1]], 1)
-    if wanted[1]:
-        grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, x, x2, padding_mode, weight.dtype, algorithm)
-    grad_bias = direct.bias_gradient(grad, weight.dtype) if wanted[2] else None
-    return grad_x, grad_weight, grad_bias, grad_x2, grad if wanted[4] else None
+    if needs_grad[1]:
+        grad_weight = CONV3X3_GRAD_WEIGHT.call_unchecked(grad, x, x2, padding_mode, weight.dtype, algorithm)
+    grad_bias = library.compute_bias_gradient(grad, weight.dtype) if needs_grad[2] else None
+    return grad_x, grad_weight, grad_bias, grad_x2, grad if needs_grad[4] else None
 
 
-def _linear(x, weight, x2, padding_mode, out_dtype, algorithm):
-    return CONV3X3.trusted(x, weight, None, x2, None, "none", 0.0, padding_mode, 1, out_dtype, algorithm)
+def _convolve(x, weight, x2, padding_mode, out_dtype, algorithm):
+    return CONV3X3.call_unchecked(x, weight, None, x2, None, "none", 0.0, padding_mode, 1, out_dtype, algorithm)
 
 
 class _GradX(torch.autograd.Function):
@@ -204,9 +206,11 @@ class _GradX(torch.autograd.Function):
         (grad, weight), (mode, algorithm) = ctx.saved_tensors, ctx.options
         grad_grad = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_grad = _linear(cotangent, weight, None, mode, grad.dtype, algorithm)
-        if ctx.needs_input_grad[2] and not (mode == "zeros" and shared.left_to_node(weight, grad, cotangent)):
-            grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
+            grad_grad = _convolve(cotangent, weight, None, mode, grad.dtype, algorithm)
+        if ctx.needs_input_grad[2] and not (
+            mode == "zeros" and shared_weight_grad.defer_to_shared_node(weight, grad, cotangent)
+        ):
+            grad_weight = CONV3X3_GRAD_WEIGHT.call_unchecked(grad, cotangent, None, mode, weight.dtype, algorithm)
         return None, grad_grad, grad_weight, None, None, None
 
 
@@ -222,9 +226,9 @@ class _GradWeight(torch.autograd.Function):
         (grad, x, x2), (mode, algorithm) = ctx.saved_tensors, ctx.options
         grad_grad = grad_x = grad_x2 = None
         if ctx.needs_input_grad[1]:
-            grad_grad = _linear(x, cotangent, x2, mode, grad.dtype, algorithm)
+            grad_grad = _convolve(x, cotangent, x2, mode, grad.dtype, algorithm)
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            both = CONV3X3_GRAD_X.trusted(grad, cotangent, mode, x.dtype, algorithm)
+            both = CONV3X3_GRAD_X.call_unchecked(grad, cotangent, mode, x.dtype, algorithm)
             grad_x, grad_x2 = (both, None) if x2 is None else both.split([x.shape[1], x2.shape[1]], 1)
         return None, grad_grad, grad_x, grad_x2, None, None, None
 
@@ -232,33 +236,33 @@ class _GradWeight(torch.autograd.Function):
 # ---- registration
 
 
-def refusal(tensor: Tensor, *_) -> str | None:
+def unsupported_reason(tensor: Tensor, *_) -> str | None:
     """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
-    return native.missing() if tensor.is_cpu else None
+    return native.get_missing_reason() if tensor.is_cpu else None
 
 
 CONV3X3 = define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? x2, Tensor? residual, str act, float negative_slope, "
     "str padding_mode, int shuffle, ScalarType out_dtype, str algorithm) -> Tensor",
     reference=reference.conv3x3,
-    backends={"native": Backend(kernels.forward, refusal)},
+    backends={"native": Backend(kernels.forward, unsupported_reason)},
     fake=kernels.forward_fake,
     check=check,
     function=_Conv3x3,
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
-    "str padding_mode, int shuffle, str algorithm, bool[5] wanted, Tensor? add_x=None, Tensor? add_x2=None) "
+    "str padding_mode, int shuffle, str algorithm, bool[5] needs_grad, Tensor? add_x=None, Tensor? add_x2=None) "
     "-> Tensor[]",
     reference=reference.conv3x3_backward,
-    backends={"native": Backend(kernels.backward, refusal)},
+    backends={"native": Backend(kernels.backward, unsupported_reason)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )
 CONV3X3_GRAD_X = define(
     "conv3x3_grad_x(Tensor grad, Tensor weight, str padding_mode, ScalarType dtype, str algorithm) -> Tensor",
     reference=reference.conv3x3_grad_x,
-    backends={"native": Backend(kernels.grad_x, refusal)},
+    backends={"native": Backend(kernels.grad_x, unsupported_reason)},
     fake=kernels.grad_x_fake,
     check=_check_grad_x,
     function=_GradX,
@@ -267,37 +271,37 @@ CONV3X3_GRAD_WEIGHT = define(
     "conv3x3_grad_weight(Tensor grad, Tensor x, Tensor? x2, str padding_mode, ScalarType dtype, str algorithm) "
     "-> Tensor",
     reference=reference.conv3x3_grad_weight,
-    backends={"native": Backend(kernels.grad_weight, refusal)},
+    backends={"native": Backend(kernels.grad_weight, unsupported_reason)},
     fake=kernels.grad_weight_fake,
     check=_check_grad_weight,
     function=_GradWeight,
 )
 
 
-def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
+def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
     """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
-    dtype = autocast_dtype(x)
+    dtype = get_autocast_dtype(x)
     if dtype is None:
         return x, weight, bias, x2, residual
-    weight = cast_either(weight, dtype)
-    bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias
+    weight = cast_unless_float32(weight, dtype)
+    bias = cast_floating(bias, weight.dtype) if isinstance(weight, Tensor) else bias
     of_result = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
-    return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)
+    return cast_floating(x, dtype), weight, bias, cast_floating(x2, dtype), cast_floating(residual, of_result)
 
 
-def _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
+def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
     """Whether torch's own convolution and its gradients run in place of the op: for one small map in a training."""
-    if not direct.is_one_map(x) or x2 is not None or algorithm != "auto":
+    if not library.is_small_image(x) or x2 is not None or algorithm != "auto":
         return False
     if not (weight.dtype == out_dtype == x.dtype and x.is_cpu and padding_mode == "zeros"):
         return False
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not trained or native.missing() is not None or not unasked(x, weight):
+    if not trained or native.get_missing_reason() is not None or not can_bypass_dispatcher(x, weight):
         return False
-    if x.numel() <= SMALL:
+    if x.numel() <= ALWAYS_TORCH_ELEMENTS:
         return True
-    passes = passes_behind(residual, act, shuffle)
-    return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
+    passes = count_epilogue_passes(residual, act, shuffle)
+    return select_algorithm(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
 
 
 def conv3x3(
@@ -359,15 +363,15 @@ def conv3x3(
     and infinity as its points.
     """
     if type(x) is Proxy:
-        return record(conv3x3, locals())
+        return record_op(conv3x3, locals())
     act = "none" if act is None else act
-    algorithm = current() if algorithm is None else algorithm
-    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, out_dtype)
+    algorithm = current_algorithm() if algorithm is None else algorithm
+    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype)
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
-    slope = number("negative_slope", negative_slope)
+    slope = to_float("negative_slope", negative_slope)
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
     check(*args)
-    if _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
+    if _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
-        return direct.finish(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
-    return CONV3X3.trusted(*args)
+        return library.apply_epilogue(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
+    return CONV3X3.call_unchecked(*args)

@@ -9,56 +9,56 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense, empty_map, nhwc, plain
-from fastds.ops.impl.conv3x3 import direct, reference
-from fastds.ops.impl.conv3x3.engine import ACT, PADDING
+from fastds.ops.core.arguments import without_autocast
+from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
+from fastds.ops.impl.conv3x3 import library, reference
+from fastds.ops.impl.conv3x3.winograd import ACTIVATION_CODES, PADDING_CODES
 
 
-def _map(x: Tensor) -> tuple[Tensor, tuple]:
+def _describe_map(x: Tensor) -> tuple[Tensor, tuple]:
     """The map with its pixels or its channels side by side, and what csrc takes of it."""
-    x = x.resolve_neg() if x.stride(3) == 1 else nhwc(x)
+    x = x.resolve_neg() if x.stride(3) == 1 else as_nhwc(x)
     batch, channel, row, pixel = x.stride()
     strides = (batch, 1 if x.shape[1] == 1 else channel, row, pixel)
     return x, (x.data_ptr(), native.DTYPE_CODES[x.dtype], x.shape[1], *strides)
 
 
-def _filters(weight: Tensor) -> Tensor:
+def _to_float32_filters(weight: Tensor) -> Tensor:
     """Float32 filters, each of them dense; their order may be any."""
     weight = weight.float().resolve_neg()
-    return weight if weight.stride()[2:] == (3, 1) else plain(weight)
+    return weight if weight.stride()[2:] == (3, 1) else to_contiguous(weight)
 
 
 def _run(geometry, sources, weight, adjoint, bias, residual, act, negative_slope, y) -> None:
-    filters, maps = _filters(weight), [_map(x) for x in sources]
+    filters, maps = _to_float32_filters(weight), [_describe_map(x) for x in sources]
     stride_o, stride_i = filters.stride()[:2]
     if adjoint:
         stride_o, stride_i = stride_i, stride_o
-    bias = None if bias is None else plain(bias.float())
-    native.in_workspace(
-        native.module().conv3x3_planes, geometry, [call for _, call in maps], filters.data_ptr(), y.shape[1], stride_o,
-        stride_i, adjoint, native.address(bias), native.address(residual), y.data_ptr(), native.DTYPE_CODES[y.dtype],
-        ACT[act], negative_slope,
+    bias = None if bias is None else to_contiguous(bias.float())
+    native.call_with_workspace(
+        native.get_module().conv3x3_planes, geometry, [call for _, call in maps], filters.data_ptr(), y.shape[1],
+        stride_o, stride_i, adjoint, native.get_address(bias), native.get_address(residual), y.data_ptr(),
+        native.DTYPE_CODES[y.dtype], ACTIVATION_CODES[act], negative_slope,
     )  # fmt: skip
 
 
-@outside_autocast
+@without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     batch, _, height, width = x.shape
     y = empty_map((batch, weight.shape[0], height, width), out_dtype if shuffle == 1 else torch.float32, x)
-    sources, geometry = [t for t in (x, x2) if t is not None], _geometry(x, 1, padding_mode)
+    sources, geometry = [t for t in (x, x2) if t is not None], _describe_geometry(x, 1, padding_mode)
     if shuffle == 1:
-        residual = None if residual is None else dense(residual)
+        residual = None if residual is None else to_channels_last(residual)
         _run(geometry, sources, weight, False, bias, residual, act, negative_slope, y)
         return y
     _run(geometry, sources, weight, False, bias, None, "none", 0.0, y)
     residual = None if residual is None else residual.float()
-    return direct.finish(y, residual, act, negative_slope, shuffle).to(out_dtype)
+    return library.apply_epilogue(y, residual, act, negative_slope, shuffle).to(out_dtype)
 
 
-def _geometry(x: Tensor, pad: int, padding_mode: str) -> tuple[int, ...]:
+def _describe_geometry(x: Tensor, pad: int, padding_mode: str) -> tuple[int, ...]:
     batch, _, height, width = x.shape
-    return batch, height, width, height + 2 * pad - 2, width + 2 * pad - 2, pad, pad, *PADDING[padding_mode]
+    return batch, height, width, height + 2 * pad - 2, width + 2 * pad - 2, pad, pad, *PADDING_CODES[padding_mode]
 
 
 def grad_x(grad, weight, padding_mode, dtype):
@@ -66,8 +66,8 @@ def grad_x(grad, weight, padding_mode, dtype):
     pad = 1 if padding_mode == "zeros" else 2
     size = (height + 2 * pad - 2, width + 2 * pad - 2)
     result = empty_map((batch, weight.shape[1], *size), dtype if pad == 1 else torch.float32, grad)
-    _run(_geometry(grad, pad, "zeros"), [grad], weight, True, None, None, "none", 0.0, result)
-    return result if pad == 1 else dense(reference.fold(result, padding_mode).to(dtype))
+    _run(_describe_geometry(grad, pad, "zeros"), [grad], weight, True, None, None, "none", 0.0, result)
+    return result if pad == 1 else to_channels_last(reference.fold(result, padding_mode).to(dtype))
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype):
@@ -78,26 +78,26 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
 def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype) -> Tensor:
     # The map that is laid out plane by plane may be that of the gradient where nothing but zeros lies outside.
     of_outputs = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
-    few, many = (grad, nhwc(x)) if of_outputs else (x, nhwc(grad))
-    (few, of_few), (many, of_many) = _map(few), _map(many)
+    few, many = (grad, as_nhwc(x)) if of_outputs else (x, as_nhwc(grad))
+    (few, of_few), (many, of_many) = _describe_map(few), _describe_map(many)
     result = torch.empty((grad.shape[1], x.shape[1], 3, 3), dtype=dtype)
-    native.in_workspace(
-        native.module().conv3x3_few_grad_weight, _geometry(x, 1, padding_mode), of_few, of_many, of_outputs,
-        native.DTYPE_CODES[dtype], result.data_ptr(),
+    native.call_with_workspace(
+        native.get_module().conv3x3_few_grad_weight, _describe_geometry(x, 1, padding_mode), of_few, of_many,
+        of_outputs, native.DTYPE_CODES[dtype], result.data_ptr(),
     )  # fmt: skip
     return result
 
 
-@outside_autocast
-def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    grad, grads = direct.pre_gradient(grad_y, y, negative_slope, shuffle), [None] * 5
-    if wanted[0] or wanted[3]:
+@without_autocast
+def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    grad, grads = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle), [None] * 5
+    if needs_grad[0] or needs_grad[3]:
         both = grad_x(grad, weight, padding_mode, x.dtype)
-        grads[0], grads[3] = (dense(part) for part in both.tensor_split([x.shape[1]], 1))
-    if wanted[1]:
+        grads[0], grads[3] = (to_channels_last(part) for part in both.tensor_split([x.shape[1]], 1))
+    if needs_grad[1]:
         grads[1] = grad_weight(grad, x, x2, padding_mode, weight.dtype)
-    if wanted[2]:
-        grads[2] = direct.bias_gradient(grad, weight.dtype)
-    if wanted[4]:
-        grads[4] = dense(grad)
+    if needs_grad[2]:
+        grads[2] = library.compute_bias_gradient(grad, weight.dtype)
+    if needs_grad[4]:
+        grads[4] = to_channels_last(grad)
     return grads

@@ -9,19 +9,19 @@ PADDING_MODES = ("zeros", "replicate", "circular_x")
 ACTIVATIONS = ("none", "relu", "leaky_relu")
 
 
-def channels_last(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """x in channels_last layout; written so that vmap can follow."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def shuffled(x: Tensor, r: int) -> Tensor:
+def shuffle_pixels(x: Tensor, r: int) -> Tensor:
     """torch's pixel_shuffle, which leaves an empty tensor in its old shape."""
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels // r**2, r, r, height, width).permute(0, 1, 4, 2, 5, 3)
     return parts.reshape(batch, channels // r**2, height * r, width * r)
 
 
-def unshuffled(x: Tensor, r: int) -> Tensor:
+def unshuffle_pixels(x: Tensor, r: int) -> Tensor:
     """torch's pixel_unshuffle, which leaves an empty tensor in its old shape."""
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels, height // r, r, width // r, r).permute(0, 1, 3, 5, 2, 4)
@@ -52,27 +52,27 @@ def conv3x3(
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), out_dtype)
     source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(dtype)
     y = F.conv2d(source, weight.to(dtype), None if bias is None else bias.to(dtype))
-    return channels_last(finish(y, residual, act, negative_slope, shuffle).to(out_dtype))
+    return to_channels_last(apply_epilogue(y, residual, act, negative_slope, shuffle).to(out_dtype))
 
 
-def finish(y: Tensor, residual: Tensor | None, act: str, negative_slope: float, shuffle: int) -> Tensor:
+def apply_epilogue(y: Tensor, residual: Tensor | None, act: str, negative_slope: float, shuffle: int) -> Tensor:
     """shuffle(act(y + residual))."""
     y = activate(y if residual is None else y + residual, act, negative_slope)
-    return y if shuffle == 1 else shuffled(y, shuffle)
+    return y if shuffle == 1 else shuffle_pixels(y, shuffle)
 
 
-def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
+def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
     """Gradient of conv + bias + residual from that of the result y; y None: no activation."""
     if y is not None:
         grad_y = torch.where(y > 0, grad_y, negative_slope * grad_y)
-    return unshuffled(grad_y, shuffle) if shuffle > 1 else grad_y
+    return unshuffle_pixels(grad_y, shuffle) if shuffle > 1 else grad_y
 
 
 def conv3x3_grad_x(grad, weight, padding_mode, dtype, algorithm="auto"):
     """Gradient of the concatenated input of conv(concat(x, x2)) from that of its result, in `dtype`."""
     compute = torch.promote_types(torch.promote_types(grad.dtype, weight.dtype), dtype)
     full = F.conv_transpose2d(grad.to(compute), weight.to(compute))
-    return channels_last(fold(full, padding_mode).to(dtype))
+    return to_channels_last(fold(full, padding_mode).to(dtype))
 
 
 def fold(full: Tensor, padding_mode: str) -> Tensor:
@@ -105,24 +105,25 @@ def conv3x3_grad_weight(grad, x, x2, padding_mode, dtype, algorithm="auto"):
 
 
 def conv3x3_backward(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x=None, add_x2=None
 ):  # fmt: skip
     """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y.
 
     add_x and add_x2 are added to those of x and x2.
     """
-    grad = pre_gradient(grad_y, y, negative_slope, shuffle)
+    grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = grad_bias = None
-    if wanted[0] or wanted[3]:
+    if needs_grad[0] or needs_grad[3]:
         both = conv3x3_grad_x(grad, weight, padding_mode, x.dtype)
         grad_x, grad_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
         grad_x, grad_x2 = (
-            channels_last(part if more is None else part + more) for part, more in ((grad_x, add_x), (grad_x2, add_x2))
+            to_channels_last(part if more is None else part + more)
+            for part, more in ((grad_x, add_x), (grad_x2, add_x2))
         )
-    if wanted[1]:
+    if needs_grad[1]:
         grad_weight = conv3x3_grad_weight(grad, x, x2, padding_mode, weight.dtype)
-    if wanted[2]:
+    if needs_grad[2]:
         grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
-    grad = channels_last(grad)
+    grad = to_channels_last(grad)
     grads = (grad_x, grad_weight, grad_bias, grad_x2, grad)
-    return [g for g, want in zip(grads, wanted, strict=True) if want]
+    return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]

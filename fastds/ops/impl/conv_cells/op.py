@@ -4,21 +4,21 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast, check_dense, number
-from fastds.ops.core.layout import nhwc
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.core.tracing import Proxy, record
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
-from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
+from fastds.ops.core.arguments import cast_for_autocast, check_dense, to_float
+from fastds.ops.core.layout import as_nhwc
+from fastds.ops.core.registry import has_active_transforms
+from fastds.ops.core.tracing import Proxy, record_op
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
+from fastds.ops.impl.conv_cells.fused import ConvPointwiseOps, slice_first_source
+from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, get_sources
 from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_LSTM_GATES
 
 __all__ = ["conv_gru_cell", "conv_lstm_cell", "conv_memory_gates", "conv_output_gate", "conv_st_lstm_gates"]
 
-LSTM = ConvPassOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"), recurrent=True)
-ST_LSTM = ConvPassOps("conv_st_lstm_gates", ST_LSTM_GATES, sources=("x", "h"))
-MEMORY = ConvPassOps("conv_memory_gates", MEMORY_GATES)
-OUTPUT = ConvPassOps("conv_output_gate", OUTPUT_GATE)
+LSTM = ConvPointwiseOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"), recurrent=True)
+ST_LSTM = ConvPointwiseOps("conv_st_lstm_gates", ST_LSTM_GATES, sources=("x", "h"))
+MEMORY = ConvPointwiseOps("conv_memory_gates", MEMORY_GATES)
+OUTPUT = ConvPointwiseOps("conv_output_gate", OUTPUT_GATE)
 
 
 def conv_lstm_cell(
@@ -47,9 +47,9 @@ def conv_lstm_cell(
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
     if type(x) is Proxy:
-        return record(conv_lstm_cell, locals())
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x, state=c) if h is None else weight
+        return record_op(conv_lstm_cell, locals())
+    x, h, c, weight, bias = cast_for_autocast((x, h, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x, state=c) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
 
 
@@ -87,31 +87,31 @@ def conv_gru_cell(
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
     if type(x) is Proxy:
-        return record(conv_gru_cell, locals())
+        return record_op(conv_gru_cell, locals())
     if x is not None and shares is not None:
         raise ValueError("expected x or shares, got both")
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
         raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
     of_gates, of_candidate = shares or (None, None)
-    h, x = _turned_once(h), _turned_once(x)
+    h, x = _to_nhwc_once(h), _to_nhwc_once(x)
     tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
-    tensors = autocast(tensors, either=(2, 3, 4, 5))
-    options = (keep, act, number("negative_slope", negative_slope))
+    tensors = cast_for_autocast(tensors, keep_float32=(2, 3, 4, 5))
+    options = (keep, act, to_float("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
-        return STEP(*tensors, *options, current())[0]
+        return STEP(*tensors, *options, current_algorithm())[0]
     try:
-        return _without_gradients(*tensors, options)
+        return _step_without_gradients(*tensors, options)
     except (RuntimeError, TypeError, ValueError):  # of an op that knows its own arguments alone
-        STEP.check(*tensors, *options, current())
+        STEP.check(*tensors, *options, current_algorithm())
         check_dense(_GRU_NAMES, tensors)
         raise
 
 
-def _turned_once(source):
+def _to_nhwc_once(source):
     """A map with its channels side by side, which both convolutions and both passes of a GRU want; vmap knows no such
     layout, and whatever is no map is left to the checks."""
     is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
-    return nhwc(source) if is_map and not transforms_active() else source
+    return as_nhwc(source) if is_map and not has_active_transforms() else source
 
 
 _GRU_NAMES = (
@@ -119,12 +119,12 @@ _GRU_NAMES = (
 )  # fmt: skip
 
 
-def _without_gradients(
+def _step_without_gradients(
     h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options
 ):  # fmt: skip
     """Nothing is kept but z, which both halves of the step need."""
-    z, reset = RESET(*sources(x, h), gates_weight, gates_bias, gates_share, h)
-    return UPDATE(*sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
+    z, reset = RESET(*get_sources(x, h), gates_weight, gates_bias, gates_share, h)
+    return UPDATE(*get_sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
 
 
 def conv_st_lstm_gates(
@@ -153,9 +153,9 @@ def conv_st_lstm_gates(
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_st_lstm_gates, locals())
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x) if h is None else weight
+        return record_op(conv_st_lstm_gates, locals())
+    x, h, c, weight, bias = cast_for_autocast((x, h, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x) if h is None else weight
     return ST_LSTM(x, h, weight, bias, None, c)
 
 
@@ -178,9 +178,9 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_memory_gates, locals())
-    x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x) if x2 is None else weight
+        return record_op(conv_memory_gates, locals())
+    x, x2, c, weight, bias = cast_for_autocast((x, x2, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x) if x2 is None else weight
     return MEMORY(x, x2, weight, bias, None, c, "none")[0]
 
 
@@ -207,7 +207,7 @@ def conv_output_gate(
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_output_gate, locals())
+        return record_op(conv_output_gate, locals())
     tensors = (x, x2, value, residual, weight, bias)
-    x, x2, value, residual, weight, bias = autocast(tensors, either=(2, 4, 5))
+    x, x2, value, residual, weight, bias = cast_for_autocast(tensors, keep_float32=(2, 4, 5))
     return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]

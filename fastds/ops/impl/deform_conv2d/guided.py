@@ -12,16 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import check_shape, check_tensor, number
-from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.layout import channel_sums, dense, empty_map, laid_out, nhwc, output_format
-from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.impl.deform_conv2d.calls import dims_of, group_counts, triton_problem, window_fits
-from fastds.ops.impl.deform_conv2d.op import autocast, check
+from fastds.ops.core.arguments import check_shape, check_tensor, to_float
+from fastds.ops.core.backends import Backend, forced_backend
+from fastds.ops.core.layout import (
+    as_nhwc,
+    empty_map,
+    get_output_format,
+    sum_per_channel,
+    to_channels_last,
+    to_memory_format,
+)
+from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
+from fastds.ops.impl.deform_conv2d.launch_args import (
+    can_use_shared_memory,
+    count_groups,
+    make_dims,
+    make_triton_problem,
+)
+from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 
 
-class Guided(NamedTuple):
+class GuidedCall(NamedTuple):
     """The arguments of the op; those of its backward are these without bias and slope."""
 
     input: Tensor
@@ -44,19 +56,19 @@ class Guided(NamedTuple):
 
     def problem(self, offset: Tensor):
         """Sizes for the kernels."""
-        return triton_problem(self.weight, *self.geometry(), *group_counts(self.input, offset, self.weight))
+        return make_triton_problem(self.weight, *self.geometry(), *count_groups(self.input, offset, self.weight))
 
     def base(self) -> Tensor | None:
         """base_offset as the kernels read it."""
         return None if self.base_offset is None else self.base_offset.to(torch.float32).contiguous()
 
 
-def _of_backward(input, raw, weight, base_offset, offset_groups, modulated) -> Guided:
-    return Guided(input, raw, weight, None, base_offset, offset_groups, modulated)
+def _make_backward_call(input, raw, weight, base_offset, offset_groups, modulated) -> GuidedCall:
+    return GuidedCall(input, raw, weight, None, base_offset, offset_groups, modulated)
 
 
 def _check(*args) -> None:
-    call = Guided(*args)
+    call = GuidedCall(*args)
     input, raw, weight, maps = call.input, call.raw, call.weight, (call.input.dtype, torch.float32)
     if not 0 < call.slope < float("inf"):
         raise ValueError(f"slope must be a finite number > 0, got {call.slope!r}")
@@ -73,7 +85,7 @@ def _check(*args) -> None:
 
 def reference(*args) -> Tensor:
     """The composition that the kernel stands for, differentiable to any order."""
-    call = Guided(*args)
+    call = GuidedCall(*args)
     offset, mask = call.split(call.raw)
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
     if call.base_offset is not None:
@@ -86,118 +98,120 @@ def reference(*args) -> Tensor:
     return F.leaky_relu(y, call.slope).to(call.input.dtype)
 
 
-def _refusal_native(*args) -> str | None:
-    call = Guided(*args)
-    reason = native.refusal(_WINDOW, call.input)
+def _native_unsupported_reason(*args) -> str | None:
+    call = GuidedCall(*args)
+    reason = native.unsupported_reason(_FORWARD_KERNELS, call.input)
     if reason is not None:
         return reason
     if call.modulated and call.raw.dtype != call.input.dtype:
         return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
-    if not window_fits(call.input, call.split(call.raw)[0], call.weight, None, *call.geometry()):
+    if not can_use_shared_memory(call.input, call.split(call.raw)[0], call.weight, None, *call.geometry()):
         return "only 16-bit channels_last maps whose window fits shared memory, see fastds.ops.deform_conv2d"
     return None
 
 
 def _forward_native(*args):
-    call = Guided(*args)
-    x, weight, base = call.input, dense(call.weight), call.base()
+    call = GuidedCall(*args)
+    x, weight, base = call.input, to_channels_last(call.weight), call.base()
     y = empty_map((x.shape[0], weight.shape[0], *call.raw.shape[2:]), x.dtype, x)
     if y.numel():
         offset, mask = call.split(call.raw)
         bias = None if call.bias is None else call.bias.contiguous()
-        dims = dims_of(x, offset, weight, mask, *call.geometry(), *group_counts(x, offset, weight))
-        addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y, base))
-        launch = native.cuda_launch(x)
-        native.module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
+        dims = make_dims(x, offset, weight, mask, *call.geometry(), *count_groups(x, offset, weight))
+        addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
+        launch = native.get_cuda_launch_arguments(x)
+        native.get_module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
     return y
 
 
 def _forward_triton(*args):
-    call = Guided(*args)
+    call = GuidedCall(*args)
     input, weight = call.input, call.weight
     shape = (input.shape[0], weight.shape[0], *call.raw.shape[2:])
     y = empty_map(shape, input.dtype, input)
-    offset, mask = call.split(nhwc(call.raw))
+    offset, mask = call.split(as_nhwc(call.raw))
     bias = None if call.bias is None else call.bias.contiguous()
-    triton_loader.kernels("deform_conv2d").launch_forward(
-        nhwc(input), offset, mask, dense(weight), bias, y, call.problem(offset), base=call.base(),
+    triton_loader.load_kernels("deform_conv2d").launch_forward(
+        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.problem(offset), base=call.base(),
         sigmoid=call.modulated, slope=call.slope if call.slope != 1 else None,
     )  # fmt: skip
-    return laid_out(y, output_format(input))
+    return to_memory_format(y, get_output_format(input))
 
 
 def _fake(*args):
-    call = Guided(*args)
+    call = GuidedCall(*args)
     shape = (call.input.shape[0], call.weight.shape[0], *call.raw.shape[2:])
-    return call.input.new_empty(shape).to(memory_format=output_format(call.input))
+    return call.input.new_empty(shape).to(memory_format=get_output_format(call.input))
 
 
 def _backward(grad_y, *args):
     """Gradients of input, raw, weight, bias and base_offset, in this order, of those that are wanted; no activation."""
-    *args, wanted = args
-    call = _of_backward(*args)
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     if grad_y.numel() == 0:
-        return [g.zero_() for g in _backward_fake(grad_y, *args, wanted)]
-    kernels = triton_loader.kernels("deform_conv2d_backward")
-    raw, weight = call.raw, dense(call.weight)
-    grad_y, x = dense(grad_y), nhwc(call.input)
-    offset, mask = call.split(nhwc(raw))
+        return [g.zero_() for g in _backward_fake(grad_y, *args, needs_grad)]
+    kernels = triton_loader.load_kernels("deform_conv2d_backward")
+    raw, weight = call.raw, to_channels_last(call.weight)
+    grad_y, x = to_channels_last(grad_y), as_nhwc(call.input)
+    offset, mask = call.split(as_nhwc(raw))
     problem = call.problem(offset)
-    grad_x = empty_map(x.shape, torch.float32, x).zero_() if wanted[0] else None
+    grad_x = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
     # grad_base is a sum of grad_offset, and takes it in float32.
-    dtype = torch.float32 if wanted[4] else raw.dtype
-    asked = wanted[1] or wanted[4]
-    grad_raw = empty_map(raw.shape, dtype, raw) if asked else None
-    grad_offset, grad_mask = call.split(grad_raw) if asked else (None, None)
+    dtype = torch.float32 if needs_grad[4] else raw.dtype
+    requested = needs_grad[1] or needs_grad[4]
+    grad_raw = empty_map(raw.shape, dtype, raw) if requested else None
+    grad_offset, grad_mask = call.split(grad_raw) if requested else (None, None)
     options = {"base": call.base(), "sigmoid": call.modulated}
     kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
     grads = []
-    if wanted[0]:
+    if needs_grad[0]:
         grads.append(grad_x.to(x.dtype))
-    if wanted[1]:
+    if needs_grad[1]:
         grads.append(grad_raw.to(raw.dtype))
-    if wanted[2]:
-        grads.append(kernels.weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype))
-    if wanted[3]:
-        grads.append(channel_sums(grad_y).to(grad_y.dtype))
-    if wanted[4]:
+    if needs_grad[2]:
+        grads.append(
+            kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype)
+        )
+    if needs_grad[3]:
+        grads.append(sum_per_channel(grad_y).to(grad_y.dtype))
+    if needs_grad[4]:
         grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(call.base_offset.dtype))
     return grads
 
 
 def _backward_fake(grad_y, *args):
-    *args, wanted = args
-    call = _of_backward(*args)
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     return [
         grad_y.new_empty(call.weight.shape[0]) if like is None else torch.empty_like(like)
-        for like, want in zip((call.input, call.raw, call.weight, None, call.base_offset), wanted, strict=True)
-        if want
+        for like, needed in zip((call.input, call.raw, call.weight, None, call.base_offset), needs_grad, strict=True)
+        if needed
     ]
 
 
 def _check_backward(grad_y, *args) -> None:
-    call = _of_backward(*args[:-1])
+    call = _make_backward_call(*args[:-1])
     _check(*call)
     check_tensor("grad_y", grad_y, 4, (call.input.dtype,), call.input.device, "input")
     check_shape("grad_y", grad_y, (call.input.shape[0], call.weight.shape[0], *call.raw.shape[2:]))
 
 
 def _backward_reference(grad_y, *args):
-    *args, wanted = args
-    call = _of_backward(*args)
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     bias = call.weight.new_zeros(call.weight.shape[0])
 
     def formula(*tensors):
         return reference(*tensors, call.offset_groups, call.modulated, 1.0)
 
     tensors = (call.input, call.raw, call.weight, bias, call.base_offset)
-    return vector_jacobian(formula, tensors, (grad_y,), wanted)
+    return compute_vjp(formula, tensors, (grad_y,), needs_grad)
 
 
 class _GuidedDeformConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
-        call, y = Guided(*args), run(*args)
+        call, y = GuidedCall(*args), run(*args)
         # The sign of the activation's output is that of its input.
         ctx.save_for_backward(call.input, call.raw, call.weight, call.base_offset, None if call.slope == 1 else y)
         ctx.options, ctx.slope = (call.offset_groups, call.modulated), call.slope
@@ -208,13 +222,15 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         *tensors, y = ctx.saved_tensors
         if y is not None:
             grad_y = torch.where(y >= 0, grad_y, ctx.slope * grad_y)
-        wanted = list(ctx.needs_input_grad[1:6])
-        wanted[2:4] = reached(ctx, tensors[2], grad_y, 3, 4)
-        grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.trusted(grad_y, *tensors, *ctx.options, wanted))
-        return (None, *(next(grads) if want else None for want in wanted), None, None, None)
+        needs_grad = list(ctx.needs_input_grad[1:6])
+        needs_grad[2:4] = needs_weight_grad(ctx, tensors[2], grad_y, 3, 4)
+        grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.call_unchecked(grad_y, *tensors, *ctx.options, needs_grad))
+        return (None, *(next(grads) if needed else None for needed in needs_grad), None, None, None)
 
 
-_WINDOW = dict.fromkeys(("cuda", "cpu"), "deform_conv2d_guided_cuda")  # "cpu": of the emulator in tests/gpuless
+_FORWARD_KERNELS = dict.fromkeys(
+    ("cuda", "cpu"), "deform_conv2d_guided_cuda"
+)  # "cpu": of the emulator in tests/gpuless
 _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
@@ -222,8 +238,8 @@ GUIDED_DEFORM_CONV2D = define(
     f"guided_deform_conv2d({_INPUTS}, Tensor? bias, {_OPTIONS}, float slope=1.0) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, _refusal_native),
-        "triton": Backend(_forward_triton, lambda input, *_: triton_loader.refusal(input)),
+        "native": Backend(_forward_native, _native_unsupported_reason),
+        "triton": Backend(_forward_triton, lambda input, *_: triton_loader.unsupported_reason(input)),
     },
     fake=_fake,
     check=_check,
@@ -231,20 +247,20 @@ GUIDED_DEFORM_CONV2D = define(
 )
 
 GUIDED_DEFORM_CONV2D_BACKWARD = define(
-    f"guided_deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_OPTIONS}, bool[5] wanted) -> Tensor[]",
+    f"guided_deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_OPTIONS}, bool[5] needs_grad) -> Tensor[]",
     reference=_backward_reference,
-    backends={"triton": Backend(_backward, lambda g, *args: triton_loader.atomic_refusal(g, args[-1][0]))},
+    backends={"triton": Backend(_backward, lambda g, *args: triton_loader.atomic_unsupported_reason(g, args[-1][0]))},
     fake=_backward_fake,
     check=_check_backward,
 )
 
 
-def runs(input: Tensor) -> bool:
+def is_supported(input: Tensor) -> bool:
     """Whether the one kernel takes the input; else the caller composes the op from deform_conv2d."""
-    if forced() not in (None, "triton"):
+    if forced_backend() not in (None, "triton"):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
-    return input.device.type == "cuda" and triton_loader.refusal(input) is None and not deterministic
+    return input.device.type == "cuda" and triton_loader.unsupported_reason(input) is None and not deterministic
 
 
 def guided_deform_conv2d(
@@ -282,5 +298,7 @@ def guided_deform_conv2d(
 
     Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
     """
-    input, raw, weight, bias, _ = autocast(input, raw, weight, bias, None)
-    return GUIDED_DEFORM_CONV2D(input, raw, weight, bias, base_offset, offset_groups, modulated, number("slope", slope))
+    input, raw, weight, bias, _ = cast_for_autocast(input, raw, weight, bias, None)
+    return GUIDED_DEFORM_CONV2D(
+        input, raw, weight, bias, base_offset, offset_groups, modulated, to_float("slope", slope)
+    )

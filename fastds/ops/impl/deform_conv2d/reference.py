@@ -13,7 +13,7 @@ def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int, inside: Tensor) -> Tensor:
+def _gather_corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int, inside: Tensor) -> Tensor:
     """Values (B, G, P, C/G) of the pixels (y, x), 0 where the pixel lies outside the field or the sample is refused."""
     present = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     index = base + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
@@ -21,7 +21,7 @@ def _corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width
     return torch.where(present.unsqueeze(-1), values, values.new_zeros(()))
 
 
-def _bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+def _sample_bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
     """S of the formula at positions y, x (B, G, P), in pixels: (B, G, P, C/G)."""
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # False for NaN
     y = torch.where(inside, y, torch.zeros_like(y))  # before floor and cast: no NaN, no overflow, no gradient
@@ -31,7 +31,7 @@ def _bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, wid
     y0, x0 = y0.long(), x0.long()
 
     def corner(dy: int, dx: int) -> Tensor:
-        return _corner(rows, base, y0 + dy, x0 + dx, height, width, inside)
+        return _gather_corner(rows, base, y0 + dy, x0 + dx, height, width, inside)
 
     top = (1 - lx) * corner(0, 0) + lx * corner(0, 1)
     bottom = (1 - lx) * corner(1, 0) + lx * corner(1, 1)
@@ -63,7 +63,7 @@ def _compute(input, offset, weight, bias, stride, padding, dilation, mask) -> Te
     for k in range(taps):
         y = row + (k // k_w) * d_h + shift[:, :, k, 0]
         x = column + (k % k_w) * d_w + shift[:, :, k, 1]
-        samples = _bilinear(rows, base, y, x, height, width)
+        samples = _sample_bilinear(rows, base, y, x, height, width)
         if mask is not None:
             samples = samples * mask[:, :, k]
         samples = samples.transpose(1, 2).reshape(batch, points, groups, group_channels)

@@ -4,16 +4,18 @@ and traj_gru_gates, each everything that a cell does behind its convolution, in 
 
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast, check_choice, check_slope, number
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.arguments import cast_for_autocast, check_choice, check_slope, to_float
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.gates import reference
-from fastds.ops.impl.gates.passes import Input, Pass, PassOps
+from fastds.ops.impl.gates.pointwise import Input, PointwiseOp, PointwiseOps
 
 __all__ = [
     "gru_reset", "gru_update", "lstm_gates", "memory_gates", "output_gate", "st_lstm_gates", "traj_gru_gates",
 ]  # fmt: skip
 
-LSTM_GATES = PassOps(Pass("lstm_gates", (Input("pre", 4), Input("c", wide=True)), (0, 1), reference.lstm_gates))
+LSTM_GATES = PointwiseOps(
+    PointwiseOp("lstm_gates", (Input("pre", 4), Input("c", wide=True)), (0, 1), reference.lstm_gates)
+)
 
 
 def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,13 +40,13 @@ def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
     if type(pre) is Proxy:
-        return record(lstm_gates, locals())
-    tensors = autocast((pre, c), wide=(1,))
+        return record_op(lstm_gates, locals())
+    tensors = cast_for_autocast((pre, c), float32=(1,))
     return LSTM_GATES.forward(*tensors)
 
 
-ST_LSTM_GATES = PassOps(
-    Pass("st_lstm_gates", (Input("pre", 4), Input("c", wide=True)), (1, 0), reference.st_lstm_gates)
+ST_LSTM_GATES = PointwiseOps(
+    PointwiseOp("st_lstm_gates", (Input("pre", 4), Input("c", wide=True)), (1, 0), reference.st_lstm_gates)
 )
 
 
@@ -70,13 +72,13 @@ def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(pre) is Proxy:
-        return record(st_lstm_gates, locals())
-    tensors = autocast((pre, c), wide=(1,))
+        return record_op(st_lstm_gates, locals())
+    tensors = cast_for_autocast((pre, c), float32=(1,))
     return ST_LSTM_GATES.forward(*tensors)
 
 
-MEMORY_GATES = PassOps(
-    Pass(
+MEMORY_GATES = PointwiseOps(
+    PointwiseOp(
         "memory_gates", (Input("pre", 3), Input("c", wide=True)), (1,), reference.memory_gates, "str state_act",
         lambda state_act: check_choice("state_act", state_act, ("none", "tanh")),
         lambda state_act: ("_tanh" if state_act == "tanh" else "", 0.0, 0.0),
@@ -107,13 +109,13 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
     if type(pre) is Proxy:
-        return record(memory_gates, locals())
-    tensors = autocast((pre, c), wide=(1,))
+        return record_op(memory_gates, locals())
+    tensors = cast_for_autocast((pre, c), float32=(1,))
     return MEMORY_GATES.forward(*tensors, state_act)
 
 
-OUTPUT_GATE = PassOps(
-    Pass(
+OUTPUT_GATE = PointwiseOps(
+    PointwiseOp(
         "output_gate", (Input("pre"), Input("value", wide=True)), (0,), reference.output_gate, "str act",
         lambda act: check_choice("act", act, ("sigmoid", "tanh")),
         lambda act: ("_tanh" if act == "tanh" else "", 0.0, 0.0),
@@ -145,17 +147,17 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
     if type(pre) is Proxy:
-        return record(output_gate, locals())
-    tensors = autocast((pre, value), either=(1,))
+        return record_op(output_gate, locals())
+    tensors = cast_for_autocast((pre, value), keep_float32=(1,))
     return OUTPUT_GATE.forward(*tensors, act)
 
 
-GRU_RESET = PassOps(
-    Pass("gru_reset", (Input("pre_z"), Input("pre_r"), Input("h")), (0, 2), reference.gru_reset, double=True)
+GRU_RESET = PointwiseOps(
+    PointwiseOp("gru_reset", (Input("pre_z"), Input("pre_r"), Input("h")), (0, 2), reference.gru_reset, double=True)
 )
 # The same with both gates side by side, as a convolution gives them.
-GRU_RESET_PACKED = PassOps(
-    Pass(
+GRU_RESET_PACKED = PointwiseOps(
+    PointwiseOp(
         "gru_reset_packed", (Input("pre", 2), Input("h")), (0, 1),
         lambda pre, h: reference.gru_reset(*pre.chunk(2, 1), h), double=True, formula="gru_reset",
     )
@@ -184,8 +186,8 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
     if type(pre_z) is Proxy:
-        return record(gru_reset, locals())
-    tensors = autocast((pre_z, pre_r, h))
+        return record_op(gru_reset, locals())
+    tensors = cast_for_autocast((pre_z, pre_r, h))
     return GRU_RESET.forward(*tensors)
 
 
@@ -196,8 +198,8 @@ def check_update_options(keep: str, act: str, negative_slope: float) -> None:
     check_slope(negative_slope)
 
 
-GRU_UPDATE = PassOps(
-    Pass(
+GRU_UPDATE = PointwiseOps(
+    PointwiseOp(
         "gru_update", (Input("z"), Input("pre_n"), Input("h")), (2,), reference.gru_update,
         "str keep, str act, float negative_slope", check_update_options,
         lambda keep, act, slope: ("" if act == "tanh" else "_leaky", float(keep == "z"), slope), double=True,
@@ -233,13 +235,13 @@ def gru_update(
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
     if type(z) is Proxy:
-        return record(gru_update, locals())
-    tensors = autocast((z, pre_n, h))
-    return GRU_UPDATE.forward(*tensors, keep, act, number("negative_slope", negative_slope))
+        return record_op(gru_update, locals())
+    tensors = cast_for_autocast((z, pre_n, h))
+    return GRU_UPDATE.forward(*tensors, keep, act, to_float("negative_slope", negative_slope))
 
 
-TRAJ_GRU_GATES = PassOps(
-    Pass(
+TRAJ_GRU_GATES = PointwiseOps(
+    PointwiseOp(
         "traj_gru_gates", (Input("x_part", 3), Input("h_part", 3), Input("h")), (2,), reference.traj_gru_gates,
         "float negative_slope", check_slope, lambda slope: ("", 0.0, slope),
     )
@@ -271,6 +273,6 @@ def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope:
     Source: Shi et al. 2017, Deep Learning for Precipitation Nowcasting, equation 2.
     """
     if type(x_part) is Proxy:
-        return record(traj_gru_gates, locals())
-    tensors = autocast((x_part, h_part, h))
-    return TRAJ_GRU_GATES.forward(*tensors, number("negative_slope", negative_slope))
+        return record_op(traj_gru_gates, locals())
+    tensors = cast_for_autocast((x_part, h_part, h))
+    return TRAJ_GRU_GATES.forward(*tensors, to_float("negative_slope", negative_slope))

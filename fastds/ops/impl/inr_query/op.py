@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fastds._nearest import with_article
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast, check_dense, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, vector_jacobian
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.registry import compute_vjp, define
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.inr_query import native_call
-from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, checked_edge
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, check_edge
 from fastds.ops.impl.inr_query.query import Query, check
 from fastds.ops.impl.inr_query.reference import inr_query as reference
 
@@ -22,15 +22,15 @@ __all__ = ["GridSpec", "PointSpec", "inr_query"]
 
 def _forward(*args):
     query = Query(*args)
-    return _no_points(*args) if query.empty else native_call.forward(query)
+    return _forward_empty(*args) if query.empty else native_call.forward(query)
 
 
 def _forward_triton(*args):
     query = Query(*args)
-    return _no_points(*args) if query.empty else native_call.forward_triton(query)
+    return _forward_empty(*args) if query.empty else native_call.forward_triton(query)
 
 
-def _no_points(*args):
+def _forward_empty(*args):
     check_dense(Query._fields, args)  # no kernel comes that would refuse them
     return _fake(*args)
 
@@ -41,29 +41,29 @@ def _fake(*args):
     return query.maps.new_empty(shape, dtype=query.out_dtype)
 
 
-def _refusal(*args):
+def _native_unsupported_reason(*args):
     query = Query(*args)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
         return "gradients of coordinates and cells come from the reference"
-    return native.refusal({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
+    return native.unsupported_reason({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
 
 
-def _triton_refusal(*args):
+def _triton_unsupported_reason(*args):
     query = Query(*args)
     fits = query.feature == "affine" and query.ensemble != "none" and query.mask is None
     if not fits or query.weighting != "bilinear":
         return "the fused kernel takes feature 'affine', an ensemble, bilinear weights and no mask"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
         return "gradients of coordinates and cells come from the reference"
-    reason = triton_loader.refusal(query.maps)
+    reason = triton_loader.unsupported_reason(query.maps)
     if reason is not None:
         return reason
-    if query.maps.dtype == torch.float32 and not triton_loader.interpreting():
+    if query.maps.dtype == torch.float32 and not triton_loader.is_interpreting():
         return "the fused kernel takes bfloat16 and float16: float32 does not fit into registers"
     widths = [w.shape[0] for w in query.weights]
     sizes = (query.ensemble, query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
-    capability = triton_loader.capability(query.maps.device.index) if query.maps.is_cuda else None
-    return triton_loader.kernels("inr_query").refusal(*sizes, capability)
+    capability = triton_loader.get_capability(query.maps.device.index) if query.maps.is_cuda else None
+    return triton_loader.load_kernels("inr_query").unsupported_reason(*sizes, capability)
 
 
 # ---- gradients
@@ -89,13 +89,13 @@ def _backward_reference(grad_y, with_skip, *args):
     def function(*tensors):
         return reference(*query.with_given(tensors, with_skip))
 
-    return vector_jacobian(function, given, (grad_y,), len(given) * [True])
+    return compute_vjp(function, given, (grad_y,), len(given) * [True])
 
 
-def _backward_refusal(grad_y, with_skip, *args):
+def _backward_unsupported_reason(grad_y, with_skip, *args):
     if native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
-        return "its additions on CUDA come in any order, and deterministic algorithms are wanted"
-    return _refusal(*args)
+        return "its additions on CUDA come in any order, and deterministic algorithms are required"
+    return _native_unsupported_reason(*args)
 
 
 def _check_backward(grad_y, with_skip, *args) -> None:
@@ -123,12 +123,12 @@ class _InrQuery(torch.autograd.Function):
         *tensors, base, frac, cell, mask = ctx.saved_tensors
         query = ctx.query.with_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
         with_skip = ctx.needs_input_grad[-1]
-        grads = iter(INR_QUERY_BACKWARD.trusted(grad_y, with_skip, *query))
+        grads = iter(INR_QUERY_BACKWARD.call_unchecked(grad_y, with_skip, *query))
         given = [t is not None for t in tensors[:-1]] + [with_skip]
         return None, None, *(next(grads) if there else None for there in given)
 
 
-class _Entry:
+class _AutogradEntry:
     """What the registry calls when a gradient is wanted."""
 
     @staticmethod
@@ -147,28 +147,28 @@ INR_QUERY = define(
     f"inr_query({_SCHEMA}) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward, _refusal),
+        "native": Backend(_forward, _native_unsupported_reason),
         # On an H200 a fifth of the time of CUDA C++ and the library's products.
         "triton": Backend(
             _forward_triton,
-            _triton_refusal,
+            _triton_unsupported_reason,
             lambda maps, *_: maps.device.type == "cuda" and maps.dtype in (torch.float16, torch.bfloat16),
         ),
     },
     fake=_fake,
     check=check,
-    function=_Entry,
+    function=_AutogradEntry,
 )
 INR_QUERY_BACKWARD = define(
     f"inr_query_backward(Tensor grad_y, bool with_skip, {_SCHEMA}) -> Tensor[]",
     reference=_backward_reference,
-    backends={"native": Backend(_backward, _backward_refusal)},
+    backends={"native": Backend(_backward, _backward_unsupported_reason)},
     fake=_backward_fake,
     check=_check_backward,
 )
 
 
-def _trunk(trunk) -> tuple[list, list]:
+def _split_trunk(trunk) -> tuple[list, list]:
     """Weights and biases."""
     try:
         return [w for w, _ in trunk], [b for _, b in trunk]
@@ -176,11 +176,11 @@ def _trunk(trunk) -> tuple[list, list]:
         raise TypeError("trunk must be a list of pairs (weight, bias)") from None
 
 
-def _autocast(maps, trunk, *parameters):
+def _cast_for_autocast(maps, trunk, *parameters):
     """Maps take the autocast dtype; parameters in float32 stay so."""
     weights, biases = trunk
     tensors = (maps, *weights, *biases, *parameters)
-    maps, *rest = autocast(tensors, either=range(1, len(tensors)))
+    maps, *rest = cast_for_autocast(tensors, keep_float32=range(1, len(tensors)))
     n = len(weights)
     return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
 
@@ -262,18 +262,18 @@ def inr_query(
     the bilinear prior and the weights without areas are ours.
     """
     if type(maps) is Proxy:
-        return record(inr_query, locals())
+        return record_op(inr_query, locals())
     if not isinstance(where, GridSpec | PointSpec):
         raise TypeError(f"where is {with_article(type(where).__name__)}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _autocast(
-        maps, _trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
+    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _cast_for_autocast(
+        maps, _split_trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
     )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    wrap = [e == "wrap" for e in checked_edge(edge)]
+    wrap = [e == "wrap" for e in check_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":
         heads, dk = 1, 0

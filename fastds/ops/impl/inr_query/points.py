@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import is_count
+from fastds.ops.core.arguments import is_int
 
 OUTSIDE = ("error", "nan", "clamp")
 EDGES = ("clamp", "wrap")
-_RIM = 1e-6  # tolerance of the half-pixel rim in pixels
+_BORDER_TOLERANCE = 1e-6  # tolerance of the half-pixel rim in pixels
 
 
 def check_axis(size: int, step: int, start: int, den: int) -> None:
@@ -42,7 +42,7 @@ class Axis:
 
     def __post_init__(self):
         numbers = (self.size, self.step, self.start, self.den)
-        if not all(map(is_count, numbers)):
+        if not all(map(is_int, numbers)):
             raise ValueError(f"Axis needs integers, got {numbers}")
         check_axis(*numbers)
 
@@ -59,10 +59,10 @@ class Axis:
         return base, (numerator - base * self.den).double() / self.den
 
 
-def _size(name: str, size, least: int = 1) -> tuple[int, int]:
+def _check_size(name: str, size, least: int = 1) -> tuple[int, int]:
     if not isinstance(size, tuple | list | torch.Size) or len(size) != 2:
         raise ValueError(f"{name} must be a pair (rows, columns), got {size!r}")
-    if not all(is_count(v) and v >= least for v in size):
+    if not all(is_int(v) and v >= least for v in size):
         raise ValueError(f"{name} must be two ints >= {least}, got {tuple(size)}")
     return tuple(size)
 
@@ -81,7 +81,7 @@ class GridSpec:
         Args:
             source: (H, W) of the maps. target: (H', W') asked for.
         """
-        pairs = zip(_size("source", source), _size("target", target, 0), strict=True)
+        pairs = zip(_check_size("source", source), _check_size("target", target, 0), strict=True)
         return cls(*(Axis(m, 2 * n, n - m, max(1, 2 * m)) for n, m in pairs))
 
     @classmethod
@@ -90,14 +90,19 @@ class GridSpec:
 
         u_k = k (n-1) / (m-1); columns too, unless periodic_x: then u_k = k n / m from a common first meridian.
         """
-        (height, width), (rows, columns) = _size("source", source), _size("target", target)
-        across = Axis(columns, width, 0, columns) if periodic_x else _nodes(width, columns)
-        return cls(_nodes(height, rows), across)
+        (height, width), (rows, columns) = _check_size("source", source), _check_size("target", target)
+        across = Axis(columns, width, 0, columns) if periodic_x else _make_node_axis(width, columns)
+        return cls(_make_node_axis(height, rows), across)
 
     @classmethod
     def corners(cls, source, target) -> "GridSpec":
         """Upper-left corners instead of centres, u_k = k n / m: the projection of MetaSR."""
-        return cls(*(Axis(m, n, 0, m) for n, m in zip(_size("source", source), _size("target", target), strict=True)))
+        return cls(
+            *(
+                Axis(m, n, 0, m)
+                for n, m in zip(_check_size("source", source), _check_size("target", target), strict=True)
+            )
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -123,7 +128,7 @@ class GridSpec:
         return PointSpec(base.int(), frac.to(dtype))
 
 
-def _nodes(n: int, m: int) -> Axis:
+def _make_node_axis(n: int, m: int) -> Axis:
     if m == 1 and n > 1:
         raise ValueError(f"target has one row or column, which no node grid over {n} nodes has")
     return Axis(m, n - 1, 0, max(1, m - 1))
@@ -185,14 +190,14 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     u = u[None] if u.dim() == 2 else u
     if outside not in OUTSIDE:
         raise ValueError(f"outside must be one of {', '.join(OUTSIDE)}, got {outside!r}")
-    height, width = _size("size", size)
+    height, width = _check_size("size", size)
     u = u.double()
     if not torch.isfinite(u).all():
         raise ValueError("coordinates must be finite, got NaN or infinity")
     parts, worst, beyond = [], 0.0, torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
-    for axis, n, mode in zip(u.unbind(-1), (height, width), checked_edge(edge), strict=True):
+    for axis, n, mode in zip(u.unbind(-1), (height, width), check_edge(edge), strict=True):
         if mode == "clamp":
-            off = (axis < -0.5 - _RIM) | (axis > n - 0.5 + _RIM)
+            off = (axis < -0.5 - _BORDER_TOLERANCE) | (axis > n - 0.5 + _BORDER_TOLERANCE)
             if off.any():
                 worst = max(worst, (axis - (n - 1) / 2).abs().max().item() - (n - 1) / 2)
             beyond |= off
@@ -222,7 +227,7 @@ def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error
         found = getattr(coord, "dtype", type(coord).__name__)
         raise TypeError(f"coord must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
     _check_pairs(coord)
-    n = torch.tensor(_size("size", size), dtype=torch.float64, device=coord.device)
+    n = torch.tensor(_check_size("size", size), dtype=torch.float64, device=coord.device)
     return from_index(((coord.double() + 1) * n - 1) / 2, size, edge, outside, dtype)
 
 
@@ -251,7 +256,7 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
         if values.numel() and not values.abs().max() <= 90 + 1e-9:
             worst = values.abs().max().item()
             raise ValueError(f"{name} reaches {worst:g}, expected degrees within 90; are lat and lon swapped?")
-    step_y, step_x = spacing("grid_lat", grid_lat), spacing("grid_lon", grid_lon)
+    step_y, step_x = get_spacing("grid_lat", grid_lat), get_spacing("grid_lon", grid_lon)
     if periodic_x and not math.isclose(abs(step_x) * grid_lon.numel(), 360, rel_tol=1e-4):
         raise ValueError(f"periodic_x: grid_lon spans {abs(step_x) * grid_lon.numel():g} degrees, expected 360")
     # A point is brought within half a turn of the middle of the grid.
@@ -262,7 +267,7 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
     return from_index(u, (grid_lat.numel(), grid_lon.numel()), edge, outside, dtype)
 
 
-def spacing(name: str, values: Tensor) -> float:
+def get_spacing(name: str, values: Tensor) -> float:
     """The step of equally spaced coordinates, negative where they descend; ValueError where they are not.
 
     Steps may differ by a thousandth, or by what storing the coordinates in float32 changes."""
@@ -281,7 +286,7 @@ def spacing(name: str, values: Tensor) -> float:
     return mean
 
 
-def checked_edge(edge) -> tuple[str, str]:
+def check_edge(edge) -> tuple[str, str]:
     """edge itself as a pair of "clamp" or "wrap" for rows and columns."""
     if not isinstance(edge, tuple | list) or len(edge) != 2 or any(e not in EDGES for e in edge):
         raise ValueError(f"edge must be a pair of 'clamp' or 'wrap' for rows and columns, got {edge!r}")

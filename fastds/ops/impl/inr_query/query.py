@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_choice, check_dense, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, check_choice, check_dense, check_shape, check_tensor, is_int
 from fastds.ops.impl.inr_query.points import check_axis
-from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
+from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, count_channels
 
-MOST_LAYERS = 8
-MOST_HEADS = 64
-MOST_POINTS = 1 << 40  # more than any memory holds
+MAX_LAYERS = 8
+MAX_HEADS = 64
+MAX_POINTS = 1 << 40  # more than any memory holds
 CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
 
 
@@ -57,7 +57,7 @@ class Query(NamedTuple):
         """D, the width of a corner's feature."""
         if self.feature == "dot":
             return self.rho_w.shape[0]
-        return channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
+        return count_channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
 
     @property
     def outputs(self) -> int:
@@ -128,7 +128,7 @@ class Query(NamedTuple):
                 part = part._replace(cell=self.cell[:, first:stop])
             yield first, stop, part
 
-    def of_skip(self) -> "Query":
+    def make_skip_query(self) -> "Query":
         """The query that interpolates the skip and does nothing else, bilinearly whatever weighs the features."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
@@ -179,15 +179,15 @@ def _check_combination(query: Query) -> None:
     if ensemble == "early_attn":
         if feature not in AFFINE:
             raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
-        if not (is_count(heads) and 1 <= heads <= MOST_HEADS and is_count(dk) and dk >= 1):
-            raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
+        if not (is_int(heads) and 1 <= heads <= MAX_HEADS and is_int(dk) and dk >= 1):
+            raise ValueError(f"early_attn needs heads in 1..{MAX_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
         if query.depth < 1 or query.depth % heads:
             raise ValueError(
                 f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
             )
     elif (heads, dk) != (1, 0):
         raise ValueError(f"heads and dk belong to ensemble 'early_attn', others take 1 and 0, got {heads!r} and {dk!r}")
-    if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
+    if feature == "slope" and count_channels(feature, ensemble, total, heads, dk)[1] % 3:
         raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
     if feature == "fourier" and total % 4:
         raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
@@ -217,9 +217,9 @@ def _check_parameters(query: Query, exact: tuple) -> None:
 
 def _check_trunk(query: Query, exact: tuple) -> None:
     weights, biases, width, device = query.weights, query.biases, query.depth, query.maps.device
-    if len(weights) != len(biases) or len(weights) > MOST_LAYERS:
+    if len(weights) != len(biases) or len(weights) > MAX_LAYERS:
         raise ValueError(
-            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
+            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MAX_LAYERS} pairs"
         )
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         names = weight, bias = f"trunk[{i}] weight", f"trunk[{i}] bias"
@@ -236,7 +236,7 @@ def _check_axes(axes: list[int]) -> None:
         raise ValueError(f"axes has {len(axes)} values, expected size, step, start and den of rows, then of columns")
     check_axis(*axes[:4])
     check_axis(*axes[4:])
-    if axes[0] * axes[4] >= MOST_POINTS:
+    if axes[0] * axes[4] >= MAX_POINTS:
         raise ValueError(f"where has {axes[0]} x {axes[4]} points, expected fewer than 2^40")
 
 

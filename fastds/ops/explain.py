@@ -8,8 +8,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds import ops
-from fastds.ops.core.backends import forced, ranked
-from fastds.ops.core.registry import OPS, Op, transforms_active
+from fastds.ops.core.backends import forced_backend, rank_backends
+from fastds.ops.core.registry import OPS, Op, has_active_transforms
 
 
 def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
@@ -30,26 +30,28 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
     public = {name: f for name in ops.__all__ if inspect.isfunction(f := getattr(ops, name))}
     if op_name not in OPS and op_name not in public:
         raise ValueError(f"op_name: expected one of {', '.join(sorted({*OPS, *public}))}, got {op_name!r}")
-    if op_name in public and (op_name not in OPS or _fits(public[op_name], args, kwargs)):
-        return _answers(*_first_call(public[op_name], args, kwargs))
+    if op_name in public and (op_name not in OPS or _can_bind(public[op_name], args, kwargs)):
+        return _describe_backends(*_find_first_op_call(public[op_name], args, kwargs))
     try:
-        return _answers(OPS[op_name], OPS[op_name].bind(args, kwargs))
+        return _describe_backends(OPS[op_name], OPS[op_name].bind(args, kwargs))
     except TypeError as error:
         shown = f"; of the function: {op_name}{inspect.signature(public[op_name])}" if op_name in public else ""
         raise TypeError(f"{error}{shown}") from None
 
 
-def _answers(op: Op, args: tuple) -> dict[str, str]:
-    reasons = {name: op.backends[name].refusal(*args) for name in ranked(op.backends, args)} | {"reference": None}
+def _describe_backends(op: Op, args: tuple) -> dict[str, str]:
+    reasons = {name: op.backends[name].unsupported_reason(*args) for name in rank_backends(op.backends, args)} | {
+        "reference": None
+    }
     usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = forced() if forced() in usable else usable[0]
+    chosen = forced_backend() if forced_backend() in usable else usable[0]
     return {
         name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
         for name, reason in reasons.items()
     }
 
 
-def _fits(function: Callable, args: tuple, kwargs: dict) -> bool:
+def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
@@ -57,7 +59,7 @@ def _fits(function: Callable, args: tuple, kwargs: dict) -> bool:
     return True
 
 
-class _Called(Exception):
+class _OpCall(Exception):
     """Carries the registered op that a function calls, and its arguments, out of the function."""
 
     def __init__(self, op: Op, args: tuple):
@@ -65,7 +67,7 @@ class _Called(Exception):
         self.op, self.args_of_op = op, args
 
 
-class _Watched(TorchDispatchMode):
+class _ForceDispatch(TorchDispatchMode):
     """Computes as ever; where a mode watches, ops are called through the dispatcher."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -78,17 +80,17 @@ class _StopAtOp(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "namespace", None) == "fastds":
             op = OPS[function._opname]
-            raise _Called(op, op.bind(args, kwargs or {}))
+            raise _OpCall(op, op.bind(args, kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
-def _first_call(function: Callable, args: tuple, kwargs: dict) -> tuple[Op, tuple]:
+def _find_first_op_call(function: Callable, args: tuple, kwargs: dict) -> tuple[Op, tuple]:
     """The first registered op that a public function calls, and its arguments: options settled, under autocast cast."""
-    if transforms_active():
+    if has_active_transforms():
         raise RuntimeError("explain: inside a functorch transform the reference runs, whatever the arguments")
     try:
-        with _Watched(), _StopAtOp():
+        with _ForceDispatch(), _StopAtOp():
             function(*args, **kwargs)
-    except _Called as called:
+    except _OpCall as called:
         return called.op, called.args_of_op
     raise RuntimeError(f"explain: {function.__name__} calls no registered op for these arguments")

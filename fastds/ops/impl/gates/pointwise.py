@@ -16,8 +16,8 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, empty_map, laid_out, output_format
-from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.layout import CHANNELS_LAST, empty_map, get_output_format, to_memory_format
+from fastds.ops.core.registry import compute_vjp, define
 
 KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
@@ -32,7 +32,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Pass:
+class PointwiseOp:
     """One pointwise pass.
 
     Attributes:
@@ -92,12 +92,12 @@ class Pass:
         check_shape(name, tensor, shape)
 
 
-def _empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def _allocate(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     batch, _, height, width = like.shape
-    return empty_map((batch, channels, height, width), dtype, like, output_format(like))
+    return empty_map((batch, channels, height, width), dtype, like, get_output_format(like))
 
 
-def _rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int]:
+def _to_even_rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int]:
     """The operand where its rows lie evenly (see csrc/gates/params.h), else a copy; elements from row to row and from
     channel to channel."""
     tensor = tensor.resolve_neg()
@@ -106,13 +106,13 @@ def _rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int
         return tensor, w, 1
     if layout != CHANNELS_LAST and w == 1 and h == width and c == height * width:
         return tensor, b, c
-    tensor = laid_out(tensor, layout)
+    tensor = to_memory_format(tensor, layout)
     return tensor, channels if layout == CHANNELS_LAST else channels * height * width, tensor.stride(1)
 
 
-def run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
+def run_formula(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
     """Runs a formula on (tensor or None, gates) pairs in the layout of `like`; the outputs are dense in it."""
-    layout = output_format(like)
+    layout = get_output_format(like)
     batch, _, height, width = like.shape
     rows, length = (batch * height * width, channels) if layout == CHANNELS_LAST else (batch, channels * height * width)
     addresses, alive = [], []
@@ -123,23 +123,23 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
         if tensor.is_contiguous(memory_format=layout) and not tensor.is_neg():
             row, gate = count * length, length
         else:
-            tensor, row, channel = _rows(tensor, layout)
+            tensor, row, channel = _to_even_rows(tensor, layout)
             gate = channels * channel
             alive.append(tensor)  # addresses stay valid until the call returns
         address, step, dtype = tensor.data_ptr(), gate * tensor.dtype.itemsize, native.DTYPE_CODES[tensor.dtype]
         addresses += [(address + j * step, row, dtype) for j in range(count)]
-    module = native.module()
+    module = native.get_module()
     arguments = (module.GATE_FORMULAS[formula], rows, length, addresses, option, slope)
     if native.runs_on_cuda(like):
-        module.gates_cuda(*arguments, *native.cuda_launch(like))
+        module.gates_cuda(*arguments, *native.get_cuda_launch_arguments(like))
     else:
         module.gates_cpu(*arguments, torch.get_num_threads())
 
 
-class PassOps:
+class PointwiseOps:
     """The registered ops of a pass: forward, backward and, where asked for, double."""
 
-    def __init__(self, spec: Pass):
+    def __init__(self, spec: PointwiseOp):
         self.spec = spec
         self.count = len(spec.inputs)
         tensors = ", ".join(f"Tensor {i.name}" for i in spec.inputs)
@@ -151,24 +151,24 @@ class PassOps:
         self.forward = define(
             f"{spec.name}({tensors}{options}) -> {result}",
             reference=spec.reference,
-            backends={"native": Backend(self._forward, lambda *args: native.refusal(KERNELS, args[0]))},
+            backends={"native": Backend(self._forward, lambda *args: native.unsupported_reason(KERNELS, args[0]))},
             fake=self._fake,
             check=self._check,
             function=self._function(),
         )
         self.backward = define(
-            f"{spec.name}_backward({grads}{tensors}{options}, bool[{self.count}] wanted) -> Tensor[]",
+            f"{spec.name}_backward({grads}{tensors}{options}, bool[{self.count}] needs_grad) -> Tensor[]",
             reference=self._backward_reference,
-            backends={"native": Backend(self._backward, self._later_refusal(len(spec.outputs)))},
+            backends={"native": Backend(self._backward, self._make_unsupported_reason(len(spec.outputs)))},
             fake=self._backward_fake,
             check=self._check_backward,
             function=self._backward_function() if spec.double else None,
         )
         if spec.double:
             self.double = define(
-                f"{spec.name}_double({cotangents}{grads}{tensors}{options}, bool[{every}] wanted) -> Tensor[]",
+                f"{spec.name}_double({cotangents}{grads}{tensors}{options}, bool[{every}] needs_grad) -> Tensor[]",
                 reference=self._double_reference,
-                backends={"native": Backend(self._double, self._later_refusal(every))},
+                backends={"native": Backend(self._double, self._make_unsupported_reason(every))},
                 fake=self._double_fake,
                 check=self._check_double,
             )
@@ -191,14 +191,14 @@ class PassOps:
         self.spec.check_cotangents(cotangents, tensors)
 
     @staticmethod
-    def _later_refusal(first):
-        return lambda *args: native.refusal(KERNELS, args[first])
+    def _make_unsupported_reason(first):
+        return lambda *args: native.unsupported_reason(KERNELS, args[first])
 
-    def _packed(self, tensors):
+    def _pair_with_gates(self, tensors):
         return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
 
     def _run(self, suffix, tensors, operands, option, slope):
-        run(
+        run_formula(
             (self.spec.formula or self.spec.name) + suffix,
             tensors[0],
             self.spec.channels(tensors),
@@ -212,7 +212,7 @@ class PassOps:
     def _fake(self, *args):
         tensors = args[: self.count]
         channels = self.spec.channels(tensors)
-        results = tuple(_empty(tensors[0], channels, tensors[k].dtype) for k in self.spec.outputs)
+        results = tuple(_allocate(tensors[0], channels, tensors[k].dtype) for k in self.spec.outputs)
         return results[0] if len(results) == 1 else results
 
     def _forward(self, *args):
@@ -221,7 +221,7 @@ class PassOps:
         suffix, option, slope = self.spec.variant(*options)
         if tensors[0].numel():
             outputs = [(t, 1) for t in ([results] if isinstance(results, Tensor) else results)]
-            self._run(suffix, tensors, [*self._packed(tensors), *outputs], option, slope)
+            self._run(suffix, tensors, [*self._pair_with_gates(tensors), *outputs], option, slope)
         return results
 
     # ---- gradients
@@ -232,24 +232,24 @@ class PassOps:
         return args[:n], args[n : n + self.count], args[n + self.count : -1], args[-1]
 
     def _backward_fake(self, *args):
-        _, tensors, _, wanted = self._split(args)
+        _, tensors, _, needs_grad = self._split(args)
         like = tensors[0]
-        return [_empty(like, t.shape[1], t.dtype) for t, want in zip(tensors, wanted, strict=True) if want]
+        return [_allocate(like, t.shape[1], t.dtype) for t, needed in zip(tensors, needs_grad, strict=True) if needed]
 
     def _backward(self, *args):
-        grads, tensors, options, wanted = self._split(args)
+        grads, tensors, options, needs_grad = self._split(args)
         results = self._backward_fake(*args)
         if tensors[0].numel():
             suffix, option, slope = self.spec.variant(*options)
             given = iter(results)
-            outputs = [(next(given) if w else None, i.gates) for w, i in zip(wanted, self.spec.inputs, strict=True)]
-            operands = [*((g, 1) for g in grads), *self._packed(tensors), *outputs]
+            outputs = [(next(given) if w else None, i.gates) for w, i in zip(needs_grad, self.spec.inputs, strict=True)]
+            operands = [*((g, 1) for g in grads), *self._pair_with_gates(tensors), *outputs]
             self._run(f"{suffix}_backward", tensors, operands, option, slope)
         return results
 
     def _backward_reference(self, *args):
-        grads, tensors, options, wanted = self._split(args)
-        return vector_jacobian(lambda *t: self.spec.reference(*t, *options), tensors, grads, wanted)
+        grads, tensors, options, needs_grad = self._split(args)
+        return compute_vjp(lambda *t: self.spec.reference(*t, *options), tensors, grads, needs_grad)
 
     # ---- gradients of the gradients
 
@@ -258,33 +258,38 @@ class PassOps:
         return args[: self.count], *self._split(args[self.count :])
 
     def _double_fake(self, *args):
-        _, _, tensors, _, wanted = self._split_double(args)
+        _, _, tensors, _, needs_grad = self._split_double(args)
         like, channels = tensors[0], self.spec.channels(tensors)
         shapes = [(channels, tensors[k].dtype) for k in self.spec.outputs]
         shapes += [(t.shape[1], t.dtype) for t in tensors]
-        return [_empty(like, *shape) for shape, want in zip(shapes, wanted, strict=True) if want]
+        return [_allocate(like, *shape) for shape, needed in zip(shapes, needs_grad, strict=True) if needed]
 
     def _double(self, *args):
-        cotangents, grads, tensors, options, wanted = self._split_double(args)
+        cotangents, grads, tensors, options, needs_grad = self._split_double(args)
         results = self._double_fake(*args)
         if tensors[0].numel():
             suffix, option, slope = self.spec.variant(*options)
             given = iter(results)
             gates = [1] * len(grads) + [i.gates for i in self.spec.inputs]
-            outputs = [(next(given) if w else None, n) for w, n in zip(wanted, gates, strict=True)]
-            operands = [*self._packed(cotangents), *((g, 1) for g in grads), *self._packed(tensors), *outputs]
+            outputs = [(next(given) if w else None, n) for w, n in zip(needs_grad, gates, strict=True)]
+            operands = [
+                *self._pair_with_gates(cotangents),
+                *((g, 1) for g in grads),
+                *self._pair_with_gates(tensors),
+                *outputs,
+            ]
             self._run(f"{suffix}_double", tensors, operands, option, slope)
         return results
 
     def _double_reference(self, *args):
-        cotangents, grads, tensors, options, wanted = self._split_double(args)
+        cotangents, grads, tensors, options, needs_grad = self._split_double(args)
         everything = [True] * self.count
 
         def first_order(*both):
             n = len(grads)
             return self._backward_reference(*both[:n], *both[n:], *options, everything)
 
-        return vector_jacobian(first_order, (*grads, *tensors), cotangents, wanted)
+        return compute_vjp(first_order, (*grads, *tensors), cotangents, needs_grad)
 
     # ---- autograd
 
@@ -301,11 +306,11 @@ class PassOps:
 
             @staticmethod
             def backward(ctx, *grads):
-                wanted = list(ctx.needs_input_grad[1 : 1 + ops.count])
+                needs_grad = list(ctx.needs_input_grad[1 : 1 + ops.count])
                 if all(g is None for g in grads):
                     return (None,) * len(ctx.needs_input_grad)
-                results = iter(ops.backward.trusted(*grads, *ctx.saved_tensors, *ctx.options, wanted))
-                return None, *(next(results) if w else None for w in wanted), *(None for _ in ctx.options)
+                results = iter(ops.backward.call_unchecked(*grads, *ctx.saved_tensors, *ctx.options, needs_grad))
+                return None, *(next(results) if w else None for w in needs_grad), *(None for _ in ctx.options)
 
         Function.__name__ = Function.__qualname__ = ops.spec.name
         return Function
@@ -317,7 +322,7 @@ class PassOps:
             @staticmethod
             def forward(ctx, run, *args):
                 ctx.set_materialize_grads(False)
-                grads, tensors, ctx.options, ctx.wanted = ops._split(args)
+                grads, tensors, ctx.options, ctx.needs_grad = ops._split(args)
                 ctx.save_for_backward(*grads, *tensors)
                 return tuple(run(*args))
 
@@ -326,11 +331,11 @@ class PassOps:
                 if all(g is None for g in given):
                     return (None,) * len(ctx.needs_input_grad)
                 given = iter(given)
-                cotangents = [next(given) if w else None for w in ctx.wanted]
+                cotangents = [next(given) if w else None for w in ctx.needs_grad]
                 saved = ctx.saved_tensors
-                wanted = list(ctx.needs_input_grad[1 : 1 + len(saved)])
-                results = iter(ops.double.trusted(*cotangents, *saved, *ctx.options, wanted))
-                return None, *(next(results) if w else None for w in wanted), *(None for _ in ctx.options), None
+                needs_grad = list(ctx.needs_input_grad[1 : 1 + len(saved)])
+                results = iter(ops.double.call_unchecked(*cotangents, *saved, *ctx.options, needs_grad))
+                return None, *(next(results) if w else None for w in needs_grad), *(None for _ in ctx.options), None
 
         class Listed:
             """The op's schema gives a list, autograd a tuple."""

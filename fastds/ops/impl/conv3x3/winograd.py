@@ -6,65 +6,68 @@ import math
 import torch
 from torch import Tensor
 
-from fastds.ops.core import kept_weights, native
-from fastds.ops.core.layout import dense, empty_map, nhwc, plain
+from fastds.ops.core import native, packed_weight_cache
+from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
 
-PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
-ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
+PADDING_CODES = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
+ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
 PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
-FEW_TILES, FEWEST_TILES = 32, 16  # of 4 x 4 outputs, whose products with many filters take less time than reading these
-TRAINED_BYTES, INFERRED_BYTES = 4 << 20, 16 << 20  # see least_bytes
-FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
+MAX_UNCACHED_TILES, MAX_EAGER_UNCACHED_TILES = (
+    32,
+    16,
+)  # of 4 x 4 outputs, whose products with many filters take less time than reading these
+TRAINING_THRESHOLD_BYTES, INFERENCE_THRESHOLD_BYTES = 4 << 20, 16 << 20  # see least_bytes
+HUGE_PAGE_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
 
 
-def _output(shape, dtype, like: Tensor) -> Tensor:
+def _allocate_output(shape, dtype, like: Tensor) -> Tensor:
     """An empty tensor that the engine is about to fill; a page fault per 4 KB took half the time of large ones."""
     tensor = empty_map(shape, dtype, like)
-    if tensor.nbytes > FRESH_BYTES:
-        native.module().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    if tensor.nbytes > HUGE_PAGE_BYTES:
+        native.get_module().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 
-def packed(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
+def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
     """The filters as the engine reads them, kept while the weight's bytes stay the same."""
-    module = native.module()
+    module = native.get_module()
 
-    def pack(weight: Tensor, entry: kept_weights.Entry | None) -> kept_weights.Entry:
-        given = described(weight, adjoint, shuffle)
-        copy, result = entry or _room(weight.nbytes, module.conv3x3_packed_size(given, amx))
+    def pack(weight: Tensor, entry: packed_weight_cache.Entry | None) -> packed_weight_cache.Entry:
+        given = describe_filters(weight, adjoint, shuffle)
+        copy, result = entry or _allocate_entry(weight.nbytes, module.conv3x3_packed_size(given, amx))
         module.conv3x3_pack_weight(given, amx, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
         return copy, result
 
-    return kept_weights.made_of(weight, ("conv3x3", adjoint, shuffle, amx, module.isa()), pack)
+    return packed_weight_cache.get_packed_weight(weight, ("conv3x3", adjoint, shuffle, amx, module.isa()), pack)
 
 
-def described(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
+def describe_filters(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
     """Filters as csrc/conv3x3 takes them; the weight stays bound to a name until the call returns."""
     kind = native.DTYPE_CODES[weight.dtype]
     return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
 
 
-def _room(weight_bytes: int, packed_size: int) -> kept_weights.Entry:
+def _allocate_entry(weight_bytes: int, packed_size: int) -> packed_weight_cache.Entry:
     """Memory for a copy and a transform: that of one of the oldest, if it has that size."""
 
-    def fits(entry: kept_weights.Entry) -> bool:
+    def fits(entry: packed_weight_cache.Entry) -> bool:
         copy, made = entry
         return copy.nbytes == weight_bytes and made.numel() == packed_size and copy.dtype == torch.uint8
 
-    if (entry := kept_weights.one_of_the_oldest(fits)) is not None:
+    if (entry := packed_weight_cache.evict_matching(fits)) is not None:
         return entry
     return torch.empty(weight_bytes, dtype=torch.uint8), torch.empty(packed_size, dtype=torch.float32)
 
 
-def packed_once(weight: Tensor, adjoint: bool) -> Tensor:
+def pack_filters_uncached(weight: Tensor, adjoint: bool) -> Tensor:
     """The filters as the engine reads them, for one call."""
-    given, module = described(weight, adjoint, 1), native.module()
+    given, module = describe_filters(weight, adjoint, 1), native.get_module()
     copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False))
     module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
     return result
 
 
-def filters_of(
+def get_filter_arguments(
     weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int], trained: bool
 ) -> tuple:  # fmt: skip
     """What conv3x3_run takes as filters for maps of (batch, height, width), and what keeps their address valid.
@@ -73,19 +76,19 @@ def filters_of(
     trained: the next step has another weight.
     """
     tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
-    if amx or PACKED_BYTES * weight.numel() <= least_bytes(tiles, trained):
-        kept = packed(weight, adjoint, shuffle, amx)
+    if amx or PACKED_BYTES * weight.numel() <= get_uncached_threshold(tiles, trained):
+        kept = get_packed_filters(weight, adjoint, shuffle, amx)
         return kept.data_ptr(), [], kept
-    return 0, [described(weight, adjoint, shuffle)], weight
+    return 0, [describe_filters(weight, adjoint, shuffle)], weight
 
 
-def least_bytes(tiles: int, trained: bool) -> float:
+def get_uncached_threshold(tiles: int, trained: bool) -> float:
     """From how many bytes of packed filters on it takes less time to pack them anew than to have them from memory."""
-    if tiles > FEW_TILES:
+    if tiles > MAX_UNCACHED_TILES:
         return math.inf
-    if tiles > FEWEST_TILES:
-        return kept_weights.KEPT_BYTES // 4
-    return TRAINED_BYTES if trained else INFERRED_BYTES
+    if tiles > MAX_EAGER_UNCACHED_TILES:
+        return packed_weight_cache.MAX_CACHE_BYTES // 4
+    return TRAINING_THRESHOLD_BYTES if trained else INFERENCE_THRESHOLD_BYTES
 
 
 def forward(
@@ -93,35 +96,35 @@ def forward(
 ) -> Tensor:  # fmt: skip
     """conv3x3 by the engine."""
     batch, _, height, width = x.shape
-    y = _output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
-    sources = readable((x, x2), amx)
+    y = _allocate_output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
+    sources = to_readable_layout((x, x2), amx)
     if residual is not None:
-        residual = nhwc(residual)
+        residual = as_nhwc(residual)
     if bias is not None:
-        bias = plain(bias)
-    address, filters, _kept_alive = filters_of(
+        bias = to_contiguous(bias)
+    address, filters, _kept_alive = get_filter_arguments(
         weight, False, shuffle, amx, (batch, height, width), x.requires_grad and weight.requires_grad
     )
-    native.in_workspace(
-        native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, address, filters,
+    native.call_with_workspace(
+        native.get_module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING_CODES[padding_mode]),
+        [native.describe_map(t) for t in sources], 1, 0, [native.describe_map(y)], shuffle, address, filters,
         *((0, 0) if bias is None else (bias.data_ptr(), native.DTYPE_CODES[bias.dtype])),
-        [] if residual is None else [native.view(residual)], ACT[act], negative_slope, amx,
+        [] if residual is None else [native.describe_map(residual)], ACTIVATION_CODES[act], negative_slope, amx,
     )  # fmt: skip
     return y
 
 
-def readable(sources: tuple[Tensor | None, ...], amx: bool) -> list[Tensor]:
+def to_readable_layout(sources: tuple[Tensor | None, ...], amx: bool) -> list[Tensor]:
     """Those that are given, in a layout that the engine reads: matrix tiles also take pixels side by side."""
-    return [t if amx and t.stride(3) == 1 and not t.is_neg() else nhwc(t) for t in sources if t is not None]
+    return [t if amx and t.stride(3) == 1 and not t.is_neg() else as_nhwc(t) for t in sources if t is not None]
 
 
-def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
+def _describe_addend(tensor: Tensor | None, sink: Tensor) -> tuple:
     """What the engine adds to a sink, nothing for None; and what keeps its address valid."""
     if tensor is None:
-        return (0, *native.view(sink)[1:]), None
-    tensor = nhwc(tensor)
-    return native.view(tensor), tensor
+        return (0, *native.describe_map(sink)[1:]), None
+    tensor = as_nhwc(tensor)
+    return native.describe_map(tensor), tensor
 
 
 def grad_sources(
@@ -135,28 +138,28 @@ def grad_sources(
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
     size = (height + 2 * extra_h, width + 2 * extra_w)
-    address, filters, _kept_alive = filters_of(weight, True, shuffle, amx, (batch, *size), True)
-    mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
+    address, filters, _kept_alive = get_filter_arguments(weight, True, shuffle, amx, (batch, *size), True)
+    mode_w = PADDING_CODES[padding_mode][1] if padding_mode == "circular_x" else 0
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w
     sinks = [
-        _output((batch, c, *size), torch.float32 if folded else dtype, grad)
+        _allocate_output((batch, c, *size), torch.float32 if folded else dtype, grad)
         if folded or not in_place or addend is None
         else addend
         for c, addend in zip(channels, added, strict=True)
     ]
     adds = not folded and any(t is not None for t in added)
-    residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
-    native.in_workspace(
-        native.module().conv3x3_run, geometry, [native.view(grad)], shuffle, native.address(sign),
-        [native.view(t) for t in sinks], 1, address, filters, 0, 0, [view for view, _ in residual], ACT["none"],
-        negative_slope, amx,
+    residual = [_describe_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
+    native.call_with_workspace(
+        native.get_module().conv3x3_run, geometry, [native.describe_map(grad)], shuffle, native.get_address(sign),
+        [native.describe_map(t) for t in sinks], 1, address, filters, 0, 0, [view for view, _ in residual],
+        ACTIVATION_CODES["none"], negative_slope, amx,
     )  # fmt: skip
     if not folded:
         return sinks
     unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
     sums = (unfold(t) if more is None else unfold(t) + more for t, more in zip(sinks, added, strict=True))
-    return [dense(t.to(dtype)) for t in sums]
+    return [to_channels_last(t.to(dtype)) for t in sums]
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool, amx: bool):
@@ -165,9 +168,10 @@ def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtyp
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
     grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
-    native.in_workspace(
-        native.module().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [native.view(t) for t in sources], native.view(grad), shuffle, native.address(sign), negative_slope,
-        native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.address(grad_bias), amx,
+    native.call_with_workspace(
+        native.get_module().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1,
+        *PADDING_CODES[padding_mode]),
+        [native.describe_map(t) for t in sources], native.describe_map(grad), shuffle, native.get_address(sign),
+        negative_slope, native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.get_address(grad_bias), amx,
     )  # fmt: skip
     return grad_weight, grad_bias

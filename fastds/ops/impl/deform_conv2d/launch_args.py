@@ -9,22 +9,22 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 
 
-def group_counts(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
+def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
     """Groups of the convolution and of the offsets, of checked arguments."""
     return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
 
 
-def dims_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar=False):
+def make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar=False):
     """Sizes and element strides for _fastds; strides of a missing mask are never read."""
     mask_stride = (0, 0, 0, 0) if mask is None else mask.stride()
-    return _made_dims(
-        native.module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(),
+    return _make_dims(
+        native.get_module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(),
         mask_stride, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups, planar,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
-def _made_dims(
+def _make_dims(
     module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride,
     padding, dilation, groups, offset_groups, planar,
 ):  # fmt: skip
@@ -44,24 +44,24 @@ def _made_dims(
     )  # fmt: skip
 
 
-def triton_problem(weight, stride, padding, dilation, groups, offset_groups):
+def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups):
     """Sizes of a call for fastds.kernels.deform_conv2d."""
     pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
-    return triton_loader.kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
+    return triton_loader.load_kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
 
 
-def window_fits(input, offset, weight, mask, stride, padding, dilation) -> bool:
+def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation) -> bool:
     """Whether the forward in CUDA C++ takes its samples from a window of the map in shared memory: 16 bits, 16 to 64
     channels of a group, up to 608 terms of a sum, channels_last."""
     plain = type(input) in (Tensor, torch.nn.Parameter)  # a fake tensor has no address
-    if native.missing() is not None or not native.runs_on_cuda(input) or not plain:
+    if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not plain:
         return False
-    if input.stride(1) != 1 or offset.stride(1) != 1 or not hasattr(native.module(), "deform_conv2d_window_fits"):
+    if input.stride(1) != 1 or offset.stride(1) != 1 or not hasattr(native.get_module(), "deform_conv2d_window_fits"):
         return False
-    groups, offset_groups = group_counts(input, offset, weight)
-    dims = dims_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
-    addresses = (native.address(t) for t in (input, offset, weight))
-    return native.module().deform_conv2d_window_fits(*addresses, dims, native.cuda_launch(input)[0])
+    groups, offset_groups = count_groups(input, offset, weight)
+    dims = make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    addresses = (native.get_address(t) for t in (input, offset, weight))
+    return native.get_module().deform_conv2d_window_fits(*addresses, dims, native.get_cuda_launch_arguments(input)[0])
 
 
 def prefers_triton(input, weight) -> bool:
@@ -77,4 +77,4 @@ def prefers_triton(input, weight) -> bool:
 def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
     """The same of the forward: on an H100 (1, 64, 200, 200) takes 84 to 91 us from a window, 97 to 125 by Triton."""
     geometry = (stride, padding, dilation)
-    return prefers_triton(input, weight) and not window_fits(input, offset, weight, mask, *geometry)
+    return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

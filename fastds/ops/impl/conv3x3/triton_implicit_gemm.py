@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import triton_loader
-from fastds.ops.core.backends import forced
-from fastds.ops.core.layout import empty_map, nhwc, plain
+from fastds.ops.core.backends import forced_backend
+from fastds.ops.core.layout import as_nhwc, empty_map, to_contiguous
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def refusal(x: Tensor, dtype: torch.dtype) -> str | None:
+def unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot convolve tensors like x in dtype, or None."""
     if x.dtype != dtype:
         return f"the kernel gives the dtype of x, {x.dtype}, not {dtype}"
-    return triton_loader.refusal(x)
+    return triton_loader.unsupported_reason(x)
 
 
-def pays(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
+def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
     """Whether "auto" takes the kernel for checked arguments: in 16 bits, where the passes that it saves take longer
     than cuDNN is ahead.
 
@@ -28,7 +28,7 @@ def pays(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
     behind cuDNN's convolution moves 4 O bytes of it, a concatenation before it 4 C, at 3.3 TB/s. float32 is left to
     cuDNN's tf32; fastds.backend("native") leaves all to it.
     """
-    if x.dtype not in HALVES or forced() == "native" or refusal(x, out_dtype) is not None:
+    if x.dtype not in HALF_DTYPES or forced_backend() == "native" or unsupported_reason(x, out_dtype) is not None:
         return False
     outputs, inputs, size, _ = weight.shape
     follows = shuffle > 1 or act not in (None, "none") or bias is not None or residual is not None
@@ -40,15 +40,16 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     """The convolution by the kernel, to which refusal(x, out_dtype) has no objection."""
     height, width = (-(-n // stride) * shuffle for n in x.shape[2:])
     out = empty_map((x.shape[0], weight.shape[0] // shuffle**2, height, width), out_dtype, x)
-    x, x2, residual = (None if t is None else nhwc(t) for t in (x, x2, residual))
-    triton_loader.kernels("implicit_gemm").launch(
-        x, x2, _weight(weight, x.dtype), None if bias is None else plain(bias), residual, out, stride=stride,
+    x, x2, residual = (None if t is None else as_nhwc(t) for t in (x, x2, residual))
+    triton_loader.load_kernels("implicit_gemm").launch(
+        x, x2, _to_kernel_layout(weight, x.dtype), None if bias is None else to_contiguous(bias), residual, out,
+        stride=stride,
         padding_mode=padding_mode, slope={"relu": 0.0, "leaky_relu": negative_slope}.get(act), shuffle=shuffle,
     )  # fmt: skip
     return out
 
 
-def _weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_kernel_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight as the kernel reads it: a slice of the inputs of a channels_last one is not copied."""
     outputs, inputs, size, _ = weight.shape
     of_output, of_input, of_row, of_tap = weight.stride()

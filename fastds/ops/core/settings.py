@@ -15,7 +15,7 @@ class _Block:
         self.value = value
 
 
-class Switch:
+class ProcessSetting:
     """A setting that blocks set for all threads: autograd's device threads must see it, too.
 
     Of several open blocks the one that was entered last is in force. Blocks may overlap in any order, in threads and in

@@ -8,15 +8,15 @@ as they are. The (9 C, B H W) matrix of neighbourhoods is small where pixels are
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense, turned
+from fastds.ops.core.arguments import without_autocast
+from fastds.ops.core.layout import to_channels_last, transpose_matrix
 from fastds.ops.impl.conv3x3 import reference
-from fastds.ops.impl.conv3x3.direct import finish, pre_gradient
+from fastds.ops.impl.conv3x3.library import apply_epilogue, backpropagate_epilogue
 
 
-def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
+def _unfold(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
     """(9 C, B H W): what the nine weights of every channel of the sources (B, C, H, W) read at every pixel."""
-    maps = [_by_channel(reference.pad(x.to(dtype), padding_mode)) for x in sources if x is not None]
+    maps = [_to_channel_major(reference.pad(x.to(dtype), padding_mode)) for x in sources if x is not None]
     _, batch, height, width = maps[0].shape
     height, width, channels = height - 2, width - 2, sum(m.shape[0] for m in maps)
     result, done = maps[0].new_empty((channels, 3, 3, batch, height, width)), 0
@@ -28,30 +28,30 @@ def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
     return result.flatten(3).flatten(0, 2)
 
 
-def _as_rows(maps: Tensor) -> Tensor:
+def _to_rows(maps: Tensor) -> Tensor:
     """Maps (B, C, H, W) as (C, B H W)."""
-    return turned(dense(maps).permute(0, 2, 3, 1).flatten(0, 2))
+    return transpose_matrix(to_channels_last(maps).permute(0, 2, 3, 1).flatten(0, 2))
 
 
-def _by_channel(maps: Tensor) -> Tensor:
+def _to_channel_major(maps: Tensor) -> Tensor:
     """Maps (B, C, H, W) as (C, B, H, W), dense."""
     batch, _, height, width = maps.shape
-    return _as_rows(maps).unflatten(1, (batch, height, width))
+    return _to_rows(maps).unflatten(1, (batch, height, width))
 
 
-def _as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
+def _to_maps(rows: Tensor, shape: torch.Size) -> Tensor:
     """(O, B H W) as maps (B, O, H, W) in channels_last; shape: of a map of any number of channels."""
     batch, _, height, width = shape
-    return turned(rows).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
+    return transpose_matrix(rows).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
 
 
-@outside_autocast
+@without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    neighbourhoods = _neighbourhoods((x, x2), padding_mode, out_dtype)
+    neighbourhoods = _unfold((x, x2), padding_mode, out_dtype)
     y = weight.to(out_dtype).flatten(1) @ neighbourhoods
     if bias is not None:
         y += bias.to(out_dtype)[:, None]
-    return finish(_as_maps(y, x.shape), residual, act, negative_slope, shuffle)
+    return apply_epilogue(_to_maps(y, x.shape), residual, act, negative_slope, shuffle)
 
 
 def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, dtype: torch.dtype) -> Tensor:
@@ -63,36 +63,36 @@ def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, 
     for i in range(3):
         for j in range(3):
             full[:, :, i : i + height, j : j + width] += of_taps[:, i, j]
-    return dense(reference.fold(full.transpose(0, 1), padding_mode).to(dtype))
+    return to_channels_last(reference.fold(full.transpose(0, 1), padding_mode).to(dtype))
 
 
 def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> Tensor:
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    product = rows @ _neighbourhoods((x, x2), padding_mode, rows.dtype).t()
+    product = rows @ _unfold((x, x2), padding_mode, rows.dtype).t()
     return product.view(rows.shape[0], channels, 3, 3).to(dtype)
 
 
-@outside_autocast
+@without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
-    return _grad_x(_as_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
+    return _grad_x(_to_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
 
 
-@outside_autocast
+@without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    return _grad_weight(_as_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
+    return _grad_weight(_to_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
 
 
-@outside_autocast
-def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    grad = pre_gradient(grad_y, y, negative_slope, shuffle)
-    rows, grads = _as_rows(grad.to(x.dtype)), [None] * 5
-    if wanted[0] or wanted[3]:
+@without_autocast
+def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
+    rows, grads = _to_rows(grad.to(x.dtype)), [None] * 5
+    if needs_grad[0] or needs_grad[3]:
         both = _grad_x(rows, weight, x.shape, padding_mode, x.dtype)
-        grads[0], grads[3] = (dense(part) for part in both.tensor_split([x.shape[1]], 1))
-    if wanted[1]:
+        grads[0], grads[3] = (to_channels_last(part) for part in both.tensor_split([x.shape[1]], 1))
+    if needs_grad[1]:
         grads[1] = _grad_weight(rows, x, x2, padding_mode, weight.dtype)
-    if wanted[2]:
+    if needs_grad[2]:
         grads[2] = rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32)).to(weight.dtype)
-    if wanted[4]:
-        grads[4] = dense(grad)
+    if needs_grad[4]:
+        grads[4] = to_channels_last(grad)
     return grads
