@@ -79,7 +79,7 @@ def test_sizes_grids_points_and_coordinates_agree(kind):
         options["ensemble"] = "late"
     else:
         options |= {"ensemble": "early_attn", "heads": 2, "dk": 4, "rho_bias": decoder.offset_bias}
-    torch.testing.assert_close(inr_query(maps, grid, decoder.trunk.pairs(None), **options), y, rtol=0, atol=0)
+    torch.testing.assert_close(inr_query(maps, grid, decoder.trunk.get_layers(None), **options), y, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name,options", [("liif", {}), ("inr", {"dpfa": "none"})])

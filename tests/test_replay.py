@@ -244,10 +244,10 @@ def test_filters_stay_where_a_bit_would_change(native, monkeypatch):
 class Asks(nn.Module):
     def __init__(self, ask):
         super().__init__()
-        self.scale, self.ask = nn.Parameter(torch.ones(1)), ask
+        self.scale, self.call_inr_query = nn.Parameter(torch.ones(1)), ask
 
     def forward(self, x):
-        return self.ask(self.scale * x)
+        return self.call_inr_query(self.scale * x)
 
 
 @pytest.mark.parametrize(

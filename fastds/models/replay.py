@@ -41,7 +41,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "fastds":
             with self:  # what the op calls is written down, not the op
-                return OPS[func._schema.name.removeprefix("fastds::")].kernel(*args, **kwargs)
+                return OPS[func._schema.name.removeprefix("fastds::")].run_kernel(*args, **kwargs)
         name = func.overloadpacket.__name__
         _check_repeatable(func, name, (args, kwargs))
         results = func(*args, **kwargs)

@@ -23,7 +23,7 @@ class Trunk(nn.ModuleList):
     def __init__(self, widths: Sequence[int]):
         super().__init__(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
 
-    def pairs(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def get_layers(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """(weight, bias) of each layer; gain multiplies the last one's outputs."""
         pairs = [get_parameters(layer) for layer in self]
         if gain is not None:
@@ -105,13 +105,13 @@ class LocalDecoder(nn.Module):
         gain: Tensor | None = None,
     ) -> Tensor:
         """Values at places from prepared maps, as forward; gain (O,) multiplies what the trunk gives."""
-        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **self.options())
+        return self.call_inr_query(maps, where, self.trunk.get_layers(gain), cell, skip, edge, mask, **self.options())
 
     def options(self) -> dict[str, Any]:
         """What inr_query makes of the maps: its keyword arguments beside those of the places."""
         raise NotImplementedError(f"{type(self).__name__} has no options of inr_query")
 
-    def ask(
+    def call_inr_query(
         self,
         maps: Tensor,
         where: GridSpec | PointSpec,

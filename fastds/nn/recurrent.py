@@ -47,8 +47,8 @@ def is_hoisting_faster(x: Tensor, weight: Tensor, hidden: int) -> bool:
     if not x.is_cpu:
         return True
     batch, inputs, height, width = x.shape
-    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return 16 * batch * height * width <= inputs * hidden or (trains and inputs > hidden)
+    is_training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return 16 * batch * height * width <= inputs * hidden or (is_training and inputs > hidden)
 
 
 class ConvLSTMCell(nn.Module):
@@ -88,25 +88,27 @@ class ConvLSTMCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last state.
         """
-        folded, every = fold_time(x), []
+        folded, states = fold_time(x), []
         batch, times = x.shape[:2]
         maps = unfold_time(folded, batch, times)
         weight, bias = get_parameters(self.gates)
         if not is_hoisting_faster(maps[0], weight, self.hidden_channels):
-            parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
-            for now in maps:
-                state = self(now) if state is None else conv_lstm_cell(now, *state, *parameters)
-                every.append(state[0])
-            return torch.stack(every, 1), state
+            step_parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
+            for current in maps:
+                state = self(current) if state is None else conv_lstm_cell(current, *state, *step_parameters)
+                states.append(state[0])
+            return torch.stack(states, 1), state
         shares = unfold_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
-        from_h, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
-        for of_x in shares:
+        state_weight, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
+        for input_share in shares:
             if state is None:
-                state = lstm_gates(of_x, make_zero_state(of_x, self.hidden_channels, get_state_dtype(of_x)))
+                state = lstm_gates(
+                    input_share, make_zero_state(input_share, self.hidden_channels, get_state_dtype(input_share))
+                )
             else:
-                state = lstm_gates(convolve(state[0], from_h, residual=of_x), state[1])
-            every.append(state[0])
-        return torch.stack(every, 1), state
+                state = lstm_gates(convolve(state[0], state_weight, residual=input_share), state[1])
+            states.append(state[0])
+        return torch.stack(states, 1), state
 
 
 class ConvGRUCell(nn.Module):
@@ -143,10 +145,10 @@ class ConvGRUCell(nn.Module):
         """One step: return h' of x and the state h before it, None for zeros; see the class."""
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, h)
-        both = get_parameters(self.gates), get_parameters(self.candidate)
+        parameters = get_parameters(self.gates), get_parameters(self.candidate)
         if h is None:
-            return _first_step(both, x, self.in_channels, self.options)
-        return conv_gru_cell(x, h, *both[0], *both[1], **self.options)
+            return _first_step(parameters, x, self.in_channels, self.options)
+        return conv_gru_cell(x, h, *parameters[0], *parameters[1], **self.options)
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
@@ -154,8 +156,8 @@ class ConvGRUCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last one.
         """
-        every = run_gru(self.gates, self.candidate, fold_time(x), h, x.shape[1], **self.options)
-        return torch.stack(every, 1), every[-1]
+        states = run_gru(self.gates, self.candidate, fold_time(x), h, x.shape[1], **self.options)
+        return torch.stack(states, 1), states[-1]
 
     def extra_repr(self) -> str:
         return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
@@ -174,28 +176,34 @@ def run_gru(
         times: T.
         options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
     """
-    every, hidden = [], candidate.out_channels
-    both = get_parameters(gates), get_parameters(candidate)
+    states, hidden = [], candidate.out_channels
+    parameters = get_parameters(gates), get_parameters(candidate)
     maps, n = unfold_time(x, x.shape[0] // times, times), gates.in_channels - hidden
-    if times == 1 or not is_hoisting_faster(maps[0], both[0][0], hidden):
-        parameters = _prepare_step_weights(maps[0], *both, gated=True, joined=True)
-        for now in maps:
-            h = _first_step(both, now, n, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
-            every.append(h)
-        return every
-    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in both)
-    parameters = _prepare_step_weights(maps[0], *((weight[:, n:], None) for weight, _ in both), gated=True, passes=1)
-    for now in zip(*(unfold_time(part, x.shape[0] // times, times) for part in shares), strict=True):
+    if times == 1 or not is_hoisting_faster(maps[0], parameters[0][0], hidden):
+        step_parameters = _prepare_step_weights(maps[0], *parameters, gated=True, joined=True)
+        for current in maps:
+            h = (
+                _first_step(parameters, current, n, options)
+                if h is None
+                else conv_gru_cell(current, h, *step_parameters, **options)
+            )
+            states.append(h)
+        return states
+    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in parameters)
+    step_parameters = _prepare_step_weights(
+        maps[0], *((weight[:, n:], None) for weight, _ in parameters), gated=True, passes=1
+    )
+    for current in zip(*(unfold_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
-            h = compute_first_state(*now, hidden, options)
+            h = compute_first_state(*current, hidden, options)
         else:
-            h = conv_gru_cell(None, h, *parameters, shares=now, **options)
-        every.append(h)
-    return every
+            h = conv_gru_cell(None, h, *step_parameters, shares=current, **options)
+        states.append(h)
+    return states
 
 
 def _prepare_step_weights(
-    maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **beside: Any
+    maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **selector_options: Any
 ) -> list[Tensor | None]:
     """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
     rounds them to: once and not in every step. beside: of conv3x3.algorithm.chosen, as in the steps."""
@@ -203,15 +211,18 @@ def _prepare_step_weights(
     for weight, bias in parameters:
         if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
             dtype, (outputs, inputs) = get_autocast_dtype(maps) or maps.dtype, weight.shape[:2]
-            if select_algorithm(current_algorithm(), maps, inputs, outputs, dtype, False, **beside) not in ENGINES:
+            if (
+                select_algorithm(current_algorithm(), maps, inputs, outputs, dtype, False, **selector_options)
+                not in ENGINES
+            ):
                 weight, bias = cast_floating(weight, dtype), cast_floating(bias, dtype)
         found += [maybe_share_weight(weight.contiguous(), maps), bias]
     return found
 
 
-def _first_step(both: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
+def _first_step(parameters: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
     """A convolutional GRU's step from the zero state, x (B, C, H, W); both: weight and bias of gates and candidate."""
-    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in both]
+    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in parameters]
     return compute_first_state(*parts, parts[1].shape[1], options)
 
 
@@ -222,10 +233,10 @@ def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: 
 
 def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
     """gru_sequence for an x of zeros, whose convolutions are left out."""
-    both = get_parameters(gates), get_parameters(candidate)
-    of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in both)
-    parameters, every = _prepare_step_weights(h, *of_h, gated=True), []
+    parameters = get_parameters(gates), get_parameters(candidate)
+    of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in parameters)
+    step_parameters, states = _prepare_step_weights(h, *of_h, gated=True), []
     for _ in range(times):
-        h = conv_gru_cell(None, h, *parameters, **options)
-        every.append(h)
-    return every
+        h = conv_gru_cell(None, h, *step_parameters, **options)
+        states.append(h)
+    return states

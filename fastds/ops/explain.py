@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation an op would run on given arguments, and why not another."""
+"""Explanation of the backend selection: the backend that an op runs for given arguments, and why others cannot run."""
 
 import inspect
 from collections.abc import Callable
@@ -13,19 +13,22 @@ from fastds.ops.core.registry import OPS, Op, has_active_transforms
 
 
 def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
-    """Says for each implementation of an op whether it runs on these inputs, and why not. Nothing is computed.
+    """Report for each backend of an op whether it can run on these inputs, without computing anything.
 
     Args:
-        op_name: of a function of fastds.ops, such as "deform_conv2d", or of a registered op torch.ops.fastds.<op_name>.
-        *args, **kwargs: those of the function, or those of the registered op by its schema. Of a function that calls
-            several registered ops the first one answers.
+        op_name: str, name of a function of fastds.ops, such as "deform_conv2d", or of a registered op
+            torch.ops.fastds.<op_name>.
+        *args: positional arguments of the function, or of the registered op as in its schema. If the function calls
+            several registered ops, the first of them is explained.
+        **kwargs: keyword arguments, likewise.
 
     Returns:
-        dict of implementation name to "chosen", "usable" or "refused: <reason>".
+        dict from the name of each backend to "chosen", "usable" or "refused: <reason>".
 
     Raises:
-        ValueError: unknown op. TypeError: arguments that fit neither the function nor the schema.
-        RuntimeError: inside a functorch transform, where the reference runs.
+        ValueError: the op is unknown.
+        TypeError: the arguments fit neither the function nor the schema.
+        RuntimeError: a functorch transform is active, or the function calls no registered op for these arguments.
     """
     public = {name: f for name in ops.__all__ if inspect.isfunction(f := getattr(ops, name))}
     if op_name not in OPS and op_name not in public:
@@ -60,7 +63,7 @@ def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:
 
 
 class _OpCall(Exception):
-    """Carries the registered op that a function calls, and its arguments, out of the function."""
+    """Signal that carries the first registered op called by a function, and its arguments, out of that function."""
 
     def __init__(self, op: Op, args: tuple):
         super().__init__(op.name)
@@ -68,14 +71,14 @@ class _OpCall(Exception):
 
 
 class _ForceDispatch(TorchDispatchMode):
-    """Computes as ever; where a mode watches, ops are called through the dispatcher."""
+    """Dispatch mode without effect on results. While a dispatch mode is active, ops are called through the dispatcher."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 
 class _StopAtOp(TorchFunctionMode):
-    """Raises _Called at the first registered op."""
+    """Function mode that raises _OpCall at the first call of a registered op."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "namespace", None) == "fastds":
@@ -85,7 +88,7 @@ class _StopAtOp(TorchFunctionMode):
 
 
 def _find_first_op_call(function: Callable, args: tuple, kwargs: dict) -> tuple[Op, tuple]:
-    """The first registered op that a public function calls, and its arguments: options settled, under autocast cast."""
+    """Return the first registered op that a public function calls, and the arguments after defaults and autocast."""
     if has_active_transforms():
         raise RuntimeError("explain: inside a functorch transform the reference runs, whatever the arguments")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory layout and precision of tensors: channels_last, dense copies, at least float32."""
+"""Conversion of memory formats (channels_last, contiguous) and of precision (at least float32)."""
 
 import torch
 from torch import Tensor
@@ -8,32 +8,29 @@ from fastds.ops.core import native
 from fastds.ops.core.registry import is_batched, is_intercepted
 
 CHANNELS_LAST = torch.channels_last
-MIN_NATIVE_ELEMENTS = 1 << 15  # numbers; torch copies fewer as fast
-MIN_TRANSPOSE_CHANNELS = (
-    4  # of maps that are turned; torch turns two or three in 0.5 to 0.8 of the native kernel's time
-)
+MIN_NATIVE_ELEMENTS = 1 << 15  # torch copies smaller tensors as fast as the native kernel
+MIN_TRANSPOSE_CHANNELS = 4  # torch transposes two or three channels faster than the native kernel
 
 
 def get_padding_to_multiple(n: int, multiple: int) -> int:
-    """What is missing from n to the next multiple; n may be a size that a tracer leaves open, n plus this is then known
-    to be a multiple."""
+    """Return the difference of n and the next multiple. n may be symbolic; n plus the result is then a known multiple."""
     return (n + multiple - 1) // multiple * multiple - n
 
 
 def as_nhwc(tensor: Tensor) -> Tensor:
-    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    """Return the tensor if its channel stride is 1 or it has one channel, else a channels_last copy."""
     if tensor.size(1) == 1:
-        return tensor.resolve_neg()  # x.conj().imag; its strides are even, so that with more channels it is copied
+        return tensor.resolve_neg()  # x.conj().imag has even strides, so that one with more channels is copied
     return tensor if tensor.stride(1) == 1 else _permute_to_channels_last(tensor)
 
 
 def to_channels_last(tensor: Tensor) -> Tensor:
-    """The tensor in channels_last layout without gaps."""
+    """Return the tensor in dense channels_last memory, without a lazy negation."""
     return _permute_to_channels_last(tensor).resolve_neg()
 
 
 def _permute_to_channels_last(tensor: Tensor) -> Tensor:
-    """torch's contiguous(memory_format=torch.channels_last), 1.5 to 4 times as fast where the native module can."""
+    """Return tensor.contiguous(memory_format=torch.channels_last), by the native kernel where that is faster."""
     if tensor.is_contiguous(memory_format=CHANNELS_LAST):
         return tensor
     if not (tensor.is_contiguous() and tensor.shape[1] >= MIN_TRANSPOSE_CHANNELS and _can_use_native_kernel(tensor)):
@@ -45,7 +42,7 @@ def _permute_to_channels_last(tensor: Tensor) -> Tensor:
 
 
 def _can_use_native_kernel(tensor: Tensor) -> bool:
-    """Whether the native kernel is quicker, and torch need not see it: nothing traces or differentiates it."""
+    """Return True if the native kernel is faster than torch and no tracer or autograd has to record the operation."""
     if type(tensor) is not Tensor or not tensor.is_cpu or native.get_missing_reason() is not None:
         return False
     if tensor.numel() < MIN_NATIVE_ELEMENTS or tensor.dtype.itemsize not in (2, 4):
@@ -57,16 +54,18 @@ def _can_use_native_kernel(tensor: Tensor) -> bool:
 
 
 def _transpose(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
-    """Write the matrices (rows, columns) in the tensor's memory into the result's as (columns, rows)."""
+    """Transpose each of the `batch` matrices (rows, columns) in the memory of `tensor` into the memory of `result`."""
     sizes = (batch, rows, columns, tensor.dtype.itemsize, torch.get_num_threads())
     native.get_module().transpose(tensor.data_ptr(), result.data_ptr(), *sizes)
 
 
 def to_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
-    in memory."""
-    turns = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
-    if not (turns and tensor.shape[1] >= MIN_TRANSPOSE_CHANNELS and _can_use_native_kernel(tensor)):
+    """Return the tensor in contiguous memory that holds its values, without a lazy negation.
+
+    A lazily negated tensor such as x.conj().imag may be contiguous although its memory holds the opposite sign.
+    """
+    is_permuted = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
+    if not (is_permuted and tensor.shape[1] >= MIN_TRANSPOSE_CHANNELS and _can_use_native_kernel(tensor)):
         return tensor.contiguous().resolve_neg()
     batch, channels, height, width = tensor.shape
     result = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -75,7 +74,7 @@ def to_contiguous(tensor: Tensor) -> Tensor:
 
 
 def transpose_matrix(matrix: Tensor) -> Tensor:
-    """The transpose of a dense matrix (rows, columns), dense."""
+    """Return the transpose of a matrix (rows, columns) in contiguous memory."""
     if not (matrix.is_contiguous() and _can_use_native_kernel(matrix)):
         return matrix.t().contiguous()
     result = torch.empty(matrix.shape[::-1], dtype=matrix.dtype)
@@ -84,8 +83,10 @@ def transpose_matrix(matrix: Tensor) -> Tensor:
 
 
 def sum_per_channel(maps: Tensor) -> Tensor:
-    """Sums of every channel over images and pixels, in float32 at least. torch takes up to 13 times as long
-    in channels_last."""
+    """Sum feature maps (B, C, H, W) over images and pixels, in float32 or better: (C,).
+
+    torch is slow for this sum in channels_last.
+    """
     if not (
         _can_use_native_kernel(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)
     ):
@@ -97,26 +98,35 @@ def sum_per_channel(maps: Tensor) -> Tensor:
 
 
 def to_memory_format(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The map in this layout, contiguous or channels_last, without gaps."""
+    """Return the tensor in dense memory of this format, contiguous or channels_last."""
     return to_channels_last(tensor) if layout == CHANNELS_LAST else to_contiguous(tensor)
 
 
 def get_output_format(like: Tensor) -> torch.memory_format:
-    """The layout of a result: contiguous where `like` is contiguous, else channels_last."""
+    """Return the memory format of a result: contiguous if `like` is contiguous and not channels_last, else
+    channels_last.
+    """
     if like.is_contiguous() and not like.is_contiguous(memory_format=CHANNELS_LAST):
         return torch.contiguous_format
     return CHANNELS_LAST
 
 
 def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, layout=CHANNELS_LAST) -> Tensor:
-    """An unwritten map (B, C, H, W) in a layout, on the device of `like`."""
+    """Allocate an uninitialized feature map.
+
+    Args:
+        shape: (B, C, H, W).
+        dtype: dtype of the map.
+        like: tensor that gives the device.
+        layout: memory format, channels_last or contiguous.
+    """
     if layout != CHANNELS_LAST:
         return torch.empty(shape, dtype=dtype, device=like.device)
     _, channels, height, width = shape
     strides = (height * width * channels, 1, width * channels, channels)
-    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)  # a third quicker than by its name
+    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)  # faster than with memory_format
 
 
 def upcast_half(*tensors):
-    """The tensors, 16-bit ones as float32."""
+    """Return the tensors as a list, 16-bit ones cast to float32."""
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]

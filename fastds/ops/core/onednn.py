@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""oneDNN's convolution by name, as compiled graphs of torch call it: with filters that it need not rearrange in every
-call. Both are private functions of torch."""
+"""oneDNN convolutions with filters that are reordered in advance, as graphs of torch.compile call them.
+
+Without this, oneDNN reorders the filters in each call. Both functions used here are private functions of torch.
+"""
 
 import functools
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from fastds.ops.core import native, packed_weight_cache
 
-MAX_CACHED_BYTES = 24 << 20  # of a weight and its filters; to compare more takes as long as to rearrange them
+MAX_CACHED_BYTES = 24 << 20  # weight and filters; comparing more bytes takes as long as reordering the filters
 _HAS_PRIVATE_OPS = all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
 )
@@ -17,7 +19,7 @@ _CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_PRIVATE_O
 
 
 def can_prepare_filters(dtype: torch.dtype) -> bool:
-    """Whether filters of this type can be prepared here."""
+    """Return True if filters of this dtype can be reordered in advance here."""
     return torch._C._get_mkldnn_enabled() and _can_prepare(dtype)
 
 
@@ -29,12 +31,12 @@ def _can_prepare(dtype: torch.dtype) -> bool:
 
 
 def prepare_filters(weight: Tensor, x: Tensor, padding, stride, dilation, groups: int) -> Tensor:
-    """The filters in the blocks that oneDNN reads for maps like x (B, C, H, W)."""
+    """Return the filters in the blocked layout that oneDNN reads for an input like x (B, C, H, W)."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape)
 
 
 def can_cache_filters(weight: Tensor, x: Tensor) -> bool:
-    """Whether filters of this weight, for maps like x, can be kept and are not too many."""
+    """Return True if filters of this weight can be reordered for inputs like x and are small enough for the cache."""
     if not x.is_cpu or native.get_missing_reason() is not None or not can_prepare_filters(x.dtype):
         return False
     return weight.nbytes + weight.numel() * x.dtype.itemsize <= MAX_CACHED_BYTES
@@ -43,8 +45,19 @@ def can_cache_filters(weight: Tensor, x: Tensor) -> bool:
 def get_cached_filters(
     weight: Tensor, x: Tensor, padding: tuple, stride: tuple, dilation: tuple, groups: int
 ) -> Tensor:
-    """prepared() of a weight in the dtype of x, kept while its bytes stay the same. The blocks are those for the first
-    x that it met: in a call for others oneDNN rearranges them as it does filters that are not prepared."""
+    """Return the reordered filters of a weight in the dtype of x, from the cache of packed weights.
+
+    The blocked layout is that of the first x. For an x of another shape oneDNN may reorder the filters again in the
+    call.
+
+    Args:
+        weight: the filters.
+        x: (B, C, H, W), input of the convolution.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     geometry = padding, stride, dilation, groups
 
     def prepare(weight: Tensor, _) -> packed_weight_cache.Entry:
@@ -54,5 +67,5 @@ def get_cached_filters(
 
 
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, dilation, groups: int) -> Tensor:
-    """The convolution with prepared filters."""
+    """Convolve x with filters of prepare_filters."""
     return _CONVOLUTION(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

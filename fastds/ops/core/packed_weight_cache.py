@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels read in place of a weight, kept for the next call while the weight's bytes stay the same.
+"""Per-thread LRU cache of packed weights, that is of weights reordered for a kernel.
 
-Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
-leave them as they were. So a copy of the weight lies beside what was made of it, and they are compared. Each thread of
-Python keeps its own, so that nobody reads what another thread rewrites.
+An entry is valid while the bytes of the weight are unchanged. Bytes are compared with a copy because neither the
+address nor the version counter detects all changes: fused optimizers, writes through p.data and reallocation leave both
+unchanged. Each Python thread has its own cache, so that no thread reads a packed weight while another one rewrites it.
 """
 
 import itertools
@@ -19,9 +19,9 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.layout import CHANNELS_LAST, to_contiguous
 
-MAX_CACHE_BYTES = 256 << 20  # per thread: of the weights used last
-MAX_EVICTION_CANDIDATES = 16  # of thousands that small networks, no longer in use, may have left
-Entry = tuple[Tensor, Tensor]  # a copy of the weight, and what was made of it
+MAX_CACHE_BYTES = 256 << 20  # per thread
+MAX_EVICTION_CANDIDATES = 16  # oldest entries that evict_matching checks; small networks may leave thousands
+Entry = tuple[Tensor, Tensor]  # copy of the weight, packed weight
 
 
 class _Cache(threading.local):
@@ -35,30 +35,36 @@ _cache = _Cache()
 
 @contextmanager
 def private_cache() -> Iterator[OrderedDict[tuple, Entry]]:
-    """A block with entries of its own, which it gives; none of them is thrown away while the dict lives."""
+    """Use an empty cache without eviction inside the block, and yield its dict of entries."""
     before = _cache.entries, _cache.bytes
     mine = _cache.entries = OrderedDict()
-    _cache.bytes = -math.inf  # never too many
+    _cache.bytes = -math.inf  # stays below the limit, so that nothing is evicted
     try:
         yield mine
     finally:
         _cache.entries, _cache.bytes = before
 
 
-def get_packed_weight(weight: Tensor, how: tuple, make: Callable[[Tensor, Entry | None], Entry]) -> Tensor:
-    """What `make` made of the weight, now or in an earlier call.
+def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Entry | None], Entry]) -> Tensor:
+    """Return a packed weight from the cache, packing the weight again if its bytes changed.
 
-    how: tells apart what is made of one weight. make: gives the new entry of a dense weight and of its last entry, of
-    other bytes, whose memory it may take.
+    Args:
+        weight: Tensor in any strides.
+        layout: tuple that identifies the packed format. It is part of the cache key.
+        pack: pack(weight, entry) returns the new entry of a dense weight. `entry` is the outdated entry or None; its
+            memory may be reused.
+
+    Returns:
+        the packed weight, the second item of the entry.
     """
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, *how)
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, *layout)
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
-        weight = to_contiguous(weight)  # the key is of the part itself: copies of it lie anywhere
+        weight = to_contiguous(weight)  # after the key, because the address of a copy changes
     entries = _cache.entries
     entry, threads = entries.get(key), torch.get_num_threads()
     same = native.get_module().same_bytes
     if entry is None or not same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads):
-        new = make(weight, entry)
+        new = pack(weight, entry)
         _cache.bytes += _count_bytes(new) - _count_bytes(entry)
         entry = entries[key] = new
     entries.move_to_end(key)
@@ -72,9 +78,13 @@ def _count_bytes(entry: Entry | None) -> int:
 
 
 def evict_matching(fits: Callable[[Entry], bool]) -> Entry | None:
-    """An entry that fits and is kept no longer, once half of what may be kept is kept.
+    """Remove and return an old entry that fits, so that its memory is reused for a new one.
 
-    Weights that are put together in every pass come from ever new addresses; its memory is mapped already.
+    Returns None while the cache is at most half full, or if none of the oldest entries fits. Weights that are assembled
+    in each forward pass have new addresses each time, so that their old entries are never used again.
+
+    Args:
+        fits: fits(entry) returns True if the memory of the entry has the required sizes.
     """
     if _cache.bytes > MAX_CACHE_BYTES // 2:
         for key, entry in itertools.islice(_cache.entries.items(), MAX_EVICTION_CANDIDATES):

@@ -20,18 +20,18 @@ def _to_readable_layout(maps: Tensor) -> Tensor:
     if maps.is_contiguous(memory_format=CHANNELS_LAST) or maps.is_contiguous():
         return maps.resolve_neg()
     _, channels, height, width = maps.shape
-    _, of_channel, row, column = maps.stride()
-    even = height == 1 or width == 1 or row == width * column
-    beside = channels == 1 or 1 in (of_channel, column if width > 1 else row)
-    return maps.resolve_neg() if even and beside else to_channels_last(maps)
+    _, channel_stride, row_stride, column_stride = maps.stride()
+    is_evenly_spaced = height == 1 or width == 1 or row_stride == width * column_stride
+    has_unit_stride = channels == 1 or 1 in (channel_stride, column_stride if width > 1 else row_stride)
+    return maps.resolve_neg() if is_evenly_spaced and has_unit_stride else to_channels_last(maps)
 
 
 def _describe_map(maps: Tensor) -> tuple:
     """As csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
     _, channels, height, width = maps.shape
-    of_image, of_channel, row, column = maps.stride()
-    step = column if width > 1 else row if height > 1 else 1
-    return maps.data_ptr(), channels, of_image, step, 1 if channels == 1 else of_channel
+    image_stride, channel_stride, row_stride, column_stride = maps.stride()
+    pixel_stride = column_stride if width > 1 else row_stride if height > 1 else 1
+    return maps.data_ptr(), channels, image_stride, pixel_stride, 1 if channels == 1 else channel_stride
 
 
 def _to_dense_rows(weight: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ def _compute_weight_gradient(grad: Tensor, sources, dtype: torch.dtype) -> Tenso
     batch, outputs, height, width = grad.shape
     channels = sum(source.shape[1] for source in sources)
     result, grad = torch.empty((outputs, channels, 1, 1), dtype=dtype), _to_readable_layout(grad)
-    at = result.data_ptr()
+    address = result.data_ptr()
     for source in map(_to_readable_layout, sources):
         native.call_with_workspace(
             native.get_module().conv1x1_grad_weight, native.DTYPE_CODES[grad.dtype], batch, height * width,
-            _describe_map(grad), _describe_map(source), at, native.DTYPE_CODES[dtype], channels,
+            _describe_map(grad), _describe_map(source), address, native.DTYPE_CODES[dtype], channels,
         )  # fmt: skip
-        at += source.shape[1] * dtype.itemsize
+        address += source.shape[1] * dtype.itemsize
     return result
 
 

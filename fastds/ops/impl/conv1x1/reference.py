@@ -25,12 +25,12 @@ def conv1x1_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y."""
     grad = backpropagate_epilogue(grad_y, y, negative_slope, 1)
-    of_sum = grad.to(torch.promote_types(grad.dtype, weight.dtype))
-    both = F.conv_transpose2d(of_sum, weight.to(of_sum.dtype)).to(x.dtype)
+    upcast_grad = grad.to(torch.promote_types(grad.dtype, weight.dtype))
+    grad_sources = F.conv_transpose2d(upcast_grad, weight.to(upcast_grad.dtype)).to(x.dtype)
     source = x if x2 is None else torch.cat([x, x2], 1)
-    of_weight = F.conv2d(source.to(of_sum.dtype).transpose(0, 1), of_sum.transpose(0, 1)).transpose(0, 1)
-    of_weight = of_weight.to(weight.dtype).contiguous()
-    of_x, of_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
-    of_bias = grad.sum((0, 2, 3)).to(weight.dtype)
-    grads = (to_channels_last(of_x), of_weight, of_bias, to_channels_last(of_x2), to_channels_last(grad))
+    grad_weight = F.conv2d(source.to(upcast_grad.dtype).transpose(0, 1), upcast_grad.transpose(0, 1)).transpose(0, 1)
+    grad_weight = grad_weight.to(weight.dtype).contiguous()
+    grad_x, grad_x2 = grad_sources.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
+    grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
+    grads = (to_channels_last(grad_x), grad_weight, grad_bias, to_channels_last(grad_x2), to_channels_last(grad))
     return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]

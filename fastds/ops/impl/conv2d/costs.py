@@ -135,12 +135,16 @@ def _round_up(channels: int, to: int = 16) -> int:
 def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: int) -> tuple[int, ...]:
     """The group, transformed weights, multiplications, numbers read, numbers written, and transformed weights from
     memory."""
-    blocks, deep, wide = count_blocks(size) ** 2, _round_up(inputs), _round_up(outputs)
-    weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
-    far = max(0, weights - conv3x3.CACHED_WEIGHT_ELEMENTS)
+    blocks, padded_inputs, padded_outputs = count_blocks(size) ** 2, _round_up(inputs), _round_up(outputs)
+    weights, read, written = (
+        36 * blocks * inputs * padded_outputs,
+        36 * blocks * padded_inputs * tiles,
+        36 * padded_outputs * tiles,
+    )
+    uncached = max(0, weights - conv3x3.CACHED_WEIGHT_ELEMENTS)
     if direction == "grad_weight":
-        return 1, weights, weights * tiles, read + written, 0, far
-    return 1, weights, weights * tiles, read, written, far
+        return 1, weights, weights * tiles, read + written, 0, uncached
+    return 1, weights, weights * tiles, read, written, uncached
 
 
 def _library_terms(direction: str, inputs: int, outputs: int, points: int, size: int, lanes: int) -> tuple[float, ...]:
@@ -168,12 +172,12 @@ def compute_terms(
 
     direction: one of PASSES; inputs, outputs: of one group."""
     points, tiles = batch * height * width, batch * -(-height // 4) * -(-width // 4)
-    turned = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
-    engine = _engine_terms(direction, *turned, tiles, size)
+    channels = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
+    engine = _engine_terms(direction, *channels, tiles, size)
     library: tuple[float, ...] = (
         _im2col_terms(inputs, outputs, points, size)
         if conv3x3.uses_im2col(isa, dtype)
-        else _library_terms(direction, *turned, points, size, 8 if isa == "avx2" else 16)
+        else _library_terms(direction, *channels, points, size, 8 if isa == "avx2" else 16)
     )
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
@@ -190,14 +194,16 @@ def _get_fitted_costs(key: tuple[str, str], direction: str) -> Costs:
 
 def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     """Where nobody measured them, as much longer than AMD's as products of conv3x3."""
-    is_own = dtype == torch.bfloat16 or conv3x3.uses_im2col(isa, dtype)
-    name = str(dtype).removeprefix("torch.") if is_own else "float32"
+    has_own_costs = dtype == torch.bfloat16 or conv3x3.uses_im2col(isa, dtype)
+    name = str(dtype).removeprefix("torch.") if has_own_costs else "float32"
     key = conv3x3.cpu_profile(isa, dtype), name
     if key in COSTS:
         return _get_fitted_costs(key, direction)
     fitted = "amd", "float16" if name == "float16" else "float32"
-    here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
-    factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
+    target_costs, reference_costs = (
+        conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted)
+    )
+    factors = (target_costs[algorithm][2] / reference_costs[algorithm][2] for algorithm in ("winograd", "direct"))
     return tuple(
         tuple(factor * cost for cost in costs)
         for factor, costs in zip(factors, _get_fitted_costs(fitted, direction), strict=True)

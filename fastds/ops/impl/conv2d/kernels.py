@@ -27,7 +27,7 @@ def _unsupported_reason(x: Tensor, size: int) -> str | None:
     return winograd_unsupported_reason(x)
 
 
-def _apply_cost_rule(rule: Callable, of: str | tuple[str, ...], x: Tensor, weight: Tensor, groups: int) -> bool:
+def _apply_cost_rule(rule: Callable, passes: str | tuple[str, ...], x: Tensor, weight: Tensor, groups: int) -> bool:
     """The rule of costs.py for one pass or several; without it where an algorithm is asked for."""
     algorithm, size = current_algorithm(), weight.shape[-1]
     if size < 3 or algorithm not in ("auto", "winograd"):
@@ -38,8 +38,8 @@ def _apply_cost_rule(rule: Callable, of: str | tuple[str, ...], x: Tensor, weigh
     if algorithm == "winograd" or reason is not None or (isa := native.get_module().isa()) == "baseline":
         return algorithm == "winograd"
     batch, channels, height, width = x.shape
-    parts = channels // groups, weight.shape[0] // groups
-    return rule(of, isa, x.dtype, batch, *parts, height, width, size, groups)
+    group_channels = channels // groups, weight.shape[0] // groups
+    return rule(passes, isa, x.dtype, batch, *group_channels, height, width, size, groups)
 
 
 def is_op_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
@@ -72,9 +72,9 @@ def _pad_with_zeros(maps: Tensor, size: int) -> Tensor:
 
 def _describe_shifted_views(bordered: Tensor, size: int) -> list[tuple]:
     """The views of all blocks of taps, row by row."""
-    at, kind, channels, of_image, row, column, _ = native.describe_map(bordered)
+    at, kind, channels, image_stride, row, column, _ = native.describe_map(bordered)
     starts, item = range(0, size, 3), bordered.dtype.itemsize
-    strides = of_image, row, column, 1
+    strides = image_stride, row, column, 1
     return [(at + (y * row + x * column) * item, kind, channels, *strides) for y in starts for x in starts]
 
 
@@ -156,9 +156,9 @@ def backward(grad_y, x, weight, groups, needs_grad):
     )
     grad_y = as_nhwc(grad_y)  # once for all that read it
     grads = [None, None, library.compute_bias_gradient(grad_y, weight.dtype) if needs_grad[2] else None]
-    left = needs_grad[0] and not x_by_engine, needs_grad[1] and not weight_by_engine
-    if any(left):
-        grads[:2] = library.conv2d_backward(grad_y, x, weight, groups, *left)
+    by_library = needs_grad[0] and not x_by_engine, needs_grad[1] and not weight_by_engine
+    if any(by_library):
+        grads[:2] = library.conv2d_backward(grad_y, x, weight, groups, *by_library)
     if x_by_engine:
         grads[0] = convolve_groups(grad_y, weight, None, groups, True, True)
     if weight_by_engine:

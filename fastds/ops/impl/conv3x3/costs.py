@@ -25,18 +25,18 @@ def _round_up(channels: int, to: int) -> int:
 
 
 def _winograd_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    tiles, wide = batch * -(-height // 4) * -(-width // 4), _round_up(outputs, 16)
-    weights = 36 * inputs * wide
+    tiles, padded_outputs = batch * -(-height // 4) * -(-width // 4), _round_up(outputs, 16)
+    weights = 36 * inputs * padded_outputs
     read = 36 * _round_up(inputs, 16) * tiles  # a vector is transformed whatever it holds
-    return 1, weights, weights * tiles, read, 36 * wide * tiles, max(0, weights - CACHED_WEIGHT_ELEMENTS)
+    return 1, weights, weights * tiles, read, 36 * padded_outputs * tiles, max(0, weights - CACHED_WEIGHT_ELEMENTS)
 
 
 def _amx_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     row = min(width + 2, _round_up(width, 16))  # tiles skip the two positions behind a row that ends with one of them
-    positions, wide = _round_up(batch * height * row, 32), _round_up(outputs, 16)
+    positions, padded_outputs = _round_up(batch * height * row, 32), _round_up(outputs, 16)
     steps, of_three = -(-inputs // 32), -(-3 * _round_up(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
     depth = 32 * (3 * of_three if of_three <= 2 * steps else 9 * steps)
-    return 1, depth * wide, depth * wide * positions, inputs * positions, wide * positions
+    return 1, depth * padded_outputs, depth * padded_outputs * positions, inputs * positions, padded_outputs * positions
 
 
 def _product_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
@@ -45,9 +45,9 @@ def _product_terms(batch: int, inputs: int, outputs: int, height: int, width: in
 
 
 def _direct_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
-    points, wide = batch * height * width, _round_up(outputs, 16)
+    points, padded_outputs = batch * height * width, _round_up(outputs, 16)
     taken = 1.5 * inputs if inputs < 3 else _round_up(inputs, 4)  # oneDNN has kernels for one and two
-    weights, products = 9 * _round_up(inputs, 16) * wide, 9 * taken * wide * points
+    weights, products = 9 * _round_up(inputs, 16) * padded_outputs, 9 * taken * padded_outputs * points
     return 1, weights, products, inputs * points, outputs * points
 
 
@@ -259,13 +259,13 @@ def select_fastest(
         names.discard("product")
 
     points, shape = batch * height * width, (batch, inputs, outputs, height, width)
-    of_one_map = None
+    small_image_costs = None
     if batch == 1 and inputs * points <= MAX_SMALL_IMAGE_ELEMENTS and dtype == torch.float32 and not (gated or joined):
-        of_one_map = SMALL_IMAGE_COSTS.get((cpu_profile(isa, dtype), backward))
+        small_image_costs = SMALL_IMAGE_COSTS.get((cpu_profile(isa, dtype), backward))
 
     def seconds(name: str) -> float:
-        if name == "direct" and of_one_map is not None:
-            total = estimate_seconds(of_one_map, TERMS["product"](*shape))
+        if name == "direct" and small_image_costs is not None:
+            total = estimate_seconds(small_image_costs, TERMS["product"](*shape))
         else:
             total = estimate_seconds(costs[name], TERMS[name](*shape))
         if name not in ENGINES:

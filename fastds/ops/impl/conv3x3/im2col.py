@@ -18,13 +18,15 @@ def _unfold(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
     """(9 C, B H W): what the nine weights of every channel of the sources (B, C, H, W) read at every pixel."""
     maps = [_to_channel_major(reference.pad(x.to(dtype), padding_mode)) for x in sources if x is not None]
     _, batch, height, width = maps[0].shape
-    height, width, channels = height - 2, width - 2, sum(m.shape[0] for m in maps)
-    result, done = maps[0].new_empty((channels, 3, 3, batch, height, width)), 0
-    for m in maps:
-        of_channel, of_map, row, column = m.stride()
-        views = m.as_strided((m.shape[0], 3, 3, *result.shape[3:]), (of_channel, row, column, of_map, row, column))
-        result[done : done + m.shape[0]] = views
-        done += m.shape[0]
+    height, width, channels = height - 2, width - 2, sum(source.shape[0] for source in maps)
+    result, first = maps[0].new_empty((channels, 3, 3, batch, height, width)), 0
+    for source in maps:
+        channel_stride, image_stride, row, column = source.stride()
+        views = source.as_strided(
+            (source.shape[0], 3, 3, *result.shape[3:]), (channel_stride, row, column, image_stride, row, column)
+        )
+        result[first : first + source.shape[0]] = views
+        first += source.shape[0]
     return result.flatten(3).flatten(0, 2)
 
 
@@ -47,8 +49,8 @@ def _to_maps(rows: Tensor, shape: torch.Size) -> Tensor:
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    neighbourhoods = _unfold((x, x2), padding_mode, out_dtype)
-    y = weight.to(out_dtype).flatten(1) @ neighbourhoods
+    columns = _unfold((x, x2), padding_mode, out_dtype)
+    y = weight.to(out_dtype).flatten(1) @ columns
     if bias is not None:
         y += bias.to(out_dtype)[:, None]
     return apply_epilogue(_to_maps(y, x.shape), residual, act, negative_slope, shuffle)
@@ -57,12 +59,12 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, dtype: torch.dtype) -> Tensor:
     """Of the concatenated input; rows as _as_rows gives them, in dtype."""
     (batch, _, height, width), channels = shape, weight.shape[1]
-    of_taps = (weight.to(dtype).flatten(1).t() @ rows).view(channels, 3, 3, batch, height, width)
+    grad_taps = (weight.to(dtype).flatten(1).t() @ rows).view(channels, 3, 3, batch, height, width)
     wide = torch.promote_types(dtype, torch.float32)
-    full = of_taps.new_zeros((channels, batch, height + 2, width + 2), dtype=wide)
+    full = grad_taps.new_zeros((channels, batch, height + 2, width + 2), dtype=wide)
     for i in range(3):
         for j in range(3):
-            full[:, :, i : i + height, j : j + width] += of_taps[:, i, j]
+            full[:, :, i : i + height, j : j + width] += grad_taps[:, i, j]
     return to_channels_last(reference.fold(full.transpose(0, 1), padding_mode).to(dtype))
 
 

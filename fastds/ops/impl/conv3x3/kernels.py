@@ -20,8 +20,8 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         and triton_implicit_gemm.is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype)
     ):
         algorithm = "implicit_gemm"
-    beside = {"joined": x2 is not None, "passes": count_epilogue_passes(residual, act, shuffle)}
-    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **beside)
+    selector_options = {"joined": x2 is not None, "passes": count_epilogue_passes(residual, act, shuffle)}
+    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **selector_options)
     if algorithm in OTHER_ALGORITHMS:
         return OTHER_ALGORITHMS[algorithm].forward(*args)
     return winograd.forward(*args, algorithm == "amx")
@@ -78,8 +78,8 @@ def backward(
 
     add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
     """
-    beside = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
-    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **beside)
+    selector_options = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
+    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **selector_options)
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]

@@ -78,13 +78,17 @@ def plan_convolution(
     x: Tensor, weight: Tensor, padding: int, trained: bool, stride: int = 1, groups: int = 1
 ) -> LibraryConvolution:
     """Of one convolution. Filters are kept where nothing is trained and nobody watches."""
-    turns = x.dtype != torch.float64 and not (x.is_contiguous(memory_format=CHANNELS_LAST) and x.stride(1) == 1)
-    rearranges = _should_permute_weight(weight, x.dtype)
-    if turns and rearranges and is_small_image(x):  # to rearrange the weight takes longer than what is saved
-        turns = rearranges = False
-    keeps = not trained and _can_cache_filters(x, weight)
+    permutes_input = x.dtype != torch.float64 and not (
+        x.is_contiguous(memory_format=CHANNELS_LAST) and x.stride(1) == 1
+    )
+    permutes_weight = _should_permute_weight(weight, x.dtype)
+    if (
+        permutes_input and permutes_weight and is_small_image(x)
+    ):  # to rearrange the weight takes longer than what is saved
+        permutes_input = permutes_weight = False
+    caches_filters = not trained and _can_cache_filters(x, weight)
     geometry = (padding,) * 2, (stride,) * 2, (1, 1), groups
-    return LibraryConvolution(turns, rearranges, keeps, geometry)
+    return LibraryConvolution(permutes_input, permutes_weight, caches_filters, geometry)
 
 
 def is_training_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -112,7 +116,7 @@ def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor
     return F.relu_(y) if act == "relu" else y
 
 
-def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride, by=None):
+def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride, convolve_one=None):
     """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output;
     on a GPU one kernel where that pays.
 
@@ -132,7 +136,7 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         bias = None if bias is None else bias.to(source.dtype)
         return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
 
-    convolution = by or convolve_source
+    convolution = convolve_one or convolve_source
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
     second = None if x2 is None else convolution(x2, weight[:, split:], None)
     if in_one_pass:
@@ -224,14 +228,14 @@ def _compute_gradients(grad, x, weight, padding_mode, needs_x, needs_weight, nee
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source, padding = _pad_input(x, weight.shape[-1], padding_mode)
     source, grad, weight = _to_onednn_layout(source), _to_onednn_layout(grad.to(x.dtype)), weight.to(x.dtype)
-    turned = needs_x and _is_flipped_convolution_faster(grad, weight, groups)
-    if needs_x and not turned:
+    flipped = needs_x and _is_flipped_convolution_faster(grad, weight, groups)
+    if needs_x and not flipped:
         weight = to_channels_last(weight) if _should_permute_weight(weight, weight.dtype) else weight
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
-        [needs_x and not turned, needs_weight, needs_bias],
+        [needs_x and not flipped, needs_weight, needs_bias],
     )  # fmt: skip
-    if turned:
+    if flipped:
         grad_x = F.conv2d(grad, _flip_filters(weight, groups), padding=weight.shape[-1] - 1 - padding, groups=groups)
     if needs_x:
         grad_x = to_channels_last(grad_x if padding_mode == "zeros" else reference.fold(grad_x, padding_mode))
@@ -278,10 +282,10 @@ def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: flo
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
     grad, needs_source = backpropagate_epilogue(grad_y, y, negative_slope, shuffle), needs_grad[0] or needs_grad[3]
     settings = (padding_mode, needs_source, needs_grad[1], needs_grad[2])
-    of_source, grad_weight, grad_bias = _compute_gradients(grad, _concatenate(x, x2), weight, *settings)
+    grad_source, grad_weight, grad_bias = _compute_gradients(grad, _concatenate(x, x2), weight, *settings)
     grad_x = grad_x2 = None
     if needs_source:
-        grad_x, grad_x2 = (to_channels_last(part) for part in of_source.tensor_split([x.shape[1]], 1))
+        grad_x, grad_x2 = (to_channels_last(part) for part in grad_source.tensor_split([x.shape[1]], 1))
     if needs_grad[1]:
         grad_weight = to_contiguous(grad_weight.to(weight.dtype))
     if needs_grad[2]:

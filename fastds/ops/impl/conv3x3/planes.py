@@ -77,13 +77,13 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
 
 def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype) -> Tensor:
     # The map that is laid out plane by plane may be that of the gradient where nothing but zeros lies outside.
-    of_outputs = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
-    few, many = (grad, as_nhwc(x)) if of_outputs else (x, as_nhwc(grad))
-    (few, of_few), (many, of_many) = _describe_map(few), _describe_map(many)
+    swapped = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
+    few, many = (grad, as_nhwc(x)) if swapped else (x, as_nhwc(grad))
+    (few, few_view), (many, many_view) = _describe_map(few), _describe_map(many)
     result = torch.empty((grad.shape[1], x.shape[1], 3, 3), dtype=dtype)
     native.call_with_workspace(
-        native.get_module().conv3x3_few_grad_weight, _describe_geometry(x, 1, padding_mode), of_few, of_many,
-        of_outputs, native.DTYPE_CODES[dtype], result.data_ptr(),
+        native.get_module().conv3x3_few_grad_weight, _describe_geometry(x, 1, padding_mode), few_view, many_view,
+        swapped, native.DTYPE_CODES[dtype], result.data_ptr(),
     )  # fmt: skip
     return result
 

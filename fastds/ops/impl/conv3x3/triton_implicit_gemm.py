@@ -31,9 +31,9 @@ def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
     if x.dtype not in HALF_DTYPES or forced_backend() == "native" or unsupported_reason(x, out_dtype) is not None:
         return False
     outputs, inputs, size, _ = weight.shape
-    follows = shuffle > 1 or act not in (None, "none") or bias is not None or residual is not None
-    saved = outputs * follows + inputs * (x2 is not None)  # numbers of a pixel
-    return size**2 * inputs * outputs <= 747 * saved
+    has_epilogue = shuffle > 1 or act not in (None, "none") or bias is not None or residual is not None
+    saved_elements = outputs * has_epilogue + inputs * (x2 is not None)  # numbers of a pixel
+    return size**2 * inputs * outputs <= 747 * saved_elements
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, stride=1):
@@ -52,10 +52,12 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 def _to_kernel_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight as the kernel reads it: a slice of the inputs of a channels_last one is not copied."""
     outputs, inputs, size, _ = weight.shape
-    of_output, of_input, of_row, of_tap = weight.stride()
-    apart = of_tap if size > 1 else of_output
-    in_order = size == 1 or (of_row == size * apart and (of_output == size**2 * apart or outputs == 1))
-    if weight.dtype == dtype and in_order and (of_input == 1 or inputs == 1) and not weight.is_neg():
+    output_stride, input_stride, row_stride, tap_stride = weight.stride()
+    expected_tap_stride = tap_stride if size > 1 else output_stride
+    is_ordered = size == 1 or (
+        row_stride == size * expected_tap_stride and (output_stride == size**2 * expected_tap_stride or outputs == 1)
+    )
+    if weight.dtype == dtype and is_ordered and (input_stride == 1 or inputs == 1) and not weight.is_neg():
         return weight
     weight = weight.to(dtype, memory_format=torch.channels_last)  # one pass for both
     return weight.contiguous(memory_format=torch.channels_last).resolve_neg()

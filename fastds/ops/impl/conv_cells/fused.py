@@ -100,13 +100,18 @@ class ConvPointwiseOps:
     """
 
     def __init__(
-        self, name: str, ops: PointwiseOps, at: int = 0, sources: tuple[str, str] = ("x", "x2"), recurrent: bool = False
+        self,
+        name: str,
+        ops: PointwiseOps,
+        position: int = 0,
+        sources: tuple[str, str] = ("x", "x2"),
+        recurrent: bool = False,
     ):
         spec = ops.spec
-        self.name, self.ops, self.spec, self.at, self.names = name, ops, spec, at, ArgumentNames(*sources)
+        self.name, self.ops, self.spec, self.position, self.names = name, ops, spec, position, ArgumentNames(*sources)
         self.recurrent = recurrent
-        self.gates = spec.inputs[at].gates
-        self.others = [i for k, i in enumerate(spec.inputs) if k != at]
+        self.gates = spec.inputs[position].gates
+        self.others = [i for k, i in enumerate(spec.inputs) if k != position]
         self.tensors = 5 + len(self.others)  # the first arguments
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
@@ -140,7 +145,7 @@ class ConvPointwiseOps:
 
     def _inputs(self, pre, others):
         """The inputs of the pass."""
-        return *others[: self.at], pre, *others[self.at :]
+        return *others[: self.position], pre, *others[self.position :]
 
     # ---- checks
 
@@ -211,8 +216,8 @@ class ConvPointwiseOps:
     def _fused(self, call: CellCall, algorithm: str):
         *results, pre = self._empty(call)
         suffix, option, slope = self.spec.variant(*call.options)
-        formula, kept = self._get_formula_name(suffix), pre if call.keep_pre else None
-        run_engine(formula, option, slope, call.convolution, call.others, results, kept, algorithm)
+        formula, saved_pre = self._get_formula_name(suffix), pre if call.keep_pre else None
+        run_engine(formula, option, slope, call.convolution, call.others, results, saved_pre, algorithm)
         return *results, pre
 
     def _forward_triton(self, *args):
@@ -242,7 +247,7 @@ class ConvPointwiseOps:
 
     # ---- gradients
 
-    def _gradients(self, call: CellCall, pre, same, grads, needs_grad):
+    def _gradients(self, call: CellCall, pre, shared_inputs, grads, needs_grad):
         """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's.
 
         A source that is an input of the pass, too, has the gradient of both in its own: they are added where the
@@ -257,18 +262,18 @@ class ConvPointwiseOps:
         needs_pointwise = self._inputs(any(needs_grad[:5]), needs_grad[5:])
         inputs = self._inputs(pre, call.others)
         parts = iter(self.ops.backward.call_unchecked(*grads, *inputs, *call.options, list(needs_pointwise)))
-        of_pass = [next(parts) if needed else None for needed in needs_pointwise]
-        grad_pre = of_pass.pop(self.at)
+        pointwise_grads = [next(parts) if needed else None for needed in needs_pointwise]
+        grad_pre = pointwise_grads.pop(self.position)
         needs_weight = needs_weight and not shared_weight_grad.defer_to_shared_node(c.weight, grad_pre, c.x, c.x2)
         requested = [needs_x, needs_weight, needs_bias, needs_x2, False]
         added = [None, None]
-        for source, other in same:
+        for source, other in shared_inputs:
             if (needs_x, needs_x2)[source] and added[source] is None:
-                added[source], of_pass[other] = of_pass[other], None
+                added[source], pointwise_grads[other] = pointwise_grads[other], None
         arguments = (grad_pre, c.x, c.weight, c.x2, None, 0.0, "zeros", 1, call.algorithm, requested, *added)
         parts = iter(CONV3X3_BACKWARD.call_unchecked(*arguments) if any(requested) else ())
         grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if needed else None for needed in requested)
-        return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if needs_residual else None, *of_pass
+        return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if needs_residual else None, *pointwise_grads
 
     def _differentiable_gradients(self, call: CellCall, grads, needs_grad):
         """The same, from the inputs of the op and not from what it kept: right to any order."""
@@ -295,11 +300,13 @@ class ConvPointwiseOps:
                 ctx.save_for_backward(*tensors, None if recompute else pre)
                 ctx.settings = args[ops.tensors :]
                 pairs = ((source, other) for source in (0, 1) for other in range(len(call.others)))
-                ctx.same = [(source, other) for source, other in pairs if tensors[source] is call.others[other]]
+                ctx.shared_inputs = [
+                    (source, other) for source, other in pairs if tensors[source] is call.others[other]
+                ]
                 ctx.set_materialize_grads(False)
-                kept = pre if keep_pre else _allocate_pre(call.convolution.x, 0)
-                ctx.mark_non_differentiable(kept)
-                return *results, kept
+                saved_pre = pre if keep_pre else _allocate_pre(call.convolution.x, 0)
+                ctx.mark_non_differentiable(saved_pre)
+                return *results, saved_pre
 
             @staticmethod
             def backward(ctx, *grads):
@@ -315,7 +322,7 @@ class ConvPointwiseOps:
                 if torch.is_grad_enabled():
                     results = ops._differentiable_gradients(call, grads, needs_grad)
                 else:
-                    results = ops._gradients(call, pre, ctx.same, grads, needs_grad)
+                    results = ops._gradients(call, pre, ctx.shared_inputs, grads, needs_grad)
                 return None, *results, *(None for _ in ctx.settings)
 
         Function.__name__ = Function.__qualname__ = ops.name
@@ -331,8 +338,8 @@ def select_engine(convolution: Convolution, others, algorithm: str) -> str | Non
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > SMALL_MAP_ELEMENTS:
         return None
-    beside = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
-    found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **beside)
+    selector_options = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
+    found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **selector_options)
     wide = any(t.dtype == torch.float64 for t in others)
     if found not in ENGINES or wide or x.shape[0] == 0 or not native.get_module().conv_gates_fits(inputs, outputs):
         return None

@@ -29,7 +29,7 @@ from fastds.ops.impl.gates.pointwise import KERNELS, run_formula
 from fastds.ops.impl.gates.reference import gru_update as reference_update
 
 RESET = ConvPointwiseOps("conv_gru_reset", GRU_RESET_PACKED)
-UPDATE = ConvPointwiseOps("conv_gru_update", GRU_UPDATE, at=1)
+UPDATE = ConvPointwiseOps("conv_gru_update", GRU_UPDATE, position=1)
 aten = torch.ops.aten
 
 
@@ -45,11 +45,11 @@ class Inputs(NamedTuple):
     gates_share: Tensor | None
     candidate_share: Tensor | None
 
-    def gates(self) -> Convolution:
+    def make_gates_convolution(self) -> Convolution:
         """The convolution that gives the gates."""
         return Convolution(*get_sources(self.x, self.h), self.gates_weight, self.gates_bias, self.gates_share)
 
-    def candidate(self, reset: Tensor) -> Convolution:
+    def make_candidate_convolution(self, reset: Tensor) -> Convolution:
         """The convolution that gives the candidate, of the reset state."""
         first, second = get_sources(self.x, reset)
         return Convolution(first, second, self.candidate_weight, self.candidate_bias, self.candidate_share)
@@ -86,7 +86,7 @@ class Options(NamedTuple):
     negative_slope: float
     algorithm: str
 
-    def variant(self) -> tuple[str, float, float]:
+    def get_variant(self) -> tuple[str, float, float]:
         """Of the formulas of csrc/gates: suffix, option and slope."""
         return GRU_UPDATE.spec.variant(self.keep, self.act, self.negative_slope)
 
@@ -105,7 +105,7 @@ def _unsupported_reason(*args):
 
 def _run_formula(formula: str, options: Options, like: Tensor, *operands) -> None:
     """operands: maps of C channels, or (map, gates in it); like: one of the maps, channels_last."""
-    suffix, option, slope = options.variant()
+    suffix, option, slope = options.get_variant()
     if like.numel():
         pairs = [t if isinstance(t, tuple) else (t, 1) for t in operands]
         run_formula(formula.format(suffix), like, like.shape[1], pairs, option, slope)
@@ -116,11 +116,11 @@ def _run_formula(formula: str, options: Options, like: Tensor, *operands) -> Non
 
 def _check(*args) -> None:
     inputs = Inputs(*args[:_TENSORS])
-    gates, h = inputs.gates(), inputs.h
+    gates, h = inputs.make_gates_convolution(), inputs.h
     both = ("h", "") if inputs.x is None else ("x", "h")
     names = ArgumentNames(*both, "gates_weight", "gates_bias", "shares[0]")
     RESET.check(gates.x, gates.x2, gates.weight, gates.bias, gates.residual, h, names=names)
-    c = inputs.candidate(h)
+    c = inputs.make_candidate_convolution(h)
     weight = inputs.candidate_weight
     check_tensor("candidate_weight", weight, 4, DTYPES, h.device, both[0])
     check_shape("candidate_weight", weight, (h.shape[1], *inputs.gates_weight.shape[1:]))
@@ -139,27 +139,29 @@ def _forward(*args):
     inputs, options = Inputs(*args[:_TENSORS]), Options(*args[_TENSORS:])
     results = _fake(*args)
     h, (new, z, r, reset, n) = inputs.h, results
-    _convolve("gru_reset_kept", options, inputs.gates(), (), (h,), (z, r, reset))
-    _convolve("gru_update{}_kept", options, inputs.candidate(reset), (z,), (h,), (new, n))
+    _convolve("gru_reset_kept", options, inputs.make_gates_convolution(), (), (h,), (z, r, reset))
+    _convolve("gru_update{}_kept", options, inputs.make_candidate_convolution(reset), (z,), (h,), (new, n))
     return tuple(results)
 
 
-def _convolve(formula, options: Options, convolution: Convolution, before, behind, results):
+def _convolve(formula, options: Options, convolution: Convolution, inputs_before, inputs_after, results):
     """A convolution, and the formula of `before`, what the convolution gives, and `behind`."""
-    if (algorithm := select_engine(convolution, before + behind, options.algorithm)) is not None:
-        suffix, option, slope = options.variant()
-        return run_engine(formula.format(suffix), option, slope, convolution, before + behind, results, None, algorithm)
+    if (algorithm := select_engine(convolution, inputs_before + inputs_after, options.algorithm)) is not None:
+        suffix, option, slope = options.get_variant()
+        return run_engine(
+            formula.format(suffix), option, slope, convolution, inputs_before + inputs_after, results, None, algorithm
+        )
     pre = convolution.compute(options.algorithm, kernels.forward)
     gates = convolution.weight.shape[0] // results[0].shape[1]
-    return _run_formula(formula, options, results[0], *before, (pre, gates), *behind, *results)
+    return _run_formula(formula, options, results[0], *inputs_before, (pre, gates), *inputs_after, *results)
 
 
 def _reference(*args):
     inputs, options = Inputs(*args[:_TENSORS]), Options(*args[_TENSORS:])
-    c = inputs.gates()
+    c = inputs.make_gates_convolution()
     z, r = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual).sigmoid().chunk(2, 1)
     reset = r * inputs.h
-    c = inputs.candidate(reset)
+    c = inputs.make_candidate_convolution(reset)
     pre = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual)
     n = pre.tanh() if options.act == "tanh" else F.leaky_relu(pre, options.negative_slope)
     return reference_update(z, pre, inputs.h, *options[:3]), z, r, reset, n
@@ -169,7 +171,7 @@ def _reference(*args):
 
 
 @dataclass(frozen=True)
-class BackwardKernels:
+class BackwardImplementation:
     """How the parts of the backward are computed.
 
     candidate(grads, kept, options): gradient of the candidate's pre-activation.
@@ -182,20 +184,20 @@ class BackwardKernels:
     convolution: Callable
 
 
-def _backward_candidate(grads: Results, kept: SavedTensors, options: Options):
-    result = empty_map(kept.z.shape, kept.z.dtype, kept.z)
-    _run_formula("gru_candidate{}_gradient", options, result, grads.h, grads.n, kept.z, kept.n, result)
+def _backward_candidate(grads: Results, saved: SavedTensors, options: Options):
+    result = empty_map(saved.z.shape, saved.z.dtype, saved.z)
+    _run_formula("gru_candidate{}_gradient", options, result, grads.h, grads.n, saved.z, saved.n, result)
     return result
 
 
-def _backward_gates(of_reset, grads: Results, kept: SavedTensors, options: Options):
+def _backward_gates(grad_reset, grads: Results, saved: SavedTensors, options: Options):
     """That of h takes the place of of_reset."""
-    z = kept.z
+    z = saved.z
     batch, channels, height, width = z.shape
-    of_pre = empty_map((batch, 2 * channels, height, width), z.dtype, z)
-    given = (of_reset, grads.h, grads.z, grads.r, z, kept.r, kept.n, kept.h)
-    _run_formula("gru_gates_gradient", options, z, *given, (of_pre, 2), of_reset)
-    return of_pre, of_reset
+    grad_pre = empty_map((batch, 2 * channels, height, width), z.dtype, z)
+    given = (grad_reset, grads.h, grads.z, grads.r, z, saved.r, saved.n, saved.h)
+    _run_formula("gru_gates_gradient", options, z, *given, (grad_pre, 2), grad_reset)
+    return grad_pre, grad_reset
 
 
 def _backward_convolution(*args):
@@ -214,24 +216,24 @@ def _sum_of_products(like, *pairs):
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
 
 
-def _differentiable_candidate(grads: Results, kept: SavedTensors, options: Options):
-    dtype = kept.z.dtype
-    grad, grad_n, z, n = _upcast(grads.h, grads.n, kept.z, kept.n)
+def _differentiable_candidate(grads: Results, saved: SavedTensors, options: Options):
+    dtype = saved.z.dtype
+    grad, grad_n, z, n = _upcast(grads.h, grads.n, saved.z, saved.n)
     grad_n = _sum_of_products(z, (grad, 1 - z if options.keep == "z" else z), (grad_n, None))
     if options.act == "tanh":
         return aten.tanh_backward(grad_n, n).to(dtype)
     return aten.leaky_relu_backward(grad_n, n, options.negative_slope, True).to(dtype)
 
 
-def _differentiable_gates(of_reset, grads: Results, kept: SavedTensors, options: Options):
-    dtype, keeps_z = kept.z.dtype, options.keep == "z"
-    of_reset, grad, grad_z, grad_r = _upcast(of_reset, grads.h, grads.z, grads.r)
-    z, r, n, h = _upcast(kept.z, kept.r, kept.n, kept.h)
-    of_z = _sum_of_products(z, (grad, h - n if keeps_z else n - h), (grad_z, None))
-    of_r = _sum_of_products(z, (of_reset, h), (grad_r, None))
-    of_h = _sum_of_products(z, (of_reset, r), (grad, z if keeps_z else 1 - z))
-    of_pre = torch.cat([aten.sigmoid_backward(of_z, z), aten.sigmoid_backward(of_r, r)], 1)
-    return of_pre.to(dtype), of_h.to(dtype)
+def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, options: Options):
+    dtype, keeps_z = saved.z.dtype, options.keep == "z"
+    grad_reset, grad, grad_z, grad_r = _upcast(grad_reset, grads.h, grads.z, grads.r)
+    z, r, n, h = _upcast(saved.z, saved.r, saved.n, saved.h)
+    total_z = _sum_of_products(z, (grad, h - n if keeps_z else n - h), (grad_z, None))
+    total_r = _sum_of_products(z, (grad_reset, h), (grad_r, None))
+    grad_h = _sum_of_products(z, (grad_reset, r), (grad, z if keeps_z else 1 - z))
+    grad_pre = torch.cat([aten.sigmoid_backward(total_z, z), aten.sigmoid_backward(total_r, r)], 1)
+    return grad_pre.to(dtype), grad_h.to(dtype)
 
 
 def _differentiable_convolution(*args):
@@ -242,31 +244,35 @@ def _differentiable_convolution(*args):
     return found
 
 
-FUSED_KERNELS = BackwardKernels(_backward_candidate, _backward_gates, _backward_convolution)
-DIFFERENTIABLE_KERNELS = BackwardKernels(_differentiable_candidate, _differentiable_gates, _differentiable_convolution)
+FUSED_KERNELS = BackwardImplementation(_backward_candidate, _backward_gates, _backward_convolution)
+DIFFERENTIABLE_KERNELS = BackwardImplementation(
+    _differentiable_candidate, _differentiable_gates, _differentiable_convolution
+)
 
 
-def _compute_gradients(ways: BackwardKernels, grads: Results, kept: SavedTensors, options: Options, needs_grad: Inputs):
+def _compute_gradients(
+    implementation: BackwardImplementation, grads: Results, saved: SavedTensors, options: Options, needs_grad: Inputs
+):
     """Those of the op's tensors in the order of Inputs, None where not wanted."""
-    of_candidate = ways.candidate(grads, kept, options)
+    grad_candidate = implementation.candidate(grads, saved, options)
     needs_reset = any(
         (needs_grad.h, needs_grad.x, needs_grad.gates_weight, needs_grad.gates_bias, needs_grad.gates_share)
     )
     requested = (needs_grad.x, needs_reset, needs_grad.candidate_weight, needs_grad.candidate_bias)
-    settings = (ways.convolution, options.algorithm)
-    of_x, of_reset, of_candidate_weight, of_candidate_bias = _compute_convolution_gradients(
-        *settings, of_candidate, kept.x, kept.reset, kept.candidate_weight, requested
+    settings = (implementation.convolution, options.algorithm)
+    grad_x, grad_reset, grad_candidate_weight, grad_candidate_bias = _compute_convolution_gradients(
+        *settings, grad_candidate, saved.x, saved.reset, saved.candidate_weight, requested
     )
-    of_gates = of_h = of_weight = of_bias = None
+    grad_gates = grad_h = grad_weight = grad_bias = None
     if needs_reset:
-        of_reset = of_reset if grads.reset is None else of_reset + grads.reset
-        of_gates, of_h = ways.gates(of_reset, grads, kept, options)
+        grad_reset = grad_reset if grads.reset is None else grad_reset + grads.reset
+        grad_gates, grad_h = implementation.gates(grad_reset, grads, saved, options)
         requested = (needs_grad.x, needs_grad.h, needs_grad.gates_weight, needs_grad.gates_bias)
-        added = (of_x, of_h if needs_grad.h else None)
-        arguments = (of_gates, kept.x, kept.h, kept.gates_weight, requested)
-        of_x, of_h, of_weight, of_bias = _compute_convolution_gradients(*settings, *arguments, *added)
-    shares = (of_gates if needs_grad.gates_share else None, of_candidate if needs_grad.candidate_share else None)
-    return of_h, of_x, of_weight, of_bias, of_candidate_weight, of_candidate_bias, *shares
+        added = (grad_x, grad_h if needs_grad.h else None)
+        arguments = (grad_gates, saved.x, saved.h, saved.gates_weight, requested)
+        grad_x, grad_h, grad_weight, grad_bias = _compute_convolution_gradients(*settings, *arguments, *added)
+    shares = (grad_gates if needs_grad.gates_share else None, grad_candidate if needs_grad.candidate_share else None)
+    return grad_h, grad_x, grad_weight, grad_bias, grad_candidate_weight, grad_candidate_bias, *shares
 
 
 def _compute_convolution_gradients(
@@ -282,33 +288,35 @@ def _compute_convolution_gradients(
         return 4 * (None,)
     first, second = get_sources(x, state)
     settings = (None, 0.0, "zeros", 1, algorithm)
-    of_first, of_weight, of_bias, of_second, _ = convolution(grad, first, weight, second, *settings, needs_grad, *added)
-    return *((None, of_first) if x is None else (of_first, of_second)), of_weight, of_bias
+    grad_first, grad_weight, grad_bias, grad_second, _ = convolution(
+        grad, first, weight, second, *settings, needs_grad, *added
+    )
+    return *((None, grad_first) if x is None else (grad_first, grad_second)), grad_weight, grad_bias
 
 
 def _split_backward(args) -> tuple[Results, SavedTensors, Options, Inputs]:
     """The arguments of the backward op by name."""
-    grad, *kept = args[: 1 + len(SavedTensors._fields)]
+    grad, *saved = args[: 1 + len(SavedTensors._fields)]
     options, needs_grad = args[-1 - _SETTINGS : -1], args[-1]
-    return Results(grad, None, None, None, None), SavedTensors(*kept), Options(*options), Inputs(*needs_grad)
+    return Results(grad, None, None, None, None), SavedTensors(*saved), Options(*options), Inputs(*needs_grad)
 
 
 def _check_backward(*args) -> None:
-    grads, kept, options, needs_grad = _split_backward(args)
-    h = kept.h
-    weights = {"gates_weight": kept.gates_weight, "candidate_weight": kept.candidate_weight}
+    grads, saved, options, needs_grad = _split_backward(args)
+    h = saved.h
+    weights = {"gates_weight": saved.gates_weight, "candidate_weight": saved.candidate_weight}
     nothing = dict.fromkeys(Inputs._fields)
-    _check(*Inputs(**(nothing | weights | {"h": h, "x": kept.x})), *options)
-    if needs_grad.x and kept.x is None:
+    _check(*Inputs(**(nothing | weights | {"h": h, "x": saved.x})), *options)
+    if needs_grad.x and saved.x is None:
         raise ValueError("needs_grad requests the gradient of x, but x is None")
-    for name, tensor in {"grad": grads.h, "z": kept.z, "r": kept.r, "reset": kept.reset, "n": kept.n}.items():
+    for name, tensor in {"grad": grads.h, "z": saved.z, "r": saved.r, "reset": saved.reset, "n": saved.n}.items():
         check_tensor(name, tensor, 4, (h.dtype,), h.device, "h")
         check_shape(name, tensor, tuple(h.shape))
 
 
 def _backward_fake(*args):
-    _, kept, _, needs_grad = _split_backward(args)
-    h, x, (batch, channels, height, width) = kept.h, kept.x, kept.h.shape
+    _, saved, _, needs_grad = _split_backward(args)
+    h, x, (batch, channels, height, width) = saved.h, saved.x, saved.h.shape
 
     def weight(like, dims):
         return torch.empty(like.shape[:dims], dtype=like.dtype, device=like.device)
@@ -316,35 +324,35 @@ def _backward_fake(*args):
     makers = Inputs(
         h=lambda: empty_map(h.shape, h.dtype, h),
         x=lambda: empty_map(x.shape, x.dtype, h),
-        gates_weight=lambda: weight(kept.gates_weight, 4),
-        gates_bias=lambda: weight(kept.gates_weight, 1),
-        candidate_weight=lambda: weight(kept.candidate_weight, 4),
-        candidate_bias=lambda: weight(kept.candidate_weight, 1),
+        gates_weight=lambda: weight(saved.gates_weight, 4),
+        gates_bias=lambda: weight(saved.gates_weight, 1),
+        candidate_weight=lambda: weight(saved.candidate_weight, 4),
+        candidate_bias=lambda: weight(saved.candidate_weight, 1),
         gates_share=lambda: empty_map((batch, 2 * channels, height, width), h.dtype, h),
         candidate_share=lambda: empty_map(h.shape, h.dtype, h),
     )
     return [make() for make, needed in zip(makers, needs_grad, strict=True) if needed]
 
 
-def _make_backward(ways: BackwardKernels):
+def _make_backward(implementation: BackwardImplementation):
     def run_backward(*args):
-        return [g for g in _compute_gradients(ways, *_split_backward(args)) if g is not None]
+        return [g for g in _compute_gradients(implementation, *_split_backward(args)) if g is not None]
 
     return run_backward
 
 
-def _backward_shared_weights(grad, kept: SavedTensors, options, needs_grad: Inputs) -> Inputs:
+def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
     """Gradients by kernels; those of weights that the steps of a sequence share are left to the weights' own nodes."""
-    weights = kept.gates_weight, kept.candidate_weight
+    weights = saved.gates_weight, saved.candidate_weight
     if None in map(shared_weight_grad.get_shared_node, weights) or not (
         needs_grad.gates_weight and needs_grad.candidate_weight
     ):
-        return _call_backward_op(grad, kept, options, needs_grad)
+        return _call_backward_op(grad, saved, options, needs_grad)
     requested = needs_grad._replace(gates_weight=False, candidate_weight=False, gates_share=True, candidate_share=True)
-    found = _call_backward_op(grad, kept, options, requested)
-    shared_weight_grad.defer_to_shared_node(kept.gates_weight, found.gates_share, *get_sources(kept.x, kept.h))
+    found = _call_backward_op(grad, saved, options, requested)
+    shared_weight_grad.defer_to_shared_node(saved.gates_weight, found.gates_share, *get_sources(saved.x, saved.h))
     shared_weight_grad.defer_to_shared_node(
-        kept.candidate_weight, found.candidate_share, *get_sources(kept.x, kept.reset)
+        saved.candidate_weight, found.candidate_share, *get_sources(saved.x, saved.reset)
     )
     return found._replace(
         gates_share=found.gates_share if needs_grad.gates_share else None,
@@ -352,8 +360,8 @@ def _backward_shared_weights(grad, kept: SavedTensors, options, needs_grad: Inpu
     )
 
 
-def _call_backward_op(grad, kept: SavedTensors, options, needs_grad: Inputs) -> Inputs:
-    found = iter(STEP_BACKWARD.call_unchecked(grad, *kept, *options, list(needs_grad)))
+def _call_backward_op(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
+    found = iter(STEP_BACKWARD.call_unchecked(grad, *saved, *options, list(needs_grad)))
     return Inputs(*(next(found) if needed else None for needed in needs_grad))
 
 
@@ -361,29 +369,29 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
         inputs, results = Inputs(*args[:_TENSORS]), run(*args)
-        kept = (inputs.h, inputs.x, inputs.gates_weight, inputs.candidate_weight, *results[1:])
-        ctx.save_for_backward(*kept)
+        saved = (inputs.h, inputs.x, inputs.gates_weight, inputs.candidate_weight, *results[1:])
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         ctx.options = args[_TENSORS:]
         return results
 
     @staticmethod
     def backward(ctx, *grads):
-        needs_grad, grads, kept = (
+        needs_grad, grads, saved = (
             Inputs(*ctx.needs_input_grad[1 : 1 + _TENSORS]),
             Results(*grads),
             SavedTensors(*ctx.saved_tensors),
         )
-        of_gates = needs_weight_grad(ctx, kept.gates_weight, kept.h, 3, 4)
-        of_candidate = needs_weight_grad(ctx, kept.candidate_weight, kept.h, 5, 6)
-        needs_grad = Inputs(needs_grad.h, needs_grad.x, *of_gates, *of_candidate, *needs_grad[6:])
+        needs_gates = needs_weight_grad(ctx, saved.gates_weight, saved.h, 3, 4)
+        needs_candidate = needs_weight_grad(ctx, saved.candidate_weight, saved.h, 5, 6)
+        needs_grad = Inputs(needs_grad.h, needs_grad.x, *needs_gates, *needs_candidate, *needs_grad[6:])
         unwanted = _SETTINGS * (None,)
         if torch.is_grad_enabled() or any(g is not None for g in grads[1:]):
-            arguments = (grads, kept, Options(*ctx.options), needs_grad)
+            arguments = (grads, saved, Options(*ctx.options), needs_grad)
             return None, *_compute_gradients(DIFFERENTIABLE_KERNELS, *arguments), *unwanted
         if grads.h is None or not any(needs_grad):
             return (None,) * len(ctx.needs_input_grad)
-        return None, *_backward_shared_weights(grads.h, kept, ctx.options, needs_grad), *unwanted
+        return None, *_backward_shared_weights(grads.h, saved, ctx.options, needs_grad), *unwanted
 
 
 # ---- registration

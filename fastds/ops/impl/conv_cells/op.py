@@ -92,9 +92,9 @@ def conv_gru_cell(
         raise ValueError("expected x or shares, got both")
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
         raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
-    of_gates, of_candidate = shares or (None, None)
+    gates_share, candidate_share = shares or (None, None)
     h, x = _to_nhwc_once(h), _to_nhwc_once(x)
-    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
+    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share)
     tensors = cast_for_autocast(tensors, keep_float32=(2, 3, 4, 5))
     options = (keep, act, to_float("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):

@@ -45,20 +45,20 @@ class GuidedCall(NamedTuple):
     modulated: bool
     slope: float = 1.0
 
-    def geometry(self) -> tuple:
+    def get_geometry(self) -> tuple:
         """Stride, padding and dilation that keep the size of the field."""
         return (1, 1), (self.weight.shape[2] // 2, self.weight.shape[3] // 2), (1, 1)
 
-    def split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split_raw(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Views of the offset and the mask part of a map like raw."""
         split = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
         return raw[:, :split], raw[:, split:] if self.modulated else None
 
-    def problem(self, offset: Tensor):
+    def make_problem(self, offset: Tensor):
         """Sizes for the kernels."""
-        return make_triton_problem(self.weight, *self.geometry(), *count_groups(self.input, offset, self.weight))
+        return make_triton_problem(self.weight, *self.get_geometry(), *count_groups(self.input, offset, self.weight))
 
-    def base(self) -> Tensor | None:
+    def get_base(self) -> Tensor | None:
         """base_offset as the kernels read it."""
         return None if self.base_offset is None else self.base_offset.to(torch.float32).contiguous()
 
@@ -77,7 +77,7 @@ def _check(*args) -> None:
     channels = (3 if call.modulated else 2) * call.offset_groups * weight.shape[2] * weight.shape[3]
     if call.offset_groups < 1 or raw.shape[1] != channels:
         raise ValueError(f"raw has {raw.shape[1]} channels, expected {channels} for {call.offset_groups} offset groups")
-    check(input, call.split(raw)[0], weight, call.bias, *call.geometry(), None)
+    check(input, call.split_raw(raw)[0], weight, call.bias, *call.get_geometry(), None)
     if call.base_offset is not None:
         check_tensor("base_offset", call.base_offset, 4, maps, input.device, "input")
         check_shape("base_offset", call.base_offset, (input.shape[0], 2, *raw.shape[2:]))
@@ -86,7 +86,7 @@ def _check(*args) -> None:
 def reference(*args) -> Tensor:
     """The composition that the kernel stands for, differentiable to any order."""
     call = GuidedCall(*args)
-    offset, mask = call.split(call.raw)
+    offset, mask = call.split_raw(call.raw)
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
     if call.base_offset is not None:
         pairs = offset.unflatten(1, (-1, 2)) + call.base_offset.to(offset.dtype).unsqueeze(1)
@@ -94,7 +94,7 @@ def reference(*args) -> Tensor:
     mask = None if mask is None else mask.to(offset.dtype).sigmoid()
     wide = call.input.to(offset.dtype)  # as the kernel: nothing is rounded between the maps and the sum
     bias = None if call.bias is None else call.bias.to(offset.dtype)
-    y = reference_deform_conv2d(wide, offset, call.weight.to(offset.dtype), bias, *call.geometry(), mask)
+    y = reference_deform_conv2d(wide, offset, call.weight.to(offset.dtype), bias, *call.get_geometry(), mask)
     return F.leaky_relu(y, call.slope).to(call.input.dtype)
 
 
@@ -105,19 +105,19 @@ def _native_unsupported_reason(*args) -> str | None:
         return reason
     if call.modulated and call.raw.dtype != call.input.dtype:
         return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
-    if not can_use_shared_memory(call.input, call.split(call.raw)[0], call.weight, None, *call.geometry()):
+    if not can_use_shared_memory(call.input, call.split_raw(call.raw)[0], call.weight, None, *call.get_geometry()):
         return "only 16-bit channels_last maps whose window fits shared memory, see fastds.ops.deform_conv2d"
     return None
 
 
 def _forward_native(*args):
     call = GuidedCall(*args)
-    x, weight, base = call.input, to_channels_last(call.weight), call.base()
+    x, weight, base = call.input, to_channels_last(call.weight), call.get_base()
     y = empty_map((x.shape[0], weight.shape[0], *call.raw.shape[2:]), x.dtype, x)
     if y.numel():
-        offset, mask = call.split(call.raw)
+        offset, mask = call.split_raw(call.raw)
         bias = None if call.bias is None else call.bias.contiguous()
-        dims = make_dims(x, offset, weight, mask, *call.geometry(), *count_groups(x, offset, weight))
+        dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
         launch = native.get_cuda_launch_arguments(x)
         native.get_module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
@@ -129,10 +129,10 @@ def _forward_triton(*args):
     input, weight = call.input, call.weight
     shape = (input.shape[0], weight.shape[0], *call.raw.shape[2:])
     y = empty_map(shape, input.dtype, input)
-    offset, mask = call.split(as_nhwc(call.raw))
+    offset, mask = call.split_raw(as_nhwc(call.raw))
     bias = None if call.bias is None else call.bias.contiguous()
     triton_loader.load_kernels("deform_conv2d").launch_forward(
-        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.problem(offset), base=call.base(),
+        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.make_problem(offset), base=call.get_base(),
         sigmoid=call.modulated, slope=call.slope if call.slope != 1 else None,
     )  # fmt: skip
     return to_memory_format(y, get_output_format(input))
@@ -153,15 +153,15 @@ def _backward(grad_y, *args):
     kernels = triton_loader.load_kernels("deform_conv2d_backward")
     raw, weight = call.raw, to_channels_last(call.weight)
     grad_y, x = to_channels_last(grad_y), as_nhwc(call.input)
-    offset, mask = call.split(as_nhwc(raw))
-    problem = call.problem(offset)
+    offset, mask = call.split_raw(as_nhwc(raw))
+    problem = call.make_problem(offset)
     grad_x = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
     # grad_base is a sum of grad_offset, and takes it in float32.
     dtype = torch.float32 if needs_grad[4] else raw.dtype
     requested = needs_grad[1] or needs_grad[4]
     grad_raw = empty_map(raw.shape, dtype, raw) if requested else None
-    grad_offset, grad_mask = call.split(grad_raw) if requested else (None, None)
-    options = {"base": call.base(), "sigmoid": call.modulated}
+    grad_offset, grad_mask = call.split_raw(grad_raw) if requested else (None, None)
+    options = {"base": call.get_base(), "sigmoid": call.modulated}
     kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
     grads = []
     if needs_grad[0]:

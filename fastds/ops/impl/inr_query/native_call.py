@@ -23,7 +23,7 @@ class NativeCall:
     """One InrQueryCall and the tensors whose addresses it holds; trunk False: of the rows that enter the trunk."""
 
     def __init__(self, query: Query, trunk: bool = True):
-        q, exact = query, query.exact
+        q, exact = query, query.compute_dtype
         batch, _, height, width = q.maps.shape
         self.maps = as_nhwc(q.maps)
         self.tensors = [
@@ -70,12 +70,12 @@ def forward(query: Query) -> Tensor:
     """The result by the native kernel."""
     maps = query.maps
     if native.runs_on_cuda(maps):
-        return torch.cat([_forward_cuda(part) for _, _, part in query.chunks()], 1).to(query.out_dtype)
+        return torch.cat([_forward_cuda(part) for _, _, part in query.split_chunks()], 1).to(query.out_dtype)
     if query.weighting == "areas" and query.skip is not None:  # the kernel weighs all by one set of weights
         parts = (query._replace(skip=None), query.make_skip_query())
-        return sum(forward(part._replace(out_dtype=query.exact)) for part in parts).to(query.out_dtype)
+        return sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts).to(query.out_dtype)
     call = NativeCall(query)
-    y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.exact, device=maps.device)
+    y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.compute_dtype, device=maps.device)
     native.get_module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
     return y.to(query.out_dtype)
 
@@ -102,8 +102,8 @@ def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
     maps, module, total = query.maps, native.get_module(), query.maps.shape[0] * query.queries
     cuda = native.runs_on_cuda(maps)
     shape = (total * query.rows_per_query, query.outputs if query.feature == "dot" else query.depth)
-    rows = torch.empty(shape, dtype=maps.dtype if cuda else query.exact, device=maps.device)
-    omega = torch.empty((total, 4), dtype=query.exact, device=maps.device)
+    rows = torch.empty(shape, dtype=maps.dtype if cuda else query.compute_dtype, device=maps.device)
+    omega = torch.empty((total, 4), dtype=query.compute_dtype, device=maps.device)
     if cuda:
         module.inr_query_features_cuda(
             call.native, rows.data_ptr(), omega.data_ptr(), *native.get_cuda_launch_arguments(maps)
@@ -120,16 +120,16 @@ def _forward_cuda(query: Query) -> Tensor:
     for i, (w, b) in enumerate(zip(query.weights, query.biases, strict=True)):
         rows = torch.addmm(b.to(rows.dtype), rows, w.to(rows.dtype).T)
         rows = rows.relu_() if i + 1 < len(query.weights) else rows
-    y = rows.to(query.exact)
+    y = rows.to(query.compute_dtype)
     if query.ensemble == "late":
         y = (omega[:, :, None] * y.reshape(batch * query.queries, 4, outputs)).sum(1)
-    along = None
+    skip_weights = None
     if query.skip is not None:
         skip = query.make_skip_query()
-        rows, along = _compute_features(NativeCall(skip, trunk=False), skip)
+        rows, skip_weights = _compute_features(NativeCall(skip, trunk=False), skip)
         y = y + rows
     if query.mask is not None:
-        y = torch.where(_find_valid_queries(query, omega, along)[:, None], y, float("nan"))
+        y = torch.where(_find_valid_queries(query, omega, skip_weights)[:, None], y, float("nan"))
     return y.reshape(batch, query.queries, outputs)
 
 
@@ -150,10 +150,10 @@ class Gradients(NamedTuple):
 
 
 def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
-    """Gradients of query.given(with_skip)."""
-    exact = query.exact
+    """Gradients of query.get_present_tensors(with_skip)."""
+    exact = query.compute_dtype
     total = None
-    for first, stop, part in query.chunks():
+    for first, stop, part in query.split_chunks():
         found = _backward_chunk(grad_y[:, first:stop].to(exact), part, with_skip)
         if total is None:
             total = found
@@ -161,43 +161,45 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
             total.add_(found)
     offsets = total.offsets[:, : query.depth // 2 if query.feature == "fourier" else query.depth]
     single = (offsets[:2].T, offsets[3:].T, offsets[2], total.rho_bias.T, offsets[3:].T, total.skip)
-    tensors = query.differentiable()
+    tensors = query.get_differentiable()
     pairs = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
     pairs = [(g, t) for g, t in (pairs if with_skip else pairs[:-1]) if t is not None]
     return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
 
-def _find_valid_queries(query: Query, omega: Tensor, along: Tensor | None = None) -> Tensor:
+def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
     """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh.
 
     along: corner weights of the skip where they are known."""
     valid = omega.sum(1) > 0
     if query.skip is not None and query.weighting == "areas":
         skip = query.make_skip_query()
-        along = _compute_features(NativeCall(skip, trunk=False), skip)[1] if along is None else along
-        valid &= along.sum(1) > 0
+        skip_weights = (
+            _compute_features(NativeCall(skip, trunk=False), skip)[1] if skip_weights is None else skip_weights
+        )
+        valid &= skip_weights.sum(1) > 0
     return valid
 
 
 def _backward_chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
-    outputs, by_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
-    call = NativeCall(query, trunk=by_kernel)
-    rows, omega = (None, None) if by_kernel and query.mask is None else _compute_features(call, query)
+    outputs, uses_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
+    call = NativeCall(query, trunk=uses_kernel)
+    rows, omega = (None, None) if uses_kernel and query.mask is None else _compute_features(call, query)
     grad_y = grad_y.reshape(-1, outputs)
     if query.mask is not None:
         grad_y = torch.where(_find_valid_queries(query, omega)[:, None], grad_y, 0)
-    if by_kernel:
-        grad_rows, of_trunk = _trunk_backward(call, grad_y, query)
+    if uses_kernel:
+        grad_rows, grad_trunk = _trunk_backward(call, grad_y, query)
     else:
         by_corner = query.ensemble == "late"
         grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs) if by_corner else grad_y
-        grad_rows, of_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
-    of_maps, offsets, of_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
-    of_skip = grad_y.new_zeros(0)
+        grad_rows, grad_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
+    grad_maps, offsets, grad_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
+    grad_skip = grad_y.new_zeros(0)
     if with_skip:
         skip = query.make_skip_query()
-        of_skip = _features_backward(NativeCall(skip, trunk=False), grad_y.contiguous(), skip)[0]
-    return Gradients(of_maps, of_skip, offsets, of_rho_bias, of_trunk)
+        grad_skip = _features_backward(NativeCall(skip, trunk=False), grad_y.contiguous(), skip)[0]
+    return Gradients(grad_maps, grad_skip, offsets, grad_rho_bias, grad_trunk)
 
 
 def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,12 +225,12 @@ def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tup
 def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
     """Gradient of the rows, and of all weights, then all biases."""
     sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
-    grad_y, of_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
+    grad_y, grad_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
     workspace = torch.empty(call.native.trunk_workspace, dtype=torch.uint8)
-    addresses = [t.data_ptr() for t in (grad_y, grad_rows, of_layers, workspace)]
+    addresses = [t.data_ptr() for t in (grad_y, grad_rows, grad_layers, workspace)]
     native.get_module().inr_query_trunk_backward(call.native, *addresses, torch.get_num_threads())
-    parts = of_layers.split(sizes)
+    parts = grad_layers.split(sizes)
     return grad_rows, [*(g.view_as(w) for g, w in zip(parts[::2], call.weights, strict=True)), *parts[1::2]]
 
 

@@ -22,12 +22,12 @@ __all__ = ["GridSpec", "PointSpec", "inr_query"]
 
 def _forward(*args):
     query = Query(*args)
-    return _forward_empty(*args) if query.empty else native_call.forward(query)
+    return _forward_empty(*args) if query.is_empty else native_call.forward(query)
 
 
 def _forward_triton(*args):
     query = Query(*args)
-    return _forward_empty(*args) if query.empty else native_call.forward_triton(query)
+    return _forward_empty(*args) if query.is_empty else native_call.forward_triton(query)
 
 
 def _forward_empty(*args):
@@ -71,23 +71,23 @@ def _triton_unsupported_reason(*args):
 
 def _backward(grad_y, with_skip, *args):
     query = Query(*args)
-    if query.empty:
-        return [torch.zeros_like(t) for t in query.given(with_skip)]
+    if query.is_empty:
+        return [torch.zeros_like(t) for t in query.get_present_tensors(with_skip)]
     return native_call.backward(grad_y, query, with_skip)
 
 
 def _backward_fake(grad_y, with_skip, *args):
     layouts = {4: torch.channels_last}  # of maps, whatever theirs
-    given = Query(*args).given(with_skip)
+    given = Query(*args).get_present_tensors(with_skip)
     return [torch.empty_like(t, memory_format=layouts.get(t.dim(), torch.contiguous_format)) for t in given]
 
 
 def _backward_reference(grad_y, with_skip, *args):
     query = Query(*args)
-    given = query.given(with_skip)
+    given = query.get_present_tensors(with_skip)
 
     def function(*tensors):
-        return reference(*query.with_given(tensors, with_skip))
+        return reference(*query.replace_present_tensors(tensors, with_skip))
 
     return compute_vjp(function, given, (grad_y,), len(given) * [True])
 
@@ -108,20 +108,20 @@ def _check_backward(grad_y, with_skip, *args) -> None:
 
 
 class _InrQuery(torch.autograd.Function):
-    """apply(run, query, *query.differentiable()): autograd follows tensors in the argument list only."""
+    """apply(run, query, *query.get_differentiable()): autograd follows tensors in the argument list only."""
 
     @staticmethod
     def forward(ctx, run, query, *tensors):
         unfollowed = {name: getattr(query, name) for name in ("base", "frac", "cell", "mask")}
         ctx.save_for_backward(*tensors, *unfollowed.values())
-        nothing = query.with_tensors([None] * len(tensors))
+        nothing = query.replace_tensors([None] * len(tensors))
         ctx.query = nothing._replace(**dict.fromkeys(unfollowed))  # tensors kept here would escape autograd's watch
         return run(*query)
 
     @staticmethod
     def backward(ctx, grad_y):
         *tensors, base, frac, cell, mask = ctx.saved_tensors
-        query = ctx.query.with_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
+        query = ctx.query.replace_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
         with_skip = ctx.needs_input_grad[-1]
         grads = iter(INR_QUERY_BACKWARD.call_unchecked(grad_y, with_skip, *query))
         given = [t is not None for t in tensors[:-1]] + [with_skip]
@@ -134,7 +134,7 @@ class _AutogradEntry:
     @staticmethod
     def apply(run, *args):
         query = Query(*args)
-        return _InrQuery.apply(run, query, *query.differentiable())
+        return _InrQuery.apply(run, query, *query.get_differentiable())
 
 
 _SCHEMA = (

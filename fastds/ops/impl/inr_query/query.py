@@ -72,28 +72,28 @@ class Query(NamedTuple):
         return 4 if self.ensemble == "late" else 1
 
     @property
-    def exact(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """What the kernel calculates in and all tensors but maps are handed over in."""
         return torch.float64 if self.maps.dtype == torch.float64 else torch.float32
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return self.maps.shape[0] * self.queries == 0
 
     # ---- tensors that get a gradient: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
 
-    def differentiable(self) -> list[Tensor | None]:
+    def get_differentiable(self) -> list[Tensor | None]:
         """All of them, in this order."""
         single = (self.rho_w, self.cell_w, self.bias, self.rho_bias, self.phase, self.skip)
         return [self.maps, *self.weights, *self.biases, *single]
 
-    def given(self, with_skip: bool) -> list[Tensor]:
+    def get_present_tensors(self, with_skip: bool) -> list[Tensor]:
         """Those that are there, skip where it is asked for."""
-        tensors = self.differentiable()
+        tensors = self.get_differentiable()
         return [t for t in (tensors if with_skip else tensors[:-1]) if t is not None]
 
-    def with_tensors(self, tensors) -> "Query":
-        """The same with other differentiable() tensors."""
+    def replace_tensors(self, tensors) -> "Query":
+        """The same with other get_differentiable() tensors."""
         count = len(self.weights)
         maps, *tensors = tensors
         weights, biases, single = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
@@ -101,16 +101,16 @@ class Query(NamedTuple):
         changed = dict(zip(names, single, strict=True))
         return self._replace(maps=maps, weights=list(weights), biases=list(biases), **changed)
 
-    def with_given(self, tensors, with_skip: bool) -> "Query":
+    def replace_present_tensors(self, tensors, with_skip: bool) -> "Query":
         """The same with other given() tensors."""
-        tensors, old = iter(tensors), self.differentiable()
+        tensors, old = iter(tensors), self.get_differentiable()
         last = len(old) - 1
         new = [t if t is None or (k == last and not with_skip) else next(tensors) for k, t in enumerate(old)]
-        return self.with_tensors(new)
+        return self.replace_tensors(new)
 
     # ---- parts
 
-    def chunks(self) -> Iterator[tuple[int, int, "Query"]]:
+    def split_chunks(self) -> Iterator[tuple[int, int, "Query"]]:
         """(first query, one past the last, these queries): whole rows of a grid, or runs of points."""
         step = max(1, CHUNK_ROWS // max(1, self.maps.shape[0] * self.rows_per_query))
         if self.axes:
@@ -133,7 +133,7 @@ class Query(NamedTuple):
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
-        return self._replace(maps=self.skip.to(self.exact), weights=[], biases=[], **nothing, **settings)
+        return self._replace(maps=self.skip.to(self.compute_dtype), weights=[], biases=[], **nothing, **settings)
 
 
 # ---- checks
