@@ -71,7 +71,8 @@ class _OpCall(Exception):
 
 
 class _ForceDispatch(TorchDispatchMode):
-    """Dispatch mode without effect on results. While a dispatch mode is active, ops are called through the dispatcher."""
+    """Dispatch mode without effect on results. While a dispatch mode is active, ops are called through the
+    dispatcher."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))

@@ -42,7 +42,8 @@ class Pool:
         self._free: dict[int, list] = {}  # size in bytes -> free blocks
 
     def block(self, size: int):
-        """Return a uint8 array of `size` bytes. Its memory is free again when the last tensor that uses it is deleted."""
+        """Return a uint8 array of `size` bytes. Its memory is free again when the last tensor that uses it is
+        deleted."""
         free = self._free.setdefault(size, [])
         whole = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
         lent = whole.view()
@@ -95,5 +96,6 @@ def allocate_map(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Ten
 
 
 def make_out_argument(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:
-    """Return {"out": map} for an operator's result with this shape and the dtype of `like`, or {} if no pool is used."""
+    """Return {"out": map} for an operator's result with this shape and the dtype of `like`, or {} if no pool is
+    used."""
     return {"out": allocate_map(shape, like.dtype, like)} if _is_pooled(shape, like.dtype, like) else {}

@@ -13,7 +13,8 @@ MIN_TRANSPOSE_CHANNELS = 4  # torch transposes two or three channels faster than
 
 
 def get_padding_to_multiple(n: int, multiple: int) -> int:
-    """Return the difference of n and the next multiple. n may be symbolic; n plus the result is then a known multiple."""
+    """Return the difference of n and the next multiple. n may be symbolic; n plus the result is then a known
+    multiple."""
     return (n + multiple - 1) // multiple * multiple - n
 
 

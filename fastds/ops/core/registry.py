@@ -288,7 +288,8 @@ def are_exact_tensors(*values) -> bool:
 
 
 def is_batched(value) -> bool:
-    """Return True for a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is not that of functorch."""
+    """Return True for a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is not that of
+    functorch."""
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 

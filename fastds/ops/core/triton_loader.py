@@ -23,7 +23,8 @@ def get_missing_reason() -> str | None:
 
 
 def is_interpreting() -> bool:
-    """Return True if Triton interprets its kernels on the CPU. TRITON_INTERPRET=1 must be set when the process starts."""
+    """Return True if Triton interprets its kernels on the CPU. TRITON_INTERPRET=1 must be set when the process
+    starts."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

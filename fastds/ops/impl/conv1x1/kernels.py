@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1 and its gradients for checked arguments: natively on a CPU, elsewhere by the library; and empty results."""
+"""Backends of conv1x1 and of its gradients for checked arguments, and their fake results.
+
+The native kernel runs on a CPU; the library's convolution (oneDNN, cuDNN) runs elsewhere.
+"""
 
 import torch
 from torch import Tensor
@@ -12,11 +15,13 @@ from fastds.ops.impl.conv3x3 import library
 from fastds.ops.impl.conv3x3.algorithm import winograd_unsupported_reason
 from fastds.ops.impl.conv3x3.winograd import ACTIVATION_CODES
 
-# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+# ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
 def _to_readable_layout(maps: Tensor) -> Tensor:
-    """The maps where the kernel can walk from pixel to pixel, else a copy in channels_last."""
+    """Return maps whose pixels are evenly spaced and whose channel or pixel stride is 1, copied to channels_last if
+    needed.
+    """
     if maps.is_contiguous(memory_format=CHANNELS_LAST) or maps.is_contiguous():
         return maps.resolve_neg()
     _, channels, height, width = maps.shape
@@ -27,7 +32,7 @@ def _to_readable_layout(maps: Tensor) -> Tensor:
 
 
 def _describe_map(maps: Tensor) -> tuple:
-    """As csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
+    """Return a map as csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
     _, channels, height, width = maps.shape
     image_stride, channel_stride, row_stride, column_stride = maps.stride()
     pixel_stride = column_stride if width > 1 else row_stride if height > 1 else 1
@@ -35,12 +40,21 @@ def _describe_map(maps: Tensor) -> tuple:
 
 
 def _to_dense_rows(weight: Tensor) -> Tensor:
-    """The weight (O, C, 1, 1) with dense rows."""
+    """Return the weight (O, C, 1, 1) with dense rows, contiguous if copied."""
     return weight if weight.is_contiguous() and not weight.is_neg() else to_contiguous(weight)
 
 
 def _multiply(sources, weight: Tensor, bias, residual, act: str, negative_slope: float) -> Tensor:
-    """weight: (O, C) or (O, C, 1, 1) of all sources, dense rows."""
+    """Run the native kernel: act(weight * concat(sources) + bias + residual).
+
+    Args:
+        sources: list of one or two maps (B, C_k, H, W).
+        weight: (O, C) or (O, C, 1, 1), C the channels of all sources, with dense rows.
+        bias: (O,) or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+    """
     batch, _, height, width = sources[0].shape
     dtype, outputs = sources[0].dtype, weight.shape[0]
     y = empty_map((batch, outputs, height, width), dtype, sources[0])
@@ -57,7 +71,7 @@ def _multiply(sources, weight: Tensor, bias, residual, act: str, negative_slope:
 
 
 def _compute_weight_gradient(grad: Tensor, sources, dtype: torch.dtype) -> Tensor:
-    """(O, C, 1, 1) of all sources."""
+    """Compute the gradient (O, C, 1, 1) of the weight for all sources."""
     batch, outputs, height, width = grad.shape
     channels = sum(source.shape[1] for source in sources)
     result, grad = torch.empty((outputs, channels, 1, 1), dtype=dtype), _to_readable_layout(grad)
@@ -74,7 +88,7 @@ def _compute_weight_gradient(grad: Tensor, sources, dtype: torch.dtype) -> Tenso
 def _compute_source_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs_grad: tuple[bool, bool]
 ) -> list[Tensor | None]:
-    """Of x and the second source."""
+    """Compute the gradients of x and of the second source, None for those not needed."""
     parts = transpose_matrix(_to_dense_rows(weight).flatten(1)).tensor_split([x.shape[1]])
     return [
         _multiply([grad], part, None, None, "none", 0.0) if needed else None
@@ -86,6 +100,7 @@ def _compute_source_gradients(
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope):
+    """Run conv1x1: see fastds.ops.conv1x1 for the arguments."""
     args = (x, weight, bias, x2, residual, act, negative_slope)
     if x.shape[0] == 0:
         return forward_fake(*args)
@@ -103,6 +118,17 @@ _forward_library = without_autocast(library.convolve)
 
 
 def backward(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    """Return the requested gradients of x, weight, bias, x2 and residual.
+
+    Args:
+        grad_y: gradient of the result.
+        x: first source.
+        weight: (O, C1 + C2, 1, 1).
+        x2: second source or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        needs_grad: five bools.
+    """
     if x.shape[0] == 0:
         return [g.zero_() for g in backward_fake(grad_y, x, weight, x2, y, negative_slope, needs_grad)]
     gradients = _backward_native if winograd_unsupported_reason(x) is None else _backward_library

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1: a convolution whose kernel is one pixel, of one or two maps, with what follows it in the same pass."""
+"""conv1x1: 1x1 convolution of one or two sources with a fused epilogue (bias, residual, activation)."""
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class _Conv1x1(torch.autograd.Function):
     def forward(ctx, run, *args):
         x, weight, _, x2, _, act, negative_slope = args
         y = run(*args)
-        # The sign of an activation's output is that of its input: nothing else of the epilogue is kept.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(x, weight, x2, None if act == "none" else y)
         ctx.negative_slope = negative_slope if act == "leaky_relu" else 0.0
         return y
@@ -89,7 +89,7 @@ def conv1x1(
     act: str | None = None,
     negative_slope: float = 0.1,
 ) -> Tensor:
-    """1x1 convolution, a linear map of every pixel's channels, with what follows it in the same pass.
+    """Apply a 1x1 convolution, a linear map of the channels of each pixel, with a fused epilogue.
 
     y = act(conv(concat(x, x2), weight) + bias + residual)
 
@@ -97,21 +97,21 @@ def conv1x1(
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides.
         weight: (O, C1 + C2, 1, 1), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source of a concatenation that is never made, or None.
+        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of x, added before the activation, or None.
         act: None, "relu" or "leaky_relu".
-        negative_slope: of leaky_relu, >= 0.
+        negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
         (B, O, H, W), dtype of x, channels_last.
 
-    Sums are made in float32 for 16-bit dtypes. Gradients: x, weight, bias, x2 and residual, to any order.
-    Deterministic, and independent of the number of threads, bit for bit, on a CPU but in float64. Under autocast x, x2
-    and residual take its dtype; weight and bias stay float32.
-
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for x, weight, bias, x2 and residual, to any order. On a CPU, except in float64, results are
+    deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit dtypes are computed in
+    float32. Under autocast x, x2 and residual are cast to its dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
         return record_op(conv1x1, locals())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1 in plain PyTorch: differentiable to any order, exact in float64."""
+"""Reference of conv1x1 in PyTorch: differentiable to any order, exact in float64."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def conv1x1(
     x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor | None, residual: Tensor | None, act: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    """act(conv(concat(x, x2)) + bias + residual) of fastds.ops.conv1x1."""
+    """Compute act(conv(concat(x, x2)) + bias + residual): see fastds.ops.conv1x1."""
     dtype = torch.promote_types(x.dtype, weight.dtype)
     source = (x if x2 is None else torch.cat([x, x2], 1)).to(dtype)
     y = F.conv2d(source, weight, bias)
@@ -23,7 +23,7 @@ def conv1x1_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, x2: Tensor | None, y: Tensor | None, negative_slope: float,
     needs_grad: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y."""
+    """Compute the requested gradients of x, weight, bias, x2 and residual from the gradient of the result y."""
     grad = backpropagate_epilogue(grad_y, y, negative_slope, 1)
     upcast_grad = grad.to(torch.promote_types(grad.dtype, weight.dtype))
     grad_sources = F.conv_transpose2d(upcast_grad, weight.to(upcast_grad.dtype)).to(x.dtype)

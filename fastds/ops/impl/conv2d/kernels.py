@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv2d and its gradients for checked arguments: by the engine of conv3x3 where that costs less, else by the library;
-and empty results.
+"""Backends of conv2d and of its gradients for checked arguments, and their fake results.
 
-A filter of k x k taps is a sum of filters of 3 x 3 taps on shifted maps. The engine takes maps side by side, so it
-takes the shifted ones as views into one map with a border of zeros, and transforms the sum once.
+A convolution runs on the native engine of conv3x3 where the cost model says so, else on the library. The engine splits
+a filter of k x k taps into filters of 3 x 3 taps that are applied to shifted maps. The shifted maps are views into one
+zero-padded copy, and their sum is transformed once.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,32 @@ from fastds.ops.impl.conv2d import costs
 from fastds.ops.impl.conv3x3 import library, winograd
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm, winograd_unsupported_reason
 
-MAX_BLOCKS = 8  # each way: views that the engine takes
+MAX_BLOCKS = 8  # 3 x 3 blocks along one side of a filter; the engine takes up to 64 views
 
 
 def _unsupported_reason(x: Tensor, size: int) -> str | None:
-    """Why the engine cannot convolve tensors like x with filters of this size, or None."""
+    """Return why the engine cannot convolve tensors like x with filters of this size, or None."""
     if costs.count_blocks(size) > MAX_BLOCKS:
         return f"the engine takes filters of at most {3 * MAX_BLOCKS - 1} taps each way, not of {size}"
     return winograd_unsupported_reason(x)
 
 
 def _apply_cost_rule(rule: Callable, passes: str | tuple[str, ...], x: Tensor, weight: Tensor, groups: int) -> bool:
-    """The rule of costs.py for one pass or several; without it where an algorithm is asked for."""
+    """Apply a rule of costs.py, unless an algorithm is requested.
+
+    Args:
+        rule: costs.is_op_faster or costs.is_engine_faster.
+        passes: pass or passes for the rule.
+        x: (B, C, H, W), input.
+        weight: (O, C / groups, k, k).
+        groups: number of groups.
+
+    Returns:
+        bool, True: use the engine.
+
+    Raises:
+        RuntimeError: "winograd" is requested, but the engine cannot run.
+    """
     algorithm, size = current_algorithm(), weight.shape[-1]
     if size < 3 or algorithm not in ("auto", "winograd"):
         return False
@@ -43,7 +57,7 @@ def _apply_cost_rule(rule: Callable, passes: str | tuple[str, ...], x: Tensor, w
 
 
 def is_op_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the op takes less time than torch's convolution, with the gradients that will be asked for."""
+    """Return True if the op is faster than torch's convolution, including the gradients that autograd will need."""
     tracked = torch.is_grad_enabled()
     passes = costs.PASSES_BY_GRADIENTS[tracked and x.requires_grad, tracked and weight.requires_grad]
     return _apply_cost_rule(costs.is_op_faster, passes, x, weight, groups)
@@ -53,11 +67,11 @@ def _should_use_engine(direction: str, x: Tensor, weight: Tensor, groups: int) -
     return _apply_cost_rule(costs.is_engine_faster, direction, x, weight, groups)
 
 
-# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+# ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
 def _pad_with_zeros(maps: Tensor, size: int) -> Tensor:
-    """The maps with zeros around them, as far as the blocks of a filter of this size reach."""
+    """Return a copy of the maps with the border of zeros that the blocks of a filter of this size read."""
     maps, before = as_nhwc(maps), size // 2
     after = 3 * costs.count_blocks(size) - 1 - before
     batch, channels, height, width = maps.shape
@@ -71,7 +85,7 @@ def _pad_with_zeros(maps: Tensor, size: int) -> Tensor:
 
 
 def _describe_shifted_views(bordered: Tensor, size: int) -> list[tuple]:
-    """The views of all blocks of taps, row by row."""
+    """Return the shifted views for all blocks of taps, row by row, as csrc/conv3x3 takes them."""
     at, kind, channels, image_stride, row, column, _ = native.describe_map(bordered)
     starts, item = range(0, size, 3), bordered.dtype.itemsize
     strides = image_stride, row, column, 1
@@ -79,7 +93,7 @@ def _describe_shifted_views(bordered: Tensor, size: int) -> list[tuple]:
 
 
 def _describe_geometry(maps: Tensor) -> tuple:
-    """Without padding: the border is there."""
+    """Return the geometry for csrc/conv3x3, without padding because the maps are padded."""
     batch, _, height, width = maps.shape
     return batch, height + 2, width + 2, height, width, 0, 0, 0, 0
 
@@ -87,7 +101,19 @@ def _describe_geometry(maps: Tensor) -> tuple:
 def convolve_groups(
     maps: Tensor, weight: Tensor, bias: Tensor | None, groups: int, adjoint: bool, trained: bool
 ) -> Tensor:
-    """Of each group of channels with its filters, (adjoint) turned round and with the outputs as inputs."""
+    """Convolve each group of channels with its filters on the engine.
+
+    Args:
+        maps: (B, C, H, W), input.
+        weight: (O, C / groups, k, k).
+        bias: (O,) or None.
+        groups: number of groups.
+        adjoint: bool, True: apply the adjoint, with rotated filters whose inputs and outputs are exchanged.
+        trained: bool, whether the weight changes between calls.
+
+    Returns:
+        (B, O, H, W), or (B, C, H, W) for the adjoint.
+    """
     batch, _, height, width = maps.shape
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
         weight = to_contiguous(weight)
@@ -96,7 +122,7 @@ def convolve_groups(
     biases = [None] * groups if bias is None else to_contiguous(bias).chunk(groups)
     maps_of_groups = _pad_with_zeros(maps, size).chunk(groups, 1), result.chunk(groups, 1)
     keep = costs.can_cache_filters(*weight.shape[:3])
-    for source, sink, filters, of_sum in zip(*maps_of_groups, weight.chunk(groups), biases, strict=True):
+    for source, sink, filters, group_bias in zip(*maps_of_groups, weight.chunk(groups), biases, strict=True):
         if keep:
             packed, given, _alive = winograd.get_filter_arguments(
                 filters, adjoint, 1, False, (batch, height, width), trained
@@ -104,26 +130,26 @@ def convolve_groups(
         else:
             once = winograd.pack_filters_uncached(filters, adjoint)
             packed, given = once.data_ptr(), []
-        kind = 0 if of_sum is None else native.DTYPE_CODES[of_sum.dtype]
+        kind = 0 if group_bias is None else native.DTYPE_CODES[group_bias.dtype]
         native.call_with_workspace(
             native.get_module().conv3x3_run, _describe_geometry(maps), _describe_shifted_views(source, size), 1, 0,
             [native.describe_map(sink)], 1, packed,
-            given, native.get_address(of_sum), kind, [], winograd.ACTIVATION_CODES["none"], 0.0, False,
+            given, native.get_address(group_bias), kind, [], winograd.ACTIVATION_CODES["none"], 0.0, False,
         )  # fmt: skip
     return result
 
 
 def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """grad: channels side by side."""
+    """Compute the gradient of the weight on the engine; grad: gradient of the result, with channel stride 1."""
     outputs, channels, size, _ = weight.shape
     result, blocks = torch.empty(weight.shape, dtype=weight.dtype), costs.count_blocks(size)
     code, item, part = native.DTYPE_CODES[weight.dtype], weight.dtype.itemsize, outputs // groups
     found = torch.empty((part, blocks, blocks, channels, 3, 3), dtype=weight.dtype)
     maps_of_groups = _pad_with_zeros(x, size).chunk(groups, 1), grad.chunk(groups, 1)
-    for source, of_sum, taps in zip(*maps_of_groups, result.chunk(groups), strict=True):
+    for source, group_grad, taps in zip(*maps_of_groups, result.chunk(groups), strict=True):
         native.call_with_workspace(
             native.get_module().conv3x3_grad_weight, _describe_geometry(x), _describe_shifted_views(source, size),
-            native.describe_map(of_sum), 1, 0, 0.0, code, found.data_ptr(), 0, False,
+            native.describe_map(group_grad), 1, 0, 0.0, code, found.data_ptr(), 0, False,
         )  # fmt: skip
         native.get_module().conv2d_taps(
             found.data_ptr(), taps.data_ptr(), part, channels, size, item, torch.get_num_threads()
@@ -135,6 +161,7 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def forward(x, weight, bias, groups):
+    """Run conv2d: see fastds.ops.conv2d for the arguments."""
     if x.shape[0] == 0:
         return forward_fake(x, weight, bias, groups)
     trained = library.is_training_call(x, weight, bias)
@@ -148,13 +175,14 @@ def forward_fake(x, weight, bias, groups):
 
 
 def backward(grad_y, x, weight, groups, needs_grad):
+    """Return the requested gradients of x, weight and bias."""
     if x.shape[0] == 0:
         return [g.zero_() for g in backward_fake(grad_y, x, weight, groups, needs_grad)]
     x_by_engine, weight_by_engine = (
         needed and _should_use_engine(direction, x, weight, groups)
         for direction, needed in zip(("grad_x", "grad_weight"), needs_grad, strict=False)
     )
-    grad_y = as_nhwc(grad_y)  # once for all that read it
+    grad_y = as_nhwc(grad_y)  # one copy for all gradients
     grads = [None, None, library.compute_bias_gradient(grad_y, weight.dtype) if needs_grad[2] else None]
     by_library = needs_grad[0] and not x_by_engine, needs_grad[1] and not weight_by_engine
     if any(by_library):

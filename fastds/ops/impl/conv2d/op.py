@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv2d: convolutions of any odd size, in groups."""
+"""conv2d: grouped convolution of any odd kernel size."""
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ def _check(x, weight, bias, groups) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
     channels, (outputs, _, size, _) = x.shape[1], weight.shape
     if not is_int(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
-        said = f"{channels} channels of x and the {outputs} outputs of weight"
-        raise ValueError(f"groups must be an int that divides the {said}, got {groups!r}")
+        counts = f"{channels} channels of x and the {outputs} outputs of weight"
+        raise ValueError(f"groups must be an int that divides the {counts}, got {groups!r}")
     if size % 2 == 0:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected an odd size of its last two dimensions")
     check_filters("weight", weight, (outputs, channels // groups, size, size), "every group of x")
@@ -82,22 +82,22 @@ CONV2D_BACKWARD = define(
 )
 
 
-# ---- torch's own convolution in place of the op
+# ---- torch's convolution in place of the op, where it is faster
 
 _MAX_SIGNATURES = 4096
 _UNKNOWN = object()
-_library_cache: dict[tuple, library.LibraryConvolution | None] = {}  # by _kind
+_library_cache: dict[tuple, library.LibraryConvolution | None] = {}  # by _make_signature
 
 
 def _make_signature(x, weight, bias, groups) -> tuple:
-    """All that _library depends on, of tensors that hide nothing and that nobody watches."""
+    """Return all properties of exact tensors that _select_library depends on."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     made = [(t.dtype, t.device, t.layout, t.shape, t.stride(), t.requires_grad) for t in tensors]
     return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current_algorithm()
 
 
 def _select_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
-    """torch's own convolution, whose result is channels_last, where that takes less time than the op."""
+    """Return torch's convolution with its settings if it is faster than the op, else None."""
     _check(x, weight, bias, groups)
     check_dense(("x", "weight", "bias"), (x, weight, bias))
     if kernels.is_op_faster(x, weight, groups):
@@ -108,10 +108,10 @@ def _select_library(x, weight, bias, groups) -> library.LibraryConvolution | Non
 
 
 def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
-    """_library, found out once for tensors of a kind, because that takes as long as a small convolution."""
+    """Return the result of _select_library, which is cached because it takes as long as a small convolution."""
     try:
         kind = _make_signature(x, weight, bias, groups)
-    except RuntimeError:  # a nested tensor has no shape
+    except RuntimeError:  # nested tensors have no shape
         check_dense(("x", "weight", "bias"), (x, weight, bias))
         raise
     found = _library_cache.get(kind, _UNKNOWN)
@@ -123,34 +123,35 @@ def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
-    """k x k convolution of stride 1 in groups of channels; its size is kept by zeros around x.
+    """Apply a grouped k x k convolution of stride 1 with zero padding k // 2, so that the image size is preserved.
 
     y[b, o, p] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[b, g C/G + c, p + (i, j) - k // 2],
     g = o G // O the group of output o
 
-    As torch.nn.functional.conv2d with padding k // 2. On a CPU a filter of more than 3 x 3 taps is a sum of filters of
-    3 x 3 taps on shifted maps, by the Winograd transforms of conv3x3, where that takes less time than torch's: the more
-    pixels and channels of a group, the sooner. fastds.convolution("direct") leaves all to torch, "winograd" nothing.
-    Without gradients filters are kept as the processor reads them, with a copy of the weight beside them that tells
-    whether it changed: up to 256 MB for every thread of Python.
+    The result is that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters of 3 x 3 taps and more run
+    on the Winograd engine of conv3x3 where a cost model expects it to be faster than torch, which is the case for many
+    pixels and many channels in a group. Filters larger than 3 x 3 are split into filters of 3 x 3 taps on shifted maps.
+    Inside fastds.convolution("direct") torch computes all convolutions, inside fastds.convolution("winograd") the
+    engine computes those of 3 x 3 taps and more. Without gradients the packed filters are cached with a copy of the
+    weight that detects changes, up to 256 MiB in each Python thread.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
         weight: (O, C / G, k, k), k odd, dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        groups: G, divides C and O.
+        groups: int, G, a divisor of C and O.
 
     Returns:
-        (B, O, H, W), dtype of x; channels_last, but as torch gives it where its convolution is taken.
-
-    Errors as those of conv3x3's "winograd". Gradients: x, weight and bias, to any order. Deterministic, and independent
-    of the number of threads, bit for bit, where the engine runs. Under autocast x takes its dtype; weight and bias stay
-    float32.
+        (B, O, H, W), dtype of x, channels_last; in the memory format of torch's result where torch's convolution runs.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
-        RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+        RuntimeError: inside fastds.convolution("winograd"), for k >= 3: x is not on a CPU or is float64, or k > 23.
+
+    Gradients exist for x, weight and bias, to any order. Rounding errors of the engine are those of "winograd" in
+    conv3x3. Where the engine runs, results are deterministic and do not depend on the number of threads, bit for bit.
+    Under autocast x is cast to its dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
         return record_op(conv2d, locals())

@@ -132,7 +132,8 @@ def _forward_triton(*args):
     offset, mask = call.split_raw(as_nhwc(call.raw))
     bias = None if call.bias is None else call.bias.contiguous()
     triton_loader.load_kernels("deform_conv2d").launch_forward(
-        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.make_problem(offset), base=call.get_base(),
+        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.make_problem(offset),
+        base=call.get_base(),
         sigmoid=call.modulated, slope=call.slope if call.slope != 1 else None,
     )  # fmt: skip
     return to_memory_format(y, get_output_format(input))
