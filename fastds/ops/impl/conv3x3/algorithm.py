@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), plane by
-plane, as one matrix product, directly by the library, as an implicit one on a GPU, or by what measures faster."""
+"""Algorithm selection for 3x3 convolutions.
+
+The algorithms are "winograd" and "amx" (native engine), "planes" (native, few channels), "product" (im2col), "direct"
+(oneDNN or cuDNN), "implicit_gemm" (Triton) and "auto", which selects one of the others.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,23 +24,26 @@ _assumed_height: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
 def current_algorithm() -> str:
-    """The algorithm of the calls that name none."""
+    """Return the algorithm of calls that do not name one."""
     return _algorithm.value
 
 
 @contextmanager
 def convolution(algorithm: str) -> Iterator[None]:
-    """Chooses how every fastds.ops.conv3x3 inside the block is computed, in all threads of the process.
+    """Choose the algorithm of every fastds.ops.conv3x3 inside the block, in all threads of the process.
 
-    Graphs compiled or exported before keep what they were traced with. Of overlapping blocks the one entered last
-    counts.
+    Graphs that were compiled or exported before keep the algorithm of their trace. Of overlapping blocks the one
+    entered last counts.
 
     Args:
-        algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
-            CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16;
-            "planes", sums of shifted planes, for few channels; "product", one matrix product over all pixels; "direct",
-            torch's own convolution, whose numbers parity checks want; "implicit_gemm", on a GPU, the forward pass and
-            what follows as one Triton kernel, the gradients by torch.
+        algorithm: str, one of
+            "auto": the algorithm that a cost model expects to be fastest for each shape;
+            "winograd": Winograd transforms in the native engine, on a CPU;
+            "amx": matrix products on the AMX tiles of the processor, for bfloat16;
+            "planes": sums of shifted planes, for few channels;
+            "product": im2col and one matrix product over all pixels;
+            "direct": torch's convolution, for comparison with results of torch;
+            "implicit_gemm": one Triton kernel on a GPU, with gradients by torch.
 
     Raises:
         ValueError: another name.
@@ -49,8 +55,10 @@ def convolution(algorithm: str) -> Iterator[None]:
 
 @contextmanager
 def assume_height(rows: int) -> Iterator[None]:
-    """Inside the block "auto" decides, in this thread, as for maps of so many rows: bands of a field then have the bits
-    of the whole."""
+    """Let "auto" select as for images with `rows` rows, in this thread and inside the block.
+
+    Bands of an image then run on the algorithm of the whole image and give the same bits.
+    """
     before = _assumed_height.set(rows)
     try:
         yield
@@ -59,7 +67,7 @@ def assume_height(rows: int) -> Iterator[None]:
 
 
 def winograd_unsupported_reason(x: Tensor) -> str | None:
-    """Why the engine cannot take tensors like x, or None."""
+    """Return why the native engine cannot take tensors like x, or None."""
     if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
@@ -70,7 +78,7 @@ def winograd_unsupported_reason(x: Tensor) -> str | None:
 
 
 def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Why the engine cannot convolve tensors like x in dtype on matrix tiles, or None."""
+    """Return why the native engine cannot convolve x on AMX tiles with results in dtype, or None."""
     if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
         return f"matrix tiles take and give torch.bfloat16, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
     if (reason := winograd_unsupported_reason(x)) is not None:
@@ -82,7 +90,13 @@ _UNSUPPORTED_REASONS = {"amx": amx_unsupported_reason, "implicit_gemm": triton_i
 
 
 def count_epilogue_passes(residual: Tensor | None, act: str, shuffle: int) -> int:
-    """Passes over the outputs that an engine does not need: see costs.cheapest."""
+    """Return the number of elementwise passes over the result that algorithms without a fused epilogue need.
+
+    Args:
+        residual: the residual or None.
+        act: "none", "relu" or "leaky_relu".
+        shuffle: factor of the pixel shuffle, 1: none.
+    """
     return (residual is not None) + (act != "none") + (shuffle > 1)
 
 
@@ -90,14 +104,24 @@ def select_algorithm(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, *,
     gated: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
-    """The algorithm, of all but "auto", that computes a convolution of tensors like x.
+    """Select the algorithm for a convolution of tensors like x.
 
     Args:
-        dtype: that torch would calculate in.
-        gated, joined, passes: what goes before and behind it, see costs.cheapest.
+        algorithm: str, requested algorithm, "auto" for the fastest.
+        x: (B, ., H, W), tensor that gives device, dtype, strides and image size.
+        channels: input channels of all sources.
+        outputs: output channels.
+        dtype: dtype in which torch would compute.
+        backward: bool, whether gradients are computed.
+        gated: bool, whether the gates of a recurrent cell follow.
+        joined: bool, whether there are two sources.
+        passes: number of elementwise passes after the convolution, see count_epilogue_passes.
+
+    Returns:
+        name of an algorithm other than "auto".
 
     Raises:
-        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is asked for, but cannot run.
+        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is requested but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm

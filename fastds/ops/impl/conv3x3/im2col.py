@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients as one matrix product over all pixels of the batch: for few pixels and many channels.
+"""conv3x3 and its gradients by im2col and one matrix product, for few pixels and many channels.
 
-Library kernels rearrange the weights in every call, which takes longer there than the arithmetic; this reads them once,
-as they are. The (9 C, B H W) matrix of neighbourhoods is small where pixels are few.
+Library kernels reorder the weights in each call, which takes longer than the arithmetic if pixels are few. The matrix
+product reads the weights once, without reordering, and the im2col matrix (9 C, B H W) is small.
 """
 
 import torch
@@ -15,7 +15,13 @@ from fastds.ops.impl.conv3x3.library import apply_epilogue, backpropagate_epilog
 
 
 def _unfold(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
-    """(9 C, B H W): what the nine weights of every channel of the sources (B, C, H, W) read at every pixel."""
+    """Return the im2col matrix (9 C, B H W): the inputs that the nine taps of each channel read at each pixel.
+
+    Args:
+        sources: inputs (B, C_k, H, W) or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the matrix.
+    """
     maps = [_to_channel_major(reference.pad(x.to(dtype), padding_mode)) for x in sources if x is not None]
     _, batch, height, width = maps[0].shape
     height, width, channels = height - 2, width - 2, sum(source.shape[0] for source in maps)
@@ -31,24 +37,25 @@ def _unfold(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
 
 
 def _to_rows(maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W) as (C, B H W)."""
+    """Return maps (B, C, H, W) as a matrix (C, B H W)."""
     return transpose_matrix(to_channels_last(maps).permute(0, 2, 3, 1).flatten(0, 2))
 
 
 def _to_channel_major(maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W) as (C, B, H, W), dense."""
+    """Return maps (B, C, H, W) as (C, B, H, W), contiguous."""
     batch, _, height, width = maps.shape
     return _to_rows(maps).unflatten(1, (batch, height, width))
 
 
 def _to_maps(rows: Tensor, shape: torch.Size) -> Tensor:
-    """(O, B H W) as maps (B, O, H, W) in channels_last; shape: of a map of any number of channels."""
+    """Return a matrix (O, B H W) as channels_last maps (B, O, H, W); shape: (B, ., H, W)."""
     batch, _, height, width = shape
     return transpose_matrix(rows).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
 
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    """Run conv3x3: see fastds.ops.conv3x3 for the arguments."""
     columns = _unfold((x, x2), padding_mode, out_dtype)
     y = weight.to(out_dtype).flatten(1) @ columns
     if bias is not None:
@@ -57,7 +64,15 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 
 
 def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, dtype: torch.dtype) -> Tensor:
-    """Of the concatenated input; rows as _as_rows gives them, in dtype."""
+    """Compute the gradient of the concatenated input.
+
+    Args:
+        rows: (O, B H W), gradient of the result, in dtype.
+        weight: (O, C, 3, 3).
+        shape: (B, ., H, W).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the computation and of the gradient.
+    """
     (batch, _, height, width), channels = shape, weight.shape[1]
     grad_taps = (weight.to(dtype).flatten(1).t() @ rows).view(channels, 3, 3, batch, height, width)
     wide = torch.promote_types(dtype, torch.float32)
@@ -76,16 +91,19 @@ def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> 
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
+    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
     return _grad_x(_to_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
 
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
+    """Compute the gradient of the weight from the gradient of the result without epilogue."""
     return _grad_weight(_to_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
 
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual, None for those not needed."""
     grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     rows, grads = _to_rows(grad.to(x.dtype)), [None] * 5
     if needs_grad[0] or needs_grad[3]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients by the algorithm of algorithm.py, for checked arguments; and empty results of each."""
+"""Backends of conv3x3 and of its gradients for checked arguments, by the selected algorithm, and their fake results."""
 
 import torch
 
@@ -11,6 +11,7 @@ OTHER_ALGORITHMS = {"direct": library, "planes": planes, "product": im2col, "imp
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    """Run conv3x3 on the selected algorithm: see fastds.ops.conv3x3 for the arguments."""
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
@@ -34,6 +35,7 @@ def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mod
 
 
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
+    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
     algorithm = select_algorithm(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
@@ -54,6 +56,7 @@ def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
+    """Compute the gradient of the weight from the gradient of the result without epilogue."""
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
@@ -74,9 +77,25 @@ def backward(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x=None, add_x2=None,
     in_place=False,
 ):  # fmt: skip
-    """Engine: x and weight gradients read grad_y and y as they are, the bias gradient comes with that of the weight.
+    """Return the requested gradients of x, weight, bias, x2 and residual.
 
-    add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
+    The engine reads grad_y and y without an intermediate gradient, and computes the gradient of the bias with that of
+    the weight.
+
+    Args:
+        grad_y: gradient of the result.
+        x: first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: second source or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        algorithm: str, requested algorithm.
+        needs_grad: five bools.
+        add_x: tensor that is added to the gradient of x, or None.
+        add_x2: tensor that is added to the gradient of x2, or None.
+        in_place: bool, whether the sums may overwrite add_x and add_x2.
     """
     selector_options = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
     algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **selector_options)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolution with everything that follows it: checks, gradients, registration and the public function.
+"""conv3x3: 3x3 convolution with a fused epilogue: checks, gradients, registration and the public function.
 
-Three linear ops are closed under differentiation: conv3x3, conv3x3_grad_x and conv3x3_grad_weight. conv3x3_backward is
-their fused sum for first-order gradients; where the backward itself is differentiated, the three are used.
+The linear ops conv3x3, conv3x3_grad_x and conv3x3_grad_weight have each other as derivatives. conv3x3_backward fuses
+the first-order gradients; a backward pass that is itself differentiated uses the three linear ops.
 """
 
 import torch
@@ -32,13 +32,33 @@ from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes,
 
 __all__ = ["conv3x3"]
 
-ALWAYS_TORCH_ELEMENTS = 3000  # numbers of a map that torch convolves in training whatever its costs
+ALWAYS_TORCH_ELEMENTS = 3000  # size of an image that torch convolves in training, whatever the cost model says
 
 
 def check(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm, size=3, stride=1
 ) -> None:  # fmt: skip
-    """Refuses what the op cannot take; size and stride of the kernel, which others have."""
+    """Check the arguments of conv3x3 and of convolutions with other kernels.
+
+    Args:
+        x: first source, as in fastds.ops.conv3x3; the other arguments, too.
+        weight: (O, C1 + C2, size, size).
+        bias: (O,) or None.
+        x2: second source or None.
+        residual: residual or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        out_dtype: dtype of the result.
+        algorithm: one of ALGORITHMS.
+        size: taps along one side of the filters.
+        stride: stride in pixels.
+
+    Raises:
+        TypeError: a value is not a Tensor, or a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+    """
     check_tensor("x", x, 4, DTYPES, None, "x")
     check_tensor("weight", weight, 4, (x.dtype, torch.float32), x.device, "x")
     batch, channels, height, width = x.shape
@@ -92,7 +112,7 @@ def _check_backward(
 
 
 def _check_addends(x, x2, needs_grad, add_x, add_x2):
-    """What is to be added to a gradient has its shape and dtype, and the gradient is wanted."""
+    """Check that an addend has the shape and dtype of a gradient that is requested."""
     for name, source, needed, addend in (("add_x", x, needs_grad[0], add_x), ("add_x2", x2, needs_grad[3], add_x2)):
         if addend is None:
             continue
@@ -141,7 +161,7 @@ class _Conv3x3(torch.autograd.Function):
     def forward(ctx, run, *args):
         x, weight, _, x2, _, act, negative_slope, padding_mode, shuffle, _, algorithm = args
         y = run(*args)
-        # The sign of an activation's output is that of its input: nothing else of the epilogue is kept.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(x, weight, x2, None if act == "none" else y)
         ctx.options = (negative_slope if act == "leaky_relu" else 0.0, padding_mode, shuffle, algorithm)
         return y
@@ -164,13 +184,19 @@ def _compute_fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_m
     return compute_gradients(CONV3X3_BACKWARD, args, needs_grad, y is None and shuffle == 1)
 
 
-def compute_gradients(backward, args, needs_grad, plain: bool):
-    """Of x, weight, bias, x2 and residual by a backward op of args, the gradient of the result first; None where not
-    wanted. plain: nothing stands between sum and result, so that residual's gradient is that of the result."""
-    requested = [*needs_grad[:4], needs_grad[4] and not plain]
+def compute_gradients(backward, args, needs_grad, identity_epilogue: bool):
+    """Compute the gradients of x, weight, bias, x2 and residual by a backward op, None for those not needed.
+
+    Args:
+        backward: the Op.
+        args: its arguments before the last one. The first is the gradient of the result.
+        needs_grad: five bools.
+        identity_epilogue: bool, whether the gradient of the residual equals that of the result.
+    """
+    requested = [*needs_grad[:4], needs_grad[4] and not identity_epilogue]
     found = iter(backward.call_unchecked(*args, requested) if any(requested) else ())
     grads = [next(found) if needed else None for needed in requested]
-    if needs_grad[4] and plain:
+    if needs_grad[4] and identity_epilogue:
         grads[4] = args[0]
     return grads
 
@@ -178,7 +204,20 @@ def compute_gradients(backward, args, needs_grad, plain: bool):
 def compute_differentiable_gradients(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad
 ):
-    """Of x, weight, bias, x2 and residual, None where not wanted, with graphs of their own."""
+    """Compute the gradients of x, weight, bias, x2 and residual with graphs, None for those not needed.
+
+    Args:
+        grad_y: gradient of the result.
+        x: first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: second source or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        algorithm: str, requested algorithm.
+        needs_grad: five bools.
+    """
     grad = reference.backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = None
     if needs_grad[0] or needs_grad[3]:
@@ -237,7 +276,7 @@ class _GradWeight(torch.autograd.Function):
 
 
 def unsupported_reason(tensor: Tensor, *_) -> str | None:
-    """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
+    """Return a reason only for CPU tensors without the native module; the library computes everything else."""
     return native.get_missing_reason() if tensor.is_cpu else None
 
 
@@ -279,7 +318,20 @@ CONV3X3_GRAD_WEIGHT = define(
 
 
 def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
-    """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
+    """Cast the arguments of a convolution under autocast. A float32 weight and bias stay float32, as the engine reads
+    them.
+
+    Args:
+        x: first source.
+        weight: the filters.
+        bias: bias or None.
+        x2: second source or None.
+        residual: residual or None.
+        out_dtype: dtype of the result, None for the dtype of x.
+
+    Returns:
+        x, weight, bias, x2 and residual.
+    """
     dtype = get_autocast_dtype(x)
     if dtype is None:
         return x, weight, bias, x2, residual
@@ -290,7 +342,9 @@ def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
 
 
 def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: for one small map in a training."""
+    """Return True if torch's convolution runs in place of the op: for a single small image while gradients are
+    recorded.
+    """
     if not library.is_small_image(x) or x2 is not None or algorithm != "auto":
         return False
     if not (weight.dtype == out_dtype == x.dtype and x.is_cpu and padding_mode == "zeros"):
@@ -318,7 +372,7 @@ def conv3x3(
     out_dtype: torch.dtype | None = None,
     algorithm: str | None = None,
 ) -> Tensor:
-    """3x3 convolution, stride 1, same size, with what follows it in the same pass.
+    """Apply a 3x3 convolution of stride 1 and padding 1 with a fused epilogue.
 
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
@@ -326,41 +380,43 @@ def conv3x3(
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         weight: (O, C1 + C2, 3, 3), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source of a concatenation that is never made, or None.
+        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of the result, added before the activation, or None.
         act: None, "relu" or "leaky_relu".
-        negative_slope: of leaky_relu, >= 0.
-        padding_mode: what stands one pixel outside the field: "zeros", "replicate" (its outer rows and columns) or
-            "circular_x" (columns wrap, as longitude does; outer rows are repeated).
-        shuffle: r, 1 to 8: the channels become r x r sub-pixels as in torch.nn.PixelShuffle; r^2 divides O.
-        out_dtype: dtype of x (None) or float32.
-        algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "planes" (sums of
-            shifted planes, for few channels), "product" (one matrix product over all pixels), "direct" (torch's
-            convolution), "implicit_gemm" (one Triton kernel on a GPU, gradients by torch; float32 as three products
-            of tf32), "auto" (what a model of their costs takes), or None for that of the enclosing
-            fastds.convolution(...), "auto" without one.
+        negative_slope: float >= 0, slope of leaky_relu.
+        padding_mode: values one pixel outside the image: "zeros", "replicate" (the outer rows and columns) or
+            "circular_x" (columns wrap around, as longitudes do, and the outer rows are repeated).
+        shuffle: int, r from 1 to 8: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle. O must be a
+            multiple of r^2.
+        out_dtype: dtype of the result: None for the dtype of x, or float32.
+        algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
+            of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
+            (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "auto" (the fastest
+            by a cost model), or None for the algorithm of the enclosing fastds.convolution(...), which is "auto"
+            outside of one.
 
     Returns:
-        (B, O / r^2, r*H, r*W), out_dtype, channels_last; in training, of one float32 map of at most 20480 numbers, as
-        torch gives it, to whose convolution "auto" may leave it.
-
-    "winograd" computes F(4x4, 3x3) in float32 for every dtype: errors are at most 2e-5 of the output's standard
-    deviation on unit-variance input. A NaN or an infinity reaches up to all 16 outputs of the 4x4 tiles that read it
-    (most infinities as NaN), and a value that dwarfs its neighbours costs them digits there: fill missing values.
-
-    Gradients: x, weight, bias, x2 and residual, to any order. Deterministic, and independent of the number of threads,
-    bit for bit, where the engine or planes run. Under autocast x, x2 and residual take its dtype; weight and bias stay
-    float32.
+        (B, O / r^2, r*H, r*W), out_dtype, channels_last. In training "auto" may use torch's convolution for a single
+            float32 image of at most 20480 elements; the result then has the memory format of torch's result.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
-        RuntimeError: "winograd" or "planes" for tensors outside a CPU or in float64; "amx" for others than bfloat16,
-            or where the processor has no such tiles; "implicit_gemm" outside a GPU, in float64 or for
-            another out_dtype.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+        RuntimeError: the algorithm cannot run: "winograd" or "planes" for tensors that are not on a CPU or are float64;
+            "amx" for other dtypes than bfloat16 or a processor without AMX; "implicit_gemm" outside a GPU, for float64
+            or for another out_dtype than that of x.
 
-    Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
-    and infinity as its points.
+    "winograd" computes F(4x4, 3x3) in float32 for every dtype. Its errors are at most 2e-5 of the output's standard
+    deviation for inputs of unit variance. A NaN or an infinity affects up to all 16 outputs of the 4x4 tiles that read
+    it (most infinities become NaN), and a value much larger than its neighbours reduces their accuracy. Fill missing
+    values before.
+
+    Gradients exist for x, weight, bias, x2 and residual, to any order. With "winograd", "amx" and "planes", results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x, x2 and residual are cast to
+    its dtype; a float32 weight and bias stay float32.
+
+    Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, with the interpolation points 0,
+    +-sqrt(1/2), +-sqrt(2) and infinity.
     """
     if type(x) is Proxy:
         return record_op(conv3x3, locals())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients plane by plane: for few outputs, or, in the gradients, few channels on one side.
+"""conv3x3 and its gradients as sums of shifted planes, for few output channels or few channels on one side.
 
-The engine's and the library's kernels make 8 to 16 channels at once, however few there are, and want channels_last;
-this adds up runs of pixels, from either layout.
+The kernels of the engine and of the library compute 8 to 16 channels at once, however few there are, and need
+channels_last. The kernels used here add runs of pixels and read contiguous and channels_last memory.
 """
 
 import torch
@@ -16,7 +16,7 @@ from fastds.ops.impl.conv3x3.winograd import ACTIVATION_CODES, PADDING_CODES
 
 
 def _describe_map(x: Tensor) -> tuple[Tensor, tuple]:
-    """The map with its pixels or its channels side by side, and what csrc takes of it."""
+    """Return a map whose pixel or channel stride is 1, and its description for csrc/conv3x3."""
     x = x.resolve_neg() if x.stride(3) == 1 else as_nhwc(x)
     batch, channel, row, pixel = x.stride()
     strides = (batch, 1 if x.shape[1] == 1 else channel, row, pixel)
@@ -24,12 +24,25 @@ def _describe_map(x: Tensor) -> tuple[Tensor, tuple]:
 
 
 def _to_float32_filters(weight: Tensor) -> Tensor:
-    """Float32 filters, each of them dense; their order may be any."""
+    """Return float32 filters whose 9 taps are contiguous; the strides of outputs and inputs may be any."""
     weight = weight.float().resolve_neg()
     return weight if weight.stride()[2:] == (3, 1) else to_contiguous(weight)
 
 
 def _run(geometry, sources, weight, adjoint, bias, residual, act, negative_slope, y) -> None:
+    """Run the native kernel.
+
+    Args:
+        geometry: sizes and padding, see _describe_geometry.
+        sources: list of one or two inputs.
+        weight: the filters.
+        adjoint: bool, compute the gradient of the input.
+        bias: (O,) or None.
+        residual: tensor like y or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        y: output.
+    """
     filters, maps = _to_float32_filters(weight), [_describe_map(x) for x in sources]
     stride_o, stride_i = filters.stride()[:2]
     if adjoint:
@@ -44,6 +57,7 @@ def _run(geometry, sources, weight, adjoint, bias, residual, act, negative_slope
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    """Run conv3x3: see fastds.ops.conv3x3 for the arguments."""
     batch, _, height, width = x.shape
     y = empty_map((batch, weight.shape[0], height, width), out_dtype if shuffle == 1 else torch.float32, x)
     sources, geometry = [t for t in (x, x2) if t is not None], _describe_geometry(x, 1, padding_mode)
@@ -57,11 +71,13 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 
 
 def _describe_geometry(x: Tensor, pad: int, padding_mode: str) -> tuple[int, ...]:
+    """Return batch, height and width of x, height and width of the result, padding, and codes of the padding mode."""
     batch, _, height, width = x.shape
     return batch, height, width, height + 2 * pad - 2, width + 2 * pad - 2, pad, pad, *PADDING_CODES[padding_mode]
 
 
 def grad_x(grad, weight, padding_mode, dtype):
+    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
     batch, _, height, width = grad.shape
     pad = 1 if padding_mode == "zeros" else 2
     size = (height + 2 * pad - 2, width + 2 * pad - 2)
@@ -71,12 +87,14 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype):
+    """Compute the gradient of the weight from the gradient of the result without epilogue."""
     parts = [_grad_weight(grad, source, padding_mode, dtype) for source in (x, x2) if source is not None]
     return parts[0] if x2 is None else torch.cat(parts, 1)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype) -> Tensor:
-    # The map that is laid out plane by plane may be that of the gradient where nothing but zeros lies outside.
+    # With zero padding the roles of input and gradient may be exchanged, so that the one with fewer channels is read
+    # plane by plane.
     swapped = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
     few, many = (grad, as_nhwc(x)) if swapped else (x, as_nhwc(grad))
     (few, few_view), (many, many_view) = _describe_map(few), _describe_map(many)
@@ -90,6 +108,7 @@ def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype)
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual, None for those not needed."""
     grad, grads = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle), [None] * 5
     if needs_grad[0] or needs_grad[3]:
         both = grad_x(grad, weight, padding_mode, x.dtype)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A weight that several convolutions of a graph share, the steps of a sequence: one gradient for several of them.
+"""Combined weight gradients for a weight that several convolutions of a graph share, such as the steps of a sequence.
 
-Their backward passes leave what that gradient is made of to the node through which all got the weight, which autograd
-runs last. The gradient of a weight of 1024 x 2048 channels is 75 MB: on 8 x 8 pixels writing it, and adding it to that
-of the step before, takes longer than what there is to multiply. In every backward pass the sums are the same, so
-derivatives of any order are exact.
+The backward pass of each convolution hands its gradient and inputs to the backward node of the shared weight, which
+autograd runs last. The node computes the weight gradient of several steps at once, because for many channels and few
+pixels writing and adding a weight gradient takes longer than the matrix product. The order of the sums is the same in
+every backward pass. Derivatives of any order are exact.
 """
 
 import sys
@@ -16,20 +16,22 @@ from torch import Tensor
 from fastds.ops.core.registry import is_intercepted
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 
-_BATCH_PIXELS = 4096  # of all maps whose gradients are calculated at once; more of them are no cheaper
+_BATCH_PIXELS = 4096  # pixels of all steps computed at once; larger batches are not faster
 
 
 @dataclass
 class PendingGradients:
-    """What the convolutions of one backward pass have left to do, and the sum of what is done."""
+    """Steps of one backward pass whose weight gradient is not yet computed, and the sum of the others."""
 
-    steps: list[tuple[Tensor, ...]] = field(default_factory=list)  # (gradient of the result, x, x2 where there is one)
+    steps: list[tuple[Tensor, ...]] = field(
+        default_factory=list
+    )  # (gradient of the result, x) or (gradient of the result, x, x2)
     pixels: int = 0
     total: Tensor | None = None
 
 
 class _SharedWeight(torch.autograd.Function):
-    """The weight as it is; `pending` of the node is what each backward pass, by its number, has left to do."""
+    """Identity of a weight. `pending` of its node maps the number of a backward pass to its PendingGradients."""
 
     @staticmethod
     def forward(ctx, weight):
@@ -47,12 +49,15 @@ class _SharedWeight(torch.autograd.Function):
 
 
 def share_weight(weight: Tensor) -> Tensor:
-    """The weight, for several convolutions."""
+    """Return the weight with a node that collects gradients, for use in several convolutions."""
     return _SharedWeight.apply(weight)
 
 
 def maybe_share_weight(weight: Tensor, maps: Tensor) -> Tensor:
-    """The same where it takes less time, measured on a CPU, for convolutions of maps like `maps` (B, C, H, W)."""
+    """Return share_weight(weight) if that is faster for convolutions of maps like `maps` (B, C, H, W), else the weight.
+
+    It is faster in training on a CPU if eight steps have at most 4096 pixels together.
+    """
     pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
     trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     pays = trains and maps.is_cpu and 0 < 8 * pixels <= _BATCH_PIXELS and not is_intercepted(weight, maps)
@@ -60,18 +65,29 @@ def maybe_share_weight(weight: Tensor, maps: Tensor) -> Tensor:
 
 
 def get_shared_node(weight: Tensor):
-    """In a backward pass the node of a weight that is shared, to which its gradient can be left, or None."""
+    """Return the node of a shared weight that can take gradients in the current backward pass, or None."""
     node = weight.grad_fn
     if not isinstance(node, _SharedWeight._backward_cls):
         return None
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")
-    # Where backward passes are compiled every node has to give what it promised.
+    # In compiled autograd each node has to return the gradients that it declared.
     return None if getattr(compiled, "in_compiled_autograd_region", False) else node
 
 
 def defer_to_shared_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> bool:
-    """Leaves to the node of a shared weight its gradient from y = conv3x3([x; x2], weight), of which grad is the
-    gradient; False where there is no such node. Nothing is kept if the backward pass does not reach the weight."""
+    """Hand the inputs of a weight gradient of y = conv3x3([x; x2], weight) to the node of a shared weight.
+
+    Nothing is stored if the backward pass does not need the gradient of the weight.
+
+    Args:
+        weight: the weight.
+        grad: gradient of y.
+        x: first source.
+        x2: second source or None.
+
+    Returns:
+        bool, False if there is no such node and the caller has to compute the gradient.
+    """
     node = get_shared_node(weight)
     if node is None or not torch._C._will_engine_execute_node(node):
         return node is not None
@@ -84,7 +100,7 @@ def defer_to_shared_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | N
 
 
 def _flush_pending(node, pending: PendingGradients) -> None:
-    """Calculates what is left to do."""
+    """Compute the weight gradient of the pending steps and add it to the sum."""
     if not pending.steps:
         return
     grad, x, *x2 = (torch.cat(maps) for maps in zip(*pending.steps, strict=True))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native engine, and the packed weights. amx: products on matrix tiles, not of Winograd transforms."""
+"""Calls of the native convolution engine, and packed filters for it.
+
+The engine computes matrix products of Winograd transforms or, with amx=True, of the inputs themselves on AMX tiles.
+"""
 
 import math
 
@@ -11,17 +14,16 @@ from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_cont
 
 PADDING_CODES = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
-PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
-MAX_UNCACHED_TILES, MAX_EAGER_UNCACHED_TILES = (
-    32,
-    16,
-)  # of 4 x 4 outputs, whose products with many filters take less time than reading these
-TRAINING_THRESHOLD_BYTES, INFERENCE_THRESHOLD_BYTES = 4 << 20, 16 << 20  # see least_bytes
-HUGE_PAGE_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
+PACKED_BYTES = 16  # for each element of a weight: 36 float32 values for 9 taps
+# Numbers of tiles of 4 x 4 outputs, see get_uncached_threshold. For so few tiles the products take less time than
+# reading many packed filters from memory.
+MAX_UNCACHED_TILES, MAX_EAGER_UNCACHED_TILES = 32, 16
+TRAINING_THRESHOLD_BYTES, INFERENCE_THRESHOLD_BYTES = 4 << 20, 16 << 20  # see get_uncached_threshold
+HUGE_PAGE_BYTES = 32 << 20  # glibc allocates larger blocks from the system and returns them when freed
 
 
 def _allocate_output(shape, dtype, like: Tensor) -> Tensor:
-    """An empty tensor that the engine is about to fill; a page fault per 4 KB took half the time of large ones."""
+    """Allocate an output for the engine. Large ones use huge pages because page faults would take half of the time."""
     tensor = empty_map(shape, dtype, like)
     if tensor.nbytes > HUGE_PAGE_BYTES:
         native.get_module().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
@@ -29,7 +31,14 @@ def _allocate_output(shape, dtype, like: Tensor) -> Tensor:
 
 
 def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
-    """The filters as the engine reads them, kept while the weight's bytes stay the same."""
+    """Return the filters packed for the engine, from the cache of packed weights.
+
+    Args:
+        weight: (O, C, 3, 3).
+        adjoint: bool, pack for the gradient of the input.
+        shuffle: factor of the pixel shuffle of the output.
+        amx: bool, pack for AMX tiles.
+    """
     module = native.get_module()
 
     def pack(weight: Tensor, entry: packed_weight_cache.Entry | None) -> packed_weight_cache.Entry:
@@ -42,17 +51,19 @@ def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -
 
 
 def describe_filters(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
-    """Filters as csrc/conv3x3 takes them; the weight stays bound to a name until the call returns."""
+    """Return the filters as csrc/conv3x3 takes them. The caller keeps a reference to the weight until the call
+    returns.
+    """
     kind = native.DTYPE_CODES[weight.dtype]
     return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
 
 
 def _allocate_entry(weight_bytes: int, packed_size: int) -> packed_weight_cache.Entry:
-    """Memory for a copy and a transform: that of one of the oldest, if it has that size."""
+    """Return memory for a copy of the weight and packed filters, reusing an old cache entry of these sizes."""
 
     def fits(entry: packed_weight_cache.Entry) -> bool:
-        copy, made = entry
-        return copy.nbytes == weight_bytes and made.numel() == packed_size and copy.dtype == torch.uint8
+        copy, packed = entry
+        return copy.nbytes == weight_bytes and packed.numel() == packed_size and copy.dtype == torch.uint8
 
     if (entry := packed_weight_cache.evict_matching(fits)) is not None:
         return entry
@@ -60,7 +71,7 @@ def _allocate_entry(weight_bytes: int, packed_size: int) -> packed_weight_cache.
 
 
 def pack_filters_uncached(weight: Tensor, adjoint: bool) -> Tensor:
-    """The filters as the engine reads them, for one call."""
+    """Return the filters packed for the engine, for one call."""
     given, module = describe_filters(weight, adjoint, 1), native.get_module()
     copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False))
     module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
@@ -70,20 +81,36 @@ def pack_filters_uncached(weight: Tensor, adjoint: bool) -> Tensor:
 def get_filter_arguments(
     weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int], trained: bool
 ) -> tuple:  # fmt: skip
-    """What conv3x3_run takes as filters for maps of (batch, height, width), and what keeps their address valid.
+    """Return the filter arguments of conv3x3_run, and a tensor that must stay referenced during the call.
 
-    Packed filters are kept between calls, but many of few tiles are packed by the engine as it goes, to the same bits.
-    trained: the next step has another weight.
+    Packed filters are cached between calls. If there are many filters and few tiles, the engine packs the filters
+    itself during the call, with the same bits.
+
+    Args:
+        weight: (O, C, 3, 3).
+        adjoint: bool, compute the gradient of the input.
+        shuffle: factor of the pixel shuffle of the output.
+        amx: bool, use AMX tiles.
+        size: (batch, height, width) of the maps.
+        trained: bool, whether the weight changes in the next step.
+
+    Returns:
+        address of the packed filters or 0, list of descriptions of filters to pack, tensor to keep.
     """
     tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
     if amx or PACKED_BYTES * weight.numel() <= get_uncached_threshold(tiles, trained):
-        kept = get_packed_filters(weight, adjoint, shuffle, amx)
-        return kept.data_ptr(), [], kept
+        filters = get_packed_filters(weight, adjoint, shuffle, amx)
+        return filters.data_ptr(), [], filters
     return 0, [describe_filters(weight, adjoint, shuffle)], weight
 
 
 def get_uncached_threshold(tiles: int, trained: bool) -> float:
-    """From how many bytes of packed filters on it takes less time to pack them anew than to have them from memory."""
+    """Return the size in bytes of packed filters above which packing them in each call is faster than reading them.
+
+    Args:
+        tiles: number of tiles of 4 x 4 outputs.
+        trained: bool, whether the weight changes in the next step.
+    """
     if tiles > MAX_UNCACHED_TILES:
         return math.inf
     if tiles > MAX_EAGER_UNCACHED_TILES:
@@ -94,7 +121,7 @@ def get_uncached_threshold(tiles: int, trained: bool) -> float:
 def forward(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, amx
 ) -> Tensor:  # fmt: skip
-    """conv3x3 by the engine."""
+    """Run conv3x3 on the engine: see fastds.ops.conv3x3 for the arguments; amx: use AMX tiles."""
     batch, _, height, width = x.shape
     y = _allocate_output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
     sources = to_readable_layout((x, x2), amx)
@@ -115,12 +142,15 @@ def forward(
 
 
 def to_readable_layout(sources: tuple[Tensor | None, ...], amx: bool) -> list[Tensor]:
-    """Those that are given, in a layout that the engine reads: matrix tiles also take pixels side by side."""
+    """Return the sources that are not None in a layout that the engine reads.
+
+    The channel stride must be 1. For AMX the pixel stride may be 1 instead.
+    """
     return [t if amx and t.stride(3) == 1 and not t.is_neg() else as_nhwc(t) for t in sources if t is not None]
 
 
 def _describe_addend(tensor: Tensor | None, sink: Tensor) -> tuple:
-    """What the engine adds to a sink, nothing for None; and what keeps its address valid."""
+    """Return a tensor that the engine adds to an output, as csrc/conv3x3 takes it, and a tensor to keep referenced."""
     if tensor is None:
         return (0, *native.describe_map(sink)[1:]), None
     tensor = as_nhwc(tensor)
@@ -130,10 +160,25 @@ def _describe_addend(tensor: Tensor | None, sink: Tensor) -> tuple:
 def grad_sources(
     grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows, added, in_place, amx
 ):  # fmt: skip
-    """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout.
+    """Compute the gradients of the sources of a convolution.
 
-    sign: output of the activation behind the gradient, or None. added: to each of the results, or None; in_place: which
-    then takes the place of what it adds to, channels_last and of `dtype`.
+    Args:
+        grad: gradient of the result, dense channels_last, as sign.
+        weight: (O, C, 3, 3), C the channels of all sources.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle of the result.
+        sign: output of the activation, or None without activation.
+        negative_slope: float, slope of the activation for negative inputs.
+        channels: list of int, channels of each source.
+        dtype: dtype of the gradients.
+        fold: function(full, padding_mode), adjoint of the padding.
+        fold_rows: function(full), adjoint of repeating the outer rows.
+        added: list of tensors that are added to the gradients, None for nothing.
+        in_place: bool, write each sum to the tensor in `added`, which is channels_last and of `dtype`.
+        amx: bool, use AMX tiles.
+
+    Returns:
+        list of the gradients, channels_last.
     """
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
@@ -163,7 +208,22 @@ def grad_sources(
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool, amx: bool):
-    """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout, sources readable."""
+    """Compute the gradients of the weight and, if `bias`, of the bias.
+
+    Args:
+        grad: gradient of the result, dense channels_last, as sign.
+        sources: list of one or two inputs from to_readable_layout.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle of the result.
+        sign: output of the activation, or None without activation.
+        negative_slope: float, slope of the activation for negative inputs.
+        dtype: dtype of the gradients.
+        bias: bool, compute the gradient of the bias.
+        amx: bool, use AMX tiles.
+
+    Returns:
+        gradient of the weight, gradient of the bias or None.
+    """
     batch, _, height, width = sources[0].shape
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
