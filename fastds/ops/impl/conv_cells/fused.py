@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells: a 3x3 convolution and a pointwise pass as one op, the pass in the output stage of the Winograd engine.
+"""Ops that fuse a 3x3 convolution with the pointwise gates of a recurrent cell.
 
-Where the engine does not run or does not pay, the op runs conv3x3 and the pass one after the other. Its last result,
-for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives. Inside
-recomputed_gates they are not kept and the backward computes them again.
+The gates run in the output stage of the native engine. Where the engine cannot run or is not faster, the op runs
+conv3x3 and the pointwise op one after the other. The last result of an op are the pre-activations, that is the output
+of the convolution, for the backward pass. It is empty unless `keep_pre`. Inside recompute_gates the pre-activations are
+not saved, and the backward pass computes them again.
 """
 
 from collections.abc import Iterator
@@ -27,27 +28,31 @@ from fastds.ops.impl.conv3x3.op import unsupported_reason as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
 from fastds.ops.impl.gates.pointwise import PointwiseOps
 
-SMALL_MAP_ELEMENTS = 1 << 14  # of a map
+SMALL_MAP_ELEMENTS = 1 << 14  # see select_engine
 _recompute = ProcessSetting(False)
 
 
 @contextmanager
 def recompute_gates(on: bool = True) -> Iterator[None]:
-    """Whether the cells called inside the block keep no pre-activations for their backward but compute them again.
+    """Let the cells called inside the block recompute the pre-activations in the backward pass instead of saving them.
 
-    A ConvLSTM step keeps 3 maps in the place of 7 and takes a third more convolutions; the gradients are the same bits.
+    A ConvLSTM step then saves 3 maps instead of 7 and computes a third more convolutions. The gradients are the same,
+    bit for bit.
+
+    Args:
+        on: bool, False: save the pre-activations.
     """
     with _recompute.set(on):
         yield
 
 
 def is_recomputing_gates() -> bool:
-    """Whether the cells called now compute their gates again."""
+    """Return True if cells recompute their pre-activations in the backward pass."""
     return _recompute.value
 
 
 class Convolution(NamedTuple):
-    """What a cell convolves: conv3x3([x; x2], weight) + bias + residual; None for what there is not."""
+    """Arguments of the convolution of a cell, conv3x3([x; x2], weight) + bias + residual. Absent tensors are None."""
 
     x: Tensor
     x2: Tensor | None
@@ -56,18 +61,18 @@ class Convolution(NamedTuple):
     residual: Tensor | None
 
     def compute(self, algorithm: str, run) -> Tensor:
-        """By run, which takes the arguments of the op conv3x3."""
+        """Compute the convolution by run, which takes the arguments of the op conv3x3."""
         settings = ("none", 0.0, "zeros", 1, self.x.dtype, algorithm)
         return run(self.x, self.weight, self.bias, self.x2, self.residual, *settings)
 
     def nhwc(self) -> "Convolution":
-        """The same on maps whose channels lie side by side."""
+        """Return the same convolution with maps whose channel stride is 1."""
         x, x2, residual = (None if t is None else as_nhwc(t) for t in (self.x, self.x2, self.residual))
         return Convolution(x, x2, self.weight, self.bias, residual)
 
 
 class CellCall(NamedTuple):
-    """The arguments of a cell's op by name; others: inputs of the pass that the convolution does not give."""
+    """Arguments of a cell's op by name; others: inputs of the pointwise op besides the convolution's output."""
 
     convolution: Convolution
     others: tuple[Tensor, ...]
@@ -77,7 +82,7 @@ class CellCall(NamedTuple):
 
 
 class ArgumentNames(NamedTuple):
-    """What messages call the arguments of the convolution."""
+    """Names of the convolution's arguments in error messages."""
 
     x: str
     x2: str
@@ -87,16 +92,17 @@ class ArgumentNames(NamedTuple):
 
 
 class ConvPointwiseOps:
-    """The registered op of a convolution and a pass; its gradients are those of the two.
+    """The registered op that fuses a convolution and a pointwise op. Its backward pass calls the backward ops of both.
 
-    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre)
+    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pointwise op, *options, algorithm,
+    keep_pre)
 
     Args:
-        name: of the op.
-        ops: of the pass.
-        at: position of the pass's input that the convolution gives.
-        sources: names of x and x2 in messages.
-        recurrent: x2 is the result of the step before, and has its channels.
+        name: str, name of the op.
+        ops: the registered pointwise op.
+        position: position of the pointwise input that the convolution computes.
+        sources: names of x and x2 in error messages.
+        recurrent: bool, whether x2 is the previous state, which has as many channels as the result.
     """
 
     def __init__(
@@ -112,7 +118,7 @@ class ConvPointwiseOps:
         self.recurrent = recurrent
         self.gates = spec.inputs[position].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != position]
-        self.tensors = 5 + len(self.others)  # the first arguments
+        self.tensors = 5 + len(self.others)  # number of tensor arguments, which come first
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
         results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
@@ -137,14 +143,14 @@ class ConvPointwiseOps:
         return CellCall(Convolution(*args[:5]), args[5 : self.tensors], tuple(options), algorithm, keep_pre)
 
     def __call__(self, *args):
-        """The results of the op for its tensors and options."""
+        """Compute the results of the cell for its tensors and options, without the pre-activations."""
         return self.op(*args, current_algorithm(), False)[:-1]
 
     def _get_formula_name(self, suffix: str) -> str:
         return (self.spec.formula or self.spec.name) + suffix
 
     def _inputs(self, pre, others):
-        """The inputs of the pass."""
+        """Return the inputs of the pointwise op."""
         return *others[: self.position], pre, *others[self.position :]
 
     # ---- checks
@@ -156,7 +162,21 @@ class ConvPointwiseOps:
         check_choice("algorithm", algorithm, ALGORITHMS)
 
     def check(self, x, x2, weight, bias, residual, *others, names: "ArgumentNames | None" = None) -> None:
-        """Refuses what the op cannot take; names: of its first arguments in messages."""
+        """Check the tensor arguments.
+
+        Args:
+            x: (B, C1, H, W), first source.
+            x2: (B, C2, H, W), second source, or None.
+            weight: (gates * C, C1 + C2, 3, 3).
+            bias: (gates * C,) or None.
+            residual: (B, gates * C, H, W) or None.
+            *others: other inputs of the pointwise op.
+            names: names of the first five arguments in error messages. None: those of the op.
+
+        Raises:
+            TypeError: a value is not a Tensor, or a dtype is not allowed.
+            ValueError: a shape or device is invalid.
+        """
         names = names or self.names
         first, second = names.x, names.x2
         check_tensor(first, x, 4, DTYPES, None, first)
@@ -197,6 +217,7 @@ class ConvPointwiseOps:
     # ---- forward
 
     def _empty(self, call: CellCall):
+        """Allocate the results."""
         x, outputs = call.convolution.x, call.convolution.weight.shape[0]
         batch, _, height, width = x.shape
         inputs = self._inputs(x, call.others)
@@ -232,7 +253,7 @@ class ConvPointwiseOps:
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:
-        """16-bit tensors on a GPU with enough channels to fill a tensor core's tile: on an H200 half of the time."""
+        """Return True for 16-bit tensors on a GPU with enough channels to fill a tile of the tensor cores."""
         x, weight, algorithm = args[0], args[2], args[-2]
         if not x.is_cuda or algorithm != "auto":
             return False
@@ -248,14 +269,22 @@ class ConvPointwiseOps:
     # ---- gradients
 
     def _gradients(self, call: CellCall, pre, shared_inputs, grads, needs_grad):
-        """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's.
+        """Compute the gradients of the op's tensors, None for those not needed: first by the pointwise op, then the
+        convolution.
 
-        A source that is an input of the pass, too, has the gradient of both in its own: they are added where the
-        convolution's is made. same: pairs of a source and the other input of the pass that it is.
+        If a source is also an input of the pointwise op, the convolution's backward adds both gradients.
+
+        Args:
+            call: the arguments of the op.
+            pre: pre-activations, None to compute them again.
+            shared_inputs: pairs (source, other) of positions where a source and another pointwise input are the same
+                tensor.
+            grads: gradients of the results, None for zero.
+            needs_grad: bool for each tensor.
         """
         c = call.convolution
         if pre is None:
-            # As the forward chose it, which knows that a pass follows: the same bits.
+            # Select the algorithm of the forward pass, so that the bits are the same.
             algorithm = select_engine(c, call.others, call.algorithm) or call.algorithm
             pre = c.compute(algorithm, CONV3X3.call_unchecked)
         needs_x, needs_x2, needs_weight, needs_bias, needs_residual = needs_grad[:5]
@@ -276,7 +305,7 @@ class ConvPointwiseOps:
         return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if needs_residual else None, *pointwise_grads
 
     def _differentiable_gradients(self, call: CellCall, grads, needs_grad):
-        """The same, from the inputs of the op and not from what it kept: right to any order."""
+        """Compute the same gradients from the inputs of the op only, differentiable to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
             pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=call.algorithm)
@@ -330,10 +359,16 @@ class ConvPointwiseOps:
 
 
 def select_engine(convolution: Convolution, others, algorithm: str) -> str | None:
-    """The algorithm of the engine that takes the convolution with its pass in the output stage, or None; others: that
-    pass's other inputs.
+    """Return the algorithm of the engine that fuses a convolution and its gates, or None if they have to run
+    separately.
 
-    Channels that are no multiple of 4 go one by one there, which pays for maps so small that a call more takes longer.
+    The engine processes channels one by one if their number is no multiple of 4. This is faster only for small maps,
+    for which an additional call would take longer.
+
+    Args:
+        convolution: the convolution.
+        others: other inputs of the pointwise op.
+        algorithm: str, requested algorithm.
     """
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > SMALL_MAP_ELEMENTS:
@@ -350,7 +385,18 @@ def run_engine(
     formula: str, option: float, slope: float, convolution: Convolution, others, results, pre: Tensor | None,
     algorithm: str,
 ) -> None:  # fmt: skip
-    """A formula of csrc/gates in the output stage of a convolution, into results and pre; algorithm: of engine_of."""
+    """Run a convolution with gates on the engine.
+
+    Args:
+        formula: str, name of the formula in csrc/gates.
+        option: number for the formula.
+        slope: slope of leaky_relu in the formula.
+        convolution: the convolution.
+        others: other inputs of the formula.
+        results: outputs of the formula, channels_last.
+        pre: output for the pre-activations, or None.
+        algorithm: result of select_engine.
+    """
     c, amx = convolution.nhwc(), algorithm == "amx"
     operands = [*(as_nhwc(t) for t in others), *results]
     bias = None if c.bias is None else to_contiguous(c.bias)
@@ -368,8 +414,17 @@ def run_engine(
 
 
 def slice_first_source(weight, x, state=None):
-    """The part of a weight for the first of two sources, where the second has the channels of `state` if that is given;
-    whatever is no tensor is left to the checks."""
+    """Return the part of a weight that belongs to the first of two sources.
+
+    Args:
+        weight: (O, C1 + C2, 3, 3).
+        x: (B, C1, H, W), first source.
+        state: tensor with as many channels as the second source. None: C1 is the number of channels of x.
+
+    Returns:
+        view of the weight; the weight itself if a value is not a tensor of four dimensions, which a later check
+            reports.
+    """
     tensors = (weight, x) if state is None else (weight, x, state)
     if not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors) or weight.layout is not torch.strided:
         return weight

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ConvGRU step that keeps its gates and its candidate for the backward, and that backward.
+"""ConvGRU step that saves gates and candidate for its backward pass, and that backward pass.
 
-Gradients of x and h, which two convolutions and two passes read, are added where they are made, and from kept gates no
-exponential is calculated again. What is kept are results of the op: where the backward is differentiated, its graph
-goes on from them, and no convolution of the forward runs again.
+x and h are read by two convolutions and two pointwise ops; their gradients are added where they are computed. Saved
+gates avoid the recomputation of exponentials. The saved tensors are results of the op, so that the graph of a
+differentiated backward pass continues from them without repeating a convolution of the forward pass.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ aten = torch.ops.aten
 
 
 class Inputs(NamedTuple):
-    """The tensors of the op; `wanted` of its backward has the same names."""
+    """Tensors of the op. `needs_grad` of its backward op has the same names."""
 
     h: Tensor
     x: Tensor | None
@@ -46,17 +46,17 @@ class Inputs(NamedTuple):
     candidate_share: Tensor | None
 
     def make_gates_convolution(self) -> Convolution:
-        """The convolution that gives the gates."""
+        """Return the convolution that computes the gates."""
         return Convolution(*get_sources(self.x, self.h), self.gates_weight, self.gates_bias, self.gates_share)
 
     def make_candidate_convolution(self, reset: Tensor) -> Convolution:
-        """The convolution that gives the candidate, of the reset state."""
+        """Return the convolution that computes the candidate from the reset state."""
         first, second = get_sources(self.x, reset)
         return Convolution(first, second, self.candidate_weight, self.candidate_bias, self.candidate_share)
 
 
 class Results(NamedTuple):
-    """The new state h', and what is kept; `grads` has the same names, None for zero."""
+    """New state and saved tensors. `grads` has the same names, with None for zero."""
 
     h: Tensor
     z: Tensor
@@ -66,7 +66,7 @@ class Results(NamedTuple):
 
 
 class SavedTensors(NamedTuple):
-    """What the backward needs."""
+    """Tensors that the backward pass needs."""
 
     h: Tensor
     x: Tensor | None
@@ -79,7 +79,7 @@ class SavedTensors(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As conv_gru_cell has them, and the convolutions' algorithm."""
+    """Options of conv_gru_cell, and the algorithm of the convolutions."""
 
     keep: str
     act: str
@@ -87,7 +87,7 @@ class Options(NamedTuple):
     algorithm: str
 
     def get_variant(self) -> tuple[str, float, float]:
-        """Of the formulas of csrc/gates: suffix, option and slope."""
+        """Return suffix, option and slope for the formulas of csrc/gates."""
         return GRU_UPDATE.spec.variant(self.keep, self.act, self.negative_slope)
 
 
@@ -95,7 +95,7 @@ _TENSORS, _SETTINGS = len(Inputs._fields), len(Options._fields)
 
 
 def get_sources(x: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The two of a convolution, or the one where x was convolved before."""
+    """Return the two sources of a convolution: x and the state, or the state and None if x is None."""
     return (state, None) if x is None else (x, state)
 
 
@@ -104,7 +104,14 @@ def _unsupported_reason(*args):
 
 
 def _run_formula(formula: str, options: Options, like: Tensor, *operands) -> None:
-    """operands: maps of C channels, or (map, gates in it); like: one of the maps, channels_last."""
+    """Run a formula of csrc/gates.
+
+    Args:
+        formula: str, name of the formula, with {} for the suffix of the activation.
+        options: options of the step.
+        like: one of the maps, channels_last.
+        *operands: maps of C channels, or pairs (map, number of gates packed in it).
+    """
     suffix, option, slope = options.get_variant()
     if like.numel():
         pairs = [t if isinstance(t, tuple) else (t, 1) for t in operands]
@@ -145,7 +152,16 @@ def _forward(*args):
 
 
 def _convolve(formula, options: Options, convolution: Convolution, inputs_before, inputs_after, results):
-    """A convolution, and the formula of `before`, what the convolution gives, and `behind`."""
+    """Run a convolution and a formula on its output.
+
+    Args:
+        formula: str, name of the formula, with {} for the suffix of the activation.
+        options: options of the step.
+        convolution: the convolution.
+        inputs_before: inputs of the formula before the convolution's output.
+        inputs_after: inputs of the formula after the convolution's output.
+        results: outputs of the formula.
+    """
     if (algorithm := select_engine(convolution, inputs_before + inputs_after, options.algorithm)) is not None:
         suffix, option, slope = options.get_variant()
         return run_engine(
@@ -167,16 +183,19 @@ def _reference(*args):
     return reference_update(z, pre, inputs.h, *options[:3]), z, r, reset, n
 
 
-# ---- gradients: as kernels, and with graphs of their own. A gradient of a result that is None is zero.
+# ---- gradients, by kernels and by differentiable operations. A gradient of None is zero.
 
 
 @dataclass(frozen=True)
 class BackwardImplementation:
-    """How the parts of the backward are computed.
+    """Functions that compute the parts of the backward pass.
 
-    candidate(grads, kept, options): gradient of the candidate's pre-activation.
-    gates(of_reset, grads, kept, options): of the gates' pre-activations, and of h as far as the passes go.
-    convolution(*arguments of conv3x3_backward): of x, weight, bias, x2 and residual, None where not wanted.
+    Attributes:
+        candidate: candidate(grads, saved, options) returns the gradient of the candidate's pre-activation.
+        gates: gates(grad_reset, grads, saved, options) returns the gradients of the gates' pre-activations, and of h
+            without the convolutions' share.
+        convolution: convolution(*arguments of conv3x3_backward) returns the gradients of x, weight, bias, x2 and
+            residual, None for those not needed.
     """
 
     candidate: Callable
@@ -191,7 +210,7 @@ def _backward_candidate(grads: Results, saved: SavedTensors, options: Options):
 
 
 def _backward_gates(grad_reset, grads: Results, saved: SavedTensors, options: Options):
-    """That of h takes the place of of_reset."""
+    """Compute `gates` of BackwardImplementation; the gradient of h overwrites grad_reset."""
     z = saved.z
     batch, channels, height, width = z.shape
     grad_pre = empty_map((batch, 2 * channels, height, width), z.dtype, z)
@@ -211,7 +230,7 @@ def _upcast(*tensors):
 
 
 def _sum_of_products(like, *pairs):
-    """Of gradients, None for zero, and their factors, None for one."""
+    """Sum gradients times factors over pairs; a gradient of None is zero, a factor of None is one."""
     terms = [grad if factor is None else grad * factor for grad, factor in pairs if grad is not None]
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
 
@@ -253,7 +272,15 @@ DIFFERENTIABLE_KERNELS = BackwardImplementation(
 def _compute_gradients(
     implementation: BackwardImplementation, grads: Results, saved: SavedTensors, options: Options, needs_grad: Inputs
 ):
-    """Those of the op's tensors in the order of Inputs, None where not wanted."""
+    """Compute the gradients of the op's tensors in the order of Inputs, None for those not needed.
+
+    Args:
+        implementation: functions for the parts.
+        grads: gradients of the results.
+        saved: saved tensors.
+        options: options of the step.
+        needs_grad: bool for each tensor.
+    """
     grad_candidate = implementation.candidate(grads, saved, options)
     needs_reset = any(
         (needs_grad.h, needs_grad.x, needs_grad.gates_weight, needs_grad.gates_bias, needs_grad.gates_share)
@@ -278,7 +305,20 @@ def _compute_gradients(
 def _compute_convolution_gradients(
     convolution, algorithm, grad, x, state, weight, requested, add_x=None, add_state=None
 ):
-    """Gradients of x, state, weight and bias, as far as asked; what is given to be added is asked for."""
+    """Compute the gradients of x, state, weight and bias, None for those not requested.
+
+    Args:
+        convolution: function of BackwardImplementation.
+        algorithm: str, requested algorithm.
+        grad: gradient of the convolution's output.
+        x: first source or None.
+        state: state that is convolved.
+        weight: the filters.
+        requested: four bools.
+        add_x: tensor that is added to the gradient of x, or None. That gradient is then requested; likewise for
+            add_state.
+        add_state: tensor that is added to the gradient of the state, or None.
+    """
     needs_x, needs_state, needs_weight, needs_bias = requested
     if x is None:
         needs_grad, added = [needs_state, needs_weight, needs_bias, False, False], (add_state, None)
@@ -295,7 +335,7 @@ def _compute_convolution_gradients(
 
 
 def _split_backward(args) -> tuple[Results, SavedTensors, Options, Inputs]:
-    """The arguments of the backward op by name."""
+    """Return the arguments of the backward op by name."""
     grad, *saved = args[: 1 + len(SavedTensors._fields)]
     options, needs_grad = args[-1 - _SETTINGS : -1], args[-1]
     return Results(grad, None, None, None, None), SavedTensors(*saved), Options(*options), Inputs(*needs_grad)
@@ -342,7 +382,9 @@ def _make_backward(implementation: BackwardImplementation):
 
 
 def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
-    """Gradients by kernels; those of weights that the steps of a sequence share are left to the weights' own nodes."""
+    """Compute the gradients by kernels, leaving those of weights shared by several steps to the nodes of the
+    weights.
+    """
     weights = saved.gates_weight, saved.candidate_weight
     if None in map(shared_weight_grad.get_shared_node, weights) or not (
         needs_grad.gates_weight and needs_grad.candidate_weight

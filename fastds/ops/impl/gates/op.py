@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pointwise passes of recurrent cells: lstm_gates, st_lstm_gates, memory_gates, output_gate, gru_reset, gru_update
-and traj_gru_gates, each everything that a cell does behind its convolution, in one pass over memory."""
+"""Pointwise ops of recurrent cells, each of which computes everything after the cell's convolution in one pass.
+
+The ops are lstm_gates, st_lstm_gates, memory_gates, output_gate, gru_reset, gru_update and traj_gru_gates.
+"""
 
 from torch import Tensor
 
@@ -19,23 +21,23 @@ LSTM_GATES = PointwiseOps(
 
 
 def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """LSTM gates: new hidden and cell state from the pre-activations.
+    """Compute the new hidden and cell state of an LSTM from the pre-activations of its gates.
 
     [i f g o] = pre;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
 
     Args:
         pre: (B, 4C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        c: (B, C, H, W), dtype of pre or float32.
+        c: (B, C, H, W), dtype of pre or float32, cell state.
 
     Returns:
-        h' in pre's dtype and c' in c's dtype, both (B, C, H, W), contiguous when pre is, else channels_last.
-
-    Gradients: pre and c, to any order (beyond the first by the reference formula). Deterministic. Everything between
-    load and store is float32 (float64 for float64). Under autocast pre takes its dtype, c is float32.
+        h' in the dtype of pre and c' in the dtype of c, both (B, C, H, W), contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
+    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
@@ -51,23 +53,24 @@ ST_LSTM_GATES = PointwiseOps(
 
 
 def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Temporal memory of an ST-LSTM, and the part of its output gate that waits for the spatial memory.
+    """Compute the temporal memory of an ST-LSTM, and the part of its output gate that does not depend on the spatial
+    memory.
 
     [i f g q] = pre;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
 
     Args:
         pre: (B, 4C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        c: (B, C, H, W), dtype of pre or float32.
+        c: (B, C, H, W), dtype of pre or float32, temporal memory.
 
     Returns:
-        c' in c's dtype and q in pre's, both (B, C, H, W), contiguous when pre is, else channels_last.
-
-    Gradients: pre and c, to any order (beyond the first by the reference formula). Deterministic. Everything between
-    load and store is float32 (float64 for float64). Under autocast pre takes its dtype, c is float32.
+        c' in the dtype of c and q in the dtype of pre, both (B, C, H, W), contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
+    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
@@ -87,7 +90,7 @@ MEMORY_GATES = PointwiseOps(
 
 
 def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
-    """Gated update of a memory map: what ST-LSTM, causal LSTM, MIM and PrecipLSTM do to each of their memories.
+    """Compute the gated update of a memory, as in ST-LSTM, causal LSTM, MIM and PrecipLSTM.
 
     [i f g] = pre;  c' = sigmoid(f) k(c) + sigmoid(i) tanh(g),  k = identity ("none") or tanh ("tanh")
 
@@ -97,14 +100,14 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
         state_act: k, "none" or "tanh" (the spatial memory of PredRNN++).
 
     Returns:
-        c' (B, C, H, W) in c's dtype, contiguous when pre is, else channels_last.
-
-    Gradients: pre and c, to any order (beyond the first by the reference formula). Deterministic. Everything between
-    load and store is float32 (float64 for float64). Under autocast pre takes its dtype, c is float32.
+        c' (B, C, H, W) in the dtype of c, contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or state_act that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or state_act is invalid.
+
+    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
+    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
@@ -124,7 +127,7 @@ OUTPUT_GATE = PointwiseOps(
 
 
 def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
-    """Output gate of a recurrent cell.
+    """Compute the gated output of a recurrent cell.
 
     y = act(pre) tanh(value)
 
@@ -134,15 +137,15 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
         act: "sigmoid" or "tanh" (PredRNN++).
 
     Returns:
-        y (B, C, H, W) in pre's dtype, contiguous when pre is, else channels_last.
-
-    Gradients: pre and value, to any order (beyond the first by the reference formula). Deterministic. Everything
-    between load and store is float32 (float64 for float64). Under autocast pre takes its dtype; value may stay in
-    float32.
+        y (B, C, H, W) in the dtype of pre, contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or act that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or act is invalid.
+
+    Gradients exist for pre and value, to any order (beyond the first by the reference). Results are deterministic. The
+    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype; a float32 value stays
+    float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
@@ -155,7 +158,7 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
 GRU_RESET = PointwiseOps(
     PointwiseOp("gru_reset", (Input("pre_z"), Input("pre_r"), Input("h")), (0, 2), reference.gru_reset, double=True)
 )
-# The same with both gates side by side, as a convolution gives them.
+# gru_reset with both gates packed in one tensor, as a convolution returns them.
 GRU_RESET_PACKED = PointwiseOps(
     PointwiseOp(
         "gru_reset_packed", (Input("pre", 2), Input("h")), (0, 1),
@@ -165,23 +168,25 @@ GRU_RESET_PACKED = PointwiseOps(
 
 
 def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Update gate and reset state of a GRU.
+    """Compute the update gate and the reset state of a GRU.
 
     z = sigmoid(pre_z);  rh = sigmoid(pre_r) h
 
     Args:
-        pre_z, pre_r: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        h: (B, C, H, W), dtype of pre_z.
+        pre_z: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
+        pre_r: (B, C, H, W), dtype of pre_z.
+        h: (B, C, H, W), dtype of pre_z, state.
 
     Returns:
-        z and rh, (B, C, H, W), contiguous when pre_z is, else channels_last.
-
-    Gradients: all inputs, to any order; the first and second are kernels of their own. Deterministic. Everything
-    between load and store is float32 (float64 for float64). Under autocast all take its dtype.
+        z and rh, both (B, C, H, W), contiguous if pre_z is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for all inputs, to any order; those of the first and second order are computed by kernels. Results
+    are deterministic. The computation is in float32 (float64 for float64). Under autocast all inputs are cast to its
+    dtype.
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -192,7 +197,7 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_update_options(keep: str, act: str, negative_slope: float) -> None:
-    """ValueError for options that the update cannot have."""
+    """Check the options of gru_update."""
     check_choice("keep", keep, ("z", "1-z"))
     check_choice("act", act, ("tanh", "leaky_relu"))
     check_slope(negative_slope)
@@ -210,27 +215,31 @@ GRU_UPDATE = PointwiseOps(
 def gru_update(
     z: Tensor, pre_n: Tensor, h: Tensor, *, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2
 ) -> Tensor:
-    """New state of a GRU: blend of the old one and the candidate.
+    """Compute the new state of a GRU, a weighted mean of the old state and the candidate.
 
-    h' = w h + (1 - w) act(pre_n),  w = z (keep "z") or 1 - z (keep "1-z"): papers differ in which side keeps h.
+    h' = w h + (1 - w) act(pre_n),  w = z (keep "z") or 1 - z (keep "1-z")
+
+    Papers differ in which of the two weights h has.
 
     Args:
-        z: (B, C, H, W), the update gate behind its sigmoid; float32, bfloat16, float16 or float64; any strides,
-            fastest in channels_last.
-        pre_n, h: (B, C, H, W), dtype of z.
-        keep: "z" or "1-z", the weight of h.
-        act: "tanh" or "leaky_relu" with negative_slope >= 0.
+        z: (B, C, H, W), update gate after its sigmoid; float32, bfloat16, float16 or float64; any strides, fastest in
+            channels_last.
+        pre_n: (B, C, H, W), dtype of z, pre-activation of the candidate.
+        h: (B, C, H, W), dtype of z, state.
+        keep: "z" or "1-z", the weight w of h.
+        act: "tanh" or "leaky_relu", activation of the candidate.
+        negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
-        h' (B, C, H, W), contiguous when z is, else channels_last.
-
-    Gradients: all inputs, to any order; the first and second are kernels of their own. At pre_n = 0 leaky_relu has
-    the derivative negative_slope, as torch's. Deterministic. Everything between load and store is float32 (float64
-    for float64). Under autocast all take its dtype.
+        h' (B, C, H, W), contiguous if z is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for all inputs, to any order; those of the first and second order are computed by kernels. At pre_n
+    = 0 the derivative of leaky_relu is negative_slope, as in torch. Results are deterministic. The computation is in
+    float32 (float64 for float64). Under autocast all inputs are cast to its dtype.
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -249,26 +258,28 @@ TRAJ_GRU_GATES = PointwiseOps(
 
 
 def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope: float = 0.2) -> Tensor:
-    """Gates of TrajGRU, whose reset acts on the state's share of the candidate, behind the convolution.
+    """Compute the new state of a TrajGRU, whose reset gate acts on the convolved state.
 
     [zx rx nx] = x_part;  [zh rh nh] = h_part;  z = sigmoid(zx + zh);  r = sigmoid(rx + rh)
     n = leaky_relu(nx + r nh);  h' = (1 - z) n + z h
 
     Args:
-        x_part, h_part: (B, 3C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        h: (B, C, H, W), same dtype.
-        negative_slope: of leaky_relu, >= 0.
+        x_part: (B, 3C, H, W), convolution of the input; float32, bfloat16, float16 or float64; any strides, fastest in
+            channels_last.
+        h_part: (B, 3C, H, W), dtype of x_part, convolution of the warped state.
+        h: (B, C, H, W), dtype of x_part, state.
+        negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
-        h' (B, C, H, W), contiguous when x_part is, else channels_last.
-
-    Gradients: all inputs, to any order (beyond the first by the reference formula); where the candidate's pre-
-    activation is 0, leaky_relu has the derivative negative_slope, as torch's. Deterministic. Everything between load
-    and store is float32 (float64 for float64). Under autocast all take its dtype.
+        h' (B, C, H, W), contiguous if x_part is, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or slope that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or slope is invalid.
+
+    Gradients exist for all inputs, to any order (beyond the first by the reference). Where the candidate's
+    pre-activation is 0, the derivative of leaky_relu is negative_slope, as in torch. Results are deterministic. The
+    computation is in float32 (float64 for float64). Under autocast all inputs are cast to its dtype.
 
     Source: Shi et al. 2017, Deep Learning for Precipitation Nowcasting, equation 2.
     """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointwise passes of recurrent cells: one definition for all of them, with layout, native calls and gradients.
+"""Pointwise ops of recurrent cells: one definition of checks, native calls and gradients for all of them.
 
-A pass takes maps of C channels, some of them packed side by side cotangents the channels of one tensor (the gates), and
-gives maps of C channels. csrc/gates/math.h has the formula of the pass, of its gradients and, for some, of their
-gradients; this file makes three ops of them. Tensors in channels_last, channel slices of wider channels_last maps and
-contiguous ones are read in place.
+A pointwise op maps tensors of C channels to tensors of C channels. Gate pre-activations may be packed along the channel
+axis of one tensor. csrc/gates/math.h has the formula of the op, of its gradients and, for some ops, of their gradients;
+this module registers up to three ops for them. channels_last tensors, channel slices of larger channels_last tensors
+and contiguous tensors are read without a copy.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor (B, gates * C, H, W); wide: may be float32 beside 16-bit others, as cell states are."""
+    """One input tensor (B, gates * C, H, W); wide: it may be float32 if the others are 16-bit, as cell states are."""
 
     name: str
     gates: int = 1
@@ -33,18 +33,18 @@ class Input:
 
 @dataclass(frozen=True)
 class PointwiseOp:
-    """One pointwise pass.
+    """Definition of a pointwise op.
 
     Attributes:
-        name: of the op.
-        inputs: its tensors; the first gives dtype, device and layout.
-        outputs: for each result (B, C, H, W) the position of the input whose dtype it has.
-        reference: the formula in plain PyTorch, reference(*tensors, *options).
+        name: name of the op.
+        inputs: its tensors. The first gives dtype, device and memory format.
+        outputs: for each result (B, C, H, W) the position of the input that has the same dtype.
+        reference: the formula in PyTorch, reference(*tensors, *options).
         options: schema of the options, "" for none.
-        check_options: check_options(*options) refuses what they cannot be.
-        variant: options -> (suffix of the formula's name, number for GatesParams.option, slope).
-        double: csrc has the gradients of the gradients, too.
-        formula: name in csrc/gates, "" for that of the op.
+        check_options: check_options(*options) raises an error for invalid options.
+        variant: variant(*options) returns the suffix of the formula's name, GatesParams.option, and the slope.
+        double: True if csrc has the gradients of the gradients.
+        formula: name of the formula in csrc/gates, "" for the name of the op.
     """
 
     name: str
@@ -61,7 +61,7 @@ class PointwiseOp:
         return tensors[0].shape[1] // self.inputs[0].gates
 
     def check(self, tensors) -> None:
-        """Refuses what the pass cannot take."""
+        """Check the input tensors."""
         first, main = tensors[0], self.inputs[0]
         check_tensor(main.name, first, 4, DTYPES, None, main.name)
         exact, wide = (first.dtype,), (first.dtype, torch.float32)
@@ -75,14 +75,14 @@ class PointwiseOp:
             check_shape(spec.name, tensor, (batch, spec.gates * (packed // main.gates), height, width))
 
     def check_gradients(self, grads, tensors) -> None:
-        """Refuses what cannot be gradients of the results, None for zero, of checked tensors."""
+        """Check the gradients of the results, None for zero, against checked input tensors."""
         for k, grad in enumerate(grads):
             if grad is not None:
                 shape = (tensors[0].shape[0], self.channels(tensors), *tensors[0].shape[2:])
                 self._check_like(f"grad_{k}", grad, tensors[self.outputs[k]].dtype, shape, tensors)
 
     def check_cotangents(self, cotangents, tensors) -> None:
-        """Refuses what cannot be gradients of the tensors' gradients, None for zero, of checked tensors."""
+        """Check the gradients of the input gradients, None for zero, against checked input tensors."""
         for spec, cotangent, tensor in zip(self.inputs, cotangents, tensors, strict=True):
             if cotangent is not None:
                 self._check_like(f"cotangent_{spec.name}", cotangent, tensor.dtype, tuple(tensor.shape), tensors)
@@ -98,8 +98,9 @@ def _allocate(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 def _to_even_rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int]:
-    """The operand where its rows lie evenly (see csrc/gates/params.h), else a copy; elements from row to row and from
-    channel to channel."""
+    """Return the tensor if its rows are evenly spaced (see csrc/gates/params.h), else a copy, and its row and channel
+    strides.
+    """
     tensor = tensor.resolve_neg()
     (_, channels, height, width), (b, c, h, w) = tensor.shape, tensor.stride()
     if layout == CHANNELS_LAST and c == 1 and h == width * w and b == height * h:
@@ -111,7 +112,17 @@ def _to_even_rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, 
 
 
 def run_formula(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
-    """Runs a formula on (tensor or None, gates) pairs in the layout of `like`; the outputs are dense in it."""
+    """Run a formula of csrc/gates.
+
+    Args:
+        formula: str, name of the formula.
+        like: tensor that gives sizes, dtype, device and memory format.
+        channels: C.
+        operands: pairs (tensor or None, number of gates packed in it). Outputs are dense in the memory format of
+            `like`.
+        option: GatesParams.option.
+        slope: slope of leaky_relu.
+    """
     layout = get_output_format(like)
     batch, _, height, width = like.shape
     rows, length = (batch * height * width, channels) if layout == CHANNELS_LAST else (batch, channels * height * width)
@@ -125,7 +136,7 @@ def run_formula(formula: str, like: Tensor, channels: int, operands, option: flo
         else:
             tensor, row, channel = _to_even_rows(tensor, layout)
             gate = channels * channel
-            alive.append(tensor)  # addresses stay valid until the call returns
+            alive.append(tensor)  # keeps the address valid until the call returns
         address, step, dtype = tensor.data_ptr(), gate * tensor.dtype.itemsize, native.DTYPE_CODES[tensor.dtype]
         addresses += [(address + j * step, row, dtype) for j in range(count)]
     module = native.get_module()
@@ -137,7 +148,7 @@ def run_formula(formula: str, like: Tensor, channels: int, operands, option: flo
 
 
 class PointwiseOps:
-    """The registered ops of a pass: forward, backward and, where asked for, double."""
+    """The registered ops of a pointwise op: forward, backward and, if `double`, the gradient of backward."""
 
     def __init__(self, spec: PointwiseOp):
         self.spec = spec
@@ -227,7 +238,7 @@ class PointwiseOps:
     # ---- gradients
 
     def _split(self, args):
-        """(grads, tensors, options, wanted) of the backward op."""
+        """Return (grads, tensors, options, needs_grad) of the backward op."""
         n = len(self.spec.outputs)
         return args[:n], args[n : n + self.count], args[n + self.count : -1], args[-1]
 
@@ -254,7 +265,7 @@ class PointwiseOps:
     # ---- gradients of the gradients
 
     def _split_double(self, args):
-        """(cotangents, grads, tensors, options, wanted) of the double op."""
+        """Return (cotangents, grads, tensors, options, needs_grad) of the double op."""
         return args[: self.count], *self._split(args[self.count :])
 
     def _double_fake(self, *args):
@@ -338,7 +349,7 @@ class PointwiseOps:
                 return None, *(next(results) if w else None for w in needs_grad), *(None for _ in ctx.options), None
 
         class Listed:
-            """The op's schema gives a list, autograd a tuple."""
+            """Adapter that returns a list as the op's schema does; an autograd.Function returns a tuple."""
 
             @staticmethod
             def apply(*args):
