@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d guided by a raw map: offsets and mask of one convolution, sigmoid and base offset inside the kernel.
+"""guided_deform_conv2d: deform_conv2d whose offsets and mask are channels of one raw map.
 
-On a GPU it is one kernel, in CUDA C++ or in Triton, which saves the sigmoid's and the base offset's passes over the
-largest maps of the network. Elsewhere fastds.nn.GuidedDeformConv2d composes the same from deform_conv2d.
+The kernel applies the sigmoid to the mask channels and adds a base offset. On a GPU the op is one kernel, in CUDA C++
+or Triton, which avoids elementwise passes over the largest maps of the network. On other devices
+fastds.nn.GuidedDeformConv2d computes the same by deform_conv2d.
 """
 
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_d
 
 
 class GuidedCall(NamedTuple):
-    """The arguments of the op; those of its backward are these without bias and slope."""
+    """Arguments of the op. The arguments of its backward op are the same without bias and slope."""
 
     input: Tensor
     raw: Tensor
@@ -46,20 +47,20 @@ class GuidedCall(NamedTuple):
     slope: float = 1.0
 
     def get_geometry(self) -> tuple:
-        """Stride, padding and dilation that keep the size of the field."""
+        """Return stride, padding and dilation that preserve the image size."""
         return (1, 1), (self.weight.shape[2] // 2, self.weight.shape[3] // 2), (1, 1)
 
     def split_raw(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Views of the offset and the mask part of a map like raw."""
+        """Return views of the offset and the mask channels of a map like raw."""
         split = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
         return raw[:, :split], raw[:, split:] if self.modulated else None
 
     def make_problem(self, offset: Tensor):
-        """Sizes for the kernels."""
+        """Return the sizes for the Triton kernels."""
         return make_triton_problem(self.weight, *self.get_geometry(), *count_groups(self.input, offset, self.weight))
 
     def get_base(self) -> Tensor | None:
-        """base_offset as the kernels read it."""
+        """Return base_offset as the kernels read it."""
         return None if self.base_offset is None else self.base_offset.to(torch.float32).contiguous()
 
 
@@ -84,7 +85,7 @@ def _check(*args) -> None:
 
 
 def reference(*args) -> Tensor:
-    """The composition that the kernel stands for, differentiable to any order."""
+    """Compute the op by separate differentiable operations."""
     call = GuidedCall(*args)
     offset, mask = call.split_raw(call.raw)
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
@@ -92,9 +93,9 @@ def reference(*args) -> Tensor:
         pairs = offset.unflatten(1, (-1, 2)) + call.base_offset.to(offset.dtype).unsqueeze(1)
         offset = pairs.flatten(1, 2)
     mask = None if mask is None else mask.to(offset.dtype).sigmoid()
-    wide = call.input.to(offset.dtype)  # as the kernel: nothing is rounded between the maps and the sum
+    upcast = call.input.to(offset.dtype)  # like the kernel, which does not round before the sum
     bias = None if call.bias is None else call.bias.to(offset.dtype)
-    y = reference_deform_conv2d(wide, offset, call.weight.to(offset.dtype), bias, *call.get_geometry(), mask)
+    y = reference_deform_conv2d(upcast, offset, call.weight.to(offset.dtype), bias, *call.get_geometry(), mask)
     return F.leaky_relu(y, call.slope).to(call.input.dtype)
 
 
@@ -106,7 +107,7 @@ def _native_unsupported_reason(*args) -> str | None:
     if call.modulated and call.raw.dtype != call.input.dtype:
         return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
     if not can_use_shared_memory(call.input, call.split_raw(call.raw)[0], call.weight, None, *call.get_geometry()):
-        return "only 16-bit channels_last maps whose window fits shared memory, see fastds.ops.deform_conv2d"
+        return "only 16-bit channels_last maps whose tile fits shared memory, see can_use_shared_memory"
     return None
 
 
@@ -146,7 +147,7 @@ def _fake(*args):
 
 
 def _backward(grad_y, *args):
-    """Gradients of input, raw, weight, bias and base_offset, in this order, of those that are wanted; no activation."""
+    """Compute the requested gradients of input, raw, weight, bias and base_offset, without the activation."""
     *args, needs_grad = args
     call = _make_backward_call(*args)
     if grad_y.numel() == 0:
@@ -157,7 +158,7 @@ def _backward(grad_y, *args):
     offset, mask = call.split_raw(as_nhwc(raw))
     problem = call.make_problem(offset)
     grad_x = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
-    # grad_base is a sum of grad_offset, and takes it in float32.
+    # The gradient of base_offset is a sum of grad_offset, which must then be float32.
     dtype = torch.float32 if needs_grad[4] else raw.dtype
     requested = needs_grad[1] or needs_grad[4]
     grad_raw = empty_map(raw.shape, dtype, raw) if requested else None
@@ -213,7 +214,7 @@ class _GuidedDeformConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
         call, y = GuidedCall(*args), run(*args)
-        # The sign of the activation's output is that of its input.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(call.input, call.raw, call.weight, call.base_offset, None if call.slope == 1 else y)
         ctx.options, ctx.slope = (call.offset_groups, call.modulated), call.slope
         return y
@@ -231,7 +232,7 @@ class _GuidedDeformConv2d(torch.autograd.Function):
 
 _FORWARD_KERNELS = dict.fromkeys(
     ("cuda", "cpu"), "deform_conv2d_guided_cuda"
-)  # "cpu": of the emulator in tests/gpuless
+)  # "cpu": for the emulator in tests/gpuless
 _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
@@ -257,7 +258,7 @@ GUIDED_DEFORM_CONV2D_BACKWARD = define(
 
 
 def is_supported(input: Tensor) -> bool:
-    """Whether the one kernel takes the input; else the caller composes the op from deform_conv2d."""
+    """Return True if guided_deform_conv2d should run on tensors like x instead of separate operations."""
     if forced_backend() not in (None, "triton"):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of deform_conv2d are told of a call, and which of them takes it."""
+"""Launch arguments and kernel selection for deform_conv2d."""
 
 import functools
 
@@ -10,12 +10,25 @@ from fastds.ops.core import native, triton_loader
 
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
-    """Groups of the convolution and of the offsets, of checked arguments."""
+    """Return the numbers of convolution groups and offset groups of checked arguments."""
     return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
 
 
 def make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar=False):
-    """Sizes and element strides for _fastds; strides of a missing mask are never read."""
+    """Return the sizes and element strides of a call for _fastds.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * offset_groups * K, H', W').
+        weight: (O, C / groups, k_h, k_w).
+        mask: (B, offset_groups * K, H', W') or None, whose strides are then not read.
+        stride: pair in pixels, as padding and dilation.
+        padding: pair.
+        dilation: pair.
+        groups: number of convolution groups.
+        offset_groups: number of offset groups.
+        planar: bool, whether the maps other than input are contiguous and not channels_last.
+    """
     mask_stride = (0, 0, 0, 0) if mask is None else mask.stride()
     return _make_dims(
         native.get_module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(),
@@ -28,7 +41,7 @@ def _make_dims(
     module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride,
     padding, dilation, groups, offset_groups, planar,
 ):  # fmt: skip
-    """Kept, for it takes 9 us, a quarter of a small call."""
+    """Build the struct; cached because building it takes a quarter of the time of a small call."""
 
     def strides(name, stride):
         b, _, h, w = stride
@@ -45,16 +58,18 @@ def _make_dims(
 
 
 def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups):
-    """Sizes of a call for fastds.kernels.deform_conv2d."""
+    """Return the sizes of a call for fastds.kernels.deform_conv2d."""
     pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
     return triton_loader.load_kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
 
 
 def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation) -> bool:
-    """Whether the forward in CUDA C++ takes its samples from a window of the map in shared memory: 16 bits, 16 to 64
-    channels of a group, up to 608 terms of a sum, channels_last."""
-    plain = type(input) in (Tensor, torch.nn.Parameter)  # a fake tensor has no address
-    if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not plain:
+    """Return True if the CUDA C++ forward kernel can sample from a tile of the input in shared memory.
+
+    The tile needs 16-bit channels_last tensors, 16 to 64 channels in a group and sums of at most 608 terms.
+    """
+    has_address = type(input) in (Tensor, torch.nn.Parameter)  # fake tensors have none
+    if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not has_address:
         return False
     if input.stride(1) != 1 or offset.stride(1) != 1 or not hasattr(native.get_module(), "deform_conv2d_window_fits"):
         return False
@@ -65,9 +80,9 @@ def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation
 
 
 def prefers_triton(input, weight) -> bool:
-    """Where Triton goes before CUDA C++: on a GPU with enough channels to fill a tensor core's tile.
+    """Return True if Triton is preferred to CUDA C++: on a GPU with enough channels to fill a tile of the tensor cores.
 
-    float32 goes as three products of tf32, which keep its accuracy.
+    float32 is computed as three tf32 products, which have the accuracy of float32.
     """
     if not input.is_cuda or input.dtype == torch.float64:
         return False
@@ -75,6 +90,8 @@ def prefers_triton(input, weight) -> bool:
 
 
 def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
-    """The same of the forward: on an H100 (1, 64, 200, 200) takes 84 to 91 us from a window, 97 to 125 by Triton."""
+    """Return True if Triton is preferred for the forward pass: where CUDA C++ cannot use shared memory, which is
+    faster.
+    """
     geometry = (stride, padding, dilation)
     return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated deformable convolution: validation, native calls, gradients, registration and the public function.
+"""Modulated deformable convolution: checks, native calls, gradients, registration and the public function.
 
-The native kernel works on NHWC memory: a tensor whose channel stride is 1 (channels_last, or a channel slice of a wider
-channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
+The native kernel reads NHWC memory. A tensor whose channel stride is 1 (channels_last, or a channel slice of a larger
+channels_last tensor) is read in place; others are copied. Gradients of maps are channels_last.
 """
 
 import torch
@@ -38,7 +38,7 @@ _FORWARD_KERNELS = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forwa
 _BACKWARD_KERNELS = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
 
 
-_MAX_PIXELS = 1 << 24  # pixels: float32, in which positions are, counts them one by one up to here
+_MAX_PIXELS = 1 << 24  # float32, the dtype of positions, represents all integers up to here
 
 
 def _pair(value) -> tuple:
@@ -48,19 +48,27 @@ def _pair(value) -> tuple:
 def _check_pair(name: str, pair, least: int) -> None:
     first, second = pair if len(pair) == 2 else (None, None)
     if type(first) is type(second) is int and least <= first < _MAX_PIXELS and least <= second < _MAX_PIXELS:
-        return  # a third of the time
+        return  # fast path for ints: three times faster than the generic check
     if len(pair) != 2 or not all(is_int(v) and least <= v < _MAX_PIXELS for v in pair):
         given = pair[0] if len(pair) == 2 and pair[0] == pair[1] else tuple(pair)
         raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_MAX_PIXELS - 1}, got {given!r}")
 
 
 def get_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output length along one axis, in pixels."""
+    """Return the output length along one axis.
+
+    Args:
+        size: input length in pixels.
+        kernel: taps.
+        stride: pixels.
+        padding: pixels.
+        dilation: pixels between taps.
+    """
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
-    """Refuses what the kernel cannot take."""
+    """Check the arguments of deform_conv2d: see there."""
     check_tensor("input", input, 4, DTYPES, None, "input")
     check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device, "input")
     check_tensor("weight", weight, 4, (input.dtype,), input.device, "input")
@@ -100,7 +108,9 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
 
 
 def cast_for_autocast(input, offset, weight, bias, mask):
-    """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
+    """Cast the tensors under autocast; the offset keeps its dtype, but float32 replaces a 16-bit dtype other than
+    autocast's.
+    """
     dtype = get_autocast_dtype(input)
     if dtype is None:
         return input, offset, weight, bias, mask
@@ -119,13 +129,14 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     groups, offset_groups = count_groups(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     cuda = native.runs_on_cuda(input)
-    # The kernel reads and writes planes then, but for input: where its offsets lie so, which are most of what it reads.
+    # Planar: the kernel reads offset and mask and writes y in contiguous memory. Only with contiguous offsets, because
+    # they are most of the memory that is read.
     planar = not cuda and CHANNELS_LAST not in (layout, get_output_format(offset))
     y = input.new_empty(shape) if planar else empty_map(shape, input.dtype, input)
     if y.numel():
-        # Every tensor that gives its address stays bound to a name until the call returns.
-        rows = to_contiguous if planar else as_nhwc
-        x, offset, mask = as_nhwc(input), rows(offset), None if mask is None else rows(mask)
+        # A tensor whose address is passed stays referenced until the call returns.
+        to_layout = to_contiguous if planar else as_nhwc
+        x, offset, mask = as_nhwc(input), to_layout(offset), None if mask is None else to_layout(mask)
         weight, bias = (
             to_channels_last(weight) if cuda else to_contiguous(weight),
             None if bias is None else to_contiguous(bias),
@@ -157,7 +168,7 @@ def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
 
 
 def _empty_gradients(input, offset, weight, mask, needs_grad):
-    """Gradients of input, offset, weight, bias and mask in this order, None where not wanted."""
+    """Allocate gradients of input, offset, weight, bias and mask in this order, None for those not needed."""
     bias = (weight.shape[0],)
     shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
     dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
@@ -190,7 +201,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     )
     cuda = native.runs_on_cuda(input)
     if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
-        mask = to_channels_last(mask)  # its largest value is searched
+        mask = to_channels_last(mask)  # dense, because the kernel searches its largest value
     dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
     if cuda:
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
@@ -213,7 +224,7 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
     grad_y = to_channels_last(grad_y)
     x, offset, mask = as_nhwc(input), as_nhwc(offset), None if mask is None else as_nhwc(mask)
     weight = to_channels_last(weight)
-    if needs_grad[0]:  # the additions are in float32 in every dtype
+    if needs_grad[0]:  # the kernel adds in float32 for every dtype
         grads[0] = torch.zeros_like(grads[0], dtype=torch.float32)
     kernels.launch_maps(grad_y, x, offset, mask, weight, grads[0], grads[1], grads[4], problem)
     if needs_grad[0]:
@@ -228,7 +239,19 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
 
 
 def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
-    """Fills grads, the list of _empty_gradients; every workspace comes from torch, so that CUDA graphs can own it."""
+    """Compute the gradients in the list `grads` of _empty_gradients.
+
+    All workspaces are allocated by torch, so that CUDA graphs can capture the call.
+
+    Args:
+        grad_y: gradient of the result, channels_last.
+        x: input with channel stride 1, as offset and mask.
+        offset: offsets.
+        mask: mask or None.
+        weight: contiguous weight.
+        grads: outputs, None for those not needed.
+        dims: sizes and strides from make_dims.
+    """
     module, launch = native.get_module(), native.get_cuda_launch_arguments(x)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     inputs = (grad_y, x, offset, mask)
@@ -258,7 +281,7 @@ def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mas
 
 
 def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
-    """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
+    """Compute the gradients by autograd on the reference, from the inputs: differentiable to any order."""
     bias = weight.new_zeros(weight.shape[0])
 
     def formula(input, offset, weight, bias, mask):
@@ -333,39 +356,41 @@ def deform_conv2d(
     dilation: int | tuple[int, int] = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Modulated deformable convolution (DCNv2): every tap reads the input at a position of its own.
+    """Apply a modulated deformable convolution (DCNv2), in which each tap reads the input at its own position.
 
     y[b,o,i,j] = bias[o] + sum_{c,k} weight[o,c,k] * mask[b,g(c)*K+k,i,j]
                  * S(input[b,c], i*s_h - p_h + k_h*d_h + offset[b,(g(c)*K+k)*2,i,j],
                                  j*s_w - p_w + k_w*d_w + offset[b,(g(c)*K+k)*2+1,i,j])
 
-    S is bilinear over a zero border: 0 where y <= -1, y >= H, x <= -1 or x >= W; a corner outside counts 0.
-    g(c) = c // (C/G). A NaN or infinite offset makes its sample 0. Argument order and numbers are those of
+    S is bilinear interpolation with zeros outside: it is 0 where y <= -1, y >= H, x <= -1 or x >= W, and corners
+    outside the image count as 0. K = k_h k_w is the number of taps, G the number of offset groups and g(c) = c //
+    (C/G). The sample at a NaN or infinite offset is 0. Argument order and results are those of
     torchvision.ops.deform_conv2d.
 
     Args:
         input: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) per group and tap; dtype of input or float32.
-        weight: (O, C/groups, k_h, k_w), dtype of input, as are bias and mask.
-        bias: (O,) or None.
-        stride: s, pixels, >= 1, as padding and dilation below 2^24.
-        padding: p, pixels of zeros on each side, >= 0.
-        dilation: d, pixels between taps, >= 0; 0 leaves K free points placed by the offset alone.
-        mask: (B, G*K, H', W') factors of the samples, or None for 1.
+        offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) for each group and tap; dtype of input or float32.
+        weight: (O, C/groups, k_h, k_w), dtype of input.
+        bias: (O,), dtype of input, or None.
+        stride: int or pair, s, pixels, 1 to 2^24 - 1.
+        padding: int or pair, p, pixels of zeros on each side, 0 to 2^24 - 1.
+        dilation: int or pair, d, pixels between taps, 0 to 2^24 - 1. With 0 the offsets alone place the K points.
+        mask: (B, G*K, H', W'), dtype of input, factors of the samples, or None for 1.
 
     Returns:
-        (B, O, H', W'), dtype of input; contiguous when input is contiguous, else channels_last.
-
-    Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
-    integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
-    the number of threads, bit for bit; only on a GPU the gradient of input adds atomically, unless
-    torch.use_deterministic_algorithms(True): then in fixed point by CUDA C++. jvp and vmap run on the reference.
-    Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
-    mask take its dtype, offset keeps its own.
+        (B, O, H', W'), dtype of input, contiguous if input is contiguous, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device, stride, padding or dilation that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device, stride, padding or dilation is invalid.
+
+    Gradients exist for input, offset, weight, bias and mask, to any order (beyond the first by the reference). At an
+    integer position the derivative with respect to the offset is that of the cell to its right; outside the image it is
+    0. On a CPU results are deterministic and do not depend on the number of threads, bit for bit. On a GPU the gradient
+    of input is added atomically, in an order that varies, unless torch.use_deterministic_algorithms(True), with which
+    CUDA C++ adds in fixed point. jvp and vmap run on the reference. Sums are computed in float32 (float64 for float64),
+    positions in float32 or better. Under autocast input, weight, bias and mask are cast to its dtype. offset keeps its
+    dtype, but is cast to float32 from the other 16-bit dtype.
 
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """

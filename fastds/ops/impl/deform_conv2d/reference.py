@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oracle of deform_conv2d: four gathered corners per tap in plain torch, differentiable to any order.
+"""Reference of deform_conv2d in PyTorch, differentiable to any order: it gathers four corners for each tap.
 
-The tap loop keeps one tap's samples alive at a time in the forward pass. Nothing depends on the values of a tensor
-(no branch, no data-dependent shape), so torch.func transforms, forward-mode AD and tracing work.
+Only the samples of one tap are alive at a time in the forward pass. No branch or shape depends on tensor values, so
+that torch.func transforms, forward-mode AD and tracing work.
 """
 
 import torch
@@ -14,7 +14,18 @@ def _pair(value) -> tuple[int, int]:
 
 
 def _gather_corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int, inside: Tensor) -> Tensor:
-    """Values (B, G, P, C/G) of the pixels (y, x), 0 where the pixel lies outside the field or the sample is refused."""
+    """Return the values (B, G, P, C/G) of pixels (y, x), 0 for pixels outside the image and samples that are not
+    `inside`.
+
+    Args:
+        rows: (B * G * H * W, C/G), pixels of all images and offset groups.
+        base: (B, G, 1), index of the first pixel of each image and group in rows.
+        y: (B, G, P) int64, row of each pixel.
+        x: (B, G, P) int64, column of each pixel.
+        height: H.
+        width: W.
+        inside: (B, G, P) bool, samples to compute.
+    """
     present = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     index = base + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
     values = rows.index_select(0, index.reshape(-1)).reshape(*index.shape, rows.shape[-1])
@@ -22,7 +33,9 @@ def _gather_corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int
 
 
 def _sample_bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-    """S of the formula at positions y, x (B, G, P), in pixels: (B, G, P, C/G)."""
+    """Return the bilinear samples S (B, G, P, C/G) at positions y, x (B, G, P) in pixels; the rest as in
+    _gather_corner.
+    """
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # False for NaN
     y = torch.where(inside, y, torch.zeros_like(y))  # before floor and cast: no NaN, no overflow, no gradient
     x = torch.where(inside, x, torch.zeros_like(x))
@@ -47,17 +60,17 @@ def _compute(input, offset, weight, bias, stride, padding, dilation, mask) -> Te
     groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * taps)
     points = h_out * w_out
 
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     device = input.device
-    rows = input.to(wide).reshape(batch, offset_groups, channels // offset_groups, height * width)
+    rows = input.to(compute_dtype).reshape(batch, offset_groups, channels // offset_groups, height * width)
     rows = rows.transpose(2, 3).reshape(-1, channels // offset_groups)
     base = torch.arange(batch * offset_groups, device=device).reshape(batch, offset_groups, 1) * (height * width)
-    shift = offset.to(torch.promote_types(offset.dtype, wide)).reshape(batch, offset_groups, taps, 2, points)
+    shift = offset.to(torch.promote_types(offset.dtype, compute_dtype)).reshape(batch, offset_groups, taps, 2, points)
     row = torch.arange(h_out, device=device, dtype=shift.dtype).repeat_interleave(w_out) * s_h - p_h
     column = torch.arange(w_out, device=device, dtype=shift.dtype).repeat(h_out) * s_w - p_w
     if mask is not None:
-        mask = mask.to(wide).reshape(batch, offset_groups, taps, points, 1)
-    kernel = weight.to(wide).reshape(groups, out_channels // groups, group_channels, taps)
+        mask = mask.to(compute_dtype).reshape(batch, offset_groups, taps, points, 1)
+    kernel = weight.to(compute_dtype).reshape(groups, out_channels // groups, group_channels, taps)
 
     total = None
     for k in range(taps):
@@ -71,7 +84,7 @@ def _compute(input, offset, weight, bias, stride, padding, dilation, mask) -> Te
         total = part if total is None else total + part
     total = total.reshape(batch, points, out_channels)
     if bias is not None:
-        total = total + bias.to(wide)
+        total = total + bias.to(compute_dtype)
     return total.transpose(1, 2).reshape(batch, out_channels, h_out, w_out).to(input.dtype)
 
 
@@ -85,11 +98,12 @@ def deform_conv2d(
     dilation=1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Modulated deformable convolution (DCNv2) in plain torch; formula, shapes and rules of fastds.ops.deform_conv2d.
+    """Compute modulated deformable convolution (DCNv2): see fastds.ops.deform_conv2d for formula, arguments and
+    conventions.
 
-    16-bit tensors are computed in float32 and rounded once at the end. A sample whose position is outside
-    (-1, H) x (-1, W) or not finite is 0 and has no gradient with respect to its offset. The derivative at an integer
-    position is that of the cell to its right (floor). Validation is the caller's.
+    16-bit tensors are computed in float32 and rounded once at the end. A sample whose position is outside (-1, H) x
+    (-1, W) or not finite is 0 and has no gradient with respect to its offset. The derivative at an integer position is
+    that of the cell to its right. The caller has to check the arguments.
     """
     args = (input, offset, weight, bias, stride, padding, dilation, mask)
     if not torch.amp.is_autocast_available(input.device.type):  # meta tensors

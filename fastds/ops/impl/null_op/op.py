@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op: y = x. The template of an op; csrc/README.md says how to copy it.
+"""null_op, y = x: the template of an op. csrc/README.md explains how to copy it.
 
-Top to bottom: checks, native calls, Triton calls, fakes, gradients, registration, public function.
+The parts from top to bottom are checks, native calls, Triton calls, fakes, gradients, registration, public function.
 """
 
 import torch
@@ -20,7 +20,7 @@ __all__ = ["null_op"]
 _KERNELS = {"cpu": "null_op_cpu", "cuda": "null_op_cuda"}  # functions of _fastds
 
 
-# ---- checks: the registry makes them once per call, also of torch.ops.fastds.null_op
+# ---- checks, which the registry runs once per call, also for torch.ops.fastds.null_op
 
 
 def _check(x) -> None:
@@ -33,11 +33,11 @@ def _check_backward(grad_y, x, needs_grad) -> None:
     check_shape("grad_y", grad_y, tuple(x.shape))
 
 
-# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+# ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
 def _to_dense(x: Tensor) -> Tensor:
-    """x itself where it is dense, else a copy, on the CPU in the workspace that the thread keeps for all ops."""
+    """Return x if it is contiguous, else a copy, on the CPU in the cached workspace of the thread."""
     if x.is_contiguous() or not x.is_cpu:
         return to_contiguous(x)
     return native.get_workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
@@ -70,7 +70,7 @@ def _backward_triton(grad_y, x, needs_grad):
     return [_copy_triton(grad_y)] if needs_grad[0] else []
 
 
-# ---- fakes: results without numbers, for tracing
+# ---- fakes: results without values, for tracing
 
 
 def _fake(x: Tensor) -> Tensor:
@@ -92,13 +92,13 @@ class _NullOp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (x,), needs_grad = ctx.saved_tensors, [ctx.needs_input_grad[1]]  # 0 is `run`
+        (x,), needs_grad = ctx.saved_tensors, [ctx.needs_input_grad[1]]  # position 0 is `run`
         grads = iter(NULL_OP_BACKWARD.call_unchecked(grad_y, x, needs_grad))
         return None, *(next(grads) if needed else None for needed in needs_grad)
 
 
 def _backward_reference(grad_y, x, needs_grad):
-    """By autograd on the formula: differentiable to any order, which gives the double backward."""
+    """Compute the gradient by autograd on the reference, which is differentiable to any order."""
     return compute_vjp(reference.null_op, [x], [grad_y], needs_grad)
 
 
@@ -128,7 +128,7 @@ NULL_OP_BACKWARD = define(
 
 
 def null_op(x: Tensor) -> Tensor:
-    """Copies a tensor through the native module.
+    """Copy a tensor through the native module.
 
     y = x
 
@@ -136,12 +136,12 @@ def null_op(x: Tensor) -> Tensor:
         x: any shape and strides, float32, bfloat16, float16 or float64.
 
     Returns:
-        new contiguous tensor of x's shape and dtype.
-
-    Gradients: x, to any order. Deterministic. Under autocast x takes its dtype.
+        new contiguous tensor with the shape and dtype of x.
 
     Raises:
-        TypeError: x is no tensor or of another dtype.
+        TypeError: x is not a tensor, or its dtype is not allowed.
+
+    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to its dtype.
     """
     if type(x) is Proxy:
         return record_op(null_op, locals())

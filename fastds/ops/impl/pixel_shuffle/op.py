@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sub-pixel permutation with bias and activation in one pass, and its adjoint."""
+"""pixel_shuffle with fused bias and activation, and pixel_unshuffle, its adjoint."""
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def _check_backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad) -> Non
         raise ValueError(f"bias_dtype must be one of {', '.join(map(str, DTYPES))}, got {bias_dtype}")
 
 
-# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+# ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
 def _get_compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -79,8 +79,15 @@ def _get_compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _make_addend(x: Tensor, r: int, bias: Tensor | None, act: str, on_cuda: bool) -> Tensor | None:
-    """What the kernel adds before the activation, None for a permutation alone; CUDA's in the order of its kernels,
-    sub-pixel first."""
+    """Return the tensor that the kernel adds before the activation, None if there is neither bias nor activation.
+
+    Args:
+        x: (B, C, H, W), input.
+        r: factor.
+        bias: (C,) or None.
+        act: "none", "relu" or "leaky_relu".
+        on_cuda: bool, True: order the values as the CUDA kernels do, with the sub-pixel as the slowest index.
+    """
     dtype = _get_compute_dtype(x.dtype)
     if bias is None:
         return None if act == "none" else torch.zeros(x.shape[1], dtype=dtype, device=x.device)
@@ -97,7 +104,9 @@ def _make_params(coarse_shape, dtype, r, act, negative_slope):
 
 
 def _get_layout(like: Tensor) -> torch.memory_format:
-    """Of all maps of a call: on the CPU contiguous where `like` is contiguous, else channels_last."""
+    """Return the memory format of all maps of a call: on the CPU contiguous if `like` is contiguous, else
+    channels_last.
+    """
     return get_output_format(like) if like.is_cpu and not native.runs_on_cuda(like) else CHANNELS_LAST
 
 
@@ -136,8 +145,8 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad):
         grad_x = empty_map(shape, dtype, grad_y, layout)
     if needs_grad[1]:
         sums = torch.empty(shape[1], dtype=_get_compute_dtype(dtype), device=grad_y.device)
-        pieces = params.partials if on_cuda else params.cpu_partials
-        partials = torch.empty((pieces, sums.numel()), dtype=sums.dtype, device=grad_y.device)
+        count = params.partials if on_cuda else params.cpu_partials
+        partials = torch.empty((count, sums.numel()), dtype=sums.dtype, device=grad_y.device)
     addresses = [native.get_address(t) for t in (grad, result, grad_x, sums, partials)]
     if not on_cuda:
         module.pixel_shuffle_backward(*addresses, layout != CHANNELS_LAST, params, torch.get_num_threads())
@@ -174,7 +183,7 @@ class _PixelShuffle(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, x, r, bias, act, negative_slope):
         y = run(x, r, bias, act, negative_slope)
-        # The sign of an activation's output is that of its input: nothing else is kept.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(None if act == "none" else y)
         bias_dtype = x.dtype if bias is None else bias.dtype
         ctx.options = (r, negative_slope if act == "leaky_relu" else 0.0, bias_dtype)
@@ -237,27 +246,27 @@ PIXEL_UNSHUFFLE = define(
 def pixel_shuffle(
     x: Tensor, r: int, bias: Tensor | None = None, act: str | None = None, negative_slope: float = 0.1
 ) -> Tensor:
-    """Turn r^2 channels into r x r sub-pixels, with bias and activation in the same pass.
+    """Rearrange every r^2 channels to r x r pixels, with fused bias and activation.
 
     y[b, c, r*h + i, r*w + j] = act(x[b, c*r*r + i*r + j, h, w] + bias[c*r*r + i*r + j])
 
     Args:
         x: (B, C*r^2, H, W), float32, bfloat16, float16 or float64; any strides.
-        r: factor in space, 1 to 8.
+        r: int, upscaling factor, 1 to 8.
         bias: (C*r^2,), unit of x, dtype of x or float32, or None.
         act: None, "relu" or "leaky_relu".
-        negative_slope: of leaky_relu, >= 0.
+        negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
-        (B, C, r*H, r*W), dtype of x, on the CPU contiguous where x is contiguous, else channels_last. The channel order
-        is that of torch.nn.PixelShuffle.
-
-    Gradients: x and bias, to any order. Deterministic, and independent of the number of threads, bit for bit. Under
-    autocast x takes its dtype, the bias may stay in float32.
+        (B, C, r*H, r*W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last. The channel order is
+            that of torch.nn.PixelShuffle.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for x and bias, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast x is cast to its dtype; a float32 bias stays float32.
 
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
@@ -269,22 +278,22 @@ def pixel_shuffle(
 
 
 def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
-    """Turn r x r blocks of pixels into channels: the inverse and the adjoint of pixel_shuffle.
+    """Rearrange blocks of r x r pixels to r^2 channels, which is the inverse and the adjoint of pixel_shuffle.
 
     y[b, c*r*r + i*r + j, h, w] = x[b, c, r*h + i, r*w + j]
 
     Args:
         x: (B, C, r*H, r*W), float32, bfloat16, float16 or float64; any strides.
-        r: factor in space, 1 to 8.
+        r: int, downscaling factor, 1 to 8.
 
     Returns:
-        (B, C*r^2, H, W), dtype of x, on the CPU contiguous where x is contiguous, else channels_last.
-
-    Gradients: x, to any order. Deterministic.
+        (B, C*r^2, H, W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or factor that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or the factor is invalid.
+
+    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to its dtype.
     """
     if type(x) is Proxy:
         return record_op(pixel_unshuffle, locals())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""window_attention2d: local attention without a row of weights per pixel in memory."""
+"""window_attention2d: local attention that does not store the attention weights."""
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def _describe_map(tensor: Tensor | None) -> tuple[int, ...]:
 
 
 def _resolve_signs(*tensors: Tensor) -> list[Tensor]:
-    """What the kernel may read in place, in any strides: no view whose sign is not in memory."""
+    """Return the tensors without lazy negation; kernels read any strides."""
     return [t.resolve_neg() for t in tensors]
 
 
@@ -163,26 +163,29 @@ WINDOW_ATTENTION2D_BACKWARD = define(
 
 
 def window_attention2d(q: Tensor, k: Tensor, v: Tensor, *, window: int = 30) -> Tensor:
-    """Attention of every pixel to a square window around it.
+    """Compute the attention of each pixel to a square window around it.
 
     y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d},  rows and columns of d from -floor(n/2) to n - floor(n/2) - 1
 
-    n = window. Keys outside the field take part with logit 0 and value 0; logits are not scaled.
+    n is the window size. Keys outside the image take part with logit 0 and value 0. The logits are not scaled.
 
     Args:
-        q, k, v: (B, C, H, W), C <= 64, float32, bfloat16, float16 or float64, all of one dtype; any strides.
-        window: n, pixels, 1 to 64.
+        q: (B, C, H, W), C <= 64, float32, bfloat16, float16 or float64; any strides.
+        k: shape and dtype of q; any strides.
+        v: shape and dtype of q; any strides.
+        window: int, n, pixels, 1 to 64.
 
     Returns:
         y (B, C, H, W), channels_last.
 
-    Gradients: q, k and v, to any order (beyond the first by the reference formula). Deterministic, and independent of
-    the number of threads, bit for bit. Everything between load and store is float32 (float64 for float64); the log of
-    the softmax's sum is all that is kept for the backward. Under autocast q, k and v take its dtype.
-
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or window that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or window is invalid.
+
+    Gradients exist for q, k and v, to any order (beyond the first by the reference). Results are deterministic and do
+    not depend on the number of threads, bit for bit. The computation is in float32 (float64 for float64). For the
+    backward pass only the logarithm of the softmax's denominator is saved in addition to the inputs and the result.
+    Under autocast q, k and v are cast to its dtype.
 
     Source: Ma et al. 2022, PrecipLSTM; Dao et al. 2022, FlashAttention, for the running maximum and the recomputation.
     """

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Reference of window_attention2d in PyTorch: differentiable to any order, exact in float64."""
+
 import torch
 import torch.nn.functional as F
 
@@ -6,7 +8,7 @@ from fastds.ops.core.layout import upcast_half
 
 
 def _compute_logits(q, k, window):
-    """(B, window^2, H, W), and the padding and shifts that go with them."""
+    """Return the logits (B, window^2, H, W), the padding, and the list of shifts (dy, dx) in the padded image."""
     half = window // 2
     pad = (half, window - half - 1) * 2
     shifts = [(dy, dx) for dy in range(window) for dx in range(window)]
@@ -20,7 +22,7 @@ def _slice_shifted(padded, like, dy, dx):
 
 
 def window_attention2d(q, k, v, window=30):
-    """y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}; keys outside the field have logit 0 and value 0."""
+    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}; keys outside the image have logit 0 and value 0."""
     dtype = v.dtype
     q, k, v = upcast_half(q, k, v)
     logits, pad, shifts = _compute_logits(q, k, window)
@@ -29,6 +31,6 @@ def window_attention2d(q, k, v, window=30):
 
 
 def compute_log_sum_exp(q, k, window=30):
-    """(B, H, W): the logarithm of the softmax's sum, no gradients."""
+    """Compute the logarithm of the softmax's denominator (B, H, W), without gradients."""
     with torch.no_grad():
         return _compute_logits(*upcast_half(q, k), window)[0].logsumexp(1)
