@@ -258,7 +258,7 @@ GUIDED_DEFORM_CONV2D_BACKWARD = define(
 
 
 def is_supported(input: Tensor) -> bool:
-    """Return True if guided_deform_conv2d should run on tensors like x instead of separate operations."""
+    """Return True if guided_deform_conv2d should run on tensors like `input`, False if separate operations should."""
     if forced_backend() not in (None, "triton"):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
@@ -275,28 +275,31 @@ def guided_deform_conv2d(
     modulated: bool,
     slope: float = 1.0,
 ) -> Tensor:
-    """Modulated deformable convolution, size kept, of a raw offset and mask map.
+    """Apply a modulated deformable convolution of stride 1 whose offsets and mask logits are the channels of one map.
 
     [o | m] = raw;  y = leaky_relu(deform_conv2d(input, o + base_offset, weight, bias, mask=sigmoid(m)), slope)
 
     Args:
         input: (B, C, H, W), float32, float16 or bfloat16; fastest in channels_last, as raw.
-        raw: (B, 3GK, H, W), the 2GK offsets in pixels, pairs (dy, dx) per group and tap, then GK values whose sigmoid
-            is the mask; 2GK channels with modulated=False. dtype of input, or float32.
-        weight: (O, C/groups, k_h, k_w), k odd; bias: (O,) or None; dtype of input.
+        raw: (B, 3GK, H, W), dtype of input or float32: 2GK offsets in pixels, pairs (dy, dx) for each group and tap,
+            then GK logits of the mask. With modulated=False it has the 2GK offsets only.
+        weight: (O, C/groups, k_h, k_w), k odd, dtype of input.
+        bias: (O,), dtype of input, or None.
         base_offset: (B, 2, H, W), (dy, dx) in pixels, added to every offset in float32, or None.
-        offset_groups: G.
-        modulated: raw has a mask part.
-        slope: of the leaky ReLU, > 0; 1 is none.
+        offset_groups: int, G.
+        modulated: bool, whether raw has logits of a mask.
+        slope: float > 0, slope of a final leaky ReLU, 1 for none.
 
     Returns:
         (B, O, H, W), dtype of input.
 
-    Gradients: input (added atomically: its last bits change from run to run), raw, weight, bias, base_offset; to any
-    order, beyond the first by the reference formula. Under autocast input, weight and bias take its dtype.
-
     Raises:
-        TypeError, ValueError: as deform_conv2d; raw or base_offset of another shape or dtype; slope not positive.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for input, raw, weight, bias and base_offset, to any order (beyond the first by the reference). The
+    gradient of input is added atomically, so that its last bits vary between runs. Under autocast input, weight and
+    bias are cast to its dtype.
 
     Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
     """

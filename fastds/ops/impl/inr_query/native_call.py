@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native inr_query kernels: addresses and layouts, and the backward pass around the trunk.
+"""Calls of the native inr_query kernels, and the backward pass in chunks of queries.
 
-The forward is one kernel. The backward takes chunks of queries. The rows that enter the trunk are computed again; from
-them come the gradients of the trunk, on a CPU by a kernel, on a GPU by the library's matrix products, and those of the
-rows, which another kernel carries on to maps and parameters.
+The forward pass is one kernel. The backward pass computes the rows that enter the trunk again. From them it computes
+the gradients of the trunk, on a CPU by a kernel and on a GPU by the library's matrix products, and the gradients of the
+rows. Another kernel propagates the latter to maps and parameters.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,12 @@ _BLOCK_ROWS = 1 << 13  # rows of one partial weight gradient
 
 
 class NativeCall:
-    """One InrQueryCall and the tensors whose addresses it holds; trunk False: of the rows that enter the trunk."""
+    """An InrQueryCall and the tensors whose addresses it holds.
+
+    Args:
+        query: the arguments of the op.
+        trunk: bool, False: compute the rows that enter the trunk.
+    """
 
     def __init__(self, query: Query, trunk: bool = True):
         q, exact = query, query.compute_dtype
@@ -57,21 +62,21 @@ def _to_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _to_columns(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(D, 2) -> (2, D)."""
+    """Return a tensor (D, 2) as (2, D) in dtype."""
     return None if tensor is None else _to_dtype(tensor.T, dtype)
 
 
 def _to_nhwc(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, C, H, W) -> (B, H, W, C)."""
+    """Return a tensor (B, C, H, W) as contiguous (B, H, W, C) in dtype."""
     return None if tensor is None else _to_dtype(tensor.permute(0, 2, 3, 1), dtype)
 
 
 def forward(query: Query) -> Tensor:
-    """The result by the native kernel."""
+    """Compute the result on the native kernels."""
     maps = query.maps
     if native.runs_on_cuda(maps):
         return torch.cat([_forward_cuda(part) for _, _, part in query.split_chunks()], 1).to(query.out_dtype)
-    if query.weighting == "areas" and query.skip is not None:  # the kernel weighs all by one set of weights
+    if query.weighting == "areas" and query.skip is not None:  # the kernel has one set of corner weights
         parts = (query._replace(skip=None), query.make_skip_query())
         return sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts).to(query.out_dtype)
     call = NativeCall(query)
@@ -81,7 +86,7 @@ def forward(query: Query) -> Tensor:
 
 
 def forward_triton(query: Query) -> Tensor:
-    """The fused kernel of fastds.kernels.inr_query; the layouts are those of the native call."""
+    """Compute the result on the fused kernel of fastds.kernels.inr_query."""
     kernels, exact = triton_loader.load_kernels("inr_query"), torch.float32
     call = kernels.Query(
         query.maps if query.maps.stride(1) == 1 else to_channels_last(query.maps),
@@ -98,7 +103,11 @@ def forward_triton(query: Query) -> Tensor:
 
 
 def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
-    """Rows that enter the trunk, (B * Q [* 4], D), on CUDA of the maps' dtype, and corner weights (B * Q, 4)."""
+    """Compute the rows that enter the trunk and the corner weights.
+
+    Returns:
+        rows (B * Q [* 4], D), on CUDA in the dtype of the maps, and corner weights (B * Q, 4).
+    """
     maps, module, total = query.maps, native.get_module(), query.maps.shape[0] * query.queries
     cuda = native.runs_on_cuda(maps)
     shape = (total * query.rows_per_query, query.outputs if query.feature == "dot" else query.depth)
@@ -114,7 +123,11 @@ def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
 
 
 def _forward_cuda(query: Query) -> Tensor:
-    """One chunk: our gather, the library's matrix products, ensemble and skip; (B, Q, O) in the exact dtype."""
+    """Compute one chunk on CUDA: native gather, the library's matrix products, ensemble and skip.
+
+    Returns:
+        (B, Q, O) in the compute dtype.
+    """
     batch, outputs = query.maps.shape[0], query.outputs
     rows, omega = _compute_features(NativeCall(query, trunk=False), query)
     for i, (w, b) in enumerate(zip(query.weights, query.biases, strict=True)):
@@ -134,8 +147,15 @@ def _forward_cuda(query: Query) -> Tensor:
 
 
 class Gradients(NamedTuple):
-    """In the exact dtype. offsets: (5, D), of rho_w (2 rows), bias, and cell_w or phase (2 rows); rho_bias (2, heads).
-    skip: empty where it is not wanted. trunk: of all weights, then all biases."""
+    """Gradients of a chunk in the compute dtype.
+
+    Attributes:
+        maps: gradient of the feature maps.
+        skip: gradient of the skip field, empty if not needed.
+        offsets: (5, D), gradients of rho_w (2 rows), bias, and cell_w or phase (2 rows).
+        rho_bias: (2, heads).
+        trunk: gradients of all weights, then of all biases.
+    """
 
     maps: Tensor
     skip: Tensor
@@ -144,13 +164,13 @@ class Gradients(NamedTuple):
     trunk: list[Tensor]
 
     def add_(self, other: "Gradients") -> None:
-        """Adds those of another chunk."""
+        """Add the gradients of another chunk."""
         for total, part in zip((*self[:4], *self.trunk), (*other[:4], *other.trunk), strict=True):
             total += part
 
 
 def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
-    """Gradients of query.get_present_tensors(with_skip)."""
+    """Compute the gradients of query.get_present_tensors(with_skip)."""
     exact = query.compute_dtype
     total = None
     for first, stop, part in query.split_chunks():
@@ -168,9 +188,13 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
 
 
 def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
-    """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh.
+    """Return a bool tensor (B * Q,): whether a query has a valid corner for its features and for the skip field.
 
-    along: corner weights of the skip where they are known."""
+    Args:
+        query: the arguments of the op.
+        omega: (B * Q, 4), corner weights of the features.
+        skip_weights: corner weights of the skip field if known. They differ from omega with weighting "areas".
+    """
     valid = omega.sum(1) > 0
     if query.skip is not None and query.weighting == "areas":
         skip = query.make_skip_query()
@@ -203,7 +227,7 @@ def _backward_chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
 
 
 def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
-    """Of maps, offsets and rho_bias."""
+    """Compute the gradients of maps, offsets and rho_bias from the gradient of the rows."""
     maps, depth, heads = query.maps, query.depth, query.heads
     exact, module = grad_rows.dtype, native.get_module()
     shape = (maps.shape[0], *maps.shape[2:], maps.shape[1])
@@ -223,7 +247,7 @@ def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tup
 
 
 def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """Gradient of the rows, and of all weights, then all biases."""
+    """Compute the gradient of the rows, and the gradients of all weights, then of all biases."""
     sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
     grad_y, grad_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
@@ -235,7 +259,7 @@ def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Ten
 
 
 def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """The same from the rows and the gradient of what leaves the trunk."""
+    """Compute the same from the rows and the gradient of the trunk's output."""
     layers = zip(query.weights, query.biases, strict=True)
     trunk = [(w.detach().to(rows.dtype), b.detach().to(rows.dtype)) for w, b in layers]
     inputs = [rows]
@@ -252,7 +276,7 @@ def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tupl
 
 
 def _multiply_in_blocks(grad: Tensor, x: Tensor) -> Tensor:
-    """grad^T x, summed over blocks of rows in a fixed order."""
+    """Compute grad^T x, summed over blocks of rows in a fixed order."""
     total = None
     for g, part in zip(grad.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):
         total = g.T @ part if total is None else total.addmm_(g.T, part)

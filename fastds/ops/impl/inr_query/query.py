@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of the registered op by name, and what it refuses of them."""
+"""Arguments of the registered op inr_query by name, and their checks."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, 
 MAX_LAYERS = 8
 MAX_HEADS = 64
 MAX_POINTS = 1 << 40  # more than any memory holds
-CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
+CHUNK_ROWS = 1 << 18  # rows of the trunk in a chunk of the backward pass: 128 MiB of float32 for 128 channels
 
 
 class Query(NamedTuple):
-    """The arguments of torch.ops.fastds.inr_query, in the order of its schema; see fastds.ops.inr_query.
+    """Arguments of torch.ops.fastds.inr_query in the order of its schema: see fastds.ops.inr_query.
 
-    axes: GridSpec.numbers(), or [] where base and frac name the points. weighting: of the corners, "bilinear" or
-    "areas". wrap: rows, columns.
+    Attributes that differ from the public arguments: axes is GridSpec.numbers(), or [] if base and frac give the
+    points; weighting of the corners is "bilinear" or "areas"; wrap is a pair of bools for rows and columns.
     """
 
     maps: Tensor
@@ -49,51 +49,52 @@ class Query(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """Q, for each element of the batch."""
+        """Q, number of queries for each sample of the batch."""
         return self.axes[0] * self.axes[4] if self.axes else self.base.shape[1]
 
     @property
     def depth(self) -> int:
-        """D, the width of a corner's feature."""
+        """D, number of channels of a corner's feature."""
         if self.feature == "dot":
             return self.rho_w.shape[0]
         return count_channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
 
     @property
     def outputs(self) -> int:
-        """O."""
+        """O, number of output channels."""
         if self.feature == "dot":
             return self.maps.shape[1] // (self.depth + 1)
         return self.weights[-1].shape[0] if self.weights else self.depth
 
     @property
     def rows_per_query(self) -> int:
-        """Rows that enter the trunk."""
+        """Number of rows of each query that enter the trunk."""
         return 4 if self.ensemble == "late" else 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the kernel calculates in and all tensors but maps are handed over in."""
+        """Dtype of the computation, and of all tensors but maps in native calls."""
         return torch.float64 if self.maps.dtype == torch.float64 else torch.float32
 
     @property
     def is_empty(self) -> bool:
+        """True if there is no query."""
         return self.maps.shape[0] * self.queries == 0
 
-    # ---- tensors that get a gradient: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
+    # ---- differentiable tensors: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
 
     def get_differentiable(self) -> list[Tensor | None]:
-        """All of them, in this order."""
+        """Return all differentiable tensors in this order, None for absent ones."""
         single = (self.rho_w, self.cell_w, self.bias, self.rho_bias, self.phase, self.skip)
         return [self.maps, *self.weights, *self.biases, *single]
 
     def get_present_tensors(self, with_skip: bool) -> list[Tensor]:
-        """Those that are there, skip where it is asked for."""
+        """Return the differentiable tensors that are not None; skip only if with_skip."""
         tensors = self.get_differentiable()
         return [t for t in (tensors if with_skip else tensors[:-1]) if t is not None]
 
     def replace_tensors(self, tensors) -> "Query":
-        """The same with other get_differentiable() tensors."""
+        """Return the query with other tensors in the order of get_differentiable()."""
         count = len(self.weights)
         maps, *tensors = tensors
         weights, biases, single = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
@@ -102,7 +103,7 @@ class Query(NamedTuple):
         return self._replace(maps=maps, weights=list(weights), biases=list(biases), **changed)
 
     def replace_present_tensors(self, tensors, with_skip: bool) -> "Query":
-        """The same with other given() tensors."""
+        """Return the query with other tensors in the order of get_present_tensors(with_skip)."""
         tensors, old = iter(tensors), self.get_differentiable()
         last = len(old) - 1
         new = [t if t is None or (k == last and not with_skip) else next(tensors) for k, t in enumerate(old)]
@@ -111,7 +112,7 @@ class Query(NamedTuple):
     # ---- parts
 
     def split_chunks(self) -> Iterator[tuple[int, int, "Query"]]:
-        """(first query, one past the last, these queries): whole rows of a grid, or runs of points."""
+        """Yield (first query, last query + 1, the query for them) for chunks of whole grid rows or runs of points."""
         step = max(1, CHUNK_ROWS // max(1, self.maps.shape[0] * self.rows_per_query))
         if self.axes:
             columns = self.axes[4]
@@ -129,7 +130,7 @@ class Query(NamedTuple):
             yield first, stop, part
 
     def make_skip_query(self) -> "Query":
-        """The query that interpolates the skip and does nothing else, bilinearly whatever weighs the features."""
+        """Return the query that only interpolates the skip field, bilinearly for any weighting of the features."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
@@ -140,7 +141,7 @@ class Query(NamedTuple):
 
 
 def check(*args) -> None:
-    """Refuses what the op cannot take."""
+    """Check the arguments of the op: see Query."""
     query = Query(*args)
     maps = query.maps
     check_tensor("maps", maps, 4, DTYPES, None, "maps")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query in plain PyTorch: index arithmetic, gathers and matrix products; differentiable to any order.
+"""Reference of inr_query in PyTorch by index arithmetic, gathers and matrix products; differentiable to any order.
 
-S1 locate and weigh the four corners -> S2 feature of each corner -> S3 ensemble -> S4 trunk -> S5 skip.
+The steps are: locate and weight the four corners, compute the feature of each corner, combine the corners (ensemble),
+apply the trunk, add the skip field.
 """
 
 import math
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastds.ops.impl.inr_query.points import Axis, GridSpec
 
-FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature
+FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature in csrc
 AFFINE = ("affine", "slope")
 ENSEMBLES = ("none", "late", "early_area", "early_attn")
 ACTIVATIONS = ("none", "relu")
@@ -24,7 +25,7 @@ def inr_query(
     maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
     heads, dk, act, weighting, wrap, out_dtype,
 ):  # fmt: skip
-    """See fastds.ops.inr_query; axes are GridSpec.numbers(), empty where base and frac name the points."""
+    """Compute fastds.ops.inr_query. axes: GridSpec.numbers(), or empty if base and frac give the points."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
     corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)
@@ -55,13 +56,21 @@ def inr_query(
 
 
 def count_channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
-    """(D, channels of maps that go into it): width of a corner's feature and its share of `total` map channels."""
+    """Count the channels of a corner's feature, D, and the channels of the maps that it is computed from.
+
+    Args:
+        feature: "affine", "slope", "fourier" or "dot".
+        ensemble: "none", "late", "early_area" or "early_attn".
+        total: number of map channels.
+        heads: number of heads of early_attn.
+        dk: key channels of each head of early_attn.
+    """
     used = total - (2 * heads * dk if ensemble == "early_attn" else 0)
     return used // {"fourier": 2, "slope": 3}.get(feature, 1), used
 
 
 def apply_trunk(x: Tensor, trunk) -> Tensor:
-    """x through linear layers with ReLU between them."""
+    """Apply linear layers with ReLU between them."""
     for i, (w, b) in enumerate(trunk):
         x = F.linear(x, w, b)
         x = F.relu(x) if i + 1 < len(trunk) else x
@@ -69,7 +78,7 @@ def apply_trunk(x: Tensor, trunk) -> Tensor:
 
 
 class Corners:
-    """The corners of every query: linear pixel index, weight (B, Q), offset rho (B, Q, 2), and whether any is valid."""
+    """Corners of all queries: pixel indices, weights (B, Q), offsets rho (B, Q, 2), and whether any corner is valid."""
 
     def __init__(self, base, frac, axes, maps, mask, wrap, nearest, weighting, dtype):
         batch, _, height, width = maps.shape
@@ -106,7 +115,7 @@ class Corners:
             self.weights = [w / torch.where(self.valid, total, 1) for w in kept]
 
     def gather(self, maps: Tensor, j: int) -> Tensor:
-        """(B, C, H, W) at corner j, (B, Q, C); zero where the mask says invalid."""
+        """Gather maps (B, C, H, W) at corner j as (B, Q, C), zero where the mask is False."""
         batch, depth, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, depth)
         first = height * width * torch.arange(batch, device=maps.device)[:, None]
@@ -115,7 +124,18 @@ class Corners:
 
 
 def _locate_corner(base: Tensor, t: Tensor, n: int, wrap: bool, a: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel of corner a on one axis, rho = 2 (u - pixel) with the pixel not wrapped, and the linear weight."""
+    """Locate corner a of a query on one axis.
+
+    Args:
+        base: floor of the index coordinate.
+        t: fraction.
+        n: pixels of the axis.
+        wrap: bool, whether the axis wraps around.
+        a: 0 or 1.
+
+    Returns:
+        pixel, rho = 2 (u - pixel) with the pixel before wrapping, and linear weight.
+    """
     weight = t if a else 1 - t
     if wrap:
         return torch.remainder(base + a, n), 2 * (t - a), weight
@@ -128,7 +148,7 @@ def _activate(x: Tensor, act: str) -> Tensor:
 
 
 def _compute_offset_terms(rho, rho_w, cell_w, bias, kappa):
-    """R rho + Lambda kappa + b, (B, Q, D) or None."""
+    """Compute R rho + Lambda kappa + b, (B, Q, D), or None if all three are absent."""
     terms = [] if rho_w is None else [rho @ rho_w.T]
     if cell_w is not None:
         terms.append(kappa @ cell_w.T)
