@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules around fastds.ops.deform_conv2d."""
+"""Layers around fastds.ops.deform_conv2d."""
 
 import math
 from numbers import Integral
@@ -23,13 +23,20 @@ def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int,
 
 
 class DeformConv2d(nn.Module):
-    """Deformable convolution with weights of its own; offset and mask are given by the caller.
+    """Deformable convolution with learned weights; the caller passes offsets and mask.
 
     Args:
-        in_channels, out_channels: C and O.
-        kernel_size, stride, padding, dilation: int or pair (rows, columns), in pixels.
-        groups: convolution groups; offset groups follow from the offset's channels.
-        bias: add a learned bias.
+        in_channels: int, C, divisible by groups.
+        out_channels: int, O, divisible by groups.
+        kernel_size: int or pair (rows, columns).
+        stride: int or pair, in pixels.
+        padding: int or pair, in pixels.
+        dilation: int or pair, in pixels.
+        groups: int, convolution groups. The number of offset groups follows from the channels of the offset.
+        bias: bool, add a learned bias.
+
+    Raises:
+        ValueError: an argument is invalid.
 
     Shapes: x (B, C, H, W), offset (B, 2*G*K, H', W') in pixels, mask (B, G*K, H', W') or None -> (B, O, H', W').
     """
@@ -60,14 +67,23 @@ class DeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kaiming-uniform weights and uniform bias, as torch.nn.Conv2d."""
+        """Initialize the weight Kaiming-uniform and the bias uniform, as torch.nn.Conv2d does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return fastds.ops.deform_conv2d of x with the layer's weights, at these offsets (pixels); mask None: 1."""
+        """Return fastds.ops.deform_conv2d of x with the layer's parameters.
+
+        Args:
+            x: (B, C, H, W).
+            offset: (B, 2*G*K, H', W'), pixels.
+            mask: (B, G*K, H', W'), or None for 1.
+
+        Returns:
+            (B, O, H', W').
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, offset, mask)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
@@ -81,20 +97,23 @@ class DeformConv2d(nn.Module):
 class GuidedDeformConv2d(nn.Module):
     """Modulated deformable convolution of x whose offsets and mask are a 3x3 convolution of a guide.
 
-    [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m)), size kept.
+    [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m))
 
-    The offset and mask convolution starts at zero, so the module starts as half an ordinary convolution plus bias.
-    In bfloat16 the learned offsets carry its rounding (0.4 % of a displacement); base_offset is added in float32.
+    The convolution for offsets and mask is initialized to zero, so that at first the layer is an ordinary convolution
+    times 1/2 (the mask), plus bias. In bfloat16 the learned offsets have its rounding error (0.4 % of a displacement);
+    base_offset is added in float32. On a GPU everything after the convolution for the offsets is one kernel.
 
     Args:
-        channels, out_channels: C of x and guide, and O.
-        offset_groups: G, channels c of x belong to offset group c // (C/G).
-        modulated: with mask (DCNv2); False leaves it out (DCNv1).
-        kernel_size: odd int, K = kernel_size^2.
+        channels: int, C, channels of x and guide.
+        out_channels: int, O.
+        offset_groups: int, G; channel c of x belongs to offset group c // (C/G).
+        modulated: bool, True: with mask (DCNv2), False: without (DCNv1).
+        kernel_size: int, odd; K = kernel_size^2.
 
-    Shapes: x and guide (B, C, H, W); base_offset (B, 2, H, W), (dy, dx) in pixels, added to the offset of every tap
-    of every group; act None or "leaky_relu", slope 0.1 -> (B, O, H, W). On a GPU everything after the offset
-    convolution is one Triton kernel.
+    Raises:
+        ValueError: an argument is invalid.
+
+    Shapes: x and guide (B, C, H, W), base_offset (B, 2, H, W) or None -> (B, O, H, W).
 
     Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
     """
@@ -119,17 +138,27 @@ class GuidedDeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W ~ U(+-1/sqrt(C*K)), bias and the whole offset convolution 0."""
+        """Initialize the weight uniformly within +-1/sqrt(C*K), the bias and the convolution for the offsets to 0."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, act: str | None = None) -> Tensor:
-        """Return the deformable convolution of x, its offsets and mask made from guide, both (B, C, H, W).
+        """Return the deformable convolution of x with offsets and mask computed from guide.
 
-        base_offset: (B, 2, H, W), pixels (dy, dx) that are added to every offset, such as an optical flow, or None.
-        act: None or "leaky_relu".
+        Args:
+            x: (B, C, H, W).
+            guide: (B, C, H, W).
+            base_offset: (B, 2, H, W), pixels (dy, dx) added to the offset of every tap and group, such as an optical
+                flow, or None.
+            act: None or "leaky_relu" with slope 0.1.
+
+        Returns:
+            (B, O, H, W).
+
+        Raises:
+            ValueError: another act, or another shape of base_offset.
         """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, guide, base_offset=base_offset, act=act)
@@ -142,8 +171,8 @@ class GuidedDeformConv2d(nn.Module):
             raw = self.conv_offset_mask(guide)
             options = (self.offset_groups, self.modulated, 0.1 if act else 1.0)
             return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
-        # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
-        # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
+        # Two convolutions instead of views of one result: both maps are then dense, and small enough that glibc does
+        # not map new pages for them in each call.
         split = 2 * self.offset_groups * self.kernel_size**2
         weight, bias = get_parameters(self.conv_offset_mask)
         offset = convolve(guide, weight[:split], bias[:split])
