@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of recurrent cells, each as one implicit GEMM on tensor cores whose epilogue is the cell's gates.
+"""Triton kernel for steps of recurrent cells: an implicit GEMM on tensor cores with the gates of the cell as epilogue.
 
-One program computes BLOCK_M pixels x BLOCK_N channels of the state, all gates of each: a product per gate shares every
-tile of the sources that is read, so the gates meet in registers and the pre-activations are written only where a
-gradient will need them. The weight is read as it is, (gates C, 3, 3, inputs) in memory: no interleaved copy. x and x2
-are two sources of one sum; each is padded to whole slabs of channels by masks. Bound by products: 18 gates (C1 + C2) C
-a pixel. Formulas have the names of csrc/gates and differ in the last lines of the kernel alone.
+One program computes BLOCK_M pixels x BLOCK_N channels of the state with all gates of each. The products of all gates
+share the tiles of the sources, so that the gates meet in registers. Pre-activations are written only if a gradient
+needs them. The weight is read in its own layout, (gates C, 3, 3, inputs) in memory. x and x2 are two sources of one
+sum; masks pad each to whole slabs of channels. The products bound the time: 18 gates (C1 + C2) C operations a pixel.
+Formulas have the names of csrc/gates and differ only in the last lines of the kernel.
 
-Layout: channel stride 1 in every map. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact
-to 1e-7 of its range. Bit for bit the same from run to run.
+All maps have channel stride 1. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact to 1e-7
+of its range. Results are deterministic.
 """
 
 import torch
@@ -30,7 +30,7 @@ def complete_gate(
     n, n_exists, exists, UNIT: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The pre-activation of a gate from its products: bias and residual added, written where it is kept."""
+    """Return the pre-activation of a gate: its products plus bias and residual. It is stored if KEEP."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + gate * C + n, mask=n_exists, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -124,30 +124,40 @@ GATES = {
 
 
 def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
-    """Tiles from the number of pixels, the wider source, the state, its gates and the dtype: nothing is timed at run
-    time.
+    """Select tiles from the shape, so that nothing is timed at run time.
 
-    Few pixels take small tiles to keep the multiprocessors busy; bench/gpu_rows/conv_lstm_cell.py times the neighbours.
+    Few pixels use small tiles, so that all multiprocessors have work. bench/gpu_rows/conv_lstm_cell.py times other
+    tiles.
+
+    Args:
+        points: number of pixels.
+        inputs: channels of the source with more of them.
+        channels: channels of the state.
+        gates: number of gates.
+        dtype: dtype of the sources.
     """
     pixels = 128 if points >= 128 * 256 else 64
     single = dtype == torch.float32
     slab = min(max(next_power_of_two(inputs), 16), 32 if single else 64)
-    most = (32 if gates > 2 else 64) // (2 if single else 1)  # accumulators of all gates stay in registers
+    most = (32 if gates > 2 else 64) // (2 if single else 1)  # the accumulators of all gates fit in registers
     return Tiles(pixels, min(max(next_power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
 def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
-    """One step; writes the results and, unless None, pre completely.
+    """Compute one step of a cell. It writes all results and, unless None, pre.
 
     Args:
-        formula: a key of GATES; option and slope: its numbers, of gru_update alone: whether z is the weight of h, and
-            the slope of gru_update_leaky.
-        convolution: (x, x2 or None, weight, bias or None, residual or None). x, x2: (B, C1, H, W), (B, C2, H, W).
-            weight: (gates C, C1 + C2, 3, 3) in channels_last memory, dtype of x. bias: (gates C,). residual: (B, gates
-            C, H, W), added to the convolution.
-        others: the other maps of the formula, (B, C, H, W), each in its own dtype. Channel stride 1 in every map.
-        results: (B, C, H, W) each; pre: (B, gates C, H, W), what the formula starts from, or None; dense channels_last.
-        wide: 64-bit addresses; None: where a tensor needs them. tiles: None: tiles_of.
+        formula: str, a key of GATES.
+        option: number for gru_update: whether z is the weight of h.
+        slope: number for gru_update_leaky: slope of leaky_relu.
+        convolution: (x, x2 or None, weight, bias or None, residual or None) with x (B, C1, H, W), x2 (B, C2, H, W),
+            weight (gates C, C1 + C2, 3, 3) in channels_last memory and the dtype of x, bias (gates C,), residual (B,
+            gates C, H, W).
+        others: other inputs of the formula, (B, C, H, W), each in its dtype. All maps have channel stride 1.
+        results: outputs of the formula, (B, C, H, W), dense channels_last.
+        pre: output for the pre-activations, (B, gates C, H, W), dense channels_last, or None.
+        wide: bool, use 64-bit addresses. None: if a tensor needs them.
+        tiles: Tiles. None: those of select_tiles.
     """
     if results[0].numel() == 0:
         return

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated deformable convolution on tensor cores: implicit GEMM whose left side is gathered on the fly.
+"""Triton kernel for modulated deformable convolution: an implicit GEMM on tensor cores with gathered samples.
 
-One program computes BLOCK_M output pixels x BLOCK_N outputs of one convolution group. Per tap it reads each offset and
-mask value once per (pixel, offset group), gathers four corners of SEGMENTS x CHANNELS input channels as vectors
-through the L1 cache (neighbouring taps read the same pixels), blends them in float32 and multiplies them by the weights
-of the tap, accumulating in float32. Nothing of the size of the column matrix is ever in memory. Bound by the gather:
-4 K corner reads per pixel and channel from L1 and L2.
+One program computes BLOCK_M output pixels x BLOCK_N outputs of one convolution group. For each tap it reads the offsets
+and mask once for each pixel and offset group. It gathers the four corners of SEGMENTS x CHANNELS input channels as
+vectors through the L1 cache (neighbouring taps read the same pixels), blends them in float32 and multiplies them by the
+weights of the tap, with float32 accumulators. The column matrix is never stored. The gather bounds the time: 4 K reads
+of a corner for each pixel and channel.
 
-Channels go in segments: gcd(C/groups, C/offset groups) neighbouring channels, which share one offset group and one
-convolution group whatever the two groupings are; CHANNELS is the power of two that holds a segment or a part of it.
-Layout: channel stride 1 in every map, as in csrc/deform_conv2d/params.h; weight dense as (O, k_h, k_w, C/groups).
-Positions and all sums are in float32. Bit for bit the same from run to run.
+A segment has gcd(C/groups, C/offset groups) neighbouring channels, which belong to one offset group and one convolution
+group. CHANNELS is a power of two that holds a segment or a part of it. All maps have channel stride 1, as in
+csrc/deform_conv2d/params.h; the weight is dense as (O, k_h, k_w, C/groups). Positions and sums are float32. Results are
+deterministic.
 """
 
 import math
@@ -25,7 +25,7 @@ from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, need
 
 @triton.jit
 def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """BLOCK output pixels from `first` on: flat index, image, row, column and whether they exist."""
+    """Return flat index, image, row, column of BLOCK output pixels from `first` on, and whether they exist."""
     p = (first.to(tl.int64) if WIDE else first) + tl.arange(0, BLOCK)
     column = p % w_out
     rest = p // w_out
@@ -34,7 +34,9 @@ def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.cons
 
 @triton.jit
 def index_channels(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, end):
-    """Channels (SEGMENTS, CHANNELS) of part `part` of the segments from `segment` on, and whether they exist."""
+    """Return the channels (SEGMENTS, CHANNELS) of part `part` of the segments from `segment` on, and whether they
+    exist.
+    """
     s = segment + tl.arange(0, SEGMENTS)
     inner = part * CHANNELS + tl.arange(0, CHANNELS)
     channel = s[:, None] * SEGMENT + inner[None, :]
@@ -48,9 +50,11 @@ def index_channels(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr,
 def load_offsets(
     offset_ptr, mask_ptr, at_offset, at_mask, at_tap, valid, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr
 ):  # fmt: skip
-    """Displacements and mask factor, float32 (BLOCK, SEGMENTS), of the tap at_tap = g*K + k of each offset group."""
+    """Load displacements and mask factors, float32 (BLOCK, SEGMENTS), of the tap at_tap = g*K + k of each offset
+    group.
+    """
     at = at_offset[:, None] + 2 * at_tap[None, :]
-    pair = at[:, :, None] + tl.arange(0, 2)[None, None, :]  # one load for both
+    pair = at[:, :, None] + tl.arange(0, 2)[None, None, :]  # one load for dy and dx
     dy, dx = tl.split(tl.load(offset_ptr + pair, mask=valid[:, :, None], other=0.0).to(tl.float32))
     if HAS_MASK:
         m = tl.load(mask_ptr + at_mask[:, None] + at_tap[None, :], mask=valid, other=0.0).to(tl.float32)
@@ -63,9 +67,9 @@ def load_offsets(
 
 @triton.jit
 def locate_cell(y, x, valid, height, width, WIDE: tl.constexpr):
-    """The cell around a position: its first row and column, the fractions, and which rows and columns exist.
+    """Return the cell around a position: first row and column, fractions, and which rows and columns exist.
 
-    Only positions inside (-1, H) x (-1, W) pass, written so that NaN fails; the others have no corner.
+    Positions outside (-1, H) x (-1, W) and NaN have no existing corner.
     """
     inside = valid & (y > -1.0) & (y < height) & (x > -1.0) & (x < width)
     y = tl.where(inside, y, 0.0)
@@ -86,7 +90,7 @@ def locate_cell(y, x, valid, height, width, WIDE: tl.constexpr):
 
 @triton.jit
 def load_corner(x_ptr, at, exists, channel, present):
-    """Values (BLOCK, SEGMENTS, CHANNELS) of one corner in float32, 0 where it lies outside."""
+    """Load one corner, float32 (BLOCK, SEGMENTS, CHANNELS), 0 outside the image."""
     exists = exists[:, :, None] & present[None, :, :]
     at = at[:, :, None] + channel[None, :, :]
     return tl.load(x_ptr + at, mask=exists, other=0.0, cache_modifier=".ca").to(tl.float32)
@@ -94,7 +98,7 @@ def load_corner(x_ptr, at, exists, channel, present):
 
 @triton.jit
 def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, width, x_h, x_w, WIDE: tl.constexpr):
-    """mask * S(x) of a slab of channels, (BLOCK, SEGMENTS * CHANNELS) in the dtype of x."""
+    """Return mask * S(x) of a slab of channels, (BLOCK, SEGMENTS * CHANNELS) in the dtype of x."""
     y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, valid, height, width, WIDE)
     at = image[:, None] + y0 * x_h + x0 * x_w
     upper = m * (1.0 - ly)
@@ -108,7 +112,9 @@ def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, widt
 
 @triton.jit
 def load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.constexpr):
-    """The displacement (dy, dx) common to all taps of a pixel, from a dense (B, 2, H', W') float32 map; else 0."""
+    """Load the displacement (dy, dx) of all taps of a pixel from a contiguous (B, 2, H', W') float32 map, or return
+    0.
+    """
     if HAS_BASE:
         at = (image * 2 * h_out + row) * w_out + column
         dy = tl.load(base_ptr + at, mask=valid, other=0.0)
@@ -125,8 +131,11 @@ def locate_pixels(
     OFFSET_UNIT: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, HAS_BASE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Output pixels from `first` on: number, image, row and column of the tap (0, 0) in the input, whether they exist,
-    the common displacement, and where their offsets and mask begin."""
+    """Locate the output pixels from `first` on.
+
+    Returns flat index, image, row and column of tap (0, 0) in the input, whether the pixel exists, the base offset, and
+    the positions of its offsets and mask.
+    """
     p, image, row, column, valid = index_pixels(first, points, h_out, w_out, BLOCK, WIDE)
     base_y, base_x = load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
     at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
@@ -181,7 +190,7 @@ def _forward_kernel(
         v = sample_channels(
             x_ptr, image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
         )  # fmt: skip
-        # The weights' rows in one dimension, so that the compiler sees their vectors.
+        # Index the weight's rows in one dimension, so that the compiler vectorizes the loads.
         within = part * CHANNELS + inner % CHANNELS
         c = (segment + inner // CHANNELS) * SEGMENT + within
         c_exists = segment + inner // CHANNELS < COUNT
@@ -199,7 +208,7 @@ def _forward_kernel(
 
 
 class Problem(NamedTuple):
-    """What the kernels know of one call besides the tensors."""
+    """Sizes of a call, apart from those of the tensors."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -210,21 +219,31 @@ class Problem(NamedTuple):
 
 
 def select_slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
-    """(SEGMENTS, CHANNELS) of one product, between 16 and `slab` channels (holes included where segments are odd)."""
-    if segment % 8:  # an address of 8 bytes for each element: less of them at once
+    """Select (SEGMENTS, CHANNELS) of one product, 16 to `slab` channels including padding.
+
+    Args:
+        segment: channels of a segment.
+        count: number of segments.
+        slab: largest number of channels.
+    """
+    if segment % 8:  # loads are not vectorized, and each element needs an address in registers
         slab = min(slab, 32)
     channels = min(next_power_of_two(segment), slab)
     return max(min(next_power_of_two(count), slab // channels), 16 // channels, 1), channels
 
 
 def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the forward pass from the number of output pixels, the outputs of one group and the dtype.
+    """Select tiles of the forward pass from the shape, so that nothing is timed at run time.
 
-    A pure function, so that nothing is timed at run time and a capture needs no care. By machine code for sm_90: 64
-    pixels on 8 warps take 52 instructions a tap and pixel and leave 16 warps on a multiprocessor to wait for gathers,
-    where 128 take 58 and leave 8; a second stage takes more, and in Triton 3.6 its gathers go past L1. Few pixels take
-    half the tile to keep 132 multiprocessors busy, float32 half the slab and warps, for its registers.
-    bench/gpu_rows/deform_conv2d.py times the neighbours.
+    On sm_90 64 pixels on 8 warps need fewer instructions for each tap and pixel than 128 pixels, and leave more warps
+    to hide the latency of gathers. A second stage needs more instructions, and in Triton 3.6 its gathers bypass L1. Few
+    pixels use half of the tile, so that all 132 multiprocessors have work. float32 uses half of the slab and of the
+    warps because of its registers. bench/gpu_rows/deform_conv2d.py times other tiles.
+
+    Args:
+        points: number of output pixels.
+        outputs: outputs of one group.
+        dtype: dtype of the input.
     """
     pixels, single = 64 if points >= 64 * 128 else 32, dtype == torch.float32
     warps = 8 if pixels == 64 and not single else 4
@@ -234,17 +253,21 @@ def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles
 def launch_forward(
     x, offset, mask, weight, bias, y, problem, *, base=None, sigmoid=False, slope=None, wide=None, tiles=None
 ):
-    """y = act(deform_conv2d(x, offset + base, weight, bias, mask)), written completely.
+    """Write y = act(deform_conv2d(x, offset + base, weight, bias, mask)).
 
     Args:
-        x: (B, C, H, W); offset: (B, 2GK, H', W'); mask: (B, GK, H', W') or None; channel stride 1 in each. Offset and
-            mask may be slices of one map, and with sigmoid=True mask holds what a sigmoid is yet to be taken of.
-        weight: (O, C/groups, k_h, k_w) in channels_last memory; bias: (O,) or None.
-        y: (B, O, H', W') dense channels_last.
-        problem: kernel, stride, padding, dilation, groups and offset groups.
+        x: (B, C, H, W), channel stride 1, as offset and mask.
+        offset: (B, 2GK, H', W').
+        mask: (B, GK, H', W') or None. Offset and mask may be slices of one map.
+        weight: (O, C/groups, k_h, k_w) in channels_last memory.
+        bias: (O,) or None.
+        y: (B, O, H', W'), dense channels_last.
+        problem: Problem.
         base: (B, 2, H', W') float32 contiguous, (dy, dx) in pixels added to every offset, or None.
-        slope: of a leaky ReLU at the end, or None.
-        wide: 64-bit addresses; None: where a tensor needs them. tiles: None: forward_tiles.
+        sigmoid: bool, whether the mask holds logits.
+        slope: slope of a final leaky ReLU, or None.
+        wide: bool, use 64-bit addresses. None: if a tensor needs them.
+        tiles: Tiles. None: those of select_forward_tiles.
     """
     if y.numel() == 0:
         return

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of modulated deformable convolution: one kernel for the maps, one for the weight.
+"""Triton kernels for the gradients of modulated deformable convolution: one for the maps, one for the weight.
 
-Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. Per tap it multiplies grad_y by the
-weights (the gradient of the sampled values, never in memory as a whole), gathers the four corners once more and sums
-over all channels of an offset group, so that grad_offset and grad_mask are written once, without atomics. grad_x is
-scattered by float32 atomic additions: the only sum whose order, and last bits, change from run to run.
+Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. For each tap it multiplies grad_y by
+the weights, which gives the gradient of the sampled values, gathers the four corners again and sums over all channels
+of an offset group. grad_offset and grad_mask are thus written once, without atomics. grad_x is scattered by float32
+atomic additions, the only sum whose last bits vary between runs.
 
-Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed share of the pixels, gathers the
-samples as the forward pass does and multiplies them by grad_y. The shares' sums are then added in order.
+Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed range of pixels. It gathers the
+samples as the forward pass does and multiplies them by grad_y. The partial sums of the ranges are then added in order.
 """
 
 import math
@@ -31,7 +31,7 @@ from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64
 
 @triton.jit
 def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
-    """grad_x += weight * grad at one corner."""
+    """Add weight * grad to grad_x at one corner."""
     exists = exists[:, :, None] & present[None, :, :]
     at = at[:, :, None] + channel[None, :, :]
     tl.atomic_add(grad_x_ptr + at, weight[:, :, None] * grad, mask=exists, sem="relaxed")
@@ -41,7 +41,7 @@ def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
 def _scatter_corners(
     grad_x_ptr, at, row_step, column_step, top, bottom, left, right, m, ly, lx, channel, present, grad
 ):  # fmt: skip
-    """grad_x += the bilinear weights of the four corners times grad."""
+    """Add the bilinear weights of the four corners times grad to grad_x."""
     upper = m * (1.0 - ly)
     lower = m * ly
     _scatter(grad_x_ptr, at, top & left, channel, present, upper * (1.0 - lx), grad)
@@ -89,7 +89,7 @@ def _maps_kernel(
     within = lane_c[:, None] + tl.arange(0, EIGHT)[None, :]
     inner = tl.arange(0, SEGMENTS * CHANNELS)
     ONE_BLOCK: tl.constexpr = C_GROUP == C and OUTPUTS <= BLOCK_N
-    if ONE_BLOCK:  # the same for all taps
+    if ONE_BLOCK:  # grad_y is the same for all taps
         o = tl.arange(0, BLOCK_N)
         exists = valid[:, None] & (o < OUTPUTS)[None, :]
         kept = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
@@ -107,7 +107,7 @@ def _maps_kernel(
         d2 = tl.zeros((BLOCK_M, LANES), tl.float32)
         d3 = tl.zeros((BLOCK_M, LANES), tl.float32)
         for step in range(STEPS):
-            # Segment `step // PARTS` of each of the offset groups: its channels c and the outputs that read them.
+            # Channels c of segment `step // PARTS` of each offset group, and the outputs that read them.
             start = step // PARTS * SEGMENT + step % PARTS * CHANNELS
             c = (tl.program_id(2) * SEGMENTS + inner // CHANNELS) * C_OFFSET + start + inner % CHANNELS
             c_exists = c < C
@@ -143,7 +143,8 @@ def _maps_kernel(
                 d2 += tl.sum(grad * load_corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
                 d3 += tl.sum(grad * load_corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
             if WANT_X and EIGHT == 8:
-                # Four float32 values are one addition: halves of what a lane holds, so that nothing changes lanes.
+                # One instruction adds four float32 values. A lane's eight channels are split into halves, so that no
+                # value moves between lanes.
                 halves = tl.permute(tl.reshape(grad, (BLOCK_M, LANES, 2, 4)), (0, 1, 3, 2))
                 near, far = tl.split(halves)
                 four = (lane_g * C_OFFSET + start + lane_c)[:, None] + tl.arange(0, 4)[None, :]
@@ -178,7 +179,7 @@ def _maps_kernel(
             to = grad_offset_ptr + p[:, None] * grad_offset_p + 2 * at_tap[None, :]
             grad_dy = m * ((1.0 - lx) * (d2 - d0) + lx * (d3 - d1))
             grad_dx = m * ((1.0 - ly) * (d1 - d0) + ly * (d3 - d2))
-            inside = (top | bottom) & (left | right)  # else the gradient is 0, even where m is not finite
+            inside = (top | bottom) & (left | right)  # outside, the gradient is 0 even if m is not finite
             grad_dy = tl.where(inside, grad_dy, 0.0)
             grad_dx = tl.where(inside, grad_dx, 0.0)
             tl.store(to, grad_dy.to(grad_offset_ptr.dtype.element_ty), mask=known)
@@ -246,20 +247,24 @@ def _weight_kernel(
 
 
 def select_map_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
-    """Tiles of the gradients of the maps, and how many programs share the taps of a tile of pixels (0: one per tap)."""
+    """Select tiles of the gradients of the maps, and whether each tap has its own programs, as for few pixels."""
     slab = 32 if dtype == torch.float32 else 64
     pixels = 64 if points >= 64 * 256 else 32
     return Tiles(pixels, 64 if dtype != torch.float32 else 32, slab, 8 if pixels == 64 else 4, 1), points < 64 * 256
 
 
 def select_weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the gradient of the weight; `pixels` are those of one product. One stage, as forward_tiles says."""
-    pixels, warps = (32, 4) if dtype == torch.float32 else (64, 8)  # and as many channels of a slab
+    """Select tiles of the gradient of the weight; `pixels` are those of one product. One stage as in
+    select_forward_tiles.
+    """
+    pixels, warps = (
+        (32, 4) if dtype == torch.float32 else (64, 8)
+    )  # the slab has as many channels as a product has pixels
     return Tiles(pixels, min(max(next_power_of_two(outputs), 16), 64), pixels, warps, 1)
 
 
 def split_pixels(points: int, pixels: int) -> tuple[int, int]:
-    """(number, pixels each) of the shares whose sums make up the gradient of the weight; from the shape alone."""
+    """Return (number of ranges, pixels in each) for the partial sums of the weight gradient, from the shape alone."""
     each = math.ceil(points / min(32, math.ceil(points / (8 * pixels))))
     each = math.ceil(each / pixels) * pixels
     return math.ceil(points / each), each
@@ -282,13 +287,22 @@ def launch_maps(
     grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False, wide=None,
     tiles=None,
 ):  # fmt: skip
-    """Writes the gradients of the maps; None for one that is not wanted.
+    """Write the gradients of the maps, None for those not needed.
 
     Args:
-        grad_y: (B, O, H', W') dense channels_last; the other inputs as for launch_forward.
-        grad_x: (B, C, H, W) float32, dense channels_last, zero: the gradient is added.
-        grad_offset, grad_mask: as offset and mask, dense channels_last or the two parts of one such map; with
-            sigmoid=True grad_mask is the gradient of what the sigmoid is taken of.
+        grad_y: (B, O, H', W'), dense channels_last.
+        x: as in launch_forward; offset, mask, weight, problem, base, sigmoid, wide and tiles, too.
+        offset: see launch_forward.
+        mask: see launch_forward.
+        weight: see launch_forward.
+        grad_x: (B, C, H, W) float32, dense channels_last, to which the gradient is added, or None.
+        grad_offset: like offset, dense channels_last or a slice of one map with grad_mask, or None.
+        grad_mask: like mask, or None. With sigmoid=True it is the gradient of the logits.
+        problem: Problem.
+        base: see launch_forward.
+        sigmoid: see launch_forward.
+        wide: see launch_forward.
+        tiles: Tiles. None: those of select_map_tiles.
     """
     if grad_y.numel() == 0 or (grad_x is None and grad_offset is None and grad_mask is None):
         return
@@ -316,7 +330,7 @@ def launch_maps(
 def compute_weight_gradient(
     grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, wide=None, tiles=None
 ) -> torch.Tensor:
-    """The gradient of weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
+    """Return the gradient of the weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
     constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
     points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
     tiles = tiles or select_weight_tiles(constants["O_GROUP"], x.dtype)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of inr_query in one kernel: locate, gather, ensemble, every layer of the trunk on tensor cores, skip.
+"""Triton kernels for inr_query: locating, gathering, ensemble, trunk on tensor cores and skip in one kernel.
 
-One program takes BLOCK queries. Their features are gathered through the L1 cache and combined in float32; the tile
-stays in registers and shared memory from layer to layer (dtype of the maps between them, float32 accumulation), and
-only y is written. Weights come from L2 for every tile. A "late" ensemble runs the trunk for each of the four corners,
-which are rows of one product, and adds up its results; the rows are kept in parts of CHUNK channels, each of which is
-multiplied by the rows of the weights that it meets.
-Bit for bit the same from run to run, whatever the grouping of queries into calls that keep BLOCK.
+One program takes BLOCK queries. It gathers their features through the L1 cache and combines them in float32. The tile
+stays in registers and shared memory from layer to layer, in the dtype of the maps with float32 accumulators, and only y
+is written. Weights are read from L2 for every tile. With the ensemble "late" the trunk runs for each of the four
+corners, which are rows of one product, and the results are summed; the rows are kept in parts of CHUNK channels, each
+of which is multiplied by its rows of the weights.
+
+Results are deterministic, and do not depend on how queries are grouped into calls with the same BLOCK.
 """
 
 import math
@@ -19,18 +20,18 @@ from triton.runtime import driver
 
 from .device import on_device
 
-SUPPORTED_WIDTHS = (64, 128)  # D that have a kernel: a weight matrix of 256 x 256 does not fit beside its tile
-SUPPORTED_LATE_WIDTHS = (64, 128, 256)  # the same for the late ensemble, which takes matrices in parts
+SUPPORTED_WIDTHS = (64, 128)  # D: a weight matrix of 256 x 256 and its tile do not fit on the chip together
+SUPPORTED_LATE_WIDTHS = (64, 128, 256)  # D of the late ensemble, which reads matrices in parts
 MAX_OUTPUTS = 64
 
 
 @triton.jit
 def locate_on_grid(k, step, start, den):
-    """floor(u) and u - floor(u) of u = (start + step k) / den; 64-bit integers."""
+    """Return floor(u) and u - floor(u) of u = (start + step k) / den, computed in 64-bit integers."""
     numerator = start + step * k.to(tl.int64)
     base = numerator // den
-    base = tl.where(base * den > numerator, base - 1, base)  # floor, where // truncates
-    # Both are below 2^24 for any real grid: their float32 quotient is correct to rounding.
+    base = tl.where(base * den > numerator, base - 1, base)  # // truncates towards zero
+    # Both are below 2^24 for realistic grids, so that the float32 quotient is correctly rounded.
     return base.to(tl.int32), (numerator - base * den).to(tl.float32) / den.to(tl.float32)
 
 
@@ -39,7 +40,7 @@ def locate_query(
     q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x,
     GRID: tl.constexpr,
 ):  # fmt: skip
-    """Row and column of query q of an image, each as the pixel before it and the fraction of the way to the next."""
+    """Return row and column of query q of an image, each as the pixel before it and the fraction to the next pixel."""
     if GRID:
         i, t = locate_on_grid(q // columns, step_y, start_y, den_y)
         k, r = locate_on_grid(q % columns, step_x, start_x, den_x)
@@ -54,7 +55,7 @@ def locate_query(
 
 @triton.jit
 def locate_corner(base, frac, n, a, WRAP: tl.constexpr):
-    """Pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
+    """Return pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
     at = base + a
     weight = tl.where(a == 1, frac, 1.0 - frac)
     if WRAP:
@@ -73,12 +74,12 @@ def compute_feature(
     RELU: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     FIRST: tl.constexpr = 0, CHUNK: tl.constexpr = 0,
 ):  # fmt: skip
-    """act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or CHUNK channels of it from FIRST on."""
+    """Return act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or its CHUNK channels from FIRST on."""
     c = FIRST + tl.arange(0, CHUNK if CHUNK else D)
     h = tl.load(maps_ptr + at[:, None] + c[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     if HAS_BIAS:
         h += tl.load(bias_ptr + c)[None, :]
-    if HAS_CELL:  # again for every corner: kept, it would take as many registers as the features
+    if HAS_CELL:  # recomputed for each corner, because storing it would need as many registers as the features
         h += kappa_y[:, None] * tl.load(cell_w_ptr + c)[None, :]
         h += kappa_x[:, None] * tl.load(cell_w_ptr + D + c)[None, :]
     if HAS_RHO:
@@ -90,7 +91,7 @@ def compute_feature(
 @triton.jit
 def compute_logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constexpr, HEADS: tl.constexpr,
            DK: tl.constexpr, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """<q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
+    """Return <q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
     e = tl.arange(0, HEADS * DK)
     key = tl.load(maps_ptr + at[:, None] + D + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     result = tl.sum(tl.reshape(key * query, (key.shape[0], HEADS, DK)), axis=2) * SCALE
@@ -103,13 +104,14 @@ def compute_logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl
 
 @triton.jit
 def load_content(maps_ptr, at, valid, D: tl.constexpr, INNER: tl.constexpr):
+    """Load the content channels of a corner, which are averaged to the query of the attention."""
     e = tl.arange(0, INNER)
     return tl.load(maps_ptr + at[:, None] + D + INNER + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def scale_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
-    """h (BLOCK, D) times alpha (BLOCK, HEADS), each head on its own channels."""
+    """Return h (BLOCK, D) times alpha (BLOCK, HEADS), where each head scales its own channels."""
     split = tl.reshape(h, (h.shape[0], HEADS, D // HEADS)) * alpha[:, :, None]
     return tl.reshape(split, (h.shape[0], D))
 
@@ -118,10 +120,11 @@ def scale_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
 def apply_trunk(
     x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr
 ):
-    """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded).
+    """Apply the trunk: HIDDEN layers of width D with ReLU, then the last layer with OP outputs (padded).
 
-    Weights (layer, in, out), but the last (out, in): the assembler of CUDA 12.8 loses its addresses in shared memory
-    where it is (in, out), see lost_addresses in tests/gpuless/triton_rig.py."""
+    Weights are stored as (layer, in, out), but the last one as (out, in). With (in, out) the assembler of CUDA 12.8
+    generates wrong addresses in shared memory: see lost_addresses in tests/gpuless/triton_rig.py.
+    """
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     c = tl.arange(0, D)
     o = tl.arange(0, OP)
@@ -144,6 +147,7 @@ def _query_kernel(
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Compute y for the ensembles "early_area" and "early_attn"."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = p < total
     image = p // queries
@@ -179,7 +183,7 @@ def _query_kernel(
         l1 = compute_logits(maps_ptr, a1, query, ry0, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
         l2 = compute_logits(maps_ptr, a2, query, ry1, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
         l3 = compute_logits(maps_ptr, a3, query, ry1, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
-        # Corners of weight 0 take no part, in the maximum neither.
+        # Corners of weight 0 are excluded, also from the maximum.
         l0 = tl.where(w0[:, None] > 0, l0, -float("inf"))
         l1 = tl.where(w1[:, None] > 0, l1, -float("inf"))
         l2 = tl.where(w2[:, None] > 0, l2, -float("inf"))
@@ -239,7 +243,7 @@ def _late_kernel(
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q. As _query_kernel."""
+    """Compute y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q."""
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * BLOCK
     row = tl.arange(0, 4 * BLOCK)
@@ -292,10 +296,25 @@ def _late_kernel(
 
 
 class Query(NamedTuple):
-    """One call: maps (B, M, H, W) with channel stride 1, everything else dense float32, None where absent.
+    """Arguments of one call. maps has channel stride 1; all other tensors are contiguous float32, None if absent.
 
-    base, frac: (B or 1, Q, 2), or axes: GridSpec.numbers(). rho_w, cell_w: (2, D); rho_bias (2, heads); cell (B, 2) or
-    (B, Q, 2); skip (B, H, W, O). trunk: pairs (weight (out, in), bias), all hidden widths D.
+    Attributes:
+        maps: (B, M, H, W).
+        trunk: pairs (weight (out, in), bias); all hidden layers have the width D.
+        base: (B or 1, Q, 2) int32, or None with axes.
+        frac: (B or 1, Q, 2), or None with axes.
+        axes: GridSpec.numbers(), or [] with base and frac.
+        rho_w: (2, D).
+        cell_w: (2, D).
+        bias: (D,).
+        rho_bias: (2, heads).
+        cell: (B, 2) or (B, Q, 2).
+        skip: (B, H, W, O).
+        ensemble: "late", "early_area" or "early_attn".
+        heads: number of heads.
+        dk: key channels of each head.
+        relu: bool, activation of the features.
+        wrap: pair of bools for rows and columns.
     """
 
     maps: torch.Tensor
@@ -317,7 +336,17 @@ class Query(NamedTuple):
 
 
 def unsupported_reason(ensemble, width, widths, outputs, heads, dk, capability=None):
-    """Why no kernel can take a trunk of these widths behind features of `width`, or None; capability: of the GPU."""
+    """Return why no kernel can run a trunk, or None.
+
+    Args:
+        ensemble: "late", "early_area" or "early_attn".
+        width: D, channels of the features.
+        widths: outputs of each layer of the trunk.
+        outputs: outputs of the last layer.
+        heads: number of heads.
+        dk: key channels of each head.
+        capability: compute capability of the GPU, or None.
+    """
     known = SUPPORTED_LATE_WIDTHS if ensemble == "late" else SUPPORTED_WIDTHS
     if width not in known:
         return f"the fused kernel has D in {known}, got {width}"
@@ -336,7 +365,7 @@ def get_triton_version():
 
 
 def select_tile(width):
-    """Queries of a program and its warps: as many as leave the float32 tiles in registers."""
+    """Return the queries of a program and its warps: as many as keep the float32 tiles in registers."""
     rows = 64
     if driver.active.get_current_target().arch < 90:
         rows //= 2
@@ -344,14 +373,16 @@ def select_tile(width):
 
 
 def select_late_tile(width):
-    """Queries of a program of the late ensemble, channels of a part and warps: what registers hold without spills."""
+    """Return queries of a program, channels of a part and warps for the late ensemble: as many as do not spill
+    registers.
+    """
     if driver.active.get_current_target().arch < 90:
         return {64: (16, 64, 4), 128: (16, 128, 8), 256: (8, 128, 8)}[width]
     return 32, 64, 8
 
 
 def launch(call: Query, y: torch.Tensor) -> None:
-    """Writes y (B, Q, O) float32."""
+    """Write y (B, Q, O) float32."""
     maps, dtype = call.maps, call.maps.dtype
     batch, _, height, width = maps.shape
     queries, outputs, depth = y.shape[1], y.shape[2], call.trunk[0][0].shape[1]
@@ -369,7 +400,7 @@ def launch(call: Query, y: torch.Tensor) -> None:
         kernel, (block, chunk["CHUNK"], warps) = _late_kernel, select_late_tile(depth)
     else:
         block, warps = select_tile(depth)
-    filler = y  # stands for what is absent and never read
+    filler = y  # placeholder for absent tensors, which are not read
     attention = call.ensemble == "early_attn"
     with on_device(maps):
         kernel[(triton.cdiv(batch * queries, block),)](

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps twice as fine, bilinear, half-pixel centres: torch's kernel for channels_last takes ten times its bytes' time.
+"""Triton kernel for bilinear upsampling by 2 with half-pixel centres.
 
-A program makes some neighbouring pixels, all channels of each; the four pixels that each is made of come from the L1
-cache. Sums are in float32, rounded once. Bit for bit the same from run to run.
+A program computes some neighbouring pixels with all channels. The four input pixels of each come from the L1 cache.
+Sums are float32 and rounded once. Results are deterministic. torch's kernel for channels_last is far from the memory
+bandwidth.
 """
 
 import torch
@@ -11,12 +12,14 @@ import triton.language as tl
 
 from .device import needs_int64, next_power_of_two, on_device
 
-ELEMENTS = 1024  # of a program: 8 a thread
+ELEMENTS = 1024  # elements of a program: 8 for each thread
 
 
 @triton.jit
 def locate_near_and_far(fine, count):
-    """Of a fine row or column: the coarse one it lies in, of weight 3/4, and the next one, at a border the same."""
+    """Return, for a fine row or column, the coarse one that contains it (weight 3/4) and the next one, clamped at the
+    border.
+    """
     near = fine // 2
     far = near + 2 * (fine % 2) - 1
     return near, tl.minimum(tl.maximum(far, 0), count - 1)
@@ -38,7 +41,7 @@ def _upsample2_kernel(
     pixel = first * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (pixel < points)[:, None] & (channel < CHANNELS)[None, :]
-    column, row = pixel % (2 * width), pixel // (2 * width)  # rows of all maps one after another
+    column, row = pixel % (2 * width), pixel // (2 * width)  # rows of all images are numbered consecutively
     top = row // (2 * height) * height
     near_y, far_y = locate_near_and_far(row % (2 * height), height)
     near_x, far_x = locate_near_and_far(column, width)
@@ -52,7 +55,7 @@ def _upsample2_kernel(
 
 
 def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
-    """Writes out (B, C, 2 H, 2 W) completely from x (B, C, H, W), both channels_last without gaps."""
+    """Write out (B, C, 2 H, 2 W) from x (B, C, H, W), both dense channels_last."""
     if out.numel() == 0:
         return
     points, channels = out.shape[0] * out.shape[2] * out.shape[3], out.shape[1]
