@@ -49,11 +49,12 @@ def _cell_kernel(
     first_w, second_b, second_h, second_w, X_UNIT: tl.constexpr, X2_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
     FIRST_UNIT: tl.constexpr, SECOND_UNIT: tl.constexpr, INPUTS: tl.constexpr, INPUTS2: tl.constexpr, C: tl.constexpr,
     GATES: tl.constexpr, FORMULA: tl.constexpr, OPTION: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     TOTAL: tl.constexpr = INPUTS + INPUTS2
-    p, valid, image, row, column = index_program_pixels(points, height, width, WIDE, BLOCK_M)
+    p, valid, image, row, column = index_program_pixels(points, height, width, USE_INT64, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < C
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -143,7 +144,7 @@ def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: tor
     return Tiles(pixels, min(max(next_power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
-def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
+def launch(formula, option, slope, convolution, others, results, pre, *, use_int64=None, tiles=None):
     """Compute one step of a cell. It writes all results and, unless None, pre.
 
     Args:
@@ -156,7 +157,7 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
         others: other inputs of the formula, (B, C, H, W), each in its dtype. All maps have channel stride 1.
         results: outputs of the formula, (B, C, H, W), dense channels_last.
         pre: output for the pre-activations, (B, gates C, H, W), dense channels_last, or None.
-        wide: bool, use 64-bit addresses. None: if a tensor needs them.
+        use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
         tiles: Tiles. None: those of select_tiles.
     """
     if results[0].numel() == 0:
@@ -178,7 +179,8 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
             X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
             OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
-            PRECISION=get_dot_precision(x.dtype), WIDE=needs_int64(*maps, result, pre) if wide is None else wide,
+            PRECISION=get_dot_precision(x.dtype), USE_INT64=needs_int64(*maps, result,
+            pre) if use_int64 is None else use_int64,
             BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip

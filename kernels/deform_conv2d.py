@@ -24,9 +24,9 @@ from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, need
 
 
 @triton.jit
-def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, USE_INT64: tl.constexpr):
     """Return flat index, image, row, column of BLOCK output pixels from `first` on, and whether they exist."""
-    p = (first.to(tl.int64) if WIDE else first) + tl.arange(0, BLOCK)
+    p = (first.to(tl.int64) if USE_INT64 else first) + tl.arange(0, BLOCK)
     column = p % w_out
     rest = p // w_out
     return p, rest // h_out, rest % h_out, column, p < points
@@ -66,7 +66,7 @@ def load_offsets(
 
 
 @triton.jit
-def locate_cell(y, x, valid, height, width, WIDE: tl.constexpr):
+def locate_cell(y, x, valid, height, width, USE_INT64: tl.constexpr):
     """Return the cell around a position: first row and column, fractions, and which rows and columns exist.
 
     Positions outside (-1, H) x (-1, W) and NaN have no existing corner.
@@ -82,7 +82,7 @@ def locate_cell(y, x, valid, height, width, WIDE: tl.constexpr):
     bottom = inside & (y0 + 1 < height)
     left = x0 >= 0
     right = x0 + 1 < width
-    if WIDE:
+    if USE_INT64:
         y0 = y0.to(tl.int64)
         x0 = x0.to(tl.int64)
     return y0, x0, y - floor_y, x - floor_x, top, bottom, left, right
@@ -97,9 +97,9 @@ def load_corner(x_ptr, at, exists, channel, present):
 
 
 @triton.jit
-def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, width, x_h, x_w, WIDE: tl.constexpr):
+def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, width, x_h, x_w, USE_INT64: tl.constexpr):
     """Return mask * S(x) of a slab of channels, (BLOCK, SEGMENTS * CHANNELS) in the dtype of x."""
-    y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, valid, height, width, WIDE)
+    y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, valid, height, width, USE_INT64)
     at = image[:, None] + y0 * x_h + x0 * x_w
     upper = m * (1.0 - ly)
     lower = m * ly
@@ -129,14 +129,14 @@ def load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE
 def locate_pixels(
     first, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
     OFFSET_UNIT: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr, HAS_BASE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    PAD_W: tl.constexpr, HAS_BASE: tl.constexpr, BLOCK: tl.constexpr, USE_INT64: tl.constexpr,
 ):  # fmt: skip
     """Locate the output pixels from `first` on.
 
     Returns flat index, image, row and column of tap (0, 0) in the input, whether the pixel exists, the base offset, and
     the positions of its offsets and mask.
     """
-    p, image, row, column, valid = index_pixels(first, points, h_out, w_out, BLOCK, WIDE)
+    p, image, row, column, valid = index_pixels(first, points, h_out, w_out, BLOCK, USE_INT64)
     base_y, base_x = load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
     at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
     at_mask = image * mask_b + row * mask_h + column * mask_w
@@ -154,7 +154,7 @@ def _forward_kernel(
     tl.constexpr, O_GROUP: tl.constexpr,
     GROUPS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr,
     SIGMOID: tl.constexpr, HAS_BASE: tl.constexpr, HAS_BIAS: tl.constexpr, LEAKY: tl.constexpr, SLOPE: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     N_TILES: tl.constexpr = (O_GROUP + BLOCK_N - 1) // BLOCK_N
@@ -163,11 +163,11 @@ def _forward_kernel(
     SLABS: tl.constexpr = (COUNT + SEGMENTS - 1) // SEGMENTS * PARTS
     group = tl.program_id(1) // N_TILES
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
         first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
-        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, USE_INT64,
     )  # fmt: skip
     image = image * x_b * X_UNIT
     o = tl.program_id(1) % N_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -188,7 +188,7 @@ def _forward_kernel(
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
         v = sample_channels(
-            x_ptr, image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
+            x_ptr, image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, USE_INT64
         )  # fmt: skip
         # Index the weight's rows in one dimension, so that the compiler vectorizes the loads.
         within = part * CHANNELS + inner % CHANNELS
@@ -251,7 +251,7 @@ def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles
 
 
 def launch_forward(
-    x, offset, mask, weight, bias, y, problem, *, base=None, sigmoid=False, slope=None, wide=None, tiles=None
+    x, offset, mask, weight, bias, y, problem, *, base=None, sigmoid=False, slope=None, use_int64=None, tiles=None
 ):
     """Write y = act(deform_conv2d(x, offset + base, weight, bias, mask)).
 
@@ -266,7 +266,7 @@ def launch_forward(
         base: (B, 2, H', W') float32 contiguous, (dy, dx) in pixels added to every offset, or None.
         sigmoid: bool, whether the mask holds logits.
         slope: slope of a final leaky ReLU, or None.
-        wide: bool, use 64-bit addresses. None: if a tensor needs them.
+        use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
         tiles: Tiles. None: those of select_forward_tiles.
     """
     if y.numel() == 0:
@@ -278,7 +278,7 @@ def launch_forward(
     tiles = tiles or select_forward_tiles(points, outputs // problem.groups, x.dtype)
     segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
     grid = (triton.cdiv(points, tiles.pixels), problem.groups * triton.cdiv(outputs // problem.groups, tiles.outputs))
-    wide = needs_int64(x, offset, mask, y) if wide is None else wide
+    use_int64 = needs_int64(x, offset, mask, y) if use_int64 is None else use_int64
     with on_device(x):
         _forward_kernel[grid](
             x, offset, mask, base, weight, bias, y, points, *x.shape[2:], *y.shape[2:],
@@ -291,6 +291,6 @@ def launch_forward(
             SEGMENT=segment, HAS_MASK=mask is not None, SIGMOID=sigmoid, HAS_BASE=base is not None,
             HAS_BIAS=bias is not None, LEAKY=slope is not None, SLOPE=slope or 0.0,
             PRECISION=get_dot_precision(x.dtype),
-            WIDE=wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part,
+            USE_INT64=use_int64, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

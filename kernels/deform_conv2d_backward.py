@@ -61,7 +61,7 @@ def _maps_kernel(
     tl.constexpr, C_GROUP: tl.constexpr,
     O_GROUP: tl.constexpr, OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr,
     SIGMOID: tl.constexpr, HAS_BASE: tl.constexpr, WANT_X: tl.constexpr, WANT_OFFSET: tl.constexpr,
-    WANT_MASK: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TAPS_EACH: tl.constexpr,
+    WANT_MASK: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TAPS_EACH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     OFFSET_GROUPS: tl.constexpr = C // C_OFFSET
@@ -71,11 +71,11 @@ def _maps_kernel(
     PER_SEGMENT: tl.constexpr = CHANNELS // EIGHT
     LANES: tl.constexpr = SEGMENTS * PER_SEGMENT
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
         first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
-        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, USE_INT64,
     )  # fmt: skip
     at_grad_x = image * height * width
     image = image * x_b * X_UNIT
@@ -99,7 +99,7 @@ def _maps_kernel(
         dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, lane_known, HAS_MASK, SIGMOID)
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-        y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, lane_known, height, width, WIDE)
+        y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, lane_known, height, width, USE_INT64)
         at = image[:, None] + y0 * x_h + x0 * x_w
         at_grad = (at_grad_x[:, None] + y0 * width + x0) * C
         d0 = tl.zeros((BLOCK_M, LANES), tl.float32)  # sums over channels of gradient times corner
@@ -174,7 +174,7 @@ def _maps_kernel(
                 dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
                 y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
                 x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-                y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, known, height, width, WIDE)
+                y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, known, height, width, USE_INT64)
         if WANT_OFFSET:
             to = grad_offset_ptr + p[:, None] * grad_offset_p + 2 * at_tap[None, :]
             grad_dy = m * ((1.0 - lx) * (d2 - d0) + lx * (d3 - d1))
@@ -200,7 +200,7 @@ def _weight_kernel(
     STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, C_GROUP:
     tl.constexpr, O_GROUP: tl.constexpr,
     OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr,
-    HAS_BASE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_BASE: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     N_TILES: tl.constexpr = (O_GROUP + BLOCK_N - 1) // BLOCK_N
@@ -218,14 +218,14 @@ def _weight_kernel(
     o_exists = o < O_GROUP
     o += group * O_GROUP
     at_share = tl.program_id(2)
-    if WIDE:
+    if USE_INT64:
         at_share = at_share.to(tl.int64)
     first = at_share * share
     acc = tl.zeros((BLOCK_N, SEGMENTS * CHANNELS), tl.float32)
     for start in range(0, share, BLOCK_M):
         p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
             first + start, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
-            OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+            OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, USE_INT64,
         )  # fmt: skip
         known = valid[:, None] & exists
         dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
@@ -233,7 +233,7 @@ def _weight_kernel(
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
         at_image = image * x_b * X_UNIT
         v = sample_channels(
-            x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
+            x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, USE_INT64
         )  # fmt: skip
         at = p[:, None] * OUTPUTS + o[None, :]
         grad_y = tl.load(grad_y_ptr + at, mask=valid[:, None] & o_exists[None, :], other=0.0)
@@ -284,14 +284,15 @@ def _make_constants(x, weight, offset, mask, problem, base, sigmoid):
 
 
 def launch_maps(
-    grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False, wide=None,
+    grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False,
+    use_int64=None,
     tiles=None,
 ):  # fmt: skip
     """Write the gradients of the maps, None for those not needed.
 
     Args:
         grad_y: (B, O, H', W'), dense channels_last.
-        x: as in launch_forward; offset, mask, weight, problem, base, sigmoid, wide and tiles, too.
+        x: as in launch_forward; offset, mask, weight, problem, base, sigmoid, use_int64 and tiles, too.
         offset: see launch_forward.
         mask: see launch_forward.
         weight: see launch_forward.
@@ -301,7 +302,7 @@ def launch_maps(
         problem: Problem.
         base: see launch_forward.
         sigmoid: see launch_forward.
-        wide: see launch_forward.
+        use_int64: see launch_forward.
         tiles: Tiles. None: those of select_map_tiles.
     """
     if grad_y.numel() == 0 or (grad_x is None and grad_offset is None and grad_mask is None):
@@ -314,21 +315,21 @@ def launch_maps(
     segments, part = select_slab_shape(constants["SEGMENT"], problem.offset_groups, tiles.slab)
     blocks = triton.cdiv(problem.offset_groups, segments)
     grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(constants["TAPS"], taps_each), blocks)
-    wide = needs_int64(x, offset, mask, grad_y, grad_x) if wide is None else wide
+    use_int64 = needs_int64(x, offset, mask, grad_y, grad_x) if use_int64 is None else use_int64
     with on_device(x):
         _maps_kernel[grid](
             grad_y, x, offset, mask, base, weight, grad_x, grad_offset, grad_mask, points, *x.shape[2:],
             *grad_y.shape[2:], *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]),
             *get_strides(mask), get_strides(grad_offset)[2],
             get_strides(grad_mask)[2], C=x.shape[1], WANT_X=grad_x is not None, WANT_OFFSET=grad_offset is not None,
-            WANT_MASK=grad_mask is not None, WIDE=wide, TAPS_EACH=taps_each, BLOCK_M=tiles.pixels,
+            WANT_MASK=grad_mask is not None, USE_INT64=use_int64, TAPS_EACH=taps_each, BLOCK_M=tiles.pixels,
             BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages,
             **constants,
         )  # fmt: skip
 
 
 def compute_weight_gradient(
-    grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, wide=None, tiles=None
+    grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, use_int64=None, tiles=None
 ) -> torch.Tensor:
     """Return the gradient of the weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
     constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
@@ -340,12 +341,12 @@ def compute_weight_gradient(
     shares, each = split_pixels(points, tiles.pixels)
     sums = torch.empty(shares, weight.shape[0], taps, c_group, dtype=torch.float32, device=x.device)
     grid = (taps * slabs, problem.groups * triton.cdiv(constants["O_GROUP"], tiles.outputs), shares)
-    wide = needs_int64(x, offset, mask, grad_y, sums) if wide is None else wide
+    use_int64 = needs_int64(x, offset, mask, grad_y, sums) if use_int64 is None else use_int64
     with on_device(x):
         _weight_kernel[grid](
             grad_y, x, offset, mask, base, sums, points, each, *x.shape[2:], *grad_y.shape[2:],
             *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]), *get_strides(mask),
-            WIDE=wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
+            USE_INT64=use_int64, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
             SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages, **constants,
         )  # fmt: skip
         total = sums.sum(0) if shares > 1 else sums[0]

@@ -19,10 +19,10 @@ from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, need
 
 
 @triton.jit
-def index_program_pixels(points, height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr):
+def index_program_pixels(points, height, width, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr):
     """Return index, existence (index < points), image, row and column of the pixels of a program."""
     program = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         program = program.to(tl.int64)
     p = program * BLOCK_M + tl.arange(0, BLOCK_M)
     return p, p < points, p // width // height, p // width % height, p % width
@@ -105,11 +105,11 @@ def _convolution_kernel(
     RESIDUAL_UNIT: tl.constexpr, INPUTS: tl.constexpr, INPUTS2: tl.constexpr, TOTAL: tl.constexpr,
     OUTPUTS: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, R: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVE: tl.constexpr, SLOPE: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
+    PRECISION: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     """Compute out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out are sizes before the shuffle."""
     FINE: tl.constexpr = OUTPUTS // (R * R)  # channels after the shuffle
-    p, valid, image, row, column = index_program_pixels(points, h_out, w_out, WIDE, BLOCK_M)
+    p, valid, image, row, column = index_program_pixels(points, h_out, w_out, USE_INT64, BLOCK_M)
     # Outputs are ordered by sub-pixel, so that neighbours in a tile are neighbours in the memory of the result.
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < OUTPUTS
@@ -168,7 +168,7 @@ def select_tiles(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> 
     return Tiles(pixels, channels, slab, 8 if pixels * channels > 128 * 64 else 4, 3)
 
 
-def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros", slope=None, shuffle=1, wide=None,
+def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros", slope=None, shuffle=1, use_int64=None,
            tiles=None) -> None:  # fmt: skip
     """Write out = shuffle(act(conv([x; x2], weight) + bias + residual)), with padding k // 2.
 
@@ -184,7 +184,7 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
         padding_mode: str, a padding mode of fastds.ops.conv3x3.
         slope: slope for negative values, 0 for ReLU, or None without activation.
         shuffle: factor r of the pixel shuffle.
-        wide: bool, use 64-bit addresses. None: if a tensor needs them.
+        use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
         tiles: Tiles. None: those of select_tiles.
     """
     if out.numel() == 0:
@@ -205,6 +205,7 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
             TOTAL=weight.stride(3 if size > 1 else 0), OUTPUTS=outputs, SIZE=size, STRIDE=stride, PADDING=padding_mode,
             R=shuffle, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVE=slope is not None,
             SLOPE=0.0 if slope is None else slope, PRECISION=get_dot_precision(x.dtype),
-            WIDE=needs_int64(*maps, out) if wide is None else wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
+            USE_INT64=needs_int64(*maps, out) if use_int64 is None else use_int64, BLOCK_M=tiles.pixels,
+            BLOCK_N=tiles.outputs,
             SLAB=tiles.slab, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

@@ -32,11 +32,11 @@ def load_pixels(x_ptr, pixel, channel, inside, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _upsample2_kernel(
-    x_ptr, out_ptr, points, height, width, CHANNELS: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    x_ptr, out_ptr, points, height, width, CHANNELS: tl.constexpr, USE_INT64: tl.constexpr, PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     pixel = first * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -63,6 +63,6 @@ def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
     grid = (triton.cdiv(points, ELEMENTS // block), triton.cdiv(channels, block))
     with on_device(x):
         _upsample2_kernel[grid](
-            x, out, points, *x.shape[2:], CHANNELS=channels, WIDE=needs_int64(out), PIXELS=ELEMENTS // block,
+            x, out, points, *x.shape[2:], CHANNELS=channels, USE_INT64=needs_int64(out), PIXELS=ELEMENTS // block,
             BLOCK=block, num_warps=4,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64
 
 
 @triton.jit
-def index_tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
+def index_tile_pixels(height, width, TILE: tl.constexpr, USE_INT64: tl.constexpr):
     """Return first row and column of the program's tile, rows and columns of its pixels, and whether they are in the
     image.
     """
@@ -32,14 +32,14 @@ def index_tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
     row = first_row + i // TILE
     column = first_column + i % TILE
     inside = (row < height) & (column < width)
-    if WIDE:
+    if USE_INT64:
         row = row.to(tl.int64)
     return first_row, first_column, row, column, inside
 
 
 @triton.jit
 def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
-               BLOCK: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+               BLOCK: tl.constexpr, USE_INT64: tl.constexpr):  # fmt: skip
     """Return rows and columns of pixels start, start + 1, ... of the SPAN x SPAN around a tile, and whether they
     exist.
     """
@@ -47,7 +47,7 @@ def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.
     row = first_row + FIRST + j // SPAN
     column = first_column + FIRST + j % SPAN
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    if WIDE:
+    if USE_INT64:
         row = row.to(tl.int64)
     return row, column, inside
 
@@ -82,21 +82,21 @@ def store_map(ptr, value, row, column, inside, width, C: tl.constexpr, PADDED: t
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, height, width, q_b, q_h, q_w, k_b, k_h, k_w, v_b, v_h, v_w,
     Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr, C: tl.constexpr,
-    PADDED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     FIRST: tl.constexpr = -(WINDOW // 2)
     SPAN: tl.constexpr = TILE + WINDOW - 1
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     top = tl.full((TILE * TILE,), -1e30, tl.float32)
     total = tl.zeros((TILE * TILE,), tl.float32)
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
         other_row, other_column, exists = index_block_pixels(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
@@ -117,12 +117,12 @@ def _forward_kernel(
 
 @triton.jit
 def _inner_kernel(
-    grad_y_ptr, y_ptr, inner_ptr, pixels, C: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr,
+    grad_y_ptr, y_ptr, inner_ptr, pixels, C: tl.constexpr, PADDED: tl.constexpr, USE_INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute grad_y . y of each pixel; both are dense channels_last."""
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     p = first * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, PADDED)
@@ -138,7 +138,7 @@ def _query_kernel(
     grad_y_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, inner_ptr, grad_q_ptr, height, width, g_b, g_h, g_w, q_b, q_h, q_w,
     k_b, k_h, k_w, v_b, v_h, v_w,
     G_UNIT: tl.constexpr, Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr,
-    C: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    C: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute grad_q_p = sum_d P (g_p . v - inner_p) k with P = exp(logit - lse_p)."""
@@ -147,7 +147,7 @@ def _query_kernel(
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     g = load_map(grad_y_ptr + image * g_b * G_UNIT, row, column, inside, g_h * G_UNIT, g_w * G_UNIT, C, PADDED)
     image *= height * width
@@ -156,7 +156,7 @@ def _query_kernel(
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
         other_row, other_column, exists = index_block_pixels(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
@@ -175,7 +175,7 @@ def _key_kernel(
     q_b, q_h, q_w, k_b, k_h, k_w, v_b, v_h, v_w,
     G_UNIT: tl.constexpr, Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr,
     C: tl.constexpr, PADDED: tl.constexpr, WANT_K: tl.constexpr, WANT_V: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    USE_INT64: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute grad_k = sum P (g . v - inner) q and grad_v = sum P g over the queries whose window contains the key."""
     FIRST: tl.constexpr = WINDOW // 2 + 1 - WINDOW
@@ -183,7 +183,7 @@ def _key_kernel(
     image = tl.program_id(1).to(tl.int64)
     q_ptr += image * q_b * Q_UNIT
     grad_y_ptr += image * g_b * G_UNIT
-    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     k = load_map(k_ptr + image * k_b * K_UNIT, row, column, inside, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
     v = load_map(v_ptr + image * v_b * V_UNIT, row, column, inside, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
     image *= height * width
@@ -191,7 +191,7 @@ def _key_kernel(
     acc_v = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
         other_row, other_column, exists = index_block_pixels(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         q = load_map(q_ptr, other_row, other_column, exists, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
         g = load_map(grad_y_ptr, other_row, other_column, exists, g_h * G_UNIT, g_w * G_UNIT, C, PADDED)
@@ -234,19 +234,19 @@ def select_tiles(dtype: torch.dtype) -> Tiles:
     return Tiles(8, 32, 4, 1) if dtype == torch.float32 else Tiles(8, 64, 4, 2)
 
 
-def _make_constants(maps, window, wide, tiles):
+def _make_constants(maps, window, use_int64, tiles):
     """Return the grid and the constants that all kernels share."""
     batch, channels, height, width = maps[0].shape
     tiles = tiles or select_tiles(maps[0].dtype)
     constants = {
         "WINDOW": window, "C": channels, "PADDED": max(16, next_power_of_two(channels)),
-        "PRECISION": get_dot_precision(maps[0].dtype), "WIDE": needs_int64(*maps) if wide is None else wide,
+        "PRECISION": get_dot_precision(maps[0].dtype), "WIDE": needs_int64(*maps) if use_int64 is None else use_int64,
         "TILE": tiles.side, "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return (triton.cdiv(height, tiles.side) * triton.cdiv(width, tiles.side), batch), constants
 
 
-def launch_forward(q, k, v, y, lse, window, *, wide=None, tiles=None):
+def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
     """Write y, the attention, and lse, the logarithm of the sum of exponentials of the logits.
 
     Args:
@@ -256,12 +256,12 @@ def launch_forward(q, k, v, y, lse, window, *, wide=None, tiles=None):
         y: (B, C, H, W), dense channels_last.
         lse: (B, H, W) float32, contiguous.
         window: pixels.
-        wide: bool, use 64-bit addresses within an image. None: if a tensor needs them.
+        use_int64: bool, use 64-bit addresses within an image. None: if a tensor needs them.
         tiles: Tiles. None: those of select_tiles.
     """
     if y.numel() == 0:
         return
-    grid, constants = _make_constants((q, k, v, y), window, wide, tiles)
+    grid, constants = _make_constants((q, k, v, y), window, use_int64, tiles)
     units = [get_stride_unit(t) for t in (q, k, v)]
     steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in get_strides(t, unit)]
     with on_device(q):
@@ -270,7 +270,7 @@ def launch_forward(q, k, v, y, lse, window, *, wide=None, tiles=None):
         )
 
 
-def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, wide=None, tiles=None):
+def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, use_int64=None, tiles=None):
     """Write the gradients of q, k and v, dense channels_last in their dtype; None for those not needed.
 
     Args:
@@ -284,13 +284,13 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
         grad_k: output or None.
         grad_v: output or None.
         window: pixels.
-        wide: see launch_forward.
+        use_int64: see launch_forward.
         tiles: see launch_forward.
     """
     if q.numel() == 0:
         return
     maps = (grad_y, q, k, v)
-    grid, constants = _make_constants((*maps, y), window, wide, tiles)
+    grid, constants = _make_constants((*maps, y), window, use_int64, tiles)
     units = [get_stride_unit(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     constants |= dict(zip(("G_UNIT", "Q_UNIT", "K_UNIT", "V_UNIT"), units, strict=True))

@@ -271,7 +271,7 @@ def test_what_cannot_be_repeated_is_refused(ask, native):
 def test_a_convolution_that_pays_but_for_the_call(native, monkeypatch):
     """What takes little less by the engine is left to torch, also where the op is recorded."""
     monkeypatch.setattr(costs, "_estimate_seconds", lambda *_: [0.99 * costs.MARGIN * 1e-4, 1e-4])
-    for rule in ("engine_pays", "op_pays"):  # past what they remember
+    for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
     monkeypatch.setattr(op, "_library_cache", {})
     model, x = Conv2d(8, 8, 5), torch.randn(2, 8, 12, 12)

@@ -75,7 +75,7 @@ def test_random_calls(seed):
     assert untouched(out)
     if seed % 4 == 0:  # 64-bit addresses give the same bits
         again = torch.empty_like(out)
-        kernels.launch(x, x2, weight, bias, residual, again, **options, wide=True)
+        kernels.launch(x, x2, weight, bias, residual, again, **options, use_int64=True)
         assert torch.equal(again, out)
 
 

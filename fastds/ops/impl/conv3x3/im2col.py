@@ -75,8 +75,8 @@ def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, 
     """
     (batch, _, height, width), channels = shape, weight.shape[1]
     grad_taps = (weight.to(dtype).flatten(1).t() @ rows).view(channels, 3, 3, batch, height, width)
-    wide = torch.promote_types(dtype, torch.float32)
-    full = grad_taps.new_zeros((channels, batch, height + 2, width + 2), dtype=wide)
+    sum_dtype = torch.promote_types(dtype, torch.float32)
+    full = grad_taps.new_zeros((channels, batch, height + 2, width + 2), dtype=sum_dtype)
     for i in range(3):
         for j in range(3):
             full[:, :, i : i + height, j : j + width] += grad_taps[:, i, j]

@@ -181,16 +181,16 @@ class ConvPointwiseOps:
         first, second = names.x, names.x2
         check_tensor(first, x, 4, DTYPES, None, first)
         exact, widest = (x.dtype,), torch.float64 if x.dtype == torch.float64 else torch.float32
-        wide = (x.dtype, widest)
+        with_float32 = (x.dtype, widest)
         if x2 is not None:
             check_tensor(second, x2, 4, exact, x.device, first)
-        check_tensor(names.weight, weight, 4, wide, x.device, first)
+        check_tensor(names.weight, weight, 4, with_float32, x.device, first)
         if bias is not None:
-            check_tensor(names.bias, bias, 1, wide, x.device, first)
+            check_tensor(names.bias, bias, 1, with_float32, x.device, first)
         if residual is not None:
             check_tensor(names.residual, residual, 4, exact, x.device, first)
         for spec, tensor in zip(self.others, others, strict=True):
-            check_tensor(spec.name, tensor, 4, wide if spec.wide else exact, x.device, first)
+            check_tensor(spec.name, tensor, 4, with_float32 if spec.allows_float32 else exact, x.device, first)
         self._check_shapes(x, x2, weight, bias, residual, others, names)
 
     def _check_shapes(self, x, x2, weight, bias, residual, others, names) -> None:
@@ -375,8 +375,13 @@ def select_engine(convolution: Convolution, others, algorithm: str) -> str | Non
         return None
     selector_options = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
     found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **selector_options)
-    wide = any(t.dtype == torch.float64 for t in others)
-    if found not in ENGINES or wide or x.shape[0] == 0 or not native.get_module().conv_gates_fits(inputs, outputs):
+    has_float64 = any(t.dtype == torch.float64 for t in others)
+    if (
+        found not in ENGINES
+        or has_float64
+        or x.shape[0] == 0
+        or not native.get_module().conv_gates_fits(inputs, outputs)
+    ):
         return None
     return found
 

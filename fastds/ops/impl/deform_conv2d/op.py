@@ -261,8 +261,8 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
             size = module.deform_conv2d_ordered_workspace(dims)
             workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
         elif grad_x is not None:  # atomic additions, in float32 or better
-            wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-            sums = grad_x.zero_() if grad_x.dtype == wide else torch.zeros_like(grad_x, dtype=wide)
+            sum_dtype = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            sums = grad_x.zero_() if grad_x.dtype == sum_dtype else torch.zeros_like(grad_x, dtype=sum_dtype)
         tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
         module.deform_conv2d_backward_samples_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
         if sums is not grad_x:

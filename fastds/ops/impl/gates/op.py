@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 LSTM_GATES = PointwiseOps(
-    PointwiseOp("lstm_gates", (Input("pre", 4), Input("c", wide=True)), (0, 1), reference.lstm_gates)
+    PointwiseOp("lstm_gates", (Input("pre", 4), Input("c", allows_float32=True)), (0, 1), reference.lstm_gates)
 )
 
 
@@ -48,7 +48,7 @@ def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 ST_LSTM_GATES = PointwiseOps(
-    PointwiseOp("st_lstm_gates", (Input("pre", 4), Input("c", wide=True)), (1, 0), reference.st_lstm_gates)
+    PointwiseOp("st_lstm_gates", (Input("pre", 4), Input("c", allows_float32=True)), (1, 0), reference.st_lstm_gates)
 )
 
 
@@ -82,7 +82,8 @@ def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 MEMORY_GATES = PointwiseOps(
     PointwiseOp(
-        "memory_gates", (Input("pre", 3), Input("c", wide=True)), (1,), reference.memory_gates, "str state_act",
+        "memory_gates", (Input("pre", 3), Input("c", allows_float32=True)), (1,), reference.memory_gates,
+        "str state_act",
         lambda state_act: check_choice("state_act", state_act, ("none", "tanh")),
         lambda state_act: ("_tanh" if state_act == "tanh" else "", 0.0, 0.0),
     )
@@ -119,7 +120,7 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
 
 OUTPUT_GATE = PointwiseOps(
     PointwiseOp(
-        "output_gate", (Input("pre"), Input("value", wide=True)), (0,), reference.output_gate, "str act",
+        "output_gate", (Input("pre"), Input("value", allows_float32=True)), (0,), reference.output_gate, "str act",
         lambda act: check_choice("act", act, ("sigmoid", "tanh")),
         lambda act: ("_tanh" if act == "tanh" else "", 0.0, 0.0),
     )

@@ -24,11 +24,11 @@ KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 @dataclass(frozen=True)
 class Input:
-    """One input tensor (B, gates * C, H, W); wide: it may be float32 if the others are 16-bit, as cell states are."""
+    """One input tensor (B, gates * C, H, W); allows_float32: it may be float32 if the others are 16-bit."""
 
     name: str
     gates: int = 1
-    wide: bool = False
+    allows_float32: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class PointwiseOp:
         """Check the input tensors."""
         first, main = tensors[0], self.inputs[0]
         check_tensor(main.name, first, 4, DTYPES, None, main.name)
-        exact, wide = (first.dtype,), (first.dtype, torch.float32)
+        exact, with_float32 = (first.dtype,), (first.dtype, torch.float32)
         for spec, tensor in zip(self.inputs[1:], tensors[1:], strict=True):
-            allowed = wide if spec.wide and first.dtype != torch.float64 else exact
+            allowed = with_float32 if spec.allows_float32 and first.dtype != torch.float64 else exact
             check_tensor(spec.name, tensor, 4, allowed, first.device, main.name)
         batch, packed, height, width = first.shape
         if packed % main.gates or packed == 0:

@@ -252,14 +252,14 @@ def _check_points(query: Query) -> None:
 def _check_fields(query: Query) -> None:
     cell, skip, mask = query.cell, query.skip, query.mask
     batch, _, height, width = query.maps.shape
-    device, wide = query.maps.device, (torch.float32, torch.float64)
+    device, allowed = query.maps.device, (torch.float32, torch.float64)
     if (query.cell_w is not None or query.phase is not None) and cell is None:
         raise ValueError("cell is None, but cell_w or phase needs it")
     if cell is not None:
-        check_tensor("cell", cell, (2, 3), wide, device, "maps")
+        check_tensor("cell", cell, (2, 3), allowed, device, "maps")
         check_shape("cell", cell, (batch, 2) if cell.dim() == 2 else (batch, query.queries, 2))
     if skip is not None:
-        check_tensor("skip", skip, 4, wide, device, "maps")
+        check_tensor("skip", skip, 4, allowed, device, "maps")
         check_shape("skip", skip, (batch, query.outputs, height, width))
     if mask is not None:
         check_tensor("mask", mask, 3, (torch.bool,), device, "maps")
