@@ -228,7 +228,17 @@ class BorderConv(Conv3x3):
         self.padding_mode = padding_mode
 
     def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1) -> Tensor:
-        """Return shuffle(act(conv(x) + bias + residual)): see Conv3x3."""
+        """Return shuffle(act(conv(x) + bias + residual)).
+
+        Args:
+            x: (B, C, H, W).
+            residual: (B, O, H, W), added before the activation, or None.
+            act: None, "relu" or "leaky_relu".
+            shuffle: int, r, factor of a final pixel shuffle; 1: none.
+
+        Returns:
+            (B, O/r^2, r*H, r*W), channels_last.
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, residual=residual, act=act, shuffle=shuffle)
         options = {"residual": residual, "act": act, "shuffle": shuffle, "padding_mode": self.padding_mode}

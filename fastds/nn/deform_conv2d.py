@@ -16,6 +16,7 @@ from fastds.ops.impl.deform_conv2d import guided as guided
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
+    """Return an int or a pair as a pair of ints, or raise ValueError if a value is below `least`."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")

@@ -45,7 +45,7 @@ def check_tensor(
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
-    """Raise ValueError unless the tensor has the expected shape."""
+    """Raise ValueError unless the tensor, the value of argument `name`, has the expected shape."""
     if tensor.shape != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
 
@@ -84,7 +84,7 @@ def check_dense(names, values) -> None:
 
 
 def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of those allowed."""
+    """Raise ValueError unless the value of argument `name` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 

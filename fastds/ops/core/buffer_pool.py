@@ -62,6 +62,7 @@ def _use_pool():
 
 
 def _is_pooled(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
+    """Return True if a map of this shape and dtype, on the device of `like`, should be allocated from the pool."""
     if getattr(_current, "pool", None) is None or torch.compiler.is_compiling():
         return False
     if math.prod(shape) * dtype.itemsize < MIN_POOLED_BYTES:

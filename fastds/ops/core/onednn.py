@@ -31,7 +31,16 @@ def _can_prepare(dtype: torch.dtype) -> bool:
 
 
 def prepare_filters(weight: Tensor, x: Tensor, padding, stride, dilation, groups: int) -> Tensor:
-    """Return the filters in the blocked layout that oneDNN reads for an input like x (B, C, H, W)."""
+    """Return the filters in the blocked layout that oneDNN reads.
+
+    Args:
+        weight: (O, C / groups, k, k), dtype of x.
+        x: (B, C, H, W), an input of the convolution.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape)
 
 
@@ -67,5 +76,15 @@ def get_cached_filters(
 
 
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, dilation, groups: int) -> Tensor:
-    """Convolve x with filters of prepare_filters."""
+    """Convolve x with reordered filters.
+
+    Args:
+        x: (B, C, H, W), input.
+        filters: result of prepare_filters.
+        bias: (O,) or None.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     return _CONVOLUTION(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

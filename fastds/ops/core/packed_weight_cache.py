@@ -25,6 +25,8 @@ Entry = tuple[Tensor, Tensor]  # copy of the weight, packed weight
 
 
 class _Cache(threading.local):
+    """Entries of the current thread and their total size in bytes."""
+
     def __init__(self):
         self.entries: OrderedDict[tuple, Entry] = OrderedDict()
         self.bytes: float = 0

@@ -111,6 +111,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope):
+    """Allocate the result of forward."""
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
@@ -137,6 +138,7 @@ def backward(grad_y, x, weight, x2, y, negative_slope, needs_grad):
 
 
 def _backward_native(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual on the native kernel, None for those not needed."""
     grad = library.backpropagate_epilogue(grad_y, y, negative_slope, 1)
     grad_x, grad_x2 = _compute_source_gradients(grad, x, weight, (needs_grad[0], needs_grad[3]))
     grad_weight = (
@@ -147,8 +149,10 @@ def _backward_native(grad_y, x, weight, x2, y, negative_slope, needs_grad):
 
 
 def _backward_library(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual by the library, None for those not needed."""
     return library.backward(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)
 
 
 def backward_fake(grad_y, x, weight, x2, y, negative_slope, needs_grad):
+    """Allocate the results of backward."""
     return conv3x3_kernels.backward_fake(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)

@@ -64,6 +64,7 @@ def is_op_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def _should_use_engine(direction: str, x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Return True if the engine should run one pass: "forward", "inference", "grad_x" or "grad_weight"."""
     return _apply_cost_rule(costs.is_engine_faster, direction, x, weight, groups)
 
 
@@ -171,6 +172,7 @@ def forward(x, weight, bias, groups):
 
 
 def forward_fake(x, weight, bias, groups):
+    """Allocate the result of forward."""
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
@@ -195,6 +197,7 @@ def backward(grad_y, x, weight, groups, needs_grad):
 
 
 def backward_fake(grad_y, x, weight, groups, needs_grad):
+    """Allocate the results of backward."""
     makers = (
         lambda: empty_map(x.shape, x.dtype, x),
         lambda: torch.empty(weight.shape, dtype=weight.dtype, device=x.device),

@@ -25,6 +25,7 @@ def _round_up(channels: int, to: int) -> int:
 
 
 def _winograd_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "winograd": see TERMS."""
     tiles, padded_outputs = batch * -(-height // 4) * -(-width // 4), _round_up(outputs, 16)
     weights = 36 * inputs * padded_outputs
     read = 36 * _round_up(inputs, 16) * tiles  # transforms process whole vectors of channels
@@ -32,6 +33,7 @@ def _winograd_terms(batch: int, inputs: int, outputs: int, height: int, width: i
 
 
 def _amx_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "amx": see TERMS."""
     row = min(width + 2, _round_up(width, 16))  # tiles that end with a row skip the two padded positions after it
     positions, padded_outputs = _round_up(batch * height * row, 32), _round_up(outputs, 16)
     # Tile steps for the channels of one pixel and of three neighbouring pixels: csrc/conv3x3/amx.h.
@@ -41,11 +43,13 @@ def _amx_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -
 
 
 def _product_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "product": see TERMS."""
     points = batch * height * width
     return 1, 9 * inputs * outputs, 9 * inputs * outputs * points, 9 * inputs * points, outputs * points
 
 
 def _direct_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
+    """Return the terms of "direct": see TERMS."""
     points, padded_outputs = batch * height * width, _round_up(outputs, 16)
     taken = 1.5 * inputs if inputs < 3 else _round_up(inputs, 4)  # oneDNN has kernels for one and two inputs
     weights, products = 9 * _round_up(inputs, 16) * padded_outputs, 9 * taken * padded_outputs * points
@@ -53,6 +57,7 @@ def _direct_terms(batch: int, inputs: int, outputs: int, height: int, width: int
 
 
 def _planes_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "planes": see TERMS."""
     points, few, many = batch * height * width, min(inputs, outputs), _round_up(max(inputs, outputs), 16)
     weights, run = 9 * inputs * outputs, batch * _round_up(height * (width + 2), 16)
     read = inputs * batch * height * (width + ROW_OVERHEAD_PIXELS)

@@ -84,6 +84,7 @@ def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, 
 
 
 def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> Tensor:
+    """Compute the gradient of the weight from the gradient of the result as a matrix (O, B H W)."""
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
     product = rows @ _unfold((x, x2), padding_mode, rows.dtype).t()
     return product.view(rows.shape[0], channels, 3, 3).to(dtype)

@@ -29,6 +29,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    """Allocate the result of forward."""
     batch, _, height, width = x.shape
     shape = (batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle)
     return empty_map(shape, out_dtype, x)
@@ -46,11 +47,13 @@ def grad_x(grad, weight, padding_mode, dtype, algorithm):
 
 
 def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place, amx):
+    """Compute the gradients of the sources on the engine: see winograd.grad_sources."""
     args = (grad, weight, padding_mode, shuffle, sign, slope, channels, dtype)
     return winograd.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place, amx)
 
 
 def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
+    """Allocate the result of grad_x."""
     batch, _, height, width = grad.shape
     return empty_map((batch, weight.shape[1], height, width), dtype, grad)
 
@@ -69,6 +72,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
 
 
 def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
+    """Allocate the result of grad_weight."""
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
     return torch.empty((grad.shape[1], channels, 3, 3), dtype=dtype, device=grad.device)
 
@@ -114,6 +118,7 @@ def backward(
 def _backward_engine(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2, in_place
 ):  # fmt: skip
+    """Compute the gradients of backward on the engine, None for those not needed."""
     grad, amx = to_channels_last(grad_y), algorithm == "amx"
     if amx:
         grad = grad.to(x.dtype)
@@ -141,6 +146,7 @@ def _backward_engine(
 
 
 def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, *added):
+    """Allocate the results of backward."""
     batch, _, height, width = x.shape
     device = x.device
 

@@ -334,6 +334,7 @@ def conv2d_backward(grad, x, weight, groups, needs_x, needs_weight):
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
+    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
     batch, _, height, width = grad.shape
     like = empty_map((batch, weight.shape[1], height, width), dtype, grad)
     return _compute_gradients(grad, like, weight, padding_mode, True, False)[0]
@@ -341,6 +342,7 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
+    """Compute the gradient of the weight from the gradient of the result without epilogue."""
     source = _concatenate(x, x2)
     like = torch.empty((1, 1, 1, 1), dtype=x.dtype, device=grad.device).expand(grad.shape[1], source.shape[1], 3, 3)
     return to_contiguous(_compute_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))

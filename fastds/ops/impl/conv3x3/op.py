@@ -157,6 +157,8 @@ def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
 
 
 class _Conv3x3(torch.autograd.Function):
+    """Autograd function of conv3x3."""
+
     @staticmethod
     def forward(ctx, run, *args):
         x, weight, _, x2, _, act, negative_slope, padding_mode, shuffle, _, algorithm = args
@@ -180,6 +182,7 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def _compute_fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual by conv3x3_backward, None for those not needed."""
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm)
     return compute_gradients(CONV3X3_BACKWARD, args, needs_grad, y is None and shuffle == 1)
 
@@ -230,10 +233,13 @@ def compute_differentiable_gradients(
 
 
 def _convolve(x, weight, x2, padding_mode, out_dtype, algorithm):
+    """Compute conv3x3 without bias and epilogue."""
     return CONV3X3.call_unchecked(x, weight, None, x2, None, "none", 0.0, padding_mode, 1, out_dtype, algorithm)
 
 
 class _GradX(torch.autograd.Function):
+    """Autograd function of conv3x3_grad_x."""
+
     @staticmethod
     def forward(ctx, run, grad, weight, padding_mode, dtype, algorithm):
         ctx.save_for_backward(grad, weight)
@@ -254,6 +260,8 @@ class _GradX(torch.autograd.Function):
 
 
 class _GradWeight(torch.autograd.Function):
+    """Autograd function of conv3x3_grad_weight."""
+
     @staticmethod
     def forward(ctx, run, grad, x, x2, padding_mode, dtype, algorithm):
         ctx.save_for_backward(grad, x, x2)

@@ -95,6 +95,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
 def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype) -> Tensor:
     # With zero padding the roles of input and gradient may be exchanged, so that the one with fewer channels is read
     # plane by plane.
+    """Compute the gradient of the weight for one source."""
     swapped = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
     few, many = (grad, as_nhwc(x)) if swapped else (x, as_nhwc(grad))
     (few, few_view), (many, many_view) = _describe_map(few), _describe_map(many)

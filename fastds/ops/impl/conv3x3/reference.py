@@ -122,6 +122,7 @@ def fold_rows(full: Tensor) -> Tensor:
 
 
 def _add_ends(inner, first, last, dim):
+    """Add `first` and `last` to the first and last slice of `inner` along `dim`."""
     if inner.shape[dim] == 1:
         return inner + first + last
     middle = inner.narrow(dim, 1, inner.shape[dim] - 2)

@@ -204,6 +204,7 @@ class BackwardImplementation:
 
 
 def _backward_candidate(grads: Results, saved: SavedTensors, options: Options):
+    """Compute `candidate` of BackwardImplementation by a native kernel."""
     result = empty_map(saved.z.shape, saved.z.dtype, saved.z)
     _run_formula("gru_candidate{}_gradient", options, result, grads.h, grads.n, saved.z, saved.n, result)
     return result
@@ -220,6 +221,7 @@ def _backward_gates(grad_reset, grads: Results, saved: SavedTensors, options: Op
 
 
 def _backward_convolution(*args):
+    """Compute `convolution` of BackwardImplementation by kernels; the sums overwrite the addends."""
     needs_grad = args[9]
     parts = iter(kernels.backward(*args, in_place=True))
     return [next(parts) if needed else None for needed in needs_grad]
@@ -236,6 +238,7 @@ def _sum_of_products(like, *pairs):
 
 
 def _differentiable_candidate(grads: Results, saved: SavedTensors, options: Options):
+    """Compute `candidate` of BackwardImplementation by differentiable operations."""
     dtype = saved.z.dtype
     grad, grad_n, z, n = _upcast(grads.h, grads.n, saved.z, saved.n)
     grad_n = _sum_of_products(z, (grad, 1 - z if options.keep == "z" else z), (grad_n, None))
@@ -245,6 +248,7 @@ def _differentiable_candidate(grads: Results, saved: SavedTensors, options: Opti
 
 
 def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, options: Options):
+    """Compute `gates` of BackwardImplementation by differentiable operations."""
     dtype, keeps_z = saved.z.dtype, options.keep == "z"
     grad_reset, grad, grad_z, grad_r = _upcast(grad_reset, grads.h, grads.z, grads.r)
     z, r, n, h = _upcast(saved.z, saved.r, saved.n, saved.h)
@@ -256,6 +260,7 @@ def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, optio
 
 
 def _differentiable_convolution(*args):
+    """Compute `convolution` of BackwardImplementation by differentiable operations."""
     *args, add_x, add_x2 = args
     found = list(compute_differentiable_gradients(*args))
     for k, addend in ((0, add_x), (3, add_x2)):
@@ -375,6 +380,8 @@ def _backward_fake(*args):
 
 
 def _make_backward(implementation: BackwardImplementation):
+    """Return the backward op's function for an implementation."""
+
     def run_backward(*args):
         return [g for g in _compute_gradients(implementation, *_split_backward(args)) if g is not None]
 
@@ -403,6 +410,7 @@ def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inp
 
 
 def _call_backward_op(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
+    """Call the backward op and return the gradients in the order of Inputs, None for those not needed."""
     found = iter(STEP_BACKWARD.call_unchecked(grad, *saved, *options, list(needs_grad)))
     return Inputs(*(next(found) if needed else None for needed in needs_grad))
 

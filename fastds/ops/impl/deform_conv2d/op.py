@@ -46,6 +46,7 @@ def _pair(value) -> tuple:
 
 
 def _check_pair(name: str, pair, least: int) -> None:
+    """Raise ValueError unless `pair` has two ints from `least` to 2^24 - 1."""
     first, second = pair if len(pair) == 2 else (None, None)
     if type(first) is type(second) is int and least <= first < _MAX_PIXELS and least <= second < _MAX_PIXELS:
         return  # fast path for ints: three times faster than the generic check
@@ -126,6 +127,7 @@ def cast_for_autocast(input, offset, weight, bias, mask):
 
 
 def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
+    """Run the native kernel: see deform_conv2d for the arguments."""
     groups, offset_groups = count_groups(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     cuda = native.runs_on_cuda(input)
@@ -152,6 +154,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
 
 
 def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
+    """Run the Triton kernel: see deform_conv2d for the arguments."""
     groups, offset_groups = count_groups(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     y = empty_map(shape, input.dtype, input)
@@ -188,6 +191,7 @@ def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, ma
 
 
 def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    """Return the requested gradients of input, offset, weight, bias and mask by the native kernels."""
     groups, offset_groups = count_groups(input, offset, weight)
     grads = _empty_gradients(input, offset, weight, mask, needs_grad)
     if grad_y.numel() == 0:
@@ -215,6 +219,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
 
 
 def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    """Return the requested gradients of input, offset, weight, bias and mask by the Triton kernels."""
     groups, offset_groups = count_groups(input, offset, weight)
     grads = _empty_gradients(input, offset, weight, mask, needs_grad)
     if grad_y.numel() == 0:

@@ -52,6 +52,7 @@ def _sample_bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: i
 
 
 def _compute(input, offset, weight, bias, stride, padding, dilation, mask) -> Tensor:
+    """Compute the formula of fastds.ops.deform_conv2d."""
     (s_h, s_w), (p_h, p_w), (d_h, d_w) = _pair(stride), _pair(padding), _pair(dilation)
     batch, channels, height, width = input.shape
     out_channels, group_channels, k_h, k_w = weight.shape

@@ -93,6 +93,7 @@ class PointwiseOp:
 
 
 def _allocate(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Allocate a map of `channels` channels with the size and memory format of `like`."""
     batch, _, height, width = like.shape
     return empty_map((batch, channels, height, width), dtype, like, get_output_format(like))
 
@@ -209,6 +210,7 @@ class PointwiseOps:
         return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
 
     def _run(self, suffix, tensors, operands, option, slope):
+        """Run the formula with a suffix on operands: see run_formula."""
         run_formula(
             (self.spec.formula or self.spec.name) + suffix,
             tensors[0],

@@ -96,6 +96,7 @@ def _make_addend(x: Tensor, r: int, bias: Tensor | None, act: str, on_cuda: bool
 
 
 def _make_params(coarse_shape, dtype, r, act, negative_slope):
+    """Return the PixelShuffleParams of a call."""
     batch, channels, height, width = coarse_shape
     sizes = (batch, channels // (r * r), height, width)
     return native.get_module().PixelShuffleParams(
@@ -111,6 +112,7 @@ def _get_layout(like: Tensor) -> torch.memory_format:
 
 
 def _forward(x, r, bias, act, negative_slope):
+    """Run the native kernel: see pixel_shuffle for the arguments."""
     y, layout = _fake(x, r, bias, act, negative_slope), _get_layout(x)
     coarse, on_cuda = to_memory_format(x, layout), native.runs_on_cuda(x)
     added = _make_addend(x, r, bias, act, on_cuda)
@@ -136,6 +138,16 @@ def _get_coarse_shape(fine_shape, r):
 
 
 def _backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad):
+    """Return the requested gradients of x and bias.
+
+    Args:
+        grad_y: gradient of the result.
+        y: the result if there is an activation, else None.
+        r: factor.
+        negative_slope: float, slope of the activation for negative inputs.
+        bias_dtype: dtype of the bias.
+        needs_grad: two bools.
+    """
     module, dtype, layout = native.get_module(), grad_y.dtype, _get_layout(grad_y if y is None else y)
     grad, result = (None if t is None else to_memory_format(t, layout) for t in (grad_y, y))
     shape, on_cuda = _get_coarse_shape(grad_y.shape, r), native.runs_on_cuda(grad_y)
