@@ -354,7 +354,7 @@ def unsupported_reason(ensemble, width, widths, outputs, heads, dk, capability=N
         return f"the fused kernel needs hidden layers of width {width} and up to {MAX_OUTPUTS} outputs, got {widths}"
     blackwell = capability is not None and capability >= (10, 0)
     if ensemble == "late" and width == 256 and blackwell and get_triton_version() < (3, 9):
-        return f"Triton {triton.__version__} makes nothing but a trap of the late ensemble with D = 256, 3.9 a kernel"
+        return f"Triton {triton.__version__} cannot compile the late ensemble with D = 256 for this GPU, Triton 3.9 can"
     if heads & (heads - 1) or dk & (dk - 1):
         return f"the fused kernel needs powers of two as heads and dk, got {heads} and {dk}"
     return None

@@ -201,9 +201,9 @@ def test_what_the_engine_cannot_take(native):
     x, weight = torch.randn(1, 2, 30, 9), torch.randn(3, 2, 25, 25)
     torch.testing.assert_close(conv2d(x, weight), F.conv2d(x, weight, padding=12), rtol=0, atol=1e-4)
     with fastds.convolution("winograd"):
-        with pytest.raises(RuntimeError, match="conv2d: .* at most 23 taps each way, not of 25"):
+        with pytest.raises(RuntimeError, match="conv2d: .* at most 23 x 23 taps, not 25 x 25"):
             conv2d(x, weight)
-        with pytest.raises(RuntimeError, match="conv2d: .* the engine calculates in float32"):
+        with pytest.raises(RuntimeError, match="conv2d: .* the engine computes in float32"):
             conv2d(x.double(), weight[..., :5, :5].double())
 
 

@@ -388,7 +388,7 @@ def test_points_refuse(call, message):
 
 
 def test_points_refuse_half_precision():
-    with pytest.raises(TypeError, match="half precision loses pixels"):
+    with pytest.raises(TypeError, match="half precision cannot resolve pixels"):
         from_normalised(torch.zeros(3, 2, dtype=torch.float16), (4, 4))
     with pytest.raises(TypeError, match="base must be an int32"):
         PointSpec(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2))

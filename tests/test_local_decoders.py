@@ -158,6 +158,6 @@ def test_refusals():
         decoder(x, torch.zeros(5, 3))
     with pytest.raises(TypeError, match="cell is a float, expected a Tensor"):
         decoder(x, (3, 3), cell=2.0)
-    with pytest.raises(TypeError, match="half precision loses pixels"):
+    with pytest.raises(TypeError, match="half precision cannot resolve pixels"):
         decoder(x, torch.zeros(1, 2).half())
     assert decoder(x, from_normalised(torch.zeros(0, 2), (7, 9))).shape == (2, 0, 2)

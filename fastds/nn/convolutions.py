@@ -369,7 +369,7 @@ class SubPixel(nn.Module):
         if not isinstance(scale, int) or scale not in steps:
             raise ValueError(f"scale must be 1, 2, 3 or 4, got {scale!r}")
         if scale == 1 and channels != out_channels:
-            raise ValueError(f"scale 1 has no layer to turn {channels} channels into {out_channels}")
+            raise ValueError(f"out_channels must equal channels for scale 1, got {out_channels} and {channels}")
         self.scale, self.steps = scale, steps[scale]
         outs = [channels] * (len(self.steps) - 1) + [out_channels]
         self.convs = nn.ModuleList(Conv3x3(channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))

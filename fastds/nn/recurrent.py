@@ -33,7 +33,7 @@ def fold_time(x: Tensor) -> Tensor:
         ValueError: x does not have five dimensions, or T = 0.
     """
     if x.dim() != 5 or x.shape[1] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) of one time or more")
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) with T >= 1")
     return x.transpose(0, 1).flatten(0, 1)
 
 

@@ -112,6 +112,6 @@ def test_what_is_refused():
     x, weight = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3)
     with pytest.raises(RuntimeError, match="'implicit_gemm' was requested, but no Triton kernel for torch.float64"):
         conv3x3(x.double(), weight.double(), algorithm="implicit_gemm")
-    with pytest.raises(RuntimeError, match="gives the dtype of x, torch.float16, not torch.float32"):
+    with pytest.raises(RuntimeError, match="returns the dtype of x, torch.float16, not torch.float32"):
         conv3x3(x.half(), weight.half(), out_dtype=torch.float32, algorithm="implicit_gemm")
     assert conv3x3(x[:0], weight, algorithm="implicit_gemm").shape == (0, 2, 4, 4)

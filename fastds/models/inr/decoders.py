@@ -196,7 +196,7 @@ def _corners(
 ) -> Corners:
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision loses pixels
+    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision cannot resolve pixels
     return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", exact)
 
 

@@ -23,7 +23,9 @@ MAX_BLOCKS = 8  # 3 x 3 blocks along one side of a filter; the engine takes up t
 def _unsupported_reason(x: Tensor, size: int) -> str | None:
     """Return why the engine cannot convolve tensors like x with filters of this size, or None."""
     if costs.count_blocks(size) > MAX_BLOCKS:
-        return f"the engine takes filters of at most {3 * MAX_BLOCKS - 1} taps each way, not of {size}"
+        return (
+            f"the engine takes filters of at most {3 * MAX_BLOCKS - 1} x {3 * MAX_BLOCKS - 1} taps, not {size} x {size}"
+        )
     return winograd_unsupported_reason(x)
 
 

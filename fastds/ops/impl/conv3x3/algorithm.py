@@ -71,19 +71,19 @@ def winograd_unsupported_reason(x: Tensor) -> str | None:
     if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
-        return "the engine calculates in float32"
+        return "the engine computes in float32"
     if native.get_missing_reason() is None and not native.get_module().conv3x3_available():
-        return "this build has no engine for the instruction set baseline"
+        return "this build has no engine for the instruction set 'baseline'"
     return native.get_missing_reason()
 
 
 def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
     """Return why the native engine cannot convolve x on AMX tiles with results in dtype, or None."""
     if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
-        return f"matrix tiles take and give torch.bfloat16, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
+        return f"AMX tiles compute in torch.bfloat16 only, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
     if (reason := winograd_unsupported_reason(x)) is not None:
         return reason
-    return None if native.get_module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
+    return None if native.get_module().conv3x3_amx_available() else "this processor has no AMX tiles"
 
 
 _UNSUPPORTED_REASONS = {"amx": amx_unsupported_reason, "implicit_gemm": triton_implicit_gemm.unsupported_reason}

@@ -17,7 +17,7 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 def unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
     """Return why the kernel cannot convolve tensors like x with results in dtype, or None."""
     if x.dtype != dtype:
-        return f"the kernel gives the dtype of x, {x.dtype}, not {dtype}"
+        return f"the kernel returns the dtype of x, {x.dtype}, not {dtype}"
     return triton_loader.unsupported_reason(x)
 
 

@@ -44,7 +44,7 @@ def _fake(*args):
 def _native_unsupported_reason(*args):
     query = Query(*args)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
-        return "gradients of coordinates and cells come from the reference"
+        return "only the reference computes gradients of coordinates and cells"
     return native.unsupported_reason({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
 
 
@@ -54,12 +54,12 @@ def _triton_unsupported_reason(*args):
     if not fits or query.weighting != "bilinear":
         return "the fused kernel takes feature 'affine', an ensemble, bilinear weights and no mask"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
-        return "gradients of coordinates and cells come from the reference"
+        return "only the reference computes gradients of coordinates and cells"
     reason = triton_loader.unsupported_reason(query.maps)
     if reason is not None:
         return reason
     if query.maps.dtype == torch.float32 and not triton_loader.is_interpreting():
-        return "the fused kernel takes bfloat16 and float16: float32 does not fit into registers"
+        return "the fused kernel takes bfloat16 and float16: float32 tiles do not fit into registers"
     widths = [w.shape[0] for w in query.weights]
     sizes = (query.ensemble, query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
     capability = triton_loader.get_capability(query.maps.device.index) if query.maps.is_cuda else None
@@ -94,7 +94,7 @@ def _backward_reference(grad_y, with_skip, *args):
 
 def _backward_unsupported_reason(grad_y, with_skip, *args):
     if native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
-        return "its additions on CUDA come in any order, and deterministic algorithms are required"
+        return "it adds atomically on CUDA, and torch.use_deterministic_algorithms is on"
     return _native_unsupported_reason(*args)
 
 
@@ -104,7 +104,7 @@ def _check_backward(grad_y, with_skip, *args) -> None:
     check_tensor("grad_y", grad_y, 3, DTYPES, query.maps.device, "maps")
     check_shape("grad_y", grad_y, (query.maps.shape[0], query.queries, query.outputs))
     if with_skip and query.skip is None:
-        raise ValueError("with_skip asks for the gradient of skip, but skip is None")
+        raise ValueError("with_skip requests the gradient of skip, but skip is None")
 
 
 class _InrQuery(torch.autograd.Function):

@@ -174,7 +174,7 @@ class GridSpec:
 
 def _make_node_axis(n: int, m: int) -> Axis:
     if m == 1 and n > 1:
-        raise ValueError(f"target has one row or column, which no node grid over {n} nodes has")
+        raise ValueError(f"target must have at least two rows and columns for a node grid over {n} nodes, got 1")
     return Axis(m, n - 1, 0, max(1, m - 1))
 
 
@@ -202,7 +202,9 @@ class PointSpec:
             raise TypeError(f"base must be an int32 Tensor, got {getattr(self.base, 'dtype', type(self.base))}")
         if not isinstance(self.frac, Tensor) or self.frac.dtype not in (torch.float32, torch.float64):
             found = getattr(self.frac, "dtype", type(self.frac))
-            raise TypeError(f"frac must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
+            raise TypeError(
+                f"frac must be a float32 or float64 Tensor (half precision cannot resolve pixels), got {found}"
+            )
         if self.base.dim() != 3 or self.base.shape[-1] != 2 or self.frac.shape != self.base.shape:
             shapes = tuple(self.base.shape), tuple(self.frac.shape)
             raise ValueError(f"base and frac must both have shape (B, Q, 2), got {shapes[0]} and {shapes[1]}")
@@ -291,7 +293,9 @@ def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error
     """
     if not isinstance(coord, Tensor) or coord.dtype not in (torch.float32, torch.float64):
         found = getattr(coord, "dtype", type(coord).__name__)
-        raise TypeError(f"coord must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
+        raise TypeError(
+            f"coord must be a float32 or float64 Tensor (half precision cannot resolve pixels), got {found}"
+        )
     _check_pairs(coord)
     n = torch.tensor(_check_size("size", size), dtype=torch.float64, device=coord.device)
     return from_index(((coord.double() + 1) * n - 1) / 2, size, edge, outside, dtype)
@@ -324,7 +328,7 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
         torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (lat, lon, grid_lat, grid_lon)
     )
     if lat.shape != lon.shape:
-        raise ValueError(f"lat has {lat.numel()} values, lon has {lon.numel()}; expected as many")
+        raise ValueError(f"lat has {lat.numel()} values, lon has {lon.numel()}, expected the same number")
     for name, values in (("lat", lat), ("grid_lat", grid_lat)):
         if values.numel() and not values.abs().max() <= 90 + 1e-9:
             worst = values.abs().max().item()

@@ -189,7 +189,7 @@ def _check_combination(query: Query) -> None:
     elif (heads, dk) != (1, 0):
         raise ValueError(f"heads and dk belong to ensemble 'early_attn', others take 1 and 0, got {heads!r} and {dk!r}")
     if feature == "slope" and count_channels(feature, ensemble, total, heads, dk)[1] % 3:
-        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
+        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', followed by keys and contents")
     if feature == "fourier" and total % 4:
         raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
     if feature != "fourier" and query.phase is not None:
