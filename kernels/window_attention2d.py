@@ -240,7 +240,8 @@ def _make_constants(maps, window, use_int64, tiles):
     tiles = tiles or select_tiles(maps[0].dtype)
     constants = {
         "WINDOW": window, "C": channels, "PADDED": max(16, next_power_of_two(channels)),
-        "PRECISION": get_dot_precision(maps[0].dtype), "WIDE": needs_int64(*maps) if use_int64 is None else use_int64,
+        "PRECISION": get_dot_precision(maps[0].dtype),
+        "USE_INT64": needs_int64(*maps) if use_int64 is None else use_int64,
         "TILE": tiles.side, "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return (triton.cdiv(height, tiles.side) * triton.cdiv(width, tiles.side), batch), constants
@@ -297,7 +298,7 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
     inner = torch.empty_like(lse)
     with on_device(q):
         if grad_q is not None or grad_k is not None:
-            names = ("C", "PADDED", "WIDE")
+            names = ("C", "PADDED", "USE_INT64")
             _inner_kernel[(triton.cdiv(lse.numel(), 64),)](
                 grad_y, y, inner, lse.numel(), **{name: constants[name] for name in names}, BLOCK=64, num_warps=4
             )
