@@ -57,7 +57,7 @@ def split_rows(height: int, row_bytes: int, halo: int) -> list[tuple[int, int, i
 
     Returns:
         list of (first, last, start, stop): the band has the rows first:last and reads the rows start:stop. Bands,
-            except the last, are multiples of four rows.
+        except the last, are multiples of four rows.
     """
     rows = max(4, WORKING_SET_BYTES // max(1, row_bytes) // 4 * 4)
     bands = []

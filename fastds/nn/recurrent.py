@@ -310,8 +310,8 @@ def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: 
         list of the T states.
     """
     parameters = get_parameters(gates), get_parameters(candidate)
-    of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in parameters)
-    step_parameters, states = _prepare_step_weights(h, *of_h, gated=True), []
+    state_parameters = ((weight[:, -candidate.out_channels :], bias) for weight, bias in parameters)
+    step_parameters, states = _prepare_step_weights(h, *state_parameters, gated=True), []
     for _ in range(times):
         h = conv_gru_cell(None, h, *step_parameters, **options)
         states.append(h)

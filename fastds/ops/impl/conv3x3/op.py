@@ -345,8 +345,8 @@ def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
         return x, weight, bias, x2, residual
     weight = cast_unless_float32(weight, dtype)
     bias = cast_floating(bias, weight.dtype) if isinstance(weight, Tensor) else bias
-    of_result = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
-    return cast_floating(x, dtype), weight, bias, cast_floating(x2, dtype), cast_floating(residual, of_result)
+    residual_dtype = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
+    return cast_floating(x, dtype), weight, bias, cast_floating(x2, dtype), cast_floating(residual, residual_dtype)
 
 
 def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
@@ -405,7 +405,7 @@ def conv3x3(
 
     Returns:
         (B, O / r^2, r*H, r*W), out_dtype, channels_last. In training "auto" may use torch's convolution for a single
-            float32 image of at most 20480 elements; the result then has the memory format of torch's result.
+        float32 image of at most 20480 elements; the result then has the memory format of torch's result.
 
     Raises:
         TypeError: a dtype is not allowed.

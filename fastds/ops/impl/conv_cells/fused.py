@@ -428,7 +428,7 @@ def slice_first_source(weight, x, state=None):
 
     Returns:
         view of the weight; the weight itself if a value is not a tensor of four dimensions, which a later check
-            reports.
+        reports.
     """
     tensors = (weight, x) if state is None else (weight, x, state)
     if not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors) or weight.layout is not torch.strided:

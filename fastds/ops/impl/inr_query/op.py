@@ -260,7 +260,7 @@ def inr_query(
 
     Returns:
         (B, Q, O), the queries of a grid row by row. On a CPU no tensor of size Q x D is stored, and the result does not
-            depend on how queries are grouped into calls, bit for bit.
+        depend on how queries are grouped into calls, bit for bit.
 
     Raises:
         TypeError: a dtype is not allowed.

@@ -271,7 +271,7 @@ def pixel_shuffle(
 
     Returns:
         (B, C, r*H, r*W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last. The channel order is
-            that of torch.nn.PixelShuffle.
+        that of torch.nn.PixelShuffle.
 
     Raises:
         TypeError: a dtype is not allowed.
