@@ -378,7 +378,7 @@ def test_22_gradcheck(kind, backend):
         (lambda: from_latlon([1.0], [40.0], [0, 1, 2], [0, 1, 2]), "outside the domain"),
         (lambda: GridSpec.cells((4, 4), (2.5, 3)), "target must be two ints"),
         (lambda: GridSpec.cells((0, 4), (2, 3)), "source must be two ints >= 1"),
-        (lambda: GridSpec.nodes((4, 4), (1, 3)), "no node grid"),
+        (lambda: GridSpec.nodes((4, 4), (1, 3)), "at least two rows and columns"),
         (lambda: GridSpec.cells((4, 4), (8, 8)).window((0, 9), (0, 8)), "does not lie in"),
     ],
 )
