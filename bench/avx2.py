@@ -17,4 +17,4 @@ def limit_to_avx2() -> None:
     """
     if not TORCH_ENVIRONMENT.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, os.environ | TORCH_ENVIRONMENT)
-    native.module().set_isa("avx2")
+    native.get_module().set_isa("avx2")

@@ -23,7 +23,7 @@ from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
 if AVX2:
-    _native.module().set_isa("avx2")
+    _native.get_module().set_isa("avx2")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def measure(benchmark, ceilings, fresh_process):
             except TimeoutError:
                 benchmark.pedantic(lambda: None)  # pytest-benchmark drops rows without a time
                 key = {name: row[name] for name in ("op", "case", "mode", "dtype", "peer", "yardstick", "memory")}
-                key["isa"] = native.module().isa()
+                key["isa"] = native.get_module().isa()
                 benchmark.extra_info.update(key, median_ms=None, note=f"no result within {timeout:.0f} s")
 
     def measure_run(
@@ -127,7 +127,7 @@ def measure(benchmark, ceilings, fresh_process):
         with fresh_process() as pool:
             peak = pool.apply(measure_peak_growth, (build, args))
         benchmark.extra_info.update(
-            **key, dtype=dtype, isa=native.module().isa(), median_ms=seconds * 1e3, gflops=flops / seconds / 1e9,
+            **key, dtype=dtype, isa=native.get_module().isa(), median_ms=seconds * 1e3, gflops=flops / seconds / 1e9,
             gbytes=bytes / seconds / 1e9, percent_of_ceiling=100 * bound / seconds, error=error, peak_mib=peak / 2**20,
         )  # fmt: skip
 

@@ -25,9 +25,9 @@ from bench.avx2 import limit_to_avx2
 from bench.sweep import MAX_FLOPS, draw_conv2d_shape
 from fastds.ops.core import native
 from fastds.ops.impl.conv2d import kernels
-from fastds.ops.impl.conv2d.costs import PASSES, SURE, terms
-from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.costs import is_hopeless, machine
+from fastds.ops.impl.conv2d.costs import MARGIN, PASSES, compute_terms
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.costs import cpu_profile, is_prohibitively_slow
 
 Row = tuple[tuple[int, ...], float, float]  # shape, seconds of the engine, seconds of the library
 ROUNDS = 30  # iterations of reweighted least squares, which minimizes the mean absolute relative error
@@ -63,23 +63,23 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
         tensor.requires_grad_(direction != "inference")  # inference caches the filters of the library
 
     forward = (
-        lambda: kernels.convolution(x, weight, None, groups, False, False),
-        lambda: direct.conv2d(x, weight, None, groups),
+        lambda: kernels.convolve_groups(x, weight, None, groups, False, False),
+        lambda: library.conv2d(x, weight, None, groups),
     )
-    engine, library = {
+    by_engine, by_library = {
         "forward": forward,
         "inference": forward,
         "grad_x": (
-            lambda: kernels.convolution(grad, weight.neg_(), None, groups, True, True),
-            lambda: direct.conv2d_backward(grad, x, weight.neg_(), groups, True, False),
+            lambda: kernels.convolve_groups(grad, weight.neg_(), None, groups, True, True),
+            lambda: library.conv2d_backward(grad, x, weight.neg_(), groups, True, False),
         ),
         "grad_weight": (
             lambda: kernels.grad_weight(grad, x, weight.neg_(), groups),
-            lambda: direct.conv2d_backward(grad, x, weight.neg_(), groups, False, True),
+            lambda: library.conv2d_backward(grad, x, weight.neg_(), groups, False, True),
         ),
     }[direction]
     with torch.no_grad():
-        seconds = interleaved_timing.measure_fastest_calls({"engine": engine, "library": library})
+        seconds = interleaved_timing.measure_fastest_calls({"engine": by_engine, "library": by_library})
     return shape, seconds["engine"], seconds["library"]
 
 
@@ -103,13 +103,15 @@ def fit_costs(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 def print_costs(rows: list[Row], direction: str, dtype: torch.dtype) -> None:
     """Print one entry of COSTS and how the selected algorithm compares with the faster one on held-out shapes."""
-    isa = native.module().isa()
-    matrices = [np.array(m, float) for m in zip(*(terms(direction, isa, dtype, *row[0]) for row in rows), strict=True)]
+    isa = native.get_module().isa()
+    matrices = [
+        np.array(m, float) for m in zip(*(compute_terms(direction, isa, dtype, *row[0]) for row in rows), strict=True)
+    ]
     seconds = np.array([row[1:] for row in rows]).T
     tested = np.arange(len(rows)) % 3 == 2
     costs = [fit_costs(m[~tested], s[~tested]) for m, s in zip(matrices, seconds, strict=True)]
     estimates = [m @ c for m, c in zip(matrices, costs, strict=True)]
-    selected = np.where(estimates[0] < SURE * estimates[1], *seconds)
+    selected = np.where(estimates[0] < MARGIN * estimates[1], *seconds)
     relative, slower = selected / seconds.min(0), selected > seconds[1] / 0.95
     texts = (f"({', '.join(f'{value:.2g}' for value in values)})" for values in costs)
     print(f"        {direction!r}: ({', '.join(texts)}),")
@@ -135,9 +137,9 @@ def main() -> None:
     fastds.keep_freed_memory()
     for dtype in options.dtypes:
         torch_dtype = getattr(torch, dtype)
-        print(f"    ({machine(native.module().isa(), torch_dtype)!r}, {dtype!r}): {{")
+        print(f"    ({cpu_profile(native.get_module().isa(), torch_dtype)!r}, {dtype!r}): {{")
         for direction in PASSES:
-            if is_hopeless(torch_dtype, direction.startswith("grad")):
+            if is_prohibitively_slow(torch_dtype, direction.startswith("grad")):
                 continue
             rows = [
                 measure(shape, torch_dtype, direction)

@@ -24,8 +24,8 @@ from bench.avx2 import limit_to_avx2
 from bench.sweep import draw_channels, draw_log_uniform, draw_size
 from fastds.ops import conv3x3
 from fastds.ops.core import native
-from fastds.ops.impl.conv3x3.algorithm import amx_refusal
-from fastds.ops.impl.conv3x3.costs import TERMS, machine
+from fastds.ops.impl.conv3x3.algorithm import amx_unsupported_reason
+from fastds.ops.impl.conv3x3.costs import TERMS, cpu_profile
 from fastds.ops.impl.conv3x3.op import CONV3X3_BACKWARD
 
 MAX_FLOPS, MAX_NUMBERS = 3e10, 1 << 23
@@ -60,7 +60,7 @@ def measure(shape, dtype: torch.dtype, backward: bool) -> dict[str, float]:
     grad = torch.randn(batch, outputs, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5)).to(dtype)
     algorithms = ["winograd", "direct"]
-    if amx_refusal(x, dtype) is None:
+    if amx_unsupported_reason(x, dtype) is None:
         algorithms.append("amx")
     if min(inputs, outputs) <= MAX_PLANES_CHANNELS:
         algorithms.append("planes")
@@ -106,7 +106,7 @@ def print_costs(rows: list[dict], dtype: str, backward: bool) -> None:
         seconds = row["seconds"]
         selected = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))
         relative.append(seconds[selected] / min(seconds.values()))
-    print(f"({machine(native.module().isa(), getattr(torch, dtype))!r}, {dtype!r}, {backward}): {{")
+    print(f"({cpu_profile(native.get_module().isa(), getattr(torch, dtype))!r}, {dtype!r}, {backward}): {{")
     for name, values in costs.items():
         print(f"    {name!r}: ({', '.join(f'{value:.2g}' for value in values)}),")
     print(f"}},  # relative to the fastest: mean {np.mean(relative):.2f}, 95 % {np.quantile(relative, 0.95):.2f}")

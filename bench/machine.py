@@ -39,7 +39,7 @@ def describe_run() -> dict[str, str]:
 def describe_cpu_run() -> dict:
     """Return the columns that all rows of one run on a CPU share."""
     threads = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    return {"device": get_cpu_name()} | threads | {"isa": native.module().isa()} | describe_run()
+    return {"device": get_cpu_name()} | threads | {"isa": native.get_module().isa()} | describe_run()
 
 
 def measure_shortest_call(run: Callable[[], object], calls: int = 5) -> float:

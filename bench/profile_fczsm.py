@@ -18,7 +18,7 @@ import fastds
 from bench import bench_fczsm
 from bench.machine import measure_copy_rate, measure_matmul_rate
 from bench.report import format_table
-from fastds.ops.impl.conv3x3.algorithm import chosen
+from fastds.ops.impl.conv3x3.algorithm import select_algorithm
 
 
 def count_direct_flops(weight, y) -> int:
@@ -31,7 +31,7 @@ def describe_conv3x3(args, y) -> tuple[str, int]:
     x, weight = args[:2]
     outputs, channels = weight.shape[:2]
     batch, _, height, width = x.shape
-    algorithm = chosen("auto", x, channels, outputs, y.dtype, False)
+    algorithm = select_algorithm("auto", x, channels, outputs, y.dtype, False)
     if algorithm != "winograd":
         return f"conv3x3, {algorithm}, {channels} to {outputs}", 2 * batch * height * width * weight.numel()
     tiles = batch * -(-height // 4) * -(-width // 4)

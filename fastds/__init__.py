@@ -31,7 +31,7 @@ from fastds import _accessor, _mixins, ops  # noqa: E402  registers torch.ops.fa
 from fastds._behind_import import behind_import as _behind_import  # noqa: E402
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
-from fastds.ops.explained import explain  # noqa: E402
+from fastds.ops.explain import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 
 if _command:

@@ -29,16 +29,16 @@ def _devices() -> str:
 def info() -> dict[str, str]:
     """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads, as strings."""
     rows = {"fastds": __version__, "python": platform.python_version()}
-    if _native.missing() is None:
-        build = _native.module().build_info()
+    if _native.get_missing_reason() is None:
+        build = _native.get_module().build_info()
         rows |= {
-            "native module": _native.module().__file__,
+            "native module": _native.get_module().__file__,
             "compiler": build["compiler"] + ("" if build["debug"] == "0" else f", FASTDS_DEBUG={build['debug']}"),
             "instruction sets": f"{', '.join(build['isa_built'])} built; {build['isa']} selected",
             "CUDA": f"sm_{', sm_'.join(build['cuda_archs'].split())}" if build["cuda"] else "not built",
         }
     else:
-        rows["native module"] = _native.missing()
+        rows["native module"] = _native.get_missing_reason()
     return rows | {
         "triton": _triton_version(),
         "torch": torch.__version__,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels, one file per op. Import torch and triton only; importing this package loads neither."""
+"""Triton kernels of the ops, installed as fastds.kernels."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows a library's convolution, in one pass over its output: bias, second summand, residual, activation,
-sub-pixels.
+"""Triton kernel for the epilogue of a library convolution: bias, second summand, residual, activation and pixel
+shuffle.
 
-Programs walk over the elements of the result in memory order, channels_last; those of one channel read the bias through
-the L1 cache. Sums are in float32, rounded once. Bit for bit the same from run to run.
+Each program computes consecutive elements of the channels_last result. Sums are in float32 and rounded once. Results
+are deterministic.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .device import on_device
 
-BLOCK = 1024  # elements of a program: 8 a thread
+BLOCK = 1024  # elements of a program: 8 for each thread
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _epilogue_kernel(
     HAS_SECOND: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVE: tl.constexpr,
     SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = shuffle(act(y + second + residual + bias)); CHANNELS of out, width of y in pixels."""
+    """Compute out = shuffle(act(y + second + residual + bias)); CHANNELS of out, width of y in pixels."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     n = first + tl.arange(0, BLOCK)
     inside = n < count
@@ -29,7 +29,7 @@ def _epilogue_kernel(
     source = n
     if R > 1:
         pixel = n // CHANNELS
-        column, row = pixel % (width * R), pixel // (width * R)  # rows of all maps one after another
+        column, row = pixel % (width * R), pixel // (width * R)  # rows of all images are numbered consecutively
         channel = (channel * R + (row % R).to(tl.int32)) * R + (column % R).to(tl.int32)
         source = ((row // R) * width + column // R) * (CHANNELS * R * R) + channel
     value = tl.load(y_ptr + source, mask=inside, other=0.0).to(tl.float32)
@@ -40,11 +40,11 @@ def _epilogue_kernel(
     if HAS_RESIDUAL:
         value += tl.load(residual_ptr + source, mask=inside, other=0.0).to(tl.float32)
     if ACTIVE:
-        value = tl.where(value < 0.0, value * SLOPE if SLOPE != 0.0 else 0.0, value)  # not infinity times zero
+        value = tl.where(value < 0.0, value * SLOPE if SLOPE != 0.0 else 0.0, value)  # avoids infinity times zero
     tl.store(out_ptr + n, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def epilogue(
+def apply_epilogue(
     y: torch.Tensor,
     out: torch.Tensor,
     bias: torch.Tensor | None,
@@ -53,12 +53,16 @@ def epilogue(
     slope: float | None,
     shuffle: int,
 ) -> None:
-    """out = shuffle(act(y + second + residual + bias)), written completely.
+    """Write out = shuffle(act(y + second + residual + bias)).
 
     Args:
-        y: (B, O, H, W), as second and residual or None; all channels_last without gaps. bias: (O,) or None.
-        out: (B, O/r^2, r H, r W) channels_last; for r = 1 it may be y.
-        slope: of the negative side, 0 for ReLU; None: no activation. shuffle: r.
+        y: (B, O, H, W), dense channels_last, as out, second and residual.
+        out: (B, O/r^2, r H, r W). It may be y if r = 1.
+        bias: (O,) or None.
+        second: (B, O, H, W) or None.
+        residual: (B, O, H, W) or None.
+        slope: slope for negative values, 0 for ReLU, or None without activation.
+        shuffle: factor r of the pixel shuffle.
     """
     if out.numel() == 0:
         return

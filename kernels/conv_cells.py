@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of recurrent cells, each as one implicit GEMM on tensor cores whose epilogue is the cell's gates.
+"""Triton kernel for steps of recurrent cells: an implicit GEMM on tensor cores with the gates of the cell as epilogue.
 
-One program computes BLOCK_M pixels x BLOCK_N channels of the state, all gates of each: a product per gate shares every
-tile of the sources that is read, so the gates meet in registers and the pre-activations are written only where a
-gradient will need them. The weight is read as it is, (gates C, 3, 3, inputs) in memory: no interleaved copy. x and x2
-are two sources of one sum; each is padded to whole slabs of channels by masks. Bound by products: 18 gates (C1 + C2) C
-a pixel. Formulas have the names of csrc/gates and differ in the last lines of the kernel alone.
+One program computes BLOCK_M pixels x BLOCK_N channels of the state with all gates of each. The products of all gates
+share the tiles of the sources, so that the gates meet in registers. Pre-activations are written only if a gradient
+needs them. The weight is read in its own layout, (gates C, 3, 3, inputs) in memory. x and x2 are two sources of one
+sum; masks pad each to whole slabs of channels. The products bound the time: 18 gates (C1 + C2) C operations a pixel.
+Formulas have the names of csrc/gates and differ only in the last lines of the kernel.
 
-Layout: channel stride 1 in every map. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact
-to 1e-7 of its range. Bit for bit the same from run to run.
+All maps have channel stride 1. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact to 1e-7
+of its range. Results are deterministic.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
-from .implicit_gemm import add_source, load_map, own_pixels
+from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .implicit_gemm import add_source, index_program_pixels, load_map
 
 
 @triton.jit
@@ -25,12 +25,12 @@ def tanh(x):
 
 
 @triton.jit
-def completed(
+def complete_gate(
     acc, gate: tl.constexpr, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w,
     n, n_exists, exists, UNIT: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The pre-activation of a gate from its products: bias and residual added, written where it is kept."""
+    """Return the pre-activation of a gate: its products plus bias and residual. It is stored if KEEP."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + gate * C + n, mask=n_exists, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -49,11 +49,12 @@ def _cell_kernel(
     first_w, second_b, second_h, second_w, X_UNIT: tl.constexpr, X2_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
     FIRST_UNIT: tl.constexpr, SECOND_UNIT: tl.constexpr, INPUTS: tl.constexpr, INPUTS2: tl.constexpr, C: tl.constexpr,
     GATES: tl.constexpr, FORMULA: tl.constexpr, OPTION: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     TOTAL: tl.constexpr = INPUTS + INPUTS2
-    p, valid, image, row, column = own_pixels(points, height, width, WIDE, BLOCK_M)
+    p, valid, image, row, column = index_program_pixels(points, height, width, USE_INT64, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < C
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -72,22 +73,22 @@ def _cell_kernel(
             x2_w * X2_UNIT, n, n_exists, INPUTS, INPUTS2, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
         )  # fmt: skip
     exists = valid[:, None] & n_exists[None, :]
-    acc_0 = completed(
+    acc_0 = complete_gate(
         acc_0, 0, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
         n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
     )  # fmt: skip
     if GATES > 1:
-        acc_1 = completed(
+        acc_1 = complete_gate(
             acc_1, 1, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
     if GATES > 2:
-        acc_2 = completed(
+        acc_2 = complete_gate(
             acc_2, 2, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
     if GATES > 3:
-        acc_3 = completed(
+        acc_3 = complete_gate(
             acc_3, 3, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
             n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
         )  # fmt: skip
@@ -123,31 +124,41 @@ GATES = {
 }  # fmt: skip
 
 
-def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
-    """Tiles from the number of pixels, the wider source, the state, its gates and the dtype: nothing is timed at run
-    time.
+def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
+    """Select tiles from the shape, so that nothing is timed at run time.
 
-    Few pixels take small tiles to keep the multiprocessors busy; bench/gpu_rows/conv_lstm_cell.py times the neighbours.
+    Few pixels use small tiles, so that all multiprocessors have work. bench/gpu_rows/conv_lstm_cell.py times other
+    tiles.
+
+    Args:
+        points: number of pixels.
+        inputs: channels of the source with more of them.
+        channels: channels of the state.
+        gates: number of gates.
+        dtype: dtype of the sources.
     """
     pixels = 128 if points >= 128 * 256 else 64
     single = dtype == torch.float32
-    slab = min(max(power_of_two(inputs), 16), 32 if single else 64)
-    most = (32 if gates > 2 else 64) // (2 if single else 1)  # accumulators of all gates stay in registers
-    return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
+    slab = min(max(next_power_of_two(inputs), 16), 32 if single else 64)
+    most = (32 if gates > 2 else 64) // (2 if single else 1)  # the accumulators of all gates fit in registers
+    return Tiles(pixels, min(max(next_power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
-def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
-    """One step; writes the results and, unless None, pre completely.
+def launch(formula, option, slope, convolution, others, results, pre, *, use_int64=None, tiles=None):
+    """Compute one step of a cell. It writes all results and, unless None, pre.
 
     Args:
-        formula: a key of GATES; option and slope: its numbers, of gru_update alone: whether z is the weight of h, and
-            the slope of gru_update_leaky.
-        convolution: (x, x2 or None, weight, bias or None, residual or None). x, x2: (B, C1, H, W), (B, C2, H, W).
-            weight: (gates C, C1 + C2, 3, 3) in channels_last memory, dtype of x. bias: (gates C,). residual: (B, gates
-            C, H, W), added to the convolution.
-        others: the other maps of the formula, (B, C, H, W), each in its own dtype. Channel stride 1 in every map.
-        results: (B, C, H, W) each; pre: (B, gates C, H, W), what the formula starts from, or None; dense channels_last.
-        wide: 64-bit addresses; None: where a tensor needs them. tiles: None: tiles_of.
+        formula: str, a key of GATES.
+        option: number for gru_update: whether z is the weight of h.
+        slope: number for gru_update_leaky: slope of leaky_relu.
+        convolution: (x, x2 or None, weight, bias or None, residual or None) with x (B, C1, H, W), x2 (B, C2, H, W),
+            weight (gates C, C1 + C2, 3, 3) in channels_last memory and the dtype of x, bias (gates C,), residual (B,
+            gates C, H, W).
+        others: other inputs of the formula, (B, C, H, W), each in its dtype. All maps have channel stride 1.
+        results: outputs of the formula, (B, C, H, W), dense channels_last.
+        pre: output for the pre-activations, (B, gates C, H, W), dense channels_last, or None.
+        use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
+        tiles: Tiles. None: those of select_tiles.
     """
     if results[0].numel() == 0:
         return
@@ -155,12 +166,12 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
     batch, channels, height, width = others[0].shape
     inputs = [0 if t is None else t.shape[1] for t in (x, x2)]
     points = batch * height * width
-    tiles = tiles or tiles_of(points, max(inputs), channels, GATES[formula], x.dtype)
+    tiles = tiles or select_tiles(points, max(inputs), channels, GATES[formula], x.dtype)
     first, second = (*others, None)[:2]
     result, result2 = (*results, None)[:2]
     maps = (x, x2, residual, first, second)
-    units = [1 if t is None else unit_of(t) for t in maps]
-    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    units = [1 if t is None else get_stride_unit(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.outputs))
     with on_device(x):
         _cell_kernel[grid](
@@ -168,7 +179,8 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
             X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
             OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
-            PRECISION=precision(x.dtype), WIDE=is_wide(*maps, result, pre) if wide is None else wide,
+            PRECISION=get_dot_precision(x.dtype), USE_INT64=needs_int64(*maps, result,
+            pre) if use_int64 is None else use_int64,
             BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip

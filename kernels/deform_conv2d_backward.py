@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of modulated deformable convolution: one kernel for the maps, one for the weight.
+"""Triton kernels for the gradients of modulated deformable convolution: one for the maps, one for the weight.
 
-Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. Per tap it multiplies grad_y by the
-weights (the gradient of the sampled values, never in memory as a whole), gathers the four corners once more and sums
-over all channels of an offset group, so that grad_offset and grad_mask are written once, without atomics. grad_x is
-scattered by float32 atomic additions: the only sum whose order, and last bits, change from run to run.
+Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. For each tap it multiplies grad_y by
+the weights, which gives the gradient of the sampled values, gathers the four corners again and sums over all channels
+of an offset group. grad_offset and grad_mask are thus written once, without atomics. grad_x is scattered by float32
+atomic additions, the only sum whose last bits vary between runs.
 
-Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed share of the pixels, gathers the
-samples as the forward pass does and multiplies them by grad_y. The shares' sums are then added in order.
+Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed range of pixels. It gathers the
+samples as the forward pass does and multiplies them by grad_y. The partial sums of the ranges are then added in order.
 """
 
 import math
@@ -18,20 +18,20 @@ import triton.language as tl
 
 from .deform_conv2d import (
     Tiles,
-    cell,
-    channel_slab,
-    corner,
-    offsets_of,
-    places,
-    samples,
-    slab_shape,
+    index_channels,
+    load_corner,
+    load_offsets,
+    locate_cell,
+    locate_pixels,
+    sample_channels,
+    select_slab_shape,
 )
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
 def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
-    """grad_x += weight * grad at one corner."""
+    """Add weight * grad to grad_x at one corner."""
     exists = exists[:, :, None] & present[None, :, :]
     at = at[:, :, None] + channel[None, :, :]
     tl.atomic_add(grad_x_ptr + at, weight[:, :, None] * grad, mask=exists, sem="relaxed")
@@ -41,7 +41,7 @@ def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
 def _scatter_corners(
     grad_x_ptr, at, row_step, column_step, top, bottom, left, right, m, ly, lx, channel, present, grad
 ):  # fmt: skip
-    """grad_x += the bilinear weights of the four corners times grad."""
+    """Add the bilinear weights of the four corners times grad to grad_x."""
     upper = m * (1.0 - ly)
     lower = m * ly
     _scatter(grad_x_ptr, at, top & left, channel, present, upper * (1.0 - lx), grad)
@@ -61,7 +61,7 @@ def _maps_kernel(
     tl.constexpr, C_GROUP: tl.constexpr,
     O_GROUP: tl.constexpr, OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr,
     SIGMOID: tl.constexpr, HAS_BASE: tl.constexpr, WANT_X: tl.constexpr, WANT_OFFSET: tl.constexpr,
-    WANT_MASK: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TAPS_EACH: tl.constexpr,
+    WANT_MASK: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TAPS_EACH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     OFFSET_GROUPS: tl.constexpr = C // C_OFFSET
@@ -71,11 +71,11 @@ def _maps_kernel(
     PER_SEGMENT: tl.constexpr = CHANNELS // EIGHT
     LANES: tl.constexpr = SEGMENTS * PER_SEGMENT
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
-    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
         first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
-        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, USE_INT64,
     )  # fmt: skip
     at_grad_x = image * height * width
     image = image * x_b * X_UNIT
@@ -89,17 +89,17 @@ def _maps_kernel(
     within = lane_c[:, None] + tl.arange(0, EIGHT)[None, :]
     inner = tl.arange(0, SEGMENTS * CHANNELS)
     ONE_BLOCK: tl.constexpr = C_GROUP == C and OUTPUTS <= BLOCK_N
-    if ONE_BLOCK:  # the same for all taps
+    if ONE_BLOCK:  # grad_y is the same for all taps
         o = tl.arange(0, BLOCK_N)
         exists = valid[:, None] & (o < OUTPUTS)[None, :]
         kept = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
     for tap in range(TAPS_EACH):
         k = tl.program_id(1) * TAPS_EACH + tap
         at_tap = lane_g * TAPS + k
-        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, lane_known, HAS_MASK, SIGMOID)
+        dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, lane_known, HAS_MASK, SIGMOID)
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-        y0, x0, ly, lx, top, bottom, left, right = cell(y, x, lane_known, height, width, WIDE)
+        y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, lane_known, height, width, USE_INT64)
         at = image[:, None] + y0 * x_h + x0 * x_w
         at_grad = (at_grad_x[:, None] + y0 * width + x0) * C
         d0 = tl.zeros((BLOCK_M, LANES), tl.float32)  # sums over channels of gradient times corner
@@ -107,7 +107,7 @@ def _maps_kernel(
         d2 = tl.zeros((BLOCK_M, LANES), tl.float32)
         d3 = tl.zeros((BLOCK_M, LANES), tl.float32)
         for step in range(STEPS):
-            # Segment `step // PARTS` of each of the offset groups: its channels c and the outputs that read them.
+            # Channels c of segment `step // PARTS` of each offset group, and the outputs that read them.
             start = step // PARTS * SEGMENT + step % PARTS * CHANNELS
             c = (tl.program_id(2) * SEGMENTS + inner // CHANNELS) * C_OFFSET + start + inner % CHANNELS
             c_exists = c < C
@@ -138,12 +138,13 @@ def _maps_kernel(
             if SEGMENT % CHANNELS != 0:
                 present = present & (step % PARTS * CHANNELS + within < SEGMENT)
             if WANT_OFFSET or WANT_MASK:
-                d0 += tl.sum(grad * corner(x_ptr, at, top & left, channel, present), 2)
-                d1 += tl.sum(grad * corner(x_ptr, at + x_w, top & right, channel, present), 2)
-                d2 += tl.sum(grad * corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
-                d3 += tl.sum(grad * corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
+                d0 += tl.sum(grad * load_corner(x_ptr, at, top & left, channel, present), 2)
+                d1 += tl.sum(grad * load_corner(x_ptr, at + x_w, top & right, channel, present), 2)
+                d2 += tl.sum(grad * load_corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
+                d3 += tl.sum(grad * load_corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
             if WANT_X and EIGHT == 8:
-                # Four float32 values are one addition: halves of what a lane holds, so that nothing changes lanes.
+                # One instruction adds four float32 values. A lane's eight channels are split into halves, so that no
+                # value moves between lanes.
                 halves = tl.permute(tl.reshape(grad, (BLOCK_M, LANES, 2, 4)), (0, 1, 3, 2))
                 near, far = tl.split(halves)
                 four = (lane_g * C_OFFSET + start + lane_c)[:, None] + tl.arange(0, 4)[None, :]
@@ -170,15 +171,15 @@ def _maps_kernel(
             d3 = tl.sum(tl.reshape(d3, (BLOCK_M, SEGMENTS, PER_SEGMENT)), 2)
             if WANT_OFFSET or WANT_MASK:
                 at_tap = g * TAPS + k
-                dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+                dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
                 y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
                 x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-                y0, x0, ly, lx, top, bottom, left, right = cell(y, x, known, height, width, WIDE)
+                y0, x0, ly, lx, top, bottom, left, right = locate_cell(y, x, known, height, width, USE_INT64)
         if WANT_OFFSET:
             to = grad_offset_ptr + p[:, None] * grad_offset_p + 2 * at_tap[None, :]
             grad_dy = m * ((1.0 - lx) * (d2 - d0) + lx * (d3 - d1))
             grad_dx = m * ((1.0 - ly) * (d1 - d0) + ly * (d3 - d2))
-            inside = (top | bottom) & (left | right)  # else the gradient is 0, even where m is not finite
+            inside = (top | bottom) & (left | right)  # outside, the gradient is 0 even if m is not finite
             grad_dy = tl.where(inside, grad_dy, 0.0)
             grad_dx = tl.where(inside, grad_dx, 0.0)
             tl.store(to, grad_dy.to(grad_offset_ptr.dtype.element_ty), mask=known)
@@ -199,7 +200,7 @@ def _weight_kernel(
     STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, C_GROUP:
     tl.constexpr, O_GROUP: tl.constexpr,
     OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr,
-    HAS_BASE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_BASE: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     N_TILES: tl.constexpr = (O_GROUP + BLOCK_N - 1) // BLOCK_N
@@ -210,29 +211,29 @@ def _weight_kernel(
     segment = tl.program_id(0) % SLABS // PARTS * SEGMENTS
     part = tl.program_id(0) % PARTS
     group = tl.program_id(1) // N_TILES
-    channel, present = channel_slab(group * COUNT + segment, SEGMENT, part, SEGMENTS, CHANNELS, (group + 1) * COUNT)
+    channel, present = index_channels(group * COUNT + segment, SEGMENT, part, SEGMENTS, CHANNELS, (group + 1) * COUNT)
     at_tap = (group * COUNT + segment + tl.arange(0, SEGMENTS)) * SEGMENT // C_OFFSET * TAPS + k
     exists = (segment + tl.arange(0, SEGMENTS) < COUNT)[None, :]
     o = tl.program_id(1) % N_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     o_exists = o < O_GROUP
     o += group * O_GROUP
     at_share = tl.program_id(2)
-    if WIDE:
+    if USE_INT64:
         at_share = at_share.to(tl.int64)
     first = at_share * share
     acc = tl.zeros((BLOCK_N, SEGMENTS * CHANNELS), tl.float32)
     for start in range(0, share, BLOCK_M):
-        p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+        p, image, row, column, valid, base_y, base_x, at_offset, at_mask = locate_pixels(
             first + start, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
-            OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+            OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, USE_INT64,
         )  # fmt: skip
         known = valid[:, None] & exists
-        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+        dy, dx, m = load_offsets(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
         at_image = image * x_b * X_UNIT
-        v = samples(
-            x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
+        v = sample_channels(
+            x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, USE_INT64
         )  # fmt: skip
         at = p[:, None] * OUTPUTS + o[None, :]
         grad_y = tl.load(grad_y_ptr + at, mask=valid[:, None] & o_exists[None, :], other=0.0)
@@ -245,93 +246,107 @@ def _weight_kernel(
     tl.store(sums_ptr + at, acc, mask=o_exists[:, None] & c_exists[None, :])
 
 
-def maps_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
-    """Tiles of the gradients of the maps, and how many programs share the taps of a tile of pixels (0: one per tap)."""
+def select_map_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
+    """Select tiles of the gradients of the maps, and whether each tap has its own programs, as for few pixels."""
     slab = 32 if dtype == torch.float32 else 64
     pixels = 64 if points >= 64 * 256 else 32
     return Tiles(pixels, 64 if dtype != torch.float32 else 32, slab, 8 if pixels == 64 else 4, 1), points < 64 * 256
 
 
-def weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the gradient of the weight; `pixels` are those of one product. One stage, as forward_tiles says."""
-    pixels, warps = (32, 4) if dtype == torch.float32 else (64, 8)  # and as many channels of a slab
-    return Tiles(pixels, min(max(power_of_two(outputs), 16), 64), pixels, warps, 1)
+def select_weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
+    """Select tiles of the gradient of the weight; `pixels` are those of one product. One stage as in
+    select_forward_tiles.
+    """
+    pixels, warps = (
+        (32, 4) if dtype == torch.float32 else (64, 8)
+    )  # the slab has as many channels as a product has pixels
+    return Tiles(pixels, min(max(next_power_of_two(outputs), 16), 64), pixels, warps, 1)
 
 
-def shares_of(points: int, pixels: int) -> tuple[int, int]:
-    """(number, pixels each) of the shares whose sums make up the gradient of the weight; from the shape alone."""
+def split_pixels(points: int, pixels: int) -> tuple[int, int]:
+    """Return (number of ranges, pixels in each) for the partial sums of the weight gradient, from the shape alone."""
     each = math.ceil(points / min(32, math.ceil(points / (8 * pixels))))
     each = math.ceil(each / pixels) * pixels
     return math.ceil(points / each), each
 
 
-def _constants(x, weight, offset, mask, problem, base, sigmoid):
+def _make_constants(x, weight, offset, mask, problem, base, sigmoid):
     c_group, c_offset = x.shape[1] // problem.groups, x.shape[1] // problem.offset_groups
     return {
-        "X_UNIT": unit_of(x), "OFFSET_UNIT": unit_of(offset),
+        "X_UNIT": get_stride_unit(x), "OFFSET_UNIT": get_stride_unit(offset),
         "KW": problem.kernel[1], "TAPS": problem.kernel[0] * problem.kernel[1],
         "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1], "PAD_H": problem.padding[0],
         "PAD_W": problem.padding[1], "DIL_H": problem.dilation[0], "DIL_W": problem.dilation[1],
         "C_GROUP": c_group, "O_GROUP": weight.shape[0] // problem.groups, "OUTPUTS": weight.shape[0],
         "C_OFFSET": c_offset, "SEGMENT": math.gcd(c_group, c_offset), "HAS_MASK": mask is not None, "SIGMOID": sigmoid,
-        "HAS_BASE": base is not None, "PRECISION": precision(x.dtype),
+        "HAS_BASE": base is not None, "PRECISION": get_dot_precision(x.dtype),
     }  # fmt: skip
 
 
 def launch_maps(
-    grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False, wide=None,
+    grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False,
+    use_int64=None,
     tiles=None,
 ):  # fmt: skip
-    """Writes the gradients of the maps; None for one that is not wanted.
+    """Write the gradients of the maps, None for those not needed.
 
     Args:
-        grad_y: (B, O, H', W') dense channels_last; the other inputs as for launch_forward.
-        grad_x: (B, C, H, W) float32, dense channels_last, zero: the gradient is added.
-        grad_offset, grad_mask: as offset and mask, dense channels_last or the two parts of one such map; with
-            sigmoid=True grad_mask is the gradient of what the sigmoid is taken of.
+        grad_y: (B, O, H', W'), dense channels_last.
+        x: as in launch_forward; offset, mask, weight, problem, base, sigmoid, use_int64 and tiles, too.
+        offset: see launch_forward.
+        mask: see launch_forward.
+        weight: see launch_forward.
+        grad_x: (B, C, H, W) float32, dense channels_last, to which the gradient is added, or None.
+        grad_offset: like offset, dense channels_last or a slice of one map with grad_mask, or None.
+        grad_mask: like mask, or None. With sigmoid=True it is the gradient of the logits.
+        problem: Problem.
+        base: see launch_forward.
+        sigmoid: see launch_forward.
+        use_int64: see launch_forward.
+        tiles: Tiles. None: those of select_map_tiles.
     """
     if grad_y.numel() == 0 or (grad_x is None and grad_offset is None and grad_mask is None):
         return
-    constants = _constants(x, weight, offset, mask, problem, base, sigmoid)
+    constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
     points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
-    default, few = maps_tiles(points, x.dtype)
+    default, few = select_map_tiles(points, x.dtype)
     tiles = tiles or default
     taps_each = 1 if few else constants["TAPS"]
-    segments, part = slab_shape(constants["SEGMENT"], problem.offset_groups, tiles.slab)
+    segments, part = select_slab_shape(constants["SEGMENT"], problem.offset_groups, tiles.slab)
     blocks = triton.cdiv(problem.offset_groups, segments)
     grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(constants["TAPS"], taps_each), blocks)
-    wide = is_wide(x, offset, mask, grad_y, grad_x) if wide is None else wide
+    use_int64 = needs_int64(x, offset, mask, grad_y, grad_x) if use_int64 is None else use_int64
     with on_device(x):
         _maps_kernel[grid](
             grad_y, x, offset, mask, base, weight, grad_x, grad_offset, grad_mask, points, *x.shape[2:],
-            *grad_y.shape[2:], *strides(x, constants["X_UNIT"]), *strides(offset, constants["OFFSET_UNIT"]),
-            *strides(mask), strides(grad_offset)[2],
-            strides(grad_mask)[2], C=x.shape[1], WANT_X=grad_x is not None, WANT_OFFSET=grad_offset is not None,
-            WANT_MASK=grad_mask is not None, WIDE=wide, TAPS_EACH=taps_each, BLOCK_M=tiles.pixels,
+            *grad_y.shape[2:], *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]),
+            *get_strides(mask), get_strides(grad_offset)[2],
+            get_strides(grad_mask)[2], C=x.shape[1], WANT_X=grad_x is not None, WANT_OFFSET=grad_offset is not None,
+            WANT_MASK=grad_mask is not None, USE_INT64=use_int64, TAPS_EACH=taps_each, BLOCK_M=tiles.pixels,
             BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages,
             **constants,
         )  # fmt: skip
 
 
-def weight_gradient(
-    grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, wide=None, tiles=None
+def compute_weight_gradient(
+    grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, use_int64=None, tiles=None
 ) -> torch.Tensor:
-    """The gradient of weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
-    constants = _constants(x, weight, offset, mask, problem, base, sigmoid)
+    """Return the gradient of the weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
+    constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
     points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
-    tiles = tiles or weight_tiles(constants["O_GROUP"], x.dtype)
+    tiles = tiles or select_weight_tiles(constants["O_GROUP"], x.dtype)
     segment, c_group, taps = constants["SEGMENT"], constants["C_GROUP"], constants["TAPS"]
-    segments, part = slab_shape(segment, c_group // segment, tiles.slab)
+    segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
     slabs = triton.cdiv(c_group // segment, segments) * triton.cdiv(segment, part)
-    shares, each = shares_of(points, tiles.pixels)
+    shares, each = split_pixels(points, tiles.pixels)
     sums = torch.empty(shares, weight.shape[0], taps, c_group, dtype=torch.float32, device=x.device)
     grid = (taps * slabs, problem.groups * triton.cdiv(constants["O_GROUP"], tiles.outputs), shares)
-    wide = is_wide(x, offset, mask, grad_y, sums) if wide is None else wide
+    use_int64 = needs_int64(x, offset, mask, grad_y, sums) if use_int64 is None else use_int64
     with on_device(x):
         _weight_kernel[grid](
             grad_y, x, offset, mask, base, sums, points, each, *x.shape[2:], *grad_y.shape[2:],
-            *strides(x, constants["X_UNIT"]), *strides(offset, constants["OFFSET_UNIT"]), *strides(mask), WIDE=wide,
-            BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
+            *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]), *get_strides(mask),
+            USE_INT64=use_int64, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
             SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages, **constants,
         )  # fmt: skip
         total = sums.sum(0) if shares > 1 else sums[0]

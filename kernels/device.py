@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every launcher needs around its kernels."""
+"""Helpers of all kernel launchers: tile sizes, device context, strides and precision."""
 
 import contextlib
 import math
@@ -9,8 +9,15 @@ import torch
 
 
 class Tiles(NamedTuple):
-    """Sizes of one program of an implicit product: pixels, outputs (of a cell: channels of its state) and channels
-    multiplied at once, powers of two >= 16."""
+    """Sizes of one program of an implicit GEMM.
+
+    Attributes:
+        pixels: pixels, a power of two >= 16, as outputs and slab.
+        outputs: outputs, or channels of the state of a cell.
+        slab: input channels of one product.
+        warps: number of warps.
+        stages: number of pipeline stages.
+    """
 
     pixels: int
     outputs: int
@@ -20,37 +27,41 @@ class Tiles(NamedTuple):
 
 
 def on_device(tensor):
-    """Context in which kernels start on the tensor's GPU and its current stream; nothing for other tensors."""
+    """Return a context manager that launches kernels on the tensor's GPU. It has no effect for other tensors."""
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(tensor.device)
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is >= n >= 1."""
+def next_power_of_two(n: int) -> int:
+    """Return the smallest power of two >= n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
-def is_wide(*tensors) -> bool:
-    """Whether an element lies 2^31 or more elements from the start of its tensor."""
+def needs_int64(*tensors) -> bool:
+    """Return True if a tensor has elements about 2^31 or more elements from its start."""
     extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
-    return max(extents) >= 2**31 - 2**16  # a program's masked lanes reach a little further
+    return max(extents) >= 2**31 - 2**16  # masked lanes of a program compute addresses slightly beyond the tensor
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: float32 as three tf32 products, which keeps float32's accuracy."""
+def get_dot_precision(dtype: torch.dtype) -> str:
+    """Return the precision for tl.dot. float32 is computed as three tf32 products, which have the accuracy of
+    float32.
+    """
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-def strides(tensor, unit: int = 1) -> tuple[int, int, int]:
-    """Batch, row and pixel strides, in units of some elements, of a map with channel stride 1; 0 for None."""
+def get_strides(tensor, unit: int = 1) -> tuple[int, int, int]:
+    """Return batch, row and pixel strides of a map with channel stride 1, in multiples of `unit` elements; 0 for
+    None.
+    """
     return (0, 0, 0) if tensor is None else tuple(tensor.stride(i) // unit for i in (0, 2, 3))
 
 
-def unit_of(tensor) -> int:
-    """The largest power of two, at most 16, that divides the strides.
+def get_stride_unit(tensor) -> int:
+    """Return the largest power of two, at most 16, that divides the strides.
 
-    The kernel multiplies by it: so the compiler knows that vectors are aligned, which it finds out by itself for
-    multiples of 16 alone.
+    The kernel multiplies the strides by this constant, which shows the compiler that vectors are aligned. By itself it
+    detects only multiples of 16.
     """
-    return math.gcd(16, *strides(tensor))
+    return math.gcd(16, *get_strides(tensor))

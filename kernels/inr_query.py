@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of inr_query in one kernel: locate, gather, ensemble, every layer of the trunk on tensor cores, skip.
+"""Triton kernels for inr_query: locating, gathering, ensemble, trunk on tensor cores and skip in one kernel.
 
-One program takes BLOCK queries. Their features are gathered through the L1 cache and combined in float32; the tile
-stays in registers and shared memory from layer to layer (dtype of the maps between them, float32 accumulation), and
-only y is written. Weights come from L2 for every tile. A "late" ensemble runs the trunk for each of the four corners,
-which are rows of one product, and adds up its results; the rows are kept in parts of CHUNK channels, each of which is
-multiplied by the rows of the weights that it meets.
-Bit for bit the same from run to run, whatever the grouping of queries into calls that keep BLOCK.
+One program takes BLOCK queries. It gathers their features through the L1 cache and combines them in float32. The tile
+stays in registers and shared memory from layer to layer, in the dtype of the maps with float32 accumulators, and only y
+is written. Weights are read from L2 for every tile. With the ensemble "late" the trunk runs for each of the four
+corners, which are rows of one product, and the results are summed; the rows are kept in parts of CHUNK channels, each
+of which is multiplied by its rows of the weights.
+
+Results are deterministic, and do not depend on how queries are grouped into calls with the same BLOCK.
 """
 
 import math
@@ -19,30 +20,30 @@ from triton.runtime import driver
 
 from .device import on_device
 
-WIDTHS = (64, 128)  # D that have a kernel: a weight matrix of 256 x 256 does not fit beside its tile
-LATE_WIDTHS = (64, 128, 256)  # the same for the late ensemble, which takes matrices in parts
-MOST_OUTPUTS = 64
+SUPPORTED_WIDTHS = (64, 128)  # D: a weight matrix of 256 x 256 and its tile do not fit on the chip together
+SUPPORTED_LATE_WIDTHS = (64, 128, 256)  # D of the late ensemble, which reads matrices in parts
+MAX_OUTPUTS = 64
 
 
 @triton.jit
-def axis_of_grid(k, step, start, den):
-    """floor(u) and u - floor(u) of u = (start + step k) / den; 64-bit integers."""
+def locate_on_grid(k, step, start, den):
+    """Return floor(u) and u - floor(u) of u = (start + step k) / den, computed in 64-bit integers."""
     numerator = start + step * k.to(tl.int64)
     base = numerator // den
-    base = tl.where(base * den > numerator, base - 1, base)  # floor, where // truncates
-    # Both are below 2^24 for any real grid: their float32 quotient is correct to rounding.
+    base = tl.where(base * den > numerator, base - 1, base)  # // truncates towards zero
+    # Both are below 2^24 for realistic grids, so that the float32 quotient is correctly rounded.
     return base.to(tl.int32), (numerator - base * den).to(tl.float32) / den.to(tl.float32)
 
 
 @triton.jit
-def place_of(
+def locate_query(
     q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x,
     GRID: tl.constexpr,
 ):  # fmt: skip
-    """Row and column of query q of an image, each as the pixel before it and the fraction of the way to the next."""
+    """Return row and column of query q of an image, each as the pixel before it and the fraction to the next pixel."""
     if GRID:
-        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
-        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
+        i, t = locate_on_grid(q // columns, step_y, start_y, den_y)
+        k, r = locate_on_grid(q % columns, step_x, start_x, den_x)
     else:
         at = 2 * (image * point_b + q)
         i = tl.load(base_ptr + at, mask=valid, other=0)
@@ -53,8 +54,8 @@ def place_of(
 
 
 @triton.jit
-def axis_corner(base, frac, n, a, WRAP: tl.constexpr):
-    """Pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
+def locate_corner(base, frac, n, a, WRAP: tl.constexpr):
+    """Return pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
     at = base + a
     weight = tl.where(a == 1, frac, 1.0 - frac)
     if WRAP:
@@ -68,17 +69,17 @@ def axis_corner(base, frac, n, a, WRAP: tl.constexpr):
 
 
 @triton.jit
-def feature(
+def compute_feature(
     maps_ptr, at, rho_y, rho_x, kappa_y, kappa_x, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D: tl.constexpr,
     RELU: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     FIRST: tl.constexpr = 0, CHUNK: tl.constexpr = 0,
 ):  # fmt: skip
-    """act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or CHUNK channels of it from FIRST on."""
+    """Return act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or its CHUNK channels from FIRST on."""
     c = FIRST + tl.arange(0, CHUNK if CHUNK else D)
     h = tl.load(maps_ptr + at[:, None] + c[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     if HAS_BIAS:
         h += tl.load(bias_ptr + c)[None, :]
-    if HAS_CELL:  # again for every corner: kept, it would take as many registers as the features
+    if HAS_CELL:  # recomputed for each corner, because storing it would need as many registers as the features
         h += kappa_y[:, None] * tl.load(cell_w_ptr + c)[None, :]
         h += kappa_x[:, None] * tl.load(cell_w_ptr + D + c)[None, :]
     if HAS_RHO:
@@ -88,9 +89,9 @@ def feature(
 
 
 @triton.jit
-def logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constexpr, HEADS: tl.constexpr,
+def compute_logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constexpr, HEADS: tl.constexpr,
            DK: tl.constexpr, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """<q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
+    """Return <q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
     e = tl.arange(0, HEADS * DK)
     key = tl.load(maps_ptr + at[:, None] + D + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     result = tl.sum(tl.reshape(key * query, (key.shape[0], HEADS, DK)), axis=2) * SCALE
@@ -102,24 +103,28 @@ def logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constex
 
 
 @triton.jit
-def content(maps_ptr, at, valid, D: tl.constexpr, INNER: tl.constexpr):
+def load_content(maps_ptr, at, valid, D: tl.constexpr, INNER: tl.constexpr):
+    """Load the content channels of a corner, which are averaged to the query of the attention."""
     e = tl.arange(0, INNER)
     return tl.load(maps_ptr + at[:, None] + D + INNER + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def by_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
-    """h (BLOCK, D) times alpha (BLOCK, HEADS), each head on its own channels."""
+def scale_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
+    """Return h (BLOCK, D) times alpha (BLOCK, HEADS), where each head scales its own channels."""
     split = tl.reshape(h, (h.shape[0], HEADS, D // HEADS)) * alpha[:, :, None]
     return tl.reshape(split, (h.shape[0], D))
 
 
 @triton.jit
-def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr):
-    """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded).
+def apply_trunk(
+    x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr
+):
+    """Apply the trunk: HIDDEN layers of width D with ReLU, then the last layer with OP outputs (padded).
 
-    Weights (layer, in, out), but the last (out, in): the assembler of CUDA 12.8 loses its addresses in shared memory
-    where it is (in, out), see lost_addresses in tests/gpuless/triton_rig.py."""
+    Weights are stored as (layer, in, out), but the last one as (out, in). With (in, out) the assembler of CUDA 12.8
+    generates wrong addresses in shared memory: see lost_addresses in tests/gpuless/triton_rig.py.
+    """
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     c = tl.arange(0, D)
     o = tl.arange(0, OP)
@@ -142,17 +147,18 @@ def _query_kernel(
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Compute y for the ensembles "early_area" and "early_attn"."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = p < total
     image = p // queries
     q = p % queries
-    i, t, k, r = place_of(
+    i, t, k, r = locate_query(
         q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x, GRID
     )  # fmt: skip
-    y0, ry0, wy0 = axis_corner(i, t, height, 0, WRAP_Y)
-    y1, ry1, wy1 = axis_corner(i, t, height, 1, WRAP_Y)
-    x0, rx0, wx0 = axis_corner(k, r, width, 0, WRAP_X)
-    x1, rx1, wx1 = axis_corner(k, r, width, 1, WRAP_X)
+    y0, ry0, wy0 = locate_corner(i, t, height, 0, WRAP_Y)
+    y1, ry1, wy1 = locate_corner(i, t, height, 1, WRAP_Y)
+    x0, rx0, wx0 = locate_corner(k, r, width, 0, WRAP_X)
+    x1, rx1, wx1 = locate_corner(k, r, width, 1, WRAP_X)
     origin = image * maps_b
     a0 = origin + y0.to(tl.int64) * maps_h + x0.to(tl.int64) * maps_w
     a1 = origin + y0.to(tl.int64) * maps_h + x1.to(tl.int64) * maps_w
@@ -169,15 +175,15 @@ def _query_kernel(
         ky = tl.load(cell_ptr + at, mask=valid, other=0.0)
         kx = tl.load(cell_ptr + at + 1, mask=valid, other=0.0)
     if ENSEMBLE == "early_attn":
-        query = w0[:, None] * content(maps_ptr, a0, valid, D, HEADS * DK)
-        query += w1[:, None] * content(maps_ptr, a1, valid, D, HEADS * DK)
-        query += w2[:, None] * content(maps_ptr, a2, valid, D, HEADS * DK)
-        query += w3[:, None] * content(maps_ptr, a3, valid, D, HEADS * DK)
-        l0 = logits(maps_ptr, a0, query, ry0, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
-        l1 = logits(maps_ptr, a1, query, ry0, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
-        l2 = logits(maps_ptr, a2, query, ry1, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
-        l3 = logits(maps_ptr, a3, query, ry1, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
-        # Corners of weight 0 take no part, in the maximum neither.
+        query = w0[:, None] * load_content(maps_ptr, a0, valid, D, HEADS * DK)
+        query += w1[:, None] * load_content(maps_ptr, a1, valid, D, HEADS * DK)
+        query += w2[:, None] * load_content(maps_ptr, a2, valid, D, HEADS * DK)
+        query += w3[:, None] * load_content(maps_ptr, a3, valid, D, HEADS * DK)
+        l0 = compute_logits(maps_ptr, a0, query, ry0, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l1 = compute_logits(maps_ptr, a1, query, ry0, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l2 = compute_logits(maps_ptr, a2, query, ry1, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l3 = compute_logits(maps_ptr, a3, query, ry1, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        # Corners of weight 0 are excluded, also from the maximum.
         l0 = tl.where(w0[:, None] > 0, l0, -float("inf"))
         l1 = tl.where(w1[:, None] > 0, l1, -float("inf"))
         l2 = tl.where(w2[:, None] > 0, l2, -float("inf"))
@@ -194,27 +200,27 @@ def _query_kernel(
         e1 = w1[:, None] * scale
         e2 = w2[:, None] * scale
         e3 = w3[:, None] * scale
-    h = feature(
+    h = compute_feature(
         maps_ptr, a0, ry0, rx0, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
         HAS_BIAS,
     )  # fmt: skip
-    z = by_heads(h, e0 * scale, D, HEADS)
-    h = feature(
+    z = scale_heads(h, e0 * scale, D, HEADS)
+    h = compute_feature(
         maps_ptr, a1, ry0, rx1, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
         HAS_BIAS,
     )  # fmt: skip
-    z += by_heads(h, e1 * scale, D, HEADS)
-    h = feature(
+    z += scale_heads(h, e1 * scale, D, HEADS)
+    h = compute_feature(
         maps_ptr, a2, ry1, rx0, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
         HAS_BIAS,
     )  # fmt: skip
-    z += by_heads(h, e2 * scale, D, HEADS)
-    h = feature(
+    z += scale_heads(h, e2 * scale, D, HEADS)
+    h = compute_feature(
         maps_ptr, a3, ry1, rx1, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
         HAS_BIAS,
     )  # fmt: skip
-    z += by_heads(h, e3 * scale, D, HEADS)
-    y = mlp(z, weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, D, OP, HIDDEN)
+    z += scale_heads(h, e3 * scale, D, HEADS)
+    y = apply_trunk(z, weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, D, OP, HIDDEN)
     o = tl.arange(0, OP)
     inside = valid[:, None] & (o < outputs)[None, :]
     if HAS_SKIP:
@@ -237,7 +243,7 @@ def _late_kernel(
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q. As _query_kernel."""
+    """Compute y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q."""
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * BLOCK
     row = tl.arange(0, 4 * BLOCK)
@@ -245,11 +251,11 @@ def _late_kernel(
     valid = p < total
     image = p // queries
     q = p % queries
-    i, t, k, r = place_of(
+    i, t, k, r = locate_query(
         q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x, GRID
     )  # fmt: skip
-    pixel_y, rho_y, weight_y = axis_corner(i, t, height, row % 4 // 2, WRAP_Y)
-    pixel_x, rho_x, weight_x = axis_corner(k, r, width, row % 2, WRAP_X)
+    pixel_y, rho_y, weight_y = locate_corner(i, t, height, row % 4 // 2, WRAP_Y)
+    pixel_x, rho_x, weight_x = locate_corner(k, r, width, row % 2, WRAP_X)
     at = image * maps_b + pixel_y.to(tl.int64) * maps_h + pixel_x.to(tl.int64) * maps_w
     ky = t
     kx = t
@@ -259,7 +265,7 @@ def _late_kernel(
         kx = tl.load(cell_ptr + of_cell + 1, mask=valid, other=0.0)
     x = ()
     for part in tl.static_range(D // CHUNK):
-        h = feature(
+        h = compute_feature(
             maps_ptr, at, rho_y, rho_x, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
             HAS_BIAS, part * CHUNK, CHUNK,
         )  # fmt: skip
@@ -290,10 +296,25 @@ def _late_kernel(
 
 
 class Query(NamedTuple):
-    """One call: maps (B, M, H, W) with channel stride 1, everything else dense float32, None where absent.
+    """Arguments of one call. maps has channel stride 1; all other tensors are contiguous float32, None if absent.
 
-    base, frac: (B or 1, Q, 2), or axes: GridSpec.numbers(). rho_w, cell_w: (2, D); rho_bias (2, heads); cell (B, 2) or
-    (B, Q, 2); skip (B, H, W, O). trunk: pairs (weight (out, in), bias), all hidden widths D.
+    Attributes:
+        maps: (B, M, H, W).
+        trunk: pairs (weight (out, in), bias); all hidden layers have the width D.
+        base: (B or 1, Q, 2) int32, or None with axes.
+        frac: (B or 1, Q, 2), or None with axes.
+        axes: GridSpec.numbers(), or [] with base and frac.
+        rho_w: (2, D).
+        cell_w: (2, D).
+        bias: (D,).
+        rho_bias: (2, heads).
+        cell: (B, 2) or (B, Q, 2).
+        skip: (B, H, W, O).
+        ensemble: "late", "early_area" or "early_attn".
+        heads: number of heads.
+        dk: key channels of each head.
+        relu: bool, activation of the features.
+        wrap: pair of bools for rows and columns.
     """
 
     maps: torch.Tensor
@@ -314,42 +335,54 @@ class Query(NamedTuple):
     wrap: tuple[bool, bool]
 
 
-def refusal(ensemble, width, widths, outputs, heads, dk, capability=None):
-    """Why no kernel can take a trunk of these widths behind features of `width`, or None; capability: of the GPU."""
-    known = LATE_WIDTHS if ensemble == "late" else WIDTHS
+def unsupported_reason(ensemble, width, widths, outputs, heads, dk, capability=None):
+    """Return why no kernel can run a trunk, or None.
+
+    Args:
+        ensemble: "late", "early_area" or "early_attn".
+        width: D, channels of the features.
+        widths: outputs of each layer of the trunk.
+        outputs: outputs of the last layer.
+        heads: number of heads.
+        dk: key channels of each head.
+        capability: compute capability of the GPU, or None.
+    """
+    known = SUPPORTED_LATE_WIDTHS if ensemble == "late" else SUPPORTED_WIDTHS
     if width not in known:
         return f"the fused kernel has D in {known}, got {width}"
-    if not widths or any(w != width for w in widths[:-1]) or outputs > MOST_OUTPUTS:
-        return f"the fused kernel needs hidden layers of width {width} and up to {MOST_OUTPUTS} outputs, got {widths}"
+    if not widths or any(w != width for w in widths[:-1]) or outputs > MAX_OUTPUTS:
+        return f"the fused kernel needs hidden layers of width {width} and up to {MAX_OUTPUTS} outputs, got {widths}"
     blackwell = capability is not None and capability >= (10, 0)
-    if ensemble == "late" and width == 256 and blackwell and triton_version() < (3, 9):
-        return f"Triton {triton.__version__} makes nothing but a trap of the late ensemble with D = 256, 3.9 a kernel"
+    if ensemble == "late" and width == 256 and blackwell and get_triton_version() < (3, 9):
+        return f"Triton {triton.__version__} cannot compile the late ensemble with D = 256 for this GPU, Triton 3.9 can"
     if heads & (heads - 1) or dk & (dk - 1):
         return f"the fused kernel needs powers of two as heads and dk, got {heads} and {dk}"
     return None
 
 
-def triton_version():
+def get_triton_version():
     return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
-def tile(width):
-    """Queries of a program and its warps: as many as leave the float32 tiles in registers."""
+def select_tile(width):
+    """Return the queries of a program and its warps: as many as keep the float32 tiles in registers."""
     rows = 64
     if driver.active.get_current_target().arch < 90:
         rows //= 2
     return rows, 4 if width == 64 else 8
 
 
-def late_tile(width):
-    """Queries of a program of the late ensemble, channels of a part and warps: what registers hold without spills."""
+def select_late_tile(width):
+    """Return queries of a program, channels of a part and warps for the late ensemble: as many as do not spill
+    registers.
+    """
     if driver.active.get_current_target().arch < 90:
         return {64: (16, 64, 4), 128: (16, 128, 8), 256: (8, 128, 8)}[width]
     return 32, 64, 8
 
 
 def launch(call: Query, y: torch.Tensor) -> None:
-    """Writes y (B, Q, O) float32."""
+    """Write y (B, Q, O) float32."""
     maps, dtype = call.maps, call.maps.dtype
     batch, _, height, width = maps.shape
     queries, outputs, depth = y.shape[1], y.shape[2], call.trunk[0][0].shape[1]
@@ -364,10 +397,10 @@ def launch(call: Query, y: torch.Tensor) -> None:
     per_query = call.cell is not None and call.cell.dim() == 3
     kernel, chunk = _query_kernel, {}
     if call.ensemble == "late":
-        kernel, (block, chunk["CHUNK"], warps) = _late_kernel, late_tile(depth)
+        kernel, (block, chunk["CHUNK"], warps) = _late_kernel, select_late_tile(depth)
     else:
-        block, warps = tile(depth)
-    filler = y  # stands for what is absent and never read
+        block, warps = select_tile(depth)
+    filler = y  # placeholder for absent tensors, which are not read
     attention = call.ensemble == "early_attn"
     with on_device(maps):
         kernel[(triton.cdiv(batch * queries, block),)](

@@ -1,65 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps twice as fine, bilinear, half-pixel centres: torch's kernel for channels_last takes ten times its bytes' time.
+"""Triton kernel for bilinear upsampling by 2 with half-pixel centres.
 
-A program makes some neighbouring pixels, all channels of each; the four pixels that each is made of come from the L1
-cache. Sums are in float32, rounded once. Bit for bit the same from run to run.
+A program computes some neighbouring pixels with all channels. The four input pixels of each come from the L1 cache.
+Sums are float32 and rounded once. Results are deterministic. torch's kernel for channels_last is far from the memory
+bandwidth.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two
+from .device import needs_int64, next_power_of_two, on_device
 
-ELEMENTS = 1024  # of a program: 8 a thread
+ELEMENTS = 1024  # elements of a program: 8 for each thread
 
 
 @triton.jit
-def nearer_and_farther(fine, count):
-    """Of a fine row or column: the coarse one it lies in, of weight 3/4, and the next one, at a border the same."""
+def locate_near_and_far(fine, count):
+    """Return, for a fine row or column, the coarse one that contains it (weight 3/4) and the next one, clamped at the
+    border.
+    """
     near = fine // 2
     far = near + 2 * (fine % 2) - 1
     return near, tl.minimum(tl.maximum(far, 0), count - 1)
 
 
 @triton.jit
-def pixels_of(x_ptr, pixel, channel, inside, CHANNELS: tl.constexpr):
+def load_pixels(x_ptr, pixel, channel, inside, CHANNELS: tl.constexpr):
     return tl.load(x_ptr + pixel[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _upsample2_kernel(
-    x_ptr, out_ptr, points, height, width, CHANNELS: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    x_ptr, out_ptr, points, height, width, CHANNELS: tl.constexpr, USE_INT64: tl.constexpr, PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     pixel = first * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (pixel < points)[:, None] & (channel < CHANNELS)[None, :]
-    column, row = pixel % (2 * width), pixel // (2 * width)  # rows of all maps one after another
+    column, row = pixel % (2 * width), pixel // (2 * width)  # rows of all images are numbered consecutively
     top = row // (2 * height) * height
-    near_y, far_y = nearer_and_farther(row % (2 * height), height)
-    near_x, far_x = nearer_and_farther(column, width)
+    near_y, far_y = locate_near_and_far(row % (2 * height), height)
+    near_x, far_x = locate_near_and_far(column, width)
     near_y, far_y = (top + near_y) * width, (top + far_y) * width
-    value = 0.5625 * pixels_of(x_ptr, near_y + near_x, channel, inside, CHANNELS)
-    value += 0.1875 * pixels_of(x_ptr, near_y + far_x, channel, inside, CHANNELS)
-    value += 0.1875 * pixels_of(x_ptr, far_y + near_x, channel, inside, CHANNELS)
-    value += 0.0625 * pixels_of(x_ptr, far_y + far_x, channel, inside, CHANNELS)
+    value = 0.5625 * load_pixels(x_ptr, near_y + near_x, channel, inside, CHANNELS)
+    value += 0.1875 * load_pixels(x_ptr, near_y + far_x, channel, inside, CHANNELS)
+    value += 0.1875 * load_pixels(x_ptr, far_y + near_x, channel, inside, CHANNELS)
+    value += 0.0625 * load_pixels(x_ptr, far_y + far_x, channel, inside, CHANNELS)
     to = out_ptr + pixel[:, None] * CHANNELS + channel[None, :]
     tl.store(to, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
-    """Writes out (B, C, 2 H, 2 W) completely from x (B, C, H, W), both channels_last without gaps."""
+    """Write out (B, C, 2 H, 2 W) from x (B, C, H, W), both dense channels_last."""
     if out.numel() == 0:
         return
     points, channels = out.shape[0] * out.shape[2] * out.shape[3], out.shape[1]
-    block = min(power_of_two(channels), ELEMENTS)
+    block = min(next_power_of_two(channels), ELEMENTS)
     grid = (triton.cdiv(points, ELEMENTS // block), triton.cdiv(channels, block))
     with on_device(x):
         _upsample2_kernel[grid](
-            x, out, points, *x.shape[2:], CHANNELS=channels, WIDE=is_wide(out), PIXELS=ELEMENTS // block, BLOCK=block,
-            num_warps=4,
+            x, out, points, *x.shape[2:], CHANNELS=channels, USE_INT64=needs_int64(out), PIXELS=ELEMENTS // block,
+            BLOCK=block, num_warps=4,
         )  # fmt: skip

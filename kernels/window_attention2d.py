@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of every pixel to a square window, flash style on tensor cores: no row of logits is ever in memory.
+"""Triton kernels for attention of each pixel to a square window, in the manner of FlashAttention, on tensor cores.
 
-One program takes a square tile of pixels and walks over all pixels that their windows cover, BLOCK at a time: the
-products of the tile with the block are logits, those outside a pixel's own window are left out. The forward pass keeps
-a running maximum and sum; the backward passes recompute the logits, one program per tile of queries for grad_q and one
-per tile of keys for grad_k and grad_v, so that nothing is added atomically. Bound by products and exponentials: a tile
-of 8 x 8 pixels multiplies (37 / 30)^2 times the pairs that a window of 30 needs.
+One program takes a square tile of pixels and loops over blocks of all pixels that their windows cover. The products of
+the tile with a block are logits; those outside a pixel's window are masked. The forward pass keeps a running maximum
+and sum. The backward passes recompute the logits, with one program for each tile of queries for grad_q, and one for
+each tile of keys for grad_k and grad_v, so that no addition is atomic. Logits are never stored. Products and
+exponentials bound the time: a tile of 8 x 8 pixels computes (37 / 30)^2 times the pairs that a window of 30 needs.
 
-Layout: channel stride 1 in every map; channels are padded to a power of two >= 16 in registers. Logits, softmax and
-sums are float32; weights and their gradients are rounded to the maps' dtype before they multiply, as in every flash
-kernel. Bit for bit the same from run to run.
+All maps have channel stride 1; channels are padded to a power of two >= 16 in registers. Logits, softmax and sums are
+float32. Weights and their gradients are rounded to the dtype of the maps before products. Results are deterministic.
 """
 
 from typing import NamedTuple
@@ -18,12 +17,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
-def tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
-    """First row and column of this program's tile, rows, columns of its pixels, and whether they are in the field."""
+def index_tile_pixels(height, width, TILE: tl.constexpr, USE_INT64: tl.constexpr):
+    """Return first row and column of the program's tile, rows and columns of its pixels, and whether they are in the
+    image.
+    """
     tiles_w = (width + TILE - 1) // TILE
     first_row = tl.program_id(0) // tiles_w * TILE
     first_column = tl.program_id(0) % tiles_w * TILE
@@ -31,27 +32,31 @@ def tile_pixels(height, width, TILE: tl.constexpr, WIDE: tl.constexpr):
     row = first_row + i // TILE
     column = first_column + i % TILE
     inside = (row < height) & (column < width)
-    if WIDE:
+    if USE_INT64:
         row = row.to(tl.int64)
     return first_row, first_column, row, column, inside
 
 
 @triton.jit
-def neighbours(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
-               BLOCK: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """Rows and columns of pixels start, start + 1, ... of the SPAN x SPAN around a tile, and whether they exist."""
+def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
+               BLOCK: tl.constexpr, USE_INT64: tl.constexpr):  # fmt: skip
+    """Return rows and columns of pixels start, start + 1, ... of the SPAN x SPAN around a tile, and whether they
+    exist.
+    """
     j = start + tl.arange(0, BLOCK)
     row = first_row + FIRST + j // SPAN
     column = first_column + FIRST + j % SPAN
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    if WIDE:
+    if USE_INT64:
         row = row.to(tl.int64)
     return row, column, inside
 
 
 @triton.jit
-def in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW: tl.constexpr):
-    """(pixels, others): whether the other lies FIRST to FIRST + WINDOW - 1 from the pixel in rows and in columns."""
+def is_in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW: tl.constexpr):
+    """Return (pixels, others): whether `other` lies FIRST to FIRST + WINDOW - 1 from the pixel in rows and in
+    columns.
+    """
     down = other_row[None, :] - row[:, None] - FIRST
     right = other_column[None, :] - column[:, None] - FIRST
     return (down >= 0) & (down < WINDOW) & (right >= 0) & (right < WINDOW)
@@ -59,7 +64,7 @@ def in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW:
 
 @triton.jit
 def load_map(ptr, row, column, inside, stride_h, stride_w, C: tl.constexpr, PADDED: tl.constexpr):
-    """(pixels, PADDED) of a map, 0 outside the field and behind its channels."""
+    """Load (pixels, PADDED) of a map, 0 outside the image and for padded channels."""
     c = tl.arange(0, PADDED)
     at = row * stride_h + column * stride_w
     return tl.load(ptr + at[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
@@ -67,7 +72,7 @@ def load_map(ptr, row, column, inside, stride_h, stride_w, C: tl.constexpr, PADD
 
 @triton.jit
 def store_map(ptr, value, row, column, inside, width, C: tl.constexpr, PADDED: tl.constexpr):
-    """Writes (pixels, PADDED) to a dense channels_last map."""
+    """Store (pixels, PADDED) to a dense channels_last map."""
     c = tl.arange(0, PADDED)
     at = (row * width + column) * C
     tl.store(ptr + at[:, None] + c[None, :], value.to(ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
@@ -77,27 +82,27 @@ def store_map(ptr, value, row, column, inside, width, C: tl.constexpr, PADDED: t
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, height, width, q_b, q_h, q_w, k_b, k_h, k_w, v_b, v_h, v_w,
     Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr, C: tl.constexpr,
-    PADDED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     FIRST: tl.constexpr = -(WINDOW // 2)
     SPAN: tl.constexpr = TILE + WINDOW - 1
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     top = tl.full((TILE * TILE,), -1e30, tl.float32)
     total = tl.zeros((TILE * TILE,), tl.float32)
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+        other_row, other_column, exists = index_block_pixels(
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # Keys outside the field are zeros: logit 0, value 0, and they take part.
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        # Keys outside the image are zeros and take part with logit 0 and value 0.
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
         logits = tl.where(taken, logits, -float("inf"))
         highest = tl.maximum(top, tl.max(logits, 1))
         factor = tl.exp(top - highest)
@@ -112,12 +117,12 @@ def _forward_kernel(
 
 @triton.jit
 def _inner_kernel(
-    grad_y_ptr, y_ptr, inner_ptr, pixels, C: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr,
+    grad_y_ptr, y_ptr, inner_ptr, pixels, C: tl.constexpr, PADDED: tl.constexpr, USE_INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_y . y of every pixel; both dense channels_last."""
+    """Compute grad_y . y of each pixel; both are dense channels_last."""
     first = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         first = first.to(tl.int64)
     p = first * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, PADDED)
@@ -133,16 +138,16 @@ def _query_kernel(
     grad_y_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, inner_ptr, grad_q_ptr, height, width, g_b, g_h, g_w, q_b, q_h, q_w,
     k_b, k_h, k_w, v_b, v_h, v_w,
     G_UNIT: tl.constexpr, Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr,
-    C: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    C: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_q_p = sum_d P (g_p . v - inner_p) k with P = exp(logit - lse_p)."""
+    """Compute grad_q_p = sum_d P (g_p . v - inner_p) k with P = exp(logit - lse_p)."""
     FIRST: tl.constexpr = -(WINDOW // 2)
     SPAN: tl.constexpr = TILE + WINDOW - 1
     image = tl.program_id(1).to(tl.int64)
     k_ptr += image * k_b * K_UNIT
     v_ptr += image * v_b * V_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     q = load_map(q_ptr + image * q_b * Q_UNIT, row, column, inside, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
     g = load_map(grad_y_ptr + image * g_b * G_UNIT, row, column, inside, g_h * G_UNIT, g_w * G_UNIT, C, PADDED)
     image *= height * width
@@ -150,14 +155,14 @@ def _query_kernel(
     inner = tl.load(inner_ptr + image + row * width + column, mask=inside, other=0.0)
     acc = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+        other_row, other_column, exists = index_block_pixels(
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         k = load_map(k_ptr, other_row, other_column, exists, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
         v = load_map(v_ptr, other_row, other_column, exists, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         slopes = tl.dot(g, tl.trans(v), input_precision=PRECISION)
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
         p = tl.where(taken, tl.exp(logits - lse[:, None]), 0.0)
         slopes = p * (slopes - inner[:, None])
         acc = tl.dot(slopes.to(k.dtype), k, acc, input_precision=PRECISION)
@@ -170,31 +175,31 @@ def _key_kernel(
     q_b, q_h, q_w, k_b, k_h, k_w, v_b, v_h, v_w,
     G_UNIT: tl.constexpr, Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, WINDOW: tl.constexpr,
     C: tl.constexpr, PADDED: tl.constexpr, WANT_K: tl.constexpr, WANT_V: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    USE_INT64: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_k = sum over the queries that see the key of P (g . v - inner) q, grad_v = sum P g."""
+    """Compute grad_k = sum P (g . v - inner) q and grad_v = sum P g over the queries whose window contains the key."""
     FIRST: tl.constexpr = WINDOW // 2 + 1 - WINDOW
     SPAN: tl.constexpr = TILE + WINDOW - 1
     image = tl.program_id(1).to(tl.int64)
     q_ptr += image * q_b * Q_UNIT
     grad_y_ptr += image * g_b * G_UNIT
-    first_row, first_column, row, column, inside = tile_pixels(height, width, TILE, WIDE)
+    first_row, first_column, row, column, inside = index_tile_pixels(height, width, TILE, USE_INT64)
     k = load_map(k_ptr + image * k_b * K_UNIT, row, column, inside, k_h * K_UNIT, k_w * K_UNIT, C, PADDED)
     v = load_map(v_ptr + image * v_b * V_UNIT, row, column, inside, v_h * V_UNIT, v_w * V_UNIT, C, PADDED)
     image *= height * width
     acc_k = tl.zeros((TILE * TILE, PADDED), tl.float32)
     acc_v = tl.zeros((TILE * TILE, PADDED), tl.float32)
     for start in range(0, SPAN * SPAN, BLOCK):
-        other_row, other_column, exists = neighbours(
-            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, WIDE
+        other_row, other_column, exists = index_block_pixels(
+            first_row, first_column, start, height, width, FIRST, SPAN, BLOCK, USE_INT64
         )
         q = load_map(q_ptr, other_row, other_column, exists, q_h * Q_UNIT, q_w * Q_UNIT, C, PADDED)
         g = load_map(grad_y_ptr, other_row, other_column, exists, g_h * G_UNIT, g_w * G_UNIT, C, PADDED)
         at = image + other_row * width + other_column
         lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
         logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        taken = in_window(row, column, other_row, other_column, FIRST, WINDOW)
-        # A query outside the field has q = g = 0 and adds nothing.
+        taken = is_in_window(row, column, other_row, other_column, FIRST, WINDOW)
+        # Queries outside the image have q = g = 0 and add nothing.
         p = tl.where(taken, tl.exp(logits - lse[None, :]), 0.0)
         if WANT_V:
             acc_v = tl.dot(p.to(g.dtype), g, acc_v, input_precision=PRECISION)
@@ -209,7 +214,14 @@ def _key_kernel(
 
 
 class Tiles(NamedTuple):
-    """Sizes of one program: pixels of its square tile on a side (>= 4), others at a time (>= 16), powers of two."""
+    """Sizes of one program.
+
+    Attributes:
+        side: side of the square tile in pixels, a power of two >= 4.
+        block: other pixels in one product, a power of two >= 16.
+        warps: number of warps.
+        stages: number of pipeline stages.
+    """
 
     side: int
     block: int
@@ -217,58 +229,76 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_of(dtype: torch.dtype) -> Tiles:
-    """Tiles from the dtype alone, so that nothing is timed at run time; bench/gpu_rows times the neighbours."""
+def select_tiles(dtype: torch.dtype) -> Tiles:
+    """Select tiles from the dtype, so that nothing is timed at run time; bench/gpu_rows times other tiles."""
     return Tiles(8, 32, 4, 1) if dtype == torch.float32 else Tiles(8, 64, 4, 2)
 
 
-def _common(maps, window, wide, tiles):
-    """Tiles, grid and the constants that all kernels share."""
+def _make_constants(maps, window, use_int64, tiles):
+    """Return the grid and the constants that all kernels share."""
     batch, channels, height, width = maps[0].shape
-    tiles = tiles or tiles_of(maps[0].dtype)
+    tiles = tiles or select_tiles(maps[0].dtype)
     constants = {
-        "WINDOW": window, "C": channels, "PADDED": max(16, power_of_two(channels)),
-        "PRECISION": precision(maps[0].dtype), "WIDE": is_wide(*maps) if wide is None else wide, "TILE": tiles.side,
-        "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
+        "WINDOW": window, "C": channels, "PADDED": max(16, next_power_of_two(channels)),
+        "PRECISION": get_dot_precision(maps[0].dtype),
+        "USE_INT64": needs_int64(*maps) if use_int64 is None else use_int64,
+        "TILE": tiles.side, "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return (triton.cdiv(height, tiles.side) * triton.cdiv(width, tiles.side), batch), constants
 
 
-def launch_forward(q, k, v, y, lse, window, *, wide=None, tiles=None):
-    """y = attention, lse = log of the sum of exp of the logits; both are written completely.
+def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
+    """Write y, the attention, and lse, the logarithm of the sum of exponentials of the logits.
 
     Args:
-        q, k, v: (B, C, H, W), channel stride 1. y: the same shape, dense channels_last. lse: (B, H, W) float32 dense.
-        wide: 64-bit addresses within an image; None: where a tensor needs them. tiles: None: tiles_of.
+        q: (B, C, H, W), channel stride 1, as k and v.
+        k: (B, C, H, W).
+        v: (B, C, H, W).
+        y: (B, C, H, W), dense channels_last.
+        lse: (B, H, W) float32, contiguous.
+        window: pixels.
+        use_int64: bool, use 64-bit addresses within an image. None: if a tensor needs them.
+        tiles: Tiles. None: those of select_tiles.
     """
     if y.numel() == 0:
         return
-    grid, constants = _common((q, k, v, y), window, wide, tiles)
-    units = [unit_of(t) for t in (q, k, v)]
-    steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in strides(t, unit)]
+    grid, constants = _make_constants((q, k, v, y), window, use_int64, tiles)
+    units = [get_stride_unit(t) for t in (q, k, v)]
+    steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in get_strides(t, unit)]
     with on_device(q):
         _forward_kernel[grid](
             q, k, v, y, lse, *q.shape[2:], *steps, Q_UNIT=units[0], K_UNIT=units[1], V_UNIT=units[2], **constants
         )
 
 
-def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, wide=None, tiles=None):
-    """Writes the gradients of q, k and v, dense channels_last in their dtype; None for one that is not wanted.
+def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, use_int64=None, tiles=None):
+    """Write the gradients of q, k and v, dense channels_last in their dtype; None for those not needed.
 
     Args:
-        grad_y, y: dense channels_last; lse, q, k, v: as for launch_forward.
+        grad_y: (B, C, H, W), dense channels_last, as y.
+        q: (B, C, H, W), channel stride 1, as k and v.
+        k: (B, C, H, W).
+        v: (B, C, H, W).
+        y: (B, C, H, W), result of the forward pass.
+        lse: (B, H, W), from the forward pass.
+        grad_q: output or None.
+        grad_k: output or None.
+        grad_v: output or None.
+        window: pixels.
+        use_int64: see launch_forward.
+        tiles: see launch_forward.
     """
     if q.numel() == 0:
         return
     maps = (grad_y, q, k, v)
-    grid, constants = _common((*maps, y), window, wide, tiles)
-    units = [unit_of(t) for t in maps]
-    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    grid, constants = _make_constants((*maps, y), window, use_int64, tiles)
+    units = [get_stride_unit(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     constants |= dict(zip(("G_UNIT", "Q_UNIT", "K_UNIT", "V_UNIT"), units, strict=True))
     inner = torch.empty_like(lse)
     with on_device(q):
         if grad_q is not None or grad_k is not None:
-            names = ("C", "PADDED", "WIDE")
+            names = ("C", "PADDED", "USE_INT64")
             _inner_kernel[(triton.cdiv(lse.numel(), 64),)](
                 grad_y, y, inner, lse.numel(), **{name: constants[name] for name in names}, BLOCK=64, num_warps=4
             )

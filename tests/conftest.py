@@ -105,7 +105,7 @@ def seed():
 def instruction_set():
     """FASTDS_TEST_ISA is in force where a test begins, for python -m tests.sanitize."""
     if "FASTDS_TEST_ISA" in os.environ:
-        _native.module().set_isa(os.environ["FASTDS_TEST_ISA"])
+        _native.get_module().set_isa(os.environ["FASTDS_TEST_ISA"])
 
 
 @pytest.fixture(autouse=True)
@@ -150,9 +150,9 @@ def data_dir():
 @pytest.fixture(scope="session")
 def native():
     """The module _fastds; skips with the reason where it is missing, which FASTDS_REQUIRE_NATIVE=1 forbids."""
-    if _native.missing() is not None:
-        pytest.skip(_native.missing())
-    return _native.module()
+    if _native.get_missing_reason() is not None:
+        pytest.skip(_native.get_missing_reason())
+    return _native.get_module()
 
 
 ISAS = ["neon"] if platform.machine() == "aarch64" else ["baseline", "avx2", "avx512"]

@@ -27,7 +27,7 @@ OPTIONS = {
 }
 SELECTED = {"asan": (), "tsan": ("-k", "thread")}
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
-NAMES = ("op_arguments", "registered_ops", "fuzz", "kept_weights", "memory_layout")  # beside those of the ops
+NAMES = ("op_arguments", "registered_ops", "fuzz", "packed_weight_cache", "memory_layout")  # beside those of the ops
 
 
 def op_tests() -> list[str]:
@@ -40,7 +40,7 @@ def op_tests() -> list[str]:
 
 def isas() -> list[str]:
     """Instruction sets to force one after the other: those that this machine and the build have."""
-    info = native.module().build_info()
+    info = native.get_module().build_info()
     return [isa for isa in info["isa_usable"] if isa in info["isa_built"] and isa != "baseline"] or ["baseline"]
 
 

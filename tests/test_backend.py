@@ -13,7 +13,7 @@ import torch
 import fastds
 from fastds.ops import null_op
 from fastds.ops.core import native as _native
-from fastds.ops.core.backends import Backend, choose
+from fastds.ops.core.backends import Backend, select_backend
 from fastds.ops.core.registry import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,20 +41,20 @@ def python(code, *path, **environment):
 def no_native(monkeypatch):
     monkeypatch.setattr(_native, "_missing", "it was left out for this test")
     monkeypatch.setattr(_native, "_module", None)
-    monkeypatch.setattr(sys.modules[choose.__module__], "_warned", set())
+    monkeypatch.setattr(sys.modules[select_backend.__module__], "_warned", set())
 
 
 def test_context_restores_what_was_there(native):
     x = torch.ones(2)
     with fastds.backend("reference"):
-        assert choose(OPS["null_op"], (x,)) == "reference"
+        assert select_backend(OPS["null_op"], (x,)) == "reference"
         with fastds.backend("native"):
-            assert choose(OPS["null_op"], (x,)) == "native"
-        assert choose(OPS["null_op"], (x,)) == "reference"
-    assert choose(OPS["null_op"], (x,)) == "native"
+            assert select_backend(OPS["null_op"], (x,)) == "native"
+        assert select_backend(OPS["null_op"], (x,)) == "reference"
+    assert select_backend(OPS["null_op"], (x,)) == "native"
     with pytest.raises(KeyError), fastds.backend("reference"):
         raise KeyError
-    assert choose(OPS["null_op"], (x,)) == "native"
+    assert select_backend(OPS["null_op"], (x,)) == "native"
 
 
 def test_unknown_names():
@@ -87,14 +87,14 @@ def test_forced_backend_that_refuses_is_an_error(monkeypatch):
     monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
     with (
         fastds.backend("triton"),
-        pytest.raises(RuntimeError, match="'triton' was asked for, but fastds.null_op .*on cpu"),
+        pytest.raises(RuntimeError, match="'triton' was requested, but fastds.null_op .*on cpu"),
     ):
         null_op(torch.ones(1))
 
 
 def test_op_without_the_forced_backend_keeps_its_default(native):
     with fastds.backend("triton"):
-        assert choose(OPS["pixel_unshuffle"], (torch.ones(1, 1, 2, 2), 2)) == "native"
+        assert select_backend(OPS["pixel_unshuffle"], (torch.ones(1, 1, 2, 2), 2)) == "native"
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_op_without_the_forced_backend_keeps_its_default(native):
 def test_refusals_by_device(device, reason, native, monkeypatch):
     monkeypatch.setattr(_native, "_module", object())
     tensor = torch.empty(2, device="meta")
-    assert _native.refusal({"cpu": "f"}, tensor) is None
+    assert _native.unsupported_reason({"cpu": "f"}, tensor) is None
 
     class Elsewhere:
         dtype, is_cpu = torch.float32, False
 
     Elsewhere.device = torch.device(device)
-    assert reason in _native.refusal({"cuda": "null_op_cuda"}, Elsewhere)
+    assert reason in _native.unsupported_reason({"cuda": "null_op_cuda"}, Elsewhere)
 
 
 def test_missing_native_warns_once_per_op_and_computes(no_native):
@@ -127,7 +127,7 @@ def test_missing_native_warns_once_per_op_and_computes(no_native):
     with fastds.backend("native"), pytest.raises(RuntimeError, match="it was left out for this test"):
         null_op(x)
     with pytest.raises(ImportError, match="it was left out for this test"):
-        _native.module()
+        _native.get_module()
 
 
 def test_missing_native_warns_at_import_with_the_reason():

@@ -348,5 +348,5 @@ def test_error_messages():
     backward = torch.ops.fastds.conv1x1_backward
     with pytest.raises(ValueError, match=r"grad_y has shape \(1, 3, 4, 5\), expected \(1, 2, 4, 5\)"):
         backward(x, x, weight, None, None, 0.0, [True] * 3 + [False] * 2)
-    with pytest.raises(ValueError, match="wanted asks for the gradient of x2, but x2 is None"):
+    with pytest.raises(ValueError, match="needs_grad requests the gradient of x2, but x2 is None"):
         backward(x[:, :2], x, weight, None, None, 0.0, [True] * 5)

@@ -13,10 +13,10 @@ from torch.autograd import gradcheck, gradgradcheck
 import fastds
 from fastds.nn import Conv2d
 from fastds.ops import conv2d, conv3x3
-from fastds.ops.core import kept_weights
+from fastds.ops.core import packed_weight_cache
 from fastds.ops.impl.conv2d import costs, kernels, op, reference
 from fastds.ops.impl.conv2d.op import CONV2D_BACKWARD
-from fastds.ops.impl.conv3x3 import direct, engine
+from fastds.ops.impl.conv3x3 import library, winograd
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_of_conv3x3
 
 LAST = torch.channels_last
@@ -156,8 +156,8 @@ def test_filters_packed_piece_by_piece(native, engine_isa, two_threads, by_engin
         return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
     kept = value_and_gradient()
-    monkeypatch.setattr(engine, "least_bytes", lambda tiles, trained: 0)
-    monkeypatch.setattr(engine, "packed", None)
+    monkeypatch.setattr(winograd, "get_uncached_threshold", lambda tiles, trained: 0)
+    monkeypatch.setattr(winograd, "get_packed_filters", None)
     for one, other in zip(kept, value_and_gradient(), strict=True):
         assert torch.equal(one, other)
 
@@ -181,13 +181,13 @@ def test_many_filters_are_not_kept(native, by_engine, monkeypatch):
         y = conv2d(x, weight, groups=2)
         return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
-    with kept_weights.own() as kept:
+    with packed_weight_cache.private_cache() as kept:
         expected = value_and_gradient()
         assert len(kept) == 4  # of each group, forward and turned round
-    monkeypatch.setattr(costs, "MOST_KEPT", 36 * 9 * 4 * 12 - 1)
-    with kept_weights.own() as kept:
+    monkeypatch.setattr(costs, "MAX_CACHED_ELEMENTS", 36 * 9 * 4 * 12 - 1)
+    with packed_weight_cache.private_cache() as kept:
         assert all(map(torch.equal, expected, value_and_gradient())) and not kept
-    assert not costs.keeps_filters(12, 4, 7) and costs.keeps_filters(11, 4, 7)
+    assert not costs.can_cache_filters(12, 4, 7) and costs.can_cache_filters(11, 4, 7)
 
 
 def test_a_weight_that_changes_in_place(native, by_engine):
@@ -201,16 +201,16 @@ def test_what_the_engine_cannot_take(native):
     x, weight = torch.randn(1, 2, 30, 9), torch.randn(3, 2, 25, 25)
     torch.testing.assert_close(conv2d(x, weight), F.conv2d(x, weight, padding=12), rtol=0, atol=1e-4)
     with fastds.convolution("winograd"):
-        with pytest.raises(RuntimeError, match="conv2d: .* at most 23 taps each way, not of 25"):
+        with pytest.raises(RuntimeError, match="conv2d: .* at most 23 x 23 taps, not 25 x 25"):
             conv2d(x, weight)
-        with pytest.raises(RuntimeError, match="conv2d: .* the engine calculates in float32"):
+        with pytest.raises(RuntimeError, match="conv2d: .* the engine computes in float32"):
             conv2d(x.double(), weight[..., :5, :5].double())
 
 
 def on_a(monkeypatch, kind):
     """On a machine of this kind."""
-    monkeypatch.setattr(costs.conv3x3, "machine", lambda isa, dtype: kind)
-    for rule in ("engine_pays", "op_pays"):  # past what they remember
+    monkeypatch.setattr(costs.conv3x3, "cpu_profile", lambda isa, dtype: kind)
+    for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
 
 
@@ -218,8 +218,8 @@ def test_the_cheaper_one_is_taken(native, monkeypatch):
     """Engine and library each for some shapes, each gradient by itself, as the costs say."""
     on_a(monkeypatch, "amd")
     taken = []
-    monkeypatch.setattr(kernels, "convolution", lambda *args: taken.append("engine"))
-    monkeypatch.setattr(kernels.direct, "conv2d", lambda x, *args: taken.append("library") or x)
+    monkeypatch.setattr(kernels, "convolve_groups", lambda *args: taken.append("engine"))
+    monkeypatch.setattr(kernels.library, "conv2d", lambda x, *args: taken.append("library") or x)
     monkeypatch.setattr(native, "isa", lambda: "avx512")
     many_pixels = torch.empty(1, 256, 64, 64), torch.empty(512, 64, 11, 11)
     few_pixels = torch.empty(2, 153, 7, 17), torch.empty(14, 153, 11, 11)
@@ -227,15 +227,15 @@ def test_the_cheaper_one_is_taken(native, monkeypatch):
         kernels.forward(x, weight, None, x.shape[1] // weight.shape[1])
     assert taken == ["engine", "library"]
     sizes = (1, 64, 128, 32, 32, 11, 4)
-    costly = {d: costs.engine_pays(d, "avx512", torch.float32, *sizes) for d in costs.PASSES}
+    costly = {d: costs.is_engine_faster(d, "avx512", torch.float32, *sizes) for d in costs.PASSES}
     assert costly["forward"] and not costly["grad_x"], costly
 
 
 def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
     """Of a training all passes are counted; who watches sees the op."""
     calls = []
-    monkeypatch.setattr(costs, "op_pays", lambda directions, *args: calls.append(directions))
-    monkeypatch.setattr(op, "_libraries", {})
+    monkeypatch.setattr(costs, "is_op_faster", lambda directions, *args: calls.append(directions))
+    monkeypatch.setattr(op, "_library_cache", {})
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 2, 5, 5, requires_grad=True)
     y = conv2d(x, weight)
     assert y.grad_fn.name() == "ConvolutionBackward0"
@@ -252,8 +252,8 @@ def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
 
 def test_what_is_known_of_tensors_alike(native, monkeypatch):
     """What was found out for one call is taken for no other one, and no error is passed over."""
-    monkeypatch.setattr(op, "_libraries", {})
-    monkeypatch.setattr(kernels, "op_pays", lambda *_: op.current() == "winograd")
+    monkeypatch.setattr(op, "_library_cache", {})
+    monkeypatch.setattr(kernels, "is_op_faster", lambda *_: op.current_algorithm() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
     for source in (x.contiguous(memory_format=LAST), x, x.mT, x[:, :, :, ::2], x.double()):
         # Of a training: kept filters give channels_last whatever they meet.
@@ -273,10 +273,10 @@ def test_what_is_known_of_tensors_alike(native, monkeypatch):
     for odd, said in (x.to_sparse(), "a tensor of layout"), (torch.nested.nested_tensor([*x]), "a nested tensor"):
         with pytest.raises(TypeError, match=f"x is {said}"):
             conv2d(odd, weight)
-    monkeypatch.setattr(op, "_MOST_KINDS", 3), op._libraries.clear()
+    monkeypatch.setattr(op, "_MAX_SIGNATURES", 3), op._library_cache.clear()
     for size in range(5, 12):
         conv2d(torch.randn(2, 4, size, 9), weight)
-    assert len(op._libraries) <= 3
+    assert len(op._library_cache) <= 3
     with fastds.convolution("winograd"):
         assert conv2d(x, weight.clone().requires_grad_()).grad_fn.name() == "_Conv2dBackward"
 
@@ -296,14 +296,16 @@ def test_costs_of_every_machine(monkeypatch, kind, dtype, direction):
     """Where nobody measured them they are scaled; more pixels never speak for the library."""
     on_a(monkeypatch, kind)
     shapes = [(1, 64, 64, size, size, 7, 2) for size in (4, 16, 64, 256)]
-    pays = [costs.engine_pays(direction, "avx512", dtype, *shape) for shape in shapes]
+    pays = [costs.is_engine_faster(direction, "avx512", dtype, *shape) for shape in shapes]
     assert pays == sorted(pays)
     assert pays[-1] or dtype != torch.float32 or (kind, "float32") not in costs.COSTS
 
 
 def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
     kind = "avx512", torch.float32
-    assert costs.terms("grad_x", *kind, 2, 5, 40, 9, 8, 7, 3) == costs.terms("forward", *kind, 2, 40, 5, 9, 8, 7, 3)
+    assert costs.compute_terms("grad_x", *kind, 2, 5, 40, 9, 8, 7, 3) == costs.compute_terms(
+        "forward", *kind, 2, 40, 5, 9, 8, 7, 3
+    )
 
 
 @pytest.mark.parametrize("passes, outputs, pays", [
@@ -311,27 +313,27 @@ def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
 ])  # fmt: skip
 def test_few_outputs_in_bfloat16_with_avx2_are_left_to_torch(passes, outputs, pays):
     """Which has no quick products there, but unfolds maps for one output as fast as the engine transforms them."""
-    assert costs.op_pays((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
+    assert costs.is_op_faster((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
 
 
 @pytest.mark.parametrize("has_products", [True, False])
 def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products):
     on_a(monkeypatch, "amd")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
-    assert costs.engine_pays("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
-    assert costs.engine_pays("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
+    assert costs.is_engine_faster("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
+    assert costs.is_engine_faster("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
 
 
 @pytest.mark.parametrize(("outputs", "turned"), [(30, True), (32, False)])
 @pytest.mark.parametrize("wanted", [(True, True), (True, False)])
 def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, turned, wanted):
     """Which takes less time on matrix tiles."""
-    calls, flipped = [], direct._turned
-    monkeypatch.setattr(direct, "has_matrix_tiles", lambda dtype: True)
-    monkeypatch.setattr(direct, "_turned", lambda *args: calls.append(1) or flipped(*args))
+    calls, flipped = [], library._flip_filters
+    monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
+    monkeypatch.setattr(library, "_flip_filters", lambda *args: calls.append(1) or flipped(*args))
     x, weight = torch.randn(2, 6, 9, 7, dtype=torch.float64), torch.randn(outputs, 3, 5, 5, dtype=torch.float64)
     grad = torch.randn(2, outputs, 9, 7, dtype=torch.float64)
-    found = direct.conv2d_backward(grad, x, weight, 2, *wanted)
+    found = library.conv2d_backward(grad, x, weight, 2, *wanted)
     exact = reference.conv2d_backward(grad, x, weight, 2, [*wanted, False])
     for got, want in zip(found, exact, strict=False):
         torch.testing.assert_close(got, want)
@@ -340,7 +342,7 @@ def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 def test_gradient_of_few_outputs_of_a_continued_map(native, monkeypatch, padding_mode):
-    monkeypatch.setattr(direct, "has_matrix_tiles", lambda dtype: True)
+    monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
     x, weight = torch.randn(2, 6, 9, 7, requires_grad=True), torch.randn(4, 6, 3, 3)
     options = {"padding_mode": padding_mode, "algorithm": "direct"}
     (got,) = torch.autograd.grad(conv3x3(x, weight, **options).square().sum(), x)

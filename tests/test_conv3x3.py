@@ -343,7 +343,7 @@ def test_nothing_is_calculated_with_what_memory_held(engine_isa, algorithm, size
     runs += [lambda leaf=leaf: torch.autograd.grad(y, leaf, along, retain_graph=True) for leaf in (x, weight)]
     for run in runs:
         run()
-        held = native.kept_workspace()
+        held = native.get_cached_workspace()
         held[: held.numel() // 4 * 4].view(torch.int32).fill_(0x7FA00000)
         libm.feclearexcept(invalid)
         run()
@@ -454,7 +454,7 @@ def test_error_messages(change, error, message):
 
 
 def test_winograd_refuses_float64():
-    with pytest.raises(RuntimeError, match="algorithm 'winograd' was asked for, but the engine calculates in float32"):
+    with pytest.raises(RuntimeError, match="algorithm 'winograd' was requested, but the engine computes in float32"):
         conv3x3(CALL["x"].double(), CALL["weight"].double(), algorithm="winograd")
 
 
@@ -464,7 +464,7 @@ def test_forcing_an_instruction_set_without_engine_is_refused(native):
         if native.conv3x3_available():
             pytest.skip("this build has the engine for every instruction set")
         x, weight = torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 3, 3)
-        with pytest.raises(RuntimeError, match="no engine for the instruction set baseline"):
+        with pytest.raises(RuntimeError, match="no engine for the instruction set 'baseline'"):
             conv3x3(x, weight, algorithm="winograd")
         assert torch.equal(conv3x3(x, weight), x)
         with pytest.raises(RuntimeError, match="no code for the instruction set baseline"):

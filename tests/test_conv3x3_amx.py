@@ -171,10 +171,10 @@ def test_lstm_cell(hidden, inputs):
 
 
 def test_refusals():
-    with pytest.raises(RuntimeError, match="'amx' was asked for, but matrix tiles take and give torch.bfloat16"):
+    with pytest.raises(RuntimeError, match="'amx' was requested, but AMX tiles compute in torch.bfloat16"):
         conv3x3(torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3), algorithm="amx")
     x, weight = torch.randn(1, 4, 5, 5).to(HALF), torch.randn(4, 4, 3, 3).to(HALF)
-    with pytest.raises(RuntimeError, match="'amx' was asked for, but matrix tiles take and give .* not torch.float32"):
+    with pytest.raises(RuntimeError, match="'amx' was requested, but AMX tiles compute in .* not torch.float32"):
         conv3x3(x, weight, out_dtype=torch.float32, algorithm="amx")
 
 
@@ -182,7 +182,7 @@ def test_not_for_another_instruction_set(native):
     x, weight = torch.randn(1, 4, 5, 5).to(HALF), torch.randn(4, 4, 3, 3).to(HALF)
     native.set_isa("avx2")
     try:
-        with pytest.raises(RuntimeError, match="'amx' was asked for, but this processor has no matrix tiles"):
+        with pytest.raises(RuntimeError, match="'amx' was requested, but this processor has no AMX tiles"):
             conv3x3(x, weight, algorithm="amx")
     finally:
         native.set_isa("auto")

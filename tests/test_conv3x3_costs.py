@@ -23,8 +23,8 @@ INTEL, AMD = {"cpu_name": "Intel Xeon"}, {"cpu_name": "AMD EPYC"}
 )
 def test_which_costs_a_machine_has(isa, has, row, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert costs.machine.__wrapped__(isa, torch.bfloat16) == row
-    plain = costs.machine.__wrapped__(isa, torch.float32)
+    assert costs.cpu_profile.__wrapped__(isa, torch.bfloat16) == row
+    plain = costs.cpu_profile.__wrapped__(isa, torch.float32)
     assert plain == ("avx512" if row == "amx" else row) and (plain, "float32", False) in costs.COSTS
 
 
@@ -68,39 +68,51 @@ def test_terms_by_hand(name, lengths, expected):
 @pytest.mark.parametrize(
     ("named", "spared", "pays", "call", "per_point"),
     [
-        ({"contiguous": True}, "planes", "winograd", costs.TURN[0], 2 * 3 * costs.TURN[1]),
-        ({"contiguous": True, "backward": True}, "planes", "direct", costs.TURN[0], 2 * 3 * costs.TURN[1]),
-        ({"contiguous": True}, "amx", "product", costs.TURN[0], 2 * 3 * costs.TURN[1]),
-        ({"contiguous": True, "backward": True}, "amx", "winograd", costs.TURN[0], 2 * 3 * costs.TURN[1]),
-        ({"gated": True}, "winograd", "planes", costs.GATES[0], 5 * costs.GATES[1]),
-        ({"joined": True}, "product", "direct", costs.PASS[0], 3 * costs.PASS[1]),
-        ({"passes": 1}, "amx", "direct", costs.PASS[0], 5 * costs.PASS[1]),
-        ({"passes": 3}, "planes", "product", 3 * costs.PASS[0], 3 * 5 * costs.PASS[1]),
-        ({"passes": 2, "backward": True}, "winograd", "planes", 2 * costs.PASS[0], 2 * 5 * costs.PASS[1]),
+        ({"contiguous": True}, "planes", "winograd", costs.LAYOUT_COST[0], 2 * 3 * costs.LAYOUT_COST[1]),
+        (
+            {"contiguous": True, "backward": True},
+            "planes",
+            "direct",
+            costs.LAYOUT_COST[0],
+            2 * 3 * costs.LAYOUT_COST[1],
+        ),
+        ({"contiguous": True}, "amx", "product", costs.LAYOUT_COST[0], 2 * 3 * costs.LAYOUT_COST[1]),
+        ({"contiguous": True, "backward": True}, "amx", "winograd", costs.LAYOUT_COST[0], 2 * 3 * costs.LAYOUT_COST[1]),
+        ({"gated": True}, "winograd", "planes", costs.GATES_COST[0], 5 * costs.GATES_COST[1]),
+        ({"joined": True}, "product", "direct", costs.ELEMENTWISE_COST[0], 3 * costs.ELEMENTWISE_COST[1]),
+        ({"passes": 1}, "amx", "direct", costs.ELEMENTWISE_COST[0], 5 * costs.ELEMENTWISE_COST[1]),
+        ({"passes": 3}, "planes", "product", 3 * costs.ELEMENTWISE_COST[0], 3 * 5 * costs.ELEMENTWISE_COST[1]),
+        (
+            {"passes": 2, "backward": True},
+            "winograd",
+            "planes",
+            2 * costs.ELEMENTWISE_COST[0],
+            2 * 5 * costs.ELEMENTWISE_COST[1],
+        ),
     ],
 )
 def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, per_point, points):
     """Of bfloat16 maps of 3 channels to 5, by algorithms whose own costs differ by a little less or more."""
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "mine")
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
     backward = named.get("backward", False)
     beside = {name: value for name, value in named.items() if name != "backward"}
     for share, expected in ((0.99, spared), (1.01, pays)):
         own = {spared: 1 + share * (call + per_point * points), pays: 1.0}
         rows = {name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in own.items()}
         monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", backward), rows)
-        costs.cheapest.cache_clear()
-        assert costs.cheapest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **beside) == expected
-    costs.cheapest.cache_clear()
+        costs.select_fastest.cache_clear()
+        assert costs.select_fastest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **beside) == expected
+    costs.select_fastest.cache_clear()
 
 
 def test_contiguous_maps_of_many_channels_are_turned_for_the_gradients_of_planes(monkeypatch):
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "mine")
-    turn = costs.TURN[0] + 2 * 5 * 100 * costs.TURN[1]
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
+    turn = costs.LAYOUT_COST[0] + 2 * 5 * 100 * costs.LAYOUT_COST[1]
     for share, expected in ((0.99, "amx"), (1.01, "planes")):
         rows = {"amx": (1 + share * turn, 0, 0, 0, 0), "planes": (1.0, 0, 0, 0, 0, 0)}
         monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", True), rows)
         shape = (1, 5, 3, 10, 10)
-        assert costs.cheapest.__wrapped__("any", torch.bfloat16, True, *shape, contiguous=True) == expected
+        assert costs.select_fastest.__wrapped__("any", torch.bfloat16, True, *shape, contiguous=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,40 +142,40 @@ def test_contiguous_maps_of_many_channels_are_turned_for_the_gradients_of_planes
     ids=str,
 )
 def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: kind)
-    costs.cheapest.cache_clear()
-    assert costs.cheapest("any", dtype, backward, *shape) == expected
-    costs.cheapest.cache_clear()
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: kind)
+    costs.select_fastest.cache_clear()
+    assert costs.select_fastest("any", dtype, backward, *shape) == expected
+    costs.select_fastest.cache_clear()
 
 
 def test_cells_of_one_map_keep_the_bits_of_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "avx512")
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "avx512")
     shape = torch.float32, True, 1, 96, 96, 6, 8
     for of_cells, expected in (({}, "direct"), ({"gated": True}, "winograd"), ({"joined": True}, "winograd")):
-        assert costs.cheapest.__wrapped__("any", *shape, **of_cells) == expected
+        assert costs.select_fastest.__wrapped__("any", *shape, **of_cells) == expected
 
 
 @pytest.mark.parametrize(("has_products", "expected"), [(True, "direct"), (False, "winograd")])
 def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products, expected):
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "amd")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
-    assert costs.cheapest.__wrapped__("any", torch.float16, False, 8, 1, 32, 48, 55) == expected
+    assert costs.select_fastest.__wrapped__("any", torch.float16, False, 8, 1, 32, 48, 55) == expected
 
 
 def test_auto_knows_that_planes_need_no_channels_last(monkeypatch):
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
-    costs.cheapest.cache_clear()
+    monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "amd")
+    costs.select_fastest.cache_clear()
     shape = torch.bfloat16, False, 4, 64, 4, 160, 42
-    assert [costs.cheapest("any", *shape, contiguous=apart) for apart in (False, True)] == ["winograd", "planes"]
-    costs.cheapest.cache_clear()
+    assert [costs.select_fastest("any", *shape, contiguous=apart) for apart in (False, True)] == ["winograd", "planes"]
+    costs.select_fastest.cache_clear()
 
 
 def test_costs_have_rows_for_every_machine(native):
     for isa in set(native.build_info()["isa_usable"]) - {"baseline"}:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for backward in (False, True):
-                assert costs.cheapest(isa, dtype, backward, 1, 64, 64, 50, 50) in costs.TERMS
+                assert costs.select_fastest(isa, dtype, backward, 1, 64, 64, 50, 50) in costs.TERMS
     for rows in costs.COSTS.values():
         assert set(costs.TERMS) - {"amx"} <= set(rows) <= set(costs.TERMS)
         assert all(len(row) == len(costs.TERMS[name](1, 1, 1, 1, 1)) for name, row in rows.items())
-    assert {len(row) for row in costs.ONE_MAP_COSTS.values()} == {len(costs.TERMS["product"](1, 1, 1, 1, 1))}
+    assert {len(row) for row in costs.SMALL_IMAGE_COSTS.values()} == {len(costs.TERMS["product"](1, 1, 1, 1, 1))}

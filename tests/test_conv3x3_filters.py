@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from fastds.ops import conv3x3
-from fastds.ops.core import kept_weights
-from fastds.ops.impl.conv3x3 import engine
+from fastds.ops.core import packed_weight_cache
+from fastds.ops.impl.conv3x3 import winograd
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -47,8 +47,8 @@ def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind
         weight, bias = weight_of(kind, outputs, inputs, dtype), torch.randn(outputs).to(dtype)
         expected = value_and_gradient(x, weight, bias, shuffle)
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "least_bytes", lambda tiles, trained: 0)
-            patch.setattr(engine, "packed", None)
+            patch.setattr(winograd, "get_uncached_threshold", lambda tiles, trained: 0)
+            patch.setattr(winograd, "get_packed_filters", None)
             found = value_and_gradient(x, weight, bias, shuffle)
             torch.set_num_threads(1)
             alone = value_and_gradient(x, weight, bias, shuffle)
@@ -70,12 +70,12 @@ def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind
     ],
 )
 def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, trained, cases):
-    calls, known = [], engine.packed
-    monkeypatch.setattr(engine, "packed", lambda *args: calls.append(args) or known(*args))
+    calls, known = [], winograd.get_packed_filters
+    monkeypatch.setattr(winograd, "get_packed_filters", lambda *args: calls.append(args) or known(*args))
     # In units of 144 bytes, what a filter of 3 x 3 takes.
-    monkeypatch.setattr(kept_weights, "KEPT_BYTES", 4 * 144 * 16 * 16)
-    monkeypatch.setattr(engine, "INFERRED_BYTES", 144 * 8 * 8)
-    monkeypatch.setattr(engine, "TRAINED_BYTES", 144 * 4 * 4)
+    monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 4 * 144 * 16 * 16)
+    monkeypatch.setattr(winograd, "INFERENCE_THRESHOLD_BYTES", 144 * 8 * 8)
+    monkeypatch.setattr(winograd, "TRAINING_THRESHOLD_BYTES", 144 * 4 * 4)
     for channels, side, kept in cases:
         calls.clear()
         weight = torch.randn(channels, channels, 3, 3, requires_grad=True)

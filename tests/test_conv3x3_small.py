@@ -6,7 +6,7 @@ import torch
 from conv3x3_cases import Problem, gradients, leaves, relative_error
 
 import fastds
-from fastds.ops.impl.conv3x3 import costs, direct, op
+from fastds.ops.impl.conv3x3 import costs, library, op
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -18,12 +18,12 @@ def machine(monkeypatch):
     """Sets whose costs count, AMD's until a test asks for others."""
 
     def choose(name: str) -> None:
-        monkeypatch.setattr(costs, "machine", lambda isa, dtype: name)
-        costs.cheapest.cache_clear()
+        monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: name)
+        costs.select_fastest.cache_clear()
 
     choose("amd")
     yield choose
-    costs.cheapest.cache_clear()
+    costs.select_fastest.cache_clear()
 
 
 def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
@@ -57,7 +57,7 @@ def test_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
     "changes",
     [
         {"B": 2},
-        {"C1": 1, "H": 1, "W": op.SMALL + 1},
+        {"C1": 1, "H": 1, "W": op.ALWAYS_TORCH_ELEMENTS + 1},
         {"C2": 1},
         {"padding_mode": "replicate"},
         {"dtype": torch.bfloat16},
@@ -70,7 +70,7 @@ def test_what_the_op_keeps(changes):
 
 
 def test_what_torch_gets():
-    largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.SMALL})
+    largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.ALWAYS_TORCH_ELEMENTS})
     assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
 
 
@@ -79,7 +79,9 @@ def test_more_is_left_to_quick_products(machine, monkeypatch):
     problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
     two = Problem(**{**vars(problem), "B": 2})
     asked = []
-    monkeypatch.setattr(type(op.CONV3X3), "trusted", lambda self, *args: asked.append(args[0].shape[0]) or args[0])
+    monkeypatch.setattr(
+        type(op.CONV3X3), "call_unchecked", lambda self, *args: asked.append(args[0].shape[0]) or args[0]
+    )
     for name, expected in (("amd", [1, 2]), ("avx512", [2])):
         machine(name)
         for given in (problem, two):
@@ -99,8 +101,8 @@ def test_without_gradients_the_result_is_channels_last(machine):
 
 @pytest.mark.parametrize("maps, outputs, turns", [(1, 256, False), (1, 2, True), (2, 256, True)])
 def test_one_map_stays_contiguous_where_its_weight_would_be_rearranged(maps, outputs, turns):
-    library = direct.library_of(torch.randn(maps, 200, 5, 7), torch.randn(outputs, 200, 3, 3), 1, False)
-    assert library.turns == turns and library.rearranges == (turns and outputs > 2)
+    plan = library.plan_convolution(torch.randn(maps, 200, 5, 7), torch.randn(outputs, 200, 3, 3), 1, False)
+    assert plan.permutes_input == turns and plan.permutes_weight == (turns and outputs > 2)
 
 
 def test_who_asks_for_the_op_gets_it(monkeypatch):

@@ -165,7 +165,7 @@ def test_torch_machinery():
 def test_gates_of_odd_channels_follow_the_convolution_where_maps_are_large(monkeypatch, channels, few, fuses):
     calls, known = [], fused.run_engine
     monkeypatch.setattr(fused, "run_engine", lambda *args: calls.append(args) or known(*args))
-    monkeypatch.setattr(fused, "FEW_NUMBERS", few)
+    monkeypatch.setattr(fused, "SMALL_MAP_ELEMENTS", few)
     tensors = [t.detach() for t in inputs((1, 30, channels, 9, 7))]
     for found, exact in zip(conv_lstm_cell(*tensors), oracle(*(t.double() for t in tensors)), strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)

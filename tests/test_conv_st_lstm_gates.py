@@ -9,7 +9,7 @@ from thread_cases import assert_same_bits
 import fastds
 from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 from fastds.ops.impl.conv_cells import reference
-from fastds.ops.impl.conv_cells.fused import recomputed_gates
+from fastds.ops.impl.conv_cells.fused import recompute_gates
 
 REFERENCES = {
     name: getattr(reference, name) for name in ("conv_st_lstm_gates", "conv_memory_gates", "conv_output_gate")
@@ -151,7 +151,7 @@ def test_recomputed_gates_have_the_same_gradients(name, algorithm):
     tensors = inputs(name, SHAPES[0])
 
     def gradients(recompute):
-        with fastds.convolution(algorithm), recomputed_gates(recompute):
+        with fastds.convolution(algorithm), recompute_gates(recompute):
             got = results(name, 0, tensors)
         return torch.autograd.grad([t.sin().sum() for t in got], tensors)
 

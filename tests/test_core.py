@@ -47,7 +47,9 @@ extern "C" void count(int* visits, long n, int threads) {
 def probe(request, tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("no g++ on this machine")
-    if request.param == "f16c" and (_native.missing() or "avx2" not in _native.module().build_info()["isa_usable"]):
+    if request.param == "f16c" and (
+        _native.get_missing_reason() or "avx2" not in _native.get_module().build_info()["isa_usable"]
+    ):
         pytest.skip("this machine or build has no F16C")
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "probe.cpp").write_text(PROBE)

@@ -109,10 +109,10 @@ def test_inference_in_pieces_equals_the_whole(options, frames, batch, bytes_at_o
     model = network(**options)
     x, static, flow = inputs(model, batch, frames)
     whole = model(x, static, flow).detach()
-    monkeypatch.setattr(chunks, "WORKING_SET", bytes_at_once)
+    monkeypatch.setattr(chunks, "WORKING_SET_BYTES", bytes_at_once)
     asked = set()
     for part in (conv_lstm, fczsm_network):
-        monkeypatch.setattr(part, "row_bands", lambda *of: asked.add(of[1]) or chunks.row_bands(*of))
+        monkeypatch.setattr(part, "row_bands", lambda *of: asked.add(of[1]) or chunks.split_rows(*of))
     with torch.no_grad():
         torch.testing.assert_close(model(x, static, flow), whole, rtol=0, atol=1e-13)
     r, head = model.config["scale"], model.config["head_features"] or 8
@@ -358,7 +358,7 @@ def test_rows_in_pieces_are_rows_together(monkeypatch):
             if "conv_offset_mask" in name or "last" in name:
                 parameter.normal_(0, 0.02)
         whole = model(x)
-        monkeypatch.setattr(conv_lstm, "frames_at_once", lambda frame: 2)
+        monkeypatch.setattr(conv_lstm, "get_frames_per_chunk", lambda frame: 2)
         torch.testing.assert_close(model(x), whole, rtol=1e-5, atol=1e-6)
     assert conv_lstm.batch_pieces(3, x) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
 

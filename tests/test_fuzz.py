@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastds import ops
-from fastds.ops.core.backends import forced
+from fastds.ops.core.backends import forced_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore:fastds.")
 
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_seen(kind, op, wrong, native, monkeypatch):
 
     def planted(*args, **kwargs):
         y = right(*args, **kwargs)
-        return y if forced() else wrong(y) if isinstance(y, torch.Tensor) else wrong(*y)
+        return y if forced_backend() else wrong(y) if isinstance(y, torch.Tensor) else wrong(*y)
 
     monkeypatch.setattr(ops, op, planted)
     found = [one(0, op, kind, number) for number in range(40)]

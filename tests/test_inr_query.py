@@ -378,7 +378,7 @@ def test_22_gradcheck(kind, backend):
         (lambda: from_latlon([1.0], [40.0], [0, 1, 2], [0, 1, 2]), "outside the domain"),
         (lambda: GridSpec.cells((4, 4), (2.5, 3)), "target must be two ints"),
         (lambda: GridSpec.cells((0, 4), (2, 3)), "source must be two ints >= 1"),
-        (lambda: GridSpec.nodes((4, 4), (1, 3)), "no node grid"),
+        (lambda: GridSpec.nodes((4, 4), (1, 3)), "at least two rows and columns"),
         (lambda: GridSpec.cells((4, 4), (8, 8)).window((0, 9), (0, 8)), "does not lie in"),
     ],
 )
@@ -388,7 +388,7 @@ def test_points_refuse(call, message):
 
 
 def test_points_refuse_half_precision():
-    with pytest.raises(TypeError, match="half precision loses pixels"):
+    with pytest.raises(TypeError, match="half precision cannot resolve pixels"):
         from_normalised(torch.zeros(3, 2, dtype=torch.float16), (4, 4))
     with pytest.raises(TypeError, match="base must be an int32"):
         PointSpec(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2))

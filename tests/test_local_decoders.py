@@ -79,7 +79,7 @@ def test_sizes_grids_points_and_coordinates_agree(kind):
         options["ensemble"] = "late"
     else:
         options |= {"ensemble": "early_attn", "heads": 2, "dk": 4, "rho_bias": decoder.offset_bias}
-    torch.testing.assert_close(inr_query(maps, grid, decoder.trunk.pairs(None), **options), y, rtol=0, atol=0)
+    torch.testing.assert_close(inr_query(maps, grid, decoder.trunk.get_layers(None), **options), y, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name,options", [("liif", {}), ("inr", {"dpfa": "none"})])
@@ -158,6 +158,6 @@ def test_refusals():
         decoder(x, torch.zeros(5, 3))
     with pytest.raises(TypeError, match="cell is a float, expected a Tensor"):
         decoder(x, (3, 3), cell=2.0)
-    with pytest.raises(TypeError, match="half precision loses pixels"):
+    with pytest.raises(TypeError, match="half precision cannot resolve pixels"):
         decoder(x, torch.zeros(1, 2).half())
     assert decoder(x, from_normalised(torch.zeros(0, 2), (7, 9))).shape == (2, 0, 2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.ops.core import layout
-from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.impl.conv3x3 import library
 
 CHANNELS_LAST = torch.channels_last
 SIZES = [(1, 16, 4, 4), (2, 3, 5, 7), (3, 33, 1, 17), (1, 100, 13, 9), (2, 64, 40, 30), (1, 1, 70, 3), (2, 31, 129, 1)]
@@ -17,14 +17,14 @@ SIZES = [(1, 16, 4, 4), (2, 3, 5, 7), (3, 33, 1, 17), (1, 100, 13, 9), (2, 64, 4
 @pytest.mark.parametrize("threads", [1, 3])
 def test_values_are_moved_as_they_are(monkeypatch, native, isa, size, dtype, threads):
     """NaN and infinity, too."""
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = (100 * torch.randn(size)).to(dtype)
     if dtype.is_floating_point:
         x.view(-1)[::5], x.view(-1)[::7] = torch.nan, -torch.inf
     torch.set_num_threads(threads)
     try:
-        last = layout.dense(x)
-        back = layout.plain(last)
+        last = layout.to_channels_last(x)
+        back = layout.to_contiguous(last)
     finally:
         torch.set_num_threads(2)
     for got, fmt in ((last, CHANNELS_LAST), (back, torch.contiguous_format)):
@@ -43,16 +43,16 @@ def test_nothing_is_written_beyond_the_result(native, isa, dtype):
 
 
 def test_matrices(monkeypatch):
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(45, 77)
-    assert torch.equal(layout.turned(x), x.t()) and layout.turned(x).is_contiguous()
-    assert torch.equal(layout.turned(x[:, ::2]), x[:, ::2].t())
+    assert torch.equal(layout.transpose_matrix(x), x.t()) and layout.transpose_matrix(x).is_contiguous()
+    assert torch.equal(layout.transpose_matrix(x[:, ::2]), x[:, ::2].t())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_channel_sums(native, isa, dtype, monkeypatch):
     """Of whole and broken vectors, of columns that share one, of several parts; NaN stays in its channel."""
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     for shape in (
         (1, 1, 1, 1),
         (2, 3, 1, 5),
@@ -64,12 +64,15 @@ def test_channel_sums(native, isa, dtype, monkeypatch):
     ):
         x = torch.rand(shape).to(dtype).contiguous(memory_format=CHANNELS_LAST)
         x[-1, -1, -1, -1] = torch.nan
-        (got, again), want = (layout.channel_sums(x), layout.channel_sums(x.contiguous())), x.double().sum((0, 2, 3))
+        (got, again), want = (
+            (layout.sum_per_channel(x), layout.sum_per_channel(x.contiguous())),
+            x.double().sum((0, 2, 3)),
+        )
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0, equal_nan=True)
         torch.testing.assert_close(again.double(), want, rtol=1e-5, atol=0, equal_nan=True)
     x = torch.rand(2, 5, 60, 60, dtype=dtype).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
-    assert torch.equal(torch.autograd.grad(layout.channel_sums(x).sum(), x)[0], torch.ones_like(x))
+    assert torch.equal(torch.autograd.grad(layout.sum_per_channel(x).sum(), x)[0], torch.ones_like(x))
 
 
 def test_channel_sums_do_not_depend_on_threads(native):
@@ -77,7 +80,7 @@ def test_channel_sums_do_not_depend_on_threads(native):
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(layout.channel_sums(x))
+        results.append(layout.sum_per_channel(x))
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
@@ -85,34 +88,36 @@ def test_channel_sums_do_not_depend_on_threads(native):
 def test_a_map_in_its_layout_is_not_copied():
     x = torch.randn(2, 4, 5, 6)
     last = x.contiguous(memory_format=CHANNELS_LAST)
-    assert layout.dense(last) is last and layout.nhwc(last) is last and layout.plain(x) is x
+    assert layout.to_channels_last(last) is last and layout.as_nhwc(last) is last and layout.to_contiguous(x) is x
 
 
 def test_gradients_pass(monkeypatch):
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(2, 4, 5, 6, requires_grad=True)
-    (grad,) = torch.autograd.grad((layout.dense(x) * 3).sum(), x)
+    (grad,) = torch.autograd.grad((layout.to_channels_last(x) * 3).sum(), x)
     assert torch.equal(grad, torch.full_like(x, 3))
 
 
 def test_tracers_see_the_copy(monkeypatch):
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(3, 2, 4, 5, 6)
-    grad = torch.func.grad(lambda t: layout.dense(t).square().sum())(x[0])
+    grad = torch.func.grad(lambda t: layout.to_channels_last(t).square().sum())(x[0])
     assert torch.equal(grad, 2 * x[0])
-    traced = torch.jit.trace(lambda t: layout.dense(t) + 1, x[0])
+    traced = torch.jit.trace(lambda t: layout.to_channels_last(t) + 1, x[0])
     assert torch.equal(traced(x[1]), x[1] + 1)
-    compiled = torch.compile(lambda t: layout.dense(t) + 1, backend="eager", fullgraph=True)
+    compiled = torch.compile(lambda t: layout.to_channels_last(t) + 1, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x[1]), x[1] + 1)
     with torch.device("meta"):
-        assert layout.dense(torch.empty(2, 4, 5, 6)).is_contiguous(memory_format=CHANNELS_LAST)
+        assert layout.to_channels_last(torch.empty(2, 4, 5, 6)).is_contiguous(memory_format=CHANNELS_LAST)
 
 
 def test_negated_views(monkeypatch):
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.complex(torch.randn(1, 3, 4, 5), torch.randn(1, 3, 4, 5)).conj().imag
     assert (
-        x.is_neg() and torch.equal(layout.dense(x), x.resolve_neg()) and torch.equal(layout.plain(x), x.resolve_neg())
+        x.is_neg()
+        and torch.equal(layout.to_channels_last(x), x.resolve_neg())
+        and torch.equal(layout.to_contiguous(x), x.resolve_neg())
     )
 
 
@@ -120,7 +125,7 @@ def test_negated_views(monkeypatch):
 def test_one_channel_is_channels_last_by_its_strides(requires_grad):
     """torch took six times as long for a step with one channel whose strides are those of a contiguous map."""
     x, weight = torch.randn(2, 1, 9, 9, requires_grad=requires_grad), torch.randn(3, 1, 5, 5, requires_grad=True)
-    y, expected = direct.conv2d(x, weight, None, 1), F.conv2d(x, weight, padding=2)
+    y, expected = library.conv2d(x, weight, None, 1), F.conv2d(x, weight, padding=2)
     assert y.is_contiguous(memory_format=CHANNELS_LAST)
     torch.testing.assert_close(y, expected)
     leaves = (x, weight) if requires_grad else (weight,)

@@ -163,7 +163,7 @@ def test_sizes_may_be_numpys():
 def test_gradients_of_many_directions_at_once(module, call, native, monkeypatch):
     """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func; maps of
     any size."""
-    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(2, 4, 6, 7, requires_grad=True)
     y, leaves = call(module, x), [x, *module.parameters()]
     along = torch.randn(3, *y.shape)
@@ -288,9 +288,11 @@ def test_pieces_are_as_large_as_the_working_set(monkeypatch):
     """Frames of 64 KB, and bands of four rows, or of as many as fit; each reads the rows around it."""
     x = torch.zeros(20, 16, 32, 32)
     for bytes_at_once, frames in ((0, 1), (1 << 18, 4), ((1 << 18) + 1, 4)):
-        monkeypatch.setattr(chunks, "WORKING_SET", bytes_at_once)
+        monkeypatch.setattr(chunks, "WORKING_SET_BYTES", bytes_at_once)
         with torch.no_grad():
-            assert chunks.frames_at_once(x) == frames and chunks.frames_at_once(x, channels=32) == max(1, frames // 2)
-        assert chunks.frames_at_once(x) is None  # with gradients all at once
-    assert chunks.row_bands(20, 1 << 15, 2) == [(0, 8, 0, 10), (8, 16, 6, 18), (16, 20, 14, 20)]
-    assert [band[:2] for band in chunks.row_bands(9, 1 << 18, 0)] == [(0, 4), (4, 8), (8, 9)]
+            assert chunks.get_frames_per_chunk(x) == frames and chunks.get_frames_per_chunk(x, channels=32) == max(
+                1, frames // 2
+            )
+        assert chunks.get_frames_per_chunk(x) is None  # with gradients all at once
+    assert chunks.split_rows(20, 1 << 15, 2) == [(0, 8, 0, 10), (8, 16, 6, 18), (16, 20, 14, 20)]
+    assert [band[:2] for band in chunks.split_rows(9, 1 << 18, 0)] == [(0, 4), (4, 8), (8, 9)]

@@ -12,7 +12,7 @@ from fastds.models.db_rnn import DBRNN, MSRNN
 from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.ops.core import buffer_pool as _reuse
 from fastds.ops.impl.conv3x3 import algorithm
-from fastds.ops.impl.conv_cells.fused import recomputed_gates
+from fastds.ops.impl.conv_cells.fused import recompute_gates
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -62,7 +62,7 @@ def test_gradients_of_a_network_are_the_same_bits(network, cell):
 
 def test_gates_are_computed_again_as_they_were(monkeypatch):
     """Where the costs take another algorithm for a convolution that no pass follows."""
-    monkeypatch.setattr(algorithm, "cheapest", lambda *case: "winograd" if case[2] or case[8] else "planes")
+    monkeypatch.setattr(algorithm, "select_fastest", lambda *case: "winograd" if case[2] or case[8] else "planes")
     test_gradients_of_a_network_are_the_same_bits(MSRNN, "convlstm")
 
 
@@ -89,17 +89,17 @@ def test_rematerialize_only_where_gates_are():
     x = torch.rand(3, requires_grad=True)
     for on in (False, True):
         y = double(x)
-        with recomputed_gates(on), rematerialize((y, double, x)):
+        with recompute_gates(on), rematerialize((y, double, x)):
             loss = y.square().sum()
         torch.testing.assert_close(torch.autograd.grad(loss, x)[0], 8 * x.detach())
         assert len(made) == (3 if on else 1)
-    with torch.no_grad(), recomputed_gates(), rematerialize((y, double, x)):
+    with torch.no_grad(), recompute_gates(), rematerialize((y, double, x)):
         y.square()
 
 
 def test_rematerialize_under_the_autocast_of_the_forward():
     weight, x = torch.rand(4, 4, requires_grad=True), torch.rand(4, 4, requires_grad=True)
-    with recomputed_gates(), torch.autocast("cpu", torch.bfloat16):
+    with recompute_gates(), torch.autocast("cpu", torch.bfloat16):
         y = x @ weight
         with rematerialize((y, torch.matmul, x, weight)):
             z = y.square()
@@ -137,7 +137,7 @@ def test_what_a_forecast_holds_at_its_peak(network, cell, bound, monkeypatch):
 
     Memory that is kept for maps to come does not count; tests/test_reuse.py counts it.
     """
-    monkeypatch.setattr(_reuse, "_applies", lambda *_: False)
+    monkeypatch.setattr(_reuse, "_is_pooled", lambda *_: False)
     model, frames = network(cell, 8), torch.rand(1, 4, 1, 64, 64)
     with torch.no_grad(), Allocations() as allocations:
         model(frames, 2)

@@ -15,7 +15,7 @@ from fastds.models.graph import Arguments, frozen
 from fastds.models.replay import ReplayedForward
 from fastds.nn import Conv2d
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
-from fastds.ops.core import buffer_pool, kept_weights, onednn
+from fastds.ops.core import buffer_pool, onednn, packed_weight_cache
 from fastds.ops.core import native as loader
 from fastds.ops.impl.conv2d import costs, op
 
@@ -124,7 +124,7 @@ def test_memory_is_used_again_and_stays(native):
         expected = model(x)
         for _ in range(4):  # what others keep in this thread grows and goes
             conv3x3(torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3), algorithm="winograd")
-        kept_weights._kept.entries.clear()
+        packed_weight_cache._cache.entries.clear()
         model.weight.fill_(0)  # a copy was taken
     assert torch.equal(graph(x), expected)
     first = graph(x)
@@ -151,7 +151,7 @@ def test_other_threads_are_not_recorded_and_nothing_is_left(native):
         stop.set()
         thread.join()
     assert not failures and len(lengths) == 1
-    assert loader.module() is native and loader._kept.all is None
+    assert loader.get_module() is native and loader._thread.all is None
     assert getattr(buffer_pool._current, "pool", None) is None
 
 
@@ -207,7 +207,7 @@ def check_replay(model, x, dtype=torch.float32):
 
 def prepares_itself(x, weight, bias):
     geometry = [1, 1], [1, 1], [1, 1], 3
-    return onednn.convolve(x, onednn.prepared(weight, x, *geometry), bias, *geometry)
+    return onednn.convolve(x, onednn.prepare_filters(weight, x, *geometry), bias, *geometry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -226,10 +226,10 @@ def prepares_itself(x, weight, bias):
     ids=["groups", "stride", "by name", "two", "filters of the input", "transposed", "of rows", "empty"],
 )
 def test_filters_are_prepared_once(convolve, filters, dtype, native, monkeypatch):
-    asked, prepared = [], onednn.prepared
-    monkeypatch.setattr(onednn, "prepared", lambda *args: asked.append(1) or prepared(*args))
+    asked, prepared = [], onednn.prepare_filters
+    monkeypatch.setattr(onednn, "prepare_filters", lambda *args: asked.append(1) or prepared(*args))
     check_replay(Convolves(convolve), torch.randn(2, 12, 9, 8), dtype)
-    assert len(asked) == (filters if onednn.prepares(dtype) else 0)
+    assert len(asked) == (filters if onednn.can_prepare_filters(dtype) else 0)
 
 
 def test_filters_that_the_forward_prepares(native):
@@ -244,10 +244,10 @@ def test_filters_stay_where_a_bit_would_change(native, monkeypatch):
 class Asks(nn.Module):
     def __init__(self, ask):
         super().__init__()
-        self.scale, self.ask = nn.Parameter(torch.ones(1)), ask
+        self.scale, self.call_inr_query = nn.Parameter(torch.ones(1)), ask
 
     def forward(self, x):
-        return self.ask(self.scale * x)
+        return self.call_inr_query(self.scale * x)
 
 
 @pytest.mark.parametrize(
@@ -265,15 +265,15 @@ class Asks(nn.Module):
 def test_what_cannot_be_repeated_is_refused(ask, native):
     with pytest.raises(RuntimeError, match="the forward cannot be repeated"):
         fastds.compile_graph(Asks(ask), torch.randn(2, 5))
-    assert loader.module() is native
+    assert loader.get_module() is native
 
 
 def test_a_convolution_that_pays_but_for_the_call(native, monkeypatch):
     """What takes little less by the engine is left to torch, also where the op is recorded."""
-    monkeypatch.setattr(costs, "_seconds", lambda *_: [0.99 * costs.SURE * 1e-4, 1e-4])
-    for rule in ("engine_pays", "op_pays"):  # past what they remember
+    monkeypatch.setattr(costs, "_estimate_seconds", lambda *_: [0.99 * costs.MARGIN * 1e-4, 1e-4])
+    for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
-    monkeypatch.setattr(op, "_libraries", {})
+    monkeypatch.setattr(op, "_library_cache", {})
     model, x = Conv2d(8, 8, 5), torch.randn(2, 8, 12, 12)
     fast = fastds.compile_graph(model, x)
     with torch.no_grad():

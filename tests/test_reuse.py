@@ -14,7 +14,7 @@ SHAPE = (2, 3, 4, 5)
 
 @pytest.fixture(autouse=True)
 def small_maps_too(monkeypatch):
-    monkeypatch.setattr(_reuse, "WORTH_POOLING", 1)
+    monkeypatch.setattr(_reuse, "MIN_POOLED_BYTES", 1)
 
 
 @pytest.fixture
@@ -23,44 +23,44 @@ def like():
 
 
 def test_a_freed_map_is_the_next_of_its_size(like):
-    with torch.no_grad(), _reuse.reused_memory():
-        first = _reuse.empty(SHAPE, torch.float32, like)
+    with torch.no_grad(), _reuse.reuse_memory():
+        first = _reuse.allocate_map(SHAPE, torch.float32, like)
         address = first.data_ptr()
         assert first.shape == SHAPE and first.is_contiguous(memory_format=torch.channels_last)
-        other = _reuse.empty((2, 3, 4, 6), torch.float32, like)
+        other = _reuse.allocate_map((2, 3, 4, 6), torch.float32, like)
         part = first[:, 1:]
         del first
-        assert _reuse.empty(SHAPE, torch.float32, like).data_ptr() != address, "a view still holds it"
+        assert _reuse.allocate_map(SHAPE, torch.float32, like).data_ptr() != address, "a view still holds it"
         del part
-        kept = _reuse.empty(SHAPE, torch.float32, like).fill_(3)
-        addresses = {kept.data_ptr(), _reuse.empty((2, 3, 5, 4), torch.float32, like).data_ptr()}
+        kept = _reuse.allocate_map(SHAPE, torch.float32, like).fill_(3)
+        addresses = {kept.data_ptr(), _reuse.allocate_map((2, 3, 5, 4), torch.float32, like).data_ptr()}
         assert address in addresses and other.data_ptr() not in addresses
     kept.add_(1)
     assert (kept == 4).all(), "a map outlives the block"
 
 
 def test_small_maps_are_left_to_glibc(like, monkeypatch):
-    with torch.no_grad(), _reuse.reused_memory():
-        monkeypatch.setattr(_reuse, "WORTH_POOLING", like.nbytes + 1)
-        assert _reuse.place(SHAPE, like) == {} and _reuse.place((*SHAPE[:3], 6), like) != {}
+    with torch.no_grad(), _reuse.reuse_memory():
+        monkeypatch.setattr(_reuse, "MIN_POOLED_BYTES", like.nbytes + 1)
+        assert _reuse.make_out_argument(SHAPE, like) == {} and _reuse.make_out_argument((*SHAPE[:3], 6), like) != {}
 
 
 def test_bfloat16_takes_half(like):
-    with torch.no_grad(), _reuse.reused_memory():
-        x = _reuse.empty(SHAPE, torch.bfloat16, like)
+    with torch.no_grad(), _reuse.reuse_memory():
+        x = _reuse.allocate_map(SHAPE, torch.bfloat16, like)
         assert x.dtype == torch.bfloat16 and x.untyped_storage().nbytes() == 2 * x.numel()
 
 
 def test_only_where_no_graph_keeps_maps(like):
-    with _reuse.reused_memory(), torch.no_grad():
-        assert _reuse.place(SHAPE, like) == {}
+    with _reuse.reuse_memory(), torch.no_grad():
+        assert _reuse.make_out_argument(SHAPE, like) == {}
     with torch.no_grad():
-        assert _reuse.place(SHAPE, like) == {}
-        with _reuse.reused_memory():
-            assert _reuse.place(SHAPE, like) != {}
-            assert torch.func.vmap(lambda x: x + float(bool(_reuse.place(SHAPE, x))))(like).equal(like)
-        with _reuse.reused_memory(False):
-            assert _reuse.place(SHAPE, like) == {}
+        assert _reuse.make_out_argument(SHAPE, like) == {}
+        with _reuse.reuse_memory():
+            assert _reuse.make_out_argument(SHAPE, like) != {}
+            assert torch.func.vmap(lambda x: x + float(bool(_reuse.make_out_argument(SHAPE, x))))(like).equal(like)
+        with _reuse.reuse_memory(False):
+            assert _reuse.make_out_argument(SHAPE, like) == {}
 
 
 @pytest.mark.parametrize("cell", ["convlstm", "convgru", "predrnn", "predrnn-v2"])
@@ -80,7 +80,7 @@ def test_forecasts_are_the_same_bits(network, cell, monkeypatch):
         watched = model(frames, 3)
         for handle in handles:
             handle.remove()
-        monkeypatch.setattr(_reuse, "_applies", lambda *_: False)
+        monkeypatch.setattr(_reuse, "_is_pooled", lambda *_: False)
         expected = model(frames, 3)
     assert len(held) == 4 * len(handles) > 0
     assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
@@ -115,7 +115,7 @@ def test_resized_maps_are_the_same_bits(like):
     x = like[:, :, :, :4].contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = up(x), halved_maximum(x)
-        with _reuse.reused_memory():
+        with _reuse.reuse_memory():
             results = up(x), halved_maximum(x)
     for a, b in zip(results, expected, strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()

@@ -6,7 +6,7 @@ import torch
 
 from fastds.nn import ConvGRUCell, ConvLSTMCell
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3 import shared
+from fastds.ops.impl.conv3x3 import shared_weight_grad
 
 pytestmark = pytest.mark.usefixtures("native")
 INPUTS = {"share of x in every step": 3, "shares of x at once": 40}  # channels; the second by hoisting_pays
@@ -38,7 +38,7 @@ def unshared(monkeypatch):
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(shared, "_PIXELS", 0)
+            patch.setattr(shared_weight_grad, "_BATCH_PIXELS", 0)
             return function(*arguments)
 
     return call
@@ -54,14 +54,14 @@ def assert_same(ours, expected, tolerance=1e-12):
 def test_gradients(cell, unshared, monkeypatch, inputs, pixels, together):
     cell, x = cell(inputs), frames(inputs)
     expected, found = unshared(gradients, cell, x), set()
-    settle = shared._settle
+    settle = shared_weight_grad._flush_pending
 
     def counting(node, pending):
         found.add(len(pending.steps))
         settle(node, pending)
 
-    monkeypatch.setattr(shared, "_PIXELS", pixels)
-    monkeypatch.setattr(shared, "_settle", counting)
+    monkeypatch.setattr(shared_weight_grad, "_BATCH_PIXELS", pixels)
+    monkeypatch.setattr(shared_weight_grad, "_flush_pending", counting)
     assert_same(gradients(cell, x), expected)
     assert found == together
 
@@ -90,11 +90,11 @@ def nodes(total):
 def test_passes_that_do_not_reach_the_weight(cell, unshared, monkeypatch):
     """They calculate nothing for it; no pass leaves anything."""
     cell, x = cell(3), frames(3)
-    monkeypatch.setattr(shared, "_PIXELS", 240)
+    monkeypatch.setattr(shared_weight_grad, "_BATCH_PIXELS", 240)
     expected, total = unshared(gradients, cell, x), loss(cell, x)
-    weights = [node for node in nodes(total) if isinstance(node, shared._Shared._backward_cls)]
+    weights = [node for node in nodes(total) if isinstance(node, shared_weight_grad._SharedWeight._backward_cls)]
     with monkeypatch.context() as patch:
-        patch.setattr(shared, "_settle", None)
+        patch.setattr(shared_weight_grad, "_flush_pending", None)
         (of_x,) = torch.autograd.grad(total, [x], retain_graph=True)
     assert_same([of_x], expected[:1])
     for _ in range(2):
@@ -132,7 +132,7 @@ def test_other_convolutions_of_the_same_weight():
         return torch.autograd.grad(total, [x, *leaves])
 
     leaves = [weight, bias]
-    assert_same(both(shared.share(weight), bias), both(weight, bias))
+    assert_same(both(shared_weight_grad.share_weight(weight), bias), both(weight, bias))
 
 
 def test_derivatives_of_gradients(cell, unshared):

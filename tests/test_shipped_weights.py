@@ -14,7 +14,7 @@ pytest.importorskip("lightning", reason="the evaluation table belongs to the tra
 from fastds import models
 from fastds.metrics import interior
 from fastds.models.checkpoint import WEIGHTS
-from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
+from fastds.ops.impl.conv3x3.algorithm import winograd_unsupported_reason
 from fastds.studies.radar import BASELINES, MARGIN, TEST_BLOCKS, as_method, errors, plainly, test_block
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs of floored means, of plain ones
@@ -100,7 +100,9 @@ def test_errors_with_weak_echo(small, data_dir):
     assert ours <= 1.1 * errors(block, plainly(BASELINES["advection"]))["mse_total"]
 
 
-@pytest.mark.skipif(winograd_refusal(torch.zeros(1)) is not None, reason="the engine runs in the native module")
+@pytest.mark.skipif(
+    winograd_unsupported_reason(torch.zeros(1)) is not None, reason="the engine runs in the native module"
+)
 def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_dir):
     block = first_sample(data_dir, "radar_mch_20160711_5min.nc")
     found = {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions with their epilogue: one Triton kernel, cuDNN with a separate epilogue kernel, and eager torch.
 
-The rows measure the rule by which "auto" selects an algorithm on a GPU (fastds/ops/impl/conv3x3/implicit.py): from how
-many channels cuDNN is faster in spite of the separate epilogue.
+The rows measure the rule by which "auto" selects an algorithm on a GPU, that is from how many channels cuDNN is faster
+in spite of the separate epilogue: see fastds/ops/impl/conv3x3/triton_implicit_gemm.py.
 """
 
 import functools

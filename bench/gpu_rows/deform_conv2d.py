@@ -87,7 +87,7 @@ def build_with_tiles(case, what, tiles, device):
         device: CUDA device.
     """
     from fastds.kernels.deform_conv2d import Problem, Tiles, launch_forward
-    from fastds.kernels.deform_conv2d_backward import launch_maps, weight_gradient
+    from fastds.kernels.deform_conv2d_backward import compute_weight_gradient, launch_maps
 
     x, offset, mask, weight, bias, grad_y = make_tensors(case, BFLOAT16, device, True)
     problem = Problem(case.kernel, (1, 1), case.padding, (case.dilation,) * 2, 1, case.offset_groups)
@@ -103,7 +103,7 @@ def build_with_tiles(case, what, tiles, device):
         return grad_x, grad_offset, grad_mask
 
     def grad_weight():
-        return weight_gradient(grad_y, x, offset, mask, weight, problem, tiles=Tiles(*tiles))
+        return compute_weight_gradient(grad_y, x, offset, mask, weight, problem, tiles=Tiles(*tiles))
 
     return {"forward": forward, "maps": grad_maps, "weight": grad_weight}[what]
 

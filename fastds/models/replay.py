@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastds.ops.core import buffer_pool, kept_weights, native, onednn
+from fastds.ops.core import buffer_pool, native, onednn, packed_weight_cache
 from fastds.ops.core.registry import OPS
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
@@ -41,7 +41,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "fastds":
             with self:  # what the op calls is written down, not the op
-                return OPS[func._schema.name.removeprefix("fastds::")].kernel(*args, **kwargs)
+                return OPS[func._schema.name.removeprefix("fastds::")].run_kernel(*args, **kwargs)
         name = func.overloadpacket.__name__
         _check_repeatable(func, name, (args, kwargs))
         results = func(*args, **kwargs)
@@ -90,10 +90,10 @@ class Recorder(TorchDispatchMode):
         x, weight = v["input"], v["weight"]
         if _place(weight) not in self.constants or x.dim() != 4 or v.get("transposed") or not result.numel():
             return None
-        if not onednn.prepares(x.dtype):
+        if not onednn.can_prepare_filters(x.dtype):
             return None
         geometry = v["padding"], v["stride"], v["dilation"], v["groups"]
-        prepared = x, onednn.prepared(weight, x, *geometry), v["bias"], *geometry
+        prepared = x, onednn.prepare_filters(weight, x, *geometry), v["bias"], *geometry
         return prepared if _same(onednn.convolve(*prepared), result) else None
 
 
@@ -162,7 +162,7 @@ class ReplayedForward:
         examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.with_tensors(self.inputs)
-        with torch.no_grad(), native.own_workspaces() as spaces, kept_weights.own() as weights:
+        with torch.no_grad(), native.private_workspaces() as spaces, packed_weight_cache.private_cache() as weights:
             self._forward()  # weights are packed, the workspace grows
             recorder = self._record([*self.model.parameters(), *self.model.buffers()])
             if recorder.overwritten:
@@ -179,7 +179,7 @@ class ReplayedForward:
         self.calls: list[Call] = []
         self.pool = buffer_pool.Pool()
         recorder = Recorder(self.calls, self.pool, constants)
-        with native.recorded(self.calls), recorder:
+        with native.record_calls(self.calls), recorder:
             self.output = self._forward()
         return recorder
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers with weights around the ops of fastds.ops, for any PyTorch model.
+"""Layers around the ops of fastds.ops, for any PyTorch model.
 
-Convolutions with what follows them in the same pass (Conv3x3, Conv1x1, ResidualBlock, SubPixel) and of any size and
-groups (Conv2d); deformable convolutions (DeformConv2d; GuidedDeformConv2d makes the offsets itself); recurrent cells
-(ConvLSTMCell, ConvGRUCell; .sequence runs them over time); decoders that read feature maps at any point
-(LocalAttentionDecoder, LocalEnsembleDecoder).
+* Convolutions with a fused epilogue: Conv3x3, Conv1x1, ResidualBlock, SubPixel; any odd size and groups: Conv2d.
+* Deformable convolutions: DeformConv2d, and GuidedDeformConv2d, which computes its offsets.
+* Recurrent cells: ConvLSTMCell, ConvGRUCell; their method `sequence` runs them over time.
+* Decoders that evaluate feature maps at any point: LocalAttentionDecoder, LocalEnsembleDecoder.
 
-Where torch or torchvision has the same layer, its weights fit. help(fastds.nn.NAME) gives formula and shapes.
+Layers that also exist in torch or torchvision have the same parameters. help(fastds.nn.NAME) shows formula and shapes.
 """
 
 from fastds.nn.convolutions import Conv1x1, Conv2d, Conv3x3, ResidualBlock, SubPixel

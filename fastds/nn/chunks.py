@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference in pieces that stay in cache.
+"""Chunked inference that keeps intermediate feature maps in the processor's cache.
 
-Without gradients nothing of a chain of layers need outlive it, so each frame, or each band of rows, goes through the
-whole chain before the next one starts. The maps between the layers then fit in the cache and reuse the same memory;
-whole batches of large maps cost twice the time of their convolutions in fresh pages.
+Without gradients the intermediate maps of a chain of layers are not needed afterwards. So each chunk of frames, or each
+band of rows, passes through the whole chain before the next one starts. The intermediate maps then fit in the cache and
+reuse the same memory, instead of newly mapped pages.
 """
 
 from collections.abc import Callable
@@ -11,40 +11,55 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Bytes of the largest map inside a chain; half of a usual last-level cache share, below the size from which the C
-# library returns memory to the system after each use.
-WORKING_SET = 12 << 20
+# Size of the largest map inside a chain: half of a typical share of the last-level cache, and small enough that glibc
+# does not return its memory to the system after each use.
+WORKING_SET_BYTES = 12 << 20
 
 
-def pieces_pay(x: Tensor) -> bool:
-    """Whether to work in pieces: on the CPU, without gradients, outside of compilation."""
+def can_chunk(x: Tensor) -> bool:
+    """Return True if inference may run in chunks: on the CPU, without gradients, outside of torch.compile."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def frames_at_once(x: Tensor, channels: int | None = None) -> int | None:
-    """Frames of x (B, C, H, W) to work on together, at least one; channels: of the widest map in the chain, C if None.
+def get_frames_per_chunk(x: Tensor, channels: int | None = None) -> int | None:
+    """Return the number of frames in a chunk, at least 1, or None if inference should not be chunked.
 
-    None: no limit, without pieces (see pieces_pay).
+    Args:
+        x: (B, C, H, W), input.
+        channels: largest number of channels in the chain. None: C.
     """
-    if not pieces_pay(x):
+    if not can_chunk(x):
         return None
-    return max(1, WORKING_SET // max(1, (channels or x.shape[1]) * x.shape[2] * x.shape[3] * x.element_size()))
+    return max(1, WORKING_SET_BYTES // max(1, (channels or x.shape[1]) * x.shape[2] * x.shape[3] * x.element_size()))
 
 
-def by_frames(chain: Callable[..., Tensor], *maps: Tensor, channels: int | None = None) -> Tensor:
-    """chain(*maps) over pieces of the batch; channels as in frames_at_once, all maps (B, ...)."""
-    frames = frames_at_once(maps[0], channels)
+def apply_in_chunks(chain: Callable[..., Tensor], *maps: Tensor, channels: int | None = None) -> Tensor:
+    """Apply a chain of layers to chunks of the batch and concatenate the results.
+
+    Args:
+        chain: chain(*maps) returns a tensor (B, ...).
+        *maps: inputs (B, ...).
+        channels: largest number of channels in the chain, see get_frames_per_chunk.
+    """
+    frames = get_frames_per_chunk(maps[0], channels)
     if frames is None or frames >= maps[0].shape[0]:
         return chain(*maps)
     return torch.cat([chain(*part) for part in zip(*(z.split(frames) for z in maps), strict=True)])
 
 
-def row_bands(height: int, row_bytes: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """Bands (first, last, start, stop) that cover `height` rows: rows first:last are wanted, start:stop are read.
+def split_rows(height: int, row_bytes: int, halo: int) -> list[tuple[int, int, int, int]]:
+    """Split an image into bands of rows with a halo.
 
-    Bands are multiples of four rows; halo rows are read on either side where the field has them.
+    Args:
+        height: rows of the image.
+        row_bytes: bytes of a row of the largest map.
+        halo: rows that are read on either side of a band, as far as the image extends.
+
+    Returns:
+        list of (first, last, start, stop): the band has the rows first:last and reads the rows start:stop. Bands,
+        except the last, are multiples of four rows.
     """
-    rows = max(4, WORKING_SET // max(1, row_bytes) // 4 * 4)
+    rows = max(4, WORKING_SET_BYTES // max(1, row_bytes) // 4 * 4)
     bands = []
     for first in range(0, height, rows):
         last = min(height, first + rows)

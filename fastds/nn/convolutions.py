@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions with what follows them, and the blocks made of them."""
+"""Convolutions with a fused epilogue, and blocks of them."""
 
 import math
 
@@ -10,10 +10,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv1x1, conv2d, conv3x3
-from fastds.ops.core.arguments import check_counts, number
-from fastds.ops.core.tracing import Proxy, record, record_layer
-from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.op import autocast_convolution, check
+from fastds.ops.core.arguments import check_positive_ints, to_float
+from fastds.ops.core.tracing import Proxy, record_layer, record_op
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, check
 
 
 def convolve(
@@ -28,49 +28,56 @@ def convolve(
     shuffle: int = 1,
     stride: int = 1,
 ) -> Tensor:
-    """Convolve the virtual concatenation of x and x2, size kept, with everything that follows in place.
+    """Convolve the concatenation of x and x2 with padding k // 2 and a fused epilogue.
 
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
-    Those of 3x3 and 1x1 pixels and stride 1 are fastds.ops.conv3x3 and conv1x1. For the others two sources are the sum
-    of two convolutions, so that no concatenated map is made or saved for the gradient, and the epilogue overwrites the
-    convolution's output; with stride 1 on a CPU they are fastds.ops.conv2d. On a GPU, in 16 bits and without gradients,
-    all is one kernel where that pays.
+    Kernels of 3x3 and 1x1 pixels and stride 1 run on fastds.ops.conv3x3 and conv1x1. For other kernels two sources are
+    convolved separately and added, so that no concatenation is materialized or saved for the backward pass, and the
+    epilogue overwrites the output of the convolution. With stride 1 on a CPU these run on fastds.ops.conv2d. On a GPU,
+    in 16 bits and without gradients, one fused kernel computes everything where that is faster.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
         weight: (O, C1 + C2, k, k), k odd.
         bias: (O,) or None.
-        x2: (B, C2, H, W) or None.
-        residual: (B, O, H/stride, W/stride) or None.
-        act: None, "relu" or "leaky_relu" with negative_slope.
-        shuffle: r of the sub-pixel permutation of torch.nn.PixelShuffle, O divisible by r^2; 1 = none.
-        stride: of the convolution, in pixels.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H/stride, W/stride), added before the activation, or None.
+        act: None, "relu" or "leaky_relu".
+        negative_slope: float >= 0, slope of leaky_relu.
+        shuffle: int, r, factor of a final pixel shuffle as in torch.nn.PixelShuffle; O must be a multiple of r^2.
+        stride: int, stride in pixels.
 
     Returns:
         (B, O / r^2, r*H/stride, r*W/stride), channels_last.
 
-    Gradients, dtypes, autocast, errors: as conv3x3; deterministic where torch's convolution is.
+    Raises:
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Dtypes, gradients and autocast are those of conv3x3. Results are deterministic where torch's convolution is.
     """
     if type(x) is Proxy:
-        return record(convolve, locals())
+        return record_op(convolve, locals())
     options = {"x2": x2, "residual": residual, "act": act, "negative_slope": negative_slope}
     if weight.shape[-1] == 3 and stride == 1:
         return conv3x3(x, weight, bias, shuffle=shuffle, **options)
     if weight.shape[-1] == 1 and stride == shuffle == 1:
         return conv1x1(x, weight, bias, **options)
     act, size = "none" if act is None else act, weight.shape[-1]
-    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
-    slope = number("negative_slope", negative_slope)
+    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, None)
+    slope = to_float("negative_slope", negative_slope)
     dtype = x.dtype if isinstance(x, Tensor) else None
     check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
     by = conv2d if stride == 1 and x.is_cpu else None
-    return direct.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
+    return library.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
 
 
-def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer that is read and not called, after torch.nn.utils' hooks that make them before a call:
-    prune, weight_norm and spectral_norm. Its other hooks do not run.
+def get_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a layer without calling the layer.
+
+    The forward pre-hooks of prune, weight_norm and spectral_norm, which compute the weight, run first. Other hooks do
+    not run.
     """
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
@@ -79,20 +86,20 @@ def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 class _Conv(nn.Module):
-    """Weights and bias of a k x k convolution, initialised as torch.nn.Conv2d."""
+    """Weight and bias of a k x k convolution, initialized as in torch.nn.Conv2d."""
 
     kernel_size = 1
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, stride: int = 1):
         super().__init__()
-        check_counts(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within +-1/sqrt(fan in), weights and bias."""
+        """Initialize weight and bias uniformly within +-1/sqrt(fan in)."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -109,8 +116,16 @@ class _Conv(nn.Module):
     ) -> Tensor:
         """Return shuffle(act(conv(concat(x, x2)) + bias + residual)).
 
-        x2: second source, or None. residual: added before the activation, or None. act: None, "relu" or "leaky_relu"
-        with negative_slope. shuffle: r, the channels become r x r sub-pixels as in torch.nn.PixelShuffle; 1: none.
+        Args:
+            x: (B, C1, H, W).
+            x2: (B, C2, H, W), second source, or None.
+            residual: (B, O, H/s, W/s), added before the activation, or None.
+            act: None, "relu" or "leaky_relu".
+            negative_slope: float, slope of leaky_relu.
+            shuffle: int, r: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle; 1: none.
+
+        Returns:
+            (B, O/r^2, r*H/s, r*W/s), channels_last, with stride s.
         """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(
@@ -134,30 +149,33 @@ class _Conv(nn.Module):
 
 
 class Conv3x3(_Conv):
-    """3x3 convolution, zero padding 1, with second source, residual, activation and sub-pixel shuffle.
+    """3x3 convolution with zero padding 1 and a fused epilogue.
 
     y = shuffle(act(conv(concat(x, x2)) + bias + residual))
 
     Args:
-        in_channels: C1 + C2, channels of both sources together.
-        out_channels: O, before the shuffle.
-        bias: add a learned bias.
-        stride: s, in pixels.
+        in_channels: int, C1 + C2, channels of both sources.
+        out_channels: int, O, channels before the shuffle.
+        bias: bool, add a learned bias.
+        stride: int, s, in pixels.
 
-    Shapes: x (B, C1, H, W), x2 (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s), channels_last;
-    H/s and W/s are rounded up, r is the argument shuffle of the call, 1 without it.
+    Shapes: x (B, C1, H, W), x2 (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s), channels_last. H/s
+    and W/s are rounded up. r is the argument `shuffle` of the call, default 1.
     """
 
     kernel_size = 3
 
 
 class Conv1x1(_Conv):
-    """1x1 convolution with the same sources and epilogue as Conv3x3: a learned mix of channels.
+    """1x1 convolution, a learned linear map of channels, with the sources and the epilogue of Conv3x3.
 
     y = shuffle(act(conv(concat(x, x2)) + bias + residual))
 
     Args:
-        in_channels, out_channels, bias, stride: as Conv3x3.
+        in_channels: int, C1 + C2, channels of both sources.
+        out_channels: int, O, channels before the shuffle.
+        bias: bool, add a learned bias.
+        stride: int, s, in pixels.
 
     Shapes: as Conv3x3.
     """
@@ -166,38 +184,61 @@ class Conv1x1(_Conv):
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d of stride 1 whose map keeps its size, by fastds.ops.conv2d.
+    """torch.nn.Conv2d of stride 1 and padding k // 2 on fastds.ops.conv2d.
+
+    The fourth argument is `groups`, and not `stride` as in torch.
 
     Args:
-        in_channels, out_channels: C and O, divisible by groups.
-        kernel_size: k, odd.
-        groups: G.
-        bias: add a learned bias.
+        in_channels: int, C, divisible by groups.
+        out_channels: int, O, divisible by groups.
+        kernel_size: int, k, odd.
+        groups: int, G.
+        bias: bool, add a learned bias.
+
+    Raises:
+        ValueError: an argument is not a positive integer, or kernel_size is even.
 
     Shapes: (B, C, H, W) -> (B, O, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True):
-        check_counts(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of x."""
+        """Return the convolution (B, O, H, W) of x (B, C, H, W)."""
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x)
         return conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
 class BorderConv(Conv3x3):
-    """3x3 convolution whose border is continued as the field is: "replicate", "circular_x" or "zeros"."""
+    """3x3 convolution with a padding mode: "replicate", "circular_x" or "zeros", as in fastds.ops.conv3x3.
+
+    Args:
+        in_channels: int, C.
+        out_channels: int, O.
+        padding_mode: str, padding mode.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, padding_mode: str):
         super().__init__(in_channels, out_channels)
         self.padding_mode = padding_mode
 
     def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1) -> Tensor:
+        """Return shuffle(act(conv(x) + bias + residual)).
+
+        Args:
+            x: (B, C, H, W).
+            residual: (B, O, H, W), added before the activation, or None.
+            act: None, "relu" or "leaky_relu".
+            shuffle: int, r, factor of a final pixel shuffle; 1: none.
+
+        Returns:
+            (B, O/r^2, r*H, r*W), channels_last.
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, residual=residual, act=act, shuffle=shuffle)
         options = {"residual": residual, "act": act, "shuffle": shuffle, "padding_mode": self.padding_mode}
@@ -205,14 +246,15 @@ class BorderConv(Conv3x3):
 
 
 class SummedConv3x3(nn.Module):
-    """y = sum_k conv3x3(x_k) + residual, each summand with its own bias as separate convolutions would have.
+    """Sum of 3x3 convolutions of several inputs, y = sum_k conv3x3(x_k) + residual, in which each convolution has its
+    bias.
 
     Args:
-        in_channels: of each source.
-        out_channels: O.
+        in_channels: tuple of int, channels of each input.
+        out_channels: int, O.
 
-    Shapes: forward(x_1 (B, C_1, H, W), ..., residual (B, O, H, W) or None) -> (B, O, H, W), channels_last. Sources take
-    the dtype of the first.
+    Shapes: forward(x_1 (B, C_1, H, W), ..., residual (B, O, H, W) or None) -> (B, O, H, W), channels_last. Inputs are
+    cast to the dtype of the first.
     """
 
     kernel_size = 3
@@ -226,7 +268,7 @@ class SummedConv3x3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each summand as torch.nn.Conv2d: uniform within +-1/sqrt(k^2 C_k), weight and bias."""
+        """Initialize each convolution as torch.nn.Conv2d: weight and bias uniform within +-1/sqrt(k^2 C_k)."""
         with torch.no_grad():
             for part, bias, channels in zip(self.weights(), self.bias, self.in_channels, strict=True):
                 bound = 1 / math.sqrt(part[0, 0].numel() * channels)
@@ -234,26 +276,27 @@ class SummedConv3x3(nn.Module):
                 nn.init.uniform_(bias, -bound, bound)
 
     def weights(self) -> tuple[Tensor, ...]:
-        """The weight of each summand."""
+        """Return the weight of each convolution."""
         return self.weight.split(self.in_channels, 1)
 
-    def total_bias(self) -> Tensor:
-        """The biases of the summands together, (O,)."""
+    def sum_biases(self) -> Tensor:
+        """Return the sum of the biases, (O,)."""
         return self.bias if self.bias.ndim == 1 else self.bias.sum(0)
 
     def freeze_bias(self) -> None:
-        """Keep the sum of the biases in their place, for inference on a GPU: a kernel less in every step."""
-        self.bias = nn.Parameter(self.total_bias().detach(), requires_grad=False)
+        """Replace the biases by their sum, for inference on a GPU, which saves a kernel in each step."""
+        self.bias = nn.Parameter(self.sum_biases().detach(), requires_grad=False)
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return sum_k conv3x3(sources[k]) + residual, (B, O, H, W)."""
         if type(sources[0]) is Proxy and sources[0].tracer.root is not self:
             return record_layer(self, *sources, residual=residual)
-        bias = self.total_bias()
+        bias = self.sum_biases()
         sources = [x.to(sources[0].dtype) for x in sources]
         if len(sources) <= 2:
             return convolve(sources[0], self.weight, bias, x2=sources[1] if sources[1:] else None, residual=residual)
         parts, y = self.weights(), residual
-        for k in range(0, len(sources), 2):  # the convolution takes two sources at a time
+        for k in range(0, len(sources), 2):  # convolve takes up to two sources
             weight = torch.cat(parts[k : k + 2], 1)
             x2 = sources[k + 1] if k + 1 < len(sources) else None
             y = convolve(sources[k], weight, bias if k == 0 else None, x2=x2, residual=y)
@@ -264,20 +307,20 @@ class SummedConv3x3(nn.Module):
 
 
 class SummedConv5x5(SummedConv3x3):
-    """As SummedConv3x3 with 5x5 kernels: a convolution per source."""
+    """SummedConv3x3 with 5x5 kernels, which runs one convolution for each input."""
 
     kernel_size = 5
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU between them and a skip around both.
+    """Two 3x3 convolutions with a ReLU between them and a skip connection around both.
 
     y = x + conv2(relu(conv1(x)))
 
     Args:
-        channels: C.
+        channels: int, C.
 
-    Shapes: (B, C, H, W) -> (B, C, H, W). Weights start Kaiming-normal (fan in) times 0.1, biases at zero.
+    Shapes: (B, C, H, W) -> (B, C, H, W). Weights are initialized Kaiming-normal (fan in) times 0.1, biases to zero.
 
     Source: Lim et al. 2017 (EDSR); Chen, Qin and Dai 2022, feature extractor and reconstruction.
     """
@@ -289,26 +332,31 @@ class ResidualBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Initialize weights Kaiming-normal (fan in) times 0.1, and biases to zero."""
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, a=0, mode="fan_in")
             conv.weight.data.mul_(0.1)
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + conv2(relu(conv1(x))), of the shape of x."""
+        """Return x + conv2(relu(conv1(x))), with the shape of x."""
         return self.conv2(self.conv1(x, act="relu"), residual=x)
 
 
 class SubPixel(nn.Module):
-    """Upsample by r: a 3x3 convolution to r^2 channels per output channel, leaky ReLU, pixel shuffle.
+    """Upsampling by a factor r: a 3x3 convolution to r^2 O channels, a leaky ReLU, and a pixel shuffle.
 
-    y = shuffle_r(leaky_relu(conv(x), 0.1));  r = 4 is done as twice r = 2, r = 1 has no layer. The leaky
-    ReLU is the last step: a network whose output is negative as often as positive needs a convolution behind it.
+    y = shuffle_r(leaky_relu(conv(x), 0.1)). For r = 4 two steps of r = 2 follow one another; for r = 1 there is no
+    layer. Because the leaky ReLU comes last, a network with outputs of both signs needs another convolution after this
+    layer.
 
     Args:
-        channels: C in.
-        out_channels: O.
-        scale: r = 1, 2, 3 or 4. r = 1 returns x and wants out_channels == channels.
+        channels: int, C, input channels.
+        out_channels: int, O. It must equal channels if scale is 1.
+        scale: int, r, 1, 2, 3 or 4. With 1 the layer returns x.
+
+    Raises:
+        ValueError: another scale, or other out_channels with scale 1.
 
     Shapes: (B, C, H, W) -> (B, O, r*H, r*W).
 
@@ -321,7 +369,7 @@ class SubPixel(nn.Module):
         if not isinstance(scale, int) or scale not in steps:
             raise ValueError(f"scale must be 1, 2, 3 or 4, got {scale!r}")
         if scale == 1 and channels != out_channels:
-            raise ValueError(f"scale 1 has no layer to turn {channels} channels into {out_channels}")
+            raise ValueError(f"out_channels must equal channels for scale 1, got {out_channels} and {channels}")
         self.scale, self.steps = scale, steps[scale]
         outs = [channels] * (len(self.steps) - 1) + [out_channels]
         self.convs = nn.ModuleList(Conv3x3(channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))

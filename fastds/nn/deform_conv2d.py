@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules around fastds.ops.deform_conv2d."""
+"""Layers around fastds.ops.deform_conv2d."""
 
 import math
 from numbers import Integral
@@ -7,15 +7,16 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import deform_conv2d
-from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
-from fastds.ops.impl.conv3x3.direct import activate_
+from fastds.ops.impl.conv3x3.library import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
+    """Return an int or a pair as a pair of ints, or raise ValueError if a value is below `least`."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")
@@ -23,13 +24,20 @@ def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int,
 
 
 class DeformConv2d(nn.Module):
-    """Deformable convolution with weights of its own; offset and mask are given by the caller.
+    """Deformable convolution with learned weights; the caller passes offsets and mask.
 
     Args:
-        in_channels, out_channels: C and O.
-        kernel_size, stride, padding, dilation: int or pair (rows, columns), in pixels.
-        groups: convolution groups; offset groups follow from the offset's channels.
-        bias: add a learned bias.
+        in_channels: int, C, divisible by groups.
+        out_channels: int, O, divisible by groups.
+        kernel_size: int or pair (rows, columns).
+        stride: int or pair, in pixels.
+        padding: int or pair, in pixels.
+        dilation: int or pair, in pixels.
+        groups: int, convolution groups. The number of offset groups follows from the channels of the offset.
+        bias: bool, add a learned bias.
+
+    Raises:
+        ValueError: an argument is invalid.
 
     Shapes: x (B, C, H, W), offset (B, 2*G*K, H', W') in pixels, mask (B, G*K, H', W') or None -> (B, O, H', W').
     """
@@ -46,7 +54,7 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
@@ -60,14 +68,23 @@ class DeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kaiming-uniform weights and uniform bias, as torch.nn.Conv2d."""
+        """Initialize the weight Kaiming-uniform and the bias uniform, as torch.nn.Conv2d does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return fastds.ops.deform_conv2d of x with the layer's weights, at these offsets (pixels); mask None: 1."""
+        """Return fastds.ops.deform_conv2d of x with the layer's parameters.
+
+        Args:
+            x: (B, C, H, W).
+            offset: (B, 2*G*K, H', W'), pixels.
+            mask: (B, G*K, H', W'), or None for 1.
+
+        Returns:
+            (B, O, H', W').
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, offset, mask)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
@@ -81,20 +98,23 @@ class DeformConv2d(nn.Module):
 class GuidedDeformConv2d(nn.Module):
     """Modulated deformable convolution of x whose offsets and mask are a 3x3 convolution of a guide.
 
-    [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m)), size kept.
+    [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m))
 
-    The offset and mask convolution starts at zero, so the module starts as half an ordinary convolution plus bias.
-    In bfloat16 the learned offsets carry its rounding (0.4 % of a displacement); base_offset is added in float32.
+    The convolution for offsets and mask is initialized to zero, so that at first the layer is an ordinary convolution
+    times 1/2 (the mask), plus bias. In bfloat16 the learned offsets have its rounding error (0.4 % of a displacement);
+    base_offset is added in float32. On a GPU everything after the convolution for the offsets is one kernel.
 
     Args:
-        channels, out_channels: C of x and guide, and O.
-        offset_groups: G, channels c of x belong to offset group c // (C/G).
-        modulated: with mask (DCNv2); False leaves it out (DCNv1).
-        kernel_size: odd int, K = kernel_size^2.
+        channels: int, C, channels of x and guide.
+        out_channels: int, O.
+        offset_groups: int, G; channel c of x belongs to offset group c // (C/G).
+        modulated: bool, True: with mask (DCNv2), False: without (DCNv1).
+        kernel_size: int, odd; K = kernel_size^2.
 
-    Shapes: x and guide (B, C, H, W); base_offset (B, 2, H, W), (dy, dx) in pixels, added to the offset of every tap
-    of every group; act None or "leaky_relu", slope 0.1 -> (B, O, H, W). On a GPU everything after the offset
-    convolution is one Triton kernel.
+    Raises:
+        ValueError: an argument is invalid.
+
+    Shapes: x and guide (B, C, H, W), base_offset (B, 2, H, W) or None -> (B, O, H, W).
 
     Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
     """
@@ -103,7 +123,9 @@ class GuidedDeformConv2d(nn.Module):
         self, channels: int, out_channels: int, offset_groups: int, modulated: bool = True, kernel_size: int = 3
     ):
         super().__init__()
-        check_counts(channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size)
+        check_positive_ints(
+            channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size
+        )
         if channels % offset_groups:
             raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")
         if kernel_size % 2 == 0:
@@ -117,17 +139,27 @@ class GuidedDeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W ~ U(+-1/sqrt(C*K)), bias and the whole offset convolution 0."""
+        """Initialize the weight uniformly within +-1/sqrt(C*K), the bias and the convolution for the offsets to 0."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, act: str | None = None) -> Tensor:
-        """Return the deformable convolution of x, its offsets and mask made from guide, both (B, C, H, W).
+        """Return the deformable convolution of x with offsets and mask computed from guide.
 
-        base_offset: (B, 2, H, W), pixels (dy, dx) that are added to every offset, such as an optical flow, or None.
-        act: None or "leaky_relu".
+        Args:
+            x: (B, C, H, W).
+            guide: (B, C, H, W).
+            base_offset: (B, 2, H, W), pixels (dy, dx) added to the offset of every tap and group, such as an optical
+                flow, or None.
+            act: None or "leaky_relu" with slope 0.1.
+
+        Returns:
+            (B, O, H, W).
+
+        Raises:
+            ValueError: another act, or another shape of base_offset.
         """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, guide, base_offset=base_offset, act=act)
@@ -136,14 +168,14 @@ class GuidedDeformConv2d(nn.Module):
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
-        if guided.runs(x):
+        if guided.is_supported(x):
             raw = self.conv_offset_mask(guide)
             options = (self.offset_groups, self.modulated, 0.1 if act else 1.0)
             return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
-        # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
-        # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
+        # Two convolutions instead of views of one result: both maps are then dense, and small enough that glibc does
+        # not map new pages for them in each call.
         split = 2 * self.offset_groups * self.kernel_size**2
-        weight, bias = parameters_of(self.conv_offset_mask)
+        weight, bias = get_parameters(self.conv_offset_mask)
         offset = convolve(guide, weight[:split], bias[:split])
         mask = None
         if self.modulated:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoders that read feature maps at any place: local ensemble (LIIF) and attention over the corners."""
+"""Decoders that evaluate feature maps at any point: local ensemble (LIIF) and attention over the four nearest
+pixels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastds._nearest import with_article
-from fastds.nn.convolutions import BorderConv, Conv1x1, parameters_of
+from fastds.nn.convolutions import BorderConv, Conv1x1, get_parameters
 from fastds.ops import GridSpec, PointSpec, inr_query
-from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.inr_query.points import from_normalised
 
@@ -18,33 +20,44 @@ CLAMPED = ("clamp", "clamp")
 
 
 class Trunk(nn.ModuleList):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them.
+
+    Args:
+        widths: channels of the input and of the output of each layer.
+    """
 
     def __init__(self, widths: Sequence[int]):
         super().__init__(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
 
-    def pairs(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """(weight, bias) of each layer; gain multiplies the last one's outputs."""
-        pairs = [parameters_of(layer) for layer in self]
+    def get_layers(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Return (weight, bias) of each layer; gain (O,) multiplies the outputs of the last layer."""
+        pairs = [get_parameters(layer) for layer in self]
         if gain is not None:
             pairs[-1] = (pairs[-1][0] * gain[:, None], pairs[-1][1] * gain)
         return pairs
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    """The dtype of coordinates and interpolated fields for features x: half precision loses pixels."""
+def _get_compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of coordinates and interpolated fields for features x. Half precision cannot resolve pixels."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def each_sample(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same pair for every sample of x, (B, 2), made where x is: a copy from the host would wait for the device."""
+def expand_to_batch(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a pair of numbers for each sample of x, (B, 2), created on the device of x.
+
+    A copy from the host would synchronize with the device.
+    """
     return torch.stack([torch.full((x.shape[0],), value, dtype=dtype, device=x.device) for value in pair], 1)
 
 
 class LocalDecoder(nn.Module):
-    """What decoders share: prepare(features) -> maps, made once a field, and query(maps, where, cell, ...) of them.
+    """Base class of decoders.
 
-    Subclasses give prepare, trunk and options(), or a query of their own.
+    prepare(features) computes the maps of a field once, and query(maps, where, cell, ...) evaluates them. Subclasses
+    define prepare and either `trunk` and options() or their own query.
+
+    Args:
+        padding_mode: str, "replicate", "circular_x" or "zeros".
     """
 
     def __init__(self, padding_mode: str):
@@ -59,19 +72,23 @@ class LocalDecoder(nn.Module):
         skip: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Values at places.
+        """Evaluate features at points.
 
         Args:
-            x: (B, C, H, W) features.
-            where: (H', W'), a size whose cells cover the same domain; a GridSpec or PointSpec of fastds.ops; or
+            x: (B, C, H, W), features.
+            where: (H', W'), a grid size whose cells cover the same domain; a GridSpec or PointSpec of fastds.ops; or
                 coordinates (Q, 2) or (B, Q, 2), float32 or float64, (y, x) from -1 to 1 between the outer edges.
-            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of x. None: 2 H / H' and 2 W / W' of a size or
-                GridSpec, 2 (a pixel) for points.
-            skip: (B, O, H, W) field that is added by bilinear interpolation, or None.
-            mask: (B, H, W) bool, False: missing, see inr_query; or None.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of x. None: 2 H / H' and 2 W / W' for a size or
+                GridSpec, 2 (one pixel) for points.
+            skip: (B, O, H, W), field that is added by bilinear interpolation, or None.
+            mask: (B, H, W) bool, False for missing pixels (see inr_query), or None.
 
         Returns:
             (B, O, H', W') channels_last for a size, else (B, Q, O).
+
+        Raises:
+            TypeError: `where` has another type.
+            ValueError: as fastds.ops.inr_query.
         """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, where, cell=cell, skip=skip, mask=mask)
@@ -80,7 +97,7 @@ class LocalDecoder(nn.Module):
         if size is not None:
             where = GridSpec.cells(tuple(x.shape[2:]), tuple(size))
         elif isinstance(where, Tensor):
-            where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_exact(x))
+            where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_get_compute_dtype(x))
         elif not isinstance(where, GridSpec | PointSpec):
             kinds = "a size (rows, columns), a GridSpec, a PointSpec or a Tensor of coordinates"
             raise TypeError(f"where is {with_article(type(where).__name__)}, expected {kinds}")
@@ -92,7 +109,7 @@ class LocalDecoder(nn.Module):
     def _cell(x: Tensor, where: GridSpec | PointSpec) -> Tensor:
         axes = (where.rows, where.columns) if isinstance(where, GridSpec) else ()
         pair = [2 * axis.step / axis.den for axis in axes] or [2.0, 2.0]
-        return each_sample(pair, x, _exact(x))
+        return expand_to_batch(pair, x, _get_compute_dtype(x))
 
     def query(
         self,
@@ -104,14 +121,27 @@ class LocalDecoder(nn.Module):
         mask: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> Tensor:
-        """Values at places from prepared maps, as forward; gain (O,) multiplies what the trunk gives."""
-        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **self.options())
+        """Evaluate prepared maps at points.
+
+        Args:
+            maps: (B, M, H, W), result of prepare.
+            where: GridSpec or PointSpec.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the maps.
+            skip: (B, O, H, W), field that is added by bilinear interpolation, or None.
+            edge: pair for rows and columns of "clamp" or "wrap".
+            mask: (B, H, W) bool, False for missing pixels, or None.
+            gain: (O,), factor of the trunk's output, or None.
+
+        Returns:
+            (B, Q, O).
+        """
+        return self.call_inr_query(maps, where, self.trunk.get_layers(gain), cell, skip, edge, mask, **self.options())
 
     def options(self) -> dict[str, Any]:
-        """What inr_query makes of the maps: its keyword arguments beside those of the places."""
+        """Return the keyword arguments of inr_query that do not depend on the query points."""
         raise NotImplementedError(f"{type(self).__name__} has no options of inr_query")
 
-    def ask(
+    def call_inr_query(
         self,
         maps: Tensor,
         where: GridSpec | PointSpec,
@@ -122,37 +152,52 @@ class LocalDecoder(nn.Module):
         mask: Tensor | None,
         **options: Any,
     ) -> Tensor:
-        """inr_query with cell and skip in the precision it wants."""
-        exact = _exact(maps)
+        """Call inr_query with cell and skip in the compute dtype.
+
+        Args:
+            maps: (B, M, H, W), result of prepare.
+            where: GridSpec or PointSpec.
+            trunk: pairs (weight, bias).
+            cell: size of a query in half pixels of the maps.
+            skip: (B, O, H, W) or None.
+            edge: pair for rows and columns of "clamp" or "wrap".
+            mask: (B, H, W) bool or None.
+            **options: other keyword arguments of inr_query.
+        """
+        exact = _get_compute_dtype(maps)
         skip = None if skip is None else skip.to(exact)
         cell = cell.to(exact) if isinstance(cell, Tensor) else cell
         return inr_query(maps, where, trunk, cell=cell, skip=skip, edge=edge, mask=mask, **options)
 
 
 class LocalEnsembleDecoder(LocalDecoder):
-    """Local implicit image function: the same small network at the four pixels around a place, and their average.
+    """Local implicit image function: a weighted mean of a small network's outputs at the four nearest pixels.
 
     h_j = relu(conv(x)_j + R rho_j + Lambda kappa), y(u) = sum_j omega_j trunk(h_j) + bilinear(skip)(u)
 
-    over the corners j at offsets rho_j with bilinear weights omega_j, kappa the size of a query (fastds.ops.inr_query).
-    The first layer of the published network, linear in the unfolded 3x3 neighbourhood, offset and cell, is here a 3x3
-    convolution made once a field, R and Lambda.
+    The sum is over the corners j at offsets rho_j with bilinear weights omega_j; kappa is the size of a query (see
+    fastds.ops.inr_query). The first layer of the published network is linear in the unfolded 3x3 neighbourhood, the
+    offset and the cell. Here it is a 3x3 convolution, computed once for a field, plus R and Lambda.
 
     Args:
-        channels: C of the features. outputs: O. width, hidden: channels and number of the hidden layers after the
-            first.
-        padding_mode: how the border goes on: "replicate", "circular_x" (columns go round the globe, also for the
+        channels: int, C, channels of the features.
+        outputs: int, O.
+        padding_mode: str, padding of the 3x3 convolution: "replicate", "circular_x" (columns wrap around, also for
             queries) or "zeros".
-        compat: "liif" weighs the corners by areas as published instead of bilinearly; it changes the numbers at whole
-            coordinates of the last row and column alone, see fastds.ops.inr_query.
+        width: int, channels of the hidden layers.
+        hidden: int, number of hidden layers after the first.
+        compat: "liif" weights the corners by areas, as published, instead of bilinearly, or None. The results differ
+            only at integer coordinates of the last row and column, see fastds.ops.inr_query.
 
-    Parameters: local (the convolution), offset (R) and cell (Lambda), (width, 2), trunk, the linear layers.
+    Raises:
+        TypeError: as fastds.ops.inr_query.
+        ValueError: as fastds.ops.inr_query.
+
+    Parameters: local (the convolution), offset (R) and cell (Lambda), both (width, 2), and trunk, the linear layers.
 
     Shapes: (B, C, H, W) -> (B, O, H', W') channels_last for a size, (B, Q, O) for a GridSpec, PointSpec or coordinates.
 
-    Gradients: of features, parameters, skip and coordinates, to any order. Deterministic on a CPU.
-
-    Raises: TypeError, ValueError: as fastds.ops.inr_query.
+    Gradients exist for features, parameters, skip and coordinates, to any order. Results are deterministic on a CPU.
 
     Source: Chen, Liu and Wang 2021 (LIIF): local ensemble, feature unfolding and cell decoding on.
     """
@@ -171,35 +216,46 @@ class LocalEnsembleDecoder(LocalDecoder):
         self.local = BorderConv(channels, width, padding_mode)
         self.offset = nn.Parameter(torch.empty(width, 2))
         self.cell = nn.Parameter(torch.empty(width, 2))
-        bound = (9 * channels + 4) ** -0.5  # as one linear layer over the unfolded features would start
+        bound = (9 * channels + 4) ** -0.5  # that of one linear layer over the unfolded features
         for parameter in (self.local.weight, self.local.bias, self.offset, self.cell):
             nn.init.uniform_(parameter, -bound, bound)
         self.trunk = Trunk([width] * (hidden + 1) + [outputs])
 
     def prepare(self, features: Tensor) -> Tensor:
+        """Return the maps (B, width, H, W) of features (B, C, H, W)."""
         return self.local(features)
 
     def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of inr_query that do not depend on the query points."""
         return {"rho_w": self.offset, "cell_w": self.cell, "ensemble": "late", "compat": self.compat}
 
 
 class LocalAttentionDecoder(LocalDecoder):
-    """Attention over the four nearest pixels with their bilinear weights as prior, then one small network.
+    """Attention over the four nearest pixels with their bilinear weights as prior, followed by a small network.
 
     h_j = relu(P_j + R rho_j + Lambda kappa), z_h = sum_j alpha_jh h_jh, y(u) = trunk(z) + bilinear(skip)(u),
-    alpha_jh ~ omega_j exp(<q_h, K_jh> / sqrt(key_width) + <offset_bias_h, rho_j>), as fastds.ops.inr_query. P, K and
-    the contents of q are convolutions of the features. The last layer starts at zero: an untrained decoder gives zero,
-    with skip bilinear interpolation.
+    alpha_jh ~ omega_j exp(<q_h, K_jh> / sqrt(key_width) + <offset_bias_h, rho_j>)
+
+    Symbols are those of fastds.ops.inr_query. P, K and the contents of q are convolutions of the features. The last
+    layer is initialized to zero, so that an untrained decoder returns zero, or the bilinear interpolation of skip.
 
     Args:
-        channels, outputs, padding_mode, width, hidden: as LocalEnsembleDecoder. heads, key_width: of the attention,
-            width divisible by heads.
-        attention: False: bilinear weights instead. slope: every pixel has its own R added to the common one, two more
-            maps.
+        channels: int, C, channels of the features.
+        outputs: int, O.
+        padding_mode: str, as in LocalEnsembleDecoder.
+        width: int, channels of the hidden layers, divisible by heads.
+        heads: int, number of attention heads.
+        key_width: int, key channels of each head.
+        hidden: int, number of hidden layers of the trunk.
+        attention: bool, False: bilinear weights instead of attention.
+        slope: bool, True: each pixel adds its own matrix to R, which needs 2 * width more map channels.
 
-    Shapes, gradients, errors: as LocalEnsembleDecoder.
+    Raises:
+        ValueError: heads does not divide width, or an argument is not a positive integer.
 
-    Source: ours; Cao et al. 2023 (CiaoSR) for attention over the corners.
+    Shapes and gradients are those of LocalEnsembleDecoder.
+
+    Source: specific to fastds; Cao et al. 2023 (CiaoSR) for attention over the corners.
     """
 
     def __init__(
@@ -207,7 +263,7 @@ class LocalAttentionDecoder(LocalDecoder):
         key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
-        check_counts(width=width, heads=heads, key_width=key_width)
+        check_positive_ints(width=width, heads=heads, key_width=key_width)
         if width % heads:
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention
@@ -225,6 +281,7 @@ class LocalAttentionDecoder(LocalDecoder):
         nn.init.zeros_(self.trunk[-1].bias)
 
     def prepare(self, features: Tensor) -> Tensor:
+        """Return the maps of features (B, C, H, W) for inr_query."""
         maps = [self.local(features)]
         if self.slopes is not None:
             maps.append(self.slopes(features))
@@ -233,6 +290,7 @@ class LocalAttentionDecoder(LocalDecoder):
         return torch.cat(maps, 1)
 
     def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of inr_query that do not depend on the query points."""
         options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}

@@ -1,126 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutional recurrent cells: 3x3 convolutions of input and state, and the gates in one pass over memory."""
+"""Convolutional recurrent cells: 3x3 convolutions of input and state with fused gates."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
-from fastds.ops.core.arguments import autocast_dtype, cast, check_counts
+from fastds.ops.core.arguments import cast_floating, check_positive_ints, get_autocast_dtype
 from fastds.ops.core.tracing import Proxy, record_layer
-from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm, select_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
-from fastds.ops.impl.conv3x3.shared import share_where_it_pays
+from fastds.ops.impl.conv3x3.shared_weight_grad import maybe_share_weight
 
 
-def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros (B, channels, H, W) on the device of x (B, C, H, W), channels_last; dtype None is that of x."""
+def make_zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return zeros (B, channels, H, W) in channels_last for input x (B, C, H, W); dtype None: that of x."""
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.zeros(shape, dtype=dtype or x.dtype, device=x.device).to(memory_format=torch.channels_last)
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a cell state for input x: that of x, but at least float32."""
+def get_state_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a cell state for input x: that of x, but at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def by_time(x: Tensor) -> Tensor:
-    """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W). Raises: ValueError for another shape or T = 0."""
+def fold_time(x: Tensor) -> Tensor:
+    """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W).
+
+    Raises:
+        ValueError: x does not have five dimensions, or T = 0.
+    """
     if x.dim() != 5 or x.shape[1] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) of one time or more")
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) with T >= 1")
     return x.transpose(0, 1).flatten(0, 1)
 
 
-def per_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
-    """The T maps (B, ...) of what by_time folded; also where B = 0."""
+def unfold_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
+    """Return the T maps (B, ...) of a tensor folded by fold_time, also if B = 0."""
     return folded.unflatten(0, (times, batch)).unbind()
 
 
-def hoisting_pays(x: Tensor, weight: Tensor, hidden: int) -> bool:
-    """Whether one convolution of a sequence of maps x (B, C, H, W) beats x's part of every step's, measured on a CPU.
+def is_hoisting_faster(x: Tensor, weight: Tensor, hidden: int) -> bool:
+    """Return True if one convolution of x for all steps is faster than convolving x in each step. The rule was fitted
+    on a CPU.
 
-    It reads its weights once, and its gradients are those of one call; but what it gives, several maps of the state's
-    channels for each time, is written and read again, which the steps' fused gates avoid.
+    The single convolution reads its weights once and has one weight gradient. But its result, several maps with the
+    channels of the state for each step, is written and read again, which the fused gates of a step avoid.
+
+    Args:
+        x: (B, C, H, W), input of one step.
+        weight: (O, C + hidden, 3, 3), weight of the gates.
+        hidden: channels of the state.
     """
     if not x.is_cpu:
         return True
     batch, inputs, height, width = x.shape
-    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return 16 * batch * height * width <= inputs * hidden or (trains and inputs > hidden)
+    is_training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return 16 * batch * height * width <= inputs * hidden or (is_training and inputs > hidden)
 
 
 class ConvLSTMCell(nn.Module):
-    """Convolutional LSTM, 3x3, no peepholes.
+    """Convolutional LSTM cell with 3x3 kernels, without peepholes.
 
         [i f g o] = conv3x3([x; h]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
 
     Args:
-        in_channels, hidden_channels: C of x and of the state.
+        in_channels: int, C, channels of x.
+        hidden_channels: int, channels of h and c.
 
     Shapes: forward(x (B, C, H, W), state (h, c) or None for zeros) -> (h', c'), each (B, hidden, H, W). c is float32
-    for 16-bit maps.
+    for 16-bit x.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int):
         super().__init__()
-        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
+        check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.gates = Conv3x3(in_channels + hidden_channels, 4 * hidden_channels)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """One step: return (h', c') of x and the state before it, None for zeros; see the class."""
+        """Compute one step.
+
+        Args:
+            x: (B, C, H, W).
+            state: (h, c), each (B, hidden, H, W), or None for zeros.
+
+        Returns:
+            (h', c'), each (B, hidden, H, W).
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x, state)
-        weight, bias = parameters_of(self.gates)
+        weight, bias = get_parameters(self.gates)
         if state is None:
             pre = convolve(x, weight[:, : self.in_channels], bias)
-            return lstm_gates(pre, zero_state(x, self.hidden_channels, state_dtype(x)))
+            return lstm_gates(pre, make_zero_state(x, self.hidden_channels, get_state_dtype(x)))
         h, c = state
         return conv_lstm_cell(x, h, c, weight, bias)
 
     def sequence(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run over (B, T, C, H, W); where it pays, x's share of the gates is one convolution for all T.
+        """Run the cell over a sequence. Where it is faster, x is convolved for all steps at once.
+
+        Args:
+            x: (B, T, C, H, W).
+            state: (h, c), each (B, hidden, H, W), or None for zeros.
 
         Returns:
-            every h (B, T, hidden, H, W) and the last state.
+            h of all steps (B, T, hidden, H, W), and the last state (h, c).
         """
-        folded, every = by_time(x), []
+        folded, states = fold_time(x), []
         batch, times = x.shape[:2]
-        maps = per_time(folded, batch, times)
-        weight, bias = parameters_of(self.gates)
-        if not hoisting_pays(maps[0], weight, self.hidden_channels):
-            parameters = _for_steps(maps[0], (weight, bias), gated=True, joined=True)
-            for now in maps:
-                state = self(now) if state is None else conv_lstm_cell(now, *state, *parameters)
-                every.append(state[0])
-            return torch.stack(every, 1), state
-        shares = per_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
-        from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None), passes=1)
-        for of_x in shares:
+        maps = unfold_time(folded, batch, times)
+        weight, bias = get_parameters(self.gates)
+        if not is_hoisting_faster(maps[0], weight, self.hidden_channels):
+            step_parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
+            for current in maps:
+                state = self(current) if state is None else conv_lstm_cell(current, *state, *step_parameters)
+                states.append(state[0])
+            return torch.stack(states, 1), state
+        shares = unfold_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
+        state_weight, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
+        for input_share in shares:
             if state is None:
-                state = lstm_gates(of_x, zero_state(of_x, self.hidden_channels, state_dtype(of_x)))
+                state = lstm_gates(
+                    input_share, make_zero_state(input_share, self.hidden_channels, get_state_dtype(input_share))
+                )
             else:
-                state = lstm_gates(convolve(state[0], from_h, residual=of_x), state[1])
-            every.append(state[0])
-        return torch.stack(every, 1), state
+                state = lstm_gates(convolve(state[0], state_weight, residual=input_share), state[1])
+            states.append(state[0])
+        return torch.stack(states, 1), state
 
 
 class ConvGRUCell(nn.Module):
-    """Convolutional GRU, 3x3, reset before the candidate's convolution.
+    """Convolutional GRU cell with 3x3 kernels, which resets the state before the convolution of the candidate.
 
         [z r] = sigmoid(conv3x3([x; h]) + bias);  n = act(conv3x3([x; r h]) + bias)
         h' = w h + (1 - w) n,  w = z or 1 - z
 
     Args:
-        in_channels, hidden_channels: C of x and of the state.
+        in_channels: int, C, channels of x.
+        hidden_channels: int, channels of h.
         keep: "z" or "1-z", the weight w of the old state.
-        act: of the candidate, "tanh" or "leaky_relu" with negative_slope.
+        act: "tanh" or "leaky_relu", activation of the candidate.
+        negative_slope: float >= 0, slope of leaky_relu.
 
-    Shapes: forward(x (B, C, H, W), h (B, hidden, H, W) or None for zeros) -> h'.
+    Raises:
+        ValueError: an option is invalid, or a number of channels is not a positive integer.
+
+    Shapes: forward(x (B, C, H, W), h (B, hidden, H, W) or None for zeros) -> h' (B, hidden, H, W).
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -133,97 +163,156 @@ class ConvGRUCell(nn.Module):
             raise ValueError(f"keep must be 'z' or '1-z', got {keep!r}")
         if act not in ("tanh", "leaky_relu"):
             raise ValueError(f"act must be 'tanh' or 'leaky_relu', got {act!r}")
-        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
+        check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.options = {"keep": keep, "act": act, "negative_slope": negative_slope}
         self.gates = Conv3x3(in_channels + hidden_channels, 2 * hidden_channels)
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        """One step: return h' of x and the state h before it, None for zeros; see the class."""
-        if type(x) is Proxy and x.tracer.root is not self:
-            return record_layer(self, x, h)
-        both = parameters_of(self.gates), parameters_of(self.candidate)
-        if h is None:
-            return _first_step(both, x, self.in_channels, self.options)
-        return conv_gru_cell(x, h, *both[0], *both[1], **self.options)
+        """Compute one step.
 
-    def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
+        Args:
+            x: (B, C, H, W).
+            h: (B, hidden, H, W), or None for zeros.
 
         Returns:
-            every h (B, T, hidden, H, W) and the last one.
+            h' (B, hidden, H, W).
         """
-        every = gru_sequence(self.gates, self.candidate, by_time(x), h, x.shape[1], **self.options)
-        return torch.stack(every, 1), every[-1]
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, h)
+        parameters = get_parameters(self.gates), get_parameters(self.candidate)
+        if h is None:
+            return _first_step(parameters, x, self.in_channels, self.options)
+        return conv_gru_cell(x, h, *parameters[0], *parameters[1], **self.options)
+
+    def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the cell over a sequence. Where it is faster, x is convolved for all steps at once.
+
+        Args:
+            x: (B, T, C, H, W).
+            h: (B, hidden, H, W), or None for zeros.
+
+        Returns:
+            h of all steps (B, T, hidden, H, W), and the last h.
+        """
+        states = run_gru(self.gates, self.candidate, fold_time(x), h, x.shape[1], **self.options)
+        return torch.stack(states, 1), states[-1]
 
     def extra_repr(self) -> str:
         return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
 
 
-def gru_sequence(
+def run_gru(
     gates: Conv3x3, candidate: Conv3x3, x: Tensor, h: Tensor | None, times: int, **options: Any
 ) -> list[Tensor]:
-    """The states of a convolutional GRU after each of T inputs; where it pays, x's parts of gates and candidate are one
-    convolution each for all T.
+    """Run a convolutional GRU over a sequence. Where it is faster, x is convolved for all steps at once.
 
     Args:
-        gates, candidate: the convolutions of [x; h] and [x; r h].
-        x: (T*B, C, H, W) as by_time folds it.
-        h: (B, hidden, H, W) or None for zeros.
+        gates: convolution of [x; h] for the gates.
+        candidate: convolution of [x; r h] for the candidate.
+        x: (T*B, C, H, W), folded by fold_time.
+        h: (B, hidden, H, W), or None for zeros.
         times: T.
-        options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
+        **options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
+
+    Returns:
+        list of the T states.
     """
-    every, hidden = [], candidate.out_channels
-    both = parameters_of(gates), parameters_of(candidate)
-    maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
-    if times == 1 or not hoisting_pays(maps[0], both[0][0], hidden):
-        parameters = _for_steps(maps[0], *both, gated=True, joined=True)
-        for now in maps:
-            h = _first_step(both, now, n, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
-            every.append(h)
-        return every
-    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in both)
-    parameters = _for_steps(maps[0], *((weight[:, n:], None) for weight, _ in both), gated=True, passes=1)
-    for now in zip(*(per_time(part, x.shape[0] // times, times) for part in shares), strict=True):
+    states, hidden = [], candidate.out_channels
+    parameters = get_parameters(gates), get_parameters(candidate)
+    maps, n = unfold_time(x, x.shape[0] // times, times), gates.in_channels - hidden
+    if times == 1 or not is_hoisting_faster(maps[0], parameters[0][0], hidden):
+        step_parameters = _prepare_step_weights(maps[0], *parameters, gated=True, joined=True)
+        for current in maps:
+            h = (
+                _first_step(parameters, current, n, options)
+                if h is None
+                else conv_gru_cell(current, h, *step_parameters, **options)
+            )
+            states.append(h)
+        return states
+    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in parameters)
+    step_parameters = _prepare_step_weights(
+        maps[0], *((weight[:, n:], None) for weight, _ in parameters), gated=True, passes=1
+    )
+    for current in zip(*(unfold_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
-            h = first_state(*now, hidden, options)
+            h = compute_first_state(*current, hidden, options)
         else:
-            h = conv_gru_cell(None, h, *parameters, shares=now, **options)
-        every.append(h)
-    return every
+            h = conv_gru_cell(None, h, *step_parameters, shares=current, **options)
+        states.append(h)
+    return states
 
 
-def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **beside: Any) -> list[Tensor | None]:
-    """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
-    rounds them to: once and not in every step. beside: of conv3x3.algorithm.chosen, as in the steps."""
+def _prepare_step_weights(
+    maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **selector_options: Any
+) -> list[Tensor | None]:
+    """Convert recurrent weights and biases to contiguous tensors of the compute dtype, once for a sequence.
+
+    Args:
+        maps: (B, C, H, W), input of one step.
+        *parameters: pairs (weight, bias or None).
+        **selector_options: keyword arguments of select_algorithm for the convolutions of a step.
+
+    Returns:
+        flat list of weights and biases. Weights are shared by maybe_share_weight.
+    """
     found = []
     for weight, bias in parameters:
-        if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
-            dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
-            if chosen(current(), maps, inputs, outputs, dtype, False, **beside) not in ENGINES:
-                weight, bias = cast(weight, dtype), cast(bias, dtype)
-        found += [share_where_it_pays(weight.contiguous(), maps), bias]
+        if not torch.compiler.is_compiling():  # in a graph the op casts
+            dtype, (outputs, inputs) = get_autocast_dtype(maps) or maps.dtype, weight.shape[:2]
+            if (
+                select_algorithm(current_algorithm(), maps, inputs, outputs, dtype, False, **selector_options)
+                not in ENGINES
+            ):
+                weight, bias = cast_floating(weight, dtype), cast_floating(bias, dtype)
+        found += [maybe_share_weight(weight.contiguous(), maps), bias]
     return found
 
 
-def _first_step(both: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
-    """A convolutional GRU's step from the zero state, x (B, C, H, W); both: weight and bias of gates and candidate."""
-    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in both]
-    return first_state(*parts, parts[1].shape[1], options)
+def _first_step(parameters: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
+    """Compute the first step of a convolutional GRU, from a state of zeros.
+
+    Args:
+        parameters: (weight, bias) of the gates and of the candidate.
+        x: (B, C, H, W), input.
+        inputs: C.
+        options: keyword arguments of gru_update.
+    """
+    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in parameters]
+    return compute_first_state(*parts, parts[1].shape[1], options)
 
 
-def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
-    """A convolutional GRU's step from the zero state, from x's parts of gates and candidate alone."""
+def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
+    """Compute the first state of a convolutional GRU from the convolutions of x, for a state of zeros.
+
+    Args:
+        gates: (B, 2 * hidden, H, W), convolution of x for the gates.
+        candidate: (B, hidden, H, W), convolution of x for the candidate.
+        hidden: channels of the state.
+        options: keyword arguments of gru_update.
+    """
     return gru_update(torch.sigmoid(gates[:, :hidden]), candidate, torch.zeros_like(candidate), **options)
 
 
-def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
-    """gru_sequence for an x of zeros, whose convolutions are left out."""
-    both = parameters_of(gates), parameters_of(candidate)
-    of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in both)
-    parameters, every = _for_steps(h, *of_h, gated=True), []
+def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
+    """Run run_gru for an x of zeros, without convolving x.
+
+    Args:
+        gates: convolution of [x; h] for the gates.
+        candidate: convolution of [x; r h] for the candidate.
+        h: (B, hidden, H, W), state.
+        times: T.
+        **options: keyword arguments of conv_gru_cell.
+
+    Returns:
+        list of the T states.
+    """
+    parameters = get_parameters(gates), get_parameters(candidate)
+    state_parameters = ((weight[:, -candidate.out_channels :], bias) for weight, bias in parameters)
+    step_parameters, states = _prepare_step_weights(h, *state_parameters, gated=True), []
     for _ in range(times):
-        h = conv_gru_cell(None, h, *parameters, **options)
-        every.append(h)
-    return every
+        h = conv_gru_cell(None, h, *step_parameters, **options)
+        states.append(h)
+    return states

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps at another resolution."""
+"""Upsampling of feature maps."""
 
 from contextlib import nullcontext
 
@@ -8,21 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import triton_loader
-from fastds.ops.core.layout import dense, empty_map
-from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.core.layout import empty_map, to_channels_last
+from fastds.ops.impl.conv3x3 import library
 
 
 def upsample2(x: Tensor) -> Tensor:
-    """Bilinear, twice as fine, half-pixel centres: (B, C, H, W) -> (B, C, 2 H, 2 W), layout kept.
+    """Upsample feature maps by 2, bilinear with half-pixel centres: (B, C, H, W) -> (B, C, 2 H, 2 W).
 
-    On a GPU, where nobody differentiates, it is a kernel of ours, channels_last: torch's takes ten times as long. A
-    trace for a GPU takes torch's without autocast, which would go through float32 and back to the same bits. The
-    gradient, a sum of up to 16 pixels, is left in float32.
+    On a GPU without gradients a Triton kernel runs, and the result is channels_last; otherwise torch's function runs,
+    which keeps the memory format. Without gradients torch's function runs outside autocast, which would cast to float32
+    and back with the same result. With gradients it runs in float32 under autocast, because the gradient sums up to 16
+    pixels.
     """
     batch, channels, height, width = x.shape
-    if direct.fused(x):
+    if library.can_fuse_epilogue(x):
         out = empty_map((batch, channels, 2 * height, 2 * width), x.dtype, x)
-        triton_loader.kernels("resize").upsample2(dense(x), out)
+        triton_loader.load_kernels("resize").upsample2(to_channels_last(x), out)
         return out
     with torch.autocast("cuda", enabled=False) if x.is_cuda and not torch.is_grad_enabled() else nullcontext():
         return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)

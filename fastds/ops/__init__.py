@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops: functions on tensors, also registered as torch.ops.fastds.*.
+"""Public ops: functions on tensors, which are also registered as torch.ops.fastds.*.
 
-help(fastds.ops.NAME) gives formula, shapes, units, gradients, errors and source. GridSpec and PointSpec say where
-inr_query is asked.
+help(fastds.ops.NAME) shows the formula, shapes, units, gradients, errors and source of an op. GridSpec and PointSpec
+describe the query points of inr_query.
 
-Threads are torch's, torch.set_num_threads. A child that was forked after an op or torch itself ran on several threads
-has none of them, and hangs when it asks for more than one: call torch.set_num_threads(1) in it first, as torch's
-DataLoader does in its workers, or start processes by spawn.
+The number of threads is that of torch (torch.set_num_threads). A process that was forked after torch or an op used
+several threads hangs when it starts threads again. Call torch.set_num_threads(1) in such a child first, as the workers
+of torch's DataLoader do, or start processes with the method "spawn".
 
-Every folder impl/<op> is found here; its op.py names its public functions in __all__.
+Each folder impl/<op> is imported here. `__all__` of its op.py lists the public functions.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastds.ops import impl
 
-if TYPE_CHECKING:  # type checkers and editors cannot follow the loop below
+if TYPE_CHECKING:  # type checkers and editors cannot evaluate the loop below
     from fastds.ops.impl.conv1x1.op import *  # noqa: F403
     from fastds.ops.impl.conv2d.op import *  # noqa: F403
     from fastds.ops.impl.conv3x3.op import *  # noqa: F403
@@ -38,7 +38,7 @@ for _folder in sorted(module.name for module in iter_modules(impl.__path__)):
 
 __all__.sort()
 
-from fastds.ops.flops import register_formulas as _register_formulas  # noqa: E402  of the ops found above
+from fastds.ops.flops import register_formulas as _register_formulas  # noqa: E402  needs the ops imported above
 
 _register_formulas()
 

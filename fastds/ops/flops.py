@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.utils.flop_counter.FlopCounterMode counts for our ops, by torch's own rule for convolutions and products:
-two operations for every product of a number and a weight, none for activations, gates and interpolation."""
+"""FLOP counts of the ops for torch.utils.flop_counter.FlopCounterMode.
+
+As in torch's own formulas for convolutions and matrix products, a multiplication with a weight counts as two
+operations. Activations, gates and interpolation count as none.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -13,69 +16,80 @@ from fastds._behind_import import behind_import
 from fastds.ops.core.registry import OPS, Op
 from fastds.ops.impl.inr_query.query import Query
 
-_CORNERS = 4  # that a place has
+_CORNERS_PER_QUERY = 4
 
 
-def _pixels(maps: Tensor) -> int:
-    """Of all maps (B, C, H, W) of a batch."""
+def _count_pixels(maps: Tensor) -> int:
+    """Return B * H * W of feature maps (B, C, H, W)."""
     return maps.shape[0] * maps.shape[2] * maps.shape[3]
 
 
-def _convolution(weight: Tensor, maps: Tensor, channels: int | None = None) -> int:
-    """Of a convolution by a weight (O, C, k, k) at the pixels of maps; channels: those of the C that are there."""
+def _count_convolution(weight: Tensor, maps: Tensor, channels: int | None = None) -> int:
+    """Return the operations of a convolution.
+
+    Args:
+        weight: (O, C, k, k), the filters.
+        maps: (B, ., H, W), any tensor with as many pixels as the result.
+        channels: number of the C input channels that are used. None: all.
+    """
     used = weight.shape[1] if channels is None else channels
-    return 2 * weight.numel() // max(weight.shape[1], 1) * used * _pixels(maps)
+    return 2 * weight.numel() // max(weight.shape[1], 1) * used * _count_pixels(maps)
 
 
-def _channels(*sources: Tensor | None) -> int:
+def _count_channels(*sources: Tensor | None) -> int:
     return sum(source.shape[1] for source in sources if source is not None)
 
 
-def _gradients(call: SimpleNamespace) -> int:
-    """Of a convolution of x and x2; wanted: those of x, weight, bias, x2 and residual."""
-    channels = _channels(call.x if call.wanted[0] else None, call.x2 if call.wanted[3] else None)
-    return _convolution(call.weight, call.x, channels) + call.wanted[1] * _convolution(call.weight, call.x)
+def _count_conv_gradients(call: SimpleNamespace) -> int:
+    """Count the gradients of a convolution of x and x2; needs_grad: of x, weight, bias, x2 and residual."""
+    channels = _count_channels(call.x if call.needs_grad[0] else None, call.x2 if call.needs_grad[3] else None)
+    return _count_convolution(call.weight, call.x, channels) + call.needs_grad[1] * _count_convolution(
+        call.weight, call.x
+    )
 
 
-def _grad_weight(call: SimpleNamespace) -> int:
-    return 2 * 9 * call.grad.shape[1] * _channels(call.x, call.x2) * _pixels(call.grad)
+def _count_weight_gradient(call: SimpleNamespace) -> int:
+    return 2 * 9 * call.grad.shape[1] * _count_channels(call.x, call.x2) * _count_pixels(call.grad)
 
 
-def _gates(call: SimpleNamespace) -> int:
-    """Of the convolution of x and the second source, which has other names, behind which gates come."""
+def _count_gates(call: SimpleNamespace) -> int:
+    """Count the convolution of a recurrent cell. Its second source is named x2 or h."""
     second = getattr(call, "x2", None) if hasattr(call, "x2") else call.h
-    return _convolution(call.weight, call.x, _channels(call.x, second))
+    return _count_convolution(call.weight, call.x, _count_channels(call.x, second))
 
 
-def _gru_step(call: SimpleNamespace) -> int:
-    channels = _channels(call.h, call.x)
-    return sum(_convolution(w, call.h, channels) for w in (call.gates_weight, call.candidate_weight))
+def _count_gru_step(call: SimpleNamespace) -> int:
+    channels = _count_channels(call.h, call.x)
+    return sum(_count_convolution(w, call.h, channels) for w in (call.gates_weight, call.candidate_weight))
 
 
-def _gru_step_gradients(call: SimpleNamespace) -> int:
-    """wanted: h, x, and of gates and candidate weight and bias, then their shares."""
-    sources = _channels(call.h, call.x if call.wanted[1] else None)
-    channels, parts = _channels(call.h, call.x), (call.gates_weight, call.candidate_weight)
-    found = sum(_convolution(w, call.h, sources) for w in parts)
-    for weight, want in zip(parts, call.wanted[2:5:2], strict=True):
-        found += want * _convolution(weight, call.h, channels)
+def _count_gru_step_gradients(call: SimpleNamespace) -> int:
+    """Count the gradients of a GRU step; needs_grad: of h, x, both weights with their biases, and both shares."""
+    sources = _count_channels(call.h, call.x if call.needs_grad[1] else None)
+    channels, parts = _count_channels(call.h, call.x), (call.gates_weight, call.candidate_weight)
+    found = sum(_count_convolution(w, call.h, sources) for w in parts)
+    for weight, needed in zip(parts, call.needs_grad[2:5:2], strict=True):
+        found += needed * _count_convolution(weight, call.h, channels)
     return found
 
 
-def _deform_gradients(call: SimpleNamespace) -> int:
-    """wanted: input, offset, weight, bias and mask; all but those of the weight are made of the same product."""
-    sampled = call.wanted[0] or call.wanted[1] or call.wanted[4]
-    return (sampled + call.wanted[2]) * _convolution(call.weight, call.grad_y)
+def _count_deform_gradients(call: SimpleNamespace) -> int:
+    """Count the gradients of deform_conv2d; needs_grad: of input, offset, weight, bias and mask.
+
+    The gradients of input, offset and mask come from one matrix product, which counts once.
+    """
+    sampled = call.needs_grad[0] or call.needs_grad[1] or call.needs_grad[4]
+    return (sampled + call.needs_grad[2]) * _count_convolution(call.weight, call.grad_y)
 
 
-def _guided_gradients(call: SimpleNamespace) -> int:
-    """wanted: input, raw, weight, bias and base_offset."""
-    sampled = call.wanted[0] or call.wanted[1] or call.wanted[4]
-    return (sampled + call.wanted[2]) * _convolution(call.weight, call.grad_y)
+def _count_guided_gradients(call: SimpleNamespace) -> int:
+    """Count the gradients of guided_deform_conv2d; needs_grad: of input, raw, weight, bias and base_offset."""
+    sampled = call.needs_grad[0] or call.needs_grad[1] or call.needs_grad[4]
+    return (sampled + call.needs_grad[2]) * _count_convolution(call.weight, call.grad_y)
 
 
-def _query(call: SimpleNamespace) -> int:
-    """Of the trunk, and of attention the products with keys and contents of the corners."""
+def _count_query(call: SimpleNamespace) -> int:
+    """Count the trunk and, with attention, the products with the keys and contents of the four corners."""
     query = Query(*(getattr(call, name) for name in Query._fields))
     places = query.maps.shape[0] * query.queries
     rows = places * query.rows_per_query
@@ -83,38 +97,38 @@ def _query(call: SimpleNamespace) -> int:
     if query.feature == "dot":
         found += 2 * places * query.outputs * query.depth
     if query.ensemble == "early_attn":
-        found += 2 * places * _CORNERS * (query.heads * query.dk + query.depth)
+        found += 2 * places * _CORNERS_PER_QUERY * (query.heads * query.dk + query.depth)
     return found
 
 
-def _attention(call: SimpleNamespace) -> int:
-    """Of products with the keys of a window, and as many with its values."""
-    return 2 * 2 * call.q.shape[1] * call.window**2 * _pixels(call.q)
+def _count_attention(call: SimpleNamespace) -> int:
+    """Count the products with the keys and the values of each window."""
+    return 2 * 2 * call.q.shape[1] * call.window**2 * _count_pixels(call.q)
 
 
-# Op: how many operations, from its arguments by name and its result.
+# Formula of each op: number of operations, from the arguments by name and the result.
 FORMULAS: dict[str, Callable[[SimpleNamespace, Any], int]] = {
-    "conv3x3": lambda call, out: _convolution(call.weight, call.x),
-    "conv3x3_backward": lambda call, out: _gradients(call),
-    "conv3x3_grad_x": lambda call, out: _convolution(call.weight, call.grad),
-    "conv3x3_grad_weight": lambda call, out: _grad_weight(call),
-    "conv1x1": lambda call, out: _convolution(call.weight, call.x),
-    "conv1x1_backward": lambda call, out: _gradients(call),
-    "conv2d": lambda call, out: _convolution(call.weight, out),
-    "conv2d_backward": lambda call, out: sum(call.wanted[:2]) * _convolution(call.weight, call.grad_y),
-    "deform_conv2d": lambda call, out: _convolution(call.weight, out),
-    "deform_conv2d_backward": lambda call, out: _deform_gradients(call),
-    "guided_deform_conv2d": lambda call, out: _convolution(call.weight, out),
-    "guided_deform_conv2d_backward": lambda call, out: _guided_gradients(call),
-    "conv_gru_step": lambda call, out: _gru_step(call),
-    "conv_gru_step_backward": lambda call, out: _gru_step_gradients(call),
-    "inr_query": lambda call, out: _query(call),
-    "inr_query_backward": lambda call, out: 2 * _query(call),
-    "window_attention2d": lambda call, out: _attention(call),
-    # The scores are made again, and four products give the gradients, as torch counts for its own attention.
-    "window_attention2d_backward": lambda call, out: 5 * _attention(call) // 2,
+    "conv3x3": lambda call, out: _count_convolution(call.weight, call.x),
+    "conv3x3_backward": lambda call, out: _count_conv_gradients(call),
+    "conv3x3_grad_x": lambda call, out: _count_convolution(call.weight, call.grad),
+    "conv3x3_grad_weight": lambda call, out: _count_weight_gradient(call),
+    "conv1x1": lambda call, out: _count_convolution(call.weight, call.x),
+    "conv1x1_backward": lambda call, out: _count_conv_gradients(call),
+    "conv2d": lambda call, out: _count_convolution(call.weight, out),
+    "conv2d_backward": lambda call, out: sum(call.needs_grad[:2]) * _count_convolution(call.weight, call.grad_y),
+    "deform_conv2d": lambda call, out: _count_convolution(call.weight, out),
+    "deform_conv2d_backward": lambda call, out: _count_deform_gradients(call),
+    "guided_deform_conv2d": lambda call, out: _count_convolution(call.weight, out),
+    "guided_deform_conv2d_backward": lambda call, out: _count_guided_gradients(call),
+    "conv_gru_step": lambda call, out: _count_gru_step(call),
+    "conv_gru_step_backward": lambda call, out: _count_gru_step_gradients(call),
+    "inr_query": lambda call, out: _count_query(call),
+    "inr_query_backward": lambda call, out: 2 * _count_query(call),
+    "window_attention2d": lambda call, out: _count_attention(call),
+    # One product recomputes the scores and four give the gradients, as in torch's formula for attention.
+    "window_attention2d_backward": lambda call, out: 5 * _count_attention(call) // 2,
 } | {
-    name: lambda call, out: _gates(call)
+    name: lambda call, out: _count_gates(call)
     for name in (
         "conv_gru_reset", "conv_gru_update", "conv_lstm_cell", "conv_st_lstm_gates", "conv_memory_gates",
         "conv_output_gate",
@@ -122,7 +136,7 @@ FORMULAS: dict[str, Callable[[SimpleNamespace, Any], int]] = {
 }  # fmt: skip
 
 
-def _counting(op: Op) -> Callable[..., int]:
+def _make_formula(op: Op) -> Callable[..., int]:
     count = FORMULAS[op.name]
 
     def formula(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
@@ -135,12 +149,14 @@ def _counting(op: Op) -> Callable[..., int]:
 def _register(counter: ModuleType) -> None:
     import torch
 
-    importlib.import_module("fastds.ops.impl.deform_conv2d.guided")  # whose ops are registered at first use
+    importlib.import_module("fastds.ops.impl.deform_conv2d.guided")  # registers its ops at import
     for name in FORMULAS:
-        counter.register_flop_formula(getattr(torch.ops.fastds, name), get_raw=True)(_counting(OPS[name]))
+        counter.register_flop_formula(getattr(torch.ops.fastds, name), get_raw=True)(_make_formula(OPS[name]))
 
 
 def register_formulas() -> None:
-    """Let torch's FlopCounterMode count our ops, whether it is imported already or later: it imports triton, which
-    takes longer than all of ours, and few need it."""
+    """Register the formulas with torch's FlopCounterMode when torch.utils.flop_counter is imported, now or later.
+
+    The import is deferred because that module imports triton, which takes longer than importing fastds.ops.
+    """
     behind_import("torch.utils.flop_counter", _register)

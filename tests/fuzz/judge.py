@@ -28,14 +28,14 @@ def judged(case: Case, kind: str) -> tuple[str, str] | None:
     """One call, whatever it raises; torch's threads and the instruction set are set for it."""
     if torch.get_num_threads() != case.threads:
         torch.set_num_threads(case.threads)
-    native.module().set_isa(case.isa)
+    native.get_module().set_isa(case.isa)
     arguments = build(case)
     try:
         if kind == "invalid":
             return _refused(case, *invalid.changed(arguments, Random(case.seed)))
         return _computed(case, arguments, kind)
     finally:
-        native.module().set_isa("auto")
+        native.get_module().set_isa("auto")
 
 
 # ---- calls
@@ -190,7 +190,7 @@ def _refused(case: Case, arguments: dict, change: str):
     except (TypeError, ValueError) as error:
         return None if _names_an_argument(case, str(error)) else ("unclear", f"{change}: {_short(error)}")
     except Exception as error:
-        if isinstance(error, RuntimeError) and "was asked for, but" in str(error):
+        if isinstance(error, RuntimeError) and "was requested, but" in str(error):
             return None  # an algorithm that is there, but not for these tensors or this machine
         return "unclear", f"{change}: {_short(error)}"
     if any(t.device.type == "meta" for t in results):

@@ -14,11 +14,11 @@ from fastds.ops.core.registry import OPS, Op
 def recorded() -> Iterator[list[tuple[str, tuple]]]:
     """(name, arguments) of every op that runs inside the block, those of a backward pass among them."""
     calls: list[tuple[str, tuple]] = []
-    originals = {name: getattr(Op, name) for name in ("__call__", "trusted")}
+    originals = {name: getattr(Op, name) for name in ("__call__", "call_unchecked")}
 
     def watched(original):
         def run(self, *args):
-            calls.append((self.name, self._filled(args)))
+            calls.append((self.name, self._fill_defaults(args)))
             return original(self, *args)
 
         return run

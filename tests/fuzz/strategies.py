@@ -20,7 +20,7 @@ CONVOLUTIONS = {name for name in STRATEGIES if name.startswith("conv")}
 
 def isas(op: str) -> list[str]:
     """Instruction sets that this machine has and the op has code for."""
-    info = native.module().build_info()
+    info = native.get_module().build_info()
     found = [isa for isa in info["isa_usable"] if isa in info["isa_built"]]
     return [isa for isa in found if isa != "baseline"] or found if op in CONVOLUTIONS else found
 

@@ -7,7 +7,7 @@ from triton.runtime.jit import JITFunction
 
 from fastds.models.graph import as_captured
 from fastds.ops.core.registry import Op
-from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.impl.conv3x3 import library
 
 # Operations that start no kernel.
 VIEWS = {
@@ -26,7 +26,7 @@ def counted(monkeypatch, call, in_one_pass=True):
 
     Convolutions are counted with what is in them, every other op of fastds as one kernel. in_one_pass: what follows a
     library's convolution is one pass; else it is operators of torch."""
-    inside, kernels = Op._computed, []
+    inside, kernels = Op._run_backend, []
 
     def computed(self, args, visible=False):
         return inside(self, args, visible and self.name not in ("conv1x1", "conv2d", "conv3x3"))
@@ -35,10 +35,10 @@ def counted(monkeypatch, call, in_one_pass=True):
         kernels.append((self.fn.__name__, size(z for z in args if isinstance(z, torch.Tensor))))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Op, "_computed", computed)
+        patched.setattr(Op, "_run_backend", computed)
         patched.setattr(JITFunction, "run", run)
         patched.setattr(torch.cuda, "current_device", lambda: 0)
-        patched.setattr(direct, "fused", lambda x: in_one_pass)  # fake tensors are refused
+        patched.setattr(library, "can_fuse_epilogue", lambda x: in_one_pass)  # fake tensors are refused
         with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
             call()
     for func, given, made in seen.calls:

@@ -209,10 +209,10 @@ def emulated(monkeypatch):
         used.append(emulator)
         emulator.clear()
         emulator.seed = seed
-        monkeypatch.setattr(_native, "module", lambda: emulator)
-        monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
+        monkeypatch.setattr(_native, "get_module", lambda: emulator)
+        monkeypatch.setattr(_native, "unsupported_reason", lambda functions, tensor: None)
         monkeypatch.setattr(_native, "runs_on_cuda", lambda tensor: True)
-        monkeypatch.setattr(_native, "cuda_launch", lambda tensor: (0, 0))
+        monkeypatch.setattr(_native, "get_cuda_launch_arguments", lambda tensor: (0, 0))
         return emulator
 
     yield use

@@ -15,9 +15,9 @@ import fastds
 from fastds.ops import GridSpec
 from fastds.ops.core import native as _native
 from fastds.ops.core import triton_loader as _triton
-from fastds.ops.core.backends import choose
+from fastds.ops.core.backends import select_backend
 from fastds.ops.core.registry import OPS
-from fastds.ops.impl.conv3x3 import implicit, kernels
+from fastds.ops.impl.conv3x3 import kernels, triton_implicit_gemm
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
@@ -65,22 +65,22 @@ def test_float64_and_cpu_are_refused_with_the_reason(native):
     found = fastds.explain("deform_conv2d", *cpu)
     assert found["native"] == "chosen" and found["reference"] == "usable"
     assert found["triton"] == "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
-    with fastds.backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for, .* got a cpu tensor"):
-        choose(OPS["deform_conv2d"], cpu)
+    with fastds.backend("triton"), pytest.raises(RuntimeError, match="'triton' was requested, .* got a cpu tensor"):
+        select_backend(OPS["deform_conv2d"], cpu)
 
 
 def test_forced_backend_reaches_it(native_cuda):
     with fastds.backend("triton"):
-        assert choose(OPS["deform_conv2d"], arguments(torch.float32)) == "triton"
+        assert select_backend(OPS["deform_conv2d"], arguments(torch.float32)) == "triton"
     with fastds.backend("reference"):
-        assert choose(OPS["deform_conv2d"], arguments()) == "reference"
+        assert select_backend(OPS["deform_conv2d"], arguments()) == "reference"
 
 
 def test_old_gpu_and_missing_triton(monkeypatch, native):
-    monkeypatch.setattr(_triton, "capability", lambda index: (7, 5))
+    monkeypatch.setattr(_triton, "get_capability", lambda index: (7, 5))
     found = fastds.explain("deform_conv2d", *arguments())["triton"]
     assert found.startswith("refused: Triton kernels need compute capability 8.0 or newer, cuda:0 has 7.5"), found
-    monkeypatch.setattr(_triton, "missing", lambda: "the package triton is not installed")
+    monkeypatch.setattr(_triton, "get_missing_reason", lambda: "the package triton is not installed")
     assert fastds.explain("deform_conv2d", *arguments())["triton"] == "refused: the package triton is not installed"
 
 
@@ -89,7 +89,7 @@ def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
     backward = OPS["deform_conv2d_backward"]
 
     def reason(*wanted):
-        return backward.backends["triton"].refusal(x, x, offset, weight, *geometry, mask, wanted)
+        return backward.backends["triton"].unsupported_reason(x, x, offset, weight, *geometry, mask, wanted)
 
     assert reason(True, True, True, True, True) is None
     torch.use_deterministic_algorithms(True)
@@ -97,11 +97,11 @@ def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
         assert "adds atomically" in reason(True, False, False, False, False)
         assert reason(False, True, True, True, True) is None
         with torch.no_grad():
-            assert guided.runs(x)
-        assert not guided.runs(x)
+            assert guided.is_supported(x)
+        assert not guided.is_supported(x)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert guided.runs(x) and not guided.runs(torch.ones(1, 64, 4, 4))
+    assert guided.is_supported(x) and not guided.is_supported(torch.ones(1, 64, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_ensembles_of_inr_query(width, ensemble, chosen, monkeypatch):
 
 
 def test_a_trap_for_blackwell_is_refused(native_cuda, monkeypatch):
-    monkeypatch.setattr(_triton, "capability", lambda index: (10, 0))
-    monkeypatch.setattr(inr_kernels, "triton_version", lambda: (3, 6))
+    monkeypatch.setattr(_triton, "get_capability", lambda index: (10, 0))
+    monkeypatch.setattr(inr_kernels, "get_triton_version", lambda: (3, 6))
     said = explained_query(width=256, ensemble="late")["triton"]
-    assert said.startswith("refused: Triton") and "a trap of the late ensemble with D = 256" in said
+    assert said.startswith("refused: Triton") and "cannot compile the late ensemble with D = 256" in said
     assert not explained_query(width=128, ensemble="late")["triton"].startswith("refused")
 
 
@@ -218,20 +218,23 @@ def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **option
 )
 def test_convolutions_as_one_kernel(options, expected):
     call = convolution(**options)
-    assert implicit.pays(*call) is expected
+    assert triton_implicit_gemm.is_faster(*call) is expected
     with fastds.backend("native"):
-        assert not implicit.pays(*call)
+        assert not triton_implicit_gemm.is_faster(*call)
     with fastds.backend("triton"):
-        assert implicit.pays(*call) is expected
+        assert triton_implicit_gemm.is_faster(*call) is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_weights_are_read_as_they_are_or_turned_once(dtype):
     wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
-    assert all(implicit._weight(w, dtype) is w for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1]))
+    assert all(
+        triton_implicit_gemm._to_kernel_layout(w, dtype) is w
+        for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1])
+    )
     for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
-        turned = implicit._weight(other, dtype)
+        turned = triton_implicit_gemm._to_kernel_layout(other, dtype)
         assert turned.is_contiguous(memory_format=torch.channels_last) and torch.equal(turned, other.to(dtype))
 
 
@@ -245,5 +248,5 @@ def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
     for algorithm in ("auto", "implicit_gemm", "direct"):
         run(algorithm)
     assert started == 2 * ["_convolution_kernel"]
-    with pytest.raises(RuntimeError, match="'winograd' was asked for, but the engine runs on the CPU"):
+    with pytest.raises(RuntimeError, match="'winograd' was requested, but the engine runs on the CPU"):
         run("winograd")

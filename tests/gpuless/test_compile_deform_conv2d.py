@@ -30,7 +30,7 @@ def compiled(arch, dtype, wide, names, size=200):
         if "maps" in names:
             backward_kernels.launch_maps(*args, *grads, problem, **shared)
         if "weight" in names:
-            backward_kernels.weight_gradient(*args, problem, **shared)
+            backward_kernels.compute_weight_gradient(*args, problem, **shared)
 
     return compiled_launches(arch, launch)
 
@@ -69,7 +69,7 @@ def test_odd_channels_compile_too():
     def launch():
         forward_kernels.launch_forward(x, offset, None, weight, None, y, problem)
         backward_kernels.launch_maps(y, x, offset, None, weight, grad_x, offset, None, problem)
-        backward_kernels.weight_gradient(y, x, offset, None, weight, problem)
+        backward_kernels.compute_weight_gradient(y, x, offset, None, weight, problem)
 
     kernels = compiled_launches(90, launch)
     assert len(kernels) == 3

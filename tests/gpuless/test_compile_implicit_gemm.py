@@ -75,4 +75,4 @@ def test_neighbouring_taps_are_read_through_l1():
     ],
 )
 def test_tiles(points, inputs, outputs, dtype, expected):
-    assert kernels.tiles_of(points, inputs, outputs, dtype) == expected
+    assert kernels.select_tiles(points, inputs, outputs, dtype) == expected

@@ -7,7 +7,7 @@ from fastds.kernels import inr_query as kernels
 from gpuless.triton_rig import ARCHS, TENSOR_CORES, compiled_launches
 
 SHARED = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10}
-LATE_ON_BLACKWELL = [(100, torch.bfloat16, 256, "late")] if kernels.triton_version() >= (3, 9) else []
+LATE_ON_BLACKWELL = [(100, torch.bfloat16, 256, "late")] if kernels.get_triton_version() >= (3, 9) else []
 
 
 def compiled(arch, dtype, depth, ensemble):

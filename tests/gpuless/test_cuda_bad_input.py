@@ -17,7 +17,7 @@ PROBLEM = Problem("bad")
 @pytest.fixture(autouse=True)
 def cuda_build(monkeypatch):
     """As with a native module that has every kernel; none runs."""
-    monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
+    monkeypatch.setattr(_native, "unsupported_reason", lambda functions, tensor: None)
 
 
 @pytest.fixture

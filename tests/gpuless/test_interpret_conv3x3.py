@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from fastds.kernels.conv3x3 import epilogue
+from fastds.kernels.conv3x3 import apply_epilogue
 from gpuless.triton_rig import guard, untouched
 
 pytestmark = pytest.mark.interpreted
@@ -28,7 +28,7 @@ def test_all_that_follows(shuffle, dtype, tolerance):
         exact = sum(wide) + (0 if bias is None else bias.double()[:, None, None])
         exact = torch.nn.functional.pixel_shuffle(SLOPES[slope](exact), shuffle)
         out = y if shuffle == 1 else maps(*exact.shape, dtype=dtype)
-        epilogue(y, out, bias, second, residual, slope, shuffle)
+        apply_epilogue(y, out, bias, second, residual, slope, shuffle)
         torch.testing.assert_close(out.double(), exact, rtol=tolerance, atol=tolerance)
         assert all(untouched(z) for z in (y, out, second, residual, bias) if z is not None)
 
@@ -36,5 +36,5 @@ def test_all_that_follows(shuffle, dtype, tolerance):
 def test_a_nan_stays_where_it_is():
     y = torch.zeros(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
     y[0, 1, 0, 1] = torch.nan
-    epilogue(y, y, torch.ones(4), None, None, 0.0, 1)
+    apply_epilogue(y, y, torch.ones(4), None, None, 0.0, 1)
     assert torch.isnan(y).sum() == 1 and torch.isnan(y[0, 1, 0, 1])

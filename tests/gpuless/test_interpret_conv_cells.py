@@ -24,7 +24,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3}
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(kernels, "tiles_of", lambda *_: kernels.Tiles(16, 16, 16, 4, 1))
+    monkeypatch.setattr(kernels, "select_tiles", lambda *_: kernels.Tiles(16, 16, 16, 4, 1))
 
 
 def inputs(shape, dtype=torch.float32, gates=4):
@@ -121,7 +121,7 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
     tensors = inputs(SHAPES[2])
     with fastds.backend("triton"):
         narrow = conv_lstm_cell(*tensors)
-        monkeypatch.setattr(kernels, "is_wide", lambda *_: True)
+        monkeypatch.setattr(kernels, "needs_int64", lambda *_: True)
         assert all(torch.equal(a, b) for a, b in zip(narrow, conv_lstm_cell(*tensors), strict=True))
 
 

@@ -37,9 +37,9 @@ CASES += [pytest.param(p, torch.float16, offset, id=f"{p.id}-float16-{offset}") 
 def small_tiles(monkeypatch):
     """Tiles small enough for the interpreter: several programs along every axis of the grid even of tiny problems."""
     tiles = forward_kernels.Tiles(16, 16, 16, 4, 1)
-    monkeypatch.setattr(forward_kernels, "forward_tiles", lambda *_: tiles)
-    monkeypatch.setattr(backward_kernels, "maps_tiles", lambda *_: (tiles, False))
-    monkeypatch.setattr(backward_kernels, "weight_tiles", lambda *_: tiles)
+    monkeypatch.setattr(forward_kernels, "select_forward_tiles", lambda *_: tiles)
+    monkeypatch.setattr(backward_kernels, "select_map_tiles", lambda *_: (tiles, False))
+    monkeypatch.setattr(backward_kernels, "select_weight_tiles", lambda *_: tiles)
 
 
 def run(function):
@@ -67,7 +67,7 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
 
     narrow = compute()
     for kernels in (forward_kernels, backward_kernels):
-        monkeypatch.setattr(kernels, "is_wide", lambda *_: True)
+        monkeypatch.setattr(kernels, "needs_int64", lambda *_: True)
     assert all(torch.equal(a, b) for a, b in zip(narrow, compute(), strict=True))
 
 
@@ -86,7 +86,7 @@ def test_reads_and_writes_nothing_else():
     grads = [guard(torch.empty(t.shape).contiguous(memory_format=torch.channels_last)) for t in (offset, mask)]
     forward_kernels.launch_forward(x, offset, mask, weight, guard(bias), y, kernel)
     backward_kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, *grads, kernel)
-    grad_weight = backward_kernels.weight_gradient(grad_y, x, offset, mask, weight, kernel)
+    grad_weight = backward_kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, kernel)
     ours = [y, grad_x, grads[0], grad_weight, grads[1]]
     for got, wish in zip(ours, [*expected[:4], expected[5]], strict=True):
         torch.testing.assert_close(got, wish, rtol=1e-4, atol=1e-4)

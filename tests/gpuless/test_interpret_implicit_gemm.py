@@ -11,7 +11,7 @@ from gpuless.triton_rig import guard, untouched
 
 import fastds
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3 import implicit
+from fastds.ops.impl.conv3x3 import triton_implicit_gemm
 from fastds.ops.impl.conv3x3.reference import PADDING_MODES, activate, pad
 
 pytestmark = pytest.mark.interpreted
@@ -22,7 +22,7 @@ CALLS = 16
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(kernels, "tiles_of", lambda *_: kernels.Tiles(32, 16, 16, 4, 1))
+    monkeypatch.setattr(kernels, "select_tiles", lambda *_: kernels.Tiles(32, 16, 16, 4, 1))
 
 
 def maps(*shape, dtype=torch.float32, filler=torch.nan):
@@ -60,7 +60,7 @@ def test_random_calls(seed):
     residual = maps(batch, outputs, *shape, dtype=dtype) if call["residual"] else None
     bias = guard(torch.randn(outputs)) if call["bias"] else None
     weight = maps(outputs, inputs, size, size, dtype=dtype).mul_((size**2 * inputs) ** -0.5)  # a slice of the inputs
-    assert implicit._weight(weight, dtype) is weight
+    assert triton_implicit_gemm._to_kernel_layout(weight, dtype) is weight
     empty = torch.empty(batch, call["fine"], shape[0] * r, shape[1] * r, dtype=dtype)
     out = guard(empty.contiguous(memory_format=torch.channels_last))
     slope = {"none": None, "relu": 0.0, "leaky_relu": 0.1}[call["act"]]
@@ -75,7 +75,7 @@ def test_random_calls(seed):
     assert untouched(out)
     if seed % 4 == 0:  # 64-bit addresses give the same bits
         again = torch.empty_like(out)
-        kernels.launch(x, x2, weight, bias, residual, again, **options, wide=True)
+        kernels.launch(x, x2, weight, bias, residual, again, **options, use_int64=True)
         assert torch.equal(again, out)
 
 
@@ -110,8 +110,8 @@ def test_a_nan_reaches_its_neighbours_alone():
 
 def test_what_is_refused():
     x, weight = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3)
-    with pytest.raises(RuntimeError, match="'implicit_gemm' was asked for, but no Triton kernel for torch.float64"):
+    with pytest.raises(RuntimeError, match="'implicit_gemm' was requested, but no Triton kernel for torch.float64"):
         conv3x3(x.double(), weight.double(), algorithm="implicit_gemm")
-    with pytest.raises(RuntimeError, match="gives the dtype of x, torch.float16, not torch.float32"):
+    with pytest.raises(RuntimeError, match="returns the dtype of x, torch.float16, not torch.float32"):
         conv3x3(x.half(), weight.half(), out_dtype=torch.float32, algorithm="implicit_gemm")
     assert conv3x3(x[:0], weight, algorithm="implicit_gemm").shape == (0, 2, 4, 4)

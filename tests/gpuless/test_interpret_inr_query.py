@@ -18,8 +18,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2}
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(kernels, "tile", lambda *_: (16, 4))
-    monkeypatch.setattr(kernels, "late_tile", lambda width: (4, width // 2, 4))
+    monkeypatch.setattr(kernels, "select_tile", lambda *_: (16, 4))
+    monkeypatch.setattr(kernels, "select_late_tile", lambda width: (4, width // 2, 4))
 
 
 def case(ensemble, dtype, hidden=2, outputs=3, depth=64):

@@ -22,7 +22,7 @@ CASES += [pytest.param(SHAPES[0], torch.float16, id="float16")]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles small enough for the interpreter: several tiles and several blocks even of tiny fields."""
-    monkeypatch.setattr(kernels, "tiles_of", lambda _: kernels.Tiles(4, 16, 4, 1))
+    monkeypatch.setattr(kernels, "select_tiles", lambda _: kernels.Tiles(4, 16, 4, 1))
 
 
 def inputs(shape, dtype=torch.float32):
@@ -63,7 +63,7 @@ def test_large_logits_do_not_overflow():
 def test_64_bit_addresses_give_the_same_bits(monkeypatch):
     tensors, along = inputs((2, 8, 5, 6)), torch.randn(2, 8, 5, 6)
     narrow = ours(tensors, 3, along)
-    monkeypatch.setattr(kernels, "is_wide", lambda *_: True)
+    monkeypatch.setattr(kernels, "needs_int64", lambda *_: True)
     assert all(torch.equal(a, b) for a, b in zip(narrow, ours(tensors, 3, along), strict=True))
 
 

@@ -23,7 +23,7 @@ def test_both():
     assert fastds.ops.copied_op(torch.ones(1)).tolist() == fastds.ops.null_op(torch.ones(1)).tolist() == [1.0]
 """
 TESTS = ("tests/test_both.py", "tests/test_copied_op.py")
-OF_ALL = ("test_fuzz.py", "test_registered_ops.py", "test_explained.py")  # tests of all ops, which find the new one
+OF_ALL = ("test_fuzz.py", "test_registered_ops.py", "test_explain.py")  # tests of all ops, which find the new one
 BUILD_MINUTES, TEST_MINUTES = 10, 5
 
 

@@ -302,7 +302,7 @@ def test_editable_install(small_tree, tmp_path):
     # Without torch: empty modules in the place of those that fastds/__init__.py imports.
     stubs = {
         "fastds.ops": [], "fastds.ops.core": [], "fastds.ops.core.backends": ["backend"],
-        "fastds.ops.explained": ["explain"], "fastds.ops.impl": [], "fastds.ops.impl.conv3x3": [],
+        "fastds.ops.explain": ["explain"], "fastds.ops.impl": [], "fastds.ops.impl.conv3x3": [],
         "fastds.ops.impl.conv3x3.algorithm": ["convolution"],
     }  # fmt: skip
     light = "import sys, types\n"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops import GridSpec, PointSpec, inr_query
-from fastds.ops.core.layout import wide
+from fastds.ops.core.layout import upcast_half
 
 METHODS = ("bilinear", "bicubic", "lanczos")
 ALIGNMENTS = ("center", "grid")
@@ -133,7 +133,7 @@ def bilinear_at(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); the rest as inr_query has it."""
-    (x,) = wide(x)
+    (x,) = upcast_half(x)
     return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge, mask=mask)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
-from fastds.nn.convolutions import Conv2d, Conv3x3, convolve, parameters_of
+from fastds.nn.convolutions import Conv2d, Conv3x3, convolve, get_parameters
 
 
 class SRCNN(nn.Module):
@@ -49,7 +49,7 @@ def normalised(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor 
     if norm.training:
         y = norm(conv(x))
         return y if residual is None else residual + y
-    weight, bias = parameters_of(conv)
+    weight, bias = get_parameters(conv)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = (bias - norm.running_mean) * scale + norm.bias
     return convolve(x, weight * scale[:, None, None, None], shift, residual=residual)

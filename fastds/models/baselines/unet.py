@@ -12,7 +12,7 @@ from fastds.models.baselines.interpolation import check_sequence, trilinear, ups
 from fastds.models.card import ModelCard
 from fastds.models.inputs import check_input
 from fastds.nn.convolutions import Conv3x3
-from fastds.ops.core.layout import to_multiple
+from fastds.ops.core.layout import get_padding_to_multiple
 
 _FRAMES = 2  # known fields; three come out
 
@@ -189,7 +189,7 @@ def _u_shape(y: Tensor, down: nn.ModuleList, finer: Callable[[int, Tensor, Tenso
 
 def _pad(y: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (..., H, W) until both sizes are multiples."""
-    missing = [to_multiple(n, multiple) for n in y.shape[-2:]]
+    missing = [get_padding_to_multiple(n, multiple) for n in y.shape[-2:]]
     if all(isinstance(n, int) and n == 0 for n in missing):  # sizes that a tracer leaves open are no int
         return y
     pad = (0, missing[1], 0, missing[0])

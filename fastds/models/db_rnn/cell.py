@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.convolutions import Conv1x1, SummedConv3x3
-from fastds.ops.core.buffer_pool import empty
+from fastds.ops.core.buffer_pool import allocate_map
 
 # What a cell gives for a step: h, its state, the zigzag memory.
 Step: TypeAlias = tuple[Tensor, Any, Tensor | None]
@@ -63,7 +63,7 @@ def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tenso
     """Zeros (B, channels, H, W) on the device of x, channels_last; a memory is at least float32."""
     shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
-    return empty(shape, dtype, x).zero_()
+    return allocate_map(shape, dtype, x).zero_()
 
 
 def with_ones(frame: Tensor) -> Tensor:

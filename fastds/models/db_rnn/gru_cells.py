@@ -30,7 +30,7 @@ class ConvGRU(Cell):
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h = zeros(x) if state is None else state
         gates, candidate = self.gates, self.candidate
-        h = conv_gru_cell(x, h, gates.weight, gates.total_bias(), candidate.weight, candidate.total_bias())
+        h = conv_gru_cell(x, h, gates.weight, gates.sum_biases(), candidate.weight, candidate.sum_biases())
         return h, h, None
 
 

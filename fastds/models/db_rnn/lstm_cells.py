@@ -32,7 +32,7 @@ class ConvLSTM(Cell):
     ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight = self.gates.weight if folded is None else folded[0]
-        h, c = conv_lstm_cell(x, h, c, weight, self.gates.total_bias())
+        h, c = conv_lstm_cell(x, h, c, weight, self.gates.sum_biases())
         return h, (h, c), None
 
 
@@ -86,7 +86,7 @@ class SAConvLSTM(Cell):
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, memory = (zeros(x), zeros(x, memory=True), zeros(x)) if state is None else state
-        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.total_bias())
+        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.sum_biases())
         h, memory = self.attention(h, memory)
         return h, (h, c, memory), None
 
@@ -111,7 +111,7 @@ class MKLSTM(Cell):
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, wide = (zeros(x), zeros(x, memory=True), zeros(x, memory=True)) if state is None else state
-        c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.sum_biases())
         wide, wide_q = st_lstm_gates(self.wide_gates(x, h), wide)
         small, large = c.to(x.dtype), wide.to(x.dtype)
         gate = self.output(small, residual=self.wide_output(large, residual=q) + wide_q)

@@ -32,7 +32,7 @@ class MemoryInMemory(nn.Module):
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def weights(module: nn.Module) -> tuple[Tensor, Tensor]:
-            return module.weight, module.total_bias()
+            return module.weight, module.sum_biases()
 
         n = conv_memory_gates(d, n.to(d.dtype), n, *weights(self.changing))
         steady_input = conv_output_gate(d, n.to(d.dtype), n, *weights(self.changing_output))
@@ -80,7 +80,7 @@ class MIM(Cell):
         h, c, n, s = state
         count = self.channels
         if self.layer == 0:
-            c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.total_bias())
+            c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.sum_biases())
         else:
             i, g, q = self.gates(x, h).split(count, 1)
             kept, n, s = self.cascade(x if previous is None else x - previous, c, n, s)

@@ -18,8 +18,8 @@ from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.nn.convolutions import Conv1x1
 from fastds.nn.resize import upsample2
-from fastds.ops.core.buffer_pool import place
-from fastds.ops.core.layout import to_multiple
+from fastds.ops.core.buffer_pool import make_out_argument
+from fastds.ops.core.layout import get_padding_to_multiple
 
 LAYERS = 6
 
@@ -32,7 +32,7 @@ def down(x: Tensor) -> Tensor:
 def up(x: Tensor) -> Tensor:
     """Bilinear, twice as fine, centres of pixels aligned."""
     batch, channels, height, width = x.shape
-    out = place((batch, channels, 2 * height, 2 * width), x)
+    out = make_out_argument((batch, channels, 2 * height, 2 * width), x)
     if out:
         return torch.ops.aten.upsample_bilinear2d.out(x, [2 * height, 2 * width], False, None, None, **out)
     return upsample2(x)
@@ -149,4 +149,4 @@ def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
     """Dry pixels on the right and below, so that the size is a multiple; missing values become dry, too."""
     height, width = frames.shape[-2:]
     frames = torch.where(frames.isnan(), 0.0, frames)
-    return F.pad(frames, (0, to_multiple(width, multiple), 0, to_multiple(height, multiple)))
+    return F.pad(frames, (0, get_padding_to_multiple(width, multiple), 0, get_padding_to_multiple(height, multiple)))

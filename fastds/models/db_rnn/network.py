@@ -9,8 +9,8 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
 from fastds.models.inputs import check_input
-from fastds.ops.core.buffer_pool import reused_memory
-from fastds.ops.impl.conv_cells.fused import recomputed_gates
+from fastds.ops.core.buffer_pool import reuse_memory
+from fastds.ops.impl.conv_cells.fused import recompute_gates
 
 
 def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
@@ -86,14 +86,14 @@ class _Nowcaster(NowcastModel):
         truth = pad_to_multiple(truth, self.multiple) if feed_truth > 0 else None
         total = known + steps - 1
         state, series, frame = self.start(), None, None
-        with reused_memory(CELLS[self.config["cell"]].alike):
+        with reuse_memory(CELLS[self.config["cell"]].alike):
             for t in range(total):
                 if t < known:
                     frame = frames[:, t]
                 elif feed_truth > 0:
                     use = torch.rand(frame.shape[0], 1, 1, 1, device=frame.device) < feed_truth
                     frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
-                with recomputed_gates(self.recompute):
+                with recompute_gates(self.recompute):
                     results = self.step(frame, state)
                 series = series or [_Series(total) for _ in results]
                 for one, y in zip(series, results, strict=True):

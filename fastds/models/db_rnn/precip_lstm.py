@@ -62,10 +62,10 @@ class PrecipLSTM(Cell):
         h, c, ms, mt = state
         m = zeros(x, memory=True) if m is None else m
         y = self.attention(x)
-        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.sum_biases())
 
         def updated(module: SummedConv3x3, source: Tensor, memory: Tensor) -> Tensor:
-            weights = module.weight, module.total_bias()
+            weights = module.weight, module.sum_biases()
             return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
 
         m, ms = updated(self.zigzag_gates, y, m), updated(self.spatial_gates, y, ms)

@@ -27,7 +27,7 @@ class SpatialMemory(nn.Module):
 
     def update(self, x: Tensor, m: Tensor | None, weight: Tensor | None = None) -> Tensor:
         """m'; weight: of the memory's gates, where it is not the module's own (a folded embedding)."""
-        weight, bias = self.memory.weight if weight is None else weight, self.memory.total_bias()
+        weight, bias = self.memory.weight if weight is None else weight, self.memory.sum_biases()
         if m is None:
             return conv_memory_gates(x, None, zeros(x, len(bias) // 3, memory=True), weight, bias)
         return conv_memory_gates(x, m.to(x.dtype), m, weight, bias)
@@ -37,7 +37,7 @@ class SpatialMemory(nn.Module):
         c, m = c.to(q.dtype), m.to(q.dtype)
         value = self.mix(c, m)
         with rematerialize((value, self.mix, c, m)):
-            return conv_output_gate(c, m, value, self.output.weight, self.output.total_bias(), residual=q)
+            return conv_output_gate(c, m, value, self.output.weight, self.output.sum_biases(), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """h' and the pre-activation of its gate."""
@@ -72,7 +72,7 @@ class PredRNN(Cell):
     ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, None) if folded is None else folded
-        c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.sum_biases())
         m = self.spatial.update(x, m, memory_weight)
         h = self.spatial.emit(q, c, m)
         return h, (h, c), m

@@ -12,12 +12,12 @@ from torch import Tensor
 from fastds.models.db_rnn.cell import zeros
 from fastds.models.db_rnn.pred_rnn import PredRNN
 from fastds.nn.convolutions import Conv1x1, convolve
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv_cells.fused import of_first
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv_cells.fused import slice_first_source
 from fastds.ops.impl.gates.op import memory_gates, output_gate, st_lstm_gates
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
-_last_of_process = Switch(None)  # for compiled functions: Dynamo reads no context variable
+_last_of_process = ProcessSetting(None)  # for compiled functions: Dynamo reads no context variable
 
 
 @contextmanager
@@ -78,12 +78,12 @@ class PredRNNV2(PredRNN):
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, self.spatial.memory.weight) if folded is None else folded
 
-        pre = _convolve(x, h, weight, self.gates.total_bias())
+        pre = _convolve(x, h, weight, self.gates.sum_biases())
         i, _, g, _ = pre.chunk(4, 1)
         c, q = st_lstm_gates(pre, c)
         added = shared(output_gate(i, g))
 
-        pre = _convolve(x, m, memory_weight, self.spatial.memory.total_bias())
+        pre = _convolve(x, m, memory_weight, self.spatial.memory.sum_biases())
         i, _, g = pre.chunk(3, 1)
         m = memory_gates(pre, zeros(x, self.channels, memory=True) if m is None else m)
         similarities.append(F.cosine_similarity(added.flatten(2), shared(output_gate(i, g)).flatten(2), dim=2).abs())
@@ -94,5 +94,5 @@ class PredRNNV2(PredRNN):
 
 def _convolve(x: Tensor, x2: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """The convolution of [x; x2], x2 None for zeros."""
-    weight = of_first(weight, x) if x2 is None else weight
+    weight = slice_first_source(weight, x) if x2 is None else weight
     return convolve(x, weight, bias, x2=x2 if x2 is None else x2.to(x.dtype))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.buffer_pool import place
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv_cells.fused import recomputes
+from fastds.ops.core.buffer_pool import make_out_argument
+from fastds.ops.core.registry import has_active_transforms
+from fastds.ops.impl.conv_cells.fused import is_recomputing_gates
 
 
 class _Maker:
@@ -61,7 +61,12 @@ def rematerialize(*maps: tuple) -> AbstractContextManager[None]:
         maps: (tensor, function, *sources) each, where function(*sources) gave the tensor and gives the same numbers
             whenever it is called.
     """
-    if not recomputes() or not torch.is_grad_enabled() or transforms_active() or torch.compiler.is_compiling():
+    if (
+        not is_recomputing_gates()
+        or not torch.is_grad_enabled()
+        or has_active_transforms()
+        or torch.compiler.is_compiling()
+    ):
         return nullcontext()
     return _rematerialized([_Maker(*entry) for entry in maps])
 
@@ -69,8 +74,10 @@ def rematerialize(*maps: tuple) -> AbstractContextManager[None]:
 def _of_pairs(x: Tensor) -> Tensor:
     """Of rows, then of columns: torch's pooling takes 2.6 times as long, and memory for places nobody asks for."""
     batch, channels, height, width = x.shape
-    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2], **place((batch, channels, height // 2, width), x))
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2], **place((batch, channels, height // 2, width // 2), x))
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2], **make_out_argument((batch, channels, height // 2, width), x))
+    return torch.maximum(
+        rows[..., 0::2], rows[..., 1::2], **make_out_argument((batch, channels, height // 2, width // 2), x)
+    )
 
 
 class _HalvedMaximum(torch.autograd.Function):
@@ -94,6 +101,6 @@ class _HalvedMaximum(torch.autograd.Function):
 
 def halved_maximum(x: Tensor) -> Tensor:
     """Maximum of 2x2 pixels, (B, C, H, W) -> (B, C, H/2, W/2), H and W even; its backward keeps x alone."""
-    if transforms_active() or torch.compiler.is_exporting():
+    if has_active_transforms() or torch.compiler.is_exporting():
         return F.max_pool2d(x, 2)
     return _HalvedMaximum.apply(x) if x.requires_grad and torch.is_grad_enabled() else _of_pairs(x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.nn.deform_conv2d import GuidedDeformConv2d
 from fastds.nn.resize import upsample2
-from fastds.ops.impl.conv3x3.direct import activate_
+from fastds.ops.impl.conv3x3.library import activate_
 
 LEVELS = 3
 

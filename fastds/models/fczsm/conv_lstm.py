@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.guidance import state_offsets
-from fastds.nn.chunks import frames_at_once, pieces_pay, row_bands
+from fastds.nn.chunks import can_chunk, get_frames_per_chunk, split_rows
 from fastds.nn.convolutions import Conv1x1, Conv3x3, convolve
 from fastds.ops import lstm_gates
 
@@ -150,14 +150,14 @@ class DeformableConvLSTM(nn.Module):
 
     def cell(self, h: Tensor, c: Tensor, gates_x: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
         """One step from the aligned states and the x-share of the gates; from_h as gate_parameters gives it."""
-        if not pieces_pay(h):
+        if not can_chunk(h):
             return apply_gates(convolve(h, from_h, residual=gates_x), c)
         # Not laid out as they are: a zero state has strides of 0.
         h_out, c_out = (torch.empty_like(z, memory_format=torch.channels_last) for z in (h, c))
         row_bytes = from_h.shape[0] * h.shape[3] * h.element_size()
         for i in range(h.shape[0]):
             one = slice(i, i + 1)
-            for first, last, start, stop in row_bands(h.shape[2], row_bytes, 4):
+            for first, last, start, stop in split_rows(h.shape[2], row_bytes, 4):
                 band = slice(first, last)
                 pre = convolve(h[one, :, start:stop], from_h)[:, :, first - start : last - start]
                 pre += gates_x[one, :, band]
@@ -178,7 +178,7 @@ def repeat_batch(z: Tensor, batch: int) -> Tensor:
 
 def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
     """Slices of the 2B rows of a step to work on together: all, or parts of one direction where a frame is large."""
-    frames = frames_at_once(frame)
+    frames = get_frames_per_chunk(frame)
     if frames is None or frames >= 2 * batch:
         return [slice(0, 2 * batch)]
     frames = min(frames, batch)

@@ -15,9 +15,9 @@ from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
 from fastds.models.graph import compile_graph
 from fastds.models.inputs import check_input, check_samples
-from fastds.nn.chunks import by_frames, pieces_pay, row_bands
+from fastds.nn.chunks import apply_in_chunks, can_chunk, split_rows
 from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
-from fastds.ops.core.layout import to_multiple
+from fastds.ops.core.layout import get_padding_to_multiple
 
 
 class FeatureExtractor(nn.Module):
@@ -29,7 +29,7 @@ class FeatureExtractor(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_frames(self.chain, x, channels=self.conv.out_channels)
+        return apply_in_chunks(self.chain, x, channels=self.conv.out_channels)
 
     def chain(self, x: Tensor) -> Tensor:
         return self.blocks(self.conv(x, act="leaky_relu"))
@@ -68,7 +68,7 @@ class Interpolation(nn.Module):
             ahead = self.way1(earlier, later, static_maps, base[0])
             return self.mix(ahead, self.way2(later, earlier, static_maps, base[1]))
 
-        return by_frames(between, *maps)
+        return apply_in_chunks(between, *maps)
 
 
 class Reconstruction(nn.Module):
@@ -89,7 +89,7 @@ class Reconstruction(nn.Module):
     HEAD_REACH = 4
 
     def forward(self, x: Tensor) -> Tensor:
-        if not pieces_pay(x):
+        if not can_chunk(x):
             return self.head(self.blocks(x))
         return torch.cat([self.head_in_bands(self.blocks(frame)) for frame in x.split(1)])
 
@@ -101,7 +101,7 @@ class Reconstruction(nn.Module):
         r = self.up.scale
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []
-        for first, last, start, stop in row_bands(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_REACH):
+        for first, last, start, stop in split_rows(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_REACH):
             y = self.head(z[:, :, start:stop])
             out.append(y[:, :, r * (first - start) : r * (last - start)])
         return torch.cat(out, 2)
@@ -215,7 +215,7 @@ class FCZSM(DownscaleMixin, nn.Module):
         self._check_inputs(x, static, flow)
         b, n, _, h, w = x.shape
         flow = self._needed_flow(x, flow)
-        pad = (0, to_multiple(w, 4), 0, to_multiple(h, 4))
+        pad = (0, get_padding_to_multiple(w, 4), 0, get_padding_to_multiple(h, 4))
         frames = _pad(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
         guide_flow = _pad(flow.float(), pad) if self.config["flow_guided"] else None
         features = self.extractor(frames)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.graph import capturing
 from fastds.ops import GridSpec, PointSpec
-from fastds.ops.impl.conv3x3.algorithm import chosen_for
+from fastds.ops.impl.conv3x3.algorithm import assume_height
 from fastds.ops.impl.inr_query.points import Axis
 
 POLES = ("clamp", "cross")
@@ -85,7 +85,7 @@ def decode(
     for queries, part in _bands(where):
         of_band = cell if cell.dim() == 2 else cell[:, queries]
         first, stop = _rows_read(part, of_band, height)
-        with chosen_for(height):
+        with assume_height(height):
             values = query(encoded.rows(first, stop), _moved(part, -first), of_band)
         if values.shape[1] == where.count:
             return values

@@ -90,7 +90,7 @@ class MetaSRDecoder(LocalDecoder):
             "cell_w": torch.cat([w[:, 2:] / 2, torch.zeros_like(w[:, 2:])], 1),  # 1 / s_y = kappa_y / 2
             "bias": self.first.bias,
         }
-        return self.ask(maps, where, (), cell, skip, edge, mask, **options)
+        return self.call_inr_query(maps, where, (), cell, skip, edge, mask, **options)
 
 
 def upper_left(where: GridSpec | PointSpec, cell: Tensor) -> GridSpec | PointSpec:
@@ -196,7 +196,7 @@ def _corners(
 ) -> Corners:
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision loses pixels
+    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision cannot resolve pixels
     return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", exact)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastds.models.inr.window_transformer import ResidualWindowBlocks
 from fastds.nn.convolutions import BorderConv, Conv1x1
-from fastds.ops.core.layout import to_multiple
+from fastds.ops.core.layout import get_padding_to_multiple
 
 Between = Callable[[int, Tensor], Tensor]
 
@@ -141,7 +141,7 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """x extended below and to the right to whole multiples by reflection, repeated where the field is too small."""
     for axis in (2, 3):
         n = x.shape[axis]
-        extra = to_multiple(n, multiple)
+        extra = get_padding_to_multiple(n, multiple)
         if isinstance(extra, torch.SymInt) or extra:
             period = 2 * n - 2 if n > 1 else 1
             at = torch.arange(n, n + extra, device=x.device) % period

@@ -19,7 +19,7 @@ from fastds.models.inr.contrast import local_contrast
 from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
-from fastds.nn.local_decoders import each_sample
+from fastds.nn.local_decoders import expand_to_batch
 from fastds.ops import GridSpec, PointSpec
 
 REGISTRATIONS = ("cell", "node")
@@ -266,7 +266,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         if points is not None:
             self.target_size((height, width), scale or 1)
             pair = scale if isinstance(scale, tuple | list) else 2 * [self.max_scale if scale is None else scale]
-            return self.query(x, points, each_sample(pair, x, x.dtype), static)
+            return self.query(x, points, expand_to_batch(pair, x, x.dtype), static)
         target = self.target_size((height, width), scale) if size is None else tuple(size)
         grid = self.grid((height, width), target)
         pair = [axis.den / axis.step if axis.step else 1.0 for axis in (grid.rows, grid.columns)]
@@ -280,7 +280,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             if self.registration != "cell" or not isinstance(supersample, int) or supersample < 1:
                 raise ValueError(f"supersample must be an int >= 1 on cell-registered grids, got {supersample!r}")
             grid = self.grid((height, width), tuple(supersample * n for n in target))
-        y = self.query(x, grid, each_sample(pair, x, x.dtype), static)
+        y = self.query(x, grid, expand_to_batch(pair, x, x.dtype), static)
         y = y.unflatten(1, grid.size).permute(0, 3, 1, 2)
         if supersample != 1:
             y = F.avg_pool2d(y, supersample)

@@ -11,9 +11,9 @@ from fastds._mixins import NowcastMixin
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.nn.convolutions import Conv3x3
-from fastds.nn.recurrent import gru_sequence, gru_without_input
+from fastds.nn.recurrent import run_gru, run_gru_without_input
 from fastds.ops import pixel_shuffle, pixel_unshuffle
-from fastds.ops.core.layout import to_multiple
+from fastds.ops.core.layout import get_padding_to_multiple
 
 # What `mlcast train` trains with: fields before the start, and reflectivity of -1 and of 1, in dBZ.
 INPUT_STEPS, FLOOR_DBZ, CEILING_DBZ = 6, 0.0, 60.0
@@ -51,8 +51,8 @@ class ConvGRU(nn.Module):
     def forward(self, x: Tensor | None, h: Tensor | None, times: int) -> Tensor:
         convolutions = self.cell.combined_gates, self.cell.out_gate
         if x is None:
-            return torch.cat(gru_without_input(*convolutions, h, times, keep="1-z"))
-        return torch.cat(gru_sequence(*convolutions, x, h, times, keep="1-z"))
+            return torch.cat(run_gru_without_input(*convolutions, h, times, keep="1-z"))
+        return torch.cat(run_gru(*convolutions, x, h, times, keep="1-z"))
 
 
 class Block(nn.Module):
@@ -112,7 +112,7 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         self._check(x, steps, ensemble_size)
         batch, _, _, height, width = x.shape
         multiple = 2**self.num_blocks
-        x = F.pad(x, (0, to_multiple(width, multiple), 0, to_multiple(height, multiple)))
+        x = F.pad(x, (0, get_padding_to_multiple(width, multiple), 0, get_padding_to_multiple(height, multiple)))
         states = self._encode(x)
         y = self._decode(states, steps, ensemble_size if noisy else 0)  # (steps * members * B, C, H, W)
         y = y.unflatten(0, (steps, ensemble_size, batch)).permute(2, 0, 1, 3, 4, 5).flatten(2, 3)

@@ -9,9 +9,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fastds.models.wgan_gp.mixed_conv import MixedConv, keeps_kernels, once
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
 from fastds.nn.convolutions import convolve
-from fastds.nn.recurrent import ConvGRUCell, by_time, first_state, per_time
+from fastds.nn.recurrent import ConvGRUCell, compute_first_state, fold_time, unfold_time
 from fastds.ops import gru_reset, gru_update
-from fastds.ops.core.registry import transforms_active
+from fastds.ops.core.registry import has_active_transforms
 
 
 def bottleneck(channels: int, reduction: int) -> nn.Sequential:
@@ -99,11 +99,11 @@ class ConvGRU(ConvGRUCell):
     def sequence_on_shared_kernels(self, x: Tensor) -> Tensor:
         """The states of all steps, (B, T, channels, H, W), by single ops: kernels prepared once for all calls of a
         kernels_kept, and in both derivatives one gradient of a kernel for all steps."""
-        (batch, times), x = x.shape[:2], by_time(x)
+        (batch, times), x = x.shape[:2], fold_time(x)
         gates_x, from_state, candidate_x, from_reset = once(self, "kernels", self.kernels)
-        gates = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
-        candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
-        states = [first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
+        gates = unfold_time(convolve(x, gates_x, self.gates.bias), batch, times)
+        candidates = unfold_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
+        states = [compute_first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
         for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
             h = states[-1]
             z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)
@@ -230,6 +230,6 @@ class _MeanAndMax(torch.autograd.Function):
 
 def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and maximum of x over dims, kept with size 1; differentiable to any order."""
-    if transforms_active() or torch.compiler.is_compiling():
+    if has_active_transforms() or torch.compiler.is_compiling():
         return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
     return _MeanAndMax.apply(x, dims)

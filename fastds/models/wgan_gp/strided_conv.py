@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast
-from fastds.ops.core.layout import dense
-from fastds.ops.core.registry import reached, transforms_active
-from fastds.ops.impl.conv3x3.direct import bias_gradient
+from fastds.ops.core.arguments import cast_for_autocast
+from fastds.ops.core.layout import to_channels_last
+from fastds.ops.core.registry import has_active_transforms, needs_weight_grad
+from fastds.ops.impl.conv3x3.library import compute_bias_gradient
 
 
 def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -29,9 +29,9 @@ def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int)
 
     Gradients: all, to any order.
     """
-    if transforms_active() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if has_active_transforms() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, 1)
-    return _Conv.apply(*autocast((x, weight, bias)), stride)
+    return _Conv.apply(*cast_for_autocast((x, weight, bias)), stride)
 
 
 class _Conv(torch.autograd.Function):
@@ -45,9 +45,9 @@ class _Conv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        wanted[1:] = reached(ctx, weight, grad, 1, 2)
+        wanted[1:] = needs_weight_grad(ctx, weight, grad, 1, 2)
         grad_x, grad_weight = _gradients(grad, x, weight, ctx.stride, wanted[0], wanted[1])
-        return grad_x, grad_weight, bias_gradient(grad, grad.dtype) if wanted[2] else None, None
+        return grad_x, grad_weight, compute_bias_gradient(grad, grad.dtype) if wanted[2] else None, None
 
 
 def _gradients(grad, x, weight, stride, wants_x, wants_weight):
@@ -64,7 +64,7 @@ def _library(grad, x, weight, stride, wants_x, wants_weight):
     if not (wants_x or wants_weight):
         return None, None
     options = (None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [wants_x, wants_weight, False])
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(dense(grad), x, weight, *options)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(to_channels_last(grad), x, weight, *options)
     return grad_x, grad_weight
 
 

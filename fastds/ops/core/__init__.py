@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all ops share: registration, choice of a backend, checks of arguments, autocast, native and Triton kernels."""
+"""Shared infrastructure of all ops: registration, backend selection, argument checks, autocast, native and Triton
+kernels.
+"""

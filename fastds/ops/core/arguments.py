@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of tensors, their dtypes under autocast, and the words of errors."""
+"""Checks of op arguments, and casts of arguments under autocast."""
 
 from functools import wraps
 from numbers import Integral, Real
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from fastds._nearest import with_article
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of every op, unless it says otherwise
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # default of all ops
 
 
 def check_tensor(
     name: str, tensor, dims: int | tuple[int, ...] | None, dtypes: tuple, device: torch.device | None, main: str
 ) -> None:
-    """Refuses what is no tensor of the right kind.
+    """Check type, dtype, device and number of dimensions of a tensor argument.
 
     Args:
-        name: of the argument.
-        tensor: what was given for it.
-        dims: allowed numbers of dimensions; None: any.
+        name: str, name of the argument in error messages.
+        tensor: value of the argument.
+        dims: allowed number or numbers of dimensions. None: any.
         dtypes: allowed dtypes.
-        device: that of the argument `main`, or None for any.
-        main: name of the argument whose device counts.
+        device: required device. None: any.
+        main: str, name of the argument that determines the device.
 
     Raises:
-        TypeError: no Tensor, or another dtype.
-        ValueError: another device or number of dimensions.
+        TypeError: the value is not a Tensor, or its dtype is not allowed.
+        ValueError: the device or the number of dimensions differs.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is {with_article(type(tensor).__name__)}, expected a Tensor")
@@ -45,26 +45,36 @@ def check_tensor(
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
-    """ValueError unless the tensor has the expected shape."""
+    """Raise ValueError unless the tensor, the value of argument `name`, has the expected shape."""
     if tensor.shape != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
 
 
 def check_filters(name: str, weight: Tensor, expected: tuple, source: str) -> None:
-    """check_shape of a convolution's weight; where the number of input channels alone is another, it begins with those
-    of `source`, the names of the maps."""
+    """Check the shape of a convolution's weight.
+
+    Args:
+        name: str, name of the argument in error messages.
+        weight: the filters.
+        expected: required shape (outputs, input channels, *kernel).
+        source: str, names of the inputs, such as "x and x2". The message starts with their number of channels if only
+            the number of input channels differs.
+
+    Raises:
+        ValueError: the shape differs.
+    """
     if weight.shape == expected:
         return
     outputs, channels, *kernel = expected
     if (weight.shape[0], *weight.shape[2:]) == (outputs, *kernel):
         verb = "have" if " and " in source else "has"
-        said = f"{source} {verb} {channels} channels, {name} takes {weight.shape[1]}: "
-        raise ValueError(f"{said}{name} has shape {tuple(weight.shape)}, expected {tuple(expected)}")
+        mismatch = f"{source} {verb} {channels} channels, {name} takes {weight.shape[1]}: "
+        raise ValueError(f"{mismatch}{name} has shape {tuple(weight.shape)}, expected {tuple(expected)}")
     check_shape(name, weight, expected)
 
 
 def check_dense(names, values) -> None:
-    """TypeError for a tensor whose values do not lie in memory as a kernel reads them."""
+    """Raise TypeError for sparse and nested tensors, also in lists. Kernels need strided memory."""
     for name, value in zip(names, values, strict=False):
         if isinstance(value, list):
             check_dense([f"{name}[{i}]" for i in range(len(value))], value)
@@ -74,25 +84,25 @@ def check_dense(names, values) -> None:
 
 
 def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
-    """ValueError unless the value is one of those allowed."""
+    """Raise ValueError unless the value of argument `name` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def is_count(value) -> bool:
-    """Whether the value is an int; True and False are none."""
+def is_int(value) -> bool:
+    """Return True if the value is an int other than True and False."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_counts(**values) -> None:
-    """ValueError unless all values are integers of 1 or more, numpy's among them."""
+def check_positive_ints(**values) -> None:
+    """Raise ValueError unless all values are integers >= 1. Integers of numpy are allowed."""
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
-def number(name: str, value) -> float:
-    """The value as a float; TypeError where it is no number."""
+def to_float(name: str, value) -> float:
+    """Return the value as a float, or raise TypeError if it is not a number."""
     if type(value) is float:
         return value
     if not isinstance(value, Real):
@@ -101,15 +111,16 @@ def number(name: str, value) -> float:
 
 
 def check_slope(negative_slope: float) -> None:
-    """ValueError unless leaky_relu can have the slope."""
+    """Raise ValueError unless negative_slope is finite and >= 0."""
     if not 0 <= negative_slope < float("inf"):
         raise ValueError(f"negative_slope must be a finite number >= 0, got {negative_slope!r}")
 
 
-def autocast_dtype(value) -> torch.dtype | None:
-    """The dtype of the autocast that is on where a tensor lies (what is no tensor: on the CPU), else None.
+def get_autocast_dtype(value) -> torch.dtype | None:
+    """Return the autocast dtype for the device of a tensor, or None if autocast is off there.
 
-    Asked of other devices, the meta device among them, torch raises.
+    A value that is not a tensor counts as one on the CPU. The result is None for devices other than CPU and CUDA, for
+    which torch.is_autocast_enabled raises.
     """
     if not torch._C._is_any_autocast_enabled():
         return None
@@ -119,38 +130,49 @@ def autocast_dtype(value) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def cast(value, dtype: torch.dtype):
-    """A floating-point tensor in dtype; float64, and what is no such tensor, as it is."""
+def cast_floating(value, dtype: torch.dtype):
+    """Cast a floating-point tensor to dtype; return float64 tensors and all other values unchanged."""
     covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
     return value.to(dtype) if covered else value
 
 
-def cast_either(value, dtype: torch.dtype):
-    """What may be in dtype or in float32 under autocast: these stay, the other 16-bit dtype is cast; float64, and no
-    tensor, stay."""
-    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast(value, dtype)
+def cast_unless_float32(value, dtype: torch.dtype):
+    """Cast a 16-bit floating-point tensor to dtype; return float32, float64 and all other values unchanged."""
+    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast_floating(value, dtype)
 
 
-def autocast(tensors: tuple, wide: tuple[int, ...] = (), either: tuple[int, ...] = ()):
-    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays.
+def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float32: tuple[int, ...] = ()):
+    """Cast tensors as autocast does, if it is enabled on the device of the first tensor. float64 tensors are not cast.
 
-    Those whose positions `either` names, weights, biases and what a kernel reads once, may stay in float32.
+    Args:
+        tensors: tuple of tensors and other values.
+        float32: positions of tensors that are cast to float32 instead of the autocast dtype.
+        keep_float32: positions of tensors that stay float32 if they are. These are weights, biases and other tensors
+            that a kernel reads once.
+
+    Returns:
+        the tensors, cast where needed.
     """
-    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
+    dtype = get_autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
     if dtype is None:
         return tensors
     return [
-        cast_either(t, dtype) if k in either else cast(t, torch.float32 if k in wide else dtype)
+        cast_unless_float32(t, dtype)
+        if k in keep_float32
+        else cast_floating(t, torch.float32 if k in float32 else dtype)
         for k, t in enumerate(tensors)
     ]
 
 
-def outside_autocast(function):
-    """A function whose dtypes are chosen already: autocast, asked at its first argument, does not cast them again."""
+def without_autocast(function):
+    """Decorate a function so that it runs with autocast disabled on the device of its first argument.
+
+    The dtypes of its arguments are final, and autocast would cast them again.
+    """
 
     @wraps(function)
     def run(x, *args):
-        if autocast_dtype(x) is None:
+        if get_autocast_dtype(x) is None:
             return function(x, *args)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation of an op runs: "native" (C++/CUDA), "triton" or "reference" (plain PyTorch)."""
+"""Selection of the backend of an op: "native" (C++/CUDA), "triton" or "reference" (PyTorch)."""
 
 import os
 import warnings
@@ -7,44 +7,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fastds.ops.core.switches import Switch
+from fastds.ops.core.settings import ProcessSetting
 
-NAMES = ("native", "triton", "reference")
+BACKEND_NAMES = ("native", "triton", "reference")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run.
+    """One implementation of an op.
 
-    preferred(*args): whether it goes before those listed ahead of it; None: never.
+    Attributes:
+        run: run(*args) computes the result.
+        unsupported_reason: unsupported_reason(*args) returns why run cannot take the arguments, or None. It computes
+            nothing.
+        is_preferred: is_preferred(*args) returns True if this backend goes before those listed ahead of it. None:
+            never.
     """
 
     run: Callable
-    refusal: Callable
-    preferred: Callable | None = None
+    unsupported_reason: Callable
+    is_preferred: Callable | None = None
 
 
-def _checked(name: str, where: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"{where}: expected one of {', '.join(NAMES)}, got {name!r}")
+def _check_name(name: str, where: str) -> str:
+    if name not in BACKEND_NAMES:
+        raise ValueError(f"{where}: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
     return name
 
 
-_wanted = os.environ.get("FASTDS_BACKEND")
-_forced = Switch(_checked(_wanted, "FASTDS_BACKEND") if _wanted else None)
+_requested = os.environ.get("FASTDS_BACKEND")
+_forced = ProcessSetting(_check_name(_requested, "FASTDS_BACKEND") if _requested else None)
 _warned = set()
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Makes every op inside the block run on one implementation, in all threads of the process.
+    """Run every op inside the block on one backend, in all threads of the process.
 
-    An op that has no such implementation at all keeps its own default; one that has it but cannot run it on the given
-    inputs raises RuntimeError with the reason. Graphs compiled before keep what they were traced with. Of overlapping
-    blocks the one entered last counts.
+    An op that does not have this backend uses its default. An op that has it but cannot run it on the given inputs
+    raises RuntimeError with the reason. Graphs that were compiled before keep the backend of their trace. Of
+    overlapping blocks the one entered last counts.
 
-    torch.onnx.export(..., dynamo=True) knows the operators of torch alone: inside backend("reference") it writes a
-    network with ops of fastds in these.
+    torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside backend("reference") it exports
+    networks with ops of fastds.
 
     Args:
         name: "native", "triton" or "reference".
@@ -52,36 +57,47 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    with _forced.set(_checked(name, "backend")):
+    with _forced.set(_check_name(name, "backend")):
         yield
 
 
-def forced() -> str | None:
-    """The implementation that backend() or FASTDS_BACKEND asks for, or None."""
+def forced_backend() -> str | None:
+    """Return the backend requested by backend() or by the environment variable FASTDS_BACKEND, or None."""
     return _forced.value
 
 
-def ranked(backends: dict[str, Backend], args: tuple) -> list[str]:
-    """Names of the implementations in the order in which they are tried for these arguments."""
+def rank_backends(backends: dict[str, Backend], args: tuple) -> list[str]:
+    """Return the names of the backends in the order in which they are tried for these arguments."""
     if len(backends) == 1:
         return list(backends)
-    first = [n for n, b in backends.items() if b.preferred is not None and b.preferred(*args)]
+    first = [n for n, b in backends.items() if b.is_preferred is not None and b.is_preferred(*args)]
     return [*first, *(n for n in backends if n not in first)] if first else list(backends)
 
 
-def choose(op, args: tuple) -> str:
-    """Name of the implementation that an op (its `name` and `backends` count) runs for `args`."""
-    wanted = _forced.value
-    if wanted == "reference":
+def select_backend(op, args: tuple) -> str:
+    """Select the backend that an op runs for these arguments. It warns once per reason if only the reference is left.
+
+    Args:
+        op: the Op.
+        args: its checked arguments.
+
+    Returns:
+        name of the backend.
+
+    Raises:
+        RuntimeError: the requested backend cannot run on these arguments.
+    """
+    requested = _forced.value
+    if requested == "reference":
         return "reference"
-    if wanted in op.backends:
-        reason = op.backends[wanted].refusal(*args)
+    if requested in op.backends:
+        reason = op.backends[requested].unsupported_reason(*args)
         if reason is not None:
-            raise RuntimeError(f"backend {wanted!r} was asked for, but fastds.{op.name} cannot use it: {reason}")
-        return wanted
+            raise RuntimeError(f"backend {requested!r} was requested, but fastds.{op.name} cannot use it: {reason}")
+        return requested
     reasons = []
-    for name in ranked(op.backends, args):
-        reason = op.backends[name].refusal(*args)
+    for name in rank_backends(op.backends, args):
+        reason = op.backends[name].unsupported_reason(*args)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffer pool for equal-sized activations; avoids glibc fragmentation.
+"""Buffer pool for activations of equal size, which avoids memory fragmentation in glibc.
 
-glibc cuts an aligned block out of a larger one, so the gap of a freed map is too small for the next map of its size:
-without the pool a sequence of recurrent steps takes up to one and a half times as much memory.
+glibc cuts aligned blocks out of larger ones, so that the gap left by a freed tensor is too small for the next tensor of
+the same size. Without the pool a sequence of recurrent steps takes up to one and a half times the memory.
 """
 
 import math
@@ -13,31 +13,37 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fastds.ops.core.registry import observed
+from fastds.ops.core.registry import is_intercepted
 
-WORTH_POOLING = 1 << 20  # bytes; a pooled map costs 5 us more than glibc's, which finds room for small ones again
+MIN_POOLED_BYTES = 1 << 20  # glibc reuses the memory of smaller tensors, and the pool costs 5 us a tensor
 
 _current = threading.local()
 
 
-def reused_memory(on: bool = True):
-    """A block in which maps on the CPU lie in memory that is kept for the next map of their size once they are freed.
+def reuse_memory(on: bool = True):
+    """Return a context manager in which feature maps on the CPU are allocated from a pool of freed maps of the same
+    size.
 
-    For sequences without a graph: entered where gradients are on, and under a compiler, a tracer or functorch, nothing
-    changes. A map that somebody still holds is never overwritten, neither inside the block nor after it.
+    The pool is for inference over sequences. The context manager has no effect if gradients are enabled on entry or
+    under torch.compile, and the pool is not used under tracers and functorch. Memory of a map that is still referenced
+    is never reused, neither inside the block nor after it.
+
+    Args:
+        on: bool, False: the context manager has no effect.
     """
     off = not on or torch.compiler.is_compiling() or torch.is_grad_enabled()
-    return nullcontext() if off else _reused()
+    return nullcontext() if off else _use_pool()
 
 
 class Pool:
-    """Blocks of memory, each lent to one tensor at a time."""
+    """Blocks of memory, each used by at most one tensor at a time."""
 
     def __init__(self):
-        self._free: dict[int, list] = {}  # by their bytes
+        self._free: dict[int, list] = {}  # size in bytes -> free blocks
 
     def block(self, size: int):
-        """An array of so many bytes, free again when the last tensor on it is gone."""
+        """Return a uint8 array of `size` bytes. Its memory is free again when the last tensor that uses it is
+        deleted."""
         free = self._free.setdefault(size, [])
         whole = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
         lent = whole.view()
@@ -46,7 +52,7 @@ class Pool:
 
 
 @contextmanager
-def _reused():
+def _use_pool():
     before = getattr(_current, "pool", None)
     _current.pool = Pool()
     try:
@@ -55,32 +61,42 @@ def _reused():
         _current.pool = before
 
 
-def _applies(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
+def _is_pooled(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
+    """Return True if a map of this shape and dtype, on the device of `like`, should be allocated from the pool."""
     if getattr(_current, "pool", None) is None or torch.compiler.is_compiling():
         return False
-    if math.prod(shape) * dtype.itemsize < WORTH_POOLING:
+    if math.prod(shape) * dtype.itemsize < MIN_POOLED_BYTES:
         return False
-    return type(like) in (Tensor, torch.nn.Parameter) and like.is_cpu and not observed(like)
+    return type(like) in (Tensor, torch.nn.Parameter) and like.is_cpu and not is_intercepted(like)
 
 
-def empties(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> list[Tensor]:
-    """Unwritten maps (B, C, H, W), one of each dtype, channels_last, on the device of `like`; inside reused_memory in
-    kept memory."""
+def allocate_maps(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> list[Tensor]:
+    """Allocate uninitialized channels_last feature maps, from the pool inside reuse_memory.
+
+    Args:
+        shape: (B, C, H, W).
+        dtypes: dtype of each map.
+        like: tensor that gives the device.
+
+    Returns:
+        list of one map for each dtype.
+    """
     _, channels, height, width = shape
     strides = (height * width * channels, 1, width * channels, channels)
     return [
         torch.frombuffer(_current.pool.block(math.prod(shape) * dtype.itemsize), dtype=dtype).as_strided(shape, strides)
-        if _applies(shape, dtype, like)
+        if _is_pooled(shape, dtype, like)
         else torch.empty_strided(shape, strides, dtype=dtype, device=like.device)
         for dtype in dtypes
     ]
 
 
-def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """One such map."""
-    return empties(shape, (dtype,), like)[0]
+def allocate_map(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Allocate one uninitialized channels_last feature map: see allocate_maps."""
+    return allocate_maps(shape, (dtype,), like)[0]
 
 
-def place(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:
-    """The argument `out` of an operator that gives a map of this shape and the dtype of `like`; {}: it has none."""
-    return {"out": empty(shape, like.dtype, like)} if _applies(shape, like.dtype, like) else {}
+def make_out_argument(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:
+    """Return {"out": map} for an operator's result with this shape and the dtype of `like`, or {} if no pool is
+    used."""
+    return {"out": allocate_map(shape, like.dtype, like)} if _is_pooled(shape, like.dtype, like) else {}

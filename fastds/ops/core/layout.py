@@ -1,116 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory layout and precision of tensors: channels_last, dense copies, at least float32."""
+"""Conversion of memory formats (channels_last, contiguous) and of precision (at least float32)."""
 
 import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.registry import is_batched, observed
+from fastds.ops.core.registry import is_batched, is_intercepted
 
 CHANNELS_LAST = torch.channels_last
-WORTH_A_CALL = 1 << 15  # numbers; torch copies fewer as fast
-LEAST_CHANNELS = 4  # of maps that are turned; torch turns two or three in 0.5 to 0.8 of the native kernel's time
+MIN_NATIVE_ELEMENTS = 1 << 15  # torch copies smaller tensors as fast as the native kernel
+MIN_TRANSPOSE_CHANNELS = 4  # torch transposes two or three channels faster than the native kernel
 
 
-def to_multiple(n: int, multiple: int) -> int:
-    """What is missing from n to the next multiple; n may be a size that a tracer leaves open, n plus this is then known
-    to be a multiple."""
+def get_padding_to_multiple(n: int, multiple: int) -> int:
+    """Return the difference of n and the next multiple. n may be symbolic; n plus the result is then a known
+    multiple."""
     return (n + multiple - 1) // multiple * multiple - n
 
 
-def nhwc(tensor: Tensor) -> Tensor:
-    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+def as_nhwc(tensor: Tensor) -> Tensor:
+    """Return the tensor if its channel stride is 1 or it has one channel, else a channels_last copy."""
     if tensor.size(1) == 1:
-        return tensor.resolve_neg()  # x.conj().imag; its strides are even, so that with more channels it is copied
-    return tensor if tensor.stride(1) == 1 else _channels_last(tensor)
+        return tensor.resolve_neg()  # x.conj().imag has even strides, so that one with more channels is copied
+    return tensor if tensor.stride(1) == 1 else _permute_to_channels_last(tensor)
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor in channels_last layout without gaps."""
-    return _channels_last(tensor).resolve_neg()
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """Return the tensor in dense channels_last memory, without a lazy negation."""
+    return _permute_to_channels_last(tensor).resolve_neg()
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    """torch's contiguous(memory_format=torch.channels_last), 1.5 to 4 times as fast where the native module can."""
+def _permute_to_channels_last(tensor: Tensor) -> Tensor:
+    """Return tensor.contiguous(memory_format=torch.channels_last), by the native kernel where that is faster."""
     if tensor.is_contiguous(memory_format=CHANNELS_LAST):
         return tensor
-    if not (tensor.is_contiguous() and tensor.shape[1] >= LEAST_CHANNELS and _native_pays(tensor)):
+    if not (tensor.is_contiguous() and tensor.shape[1] >= MIN_TRANSPOSE_CHANNELS and _can_use_native_kernel(tensor)):
         return tensor.contiguous(memory_format=CHANNELS_LAST)
     batch, channels, height, width = tensor.shape
     result = empty_map(tensor.shape, tensor.dtype, tensor)
-    _turn(tensor, result, batch, channels, height * width)
+    _transpose(tensor, result, batch, channels, height * width)
     return result
 
 
-def _native_pays(tensor: Tensor) -> bool:
-    """Whether the native kernel is quicker, and torch need not see it: nothing traces or differentiates it."""
-    if type(tensor) is not Tensor or not tensor.is_cpu or native.missing() is not None:
+def _can_use_native_kernel(tensor: Tensor) -> bool:
+    """Return True if the native kernel is faster than torch and no tracer or autograd has to record the operation."""
+    if type(tensor) is not Tensor or not tensor.is_cpu or native.get_missing_reason() is not None:
         return False
-    if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):
+    if tensor.numel() < MIN_NATIVE_ELEMENTS or tensor.dtype.itemsize not in (2, 4):
         return False
     tracked = tensor.requires_grad and torch.is_grad_enabled()
-    return not (torch.compiler.is_compiling() or tracked or tensor.is_neg() or observed(tensor) or is_batched(tensor))
+    return not (
+        torch.compiler.is_compiling() or tracked or tensor.is_neg() or is_intercepted(tensor) or is_batched(tensor)
+    )
 
 
-def _turn(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
-    """Write the matrices (rows, columns) in the tensor's memory into the result's as (columns, rows)."""
+def _transpose(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
+    """Transpose each of the `batch` matrices (rows, columns) in the memory of `tensor` into the memory of `result`."""
     sizes = (batch, rows, columns, tensor.dtype.itemsize, torch.get_num_threads())
-    native.module().transpose(tensor.data_ptr(), result.data_ptr(), *sizes)
+    native.get_module().transpose(tensor.data_ptr(), result.data_ptr(), *sizes)
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
-    in memory."""
-    turns = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
-    if not (turns and tensor.shape[1] >= LEAST_CHANNELS and _native_pays(tensor)):
+def to_contiguous(tensor: Tensor) -> Tensor:
+    """Return the tensor in contiguous memory that holds its values, without a lazy negation.
+
+    A lazily negated tensor such as x.conj().imag may be contiguous although its memory holds the opposite sign.
+    """
+    is_permuted = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
+    if not (is_permuted and tensor.shape[1] >= MIN_TRANSPOSE_CHANNELS and _can_use_native_kernel(tensor)):
         return tensor.contiguous().resolve_neg()
     batch, channels, height, width = tensor.shape
     result = torch.empty(tensor.shape, dtype=tensor.dtype)
-    _turn(tensor, result, batch, height * width, channels)
+    _transpose(tensor, result, batch, height * width, channels)
     return result
 
 
-def turned(matrix: Tensor) -> Tensor:
-    """The transpose of a dense matrix (rows, columns), dense."""
-    if not (matrix.is_contiguous() and _native_pays(matrix)):
+def transpose_matrix(matrix: Tensor) -> Tensor:
+    """Return the transpose of a matrix (rows, columns) in contiguous memory."""
+    if not (matrix.is_contiguous() and _can_use_native_kernel(matrix)):
         return matrix.t().contiguous()
     result = torch.empty(matrix.shape[::-1], dtype=matrix.dtype)
-    _turn(matrix, result, 1, *matrix.shape)
+    _transpose(matrix, result, 1, *matrix.shape)
     return result
 
 
-def channel_sums(maps: Tensor) -> Tensor:
-    """Sums of every channel over images and pixels, in float32 at least. torch takes up to 13 times as long
-    in channels_last."""
-    if not (_native_pays(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)):
+def sum_per_channel(maps: Tensor) -> Tensor:
+    """Sum feature maps (B, C, H, W) over images and pixels, in float32 or better: (C,).
+
+    torch is slow for this sum in channels_last.
+    """
+    if not (
+        _can_use_native_kernel(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)
+    ):
         return maps.sum((0, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
     channels, result = maps.shape[1], torch.empty(maps.shape[1])
     sizes = (native.DTYPE_CODES[maps.dtype], maps.numel() // channels, channels)
-    native.in_workspace(native.module().column_sums, *sizes, maps.data_ptr(), result.data_ptr())
+    native.call_with_workspace(native.get_module().column_sums, *sizes, maps.data_ptr(), result.data_ptr())
     return result
 
 
-def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The map in this layout, contiguous or channels_last, without gaps."""
-    return dense(tensor) if layout == CHANNELS_LAST else plain(tensor)
+def to_memory_format(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return the tensor in dense memory of this format, contiguous or channels_last."""
+    return to_channels_last(tensor) if layout == CHANNELS_LAST else to_contiguous(tensor)
 
 
-def output_format(like: Tensor) -> torch.memory_format:
-    """The layout of a result: contiguous where `like` is contiguous, else channels_last."""
+def get_output_format(like: Tensor) -> torch.memory_format:
+    """Return the memory format of a result: contiguous if `like` is contiguous and not channels_last, else
+    channels_last.
+    """
     if like.is_contiguous() and not like.is_contiguous(memory_format=CHANNELS_LAST):
         return torch.contiguous_format
     return CHANNELS_LAST
 
 
 def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, layout=CHANNELS_LAST) -> Tensor:
-    """An unwritten map (B, C, H, W) in a layout, on the device of `like`."""
+    """Allocate an uninitialized feature map.
+
+    Args:
+        shape: (B, C, H, W).
+        dtype: dtype of the map.
+        like: tensor that gives the device.
+        layout: memory format, channels_last or contiguous.
+    """
     if layout != CHANNELS_LAST:
         return torch.empty(shape, dtype=dtype, device=like.device)
     _, channels, height, width = shape
     strides = (height * width * channels, 1, width * channels, channels)
-    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)  # a third quicker than by its name
+    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)  # faster than with memory_format
 
 
-def wide(*tensors):
-    """The tensors, 16-bit ones as float32."""
+def upcast_half(*tensors):
+    """Return the tensors as a list, 16-bit ones cast to float32."""
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native module _fastds: loaded once, why it is missing or cannot take a tensor, and what its calls are given."""
+"""Access to the native module _fastds: loading, reasons why it cannot be used, and arguments of its functions."""
 
 import os
 import threading
@@ -14,18 +14,18 @@ from torch import Tensor
 from fastds._source_hash import source_hash
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
-KEPT_WORKSPACE_BYTES = 64 << 20
+MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 
-# Functions of the module that only tell something.
+# Functions of the module that return information and write no memory.
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv_gates_fits")
     + ("deform_conv2d_window_fits", "isa", "same_bytes", "use_huge_pages")
 )
 
-_kept = threading.local()
+_thread = threading.local()
 _recording = threading.Lock()
 _module = None
-_missing = None  # why there is no module
+_missing = None  # reason why the module is missing, or None
 
 
 def _load():
@@ -47,15 +47,15 @@ def _load():
     _module = _fastds
 
 
-def module():
-    """The module _fastds; ImportError with the reason where there is none."""
+def get_module():
+    """Return the module _fastds, or raise ImportError with the reason why it is missing."""
     if _module is None:
         raise ImportError(_missing)
     return _module
 
 
 class _Recorder:
-    """The module; calls of this thread that write memory are kept, as (function, arguments, {})."""
+    """Proxy of the module that records calls which write memory, as (function, arguments, {}), in one thread."""
 
     def __init__(self, module, calls: list):
         self._module, self._calls, self._thread = module, calls, threading.get_ident()
@@ -74,24 +74,31 @@ class _Recorder:
 
 
 @contextmanager
-def recorded(calls: list) -> Iterator[None]:
-    """A block in which this thread's calls of the module are appended to `calls`; of one block at a time."""
+def record_calls(calls: list) -> Iterator[None]:
+    """Append the calls of the module that this thread makes inside the block to `calls`. Only one block is active at a
+    time.
+    """
     global _module
     with _recording:
-        before, _module = module(), _Recorder(module(), calls)
+        before, _module = get_module(), _Recorder(get_module(), calls)
         try:
             yield
         finally:
             _module._calls, _module = None, before  # caches may have the recorder as a key
 
 
-def missing() -> str | None:
-    """Why there is no native module, or None."""
+def get_missing_reason() -> str | None:
+    """Return why the native module is missing, or None."""
     return _missing
 
 
-def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
-    """Why the native kernel cannot take `tensor`, or None; `functions` maps device types to names in _fastds."""
+def unsupported_reason(functions: dict[str, str], tensor: Tensor) -> str | None:
+    """Return why the native kernel cannot take a tensor, or None.
+
+    Args:
+        functions: dict from device type to the name of a function in _fastds.
+        tensor: the tensor that gives device and dtype.
+    """
     if _missing is not None:
         return _missing
     device = "cpu" if tensor.is_cpu else tensor.device.type
@@ -107,62 +114,73 @@ def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
 
 
 def runs_on_cuda(tensor: Tensor) -> bool:
-    """Whether the CUDA functions of _fastds take the tensor; tests/gpuless puts its emulator in this place."""
+    """Return True if the CUDA functions of _fastds take the tensor. tests/gpuless replaces this function for its
+    emulator.
+    """
     return tensor.is_cuda
 
 
-def cuda_launch(tensor: Tensor) -> tuple[int, int]:
-    """Device index and current stream: the last arguments of every CUDA function of _fastds."""
+def get_cuda_launch_arguments(tensor: Tensor) -> tuple[int, int]:
+    """Return device index and current stream, the last arguments of every CUDA function of _fastds."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where the tensor's values lie, 0 for None. The tensor stays bound to a name until the native call returns."""
+def get_address(tensor: Tensor | None) -> int:
+    """Return the address of the tensor's data, 0 for None.
+
+    The caller keeps a reference to the tensor until the native call returns.
+    """
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def view(tensor: Tensor) -> tuple:
-    """A map as csrc/conv3x3 takes it: address, dtype, channels, strides of B, H, W and C."""
+def describe_map(tensor: Tensor) -> tuple:
+    """Return a feature map as csrc/conv3x3 takes it: address, dtype, channels, strides of B, H, W and C."""
     b, c, h, w = tensor.stride()
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w, c
 
 
-def kept_workspace() -> Tensor | None:
-    """The workspace that this thread of Python keeps, if any: nobody writes what another thread computes on."""
-    return getattr(_kept, "workspace", None)
+def get_cached_workspace() -> Tensor | None:
+    """Return the cached workspace of this Python thread, or None. Threads do not share workspaces."""
+    return getattr(_thread, "workspace", None)
 
 
-def workspace(size: int) -> Tensor:
-    """At least so many bytes on the CPU, the thread's own and kept for its next call unless they are many."""
-    kept = kept_workspace()
-    if kept is not None and kept.numel() >= size:
-        return kept
-    new, mine = torch.empty(size, dtype=torch.uint8), getattr(_kept, "all", None)
-    if mine is not None:
-        mine.append(new)
-    if size <= KEPT_WORKSPACE_BYTES or mine is not None:
-        _kept.workspace = new
+def get_workspace(size: int) -> Tensor:
+    """Return at least `size` bytes on the CPU that belong to this thread; sizes up to 64 MiB are cached for later
+    calls.
+    """
+    cached = get_cached_workspace()
+    if cached is not None and cached.numel() >= size:
+        return cached
+    new, private = torch.empty(size, dtype=torch.uint8), getattr(_thread, "all", None)
+    if private is not None:
+        private.append(new)
+    if size <= MAX_CACHED_WORKSPACE_BYTES or private is not None:
+        _thread.workspace = new
     return new
 
 
 @contextmanager
-def own_workspaces() -> Iterator[list[Tensor]]:
-    """A block with workspaces of its own, which it gives; none of them is thrown away while the list lives."""
-    before, mine = kept_workspace(), []
-    _kept.workspace, _kept.all = None, mine
+def private_workspaces() -> Iterator[list[Tensor]]:
+    """Use new workspaces inside the block and yield the list that holds them. They are valid while the list exists."""
+    before, private = get_cached_workspace(), []
+    _thread.workspace, _thread.all = None, private
     try:
-        yield mine
+        yield private
     finally:
-        _kept.workspace, _kept.all = before, None
+        _thread.workspace, _thread.all = before, None
 
 
-def in_workspace(function, *args) -> None:
-    """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
-    kept, threads = kept_workspace(), torch.get_num_threads()
-    address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
+def call_with_workspace(function, *args) -> None:
+    """Call a native function with the number of threads and a workspace as last arguments.
+
+    The function returns the size that it needs. If the cached workspace is too small, the function computes nothing,
+    and it is called again with a larger workspace.
+    """
+    cached, threads = get_cached_workspace(), torch.get_num_threads()
+    address, size = (0, 0) if cached is None else (cached.data_ptr(), cached.numel())
     needed = function(*args, threads, address, size)
     if needed > size:
-        larger = workspace(needed)
+        larger = get_workspace(needed)
         function(*args, threads, larger.data_ptr(), needed)
 
 

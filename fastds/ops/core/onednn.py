@@ -1,54 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""oneDNN's convolution by name, as compiled graphs of torch call it: with filters that it need not rearrange in every
-call. Both are private functions of torch."""
+"""oneDNN convolutions with filters that are reordered in advance, as graphs of torch.compile call them.
+
+Without this, oneDNN reorders the filters in each call. Both functions used here are private functions of torch.
+"""
 
 import functools
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import kept_weights, native
+from fastds.ops.core import native, packed_weight_cache
 
-MOST_KEPT_BYTES = 24 << 20  # of a weight and its filters; to compare more takes as long as to rearrange them
-_HAS_THEM = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise"))
-_CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_THEM else None
+MAX_CACHED_BYTES = 24 << 20  # weight and filters; comparing more bytes takes as long as reordering the filters
+_HAS_PRIVATE_OPS = all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
+)
+_CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_PRIVATE_OPS else None
 
 
-def prepares(dtype: torch.dtype) -> bool:
-    """Whether filters of this type can be prepared here."""
+def can_prepare_filters(dtype: torch.dtype) -> bool:
+    """Return True if filters of this dtype can be reordered in advance here."""
     return torch._C._get_mkldnn_enabled() and _can_prepare(dtype)
 
 
 @functools.cache
 def _can_prepare(dtype: torch.dtype) -> bool:
-    if not (_HAS_THEM and torch.backends.mkldnn.is_available()):
+    if not (_HAS_PRIVATE_OPS and torch.backends.mkldnn.is_available()):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def prepared(weight: Tensor, x: Tensor, padding, stride, dilation, groups: int) -> Tensor:
-    """The filters in the blocks that oneDNN reads for maps like x (B, C, H, W)."""
+def prepare_filters(weight: Tensor, x: Tensor, padding, stride, dilation, groups: int) -> Tensor:
+    """Return the filters in the blocked layout that oneDNN reads.
+
+    Args:
+        weight: (O, C / groups, k, k), dtype of x.
+        x: (B, C, H, W), an input of the convolution.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape)
 
 
-def keeps(weight: Tensor, x: Tensor) -> bool:
-    """Whether filters of this weight, for maps like x, can be kept and are not too many."""
-    if not x.is_cpu or native.missing() is not None or not prepares(x.dtype):
+def can_cache_filters(weight: Tensor, x: Tensor) -> bool:
+    """Return True if filters of this weight can be reordered for inputs like x and are small enough for the cache."""
+    if not x.is_cpu or native.get_missing_reason() is not None or not can_prepare_filters(x.dtype):
         return False
-    return weight.nbytes + weight.numel() * x.dtype.itemsize <= MOST_KEPT_BYTES
+    return weight.nbytes + weight.numel() * x.dtype.itemsize <= MAX_CACHED_BYTES
 
 
-def kept(weight: Tensor, x: Tensor, padding: tuple, stride: tuple, dilation: tuple, groups: int) -> Tensor:
-    """prepared() of a weight in the dtype of x, kept while its bytes stay the same. The blocks are those for the first
-    x that it met: in a call for others oneDNN rearranges them as it does filters that are not prepared."""
+def get_cached_filters(
+    weight: Tensor, x: Tensor, padding: tuple, stride: tuple, dilation: tuple, groups: int
+) -> Tensor:
+    """Return the reordered filters of a weight in the dtype of x, from the cache of packed weights.
+
+    The blocked layout is that of the first x. For an x of another shape oneDNN may reorder the filters again in the
+    call.
+
+    Args:
+        weight: the filters.
+        x: (B, C, H, W), input of the convolution.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     geometry = padding, stride, dilation, groups
 
-    def prepare(weight: Tensor, _) -> kept_weights.Entry:
-        return weight.clone(), prepared(weight.to(x.dtype), x, *geometry)
+    def prepare(weight: Tensor, _) -> packed_weight_cache.Entry:
+        return weight.clone(), prepare_filters(weight.to(x.dtype), x, *geometry)
 
-    return kept_weights.made_of(weight, ("onednn", x.dtype, *geometry), prepare)
+    return packed_weight_cache.get_packed_weight(weight, ("onednn", x.dtype, *geometry), prepare)
 
 
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, dilation, groups: int) -> Tensor:
-    """The convolution with prepared filters."""
+    """Convolve x with reordered filters.
+
+    Args:
+        x: (B, C, H, W), input.
+        filters: result of prepare_filters.
+        bias: (O,) or None.
+        padding: pair in pixels, as stride and dilation.
+        stride: pair.
+        dilation: pair.
+        groups: number of groups.
+    """
     return _CONVOLUTION(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration of the ops torch.ops.fastds.*; fastds/ops/impl/null_op/op.py shows its use.
+"""Registration of the ops torch.ops.fastds.*; fastds/ops/impl/null_op/op.py is an example.
 
-A public function settles options and autocast and calls its Op. That checks the arguments, chooses the implementation
-and runs it, each once: directly where nobody watches, else through the dispatcher, whose kernels do the same for
-whoever calls torch.ops.fastds.X. Where a functorch transform or forward-mode AD is active the reference runs, because a
-native kernel would give a silent zero there; so it does for the tensors of autograd.grad(..., is_grads_batched=True),
-which a kernel cannot read. Gradients are attached to the op itself, so that exported programs keep
-them.
+A public function sets default options, casts under autocast and calls its Op. The Op checks the arguments, selects a
+backend and runs it. It bypasses torch's dispatcher unless a tracer, a dispatch mode, a tensor subclass or the profiler
+is active. The kernels registered with the dispatcher do the same for direct calls of torch.ops.fastds.X.
+
+Inside functorch transforms and forward-mode AD the reference runs, because the gradient of a native kernel would
+silently be zero. The reference also runs for the tensors of autograd.grad(..., is_grads_batched=True), which a kernel
+cannot read. Gradients belong to the registered op itself, so that exported programs contain them.
 """
 
 from collections.abc import Callable
@@ -16,26 +17,36 @@ import torch
 from torch.autograd import forward_ad
 
 from fastds.ops.core.arguments import check_dense
-from fastds.ops.core.backends import Backend, choose, forced
+from fastds.ops.core.backends import Backend, forced_backend, select_backend
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
-_PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
-_OPTIONAL = frozenset((*_PLAIN, type(None)))
-_WORTH_ASKING = 5 * 10**8  # products of a weight's gradient, see reached
-_USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, tuple, torch.dtype))  # types that hide no subclass
+_EXACT_TYPES = (torch.Tensor, torch.nn.Parameter)  # other subclasses may override operations
+_OPTIONAL_TENSOR_TYPES = frozenset((*_EXACT_TYPES, type(None)))
+_EXPENSIVE_PRODUCTS = 5 * 10**8  # multiplications of a weight's gradient, see needs_weight_grad
+_EXACT_ARGUMENT_TYPES = frozenset(
+    (*_EXACT_TYPES, type(None), bool, int, float, str, tuple, torch.dtype)
+)  # neither subclasses of Tensor nor lists of them
 
 
-def _nothing(*args) -> None:
-    """The check of an op that can take all its schema allows."""
+def _accept_all(*args) -> None:
+    """Default check, for ops that can run on all arguments which the schema allows."""
 
 
 @dataclass
 class Op:
-    """A registered op; calling it is the last step of every public function.
+    """A registered op. Calling it is the last step of every public function.
 
-    Its implementations take arguments and give results of the schema's own types, because calls bypass the dispatcher,
-    which would convert them and take a sixth of the time of a small convolution.
+    Backends take arguments and return results of exactly the types in the schema, because calls bypass the dispatcher,
+    which would convert them. The dispatcher would take a sixth of the time of a small convolution.
+
+    Attributes:
+        name: name of the op.
+        overload: torch.ops.fastds.<name>.default.
+        reference: differentiable implementation in PyTorch.
+        backends: the other backends by name.
+        check: check(*args) raises TypeError or ValueError for invalid arguments.
+        function: autograd.Function of the op, or None if the reference is differentiated.
     """
 
     name: str
@@ -50,111 +61,135 @@ class Op:
         self.arguments = [argument.name for argument in arguments]
         self.defaults = tuple(argument.default_value for argument in arguments)
         types = [str(argument.type) for argument in arguments]
-        self.main = types.index("Tensor")  # gives the device
+        self.main = types.index("Tensor")  # position of the argument that gives the device
         flags = [k for k, kind in enumerate(types) if kind == "List[bool]"]
-        self.lengths = [(k, arguments[k].N) for k in flags]  # other lists are left to the op's own check
-        self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
+        self.lengths = [(k, arguments[k].N) for k in flags]  # the op's check covers other lists
+        self.exact_types = _EXACT_ARGUMENT_TYPES if "List[Tensor]" in types else _EXACT_ARGUMENT_TYPES | {list}
         self.weights = [k for k, name in enumerate(self.arguments) if name.endswith("weight")]
 
     def __call__(self, *args):
-        """Checks the arguments and computes."""
-        if transforms_active() or not self._watched(args):
-            self.check(*self._filled(args))
-            return self._computed(args)
+        """Check the arguments and compute the result."""
+        if has_active_transforms() or not self._needs_dispatcher(args):
+            self.check(*self._fill_defaults(args))
+            return self._run_backend(args)
         if torch.compiler.is_compiling():
-            self.check(*self._filled(args))  # in its words, while it is traced
+            self.check(*self._fill_defaults(args))  # while tracing, so that its own message is raised
             return self.overload(*args)
         if not isinstance(args[self.main], torch.Tensor):
-            self.check(*self._filled(args))  # the schema would make a tensor of a number
+            self.check(*self._fill_defaults(args))  # the schema would convert a number to a tensor
         try:
-            return self.overload(*args)  # the kernel behind it checks
+            return self.overload(*args)  # the registered kernel checks
         except RuntimeError:
-            self.check(*self._filled(args))  # says better what the schema refused
+            self.check(*self._fill_defaults(args))  # raises a clearer message than the schema's
             raise
 
-    def trusted(self, *args):
-        """The same for arguments that fit already: those that autograd kept, results of another op."""
-        if transforms_active() or not self._watched(args):
-            return self._computed(args)
+    def call_unchecked(self, *args):
+        """Compute the result of valid arguments, such as saved tensors and results of other ops, without checks."""
+        if has_active_transforms() or not self._needs_dispatcher(args):
+            return self._run_backend(args)
         return self.overload(*args)
 
     def bind(self, args: tuple, kwargs: dict) -> tuple:
-        """Positional arguments in the order of the schema, as explain() needs them."""
+        """Return positional arguments in the order of the schema, with defaults.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+
+        Raises:
+            TypeError: the arguments do not fit the schema.
+        """
         given = dict(zip(self.arguments, args, strict=False)) | kwargs
         required = [a.name for a in self.overload._schema.arguments if not a.has_default_value()]
         if len(args) + len(kwargs) != len(given) or set(given) - set(self.arguments) or set(required) - set(given):
             raise TypeError(f"{self.name}: arguments do not fit {self.overload._schema}")
         return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
-    def _filled(self, args: tuple) -> tuple:
-        """args with the defaults that the dispatcher leaves off at the end."""
+    def _fill_defaults(self, args: tuple) -> tuple:
+        """Return args with the defaults that the dispatcher omits at the end."""
         return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
-    def check_given(self, args: tuple) -> None:
-        """The check for whoever calls torch.ops.fastds.X, whose schema takes lists of any length."""
+    def check_dispatched(self, args: tuple) -> None:
+        """Check the arguments of a direct call of torch.ops.fastds.X, whose schema allows lists of any length."""
         for k, length in self.lengths:
             if len(args[k]) != length:
                 raise ValueError(f"{self.arguments[k]} has {len(args[k])} values, expected {length}")
         self.check(*args)
 
-    def _watched(self, args: tuple) -> bool:
-        """Whether the dispatcher is asked: somebody may want to see the op called, or it is on no CPU or GPU."""
+    def _needs_dispatcher(self, args: tuple) -> bool:
+        """Return True if the call must go through the dispatcher.
+
+        This holds for tracing, dispatch modes, tensor subclasses, the profiler, and devices other than CPU and CUDA.
+        """
         main = args[self.main]
         return (
             torch.compiler.is_compiling()
-            or type(main) not in _PLAIN
+            or type(main) not in _EXACT_TYPES
             or not (main.is_cpu or main.is_cuda)
             or torch.autograd.profiler._is_profiler_enabled
-            or _intercepted(args, self.usual)
+            or _is_dispatch_intercepted(args, self.exact_types)
         )
 
-    def _computed(self, args: tuple, visible: bool = False):
-        """Chooses the implementation and runs it, under autograd; visible: it is run below autograd in the dispatcher,
-        where tracers, modes and subclasses see it."""
-        args = self._filled(args)
+    def _run_backend(self, args: tuple, visible: bool = False):
+        """Select a backend and run it, with autograd if an argument requires a gradient.
+
+        Args:
+            args: arguments of the op.
+            visible: bool, True: run through the dispatcher below autograd, where tracers, modes and subclasses see the
+                call.
+        """
+        args = self._fill_defaults(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         try:
-            if transforms_active() or (tracked and self.function is None):
+            if has_active_transforms() or (tracked and self.function is None):
                 return self.reference(*args)
-            chosen = choose(self, args)
-            if chosen == "reference":
+            selected = select_backend(self, args)
+            if selected == "reference":
                 return self.reference(*args)
-            run = self._below_autograd if visible else self.backends[chosen].run
+            run = self._call_below_autograd if visible else self.backends[selected].run
             if not tracked:
                 return run(*args)
-            return self.function.apply(run, *(args if visible else self._askable(args)))
+            return self.function.apply(run, *(args if visible else self._wrap_leaf_weights(args)))
         except RuntimeError:
             if any(map(is_batched, args)):
                 return self.reference(*args)
-            check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
+            check_dense(self.arguments, args)  # only after a failure, because the check costs 1 % of a small call
             raise
 
-    def _askable(self, args: tuple) -> tuple:
-        """The arguments, each weight that reached() will ask about through a node of its own: of a leaf that
-        autograd.grad was asked for torch answers by an exception, which takes 60 us between two convolutions."""
+    def _wrap_leaf_weights(self, args: tuple) -> tuple:
+        """Return the arguments with a view in place of each leaf weight that needs_weight_grad will query.
+
+        For a leaf that is an input of autograd.grad, torch answers the query by an exception, which costs 60 us.
+        """
         for k in self.weights:
             weight = args[k]
-            if weight.requires_grad and weight.is_leaf and _is_worth_asking(weight, args[self.main]):
+            if weight.requires_grad and weight.is_leaf and _is_weight_grad_expensive(weight, args[self.main]):
                 args = *args[:k], weight.view_as(weight), *args[k + 1 :]
         return args
 
-    def _below_autograd(self, *args):
+    def _call_below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
 
-    # ---- the kernels behind the dispatcher
+    # ---- kernels registered with the dispatcher
 
-    def autograd_kernel(self, *args):
-        self.check_given(self._filled(args))
+    def run_autograd_kernel(self, *args):
+        """Run the op for the dispatch key Autograd."""
+        self.check_dispatched(self._fill_defaults(args))
         main = args[self.main]
-        visible = torch.compiler.is_compiling() or not (main.is_cpu or main.is_cuda) or _intercepted(args, self.usual)
-        return self._computed(args, visible)
+        visible = (
+            torch.compiler.is_compiling()
+            or not (main.is_cpu or main.is_cuda)
+            or _is_dispatch_intercepted(args, self.exact_types)
+        )
+        return self._run_backend(args, visible)
 
-    def kernel(self, *args):
-        args = self._filled(args)
-        self.check_given(args)
-        chosen = choose(self, args)
-        return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
+    def run_kernel(self, *args):
+        """Run the op for the dispatch keys CPU and CUDA."""
+        args = self._fill_defaults(args)
+        self.check_dispatched(args)
+        selected = select_backend(self, args)
+        return self.reference(*args) if selected == "reference" else self.backends[selected].run(*args)
 
 
 def define(
@@ -163,20 +198,21 @@ def define(
     reference: Callable,
     backends: dict[str, Backend],
     fake: Callable,
-    check: Callable = _nothing,
+    check: Callable = _accept_all,
     function: type[torch.autograd.Function] | None = None,
 ) -> Op:
-    """Registers one op.
+    """Register an op.
 
     Args:
-        schema: "name(Tensor x, ...) -> Tensor".
-        reference: the same computation in plain PyTorch, differentiable to any order.
-        backends: {"native": Backend(...), "triton": Backend(...)}, the preferred one first; of checked arguments.
-        fake: gives outputs of the right shape, dtype, device and memory format without computing, of checked arguments.
+        schema: str, "name(Tensor x, ...) -> Tensor".
+        reference: the computation in PyTorch, differentiable to any order.
+        backends: dict such as {"native": Backend(...), "triton": Backend(...)}, in order of preference. Backends
+            receive checked arguments.
+        fake: returns outputs of the right shape, dtype, device and memory format without computing, from checked
+            arguments.
         check: raises TypeError or ValueError for arguments that the op cannot take.
-        function: autograd.Function (old style) whose forward(ctx, run, *args) computes by run(*args)
-            and whose backward calls another op of this registry; None: the reference is differentiated, right for
-            backward ops.
+        function: autograd.Function (old style). Its forward(ctx, run, *args) computes by run(*args), and its backward
+            calls another registered op. None: the reference is differentiated, as is usual for backward ops.
 
     Returns:
         the Op.
@@ -186,109 +222,135 @@ def define(
     op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, check, function)
 
     def fake_kernel(*args):
-        args = op._filled(args)
-        op.check_given(args)
+        args = op._fill_defaults(args)
+        op.check_dispatched(args)
         return fake(*args)
 
-    LIBRARY.impl(name, op.kernel, "CPU")
-    LIBRARY.impl(name, op.kernel, "CUDA")
-    LIBRARY.impl(name, op.autograd_kernel, "Autograd")
+    LIBRARY.impl(name, op.run_kernel, "CPU")
+    LIBRARY.impl(name, op.run_kernel, "CUDA")
+    LIBRARY.impl(name, op.run_autograd_kernel, "Autograd")
     torch.library.register_fake(f"fastds::{name}", fake_kernel, lib=LIBRARY)
     OPS[name] = op
     return op
 
 
 def _requires_grad(value) -> bool:
-    """Of a tensor, or of any in a list of tensors."""
+    """Return True if the value is a tensor, or a list or tuple with a tensor, that requires a gradient."""
     if isinstance(value, torch.Tensor):
         return value.requires_grad
     return isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) and v.requires_grad for v in value)
 
 
-def transforms_active() -> bool:
-    """True inside functorch transforms (grad, vmap, jvp, ...) and open forward-mode AD levels."""
+def has_active_transforms() -> bool:
+    """Return True inside functorch transforms (grad, vmap, jvp, ...) and at open levels of forward-mode AD."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _intercepted(args: tuple, usual: frozenset) -> bool:
-    """Whether a tracer, a dispatch mode or a subclass of Tensor wants to see what is called with these arguments."""
+def _is_dispatch_intercepted(args: tuple, exact_types: frozenset) -> bool:
+    """Return True if a dispatch mode, a tracer or a tensor subclass observes calls with these arguments.
+
+    Args:
+        args: arguments of the call.
+        exact_types: argument types that contain no subclass of Tensor.
+    """
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
         or (
-            not usual.issuperset(map(type, args))  # asked first: the generator costs more than all the rest
+            not exact_types.issuperset(map(type, args))  # first, because it is cheaper than the generator
             and any(map(_is_subclass, args))
         )
     )
 
 
-def observed(*tensors: torch.Tensor) -> bool:
-    """Whether functorch, a tracer, a dispatch mode or a subclass of Tensor wants to see what is done to the tensors."""
-    return transforms_active() or _intercepted(tensors, _USUAL)
+def is_intercepted(*tensors: torch.Tensor) -> bool:
+    """Return True if functorch, a dispatch mode, a tracer or a tensor subclass observes operations on the tensors."""
+    return has_active_transforms() or _is_dispatch_intercepted(tensors, _EXACT_ARGUMENT_TYPES)
 
 
-def unasked(*tensors: torch.Tensor) -> bool:
-    """Whether nobody asks for an op of these tensors: for one of its implementations, or to see it called."""
-    return forced() is None and not (torch.compiler.is_compiling() or observed(*tensors))
+def can_bypass_dispatcher(*tensors: torch.Tensor) -> bool:
+    """Return True if no backend is forced and no compiler, tracer, mode or subclass observes operations on the tensors.
+
+    The call of an op may then be replaced by a call of torch.
+    """
+    return forced_backend() is None and not (torch.compiler.is_compiling() or is_intercepted(*tensors))
 
 
 def _is_subclass(value) -> bool:
     if isinstance(value, list):
         return any(map(_is_subclass, value))
-    return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
+    return isinstance(value, torch.Tensor) and type(value) not in _EXACT_TYPES
 
 
-def are_plain(*values) -> bool:
-    """Whether all are tensors of no subclass, or None."""
-    return _OPTIONAL.issuperset(map(type, values))
+def are_exact_tensors(*values) -> bool:
+    """Return True if all values are None, Tensor or Parameter and no other subclass of Tensor."""
+    return _OPTIONAL_TENSOR_TYPES.issuperset(map(type, values))
 
 
 def is_batched(value) -> bool:
-    """Of a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is another than functorch's."""
+    """Return True for a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is not that of
+    functorch."""
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
-def reached(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[bool]:
-    """Which gradients of a weight and its bias the backward pass of a node has to calculate; result: a map of as many
-    pixels as the result; at: the places of weight and bias among the arguments of its forward.
+def needs_weight_grad(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[bool]:
+    """Return whether autograd needs the gradients of a weight and its bias, in the backward pass of a node.
 
-    torch.autograd.grad(y, x) does not reach the weights between, and ctx.needs_input_grad does not tell. Where the
-    weight is reached the bias is taken to be, too. Nobody asks where the gradient takes little time.
+    ctx.needs_input_grad is also True for weights that autograd.grad(y, x) does not need. If the gradient of the weight
+    is needed, that of the bias is taken as needed, too. Cheap gradients are not queried and count as needed.
+
+    Args:
+        ctx: context of the autograd.Function.
+        weight: (O, C, ...), the weight.
+        result: (B, ., H, W), any tensor with as many pixels as the result.
+        *at: positions of weight and bias among the arguments of the node's forward.
+
+    Returns:
+        list of bool, one for each position.
     """
-    wanted, worth = [], _is_worth_asking(weight, result)
+    needs_grad, expensive = [], _is_weight_grad_expensive(weight, result)
     for k in at:
-        known = not worth or any(wanted)
-        wanted.append(ctx.needs_input_grad[k] and (known or _is_reached(ctx, k)))
-    return wanted
+        known = not expensive or any(needs_grad)
+        needs_grad.append(ctx.needs_input_grad[k] and (known or _is_grad_requested(ctx, k)))
+    return needs_grad
 
 
-def _is_worth_asking(weight: torch.Tensor, maps: torch.Tensor) -> bool:
-    return weight.numel() * (maps.numel() // max(maps.shape[1], 1)) >= _WORTH_ASKING
+def _is_weight_grad_expensive(weight: torch.Tensor, maps: torch.Tensor) -> bool:
+    return weight.numel() * (maps.numel() // max(maps.shape[1], 1)) >= _EXPENSIVE_PRODUCTS
 
 
-def _is_reached(ctx, k: int) -> bool:
-    nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require a gradient
+def _is_grad_requested(ctx, k: int) -> bool:
+    # Entries without a node belong to tensors that require no gradient.
+    nodes = [node for node, _ in ctx.next_functions if node is not None]
     try:
         return torch._C._will_engine_execute_node(nodes[sum(ctx.needs_input_grad[:k])])
-    except RuntimeError:  # of a leaf that was asked for: a bias, a weight of whoever calls without Op
+    except RuntimeError:  # for a leaf that is an input of autograd.grad: a bias, or a weight of a call without Op
         return True
 
 
-def vector_jacobian(function: Callable, tensors, cotangents, wanted) -> list[torch.Tensor]:
-    """Gradients of sum(cotangents * function(*tensors)) for the wanted tensors, differentiable to any order.
+def compute_vjp(function: Callable, tensors, cotangents, needs_grad) -> list[torch.Tensor]:
+    """Compute the gradients of sum(cotangents * function(*tensors)), differentiable to any order.
 
-    Entries of tensors that are not wanted and entries of cotangents may be None, for zero. Works on views: a tensor
-    given twice gets the gradient of each apart.
+    A tensor that is given twice gets one gradient for each occurrence.
+
+    Args:
+        function: returns a tensor or a tuple of tensors.
+        tensors: its arguments. Those without a requested gradient may be None.
+        cotangents: gradients of the results, None for zero.
+        needs_grad: bool for each tensor.
+
+    Returns:
+        list of the requested gradients.
     """
     with torch.enable_grad():
         tracked = [
-            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
-            for t, want in zip(tensors, wanted, strict=True)
+            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if needed else t
+            for t, needed in zip(tensors, needs_grad, strict=True)
         ]
         results = function(*tracked)
         results = (results,) if isinstance(results, torch.Tensor) else results
         pairs = [(y, g) for y, g in zip(results, cotangents, strict=True) if g is not None and y.requires_grad]
-        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
+        leaves = [t for t, needed in zip(tracked, needs_grad, strict=True) if needed]
         if not pairs:
             return [torch.zeros_like(t) for t in leaves]
         ys, gs = zip(*pairs, strict=True)

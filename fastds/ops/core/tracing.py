@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops and layers as single nodes of graphs that torch.fx records."""
+"""Recording of ops and layers as single nodes of torch.fx graphs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,14 +8,15 @@ from torch import nn
 from torch.fx import Proxy
 
 
-def record(function: Callable, given: Mapping[str, Any]) -> Any:
-    """The call of a public op as one node of the graph that its first argument belongs to.
+def record_op(function: Callable, given: Mapping[str, Any]) -> Any:
+    """Record the call of a public op as one node of the graph of its first argument.
 
     Args:
         function: the op.
-        given: its arguments by name, locals() at its beginning, the first of which is a Proxy.
+        given: its arguments by name, that is locals() at its beginning. The first one is a Proxy.
 
-    Returns: the Proxy of the result, of several one that is unpacked by index.
+    Returns:
+        Proxy of the result. If there are several results, they are unpacked by index.
     """
     arguments = dict(given)
     first = arguments.pop(next(iter(arguments)))
@@ -23,16 +24,18 @@ def record(function: Callable, given: Mapping[str, Any]) -> Any:
 
 
 def record_layer(layer: nn.Module, *args: Any, **options: Any) -> Any:
-    """The call of a layer as one node, as torch.fx records layers of torch.nn.
+    """Record the call of a layer as one node, as torch.fx records layers of torch.nn.
 
     Args:
-        layer: a part of the module that is recorded.
-        args, options: of its call, the first a Proxy.
+        layer: submodule of the traced module.
+        *args: arguments of the call. The first one is a Proxy.
+        **options: keyword arguments of the call.
 
-    Returns: the Proxy of the result.
+    Returns:
+        Proxy of the result.
     """
     tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, options)
 
 
-__all__ = ["Proxy", "record", "record_layer"]
+__all__ = ["Proxy", "record_op", "record_layer"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which calls the Triton kernels (fastds.kernels) can take. Nothing here imports Triton or touches a GPU to decide."""
+"""Availability of the Triton kernels (fastds.kernels) for given tensors. Triton is imported only to run a kernel."""
 
 import functools
 import importlib
@@ -11,50 +11,56 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import DTYPES
 
-LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
+MIN_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
 
 
 @functools.cache
-def missing() -> str | None:
-    """Why there is no Triton, or None."""
+def get_missing_reason() -> str | None:
+    """Return why Triton is not available, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None
 
 
-def interpreting() -> bool:
-    """Whether Triton interprets its kernels on the CPU (TRITON_INTERPRET=1 from the start of the process)."""
+def is_interpreting() -> bool:
+    """Return True if Triton interprets its kernels on the CPU. TRITON_INTERPRET=1 must be set when the process
+    starts."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
-def capability(index: int) -> tuple[int, int] | None:
-    """Compute capability of a CUDA device; None where there is none, as when tracing for one."""
+def get_capability(index: int) -> tuple[int, int] | None:
+    """Return the compute capability of a CUDA device, or None without CUDA, as when tracing for another machine."""
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None
 
 
-def refusal(tensor: Tensor) -> str | None:
-    """Why a Triton kernel cannot take `tensor`, or None."""
-    if missing() is not None:
-        return missing()
+def unsupported_reason(tensor: Tensor) -> str | None:
+    """Return why a Triton kernel cannot take a tensor, or None."""
+    if get_missing_reason() is not None:
+        return get_missing_reason()
     device = tensor.device
-    if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreting()):
+    if device.type not in ("cuda", "meta") and not (device.type == "cpu" and is_interpreting()):
         return f"Triton kernels run on CUDA tensors, got a {device.type} tensor"
     if tensor.dtype == torch.float64 or tensor.dtype not in DTYPES:
         return f"no Triton kernel for {tensor.dtype}"
-    found = capability(device.index) if device.type == "cuda" else None
-    if found is not None and found < LEAST_CAPABILITY:
+    found = get_capability(device.index) if device.type == "cuda" else None
+    if found is not None and found < MIN_CAPABILITY:
         return f"Triton kernels need compute capability 8.0 or newer, {device} has {found[0]}.{found[1]}"
     return None
 
 
-def atomic_refusal(tensor: Tensor, adds: bool) -> str | None:
-    """refusal(tensor), or why a kernel cannot run that adds atomically to a gradient of the input where `adds`."""
+def atomic_unsupported_reason(tensor: Tensor, adds: bool) -> str | None:
+    """Return why a Triton kernel with atomic additions cannot take a tensor, or None.
+
+    Args:
+        tensor: the tensor.
+        adds: bool, whether this call adds atomically. Deterministic algorithms exclude atomic additions.
+    """
     if adds and torch.are_deterministic_algorithms_enabled():
         return "its gradient of input adds atomically, and torch.use_deterministic_algorithms is on"
-    return refusal(tensor)
+    return unsupported_reason(tensor)
 
 
-def kernels(name: str):
-    """The module fastds.kernels.<name>, imported at its first use."""
+def load_kernels(name: str):
+    """Import and return the module fastds.kernels.<name>."""
     return importlib.import_module(f"fastds.kernels.{name}")

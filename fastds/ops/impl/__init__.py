@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops, one folder each: op.py has the public function and its dispatch, reference.py the plain-torch oracle."""
+"""Ops, one folder each: op.py has the checks, gradients, registration and public functions, reference.py the
+formula.
+"""

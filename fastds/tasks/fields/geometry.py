@@ -26,7 +26,7 @@ from fastds.data.grid.axes import (
 )
 from fastds.data.grid.grids import latitude_longitude
 from fastds.metrics import latitude_weights
-from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, spacing
+from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, get_spacing
 
 _ANGLES = (("latitude", is_latitude), ("longitude", is_longitude))
 _BRING = "bring them onto one first (cdo remapbil, xarray's interp)"
@@ -58,7 +58,7 @@ class Geometry:
     @property
     def steps(self) -> tuple[float, float]:
         """Steps from row to row (the mean step of a Gaussian grid) and from column to column, in degrees."""
-        return _find_mean_step(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
+        return _find_mean_step(self.names[0], self.latitude), get_spacing(self.names[1], self.longitude)
 
     @property
     def flipped(self) -> tuple[bool, bool]:
@@ -163,7 +163,7 @@ class Plane(Geometry):
 def _find_mean_step(name: str, latitude: Tensor) -> float:
     """Return the step of latitudes, which may be Gaussian. Raises ValueError as `spacing`."""
     try:
-        return spacing(name, latitude)
+        return get_spacing(name, latitude)
     except ValueError:
         steps = latitude.diff()
         if steps.numel() and (steps - steps.mean()).abs().max() <= _GAUSSIAN * abs(steps.mean()):
@@ -174,7 +174,7 @@ def _find_mean_step(name: str, latitude: Tensor) -> float:
 def _find_even_step(axis: Tensor) -> float | None:
     """Return the step of an equally spaced axis, else None."""
     try:
-        return spacing("", axis)
+        return get_spacing("", axis)
     except ValueError:
         return None
 

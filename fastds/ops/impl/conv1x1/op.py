@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1: a convolution whose kernel is one pixel, of one or two maps, with what follows it in the same pass."""
+"""conv1x1: 1x1 convolution of one or two sources with a fused epilogue (bias, residual, activation)."""
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import check_shape, check_tensor, number
+from fastds.ops.core.arguments import check_shape, check_tensor, to_float
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, reached
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.registry import define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv1x1 import kernels, reference
-from fastds.ops.impl.conv3x3.op import autocast_convolution, gradients_by, refusal
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, compute_gradients, unsupported_reason
 from fastds.ops.impl.conv3x3.op import check as check_convolution
 
 __all__ = ["conv1x1"]
@@ -24,15 +24,15 @@ def _check(x, weight, bias, x2, residual, act, negative_slope) -> None:
     check_convolution(*args, size=1)
 
 
-def _check_backward(grad_y, x, weight, x2, y, negative_slope, wanted) -> None:
+def _check_backward(grad_y, x, weight, x2, y, negative_slope, needs_grad) -> None:
     _check(x, weight, None, x2, None, "none", negative_slope)
     expected = (x.shape[0], weight.shape[0], *x.shape[2:])
     for name, tensor in (("grad_y", grad_y), ("y", y)):
         if tensor is not None:
             check_tensor(name, tensor, 4, (x.dtype,), x.device, "x")
             check_shape(name, tensor, expected)
-    if wanted[3] and x2 is None:
-        raise ValueError("wanted asks for the gradient of x2, but x2 is None")
+    if needs_grad[3] and x2 is None:
+        raise ValueError("needs_grad requests the gradient of x2, but x2 is None")
 
 
 # ---- gradients
@@ -43,7 +43,7 @@ class _Conv1x1(torch.autograd.Function):
     def forward(ctx, run, *args):
         x, weight, _, x2, _, act, negative_slope = args
         y = run(*args)
-        # The sign of an activation's output is that of its input: nothing else of the epilogue is kept.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(x, weight, x2, None if act == "none" else y)
         ctx.negative_slope = negative_slope if act == "leaky_relu" else 0.0
         return y
@@ -51,10 +51,10 @@ class _Conv1x1(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:6])
-        wanted[1:3] = reached(ctx, weight, grad_y, 2, 3)
+        needs_grad = list(ctx.needs_input_grad[1:6])
+        needs_grad[1:3] = needs_weight_grad(ctx, weight, grad_y, 2, 3)
         args = (grad_y, x, weight, x2, y, ctx.negative_slope)
-        return None, *gradients_by(CONV1X1_BACKWARD, args, wanted, y is None), None, None
+        return None, *compute_gradients(CONV1X1_BACKWARD, args, needs_grad, y is None), None, None
 
 
 # ---- registration
@@ -64,16 +64,16 @@ CONV1X1 = define(
     "conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? x2, Tensor? residual, str act, float negative_slope) "
     "-> Tensor",
     reference=reference.conv1x1,
-    backends={"native": Backend(kernels.forward, refusal)},
+    backends={"native": Backend(kernels.forward, unsupported_reason)},
     fake=kernels.forward_fake,
     check=_check,
     function=_Conv1x1,
 )
 CONV1X1_BACKWARD = define(
     "conv1x1_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
-    "bool[5] wanted) -> Tensor[]",
+    "bool[5] needs_grad) -> Tensor[]",
     reference=reference.conv1x1_backward,
-    backends={"native": Backend(kernels.backward, refusal)},
+    backends={"native": Backend(kernels.backward, unsupported_reason)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )
@@ -89,7 +89,7 @@ def conv1x1(
     act: str | None = None,
     negative_slope: float = 0.1,
 ) -> Tensor:
-    """1x1 convolution, a linear map of every pixel's channels, with what follows it in the same pass.
+    """Apply a 1x1 convolution, a linear map of the channels of each pixel, with a fused epilogue.
 
     y = act(conv(concat(x, x2), weight) + bias + residual)
 
@@ -97,24 +97,24 @@ def conv1x1(
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides.
         weight: (O, C1 + C2, 1, 1), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source of a concatenation that is never made, or None.
+        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of x, added before the activation, or None.
         act: None, "relu" or "leaky_relu".
-        negative_slope: of leaky_relu, >= 0.
+        negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
         (B, O, H, W), dtype of x, channels_last.
 
-    Sums are made in float32 for 16-bit dtypes. Gradients: x, weight, bias, x2 and residual, to any order.
-    Deterministic, and independent of the number of threads, bit for bit, on a CPU but in float64. Under autocast x, x2
-    and residual take its dtype; weight and bias stay float32.
-
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for x, weight, bias, x2 and residual, to any order. On a CPU, except in float64, results are
+    deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit dtypes are computed in
+    float32. Under autocast x, x2 and residual are cast to its dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
-        return record(conv1x1, locals())
-    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
-    act, slope = "none" if act is None else act, number("negative_slope", negative_slope)
+        return record_op(conv1x1, locals())
+    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, None)
+    act, slope = "none" if act is None else act, to_float("negative_slope", negative_slope)
     return CONV1X1(x, weight, bias, x2, residual, act, slope)

@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1 in plain PyTorch: differentiable to any order, exact in float64."""
+"""Reference of conv1x1 in PyTorch: differentiable to any order, exact in float64."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.impl.conv3x3.reference import channels_last, finish, pre_gradient
+from fastds.ops.impl.conv3x3.reference import apply_epilogue, backpropagate_epilogue, to_channels_last
 
 
 def conv1x1(
     x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor | None, residual: Tensor | None, act: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    """act(conv(concat(x, x2)) + bias + residual) of fastds.ops.conv1x1."""
+    """Compute act(conv(concat(x, x2)) + bias + residual): see fastds.ops.conv1x1."""
     dtype = torch.promote_types(x.dtype, weight.dtype)
     source = (x if x2 is None else torch.cat([x, x2], 1)).to(dtype)
     y = F.conv2d(source, weight, bias)
-    return channels_last(finish(y, residual, act, negative_slope, 1).to(x.dtype))
+    return to_channels_last(apply_epilogue(y, residual, act, negative_slope, 1).to(x.dtype))
 
 
 def conv1x1_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, x2: Tensor | None, y: Tensor | None, negative_slope: float,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y."""
-    grad = pre_gradient(grad_y, y, negative_slope, 1)
-    of_sum = grad.to(torch.promote_types(grad.dtype, weight.dtype))
-    both = F.conv_transpose2d(of_sum, weight.to(of_sum.dtype)).to(x.dtype)
+    """Compute the requested gradients of x, weight, bias, x2 and residual from the gradient of the result y."""
+    grad = backpropagate_epilogue(grad_y, y, negative_slope, 1)
+    upcast_grad = grad.to(torch.promote_types(grad.dtype, weight.dtype))
+    grad_sources = F.conv_transpose2d(upcast_grad, weight.to(upcast_grad.dtype)).to(x.dtype)
     source = x if x2 is None else torch.cat([x, x2], 1)
-    of_weight = F.conv2d(source.to(of_sum.dtype).transpose(0, 1), of_sum.transpose(0, 1)).transpose(0, 1)
-    of_weight = of_weight.to(weight.dtype).contiguous()
-    of_x, of_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
-    of_bias = grad.sum((0, 2, 3)).to(weight.dtype)
-    grads = (channels_last(of_x), of_weight, of_bias, channels_last(of_x2), channels_last(grad))
-    return [g for g, want in zip(grads, wanted, strict=True) if want]
+    grad_weight = F.conv2d(source.to(upcast_grad.dtype).transpose(0, 1), upcast_grad.transpose(0, 1)).transpose(0, 1)
+    grad_weight = grad_weight.to(weight.dtype).contiguous()
+    grad_x, grad_x2 = grad_sources.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
+    grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
+    grads = (to_channels_last(grad_x), grad_weight, grad_bias, to_channels_last(grad_x2), to_channels_last(grad))
+    return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]

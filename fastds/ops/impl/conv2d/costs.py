@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the engine takes less time than the library for a convolution of any size in groups.
+"""Cost model of conv2d: whether the native engine is faster than the library's convolution.
 
-Seconds = sum of COSTS times terms, fitted by `python -m bench.fit_conv2d` on two cores; those with AVX2 are of an AMD
-processor kept to it.
+Seconds are the scalar product of COSTS and the terms of compute_terms. `python -m bench.fit_conv2d` fits the costs on
+two cores. The costs for AVX2 were measured on an AMD processor restricted to AVX2.
 """
 
 import functools
@@ -12,15 +12,16 @@ import torch
 
 from fastds.ops.impl.conv3x3 import costs as conv3x3
 
-PASSES = ("forward", "grad_x", "grad_weight", "inference")  # the last: forward, with filters kept by the library, too
-PASSES_WANTED = {  # by whether the gradients of x and of the weight are; a table, for small calls wait for it
+# "inference" is the forward pass where the library, too, uses cached filters.
+PASSES = ("forward", "grad_x", "grad_weight", "inference")
+PASSES_BY_GRADIENTS = {  # (gradient of x needed, gradient of the weight needed) -> passes
     (False, False): PASSES[3:], (True, False): PASSES[:2], (False, True): PASSES[:3:2], (True, True): PASSES[:3],
 }  # fmt: skip
-SURE = 0.85  # times that differ less are not told apart
-PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
-MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
-CALL = 8e-6  # what a pass of the op takes longer than one of torch before it computes
-Costs = tuple[tuple[float, ...], tuple[float, ...]]  # of engine and library
+MARGIN = 0.85  # the engine is chosen if its estimate is below this share of the library's: estimates are inexact
+PACKING_COST = 2.5e-10  # seconds for each transformed weight that is not cached; "forward" was fitted with cached ones
+MAX_CACHED_ELEMENTS = 8 << 20  # transformed weights of a layer; larger ones would evict those of other layers
+CALL_OVERHEAD = 8e-6  # seconds that a call of the op takes longer than one of torch
+Costs = tuple[tuple[float, ...], tuple[float, ...]]  # costs of the engine, costs of the library
 COSTS: dict[tuple[str, str], dict[str, Costs]] = {
     ("amd", "float32"): {
         "forward": (
@@ -123,112 +124,166 @@ COSTS: dict[tuple[str, str], dict[str, Costs]] = {
 }
 
 
-def blocks_of(size: int) -> int:
-    """Blocks of 3 x 3 taps in a row of a filter of `size` taps each way."""
+def count_blocks(size: int) -> int:
+    """Return the number of 3 x 3 blocks along one side of a filter of `size` x `size` taps."""
     return -(-size // 3)
 
 
-def _rounded(channels: int, to: int = 16) -> int:
+def _round_up(channels: int, to: int = 16) -> int:
     return -(-channels // to) * to
 
 
 def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: int) -> tuple[int, ...]:
-    """The group, transformed weights, multiplications, numbers read, numbers written, and transformed weights from
-    memory."""
-    blocks, deep, wide = blocks_of(size) ** 2, _rounded(inputs), _rounded(outputs)
-    weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
-    far = max(0, weights - conv3x3.CACHED_WEIGHTS)
+    """Return the terms of the engine.
+
+    The terms are 1 (for the group), transformed weights, multiplications, elements read, elements written, and
+    transformed weights that do not fit into the cache.
+
+    Args:
+        direction: "forward", "grad_x", "grad_weight" or "inference".
+        inputs: channels that are read, of one group.
+        outputs: channels that are written, of one group.
+        tiles: number of 4 x 4 output tiles.
+        size: taps along one side of a filter.
+    """
+    blocks, padded_inputs, padded_outputs = count_blocks(size) ** 2, _round_up(inputs), _round_up(outputs)
+    weights, read, written = (
+        36 * blocks * inputs * padded_outputs,
+        36 * blocks * padded_inputs * tiles,
+        36 * padded_outputs * tiles,
+    )
+    uncached = max(0, weights - conv3x3.CACHED_WEIGHT_ELEMENTS)
     if direction == "grad_weight":
-        return 1, weights, weights * tiles, read + written, 0, far
-    return 1, weights, weights * tiles, read, written, far
+        return 1, weights, weights * tiles, read + written, 0, uncached
+    return 1, weights, weights * tiles, read, written, uncached
 
 
 def _library_terms(direction: str, inputs: int, outputs: int, points: int, size: int, lanes: int) -> tuple[float, ...]:
-    """Weights, multiplications, numbers read and written; for grad_weight in place of those two sums that
-    multiplications add to. lanes: of a vector."""
-    weights = size**2 * _rounded(outputs, lanes)
-    filters, products = weights * _rounded(inputs), weights * points
+    """Return the terms of the library: weights, multiplications, elements read and elements written.
+
+    For "grad_weight" the last two terms are replaced by the multiplications per input channel.
+
+    Args:
+        direction: "forward", "grad_x", "grad_weight" or "inference".
+        inputs: channels that are read, of one group.
+        outputs: channels that are written, of one group.
+        points: number of pixels.
+        size: taps along one side of a filter.
+        lanes: float32 elements of a SIMD vector.
+    """
+    weights = size**2 * _round_up(outputs, lanes)
+    filters, products = weights * _round_up(inputs), weights * points
     if direction == "grad_weight":
         return filters, inputs * products, products
-    taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
+    taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two inputs
     return filters, taken * products, inputs * points, outputs * points
 
 
-def _unfolded_terms(inputs: int, outputs: int, points: int, size: int) -> tuple[int, ...]:
-    """Pixels copied to a matrix of the taps at every pixel, its numbers, multiplications by it, results."""
+def _im2col_terms(inputs: int, outputs: int, points: int, size: int) -> tuple[int, ...]:
+    """Return the terms of im2col: pixels copied, elements of the matrix, multiplications, and elements written."""
     taps = size**2 * points
     return taps, taps * inputs, taps * inputs * outputs, outputs * points
 
 
-def terms(
+def compute_terms(
     direction: str, isa: str, dtype: torch.dtype,
     batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # fmt: skip
-    """What the times of engine and library grow with: the call and, for every group, the terms above.
+    """Return the terms of the engine and of the library: 1 for the call, and the terms above times the number of
+    groups.
 
-    direction: one of PASSES; inputs, outputs: of one group."""
+    Args:
+        direction: one of PASSES.
+        isa: instruction set of the native module.
+        dtype: dtype of the maps.
+        batch: images.
+        inputs: input channels of one group.
+        outputs: output channels of one group.
+        height: rows.
+        width: columns.
+        size: taps along one side of a filter.
+        groups: number of groups.
+    """
     points, tiles = batch * height * width, batch * -(-height // 4) * -(-width // 4)
-    turned = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
-    engine = _engine_terms(direction, *turned, tiles, size)
+    channels = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
+    engine = _engine_terms(direction, *channels, tiles, size)
     library: tuple[float, ...] = (
-        _unfolded_terms(inputs, outputs, points, size)
-        if conv3x3.is_unfolded(isa, dtype)
-        else _library_terms(direction, *turned, points, size, 8 if isa == "avx2" else 16)
+        _im2col_terms(inputs, outputs, points, size)
+        if conv3x3.uses_im2col(isa, dtype)
+        else _library_terms(direction, *channels, points, size, 8 if isa == "avx2" else 16)
     )
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
-def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
-    """Whether the transformed filters are kept between calls; inputs: of one group, outputs: of all."""
-    return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
+def can_cache_filters(outputs: int, inputs: int, size: int) -> bool:
+    """Return True if the transformed filters are cached between calls.
+
+    Args:
+        outputs: outputs of all groups.
+        inputs: input channels of one group.
+        size: taps along one side of a filter.
+    """
+    return 36 * count_blocks(size) ** 2 * inputs * outputs <= MAX_CACHED_ELEMENTS
 
 
-def _fitted(key: tuple[str, str], direction: str) -> Costs:
-    """Those of "forward" where nobody measured inference."""
+def _get_fitted_costs(key: tuple[str, str], direction: str) -> Costs:
+    """Return the costs for a direction; those of "forward" if "inference" was not measured."""
     return COSTS[key].get(direction) or COSTS[key]["forward"]
 
 
-def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
-    """Where nobody measured them, as much longer than AMD's as products of conv3x3."""
-    is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
-    name = str(dtype).removeprefix("torch.") if is_own else "float32"
-    key = conv3x3.machine(isa, dtype), name
+def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
+    """Return the costs of engine and library for a direction.
+
+    Costs that were not measured are those of "amd", scaled by the ratio of the costs of a multiplication in conv3x3.
+    """
+    has_own_costs = dtype == torch.bfloat16 or conv3x3.uses_im2col(isa, dtype)
+    name = str(dtype).removeprefix("torch.") if has_own_costs else "float32"
+    key = conv3x3.cpu_profile(isa, dtype), name
     if key in COSTS:
-        return _fitted(key, direction)
+        return _get_fitted_costs(key, direction)
     fitted = "amd", "float16" if name == "float16" else "float32"
-    here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
-    factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
+    target_costs, reference_costs = (
+        conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted)
+    )
+    factors = (target_costs[algorithm][2] / reference_costs[algorithm][2] for algorithm in ("winograd", "direct"))
     return tuple(
         tuple(factor * cost for cost in costs)
-        for factor, costs in zip(factors, _fitted(fitted, direction), strict=True)
+        for factor, costs in zip(factors, _get_fitted_costs(fitted, direction), strict=True)
     )
 
 
-def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
-    """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
+def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
+    """Estimate the seconds of engine and library; shape: batch, inputs and outputs of a group, height, width, size,
+    groups.
+    """
     backward = direction.startswith("grad")
-    if conv3x3.is_hopeless(dtype, backward):
+    if conv3x3.is_prohibitively_slow(dtype, backward):
         return [0.0, math.inf]
-    counts = terms(direction, isa, dtype, *shape)
-    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), counts)
+    counts = compute_terms(direction, isa, dtype, *shape)
+    engine, library = map(conv3x3.estimate_seconds, _get_costs(isa, dtype, direction), counts)
     _, inputs, outputs, _, _, size, groups = shape
-    if not backward and not keeps_filters(groups * outputs, inputs, size):
-        engine += PACKING * counts[0][2]
+    if not backward and not can_cache_filters(groups * outputs, inputs, size):
+        engine += PACKING_COST * counts[0][2]
     return [engine, library]
 
 
 @functools.lru_cache(maxsize=4096)
-def engine_pays(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
-    """Whether the engine takes less time for one of PASSES; shape: as in _seconds. In inference as op_pays, which is
-    asked where nobody watches: what is recorded of an op has the bits of a call."""
+def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
+    """Return True if the engine is faster than the library for one of PASSES; shape: as in _estimate_seconds.
+
+    For inference this is the rule of is_op_faster, so that recorded ops and direct calls give the same bits.
+    """
     if direction == "inference":
-        return op_pays((direction,), isa, dtype, *shape)
-    engine, library = _seconds(direction, isa, dtype, shape)
-    return engine < SURE * library
+        return is_op_faster((direction,), isa, dtype, *shape)
+    engine, library = _estimate_seconds(direction, isa, dtype, shape)
+    return engine < MARGIN * library
 
 
 @functools.lru_cache(maxsize=4096)
-def op_pays(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
-    """Whether all these passes together, each by the quicker one, take less time than torch's own convolution."""
-    seconds = [_seconds(direction, isa, dtype, shape) for direction in directions]
-    return len(directions) * CALL + sum(map(min, seconds)) < SURE * sum(library for _, library in seconds)
+def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
+    """Return True if the op is faster than torch's convolution for all these passes together.
+
+    Each pass of the op runs on the faster of engine and library and has the overhead of a call.
+    """
+    seconds = [_estimate_seconds(direction, isa, dtype, shape) for direction in directions]
+    return len(directions) * CALL_OVERHEAD + sum(map(min, seconds)) < MARGIN * sum(library for _, library in seconds)

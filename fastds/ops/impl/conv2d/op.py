@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv2d: convolutions of any odd size, in groups."""
+"""conv2d: grouped convolution of any odd kernel size."""
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import are_plain, define, reached, unasked
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.registry import are_exact_tensors, can_bypass_dispatcher, define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv2d import kernels, reference
-from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, unsupported_reason
 
 __all__ = ["conv2d"]
 
@@ -25,9 +25,9 @@ def _check(x, weight, bias, groups) -> None:
     if 0 in x.shape[1:]:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
     channels, (outputs, _, size, _) = x.shape[1], weight.shape
-    if not is_count(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
-        said = f"{channels} channels of x and the {outputs} outputs of weight"
-        raise ValueError(f"groups must be an int that divides the {said}, got {groups!r}")
+    if not is_int(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
+        counts = f"{channels} channels of x and the {outputs} outputs of weight"
+        raise ValueError(f"groups must be an int that divides the {counts}, got {groups!r}")
     if size % 2 == 0:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected an odd size of its last two dimensions")
     check_filters("weight", weight, (outputs, channels // groups, size, size), "every group of x")
@@ -36,7 +36,7 @@ def _check(x, weight, bias, groups) -> None:
         check_shape("bias", bias, (outputs,))
 
 
-def _check_backward(grad_y, x, weight, groups, wanted) -> None:
+def _check_backward(grad_y, x, weight, groups, needs_grad) -> None:
     _check(x, weight, None, groups)
     check_tensor("grad_y", grad_y, 4, (x.dtype,), x.device, "x")
     check_shape("grad_y", grad_y, (x.shape[0], weight.shape[0], *x.shape[2:]))
@@ -55,9 +55,11 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[1], *reached(ctx, weight, grad_y, 2, 3)]
-        found = iter(CONV2D_BACKWARD.trusted(grad_y, x, weight, ctx.groups, wanted) if any(wanted) else ())
-        return None, *(next(found) if want else None for want in wanted), None
+        needs_grad = [ctx.needs_input_grad[1], *needs_weight_grad(ctx, weight, grad_y, 2, 3)]
+        found = iter(
+            CONV2D_BACKWARD.call_unchecked(grad_y, x, weight, ctx.groups, needs_grad) if any(needs_grad) else ()
+        )
+        return None, *(next(found) if needed else None for needed in needs_grad), None
 
 
 # ---- registration
@@ -66,95 +68,98 @@ class _Conv2d(torch.autograd.Function):
 CONV2D = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int groups) -> Tensor",
     reference=reference.conv2d,
-    backends={"native": Backend(kernels.forward, refusal)},
+    backends={"native": Backend(kernels.forward, unsupported_reason)},
     fake=kernels.forward_fake,
     check=_check,
     function=_Conv2d,
 )
 CONV2D_BACKWARD = define(
-    "conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, int groups, bool[3] wanted) -> Tensor[]",
+    "conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, int groups, bool[3] needs_grad) -> Tensor[]",
     reference=reference.conv2d_backward,
-    backends={"native": Backend(kernels.backward, refusal)},
+    backends={"native": Backend(kernels.backward, unsupported_reason)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )
 
 
-# ---- torch's own convolution in place of the op
+# ---- torch's convolution in place of the op, where it is faster
 
-_MOST_KINDS = 4096
+_MAX_SIGNATURES = 4096
 _UNKNOWN = object()
-_libraries: dict[tuple, direct.Library | None] = {}  # by _kind
+_library_cache: dict[tuple, library.LibraryConvolution | None] = {}  # by _make_signature
 
 
-def _kind(x, weight, bias, groups) -> tuple:
-    """All that _library depends on, of tensors that hide nothing and that nobody watches."""
+def _make_signature(x, weight, bias, groups) -> tuple:
+    """Return all properties of exact tensors that _select_library depends on."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     made = [(t.dtype, t.device, t.layout, t.shape, t.stride(), t.requires_grad) for t in tensors]
-    return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current()
+    return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current_algorithm()
 
 
-def _library(x, weight, bias, groups) -> direct.Library | None:
-    """torch's own convolution, whose result is channels_last, where that takes less time than the op."""
+def _select_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
+    """Return torch's convolution with its settings if it is faster than the op, else None."""
     _check(x, weight, bias, groups)
     check_dense(("x", "weight", "bias"), (x, weight, bias))
-    if kernels.op_pays(x, weight, groups):
+    if kernels.is_op_faster(x, weight, groups):
         return None
-    return direct.library_of(x, weight, weight.shape[-1] // 2, direct.is_trained(x, weight, bias), 1, groups)
+    return library.plan_convolution(
+        x, weight, weight.shape[-1] // 2, library.is_training_call(x, weight, bias), 1, groups
+    )
 
 
-def _known_library(x, weight, bias, groups) -> direct.Library | None:
-    """_library, found out once for tensors of a kind, because that takes as long as a small convolution."""
+def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
+    """Return the result of _select_library, which is cached because it takes as long as a small convolution."""
     try:
-        kind = _kind(x, weight, bias, groups)
-    except RuntimeError:  # a nested tensor has no shape
+        kind = _make_signature(x, weight, bias, groups)
+    except RuntimeError:  # nested tensors have no shape
         check_dense(("x", "weight", "bias"), (x, weight, bias))
         raise
-    found = _libraries.get(kind, _UNKNOWN)
+    found = _library_cache.get(kind, _UNKNOWN)
     if found is _UNKNOWN:
-        if len(_libraries) == _MOST_KINDS:
-            _libraries.clear()
-        found = _libraries[kind] = _library(x, weight, bias, groups)
+        if len(_library_cache) == _MAX_SIGNATURES:
+            _library_cache.clear()
+        found = _library_cache[kind] = _select_library(x, weight, bias, groups)
     return found
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
-    """k x k convolution of stride 1 in groups of channels; its size is kept by zeros around x.
+    """Apply a grouped k x k convolution of stride 1 with zero padding k // 2, so that the image size is preserved.
 
     y[b, o, p] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[b, g C/G + c, p + (i, j) - k // 2],
     g = o G // O the group of output o
 
-    As torch.nn.functional.conv2d with padding k // 2. On a CPU a filter of more than 3 x 3 taps is a sum of filters of
-    3 x 3 taps on shifted maps, by the Winograd transforms of conv3x3, where that takes less time than torch's: the more
-    pixels and channels of a group, the sooner. fastds.convolution("direct") leaves all to torch, "winograd" nothing.
-    Without gradients filters are kept as the processor reads them, with a copy of the weight beside them that tells
-    whether it changed: up to 256 MB for every thread of Python.
+    The result is that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters of 3 x 3 taps and more run
+    on the Winograd engine of conv3x3 where a cost model expects it to be faster than torch, which is the case for many
+    pixels and many channels in a group. Filters larger than 3 x 3 are split into filters of 3 x 3 taps on shifted maps.
+    Inside fastds.convolution("direct") torch computes all convolutions, inside fastds.convolution("winograd") the
+    engine computes those of 3 x 3 taps and more. Without gradients the packed filters are cached with a copy of the
+    weight that detects changes, up to 256 MiB in each Python thread.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
         weight: (O, C / G, k, k), k odd, dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        groups: G, divides C and O.
+        groups: int, G, a divisor of C and O.
 
     Returns:
-        (B, O, H, W), dtype of x; channels_last, but as torch gives it where its convolution is taken.
-
-    Errors as those of conv3x3's "winograd". Gradients: x, weight and bias, to any order. Deterministic, and independent
-    of the number of threads, bit for bit, where the engine runs. Under autocast x takes its dtype; weight and bias stay
-    float32.
+        (B, O, H, W), dtype of x, channels_last; in the memory format of torch's result where torch's convolution runs.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
-        RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+        RuntimeError: inside fastds.convolution("winograd"), for k >= 3: x is not on a CPU or is float64, or k > 23.
+
+    Gradients exist for x, weight and bias, to any order. Rounding errors of the engine are those of "winograd" in
+    conv3x3. Where the engine runs, results are deterministic and do not depend on the number of threads, bit for bit.
+    Under autocast x is cast to its dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
-        return record(conv2d, locals())
-    x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
-    if unasked(x, weight) and are_plain(x, weight, bias) and type(groups) is int:
-        library = _known_library(x, weight, bias, groups)
-        if library is not None:
-            return library(x, weight, bias)
+        return record_op(conv2d, locals())
+    x, weight, bias, _, _ = cast_convolution_inputs(x, weight, bias, None, None, None)
+    if can_bypass_dispatcher(x, weight) and are_exact_tensors(x, weight, bias) and type(groups) is int:
+        torch_convolution = _get_library(x, weight, bias, groups)
+        if torch_convolution is not None:
+            return torch_convolution(x, weight, bias)
     else:
         _check(x, weight, bias, groups)
-    return CONV2D.trusted(x, weight, bias, groups)
+    return CONV2D.call_unchecked(x, weight, bias, groups)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolution with what follows it."""
+"""3x3 convolution with a fused epilogue."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), plane by
-plane, as one matrix product, directly by the library, as an implicit one on a GPU, or by what measures faster."""
+"""Algorithm selection for 3x3 convolutions.
+
+The algorithms are "winograd" and "amx" (native engine), "planes" (native, few channels), "product" (im2col), "direct"
+(oneDNN or cuDNN), "implicit_gemm" (Triton) and "auto", which selects one of the others.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,33 +14,36 @@ from torch import Tensor
 
 from fastds.ops.core import native
 from fastds.ops.core.arguments import check_choice
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3 import implicit
-from fastds.ops.impl.conv3x3.costs import cheapest
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv3x3 import triton_implicit_gemm
+from fastds.ops.impl.conv3x3.costs import select_fastest
 
 ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct", "implicit_gemm")
-_algorithm = Switch("auto")
-_rows: ContextVar[int | None] = ContextVar("rows", default=None)
+_algorithm = ProcessSetting("auto")
+_assumed_height: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
-def current() -> str:
-    """The algorithm of the calls that name none."""
+def current_algorithm() -> str:
+    """Return the algorithm of calls that do not name one."""
     return _algorithm.value
 
 
 @contextmanager
 def convolution(algorithm: str) -> Iterator[None]:
-    """Chooses how every fastds.ops.conv3x3 inside the block is computed, in all threads of the process.
+    """Choose the algorithm of every fastds.ops.conv3x3 inside the block, in all threads of the process.
 
-    Graphs compiled or exported before keep what they were traced with. Of overlapping blocks the one entered last
-    counts.
+    Graphs that were compiled or exported before keep the algorithm of their trace. Of overlapping blocks the one
+    entered last counts.
 
     Args:
-        algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
-            CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16;
-            "planes", sums of shifted planes, for few channels; "product", one matrix product over all pixels; "direct",
-            torch's own convolution, whose numbers parity checks want; "implicit_gemm", on a GPU, the forward pass and
-            what follows as one Triton kernel, the gradients by torch.
+        algorithm: str, one of
+            "auto": the algorithm that a cost model expects to be fastest for each shape;
+            "winograd": Winograd transforms in the native engine, on a CPU;
+            "amx": matrix products on the AMX tiles of the processor, for bfloat16;
+            "planes": sums of shifted planes, for few channels;
+            "product": im2col and one matrix product over all pixels;
+            "direct": torch's convolution, for comparison with results of torch;
+            "implicit_gemm": one Triton kernel on a GPU, with gradients by torch.
 
     Raises:
         ValueError: another name.
@@ -48,69 +54,91 @@ def convolution(algorithm: str) -> Iterator[None]:
 
 
 @contextmanager
-def chosen_for(rows: int) -> Iterator[None]:
-    """Inside the block "auto" decides, in this thread, as for maps of so many rows: bands of a field then have the bits
-    of the whole."""
-    before = _rows.set(rows)
+def assume_height(rows: int) -> Iterator[None]:
+    """Let "auto" select as for images with `rows` rows, in this thread and inside the block.
+
+    Bands of an image then run on the algorithm of the whole image and give the same bits.
+    """
+    before = _assumed_height.set(rows)
     try:
         yield
     finally:
-        _rows.reset(before)
+        _assumed_height.reset(before)
 
 
-def winograd_refusal(x: Tensor) -> str | None:
-    """Why the engine cannot take tensors like x, or None."""
+def winograd_unsupported_reason(x: Tensor) -> str | None:
+    """Return why the native engine cannot take tensors like x, or None."""
     if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
-        return "the engine calculates in float32"
-    if native.missing() is None and not native.module().conv3x3_available():
-        return "this build has no engine for the instruction set baseline"
-    return native.missing()
+        return "the engine computes in float32"
+    if native.get_missing_reason() is None and not native.get_module().conv3x3_available():
+        return "this build has no engine for the instruction set 'baseline'"
+    return native.get_missing_reason()
 
 
-def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Why the engine cannot convolve tensors like x in dtype on matrix tiles, or None."""
+def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
+    """Return why the native engine cannot convolve x on AMX tiles with results in dtype, or None."""
     if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
-        return f"matrix tiles take and give torch.bfloat16, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
-    if (reason := winograd_refusal(x)) is not None:
+        return f"AMX tiles compute in torch.bfloat16 only, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
+    if (reason := winograd_unsupported_reason(x)) is not None:
         return reason
-    return None if native.module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
+    return None if native.get_module().conv3x3_amx_available() else "this processor has no AMX tiles"
 
 
-_REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
+_UNSUPPORTED_REASONS = {"amx": amx_unsupported_reason, "implicit_gemm": triton_implicit_gemm.unsupported_reason}
 
 
-def passes_behind(residual: Tensor | None, act: str, shuffle: int) -> int:
-    """Passes over the outputs that an engine does not need: see costs.cheapest."""
+def count_epilogue_passes(residual: Tensor | None, act: str, shuffle: int) -> int:
+    """Return the number of elementwise passes over the result that algorithms without a fused epilogue need.
+
+    Args:
+        residual: the residual or None.
+        act: "none", "relu" or "leaky_relu".
+        shuffle: factor of the pixel shuffle, 1: none.
+    """
     return (residual is not None) + (act != "none") + (shuffle > 1)
 
 
-def chosen(
+def select_algorithm(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, *,
     gated: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
-    """The algorithm, of all but "auto", that computes a convolution of tensors like x.
+    """Select the algorithm for a convolution of tensors like x.
 
     Args:
-        dtype: that torch would calculate in.
-        gated, joined, passes: what goes before and behind it, see costs.cheapest.
+        algorithm: str, requested algorithm, "auto" for the fastest.
+        x: (B, ., H, W), tensor that gives device, dtype, strides and image size.
+        channels: input channels of all sources.
+        outputs: output channels.
+        dtype: dtype in which torch would compute.
+        backward: bool, whether gradients are computed.
+        gated: bool, whether the gates of a recurrent cell follow.
+        joined: bool, whether there are two sources.
+        passes: number of elementwise passes after the convolution, see count_epilogue_passes.
+
+    Returns:
+        name of an algorithm other than "auto".
 
     Raises:
-        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is asked for, but cannot run.
+        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is requested but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm
     if algorithm == "implicit_gemm" and backward:
         return "direct"
-    reason = _REFUSALS[algorithm](x, dtype) if algorithm in _REFUSALS else winograd_refusal(x)
+    reason = (
+        _UNSUPPORTED_REASONS[algorithm](x, dtype)
+        if algorithm in _UNSUPPORTED_REASONS
+        else winograd_unsupported_reason(x)
+    )
     if algorithm != "auto":
         if reason is not None:
-            raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")
+            raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was requested, but {reason}")
         return algorithm
-    if reason is not None or (isa := native.module().isa()) == "baseline":
+    if reason is not None or (isa := native.get_module().isa()) == "baseline":
         return "direct"
     batch, _, height, width = x.shape
     contiguous = x.shape[1] > 1 and x.stride(1) != 1
-    shape = batch, channels, outputs, _rows.get() or height, width
-    return cheapest(isa, dtype, backward, *shape, gated, contiguous, joined, passes)
+    shape = batch, channels, outputs, _assumed_height.get() or height, width
+    return select_fastest(isa, dtype, backward, *shape, gated, contiguous, joined, passes)

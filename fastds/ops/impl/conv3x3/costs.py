@@ -1,67 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the algorithms of conv3x3 cost on a CPU: the rule of "auto".
+"""Cost model of the conv3x3 algorithms on a CPU, by which "auto" selects one.
 
-Seconds = sum of COSTS times TERMS, fitted by `python -m bench.fit_conv3x3` on two cores; with more of them all
-algorithms gain alike.
+Seconds are the scalar product of COSTS and TERMS. `python -m bench.fit_conv3x3` fits the costs on two cores; more cores
+speed up all algorithms alike.
 
-Those with AVX2 are of an AMD processor kept to it. Those of planes for bfloat16 with AVX-512 of Intel without matrix
-tiles were not measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
-All of planes are of a fit before ROW_START, which was set by looking at maps of 5 to 20 pixels a row. Those with matrix
-tiles are of a machine 2.2 times as slow in everything as the others, and divided by that.
+The costs for AVX2 were measured on an AMD processor restricted to AVX2. The costs of "planes" for bfloat16 on Intel
+processors with AVX-512 but without AMX were not measured; they are those of AMD, scaled by the ratio of the engine's
+costs of a multiplication. All costs of "planes" were fitted without ROW_OVERHEAD_PIXELS. The costs for AMX were
+measured on a machine that is 2.2 times slower than the others, and divided by 2.2.
 """
 
 import functools
 
 import torch
 
-ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3, whose output stage may have gates
-MOST_NEIGHBOURHOODS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
-ROW_START = 4  # a row that is read costs planes as many pixels more
-CACHED_WEIGHTS = 1 << 22  # numbers of transformed weights; more of them come from memory
+ENGINES = ("winograd", "amx")  # algorithms of the native engine, which can fuse the gates of recurrent cells
+MAX_IM2COL_ELEMENTS = 1 << 24  # 64 MiB of float32
+ROW_OVERHEAD_PIXELS = 4  # "planes" takes as long for the start of a row as for this number of pixels
+CACHED_WEIGHT_ELEMENTS = 1 << 22  # transformed weights that fit into the processor's cache
 
 
-def _rounded(channels: int, to: int) -> int:
+def _round_up(channels: int, to: int) -> int:
     return -(-channels // to) * to
 
 
-def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
-    weights = 36 * inputs * wide
-    read = 36 * _rounded(inputs, 16) * tiles  # a vector is transformed whatever it holds
-    return 1, weights, weights * tiles, read, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
+def _winograd_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "winograd": see TERMS."""
+    tiles, padded_outputs = batch * -(-height // 4) * -(-width // 4), _round_up(outputs, 16)
+    weights = 36 * inputs * padded_outputs
+    read = 36 * _round_up(inputs, 16) * tiles  # transforms process whole vectors of channels
+    return 1, weights, weights * tiles, read, 36 * padded_outputs * tiles, max(0, weights - CACHED_WEIGHT_ELEMENTS)
 
 
-def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    row = min(width + 2, _rounded(width, 16))  # tiles skip the two positions behind a row that ends with one of them
-    positions, wide = _rounded(batch * height * row, 32), _rounded(outputs, 16)
-    steps, of_three = -(-inputs // 32), -(-3 * _rounded(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
-    depth = 32 * (3 * of_three if of_three <= 2 * steps else 9 * steps)
-    return 1, depth * wide, depth * wide * positions, inputs * positions, wide * positions
+def _amx_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "amx": see TERMS."""
+    row = min(width + 2, _round_up(width, 16))  # tiles that end with a row skip the two padded positions after it
+    positions, padded_outputs = _round_up(batch * height * row, 32), _round_up(outputs, 16)
+    # Tile steps for the channels of one pixel and of three neighbouring pixels: csrc/conv3x3/amx.h.
+    steps, steps_of_three = -(-inputs // 32), -(-3 * _round_up(inputs, 2) // 32)
+    depth = 32 * (3 * steps_of_three if steps_of_three <= 2 * steps else 9 * steps)
+    return 1, depth * padded_outputs, depth * padded_outputs * positions, inputs * positions, padded_outputs * positions
 
 
-def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+def _product_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "product": see TERMS."""
     points = batch * height * width
     return 1, 9 * inputs * outputs, 9 * inputs * outputs * points, 9 * inputs * points, outputs * points
 
 
-def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
-    points, wide = batch * height * width, _rounded(outputs, 16)
-    taken = 1.5 * inputs if inputs < 3 else _rounded(inputs, 4)  # oneDNN has kernels for one and two
-    weights, products = 9 * _rounded(inputs, 16) * wide, 9 * taken * wide * points
+def _direct_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[float, ...]:
+    """Return the terms of "direct": see TERMS."""
+    points, padded_outputs = batch * height * width, _round_up(outputs, 16)
+    taken = 1.5 * inputs if inputs < 3 else _round_up(inputs, 4)  # oneDNN has kernels for one and two inputs
+    weights, products = 9 * _round_up(inputs, 16) * padded_outputs, 9 * taken * padded_outputs * points
     return 1, weights, products, inputs * points, outputs * points
 
 
-def _planes(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    points, few, many = batch * height * width, min(inputs, outputs), _rounded(max(inputs, outputs), 16)
-    weights, run = 9 * inputs * outputs, batch * _rounded(height * (width + 2), 16)
-    read = inputs * batch * height * (width + ROW_START)
-    # Of the outputs and of the inputs' gradient, and of the weight's gradient, whose vectors are of the side with more.
+def _planes_terms(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the terms of "planes": see TERMS."""
+    points, few, many = batch * height * width, min(inputs, outputs), _round_up(max(inputs, outputs), 16)
+    weights, run = 9 * inputs * outputs, batch * _round_up(height * (width + 2), 16)
+    read = inputs * batch * height * (width + ROW_OVERHEAD_PIXELS)
+    # Two multiplication terms: for the outputs or the gradient of the inputs, and for the gradient of the weight, whose
+    # vectors hold channels of the side with more of them.
     return 1, weights, weights * run, 9 * few * many * points, read, outputs * points
 
 
-# What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for Winograd
-# weights read from memory; for planes two kinds of multiplications.
-TERMS = {"winograd": _winograd, "amx": _amx, "planes": _planes, "product": _product, "direct": _direct}
+# Terms of each algorithm: 1 for the call, weights read, multiplications (two terms for "planes"), elements read,
+# elements written, and for "winograd" weights that do not fit into the cache.
+TERMS = {
+    "winograd": _winograd_terms,
+    "amx": _amx_terms,
+    "planes": _planes_terms,
+    "product": _product_terms,
+    "direct": _direct_terms,
+}
 COSTS = {
     ("avx2", "float32", False): {
         "winograd": (1.9e-05, 4.6e-11, 1.1e-11, 6.7e-12, 9.8e-11, 1.9e-10),
@@ -163,113 +176,136 @@ COSTS = {
     },
 }
 
-# torch convolves one float32 map of at most so many numbers by matrix products, without a library and its start. Costs
-# of TERMS["product"], of machines where somebody measured them; forward 1.6 times those of a fit, because the checks
-# before it take as long as many such calls. Not of cells, which have gates or two sources: the bits of those products
-# depend on the number of threads.
-ONE_MAP = 20480
-ONE_MAP_COSTS = {
+# torch convolves a single float32 image of at most this size by matrix products and not by oneDNN. The costs belong to
+# the terms of "product" and exist only for measured machines. Those of the forward pass are 1.6 times the fitted ones,
+# because the checks of the op take as long as many such calls. They are not used for recurrent cells (gates or two
+# sources), because the bits of torch's products depend on the number of threads.
+MAX_SMALL_IMAGE_ELEMENTS = 20480
+SMALL_IMAGE_COSTS = {
     ("avx512", False): (1.5e-05, 1.5e-10, 3.8e-12, 1.9e-10, 3e-10),
     ("avx512", True): (2e-05, 1.7e-10, 6.9e-12, 4.8e-10, 2e-10),
 }
 
 
-def _capabilities() -> dict:
-    """Of the processor, as torch names them; none where it does not."""
+def _get_cpu_capabilities() -> dict:
+    """Return the processor's capabilities as torch reports them, {} if torch has no such function."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
-def has(feature: str) -> bool:
-    """Whether the processor has what torch names so."""
-    return bool(_capabilities().get(feature))
+def has_cpu_feature(feature: str) -> bool:
+    """Return True if torch reports this feature of the processor."""
+    return bool(_get_cpu_capabilities().get(feature))
 
 
 @functools.cache
-def machine(isa: str, dtype: torch.dtype) -> str:
-    """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "zen5" and
-    "amd" for AVX-512 of AMD, from family 26 on and before, where torch's matrix products take longer and the engine
-    less; for NEON, which nobody has measured, those of AVX2."""
+def cpu_profile(isa: str, dtype: torch.dtype) -> str:
+    """Return the processor name in the keys of COSTS.
+
+    The name is the instruction set with these exceptions: "amx" if torch's kernels use AMX tiles for bfloat16; "zen5"
+    and "amd" for AMD processors with AVX-512, from family 26 on and before, where torch's matrix products are slower
+    and the engine is faster; "avx2" for NEON, which was not measured.
+    """
     if isa != "avx512":
         return "avx2" if isa == "neon" else isa
-    if has("amx_bf16") and dtype == torch.bfloat16:
+    if has_cpu_feature("amx_bf16") and dtype == torch.bfloat16:
         return "amx"
-    if "AMD" in _capabilities().get("cpu_name", ""):
-        return "zen5" if has("avx_vnni") else "amd"
+    if "AMD" in _get_cpu_capabilities().get("cpu_name", ""):
+        return "zen5" if has_cpu_feature("avx_vnni") else "amd"
     return isa
 
 
-def has_matrix_tiles(dtype: torch.dtype) -> bool:
-    """Whether torch's kernels multiply the dtype on matrix tiles (AMX)."""
-    return machine("avx512", dtype) == "amx"
+def has_amx_kernels(dtype: torch.dtype) -> bool:
+    """Return True if torch's kernels use AMX tiles for this dtype."""
+    return cpu_profile("avx512", dtype) == "amx"
 
 
-def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
-    """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
-    outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""
+def uses_im2col(isa: str, dtype: torch.dtype) -> bool:
+    """Return True if oneDNN has no convolution of this dtype, so that torch multiplies im2col matrices.
+
+    This is fast for few output channels and very slow otherwise.
+    """
     if dtype == torch.float16:
-        return not has("avx512_fp16")
-    return dtype == torch.bfloat16 and machine(isa, dtype) == "avx2"
+        return not has_cpu_feature("avx512_fp16")
+    return dtype == torch.bfloat16 and cpu_profile(isa, dtype) == "avx2"
 
 
-def is_hopeless(dtype: torch.dtype, backward: bool) -> bool:
-    """Whether torch's convolution takes a thousand times as long as in float32."""
+def is_prohibitively_slow(dtype: torch.dtype, backward: bool) -> bool:
+    """Return True if torch's convolution is about a thousand times slower than in float32."""
     return backward and dtype == torch.float16
 
 
-# Maps in contiguous memory are brought to channels_last: the call, bytes. Not for matrix tiles, nor for planes, whose
-# weight gradient takes the side with the fewer channels as it is.
-TURN = (5e-6, 8e-11)
-# A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
-GATES = (1e-5, 2e-10)
-# A pass of torch's over maps, such as an activation, or sources that are laid side by side: the call, numbers.
-PASS = (2e-6, 1.5e-10)
+# Seconds for a call and for a byte of the copy from contiguous memory to channels_last. "amx" needs no copy, "planes"
+# only in the gradients if there are more input than output channels.
+LAYOUT_COST = (5e-6, 8e-11)
+# Seconds for a call and for an output element of the gates after a convolution, which the engine fuses.
+GATES_COST = (1e-5, 2e-10)
+# Seconds for a call and for an element of an elementwise operation of torch, or of a concatenation.
+ELEMENTWISE_COST = (2e-6, 1.5e-10)
 
 
-def usable(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
-    """The row of COSTS, without what takes very much longer."""
-    slow, half = is_unfolded(isa, dtype), dtype == torch.float16
-    costs = COSTS[machine(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
-    left_out = ("direct", "product") if slow else ("direct",) if is_hopeless(dtype, backward) else ()
+def get_costs(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
+    """Return the costs of all algorithms for a processor, dtype and direction, without prohibitively slow
+    algorithms.
+    """
+    slow, half = uses_im2col(isa, dtype), dtype == torch.float16
+    costs = COSTS[cpu_profile(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
+    left_out = ("direct", "product") if slow else ("direct",) if is_prohibitively_slow(dtype, backward) else ()
     return {name: numbers for name, numbers in costs.items() if name not in left_out}
 
 
-def seconds_of(costs: tuple[float, ...], terms: tuple[float, ...]) -> float:
+def estimate_seconds(costs: tuple[float, ...], terms: tuple[float, ...]) -> float:
+    """Return the scalar product of costs and terms."""
     return sum(cost * term for cost, term in zip(costs, terms, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(
+def select_fastest(
     isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
     gated: bool = False, contiguous: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
-    """The algorithm that costs least.
+    """Select the algorithm with the lowest estimated time.
 
-    dtype: that of the arithmetic, float32 or less; gated: gates follow, which engines have in their output stage;
-    contiguous: TURN goes before; joined: of two sources, which "direct" lays side by side; passes: over the outputs,
-    for residual, activation and sub-pixels, which engines do not need, nor planes forward."""
-    costs = usable(isa, dtype, backward)
+    Args:
+        isa: instruction set of the native module.
+        dtype: dtype of the computation, float32 or a 16-bit dtype.
+        backward: bool, whether gradients are computed.
+        batch: images.
+        inputs: input channels.
+        outputs: output channels.
+        height: rows.
+        width: columns.
+        gated: bool, whether gates follow, which the engine fuses.
+        contiguous: bool, whether the input has to be copied to channels_last.
+        joined: bool, whether there are two sources, which "direct" concatenates.
+        passes: number of elementwise passes over the result (residual, activation, pixel shuffle), which the engine
+            fuses, and "planes" in the forward pass.
+
+    Returns:
+        name of the algorithm.
+    """
+    costs = get_costs(isa, dtype, backward)
     names = set(costs)
-    if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
+    if 9 * inputs * batch * height * width > MAX_IM2COL_ELEMENTS:
         names.discard("product")
 
     points, shape = batch * height * width, (batch, inputs, outputs, height, width)
-    of_one_map = None
-    if batch == 1 and inputs * points <= ONE_MAP and dtype == torch.float32 and not (gated or joined):
-        of_one_map = ONE_MAP_COSTS.get((machine(isa, dtype), backward))
+    small_image_costs = None
+    if batch == 1 and inputs * points <= MAX_SMALL_IMAGE_ELEMENTS and dtype == torch.float32 and not (gated or joined):
+        small_image_costs = SMALL_IMAGE_COSTS.get((cpu_profile(isa, dtype), backward))
 
     def seconds(name: str) -> float:
-        if name == "direct" and of_one_map is not None:
-            total = seconds_of(of_one_map, TERMS["product"](*shape))
+        if name == "direct" and small_image_costs is not None:
+            total = estimate_seconds(small_image_costs, TERMS["product"](*shape))
         else:
-            total = seconds_of(costs[name], TERMS[name](*shape))
+            total = estimate_seconds(costs[name], TERMS[name](*shape))
         if name not in ENGINES:
-            total += gated * (GATES[0] + GATES[1] * outputs * points)
+            total += gated * (GATES_COST[0] + GATES_COST[1] * outputs * points)
         if name not in ENGINES and (backward or name != "planes"):
-            total += passes * (PASS[0] + PASS[1] * outputs * points)
+            total += passes * (ELEMENTWISE_COST[0] + ELEMENTWISE_COST[1] * outputs * points)
         if joined and name == "direct":
-            total += PASS[0] + PASS[1] * inputs * points
+            total += ELEMENTWISE_COST[0] + ELEMENTWISE_COST[1] * inputs * points
         if contiguous and not (name == "amx" or (name == "planes" and not (backward and inputs > outputs))):
-            total += TURN[0] + TURN[1] * dtype.itemsize * inputs * points
+            total += LAYOUT_COST[0] + LAYOUT_COST[1] * dtype.itemsize * inputs * points
         return total
 
     return min(sorted(names), key=seconds)

@@ -1,123 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients by the algorithm of algorithm.py, for checked arguments; and empty results of each."""
+"""Backends of conv3x3 and of its gradients for checked arguments, by the selected algorithm, and their fake results."""
 
 import torch
 
-from fastds.ops.core.layout import dense, empty_map
-from fastds.ops.impl.conv3x3 import direct, engine, implicit, planes, product, reference
-from fastds.ops.impl.conv3x3.algorithm import chosen, passes_behind
+from fastds.ops.core.layout import empty_map, to_channels_last
+from fastds.ops.impl.conv3x3 import im2col, library, planes, reference, triton_implicit_gemm, winograd
+from fastds.ops.impl.conv3x3.algorithm import count_epilogue_passes, select_algorithm
 
-BESIDE_THE_ENGINE = {"direct": direct, "planes": planes, "product": product, "implicit_gemm": implicit}
+OTHER_ALGORITHMS = {"direct": library, "planes": planes, "product": im2col, "implicit_gemm": triton_implicit_gemm}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    """Run conv3x3 on the selected algorithm: see fastds.ops.conv3x3 for the arguments."""
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
-    if algorithm == "auto" and x.is_cuda and implicit.pays(x, weight, bias, x2, residual, act, shuffle, out_dtype):
+    if (
+        algorithm == "auto"
+        and x.is_cuda
+        and triton_implicit_gemm.is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype)
+    ):
         algorithm = "implicit_gemm"
-    beside = {"joined": x2 is not None, "passes": passes_behind(residual, act, shuffle)}
-    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **beside)
-    if algorithm in BESIDE_THE_ENGINE:
-        return BESIDE_THE_ENGINE[algorithm].forward(*args)
-    return engine.forward(*args, algorithm == "amx")
+    selector_options = {"joined": x2 is not None, "passes": count_epilogue_passes(residual, act, shuffle)}
+    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **selector_options)
+    if algorithm in OTHER_ALGORITHMS:
+        return OTHER_ALGORITHMS[algorithm].forward(*args)
+    return winograd.forward(*args, algorithm == "amx")
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    """Allocate the result of forward."""
     batch, _, height, width = x.shape
     shape = (batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle)
     return empty_map(shape, out_dtype, x)
 
 
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
+    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
-    algorithm = chosen(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
-    if algorithm in BESIDE_THE_ENGINE:
-        return BESIDE_THE_ENGINE[algorithm].grad_x(grad, weight, padding_mode, dtype)
+    algorithm = select_algorithm(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
+    if algorithm in OTHER_ALGORITHMS:
+        return OTHER_ALGORITHMS[algorithm].grad_x(grad, weight, padding_mode, dtype)
     options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None], False, algorithm == "amx")
-    return _engine_grad_x(dense(grad), weight, *options)[0]
+    return _engine_grad_x(to_channels_last(grad), weight, *options)[0]
 
 
 def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place, amx):
+    """Compute the gradients of the sources on the engine: see winograd.grad_sources."""
     args = (grad, weight, padding_mode, shuffle, sign, slope, channels, dtype)
-    return engine.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place, amx)
+    return winograd.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place, amx)
 
 
 def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
+    """Allocate the result of grad_x."""
     batch, _, height, width = grad.shape
     return empty_map((batch, weight.shape[1], height, width), dtype, grad)
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
+    """Compute the gradient of the weight from the gradient of the result without epilogue."""
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True, joined=x2 is not None)
-    if algorithm in BESIDE_THE_ENGINE:
-        return BESIDE_THE_ENGINE[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
+    algorithm = select_algorithm(algorithm, x, channels, grad.shape[1], x.dtype, True, joined=x2 is not None)
+    if algorithm in OTHER_ALGORITHMS:
+        return OTHER_ALGORITHMS[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     amx = algorithm == "amx"
-    sources = engine.readable((x, x2), amx)
-    return engine.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False, amx)[0]
+    sources = winograd.to_readable_layout((x, x2), amx)
+    return winograd.grad_weight(to_channels_last(grad), sources, padding_mode, 1, None, 0.0, dtype, False, amx)[0]
 
 
 def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
+    """Allocate the result of grad_weight."""
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
     return torch.empty((grad.shape[1], channels, 3, 3), dtype=dtype, device=grad.device)
 
 
 def backward(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None,
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x=None, add_x2=None,
     in_place=False,
 ):  # fmt: skip
-    """Engine: x and weight gradients read grad_y and y as they are, the bias gradient comes with that of the weight.
+    """Return the requested gradients of x, weight, bias, x2 and residual.
 
-    add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
+    The engine reads grad_y and y without an intermediate gradient, and computes the gradient of the bias with that of
+    the weight.
+
+    Args:
+        grad_y: gradient of the result.
+        x: first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: second source or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        algorithm: str, requested algorithm.
+        needs_grad: five bools.
+        add_x: tensor that is added to the gradient of x, or None.
+        add_x2: tensor that is added to the gradient of x2, or None.
+        in_place: bool, whether the sums may overwrite add_x and add_x2.
     """
-    beside = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
-    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **beside)
-    args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
+    selector_options = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
+    algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **selector_options)
+    args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]
-    if algorithm in BESIDE_THE_ENGINE:
-        grads = BESIDE_THE_ENGINE[algorithm].backward(*args)
+    if algorithm in OTHER_ALGORITHMS:
+        grads = OTHER_ALGORITHMS[algorithm].backward(*args)
         for k, addend in ((0, add_x), (3, add_x2)):
             grads[k] = grads[k] if addend is None else grads[k].add_(addend)
     else:
         grads = _backward_engine(*args, add_x, add_x2, in_place)
-    return [g for g, want in zip(grads, wanted, strict=True) if want]
+    return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]
 
 
 def _backward_engine(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2, in_place
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2, in_place
 ):  # fmt: skip
-    grad, amx = dense(grad_y), algorithm == "amx"
+    """Compute the gradients of backward on the engine, None for those not needed."""
+    grad, amx = to_channels_last(grad_y), algorithm == "amx"
     if amx:
         grad = grad.to(x.dtype)
     residual = grad_x = grad_x2 = grad_weight = grad_bias = None
-    if wanted[4]:
-        residual = dense(direct.pre_gradient(grad, y, negative_slope, shuffle))
-    sign = None if y is None else dense(y)
+    if needs_grad[4]:
+        residual = to_channels_last(library.backpropagate_epilogue(grad, y, negative_slope, shuffle))
+    sign = None if y is None else to_channels_last(y)
     slope = negative_slope
-    if wanted[0] or wanted[3]:
+    if needs_grad[0] or needs_grad[3]:
         split = x.shape[1]
-        channels = [c for c, want in ((split, wanted[0]), (weight.shape[1] - split, wanted[3])) if want]
-        part = weight if len(channels) == 2 or x2 is None else weight[:, :split] if wanted[0] else weight[:, split:]
-        added = [addend for addend, want in ((add_x, wanted[0]), (add_x2, wanted[3])) if want]
+        channels = [c for c, needed in ((split, needs_grad[0]), (weight.shape[1] - split, needs_grad[3])) if needed]
+        part = weight if len(channels) == 2 or x2 is None else weight[:, :split] if needs_grad[0] else weight[:, split:]
+        added = [addend for addend, needed in ((add_x, needs_grad[0]), (add_x2, needs_grad[3])) if needed]
         settings = (padding_mode, shuffle, sign, slope, channels, x.dtype, added, in_place, amx)
         parts = iter(_engine_grad_x(grad, part, *settings))
-        grad_x, grad_x2 = (next(parts) if wanted[i] else None for i in (0, 3))
-    if wanted[1]:
-        sources = engine.readable((x, x2), amx)
-        grad_weight, grad_bias = engine.grad_weight(
-            grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2], amx
+        grad_x, grad_x2 = (next(parts) if needs_grad[i] else None for i in (0, 3))
+    if needs_grad[1]:
+        sources = winograd.to_readable_layout((x, x2), amx)
+        grad_weight, grad_bias = winograd.grad_weight(
+            grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, needs_grad[2], amx
         )
-    elif wanted[2]:
-        grad_bias = direct.bias_gradient(direct.pre_gradient(grad, y, slope, shuffle), weight.dtype)
+    elif needs_grad[2]:
+        grad_bias = library.compute_bias_gradient(library.backpropagate_epilogue(grad, y, slope, shuffle), weight.dtype)
     return grad_x, grad_weight, grad_bias, grad_x2, residual
 
 
-def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, *added):
+def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, *added):
+    """Allocate the results of backward."""
     batch, _, height, width = x.shape
     device = x.device
 
@@ -131,4 +160,4 @@ def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffl
         lambda: image(x2.shape[1], x.dtype),
         lambda: image(weight.shape[0], grad_y.dtype),
     )
-    return [make() for make, want in zip(makers, wanted, strict=True) if want]
+    return [make() for make, needed in zip(makers, needs_grad, strict=True) if needed]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolution with everything that follows it: checks, gradients, registration and the public function.
+"""conv3x3: 3x3 convolution with a fused epilogue: checks, gradients, registration and the public function.
 
-Three linear ops are closed under differentiation: conv3x3, conv3x3_grad_x and conv3x3_grad_weight. conv3x3_backward is
-their fused sum for first-order gradients; where the backward itself is differentiated, the three are used.
+The linear ops conv3x3, conv3x3_grad_x and conv3x3_grad_weight have each other as derivatives. conv3x3_backward fuses
+the first-order gradients; a backward pass that is itself differentiated uses the three linear ops.
 """
 
 import torch
@@ -12,33 +12,53 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import (
     DTYPES,
-    autocast_dtype,
-    cast,
-    cast_either,
+    cast_floating,
+    cast_unless_float32,
     check_choice,
     check_dense,
     check_filters,
     check_shape,
     check_slope,
     check_tensor,
-    is_count,
-    number,
+    get_autocast_dtype,
+    is_int,
+    to_float,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, reached, unasked
-from fastds.ops.core.tracing import Proxy, record
-from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
+from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
+from fastds.ops.impl.conv3x3 import kernels, library, reference, shared_weight_grad
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes, current_algorithm, select_algorithm
 
 __all__ = ["conv3x3"]
 
-SMALL = 3000  # numbers of a map that torch convolves in training whatever its costs
+ALWAYS_TORCH_ELEMENTS = 3000  # size of an image that torch convolves in training, whatever the cost model says
 
 
 def check(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm, size=3, stride=1
 ) -> None:  # fmt: skip
-    """Refuses what the op cannot take; size and stride of the kernel, which others have."""
+    """Check the arguments of conv3x3 and of convolutions with other kernels.
+
+    Args:
+        x: first source, as in fastds.ops.conv3x3; the other arguments, too.
+        weight: (O, C1 + C2, size, size).
+        bias: (O,) or None.
+        x2: second source or None.
+        residual: residual or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        out_dtype: dtype of the result.
+        algorithm: one of ALGORITHMS.
+        size: taps along one side of the filters.
+        stride: stride in pixels.
+
+    Raises:
+        TypeError: a value is not a Tensor, or a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+    """
     check_tensor("x", x, 4, DTYPES, None, "x")
     check_tensor("weight", weight, 4, (x.dtype, torch.float32), x.device, "x")
     batch, channels, height, width = x.shape
@@ -60,8 +80,8 @@ def check(
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
-    _check_way(padding_mode, algorithm)
-    if not is_count(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
+    _check_options(padding_mode, algorithm)
+    if not is_int(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
         raise ValueError(f"shuffle must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}")
     if out_dtype not in (x.dtype, torch.float32):
         raise ValueError(f"out_dtype must be the dtype of x, {x.dtype}, or torch.float32, got {out_dtype}")
@@ -70,14 +90,14 @@ def check(
         check_shape("residual", residual, (batch, outputs, -(-height // stride), -(-width // stride)))
 
 
-def _check_way(padding_mode, algorithm) -> None:
+def _check_options(padding_mode, algorithm) -> None:
     if padding_mode not in reference.PADDING_MODES or algorithm not in ALGORITHMS:
         check_choice("padding_mode", padding_mode, reference.PADDING_MODES)
         check_choice("algorithm", algorithm, ALGORITHMS)
 
 
 def _check_backward(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2
 ):  # fmt: skip
     check(x, weight, None, x2, None, "none", negative_slope, padding_mode, shuffle, x.dtype, algorithm)
     expected = (x.shape[0], weight.shape[0] // shuffle**2, x.shape[2] * shuffle, x.shape[3] * shuffle)
@@ -86,18 +106,18 @@ def _check_backward(
     if y is not None:
         check_tensor("y", y, 4, (grad_y.dtype,), x.device, "x")
         check_shape("y", y, expected)
-    if wanted[3] and x2 is None:
-        raise ValueError("wanted asks for the gradient of x2, but x2 is None")
-    _check_addends(x, x2, wanted, add_x, add_x2)
+    if needs_grad[3] and x2 is None:
+        raise ValueError("needs_grad requests the gradient of x2, but x2 is None")
+    _check_addends(x, x2, needs_grad, add_x, add_x2)
 
 
-def _check_addends(x, x2, wanted, add_x, add_x2):
-    """What is to be added to a gradient has its shape and dtype, and the gradient is wanted."""
-    for name, source, want, addend in (("add_x", x, wanted[0], add_x), ("add_x2", x2, wanted[3], add_x2)):
+def _check_addends(x, x2, needs_grad, add_x, add_x2):
+    """Check that an addend has the shape and dtype of a gradient that is requested."""
+    for name, source, needed, addend in (("add_x", x, needs_grad[0], add_x), ("add_x2", x2, needs_grad[3], add_x2)):
         if addend is None:
             continue
-        if not want:
-            raise ValueError(f"{name} is given, but the gradient it is to be added to is not wanted")
+        if not needed:
+            raise ValueError(f"{name} is given, but the gradient it is to be added to is not requested")
         check_tensor(name, addend, 4, (x.dtype,), x.device, "x")
         check_shape(name, addend, tuple(source.shape))
 
@@ -110,11 +130,11 @@ def _check_grad_x(grad, weight, padding_mode, dtype, algorithm) -> None:
         raise ValueError(
             f"grad has shape {tuple(grad.shape)} and weight {tuple(weight.shape)}, expected at least one of everything"
         )
-    _check_result(dtype)
-    _check_way(padding_mode, algorithm)
+    _check_result_dtype(dtype)
+    _check_options(padding_mode, algorithm)
 
 
-def _check_result(dtype) -> None:
+def _check_result_dtype(dtype) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
 
@@ -129,19 +149,21 @@ def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
     for name, tensor in (("x", x), ("grad", grad), ("x2", x2)):
         if tensor is not None and 0 in tensor.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected at least one channel, row and column")
-    _check_result(dtype)
-    _check_way(padding_mode, algorithm)
+    _check_result_dtype(dtype)
+    _check_options(padding_mode, algorithm)
 
 
 # ---- autograd
 
 
 class _Conv3x3(torch.autograd.Function):
+    """Autograd function of conv3x3."""
+
     @staticmethod
     def forward(ctx, run, *args):
         x, weight, _, x2, _, act, negative_slope, padding_mode, shuffle, _, algorithm = args
         y = run(*args)
-        # The sign of an activation's output is that of its input: nothing else of the epilogue is kept.
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(x, weight, x2, None if act == "none" else y)
         ctx.options = (negative_slope if act == "leaky_relu" else 0.0, padding_mode, shuffle, algorithm)
         return y
@@ -149,50 +171,75 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:6])
-        wanted[1:3] = reached(ctx, weight, grad_y, 2, 3)
-        if wanted[1] and y is None and ctx.options[1:3] == ("zeros", 1):
-            wanted[1] = not shared.left_to_node(weight, grad_y, x, x2)
-        grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
-            grad_y, x, weight, x2, y, *ctx.options, wanted
+        needs_grad = list(ctx.needs_input_grad[1:6])
+        needs_grad[1:3] = needs_weight_grad(ctx, weight, grad_y, 2, 3)
+        if needs_grad[1] and y is None and ctx.options[1:3] == ("zeros", 1):
+            needs_grad[1] = not shared_weight_grad.defer_to_shared_node(weight, grad_y, x, x2)
+        grads = (compute_differentiable_gradients if torch.is_grad_enabled() else _compute_fused_gradients)(
+            grad_y, x, weight, x2, y, *ctx.options, needs_grad
         )
         return None, *grads, *6 * (None,)
 
 
-def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def _compute_fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
+    """Compute the gradients of x, weight, bias, x2 and residual by conv3x3_backward, None for those not needed."""
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm)
-    return gradients_by(CONV3X3_BACKWARD, args, wanted, y is None and shuffle == 1)
+    return compute_gradients(CONV3X3_BACKWARD, args, needs_grad, y is None and shuffle == 1)
 
 
-def gradients_by(backward, args, wanted, plain: bool):
-    """Of x, weight, bias, x2 and residual by a backward op of args, the gradient of the result first; None where not
-    wanted. plain: nothing stands between sum and result, so that residual's gradient is that of the result."""
-    asked = [*wanted[:4], wanted[4] and not plain]
-    found = iter(backward.trusted(*args, asked) if any(asked) else ())
-    grads = [next(found) if want else None for want in asked]
-    if wanted[4] and plain:
+def compute_gradients(backward, args, needs_grad, identity_epilogue: bool):
+    """Compute the gradients of x, weight, bias, x2 and residual by a backward op, None for those not needed.
+
+    Args:
+        backward: the Op.
+        args: its arguments before the last one. The first is the gradient of the result.
+        needs_grad: five bools.
+        identity_epilogue: bool, whether the gradient of the residual equals that of the result.
+    """
+    requested = [*needs_grad[:4], needs_grad[4] and not identity_epilogue]
+    found = iter(backward.call_unchecked(*args, requested) if any(requested) else ())
+    grads = [next(found) if needed else None for needed in requested]
+    if needs_grad[4] and identity_epilogue:
         grads[4] = args[0]
     return grads
 
 
-def differentiable_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    """Of x, weight, bias, x2 and residual, None where not wanted, with graphs of their own."""
-    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+def compute_differentiable_gradients(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad
+):
+    """Compute the gradients of x, weight, bias, x2 and residual with graphs, None for those not needed.
+
+    Args:
+        grad_y: gradient of the result.
+        x: first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: second source or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle.
+        algorithm: str, requested algorithm.
+        needs_grad: five bools.
+    """
+    grad = reference.backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = None
-    if wanted[0] or wanted[3]:
-        both = CONV3X3_GRAD_X.trusted(grad, weight, padding_mode, x.dtype, algorithm)
+    if needs_grad[0] or needs_grad[3]:
+        both = CONV3X3_GRAD_X.call_unchecked(grad, weight, padding_mode, x.dtype, algorithm)
         grad_x, grad_x2 = (both, None) if x2 is None else both.split([x.shape[1], x2.shape[1]], 1)
-    if wanted[1]:
-        grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, x, x2, padding_mode, weight.dtype, algorithm)
-    grad_bias = direct.bias_gradient(grad, weight.dtype) if wanted[2] else None
-    return grad_x, grad_weight, grad_bias, grad_x2, grad if wanted[4] else None
+    if needs_grad[1]:
+        grad_weight = CONV3X3_GRAD_WEIGHT.call_unchecked(grad, x, x2, padding_mode, weight.dtype, algorithm)
+    grad_bias = library.compute_bias_gradient(grad, weight.dtype) if needs_grad[2] else None
+    return grad_x, grad_weight, grad_bias, grad_x2, grad if needs_grad[4] else None
 
 
-def _linear(x, weight, x2, padding_mode, out_dtype, algorithm):
-    return CONV3X3.trusted(x, weight, None, x2, None, "none", 0.0, padding_mode, 1, out_dtype, algorithm)
+def _convolve(x, weight, x2, padding_mode, out_dtype, algorithm):
+    """Compute conv3x3 without bias and epilogue."""
+    return CONV3X3.call_unchecked(x, weight, None, x2, None, "none", 0.0, padding_mode, 1, out_dtype, algorithm)
 
 
 class _GradX(torch.autograd.Function):
+    """Autograd function of conv3x3_grad_x."""
+
     @staticmethod
     def forward(ctx, run, grad, weight, padding_mode, dtype, algorithm):
         ctx.save_for_backward(grad, weight)
@@ -204,13 +251,17 @@ class _GradX(torch.autograd.Function):
         (grad, weight), (mode, algorithm) = ctx.saved_tensors, ctx.options
         grad_grad = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_grad = _linear(cotangent, weight, None, mode, grad.dtype, algorithm)
-        if ctx.needs_input_grad[2] and not (mode == "zeros" and shared.left_to_node(weight, grad, cotangent)):
-            grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
+            grad_grad = _convolve(cotangent, weight, None, mode, grad.dtype, algorithm)
+        if ctx.needs_input_grad[2] and not (
+            mode == "zeros" and shared_weight_grad.defer_to_shared_node(weight, grad, cotangent)
+        ):
+            grad_weight = CONV3X3_GRAD_WEIGHT.call_unchecked(grad, cotangent, None, mode, weight.dtype, algorithm)
         return None, grad_grad, grad_weight, None, None, None
 
 
 class _GradWeight(torch.autograd.Function):
+    """Autograd function of conv3x3_grad_weight."""
+
     @staticmethod
     def forward(ctx, run, grad, x, x2, padding_mode, dtype, algorithm):
         ctx.save_for_backward(grad, x, x2)
@@ -222,9 +273,9 @@ class _GradWeight(torch.autograd.Function):
         (grad, x, x2), (mode, algorithm) = ctx.saved_tensors, ctx.options
         grad_grad = grad_x = grad_x2 = None
         if ctx.needs_input_grad[1]:
-            grad_grad = _linear(x, cotangent, x2, mode, grad.dtype, algorithm)
+            grad_grad = _convolve(x, cotangent, x2, mode, grad.dtype, algorithm)
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            both = CONV3X3_GRAD_X.trusted(grad, cotangent, mode, x.dtype, algorithm)
+            both = CONV3X3_GRAD_X.call_unchecked(grad, cotangent, mode, x.dtype, algorithm)
             grad_x, grad_x2 = (both, None) if x2 is None else both.split([x.shape[1], x2.shape[1]], 1)
         return None, grad_grad, grad_x, grad_x2, None, None, None
 
@@ -232,33 +283,33 @@ class _GradWeight(torch.autograd.Function):
 # ---- registration
 
 
-def refusal(tensor: Tensor, *_) -> str | None:
-    """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
-    return native.missing() if tensor.is_cpu else None
+def unsupported_reason(tensor: Tensor, *_) -> str | None:
+    """Return a reason only for CPU tensors without the native module; the library computes everything else."""
+    return native.get_missing_reason() if tensor.is_cpu else None
 
 
 CONV3X3 = define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? x2, Tensor? residual, str act, float negative_slope, "
     "str padding_mode, int shuffle, ScalarType out_dtype, str algorithm) -> Tensor",
     reference=reference.conv3x3,
-    backends={"native": Backend(kernels.forward, refusal)},
+    backends={"native": Backend(kernels.forward, unsupported_reason)},
     fake=kernels.forward_fake,
     check=check,
     function=_Conv3x3,
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
-    "str padding_mode, int shuffle, str algorithm, bool[5] wanted, Tensor? add_x=None, Tensor? add_x2=None) "
+    "str padding_mode, int shuffle, str algorithm, bool[5] needs_grad, Tensor? add_x=None, Tensor? add_x2=None) "
     "-> Tensor[]",
     reference=reference.conv3x3_backward,
-    backends={"native": Backend(kernels.backward, refusal)},
+    backends={"native": Backend(kernels.backward, unsupported_reason)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )
 CONV3X3_GRAD_X = define(
     "conv3x3_grad_x(Tensor grad, Tensor weight, str padding_mode, ScalarType dtype, str algorithm) -> Tensor",
     reference=reference.conv3x3_grad_x,
-    backends={"native": Backend(kernels.grad_x, refusal)},
+    backends={"native": Backend(kernels.grad_x, unsupported_reason)},
     fake=kernels.grad_x_fake,
     check=_check_grad_x,
     function=_GradX,
@@ -267,37 +318,52 @@ CONV3X3_GRAD_WEIGHT = define(
     "conv3x3_grad_weight(Tensor grad, Tensor x, Tensor? x2, str padding_mode, ScalarType dtype, str algorithm) "
     "-> Tensor",
     reference=reference.conv3x3_grad_weight,
-    backends={"native": Backend(kernels.grad_weight, refusal)},
+    backends={"native": Backend(kernels.grad_weight, unsupported_reason)},
     fake=kernels.grad_weight_fake,
     check=_check_grad_weight,
     function=_GradWeight,
 )
 
 
-def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
-    """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
-    dtype = autocast_dtype(x)
+def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
+    """Cast the arguments of a convolution under autocast. A float32 weight and bias stay float32, as the engine reads
+    them.
+
+    Args:
+        x: first source.
+        weight: the filters.
+        bias: bias or None.
+        x2: second source or None.
+        residual: residual or None.
+        out_dtype: dtype of the result, None for the dtype of x.
+
+    Returns:
+        x, weight, bias, x2 and residual.
+    """
+    dtype = get_autocast_dtype(x)
     if dtype is None:
         return x, weight, bias, x2, residual
-    weight = cast_either(weight, dtype)
-    bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias
-    of_result = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
-    return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)
+    weight = cast_unless_float32(weight, dtype)
+    bias = cast_floating(bias, weight.dtype) if isinstance(weight, Tensor) else bias
+    residual_dtype = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
+    return cast_floating(x, dtype), weight, bias, cast_floating(x2, dtype), cast_floating(residual, residual_dtype)
 
 
-def _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: for one small map in a training."""
-    if not direct.is_one_map(x) or x2 is not None or algorithm != "auto":
+def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
+    """Return True if torch's convolution runs in place of the op: for a single small image while gradients are
+    recorded.
+    """
+    if not library.is_small_image(x) or x2 is not None or algorithm != "auto":
         return False
     if not (weight.dtype == out_dtype == x.dtype and x.is_cpu and padding_mode == "zeros"):
         return False
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not trained or native.missing() is not None or not unasked(x, weight):
+    if not trained or native.get_missing_reason() is not None or not can_bypass_dispatcher(x, weight):
         return False
-    if x.numel() <= SMALL:
+    if x.numel() <= ALWAYS_TORCH_ELEMENTS:
         return True
-    passes = passes_behind(residual, act, shuffle)
-    return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
+    passes = count_epilogue_passes(residual, act, shuffle)
+    return select_algorithm(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
 
 
 def conv3x3(
@@ -314,7 +380,7 @@ def conv3x3(
     out_dtype: torch.dtype | None = None,
     algorithm: str | None = None,
 ) -> Tensor:
-    """3x3 convolution, stride 1, same size, with what follows it in the same pass.
+    """Apply a 3x3 convolution of stride 1 and padding 1 with a fused epilogue.
 
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
@@ -322,52 +388,54 @@ def conv3x3(
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         weight: (O, C1 + C2, 3, 3), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source of a concatenation that is never made, or None.
+        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of the result, added before the activation, or None.
         act: None, "relu" or "leaky_relu".
-        negative_slope: of leaky_relu, >= 0.
-        padding_mode: what stands one pixel outside the field: "zeros", "replicate" (its outer rows and columns) or
-            "circular_x" (columns wrap, as longitude does; outer rows are repeated).
-        shuffle: r, 1 to 8: the channels become r x r sub-pixels as in torch.nn.PixelShuffle; r^2 divides O.
-        out_dtype: dtype of x (None) or float32.
-        algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "planes" (sums of
-            shifted planes, for few channels), "product" (one matrix product over all pixels), "direct" (torch's
-            convolution), "implicit_gemm" (one Triton kernel on a GPU, gradients by torch; float32 as three products
-            of tf32), "auto" (what a model of their costs takes), or None for that of the enclosing
-            fastds.convolution(...), "auto" without one.
+        negative_slope: float >= 0, slope of leaky_relu.
+        padding_mode: values one pixel outside the image: "zeros", "replicate" (the outer rows and columns) or
+            "circular_x" (columns wrap around, as longitudes do, and the outer rows are repeated).
+        shuffle: int, r from 1 to 8: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle. O must be a
+            multiple of r^2.
+        out_dtype: dtype of the result: None for the dtype of x, or float32.
+        algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
+            of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
+            (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "auto" (the fastest
+            by a cost model), or None for the algorithm of the enclosing fastds.convolution(...), which is "auto"
+            outside of one.
 
     Returns:
-        (B, O / r^2, r*H, r*W), out_dtype, channels_last; in training, of one float32 map of at most 20480 numbers, as
-        torch gives it, to whose convolution "auto" may leave it.
-
-    "winograd" computes F(4x4, 3x3) in float32 for every dtype: errors are at most 2e-5 of the output's standard
-    deviation on unit-variance input. A NaN or an infinity reaches up to all 16 outputs of the 4x4 tiles that read it
-    (most infinities as NaN), and a value that dwarfs its neighbours costs them digits there: fill missing values.
-
-    Gradients: x, weight, bias, x2 and residual, to any order. Deterministic, and independent of the number of threads,
-    bit for bit, where the engine or planes run. Under autocast x, x2 and residual take its dtype; weight and bias stay
-    float32.
+        (B, O / r^2, r*H, r*W), out_dtype, channels_last. In training "auto" may use torch's convolution for a single
+        float32 image of at most 20480 elements; the result then has the memory format of torch's result.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
-        RuntimeError: "winograd" or "planes" for tensors outside a CPU or in float64; "amx" for others than bfloat16,
-            or where the processor has no such tiles; "implicit_gemm" outside a GPU, in float64 or for
-            another out_dtype.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+        RuntimeError: the algorithm cannot run: "winograd" or "planes" for tensors that are not on a CPU or are float64;
+            "amx" for other dtypes than bfloat16 or a processor without AMX; "implicit_gemm" outside a GPU, for float64
+            or for another out_dtype than that of x.
 
-    Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
-    and infinity as its points.
+    "winograd" computes F(4x4, 3x3) in float32 for every dtype. Its errors are at most 2e-5 of the output's standard
+    deviation for inputs of unit variance. A NaN or an infinity affects up to all 16 outputs of the 4x4 tiles that read
+    it (most infinities become NaN), and a value much larger than its neighbours reduces their accuracy. Fill missing
+    values before.
+
+    Gradients exist for x, weight, bias, x2 and residual, to any order. With "winograd", "amx" and "planes", results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x, x2 and residual are cast to
+    its dtype; a float32 weight and bias stay float32.
+
+    Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, with the interpolation points 0,
+    +-sqrt(1/2), +-sqrt(2) and infinity.
     """
     if type(x) is Proxy:
-        return record(conv3x3, locals())
+        return record_op(conv3x3, locals())
     act = "none" if act is None else act
-    algorithm = current() if algorithm is None else algorithm
-    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, out_dtype)
+    algorithm = current_algorithm() if algorithm is None else algorithm
+    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype)
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
-    slope = number("negative_slope", negative_slope)
+    slope = to_float("negative_slope", negative_slope)
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
     check(*args)
-    if _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
+    if _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
-        return direct.finish(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
-    return CONV3X3.trusted(*args)
+        return library.apply_epilogue(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
+    return CONV3X3.call_unchecked(*args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients in plain PyTorch: differentiable to any order, exact in float64."""
+"""Reference of conv3x3 and its gradients in PyTorch: differentiable to any order, exact in float64."""
 
 import torch
 import torch.nn.functional as F
@@ -9,27 +9,27 @@ PADDING_MODES = ("zeros", "replicate", "circular_x")
 ACTIVATIONS = ("none", "relu", "leaky_relu")
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """x in channels_last layout; written so that vmap can follow."""
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return x in channels_last, by operations that vmap supports."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def shuffled(x: Tensor, r: int) -> Tensor:
-    """torch's pixel_shuffle, which leaves an empty tensor in its old shape."""
+def shuffle_pixels(x: Tensor, r: int) -> Tensor:
+    """Apply pixel_shuffle with factor r. torch's function does not change the shape of an empty tensor."""
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels // r**2, r, r, height, width).permute(0, 1, 4, 2, 5, 3)
     return parts.reshape(batch, channels // r**2, height * r, width * r)
 
 
-def unshuffled(x: Tensor, r: int) -> Tensor:
-    """torch's pixel_unshuffle, which leaves an empty tensor in its old shape."""
+def unshuffle_pixels(x: Tensor, r: int) -> Tensor:
+    """Apply pixel_unshuffle with factor r. torch's function does not change the shape of an empty tensor."""
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels, height // r, r, width // r, r).permute(0, 1, 3, 5, 2, 4)
     return parts.reshape(batch, channels * r**2, height // r, width // r)
 
 
 def pad(x: Tensor, padding_mode: str) -> Tensor:
-    """(B, C, H, W) continued by one pixel on every side; circular_x wraps columns and repeats the outer rows."""
+    """Pad (B, C, H, W) by one pixel on every side. "circular_x" wraps columns and repeats the outer rows."""
     if padding_mode == "zeros":
         return F.pad(x, (1, 1, 1, 1))
     x = F.pad(x, (1, 1, 0, 0), mode="circular" if padding_mode == "circular_x" else "replicate")
@@ -37,7 +37,13 @@ def pad(x: Tensor, padding_mode: str) -> Tensor:
 
 
 def activate(y: Tensor, act: str, negative_slope: float) -> Tensor:
-    """act of y; negative_slope belongs to leaky_relu."""
+    """Apply an activation.
+
+    Args:
+        y: any tensor.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+    """
     if act == "none":
         return y
     return F.relu(y) if act == "relu" else F.leaky_relu(y, negative_slope)
@@ -47,36 +53,61 @@ def conv3x3(
     x, weight, bias=None, x2=None, residual=None, act="none", negative_slope=0.1, padding_mode="zeros", shuffle=1,
     out_dtype=None, algorithm="auto",
 ):  # fmt: skip
-    """shuffle(act(conv(concat(x, x2)) + bias + residual)) of fastds.ops.conv3x3; algorithm changes nothing here."""
+    """Compute shuffle(act(conv(concat(x, x2)) + bias + residual)): see fastds.ops.conv3x3. The algorithm is ignored."""
     out_dtype = out_dtype or x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), out_dtype)
     source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(dtype)
     y = F.conv2d(source, weight.to(dtype), None if bias is None else bias.to(dtype))
-    return channels_last(finish(y, residual, act, negative_slope, shuffle).to(out_dtype))
+    return to_channels_last(apply_epilogue(y, residual, act, negative_slope, shuffle).to(out_dtype))
 
 
-def finish(y: Tensor, residual: Tensor | None, act: str, negative_slope: float, shuffle: int) -> Tensor:
-    """shuffle(act(y + residual))."""
+def apply_epilogue(y: Tensor, residual: Tensor | None, act: str, negative_slope: float, shuffle: int) -> Tensor:
+    """Compute shuffle(act(y + residual)).
+
+    Args:
+        y: (B, O, H, W).
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        shuffle: factor of the pixel shuffle, 1: none.
+    """
     y = activate(y if residual is None else y + residual, act, negative_slope)
-    return y if shuffle == 1 else shuffled(y, shuffle)
+    return y if shuffle == 1 else shuffle_pixels(y, shuffle)
 
 
-def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
-    """Gradient of conv + bias + residual from that of the result y; y None: no activation."""
+def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
+    """Compute the gradient of conv + bias + residual from the gradient of the result.
+
+    Args:
+        grad_y: gradient of the result.
+        y: the result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        shuffle: factor of the pixel shuffle, 1: none.
+    """
     if y is not None:
         grad_y = torch.where(y > 0, grad_y, negative_slope * grad_y)
-    return unshuffled(grad_y, shuffle) if shuffle > 1 else grad_y
+    return unshuffle_pixels(grad_y, shuffle) if shuffle > 1 else grad_y
 
 
 def conv3x3_grad_x(grad, weight, padding_mode, dtype, algorithm="auto"):
-    """Gradient of the concatenated input of conv(concat(x, x2)) from that of its result, in `dtype`."""
+    """Compute the gradient of the concatenated input of conv(concat(x, x2)).
+
+    Args:
+        grad: (B, O, H, W), gradient of the result.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: ignored.
+    """
     compute = torch.promote_types(torch.promote_types(grad.dtype, weight.dtype), dtype)
     full = F.conv_transpose2d(grad.to(compute), weight.to(compute))
-    return channels_last(fold(full, padding_mode).to(dtype))
+    return to_channels_last(fold(full, padding_mode).to(dtype))
 
 
 def fold(full: Tensor, padding_mode: str) -> Tensor:
-    """The adjoint of pad: (B, C, H + 2, W + 2) -> (B, C, H, W), each outer pixel added to the one it was taken from."""
+    """Apply the adjoint of pad, (B, C, H + 2, W + 2) -> (B, C, H, W): add each outer pixel to the pixel it was copied
+    from.
+    """
     if padding_mode == "zeros":
         return full[:, :, 1:-1, 1:-1]
     left, right = full[..., :1], full[..., -1:]
@@ -86,11 +117,12 @@ def fold(full: Tensor, padding_mode: str) -> Tensor:
 
 
 def fold_rows(full: Tensor) -> Tensor:
-    """The adjoint of repeating the outer rows: (B, C, H + 2, W) -> (B, C, H, W)."""
+    """Apply the adjoint of repeating the outer rows, (B, C, H + 2, W) -> (B, C, H, W)."""
     return _add_ends(full[:, :, 1:-1], full[:, :, :1], full[:, :, -1:], -2)
 
 
 def _add_ends(inner, first, last, dim):
+    """Add `first` and `last` to the first and last slice of `inner` along `dim`."""
     if inner.shape[dim] == 1:
         return inner + first + last
     middle = inner.narrow(dim, 1, inner.shape[dim] - 2)
@@ -98,31 +130,44 @@ def _add_ends(inner, first, last, dim):
 
 
 def conv3x3_grad_weight(grad, x, x2, padding_mode, dtype, algorithm="auto"):
-    """Gradient of the weight of conv(concat(x, x2)) from that of its result, (O, C, 3, 3) in `dtype`."""
+    """Compute the gradient of the weight of conv(concat(x, x2)).
+
+    Args:
+        grad: (B, O, H, W), gradient of the result.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: ignored.
+
+    Returns:
+        (O, C1 + C2, 3, 3).
+    """
     compute = torch.promote_types(torch.promote_types(grad.dtype, x.dtype), dtype)
     source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(compute).transpose(0, 1)
     return F.conv2d(source, grad.to(compute).transpose(0, 1)).transpose(0, 1).to(dtype).contiguous()
 
 
 def conv3x3_backward(
-    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x=None, add_x2=None
 ):  # fmt: skip
-    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y.
+    """Compute the requested gradients of x, weight, bias, x2 and residual from the gradient of the result y.
 
-    add_x and add_x2 are added to those of x and x2.
+    add_x and add_x2 are added to the gradients of x and x2. The algorithm is ignored.
     """
-    grad = pre_gradient(grad_y, y, negative_slope, shuffle)
+    grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = grad_bias = None
-    if wanted[0] or wanted[3]:
+    if needs_grad[0] or needs_grad[3]:
         both = conv3x3_grad_x(grad, weight, padding_mode, x.dtype)
         grad_x, grad_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
         grad_x, grad_x2 = (
-            channels_last(part if more is None else part + more) for part, more in ((grad_x, add_x), (grad_x2, add_x2))
+            to_channels_last(part if more is None else part + more)
+            for part, more in ((grad_x, add_x), (grad_x2, add_x2))
         )
-    if wanted[1]:
+    if needs_grad[1]:
         grad_weight = conv3x3_grad_weight(grad, x, x2, padding_mode, weight.dtype)
-    if wanted[2]:
+    if needs_grad[2]:
         grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
-    grad = channels_last(grad)
+    grad = to_channels_last(grad)
     grads = (grad_x, grad_weight, grad_bias, grad_x2, grad)
-    return [g for g, want in zip(grads, wanted, strict=True) if want]
+    return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]

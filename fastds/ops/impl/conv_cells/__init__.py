@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 3x3 convolution and the gates behind it in one op: the recurrent cells."""
+"""Steps of convolutional recurrent cells: a 3x3 convolution with fused gates."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells: a 3x3 convolution and a pointwise pass as one op, the pass in the output stage of the Winograd engine.
+"""Ops that fuse a 3x3 convolution with the pointwise gates of a recurrent cell.
 
-Where the engine does not run or does not pay, the op runs conv3x3 and the pass one after the other. Its last result,
-for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives. Inside
-recomputed_gates they are not kept and the backward computes them again.
+The gates run in the output stage of the native engine. Where the engine cannot run or is not faster, the op runs
+conv3x3 and the pointwise op one after the other. The last result of an op are the pre-activations, that is the output
+of the convolution, for the backward pass. It is empty unless `keep_pre`. Inside recompute_gates the pre-activations are
+not saved, and the backward pass computes them again.
 """
 
 from collections.abc import Iterator
@@ -16,38 +17,42 @@ from torch import Tensor
 from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_filters, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import dense, empty_map, nhwc, plain
-from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3 import engine, kernels, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
+from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
+from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv3x3 import kernels, shared_weight_grad, winograd
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current_algorithm, select_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
-from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
+from fastds.ops.impl.conv3x3.op import unsupported_reason as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.gates.passes import PassOps
+from fastds.ops.impl.gates.pointwise import PointwiseOps
 
-FEW_NUMBERS = 1 << 14  # of a map
-_recompute = Switch(False)
+SMALL_MAP_ELEMENTS = 1 << 14  # see select_engine
+_recompute = ProcessSetting(False)
 
 
 @contextmanager
-def recomputed_gates(on: bool = True) -> Iterator[None]:
-    """Whether the cells called inside the block keep no pre-activations for their backward but compute them again.
+def recompute_gates(on: bool = True) -> Iterator[None]:
+    """Let the cells called inside the block recompute the pre-activations in the backward pass instead of saving them.
 
-    A ConvLSTM step keeps 3 maps in the place of 7 and takes a third more convolutions; the gradients are the same bits.
+    A ConvLSTM step then saves 3 maps instead of 7 and computes a third more convolutions. The gradients are the same,
+    bit for bit.
+
+    Args:
+        on: bool, False: save the pre-activations.
     """
     with _recompute.set(on):
         yield
 
 
-def recomputes() -> bool:
-    """Whether the cells called now compute their gates again."""
+def is_recomputing_gates() -> bool:
+    """Return True if cells recompute their pre-activations in the backward pass."""
     return _recompute.value
 
 
 class Convolution(NamedTuple):
-    """What a cell convolves: conv3x3([x; x2], weight) + bias + residual; None for what there is not."""
+    """Arguments of the convolution of a cell, conv3x3([x; x2], weight) + bias + residual. Absent tensors are None."""
 
     x: Tensor
     x2: Tensor | None
@@ -56,18 +61,18 @@ class Convolution(NamedTuple):
     residual: Tensor | None
 
     def compute(self, algorithm: str, run) -> Tensor:
-        """By run, which takes the arguments of the op conv3x3."""
+        """Compute the convolution by run, which takes the arguments of the op conv3x3."""
         settings = ("none", 0.0, "zeros", 1, self.x.dtype, algorithm)
         return run(self.x, self.weight, self.bias, self.x2, self.residual, *settings)
 
     def nhwc(self) -> "Convolution":
-        """The same on maps whose channels lie side by side."""
-        x, x2, residual = (None if t is None else nhwc(t) for t in (self.x, self.x2, self.residual))
+        """Return the same convolution with maps whose channel stride is 1."""
+        x, x2, residual = (None if t is None else as_nhwc(t) for t in (self.x, self.x2, self.residual))
         return Convolution(x, x2, self.weight, self.bias, residual)
 
 
 class CellCall(NamedTuple):
-    """The arguments of a cell's op by name; others: inputs of the pass that the convolution does not give."""
+    """Arguments of a cell's op by name; others: inputs of the pointwise op besides the convolution's output."""
 
     convolution: Convolution
     others: tuple[Tensor, ...]
@@ -76,8 +81,8 @@ class CellCall(NamedTuple):
     keep_pre: bool
 
 
-class Names(NamedTuple):
-    """What messages call the arguments of the convolution."""
+class ArgumentNames(NamedTuple):
+    """Names of the convolution's arguments in error messages."""
 
     x: str
     x2: str
@@ -86,59 +91,67 @@ class Names(NamedTuple):
     residual: str = "residual"
 
 
-class ConvPassOps:
-    """The registered op of a convolution and a pass; its gradients are those of the two.
+class ConvPointwiseOps:
+    """The registered op that fuses a convolution and a pointwise op. Its backward pass calls the backward ops of both.
 
-    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre)
+    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pointwise op, *options, algorithm,
+    keep_pre)
 
     Args:
-        name: of the op.
-        ops: of the pass.
-        at: position of the pass's input that the convolution gives.
-        sources: names of x and x2 in messages.
-        recurrent: x2 is the result of the step before, and has its channels.
+        name: str, name of the op.
+        ops: the registered pointwise op.
+        position: position of the pointwise input that the convolution computes.
+        sources: names of x and x2 in error messages.
+        recurrent: bool, whether x2 is the previous state, which has as many channels as the result.
     """
 
     def __init__(
-        self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2"), recurrent: bool = False
+        self,
+        name: str,
+        ops: PointwiseOps,
+        position: int = 0,
+        sources: tuple[str, str] = ("x", "x2"),
+        recurrent: bool = False,
     ):
         spec = ops.spec
-        self.name, self.ops, self.spec, self.at, self.names = name, ops, spec, at, Names(*sources)
+        self.name, self.ops, self.spec, self.position, self.names = name, ops, spec, position, ArgumentNames(*sources)
         self.recurrent = recurrent
-        self.gates = spec.inputs[at].gates
-        self.others = [i for k, i in enumerate(spec.inputs) if k != at]
-        self.tensors = 5 + len(self.others)  # the first arguments
+        self.gates = spec.inputs[position].gates
+        self.others = [i for k, i in enumerate(spec.inputs) if k != position]
+        self.tensors = 5 + len(self.others)  # number of tensor arguments, which come first
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
         results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
         backends = {
             "native": Backend(self._forward, convolution_refusal),
-            "triton": Backend(self._forward_triton, lambda x, *_: triton_loader.refusal(x), self._prefers_triton),
+            "triton": Backend(
+                self._forward_triton, lambda x, *_: triton_loader.unsupported_reason(x), self._prefers_triton
+            ),
         }
         self.op = define(
             f"{name}(Tensor {sources[0]}, Tensor? {sources[1]}, Tensor weight, Tensor? bias, Tensor? residual, "
             f"{others}{options}str algorithm, bool keep_pre) -> ({results})",
             reference=self._reference,
             backends=backends,
-            fake=lambda *args: self._empty(self._named(args)),
+            fake=lambda *args: self._empty(self._parse_arguments(args)),
             check=self._check,
             function=self._function(),
         )
 
-    def _named(self, args) -> CellCall:
+    def _parse_arguments(self, args) -> CellCall:
         *options, algorithm, keep_pre = args[self.tensors :]
         return CellCall(Convolution(*args[:5]), args[5 : self.tensors], tuple(options), algorithm, keep_pre)
 
     def __call__(self, *args):
-        """The results of the op for its tensors and options."""
-        return self.op(*args, current(), False)[:-1]
+        """Compute the results of the cell for its tensors and options, without the pre-activations."""
+        return self.op(*args, current_algorithm(), False)[:-1]
 
-    def _formula(self, suffix: str) -> str:
+    def _get_formula_name(self, suffix: str) -> str:
         return (self.spec.formula or self.spec.name) + suffix
 
     def _inputs(self, pre, others):
-        """The inputs of the pass."""
-        return *others[: self.at], pre, *others[self.at :]
+        """Return the inputs of the pointwise op."""
+        return *others[: self.position], pre, *others[self.position :]
 
     # ---- checks
 
@@ -148,22 +161,36 @@ class ConvPassOps:
         self.spec.check_options(*options)
         check_choice("algorithm", algorithm, ALGORITHMS)
 
-    def check(self, x, x2, weight, bias, residual, *others, names: "Names | None" = None) -> None:
-        """Refuses what the op cannot take; names: of its first arguments in messages."""
+    def check(self, x, x2, weight, bias, residual, *others, names: "ArgumentNames | None" = None) -> None:
+        """Check the tensor arguments.
+
+        Args:
+            x: (B, C1, H, W), first source.
+            x2: (B, C2, H, W), second source, or None.
+            weight: (gates * C, C1 + C2, 3, 3).
+            bias: (gates * C,) or None.
+            residual: (B, gates * C, H, W) or None.
+            *others: other inputs of the pointwise op.
+            names: names of the first five arguments in error messages. None: those of the op.
+
+        Raises:
+            TypeError: a value is not a Tensor, or a dtype is not allowed.
+            ValueError: a shape or device is invalid.
+        """
         names = names or self.names
         first, second = names.x, names.x2
         check_tensor(first, x, 4, DTYPES, None, first)
         exact, widest = (x.dtype,), torch.float64 if x.dtype == torch.float64 else torch.float32
-        wide = (x.dtype, widest)
+        with_float32 = (x.dtype, widest)
         if x2 is not None:
             check_tensor(second, x2, 4, exact, x.device, first)
-        check_tensor(names.weight, weight, 4, wide, x.device, first)
+        check_tensor(names.weight, weight, 4, with_float32, x.device, first)
         if bias is not None:
-            check_tensor(names.bias, bias, 1, wide, x.device, first)
+            check_tensor(names.bias, bias, 1, with_float32, x.device, first)
         if residual is not None:
             check_tensor(names.residual, residual, 4, exact, x.device, first)
         for spec, tensor in zip(self.others, others, strict=True):
-            check_tensor(spec.name, tensor, 4, wide if spec.wide else exact, x.device, first)
+            check_tensor(spec.name, tensor, 4, with_float32 if spec.allows_float32 else exact, x.device, first)
         self._check_shapes(x, x2, weight, bias, residual, others, names)
 
     def _check_shapes(self, x, x2, weight, bias, residual, others, names) -> None:
@@ -190,95 +217,104 @@ class ConvPassOps:
     # ---- forward
 
     def _empty(self, call: CellCall):
+        """Allocate the results."""
         x, outputs = call.convolution.x, call.convolution.weight.shape[0]
         batch, _, height, width = x.shape
         inputs = self._inputs(x, call.others)
         dtypes = [inputs[k].dtype for k in self.spec.outputs]
-        results = buffer_pool.empties((batch, outputs // self.gates, height, width), dtypes, x)
-        return *results, _pre(x, outputs if call.keep_pre else 0)
+        results = buffer_pool.allocate_maps((batch, outputs // self.gates, height, width), dtypes, x)
+        return *results, _allocate_pre(x, outputs if call.keep_pre else 0)
 
     def _forward(self, *args):
-        call = self._named(args)
-        if (algorithm := engine_of(call.convolution, call.others, call.algorithm)) is not None:
+        call = self._parse_arguments(args)
+        if (algorithm := select_engine(call.convolution, call.others, call.algorithm)) is not None:
             return self._fused(call, algorithm)
         pre = call.convolution.compute(call.algorithm, kernels.forward)
-        results = self.ops.forward.trusted(*self._inputs(pre, call.others), *call.options)
+        results = self.ops.forward.call_unchecked(*self._inputs(pre, call.others), *call.options)
         results = (results,) if isinstance(results, Tensor) else results
-        return *results, pre if call.keep_pre else _pre(call.convolution.x, 0)
+        return *results, pre if call.keep_pre else _allocate_pre(call.convolution.x, 0)
 
     def _fused(self, call: CellCall, algorithm: str):
         *results, pre = self._empty(call)
         suffix, option, slope = self.spec.variant(*call.options)
-        formula, kept = self._formula(suffix), pre if call.keep_pre else None
-        run_engine(formula, option, slope, call.convolution, call.others, results, kept, algorithm)
+        formula, saved_pre = self._get_formula_name(suffix), pre if call.keep_pre else None
+        run_engine(formula, option, slope, call.convolution, call.others, results, saved_pre, algorithm)
         return *results, pre
 
     def _forward_triton(self, *args):
-        call = self._named(args)
+        call = self._parse_arguments(args)
         *results, pre = self._empty(call)
         c = call.convolution.nhwc()
-        weight, bias = dense(c.weight.to(c.x.dtype)), None if c.bias is None else c.bias.contiguous()
-        others = [nhwc(t) for t in call.others]
+        weight, bias = to_channels_last(c.weight.to(c.x.dtype)), None if c.bias is None else c.bias.contiguous()
+        others = [as_nhwc(t) for t in call.others]
         suffix, option, slope = self.spec.variant(*call.options)
         arguments = ((c.x, c.x2, weight, bias, c.residual), others, results, pre if call.keep_pre else None)
-        triton_loader.kernels("conv_cells").launch(self._formula(suffix), option, slope, *arguments)
+        triton_loader.load_kernels("conv_cells").launch(self._get_formula_name(suffix), option, slope, *arguments)
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:
-        """16-bit tensors on a GPU with enough channels to fill a tensor core's tile: on an H200 half of the time."""
+        """Return True for 16-bit tensors on a GPU with enough channels to fill a tile of the tensor cores."""
         x, weight, algorithm = args[0], args[2], args[-2]
         if not x.is_cuda or algorithm != "auto":
             return False
         return x.dtype in (torch.float16, torch.bfloat16) and weight.shape[0] >= 16 * self.gates
 
     def _reference(self, *args):
-        call = self._named(args)
+        call = self._parse_arguments(args)
         c = call.convolution
         pre = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual)
         results = self.spec.reference(*self._inputs(pre, call.others), *call.options)
-        return *((results,) if isinstance(results, Tensor) else results), _pre(c.x, 0)
+        return *((results,) if isinstance(results, Tensor) else results), _allocate_pre(c.x, 0)
 
     # ---- gradients
 
-    def _gradients(self, call: CellCall, pre, same, grads, wanted):
-        """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's.
+    def _gradients(self, call: CellCall, pre, shared_inputs, grads, needs_grad):
+        """Compute the gradients of the op's tensors, None for those not needed: first by the pointwise op, then the
+        convolution.
 
-        A source that is an input of the pass, too, has the gradient of both in its own: they are added where the
-        convolution's is made. same: pairs of a source and the other input of the pass that it is.
+        If a source is also an input of the pointwise op, the convolution's backward adds both gradients.
+
+        Args:
+            call: the arguments of the op.
+            pre: pre-activations, None to compute them again.
+            shared_inputs: pairs (source, other) of positions where a source and another pointwise input are the same
+                tensor.
+            grads: gradients of the results, None for zero.
+            needs_grad: bool for each tensor.
         """
         c = call.convolution
         if pre is None:
-            # As the forward chose it, which knows that a pass follows: the same bits.
-            algorithm = engine_of(c, call.others, call.algorithm) or call.algorithm
-            pre = c.compute(algorithm, CONV3X3.trusted)
-        want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
-        want_pass = self._inputs(any(wanted[:5]), wanted[5:])
+            # Select the algorithm of the forward pass, so that the bits are the same.
+            algorithm = select_engine(c, call.others, call.algorithm) or call.algorithm
+            pre = c.compute(algorithm, CONV3X3.call_unchecked)
+        needs_x, needs_x2, needs_weight, needs_bias, needs_residual = needs_grad[:5]
+        needs_pointwise = self._inputs(any(needs_grad[:5]), needs_grad[5:])
         inputs = self._inputs(pre, call.others)
-        parts = iter(self.ops.backward.trusted(*grads, *inputs, *call.options, list(want_pass)))
-        of_pass = [next(parts) if want else None for want in want_pass]
-        grad_pre = of_pass.pop(self.at)
-        want_weight = want_weight and not shared.left_to_node(c.weight, grad_pre, c.x, c.x2)
-        asked = [want_x, want_weight, want_bias, want_x2, False]
+        parts = iter(self.ops.backward.call_unchecked(*grads, *inputs, *call.options, list(needs_pointwise)))
+        pointwise_grads = [next(parts) if needed else None for needed in needs_pointwise]
+        grad_pre = pointwise_grads.pop(self.position)
+        needs_weight = needs_weight and not shared_weight_grad.defer_to_shared_node(c.weight, grad_pre, c.x, c.x2)
+        requested = [needs_x, needs_weight, needs_bias, needs_x2, False]
         added = [None, None]
-        for source, other in same:
-            if (want_x, want_x2)[source] and added[source] is None:
-                added[source], of_pass[other] = of_pass[other], None
-        arguments = (grad_pre, c.x, c.weight, c.x2, None, 0.0, "zeros", 1, call.algorithm, asked, *added)
-        parts = iter(CONV3X3_BACKWARD.trusted(*arguments) if any(asked) else ())
-        grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if want else None for want in asked)
-        return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if want_residual else None, *of_pass
+        for source, other in shared_inputs:
+            if (needs_x, needs_x2)[source] and added[source] is None:
+                added[source], pointwise_grads[other] = pointwise_grads[other], None
+        arguments = (grad_pre, c.x, c.weight, c.x2, None, 0.0, "zeros", 1, call.algorithm, requested, *added)
+        parts = iter(CONV3X3_BACKWARD.call_unchecked(*arguments) if any(requested) else ())
+        grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if needed else None for needed in requested)
+        return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if needs_residual else None, *pointwise_grads
 
-    def _differentiable_gradients(self, call: CellCall, grads, wanted):
-        """The same, from the inputs of the op and not from what it kept: right to any order."""
+    def _differentiable_gradients(self, call: CellCall, grads, needs_grad):
+        """Compute the same gradients from the inputs of the op only, differentiable to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
             pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=call.algorithm)
-            return self.ops.forward.trusted(*self._inputs(pre, others), *call.options)
+            return self.ops.forward.call_unchecked(*self._inputs(pre, others), *call.options)
 
         c = call.convolution
         tensors = (c.x, c.x2, c.weight, c.bias, c.residual, *call.others)
-        found = iter(vector_jacobian(composed, tensors, grads, wanted))
-        return tuple(next(found) if want else None for want in wanted)
+        found = iter(compute_vjp(composed, tensors, grads, needs_grad))
+        return tuple(next(found) if needed else None for needed in needs_grad)
 
     def _function(self):
         ops = self
@@ -287,17 +323,19 @@ class ConvPassOps:
             @staticmethod
             def forward(ctx, run, *args):
                 *arguments, keep_pre = args
-                call, recompute = ops._named(args), recomputes()
+                call, recompute = ops._parse_arguments(args), is_recomputing_gates()
                 *results, pre = run(*arguments, keep_pre or not recompute)
                 tensors = args[: ops.tensors]
                 ctx.save_for_backward(*tensors, None if recompute else pre)
                 ctx.settings = args[ops.tensors :]
                 pairs = ((source, other) for source in (0, 1) for other in range(len(call.others)))
-                ctx.same = [(source, other) for source, other in pairs if tensors[source] is call.others[other]]
+                ctx.shared_inputs = [
+                    (source, other) for source, other in pairs if tensors[source] is call.others[other]
+                ]
                 ctx.set_materialize_grads(False)
-                kept = pre if keep_pre else _pre(call.convolution.x, 0)
-                ctx.mark_non_differentiable(kept)
-                return *results, kept
+                saved_pre = pre if keep_pre else _allocate_pre(call.convolution.x, 0)
+                ctx.mark_non_differentiable(saved_pre)
+                return *results, saved_pre
 
             @staticmethod
             def backward(ctx, *grads):
@@ -305,31 +343,45 @@ class ConvPassOps:
                 if all(g is None for g in grads):
                     return (None,) * len(ctx.needs_input_grad)
                 *tensors, pre = ctx.saved_tensors
-                call, wanted = ops._named((*tensors, *ctx.settings)), list(ctx.needs_input_grad[1 : 1 + ops.tensors])
-                wanted[2:4] = reached(ctx, call.convolution.weight, call.convolution.x, 3, 4)
+                call, needs_grad = (
+                    ops._parse_arguments((*tensors, *ctx.settings)),
+                    list(ctx.needs_input_grad[1 : 1 + ops.tensors]),
+                )
+                needs_grad[2:4] = needs_weight_grad(ctx, call.convolution.weight, call.convolution.x, 3, 4)
                 if torch.is_grad_enabled():
-                    results = ops._differentiable_gradients(call, grads, wanted)
+                    results = ops._differentiable_gradients(call, grads, needs_grad)
                 else:
-                    results = ops._gradients(call, pre, ctx.same, grads, wanted)
+                    results = ops._gradients(call, pre, ctx.shared_inputs, grads, needs_grad)
                 return None, *results, *(None for _ in ctx.settings)
 
         Function.__name__ = Function.__qualname__ = ops.name
         return Function
 
 
-def engine_of(convolution: Convolution, others, algorithm: str) -> str | None:
-    """The algorithm of the engine that takes the convolution with its pass in the output stage, or None; others: that
-    pass's other inputs.
+def select_engine(convolution: Convolution, others, algorithm: str) -> str | None:
+    """Return the algorithm of the engine that fuses a convolution and its gates, or None if they have to run
+    separately.
 
-    Channels that are no multiple of 4 go one by one there, which pays for maps so small that a call more takes longer.
+    The engine processes channels one by one if their number is no multiple of 4. This is faster only for small maps,
+    for which an additional call would take longer.
+
+    Args:
+        convolution: the convolution.
+        others: other inputs of the pointwise op.
+        algorithm: str, requested algorithm.
     """
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
-    if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > FEW_NUMBERS:
+    if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > SMALL_MAP_ELEMENTS:
         return None
-    beside = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
-    found = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **beside)
-    wide = any(t.dtype == torch.float64 for t in others)
-    if found not in ENGINES or wide or x.shape[0] == 0 or not native.module().conv_gates_fits(inputs, outputs):
+    selector_options = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
+    found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **selector_options)
+    has_float64 = any(t.dtype == torch.float64 for t in others)
+    if (
+        found not in ENGINES
+        or has_float64
+        or x.shape[0] == 0
+        or not native.get_module().conv_gates_fits(inputs, outputs)
+    ):
         return None
     return found
 
@@ -338,31 +390,51 @@ def run_engine(
     formula: str, option: float, slope: float, convolution: Convolution, others, results, pre: Tensor | None,
     algorithm: str,
 ) -> None:  # fmt: skip
-    """A formula of csrc/gates in the output stage of a convolution, into results and pre; algorithm: of engine_of."""
+    """Run a convolution with gates on the engine.
+
+    Args:
+        formula: str, name of the formula in csrc/gates.
+        option: number for the formula.
+        slope: slope of leaky_relu in the formula.
+        convolution: the convolution.
+        others: other inputs of the formula.
+        results: outputs of the formula, channels_last.
+        pre: output for the pre-activations, or None.
+        algorithm: result of select_engine.
+    """
     c, amx = convolution.nhwc(), algorithm == "amx"
-    operands = [*(nhwc(t) for t in others), *results]
-    bias = None if c.bias is None else plain(c.bias)
-    filters = engine.packed(c.weight, False, 1, amx)
+    operands = [*(as_nhwc(t) for t in others), *results]
+    bias = None if c.bias is None else to_contiguous(c.bias)
+    filters = winograd.get_packed_filters(c.weight, False, 1, amx)
     batch, _, height, width = c.x.shape
-    module = native.module()
-    native.in_workspace(
+    module = native.get_module()
+    native.call_with_workspace(
         module.conv_gates, module.GATE_FORMULAS[formula], option, slope,
         (batch, height, width, height, width, 1, 1, 0, 0),
-        [native.view(c.x)] if c.x2 is None else [native.view(c.x), native.view(c.x2)],
-        [] if c.residual is None else [native.view(c.residual)], [native.view(t) for t in operands],
-        [] if pre is None else [native.view(pre)], filters.data_ptr(), native.address(bias),
+        [native.describe_map(c.x)] if c.x2 is None else [native.describe_map(c.x), native.describe_map(c.x2)],
+        [] if c.residual is None else [native.describe_map(c.residual)], [native.describe_map(t) for t in operands],
+        [] if pre is None else [native.describe_map(pre)], filters.data_ptr(), native.get_address(bias),
         0 if bias is None else native.DTYPE_CODES[bias.dtype], amx,
     )  # fmt: skip
 
 
-def of_first(weight, x, state=None):
-    """The part of a weight for the first of two sources, where the second has the channels of `state` if that is given;
-    whatever is no tensor is left to the checks."""
+def slice_first_source(weight, x, state=None):
+    """Return the part of a weight that belongs to the first of two sources.
+
+    Args:
+        weight: (O, C1 + C2, 3, 3).
+        x: (B, C1, H, W), first source.
+        state: tensor with as many channels as the second source. None: C1 is the number of channels of x.
+
+    Returns:
+        view of the weight; the weight itself if a value is not a tensor of four dimensions, which a later check
+        reports.
+    """
     tensors = (weight, x) if state is None else (weight, x, state)
     if not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors) or weight.layout is not torch.strided:
         return weight
     return weight[:, : x.shape[1] if state is None else max(0, weight.shape[1] - state.shape[1])]
 
 
-def _pre(x: Tensor, channels: int) -> Tensor:
+def _allocate_pre(x: Tensor, channels: int) -> Tensor:
     return empty_map((x.shape[0], channels, *x.shape[2:]), x.dtype, x)

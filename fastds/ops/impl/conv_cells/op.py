@@ -1,55 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of convolutional recurrent cells, their pointwise passes in the output stage of the Winograd engine."""
+"""Steps of convolutional recurrent cells, with the gates fused into the output stage of the convolution."""
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast, check_dense, number
-from fastds.ops.core.layout import nhwc
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.core.tracing import Proxy, record
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
-from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
+from fastds.ops.core.arguments import cast_for_autocast, check_dense, to_float
+from fastds.ops.core.layout import as_nhwc
+from fastds.ops.core.registry import has_active_transforms
+from fastds.ops.core.tracing import Proxy, record_op
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
+from fastds.ops.impl.conv_cells.fused import ConvPointwiseOps, slice_first_source
+from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, get_sources
 from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_LSTM_GATES
 
 __all__ = ["conv_gru_cell", "conv_lstm_cell", "conv_memory_gates", "conv_output_gate", "conv_st_lstm_gates"]
 
-LSTM = ConvPassOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"), recurrent=True)
-ST_LSTM = ConvPassOps("conv_st_lstm_gates", ST_LSTM_GATES, sources=("x", "h"))
-MEMORY = ConvPassOps("conv_memory_gates", MEMORY_GATES)
-OUTPUT = ConvPassOps("conv_output_gate", OUTPUT_GATE)
+LSTM = ConvPointwiseOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"), recurrent=True)
+ST_LSTM = ConvPointwiseOps("conv_st_lstm_gates", ST_LSTM_GATES, sources=("x", "h"))
+MEMORY = ConvPointwiseOps("conv_memory_gates", MEMORY_GATES)
+OUTPUT = ConvPointwiseOps("conv_output_gate", OUTPUT_GATE)
 
 
 def conv_lstm_cell(
     x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of a convolutional LSTM, the pre-activations never written unless a gradient needs them.
+    """Compute one step of a convolutional LSTM. The pre-activations are stored only if a gradient needs them.
 
     [i f g o] = conv3x3([x; h]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        h: (B, C, H, W), dtype of x. None for zeros: its part of the weight is left out.
-        c: (B, C, H, W), dtype of x or float32.
-        weight: (4C, C1 + C, 3, 3), dtype of x or float32, outputs in the order i, f, g, o. bias: (4C,) or None.
+        h: (B, C, H, W), dtype of x, hidden state. None: zeros; the part of the weight for h is not read.
+        c: (B, C, H, W), dtype of x or float32, cell state.
+        weight: (4C, C1 + C, 3, 3), dtype of x or float32, outputs in the order i, f, g, o.
+        bias: (4C,) or None.
 
     Returns:
-        h' in x's dtype and c' in c's dtype, both (B, C, H, W), channels_last.
-
-    Gradients: all inputs, to any order. Deterministic, and independent of the number of threads, bit for bit. Under
-    autocast x and h take its dtype, c is float32. fastds.convolution chooses the convolution's algorithm.
+        h' in the dtype of x and c' in the dtype of c, both (B, C, H, W), channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
+    of the convolution.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
     if type(x) is Proxy:
-        return record(conv_lstm_cell, locals())
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x, state=c) if h is None else weight
+        return record_op(conv_lstm_cell, locals())
+    x, h, c, weight, bias = cast_for_autocast((x, h, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x, state=c) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
 
 
@@ -58,60 +60,68 @@ def conv_gru_cell(
     candidate_bias: Tensor | None, *, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2,
     shares: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """One step of a convolutional GRU that resets the state before the candidate's convolution.
+    """Compute one step of a convolutional GRU that resets the state before the convolution of the candidate.
 
     [z r] = sigmoid(conv3x3([x; h]) + bias);  n = act(conv3x3([x; r h]) + bias)
     h' = w h + (1 - w) n,  w = z (keep "z") or 1 - z (keep "1-z")
 
     Args:
-        x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. None where
-            `shares` has its part, and for an input of zeros: then the weights are those of h alone, as with shares.
-        h: (B, C, H, W), dtype of x.
-        gates_weight: (2C, C1 + C, 3, 3), dtype of x or float32, outputs in the order z, r. gates_bias: (2C,) or None.
-        candidate_weight: (C, C1 + C, 3, 3). candidate_bias: (C,) or None.
-        keep: "z" or "1-z", the weight of h.
-        act: "tanh" or "leaky_relu" with negative_slope >= 0.
-        shares: x's parts of gates (B, 2C, H, W) and candidate (B, C, H, W), for sequences whose x were convolved at
-            once; x is None and the weights are those of h alone, (2C, C, 3, 3) and (C, C, 3, 3).
+        x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. None: the
+            convolutions read only h, with the weights of h; this is the case with `shares` and for an input of zeros.
+        h: (B, C, H, W), dtype of x, state.
+        gates_weight: (2C, C1 + C, 3, 3), dtype of x or float32, outputs in the order z, r.
+        gates_bias: (2C,) or None.
+        candidate_weight: (C, C1 + C, 3, 3), dtype of x or float32.
+        candidate_bias: (C,) or None.
+        keep: "z" or "1-z", the weight w of h.
+        act: "tanh" or "leaky_relu", activation of the candidate.
+        negative_slope: float >= 0, slope of leaky_relu.
+        shares: convolutions of x for the gates (B, 2C, H, W) and the candidate (B, C, H, W), which a sequence can
+            compute for all steps at once. x is then None, and the weights are those of h, (2C, C, 3, 3) and (C, C, 3,
+            3).
 
     Returns:
         h' (B, C, H, W), channels_last.
 
-    Gradients: all inputs, to any order. Deterministic, and independent of the number of threads, bit for bit. Under
-    autocast all but weights and biases take its dtype. fastds.convolution chooses the convolutions' algorithm.
-
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit; both of x and shares.
+        TypeError: a dtype is not allowed, or shares is not a pair.
+        ValueError: a shape, device or option is invalid, or both x and shares are given.
+
+    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype. fastds.convolution
+    selects the algorithm of the convolutions.
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
     if type(x) is Proxy:
-        return record(conv_gru_cell, locals())
+        return record_op(conv_gru_cell, locals())
     if x is not None and shares is not None:
         raise ValueError("expected x or shares, got both")
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
         raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
-    of_gates, of_candidate = shares or (None, None)
-    h, x = _turned_once(h), _turned_once(x)
-    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
-    tensors = autocast(tensors, either=(2, 3, 4, 5))
-    options = (keep, act, number("negative_slope", negative_slope))
+    gates_share, candidate_share = shares or (None, None)
+    h, x = _to_nhwc_once(h), _to_nhwc_once(x)
+    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share)
+    tensors = cast_for_autocast(tensors, keep_float32=(2, 3, 4, 5))
+    options = (keep, act, to_float("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
-        return STEP(*tensors, *options, current())[0]
+        return STEP(*tensors, *options, current_algorithm())[0]
     try:
-        return _without_gradients(*tensors, options)
-    except (RuntimeError, TypeError, ValueError):  # of an op that knows its own arguments alone
-        STEP.check(*tensors, *options, current())
+        return _step_without_gradients(*tensors, options)
+    except (RuntimeError, TypeError, ValueError):  # of the internal ops: check again with the public argument names
+        STEP.check(*tensors, *options, current_algorithm())
         check_dense(_GRU_NAMES, tensors)
         raise
 
 
-def _turned_once(source):
-    """A map with its channels side by side, which both convolutions and both passes of a GRU want; vmap knows no such
-    layout, and whatever is no map is left to the checks."""
+def _to_nhwc_once(source):
+    """Return a feature map with channel stride 1, which both convolutions and both pointwise ops of a GRU read.
+
+    Inside functorch transforms, which do not support this layout, and for values that are no maps, the value is
+    unchanged.
+    """
     is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
-    return nhwc(source) if is_map and not transforms_active() else source
+    return as_nhwc(source) if is_map and not has_active_transforms() else source
 
 
 _GRU_NAMES = (
@@ -119,75 +129,85 @@ _GRU_NAMES = (
 )  # fmt: skip
 
 
-def _without_gradients(
+def _step_without_gradients(
     h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options
 ):  # fmt: skip
-    """Nothing is kept but z, which both halves of the step need."""
-    z, reset = RESET(*sources(x, h), gates_weight, gates_bias, gates_share, h)
-    return UPDATE(*sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
+    """Compute a step that stores no intermediate tensors but z and the reset state."""
+    z, reset = RESET(*get_sources(x, h), gates_weight, gates_bias, gates_share, h)
+    return UPDATE(*get_sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
 
 
 def conv_st_lstm_gates(
     x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Temporal memory of an ST-LSTM, and the part of its output gate that waits for the spatial memory.
+    """Compute the temporal memory of an ST-LSTM, and the part of its output gate that does not depend on the spatial
+    memory.
 
     [i f g q] = conv3x3([x; h]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        h: (B, C2, H, W), dtype of x. None for zeros: its part of the weight is left out.
-        c: (B, C, H, W), dtype of x or float32.
-        weight: (4C, C1 + C2, 3, 3), dtype of x or float32, outputs in the order i, f, g, q. bias: (4C,) or None.
+        h: (B, C2, H, W), dtype of x, hidden state. None: zeros; the part of the weight for h is not read.
+        c: (B, C, H, W), dtype of x or float32, temporal memory.
+        weight: (4C, C1 + C2, 3, 3), dtype of x or float32, outputs in the order i, f, g, q.
+        bias: (4C,) or None.
 
     Returns:
-        c' in c's dtype and q in x's, both (B, C, H, W), channels_last.
-
-    Gradients: all inputs, to any order. Deterministic, and independent of the number of threads, bit for bit. Under
-    autocast x and h take its dtype, c is float32. fastds.convolution chooses the convolution's algorithm.
+        c' in the dtype of c and q in the dtype of x, both (B, C, H, W), channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
+    of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_st_lstm_gates, locals())
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x) if h is None else weight
+        return record_op(conv_st_lstm_gates, locals())
+    x, h, c, weight, bias = cast_for_autocast((x, h, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x) if h is None else weight
     return ST_LSTM(x, h, weight, bias, None, c)
 
 
 def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Gated update of a memory, the pre-activations never written unless a gradient needs them.
+    """Compute the gated update of a memory. The pre-activations are stored only if a gradient needs them.
 
     [i f g] = conv3x3([x; x2]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        x2: (B, C2, H, W), dtype of x. None for zeros: its part of the weight is left out.
-        c: (B, C, H, W), dtype of x or float32.
-        weight: (3C, C1 + C2, 3, 3), dtype of x or float32, outputs in the order i, f, g. bias: (3C,) or None.
+        x2: (B, C2, H, W), dtype of x. None: zeros; the part of the weight for x2 is not read.
+        c: (B, C, H, W), dtype of x or float32, memory.
+        weight: (3C, C1 + C2, 3, 3), dtype of x or float32, outputs in the order i, f, g.
+        bias: (3C,) or None.
 
     Returns:
-        c' (B, C, H, W) in c's dtype, channels_last.
+        c' (B, C, H, W) in the dtype of c, channels_last.
 
-    Gradients, determinism, autocast, errors: as conv_st_lstm_gates.
+    Raises:
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast x and x2 are cast to its dtype and c to float32. fastds.convolution selects the
+    algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_memory_gates, locals())
-    x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), either=(3, 4))
-    weight = of_first(weight, x) if x2 is None else weight
+        return record_op(conv_memory_gates, locals())
+    x, x2, c, weight, bias = cast_for_autocast((x, x2, c, weight, bias), float32=(2,), keep_float32=(3, 4))
+    weight = slice_first_source(weight, x) if x2 is None else weight
     return MEMORY(x, x2, weight, bias, None, c, "none")[0]
 
 
 def conv_output_gate(
     x: Tensor, x2: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """Output of a recurrent cell whose gate is a convolution of its memories.
+    """Compute the output of a recurrent cell whose gate is a convolution of its memories.
 
     y = sigmoid(conv3x3([x; x2]) + bias + residual) tanh(value)
 
@@ -195,19 +215,25 @@ def conv_output_gate(
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         x2: (B, C2, H, W), dtype of x.
         value: (B, C, H, W), dtype of x or float32.
-        weight: (C, C1 + C2, 3, 3), dtype of x or float32. bias: (C,) or None.
+        weight: (C, C1 + C2, 3, 3), dtype of x or float32.
+        bias: (C,) or None.
         residual: (B, C, H, W), dtype of x, or None.
 
     Returns:
-        y (B, C, H, W) in x's dtype, channels_last.
+        y (B, C, H, W) in the dtype of x, channels_last.
 
-    Gradients, determinism, errors: as conv_st_lstm_gates. Under autocast x, x2 and residual take its dtype; value may
-    stay in float32.
+    Raises:
+        TypeError: a dtype is not allowed.
+        ValueError: a shape or device is invalid.
+
+    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
+    bit for bit. Under autocast x, x2 and residual are cast to its dtype; a float32 value stays float32.
+    fastds.convolution selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
-        return record(conv_output_gate, locals())
+        return record_op(conv_output_gate, locals())
     tensors = (x, x2, value, residual, weight, bias)
-    x, x2, value, residual, weight, bias = autocast(tensors, either=(2, 4, 5))
+    x, x2, value, residual, weight, bias = cast_for_autocast(tensors, keep_float32=(2, 4, 5))
     return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable convolution, modulated or guided by a flow."""
+"""Deformable convolution, modulated by a mask or guided by a flow."""

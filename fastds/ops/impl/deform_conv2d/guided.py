@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d guided by a raw map: offsets and mask of one convolution, sigmoid and base offset inside the kernel.
+"""guided_deform_conv2d: deform_conv2d whose offsets and mask are channels of one raw map.
 
-On a GPU it is one kernel, in CUDA C++ or in Triton, which saves the sigmoid's and the base offset's passes over the
-largest maps of the network. Elsewhere fastds.nn.GuidedDeformConv2d composes the same from deform_conv2d.
+The kernel applies the sigmoid to the mask channels and adds a base offset. On a GPU the op is one kernel, in CUDA C++
+or Triton, which avoids elementwise passes over the largest maps of the network. On other devices
+fastds.nn.GuidedDeformConv2d computes the same by deform_conv2d.
 """
 
 from typing import NamedTuple
@@ -12,17 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import check_shape, check_tensor, number
-from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.layout import channel_sums, dense, empty_map, laid_out, nhwc, output_format
-from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.impl.deform_conv2d.calls import dims_of, group_counts, triton_problem, window_fits
-from fastds.ops.impl.deform_conv2d.op import autocast, check
+from fastds.ops.core.arguments import check_shape, check_tensor, to_float
+from fastds.ops.core.backends import Backend, forced_backend
+from fastds.ops.core.layout import (
+    as_nhwc,
+    empty_map,
+    get_output_format,
+    sum_per_channel,
+    to_channels_last,
+    to_memory_format,
+)
+from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
+from fastds.ops.impl.deform_conv2d.launch_args import (
+    can_use_shared_memory,
+    count_groups,
+    make_dims,
+    make_triton_problem,
+)
+from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 
 
-class Guided(NamedTuple):
-    """The arguments of the op; those of its backward are these without bias and slope."""
+class GuidedCall(NamedTuple):
+    """Arguments of the op. The arguments of its backward op are the same without bias and slope."""
 
     input: Tensor
     raw: Tensor
@@ -33,30 +46,30 @@ class Guided(NamedTuple):
     modulated: bool
     slope: float = 1.0
 
-    def geometry(self) -> tuple:
-        """Stride, padding and dilation that keep the size of the field."""
+    def get_geometry(self) -> tuple:
+        """Return stride, padding and dilation that preserve the image size."""
         return (1, 1), (self.weight.shape[2] // 2, self.weight.shape[3] // 2), (1, 1)
 
-    def split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Views of the offset and the mask part of a map like raw."""
+    def split_raw(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return views of the offset and the mask channels of a map like raw."""
         split = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
         return raw[:, :split], raw[:, split:] if self.modulated else None
 
-    def problem(self, offset: Tensor):
-        """Sizes for the kernels."""
-        return triton_problem(self.weight, *self.geometry(), *group_counts(self.input, offset, self.weight))
+    def make_problem(self, offset: Tensor):
+        """Return the sizes for the Triton kernels."""
+        return make_triton_problem(self.weight, *self.get_geometry(), *count_groups(self.input, offset, self.weight))
 
-    def base(self) -> Tensor | None:
-        """base_offset as the kernels read it."""
+    def get_base(self) -> Tensor | None:
+        """Return base_offset as the kernels read it."""
         return None if self.base_offset is None else self.base_offset.to(torch.float32).contiguous()
 
 
-def _of_backward(input, raw, weight, base_offset, offset_groups, modulated) -> Guided:
-    return Guided(input, raw, weight, None, base_offset, offset_groups, modulated)
+def _make_backward_call(input, raw, weight, base_offset, offset_groups, modulated) -> GuidedCall:
+    return GuidedCall(input, raw, weight, None, base_offset, offset_groups, modulated)
 
 
 def _check(*args) -> None:
-    call = Guided(*args)
+    call = GuidedCall(*args)
     input, raw, weight, maps = call.input, call.raw, call.weight, (call.input.dtype, torch.float32)
     if not 0 < call.slope < float("inf"):
         raise ValueError(f"slope must be a finite number > 0, got {call.slope!r}")
@@ -65,140 +78,143 @@ def _check(*args) -> None:
     channels = (3 if call.modulated else 2) * call.offset_groups * weight.shape[2] * weight.shape[3]
     if call.offset_groups < 1 or raw.shape[1] != channels:
         raise ValueError(f"raw has {raw.shape[1]} channels, expected {channels} for {call.offset_groups} offset groups")
-    check(input, call.split(raw)[0], weight, call.bias, *call.geometry(), None)
+    check(input, call.split_raw(raw)[0], weight, call.bias, *call.get_geometry(), None)
     if call.base_offset is not None:
         check_tensor("base_offset", call.base_offset, 4, maps, input.device, "input")
         check_shape("base_offset", call.base_offset, (input.shape[0], 2, *raw.shape[2:]))
 
 
 def reference(*args) -> Tensor:
-    """The composition that the kernel stands for, differentiable to any order."""
-    call = Guided(*args)
-    offset, mask = call.split(call.raw)
+    """Compute the op by separate differentiable operations."""
+    call = GuidedCall(*args)
+    offset, mask = call.split_raw(call.raw)
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
     if call.base_offset is not None:
         pairs = offset.unflatten(1, (-1, 2)) + call.base_offset.to(offset.dtype).unsqueeze(1)
         offset = pairs.flatten(1, 2)
     mask = None if mask is None else mask.to(offset.dtype).sigmoid()
-    wide = call.input.to(offset.dtype)  # as the kernel: nothing is rounded between the maps and the sum
+    upcast = call.input.to(offset.dtype)  # like the kernel, which does not round before the sum
     bias = None if call.bias is None else call.bias.to(offset.dtype)
-    y = reference_deform_conv2d(wide, offset, call.weight.to(offset.dtype), bias, *call.geometry(), mask)
+    y = reference_deform_conv2d(upcast, offset, call.weight.to(offset.dtype), bias, *call.get_geometry(), mask)
     return F.leaky_relu(y, call.slope).to(call.input.dtype)
 
 
-def _refusal_native(*args) -> str | None:
-    call = Guided(*args)
-    reason = native.refusal(_WINDOW, call.input)
+def _native_unsupported_reason(*args) -> str | None:
+    call = GuidedCall(*args)
+    reason = native.unsupported_reason(_FORWARD_KERNELS, call.input)
     if reason is not None:
         return reason
     if call.modulated and call.raw.dtype != call.input.dtype:
         return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
-    if not window_fits(call.input, call.split(call.raw)[0], call.weight, None, *call.geometry()):
-        return "only 16-bit channels_last maps whose window fits shared memory, see fastds.ops.deform_conv2d"
+    if not can_use_shared_memory(call.input, call.split_raw(call.raw)[0], call.weight, None, *call.get_geometry()):
+        return "only 16-bit channels_last maps whose tile fits shared memory, see can_use_shared_memory"
     return None
 
 
 def _forward_native(*args):
-    call = Guided(*args)
-    x, weight, base = call.input, dense(call.weight), call.base()
+    call = GuidedCall(*args)
+    x, weight, base = call.input, to_channels_last(call.weight), call.get_base()
     y = empty_map((x.shape[0], weight.shape[0], *call.raw.shape[2:]), x.dtype, x)
     if y.numel():
-        offset, mask = call.split(call.raw)
+        offset, mask = call.split_raw(call.raw)
         bias = None if call.bias is None else call.bias.contiguous()
-        dims = dims_of(x, offset, weight, mask, *call.geometry(), *group_counts(x, offset, weight))
-        addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y, base))
-        launch = native.cuda_launch(x)
-        native.module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
+        dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
+        addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
+        launch = native.get_cuda_launch_arguments(x)
+        native.get_module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
     return y
 
 
 def _forward_triton(*args):
-    call = Guided(*args)
+    call = GuidedCall(*args)
     input, weight = call.input, call.weight
     shape = (input.shape[0], weight.shape[0], *call.raw.shape[2:])
     y = empty_map(shape, input.dtype, input)
-    offset, mask = call.split(nhwc(call.raw))
+    offset, mask = call.split_raw(as_nhwc(call.raw))
     bias = None if call.bias is None else call.bias.contiguous()
-    triton_loader.kernels("deform_conv2d").launch_forward(
-        nhwc(input), offset, mask, dense(weight), bias, y, call.problem(offset), base=call.base(),
+    triton_loader.load_kernels("deform_conv2d").launch_forward(
+        as_nhwc(input), offset, mask, to_channels_last(weight), bias, y, call.make_problem(offset),
+        base=call.get_base(),
         sigmoid=call.modulated, slope=call.slope if call.slope != 1 else None,
     )  # fmt: skip
-    return laid_out(y, output_format(input))
+    return to_memory_format(y, get_output_format(input))
 
 
 def _fake(*args):
-    call = Guided(*args)
+    call = GuidedCall(*args)
     shape = (call.input.shape[0], call.weight.shape[0], *call.raw.shape[2:])
-    return call.input.new_empty(shape).to(memory_format=output_format(call.input))
+    return call.input.new_empty(shape).to(memory_format=get_output_format(call.input))
 
 
 def _backward(grad_y, *args):
-    """Gradients of input, raw, weight, bias and base_offset, in this order, of those that are wanted; no activation."""
-    *args, wanted = args
-    call = _of_backward(*args)
+    """Compute the requested gradients of input, raw, weight, bias and base_offset, without the activation."""
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     if grad_y.numel() == 0:
-        return [g.zero_() for g in _backward_fake(grad_y, *args, wanted)]
-    kernels = triton_loader.kernels("deform_conv2d_backward")
-    raw, weight = call.raw, dense(call.weight)
-    grad_y, x = dense(grad_y), nhwc(call.input)
-    offset, mask = call.split(nhwc(raw))
-    problem = call.problem(offset)
-    grad_x = empty_map(x.shape, torch.float32, x).zero_() if wanted[0] else None
-    # grad_base is a sum of grad_offset, and takes it in float32.
-    dtype = torch.float32 if wanted[4] else raw.dtype
-    asked = wanted[1] or wanted[4]
-    grad_raw = empty_map(raw.shape, dtype, raw) if asked else None
-    grad_offset, grad_mask = call.split(grad_raw) if asked else (None, None)
-    options = {"base": call.base(), "sigmoid": call.modulated}
+        return [g.zero_() for g in _backward_fake(grad_y, *args, needs_grad)]
+    kernels = triton_loader.load_kernels("deform_conv2d_backward")
+    raw, weight = call.raw, to_channels_last(call.weight)
+    grad_y, x = to_channels_last(grad_y), as_nhwc(call.input)
+    offset, mask = call.split_raw(as_nhwc(raw))
+    problem = call.make_problem(offset)
+    grad_x = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
+    # The gradient of base_offset is a sum of grad_offset, which must then be float32.
+    dtype = torch.float32 if needs_grad[4] else raw.dtype
+    requested = needs_grad[1] or needs_grad[4]
+    grad_raw = empty_map(raw.shape, dtype, raw) if requested else None
+    grad_offset, grad_mask = call.split_raw(grad_raw) if requested else (None, None)
+    options = {"base": call.get_base(), "sigmoid": call.modulated}
     kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
     grads = []
-    if wanted[0]:
+    if needs_grad[0]:
         grads.append(grad_x.to(x.dtype))
-    if wanted[1]:
+    if needs_grad[1]:
         grads.append(grad_raw.to(raw.dtype))
-    if wanted[2]:
-        grads.append(kernels.weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype))
-    if wanted[3]:
-        grads.append(channel_sums(grad_y).to(grad_y.dtype))
-    if wanted[4]:
+    if needs_grad[2]:
+        grads.append(
+            kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype)
+        )
+    if needs_grad[3]:
+        grads.append(sum_per_channel(grad_y).to(grad_y.dtype))
+    if needs_grad[4]:
         grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(call.base_offset.dtype))
     return grads
 
 
 def _backward_fake(grad_y, *args):
-    *args, wanted = args
-    call = _of_backward(*args)
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     return [
         grad_y.new_empty(call.weight.shape[0]) if like is None else torch.empty_like(like)
-        for like, want in zip((call.input, call.raw, call.weight, None, call.base_offset), wanted, strict=True)
-        if want
+        for like, needed in zip((call.input, call.raw, call.weight, None, call.base_offset), needs_grad, strict=True)
+        if needed
     ]
 
 
 def _check_backward(grad_y, *args) -> None:
-    call = _of_backward(*args[:-1])
+    call = _make_backward_call(*args[:-1])
     _check(*call)
     check_tensor("grad_y", grad_y, 4, (call.input.dtype,), call.input.device, "input")
     check_shape("grad_y", grad_y, (call.input.shape[0], call.weight.shape[0], *call.raw.shape[2:]))
 
 
 def _backward_reference(grad_y, *args):
-    *args, wanted = args
-    call = _of_backward(*args)
+    *args, needs_grad = args
+    call = _make_backward_call(*args)
     bias = call.weight.new_zeros(call.weight.shape[0])
 
     def formula(*tensors):
         return reference(*tensors, call.offset_groups, call.modulated, 1.0)
 
     tensors = (call.input, call.raw, call.weight, bias, call.base_offset)
-    return vector_jacobian(formula, tensors, (grad_y,), wanted)
+    return compute_vjp(formula, tensors, (grad_y,), needs_grad)
 
 
 class _GuidedDeformConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
-        call, y = Guided(*args), run(*args)
-        # The sign of the activation's output is that of its input.
+        call, y = GuidedCall(*args), run(*args)
+        # The activation's output has the sign of its input, so that its gradient needs only y.
         ctx.save_for_backward(call.input, call.raw, call.weight, call.base_offset, None if call.slope == 1 else y)
         ctx.options, ctx.slope = (call.offset_groups, call.modulated), call.slope
         return y
@@ -208,13 +224,15 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         *tensors, y = ctx.saved_tensors
         if y is not None:
             grad_y = torch.where(y >= 0, grad_y, ctx.slope * grad_y)
-        wanted = list(ctx.needs_input_grad[1:6])
-        wanted[2:4] = reached(ctx, tensors[2], grad_y, 3, 4)
-        grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.trusted(grad_y, *tensors, *ctx.options, wanted))
-        return (None, *(next(grads) if want else None for want in wanted), None, None, None)
+        needs_grad = list(ctx.needs_input_grad[1:6])
+        needs_grad[2:4] = needs_weight_grad(ctx, tensors[2], grad_y, 3, 4)
+        grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.call_unchecked(grad_y, *tensors, *ctx.options, needs_grad))
+        return (None, *(next(grads) if needed else None for needed in needs_grad), None, None, None)
 
 
-_WINDOW = dict.fromkeys(("cuda", "cpu"), "deform_conv2d_guided_cuda")  # "cpu": of the emulator in tests/gpuless
+_FORWARD_KERNELS = dict.fromkeys(
+    ("cuda", "cpu"), "deform_conv2d_guided_cuda"
+)  # "cpu": for the emulator in tests/gpuless
 _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
@@ -222,8 +240,8 @@ GUIDED_DEFORM_CONV2D = define(
     f"guided_deform_conv2d({_INPUTS}, Tensor? bias, {_OPTIONS}, float slope=1.0) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, _refusal_native),
-        "triton": Backend(_forward_triton, lambda input, *_: triton_loader.refusal(input)),
+        "native": Backend(_forward_native, _native_unsupported_reason),
+        "triton": Backend(_forward_triton, lambda input, *_: triton_loader.unsupported_reason(input)),
     },
     fake=_fake,
     check=_check,
@@ -231,20 +249,20 @@ GUIDED_DEFORM_CONV2D = define(
 )
 
 GUIDED_DEFORM_CONV2D_BACKWARD = define(
-    f"guided_deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_OPTIONS}, bool[5] wanted) -> Tensor[]",
+    f"guided_deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_OPTIONS}, bool[5] needs_grad) -> Tensor[]",
     reference=_backward_reference,
-    backends={"triton": Backend(_backward, lambda g, *args: triton_loader.atomic_refusal(g, args[-1][0]))},
+    backends={"triton": Backend(_backward, lambda g, *args: triton_loader.atomic_unsupported_reason(g, args[-1][0]))},
     fake=_backward_fake,
     check=_check_backward,
 )
 
 
-def runs(input: Tensor) -> bool:
-    """Whether the one kernel takes the input; else the caller composes the op from deform_conv2d."""
-    if forced() not in (None, "triton"):
+def is_supported(input: Tensor) -> bool:
+    """Return True if guided_deform_conv2d should run on tensors like `input`, False if separate operations should."""
+    if forced_backend() not in (None, "triton"):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
-    return input.device.type == "cuda" and triton_loader.refusal(input) is None and not deterministic
+    return input.device.type == "cuda" and triton_loader.unsupported_reason(input) is None and not deterministic
 
 
 def guided_deform_conv2d(
@@ -257,30 +275,35 @@ def guided_deform_conv2d(
     modulated: bool,
     slope: float = 1.0,
 ) -> Tensor:
-    """Modulated deformable convolution, size kept, of a raw offset and mask map.
+    """Apply a modulated deformable convolution of stride 1 whose offsets and mask logits are the channels of one map.
 
     [o | m] = raw;  y = leaky_relu(deform_conv2d(input, o + base_offset, weight, bias, mask=sigmoid(m)), slope)
 
     Args:
         input: (B, C, H, W), float32, float16 or bfloat16; fastest in channels_last, as raw.
-        raw: (B, 3GK, H, W), the 2GK offsets in pixels, pairs (dy, dx) per group and tap, then GK values whose sigmoid
-            is the mask; 2GK channels with modulated=False. dtype of input, or float32.
-        weight: (O, C/groups, k_h, k_w), k odd; bias: (O,) or None; dtype of input.
+        raw: (B, 3GK, H, W), dtype of input or float32: 2GK offsets in pixels, pairs (dy, dx) for each group and tap,
+            then GK logits of the mask. With modulated=False it has the 2GK offsets only.
+        weight: (O, C/groups, k_h, k_w), k odd, dtype of input.
+        bias: (O,), dtype of input, or None.
         base_offset: (B, 2, H, W), (dy, dx) in pixels, added to every offset in float32, or None.
-        offset_groups: G.
-        modulated: raw has a mask part.
-        slope: of the leaky ReLU, > 0; 1 is none.
+        offset_groups: int, G.
+        modulated: bool, whether raw has logits of a mask.
+        slope: float > 0, slope of a final leaky ReLU, 1 for none.
 
     Returns:
         (B, O, H, W), dtype of input.
 
-    Gradients: input (added atomically: its last bits change from run to run), raw, weight, bias, base_offset; to any
-    order, beyond the first by the reference formula. Under autocast input, weight and bias take its dtype.
-
     Raises:
-        TypeError, ValueError: as deform_conv2d; raw or base_offset of another shape or dtype; slope not positive.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
+
+    Gradients exist for input, raw, weight, bias and base_offset, to any order (beyond the first by the reference). The
+    gradient of input is added atomically, so that its last bits vary between runs. Under autocast input, weight and
+    bias are cast to its dtype.
 
     Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
     """
-    input, raw, weight, bias, _ = autocast(input, raw, weight, bias, None)
-    return GUIDED_DEFORM_CONV2D(input, raw, weight, bias, base_offset, offset_groups, modulated, number("slope", slope))
+    input, raw, weight, bias, _ = cast_for_autocast(input, raw, weight, bias, None)
+    return GUIDED_DEFORM_CONV2D(
+        input, raw, weight, bias, base_offset, offset_groups, modulated, to_float("slope", slope)
+    )

@@ -1,35 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated deformable convolution: validation, native calls, gradients, registration and the public function.
+"""Modulated deformable convolution: checks, native calls, gradients, registration and the public function.
 
-The native kernel works on NHWC memory: a tensor whose channel stride is 1 (channels_last, or a channel slice of a wider
-channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
+The native kernel reads NHWC memory. A tensor whose channel stride is 1 (channels_last, or a channel slice of a larger
+channels_last tensor) is read in place; others are copied. Gradients of maps are channels_last.
 """
 
 import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, cast_floating, check_shape, check_tensor, get_autocast_dtype, is_int
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, channel_sums, dense, empty_map, laid_out, nhwc, output_format, plain
-from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.core.tracing import Proxy, record
-from fastds.ops.impl.deform_conv2d.calls import (
-    dims_of,
+from fastds.ops.core.layout import (
+    CHANNELS_LAST,
+    as_nhwc,
+    empty_map,
+    get_output_format,
+    sum_per_channel,
+    to_channels_last,
+    to_contiguous,
+    to_memory_format,
+)
+from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
+from fastds.ops.core.tracing import Proxy, record_op
+from fastds.ops.impl.deform_conv2d.launch_args import (
+    count_groups,
     forward_prefers_triton,
-    group_counts,
+    make_dims,
+    make_triton_problem,
     prefers_triton,
-    triton_problem,
 )
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 __all__ = ["deform_conv2d"]
 
-_FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
-_BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
+_FORWARD_KERNELS = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
+_BACKWARD_KERNELS = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
 
 
-_END = 1 << 24  # pixels: float32, in which positions are, counts them one by one up to here
+_MAX_PIXELS = 1 << 24  # float32, the dtype of positions, represents all integers up to here
 
 
 def _pair(value) -> tuple:
@@ -37,21 +46,30 @@ def _pair(value) -> tuple:
 
 
 def _check_pair(name: str, pair, least: int) -> None:
+    """Raise ValueError unless `pair` has two ints from `least` to 2^24 - 1."""
     first, second = pair if len(pair) == 2 else (None, None)
-    if type(first) is type(second) is int and least <= first < _END and least <= second < _END:
-        return  # a third of the time
-    if len(pair) != 2 or not all(is_count(v) and least <= v < _END for v in pair):
+    if type(first) is type(second) is int and least <= first < _MAX_PIXELS and least <= second < _MAX_PIXELS:
+        return  # fast path for ints: three times faster than the generic check
+    if len(pair) != 2 or not all(is_int(v) and least <= v < _MAX_PIXELS for v in pair):
         given = pair[0] if len(pair) == 2 and pair[0] == pair[1] else tuple(pair)
-        raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_END - 1}, got {given!r}")
+        raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_MAX_PIXELS - 1}, got {given!r}")
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output length along one axis, in pixels."""
+def get_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Return the output length along one axis.
+
+    Args:
+        size: input length in pixels.
+        kernel: taps.
+        stride: pixels.
+        padding: pixels.
+        dilation: pixels between taps.
+    """
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
-    """Refuses what the kernel cannot take."""
+    """Check the arguments of deform_conv2d: see there."""
     check_tensor("input", input, 4, DTYPES, None, "input")
     check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device, "input")
     check_tensor("weight", weight, 4, (input.dtype,), input.device, "input")
@@ -76,8 +94,8 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
             f"offset has {offset.shape[1]} channels, expected 2 * {taps} taps * offset groups "
             f"with offset groups a divisor of input's {channels} channels"
         )
-    h_out = output_size(height, k_h, stride[0], padding[0], dilation[0])
-    w_out = output_size(width, k_w, stride[1], padding[1], dilation[1])
+    h_out = get_output_size(height, k_h, stride[0], padding[0], dilation[0])
+    w_out = get_output_size(width, k_w, stride[1], padding[1], dilation[1])
     if h_out < 1 or w_out < 1:
         raise ValueError(f"output would have size {h_out} x {w_out}: the kernel is larger than the padded input")
     check_shape("offset", offset, (batch, 2 * offset_groups * taps, h_out, w_out))
@@ -90,121 +108,156 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
             raise ValueError(f"bias has {bias.shape[0]} values, expected {out_channels}, one per output channel")
 
 
-def autocast(input, offset, weight, bias, mask):
-    """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
-    dtype = autocast_dtype(input)
+def cast_for_autocast(input, offset, weight, bias, mask):
+    """Cast the tensors under autocast; the offset keeps its dtype, but float32 replaces a 16-bit dtype other than
+    autocast's.
+    """
+    dtype = get_autocast_dtype(input)
     if dtype is None:
         return input, offset, weight, bias, mask
     if isinstance(offset, Tensor) and offset.dtype != dtype:
-        offset = cast(offset, torch.float32)
-    return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)
+        offset = cast_floating(offset, torch.float32)
+    return (
+        cast_floating(input, dtype),
+        offset,
+        cast_floating(weight, dtype),
+        cast_floating(bias, dtype),
+        cast_floating(mask, dtype),
+    )
 
 
 def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
-    groups, offset_groups = group_counts(input, offset, weight)
-    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
+    """Run the native kernel: see deform_conv2d for the arguments."""
+    groups, offset_groups = count_groups(input, offset, weight)
+    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     cuda = native.runs_on_cuda(input)
-    # The kernel reads and writes planes then, but for input: where its offsets lie so, which are most of what it reads.
-    planar = not cuda and CHANNELS_LAST not in (layout, output_format(offset))
+    # Planar: the kernel reads offset and mask and writes y in contiguous memory. Only with contiguous offsets, because
+    # they are most of the memory that is read.
+    planar = not cuda and CHANNELS_LAST not in (layout, get_output_format(offset))
     y = input.new_empty(shape) if planar else empty_map(shape, input.dtype, input)
     if y.numel():
-        # Every tensor that gives its address stays bound to a name until the call returns.
-        rows = plain if planar else nhwc
-        x, offset, mask = nhwc(input), rows(offset), None if mask is None else rows(mask)
-        weight, bias = dense(weight) if cuda else plain(weight), None if bias is None else plain(bias)
-        dims = dims_of(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
-        module = native.module()
-        addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y))
+        # A tensor whose address is passed stays referenced until the call returns.
+        to_layout = to_contiguous if planar else as_nhwc
+        x, offset, mask = as_nhwc(input), to_layout(offset), None if mask is None else to_layout(mask)
+        weight, bias = (
+            to_channels_last(weight) if cuda else to_contiguous(weight),
+            None if bias is None else to_contiguous(bias),
+        )
+        dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
+        module = native.get_module()
+        addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y))
         if cuda:
-            module.deform_conv2d_forward_cuda(*addresses, dims, *native.cuda_launch(input))
+            module.deform_conv2d_forward_cuda(*addresses, dims, *native.get_cuda_launch_arguments(input))
         else:
             module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
-    return laid_out(y, layout)
+    return to_memory_format(y, layout)
 
 
 def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
-    groups, offset_groups = group_counts(input, offset, weight)
-    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
+    """Run the Triton kernel: see deform_conv2d for the arguments."""
+    groups, offset_groups = count_groups(input, offset, weight)
+    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     y = empty_map(shape, input.dtype, input)
-    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
-    x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
-    weight, bias = dense(weight), None if bias is None else bias.contiguous()
-    triton_loader.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
-    return laid_out(y, layout)
+    problem = make_triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    x, offset, mask = as_nhwc(input), as_nhwc(offset), None if mask is None else as_nhwc(mask)
+    weight, bias = to_channels_last(weight), None if bias is None else bias.contiguous()
+    triton_loader.load_kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
+    return to_memory_format(y, layout)
 
 
 def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
-    return input.new_empty(shape).to(memory_format=output_format(input))
+    return input.new_empty(shape).to(memory_format=get_output_format(input))
 
 
-def _empty_gradients(input, offset, weight, mask, wanted):
-    """Gradients of input, offset, weight, bias and mask in this order, None where not wanted."""
+def _empty_gradients(input, offset, weight, mask, needs_grad):
+    """Allocate gradients of input, offset, weight, bias and mask in this order, None for those not needed."""
     bias = (weight.shape[0],)
     shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
     dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
     layouts = [torch.contiguous_format if i in (2, 3) else CHANNELS_LAST for i in range(5)]
     return [
-        torch.empty(shape, dtype=dtype, device=input.device, memory_format=layout) if want else None
-        for shape, dtype, layout, want in zip(shapes, dtypes, layouts, wanted, strict=True)
+        torch.empty(shape, dtype=dtype, device=input.device, memory_format=layout) if needed else None
+        for shape, dtype, layout, needed in zip(shapes, dtypes, layouts, needs_grad, strict=True)
     ]
 
 
-def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted) -> None:
+def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad) -> None:
     check(input, offset, weight, None, stride, padding, dilation, mask)
     check_tensor("grad_y", grad_y, 4, (input.dtype,), input.device, "input")
     check_shape("grad_y", grad_y, (input.shape[0], weight.shape[0], *offset.shape[2:]))
-    if wanted[4] and mask is None:
-        raise ValueError("wanted asks for the gradient of mask, but mask is None")
+    if needs_grad[4] and mask is None:
+        raise ValueError("needs_grad requests the gradient of mask, but mask is None")
 
 
-def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    groups, offset_groups = group_counts(input, offset, weight)
-    grads = _empty_gradients(input, offset, weight, mask, wanted)
+def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    """Return the requested gradients of input, offset, weight, bias and mask by the native kernels."""
+    groups, offset_groups = count_groups(input, offset, weight)
+    grads = _empty_gradients(input, offset, weight, mask, needs_grad)
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
-    grad_y = dense(grad_y)
-    x, offset, mask, weight = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask), plain(weight)
+    grad_y = to_channels_last(grad_y)
+    x, offset, mask, weight = (
+        as_nhwc(input),
+        as_nhwc(offset),
+        None if mask is None else as_nhwc(mask),
+        to_contiguous(weight),
+    )
     cuda = native.runs_on_cuda(input)
     if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
-        mask = dense(mask)  # its largest value is searched
-    dims = dims_of(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+        mask = to_channels_last(mask)  # dense, because the kernel searches its largest value
+    dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
     if cuda:
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
         return [grad for grad in grads if grad is not None]
-    module, threads = native.module(), torch.get_num_threads()
+    module, threads = native.get_module(), torch.get_num_threads()
     workspace = torch.empty(module.deform_conv2d_workspace(dims), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
-    module.deform_conv2d_backward(*(native.address(t) for t in tensors), dims, threads)
+    module.deform_conv2d_backward(*(native.get_address(t) for t in tensors), dims, threads)
     return [grad for grad in grads if grad is not None]
 
 
-def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    groups, offset_groups = group_counts(input, offset, weight)
-    grads = _empty_gradients(input, offset, weight, mask, wanted)
+def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    """Return the requested gradients of input, offset, weight, bias and mask by the Triton kernels."""
+    groups, offset_groups = count_groups(input, offset, weight)
+    grads = _empty_gradients(input, offset, weight, mask, needs_grad)
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
-    kernels = triton_loader.kernels("deform_conv2d_backward")
-    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
-    grad_y = dense(grad_y)
-    x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
-    weight = dense(weight)
-    if wanted[0]:  # the additions are in float32 in every dtype
+    kernels = triton_loader.load_kernels("deform_conv2d_backward")
+    problem = make_triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    grad_y = to_channels_last(grad_y)
+    x, offset, mask = as_nhwc(input), as_nhwc(offset), None if mask is None else as_nhwc(mask)
+    weight = to_channels_last(weight)
+    if needs_grad[0]:  # the kernel adds in float32 for every dtype
         grads[0] = torch.zeros_like(grads[0], dtype=torch.float32)
     kernels.launch_maps(grad_y, x, offset, mask, weight, grads[0], grads[1], grads[4], problem)
-    if wanted[0]:
+    if needs_grad[0]:
         grads[0] = grads[0].to(input.dtype)
-    if wanted[2]:
-        grads[2] = plain(kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype))
-    if wanted[3]:
-        grads[3] = channel_sums(grad_y).to(grad_y.dtype)
+    if needs_grad[2]:
+        grads[2] = to_contiguous(
+            kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype)
+        )
+    if needs_grad[3]:
+        grads[3] = sum_per_channel(grad_y).to(grad_y.dtype)
     return [grad for grad in grads if grad is not None]
 
 
 def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
-    """Fills grads, the list of _empty_gradients; every workspace comes from torch, so that CUDA graphs can own it."""
-    module, launch = native.module(), native.cuda_launch(x)
+    """Compute the gradients in the list `grads` of _empty_gradients.
+
+    All workspaces are allocated by torch, so that CUDA graphs can capture the call.
+
+    Args:
+        grad_y: gradient of the result, channels_last.
+        x: input with channel stride 1, as offset and mask.
+        offset: offsets.
+        mask: mask or None.
+        weight: contiguous weight.
+        grads: outputs, None for those not needed.
+        dims: sizes and strides from make_dims.
+    """
+    module, launch = native.get_module(), native.get_cuda_launch_arguments(x)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     inputs = (grad_y, x, offset, mask)
     if grad_x is not None or grad_offset is not None or grad_mask is not None:
@@ -213,33 +266,33 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
             size = module.deform_conv2d_ordered_workspace(dims)
             workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
         elif grad_x is not None:  # atomic additions, in float32 or better
-            wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-            sums = grad_x.zero_() if grad_x.dtype == wide else torch.zeros_like(grad_x, dtype=wide)
+            sum_dtype = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            sums = grad_x.zero_() if grad_x.dtype == sum_dtype else torch.zeros_like(grad_x, dtype=sum_dtype)
         tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
-        module.deform_conv2d_backward_samples_cuda(*(native.address(t) for t in tensors), dims, *launch)
+        module.deform_conv2d_backward_samples_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
         if sums is not grad_x:
             grad_x.copy_(sums)
     if grad_weight is not None:
         size = module.deform_conv2d_weight_workspace(dims)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         tensors = (*inputs, grad_weight, workspace)
-        module.deform_conv2d_backward_weight_cuda(*(native.address(t) for t in tensors), dims, *launch)
+        module.deform_conv2d_backward_weight_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
     if grad_bias is not None:
-        grad_bias.copy_(channel_sums(grad_y))
+        grad_bias.copy_(sum_per_channel(grad_y))
 
 
-def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    return [grad for grad in _empty_gradients(input, offset, weight, mask, wanted) if grad is not None]
+def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    return [grad for grad in _empty_gradients(input, offset, weight, mask, needs_grad) if grad is not None]
 
 
-def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
+def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
+    """Compute the gradients by autograd on the reference, from the inputs: differentiable to any order."""
     bias = weight.new_zeros(weight.shape[0])
 
     def formula(input, offset, weight, bias, mask):
         return reference(input, offset, weight, bias, stride, padding, dilation, mask)
 
-    return vector_jacobian(formula, (input, offset, weight, bias, mask), (grad_y,), wanted)
+    return compute_vjp(formula, (input, offset, weight, bias, mask), (grad_y,), needs_grad)
 
 
 class _DeformConv2d(torch.autograd.Function):
@@ -252,11 +305,13 @@ class _DeformConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         input, offset, weight, mask = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[i] for i in (1, 2, 3, 4, 8)]
-        wanted[2:4] = reached(ctx, weight, grad_y, 3, 4)
-        arguments = (grad_y, input, offset, weight, *ctx.geometry, mask, wanted)
-        grads = iter(DEFORM_CONV2D_BACKWARD.trusted(*arguments))
-        grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)
+        needs_grad = [ctx.needs_input_grad[i] for i in (1, 2, 3, 4, 8)]
+        needs_grad[2:4] = needs_weight_grad(ctx, weight, grad_y, 3, 4)
+        arguments = (grad_y, input, offset, weight, *ctx.geometry, mask, needs_grad)
+        grads = iter(DEFORM_CONV2D_BACKWARD.call_unchecked(*arguments))
+        grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (
+            next(grads) if needed else None for needed in needs_grad
+        )
         return None, grad_x, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask
 
 
@@ -268,10 +323,10 @@ DEFORM_CONV2D = define(
     f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, lambda input, *_: native.refusal(_FORWARD, input)),
+        "native": Backend(_forward_native, lambda input, *_: native.unsupported_reason(_FORWARD_KERNELS, input)),
         "triton": Backend(
             _forward_triton,
-            lambda input, *_: triton_loader.refusal(input),
+            lambda input, *_: triton_loader.unsupported_reason(input),
             forward_prefers_triton,
         ),
     },
@@ -281,13 +336,13 @@ DEFORM_CONV2D = define(
 )
 
 DEFORM_CONV2D_BACKWARD = define(
-    f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] wanted) -> Tensor[]",
+    f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] needs_grad) -> Tensor[]",
     reference=_backward_reference,
     backends={
-        "native": Backend(_backward_native, lambda grad_y, *_: native.refusal(_BACKWARD, grad_y)),
+        "native": Backend(_backward_native, lambda grad_y, *_: native.unsupported_reason(_BACKWARD_KERNELS, grad_y)),
         "triton": Backend(
             _backward_triton,
-            lambda grad_y, *args: triton_loader.atomic_refusal(grad_y, args[-1][0]),
+            lambda grad_y, *args: triton_loader.atomic_unsupported_reason(grad_y, args[-1][0]),
             lambda grad_y, input, offset, weight, *_: prefers_triton(input, weight),
         ),
     },
@@ -306,44 +361,46 @@ def deform_conv2d(
     dilation: int | tuple[int, int] = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Modulated deformable convolution (DCNv2): every tap reads the input at a position of its own.
+    """Apply a modulated deformable convolution (DCNv2), in which each tap reads the input at its own position.
 
     y[b,o,i,j] = bias[o] + sum_{c,k} weight[o,c,k] * mask[b,g(c)*K+k,i,j]
                  * S(input[b,c], i*s_h - p_h + k_h*d_h + offset[b,(g(c)*K+k)*2,i,j],
                                  j*s_w - p_w + k_w*d_w + offset[b,(g(c)*K+k)*2+1,i,j])
 
-    S is bilinear over a zero border: 0 where y <= -1, y >= H, x <= -1 or x >= W; a corner outside counts 0.
-    g(c) = c // (C/G). A NaN or infinite offset makes its sample 0. Argument order and numbers are those of
+    S is bilinear interpolation with zeros outside: it is 0 where y <= -1, y >= H, x <= -1 or x >= W, and corners
+    outside the image count as 0. K = k_h k_w is the number of taps, G the number of offset groups and g(c) = c //
+    (C/G). The sample at a NaN or infinite offset is 0. Argument order and results are those of
     torchvision.ops.deform_conv2d.
 
     Args:
         input: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) per group and tap; dtype of input or float32.
-        weight: (O, C/groups, k_h, k_w), dtype of input, as are bias and mask.
-        bias: (O,) or None.
-        stride: s, pixels, >= 1, as padding and dilation below 2^24.
-        padding: p, pixels of zeros on each side, >= 0.
-        dilation: d, pixels between taps, >= 0; 0 leaves K free points placed by the offset alone.
-        mask: (B, G*K, H', W') factors of the samples, or None for 1.
+        offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) for each group and tap; dtype of input or float32.
+        weight: (O, C/groups, k_h, k_w), dtype of input.
+        bias: (O,), dtype of input, or None.
+        stride: int or pair, s, pixels, 1 to 2^24 - 1.
+        padding: int or pair, p, pixels of zeros on each side, 0 to 2^24 - 1.
+        dilation: int or pair, d, pixels between taps, 0 to 2^24 - 1. With 0 the offsets alone place the K points.
+        mask: (B, G*K, H', W'), dtype of input, factors of the samples, or None for 1.
 
     Returns:
-        (B, O, H', W'), dtype of input; contiguous when input is contiguous, else channels_last.
-
-    Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
-    integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
-    the number of threads, bit for bit; only on a GPU the gradient of input adds atomically, unless
-    torch.use_deterministic_algorithms(True): then in fixed point by CUDA C++. jvp and vmap run on the reference.
-    Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
-    mask take its dtype, offset keeps its own.
+        (B, O, H', W'), dtype of input, contiguous if input is contiguous, else channels_last.
 
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device, stride, padding or dilation that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device, stride, padding or dilation is invalid.
+
+    Gradients exist for input, offset, weight, bias and mask, to any order (beyond the first by the reference). At an
+    integer position the derivative with respect to the offset is that of the cell to its right; outside the image it is
+    0. On a CPU results are deterministic and do not depend on the number of threads, bit for bit. On a GPU the gradient
+    of input is added atomically, in an order that varies, unless torch.use_deterministic_algorithms(True), with which
+    CUDA C++ adds in fixed point. jvp and vmap run on the reference. Sums are computed in float32 (float64 for float64),
+    positions in float32 or better. Under autocast input, weight, bias and mask are cast to its dtype. offset keeps its
+    dtype, but is cast to float32 from the other 16-bit dtype.
 
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """
     if type(input) is Proxy:
-        return record(deform_conv2d, locals())
+        return record_op(deform_conv2d, locals())
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    input, offset, weight, bias, mask = autocast(input, offset, weight, bias, mask)
+    input, offset, weight, bias, mask = cast_for_autocast(input, offset, weight, bias, mask)
     return DEFORM_CONV2D(input, offset, weight, bias, stride, padding, dilation, mask)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pointwise passes of recurrent cells."""
+"""Pointwise ops of recurrent cells: gates and state updates."""

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of the pointwise passes in plain PyTorch: differentiable to any order, exact in float64; s: sigmoid."""
+"""References of the pointwise ops in PyTorch: differentiable to any order, exact in float64. In the formulas, s is
+sigmoid.
+"""
 
 import torch
 import torch.nn.functional as F
 
-from fastds.ops.core.layout import wide
+from fastds.ops.core.layout import upcast_half
 
 
 def lstm_gates(pre, c):
-    """c' = s(f) c + s(i) tanh(g), h' = s(o) tanh(c'), pre in the order i, f, g, o."""
-    p, state = wide(pre, c)
+    """Compute c' = s(f) c + s(i) tanh(g) and h' = s(o) tanh(c'); the order in pre is i, f, g, o."""
+    p, state = upcast_half(pre, c)
     i, f, g, o = p.chunk(4, 1)
     new = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(new)
@@ -17,43 +19,45 @@ def lstm_gates(pre, c):
 
 
 def memory_gates(pre, c, state_act="none"):
-    """c' = s(f) k(c) + s(i) tanh(g), k = identity or tanh, pre in the order i, f, g."""
-    p, state = wide(pre, c)
+    """Compute c' = s(f) k(c) + s(i) tanh(g), k = identity or tanh; the order in pre is i, f, g."""
+    p, state = upcast_half(pre, c)
     i, f, g = p.chunk(3, 1)
     state = torch.tanh(state) if state_act == "tanh" else state
     return (torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)).to(c.dtype)
 
 
 def st_lstm_gates(pre, c):
-    """memory_gates of i, f, g, and q as it is; pre in the order i, f, g, q."""
+    """Compute memory_gates of i, f and g, and return q; the order in pre is i, f, g, q."""
     channels = c.shape[1]
     return memory_gates(pre[:, : 3 * channels], c), pre[:, 3 * channels :].clone()
 
 
 def output_gate(pre, value, act="sigmoid"):
-    """act(pre) tanh(value)."""
-    a, b = wide(pre, value)
+    """Compute act(pre) tanh(value)."""
+    a, b = upcast_half(pre, value)
     gate = torch.tanh(a) if act == "tanh" else torch.sigmoid(a)
     return (gate * torch.tanh(b)).to(pre.dtype)
 
 
 def gru_reset(pre_z, pre_r, h):
-    """z = s(pre_z), s(pre_r) h."""
-    a, b, state = wide(pre_z, pre_r, h)
+    """Compute z = s(pre_z) and s(pre_r) h."""
+    a, b, state = upcast_half(pre_z, pre_r, h)
     return torch.sigmoid(a).to(pre_z.dtype), (torch.sigmoid(b) * state).to(h.dtype)
 
 
 def gru_update(z, pre_n, h, keep="z", act="tanh", negative_slope=0.2):
-    """h' = w h + (1 - w) act(pre_n), w = z or 1 - z."""
-    w, n, state = wide(z, pre_n, h)
+    """Compute h' = w h + (1 - w) act(pre_n), w = z or 1 - z."""
+    w, n, state = upcast_half(z, pre_n, h)
     n = torch.tanh(n) if act == "tanh" else F.leaky_relu(n, negative_slope)
     w = w if keep == "z" else 1 - w
     return (w * state + (1 - w) * n).to(h.dtype)
 
 
 def traj_gru_gates(x_part, h_part, h, negative_slope=0.2):
-    """z = s(zx + zh), r = s(rx + rh), n = leaky(nx + r nh), h' = (1 - z) n + z h; parts in the order z, r, n."""
-    x, p, state = wide(x_part, h_part, h)
+    """Compute z = s(zx + zh), r = s(rx + rh), n = leaky(nx + r nh), h' = (1 - z) n + z h; the order of parts is z, r,
+    n.
+    """
+    x, p, state = upcast_half(x_part, h_part, h)
     (zx, rx, nx), (zh, rh, nh) = x.chunk(3, 1), p.chunk(3, 1)
     z, r = torch.sigmoid(zx + zh), torch.sigmoid(rx + rh)
     n = F.leaky_relu(nx + r * nh, negative_slope)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit queries: values of a field between its pixels."""
+"""Evaluation of a field at arbitrary points from feature maps (implicit neural representation)."""

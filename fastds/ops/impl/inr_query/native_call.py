@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native inr_query kernels: addresses and layouts, and the backward pass around the trunk.
+"""Calls of the native inr_query kernels, and the backward pass in chunks of queries.
 
-The forward is one kernel. The backward takes chunks of queries. The rows that enter the trunk are computed again; from
-them come the gradients of the trunk, on a CPU by a kernel, on a GPU by the library's matrix products, and those of the
-rows, which another kernel carries on to maps and parameters.
+The forward pass is one kernel. The backward pass computes the rows that enter the trunk again. From them it computes
+the gradients of the trunk, on a CPU by a kernel and on a GPU by the library's matrix products, and the gradients of the
+rows. Another kernel propagates the latter to maps and parameters.
 """
 
 from typing import NamedTuple
@@ -12,32 +12,38 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.layout import dense, nhwc, plain
+from fastds.ops.core.layout import as_nhwc, to_channels_last, to_contiguous
 from fastds.ops.impl.inr_query.query import Query
 from fastds.ops.impl.inr_query.reference import ENSEMBLES, FEATURES
 
 _BLOCK_ROWS = 1 << 13  # rows of one partial weight gradient
 
 
-class Call:
-    """One InrQueryCall and the tensors whose addresses it holds; trunk False: of the rows that enter the trunk."""
+class NativeCall:
+    """An InrQueryCall and the tensors whose addresses it holds.
+
+    Args:
+        query: the arguments of the op.
+        trunk: bool, False: compute the rows that enter the trunk.
+    """
 
     def __init__(self, query: Query, trunk: bool = True):
-        q, exact = query, query.exact
+        q, exact = query, query.compute_dtype
         batch, _, height, width = q.maps.shape
-        self.maps = nhwc(q.maps)
+        self.maps = as_nhwc(q.maps)
         self.tensors = [
-            self.maps, None if q.base is None else q.base.contiguous(), _exactly(q.frac, exact),
-            _columns(q.rho_w, exact), _columns(q.cell_w, exact), _exactly(q.bias, exact), _columns(q.rho_bias, exact),
-            _columns(q.phase, exact), _exactly(q.cell, exact), _pixels(q.skip, exact),
+            self.maps, None if q.base is None else q.base.contiguous(), _to_dtype(q.frac, exact),
+            _to_columns(q.rho_w, exact), _to_columns(q.cell_w, exact), _to_dtype(q.bias, exact),
+            _to_columns(q.rho_bias, exact),
+            _to_columns(q.phase, exact), _to_dtype(q.cell, exact), _to_nhwc(q.skip, exact),
             None if q.mask is None else q.mask.contiguous(),
         ]  # fmt: skip
-        self.weights = [_exactly(w, exact) for w in q.weights] if trunk else []
-        self.biases = [_exactly(b, exact) for b in q.biases] if trunk else []
+        self.weights = [_to_dtype(w, exact) for w in q.weights] if trunk else []
+        self.biases = [_to_dtype(b, exact) for b in q.biases] if trunk else []
         per_query = q.cell is not None and q.cell.dim() == 3
         outputs = q.outputs if trunk or q.feature == "dot" else q.depth
         b, _, h, w = self.maps.stride()
-        self.native = native.module().InrQueryCall(
+        self.native = native.get_module().InrQueryCall(
             dtype=native.DTYPE_CODES[q.maps.dtype], feature=FEATURES.index(q.feature),
             ensemble=ENSEMBLES.index(q.ensemble), relu=q.act == "relu", areas=q.weighting == "areas", wrap=list(q.wrap),
             sizes=[batch, q.queries, height, width, q.depth, outputs, q.heads, q.dk], maps_strides=[b, h, w],
@@ -46,48 +52,48 @@ class Call:
                 0 if q.base is None or q.base.shape[0] == 1 else q.queries,
                 0 if q.cell is None else (2 * q.queries if per_query else 2), 2 if per_query else 0,
             ],
-            widths=[w.shape[0] for w in self.weights], tensors=[native.address(t) for t in self.tensors],
+            widths=[w.shape[0] for w in self.weights], tensors=[native.get_address(t) for t in self.tensors],
             weights=[w.data_ptr() for w in self.weights], biases=[b.data_ptr() for b in self.biases],
         )  # fmt: skip
 
 
-def _exactly(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else plain(tensor.detach().to(dtype))
+def _to_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else to_contiguous(tensor.detach().to(dtype))
 
 
-def _columns(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(D, 2) -> (2, D)."""
-    return None if tensor is None else _exactly(tensor.T, dtype)
+def _to_columns(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor (D, 2) as (2, D) in dtype."""
+    return None if tensor is None else _to_dtype(tensor.T, dtype)
 
 
-def _pixels(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, C, H, W) -> (B, H, W, C)."""
-    return None if tensor is None else _exactly(tensor.permute(0, 2, 3, 1), dtype)
+def _to_nhwc(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor (B, C, H, W) as contiguous (B, H, W, C) in dtype."""
+    return None if tensor is None else _to_dtype(tensor.permute(0, 2, 3, 1), dtype)
 
 
 def forward(query: Query) -> Tensor:
-    """The result by the native kernel."""
+    """Compute the result on the native kernels."""
     maps = query.maps
     if native.runs_on_cuda(maps):
-        return torch.cat([_forward_cuda(part) for _, _, part in query.chunks()], 1).to(query.out_dtype)
-    if query.weighting == "areas" and query.skip is not None:  # the kernel weighs all by one set of weights
-        parts = (query._replace(skip=None), query.of_skip())
-        return sum(forward(part._replace(out_dtype=query.exact)) for part in parts).to(query.out_dtype)
-    call = Call(query)
-    y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.exact, device=maps.device)
-    native.module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
+        return torch.cat([_forward_cuda(part) for _, _, part in query.split_chunks()], 1).to(query.out_dtype)
+    if query.weighting == "areas" and query.skip is not None:  # the kernel has one set of corner weights
+        parts = (query._replace(skip=None), query.make_skip_query())
+        return sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts).to(query.out_dtype)
+    call = NativeCall(query)
+    y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.compute_dtype, device=maps.device)
+    native.get_module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
     return y.to(query.out_dtype)
 
 
 def forward_triton(query: Query) -> Tensor:
-    """The fused kernel of fastds.kernels.inr_query; the layouts are those of the native call."""
-    kernels, exact = triton_loader.kernels("inr_query"), torch.float32
+    """Compute the result on the fused kernel of fastds.kernels.inr_query."""
+    kernels, exact = triton_loader.load_kernels("inr_query"), torch.float32
     call = kernels.Query(
-        query.maps if query.maps.stride(1) == 1 else dense(query.maps),
+        query.maps if query.maps.stride(1) == 1 else to_channels_last(query.maps),
         [(w.detach(), b.detach()) for w, b in zip(query.weights, query.biases, strict=True)],
-        None if query.base is None else query.base.contiguous(), _exactly(query.frac, exact), list(query.axes),
-        _columns(query.rho_w, exact), _columns(query.cell_w, exact), _exactly(query.bias, exact),
-        _columns(query.rho_bias, exact), _exactly(query.cell, exact), _pixels(query.skip, exact), query.ensemble,
+        None if query.base is None else query.base.contiguous(), _to_dtype(query.frac, exact), list(query.axes),
+        _to_columns(query.rho_w, exact), _to_columns(query.cell_w, exact), _to_dtype(query.bias, exact),
+        _to_columns(query.rho_bias, exact), _to_dtype(query.cell, exact), _to_nhwc(query.skip, exact), query.ensemble,
         query.heads, query.dk, query.act == "relu", tuple(query.wrap),
     )  # fmt: skip
     shape = (query.maps.shape[0], query.queries, query.outputs)
@@ -96,43 +102,60 @@ def forward_triton(query: Query) -> Tensor:
     return y.to(query.out_dtype)
 
 
-def _features(call: Call, query: Query) -> tuple[Tensor, Tensor]:
-    """Rows that enter the trunk, (B * Q [* 4], D), on CUDA of the maps' dtype, and corner weights (B * Q, 4)."""
-    maps, module, total = query.maps, native.module(), query.maps.shape[0] * query.queries
+def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
+    """Compute the rows that enter the trunk and the corner weights.
+
+    Returns:
+        rows (B * Q [* 4], D), on CUDA in the dtype of the maps, and corner weights (B * Q, 4).
+    """
+    maps, module, total = query.maps, native.get_module(), query.maps.shape[0] * query.queries
     cuda = native.runs_on_cuda(maps)
     shape = (total * query.rows_per_query, query.outputs if query.feature == "dot" else query.depth)
-    rows = torch.empty(shape, dtype=maps.dtype if cuda else query.exact, device=maps.device)
-    omega = torch.empty((total, 4), dtype=query.exact, device=maps.device)
+    rows = torch.empty(shape, dtype=maps.dtype if cuda else query.compute_dtype, device=maps.device)
+    omega = torch.empty((total, 4), dtype=query.compute_dtype, device=maps.device)
     if cuda:
-        module.inr_query_features_cuda(call.native, rows.data_ptr(), omega.data_ptr(), *native.cuda_launch(maps))
+        module.inr_query_features_cuda(
+            call.native, rows.data_ptr(), omega.data_ptr(), *native.get_cuda_launch_arguments(maps)
+        )
     else:
         module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), torch.get_num_threads())
     return rows, omega
 
 
 def _forward_cuda(query: Query) -> Tensor:
-    """One chunk: our gather, the library's matrix products, ensemble and skip; (B, Q, O) in the exact dtype."""
+    """Compute one chunk on CUDA: native gather, the library's matrix products, ensemble and skip.
+
+    Returns:
+        (B, Q, O) in the compute dtype.
+    """
     batch, outputs = query.maps.shape[0], query.outputs
-    rows, omega = _features(Call(query, trunk=False), query)
+    rows, omega = _compute_features(NativeCall(query, trunk=False), query)
     for i, (w, b) in enumerate(zip(query.weights, query.biases, strict=True)):
         rows = torch.addmm(b.to(rows.dtype), rows, w.to(rows.dtype).T)
         rows = rows.relu_() if i + 1 < len(query.weights) else rows
-    y = rows.to(query.exact)
+    y = rows.to(query.compute_dtype)
     if query.ensemble == "late":
         y = (omega[:, :, None] * y.reshape(batch * query.queries, 4, outputs)).sum(1)
-    along = None
+    skip_weights = None
     if query.skip is not None:
-        skip = query.of_skip()
-        rows, along = _features(Call(skip, trunk=False), skip)
+        skip = query.make_skip_query()
+        rows, skip_weights = _compute_features(NativeCall(skip, trunk=False), skip)
         y = y + rows
     if query.mask is not None:
-        y = torch.where(_valid(query, omega, along)[:, None], y, float("nan"))
+        y = torch.where(_find_valid_queries(query, omega, skip_weights)[:, None], y, float("nan"))
     return y.reshape(batch, query.queries, outputs)
 
 
 class Gradients(NamedTuple):
-    """In the exact dtype. offsets: (5, D), of rho_w (2 rows), bias, and cell_w or phase (2 rows); rho_bias (2, heads).
-    skip: empty where it is not wanted. trunk: of all weights, then all biases."""
+    """Gradients of a chunk in the compute dtype.
+
+    Attributes:
+        maps: gradient of the feature maps.
+        skip: gradient of the skip field, empty if not needed.
+        offsets: (5, D), gradients of rho_w (2 rows), bias, and cell_w or phase (2 rows).
+        rho_bias: (2, heads).
+        trunk: gradients of all weights, then of all biases.
+    """
 
     maps: Tensor
     skip: Tensor
@@ -141,72 +164,78 @@ class Gradients(NamedTuple):
     trunk: list[Tensor]
 
     def add_(self, other: "Gradients") -> None:
-        """Adds those of another chunk."""
+        """Add the gradients of another chunk."""
         for total, part in zip((*self[:4], *self.trunk), (*other[:4], *other.trunk), strict=True):
             total += part
 
 
 def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
-    """Gradients of query.given(with_skip)."""
-    exact = query.exact
+    """Compute the gradients of query.get_present_tensors(with_skip)."""
+    exact = query.compute_dtype
     total = None
-    for first, stop, part in query.chunks():
-        found = _chunk(grad_y[:, first:stop].to(exact), part, with_skip)
+    for first, stop, part in query.split_chunks():
+        found = _backward_chunk(grad_y[:, first:stop].to(exact), part, with_skip)
         if total is None:
             total = found
         else:
             total.add_(found)
     offsets = total.offsets[:, : query.depth // 2 if query.feature == "fourier" else query.depth]
     single = (offsets[:2].T, offsets[3:].T, offsets[2], total.rho_bias.T, offsets[3:].T, total.skip)
-    tensors = query.differentiable()
+    tensors = query.get_differentiable()
     pairs = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
     pairs = [(g, t) for g, t in (pairs if with_skip else pairs[:-1]) if t is not None]
     return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
 
-def _valid(query: Query, omega: Tensor, along: Tensor | None = None) -> Tensor:
-    """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh.
+def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
+    """Return a bool tensor (B * Q,): whether a query has a valid corner for its features and for the skip field.
 
-    along: corner weights of the skip where they are known."""
+    Args:
+        query: the arguments of the op.
+        omega: (B * Q, 4), corner weights of the features.
+        skip_weights: corner weights of the skip field if known. They differ from omega with weighting "areas".
+    """
     valid = omega.sum(1) > 0
     if query.skip is not None and query.weighting == "areas":
-        skip = query.of_skip()
-        along = _features(Call(skip, trunk=False), skip)[1] if along is None else along
-        valid &= along.sum(1) > 0
+        skip = query.make_skip_query()
+        skip_weights = (
+            _compute_features(NativeCall(skip, trunk=False), skip)[1] if skip_weights is None else skip_weights
+        )
+        valid &= skip_weights.sum(1) > 0
     return valid
 
 
-def _chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
-    outputs, by_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
-    call = Call(query, trunk=by_kernel)
-    rows, omega = (None, None) if by_kernel and query.mask is None else _features(call, query)
+def _backward_chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
+    outputs, uses_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
+    call = NativeCall(query, trunk=uses_kernel)
+    rows, omega = (None, None) if uses_kernel and query.mask is None else _compute_features(call, query)
     grad_y = grad_y.reshape(-1, outputs)
     if query.mask is not None:
-        grad_y = torch.where(_valid(query, omega)[:, None], grad_y, 0)
-    if by_kernel:
-        grad_rows, of_trunk = _trunk_backward(call, grad_y, query)
+        grad_y = torch.where(_find_valid_queries(query, omega)[:, None], grad_y, 0)
+    if uses_kernel:
+        grad_rows, grad_trunk = _trunk_backward(call, grad_y, query)
     else:
         by_corner = query.ensemble == "late"
         grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs) if by_corner else grad_y
-        grad_rows, of_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
-    of_maps, offsets, of_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
-    of_skip = grad_y.new_zeros(0)
+        grad_rows, grad_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
+    grad_maps, offsets, grad_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
+    grad_skip = grad_y.new_zeros(0)
     if with_skip:
-        skip = query.of_skip()
-        of_skip = _features_backward(Call(skip, trunk=False), grad_y.contiguous(), skip)[0]
-    return Gradients(of_maps, of_skip, offsets, of_rho_bias, of_trunk)
+        skip = query.make_skip_query()
+        grad_skip = _features_backward(NativeCall(skip, trunk=False), grad_y.contiguous(), skip)[0]
+    return Gradients(grad_maps, grad_skip, offsets, grad_rho_bias, grad_trunk)
 
 
-def _features_backward(call: Call, grad_rows: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
-    """Of maps, offsets and rho_bias."""
+def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of maps, offsets and rho_bias from the gradient of the rows."""
     maps, depth, heads = query.maps, query.depth, query.heads
-    exact, module = grad_rows.dtype, native.module()
+    exact, module = grad_rows.dtype, native.get_module()
     shape = (maps.shape[0], *maps.shape[2:], maps.shape[1])
     if native.runs_on_cuda(maps):
         grad_maps = grad_rows.new_zeros(shape)
         partials = grad_rows.new_zeros((module.inr_query_cuda_partials(call.native), 5 * depth + 2 * heads))
         addresses = [t.data_ptr() for t in (grad_rows, grad_maps, partials)]
-        module.inr_query_features_backward_cuda(call.native, *addresses, *native.cuda_launch(maps))
+        module.inr_query_features_backward_cuda(call.native, *addresses, *native.get_cuda_launch_arguments(maps))
         offsets, rho_bias = partials.sum(0).split([5 * depth, 2 * heads])
         return grad_maps.permute(0, 3, 1, 2), offsets.reshape(5, depth), rho_bias.reshape(2, heads)
     grad_maps = torch.empty(shape, dtype=exact)
@@ -217,20 +246,20 @@ def _features_backward(call: Call, grad_rows: Tensor, query: Query) -> tuple[Ten
     return grad_maps.permute(0, 3, 1, 2), offsets, rho_bias
 
 
-def _trunk_backward(call: Call, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """Gradient of the rows, and of all weights, then all biases."""
+def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
+    """Compute the gradient of the rows, and the gradients of all weights, then of all biases."""
     sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
-    grad_y, of_layers = plain(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
+    grad_y, grad_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
     workspace = torch.empty(call.native.trunk_workspace, dtype=torch.uint8)
-    addresses = [t.data_ptr() for t in (grad_y, grad_rows, of_layers, workspace)]
-    native.module().inr_query_trunk_backward(call.native, *addresses, torch.get_num_threads())
-    parts = of_layers.split(sizes)
+    addresses = [t.data_ptr() for t in (grad_y, grad_rows, grad_layers, workspace)]
+    native.get_module().inr_query_trunk_backward(call.native, *addresses, torch.get_num_threads())
+    parts = grad_layers.split(sizes)
     return grad_rows, [*(g.view_as(w) for g, w in zip(parts[::2], call.weights, strict=True)), *parts[1::2]]
 
 
 def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """The same from the rows and the gradient of what leaves the trunk."""
+    """Compute the same from the rows and the gradient of the trunk's output."""
     layers = zip(query.weights, query.biases, strict=True)
     trunk = [(w.detach().to(rows.dtype), b.detach().to(rows.dtype)) for w, b in layers]
     inputs = [rows]
@@ -238,7 +267,7 @@ def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tupl
         inputs.append(torch.addmm(b, inputs[-1], w.T).relu_())
     grad_weights, grad_biases = [], []
     for i in reversed(range(len(trunk))):
-        grad_weights.append(_product_in_blocks(grad, inputs[i]))
+        grad_weights.append(_multiply_in_blocks(grad, inputs[i]))
         grad_biases.append(grad.sum(0))
         grad = grad @ trunk[i][0]
         if i:
@@ -246,8 +275,8 @@ def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tupl
     return grad, [*reversed(grad_weights), *reversed(grad_biases)]
 
 
-def _product_in_blocks(grad: Tensor, x: Tensor) -> Tensor:
-    """grad^T x, summed over blocks of rows in a fixed order."""
+def _multiply_in_blocks(grad: Tensor, x: Tensor) -> Tensor:
+    """Compute grad^T x, summed over blocks of rows in a fixed order."""
     total = None
     for g, part in zip(grad.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):
         total = g.T @ part if total is None else total.addmm_(g.T, part)

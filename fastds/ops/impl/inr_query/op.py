@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local-ensemble implicit query: implementations, gradients, registration and the public function."""
+"""inr_query: backends, gradients, registration and the public function."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fastds._nearest import with_article
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast, check_dense, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, vector_jacobian
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.registry import compute_vjp, define
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.inr_query import native_call
-from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, checked_edge
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, check_edge
 from fastds.ops.impl.inr_query.query import Query, check
 from fastds.ops.impl.inr_query.reference import inr_query as reference
 
@@ -22,16 +22,16 @@ __all__ = ["GridSpec", "PointSpec", "inr_query"]
 
 def _forward(*args):
     query = Query(*args)
-    return _no_points(*args) if query.empty else native_call.forward(query)
+    return _forward_empty(*args) if query.is_empty else native_call.forward(query)
 
 
 def _forward_triton(*args):
     query = Query(*args)
-    return _no_points(*args) if query.empty else native_call.forward_triton(query)
+    return _forward_empty(*args) if query.is_empty else native_call.forward_triton(query)
 
 
-def _no_points(*args):
-    check_dense(Query._fields, args)  # no kernel comes that would refuse them
+def _forward_empty(*args):
+    check_dense(Query._fields, args)  # no kernel follows that would report other layouts
     return _fake(*args)
 
 
@@ -41,29 +41,29 @@ def _fake(*args):
     return query.maps.new_empty(shape, dtype=query.out_dtype)
 
 
-def _refusal(*args):
+def _native_unsupported_reason(*args):
     query = Query(*args)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
-        return "gradients of coordinates and cells come from the reference"
-    return native.refusal({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
+        return "only the reference computes gradients of coordinates and cells"
+    return native.unsupported_reason({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
 
 
-def _triton_refusal(*args):
+def _triton_unsupported_reason(*args):
     query = Query(*args)
     fits = query.feature == "affine" and query.ensemble != "none" and query.mask is None
     if not fits or query.weighting != "bilinear":
         return "the fused kernel takes feature 'affine', an ensemble, bilinear weights and no mask"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
-        return "gradients of coordinates and cells come from the reference"
-    reason = triton_loader.refusal(query.maps)
+        return "only the reference computes gradients of coordinates and cells"
+    reason = triton_loader.unsupported_reason(query.maps)
     if reason is not None:
         return reason
-    if query.maps.dtype == torch.float32 and not triton_loader.interpreting():
-        return "the fused kernel takes bfloat16 and float16: float32 does not fit into registers"
+    if query.maps.dtype == torch.float32 and not triton_loader.is_interpreting():
+        return "the fused kernel takes bfloat16 and float16: float32 tiles do not fit into registers"
     widths = [w.shape[0] for w in query.weights]
     sizes = (query.ensemble, query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
-    capability = triton_loader.capability(query.maps.device.index) if query.maps.is_cuda else None
-    return triton_loader.kernels("inr_query").refusal(*sizes, capability)
+    capability = triton_loader.get_capability(query.maps.device.index) if query.maps.is_cuda else None
+    return triton_loader.load_kernels("inr_query").unsupported_reason(*sizes, capability)
 
 
 # ---- gradients
@@ -71,31 +71,31 @@ def _triton_refusal(*args):
 
 def _backward(grad_y, with_skip, *args):
     query = Query(*args)
-    if query.empty:
-        return [torch.zeros_like(t) for t in query.given(with_skip)]
+    if query.is_empty:
+        return [torch.zeros_like(t) for t in query.get_present_tensors(with_skip)]
     return native_call.backward(grad_y, query, with_skip)
 
 
 def _backward_fake(grad_y, with_skip, *args):
-    layouts = {4: torch.channels_last}  # of maps, whatever theirs
-    given = Query(*args).given(with_skip)
+    layouts = {4: torch.channels_last}  # gradients of maps and skip
+    given = Query(*args).get_present_tensors(with_skip)
     return [torch.empty_like(t, memory_format=layouts.get(t.dim(), torch.contiguous_format)) for t in given]
 
 
 def _backward_reference(grad_y, with_skip, *args):
     query = Query(*args)
-    given = query.given(with_skip)
+    given = query.get_present_tensors(with_skip)
 
     def function(*tensors):
-        return reference(*query.with_given(tensors, with_skip))
+        return reference(*query.replace_present_tensors(tensors, with_skip))
 
-    return vector_jacobian(function, given, (grad_y,), len(given) * [True])
+    return compute_vjp(function, given, (grad_y,), len(given) * [True])
 
 
-def _backward_refusal(grad_y, with_skip, *args):
+def _backward_unsupported_reason(grad_y, with_skip, *args):
     if native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
-        return "its additions on CUDA come in any order, and deterministic algorithms are wanted"
-    return _refusal(*args)
+        return "it adds atomically on CUDA, and torch.use_deterministic_algorithms is on"
+    return _native_unsupported_reason(*args)
 
 
 def _check_backward(grad_y, with_skip, *args) -> None:
@@ -104,37 +104,39 @@ def _check_backward(grad_y, with_skip, *args) -> None:
     check_tensor("grad_y", grad_y, 3, DTYPES, query.maps.device, "maps")
     check_shape("grad_y", grad_y, (query.maps.shape[0], query.queries, query.outputs))
     if with_skip and query.skip is None:
-        raise ValueError("with_skip asks for the gradient of skip, but skip is None")
+        raise ValueError("with_skip requests the gradient of skip, but skip is None")
 
 
 class _InrQuery(torch.autograd.Function):
-    """apply(run, query, *query.differentiable()): autograd follows tensors in the argument list only."""
+    """Autograd function, apply(run, query, *query.get_differentiable()). Autograd tracks only tensors in the argument
+    list.
+    """
 
     @staticmethod
     def forward(ctx, run, query, *tensors):
         unfollowed = {name: getattr(query, name) for name in ("base", "frac", "cell", "mask")}
         ctx.save_for_backward(*tensors, *unfollowed.values())
-        nothing = query.with_tensors([None] * len(tensors))
-        ctx.query = nothing._replace(**dict.fromkeys(unfollowed))  # tensors kept here would escape autograd's watch
+        nothing = query.replace_tensors([None] * len(tensors))
+        ctx.query = nothing._replace(**dict.fromkeys(unfollowed))  # autograd checks only saved tensors
         return run(*query)
 
     @staticmethod
     def backward(ctx, grad_y):
         *tensors, base, frac, cell, mask = ctx.saved_tensors
-        query = ctx.query.with_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
+        query = ctx.query.replace_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
         with_skip = ctx.needs_input_grad[-1]
-        grads = iter(INR_QUERY_BACKWARD.trusted(grad_y, with_skip, *query))
+        grads = iter(INR_QUERY_BACKWARD.call_unchecked(grad_y, with_skip, *query))
         given = [t is not None for t in tensors[:-1]] + [with_skip]
         return None, None, *(next(grads) if there else None for there in given)
 
 
-class _Entry:
-    """What the registry calls when a gradient is wanted."""
+class _AutogradEntry:
+    """Adapter for the registry, which calls apply(run, *args)."""
 
     @staticmethod
     def apply(run, *args):
         query = Query(*args)
-        return _InrQuery.apply(run, query, *query.differentiable())
+        return _InrQuery.apply(run, query, *query.get_differentiable())
 
 
 _SCHEMA = (
@@ -147,40 +149,40 @@ INR_QUERY = define(
     f"inr_query({_SCHEMA}) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward, _refusal),
-        # On an H200 a fifth of the time of CUDA C++ and the library's products.
+        "native": Backend(_forward, _native_unsupported_reason),
+        # Preferred: several times faster than CUDA C++ with the library's matrix products.
         "triton": Backend(
             _forward_triton,
-            _triton_refusal,
+            _triton_unsupported_reason,
             lambda maps, *_: maps.device.type == "cuda" and maps.dtype in (torch.float16, torch.bfloat16),
         ),
     },
     fake=_fake,
     check=check,
-    function=_Entry,
+    function=_AutogradEntry,
 )
 INR_QUERY_BACKWARD = define(
     f"inr_query_backward(Tensor grad_y, bool with_skip, {_SCHEMA}) -> Tensor[]",
     reference=_backward_reference,
-    backends={"native": Backend(_backward, _backward_refusal)},
+    backends={"native": Backend(_backward, _backward_unsupported_reason)},
     fake=_backward_fake,
     check=_check_backward,
 )
 
 
-def _trunk(trunk) -> tuple[list, list]:
-    """Weights and biases."""
+def _split_trunk(trunk) -> tuple[list, list]:
+    """Return the weights and the biases of the trunk."""
     try:
         return [w for w, _ in trunk], [b for _, b in trunk]
     except (TypeError, ValueError):
         raise TypeError("trunk must be a list of pairs (weight, bias)") from None
 
 
-def _autocast(maps, trunk, *parameters):
-    """Maps take the autocast dtype; parameters in float32 stay so."""
+def _cast_for_autocast(maps, trunk, *parameters):
+    """Cast maps to the autocast dtype; float32 parameters stay float32."""
     weights, biases = trunk
     tensors = (maps, *weights, *biases, *parameters)
-    maps, *rest = autocast(tensors, either=range(1, len(tensors)))
+    maps, *rest = cast_for_autocast(tensors, keep_float32=range(1, len(tensors)))
     n = len(weights)
     return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
 
@@ -207,73 +209,84 @@ def inr_query(
     compat: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A field at any points, from feature maps: features of the four nearest pixels, their ensemble, a small network.
+    """Evaluate a field at arbitrary points from feature maps, by the features of the four nearest pixels and a small
+    network.
 
-    Per query at index coordinates u with corners j, offsets rho_j = 2 (u - pixel_j), bilinear weights omega_j:
+    For a query at index coordinates u with corners j, offsets rho_j = 2 (u - pixel_j) and bilinear weights omega_j:
         affine:  h_j = act(P_j + R rho_j + Lambda kappa + b)
         slope:   h_j = act(P_j + S^y_j rho_y + S^x_j rho_x + R rho_j + Lambda kappa + b)
         fourier: h_j = [a_j cos(pi theta_j); a'_j sin(pi theta_j)],
                  theta_jn = g_j,2n rho_y + g_j,2n+1 rho_x + (Phi kappa)_n
         dot:     y_o = <act(R rho + Lambda kappa + b), G_o> + g_o of the upper left corner
-    and with the trunk (linear layers, ReLU between them):
+    and with the trunk (linear layers with ReLU between them):
         none:       y = trunk(h of the upper left corner)
         late:       y = sum_j omega_j trunk(h_j)
         early_area: y = trunk(sum_j omega_j h_j)
         early_attn: y = trunk(sum_j alpha_jh h_jh), alpha_jh ~ omega_j exp(<q_h, K_jh> / sqrt(dk) + <u_h, rho_j>),
                     q = sum_j omega_j Q_j
-    plus sum_j omega_j skip_j. A first layer over unfolded 3x3 neighbourhoods is a 3x3 convolution, made once for maps.
+    plus sum_j omega_j skip_j. A first layer over unfolded 3x3 neighbourhoods is equivalent to a 3x3 convolution, which
+    is part of `maps` and computed once.
 
     Args:
-        maps: (B, M, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. M: affine D,
-            slope 3 D (P, S^y, S^x), early_attn D + 2 heads dk (then keys, then contents), fourier 4N (2N amplitudes,
-            then row-column frequency pairs), dot O (D + 1) (G, then g).
-        where: GridSpec (coordinates made from integers in the kernel) or PointSpec, batch B or 1.
-        trunk: up to 8 pairs (weight (out, in), bias (out,)), dtype of maps or float32; empty: the ensemble itself.
-        feature, ensemble, act ("relu" or "none"): as above.
-        rho_w, cell_w: (D, 2), R and Lambda, columns (row, column), or None. bias: (D,), b, or None. Dtype of maps or
-            float32.
-        heads, dk, rho_bias: of early_attn; rho_bias (heads, 2), u, or None.
-        phase: (N, 2), Phi, or None.
-        cell: (B, 2) or (B, Q, 2) float32, kappa = 2 n / m per axis, the size of a query in half pixels of the maps.
-        skip: (B, O, H, W) float32 field added by bilinear interpolation, always in float32, or None.
-        edge: per axis "clamp" or "wrap" (rows, columns); on a wrapped axis rho keeps counting across the seam.
-        mask: (B, H, W) bool, False = invalid: never read, weights renormalised, NaN where no corner is valid.
-        compat: "liif" weighs the features of the corners by areas + 1e-9 as published instead of bilinearly; skip stays
-            bilinear. Inside a field the weights are the bilinear ones to 1e-9. At u = n - 1 exactly, which odd whole
-            factors hit, a clamped axis has both corners on one pixel: no area is left, and all four corners count a
-            quarter, which mixes two pixels of the other axis. Published code has any weights there between these and
-            the bilinear ones, as its coordinates are rounded.
-        out_dtype: float32 (None; float64 for float64 maps) or another.
+        maps: (B, M, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. M is D for
+            affine, 3 D for slope (P, S^y, S^x), 4N for fourier (2N amplitudes, then pairs of row and column
+            frequencies) and O (D + 1) for dot (G, then g). With early_attn 2 heads dk more channels follow (keys, then
+            contents).
+        where: GridSpec, whose coordinates are computed from integers in the kernel, or PointSpec of batch B or 1.
+        trunk: up to 8 pairs (weight (out, in), bias (out,)), dtype of maps or float32. Empty: the result is the
+            ensemble.
+        feature: "affine", "slope", "fourier" or "dot".
+        ensemble: "none", "late", "early_area" or "early_attn".
+        rho_w: (D, 2), R, columns (row, column), dtype of maps or float32, or None.
+        cell_w: (D, 2), Lambda, columns (row, column), dtype of maps or float32, or None.
+        bias: (D,), b, dtype of maps or float32, or None.
+        heads: int, number of heads of early_attn.
+        dk: int, key channels of each head of early_attn.
+        rho_bias: (heads, 2), u of early_attn, dtype of maps or float32, or None.
+        phase: (N, 2), Phi of fourier, dtype of maps or float32, or None.
+        cell: (B, 2) or (B, Q, 2) float32 or float64, kappa = 2 n / m per axis, the size of a query in half pixels of
+            the maps, or None.
+        skip: (B, O, H, W) float32 or float64, field that is added by bilinear interpolation, or None.
+        act: "relu" or "none".
+        edge: pair for rows and columns of "clamp" or "wrap". On a wrapped axis rho is continuous across the seam.
+        mask: (B, H, W) bool, False for invalid pixels, or None. Invalid pixels are not read and the other weights are
+            renormalized; a query without a valid corner is NaN.
+        compat: "liif" weights the features of the corners by areas + 1e-9, as published, instead of bilinearly, or
+            None. The skip field stays bilinear. Inside a field both weights agree to 1e-9. At u = n - 1 exactly, which
+            occurs for odd integer factors, both corners of a clamped axis are the same pixel; all areas are then zero,
+            and each of the four corners has weight 1/4, which mixes two pixels of the other axis. In published code the
+            weights at these points vary between 1/4 and the bilinear ones, because its coordinates are rounded.
+        out_dtype: dtype of the result. None: float32, or float64 for float64 maps.
 
     Returns:
-        (B, Q, O), queries of a grid row by row. Nothing of size Q x D is stored on a CPU, and the result does not
+        (B, Q, O), the queries of a grid row by row. On a CPU no tensor of size Q x D is stored, and the result does not
         depend on how queries are grouped into calls, bit for bit.
 
-    Gradients: maps, trunk, rho_w, cell_w, bias, rho_bias, phase, skip by the native kernel, cell and where.frac by the
-    reference; to any order. Deterministic on a CPU, forward also independent of the number of threads; on CUDA the
-    backward adds atomically unless torch.use_deterministic_algorithms is on. Under autocast maps take its dtype;
-    coordinates, skip and parameters stay.
-
     Raises:
-        TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit.
+        TypeError: a dtype is not allowed.
+        ValueError: a shape, device or option is invalid.
 
-    Source: Chen, Liu and Wang 2021 (LIIF); Lee and Jin 2022 (LTE); Hu et al. 2019 (MetaSR); the factored first layer,
-    the bilinear prior and the weights without areas are ours.
+    Gradients exist for maps, trunk, rho_w, cell_w, bias, rho_bias, phase and skip by native kernels, and for cell and
+    where.frac by the reference, to any order. On a CPU results are deterministic, and the forward pass does not depend
+    on the number of threads. On CUDA the backward pass adds atomically unless torch.use_deterministic_algorithms is on.
+    Under autocast maps are cast to its dtype; float32 parameters, coordinates and skip keep theirs.
+
+    Source: Chen, Liu and Wang 2021 (LIIF); Lee and Jin 2022 (LTE); Hu et al. 2019 (MetaSR). The factored first layer,
+    the bilinear prior and the weights without areas are specific to fastds.
     """
     if type(maps) is Proxy:
-        return record(inr_query, locals())
+        return record_op(inr_query, locals())
     if not isinstance(where, GridSpec | PointSpec):
         raise TypeError(f"where is {with_article(type(where).__name__)}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _autocast(
-        maps, _trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
+    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _cast_for_autocast(
+        maps, _split_trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
     )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    wrap = [e == "wrap" for e in checked_edge(edge)]
+    wrap = [e == "wrap" for e in check_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":
         heads, dk = 1, 0

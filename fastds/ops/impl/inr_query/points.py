@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a field is asked for: whole grids as integers, scattered points as a cell and a position in it.
+"""Query points of a field: grids in exact integers, and scattered points as a pixel and a fraction.
 
-Index coordinate u on an axis of n cells: the centre of cell i is u = i, the domain ends at u = -1/2 and n - 1/2. The
-normalised coordinate is x = -1 + (2u + 1) / n. Pairs are (row, column), that is (y, x).
+Index coordinate u on an axis of n cells: the centre of cell i is u = i, and the domain ends at u = -1/2 and n - 1/2.
+The normalised coordinate is x = -1 + (2u + 1) / n. Pairs are (row, column), that is (y, x).
 """
 
 import math
@@ -11,15 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import is_count
+from fastds.ops.core.arguments import is_int
 
 OUTSIDE = ("error", "nan", "clamp")
 EDGES = ("clamp", "wrap")
-_RIM = 1e-6  # tolerance of the half-pixel rim in pixels
+_BORDER_TOLERANCE = 1e-6  # pixels beyond the domain, which ends half a pixel beyond the outer centres
 
 
 def check_axis(size: int, step: int, start: int, den: int) -> None:
-    """ValueError unless 64-bit arithmetic holds the numbers of an Axis and 32-bit integers its pixels."""
+    """Raise ValueError unless the numbers of an Axis fit 64-bit arithmetic and its pixels fit 32-bit integers.
+
+    Args:
+        size: number of points.
+        step: numerator of the spacing.
+        start: numerator of the first coordinate.
+        den: denominator.
+    """
     ends = max(abs(start), abs(start + step * (size - 1)))
     if size < 0 or den < 1 or max(size, abs(step), den, ends) >= 1 << 62 or ends >= den << 31:
         raise ValueError(
@@ -30,9 +37,16 @@ def check_axis(size: int, step: int, start: int, den: int) -> None:
 
 @dataclass(frozen=True)
 class Axis:
-    """Equally spaced index coordinates in exact integers: u_k = (start + step * k) / den, k = 0 .. size-1.
+    """Equally spaced index coordinates in exact integers, u_k = (start + step * k) / den for k = 0 .. size-1.
 
-    Raises ValueError for numbers that are no integers or too large for 64-bit arithmetic, and coordinates from 2^31 on.
+    Args:
+        size: int, number of points.
+        step: int, numerator of the spacing.
+        start: int, numerator of the first coordinate.
+        den: int, denominator.
+
+    Raises:
+        ValueError: a number is not an integer or too large for 64-bit arithmetic, or a coordinate is 2^31 or more.
     """
 
     size: int
@@ -42,101 +56,141 @@ class Axis:
 
     def __post_init__(self):
         numbers = (self.size, self.step, self.start, self.den)
-        if not all(map(is_count, numbers)):
+        if not all(map(is_int, numbers)):
             raise ValueError(f"Axis needs integers, got {numbers}")
         check_axis(*numbers)
 
     def window(self, first: int, stop: int) -> "Axis":
-        """Points first .. stop-1 of this axis."""
+        """Return the points first .. stop-1 of this axis."""
         if not 0 <= first <= stop <= self.size:
             raise ValueError(f"window {first}:{stop} does not lie in 0:{self.size}")
         return Axis(stop - first, self.step, self.start + self.step * first, self.den)
 
     def locate(self, device=None) -> tuple[Tensor, Tensor]:
-        """floor(u) as int64 and u - floor(u) as float64, both exact up to the last division."""
+        """Return floor(u) as int64 and u - floor(u) as float64, both exact up to the last division."""
         numerator = self.start + self.step * torch.arange(self.size, dtype=torch.int64, device=device)
         base = torch.div(numerator, self.den, rounding_mode="floor")
         return base, (numerator - base * self.den).double() / self.den
 
 
-def _size(name: str, size, least: int = 1) -> tuple[int, int]:
+def _check_size(name: str, size, least: int = 1) -> tuple[int, int]:
+    """Return the size as a tuple of two ints >= least, or raise ValueError."""
     if not isinstance(size, tuple | list | torch.Size) or len(size) != 2:
         raise ValueError(f"{name} must be a pair (rows, columns), got {size!r}")
-    if not all(is_count(v) and v >= least for v in size):
+    if not all(is_int(v) and v >= least for v in size):
         raise ValueError(f"{name} must be two ints >= {least}, got {tuple(size)}")
     return tuple(size)
 
 
 @dataclass(frozen=True)
 class GridSpec:
-    """Every point of a grid, row by row: Q = rows.size * columns.size. Coordinates are made from the integers."""
+    """All points of a grid, row by row: Q = rows.size * columns.size. Coordinates are computed from integers.
+
+    Args:
+        rows: Axis of the row coordinates.
+        columns: Axis of the column coordinates.
+    """
 
     rows: Axis
     columns: Axis
 
     @classmethod
     def cells(cls, source, target) -> "GridSpec":
-        """Cell-registered grids over the same domain, as torch's align_corners=False: u_k = ((2k+1) n - m) / 2m.
+        """Build the grid of cells of another size over the same domain, as torch's align_corners=False.
+
+        u_k = ((2k+1) n - m) / 2m
 
         Args:
-            source: (H, W) of the maps. target: (H', W') asked for.
+            source: (H, W) of the maps.
+            target: (H', W') of the grid.
+
+        Returns:
+            the GridSpec.
         """
-        pairs = zip(_size("source", source), _size("target", target, 0), strict=True)
+        pairs = zip(_check_size("source", source), _check_size("target", target, 0), strict=True)
         return cls(*(Axis(m, 2 * n, n - m, max(1, 2 * m)) for n, m in pairs))
 
     @classmethod
     def nodes(cls, source, target, periodic_x: bool = False) -> "GridSpec":
-        """Node-registered grids whose first and last rows coincide, such as ERA5 with both poles.
+        """Build a node grid whose first and last rows are those of the maps, such as those of ERA5 at the poles.
 
-        u_k = k (n-1) / (m-1); columns too, unless periodic_x: then u_k = k n / m from a common first meridian.
+        u_k = k (n-1) / (m-1); with periodic_x the columns are u_k = k n / m, which start at the same meridian.
+
+        Args:
+            source: (H, W) of the maps.
+            target: (H', W') of the grid.
+            periodic_x: bool, whether columns wrap around.
+
+        Returns:
+            the GridSpec.
         """
-        (height, width), (rows, columns) = _size("source", source), _size("target", target)
-        across = Axis(columns, width, 0, columns) if periodic_x else _nodes(width, columns)
-        return cls(_nodes(height, rows), across)
+        (height, width), (rows, columns) = _check_size("source", source), _check_size("target", target)
+        across = Axis(columns, width, 0, columns) if periodic_x else _make_node_axis(width, columns)
+        return cls(_make_node_axis(height, rows), across)
 
     @classmethod
     def corners(cls, source, target) -> "GridSpec":
-        """Upper-left corners instead of centres, u_k = k n / m: the projection of MetaSR."""
-        return cls(*(Axis(m, n, 0, m) for n, m in zip(_size("source", source), _size("target", target), strict=True)))
+        """Build a grid at the upper left corners of cells instead of their centres, u_k = k n / m, as MetaSR does.
+
+        Args:
+            source: (H, W) of the maps.
+            target: (H', W') of the grid.
+
+        Returns:
+            the GridSpec.
+        """
+        return cls(
+            *(
+                Axis(m, n, 0, m)
+                for n, m in zip(_check_size("source", source), _check_size("target", target), strict=True)
+            )
+        )
 
     @property
     def size(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
         return self.rows.size, self.columns.size
 
     @property
     def count(self) -> int:
+        """Number of points."""
         return self.rows.size * self.columns.size
 
     def window(self, rows: tuple[int, int], columns: tuple[int, int]) -> "GridSpec":
-        """The points rows[0] .. rows[1]-1 by columns[0] .. columns[1]-1 of this grid."""
+        """Return the points rows[0] .. rows[1]-1 by columns[0] .. columns[1]-1 of this grid."""
         return GridSpec(self.rows.window(*rows), self.columns.window(*columns))
 
     def numbers(self) -> list[int]:
-        """size, step, start, den of rows, then of columns."""
+        """Return size, step, start and den of the rows, then of the columns."""
         return [v for a in (self.rows, self.columns) for v in (a.size, a.step, a.start, a.den)]
 
     def points(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> "PointSpec":
-        """The same points as a PointSpec of batch 1."""
+        """Return the same points as a PointSpec of batch 1."""
         (i, t), (j, r) = self.rows.locate(device), self.columns.locate(device)
         pair = [torch.meshgrid(*p, indexing="ij") for p in ((i, j), (t, r))]
         base, frac = (torch.stack([a.reshape(-1), b.reshape(-1)], -1)[None] for a, b in pair)
         return PointSpec(base.int(), frac.to(dtype))
 
 
-def _nodes(n: int, m: int) -> Axis:
+def _make_node_axis(n: int, m: int) -> Axis:
     if m == 1 and n > 1:
-        raise ValueError(f"target has one row or column, which no node grid over {n} nodes has")
+        raise ValueError(f"target must have at least two rows and columns for a node grid over {n} nodes, got 1")
     return Axis(m, n - 1, 0, max(1, m - 1))
 
 
 @dataclass(frozen=True)
 class PointSpec:
-    """Scattered points: index coordinate = base + frac.
+    """Scattered points with index coordinates base + frac.
 
     Args:
-        base: (B or 1, Q, 2) int32, floor of (row, column) index coordinates.
-        frac: (B or 1, Q, 2) float32 or float64 in [0, 1], the rest; together exact to 6e-8 px at any grid size.
+        base: (B or 1, Q, 2) int32, floor of the index coordinates (row, column).
+        frac: (B or 1, Q, 2) float32 or float64 in [0, 1], the remainder. The sum is exact to 6e-8 pixels for any grid
+            size.
         outside: (B or 1, Q) bool, points whose value is NaN, or None.
+
+    Raises:
+        TypeError: base is not int32, or frac is neither float32 nor float64.
+        ValueError: the shapes do not match.
     """
 
     base: Tensor
@@ -148,7 +202,9 @@ class PointSpec:
             raise TypeError(f"base must be an int32 Tensor, got {getattr(self.base, 'dtype', type(self.base))}")
         if not isinstance(self.frac, Tensor) or self.frac.dtype not in (torch.float32, torch.float64):
             found = getattr(self.frac, "dtype", type(self.frac))
-            raise TypeError(f"frac must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
+            raise TypeError(
+                f"frac must be a float32 or float64 Tensor (half precision cannot resolve pixels), got {found}"
+            )
         if self.base.dim() != 3 or self.base.shape[-1] != 2 or self.frac.shape != self.base.shape:
             shapes = tuple(self.base.shape), tuple(self.frac.shape)
             raise ValueError(f"base and frac must both have shape (B, Q, 2), got {shapes[0]} and {shapes[1]}")
@@ -157,27 +213,31 @@ class PointSpec:
 
     @property
     def count(self) -> int:
+        """Number of points of each sample."""
         return self.base.shape[1]
 
     def to(self, device: torch.device | str) -> "PointSpec":
-        """The same points on a device."""
+        """Return the same points on a device."""
         return PointSpec(*(t if t is None else t.to(device) for t in (self.base, self.frac, self.outside)))
 
 
 def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error", dtype=torch.float32) -> PointSpec:
-    """Points given by index coordinates.
+    """Build points from index coordinates.
 
     Args:
-        u: (Q, 2) or (B or 1, Q, 2) float32 or float64, (row, column) in pixels of the maps; may require grad.
+        u: (Q, 2) or (B or 1, Q, 2) float32 or float64, (row, column) in pixels of the maps. It may require a gradient.
         size: (H, W) of the maps.
-        edge: per axis "clamp" or "wrap"; a wrapped axis has no outside.
-        outside: what a point more than half a pixel beyond the outer centres gets: "error" raises, "nan" gives NaN,
-            "clamp" the value at the rim.
-        dtype: of frac.
+        edge: pair for rows and columns of "clamp" or "wrap". A wrapped axis has no outside.
+        outside: treatment of points more than half a pixel beyond the outer centres: "error" raises, "nan" gives NaN,
+            "clamp" gives the value at the border.
+        dtype: dtype of frac.
+
+    Returns:
+        PointSpec.
 
     Raises:
-        TypeError, ValueError: another dtype or shape, an unknown option, a coordinate that is not finite, or a point
-            outside under "error".
+        TypeError: u is neither a float32 nor a float64 tensor.
+        ValueError: a shape or option is invalid, a coordinate is not finite, or a point is outside with "error".
     """
     if not isinstance(u, Tensor) or u.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"coordinates must be a float32 or float64 Tensor, got {getattr(u, 'dtype', type(u).__name__)}")
@@ -185,14 +245,14 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     u = u[None] if u.dim() == 2 else u
     if outside not in OUTSIDE:
         raise ValueError(f"outside must be one of {', '.join(OUTSIDE)}, got {outside!r}")
-    height, width = _size("size", size)
+    height, width = _check_size("size", size)
     u = u.double()
     if not torch.isfinite(u).all():
         raise ValueError("coordinates must be finite, got NaN or infinity")
     parts, worst, beyond = [], 0.0, torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
-    for axis, n, mode in zip(u.unbind(-1), (height, width), checked_edge(edge), strict=True):
+    for axis, n, mode in zip(u.unbind(-1), (height, width), check_edge(edge), strict=True):
         if mode == "clamp":
-            off = (axis < -0.5 - _RIM) | (axis > n - 0.5 + _RIM)
+            off = (axis < -0.5 - _BORDER_TOLERANCE) | (axis > n - 0.5 + _BORDER_TOLERANCE)
             if off.any():
                 worst = max(worst, (axis - (n - 1) / 2).abs().max().item() - (n - 1) / 2)
             beyond |= off
@@ -214,47 +274,69 @@ def _check_pairs(coordinates: Tensor) -> None:
 
 
 def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error", dtype=torch.float32) -> PointSpec:
-    """Points given by normalised coordinates (y, x), -1 and 1 at the ends of the domain: u = ((x + 1) n - 1) / 2.
+    """Build points from normalised coordinates (y, x), which are -1 and 1 at the ends of the domain: u = ((x + 1) n -
+    1) / 2.
 
-    Args, errors: as from_index; coord may be float32 or float64, the arithmetic is float64.
+    Args:
+        coord: (Q, 2) or (B or 1, Q, 2) float32 or float64; the computation is in float64.
+        size: (H, W) of the maps.
+        edge: see from_index.
+        outside: see from_index.
+        dtype: dtype of frac.
+
+    Returns:
+        PointSpec.
+
+    Raises:
+        TypeError: coord is neither a float32 nor a float64 tensor.
+        ValueError: as from_index.
     """
     if not isinstance(coord, Tensor) or coord.dtype not in (torch.float32, torch.float64):
         found = getattr(coord, "dtype", type(coord).__name__)
-        raise TypeError(f"coord must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
+        raise TypeError(
+            f"coord must be a float32 or float64 Tensor (half precision cannot resolve pixels), got {found}"
+        )
     _check_pairs(coord)
-    n = torch.tensor(_size("size", size), dtype=torch.float64, device=coord.device)
+    n = torch.tensor(_check_size("size", size), dtype=torch.float64, device=coord.device)
     return from_index(((coord.double() + 1) * n - 1) / 2, size, edge, outside, dtype)
 
 
 def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="error", dtype=torch.float32) -> PointSpec:
-    """Points given by latitude and longitude on a regular grid given by its coordinate arrays.
+    """Build points from latitudes and longitudes, on a regular grid given by its coordinate arrays.
 
-    u = (phi - phi_0) / d_phi per axis, so node and cell registration need no option. Longitudes may come in either
-    convention, -180..180 or 0..360.
+    u = (phi - phi_0) / d_phi per axis, so that node and cell registration need no option. Longitudes may be in
+    -180..180 or 0..360.
 
     Args:
-        lat, lon: (Q,) degrees.
-        grid_lat: (H,) degrees, equally spaced, ascending or descending. grid_lon: (W,) degrees, ascending.
-        periodic_x: the grid goes round the globe: W * d_lon = 360.
-        outside, dtype: as from_index.
+        lat: (Q,) degrees.
+        lon: (Q,) degrees.
+        grid_lat: (H,) degrees, equally spaced, ascending or descending.
+        grid_lon: (W,) degrees, equally spaced, ascending or descending.
+        periodic_x: bool, whether the grid covers all longitudes: W * d_lon = 360.
+        outside: see from_index.
+        dtype: dtype of frac.
+
+    Returns:
+        PointSpec.
 
     Raises:
-        ValueError: latitudes beyond 90 degrees (swapped with longitudes?), coordinates that are unsorted, repeated or
-            unequally spaced, periodic_x on a grid that does not close, points outside under "error".
+        ValueError: latitudes beyond 90 degrees (perhaps swapped with longitudes); coordinates that are unsorted,
+            repeated or not equally spaced; periodic_x for a grid that does not cover 360 degrees; points outside with
+            "error".
     """
     lat, lon, grid_lat, grid_lon = (
         torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (lat, lon, grid_lat, grid_lon)
     )
     if lat.shape != lon.shape:
-        raise ValueError(f"lat has {lat.numel()} values, lon has {lon.numel()}; expected as many")
+        raise ValueError(f"lat has {lat.numel()} values, lon has {lon.numel()}, expected the same number")
     for name, values in (("lat", lat), ("grid_lat", grid_lat)):
         if values.numel() and not values.abs().max() <= 90 + 1e-9:
             worst = values.abs().max().item()
             raise ValueError(f"{name} reaches {worst:g}, expected degrees within 90; are lat and lon swapped?")
-    step_y, step_x = spacing("grid_lat", grid_lat), spacing("grid_lon", grid_lon)
+    step_y, step_x = get_spacing("grid_lat", grid_lat), get_spacing("grid_lon", grid_lon)
     if periodic_x and not math.isclose(abs(step_x) * grid_lon.numel(), 360, rel_tol=1e-4):
         raise ValueError(f"periodic_x: grid_lon spans {abs(step_x) * grid_lon.numel():g} degrees, expected 360")
-    # A point is brought within half a turn of the middle of the grid.
+    # Shift each longitude by multiples of 360 degrees to within 180 degrees of the middle of the grid.
     middle = (grid_lon[0] + grid_lon[-1]) / 2
     lon = middle + torch.remainder(lon - middle + 180, 360) - 180
     u = torch.stack([(lat - grid_lat[0]) / step_y, (lon - grid_lon[0]) / step_x], -1)
@@ -262,10 +344,14 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
     return from_index(u, (grid_lat.numel(), grid_lon.numel()), edge, outside, dtype)
 
 
-def spacing(name: str, values: Tensor) -> float:
-    """The step of equally spaced coordinates, negative where they descend; ValueError where they are not.
+def get_spacing(name: str, values: Tensor) -> float:
+    """Return the step of equally spaced coordinates, negative if they descend.
 
-    Steps may differ by a thousandth, or by what storing the coordinates in float32 changes."""
+    Steps may differ by a thousandth, or by the rounding of coordinates to float32.
+
+    Raises:
+        ValueError: fewer than two values, missing values, or coordinates that are not equally spaced.
+    """
     if values.numel() < 2:
         raise ValueError(f"{name} has {values.numel()} values, expected at least two")
     if not torch.isfinite(values).all():
@@ -281,8 +367,8 @@ def spacing(name: str, values: Tensor) -> float:
     return mean
 
 
-def checked_edge(edge) -> tuple[str, str]:
-    """edge itself as a pair of "clamp" or "wrap" for rows and columns."""
+def check_edge(edge) -> tuple[str, str]:
+    """Return `edge` as a pair of "clamp" or "wrap" for rows and columns, or raise ValueError."""
     if not isinstance(edge, tuple | list) or len(edge) != 2 or any(e not in EDGES for e in edge):
         raise ValueError(f"edge must be a pair of 'clamp' or 'wrap' for rows and columns, got {edge!r}")
     return tuple(edge)

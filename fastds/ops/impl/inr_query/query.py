@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of the registered op by name, and what it refuses of them."""
+"""Arguments of the registered op inr_query by name, and their checks."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,21 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_choice, check_dense, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, check_choice, check_dense, check_shape, check_tensor, is_int
 from fastds.ops.impl.inr_query.points import check_axis
-from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
+from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, count_channels
 
-MOST_LAYERS = 8
-MOST_HEADS = 64
-MOST_POINTS = 1 << 40  # more than any memory holds
-CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
+MAX_LAYERS = 8
+MAX_HEADS = 64
+MAX_POINTS = 1 << 40  # more than any memory holds
+CHUNK_ROWS = 1 << 18  # rows of the trunk in a chunk of the backward pass: 128 MiB of float32 for 128 channels
 
 
 class Query(NamedTuple):
-    """The arguments of torch.ops.fastds.inr_query, in the order of its schema; see fastds.ops.inr_query.
+    """Arguments of torch.ops.fastds.inr_query in the order of its schema: see fastds.ops.inr_query.
 
-    axes: GridSpec.numbers(), or [] where base and frac name the points. weighting: of the corners, "bilinear" or
-    "areas". wrap: rows, columns.
+    Attributes that differ from the public arguments: axes is GridSpec.numbers(), or [] if base and frac give the
+    points; weighting of the corners is "bilinear" or "areas"; wrap is a pair of bools for rows and columns.
     """
 
     maps: Tensor
@@ -49,51 +49,52 @@ class Query(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """Q, for each element of the batch."""
+        """Q, number of queries for each sample of the batch."""
         return self.axes[0] * self.axes[4] if self.axes else self.base.shape[1]
 
     @property
     def depth(self) -> int:
-        """D, the width of a corner's feature."""
+        """D, number of channels of a corner's feature."""
         if self.feature == "dot":
             return self.rho_w.shape[0]
-        return channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
+        return count_channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
 
     @property
     def outputs(self) -> int:
-        """O."""
+        """O, number of output channels."""
         if self.feature == "dot":
             return self.maps.shape[1] // (self.depth + 1)
         return self.weights[-1].shape[0] if self.weights else self.depth
 
     @property
     def rows_per_query(self) -> int:
-        """Rows that enter the trunk."""
+        """Number of rows of each query that enter the trunk."""
         return 4 if self.ensemble == "late" else 1
 
     @property
-    def exact(self) -> torch.dtype:
-        """What the kernel calculates in and all tensors but maps are handed over in."""
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the computation, and of all tensors but maps in native calls."""
         return torch.float64 if self.maps.dtype == torch.float64 else torch.float32
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
+        """True if there is no query."""
         return self.maps.shape[0] * self.queries == 0
 
-    # ---- tensors that get a gradient: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
+    # ---- differentiable tensors: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
 
-    def differentiable(self) -> list[Tensor | None]:
-        """All of them, in this order."""
+    def get_differentiable(self) -> list[Tensor | None]:
+        """Return all differentiable tensors in this order, None for absent ones."""
         single = (self.rho_w, self.cell_w, self.bias, self.rho_bias, self.phase, self.skip)
         return [self.maps, *self.weights, *self.biases, *single]
 
-    def given(self, with_skip: bool) -> list[Tensor]:
-        """Those that are there, skip where it is asked for."""
-        tensors = self.differentiable()
+    def get_present_tensors(self, with_skip: bool) -> list[Tensor]:
+        """Return the differentiable tensors that are not None; skip only if with_skip."""
+        tensors = self.get_differentiable()
         return [t for t in (tensors if with_skip else tensors[:-1]) if t is not None]
 
-    def with_tensors(self, tensors) -> "Query":
-        """The same with other differentiable() tensors."""
+    def replace_tensors(self, tensors) -> "Query":
+        """Return the query with other tensors in the order of get_differentiable()."""
         count = len(self.weights)
         maps, *tensors = tensors
         weights, biases, single = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
@@ -101,17 +102,17 @@ class Query(NamedTuple):
         changed = dict(zip(names, single, strict=True))
         return self._replace(maps=maps, weights=list(weights), biases=list(biases), **changed)
 
-    def with_given(self, tensors, with_skip: bool) -> "Query":
-        """The same with other given() tensors."""
-        tensors, old = iter(tensors), self.differentiable()
+    def replace_present_tensors(self, tensors, with_skip: bool) -> "Query":
+        """Return the query with other tensors in the order of get_present_tensors(with_skip)."""
+        tensors, old = iter(tensors), self.get_differentiable()
         last = len(old) - 1
         new = [t if t is None or (k == last and not with_skip) else next(tensors) for k, t in enumerate(old)]
-        return self.with_tensors(new)
+        return self.replace_tensors(new)
 
     # ---- parts
 
-    def chunks(self) -> Iterator[tuple[int, int, "Query"]]:
-        """(first query, one past the last, these queries): whole rows of a grid, or runs of points."""
+    def split_chunks(self) -> Iterator[tuple[int, int, "Query"]]:
+        """Yield (first query, last query + 1, the query for them) for chunks of whole grid rows or runs of points."""
         step = max(1, CHUNK_ROWS // max(1, self.maps.shape[0] * self.rows_per_query))
         if self.axes:
             columns = self.axes[4]
@@ -128,19 +129,19 @@ class Query(NamedTuple):
                 part = part._replace(cell=self.cell[:, first:stop])
             yield first, stop, part
 
-    def of_skip(self) -> "Query":
-        """The query that interpolates the skip and does nothing else, bilinearly whatever weighs the features."""
+    def make_skip_query(self) -> "Query":
+        """Return the query that only interpolates the skip field, bilinearly for any weighting of the features."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
-        return self._replace(maps=self.skip.to(self.exact), weights=[], biases=[], **nothing, **settings)
+        return self._replace(maps=self.skip.to(self.compute_dtype), weights=[], biases=[], **nothing, **settings)
 
 
 # ---- checks
 
 
 def check(*args) -> None:
-    """Refuses what the op cannot take."""
+    """Check the arguments of the op: see Query."""
     query = Query(*args)
     maps = query.maps
     check_tensor("maps", maps, 4, DTYPES, None, "maps")
@@ -179,16 +180,16 @@ def _check_combination(query: Query) -> None:
     if ensemble == "early_attn":
         if feature not in AFFINE:
             raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
-        if not (is_count(heads) and 1 <= heads <= MOST_HEADS and is_count(dk) and dk >= 1):
-            raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
+        if not (is_int(heads) and 1 <= heads <= MAX_HEADS and is_int(dk) and dk >= 1):
+            raise ValueError(f"early_attn needs heads in 1..{MAX_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
         if query.depth < 1 or query.depth % heads:
             raise ValueError(
                 f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
             )
     elif (heads, dk) != (1, 0):
         raise ValueError(f"heads and dk belong to ensemble 'early_attn', others take 1 and 0, got {heads!r} and {dk!r}")
-    if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
-        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
+    if feature == "slope" and count_channels(feature, ensemble, total, heads, dk)[1] % 3:
+        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', followed by keys and contents")
     if feature == "fourier" and total % 4:
         raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
     if feature != "fourier" and query.phase is not None:
@@ -217,9 +218,9 @@ def _check_parameters(query: Query, exact: tuple) -> None:
 
 def _check_trunk(query: Query, exact: tuple) -> None:
     weights, biases, width, device = query.weights, query.biases, query.depth, query.maps.device
-    if len(weights) != len(biases) or len(weights) > MOST_LAYERS:
+    if len(weights) != len(biases) or len(weights) > MAX_LAYERS:
         raise ValueError(
-            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
+            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MAX_LAYERS} pairs"
         )
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         names = weight, bias = f"trunk[{i}] weight", f"trunk[{i}] bias"
@@ -236,7 +237,7 @@ def _check_axes(axes: list[int]) -> None:
         raise ValueError(f"axes has {len(axes)} values, expected size, step, start and den of rows, then of columns")
     check_axis(*axes[:4])
     check_axis(*axes[4:])
-    if axes[0] * axes[4] >= MOST_POINTS:
+    if axes[0] * axes[4] >= MAX_POINTS:
         raise ValueError(f"where has {axes[0]} x {axes[4]} points, expected fewer than 2^40")
 
 
@@ -251,14 +252,14 @@ def _check_points(query: Query) -> None:
 def _check_fields(query: Query) -> None:
     cell, skip, mask = query.cell, query.skip, query.mask
     batch, _, height, width = query.maps.shape
-    device, wide = query.maps.device, (torch.float32, torch.float64)
+    device, allowed = query.maps.device, (torch.float32, torch.float64)
     if (query.cell_w is not None or query.phase is not None) and cell is None:
         raise ValueError("cell is None, but cell_w or phase needs it")
     if cell is not None:
-        check_tensor("cell", cell, (2, 3), wide, device, "maps")
+        check_tensor("cell", cell, (2, 3), allowed, device, "maps")
         check_shape("cell", cell, (batch, 2) if cell.dim() == 2 else (batch, query.queries, 2))
     if skip is not None:
-        check_tensor("skip", skip, 4, wide, device, "maps")
+        check_tensor("skip", skip, 4, allowed, device, "maps")
         check_shape("skip", skip, (batch, query.outputs, height, width))
     if mask is not None:
         check_tensor("mask", mask, 3, (torch.bool,), device, "maps")

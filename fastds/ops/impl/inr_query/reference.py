@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query in plain PyTorch: index arithmetic, gathers and matrix products; differentiable to any order.
+"""Reference of inr_query in PyTorch by index arithmetic, gathers and matrix products; differentiable to any order.
 
-S1 locate and weigh the four corners -> S2 feature of each corner -> S3 ensemble -> S4 trunk -> S5 skip.
+The steps are: locate and weight the four corners, compute the feature of each corner, combine the corners (ensemble),
+apply the trunk, add the skip field.
 """
 
 import math
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastds.ops.impl.inr_query.points import Axis, GridSpec
 
-FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature
+FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature in csrc
 AFFINE = ("affine", "slope")
 ENSEMBLES = ("none", "late", "early_area", "early_attn")
 ACTIVATIONS = ("none", "relu")
@@ -24,24 +25,24 @@ def inr_query(
     maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
     heads, dk, act, weighting, wrap, out_dtype,
 ):  # fmt: skip
-    """See fastds.ops.inr_query; axes are GridSpec.numbers(), empty where base and frac name the points."""
+    """Compute fastds.ops.inr_query. axes: GridSpec.numbers(), or empty if base and frac give the points."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
     corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)
     kappa = None if cell is None else to(cell if cell.dim() == 3 else cell[:, None])
     args = (to(maps), corners, to(rho_w), to(cell_w), to(bias), to(phase), kappa)
     if feature == "dot":
-        y = _dot(*args, act)
+        y = _compute_dot(*args, act)
     else:
-        make = {"fourier": _fourier, "slope": _slope, "affine": _affine}[feature]
-        depth = channels(feature, ensemble, maps.shape[1], heads, dk)[0]
+        make = {"fourier": _compute_fourier, "slope": _compute_slope, "affine": _compute_affine}[feature]
+        depth = count_channels(feature, ensemble, maps.shape[1], heads, dk)[0]
         h = [make(*args, act, depth, j) for j in range(corners.count)]
         trunk = [(to(w), to(b)) for w, b in zip(weights, biases, strict=True)]
         if ensemble == "late":
-            y = sum(w[..., None] * mlp(hj, trunk) for w, hj in zip(corners.weights, h, strict=True))
+            y = sum(w[..., None] * apply_trunk(hj, trunk) for w, hj in zip(corners.weights, h, strict=True))
         else:
-            first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
-            y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
+            first_key = count_channels(feature, ensemble, maps.shape[1], heads, dk)[1]
+            y = apply_trunk(_combine_corners(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
     valid = None if mask is None else corners.valid
     if skip is not None:
         along = corners
@@ -54,14 +55,22 @@ def inr_query(
     return y.to(out_dtype)
 
 
-def channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
-    """(D, channels of maps that go into it): width of a corner's feature and its share of `total` map channels."""
+def count_channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
+    """Count the channels of a corner's feature, D, and the channels of the maps that it is computed from.
+
+    Args:
+        feature: "affine", "slope", "fourier" or "dot".
+        ensemble: "none", "late", "early_area" or "early_attn".
+        total: number of map channels.
+        heads: number of heads of early_attn.
+        dk: key channels of each head of early_attn.
+    """
     used = total - (2 * heads * dk if ensemble == "early_attn" else 0)
     return used // {"fourier": 2, "slope": 3}.get(feature, 1), used
 
 
-def mlp(x: Tensor, trunk) -> Tensor:
-    """x through linear layers with ReLU between them."""
+def apply_trunk(x: Tensor, trunk) -> Tensor:
+    """Apply linear layers with ReLU between them."""
     for i, (w, b) in enumerate(trunk):
         x = F.linear(x, w, b)
         x = F.relu(x) if i + 1 < len(trunk) else x
@@ -69,7 +78,7 @@ def mlp(x: Tensor, trunk) -> Tensor:
 
 
 class Corners:
-    """The corners of every query: linear pixel index, weight (B, Q), offset rho (B, Q, 2), and whether any is valid."""
+    """Corners of all queries: pixel indices, weights (B, Q), offsets rho (B, Q, 2), and whether any corner is valid."""
 
     def __init__(self, base, frac, axes, maps, mask, wrap, nearest, weighting, dtype):
         batch, _, height, width = maps.shape
@@ -78,7 +87,8 @@ class Corners:
             base, frac = points.base, points.frac
         base, frac = base.long(), frac.to(dtype)
         along = [
-            [_corner(base[..., k], frac[..., k], n, wrap[k], a) for a in (0, 1)] for k, n in ((0, height), (1, width))
+            [_locate_corner(base[..., k], frac[..., k], n, wrap[k], a) for a in (0, 1)]
+            for k, n in ((0, height), (1, width))
         ]
         pairs = [(0, 0)] if nearest else [(0, 0), (0, 1), (1, 0), (1, 1)]
         self.count = len(pairs)
@@ -105,7 +115,7 @@ class Corners:
             self.weights = [w / torch.where(self.valid, total, 1) for w in kept]
 
     def gather(self, maps: Tensor, j: int) -> Tensor:
-        """(B, C, H, W) at corner j, (B, Q, C); zero where the mask says invalid."""
+        """Gather maps (B, C, H, W) at corner j as (B, Q, C), zero where the mask is False."""
         batch, depth, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, depth)
         first = height * width * torch.arange(batch, device=maps.device)[:, None]
@@ -113,8 +123,19 @@ class Corners:
         return value if self.mask is None else torch.where(self.mask[j][..., None], value, 0)
 
 
-def _corner(base: Tensor, t: Tensor, n: int, wrap: bool, a: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel of corner a on one axis, rho = 2 (u - pixel) with the pixel not wrapped, and the linear weight."""
+def _locate_corner(base: Tensor, t: Tensor, n: int, wrap: bool, a: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Locate corner a of a query on one axis.
+
+    Args:
+        base: floor of the index coordinate.
+        t: fraction.
+        n: pixels of the axis.
+        wrap: bool, whether the axis wraps around.
+        a: 0 or 1.
+
+    Returns:
+        pixel, rho = 2 (u - pixel) with the pixel before wrapping, and linear weight.
+    """
     weight = t if a else 1 - t
     if wrap:
         return torch.remainder(base + a, n), 2 * (t - a), weight
@@ -126,8 +147,8 @@ def _activate(x: Tensor, act: str) -> Tensor:
     return F.relu(x) if act == "relu" else x
 
 
-def _offset_terms(rho, rho_w, cell_w, bias, kappa):
-    """R rho + Lambda kappa + b, (B, Q, D) or None."""
+def _compute_offset_terms(rho, rho_w, cell_w, bias, kappa):
+    """Compute R rho + Lambda kappa + b, (B, Q, D), or None if all three are absent."""
     terms = [] if rho_w is None else [rho @ rho_w.T]
     if cell_w is not None:
         terms.append(kappa @ cell_w.T)
@@ -136,22 +157,22 @@ def _offset_terms(rho, rho_w, cell_w, bias, kappa):
     return sum(terms) if terms else None
 
 
-def _affine(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
-    return _with_offset(corners.gather(maps[:, :depth], j), corners, rho_w, cell_w, bias, kappa, act, j)
+def _compute_affine(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+    return _add_offset(corners.gather(maps[:, :depth], j), corners, rho_w, cell_w, bias, kappa, act, j)
 
 
-def _slope(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+def _compute_slope(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
     h, along_y, along_x = corners.gather(maps[:, : 3 * depth], j).split(depth, -1)
     h = h + along_y * corners.rho[j][..., :1] + along_x * corners.rho[j][..., 1:]
-    return _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j)
+    return _add_offset(h, corners, rho_w, cell_w, bias, kappa, act, j)
 
 
-def _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j):
-    terms = _offset_terms(corners.rho[j], rho_w, cell_w, bias, kappa)
+def _add_offset(h, corners, rho_w, cell_w, bias, kappa, act, j):
+    terms = _compute_offset_terms(corners.rho[j], rho_w, cell_w, bias, kappa)
     return _activate(h if terms is None else h + terms, act)
 
 
-def _fourier(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+def _compute_fourier(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
     amplitude, frequency = corners.gather(maps[:, : 2 * depth], j).split(depth, -1)
     rho = corners.rho[j]
     theta = frequency[..., 0::2] * rho[..., :1] + frequency[..., 1::2] * rho[..., 1:]
@@ -161,8 +182,8 @@ def _fourier(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
     return amplitude * torch.cat([torch.cos(theta), torch.sin(theta)], -1)
 
 
-def _dot(maps, corners, rho_w, cell_w, bias, phase, kappa, act):
-    a = _activate(_offset_terms(corners.rho[0], rho_w, cell_w, bias, kappa), act)
+def _compute_dot(maps, corners, rho_w, cell_w, bias, phase, kappa, act):
+    a = _activate(_compute_offset_terms(corners.rho[0], rho_w, cell_w, bias, kappa), act)
     depth = rho_w.shape[0]
     outputs = maps.shape[1] // (depth + 1)
     values = corners.gather(maps, 0)
@@ -170,7 +191,7 @@ def _dot(maps, corners, rho_w, cell_w, bias, phase, kappa, act):
     return (g.unflatten(-1, (outputs, depth)) * a[..., None, :]).sum(-1) + constant
 
 
-def _early(ensemble, h, maps, corners, rho_bias, heads, dk, first_key):
+def _combine_corners(ensemble, h, maps, corners, rho_bias, heads, dk, first_key):
     if ensemble == "none":
         return h[0]
     if ensemble == "early_area":

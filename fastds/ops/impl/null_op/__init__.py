@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The template of an op."""
+"""Template of an op."""

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op: y = x. The template of an op; csrc/README.md says how to copy it.
+"""null_op, y = x: the template of an op. csrc/README.md explains how to copy it.
 
-Top to bottom: checks, native calls, Triton calls, fakes, gradients, registration, public function.
+The parts from top to bottom are checks, native calls, Triton calls, fakes, gradients, registration, public function.
 """
 
 import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import plain
-from fastds.ops.core.registry import define, vector_jacobian
-from fastds.ops.core.tracing import Proxy, record
+from fastds.ops.core.layout import to_contiguous
+from fastds.ops.core.registry import compute_vjp, define
+from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.null_op import reference
 
 __all__ = ["null_op"]
@@ -20,41 +20,41 @@ __all__ = ["null_op"]
 _KERNELS = {"cpu": "null_op_cpu", "cuda": "null_op_cuda"}  # functions of _fastds
 
 
-# ---- checks: the registry makes them once per call, also of torch.ops.fastds.null_op
+# ---- checks, which the registry runs once per call, also for torch.ops.fastds.null_op
 
 
 def _check(x) -> None:
     check_tensor("x", x, None, DTYPES, None, "x")
 
 
-def _check_backward(grad_y, x, wanted) -> None:
+def _check_backward(grad_y, x, needs_grad) -> None:
     _check(x)
     check_tensor("grad_y", grad_y, None, (x.dtype,), x.device, "x")
     check_shape("grad_y", grad_y, tuple(x.shape))
 
 
-# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+# ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x itself where it is dense, else a copy, on the CPU in the workspace that the thread keeps for all ops."""
+def _to_dense(x: Tensor) -> Tensor:
+    """Return x if it is contiguous, else a copy, on the CPU in the cached workspace of the thread."""
     if x.is_contiguous() or not x.is_cpu:
-        return plain(x)
-    return native.workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
+        return to_contiguous(x)
+    return native.get_workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
 
 
 def _copy(x: Tensor) -> Tensor:
-    y, dense = _fake(x), _dense(x)
+    y, dense = _fake(x), _to_dense(x)
     dtype, n = native.DTYPE_CODES[x.dtype], x.numel()
     if native.runs_on_cuda(x):
-        native.module().null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *native.cuda_launch(x))
+        native.get_module().null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *native.get_cuda_launch_arguments(x))
     else:
-        native.module().null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
+        native.get_module().null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
     return y
 
 
-def _backward(grad_y, x, wanted):
-    return [_copy(grad_y)] if wanted[0] else []
+def _backward(grad_y, x, needs_grad):
+    return [_copy(grad_y)] if needs_grad[0] else []
 
 
 # ---- Triton calls
@@ -62,23 +62,23 @@ def _backward(grad_y, x, wanted):
 
 def _copy_triton(x: Tensor) -> Tensor:
     y = _fake(x)
-    triton_loader.kernels("null_op").launch(x.contiguous(), y)
+    triton_loader.load_kernels("null_op").launch(x.contiguous(), y)
     return y
 
 
-def _backward_triton(grad_y, x, wanted):
-    return [_copy_triton(grad_y)] if wanted[0] else []
+def _backward_triton(grad_y, x, needs_grad):
+    return [_copy_triton(grad_y)] if needs_grad[0] else []
 
 
-# ---- fakes: results without numbers, for tracing
+# ---- fakes: results without values, for tracing
 
 
 def _fake(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _backward_fake(grad_y, x, wanted):
-    return [_fake(x)] if wanted[0] else []
+def _backward_fake(grad_y, x, needs_grad):
+    return [_fake(x)] if needs_grad[0] else []
 
 
 # ---- gradients
@@ -92,14 +92,14 @@ class _NullOp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (x,), wanted = ctx.saved_tensors, [ctx.needs_input_grad[1]]  # 0 is `run`
-        grads = iter(NULL_OP_BACKWARD.trusted(grad_y, x, wanted))
-        return None, *(next(grads) if want else None for want in wanted)
+        (x,), needs_grad = ctx.saved_tensors, [ctx.needs_input_grad[1]]  # position 0 is `run`
+        grads = iter(NULL_OP_BACKWARD.call_unchecked(grad_y, x, needs_grad))
+        return None, *(next(grads) if needed else None for needed in needs_grad)
 
 
-def _backward_reference(grad_y, x, wanted):
-    """By autograd on the formula: differentiable to any order, which gives the double backward."""
-    return vector_jacobian(reference.null_op, [x], [grad_y], wanted)
+def _backward_reference(grad_y, x, needs_grad):
+    """Compute the gradient by autograd on the reference, which is differentiable to any order."""
+    return compute_vjp(reference.null_op, [x], [grad_y], needs_grad)
 
 
 # ---- registration
@@ -108,19 +108,19 @@ NULL_OP = define(
     "null_op(Tensor x) -> Tensor",
     reference=reference.null_op,
     backends={
-        "native": Backend(_copy, lambda x: native.refusal(_KERNELS, x)),
-        "triton": Backend(_copy_triton, triton_loader.refusal),
+        "native": Backend(_copy, lambda x: native.unsupported_reason(_KERNELS, x)),
+        "triton": Backend(_copy_triton, triton_loader.unsupported_reason),
     },
     fake=_fake,
     check=_check,
     function=_NullOp,
 )
 NULL_OP_BACKWARD = define(
-    "null_op_backward(Tensor grad_y, Tensor x, bool[1] wanted) -> Tensor[]",
+    "null_op_backward(Tensor grad_y, Tensor x, bool[1] needs_grad) -> Tensor[]",
     reference=_backward_reference,
     backends={
-        "native": Backend(_backward, lambda grad_y, *_: native.refusal(_KERNELS, grad_y)),
-        "triton": Backend(_backward_triton, lambda grad_y, *_: triton_loader.refusal(grad_y)),
+        "native": Backend(_backward, lambda grad_y, *_: native.unsupported_reason(_KERNELS, grad_y)),
+        "triton": Backend(_backward_triton, lambda grad_y, *_: triton_loader.unsupported_reason(grad_y)),
     },
     fake=_backward_fake,
     check=_check_backward,
@@ -128,7 +128,7 @@ NULL_OP_BACKWARD = define(
 
 
 def null_op(x: Tensor) -> Tensor:
-    """Copies a tensor through the native module.
+    """Copy a tensor through the native module.
 
     y = x
 
@@ -136,13 +136,13 @@ def null_op(x: Tensor) -> Tensor:
         x: any shape and strides, float32, bfloat16, float16 or float64.
 
     Returns:
-        new contiguous tensor of x's shape and dtype.
-
-    Gradients: x, to any order. Deterministic. Under autocast x takes its dtype.
+        new contiguous tensor with the shape and dtype of x.
 
     Raises:
-        TypeError: x is no tensor or of another dtype.
+        TypeError: x is not a tensor, or its dtype is not allowed.
+
+    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to its dtype.
     """
     if type(x) is Proxy:
-        return record(null_op, locals())
-    return NULL_OP(*autocast((x,)))
+        return record_op(null_op, locals())
+    return NULL_OP(*cast_for_autocast((x,)))

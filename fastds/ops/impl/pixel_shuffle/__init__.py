@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sub-pixel shuffles, with an activation."""
+"""Pixel shuffle with bias and activation, and its adjoint."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of every pixel over a window around it."""
+"""Attention of each pixel to a window around it."""

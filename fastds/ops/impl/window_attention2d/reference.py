@@ -1,34 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Reference of window_attention2d in PyTorch: differentiable to any order, exact in float64."""
+
 import torch
 import torch.nn.functional as F
 
-from fastds.ops.core.layout import wide
+from fastds.ops.core.layout import upcast_half
 
 
-def _logits(q, k, window):
-    """(B, window^2, H, W), and the padding and shifts that go with them."""
+def _compute_logits(q, k, window):
+    """Return the logits (B, window^2, H, W), the padding, and the list of shifts (dy, dx) in the padded image."""
     half = window // 2
     pad = (half, window - half - 1) * 2
     shifts = [(dy, dx) for dy in range(window) for dx in range(window)]
     k = F.pad(k, pad)
-    return torch.stack([(q * _view(k, q, *d)).sum(1) for d in shifts], 1), pad, shifts
+    return torch.stack([(q * _slice_shifted(k, q, *d)).sum(1) for d in shifts], 1), pad, shifts
 
 
-def _view(padded, like, dy, dx):
+def _slice_shifted(padded, like, dy, dx):
     height, width = like.shape[2:]
     return padded[:, :, dy : dy + height, dx : dx + width]
 
 
 def window_attention2d(q, k, v, window=30):
-    """y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}; keys outside the field have logit 0 and value 0."""
+    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}; keys outside the image have logit 0 and value 0."""
     dtype = v.dtype
-    q, k, v = wide(q, k, v)
-    logits, pad, shifts = _logits(q, k, window)
+    q, k, v = upcast_half(q, k, v)
+    logits, pad, shifts = _compute_logits(q, k, window)
     weights, v = logits.softmax(1), F.pad(v, pad)
-    return sum(weights[:, i : i + 1] * _view(v, q, *d) for i, d in enumerate(shifts)).to(dtype)
+    return sum(weights[:, i : i + 1] * _slice_shifted(v, q, *d) for i, d in enumerate(shifts)).to(dtype)
 
 
-def log_sum_exp(q, k, window=30):
-    """(B, H, W): the logarithm of the softmax's sum, no gradients."""
+def compute_log_sum_exp(q, k, window=30):
+    """Compute the logarithm of the softmax's denominator (B, H, W), without gradients."""
     with torch.no_grad():
-        return _logits(*wide(q, k), window)[0].logsumexp(1)
+        return _compute_logits(*upcast_half(q, k), window)[0].logsumexp(1)

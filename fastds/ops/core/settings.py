@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the whole process that a block sets and takes back."""
+"""Settings of the whole process that a context manager changes and restores."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,17 +9,17 @@ import torch
 
 
 class _Block:
-    """One open block; blocks are told apart by identity."""
+    """One active block. Blocks are compared by identity."""
 
     def __init__(self, value):
         self.value = value
 
 
-class Switch:
-    """A setting that blocks set for all threads: autograd's device threads must see it, too.
+class ProcessSetting:
+    """Setting that context managers change for all threads, so that autograd's device threads see the change, too.
 
-    Of several open blocks the one that was entered last is in force. Blocks may overlap in any order, in threads and in
-    generators: leaving one takes back that one alone.
+    Of several active blocks the one entered last determines the value. Blocks may overlap in any order, in threads and
+    in generators; leaving a block removes only that block.
     """
 
     def __init__(self, default):
@@ -29,13 +29,13 @@ class Switch:
 
     @property
     def value(self):
-        """What is in force now."""
-        open_ = self._open  # replaced as a whole, so a reader needs no lock
+        """Current value."""
+        open_ = self._open  # the tuple is replaced as a whole, so a reader needs no lock
         return open_[-1].value if open_ else self._default
 
     @contextmanager
     def set(self, value) -> Iterator[None]:
-        """A block in which `value` is in force."""
+        """Set the value inside the block."""
         block = _Block(value)
         self._replace(lambda open_: (*open_, block))
         try:
@@ -44,7 +44,7 @@ class Switch:
             self._replace(lambda open_: tuple(other for other in open_ if other is not block))
 
     def _replace(self, change: Callable[[tuple], tuple]) -> None:
-        if torch.compiler.is_compiling():  # Dynamo traces on one thread and follows no lock
+        if torch.compiler.is_compiling():  # Dynamo traces on one thread and cannot trace a lock
             self._open = change(self._open)
             return
         with self._lock:

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastds
 from fastds.nn.convolutions import convolve
 from fastds.ops import conv2d, conv3x3
-from fastds.ops.core import kept_weights, onednn
-from fastds.ops.impl.conv3x3 import direct, engine
+from fastds.ops.core import onednn, packed_weight_cache
+from fastds.ops.impl.conv3x3 import library, winograd
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -27,8 +27,10 @@ WAYS = {  # of convolving x with a weight; "library": by oneDNN
     "library": lambda x, weight: conv3x3(x, weight, algorithm="direct"),
 }
 all_ways = pytest.mark.parametrize("run", WAYS.values(), ids=WAYS)
-here = pytest.mark.skipif(not onednn.prepares(torch.float32), reason="this build of torch has no oneDNN")
-in_bfloat16 = pytest.mark.skipif(not onednn.prepares(torch.bfloat16), reason="no oneDNN for bfloat16 on this processor")
+here = pytest.mark.skipif(not onednn.can_prepare_filters(torch.float32), reason="this build of torch has no oneDNN")
+in_bfloat16 = pytest.mark.skipif(
+    not onednn.can_prepare_filters(torch.bfloat16), reason="no oneDNN for bfloat16 on this processor"
+)
 
 
 def expected(x, weight):
@@ -149,25 +151,25 @@ def test_threads_of_python(algorithm):
 
 
 def test_they_are_bounded(monkeypatch):
-    monkeypatch.setattr(kept_weights, "KEPT_BYTES", 1 << 20)
+    monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 1 << 20)
     weights = [torch.randn(16, 16, 3, 3) for _ in range(40)]
     x = torch.randn(2, 16, 5, 5)
     for weight, run in zip(weights, itertools.cycle(WAYS.values())):
         run(x, weight)
         weight.neg_()
         check(run(x, weight), x, weight)
-    held = sum(t.nbytes for entry in kept_weights._kept.entries.values() for t in entry)
-    assert held == kept_weights._kept.bytes <= 1 << 20
+    held = sum(t.nbytes for entry in packed_weight_cache._cache.entries.values() for t in entry)
+    assert held == packed_weight_cache._cache.bytes <= 1 << 20
 
 
 def test_the_one_used_last_stays(monkeypatch):
     """Of three that do not fit the one goes that was not used for longest."""
     x, weights = torch.randn(2, 16, 5, 5), [torch.randn(16, 16, 3, 3) for _ in range(3)]
-    with kept_weights.own() as entries:
+    with packed_weight_cache.private_cache() as entries:
         for weight in weights:
             WAYS["library"](x, weight)
         first, second, third = entries
-        monkeypatch.setattr(kept_weights._kept, "bytes", kept_weights.KEPT_BYTES)
+        monkeypatch.setattr(packed_weight_cache._cache, "bytes", packed_weight_cache.MAX_CACHE_BYTES)
         WAYS["library"](x, weights[0])
         WAYS["library"](x, torch.randn(16, 16, 3, 3))
         assert second not in entries and {first, third} < set(entries)
@@ -177,7 +179,7 @@ def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
     """A search of all that other networks have left took more time than the convolutions of a small one."""
     seen = []
 
-    class Watched(kept_weights.OrderedDict):
+    class Watched(packed_weight_cache.OrderedDict):
         def items(self):
             for item in super().items():
                 seen.append(item[0])
@@ -186,14 +188,18 @@ def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
     def bytes_of(n):
         return torch.empty(n, dtype=torch.uint8), torch.empty(n)
 
-    with kept_weights.own():
+    with packed_weight_cache.private_cache():
         entries = Watched({n: bytes_of(n) for n in range(1, 1000)})
-        monkeypatch.setattr(kept_weights._kept, "entries", entries)
-        monkeypatch.setattr(kept_weights._kept, "bytes", kept_weights.KEPT_BYTES)
-        assert engine._room(3, 3)[0] is not None and 3 not in entries and seen == [1, 2, 3]
-        assert kept_weights._kept.bytes == kept_weights.KEPT_BYTES - 15
+        monkeypatch.setattr(packed_weight_cache._cache, "entries", entries)
+        monkeypatch.setattr(packed_weight_cache._cache, "bytes", packed_weight_cache.MAX_CACHE_BYTES)
+        assert winograd._allocate_entry(3, 3)[0] is not None and 3 not in entries and seen == [1, 2, 3]
+        assert packed_weight_cache._cache.bytes == packed_weight_cache.MAX_CACHE_BYTES - 15
         seen.clear()
-        assert engine._room(999, 999)[1].numel() == 999 and len(seen) <= kept_weights.OLDEST and 999 in entries
+        assert (
+            winograd._allocate_entry(999, 999)[1].numel() == 999
+            and len(seen) <= packed_weight_cache.MAX_EVICTION_CANDIDATES
+            and 999 in entries
+        )
 
 
 # ---- the library's
@@ -202,9 +208,11 @@ def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """The weights of which filters are prepared, while the test runs."""
-    weights, prepared = [], onednn.prepared
-    monkeypatch.setattr(onednn, "prepared", lambda weight, *args: weights.append(weight) or prepared(weight, *args))
-    with kept_weights.own():
+    weights, prepared = [], onednn.prepare_filters
+    monkeypatch.setattr(
+        onednn, "prepare_filters", lambda weight, *args: weights.append(weight) or prepared(weight, *args)
+    )
+    with packed_weight_cache.private_cache():
         yield weights
 
 
@@ -245,7 +253,7 @@ def test_one_weight_for_several_convolutions(asked):
         for dtype, groups in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 3)):
             x = torch.randn(2, 4 * groups, 9, 7).to(dtype).contiguous(memory_format=LAST)
             exact = F.conv2d(x, weight.to(dtype), padding=1, groups=groups)
-            assert torch.equal(direct.conv2d(x, weight, None, groups), exact)
+            assert torch.equal(library.conv2d(x, weight, None, groups), exact)
     assert len(asked) == 3
 
 
@@ -255,22 +263,22 @@ def test_not_for_what_is_trained_or_watched(asked):
     x, weight, bias = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5), torch.randn(6)
     for trained in (x, weight, bias):
         trained.requires_grad_()
-        (grad,) = torch.autograd.grad(direct.conv2d(x, weight, bias, 1).sum(), trained)
+        (grad,) = torch.autograd.grad(library.conv2d(x, weight, bias, 1).sum(), trained)
         assert grad.shape == trained.shape
         trained.requires_grad_(False)
     torch.vmap(lambda x: conv2d(x, weight, bias))(x[None])
     with FlopCounterMode(display=False) as counter:
-        direct.conv2d(x, weight, bias, 1)
+        library.conv2d(x, weight, bias, 1)
     assert counter.get_total_flops() == 2 * x[:, 0].numel() * weight.numel()
     with torch.no_grad():
         x.requires_grad_(), weight.requires_grad_()
-        direct.conv2d(x, weight, bias, 1)  # as inside an autograd function
+        library.conv2d(x, weight, bias, 1)  # as inside an autograd function
     with torch.backends.mkldnn.flags(enabled=False):
-        direct.conv2d(x.detach(), weight.detach(), bias, 1)
-    direct.conv2d(torch.randn(1, 8, 9, 7), weight.detach(), bias, 1)  # one map, which torch convolves without oneDNN
+        library.conv2d(x.detach(), weight.detach(), bias, 1)
+    library.conv2d(torch.randn(1, 8, 9, 7), weight.detach(), bias, 1)  # one map, which torch convolves without oneDNN
     assert not asked
     with torch.no_grad():
-        direct.conv2d(x.detach(), weight, bias, 1)
+        library.conv2d(x.detach(), weight, bias, 1)
     assert len(asked) == 1
 
 
@@ -296,11 +304,11 @@ def test_what_conv2d_knows_of_tensors_alike(asked):
 @here
 def test_not_of_weights_that_take_long_to_compare(asked, monkeypatch):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
-    monkeypatch.setattr(onednn, "MOST_KEPT_BYTES", 2 * weight.nbytes - 1)
-    direct.conv2d(x, weight, None, 1)
+    monkeypatch.setattr(onednn, "MAX_CACHED_BYTES", 2 * weight.nbytes - 1)
+    library.conv2d(x, weight, None, 1)
     assert not asked
-    monkeypatch.setattr(onednn, "MOST_KEPT_BYTES", 2 * weight.nbytes)
-    direct.conv2d(x, weight, None, 1)
+    monkeypatch.setattr(onednn, "MAX_CACHED_BYTES", 2 * weight.nbytes)
+    library.conv2d(x, weight, None, 1)
     assert len(asked) == 1
 
 
@@ -308,8 +316,10 @@ def test_not_of_weights_that_take_long_to_compare(asked, monkeypatch):
 def test_kept_in_inference_mode_and_used_outside(asked):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     with torch.inference_mode():
-        first = direct.conv2d(x, weight, None, 1)
-    assert torch.equal(direct.conv2d(x, weight, None, 1), first) and len(asked) == 1
+        first = library.conv2d(x, weight, None, 1)
+    assert torch.equal(library.conv2d(x, weight, None, 1), first) and len(asked) == 1
     weight += 1
-    assert torch.equal(direct.conv2d(x, weight, None, 1), F.conv2d(x.contiguous(memory_format=LAST), weight, padding=2))
+    assert torch.equal(
+        library.conv2d(x, weight, None, 1), F.conv2d(x.contiguous(memory_format=LAST), weight, padding=2)
+    )
     assert len(asked) == 2

@@ -8,17 +8,17 @@ import torch
 
 import fastds
 from fastds.models.db_rnn.pred_rnn_v2 import PredRNNV2, memory_similarities
-from fastds.ops.core.backends import forced
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv_cells.fused import recomputed_gates, recomputes
+from fastds.ops.core.backends import forced_backend
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
+from fastds.ops.impl.conv_cells.fused import is_recomputing_gates, recompute_gates
 
 SECONDS = 30
 
 SWITCHES = {  # block, what it asks for, what is in force, outside any block
-    "backend": (lambda: fastds.backend("reference"), "reference", forced, None),
-    "convolution": (lambda: fastds.convolution("direct"), "direct", current, "auto"),
-    "recomputed_gates": (recomputed_gates, True, recomputes, False),
+    "backend": (lambda: fastds.backend("reference"), "reference", forced_backend, None),
+    "convolution": (lambda: fastds.convolution("direct"), "direct", current_algorithm, "auto"),
+    "recomputed_gates": (recompute_gates, True, is_recomputing_gates, False),
 }
 every_switch = pytest.mark.parametrize("name", SWITCHES)
 
@@ -82,7 +82,7 @@ def test_nested_blocks_and_errors(name):
 
 
 def test_the_last_that_was_entered_is_in_force():
-    switch = Switch(0)
+    switch = ProcessSetting(0)
     blocks = [opened(lambda n=n: switch.set(n)) for n in (1, 2, 3)]
     for block in blocks:
         next(block)
@@ -94,8 +94,8 @@ def test_the_last_that_was_entered_is_in_force():
 def test_other_threads_see_a_block():
     """Autograd runs the backward of a device in a thread of its own."""
     seen = []
-    with recomputed_gates():
-        thread = threading.Thread(target=lambda: seen.append(recomputes()))
+    with recompute_gates():
+        thread = threading.Thread(target=lambda: seen.append(is_recomputing_gates()))
         thread.start()
         thread.join()
     assert seen == [True]

@@ -17,9 +17,9 @@ from fastds.ops.impl.conv2d import kernels
 @pytest.mark.filterwarnings("ignore:fastds.")
 @pytest.mark.parametrize("op", STRATEGIES)
 def test_it_names_what_runs_for_the_arguments_of_every_public_op(op, native, monkeypatch):
-    monkeypatch.setattr(kernels, "op_pays", lambda *args: True)  # else conv2d may leave it to torch
-    chosen, choose = [], registry.choose
-    monkeypatch.setattr(registry, "choose", lambda op, args: chosen.append(choose(op, args)) or chosen[-1])
+    monkeypatch.setattr(kernels, "is_op_faster", lambda *args: True)  # else conv2d may leave it to torch
+    chosen, choose = [], registry.select_backend
+    monkeypatch.setattr(registry, "select_backend", lambda op, args: chosen.append(choose(op, args)) or chosen[-1])
     for seed in range(6):
         case = draw(op, "valid", Random(seed))
         arguments = build(case)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch arguments and kernel selection for deform_conv2d."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core import native, triton_loader
+
+
+def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
+    """Return the numbers of convolution groups and offset groups of checked arguments."""
+    return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+
+
+def make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar=False):
+    """Return the sizes and element strides of a call for _fastds.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * offset_groups * K, H', W').
+        weight: (O, C / groups, k_h, k_w).
+        mask: (B, offset_groups * K, H', W') or None, whose strides are then not read.
+        stride: pair in pixels, as padding and dilation.
+        padding: pair.
+        dilation: pair.
+        groups: number of convolution groups.
+        offset_groups: number of offset groups.
+        planar: bool, whether the maps other than input are contiguous and not channels_last.
+    """
+    mask_stride = (0, 0, 0, 0) if mask is None else mask.stride()
+    return _make_dims(
+        native.get_module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(),
+        mask_stride, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups, planar,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_dims(
+    module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride,
+    padding, dilation, groups, offset_groups, planar,
+):  # fmt: skip
+    """Build the struct; cached because building it takes a quarter of the time of a small call."""
+
+    def strides(name, stride):
+        b, _, h, w = stride
+        return {f"{name}_b": b, f"{name}_h": h, f"{name}_w": w}
+
+    (batch, channels, height, width), (outputs, _, k_h, k_w) = shape, weight_shape
+    return module.DeformConv2dDims(
+        dtype=native.DTYPE_CODES[dtype], offset_dtype=native.DTYPE_CODES[offset_dtype],
+        B=batch, C=channels, H=height, W=width, O=outputs, Ho=offset_shape[2], Wo=offset_shape[3], kh=k_h, kw=k_w,
+        stride_h=stride[0], stride_w=stride[1], pad_h=padding[0], pad_w=padding[1],
+        dil_h=dilation[0], dil_w=dilation[1], groups=groups, offset_groups=offset_groups, planar=planar,
+        **strides("x", x_stride), **strides("offset", offset_stride), **strides("mask", mask_stride),
+    )  # fmt: skip
+
+
+def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups):
+    """Return the sizes of a call for fastds.kernels.deform_conv2d."""
+    pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
+    return triton_loader.load_kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
+
+
+def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation) -> bool:
+    """Return True if the CUDA C++ forward kernel can sample from a tile of the input in shared memory.
+
+    The tile needs 16-bit channels_last tensors, 16 to 64 channels in a group and sums of at most 608 terms.
+    """
+    has_address = type(input) in (Tensor, torch.nn.Parameter)  # fake tensors have none
+    if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not has_address:
+        return False
+    if input.stride(1) != 1 or offset.stride(1) != 1 or not hasattr(native.get_module(), "deform_conv2d_window_fits"):
+        return False
+    groups, offset_groups = count_groups(input, offset, weight)
+    dims = make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    addresses = (native.get_address(t) for t in (input, offset, weight))
+    return native.get_module().deform_conv2d_window_fits(*addresses, dims, native.get_cuda_launch_arguments(input)[0])
+
+
+def prefers_triton(input, weight) -> bool:
+    """Return True if Triton is preferred to CUDA C++: on a GPU with enough channels to fill a tile of the tensor cores.
+
+    float32 is computed as three tf32 products, which have the accuracy of float32.
+    """
+    if not input.is_cuda or input.dtype == torch.float64:
+        return False
+    return weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
+
+
+def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
+    """Return True if Triton is preferred for the forward pass: where CUDA C++ cannot use shared memory, which is
+    faster.
+    """
+    geometry = (stride, padding, dilation)
+    return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)
