@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module _fastds. setup.py writes ops.h, which includes the bind.h of every op and lists their names in FASTDS_OPS.
+// The Python module _fastds. setup.py generates ops.h, which includes the bind.h of each op and defines FASTDS_OPS, the list of
+// their names.
 #include <pybind11/pybind11.h>
 
 #include <cstring>
@@ -38,7 +39,7 @@ py::dict build_info() {
     return info;
 }
 
-// to[b][column][row] = from[b][row][column]
+// Batched transpose: to[b][column][row] = from[b][row][column].
 void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t columns, int item, int threads) {
     FASTDS_CHECK(item == 2 || item == 4, "transpose: expected numbers of 2 or 4 bytes");
     const Transpose call{pointer(from), pointer(to), batch, rows, columns, item, threads};
@@ -46,9 +47,9 @@ void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t 
     FASTDS_DISPATCH(transpose_matrices, call);
 }
 
-// Whether two stretches of memory have the same bytes.
+// Compares two memory regions byte by byte.
 bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
-    constexpr int64_t kShared = 256 << 10;  // worth all threads
+    constexpr int64_t kShared = 256 << 10;  // bytes; smaller regions are compared by one thread
     const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
     if (bytes < kShared) return std::memcmp(one, other, bytes) == 0;
     py::gil_scoped_release release;
@@ -59,7 +60,8 @@ bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
     return different == 0;
 }
 
-// to[column] = sum over the rows of from[row][column]. Returns the bytes of workspace it needs; with fewer it does nothing else.
+// to[column] = sum over rows of from[row][column]. Returns the required workspace in bytes. If the given workspace is smaller,
+// nothing else is done.
 int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, intptr_t to, int threads, intptr_t workspace,
                     int64_t bytes) {
     FASTDS_CHECK(dtype != f64, "column_sums: no kernel for float64");

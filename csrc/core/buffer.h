@@ -9,13 +9,13 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Scratch of one thread. Whole vectors may be read and written past the end.
+// Uninitialized memory for one thread. Vector loads and stores may run past the last element by up to four vectors.
 template <class T>
 class Buffer {
   public:
     explicit Buffer(int64_t n) {
         data_ = static_cast<T*>(aligned_alloc(64, bytes(n)));
-        if (data_ == nullptr) abort();  // no exception can leave a parallel region
+        if (data_ == nullptr) abort();  // an exception must not leave a parallel region
     }
     ~Buffer() { free(data_); }
     Buffer(const Buffer&) = delete;
@@ -29,8 +29,8 @@ class Buffer {
     T* data_;
 };
 
-// Scratch that holds zeros at first, for what is calculated in whole vectors and tiles although nobody reads their rest. What
-// memory holds by chance is often the float of an address, a denormal number, with which Intel multiplies a hundred times slower.
+// Zero-initialized memory for kernels that compute on whole vectors and tiles and discard the excess elements. Uninitialized
+// memory often contains denormal floats, and Intel processors multiply denormals about a hundred times slower.
 template <class T>
 class Zeros : public Buffer<T> {
   public:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For files compiled once. pybind11 turns std::invalid_argument into ValueError and std::runtime_error into RuntimeError.
+// Argument and CUDA checks for files that are compiled once. pybind11 converts std::invalid_argument to ValueError and
+// std::runtime_error to RuntimeError.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the rows of a matrix: of a map in channels_last over all pixels, the gradient of a bias.
+// Column sums of a matrix. They give the gradient of a bias: the sum of a channels_last gradient over all pixels.
 #pragma once
 #include <stdint.h>
 
@@ -7,7 +7,8 @@
 
 namespace fastds {
 
-// to[column] = sum over the rows of from[row][column], dense, of float32, bfloat16 or float16.
+// Arguments of column_sums(): to[column] = sum over rows of from[row][column]. `from` is contiguous and has the type float32,
+// bfloat16 or float16.
 struct ColumnSums {
     DType dtype;
     int64_t rows, columns;
@@ -16,7 +17,7 @@ struct ColumnSums {
     int threads;
 };
 
-// Bytes of workspace, and the function that needs it. The numbers do not depend on threads.
+// column_sums_bytes() returns the size in bytes of the workspace for column_sums(). The results do not depend on `threads`.
 FASTDS_PER_ISA(int64_t column_sums_bytes(const ColumnSums& call))
 FASTDS_PER_ISA(void column_sums(const ColumnSums& call, char* workspace))
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows are summed in up to kMostLanes parts; in each, some vectors of columns at a time, over rows that stay in the caches.
+// Column sums: the rows are divided into up to kMostLanes parts with one accumulator each. Within a part, a few rows that fit
+// into the cache are summed for a few vectors of columns at a time.
 #include "core/column_sums.h"
 
 #include "core/gemm.h"
@@ -10,14 +11,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kMostLanes = 16, kLaneNumbers = 16 << 10;  // at least
+constexpr int64_t kMostLanes = 16, kLaneNumbers = 16 << 10;  // lower bound for the elements of a part
 constexpr int64_t kCachedNumbers = 8 << 10;
 
 int64_t parts_summed(const ColumnSums& call) {
     return least(least(kMostLanes, call.rows), 1 + call.rows * call.columns / kLaneNumbers);
 }
 
-// sums[column] += from[row][column] of some rows.
+// sums[column] += from[row][column] for `rows` rows.
 template <class T>
 void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
     for_column_blocks<float>(columns, [&](auto width, int64_t column) {
@@ -45,7 +46,7 @@ void add_lane(const ColumnSums& call, Range rows, float* sums) {
         add_rows(static_cast<const T*>(call.from) + r * call.columns, least(some, rows.end - r), call.columns, sums);
 }
 
-// Few columns: so many rows are one.
+// Number of rows that are treated as one long row where a row is shorter than a vector.
 int64_t rows_of_one(const ColumnSums& call) { return call.columns < kL ? kTileVectors * kL / call.columns : 1; }
 
 ColumnSums joined(ColumnSums call) {

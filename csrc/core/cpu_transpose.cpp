@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A task is a strip of columns, all rows of it: what it writes stays in the caches until its lines are full.
+// Batched matrix transpose. Each task transposes one strip of columns over all rows, so that the cache lines that it writes
+// stay in the cache until they are full.
 #include "core/transpose.h"
 
 #include "core/parallel.h"
@@ -9,7 +10,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kStripColumns = 64, kShared = 32 << 10;  // numbers: fewer of them are not worth a second thread
+constexpr int64_t kStripColumns = 64, kShared = 32 << 10;  // elements; smaller batches run on one thread
 
 template <class T>
 void turn_all(const Transpose& call) {

@@ -15,7 +15,7 @@
 namespace fastds {
 namespace {
 
-constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // best first
+constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // in order of preference
 
 Isa best() {
     for (Isa candidate : kAll)
@@ -25,7 +25,7 @@ Isa best() {
 
 std::atomic<Isa> selected{best()};
 
-// The processor has tiles of bfloat16 and the system lets this process use them.
+// Returns whether the processor has AMX with bfloat16 and the operating system permits this process to use the tile registers.
 bool tiles_granted() {
 #if defined(__linux__) && defined(__x86_64__)
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, need = amx_bf16 | amx_tile;
@@ -41,15 +41,16 @@ bool tiles_granted() {
 
 const char* isa_name(Isa isa) {
 #if defined(__aarch64__)
-    const char* lowest = "neon";  // every such processor has it
+    const char* lowest = "neon";  // part of every 64-bit Arm processor
 #else
     const char* lowest = "baseline";
 #endif
     return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : lowest;
 }
 
-// AVX2 machines with FMA all have F16C. The AVX-512 objects use BF16 dot products freely, so a machine with AVX-512 but
-// without BF16 (Skylake-X to Ice Lake) takes the AVX2 objects.
+// Returns whether this build has code for `isa` and the processor can run it. Every processor with AVX2 and FMA also has F16C.
+// The AVX-512 objects use bfloat16 dot products; a processor with AVX-512 but without them (Skylake-X to Ice Lake) therefore
+// runs the AVX2 objects.
 bool isa_usable(Isa isa) {
 #if FASTDS_BUILD_AVX512
     if (isa == Isa::avx512)

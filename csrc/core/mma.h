@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of 16-bit types on tensor cores with sums in float: mma.sync.m16n8k16, of sm_80 and newer.
+// Tensor-core products of 16-bit types with float32 sums: the PTX instruction mma.sync.m16n8k16 of sm_80 and newer.
 #pragma once
 #include "core/dtype.h"
 #include "core/launch.h"
@@ -8,26 +8,28 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// What a lane of the warp holds, with g = lane / 4 and t = lane % 4. A word is two neighbours in k, the first in its low half.
+// Operands that one lane of the warp holds, with g = lane / 4 and t = lane % 4. A word holds two values that are adjacent in k,
+// the first in its low half.
 struct MmaOperands {
-    uint32_t a[4];  // of a (16 x 16): rows g, g + 8 at k = 2 t, then rows g, g + 8 at k = 2 t + 8
-    uint32_t b[2];  // of b (16 x 8): column g at k = 2 t, 2 t + 8
+    uint32_t a[4];  // matrix a (16 x 16): rows g, g + 8 at k = 2 t, then rows g, g + 8 at k = 2 t + 8
+    uint32_t b[2];  // matrix b (16 x 8): column g at k = 2 t, 2 t + 8
 };
 
-// One value of a word: half 0 or 1.
+// Returns one of the two values of a word: the low one for `half` 0, the high one for `half` 1.
 template <class T>
 FASTDS_HD float unpacked(uint32_t word, int half) {
     return load(T{static_cast<uint16_t>(word >> 16 * half)});
 }
 
-// Two values in a word, the first in its low half.
+// Packs two values into a word, the first into its low half.
 template <class T>
 __device__ __forceinline__ uint32_t packed(float low, float high) {
     return store<T>(low).bits | static_cast<uint32_t>(store<T>(high).bits) << 16;
 }
 
-// sums += a * b (16 x 8), of the whole warp: sums[0], sums[1] are row g at columns 2 t, 2 t + 1; sums[2], sums[3] row g + 8.
-// Below sm_80 there is none: a launch asks compiled_for().
+// sums += a * b (16 x 8), computed by the whole warp. In each lane sums[0] and sums[1] are row g at columns 2 t and 2 t + 1;
+// sums[2] and sums[3] are row g + 8 at the same columns. The instruction does not exist below sm_80: the host checks
+// compiled_for() before a launch.
 template <class T>
 __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
 #if FASTDS_EMU
@@ -42,7 +44,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
             sums[i] += unpacked<T>(left.a[k / 8 * 2 + i / 2], k % 2) * unpacked<T>(right.b[k / 8], k % 2);
         }
     }
-    emu::SyncWarp{site}();  // the operands stay until all lanes have read them
+    emu::SyncWarp{site}();  // keeps the operands until all lanes have read them
 #else
     __trap();
 #endif

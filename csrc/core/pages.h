@@ -7,8 +7,8 @@
 
 namespace fastds {
 
-// Asks the system for huge pages in memory that is about to be written. Memory fresh from the system costs a page fault per
-// 4 KB otherwise; where the system has none to give, nothing changes.
+// Advises the operating system to back memory with huge pages before it is written. Without them, each 4 KB of new memory costs
+// a page fault. The call has no effect if no huge pages are available.
 inline void use_huge_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     constexpr intptr_t kHuge = 2 << 20;

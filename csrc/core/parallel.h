@@ -14,8 +14,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Calls body(begin, end) over [0, n) in at most `threads` contiguous pieces of equal size, one per thread. A kernel's result
-// must not depend on where the pieces end. The TSan build uses std::thread: libgomp's own barriers look like races to TSan.
+// Calls body(begin, end) for at most `threads` contiguous ranges that cover [0, n), one per thread and of nearly equal size.
+// The result of a kernel must not depend on the boundaries of the ranges. Builds with ThreadSanitizer use std::thread, because
+// it reports the barriers of libgomp as races.
 template <class Body>
 inline void parallel_for(int64_t n, int threads, const Body& body) {
     const int64_t pieces = n < threads ? n : threads;
@@ -36,8 +37,8 @@ inline void parallel_for(int64_t n, int threads, const Body& body) {
 #endif
 }
 
-// Calls body(next) once per thread; next() hands out 0 .. n-1, each once, then -1. For tasks of unequal cost: which thread
-// takes which task is left to chance, and must not change the result.
+// Calls body(next) once per thread. next() returns each of 0 .. n-1 once over all threads, then -1. This suits tasks of unequal
+// cost. The assignment of tasks to threads varies between runs and must not change the result.
 template <class Body>
 inline void parallel_tasks(int64_t n, int threads, const Body& body) {
     int64_t taken = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What core/vec_math.h makes of a float, on a GPU by the instructions that approximate.
+// Fast approximations of the functions in core/vec_math.h for GPUs.
 #pragma once
 #include <cmath>
 
@@ -9,8 +9,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// A float whose exponentials and quotients are the processor's approximations, for results that are rounded to 16 bits: 6 and 1
-// instructions in the place of 16 and 10. Errors are some 2e-7 of the largest sigmoid and tanh.
+// A float whose exponentials and quotients use the approximate instructions of the GPU. It is meant for results that are
+// rounded to 16 bits. The largest errors of sigmoid and tanh are about 2e-7.
 struct Quick {
     float value;
     Quick() = default;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts and how they are divided.
+// Index ranges and the partition of work into ranges.
 #pragma once
 #include <stdint.h>
 
@@ -16,12 +16,13 @@ struct Range {
     int64_t begin, end;
 };
 
-// `count` items as parts of at most `most`, as equal as possible.
+// Partition of `count` items into the smallest number of parts of at most `most` items. parts_of() returns that number,
+// part_of() one part; sizes differ by at most one.
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
-// A table of `rows` rows of `length` cells, shared by the threads; row i begins with vector first(i), and a cell weighs as much
-// as its row has vectors. The cells of a thread.
+// Returns the cells of one thread in a table of `rows` rows of `length` cells that all threads share. Row i starts at vector
+// first(i), and the cost of a cell is the number of vectors of its row. Threads get nearly equal cost.
 template <class First>
 Range cells_of(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
     const auto begin_of = [&](int64_t thread) {
@@ -33,8 +34,8 @@ Range cells_of(int64_t rows, const First& first, int64_t length, int64_t threads
     return {begin_of(thread), begin_of(thread + 1)};
 }
 
-// A range of the cells of a table, counted row by row, as rectangles: part of a row, whole rows, part of a row. Calls
-// body(rows, columns).
+// Splits a range of table cells, counted row by row, into rectangles: a part of a row, whole rows, a part of a row. Calls
+// body(rows, columns) for each rectangle.
 template <class Body>
 inline void for_rectangles(Range cells, int64_t width, const Body& body) {
     while (cells.begin < cells.end) {

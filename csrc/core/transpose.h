@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices with rows and columns exchanged: the layouts channels_last and contiguous of a map are transposes of each other.
+// Batched matrix transpose, which converts feature maps between the memory formats channels_last and contiguous.
 #pragma once
 #include <stdint.h>
 
@@ -7,7 +7,8 @@
 
 namespace fastds {
 
-// to[b][column][row] = from[b][row][column], dense, of numbers of `item` bytes, 2 or 4.
+// Arguments of transpose_matrices(): to[b][column][row] = from[b][row][column]. Both are contiguous with elements of `item`
+// bytes, 2 or 4.
 struct Transpose {
     const void* from;
     void* to;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows and columns of a matrix exchanged. Squares of vectors are turned in registers: of 4-byte numbers as they are, of 2-byte
-// numbers with those of two rows as one number.
+// In-register matrix transpose for 2- and 4-byte elements. Squares of vectors of 4-byte elements are transposed in registers.
+// For 2-byte elements, each 4-byte element combines the values of two consecutive rows.
 #pragma once
 #include "core/lanes.h"
 
@@ -8,7 +8,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// N rows, a power of two, as their columns one after the other.
+// Transposes a block of N rows in place: afterwards the rows hold the columns of the block one after the other. N is a power of
+// two.
 template <int N, class V>
 FASTDS_HD void turn_rows(V (&rows)[N]) {
     using Lanes = lanes_of<sizeof(V) / sizeof(rows[0][0])>;
@@ -27,7 +28,8 @@ FASTDS_HD void turn_rows(V (&rows)[N]) {
 constexpr int kTurn = kLanes<float>;
 using TurnRow = Vec<float, kTurn>;
 
-// The first n of kTurn numbers, zeros behind them; and the first n numbers of a vector.
+// load_row() loads the first n of kTurn values and sets the rest to zero; without n it loads all. store_row() stores the first
+// n values of a vector.
 FASTDS_HD Vec<uint32_t, kTurn> load_row(const uint32_t* from, int64_t n) {
     return (Vec<uint32_t, kTurn>)load_lanes(reinterpret_cast<const float*>(from), static_cast<int>(n));
 }
@@ -58,8 +60,8 @@ FASTDS_HD Vec<T, kTurn> load_row(const T* from) {
     return row;
 }
 
-// Vector i of a square from up to kTurn columns: a row of 4-byte numbers, or two rows of 2-byte numbers, the second above the
-// first.
+// Returns vector i of a square with up to kTurn columns: one row of 4-byte values, or two rows of 2-byte values with the second
+// row in the high halves.
 template <bool Whole>
 FASTDS_HD TurnRow square_row(const uint32_t* from, int64_t row, int64_t i, int64_t rows, int64_t columns) {
     if (Whole) return (TurnRow)load_row(from + i * row);
@@ -75,7 +77,8 @@ FASTDS_HD TurnRow square_row(const uint16_t* from, int64_t row, int64_t i, int64
     return (TurnRow)(wide(2 * i) | (wide(2 * i + 1) << 16));
 }
 
-// A square: up to kTurn columns, and as many rows as make a vector of a column; Whole: all of them exist.
+// Transposes one square of up to kTurn columns and up to as many rows as fit into one vector of the output. Whole: the square
+// has its full size.
 template <bool Whole, class T>
 FASTDS_HD void turn_part(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
     TurnRow square[kTurn];
@@ -90,7 +93,7 @@ FASTDS_HD void turn_part(const T* from, int64_t from_row, int64_t rows, int64_t 
     }
 }
 
-// to[c * to_row + r] = from[r * from_row + c]; uint16_t or uint32_t.
+// to[c * to_row + r] = from[r * from_row + c]. T is uint16_t or uint32_t.
 template <class T>
 __attribute__((noinline)) void turn(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
     constexpr int64_t most = kTurn * sizeof(uint32_t) / sizeof(T);
