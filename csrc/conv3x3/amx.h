@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The convolution as plain sums of products of bfloat16 on matrix tiles (AMX): how filters and pixels lie. See cpu_amx.cpp.
+// Memory layout of filters and pixels for the convolution with AMX tiles, which sums products of bfloat16 directly, without a
+// Winograd transform (cpu_amx.cpp).
 #pragma once
 #include "conv3x3/tiles.h"
 #include "core/amx.h"
@@ -8,14 +9,15 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// How the input pixels of an output are multiplied: as nine windows of one pixel; or three windows of three pixels of a row,
-// whose numbers follow each other, where that saves a third of the multiplications (they begin anywhere in a cache line then:
-// less is not worth it).
+// Decomposition of the nine input pixels of an output into windows that are multiplied at once. The first choice is nine
+// windows of one pixel. The second is three windows of three adjacent pixels of a row, whose channels are contiguous. The
+// second is used only if it saves at least a third of the multiplications, because its windows start at arbitrary positions in
+// a cache line.
 struct PixelRows {
-    int64_t window, taps;   // pixels of a window, windows of an output
-    int64_t pixel;          // numbers of bfloat16 from pixel to pixel, even
-    int64_t depth, steps;   // numbers of a window, and the multiplications that take them
-    int64_t in_step;        // numbers of one of them
+    int64_t window, taps;   // pixels of a window; windows of an output
+    int64_t pixel;          // distance between pixels in bfloat16 elements; even
+    int64_t depth, steps;   // elements of a window; multiplications that one window needs
+    int64_t in_step;        // elements of one such multiplication
 
     explicit PixelRows(int64_t channels) {
         const int64_t even = round_up(channels, 2), parts = parts_of(channels, kTileDepth);
@@ -24,12 +26,15 @@ struct PixelRows {
         depth = window == 3 ? 3 * even : parts * kTileDepth;
         steps = parts_of(depth, kTileDepth);
         in_step = least(depth, kTileDepth);
-        // Single pixels: an odd number of cache lines, which fall into different sets.
+        // For windows of one pixel, the distance is an odd number of cache lines, so that pixels are spread over the sets of
+        // the cache.
         pixel = window == 3 ? even : (parts | 1) * kTileDepth;
     }
-    // The first number of a step: the last one takes some again, with weights of zero, rather than those behind the window.
+    // Returns the first element of a step. The last step overlaps the step before, with weights of zero for the elements that
+    // were already multiplied, so that it does not read beyond the window.
     int64_t first(int64_t step) const { return least(step * kTileDepth, depth - in_step); }
-    // Packed filters: for every two vectors of columns (or the last one), every step and every tap, their tiles B.
+    // Returns the position in the packed filters, in pairs of elements, of the given vector of columns. The order is: every two
+    // vectors of columns (or the last one), every step, every tap; each has its tiles of B.
     int64_t packed_pairs(int64_t vectors) const { return taps * steps * kTileDepth * vectors * kTileColumns / 2; }
 };
 

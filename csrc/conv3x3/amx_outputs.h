@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What becomes of the sums of the convolution on matrix tiles (AMX): bias, residual, activation, and where they are stored.
+// Epilogue of the convolution with AMX tiles: bias, residual, activation and storage of the outputs.
 #pragma once
 #include "conv3x3/amx_products.h"
 #include "conv3x3/output.h"
@@ -9,11 +9,11 @@ namespace FASTDS_ISA {
 namespace {
 
 #if defined(__AVX512BF16__)
-// Lanes of a vector of columns that fall into one view.
+// Lanes of a vector of columns that belong to one view.
 struct Piece {
     const Conv3x3View* view;
-    int64_t from;  // of the view's channels, that of lane 0
-    int vector;    // of those that are summed together
+    int64_t from;  // channel of the view at lane 0 (negative if the view starts at a later lane)
+    int vector;    // index among the vectors that are summed together
     __mmask16 lanes;
 };
 
@@ -21,7 +21,7 @@ struct Pieces {
     int count = 0;
     Piece piece[2 * kL];
 
-    // Of the vectors [vectors.begin, vectors.end) of columns.
+    // Finds the pieces of the vectors [vectors.begin, vectors.end) of columns.
     Pieces(const Conv3x3Views& views, Range vectors, int64_t columns) {
         for (int64_t vector = vectors.begin; vector < vectors.end; vector++) {
             int64_t first = 0;
@@ -36,11 +36,11 @@ struct Pieces {
     }
 };
 
-// What becomes of the sums of one or two vectors of columns: y = act(sum + bias + residual), stored as T.
+// Epilogue for one or two vectors of columns: y = act(sum + bias + residual), stored as T.
 template <class T>
 struct Outputs {
     const Conv3x3Call& call;
-    const float* bias;  // of the first column
+    const float* bias;  // bias of the first column
     Pieces sinks, residual;
     Range columns;
 
@@ -53,7 +53,8 @@ struct Outputs {
         return static_cast<T*>(piece.view->data) + piece.view->offset(pixel.b, pixel.y, pixel.x) + piece.from;
     }
 
-    // Adds the residual of `count` pixels of a row to their sums, `row` floats apart.
+    // Adds the residual of `count` adjacent pixels of a row to their sums. The sums of consecutive pixels are `row` floats
+    // apart.
     void add_residual(const Tile& pixel, int64_t count, float* sums, int64_t row) const {
         if (call.shuffle > 1 && call.residual.count > 0) return add_shuffled(pixel, count, sums, row);
         for (int p = 0; p < residual.count; p++) {
@@ -65,7 +66,7 @@ struct Outputs {
         }
     }
 
-    // The same where it has the channel order before the shuffle.
+    // Like add_residual, for a residual whose channels are in the order before the pixel shuffle.
     void add_shuffled(const Tile& pixel, int64_t count, float* sums, int64_t row) const {
         const Conv3x3View& view = call.residual.view[0];
         const ColumnMap map = columns_of(call);
@@ -86,13 +87,15 @@ struct Outputs {
     }
 };
 
-// Where the output of a line of sums lies in a view of its own; all lanes of a vector, or none where it has no output.
+// Position of the outputs of one row of sums in a view that holds all outputs. `lanes` has all bits set, or none if the row of
+// sums has no output.
 struct LinePlace {
     int64_t offset;
     __mmask32 lanes;
 };
 
-// Whether all outputs go to one view, and what is added to them lies in the same way: then they are looked up line by line.
+// Returns whether all outputs go to one view and the residual (if any) has the same strides, so that one offset per row of sums
+// is enough.
 inline bool has_lines(const Conv3x3Call& call) {
     const Conv3x3View &sink = call.sinks.view[0], &add = call.residual.view[0];
     const bool adds = call.residual.count > 0 && add.data != nullptr;
@@ -100,7 +103,7 @@ inline bool has_lines(const Conv3x3Call& call) {
            (!adds || (add.b == sink.b && add.h == sink.h && add.w == sink.w));
 }
 
-// The places of the lines of a block, and of as many more as are fetched ahead.
+// Computes the places of all rows of sums of a block, and of one more group of rows for prefetching.
 inline void find_places(const Conv3x3Call& call, const Rows& rows, const Block& block, LinePlace* places) {
     const Conv3x3View& sink = call.sinks.view[0];
     __builtin_memset(places, 0, (block.groups() + 1) * kGroup * sizeof(*places));

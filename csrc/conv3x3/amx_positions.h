@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the convolution on matrix tiles (AMX) lays out inputs and outputs.
+// Arrangement of inputs and outputs for the convolution with AMX tiles.
 //
-// Outputs stand at positions: those of a row one after the other, two more positions without outputs, then the next row; behind
-// the last row of an image two such rows. Where the input pixels lie at positions in the same way (V), position p reads
-// p + y * row + x for 0 <= x, y < 3, whatever p is: 16 positions in succession, a tile, and 16 filters are one product of a tap.
-// A tile begins at the first output that those before it do not hold: so it skips positions without outputs where it can.
+// Outputs have consecutive positions. Each row of outputs is followed by two positions without outputs, and each image by two
+// rows without outputs. Input pixels (V) have positions in the same arrangement, so that output position p reads the inputs p +
+// y * row + x with 0 <= x, y < 3. 16 consecutive positions form a tile; one tap of a tile times 16 filters is one tile product.
+// Each tile starts at the first output that no earlier tile holds and thereby skips positions without outputs.
 #pragma once
 #include "conv3x3/amx.h"
 #include "core/turn.h"
@@ -13,12 +13,13 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kBlockRows = 8;  // at least, where images are not higher: each block has two rows more
+constexpr int64_t kBlockRows = 8;  // minimum rows of a block (unless images are lower), because each block copies two rows more
 
-// The rows of all images, cut into strips of columns where they are long. most: positions of a block, about.
+// The rows of all images. Long rows are divided into strips of columns. `most` is the approximate number of positions in a
+// block.
 struct Rows {
-    int64_t strips, width;  // of an image; outputs of a row of a strip
-    int64_t row, high;      // positions of a row; rows of an image
+    int64_t strips, width;  // strips per image; outputs in a row of a strip
+    int64_t row, high;      // positions in a row; rows of an image, including the two rows without outputs
     int64_t count;          // rows of all strips of all images
 
     Rows(const Conv3x3Geometry& g, int64_t most) : high(g.Ho + 2) {
@@ -30,7 +31,7 @@ struct Rows {
     }
 };
 
-// A row of a strip: its first output, and their number.
+// A row of a strip: image, row and column of its first output, and its number of outputs.
 struct Place {
     int64_t b, y, x, width;
 };
@@ -49,7 +50,8 @@ inline void to_next(const Conv3x3Geometry& g, const Rows& rows, Place& row) {
     row.width = row.y < g.Ho ? least(rows.width, g.Wo - row.x) : 0;
 }
 
-// Calls take(position, pixel, n) for n outputs in succession of these positions of a block, whose first row is `first`.
+// Calls take(position, pixel, n) for each sequence of n adjacent outputs among the given positions of a block. `first` is the
+// first row of the block.
 template <class Take>
 void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Range positions, const Take& take) {
     if (positions.begin == positions.end) return;
@@ -61,24 +63,25 @@ void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Rang
     }
 }
 
-// Runs of `length` positions that hold all outputs of a block: each begins at the first that those before it do not hold.
+// Runs of `length` positions that together hold all outputs of a block. Each run starts at the first output that no earlier run
+// holds.
 struct Runs {
-    int64_t first, positions;  // of the block: its first row, and all of them
+    int64_t first, positions;  // first row of the block; number of its positions
     int64_t length, count;
     const int32_t* begin;
 };
 
-// memory: for parts_of(positions, length) numbers, the most that are needed.
+// Finds the runs of a block of rows. `memory` holds their starts; it needs at most parts_of(positions, length) elements.
 inline Runs find_runs(const Conv3x3Geometry& g, const Rows& rows, Range block, int64_t length, int32_t* memory) {
     Runs runs{block.begin, (block.end - block.begin) * rows.row, length, 0, memory};
-    int64_t next = 0;  // behind the last run
+    int64_t next = 0;  // end of the last run
     for_outputs(g, rows, runs.first, Range{0, runs.positions}, [&](int64_t p, const Tile&, int64_t n) {
         for (; next < p + n; next = memory[runs.count++] + length) memory[runs.count] = static_cast<int32_t>(next > p ? next : p);
     });
     return runs;
 }
 
-// Calls take(run, i, pixel, n) for n outputs in succession, at positions i and following of a run.
+// Calls take(run, i, pixel, n) for each sequence of n adjacent outputs at the positions i, i + 1, ... of a run.
 template <class Take>
 void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Range some, const Take& take) {
     if (some.begin == some.end) return;
@@ -94,8 +97,8 @@ void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Rang
     });
 }
 
-// Calls take(i, n, row, column) for `count` pixels of a row from column x on, continued beyond the edges of an image: pixels
-// [i, i + n) lie side by side from there on, or are zeros (column -1).
+// Calls take(i, n, row, column) for `count` pixels of a row from column x on, including pixels beyond the image that padding
+// supplies. The pixels [i, i + n) are adjacent in memory from (row, column) on; a column of -1 means zeros.
 template <class Take>
 void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, const Take& take) {
     const int64_t row = continued(y, g.H, g.mode_h);
@@ -107,7 +110,8 @@ void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, c
 }
 
 #if defined(__AVX512BF16__)
-// `count` pixels of `channels` channels, `step` numbers apart, into rows of V. sign: as in Conv3x3View, same steps.
+// Copies `count` pixels of `channels` channels into rows of V. The source pixels are `step` elements apart, the rows of V
+// `row`. `sign` is that of Conv3x3View, with the same step.
 template <bool Signed>
 inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step, int64_t count, int64_t channels, float slope,
                         BFloat16* to, int64_t row) {
@@ -130,7 +134,8 @@ inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step
     }
 }
 
-// `count` pixels of an image's row from column x on, continued beyond its edges, `pixel` numbers apart.
+// Copies `count` pixels of an image row from column x on, with padding beyond the edges. The copied pixels are `pixel` elements
+// apart.
 template <bool Signed>
 void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope, int64_t b, int64_t y, int64_t x, int64_t count,
               const BFloat16* zeros, BFloat16* out, int64_t pixel) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sums of products on matrix tiles (AMX) of a block of positions, see amx_positions.h.
+// Sums of products of the convolution with AMX tiles, for a block of positions (amx_positions.h).
 //
-// The channels are walked in steps of 32, and 512 positions take one step before the next: the weights of a step stay in the L1
-// cache (a quarter faster than whole sums, though the sums M are read again in every step).
+// The channels are processed in steps of 32, and up to 512 positions complete one step before the next. The weights of a step
+// then stay in the L1 cache, which saves more time than reading the sums M again in each step costs.
 #pragma once
 #include "conv3x3/amx_positions.h"
 
@@ -10,13 +10,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;    // positions of a product, two tiles
+constexpr int64_t kGroup = 2 * kTileRows;    // positions of a product (two tiles)
 constexpr int64_t kPair = 2 * kTileColumns;  // columns of a product
-constexpr int64_t kChunk = 16 * kGroup;      // positions that take a step before the next
+constexpr int64_t kChunk = 16 * kGroup;      // positions that complete a step before the next step
 
 #if defined(__AVX512BF16__)
-// Sums of one group of Rows x Columns tiles (1 or 2 each) and one step. at: its first position; below: bytes from there to the
-// second tile. after(part): after each tap, with a part of kGroup lines.
+// Adds the products of one step to the sums of one group of Rows x Columns tiles, 1 or 2 in each direction. `at` is the first
+// position of the group, `below` the distance in bytes to the second tile. after(part) is called after each tap with one part
+// of kGroup rows of sums.
 template <int Rows, int Columns, int Window, class After>
 FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_t row, const BFloat16* packed, bool first,
                         float* m, int64_t m_row, const After& after) {
@@ -36,7 +37,8 @@ FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_
     Sums::end(m, m_row);
 }
 
-// A block: V, whose rows are `row` numbers apart, and M, whose lines, kTileRows of a tile, are m_row floats apart.
+// Memory of a block. The image rows of V are `row` elements apart. In M, rows of sums (kTileRows for each tile) are m_row
+// floats apart and groups m_group floats.
 struct Block {
     const BFloat16* v;
     int64_t row;
@@ -47,8 +49,9 @@ struct Block {
     int64_t groups() const { return parts_of(tiles.count, 2); }
 };
 
-// Sums of the groups [groups.begin, groups.end), at most kChunk, into m; packed: of one or two vectors of columns.
-// take(g, m, part) takes lines of the sums of group g, while the next group is summed: its stores take no time of their own then.
+// Computes the sums of the groups [groups.begin, groups.end), at most kChunk positions, into m. `packed` holds the filters of
+// one or two vectors of columns. take(g, m, part) receives rows of the sums of group g while the next group is summed, so that
+// its stores overlap with the products.
 template <int Columns, int Window, class Take>
 void sum_products(const Block& block, const PixelRows& pixels, const BFloat16* packed, float* m, Range groups, const Take& take) {
     constexpr int64_t packed_step = 9 / Window * Columns * kTileDepth * kTileColumns;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Python passes to the engine, as the structs of params.h; for the bindings of this op and of the cells built on it.
+// Conversion of Python arguments to the structs of params.h, for the bindings of conv3x3 and of the recurrent cells that use
+// its engine.
 #pragma once
 #include <string>
 #include <tuple>
@@ -17,14 +18,16 @@ using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int
 
 inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
 
-// Its channels lie side by side or, where it may be planar, its pixels.
+// Converts a tensor to a view. Its channel stride must be 1 or, if `planar` is true, its pixel stride may be 1 instead.
 inline Conv3x3View to_view(const TensorArgs& t, bool planar = false) {
     const auto [address, dtype, channels, b, h, w, c] = t;
     FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels do not lie side by side");
     return {pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
 }
 
-// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none; planar: without it.
+// Converts tensors that are concatenated along the channels to views. A pixel-shuffled tensor gives one view per sub-pixel.
+// `sign` is the address of Conv3x3View::sign, or 0 for none. `planar` permits a pixel stride of 1; it has no effect together
+// with `sign` or a shuffle.
 inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign, bool planar = false) {
     FASTDS_CHECK(!tensors.empty() && shuffle >= 1 && shuffle * shuffle * static_cast<int64_t>(tensors.size()) <= kConv3x3Views,
                  "conv3x3: expected 1 to " + std::to_string(kConv3x3Views) + " views");
@@ -44,7 +47,7 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
     return views;
 }
 
-// What is added to the call's sinks, which stand already; empty: nothing.
+// Sets the residual of a call whose sinks are already set. An empty list means no residual.
 inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& residual) {
     call.residual.count = 0;
     if (residual.empty()) return;
@@ -53,7 +56,7 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
                  "conv3x3: residual does not fit the output");
 }
 
-// amx, which only maps of bfloat16 and some processors have.
+// Checks that AMX is usable for these views (bfloat16 on a processor with AMX) if `amx` is true, and returns `amx`.
 inline bool to_amx(bool amx, const Conv3x3Views& maps) {
     FASTDS_CHECK(!amx || (has_amx() && maps.dtype == bf16), "conv3x3: no matrix tiles for this");
     return amx;

@@ -82,7 +82,8 @@ inline void register_conv3x3(py::module_& m) {
         m, "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
         "Whether this build has the engine for the selected instruction set");
     m.def("conv3x3_amx_available", &has_amx, "Whether the engine multiplies bfloat16 on matrix tiles");
-    // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
+    // One function with positional arguments performs the whole convolution, because the overhead of Python limits the speed on
+    // small fields.
     bind(
         m, "conv3x3_run",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,

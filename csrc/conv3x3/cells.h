@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output stage of recurrent cells: the pre-activations of all gates of a tile go from the convolution to Conv3x3Cell::row
-// through a buffer in the L1 cache; they are not written, or only for the backward.
+// Epilogue for recurrent cells. The pre-activations of all gates of a tile pass from the convolution to Conv3x3Cell::row
+// through a buffer in the L1 cache. They are written to memory only if the backward pass needs them.
 #pragma once
 #include "conv3x3/engine.h"
 
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// One vector of columns of a tile's 16 pixels into the buffer [gate][pixel][channel].
+// Writes one vector of columns of the 16 pixels of a tile into the buffer, whose order is [gate][pixel][channel].
 FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64_t channels, float* buffer) {
     for (int from = 0; from < count;) {
         const int64_t gate = (column + from) / channels;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The convolution, forward or grad_x, as plain sums of products of bfloat16 on matrix tiles (AMX), and recurrent cells behind it.
-// Threads own disjoint blocks of rows; the numbers of an output depend on no blocking.
+// Convolution with AMX tiles (forward or grad_x), which sums products of bfloat16 directly, and recurrent cells on top of it.
+// Each thread computes disjoint blocks of rows. The value of an output does not depend on the partition into blocks.
 #include "conv3x3/amx_outputs.h"
 #include "core/parallel.h"
 
@@ -10,24 +10,24 @@ namespace FASTDS_ISA {
 #if defined(__AVX512BF16__)
 namespace {
 
-constexpr int64_t kBlockBytes = 512 << 10;  // of V, which shares an L2 cache with filters and sums
-constexpr int64_t kBlockPositions = 4096;   // whose places are looked up
+constexpr int64_t kBlockBytes = 512 << 10;  // bytes of V in a block; V shares the L2 cache with filters and sums
+constexpr int64_t kBlockPositions = 4096;   // maximum number of positions in a block
 
-// Positions of a block, about: each block copies two rows more.
+// Returns the approximate number of positions in a block. The factor accounts for the two more rows that each block copies.
 inline int64_t most_positions(const PixelRows& pixels) {
     const int64_t bytes = pixels.pixel * static_cast<int64_t>(sizeof(BFloat16));
     return least(kBlockBytes / bytes * kBlockRows / (kBlockRows + 2), kBlockPositions);
 }
 
-// A call, and how it is cut into blocks.
+// A call and its partition into blocks.
 struct Job {
     const Conv3x3Call& call;
     const Conv3x3Cell* cell;
     PixelRows pixels;
     Rows rows;
     int64_t columns, vectors;
-    int64_t blocks, m_row, m_group;                   // floats of M from position to position, from group to group
-    int64_t m, places, tiles, zeros, buffer, thread_floats;  // where they begin in the workspace of a thread, behind V
+    int64_t blocks, m_row, m_group;                   // floats of M between positions, and between groups
+    int64_t m, places, tiles, zeros, buffer, thread_floats;  // offsets in the workspace of a thread; V is at offset 0
 
     Job(const Conv3x3Call& c, const Conv3x3Cell* behind, bool has_cell, int threads)
         : call(c), cell(behind), pixels(c.sources.channels()), rows(c.geometry, most_positions(pixels)),
@@ -56,7 +56,7 @@ void for_parts(Range groups, int64_t most, const Take& take) {
     for (int64_t begin = groups.begin; begin < groups.end; begin += most) take(Range{begin, least(begin + most, groups.end)});
 }
 
-// take(pixel, n, their sums), n at most kTileRows, for a chunk of groups.
+// Calls take(pixel, n, sums) for each sequence of n adjacent outputs (at most kTileRows) of a chunk of groups.
 template <class Take>
 void for_sums(const Job& job, const Block& block, Range groups, const Take& take) {
     const Range tiles{2 * groups.begin, least(2 * groups.end, block.tiles.count)};
@@ -66,7 +66,8 @@ void for_sums(const Job& job, const Block& block, Range groups, const Take& take
     });
 }
 
-// One or two vectors of columns of some groups of a block, which are stored line by line.
+// Computes one or two vectors of columns for some groups of a block. All outputs are in one view, and each row of sums is
+// stored as one row of outputs.
 template <class T, int Columns>
 void convolve_lines(const Job& job, const Block& block, Range all, const LinePlace* places, const float* bias, int64_t vector) {
     const Conv3x3Call& call = job.call;
@@ -94,7 +95,7 @@ void convolve_lines(const Job& job, const Block& block, Range all, const LinePla
     });
 }
 
-// The same where they are stored view by view.
+// Like convolve_lines, for outputs in several views.
 template <class T, int Columns>
 void convolve_views(const Job& job, const Block& block, Range all, const float* bias, int64_t vector) {
     const Outputs<T> outputs(job.call, bias, Range{vector, vector + Columns}, job.columns);
@@ -107,7 +108,8 @@ void convolve_views(const Job& job, const Block& block, Range all, const float* 
     });
 }
 
-// Hands the pre-activations of up to 16 outputs of a row to the cell. They have one view, and so has what is added to them.
+// Passes the pre-activations of up to 16 adjacent outputs of a row to the cell. The outputs have one view, and the residual, if
+// any, has one too.
 template <class T>
 void finish_cell(const Job& job, const Tile& pixel, int64_t count, const float* bias, float* sums, float* buffer) {
     const Conv3x3Cell& cell = *job.cell;
@@ -136,7 +138,7 @@ void finish_cell(const Job& job, const Tile& pixel, int64_t count, const float* 
                  kTileRows * cell.channels);
 }
 
-// All columns of all positions of a block, and the cell behind them.
+// Computes all columns of all positions of a block and runs the cell.
 template <class T>
 void convolve_cell(const Job& job, const Block& block, const float* bias, float* buffer) {
     const auto nothing = [](int64_t, float*, Range) {};
@@ -171,7 +173,8 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     const bool lines = has_lines(call);
     if (lines) find_places(call, job.rows, block, places);
     const int64_t groups = block.groups(), filters = 4 * job.pixels.packed_pairs(job.vectors);
-    // Outputs of few positions stay in the caches until their lines are full; but many filters are read as seldom as can be.
+    // Few groups at a time keep the cache lines of the outputs in the cache until they are full. If the filters are large, all
+    // groups are computed at once instead, so that the filters are read less often.
     for_parts(Range{0, groups}, filters <= kBlockBytes ? kChunk / kGroup : groups, [&](Range part) {
         for (int64_t vector = 0; vector < job.vectors; vector += 2) {
             const bool pair = vector + 1 < job.vectors;
@@ -185,7 +188,8 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     });
 }
 
-// Zeros for what sums read beyond the channels of a pixel, and for pixels outside; copies do not touch them.
+// Zeros what products read beyond the channels of a pixel, and the row of zeros for pixels outside the image. Later copies into
+// V do not overwrite this padding.
 void clear(const Job& job, float* scratch) {
     const int64_t channels = job.call.sources.channels(), end = job.pixels.depth / job.pixels.window;
     BFloat16* v = reinterpret_cast<BFloat16*>(scratch);
@@ -219,7 +223,7 @@ void conv3x3_amx_run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Con
         }
     });
 }
-#else  // refused by the binding
+#else  // never called: the binding rejects calls with amx
 Conv3x3Plan conv3x3_amx_plan(const Conv3x3Call&, bool, int) { return {}; }
 void conv3x3_amx_run(const Conv3x3Call&, const Conv3x3Cell*, const Conv3x3Plan&, float*) {}
 #endif

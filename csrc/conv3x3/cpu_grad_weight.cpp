@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient of the filters in the Winograd domain: grad_weight = G^T [ sum over tiles of V^T (A grad A^T) ] G, and with it the
-// gradient of the bias.
+// Gradient of the filters in the Winograd domain, grad_weight = G^T [ sum over tiles of V^T (A grad A^T) ] G, and of the bias.
 //
-// Narrow layers: a task owns the sums of one lane, a range of tiles, and transforms and multiplies them block by block; lanes
-// are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
-// short enough for the shared cache, then each multiplies for points of its own; of many columns and few inputs for columns of
-// its own, whose gradients it alone transforms, into a panel by itself: cores without a common cache wait for what others
-// write, even beside what they read. Where there are few tiles, each thread makes filters of its own instead, from sums that
-// never leave its cache. Sums start from zero every kSumTiles tiles at most and are added in their order, and lanes follow from
-// the shape: neither precision nor order of a sum know the threads.
+// There are three ways to divide the work (Layout::way):
+//   by_lanes: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread transforms and multiplies the tiles of a lane block by block.
+//   by_stretches: many channels, whose sums are too large for private accumulators. All threads together transform a stretch of tiles that fits into the shared cache. Then each thread multiplies its share of the 36 points. With many columns and few inputs, each thread instead multiplies its own columns and transforms their gradients into its own panel, which avoids traffic between cores without a common cache.
+//   by_blocks: few tiles. Each thread computes complete filters for its blocks of inputs and columns, from sums that stay in its cache.
+//
+// Sums restart from zero after at most kSumTiles tiles and are added in order, and the lanes depend only on the shape. Neither
+// the precision nor the order of a sum depends on the number of threads.
 #include "conv3x3/gradient_filters.h"
 #include "conv3x3/gradient_tiles.h"
 #include "conv3x3/lanes_of_tiles.h"
@@ -19,20 +18,21 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
-constexpr int64_t kTwoLanesTiles = 16;  // of fewer a second thread makes nothing quicker
-constexpr int64_t kManyColumns = 4;     // times the inputs, which all threads read
-constexpr int64_t kBlockTiles = 96;     // more of them, read for every block, take longer than sums that are written and read
-constexpr int64_t kBlockInputs = 48;    // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
+constexpr int64_t kTwoLanesTiles = 16;  // with fewer tiles, a second lane does not reduce the time
+constexpr int64_t kManyColumns = 4;     // minimum ratio of columns to inputs for panels; all threads read all inputs
+// with more tiles, reading all tiles again for each block takes longer than writing and reading the sums
+constexpr int64_t kBlockTiles = 96;
+constexpr int64_t kBlockInputs = 48;    // inputs of a block of sums (442 KB); a multiple of kL and of each tile_rows
 
 struct Layout {
     enum { by_lanes, by_stretches, by_blocks } way;
-    SumsLayout sums;                                   // by_blocks: of one thread's block
-    int64_t tiles;                                     // transformed at once, at most
-    ColumnBlocks cut;                                  // of all columns
-    int64_t v_row, v_plane, d_row, d_plane;            // floats
-    int64_t panels, d_panel;                           // D[panel][point][tile][column], the tiles' sums as a last point
-    int64_t bias;                                      // bias[lane][column]
-    int64_t scratch, thread_floats, d, zeros, floats;  // d and zeros from the beginning of a thread's scratch
+    SumsLayout sums;                                   // by_blocks: sums of one thread's block
+    int64_t tiles;                                     // maximum number of tiles transformed at once
+    ColumnBlocks cut;                                  // partition of all columns
+    int64_t v_row, v_plane, d_row, d_plane;            // strides in floats
+    int64_t panels, d_panel;                           // D[panel][point][tile][column]; the sums of each tile are one more point
+    int64_t bias;                                      // position of bias[lane][column]
+    int64_t scratch, thread_floats, d, zeros, floats;  // d and zeros are relative to the start of a thread's scratch
 
     explicit Layout(const Conv3x3GradWeight& call) {
         constexpr int64_t item = sizeof(float);
@@ -51,14 +51,16 @@ struct Layout {
             way = by_blocks;
             sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
         }
-        // Of several views the last vectors overlap: see transform_tile.
+        // With several views the last vectors of neighbouring views overlap (see transform_tile), so that panels need a single
+        // view.
         const bool owns = way == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
         panels = owns ? least(call.threads, cut.blocks) : 1;
         d_row = columns;
         if (panels > 1) d_row = parts_of(cut.blocks, panels) * kTileVectors * kL;
-        // Parts of such rows, read again for every few inputs, would share an eighth of an L1 cache.
+        // Rows at a distance of 512 floats would share an eighth of the L1 cache, while each of them is read again for every
+        // few inputs.
         if (way == by_stretches && d_row % 512 == 0) d_row += 16;
-        // An odd number of cache lines between planes spreads them over the sets of the caches.
+        // An odd number of cache lines between planes spreads them over the sets of the cache.
         v_plane = tiles * v_row + 16;
         d_plane = (parts_of(tiles * d_row, 16) | 1) * 16;
         d_panel = (kPoints + 1) * d_plane;
@@ -71,9 +73,9 @@ struct Layout {
         floats = scratch + (way == by_lanes ? call.threads : 1) * thread_floats;
     }
 
-    // The first vector of a panel's columns, which are whole blocks.
+    // Returns the first vector of the columns of a panel. Panels consist of whole blocks of columns.
     int64_t panel_begin(int64_t panel) const { return cut.vectors_of(part_of(cut.blocks, panels, panel).begin).begin; }
-    // In D, where a block of columns begins.
+    // Returns the position in D at which a block of columns starts.
     int64_t columns(int64_t block) const {
         if (panels == 1) return d + cut.vectors_of(block).begin * kL;
         const int64_t panel = ((block + 1) * panels - 1) / cut.blocks;
@@ -81,7 +83,7 @@ struct Layout {
     }
 };
 
-// Tiles first + [begin, end) into V.
+// Transforms the inputs of the tiles first + [begin, end) into V.
 void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
     const auto transform = [&](auto zero) {
         using T = decltype(zero);
@@ -98,12 +100,12 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
-// Zeros for the inputs that add_products takes beyond those of the last tile: see clear_tiles_behind in engine.h.
+// Zeros the inputs that add_products reads beyond those of the last tile (see clear_tiles_behind in engine.h).
 inline void clear_inputs_behind(const Layout& at, int64_t tiles, float* scratch) {
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
 }
 
-// Tiles first + [begin, end) into one panel of D.
+// Transforms the gradients of the tiles first + [begin, end) into one panel of D.
 void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t panel, Range tiles,
                          float* scratch) {
     const auto transform = [&](auto zero) {
@@ -134,11 +136,12 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
     }
 }
 
-constexpr int64_t kFarBytes = 4 << 20;  // sums that have left the L2 caches when they are added to again
-// fresh: not there yet; streamed: nor wanted before other sums have passed the caches; far: fetched while the products are made
+constexpr int64_t kFarBytes = 4 << 20;  // size of sums that leave the L2 cache before they are added to again
+// State of the sums. fresh: not yet written. streamed: not yet written, and stored past the caches because they are not needed
+// soon. near: in the cache. far: not in the cache, prefetched during the products.
 enum class Sums { fresh, streamed, near, far };
 
-// sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L] for MR inputs c.
+// sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L], for MR inputs c.
 template <int MR, int NV>
 inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, int64_t row,
                      Sums state) {
@@ -164,7 +167,7 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
         }
 }
 
-// The last inputs, fewer than MR, in one product with up to three inputs too many.
+// Adds the last inputs, fewer than MR, in one product, which may include up to three excess inputs.
 template <int MR, int NV>
 inline void add_rest(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles, float* sums,
                      int64_t row, Sums state) {
@@ -183,8 +186,8 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
     add_rest<MR, NV>(v + c, v_row, d, d_row, inputs - c, tiles, sums + c * row, row, state);
 }
 
-// Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, which are in the
-// state `before`.
+// Adds the products of point `p` over `tiles` tiles in scratch, for a range of inputs and one block of columns. `before` is the
+// state of the sums.
 void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64_t tiles, const float* scratch, float* sums,
                  Sums before) {
     const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
@@ -207,7 +210,7 @@ void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64
     }
 }
 
-// Of a vector of columns, whose sums of tiles these are.
+// Adds the bias gradients of one vector of columns from the sums of its tiles.
 void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add, float* bias) {
     V total = add ? load_vec<kL>(bias) : V{};
     const int64_t parts = parts_of(tiles, kSumTiles);
@@ -220,7 +223,7 @@ void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add,
     store_vec<kL>(bias, total);
 }
 
-// Of these blocks of columns.
+// Adds the bias gradients of a range of blocks of columns.
 void add_bias(const Layout& at, Range blocks, int64_t tiles, bool add, const float* scratch, float* bias) {
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
         const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
@@ -234,7 +237,7 @@ inline void clear_zeros(const Layout& at, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
 }
 
-// A stretch of tiles into V and D, by so many threads together.
+// Transforms a stretch of tiles into V and D with the given number of threads.
 void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, int threads, float* scratch) {
     const int64_t count = stretch.end - stretch.begin;
     parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
@@ -277,7 +280,8 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     });
 }
 
-// The sums over a stretch that are a thread's: of columns of its own where it has a panel, else of points.
+// Adds the products of a stretch that belong to one thread: those of its own columns if it has a panel, otherwise those of its
+// points.
 void add_stretch(const Conv3x3GradWeight& call, const Layout& at, int64_t thread, int64_t tiles, const float* scratch,
                  float* sums, Sums before) {
     const auto add = [&](int64_t p, int64_t block) {
@@ -306,7 +310,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
         const Range stretch = part_of(all, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, stretch, call.threads, scratch);
-        const bool streams = is_far && count <= kSumTiles && stretches > 1;  // added to by the next stretch alone
+        const bool streams = is_far && count <= kSumTiles && stretches > 1;  // only the next stretch adds to these sums
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t thread = begin; thread < end; thread++) {
@@ -330,7 +334,7 @@ void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) 
     });
 }
 
-// All sums of some inputs and of one block of columns, and the filters they give, one such block after the other.
+// Computes all sums of some inputs and one block of columns and transforms them into filters, one such block after the other.
 template <class T>
 void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), inputs = call.sources.channels(), outputs = call.gradients.channels();

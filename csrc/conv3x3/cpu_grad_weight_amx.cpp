@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient of the filters, and of the bias, by sums of products of bfloat16 on matrix tiles (AMX):
+// Gradients of the filters and of the bias with AMX tiles, which sum products of bfloat16 directly:
 //
 //     grad_weight[o, c, tap] = sum over positions p of grad[p][o] * x[p + tap][c]
 //
-// with the positions of amx_positions.h, a run of 32 in a multiplication, a step. G[step][o][p] has those of an output side by
-// side, zeros where there is none. X[c / 16][p / 2][c] has pairs of positions, and X once more those that begin at odd ones: so
-// every tap is another pair to begin at.
+// The positions are those of amx_positions.h. One multiplication takes a run of 32 positions, called a step. G[step][o][p]
+// holds the gradients of an output at consecutive positions, with zeros at positions without output. X[c / 16][p / 2][c] holds
+// pairs of consecutive positions. X is stored twice, for pairs that start at even and at odd positions, so that each tap reads
+// pairs from some start on.
 //
-// Narrow layers: a lane is a range of rows with sums of its own. Wide layers, whose sums are too large for lanes: the threads go
-// through stretches of rows together. The order of a sum does not know the threads.
+// With few channels, ranges of rows have private accumulators ("lanes"). With many channels, whose sums are too large for that,
+// all threads process stretches of rows together. The order of a sum does not depend on the number of threads.
 #include "conv3x3/amx_positions.h"
 #include "conv3x3/lanes_of_tiles.h"
 #include "core/parallel.h"
@@ -19,19 +20,20 @@ namespace FASTDS_ISA {
 #if defined(__AVX512BF16__)
 namespace {
 
-constexpr int64_t kBlockBytes = 1 << 20;  // of a block's X and G
-constexpr int64_t kPart = 32;             // steps that are summed before the next: what they read stays in the L2 cache
+constexpr int64_t kBlockBytes = 1 << 20;  // bytes of X and G of a block
+constexpr int64_t kPart = 32;             // steps that are summed before the next ones, so that the data they read stay in the L2 cache
 
 struct Layout {
-    int64_t inputs, outputs;  // rounded up to whole matrix tiles
+    int64_t inputs, outputs;  // rounded up to whole AMX tiles
     Rows rows;
     int64_t block_rows, steps, pairs;     // of a block
-    int64_t v, x_plane, x, g;           // numbers of bfloat16: of pixels one by one, of a plane of X, of X, of G
+    int64_t v, x_plane, x, g;           // bfloat16 elements: of the pixels, of a plane of X, of X, of G
     int64_t sum_plane, lane, bias;        // floats: sums[lane][tap][output][input], bias[lane][output]
-    bool shared;                          // X and G of all threads
-    int64_t lanes, blocks;                // blocks: staged at once
-    int64_t staged, block, floats;        // staged: where the blocks begin; block: floats of one
-    int64_t row, zeros, parts, runs;      // in a block, behind V, X and G; row: of gradients; parts: its sum of the bias
+    bool shared;                          // all threads share X and G
+    int64_t lanes, blocks;                // blocks: number of blocks that are staged at once
+    int64_t staged, block, floats;        // staged: where the blocks begin; block: floats of one block
+    // positions in a block, after V, X and G; row: one row of gradients; parts: the block's sums for the bias
+    int64_t row, zeros, parts, runs;
 
     static int64_t most_positions(int64_t inputs, int64_t outputs) {
         const int64_t most = kBlockBytes / ((3 * inputs + outputs) * static_cast<int64_t>(sizeof(BFloat16)));
@@ -65,7 +67,7 @@ struct Layout {
     }
 };
 
-// A block in memory. x: of pairs that begin at even positions, then of the others.
+// Pointers into the memory of a block. x: pairs that start at even positions, then pairs that start at odd positions.
 struct Staged {
     BFloat16 *v, *x, *g, *row, *zeros;
     float* bias;
@@ -81,19 +83,19 @@ struct Staged {
     }
 };
 
-// Numbers 2i and 2i + 1 of the result are numbers i of a and of b.
+// Interleaved elements of a and b: elements 2i and 2i + 1 of the result are elements i of a and of b.
 struct Pairs {
     __m512i low, high;
 };
 inline Pairs interleave(__m512i a, __m512i b) {
-    const __m512i step = _mm512_set1_epi32(0x00200000);  // number i of a, number 32 + i of b
+    const __m512i step = _mm512_set1_epi32(0x00200000);  // selects element i of a and element i of b (index 32 + i)
     const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i low = _mm512_add_epi16(step, _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001), numbers));
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     return {_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)};
 }
 
-// The inputs of these rows and of two more, zeros behind them, into X.
+// Copies the inputs of the given rows and of two more rows into X, followed by zeros.
 void stage_inputs(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to) {
     const Conv3x3Geometry& g = call.geometry;
     const int64_t loaded = least(rows.end + 2, at.rows.count) - rows.begin, channels = call.sources.channels();
@@ -121,7 +123,7 @@ void stage_inputs(const Conv3x3GradWeight& call, const Layout& at, Range rows, c
     }
 }
 
-// The gradients of these rows into G.
+// Copies the gradients of the given rows into G.
 void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to) {
     const Runs runs = *to.runs = find_runs(call.geometry, at.rows, rows, kTileDepth, reinterpret_cast<int32_t*>(to.runs + 1));
     __builtin_memset(to.g, 0, runs.count * at.outputs * kTileDepth * sizeof(*to.g));
@@ -158,7 +160,7 @@ void stage(const Conv3x3GradWeight& call, const Layout& at, Range rows, const St
     if (call.grad_bias != nullptr) add_bias(at, to, bias);
 }
 
-// sums (+)= G X of Rows x Columns matrix tiles, these steps, which begin at `begin`, and all taps.
+// sums (+)= G X for Rows x Columns tiles, the given steps and all taps. `begin` holds the first position of each step.
 template <int Rows, int Columns>
 void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, const int32_t* begin, Range steps, bool fresh, float* sums) {
     using Sums = TileSums<Rows, Columns>;
@@ -176,7 +178,7 @@ void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, const int3
     }
 }
 
-// Of the outputs [output, output + 32) and the inputs [input, input + 32) of a block.
+// Adds the products of a block for the outputs [output, output + 32) and the inputs [input, input + 32).
 void add_part(const Layout& at, int64_t output, int64_t input, const Staged& staged, Range steps, bool fresh, float* sums) {
     const bool two = at.outputs - output > kTileRows, pair = at.inputs - input > kTileColumns;
     const auto add = two ? (pair ? add_taps<2, 2> : add_taps<2, 1>) : (pair ? add_taps<1, 2> : add_taps<1, 1>);
@@ -237,7 +239,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     }
 }
 
-// The filters of one output and up to 16 inputs into grad_weight (O, C, 3, 3), dense. sums: of all lanes.
+// Writes the filters of one output and up to 16 inputs to grad_weight (O, C, 3, 3), contiguous. `sums` are those of all lanes.
 template <class T>
 void finish_filters(const Conv3x3GradWeight& call, const Layout& at, const float* sums, int64_t output, int64_t input) {
     const int64_t inputs = call.sources.channels();
@@ -276,10 +278,10 @@ void conv3x3_amx_grad_weight(const Conv3x3GradWeight& call, float* work) {
     switch (call.dtype) {
         case f32: return finish<float>(call, at, work);
         case bf16: return finish<BFloat16>(call, at, work);
-        default: return;  // refused by the binding
+        default: return;  // the binding rejects other types
     }
 }
-#else  // refused by the binding
+#else  // never called: the binding rejects calls with amx
 int64_t conv3x3_amx_grad_weight_bytes(const Conv3x3GradWeight&) { return 0; }
 void conv3x3_amx_grad_weight(const Conv3x3GradWeight&, float*) {}
 #endif
