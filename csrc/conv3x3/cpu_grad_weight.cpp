@@ -2,9 +2,14 @@
 // Gradient of the filters in the Winograd domain, grad_weight = G^T [ sum over tiles of V^T (A grad A^T) ] G, and of the bias.
 //
 // There are three ways to divide the work (Layout::way):
-//   by_lanes: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread transforms and multiplies the tiles of a lane block by block.
-//   by_stretches: many channels, whose sums are too large for private accumulators. All threads together transform a stretch of tiles that fits into the shared cache. Then each thread multiplies its share of the 36 points. With many columns and few inputs, each thread instead multiplies its own columns and transforms their gradients into its own panel, which avoids traffic between cores without a common cache.
-//   by_blocks: few tiles. Each thread computes complete filters for its blocks of inputs and columns, from sums that stay in its cache.
+//   by_lanes: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread
+//     transforms and multiplies the tiles of a lane block by block.
+//   by_stretches: many channels, whose sums are too large for private accumulators. All threads together transform a stretch of
+//     tiles that fits into the shared cache. Then each thread multiplies its share of the 36 points. With many columns and few
+//     inputs, each thread instead multiplies its own columns and transforms their gradients into its own panel, which avoids
+//     traffic between cores without a common cache.
+//   by_blocks: few tiles. Each thread computes complete filters for its blocks of inputs and columns, from sums that stay in
+//     its cache.
 //
 // Sums restart from zero after at most kSumTiles tiles and are added in order, and the lanes depend only on the shape. Neither
 // the precision nor the order of a sum depends on the number of threads.
@@ -20,7 +25,7 @@ namespace {
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kTwoLanesTiles = 16;  // with fewer tiles, a second lane does not reduce the time
 constexpr int64_t kManyColumns = 4;     // minimum ratio of columns to inputs for panels; all threads read all inputs
-// with more tiles, reading all tiles again for each block takes longer than writing and reading the sums
+// With more tiles, reading all tiles again for each block takes longer than writing and reading the sums.
 constexpr int64_t kBlockTiles = 96;
 constexpr int64_t kBlockInputs = 48;    // inputs of a block of sums (442 KB); a multiple of kL and of each tile_rows
 

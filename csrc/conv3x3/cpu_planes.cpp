@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolutions of few outputs. An output is a run of numbers that shifted runs of the inputs, times one tap each, are added to:
-// no lane is idle however few the outputs are, and inputs in contiguous memory are read as they lie.
+// Convolutions with few outputs. Each output is a plane of floats, and each input plane is added to it nine times, shifted by a
+// tap and multiplied by its weight. All lanes of the vectors are used even for one output, and contiguous inputs are read
+// without rearrangement.
 #include "conv3x3/planes.h"
 #include "core/parallel.h"
 
@@ -8,16 +9,16 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int kRunOutputs = 4;             // that are added to at once
-constexpr int64_t kBandFloats = 48 << 10;  // of a thread's planes: they stay in its caches
-constexpr int64_t kBandBytes = 256 << 10;  // of channels that lie side by side, kPlanes of which are read at a time
+constexpr int kRunOutputs = 4;             // outputs that are computed at once
+constexpr int64_t kBandFloats = 48 << 10;  // floats of a thread's planes, which stay in its caches
+constexpr int64_t kBandBytes = 256 << 10;  // bytes of a band of channels_last input, of which kPlanes channels are read at a time
 constexpr int64_t kTasksPerThread = 4, kLeastRows = 4;
 
-// Where a thread's numbers lie.
+// Layout of the memory of one thread.
 struct Layout {
     Band band;
-    int64_t bands;                 // of an image
-    int64_t sums, pixels, floats;  // behind the inputs' planes: planes of the outputs, and a row by pixels
+    int64_t bands;                 // bands of an image
+    int64_t sums, pixels, floats;  // after the planes of the inputs: planes of the outputs, and one row in pixel order
 
     explicit Layout(const Conv3x3Planes& call) : band(call.geometry, rows_of(call)) {
         const Conv3x3Geometry& g = call.geometry;
@@ -27,7 +28,7 @@ struct Layout {
         floats = pixels + round_up(g.W > g.Wo ? g.W : g.Wo, kL) * (kPlanes > call.outputs ? kPlanes : call.outputs) + 16;
     }
 
-    // Of a band. The numbers do not depend on it.
+    // Returns the number of rows of a band. The results do not depend on it.
     static int64_t rows_of(const Conv3x3Planes& call) {
         const Conv3x3Geometry& g = call.geometry;
         int64_t rows = parts_of(g.B * g.Ho, call.threads * kTasksPerThread);
@@ -97,7 +98,7 @@ void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes
     }
 }
 
-// A row of y from that of the sums.
+// Writes one row of y from one row of the sums.
 template <class T>
 void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, float* pixels, int64_t at) {
     const int64_t width = call.geometry.Wo, numbers = width * call.outputs;
@@ -150,14 +151,15 @@ void run(const Conv3x3Planes& call, float* workspace) {
     });
 }
 
-// ---- the weight gradient with few channels on one side
+// Weight gradient with few channels on one side.
 
-constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums stay in registers
-constexpr int64_t kManyBytes = 256 << 10;            // of a band of `many`, which is read once for every vector of its channels
-constexpr int64_t kSummedPixels = 1024;              // that are added up in registers: longer chains lose digits
-constexpr int64_t kLanesOfSums = 32;                 // sums that are made apart; the numbers depend on it, not on threads
+constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums fit into registers
+constexpr int64_t kManyBytes = 256 << 10;            // bytes of a band of `many`, which is read again for each vector of its channels
+constexpr int64_t kSummedPixels = 1024;              // pixels that are summed in registers; longer sums lose precision
+// Number of private accumulators, which determines the order of the sums and does not depend on the threads.
+constexpr int64_t kLanesOfSums = 32;
 
-// Where a lane's numbers lie: planes of a band of `few`, what turns its rows, and the sums (few, tap, many).
+// Layout of the memory of one accumulator: planes of a band of `few`, a buffer to transpose its rows, and sums[few][tap][many].
 struct FewLayout {
     Band band;
     int64_t bands, lanes, turned, sums, columns, floats;
@@ -241,7 +243,7 @@ void run_few_lane(const Conv3x3FewGradWeight& call, const FewLayout& at, int64_t
     }
 }
 
-// The lanes' sums into grad_weight.
+// Adds the accumulators and writes grad_weight.
 template <class T>
 void finish_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const float* work) {
     const int64_t few = call.few.channels, many = call.many.channels;
@@ -255,7 +257,8 @@ void finish_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const flo
                     sum += load_vec<kL>(work + lane * at.floats + at.sums + row * at.columns + m);
                 T numbers[kL];
                 store_vec<kL>(numbers, sum);
-                // A gradient stands where its output does: seen from the input, the taps go backwards.
+                // If `few` is the gradient of the outputs, its planes are shifted relative to the input, so that the taps are
+                // reversed.
                 for (int64_t i = m; i < least(m + kL, many); i++)
                     filters[call.gradients ? (f * many + i) * 9 + 8 - tap : (i * few + f) * 9 + tap] = numbers[i - m];
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine with the output stages of conv3x3 and grad_x (bias, residual, activation, sinks) and of recurrent cells. How calls
-// are cut into blocks.
+// Entry points of the Winograd engine: selection of the epilogue (bias, residual, activation and storage, or a recurrent cell)
+// and partition of a call into blocks.
 #include "conv3x3/cells.h"
 
 namespace fastds {
@@ -42,7 +42,7 @@ void run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& pl
     run_engine(stage, plan, workspace);
 }
 
-// Outputs of this size push each other and everything else out of the caches.
+// Outputs of at least this size do not fit into the caches and are stored past them.
 constexpr int64_t kStreamBytes = 8 << 20;
 
 Store choose_store(const Conv3x3Call& call, bool one_pass) {
@@ -59,8 +59,8 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     return one_pass && dense ? Store::staged : Store::cached;
 }
 
-// Few tiles, less than one block a thread, and filters that do not fit into its first cache; or so few that one thread would
-// work alone.
+// The threads share one block if there are at most kSharedTiles tiles and the filters (inputs * outputs) are too large for an
+// L1 cache. If there is so little work that one thread would compute everything, a smaller size of filters is enough.
 constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kLonelyFilters = 64 * 64;
 
 }  // namespace
@@ -71,12 +71,13 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     const int64_t inputs = call.sources.channels(), outputs = columns_of(call).columns, tiles = call.geometry.tiles();
     const ColumnBlocks cut = column_blocks<float>(outputs);
     const int64_t vectors = cut.vectors;
-    // Measured: few channels want long blocks, matrices far beyond the L2 cache too, so that they are read less often.
+    // Measured block lengths: few channels are fastest with long blocks. Filters far beyond the L2 cache are too, because they
+    // are read less often.
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
     const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
     plan.block_vectors = cell || makes_one_pass(inputs, outputs) ? vectors : least(pass, vectors);
     const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
-    // Of the widest column block.
+    // Tile rows of the widest block of columns.
     plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
     const int64_t least_filters = groups == 1 ? kLonelyFilters : kSharedFilters;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// G g G^T of every filter, packed for the products of the engine: per point and block of output vectors, the rows of a
-// (inputs x outputs) matrix one after the other; or the filters themselves in bfloat16 for matrix tiles.
+// Packing of filters. For the Winograd engine it computes G g G^T of each filter and stores, for each point and block of output
+// vectors, the rows of an (inputs x outputs) matrix one after the other. For AMX tiles it stores the filters themselves in
+// bfloat16.
 #include "conv3x3/amx.h"
 #include "conv3x3/filters.h"
 #include "core/parallel.h"
@@ -24,7 +25,8 @@ void pack(const Conv3x3Filters& filters, float* packed, int threads) {
     });
 }
 
-// The numbers of one tap and step for 16 columns, as pairs of them; columns: where they lie in the weight, -1: zeros.
+// Packs the elements of one tap and step for 16 columns, in pairs of rows. `columns` holds the offset of each column in the
+// weight, or -1 for a column of zeros.
 template <class T>
 void pack_tile(const Conv3x3Filters& filters, const PackedMaps& maps, const PixelRows& pixels, int64_t tap, int64_t step,
                const int64_t (&columns)[kTileColumns], BFloat16* out) {
@@ -42,7 +44,7 @@ void pack_tile(const Conv3x3Filters& filters, const PackedMaps& maps, const Pixe
     }
 }
 
-// For amx.h: pairs of inputs of 16 outputs side by side.
+// Packs filters for AMX tiles (amx.h). The elements of two consecutive inputs are next to each other, for 16 outputs.
 template <class T>
 void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
     const PackedMaps maps(filters);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine: transforms a block of tiles (6x6 inputs of 4x4 outputs), multiplies its 36 planes with the 36 packed matrices and
-// hands the products to an output stage. Threads own disjoint blocks, the numbers of a tile depend on no blocking.
+// The Winograd engine. It transforms a block of tiles (6x6 inputs for 4x4 outputs), multiplies its 36 planes by the 36 packed
+// matrices and passes the products to an epilogue. Each thread computes disjoint blocks. The values of a tile do not depend on
+// the partition into blocks.
 //
-// Planes in the workspace of a thread: V[p][tile][channel] and M[p][tile][column]. When all outputs are made in one pass, M
-// lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more. Where tiles are few and
-// filters many, whose reading takes the time, the threads share a block: each reads a part of the filters. Where these are too
-// many to be kept packed, it packs that part piece by piece.
+// The workspace of a thread holds the planes V[p][tile][channel] and M[p][tile][column]. If all outputs are computed in one
+// pass, M starts one plane before V: product p overwrites the transformed inputs of point p - 1, which are no longer needed.
+// If there are few tiles and many filters, reading the filters takes most of the time. All threads then share one block, and
+// each thread reads a part of the filters. If the filters were not packed beforehand, each thread packs its part in pieces.
 #pragma once
 #include "conv3x3/filters.h"
 #include "conv3x3/output.h"
@@ -15,12 +16,12 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Filters that are packed at once: with the sums they go into they fit into an L2 cache of 1 MB.
+// Size of one piece of filters. Together with the sums it is added to, it fits into an L2 cache of 1 MB.
 constexpr int64_t kPieceInputs = 32, kPieceVectors = kTileVectors, kPiecePlane = kPieceInputs * kPieceVectors * kL + 16;
 constexpr int64_t kPieceFloats = kPoints * kPiecePlane;
 
 struct Layout {
-    int64_t v_row, v_plane, m_row, m_plane, v, m;  // floats; v and m: where the planes begin
+    int64_t v_row, v_plane, m_row, m_plane, v, m;  // strides in floats; v and m are the positions of the planes
     int64_t zeros, staging, staging_row, pieces, floats;
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
@@ -28,7 +29,7 @@ struct Layout {
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
         v_row = source_columns(call.sources);
         m_row = block_vectors * kL;
-        // An odd number of cache lines between planes spreads them over the sets of the caches.
+        // An odd number of cache lines between planes spreads them over the sets of the cache.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
         if (block_vectors >= vectors && sharing == 0) {
@@ -47,7 +48,7 @@ struct Layout {
         floats = pieces + (call.packed == nullptr ? sharing * kPieceFloats : 0);
     }
 
-    // Of one of the threads that share a block, and works on its tiles from `tile` on.
+    // Returns the layout for one of the threads that share a block. The thread processes the tiles from `tile` on.
     Layout of_thread(int64_t thread, int64_t tile) const {
         Layout own = *this;
         own.v += tile * v_row;
@@ -57,7 +58,7 @@ struct Layout {
     }
 };
 
-// Rows of M for one block of NV vectors: M[t, 0:NV*L] (+)= sum_k V[t, k] * packed[k, 0:NV*L].
+// Multiplies rows of tiles by one block of NV vectors: M[t, 0:NV*L] (+)= sum_k V[t, k] * packed[k, 0:NV*L].
 template <int NV, bool Add>
 inline void multiply_rows(const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles, float* m,
                           int64_t m_row) {
@@ -81,10 +82,10 @@ inline void multiply_rows(const float* v, int64_t v_row, const float* packed, in
     }
 }
 
-// Long sums are cut so that the rows of `packed` in play stay in the L1 cache.
+// Long sums are split so that the rows of `packed` in use stay in the L1 cache.
 constexpr int64_t kStepInputs = 128;
 
-// add: to what M holds.
+// Multiplies the tiles by one block of NV vectors. If `add` is true, the products are added to M.
 template <int NV>
 inline void multiply_columns(const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles, float* m,
                              int64_t m_row, bool add) {
@@ -106,7 +107,7 @@ inline void multiply_block(int64_t vectors, const float* v, int64_t v_row, const
     }
 }
 
-// The tiles [first, first + count) as planes.
+// Transforms the tiles [first, first + count) into the planes of V.
 template <class T>
 void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, int64_t count, float* scratch) {
     const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
@@ -120,14 +121,14 @@ void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, i
     }
 }
 
-// An output stage; M of the tiles [first, first + count) and of these columns lies at scratch + layout.m. A pointer: the engine
-// is compiled once for all stages.
+// An epilogue. It processes M of the tiles [first, first + count) for a range of columns, which starts at scratch + layout.m.
+// It is a function pointer, so that the engine is compiled only once.
 struct Stage;
 using Finish = void (*)(const Stage& stage, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns);
 struct Stage {
     const Conv3x3Call& call;
-    const float* bias;        // of the columns
-    const Conv3x3Cell* cell;  // of conv3x3_run_cell
+    const float* bias;        // one value per column
+    const Conv3x3Cell* cell;  // the cell of conv3x3_run_cell
     Finish finish;
 };
 
@@ -140,20 +141,21 @@ inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t f
     }
 }
 
-// Zeros for the tiles that a product takes beyond the last. What memory holds by chance is often the float of an address, a
-// denormal number, with which a multiplication takes a hundred times as long on Intel; nobody reads the results.
+// Zeros the tiles after the last one that a product reads. Uninitialized memory often contains denormal floats, which Intel
+// processors multiply about a hundred times slower. The results of these tiles are not used.
 inline void clear_tiles_behind(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch) {
     const int64_t end = least(count + tile_rows(1) - 1, round_up(count, kTileRowsMultiple));
     for (int p = 0; p < kPoints; p++)
         __builtin_memset(scratch + at.v + p * at.v_plane + count * at.v_row, 0, (end - count) * at.v_row * sizeof(float));
 }
 
-// The products of a call. What they need at every point is found once: a narrow layer has 36 short ones for every 72 tiles.
+// The products of a call. Values that are the same for all 36 points are computed once, because the products of a layer with
+// few channels are short.
 struct Products {
     const float* packed;
     int64_t inputs;
-    ColumnBlocks cut;  // of the columns
-    int64_t plane;     // of packed, floats
+    ColumnBlocks cut;  // partition of the columns
+    int64_t plane;     // floats between two matrices in `packed`
 
     explicit Products(const Conv3x3Call& call)
         : packed(call.packed),
@@ -161,21 +163,21 @@ struct Products {
           cut(column_blocks<float>(columns_of(call).columns)),
           plane(packed_plane(inputs, cut)) {}
 
-    // M of a block of these vectors of columns at one point; first: the vector that M begins with.
+    // Computes M at one point for the block with the given vectors of columns. `first` is the vector at which M starts.
     void multiply(const Layout& at, int64_t count, float* scratch, int64_t p, Range vectors, int64_t first) const {
         multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
                        packed + p * plane + vectors.begin * kL * inputs, inputs, count,
                        scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row, false);
     }
 
-    // The blocks of the pass that begins with this one: of block_vectors at most.
+    // Returns the blocks of columns of the pass that starts with block `begin`. A pass has at most block_vectors vectors.
     Range pass(int64_t begin, int64_t block_vectors) const {
         int64_t end = begin + 1;
         while (end < cut.blocks && cut.vectors_of(end).end - cut.vectors_of(begin).begin <= block_vectors) end++;
         return {begin, end};
     }
 
-    // M of the blocks of a pass.
+    // Computes M for all blocks of a pass.
     void multiply_pass(const Layout& at, int64_t count, float* scratch, Range blocks) const {
         const Range first = cut.vectors_of(blocks.begin);
         for (int64_t p = 0; p < kPoints; p++) {
@@ -186,7 +188,7 @@ struct Products {
     }
 };
 
-// Runs one block of tiles: transforms, products, output stage.
+// Processes one block of tiles: input transform, products, epilogue.
 inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch) {
     const Conv3x3Call& call = stage.call;
     const int64_t tiles = call.geometry.tiles(), outputs = columns_of(call).columns;
@@ -204,12 +206,12 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
     }
 }
 
-// What a thread needs before its first block.
+// Initializes the scratch of a thread before its first block.
 inline void begin_thread(const Layout& at, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
 }
 
-// M of a block of columns, vectors of them, from filters that are packed into `piece`.
+// Computes M for one block of columns, packing the filters into `piece` on the way.
 inline void multiply_columns_of(const Conv3x3Call& call, const Layout& at, const PackedMaps& maps, Range vectors, float* piece,
                                 float* scratch) {
     const int64_t tiles = call.geometry.tiles(), first = vectors.begin * kL, width = vectors.end - vectors.begin;
@@ -223,7 +225,8 @@ inline void multiply_columns_of(const Conv3x3Call& call, const Layout& at, const
     }
 }
 
-// M of all tiles; each thread packs its columns of the filters, some inputs at a time. The sums are those of packed filters.
+// Computes M for all tiles. Each thread packs its columns of the filters, some inputs at a time. The results equal those of
+// filters packed beforehand.
 inline void multiply_pieces(const Conv3x3Call& call, const Layout& at, int threads, float* scratch) {
     const PackedMaps maps(call.filters);
     const int64_t vectors = parts_of(maps.columns.columns, kL), blocks = parts_of(vectors, kPieceVectors);
@@ -237,13 +240,13 @@ inline void multiply_pieces(const Conv3x3Call& call, const Layout& at, int threa
     });
 }
 
-// All tiles, by all threads together.
+// Processes all tiles with all threads together.
 inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scratch) {
     const Conv3x3Call& call = stage.call;
     const Layout at(call, plan.block_tiles, plan.block_vectors, plan.sharing);
     const int64_t tiles = call.geometry.tiles(), outputs = columns_of(call).columns;
     begin_thread(at, scratch);
-    // work(layout, first tile, their number), by every thread for a part of the tiles
+    // Calls work(layout, first tile, number of tiles) on each thread for its part of the tiles.
     const auto share_tiles = [&](const auto& work) {
         parallel_for(plan.sharing, plan.sharing, [&](int64_t begin, int64_t end) {
             for (int64_t thread = begin; thread < end; thread++) {
@@ -269,7 +272,7 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
     });
 }
 
-// The workspace is 64-byte aligned and has plan.bytes bytes.
+// Runs the engine. The workspace is 64-byte aligned and has plan.bytes bytes.
 inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* workspace) {
     if (plan.sharing > 0) return run_shared(stage, plan, workspace);
     const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The last step of the weight gradient in the Winograd domain: filters G^T sums G from the sums over tiles.
+// Last step of the weight gradient in the Winograd domain: the filters G^T sums G from the sums over tiles.
 #pragma once
 #include "conv3x3/output.h"
 #include "core/turn.h"
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// sums[lane][point][input][column], in floats.
+// Layout of sums[lane][point][input][column]; strides are in floats. Each lane is a private accumulator.
 struct SumsLayout {
     int64_t lanes, row, plane, lane;
 
@@ -16,11 +16,11 @@ struct SumsLayout {
     SumsLayout(int64_t lanes, int64_t inputs, int64_t columns)
         : lanes(lanes),
           row(columns),
-          plane(round_up((inputs + 3) * columns, 32) + 16),  // add_products may write three rows too many
+          plane(round_up((inputs + 3) * columns, 32) + 16),  // add_products may write three rows beyond the last
           lane(kPoints * plane) {}
 };
 
-// G^T sums G of one input and a vector of columns, of all lanes.
+// Computes G^T sums G for one input and one vector of columns, after adding the sums of all lanes.
 inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9][kL]) {
     V half[3][6];
 #pragma GCC unroll 6
@@ -45,8 +45,9 @@ inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9
     }
 }
 
-// Filters of a vector of columns and as many inputs into grad_weight (O, C, 3, 3), dense: 9 numbers of each input follow each
-// other, so vectors of (input, tap) are made of vectors of columns. sums: of those inputs and columns.
+// Writes the filters of one vector of columns and up to as many inputs to grad_weight (O, C, 3, 3), contiguous. The nine
+// elements of successive inputs are contiguous, so that vectors of columns are transposed into vectors of (input, tap). `sums`
+// starts at these inputs and columns.
 template <class T>
 void finish_filters(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
     const ColumnMap outputs{call.gradients.channels(), call.shuffle};
@@ -64,7 +65,7 @@ void finish_filters(const Conv3x3GradWeight& call, const SumsLayout& at, Range i
     }
 }
 
-// Those of a range of inputs and columns that both begin with a whole vector.
+// Writes the filters of a range of inputs and columns. Both ranges start at a multiple of a vector.
 template <class T>
 void finish_block(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
     for (int64_t c = inputs.begin; c < inputs.end; c += kL)

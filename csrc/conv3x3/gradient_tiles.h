@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gradients of a tile's 4x4 outputs as 36 planes: the other factor of the weight gradient beside the tile's inputs.
+// Winograd transform of the gradients of 4x4 outputs into 36 planes. The weight gradient is the product of these planes with
+// those of the inputs.
 #pragma once
 #include "conv3x3/tiles.h"
 
@@ -7,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// A g A^T of one view's channels of one tile into 36 planes, the sum of their gradients into one more.
+// Computes A g A^T for the channels of one view of a tile in 36 planes, and the sum of the gradients in a 37th plane.
 template <bool Inside, class T, bool Signed>
 void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const int64_t* row, const int64_t* column, float slope,
                              const T* zeros, float* out, int64_t plane) {
@@ -27,7 +28,7 @@ void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const in
     }
 }
 
-// Transforms all channels of one tile of `count` views; out[p * plane + channel], as transform_tile.
+// Transforms all channels of one tile of `count` views to out[p * plane + channel], like transform_tile.
 template <class T, bool Signed>
 void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3View* views, int count, const Tile& tile, float slope,
                              const T* zeros, float* out, int64_t plane) {
@@ -46,7 +47,7 @@ void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3View* views,
     }
 }
 
-// These vectors of the view's channels.
+// Returns the part of a view with the given vectors of channels.
 template <class T>
 Conv3x3View some_channels(Conv3x3View view, Range vectors) {
     view.channels = least(vectors.end * kL, view.channels) - vectors.begin * kL;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the sums of the weight gradient are cut. Narrow layers: a lane is a range of tiles with sums of its own. Wide layers,
-// whose sums are too large for lanes: the threads go through stretches of tiles together.
+// Partition of the weight-gradient reduction. With few channels, ranges of tiles have private accumulators ("lanes"). With many
+// channels, whose sums are too large for that, the threads process stretches of tiles together and add to one accumulator.
 #pragma once
 #include "conv3x3/tiles.h"
 #include "core/turn.h"
@@ -9,22 +9,23 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kLaneBytes = 700 << 10;  // of the sums of a lane at most
+constexpr int64_t kLaneBytes = 700 << 10;  // maximum size of the sums of one lane
 
-// A power of two that follows from the shape alone; bytes: of the sums of one; two: tiles that are enough for two lanes.
+// Returns the number of lanes, a power of two that depends only on the shape. `bytes` is the size of the sums of one lane,
+// `two` the number of tiles that is enough for two lanes.
 inline int64_t lanes_of_sums(int64_t tiles, int64_t bytes, int64_t two) {
-    constexpr int64_t lane_tiles = 64;  // at least, of more lanes than two
+    constexpr int64_t lane_tiles = 64;  // minimum number of tiles per lane if there are more than two lanes
     if (tiles < two) return 1;
     int64_t lanes = 8;
     while (lanes > 2 && (lanes * lane_tiles > tiles || lanes * bytes > 4 * kLaneBytes)) lanes /= 2;
     return lanes;
 }
 
-// Of a stretch of transformed tiles: the caches' size, or more. Every stretch reads and writes all sums: it is no shorter than
-// half of them.
+// Returns the size in bytes of a stretch of transformed tiles, given the size in bytes of all sums. Each stretch reads and
+// writes all sums, so that it is at least half as large as they are.
 inline int64_t stretch_bytes(int64_t bytes) { return bytes / 2 > 4 << 20 ? bytes / 2 : 4 << 20; }
 
-// The gradient of the bias, where it is wanted: the sum of all lanes, `row` floats apart.
+// Writes the bias gradient, if it is requested: the sum over all lanes, which are `row` floats apart.
 template <class T>
 void finish_bias(const Conv3x3GradWeight& call, const float* lanes, int64_t count, int64_t row) {
     if (call.grad_bias == nullptr) return;

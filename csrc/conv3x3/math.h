@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One-dimensional transforms of Winograd F(4, 3) at the points 0, +-sqrt(1/2), +-sqrt(2) and infinity; a 2-D transform applies
-// them to columns, then to rows. V is float or a vector of floats.
+// One-dimensional transforms of Winograd's F(4, 3) with the points 0, +-sqrt(1/2), +-sqrt(2) and infinity. A two-dimensional
+// transform applies them first to columns, then to rows. V is float or a vector of floats.
 //
-// y = A^T ((G g) * (B^T d)): 4 outputs y from 6 inputs d and 3 taps g. These points lose half a digit less than 0, +-1, +-2.
+// y = A^T ((G g) * (B^T d)) gives four outputs y from six inputs d and three taps g. With these points the error is smaller by
+// half a decimal digit than with 0, +-1, +-2.
 #pragma once
 #include "core/isa.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output stage: A^T m A of a tile and what follows it, in registers. A stage takes finished pixels; StoreStage adds bias
-// and residual, applies the activation and stores into the sinks.
+// Epilogue of the Winograd engine: A^T m A of a tile, followed by StoreStage in registers, which adds bias and residual,
+// applies the activation and stores the outputs in the sinks.
 #pragma once
 #include "conv3x3/tiles.h"
 
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// y = A^T m A for one vector of columns; m[p * plane].
+// y = A^T m A for one vector of columns. The value at point p starts at m[p * plane].
 FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     V half[4][6];
 #pragma GCC unroll 6
@@ -25,7 +25,8 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     for (int r = 0; r < 4; r++) transform_output(half[r], y[r]);
 }
 
-// Bias of the columns, in whole vectors at `bias`; zeros where there is none.
+// Copies the bias in the order of the columns to `bias`, padded with zeros to whole vectors. Without a bias all values are
+// zero.
 inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
     const ColumnMap map = columns_of(call);
     for (int64_t i = 0; i < round_up(map.columns, kL); i++) {
@@ -44,7 +45,7 @@ inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
     return bias;
 }
 
-// Stores past the caches: for outputs that would not stay there anyway. Reads no line before writing it.
+// Non-temporal stores, for outputs too large for the caches. They do not read a cache line before writing it.
 #if defined(__AVX512F__)
 constexpr bool kCanStream = true;
 FASTDS_HD void stream_vec(void* p, V v) { _mm512_stream_ps(static_cast<float*>(p), (__m512)v); }
@@ -52,23 +53,24 @@ FASTDS_HD void stream_vec(void* p, V v) { _mm512_stream_ps(static_cast<float*>(p
 constexpr bool kCanStream = true;
 FASTDS_HD void stream_vec(void* p, V v) { _mm256_stream_ps(static_cast<float*>(p), (__m256)v); }
 #else
-constexpr bool kCanStream = false;  // and never called
+constexpr bool kCanStream = false;  // stream_vec is not called in this case
 FASTDS_HD void stream_vec(void* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 #endif
 
-constexpr int64_t kLineBytes = 64;  // of the caches
-// A vector that is half a line, whose other half comes after many stores, goes to memory by itself: a convolution of 64
-// channels took 1.35 times as long.
+constexpr int64_t kLineBytes = 64;  // bytes of a cache line
+// Whether a vector fills a cache line. A non-temporal store of half a line reaches memory as a separate write if the other half
+// follows only after many other stores, which is slow.
 constexpr bool kFillsLine = kVectorBytes == kLineBytes;
 
-// Makes a thread's streamed stores visible to the others.
+// Makes the non-temporal stores of a thread visible to other threads.
 FASTDS_HD void stream_fence() {
 #if defined(__AVX2__)
     _mm_sfence();
 #endif
 }
 
-// Whole lines; a line that is streamed in part and stored in part goes to memory twice.
+// Copies bytes with non-temporal stores for whole cache lines and ordinary stores for the rest. A line that is written in both
+// ways goes to memory twice.
 inline void stream_bytes(char* to, const char* from, int64_t bytes) {
     const int64_t head = least(bytes, -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1));
     __builtin_memcpy(to, from, head);
@@ -80,17 +82,19 @@ inline void stream_bytes(char* to, const char* from, int64_t bytes) {
     __builtin_memcpy(to + done, from + done, bytes - done);
 }
 
-// staged: streamed from a copy of the tile, for dense pixels off the vector's alignment or vectors that fill no line
+// staged: the outputs of a tile are collected in a buffer and then streamed, for contiguous pixels that are not aligned to
+// vectors or vectors that do not fill a cache line
 enum class Store { cached, streamed, staged };
 
-// y = act(y + bias + residual), stored. Columns are the sinks' channels side by side.
+// Computes and stores y = act(y + bias + residual). The columns are the concatenated channels of the sinks.
 template <class T, Store How>
 struct StoreStage {
     const Conv3x3Call& call;
-    const float* bias;  // one per column, padded to whole vectors
-    T* staging;         // of one tile's 16 pixels
+    const float* bias;  // one value per column, padded to whole vectors
+    T* staging;         // buffer for the 16 pixels of one tile
 
-    // Calls f(view, its first column, from, to) for the views that columns [column, column + count) fall into: lanes [from, to).
+    // Calls f(view, first column of the view, from, to) for each view that holds some of the columns [column, column + count).
+    // The view holds the lanes [from, to).
     template <class F>
     static FASTDS_HD void for_views(const Conv3x3Views& views, int64_t column, int count, const F& f) {
         int64_t first = 0;
@@ -108,7 +112,7 @@ struct StoreStage {
         return static_cast<T*>(view.data) + view.offset(tile.b, tile.y, tile.x);
     }
 
-    // Adds the residual of columns [column, column + count).
+    // Adds the residual of the columns [column, column + count).
     FASTDS_HD void add_residual(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         if (call.shuffle > 1) return add_shuffled(tile, rows, columns, column, count, y);
         for_views(call.residual, column, count, [&](const Conv3x3View& view, int64_t first, int from, int to) {
@@ -122,7 +126,7 @@ struct StoreStage {
         });
     }
 
-    // The same from one view that has the channel order before the shuffle.
+    // Like add_residual, from one view whose channels are in the order before the pixel shuffle.
     FASTDS_HD void add_shuffled(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const Conv3x3View& view = call.residual.view[0];
         const int64_t parts = call.shuffle * call.shuffle, per_part = view.channels / parts;
@@ -136,7 +140,7 @@ struct StoreStage {
             }
     }
 
-    // Adds bias and residual and activates; rows x columns of the tile's 4 x 4 pixels exist.
+    // Adds bias and residual and applies the activation. Only rows x columns of the 4 x 4 pixels of the tile exist.
     FASTDS_HD void complete(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const V bias_here = load_vec<kL>(bias + column);
 #pragma GCC unroll 4
@@ -161,7 +165,7 @@ struct StoreStage {
         });
     }
 
-    // Fetches the pixels of the tile to the right, which is finished next: their lines arrive while this tile is transformed.
+    // Prefetches the outputs of the next tile to the right, so that their cache lines arrive while this tile is transformed.
     FASTDS_HD void fetch_next(const Tile& tile, int64_t column) const {
         if (How != Store::cached || call.sinks.count > 1) return;
         const Conv3x3View& sink = call.sinks.view[0];
@@ -172,10 +176,11 @@ struct StoreStage {
             for (int c = 0; c < 4; c++) __builtin_prefetch(at + r * sink.h + c * sink.w, 1);
     }
 
-    // Where the 16 pixels of the sink lie whose first column this is.
+    // Returns the buffer of the 16 pixels of the sink whose first column is `first`.
     FASTDS_HD T* staged(int64_t first) const { return staging + 16 * first; }
 
-    // Lanes [from, to) of the pixels; `at` is where lane 0 of the first would lie.
+    // Stores the lanes [from, to) of the pixels. `at` is the address of lane 0 of the first pixel, even if lane 0 is not
+    // stored.
     FASTDS_HD void store_pixels(T* at, int64_t row, int64_t pixel, int rows, int columns, int from, int to, V (&y)[4][4]) const {
         if (to - from < kL) {
             for (int r = 0; r < rows; r++)
@@ -196,7 +201,7 @@ struct StoreStage {
         }
     }
 
-    // After the last column of a tile.
+    // Streams the buffered outputs of a tile after its last column.
     FASTDS_HD void end(const Tile& tile, int rows, int columns) const {
         if (How != Store::staged) return;
         int64_t first = 0;
@@ -210,7 +215,7 @@ struct StoreStage {
     }
 };
 
-// Finishes columns [column, end) of one tile, whose row in plane 0 starts at m (column `column` first).
+// Finishes the columns [column, end) of one tile. Its row in plane 0 starts at m, with column `column` first.
 template <class Stage>
 inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile& tile, const float* m, int64_t plane,
                         int64_t column, int64_t end) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a map as planes of floats, a plane a channel, with what stands outside the map around them. A plane is one long run of
-// numbers: the neighbours of number i, in rows of `row` numbers, are i + dy * row + dx, and a loop over the run needs no tail for
-// every row. What it makes of the numbers between two rows is thrown away.
+// Conversion of rows of a feature map to planes of floats, one per channel, including the padding around the map. A plane is
+// one contiguous sequence of rows of `row` elements. The neighbours of element i are at i + dy * row + dx, so that one loop
+// over the whole plane replaces loops over rows with remainders. Its results between two rows are discarded.
 #pragma once
 #include "conv3x3/tiles.h"
 #include "core/turn.h"
@@ -10,14 +10,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPlanes = 16;                             // channels that are laid out at once
-constexpr int kRunVectors = FASTDS_MANY_REGISTERS ? 6 : 3;  // of a run, that are worked on at once
+constexpr int64_t kPlanes = 16;                             // channels that are converted at once
+constexpr int kRunVectors = FASTDS_MANY_REGISTERS ? 6 : 3;  // vectors of a plane that are processed at once
 
-// Planes of the rows of a band.
+// Sizes of the planes of a band of rows.
 struct Band {
-    int64_t rows;   // of outputs
-    int64_t row;    // numbers of a row
-    int64_t plane;  // numbers of a plane, with those that a last vector reads behind it: an odd number of cache lines
+    int64_t rows;   // rows of outputs
+    int64_t row;    // elements of a row
+    int64_t plane;  // elements of a plane, including those that the last vector reads beyond the end; an odd number of cache lines
 
     Band(const Conv3x3Geometry& g, int64_t rows)
         : rows(rows), row(g.Wo + 2), plane(round_up((rows + 2) * row + 2 + kRunVectors * kL, 16) | 16) {}
@@ -26,13 +26,13 @@ struct Band {
 
 inline int64_t row_bytes(const Conv3x3Map& map, int64_t width) { return width * map.channels * (map.dtype == f32 ? 4 : 2); }
 
-// As floats; writes whole vectors, zeros behind the last number.
+// Converts n values to float. Writes whole vectors with zeros after the last value.
 template <class T>
 void widen(const T* from, int64_t n, float* to) {
     for (int64_t i = 0; i < n; i += kL) store_vec<kL>(to + i, load_some(from + i, static_cast<int>(least(n - i, kL))));
 }
 
-// The inverse of turn_rows: columns one after the other as N rows.
+// Inverse of turn_rows: the columns of a block, one after the other, become its N rows.
 template <int N>
 FASTDS_HD void unturn(V (&rows)[N]) {
     for (int round = 1; round < N; round *= 2) {
@@ -47,7 +47,7 @@ FASTDS_HD void unturn(V (&rows)[N]) {
     }
 }
 
-// to[c * plane + x] = from[x * count + c], 1 < count <= N; reads and writes whole vectors, some numbers behind the last.
+// to[c * plane + x] = from[x * count + c] with 1 < count <= N. Reads and writes whole vectors, beyond the last element.
 template <int N>
 void unturn_pixels(const float* from, int64_t count, int64_t width, float* to, int64_t plane) {
     for (int64_t x = 0; x < width; x += kL) {
@@ -65,7 +65,7 @@ void unturn_pixels(const float* from, int64_t count, int64_t width, float* to, i
     }
 }
 
-// to[x * count + c] = from[c * plane + x], 1 < count <= N; reads and writes whole vectors, some numbers behind the last.
+// to[x * count + c] = from[c * plane + x] with 1 < count <= N. Reads and writes whole vectors, beyond the last element.
 template <int N>
 void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t width, float* to) {
     for (int64_t x = 0; x < width; x += kL) {
@@ -77,7 +77,7 @@ void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t width,
         float* next = count == N ? to + x * N : numbers;
 #pragma GCC unroll 16
         for (int i = 0; i < N; i++) store_vec<kL>(next + i * kL, rows[i]);
-        // Whatever is written behind a pixel is written over by the next.
+        // Each copy writes beyond its pixel; the copy of the next pixel overwrites the excess.
         for (int pixel = 0; count < N && pixel < kL; pixel++)
             __builtin_memcpy(to + (x + pixel) * count, numbers + pixel * N, N * sizeof(float));
     }
@@ -90,7 +90,8 @@ inline void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t
     turn(reinterpret_cast<const uint32_t*>(from), plane, count, width, reinterpret_cast<uint32_t*>(to), count);
 }
 
-// Row of `width` pixels, `count` channels of which lie side by side, into as many planes; work: kPlanes * width numbers and more.
+// Converts a row of `width` pixels with `count` contiguous channels to `count` planes. `work` has at least kPlanes * width
+// elements.
 template <class T>
 void turn_row(const T* from, int64_t pixel, int64_t width, int64_t count, float* work, float* to, int64_t plane) {
     if (pixel == count && 1 < count && count <= 8) {
@@ -107,7 +108,7 @@ void turn_row(const T* from, int64_t pixel, int64_t width, int64_t count, float*
     }
 }
 
-// The columns around a row, and those whose numbers they have, -1 for zeros.
+// The padding columns of a row and, for each, the column whose value it takes (-1 for zero).
 struct Margin {
     int count = 0;
     int64_t column[4], from[4];
@@ -124,7 +125,7 @@ struct Margin {
     }
 };
 
-// Channels [channels.begin, channels.end) of image b, output rows from `first` on; work: see turn_row.
+// Converts the channels [channels.begin, channels.end) of image b, from output row `first` on. For `work` see turn_row.
 template <class T>
 void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
              float* work, float* to) {
@@ -145,7 +146,7 @@ void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, in
             for (int64_t c = 0; c < count; c++) widen(source + c * map.c, g.W, row + g.pad_w + c * band.plane);
         for (int64_t c = 0; c < count; c++) margin.fill(row + g.pad_w + c * band.plane);
     }
-    // What the last vector of a run reads behind the last row: see clear_tiles_behind in engine.h.
+    // Zeros what the last vector of a plane reads beyond the last row (see clear_tiles_behind in engine.h).
     float* behind = to + (band.rows + 2) * band.row;
     for (int64_t c = 0; c < count; c++) __builtin_memset(behind + c * band.plane, 0, (kL + 2) * sizeof(float));
 }

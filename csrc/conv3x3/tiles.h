@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 4x4 outputs in memory: where their pixels lie, and their transforms into the 36 planes of a block of tiles.
+// Tiles of 4x4 outputs: addresses of their pixels and their transform into the 36 planes of a block of tiles.
 #pragma once
 #include "conv3x3/math.h"
 #include "conv3x3/params.h"
@@ -12,35 +12,35 @@ namespace {
 
 constexpr int kPoints = 36;
 
-constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // of M, made at once
+constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // columns of M that are computed at once
 
-// Matrices far beyond the L2 cache: they are read in parts, for more tiles at once.
+// Returns whether the filters are far larger than the L2 cache. They are then read in parts, for more tiles at once.
 inline bool is_wide(int64_t inputs, int64_t columns) { return inputs * columns > 64 << 10; }
 
-// Which output of the convolution stands in a packed column. Outputs of a shuffled convolution stand as (sub-pixel, channel).
+// Order of the outputs in packed columns. The outputs of a pixel-shuffled convolution are in the order (sub-pixel, channel).
 struct ColumnMap {
     int64_t columns, shuffle;
 
-    // -1: a column of zeros
+    // Returns the output of the convolution in a packed column, or -1 for a column of zeros.
     FASTDS_HD int64_t output(int64_t column) const {
         const int64_t parts = shuffle * shuffle, per_part = columns / parts;
         return column < columns ? column % per_part * parts + column / per_part : -1;
     }
 };
 
-// Floats between the 36 packed matrices: an odd number of cache lines, so that the columns of a filter fall into different sets
-// of the caches (packing 128 x 128 filters took 5 times as long).
+// Returns the number of floats between two of the 36 packed matrices. It is an odd number of cache lines, so that the elements
+// of one filter fall into different sets of the cache; otherwise packing is several times slower.
 FASTDS_HD int64_t packed_plane(int64_t inputs, const ColumnBlocks& cut) { return inputs * cut.vectors * kL + 16; }
 
 inline ColumnMap columns_of(const Conv3x3Call& call) { return {call.sinks.channels(), call.shuffle}; }
 
-// Whether the engine makes all columns of a block of tiles before it goes on to the output stage.
+// Returns whether the engine computes all columns of a block of tiles before it runs the epilogue.
 inline bool makes_one_pass(int64_t inputs, int64_t columns) {
     return round_up(columns, kL) <= (is_wide(inputs, columns) ? kWidePassColumns : kPassColumns);
 }
 
 struct Tile {
-    int64_t b, y, x;  // image, first row and column of the outputs
+    int64_t b, y, x;  // image, first row and first column of the outputs
 };
 
 FASTDS_HD Tile tile_at(const Conv3x3Geometry& g, int64_t index) {
@@ -58,7 +58,7 @@ FASTDS_HD void to_next_tile(const Conv3x3Geometry& g, Tile& tile) {
     tile.b++;
 }
 
-// The input row or column that stands at position i, or -1 for a zero.
+// Returns the input row or column that padding supplies at position i, or -1 for zero.
 FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     if (i >= 0 && i < size) return i;
     if (mode == pad_zeros) return -1;
@@ -67,15 +67,15 @@ FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     return rest < 0 ? rest + size : rest;
 }
 
-// Where the N x N pixels of a tile lie in one view.
+// Addresses of the N x N pixels of a tile in one view.
 template <class T, int N>
 struct Pixels {
-    const T* first;      // of a tile inside the image
+    const T* first;      // for a tile inside the image
     int64_t h, w;        // strides
-    const T* at[N * N];  // of any other tile
+    const T* at[N * N];  // for any other tile
 };
 
-// row, column: -1 for a pixel of zeros.
+// Finds the pixels of a tile. A row or column of -1 means a pixel of zeros.
 template <bool Inside, class T, int N>
 FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3View& view, int64_t b, const int64_t* row,
                            const int64_t* column, const T* zeros) {
@@ -91,11 +91,11 @@ FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3
     }
 }
 
-// `value`, or slope * value where the activation's output is not positive.
+// Returns `value` where the activation's output is positive, otherwise slope * value.
 FASTDS_HD V activation_gradient(V value, V output, float slope) { return output > 0.f ? value : value * slope; }
 
-// Column c of a tile's pixels, `count` channels from `channel` on. Fetches what the next tile does not share with this one, too:
-// rows of six pixels outrun the processor's own prefetching (a fifth of the time of images larger than the caches).
+// Loads column c of a tile's pixels, `count` channels from `channel` on. It also prefetches the pixels that the next tile does
+// not share with this one, because the hardware does not prefetch rows of six pixels well enough.
 template <bool Inside, bool Signed, class T, int N>
 FASTDS_HD void load_column(const Pixels<T, N>& data, const Pixels<T, N>& sign, int c, int64_t channel, int count, float slope,
                            V (&d)[N]) {
@@ -119,8 +119,8 @@ FASTDS_HD void load_column(const Pixels<T, N>& data, const Pixels<T, N>& sign, i
     }
 }
 
-// A 2-D transform of N x N pixels of one vector of channels into 36 planes. column(c, d) loads a column of pixels;
-// one(in, out) transforms columns, then rows.
+// Two-dimensional transform of N x N pixels of one vector of channels into 36 planes. column(c, d) loads a column of pixels.
+// one(in, out) is the one-dimensional transform, applied to columns, then to rows.
 template <int N, class Column, class One>
 FASTDS_HD void transform_planes(const Column& column, const One& one, float* out, int64_t plane) {
     V half[6][N];
@@ -145,7 +145,7 @@ FASTDS_HD void transform_planes(const Column& column, const One& one, float* out
 // Rows and columns of the 6x6 inputs of a tile.
 struct InputWindow {
     int64_t row[6], column[6];
-    bool inside;  // no continuation needed
+    bool inside;  // no padding needed
 };
 FASTDS_HD InputWindow input_window(const Conv3x3Geometry& g, const Tile& tile) {
     InputWindow w;
@@ -158,7 +158,7 @@ FASTDS_HD InputWindow input_window(const Conv3x3Geometry& g, const Tile& tile) {
     return w;
 }
 
-// B^T d B of one view's channels of one tile.
+// Computes B^T d B for the channels of one view of a tile.
 template <bool Inside, class T, bool Signed>
 inline void transform_view(const Conv3x3View& view, const Tile& tile, const InputWindow& window, float slope, const T* zeros,
                            float* out, int64_t plane) {
@@ -174,8 +174,8 @@ inline void transform_view(const Conv3x3View& view, const Tile& tile, const Inpu
     for_vectors(view.channels, vector);
 }
 
-// Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the
-// next view then writes its own: the row needs source_columns() floats.
+// Transforms all channels of one tile to out[p * plane + channel]. The last vector of a view writes beyond its channels, where
+// the next view then writes its own. A row therefore needs source_columns() floats.
 template <class T, bool Signed>
 inline void transform_tile(const Conv3x3Geometry& g, const Conv3x3Views& sources, const Tile& tile, float slope, const T* zeros,
                            float* out, int64_t plane) {
@@ -190,7 +190,7 @@ inline void transform_tile(const Conv3x3Geometry& g, const Conv3x3Views& sources
     }
 }
 
-// Floats of one tile's row in a plane of transformed sources.
+// Returns the floats of one tile in a plane of transformed sources.
 inline int64_t source_columns(const Conv3x3Views& sources) {
     int64_t first = 0, end = 0;
     for (int s = 0; s < sources.count; s++) {
