@@ -161,7 +161,7 @@ struct Conv3x3Plan {
 };
 
 // clang-format off
-// cell: the call is that of a Conv3x3Cell.
+// `cell`: the call has a Conv3x3Cell.
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
 FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the slices of the backward (backward_split.h) and the convolution groups meet.
+// Intersections of the channel slices of the backward pass (backward_split.h) with the convolution groups.
 #pragma once
 #include "core/gemm.h"
 #include "deform_conv2d/backward_split.h"
@@ -9,18 +9,19 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// What a slice and a convolution group have in common: channels [begin, end). In a row of columns (tap, channel of the slice)
-// they are one run where they are the whole slice, else one run per tap.
+// The channels [begin, end) that a slice and a convolution group have in common. In a row of columns (tap, channel of the
+// slice) they form one run if they are the whole slice, otherwise one run per tap.
 struct Part {
     int64_t group, begin, end;
-    int64_t runs, run_columns, first, stride;  // of the runs in a row of columns
-    int64_t packed, partial;                   // elements before this part in the packed weights and a partial grad_weight
+    // Number of runs in a row of columns, columns of a run, position of the first run, distance between runs.
+    int64_t runs, run_columns, first, stride;
+    int64_t packed, partial;                   // elements before this part in the packed weights and in a partial grad_weight
     int64_t slice;
 };
 
-// All parts, in the order of slices; those of a slice are [begin[slice], begin[slice + 1]).
+// All parts, ordered by slice. The parts of a slice are [begin[slice], begin[slice + 1]).
 struct Parts {
-    // blocking: of the packed weights.
+    // `blocking` is that of the packed weights.
     template <class Step>
     Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step, Blocking blocking)
         : list(d.groups + split.slices), begin(split.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the backward of deform_conv2d is cut into tasks: a function of the shape alone, so that every sum has one order whatever
-// the thread count, and the workspace is known before the call.
+// Partition of the backward pass of deform_conv2d into tasks. It depends only on the shape, so that the order of each sum does
+// not depend on the number of threads and the size of the workspace is known before the call.
 //
-// A task is (chunk of images, slice of channels, band of output rows). A slice is whole offset groups, so that it owns their
-// offset and mask gradients and its channels of grad_x. Where images and slices alone give too few tasks, the rows of an
-// image are cut into bands, whose shares of grad_x are added in their order (band_sums.h).
+// A task is a chunk of images, a slice of channels and a band of output rows. A slice consists of whole offset groups, so that
+// its task alone computes their offset and mask gradients. If images and slices give too few tasks, the output rows of each
+// image are divided into bands. The contributions of the bands to grad_x are added in the order of the bands (band_sums.h).
 #pragma once
 #include "core/dtype.h"
 #include "deform_conv2d/params.h"
@@ -30,18 +30,18 @@ struct BackwardSplit {
         if (bands > 1) chunks = d.B;  // a band belongs to one image
     }
 
-    int64_t slice_groups, slice_channels;  // of a whole slice; the last may be smaller
+    int64_t slice_groups, slice_channels;  // of a complete slice; the last slice may be smaller
     int64_t slices, chunks, bands;
 
-    int64_t partials() const { return chunks * bands; }  // of grad_weight and grad_bias, summed in order
+    int64_t partials() const { return chunks * bands; }  // number of partial grad_weight and grad_bias, which are summed in order
     int64_t tasks() const { return partials() * slices; }
 };
 
-constexpr int64_t kTurnRows = 8;  // of an image that bands add to in one turn
+constexpr int64_t kTurnRows = 8;  // image rows that a band adds to grad_x at a time
 inline int64_t turn_chunks(const DeformConv2dDims& d) { return (d.H + kTurnRows - 1) / kTurnRows; }
 
-// The workspace: partial grad_weight and grad_bias, then where there are bands whose turn it is and, if grad_x has not the type of
-// sums, these.
+// Layout of the workspace: partial grad_weight and grad_bias, then, if there are bands, the counters that order their
+// additions, and the sums for grad_x if its type differs from that of the sums.
 struct BackwardWorkspace {
     BackwardWorkspace(const DeformConv2dDims& d, const BackwardSplit& split, int64_t accumulator_bytes) {
         const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// grad_x where images are cut into bands (backward_split.h): a task gathers its band's share in a window of its thread, and adds
-// it to the image when all bands before it have, some rows at a time. So every sum has one order, and few windows are needed.
+// Accumulation of grad_x when images are divided into bands (backward_split.h). Each task accumulates its band in a
+// thread-local window and adds it to the image, a few rows at a time, after all earlier bands have done so. The order of each
+// sum therefore does not depend on the number of threads, and one window per thread is enough.
 #pragma once
 #include <sched.h>
 
@@ -20,9 +21,10 @@ struct BandSums {
                                       : reinterpret_cast<A*>(static_cast<char*>(workspace) + layout.sums_at)),
           turns(reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + layout.turns_at)) {}
 
-    // Elements of the window of a thread: the image twice over, of which a task touches few rows, always about the same.
+    // Returns the elements of a thread's window. It has twice the size of the image, but a task touches only a few of its rows,
+    // which are about the same for all tasks.
     int64_t window_elements() const { return 2 * d.H * d.W * split.slice_channels; }
-    // Row 0 of the image in a window, for a task whose band starts at output row `row_begin`.
+    // Returns the address of row 0 of the image in a window, for a task whose band starts at output row `row_begin`.
     A* image_in(A* window, int64_t row_begin, int64_t channels) const {
         const int64_t y = row_begin * d.stride_h;
         return window + (d.H - 1 - (y < d.H ? y : d.H - 1)) * d.W * channels;
@@ -30,11 +32,12 @@ struct BandSums {
 
     void start() const { __builtin_memset(turns, 0, d.B * split.slices * turn_chunks(d) * sizeof(int32_t)); }
 
-    // To be called once for every band of the image b and the slice. Tasks are taken in order, so that those waited for run.
+    // Adds a band to the image. It must be called once for each band of image b and the slice. Tasks start in order, so that
+    // the bands that this call waits for are being computed.
     void add(int64_t b, int64_t slice, int64_t band, const GradImage<A>& own) const {
         const int64_t chunks = turn_chunks(d);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            // Twice the number of bands that have had their turn, and 1 if one of them has added.
+            // 2 * (number of bands that are done) + (1 if one of them has added to these rows)
             int32_t* turn = turns + (b * split.slices + slice) * chunks + chunk;
             int32_t state;
             while ((state = __atomic_load_n(turn, __ATOMIC_ACQUIRE)) / 2 != band) sched_yield();
@@ -48,7 +51,7 @@ struct BandSums {
         }
     }
 
-    // The sums in the type of grad_x.
+    // Converts the sums to the type of grad_x.
     void finish(int threads) const {
         if (sizeof(T) == sizeof(A)) return;
         parallel_for(d.B * d.H, threads, [&](int64_t first, int64_t last) {
@@ -61,7 +64,7 @@ struct BandSums {
     }
 
   private:
-    // fresh: the row holds nothing yet.
+    // `fresh`: the row is not initialized yet.
     void add_row(int64_t b, int64_t slice, int64_t y, const GradImage<A>& own, bool fresh) const {
         const bool adds = y >= own.begin && y < own.end;
         if (!adds && !fresh) return;
@@ -80,7 +83,7 @@ struct BandSums {
     const DeformConv2dDims& d;
     const BackwardSplit& split;
     T* const grad_x;
-    A* const sums;  // grad_x itself where it has the type of sums
+    A* const sums;  // grad_x itself if it has the type of the sums
     int32_t* const turns;
 };
 

@@ -6,7 +6,8 @@
 
 namespace fastds {
 
-// Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
+// Returns the size in bytes of the workspace of the backward pass. Like the partition of its sums, it depends only on the
+// shape.
 inline int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
     const int64_t accumulator_bytes = dims.dtype == f64 ? 8 : 4;
     return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardSplit(dims), accumulator_bytes).bytes;

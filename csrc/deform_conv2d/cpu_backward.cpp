@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// deform_conv2d backward, one pass: per task (backward_split.h) and panel of output pixels, the gradients of the columns come
-// from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
-// by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
+// Backward pass of deform_conv2d on the CPU. For each task (backward_split.h) and panel of output pixels, the gradients of the
+// columns are the product of grad_y with the packed weights. They are scattered to grad_x and give the gradients of offset and
+// mask. Then the sampled values replace them, and the product of these values with grad_y is added to a partial grad_weight.
+// Only the columns of one panel are stored at a time.
 #include "core/parallel.h"
 #include "core/turn.h"
 #include "deform_conv2d/backward_parts.h"
@@ -12,7 +13,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// What a task works with: its samples, and the panel in hand.
+// Memory of a task: the samples and the current panel.
 template <class T>
 struct Scratch {
     using A = compute_t<T>;
@@ -23,13 +24,13 @@ struct Scratch {
           pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
     static int64_t panel(bool tiles) { return tiles ? kTilePanel : kPanel; }
     const Samples<A> samples;
-    const Zeros<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
+    const Zeros<A> columns, grad_y, products;  // a tile reads beyond the channels of the last pixel of grad_y
     const Buffer<T> stored_grad_y;
-    // For tiles: the pixels of every channel of grad_y, and the columns of pairs of pixels.
+    // For AMX tiles: the pixels of each channel of grad_y, and the columns of pairs of pixels.
     const Buffer<T> lines, pairs;
 };
 
-// ColumnStep: how the product that gives the gradients of the columns multiplies.
+// ColumnStep is the multiply-add operation of the product that gives the gradients of the columns.
 template <class T, class ColumnStep>
 struct Backward {
     using A = compute_t<T>;
@@ -45,7 +46,7 @@ struct Backward {
     const BandSums<T, A> sums{d, split, layout, t.grad_x, t.workspace};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
     const int64_t column_row = round_up(K * split.slice_channels, 16);
-    // Of the stored gradients; with tiles an odd number of cache lines.
+    // Distance between pixels of stored_grad_y in elements; with AMX tiles an odd number of cache lines.
     const int64_t panel = Scratch<T>::panel(blocking.tiles);
     const int64_t grad_row = blocking.tiles ? (parts_of(d.O, kTileDepth) | 1) * kTileDepth : d.O;
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
@@ -73,7 +74,8 @@ struct Backward {
         return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.bias_at) + partial * d.O;
     }
 
-    // B of grad columns = grad_y * B: (output channel of the group, run column).
+    // Packs the matrix B of the product grad_columns = grad_y * B. Its rows are the output channels of the group, its columns
+    // those of a run.
     void pack_weights() const {
         const T* weight = static_cast<const T*>(t.weight);
         parallel_for(parts.count, threads, [&](int64_t first, int64_t last) {
@@ -92,7 +94,7 @@ struct Backward {
         });
     }
 
-    // window: of the thread, where images have bands.
+    // `window` is the window of the thread, used if images are divided into bands.
     void run_task(int64_t task, A* window) const {
         const int64_t slice = task % split.slices, partial = task / split.slices;
         const int64_t chunk = partial / split.bands, band = partial % split.bands;
@@ -102,7 +104,7 @@ struct Backward {
         const Image x(d, d.x_h, d.x_w);
         const Scratch<T> scratch(plan, blocking.tiles, column_row, grad_row);
         const int64_t channels = groups * plan.per_group;
-        // grad_x itself where this task alone writes the slice in the accumulator's type.
+        // The sums go directly to grad_x if only this task writes the slice and grad_x has the type of the accumulator.
         const bool direct = split.bands == 1 && sizeof(T) == sizeof(A);
         const Buffer<A> own(t.grad_x != nullptr && split.bands == 1 && !direct ? d.H * d.W * channels : 0);
 
@@ -148,7 +150,8 @@ struct Backward {
 
     int64_t pixel(const PixelWalk& at) const { return (at.b * d.Ho + at.i) * d.Wo + at.j; }
 
-    // Pixels past n become zeros: tiles read whole rows.
+    // Loads grad_y of n pixels and zeros the remaining pixels of the panel, because tiles read whole rows. Adds their sums to
+    // `bias` unless it is null.
     void load_grad_y(PixelWalk walk, int64_t n, const Scratch<T>& scratch, A* bias) const {
         A* grad_y = scratch.grad_y;
         T* stored = scratch.stored_grad_y;
@@ -197,7 +200,7 @@ struct Backward {
         add_weight<A>(d, parts, slice, n, scratch.grad_y, scratch.columns, column_row, partial, prefetch);
     }
 
-    // The n samples from walk on, which it leaves behind it.
+    // Processes the n samples from `walk` on and advances `walk` beyond them.
     void run_samples(const Plan<A>& plan, const Image& image, PixelWalk& walk, int64_t n, const Scratch<T>& scratch,
                      GradImage<A>& grad_x) const {
         const T* x = static_cast<const T*>(t.x) + walk.b * d.x_b + plan.first * plan.per_group;
@@ -221,7 +224,7 @@ struct Backward {
         }
     }
 
-    // pixel: the first of the run.
+    // `pixel` is the first pixel of the run.
     void write_gradients(const Plan<A>& plan, const Samples<A>& samples, int64_t run, int64_t pixel, const A* products) const {
         const int64_t q = (pixel * d.offset_groups + plan.first) * K;
         T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
@@ -261,7 +264,7 @@ struct Backward {
         }
     }
 
-    // From an accumulator of this thread to grad_x.
+    // Copies the accumulator of this thread to grad_x.
     void write_slice(int64_t b, int64_t first_channel, const GradImage<A>& grad_x) const {
         for (int64_t y = 0; y < d.H; y++) {
             T* to = static_cast<T*>(t.grad_x) + (b * d.H + y) * d.W * d.C + first_channel;
@@ -282,7 +285,8 @@ struct Backward {
 void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
-        // grad_y and weight are bfloat16, so the sums of pairs lose nothing; the AVX2 object has a way without pairs.
+        // grad_y and weight are bfloat16, so that products of pairs are exact. An odd number of channels has no pairs; the AVX2
+        // version handles that case.
         const bool pairs = dims.O / dims.groups % 2 == 0 || (dims.tiles && dims.groups == 1);
         if (!pairs) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();

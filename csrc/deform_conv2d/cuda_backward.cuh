@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward with respect to x, offset and mask.
+// CUDA backward pass with respect to x, offset and mask.
 //
-// A pair is (offset group, tap), numbered q = group * K + k. A block owns some pixels and some pairs: it multiplies grad_y by the
-// weights of the pairs' channels (the gradients of the columns, in shared memory), then groups of lanes each take one sample,
-// add its channels to grad_x and sum the products for grad_offset and grad_mask. Those two have one owner and a fixed order;
-// grad_x takes additions from many blocks, by floating-point atomics, or in Ordered by integer ones whose sum has no order.
+// A pair is an offset group and a tap, with the number q = group * K + k. A block processes some pixels and some pairs. It
+// multiplies grad_y by the weights of the pairs' channels, which gives the gradients of the columns in shared memory. Then each
+// group of lanes takes one sample, adds its channels to grad_x and sums the products for grad_offset and grad_mask. Each
+// element of grad_offset and grad_mask is computed by one block in a fixed order. Many blocks add to grad_x, either with
+// floating-point atomics (Unordered) or with integer atomics, whose result does not depend on the order (Ordered).
 #pragma once
 #include "deform_conv2d/cuda.cuh"
 
@@ -12,12 +13,12 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Which pairs and channels share a tile. Where the channels of an offset group belong to one convolution group ("nested"), a
-// tile may hold pairs of all offset groups of that convolution group; else the pairs of one offset group, whose channels are then
-// cut by convolution group.
+// Assignment of pairs and channels to tiles. If the channels of each offset group belong to one convolution group ("nested"), a
+// tile may hold pairs of all offset groups of that convolution group. Otherwise it holds pairs of one offset group, whose
+// channels are then divided by convolution group.
 struct PairTiles {
     static constexpr int kColumns = 64;  // columns (pair, channel) of one product
-    static constexpr int kPairs = 16;    // at most
+    static constexpr int kPairs = 16;    // maximum pairs of a tile
 
     explicit PairTiles(const DeformConv2dDims& d) {
         const int64_t K = d.kh * d.kw, per_group = d.C / d.offset_groups, group_channels = d.C / d.groups;
@@ -29,11 +30,11 @@ struct PairTiles {
         tiles = d.offset_groups * K / run * tiles_of_run;
     }
     bool nested;
-    int run, pairs, tiles_of_run;  // pairs that may share tiles; of one tile
+    int run, pairs, tiles_of_run;  // pairs that may share tiles; pairs of a tile; tiles of such a set of pairs
     int64_t tiles;
 };
 
-// grad_x by floating-point atomics: dense NHWC in the compute type, zeros before.
+// Accumulation of grad_x with floating-point atomics: contiguous NHWC in the compute type, initially zero.
 template <class A>
 struct Unordered {
     A* sum;
@@ -53,10 +54,10 @@ struct Unordered {
     }
 };
 
-// grad_x in fixed point: additions of integers give the same bits in any order. The unit comes from a bound of every term,
-// largest |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of an image:
-// 2^-40 of the bound for 200 x 200 x 9 samples. double has a second word that counts 2^-30 of the unit. An element that gets a
-// term that is not finite becomes NaN.
+// Accumulation of grad_x in fixed point. Sums of integers have the same bits in any order. The unit follows from an upper bound
+// of each term, max |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of
+// an image: it is 2^-40 of the bound for 200 x 200 x 9 samples. For double, a second word counts 2^-30 of the unit. An element
+// that receives a term that is not finite becomes NaN.
 struct OrderedLayout {
     OrderedLayout(const DeformConv2dDims& d, int words) : n(d.B * d.H * d.W * d.C), words(words) {}
     int64_t flags_at() const { return n * words * 8; }
@@ -68,13 +69,13 @@ struct OrderedLayout {
 
 constexpr double kSecondWord = 1 << 30;
 
-// Units per 1. maxima: bits of the largest values, `factors` of them.
+// Returns the number of units per 1. `maxima` holds the bits of `factors` largest values.
 __device__ __forceinline__ double fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs, int64_t terms) {
-    int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // of a bound of the sum
+    int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // exponent of a bound of the sum
     for (int i = 0; i < factors; i++) {
         double largest;
         __builtin_memcpy(&largest, maxima + i, 8);
-        if (largest == 0) return 1;  // every term is 0
+        if (largest == 0) return 1;  // all terms are 0
         exponent += ilogb(largest) + 1;
     }
     return ldexp(1.0, max(-1000, min(1000, 61 - exponent)));
@@ -83,7 +84,7 @@ __device__ __forceinline__ double fixed_point_scale(const unsigned long long* ma
 template <class A>
 struct Ordered {
     static constexpr int kWords = sizeof(A) / 4;
-    unsigned long long* sum;  // kWords * n
+    unsigned long long* sum;  // kWords * n elements
     unsigned* flags;
     const unsigned long long* maxima;
     int factors;
@@ -96,7 +97,7 @@ struct Ordered {
 #pragma unroll
         for (int v = 0; v < V; v++) {
             const double scaled = static_cast<double>(value[v]) * scale, whole = rint(scaled);
-            if (!(fabs(scaled) < 4611686018427387904.0)) {  // NaN, infinite: the bound keeps the others below 2^62
+            if (!(fabs(scaled) < 4611686018427387904.0)) {  // NaN or infinite: finite values stay below 2^62 because of the bound
                 atomicOr(flags + (element + v) / 32, 1u << ((element + v) % 32));
                 continue;
             }
@@ -108,7 +109,7 @@ struct Ordered {
     }
 };
 
-// Largest finite |value|, as the bits of a double, which order like integers.
+// Finds the largest finite |value|. It is stored as the bits of a double, which have the order of integers.
 template <class T>
 __global__ void largest_kernel(const T* __restrict__ values, int64_t n, unsigned long long* largest) {
     double most = 0;
@@ -140,8 +141,8 @@ __global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restric
     grad_x[i] = store<T>(static_cast<compute_t<T>>(value));
 }
 
-// Dense: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs). GradX: Unordered
-// or Ordered; want_x false adds nothing.
+// Contiguous tensors: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs).
+// GradX is Unordered or Ordered; if want_x is false, nothing is added to it.
 template <class T, int V, class GradX>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles tiles, const Inputs<T> in,
@@ -156,7 +157,8 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
     auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
-    auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);                        // [kN], after the slabs
+    // [kN], reuses the memory of the slabs.
+    auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);
 
     const Groups size(d);
     const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
@@ -181,7 +183,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
         for (int c0 = low; c0 < high; c0 += kN) {
             const int width = min(kN, high - c0);
             Product product;
-            const int column = thread % kN, pair = column / width, q = q0 + pair;  // of this thread in slab_w
+            const int column = thread % kN, pair = column / width, q = q0 + pair;  // column, pair and q of this thread in slab_w
             const int channel = q / K * per_offset_group + c0 + column % width - group * group_channels;
             const bool used = pair < count;
             for (int o0 = 0; o0 < group_outputs; o0 += kStep) {
@@ -206,7 +208,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                 for (int m = 0; m < kM / 8; m++) column_grads[product.column + n][product.row + m] = product.acc[m][n];
             __syncthreads();
 
-            int lanes = 1;  // that share a sample
+            int lanes = 1;  // lanes that share a sample
             while (lanes < 8 && 2 * lanes * V <= width) lanes *= 2;
             const int samples = count * kM, lane = thread % lanes;
             for (int base = 0; base < samples; base += kThreads / lanes) {

@@ -30,7 +30,8 @@ void launch_tensor_cores(const DeformConv2dDims& d, const DeformConv2dForward& t
                   static_cast<int>(shares));
 }
 
-// The shapes for which auto takes Triton: a GPU has yet to say which is faster. The kernel counts elements in 32 bits.
+// Returns whether the tensor-core kernels can run: at least 16 channels and outputs per group, aligned vector loads, element
+// counts within 32 bits, and code compiled for sm_80 or newer.
 template <class T>
 bool tensor_cores_fit(const DeformConv2dDims& d, const DeformConv2dForward& t) {
     const int64_t terms = d.kh * d.kw * (d.C / d.groups), samples = d.offset_groups * d.kh * d.kw;
@@ -44,7 +45,8 @@ bool tensor_cores_fit(const DeformConv2dDims& d, const DeformConv2dForward& t) {
            compiled_for(deform_conv2d_tensor_cores_kernel<T>) >= 80;
 }
 
-// The window with the largest margin that fits, or none: rows is 0. All weights of 64 outputs lie beside it.
+// Returns the window with the largest margin that fits into shared memory, or one with rows = 0 if none fits. All weights of 64
+// outputs are in shared memory as well.
 template <class T>
 Window window_of(const DeformConv2dDims& d, const DeformConv2dForward& t, int device) {
     const int64_t channels = d.C / d.groups, terms = d.kh * d.kw * channels, least = 2;
@@ -52,7 +54,7 @@ Window window_of(const DeformConv2dDims& d, const DeformConv2dForward& t, int de
     Window window{};
     if (terms > kMmaPanel || channels > 64 || odd % 2 != 0 || reinterpret_cast<uintptr_t>(t.offset) % (2 * offset_bytes) != 0)
         return window;
-    const int64_t limit = most_shared_bytes(device) - kPanelBytes - 2048;  // static ones beside
+    const int64_t limit = most_shared_bytes(device) - kPanelBytes - 2048;  // less the statically allocated shared memory
     const int64_t rows = (kWindowRows - 1) * d.stride_h + (d.kh - 1) * d.dil_h + 2;
     const int64_t columns = (kWindowColumns - 1) * d.stride_w + (d.kw - 1) * d.dil_w + 2;
     for (int64_t margin = kMostMargin; margin >= least; margin--) {
@@ -97,7 +99,7 @@ void run(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, vo
         }
     }
     const bool packs = packs_fit<T>(d, t.x);
-    if (d.O / d.groups <= 16) {  // few outputs: more pixels instead of empty columns
+    if (d.O / d.groups <= 16) {  // few outputs: a tile with more pixels instead of unused columns
         packs ? launch<T, kVector<T>, 128, 16, 4, 4>(d, t, stream) : launch<T, 1, 128, 16, 4, 4>(d, t, stream);
     } else {
         packs ? launch<T, kVector<T>, 64, 64, 8, 4>(d, t, stream) : launch<T, 1, 64, 64, 8, 4>(d, t, stream);

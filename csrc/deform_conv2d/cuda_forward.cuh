@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward: a block computes kM pixels x kN output channels of one group. Terms e = k * C/groups + c run in slabs of kStep: the
-// threads gather the samples of the slab into shared memory, neighbours taking neighbouring channels, then multiply.
+// CUDA forward pass. A block computes kM pixels x kN output channels of one group. The terms e = k * C/groups + c of the sum
+// are processed in slabs of kStep. The threads gather the samples of a slab into shared memory, with neighbouring threads
+// taking neighbouring channels, and then multiply.
 #pragma once
 #include "deform_conv2d/cuda.cuh"
 
@@ -8,7 +9,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// weight: (O, K, C/groups) dense; y: NHWC dense.
+// weight: (O, K, C/groups), contiguous; y: NHWC, contiguous.
 template <class T, int V, int kM, int kN, int kTM, int kTN>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const T* __restrict__ weight,
@@ -22,7 +23,7 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
 
     const Groups size(d);
     const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
-    // Tiles of the same pixels are neighbours in the grid and share what they gather in the cache.
+    // Tiles of the same pixels are neighbours in the grid, so that they find their samples in the cache.
     const unsigned output_tiles = (group_outputs + kN - 1) / kN, tiles = output_tiles * static_cast<unsigned>(d.groups);
     const int64_t first = static_cast<int64_t>(blockIdx.x / tiles) * kM;
     const int group = blockIdx.x % tiles / output_tiles, o0 = blockIdx.x % tiles % output_tiles * kN;
@@ -30,7 +31,7 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
     const int thread = threadIdx.x;
     for (int p = thread; p < kM; p += kThreads) pixels[p] = pixel_at<A>(d, first + p);
 
-    const int lane = thread % kLanesOfPixel * V;  // this thread's term in every slab
+    const int lane = thread % kLanesOfPixel * V;  // this thread's term in each slab
     const int step_taps = kStep / group_channels, step_channels = kStep % group_channels;
     int k = lane / group_channels, c = lane % group_channels;
     const int64_t terms = static_cast<int64_t>(K) * group_channels;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward of 16-bit types on tensor cores. A warp computes 16 pixels x 64 output channels of one group; its samples go from
-// memory into the registers that the product reads, so that warps do not wait for each other. Lane (g, t) = (lane / 4, lane % 4)
-// samples pixels g and g + 8 for 8 neighbouring channels: by the order of k in MmaOperands, which may be any as long as both
-// sides have the same, these are its part of two products.
+// CUDA forward pass of 16-bit types on tensor cores. A warp computes 16 pixels x 64 output channels of one group. Its samples
+// go from global memory directly into the registers of the product, so that warps need not wait for each other. Lane (g, t) =
+// (lane / 4, lane % 4) samples pixels g and g + 8 for 8 adjacent channels. These are its operands of two products: MmaOperands
+// permits any order of k that is the same for both operands.
 //
-// Weights lie in shared memory, (output, term), terms e = k * C/groups + c: as many as fit, which up to 608 terms (64 channels of
-// a 3 x 3 kernel) is all of them, loaded once by a block that stays for all its pixels.
+// Shared memory holds the weights (output, term), with the terms e = k * C/groups + c, as many as fit. Up to 608 terms (64
+// channels of a 3 x 3 kernel are 576) all fit. A block then loads them once and processes all its pixels.
 #pragma once
 #include "core/mma.h"
 #include "deform_conv2d/cuda.cuh"
@@ -15,19 +15,20 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int kMmaWarps = 8, kMmaPixels = 16, kMmaOutputs = 64;
-constexpr int kMmaChannels = 8;              // of a lane, 16 bytes
-constexpr int kMmaTerms = 4 * kMmaChannels;  // of a warp at a time
-// Terms in shared memory, 76 KiB, twice on a multiprocessor: an odd number of 64 bytes, so that 8 lanes read different banks.
+constexpr int kMmaChannels = 8;              // channels of a lane, 16 bytes
+constexpr int kMmaTerms = 4 * kMmaChannels;  // terms of a warp at a time
+// Terms in shared memory, 76 KiB, so that two blocks fit on a multiprocessor. The row length is an odd multiple of 64 bytes, so
+// that 8 lanes read different banks.
 constexpr int kMmaPanel = 19 * kMmaTerms;
 
-// What kMmaChannels terms have in common: the place of their tap relative to tap (0, 0), NaN behind the last term, q = offset
+// Common data of kMmaChannels terms: coordinates of their tap relative to tap (0, 0) (NaN after the last term), q = offset
 // group * K + k, and the first channel.
 struct alignas(16) MmaPiece {
     float row, column;
     int q, channel;
 };
 
-// Pixel in 32 bits; at NaN behind the last, where no sample lies inside.
+// A pixel with 32-bit positions. After the last pixel, `row` is NaN, so that no sample is inside the image.
 struct MmaPixel {
     int x = 0, offset = 0, mask = 0;
     float row = NAN, column = 0;
@@ -43,7 +44,7 @@ struct MmaPixel {
     }
 };
 
-// The weighted sum of four corners, rounded to T.
+// Returns the weighted sums of four corners, rounded to T.
 template <class T>
 __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint32_t, kMmaChannels / 2> (&corner)[4],
                                       uint32_t (&to)[4]) {
@@ -58,8 +59,8 @@ __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint3
     }
 }
 
-// The samples of one pixel for the channels of a lane, rounded to T. Nothing waits for the first load before the last is under
-// way: what does not exist is not loaded and has the weight 0.
+// Computes the samples of one pixel for the channels of a lane, rounded to T. There are no branches between the loads, so that
+// all are in flight before the first result is used. Corners outside the image are not loaded and have the weight 0.
 template <class T>
 __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
                                             const MmaPiece& piece, uint32_t (&to)[4]) {
@@ -93,13 +94,13 @@ __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inp
     blend<T>(weight, corner, to);
 }
 
-// Terms from `first` on that a panel holds, filled up to whole steps of a warp.
+// Returns the number of terms from `first` on that a panel holds, rounded up to whole steps of a warp.
 __device__ __forceinline__ int mma_panel_terms(int first, int terms) {
     return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
 }
 
-// Weights of `outputs` channels from o0 on and the pieces of the terms from `first` on, as many as fit; zeros behind the
-// last output and term.
+// Loads the weights of `outputs` channels from o0 on, and the MmaPiece data, for as many terms from `first` on as fit. Outputs
+// and terms after the last are zeros.
 template <class T>
 __device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* pieces, const DeformConv2dDims& d,
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,
@@ -122,7 +123,7 @@ __device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* 
     }
 }
 
-// weight: (O, K, C/groups) dense; y: NHWC dense. The grid holds `shares` blocks for every 64 outputs of a group.
+// weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The grid has `shares` blocks for every 64 outputs of a group.
 template <class T>
 __global__ void __launch_bounds__(kMmaWarps * 32, 2)
 deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, const T* __restrict__ weight,

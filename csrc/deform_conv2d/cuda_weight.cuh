@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward with respect to weight: sums over pixels, cut into parts that are added in a fixed order.
+// CUDA backward pass with respect to weight. The sum over pixels is divided into parts, which are added in a fixed order.
 //
-// A block computes kM outputs x kN terms e = k * C/groups + c of one group over the pixels of its part: slabs of kStep pixels, whose
-// samples it gathers like the forward.
+// A block computes kM outputs x kN terms e = k * C/groups + c of one group over the pixels of its part. It processes slabs of
+// kStep pixels, whose samples it gathers like the forward pass.
 #pragma once
 #include "deform_conv2d/cuda.cuh"
 
@@ -13,7 +13,8 @@ namespace {
 struct WeightSplit {
     static constexpr int kM = 64, kN = 64;
     explicit WeightSplit(const DeformConv2dDims& d) {
-        // Blocks enough for the largest devices, parts of at least 16 slabs, at most 2^26 partial sums. The shape alone decides.
+        // Enough blocks for the largest devices, at least 16 slabs per part, at most 2^26 partial sums. The partition depends
+        // only on the shape.
         const int64_t terms = d.kh * d.kw * (d.C / d.groups), pixels = d.B * d.Ho * d.Wo;
         output_tiles = (d.O / d.groups + kM - 1) / kM, term_tiles = (terms + kN - 1) / kN;
         tiles = d.groups * output_tiles * term_tiles;

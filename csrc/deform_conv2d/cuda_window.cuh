@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward of 16-bit types on tensor cores whose samples come from shared memory. An L1 cache gives one line of 128 bytes a cycle,
-// and a corner of 16 bytes takes one: (1, 64, 200, 200) with 8 offset groups asks for 11.5 million. Shared memory gives 8 corners
-// a cycle that lie in different banks. So a block loads the part of the map around a tile of output pixels once, with a margin
-// for the displacements, zeros where the map ends; the few samples beyond it come from the map.
+// CUDA forward pass of 16-bit types on tensor cores with samples from shared memory. An L1 cache delivers one line of 128 bytes
+// per cycle, and each corner of 16 bytes needs one. Shared memory delivers 8 corners per cycle if they are in different banks.
+// A block therefore loads the part of the input around a tile of output pixels once, with a margin for the displacements and
+// zeros outside the image. The few samples beyond this window are read from global memory.
 //
-// The product is that of cuda_tensor_cores.cuh: a warp has 16 pixels, a row of the tile, and every second step of the terms; the
-// two halves of the sums meet in shared memory.
+// The product is that of cuda_tensor_cores.cuh. A warp has 16 pixels, which are one row of the tile, and every second step of
+// the terms. The two halves of each sum are added in shared memory.
 #pragma once
 #include "core/quick.h"
 #include "deform_conv2d/cuda_tensor_cores.cuh"
@@ -15,18 +15,19 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int kWindowRows = 8, kWindowColumns = kMmaPixels;  // output pixels of a tile
-constexpr int kWindowWarps = 2 * kWindowRows;                // two for every row
-constexpr int kMostMargin = 12;                              // pixels: more cost more loads than they save
+constexpr int kWindowWarps = 2 * kWindowRows;                // two for each row
+constexpr int kMostMargin = 12;                              // in pixels; loading a larger margin costs more than it saves
 constexpr int kPanelBytes = kMmaOutputs * kMmaPanel * 2;
 constexpr int kExchangeBytes = kWindowRows * 32 * kMmaOutputs / 2 * 4;  // half of the sums of a tile
 
-// Pixels of the map that a block holds, and the tiles of the result.
+// Size of the window in pixels of the input, and number of tiles of the output.
 struct Window {
     int rows, columns, margin;
     int tiles_across, tiles_down;
 };
 
-// Two neighbours in memory, T or float: aligned to their size, which the launch has looked at.
+// Loads the displacement (y, x) of a sample as one aligned pair of T or, if `single` is true, of float. The launch checks the
+// alignment.
 template <class T>
 __device__ __forceinline__ void displacement(const Inputs<T>& in, bool single, int at, float& y, float& x) {
     if (single) {
@@ -38,20 +39,22 @@ __device__ __forceinline__ void displacement(const Inputs<T>& in, bool single, i
     }
 }
 
-// The window of a tile in shared memory: pixel after pixel, the channels of a group in packs of 16 bytes. Of 8 packs the halves
-// are exchanged in every second pixel, so that 8 lanes which read 4 packs of two neighbours find them in different banks.
+// The window of a tile in shared memory: for each pixel the channels of a group in packs of 16 bytes. For pixels of 8 packs,
+// the two halves are exchanged in every second pixel. 8 lanes that read 4 packs of two neighbouring pixels then access
+// different banks.
 struct Held {
     const Pack<uint32_t, 4>* packs;
-    int row, column, columns;  // of its first pixel in the map; how wide it is
-    int count, exchanged;      // packs of a pixel; 4 for 8 of them, else 0
-    float low_y, high_y, low_x, high_x;  // bounds of the positions whose four corners it holds and that lie inside the map
+    int row, column, columns;  // position of its first pixel in the image; width of the window
+    int count, exchanged;      // packs per pixel; 4 if a pixel has 8 packs, otherwise 0
+    // Bounds of the sample positions whose four corners are in the window and that are inside the image.
+    float low_y, high_y, low_x, high_x;
 
     __device__ __forceinline__ const Pack<uint32_t, 4>& at(int pixel, int pack) const {
         return packs[pixel * count + (pack ^ ((pixel & 1) * exchanged))];
     }
 };
 
-// As mma_samples, for a pack of channels of one group.
+// Like mma_samples, for one pack of channels of a group.
 template <class T>
 __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide,
                                                const Held& held, const MmaPixel& pixel, const MmaPiece& piece, int pack,
@@ -88,7 +91,7 @@ __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const 
     blend<T>(weight, corner, to);
 }
 
-// The part of image b from pixel (row, column) on, zeros where there is no map.
+// Loads the window of image b that starts at pixel (held.row, held.column), with zeros outside the image.
 template <class T>
 __device__ __forceinline__ void load_window(Pack<uint32_t, 4>* to, const DeformConv2dDims& d, const Inputs<T>& in, int rows,
                                             const Held& held, int b, int first_channel) {
@@ -107,7 +110,7 @@ __device__ __forceinline__ void load_window(Pack<uint32_t, 4>* to, const DeformC
     }
 }
 
-// weight: (O, K, C/groups) dense; y: NHWC dense. The grid holds `shares` blocks for every 64 outputs of a group.
+// weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The grid has `shares` blocks for every 64 outputs of a group.
 template <class T>
 __global__ void __launch_bounds__(kWindowWarps * 32, 1)
 deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dGuide guide, const T* __restrict__ weight,
@@ -141,18 +144,18 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         const int i = i0 + row;
         held.row = i0 * static_cast<int>(d.stride_h) - static_cast<int>(d.pad_h) - window.margin;
         held.column = j0 * static_cast<int>(d.stride_w) - static_cast<int>(d.pad_w) - window.margin;
-        if (guide.base != nullptr) {  // the window follows the displacement of the tile's middle
+        if (guide.base != nullptr) {  // the window is shifted by the base offset of the tile's centre
             const int middle = min(i0 + kWindowRows / 2, height - 1) * width + min(j0 + kWindowColumns / 2, width - 1);
             const float* of_tile = guide.base + int64_t{2} * b * height * width + middle;
             const float dy = of_tile[0], dx = of_tile[height * width], most = 1 << 20;
-            if (fabsf(dy) < most) held.row += static_cast<int>(dy);  // NaN fails
+            if (fabsf(dy) < most) held.row += static_cast<int>(dy);  // false for NaN
             if (fabsf(dx) < most) held.column += static_cast<int>(dx);
         }
-        constexpr float inside = -0.99999994f;  // the first position behind -1
+        constexpr float inside = -0.99999994f;  // the smallest float above -1
         held.low_y = fmaxf(static_cast<float>(held.row), inside), held.low_x = fmaxf(static_cast<float>(held.column), inside);
         held.high_y = fminf(static_cast<float>(held.row + window.rows - 1), in.height);
         held.high_x = fminf(static_cast<float>(held.column + window.columns - 1), in.width);
-        __syncthreads();  // the last tile's window and sums have been read
+        __syncthreads();  // all threads have read the window and sums of the previous tile
         load_window(packs, d, in, window.rows, held, b, group * size.channels);
         __syncthreads();
 
@@ -186,7 +189,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
                 }
             }
         }
-        __syncthreads();  // the window has been read: its place takes half of the sums
+        __syncthreads();  // the window is no longer needed: its memory takes half of the sums
         float* const mine = exchange + row * (32 * kMmaOutputs / 2) + lane;
         if (half == 1) {
 #pragma unroll

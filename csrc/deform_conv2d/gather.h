@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over the samples of a pixel that all passes share, and the first of them: gather the sampled values. Each sample reads
-// its position and weights once and handles all channels of its offset group as vectors.
+// Loops over the samples of a pixel, and the gathering of the sampled values. The position and weights of each sample are read
+// once for all channels of its offset group, which are processed as vectors.
 #pragma once
 #include "deform_conv2d/samples.h"
 
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// For lambdas, which the compiler would else call once there are several uses.
+// Forces inlining of lambdas, which the compiler otherwise calls if they are used several times.
 #define FASTDS_INLINE __attribute__((always_inline))
 
 template <int N>
@@ -16,7 +16,7 @@ struct Lanes {
     static constexpr int value = N;
 };
 
-// Calls f(Lanes<N>, first channel) over n channels in the longest vectors that fit; a constant n leaves no branch.
+// Calls f(Lanes<N>, first channel) over n channels with the longest vectors that fit. A constant n leaves no branches.
 template <class A, class F>
 FASTDS_HD void for_channels(int64_t n, const F& f) {
     int64_t c = 0;
@@ -26,7 +26,7 @@ FASTDS_HD void for_channels(int64_t n, const F& f) {
     if constexpr (kLanes<A> > 4)
         if (n - c >= 4) f(Lanes<4>{}, c), c += 4;
     for (; c < n; c++) {
-        __asm__ volatile("");  // at most three: GCC would make vectors of them
+        __asm__ volatile("");  // at most three channels: prevents GCC from vectorizing this loop
         f(Lanes<1>{}, c);
     }
 }
@@ -36,7 +36,7 @@ struct Border {
     static constexpr bool value = B;
 };
 
-// Calls f(Border<b>, q) for every sample, or every `kStep`-th; b: corners may lie outside the grid.
+// Calls f(Border<b>, q) for each sample, or for every kStep-th one. b is true if corners may be outside the image.
 template <int kStep = 1, class A, class F>
 FASTDS_HD void for_samples(int64_t samples, const Samples<A>& s, const F& f) {
     for (int64_t begin = 0; begin < samples; begin += kLanes<A>) {
@@ -49,7 +49,7 @@ FASTDS_HD void for_samples(int64_t samples, const Samples<A>& s, const F& f) {
     }
 }
 
-// Calls f(Lanes<n>) where n channels are a number worth a loop of its own, else f(Lanes<0>).
+// Calls f(Lanes<n>) for the numbers of channels that have specialized loops, otherwise f(Lanes<0>).
 template <class F>
 FASTDS_HD void with_channels(int64_t channels, const F& f) {
     if (channels == 8) {
@@ -68,13 +68,14 @@ FASTDS_HD void keep_inside(const Bits<A>* inside, Vec<A, N> (&v)[4]) {
     for (int n = 0; n < 4; n++) v[n] = counts[n] ? v[n] : 0;
 }
 
-// All lanes of a vector; FirstLanes (core/simd.h) are the first ones.
+// Loads all lanes of a vector. FirstLanes (core/simd.h) loads only the first ones.
 template <class T, int N>
 struct AllLanes {
     FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const { return load_vec<N>(p); }
 };
 
-// The corners of a sample, zeros for those outside. corner: corner 0 at the first channel wanted.
+// Loads the corners of a sample, with zeros for those outside the image. `corner` points to the first requested channel of
+// corner 0.
 template <bool kBorder, int N, class A, class T, class Which = AllLanes<T, N>>
 FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4], const Which& lanes = {}) {
     const T* below = corner + image.below;
@@ -92,7 +93,8 @@ FASTDS_HD Vec<A, N> blend(const A* weights, const Vec<A, N> (&v)[4]) {
     return (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
 }
 
-// The channels of a sample in vectors of N. Of the last one `rest` lanes count, 0 to N - 1; the others get zeros.
+// Gathers the channels of each sample in vectors of N. In the last vector only the lanes that are channels are loaded; the
+// others are zero.
 template <int N, bool kWhole, class A, class T, class Out>
 FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x, Out* columns) {
     const int64_t channels = plan.per_group, whole = kWhole ? channels / N * N : 0;
@@ -111,7 +113,8 @@ FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t 
 }
 
 #if defined(__AVX512F__)
-// Eight channels of a sample fill half a vector: two samples at a time, which may be of two pixels. kDense: columns without gaps.
+// Gathers samples with eight channels, which fill half a vector: two samples at a time, possibly of two pixels. kDense: the
+// columns have no gaps.
 template <bool kDense, class T, class Out>
 FASTDS_HD void gather_eights(const Plan<float>& plan, const Samples<float>& s, int64_t samples, const Image image, const T* x,
                              Out* columns) {
@@ -139,8 +142,8 @@ FASTDS_HD void gather_eights(const Plan<float>& plan, const Samples<float>& s, i
 }
 #endif
 
-// The columns of a run of pixels: mask * sampled value at plan.column[q] + channel, and up to a vector of garbage after the last.
-// x: the image at the first channel of the plan.
+// Gathers the columns of a run of pixels: mask * (sampled value) at plan.column[q] + channel. Up to one vector of unspecified
+// values follows the last channel. x points to the first channel of the plan in the image.
 template <class A, class T, class Out>
 FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, Out* columns) {
     const int64_t *at = s.at, *column = plan.column, samples = run * plan.samples;
@@ -152,7 +155,7 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
                               : gather_eights<false>(plan, s, samples, image, x, columns);
 #endif
     if constexpr (FirstLanes<T, kLanes<A>>::quick)
-        if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // what a vector has too much the next sample writes over
+        if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // the next sample overwrites the excess lanes of a vector
             constexpr int N = kLanes<A>, eight = N < 8 ? N : 8;
             if (plan.per_group == 4) return gather_vectors<4, true>(plan, s, samples, image, x, columns);
             if (plan.per_group <= 4) return gather_vectors<4, false>(plan, s, samples, image, x, columns);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The products of a panel of the backward (cpu_backward.cpp): the gradients of its columns, and what it adds to grad_weight.
+// Matrix products of one panel of the backward pass (cpu_backward.cpp): the gradients of the columns and the contribution to
+// grad_weight.
 #pragma once
 #include "core/amx.h"
 #include "deform_conv2d/backward_parts.h"
@@ -8,11 +9,11 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Output pixels of a panel: a multiple of every tile_rows, or as many as matrix tiles sum in two steps.
+// Output pixels of a panel: a multiple of each tile_rows, or the pixels that AMX tiles sum in two steps.
 constexpr int64_t kPanel = 48, kTilePanel = 2 * kTileDepth;
-constexpr int64_t kLine = kTilePanel + kTileDepth;  // numbers from channel to channel of `lines`: an odd number of cache lines
+constexpr int64_t kLine = kTilePanel + kTileDepth;  // elements between channels of `lines`; an odd number of cache lines
 
-// Calls each(row, column, vector) for so many rows of a tile of NV vectors in memory.
+// Calls each(row, column, vector) for the given number of rows of a tile of NV vectors in memory.
 template <int NV, class A, class Each>
 FASTDS_HD void for_tile_vectors(const A* sums, int64_t rows, const Each& each) {
     constexpr int64_t lanes = kLanes<A>;
@@ -20,7 +21,7 @@ FASTDS_HD void for_tile_vectors(const A* sums, int64_t rows, const Each& each) {
         for (int64_t c = 0; c < NV * lanes; c += lanes, sums += lanes) each(r, c, load_vec<lanes>(sums));
 }
 
-// columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
+// columns = grad_y * packed, for the n pixels of a panel and the parts of a slice.
 template <class Step>
 void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking blocking, int64_t slice, int64_t n,
                     const typename Step::Stored* grad_y, int64_t grad_row, const typename Step::Stored* packed,
@@ -63,7 +64,8 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
     }
 }
 
-// partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
+// partial += grad_y^T * columns, in the order (output channel, tap, channel of the part). The sum of each panel starts from
+// zero.
 template <class A>
 void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const A* grad_y, const A* columns,
                 int64_t column_row, A* partial, Prefetch<A>& prefetch) {
@@ -93,7 +95,8 @@ void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, in
 }
 
 #if defined(__AVX512BF16__)
-// The columns of `n` pixels as pairs of pixels, the two numbers of a column side by side; zeros for the pixels behind them.
+// Converts the columns of `n` pixels to bfloat16 pairs, with the values of two consecutive pixels next to each other. Pixels
+// after the last are zeros.
 inline void write_pairs(const float* columns, int64_t column_row, int64_t n, BFloat16* pairs) {
     const auto bits = [&](int64_t p, int64_t c) {
         if (p >= n) return __m512i{};
@@ -104,7 +107,7 @@ inline void write_pairs(const float* columns, int64_t column_row, int64_t n, BFl
             _mm512_storeu_si512(pairs + 2 * c, _mm512_or_si512(bits(p, c), _mm512_slli_epi32(bits(p + 1, c), 16)));
 }
 
-// As add_weight, from the lines and pairs of a panel.
+// Like add_weight with AMX tiles, from the lines and pairs of a panel.
 inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, int64_t slice, const BFloat16* lines,
                                 const BFloat16* pairs, int64_t column_row, float* partial, Prefetch<float>& prefetch) {
     const int64_t out = d.O / d.groups;

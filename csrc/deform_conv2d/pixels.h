@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order in which output pixels are taken.
+// Order in which output pixels are processed.
 #pragma once
 #include "core/buffer.h"
 #include "core/gemm.h"
@@ -13,13 +13,15 @@ struct RowRange {
     int64_t begin, end;
 };
 
-// Output pixels of rows [row_begin, row_end) of every image, in strips of some columns: a strip's rows follow each other, so
-// that the part of x which its samples read stays in L2.
+// Walk over the output pixels of the rows [row_begin, row_end) of each image, in strips of columns. All rows of a strip follow
+// each other, so that the part of x that their samples read stays in the L2 cache.
 struct PixelWalk {
     PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t row_bytes)
         : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
-        const int64_t least = d.planar ? 128 : 16;  // planes are read and written in pieces as long as a strip's rows
-        constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;  // rows of x that samples of a strip's row reach
+        // Rows of a strip are the contiguous parts in which NCHW planes are read and written.
+        const int64_t least = d.planar ? 128 : 16;
+        // Estimated number of rows of x that the samples of one row of a strip read.
+        constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;
         const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * row_bytes), most = fits < least ? least : fits;
         const int64_t strips = (d.Wo + most - 1) / most;
         strip = (d.Wo + strips - 1) / strips;
@@ -35,7 +37,7 @@ struct PixelWalk {
         j = begin + position % (end - begin);
     }
     void next() { advance(1); }
-    // By pixels of one row of the strip.
+    // Advances by a number of pixels within one row of the strip.
     void advance(int64_t pixels) {
         j += pixels;
         if (j < end) return;
@@ -47,7 +49,7 @@ struct PixelWalk {
         end = begin + strip < columns ? begin + strip : columns;
         j = begin;
     }
-    // Of at most `most` pixels from here on, those in this row of the strip.
+    // Returns how many of the next `most` pixels are in the current row of the strip.
     int64_t run(int64_t most) const { return end - j < most ? end - j : most; }
 
     int64_t row_begin, row_end, columns, strip;

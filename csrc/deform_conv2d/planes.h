@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Contiguous maps (NCHW) of a panel of output pixels: offsets and masks are brought into rows of channels, outputs back into
-// planes, in memory that stays in the L2 cache. Whole maps would go through main memory once more.
+// Access to contiguous (NCHW) tensors in panels of output pixels. Offsets and masks are transposed into rows of channels, and
+// outputs are transposed back into planes, in memory that stays in the L2 cache. Transposing whole tensors would need one more
+// pass through main memory.
 #pragma once
 #include "core/turn.h"
 #include "deform_conv2d/gather.h"
@@ -38,7 +39,7 @@ struct Planes {
           offset(d.planar ? panel * 2 * samples * offset_item : 0), mask(d.planar && tensors.mask ? panel * samples : 0),
           y(d.planar ? panel * d.O : 0) {}
 
-    // f(p, n, image, in the image): n pixels from p on that follow each other in one image.
+    // Calls f(p, n, image, position in the image) for each sequence of n pixels from p on that are consecutive in one image.
     template <class F>
     void for_runs(const int64_t* pixel, int64_t count, const F& f) const {
         const int64_t size = d.Ho * d.Wo;
@@ -70,18 +71,19 @@ struct Planes {
                 tensors.mask ? reinterpret_cast<const char*>(&mask[p * samples]) : nullptr};
     }
 
-    // The shares p to last, of `count`, of the lines that write() fills and that the next panel reads: pieces of many planes, which
-    // the processor does not see coming. As if all pixels lay in one image.
+    // Prefetches the shares p to last (of `count`) of the cache lines that write() fills and that the next panel reads. They
+    // are short parts of many planes, which the hardware does not prefetch. All pixels are treated as if they were in one
+    // image.
     FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p, int64_t last) const {
         const int64_t size = d.Ho * d.Wo, b = pixel[0] / size, at = pixel[0] % size, left = size - at;
         fetch_planes<1>(static_cast<const char*>(tensors.y), sizeof(T), d.O, b, at, count < left ? count : left, p, last, count);
-        const int64_t n = count < left - count ? count : left - count;  // of the next panel
+        const int64_t n = count < left - count ? count : left - count;  // pixels of the next panel
         fetch_planes<0>(static_cast<const char*>(tensors.offset), offset_item, 2 * samples, b, at + count, n, p, last, count);
         if (tensors.mask != nullptr)
             fetch_planes<0>(static_cast<const char*>(tensors.mask), sizeof(T), samples, b, at + count, n, p, last, count);
     }
 
-    // Of n numbers from `at` on in every plane of image b: the planes of the shares p to last.
+    // Prefetches n elements from position `at` on in the planes of image b that belong to the shares p to last.
     template <int Written>
     FASTDS_HD void fetch_planes(const char* maps, int64_t item, int64_t planes, int64_t b, int64_t at, int64_t n, int64_t p,
                                 int64_t last, int64_t shares) const {

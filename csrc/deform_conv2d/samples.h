@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the offsets of one output pixel to its samples: where they are in the image and the weights of their corners.
+// Computation of the samples of output pixels from the offsets: positions in the image and weights of the corners.
 //
-// All groups and taps of a pixel are computed together, as vectors. Nearly all samples have four corners in the grid; a block
-// with others goes a longer way, and tells that its samples do.
+// All groups and taps of a pixel are computed together as vectors. The four corners of nearly all samples are inside the image.
+// A vector with other samples takes a slower path and sets `border`.
 #pragma once
 #include "deform_conv2d/pixels.h"
 
@@ -10,8 +10,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Pixels of a row whose samples, of `groups` offset groups, are located together, so that few lanes idle; 1 where their offsets
-// or masks do not follow each other.
+// Returns the number of pixels of a row whose samples (of `groups` offset groups) are computed together, so that few lanes are
+// unused. It is 1 if the offsets or masks of neighbouring pixels are not contiguous.
 inline int64_t longest_run(const DeformConv2dDims& d, int64_t groups, const void* mask) {
     constexpr int64_t kSamples = 128;
     const int64_t samples = d.offset_groups * d.kh * d.kw;
@@ -19,11 +19,11 @@ inline int64_t longest_run(const DeformConv2dDims& d, int64_t groups, const void
     return follow && groups == d.offset_groups && samples < kSamples ? kSamples / samples : 1;
 }
 
-// What is the same for all pixels of a call, for `groups` offset groups from `first` on and their channels. Sample q of a pixel
-// is tap q % K of group q / K; those of a run of pixels of a row follow each other.
+// Data that are the same for all pixels of a call, for `groups` offset groups from `first` on and their channels. Sample q of a
+// pixel is tap q % K of group q / K. The samples of a run of pixels follow each other.
 template <class A>
 struct Plan {
-    // column_row: elements of a row of columns, the columns of a pixel.
+    // `column_row` is the number of elements in a row of columns, which holds the columns of one pixel.
     Plan(const DeformConv2dDims& dims, int64_t first, int64_t groups, bool by_group, int64_t column_row, int64_t longest_run)
         : d(dims), K(d.kh * d.kw), first(first), groups(groups), per_group(d.C / d.offset_groups), by_group(by_group), samples(groups * K),
           dense(column_row == samples * per_group), longest_run(longest_run),
@@ -38,37 +38,39 @@ struct Plan {
     }
     const DeformConv2dDims& d;
     const int64_t K, first, groups, per_group;  // per_group: channels of one offset group
-    const bool by_group;                        // columns are (group, tap, channel of the group), else (tap, channel)
+    // Order of the columns: (group, tap, channel of the group) if true, otherwise (tap, channel).
+    const bool by_group;
     const int64_t samples;                      // of one pixel
-    const bool dense;                           // no gap is between the columns of pixels
-    const int64_t longest_run, padded;          // pixels, and their samples in whole vectors
-    const Buffer<A> tap_y, tap_x;               // the undeformed tap, relative to the run's first pixel's index times the stride
-    const Buffer<int32_t> channel;              // first channel of the sample, counted from the plan's first
-    const Buffer<int64_t> column;               // its place in the columns of the run
+    const bool dense;                           // there is no gap between the columns of pixels
+    const int64_t longest_run, padded;          // pixels of a run, and their samples rounded up to whole vectors
+    const Buffer<A> tap_y, tap_x;               // coordinates of the undisplaced tap, relative to those of the first pixel of the run
+    const Buffer<int32_t> channel;              // first channel of the sample, counted from the first channel of the plan
+    const Buffer<int64_t> column;               // position of the sample in the columns of the run
 };
 
-// The plan's channels of an image: strides in elements between rows and pixels, channels contiguous.
+// The plan's channels of an image: strides in elements between rows and pixels; the channels are contiguous.
 struct Image {
     Image(const DeformConv2dDims& d, int64_t row, int64_t pixel)
         : row(row), pixel(pixel), below(d.H > 1 ? row : 0), right(d.W > 1 ? pixel : 0),
           narrow((d.H - 1) * row + (d.W - 1) * pixel + d.C <= INT32_MAX) {}
     int64_t row, pixel;
-    int64_t below, right;  // from corner 0 of a cell to corners 2 and 1
-    bool narrow;           // 32-bit numbers reach every element
+    int64_t below, right;  // distances from corner 0 of a cell to corners 2 and 1
+    bool narrow;           // 32-bit integers suffice for all positions
 };
 
-// Brings what the samples of coming pixels read into L2, some pixels per call, while the multipliers are busy with a panel. Pixels
-// are too small for the hardware to see a pattern in, and with several rows of x in play it sees none there either.
+// Prefetches the inputs of the samples of the next panel into the L2 cache, a few pixels per call, during the products of the
+// current panel. The hardware does not recognize the access pattern, because the pixels are short and several rows of x are in
+// use.
 template <class A>
 class Prefetch {
   public:
-    // item: bytes of an element of x and mask
+    // `item` is the size in bytes of an element of x and mask.
     Prefetch(const Plan<A>& plan, const Image& image, int64_t item, const void* x, const void* offset, const void* mask,
              const PixelWalk& walk)
         : plan_(plan), image_(image), item_(item), x_(static_cast<const char*>(x)), offset_(static_cast<const char*>(offset)),
           mask_(static_cast<const char*>(mask)), walk_(walk) {}
 
-    // Calls of fetch() go on to the `pixels` ones from `walk` on.
+    // Sets the range of the following calls of fetch(): `pixels` pixels from `walk` on.
     void start(const PixelWalk& walk, int64_t pixels) {
         walk_ = walk;
         left_ = pixels;
@@ -78,7 +80,7 @@ class Prefetch {
     }
 
   private:
-    // Always inline: GCC drops calls of a function that does nothing but prefetch.
+    // Always inline, because GCC removes calls of a function that only prefetches.
     FASTDS_HD void fetch_pixel() const {
         const DeformConv2dDims& d = plan_.d;
         if (!d.planar) fetch_maps(d);
@@ -96,7 +98,7 @@ class Prefetch {
                         plan_.samples * item_);
     }
 
-    static constexpr int64_t kRows = 8;  // samples seldom reach farther down; a row is fetched once, before its first use
+    static constexpr int64_t kRows = 8;  // samples rarely access rows further down; each row is prefetched once, before its first use
     static FASTDS_HD void fetch_lines(const void* from, int64_t bytes) {
         const char* end = static_cast<const char*>(from) + bytes;
         for (const char* line = static_cast<const char*>(from) - reinterpret_cast<uintptr_t>(from) % 64; line < end; line += 64)
@@ -110,7 +112,7 @@ class Prefetch {
     int64_t left_ = 0;
 };
 
-// An integer as wide as A, for masks.
+// A signed integer of the size of A, for masks.
 template <class A>
 struct BitsOf {
     using type = int32_t;
@@ -122,24 +124,24 @@ struct BitsOf<double> {
 template <class A>
 using Bits = typename BitsOf<A>::type;
 
-// The samples of a run of pixels, in blocks of a vector. All four corners of a cell lie in the grid: samples at its border take the
-// nearest such cell, with the weights moved to the corners that are meant, and the others switched off by `inside`.
+// The samples of a run of pixels, in blocks of one vector. All four corners of a stored cell are inside the image. A sample at
+// the edge uses the nearest such cell: its weights are moved to the matching corners, and `inside` disables the other corners.
 template <class A>
 struct Samples {
     explicit Samples(int64_t n)
         : weights(4 * n), at(n), at_grad(n), ly(n), lx(n), mask(n), border(n / kLanes<A>), inside(4 * n), moved_y(n), moved_x(n) {}
     const Buffer<A> weights;             // four per sample: mask times the weight of each corner
-    const Buffer<int64_t> at, at_grad;   // element of corner 0 in the image and in its gradient
-    const Zeros<A> ly, lx, mask;         // fractions in the cell before it was moved, and the mask, for the backward
-    const Buffer<bool> border;           // of a block: what follows is needed
-    const Buffer<Bits<A>> inside;        // four per sample: -1 or 0, the corner counts
-    const Buffer<Bits<A>> moved_y, moved_x;  // -1 or 0: the cell was moved, so its rows (columns) have changed places
+    const Buffer<int64_t> at, at_grad;   // position of corner 0 in the image and in its gradient
+    const Zeros<A> ly, lx, mask;         // for the backward pass: fractions in the cell before it was moved, and the mask
+    const Buffer<bool> border;           // of a block: `inside` and the members below are needed
+    const Buffer<Bits<A>> inside;        // four per sample: -1 if the corner counts, otherwise 0
+    const Buffer<Bits<A>> moved_y, moved_x;  // -1 or 0: the cell was moved, so that its rows (columns) are exchanged
 };
 
-// Stores four values of N samples side by side.
+// Stores the four values of each of N samples next to each other.
 template <class S, int N>
 FASTDS_HD void store_fours(S* to, const Vec<S, N> (&w)[4]) {
-    // pairs (w0, w2) and (w1, w3) first, so that the second interleaving gives the order of corners
+    // Interleaves the pairs (w0, w2) and (w1, w3) first, so that the second interleaving gives the order of the corners.
     using L = lanes_of<N>;
     const Vec<S, N> even[2] = {alternate<0>(w[0], w[2], L{}), alternate<1>(w[0], w[2], L{})};
     const Vec<S, N> odd[2] = {alternate<0>(w[1], w[3], L{}), alternate<1>(w[1], w[3], L{})};
@@ -156,7 +158,7 @@ FASTDS_HD void swap_where(const M& where, V& a, V& b) {
     a = c;
 }
 
-// The rows that samples touch, lane by lane.
+// The first and last row that samples touch, for each lane.
 template <int N>
 struct TouchedRows {
     Vec<int32_t, N> first = Vec<int32_t, N>{} + INT32_MAX, last = Vec<int32_t, N>{};
@@ -167,12 +169,12 @@ struct TouchedRows {
     }
 };
 
-// A block of samples: coordinates in the grid and mask.
+// A block of samples: coordinates in the image and mask.
 template <class A>
 struct Block {
     int64_t q;
     Vec<A> y, x, mask;
-    A home_y, home_x;  // in the grid: where samples outside are taken, with weight 0
+    A home_y, home_x;  // a position inside the image for samples outside, which have weight 0
 };
 
 template <class A>
@@ -261,7 +263,7 @@ FASTDS_HD void read_offsets(const S* offset, int64_t samples, Vec<A>& y, Vec<A>&
     x = every_second<1>(first, second, lanes_of<N>{});
 }
 
-// Where the samples of an output pixel begin in channels_last maps; mask: null where there is none.
+// Start of the offsets and of the mask of an output pixel. `mask` is null if there is none.
 struct SampleRow {
     const char *offset, *mask;
 };
@@ -276,8 +278,8 @@ FASTDS_HD SampleRow row_of(const Plan<A>& plan, const void* offset, const void* 
     return row;
 }
 
-// From the offsets and the mask of a run of output pixels to their samples; row: of the first pixel, the others' follow it.
-// Returns the rows that they touch in the gradient of x.
+// Computes the samples of a run of output pixels from their offsets and mask. `row` belongs to the first pixel; those of the
+// other pixels follow it. Returns the rows that the samples touch in the gradient of x.
 template <bool kBackward, class T, class A>
 FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const PixelWalk& pixel, int64_t run, const Image& image,
                           const Image& grad, const Samples<A>& s) {

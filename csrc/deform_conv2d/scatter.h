@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two passes of the backward over the samples of a pixel: add their gradients to grad_x, and take the products that the
-// gradients of offset and mask are made of.
+// The two loops of the backward pass over the samples of a pixel: adding their gradients to grad_x, and the products from which
+// the gradients of offset and mask are computed.
 #pragma once
 #include "deform_conv2d/gather.h"
 #include "deform_conv2d/math.h"
@@ -9,7 +9,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// The channels of one slice of grad_x, or a private copy of them. Rows are zeroed when first touched: [begin, end) are valid.
+// The channels of one slice of grad_x, or a private accumulator for them. Rows are zeroed when they are first touched; the rows
+// [begin, end) are valid.
 template <class A>
 struct GradImage {
     A* data;
@@ -39,7 +40,8 @@ FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
     store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + w * v));
 }
 
-// grad_x += weights * columns, the gradients of the masked samples. Not inlined: it is the same for all storage types.
+// grad_x += weights * columns, which are the gradients of the masked samples. Not inlined, because the code is the same for all
+// storage types.
 template <class A>
 __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, int64_t run, const A* columns, const GradImage<A>& grad_x) {
     const int64_t *at = s.at_grad, *column = plan.column;
@@ -58,7 +60,8 @@ __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s,
                 broadcast4<N>(weights + 4 * q, w);
                 for (int n = 0; n < 4; n++) v[n] = g;
                 if constexpr (decltype(border)::value) keep_inside<N, A>(s.inside + 4 * q, v);
-                // One rounding, border or not: a sample's neighbours must not change its bits.
+                // Samples at the edge use the same arithmetic as others, because a result must not depend on which other
+                // samples share the vector.
                 add<N>(corner + c, w[0], v[0]);
                 add<N>(corner + right + c, w[1], v[1]);
                 add<N>(lower + c, w[2], v[2]);
@@ -68,7 +71,8 @@ __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s,
     });
 }
 
-// The corners of one sample and, in turn, the gradient of its channels (read) and its masked value (written over it).
+// Products of one sample. For each channel, the gradient is read from `columns` and the masked sampled value is written in its
+// place.
 template <bool kBorder, class A, class T>
 struct CornerProducts {
     const T* corner;
@@ -78,7 +82,7 @@ struct CornerProducts {
     A* columns;
     const int64_t channels;
 
-    // Sums over channels c .. c+N-1, lane by lane, into p[corner].
+    // Adds the products of the channels c .. c+N-1, lane by lane, to p[corner].
     template <bool kAdd, int N>
     FASTDS_HD void step(int64_t c, Vec<A, N> (&p)[4]) const {
         const Vec<A, N> grad = load_vec<N>(columns + c);
@@ -88,7 +92,7 @@ struct CornerProducts {
         for (int n = 0; n < 4; n++) p[n] = kAdd ? p[n] + grad * v[n] : grad * v[n];
     }
 
-    // Folds the lanes of p in halves, taking up the remaining channels in vectors of each length on the way down.
+    // Folds the lanes of p in halves. On the way, vectors of each shorter length process the remaining channels.
     template <int N>
     FASTDS_HD Vec<A, 4> fold(int64_t c, Vec<A, N> (&p)[4]) const {
         if constexpr (N > 4) {
@@ -108,7 +112,7 @@ struct CornerProducts {
         return load_vec<4>(p);
     }
 
-    // kStart: the longest vector that fits the channels, 1 below 4 of them.
+    // kStart is the longest vector that fits the channels; 1 for fewer than 4 channels.
     template <int kStart>
     FASTDS_HD Vec<A, 4> sums() const {
         if constexpr (kStart == 1) {
@@ -125,7 +129,7 @@ struct CornerProducts {
     }
 };
 
-// products[4q + n] = <gradient of sample q, corner n>; the columns become the masked samples.
+// products[4q + n] = sum over channels of (gradient of sample q) * (corner n). The masked samples replace the columns.
 template <class A, class T>
 FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
                              A* products) {
@@ -148,7 +152,8 @@ FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, int64_t r
     return loop(Lanes<1>{}, channels);
 }
 
-// Gradients of the offsets and the mask of all samples from the products; offset points at the pair of the first sample.
+// Computes the gradients of the offsets and the mask of all samples from the products. `offset` points to the pair of the first
+// sample.
 template <class A, class T, class S>
 __attribute__((noinline)) void write_sample_gradients(const Samples<A>& s, int64_t samples, const A* products, S* offset, T* mask) {
     constexpr int N = kLanes<A>;
