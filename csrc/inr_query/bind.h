@@ -9,14 +9,14 @@
 
 namespace fastds {
 
-// Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
+// Returns the size in bytes of InrQueryGradients::workspace. Like the partition of its sums, it depends only on the shape.
 inline int64_t inr_query_workspace(const InrQueryDims& d) {
     const FASTDS_ISA::InrBackwardSplit split(d);
     const int64_t copies = d.B * (split.bands - 1) * d.H * d.W * inr_query_channels(d);
     return (split.tasks() * split.parameters + copies) * (d.dtype == f64 ? 8 : 4);
 }
 
-// Bytes of the partial sums of inr_query_trunk_backward.
+// Returns the size in bytes of the workspace of inr_query_trunk_backward.
 inline int64_t inr_trunk_workspace(const InrQueryDims& d) {
     const FASTDS_ISA::InrTrunkSplit split(d);
     return split.tasks * split.elements * (d.dtype == f64 ? 8 : 4);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of the features of inr_query from those of the trunk's rows; everything of the forward is computed again.
+// Gradients of the features of inr_query from the gradients of the rows that enter the trunk. The values of the forward pass
+// are computed again.
 //
-// A task is (sample, band of queries). It owns a copy of the gradient of its sample's maps, shared by no other task, and
-// partial sums of the parameters' gradients; both are added up afterwards in a fixed order. No atomics.
+// A task is a sample and a band of queries. It has its own copy of the gradient of the sample's maps and its own partial sums
+// of the parameter gradients. Both are added in a fixed order afterwards, without atomics.
 #include "core/parallel.h"
 #include "inr_query/backward_split.h"
 #include "inr_query/features.h"
@@ -16,7 +17,7 @@ FASTDS_HD void add_to(A* p, Vec<A, N> v) {
     store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + v));
 }
 
-// One task: adds the gradients of its queries to `maps` (H, W, channels) and `partial` (kInrOffsetRows * D, then 2 * heads).
+// One task. It adds the gradients of its queries to `maps` (H, W, channels) and `partial` (kInrOffsetRows * D, then 2 * heads).
 template <class T>
 struct Task {
     using A = compute_t<T>;
@@ -62,7 +63,7 @@ struct Task {
     }
 
   private:
-    // The gradient of the pre-activations of channels c .. c+N-1, summed over the corners: to R, b and Lambda.
+    // Adds the gradients of the pre-activations of channels c .. c+N-1, summed over the corners, to those of R, b and Lambda.
     template <int N>
     FASTDS_HD void add_offset(int64_t c, int64_t width, Vec<A, N> along_y, Vec<A, N> along_x, Vec<A, N> all, const A* cell) {
         add_to<N>(partial + c, along_y);
@@ -72,7 +73,7 @@ struct Task {
         add_to<N>(partial + 4 * width + c, Vec<A, N>(all * cell[1]));
     }
 
-    // dalpha_j = <grad, h_j>, null where nobody asks.
+    // Computes dalpha_j = <grad, h_j> unless dalpha_out is null.
     FASTDS_HD void add_affine(const Place<A>& p, const T* const* corner, A* const* target, const A* cell, const A* grad,
                               const A* alpha, A* dalpha_out, int64_t begin, int64_t end) {
         const bool late = source.d.ensemble == inr_late, relu = source.d.relu;
@@ -109,7 +110,7 @@ struct Task {
         for (int j = 0; dalpha_out != nullptr && j < 4; j++) dalpha_out[j] = sums[j];
     }
 
-    // From dalpha to keys, contents and rho_bias.
+    // Propagates dalpha to keys, contents and rho_bias.
     FASTDS_HD void add_attention(const Place<A>& p, const T* const* corner, A* const* target) {
         const Attention<A>& a = features.attention;
         A* bias = partial + kInrOffsetRows * D;
@@ -193,7 +194,7 @@ void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T
     const int64_t row = inr_rows_per_query(d) * (d.feature == inr_dot ? d.O : d.D);
     A* workspace = static_cast<A*>(g.workspace);
     A* partials = workspace;
-    A* copies = workspace + split.tasks() * parameters;  // of bands 1 and up; band 0 works in the result
+    A* copies = workspace + split.tasks() * parameters;  // copies for the bands from 1 on; band 0 writes to the result
     A* maps = static_cast<A*>(g.maps);
     parallel_tasks(split.tasks(), threads, [&](const auto& next) {
         for (int64_t index; (index = next()) >= 0;) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// inr_query forward: panels of queries are located, their features gathered into rows, and the rows taken through the whole
-// trunk while they stay in L2; only y is written to memory. Parallel over panels; every value of y is a sum in one order,
-// whatever the panel, the chunk of queries or the thread count.
+// Forward pass of inr_query on the CPU. It locates a panel of queries, gathers their features into rows and passes the rows
+// through the whole trunk while they stay in the L2 cache. Only y is written to memory. Panels are computed in parallel. Each
+// value of y is summed in one order, independent of the panel, the chunk of queries and the number of threads.
 #include "core/parallel.h"
 #include "inr_query/features.h"
 #include "inr_query/trunk.h"
@@ -10,14 +10,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPanelRows = 96;  // two buffers of it and the weights of one layer share L2
+constexpr int64_t kPanelRows = 96;  // two buffers of this number of rows and the weights of one layer share the L2 cache
 
-// y = (late: sum of omega_j over the four rows, else the row) + bilinear skip; NaN where no corner is valid.
+// Computes y = (the row, or for `late` the sum of omega_j times the four rows) + bilinear skip. y is NaN if no corner is valid.
 template <class T, class A>
 FASTDS_HD void finish(const Source<T>& source, const Place<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
     const InrQueryDims& d = source.d;
     const bool late = d.ensemble == inr_late;
-    // A single corner says nothing about the skip: its four are located apart.
+    // With a single corner, the four corners of the skip are located separately.
     const Place<A> along = source.t.skip && d.ensemble == inr_none ? source.place(b, q, 4) : p;
     const A* skip = static_cast<const A*>(source.t.skip);
     for (int64_t o = 0; o < d.O; o++) {

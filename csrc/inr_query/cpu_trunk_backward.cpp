@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass of inr_query through the trunk. A panel of rows goes through all layers forward, as the kernel of the
-// forward pass takes it, and back while its values stay in L2; only the gradient of the rows is written to memory.
+// Backward pass of inr_query through the trunk. A panel of rows is propagated forward through all layers, as in the forward
+// pass, and then backward while its values stay in the L2 cache. Only the gradient of the rows is written to memory.
 //
-// A task is a run of panels with its own sums of the gradients of weights and biases, which are added up in order.
+// A task is a sequence of panels with its own sums of the gradients of weights and biases. The sums of the tasks are added in
+// order.
 #include "core/parallel.h"
 #include "inr_query/backward_split.h"
 #include "inr_query/trunk.h"
@@ -11,7 +12,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// sums (outputs rows of `row` elements) += sum over n rows of grad[n, o] * x[n, c]; both `stride` apart.
+// sums[o, c] += sum over n rows of grad[n, o] * x[n, c]. The rows of grad and x are `stride` apart, those of the sums `row`.
 template <class A>
 void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, int64_t outputs, int64_t inputs, A* sums,
                          int64_t row) {
@@ -33,7 +34,7 @@ void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, i
     });
 }
 
-// The buffers of a thread and what its panels share.
+// Buffers of a thread, and data that its panels share.
 template <class T>
 struct Panel {
     using A = compute_t<T>;
@@ -41,10 +42,10 @@ struct Panel {
     const InrQueryDims& d;
     const InrTrunkSplit& split;
     const Trunk<FmaStep<A>>& trunk;
-    const A* const* turned;  // of every layer, packed: outputs as terms
+    const A* const* turned;  // packed transposed weights of each layer: the terms are the outputs
     Features<A, T, A> features;
     const int64_t per_query, elements;  // elements of a buffer of rows
-    const Zeros<A> inputs;              // of every layer
+    const Zeros<A> inputs;              // inputs of each layer
     const Zeros<A> first, second;       // gradients
     const Buffer<Place<A>> places;
 
@@ -100,7 +101,7 @@ struct Panel {
             for (int64_t o = 0; o < outputs; o++) bias[o] += grad[i * trunk.stride + o];
     }
 
-    // The gradients of the inputs of a layer: write(row, channel, those of a vector from there).
+    // Computes the gradients of the inputs of a layer and passes them to write(row, channel, vector).
     template <class Write>
     void back(int l, A* grad, int64_t n, const Write& write) {
         multiply_rows<FmaStep<A>>(grad, trunk.stride, d.width[l], turned[l], inr_layer_inputs(d, l), n, trunk.blocking,

@@ -9,7 +9,7 @@ using namespace FASTDS_ISA;
 
 namespace {
 
-// Blocks of a launch: a function of the shape alone, so that partial sums are the same everywhere.
+// Returns the number of blocks of a launch. It depends only on the shape, so that the partial sums do not depend on the device.
 unsigned blocks(const InrQueryDims& d) {
     constexpr int64_t kQueriesPerWarp = 8, kMostBlocks = 2048;
     const int64_t wanted = (d.B * d.Q + kInrWarps * kQueriesPerWarp - 1) / (kInrWarps * kQueriesPerWarp);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The features of the corners of one query and their ensemble, forward; channels as vectors.
+// Forward computation of the features of the corners of a query and of their ensemble, with channels as vectors.
 #pragma once
 #include "core/buffer.h"
 #include "inr_query/math.h"
@@ -13,7 +13,7 @@ struct Run {
     static constexpr int value = N;
 };
 
-// Calls f(Run<N>, first channel) over begin .. end-1 in the longest vectors that fit.
+// Calls f(Run<N>, first channel) over begin .. end-1 with the longest vectors that fit.
 template <class A, class F>
 FASTDS_HD void for_runs(int64_t begin, int64_t end, const F& f) {
     int64_t c = begin;
@@ -23,7 +23,7 @@ FASTDS_HD void for_runs(int64_t begin, int64_t end, const F& f) {
     for (; c < end; c++) f(Run<1>{}, c);
 }
 
-// Addresses of the maps of one call, and the coordinates of its queries.
+// Addresses of the maps of one call, and coordinates of its queries.
 template <class T>
 struct Source {
     using A = compute_t<T>;
@@ -47,7 +47,7 @@ struct Source {
         return place_of<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
     }
 
-    // Channel 0 of corner j; zeros for an invalid pixel, whose values are never read.
+    // Returns channel 0 of corner j. An invalid pixel, whose values are never read, gives zeros.
     const T* corner(const Place<A>& p, int64_t b, int j) const {
         if (!p.valid[j]) return nothing;
         return static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w;
@@ -62,7 +62,8 @@ struct Source {
     const Buffer<T> nothing;
 };
 
-// R rho + Lambda kappa + b of a query: constant = Lambda kappa + b, the rest by corner. For Fourier constant = Phi kappa.
+// The terms R rho + Lambda kappa + b of a query. `constant` is Lambda kappa + b; the term of rho depends on the corner. For the
+// Fourier feature, `constant` is Phi kappa.
 template <class A>
 struct OffsetTerms {
     explicit OffsetTerms(const InrQueryDims& dims, const InrQueryTensors& t)
@@ -90,20 +91,20 @@ struct OffsetTerms {
         });
     }
 
-    const bool slopes;  // every corner has its own R, in the maps
+    const bool slopes;  // each corner has its own R, stored in the maps
     const int64_t width;
     const Zeros<A> zeros;
     const Buffer<A> constant;
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
 };
 
-// NaN stays.
+// NaN stays NaN.
 template <class A, int N>
 FASTDS_HD Vec<A, N> relu_if(bool relu, Vec<A, N> x) {
     return relu ? Vec<A, N>(at_least(Vec<A, N>{}, x)) : x;
 }
 
-// The pre-activations of the four corners (0 .. corners-1) at channels c .. c+N-1.
+// Computes the pre-activations h[j] of the corners j < corners at channels c .. c+N-1.
 template <int N, class A, class T>
 FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* const* corner, int corners, int64_t c,
                          Vec<A, N>* h) {
@@ -117,7 +118,7 @@ FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* co
     }
 }
 
-// <q, k_j> over n channels for the four corners, one per lane.
+// Returns <q, k_j> over n channels for the four corners, one per lane.
 template <class A, class T>
 FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
     Vec<A, 4> sum{};
@@ -155,7 +156,7 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
     return sum;
 }
 
-// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / sum.
+// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / (sum over j).
 template <class A>
 struct Attention {
     explicit Attention(const InrQueryDims& d, const InrQueryTensors& t)
@@ -195,7 +196,7 @@ struct Attention {
     const Buffer<A> query, alpha;
 };
 
-// sin and cos of the phase of corner j at frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
+// Returns sine and cosine of the phase of corner j at the frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
 template <int N, class A, class T>
 FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& p, const T* frequency, int j, int64_t n) {
     Vec<A, N> along_y{}, along_x{};
@@ -211,7 +212,8 @@ FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& 
     return sincos_pi<A>(Vec<A, N>(along_y * p.rho_y[j] + along_x * p.rho_x[j] + load_vec<N>(o.constant + n)));
 }
 
-// Writes what enters the trunk: one row, for late one per corner (row_stride apart). S: storage of the rows.
+// Writes the rows that enter the trunk: one row, or for `late` one per corner, row_stride apart. S is the storage type of the
+// rows.
 template <class S, class T, class A>
 struct Features {
     const Source<T>& source;
@@ -223,13 +225,13 @@ struct Features {
     explicit Features(const Source<T>& s)
         : source(s), offset(s.d, s.t), attention(s.d, s.t), corners(s.d.ensemble == inr_none ? 1 : 4) {}
 
-    // The cell of query (b, q) becomes current.
+    // Makes the cell of query (b, q) the current one.
     FASTDS_HD void set_cell(int64_t b, int64_t q) {
         if (source.d.cell_q || b != sample) offset.set_cell(source.t.cell ? source.cell(b, q) : nullptr);
         sample = b;
     }
 
-    // Not inlined: several callers.
+    // Not inlined, because it has several callers.
     __attribute__((noinline)) void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
         const InrQueryDims& d = source.d;
         const T* corner[4];
@@ -312,7 +314,7 @@ struct Features {
     }
 
   public:
-    // The pre-activation of the dot feature at channels c .. c+N-1.
+    // Returns the pre-activation of the dot feature at channels c .. c+N-1.
     template <int N>
     FASTDS_HD Vec<A, N> dot_input(const Place<A>& p, int64_t c) const {
         return load_vec<N>(offset.constant + c) +

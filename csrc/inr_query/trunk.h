@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The trunk of inr_query, linear layers with ReLU between them, on a panel of rows.
+// The trunk of inr_query, linear layers with ReLU between them, applied to a panel of rows.
 #pragma once
 #include "core/amx.h"
 #include "core/gemm.h"
@@ -9,15 +9,15 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Sums over the terms of x(row, term) B(term, column) for n rows of x, `stride` apart; B as pack() leaves it. Gives them to
-// write(row, first column, sums, vectors of them).
+// Computes the sums over the terms of x(row, term) * B(term, column) for n rows of x, which are `stride` apart. B is packed by
+// pack(). Each result is passed to write(row, first column, sums, number of vectors).
 template <class Step, class Write>
 FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t terms, const typename Step::Stored* packed,
                              int64_t columns, int64_t n, const Blocking& blocking, const Write& write) {
     using A = typename Step::A;
     constexpr int lanes = kLanes<A>;
     const int64_t padded = round_up(terms, blocking.whole<Step>()), steps = padded / Step::terms;
-    for (int64_t i = 0; i < n; i++)  // what the last step reads more: another layer's values, NaN maybe
+    for (int64_t i = 0; i < n; i++)  // zeros what the last step reads beyond the terms, which may be NaN left by another layer
         for (int64_t c = terms; c < padded; c++) x[i * stride + c] = {};
     const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
@@ -43,7 +43,7 @@ FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t t
     for_column_blocks<A>(columns, multiply_block, blocking.vectors());
 }
 
-// The trunk with its weights packed, and how wide its rows are.
+// The trunk with packed weights and the stride of its rows.
 template <class Step>
 struct Trunk {
     using A = typename Step::A;
@@ -74,8 +74,9 @@ struct Trunk {
         return sum;
     }
 
-    // rows, then other and rows in turn as scratch, then y: the last layer's values in the compute type. Not inlined: the same
-    // for all storage types with this step.
+    // Propagates n rows through all layers. `rows` holds the input; `rows` and `other` alternate as scratch. y receives the
+    // values of the last layer in the compute type. Not inlined, because the code is the same for all storage types with this
+    // step.
     __attribute__((noinline)) void run(Stored* rows, Stored* other, A* y, int64_t n) const {
         for (int l = 0; l + 1 < d.layers; l++) {
             layer(l, rows, other, n, true);
@@ -86,7 +87,7 @@ struct Trunk {
         layer(d.layers - 1, rows, y, n, false);
     }
 
-    // y of n rows x.
+    // Computes the outputs y of one layer for n rows x.
     template <class Out>
     void layer(int l, Stored* x, Out* y, int64_t n, bool relu) const {
         constexpr int lanes = kLanes<A>;
@@ -108,9 +109,9 @@ struct Trunk {
     const InrQueryDims& d;
     const Blocking blocking;
     const Buffer<Stored> weights;
-    const Stored* packed[kInrLayers];  // of every layer, in `weights`
+    const Stored* packed[kInrLayers];  // packed weights of each layer, in `weights`
     const Zeros<A> bias;
-    const int64_t stride;  // of the rows
+    const int64_t stride;  // distance between rows
 };
 
 }  // namespace

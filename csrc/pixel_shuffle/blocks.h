@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of channels of one coarse pixel, permuted in registers: coarse (c, i, j) to fine rows i of (j, c), and back. What is
-// calculated with the elements is a matter of where they are read from (calculate.h).
+// Permutation of blocks of channels of one coarse pixel in registers: coarse order (c, i, j) to the fine order, r rows i of (j,
+// c), and back. The source of the elements (calculate.h) applies bias, activation or their gradients while it reads.
 #pragma once
 #include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
@@ -9,13 +9,13 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Some channels of one pixel: where they begin in `x` and in its sub-pixels, their number within the pixel, how many of them
-// another block has moved already.
+// Some channels of one pixel: their position in the coarse tensor and in the sub-pixels, the first channel, and the number of
+// leading channels that another block has already processed.
 struct Place {
     int64_t coarse, fine, c, again;
 };
 
-// N channels from x to the sub-pixels y; fine_row: elements from a row of sub-pixels to the next.
+// Permutes N channels of a coarse pixel x to the sub-pixels y. `fine_row` is the number of elements between rows of sub-pixels.
 template <int R, int N, class From, class U>
 FASTDS_HD void block_to_fine(const From& x, const Place& place, U* y, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -40,7 +40,7 @@ FASTDS_HD void block_to_fine(const From& x, const Place& place, U* y, int64_t C,
     }
 }
 
-// The way back.
+// The inverse permutation.
 template <int R, int N, class From, class U>
 FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -66,8 +66,9 @@ FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t 
     }
 }
 
-// The same where R * R vectors are more than there are registers: as many rows of sub-pixels at a time as fill a vector. Vector
-// k of such a row holds elements (c, j) from k * N on; in coarse memory those of the next rows lie behind the R of one.
+// Variant for factors with more vectors (R * R) than registers. It processes as many rows of sub-pixels at a time as fill a
+// vector. Vector k of a row holds the elements (c, j) from k * N on. In the coarse tensor, the elements of the next rows follow
+// after the R elements of one row.
 template <int R, int N>
 constexpr int kRowsOf = N > R ? N / R : 1;
 template <int R, int N>
@@ -101,7 +102,7 @@ FASTDS_HD void rows_to_fine(const From& x, const Place& place, U* y, int64_t C, 
         }
     }
 }
-// The way back, for the rows of sub-pixels from `first` on that fill a vector.
+// The inverse permutation, for the rows of sub-pixels from `first` on that fill a vector.
 template <int R, int N, class From, class U>
 FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -109,7 +110,8 @@ FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x
     V v[rows][R];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        int64_t channel = (first + i) * R * C + place.c;  // opaque; with opaque places 16-bit values took 1.1 times as long
+        // The channel is opaque, the position is not: opaque positions are slower for 16-bit values.
+        int64_t channel = (first + i) * R * C + place.c;
 #pragma GCC unroll 8
         for (int j = 0; j < R; j++, channel = opaque(channel + C)) {
             const int64_t at = place.fine + (first + i) * fine_row + j * C;
@@ -129,8 +131,8 @@ FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x
     }
 }
 
-// Calls block(place) for all channels of some pixels, N at a time. Channels after the last whole block make one with some of
-// those before them, which are moved again.
+// Calls block(place) for all channels of some pixels, N at a time. If the last block is incomplete, it starts earlier and
+// processes some channels again.
 template <int R, int N, class Block>
 FASTDS_HD void for_blocks(int64_t C, int64_t pixels, const Block& block) {
     const int64_t whole = C - C % N;
@@ -143,7 +145,8 @@ FASTDS_HD void for_blocks(int64_t C, int64_t pixels, const Block& block) {
     }
 }
 
-// Calls use(Width<N>) for the blocks of C channels. Few channels are calculated beforehand, for many pixels at a time.
+// Calls use(Width<N>) with the block size for C channels. Blocks of a quarter of a vector are used only without bias and
+// activation; otherwise few channels are computed beforehand, many pixels at a time.
 template <class U, class From, class Use>
 FASTDS_HD void with_width(int64_t C, const Use& use) {
     if (From::calculated || C >= kWhole<U>)
@@ -159,7 +162,7 @@ __attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const Fr
     with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value;
         if constexpr (R * R > 16) {
-            // Whole lines are read faster in their order; on Intel's processors those of floats are not.
+            // Vectors of whole cache lines are read faster in the order of memory, except for float on Intel processors.
             if (N * sizeof(U) <= 32 || (sizeof(U) == 4 && is_intel()))
                 return for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
                     rows_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
@@ -175,7 +178,7 @@ template <int R, class From, class U>
 __attribute__((noinline)) void blocks_to_coarse(int64_t C, bool streamed, const From& fine, int64_t fine_row, int64_t pixels,
                                                 U* coarse) {
     const From own = fine;
-    // Few rows of sub-pixels in each pass over the pixels: few streams for the processor to follow.
+    // Each pass over the pixels reads few rows of sub-pixels, because the hardware prefetcher follows only few streams.
     with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value, rows = R * R > 16 ? kRowsOf<R, N> : R;
         for (int first = 0; first < R; first += rows)

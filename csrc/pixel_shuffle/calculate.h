@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bias, activation and their gradients: for runs of elements that lie side by side, and for single vectors on their way to
-// where they belong.
+// Bias, activation and their gradients, for contiguous runs of elements and for single vectors that are permuted next.
 #pragma once
 #include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
@@ -9,8 +8,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// act(x + bias) of `count` elements, a plain copy where bias is null; what follows them in `to` is overwritten, too. One: a
-// single bias for all of them.
+// Computes act(x + bias) for `count` elements, or copies x if bias is null. Elements after the last in `to` are overwritten as
+// well. One: a single bias applies to all elements.
 template <bool One, class T>
 FASTDS_HD void calculate(const Problem<T>& problem, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
     using A = compute_t<T>;
@@ -29,7 +28,8 @@ FASTDS_HD void calculate(const Problem<T>& problem, const T* x, const compute_t<
     if (k < count) each(load_first<L>(x + k, count - k), k);
 }
 
-// Gradients of a run of sub-pixels before bias and activation; sums, where not null, take them on top of what they hold.
+// Computes the gradients of a run of sub-pixels with respect to the values before bias and activation. They are also added to
+// `sums` unless it is null.
 template <class T>
 FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, const T* y, int64_t count,
                                   compute_t<T>* sums, T* to) {
@@ -47,8 +47,8 @@ FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, co
     }
 }
 
-// The N stored values from element k on that each(k), a vector of compute values, gives; as bits, which do not go through
-// memory: a load that two stores fill waits for both.
+// Converts each(k), vectors of compute values from element k on, to N stored values and returns their bits. The values stay in
+// registers, because a load that two stores fill has to wait for both.
 template <int N, class T, class Each>
 FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;
@@ -72,9 +72,11 @@ FASTDS_HD Vec<int32_t, N> lane_numbers() {
     return numbers;
 }
 
-// What blocks of channels are read from (blocks.h). at<N>(k, o, again): N elements from k on, which belong to the channels
-// from o on of their pixel; the first `again` of them were read before. soon(k): those from k on are read next.
-// summed_apart<Count>(use): calls use(source), whose sums of Count channels are added when it is done.
+// Sources of the blocks of channels (blocks.h). at<N>(k, o, again) returns the N elements from k on, which belong to the
+// channels from o on of their pixel; the first `again` of them were read before. soon(k) announces that the elements from k on
+// are read next. summed_apart<Count>(use) calls use(source) with private sums of Count channels, which it adds to the sums
+// afterwards.
+// This source returns the elements unchanged.
 template <class U>
 struct AsTheyAre {
     static constexpr bool calculated = false;
@@ -93,7 +95,7 @@ struct AsTheyAre {
     }
 };
 
-// act(x + bias)
+// Source of act(x + bias).
 template <class T>
 struct Activated {
     static constexpr bool calculated = true;
@@ -110,7 +112,8 @@ struct Activated {
     }
 };
 
-// Gradients before bias and activation; sums take those of each channel.
+// Source of the gradients with respect to the values before bias and activation. `sums` accumulates the gradients of each
+// channel.
 template <class T>
 struct Gradients {
     static constexpr bool calculated = true;
@@ -129,12 +132,12 @@ struct Gradients {
             return grad;
         });
     }
-    // Two tensors by r rows of sub-pixels are more streams than the processor follows by itself.
+    // Two tensors with r rows of sub-pixels each are more streams than the hardware prefetcher follows.
     FASTDS_HD void soon(int64_t k) const {
         __builtin_prefetch(grad_y + k);
         __builtin_prefetch(y + k);
     }
-    // In registers: in memory they would be stored in turn with results, which wait for their lines.
+    // The private sums stay in registers. In memory they would be stored between the results, which wait for their cache lines.
     template <int Count, class Use>
     FASTDS_HD void summed_apart(const Use& use) const {
         compute_t<T> own[Count] = {};

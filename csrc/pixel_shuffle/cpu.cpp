@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parallel over rows of coarse pixels; bound by memory bandwidth. Bias, activation and gradients are calculated where whole
-// vectors are read (blocks.h, runs.h, transposed.h). Else they are calculated for some pixels at a time in the order in which
-// they lie in memory (calculate.h), into the first cache; what is there is then moved as bits (moves.h, planes.h).
+// pixel_shuffle on the CPU, parallel over rows of coarse pixels. Memory bandwidth limits its speed. Where whole vectors are
+// read (blocks.h, runs.h, transposed.h), bias, activation and gradients are computed in the same step as the permutation.
+// Otherwise they are first computed for some pixels in memory order (calculate.h) into a buffer in the L1 cache, which is then
+// permuted (moves.h, planes.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/calculate.h"
 #include "pixel_shuffle/moves.h"
@@ -11,7 +12,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Coarse pixels of a row that are calculated together: about as many elements as hide what a call of the moves costs.
+// Returns the number of coarse pixels of a row that are computed together. It is large enough that the overhead of a
+// permutation call does not matter.
 int64_t pixels_together(const PixelShuffleParams& p) {
     constexpr int64_t elements = 2048;
     const int64_t most = elements / (p.C * p.r * p.r), fitting = most > 1 ? most : 1;
@@ -19,7 +21,8 @@ int64_t pixels_together(const PixelShuffleParams& p) {
     return (p.W + parts - 1) / parts;
 }
 
-// Values by channel as the vectors of a row ask for them: a single channel's are repeated for whole vectors (runs.h).
+// Returns the number of values per channel array (bias or sums). With a single channel, the values are repeated to fill whole
+// vectors (runs.h).
 template <class T>
 int64_t channel_values(const PixelShuffleParams& p) {
     return p.C == 1 ? p.r * kWhole<bits_t<T>> : p.C * p.r * p.r;
@@ -50,7 +53,7 @@ void forward_rows(const Problem<T>& problem, const PixelShuffleForward& t, int t
     using A = compute_t<T>;
     using U = bits_t<T>;
     parallel_for(problem.p.B * problem.p.H, threads, [=](int64_t begin, int64_t end) {
-        const Problem<T> own = problem;  // in registers: what lies behind a reference is read again after every store
+        const Problem<T> own = problem;  // a local copy stays in registers; a reference would be reloaded after each store
         const PixelShuffleParams& p = own.p;
         const int64_t together = pixels_together(p), run = p.r * p.C, pixel = p.r * run;
         const ToFine<U> to_fine(p, own.streamed, together);
@@ -91,7 +94,7 @@ class Backward {
           totals_(problem.p.r * fine_row_ + kLanes<A>),
           to_coarse_(problem.p, problem.streamed, together_, moved_ ? problem.row_stride : fine_row_) {}
 
-    // Rows of coarse pixels; sums, where not null, becomes the gradient of the biases.
+    // Processes the rows [begin, end) of coarse pixels. `sums`, unless null, receives the gradient of the bias.
     void rows(int64_t begin, int64_t end, A* sums) const {
         const PixelShuffleParams& p = own_.p;
         if (sums != nullptr) __builtin_memset(totals_, 0, (p.r * fine_row_ + kLanes<A>) * sizeof(A));
@@ -121,7 +124,7 @@ class Backward {
     const Problem<T> own_;
     const PixelShuffleBackward t_;
     const int64_t together_, run_, fine_row_;
-    const bool moved_;  // alone: there is nothing to calculate
+    const bool moved_;  // only permute: there is nothing to compute
     const Buffer<T> calculated_;
     const Buffer<A> totals_;
     const ToCoarse<U> to_coarse_;
@@ -154,7 +157,7 @@ void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward
         for (int64_t piece = begin; piece < end; piece++) {
             __builtin_memset(totals, 0, values * sizeof(A));
             for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
-                // Without an activation the slope is 1: the signs may be those of any tensor.
+                // Without an activation the slope is 1, so that the signs may be those of any tensor.
                 const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = problem.fine(row);
                 const Gradients<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
@@ -196,7 +199,7 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
             for (int64_t c = 0; c < C; c++) grad_bias[c * sub_pixels + e] += partials[c];
 }
 
-// Fewer elements are moved before another thread is awake.
+// With fewer elements, the permutation finishes before another thread has started.
 constexpr int64_t kWorthAThread = 1 << 13;
 int worth(const PixelShuffleParams& p, int threads) { return elements(p) < kWorthAThread ? 1 : threads; }
 

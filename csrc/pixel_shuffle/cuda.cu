@@ -29,7 +29,8 @@ Cut cut(const PixelShuffleParams& p) {
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// Runs of whole threads, or none where tensors are not made of 16 bytes of channels.
+// Returns the work of each thread for the register kernels, or an empty value if the tensors do not consist of aligned groups
+// of 16 bytes of channels.
 template <class T>
 ShuffleRuns runs_of(const PixelShuffleParams& p, std::initializer_list<const void*> tensors) {
     const int64_t total = p.B * p.H * p.W * p.C / kShuffleRun<T>;
@@ -40,7 +41,7 @@ ShuffleRuns runs_of(const PixelShuffleParams& p, std::initializer_list<const voi
             static_cast<uint32_t>(p.C / kShuffleRun<T>)};
 }
 
-// Calls f with R = r as a constant.
+// Calls f with the factor r as a compile-time constant.
 template <class F>
 void with_r(int r, const F& f) {
     switch (r) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where channels fill 16 bytes a thread turns a coarse pixel's sub-pixels of so many channels in its registers: all it reads
-// and writes are 16 bytes side by side. Else a tile of coarse pixels and channels passes through shared memory, so that
-// global reads and writes are both in order of memory. The bias gradient is summed over pieces of rows by one kernel and
-// over the pieces by another: the same bits always.
+// CUDA kernels of pixel_shuffle. If the channels consist of groups of 16 bytes, a thread permutes one group of all sub-pixels
+// of a coarse pixel in registers, and all its reads and writes are contiguous 16 bytes. Otherwise a tile of coarse pixels and
+// channels passes through shared memory, so that global reads and writes are in memory order. One kernel sums the bias gradient
+// over parts of the rows, and another adds the parts in a fixed order, so that the result is deterministic.
 #pragma once
 #include "core/launch.h"
 #include "pixel_shuffle/math.h"
@@ -14,16 +14,17 @@ namespace {
 constexpr int kShuffleThreads = 256;
 constexpr int kShuffleTile = 2048;  // elements; 8 per thread
 
-// How the fine and coarse tensors are cut: a block has `pixels` coarse pixels and `channels` fine channels of each.
+// Partition of the tensors into tiles: a block processes `pixels` coarse pixels and `channels` fine channels of each.
 struct ShuffleTiles {
     int64_t C, W, total;  // total: B * H * W coarse pixels
     int r, pixels, channels;
 };
 
-// Every 32nd element is left out, so that lanes that read with a stride of r*r meet different banks.
+// Returns the position of an element in shared memory. One position is skipped after every 32 elements, so that lanes that read
+// with a stride of r*r access different banks.
 FASTDS_HD int shuffle_slot(int element) { return element + element / 32; }
 
-// Element of channel 0 of the sub-pixel `sub` = i*r + j of a coarse pixel.
+// Returns the position of channel 0 of the sub-pixel sub = i*r + j of a coarse pixel.
 FASTDS_HD int64_t fine_element(const ShuffleTiles& t, int64_t pixel, int sub) {
     const int64_t row = pixel / t.W, w = pixel % t.W;
     return ((row * t.r + sub / t.r) * t.W * t.r + w * t.r + sub % t.r) * t.C;
@@ -68,18 +69,19 @@ __global__ void pixel_unshuffle_kernel(const T* __restrict__ grad_y, const T* __
         grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[shuffle_slot(e)];
 }
 
-constexpr int kShuffleMostInRegisters = 4;  // r; 8 would take 256 registers
+constexpr int kShuffleMostInRegisters = 4;  // largest r; r = 8 would need 256 registers
 
-// The channels in 16 bytes of T.
+// Number of channels in 16 bytes of T.
 template <class T>
 constexpr int kShuffleRun = 16 / static_cast<int>(sizeof(T));
 
-// How threads share the tensors: each has kShuffleRun channels of one coarse pixel; `total` threads, `per_pixel` a pixel.
+// Partition of the tensors among threads. Each thread has kShuffleRun channels of one coarse pixel; there are `total` threads,
+// `per_pixel` of them for each pixel.
 struct ShuffleRuns {
     uint32_t C, W, total, per_pixel;
 };
 
-// Place of a thread: its coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
+// The work of one thread: coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
 struct ShufflePlace {
     uint32_t pixel, channel;
     int64_t fine;
@@ -155,7 +157,8 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     for (int k = 0; k < taps; k++) write_run(to + k * run, coarse + k * run);
 }
 
-// partials[piece][sub*C + c]: sum over the coarse pixels of one piece; a thread per (sub, c), a row of blocks per piece.
+// partials[piece][sub*C + c] is the sum over the coarse pixels of one part. Each thread computes one (sub, c), each row of
+// blocks one part.
 template <class T>
 __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
                                           compute_t<T>* __restrict__ partials, ShuffleTiles t,
@@ -171,7 +174,7 @@ __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T*
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);
         sum += grad;
         at += t.r * t.C;
-        if (++column == t.W) column = 0, at += aside;  // past the other fine rows of the coarse one
+        if (++column == t.W) column = 0, at += aside;  // skips the other fine rows of the coarse row
     }
     partials[piece * outputs + o] = sum;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sub-pixels of some coarse pixels of a row, and back. Blocks of channels and the runs of a single channel are permuted in
-// registers, where values may be calculated, too (calculate.h). As bits alone: factor 1 is a copy, and the elements of few
-// channels are fetched by a list of their places.
+// Permutation of some coarse pixels of a row to sub-pixels, and back. Blocks of channels and single channels are permuted in
+// registers, where a source may also compute bias and activation (calculate.h). There are two methods for bits alone: factor 1
+// is a copy, and the elements of few channels are gathered by a table of positions.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/blocks.h"
@@ -13,7 +13,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// to[k] = from[places[k]]; `from` may be read two bytes past the end.
+// to[k] = from[places[k]]. `from` may be read up to two bytes after its end.
 template <class U>
 FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to) {
     int64_t k = 0;
@@ -32,7 +32,7 @@ FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to)
 
 enum class Way { copy, registers, places };
 
-// Channels of a coarse pixel from which on it is permuted in registers, other than one.
+// Returns the smallest number of channels (other than one) that are permuted in registers.
 template <class U>
 int64_t least_channels(int r) {
     return is_transposed(r) ? kTransposed : kQuarter<U>;
@@ -62,7 +62,7 @@ FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fin
         blocks_to_coarse<R>(C, streamed, fine, fine_row, pixels, coarse);
 }
 
-// Whether bias, activation and gradients are calculated on this way: in whole vectors.
+// Returns whether bias, activation and gradients are computed during the permutation, which needs whole vectors.
 template <class U>
 bool calculated_in_registers(const PixelShuffleParams& p) {
     if (!kHasLanes<U>) return false;
@@ -70,7 +70,7 @@ bool calculated_in_registers(const PixelShuffleParams& p) {
     return p.C >= (is_transposed(p.r) ? kTransposed : kWhole<U>);
 }
 
-// Coarse pixels of a row to sub-pixels.
+// Permutes coarse pixels of a row to sub-pixels.
 template <class U>
 class ToFine {
   public:
@@ -82,7 +82,7 @@ class ToFine {
         }
     }
 
-    // Whether what lies behind the coarse pixels is read, too.
+    // Returns whether memory after the coarse pixels is read.
     bool needs_room() const { return way_ == Way::places; }
 
     void operator()(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) const {
@@ -106,7 +106,7 @@ class ToFine {
     const Buffer<int32_t> places_;
 };
 
-// The way back; fine_row: elements from a row of sub-pixels to the next.
+// The inverse permutation. `fine_row` is the number of elements between rows of sub-pixels.
 template <class U>
 class ToCoarse {
   public:
@@ -123,7 +123,7 @@ class ToCoarse {
         }
     }
 
-    // Whether what lies behind the sub-pixels is read, too.
+    // Returns whether memory after the sub-pixels is read.
     static bool needs_room(const PixelShuffleParams& p) { return way_of<U>(p) == Way::places; }
 
     void operator()(const U* fine, int64_t pixels, U* coarse) const {

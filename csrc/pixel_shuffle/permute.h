@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// In registers, from r*r vectors of consecutive coarse channels to one vector of channels per sub-pixel, and back.
+// Permutation in registers from r*r vectors of consecutive coarse channels to one vector of channels per sub-pixel, and back.
 //
-// N channels of one coarse pixel are r*r*N consecutive elements (c, i, j). Taking every r-th element twice, first by j and
-// then by i, leaves the vector of N channels of each sub-pixel. Each step is a network of two-source lane permutations.
+// N channels of one coarse pixel are r*r*N consecutive elements (c, i, j). Selecting every r-th element twice, first by j and
+// then by i, leaves the vector of N channels of each sub-pixel. Each step consists of shuffles with two source vectors.
 #pragma once
 #include "core/simd.h"
 
@@ -30,8 +30,8 @@ FASTDS_HD void with_factor(int r, const Use& use) {
     }
 }
 
-// Whether values of a type are permuted in registers. Double precision is for checking. AVX2 permutes 16-bit lanes in several
-// instructions, which are still two to four times as fast as fetching each value by itself.
+// Whether values of a type are permuted in registers. Double is used only for checks. AVX2 needs several instructions to
+// permute 16-bit lanes, but this is still faster than gathering single values.
 #if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
@@ -40,15 +40,16 @@ template <class T>
 constexpr bool kHasLanes = false;
 #endif
 
-// Elements of a whole register, and of a quarter of one.
+// Number of elements in a register, and in a quarter of one.
 template <class U>
 constexpr int kWhole = kHasLanes<U> ? kVectorBytes / static_cast<int>(sizeof(U)) : 1;
 template <class U>
 constexpr int kQuarter = kWhole<U> < 4 ? 1 : kWhole<U> / 4;
 
-// Odd factors take their lanes from two vectors at once, then from one more at a time: what step K does not take stays.
+// Odd factors: the first shuffle selects lanes from two vectors, each further one from one more vector. Step K leaves the lanes
+// that it does not select unchanged.
 //
-// Of the sequence v[0], v[1], ...: the elements J, J + R, J + 2R, ...
+// Returns the elements J, J + R, J + 2R, ... of the sequence v[0], v[1], ...
 template <int J, int K, int R, class V, int... I>
 FASTDS_HD V every(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
@@ -61,7 +62,7 @@ FASTDS_HD V every(const V (&v)[R], const V& before, LaneList<I...> lanes) {
             lanes);
     }
 }
-// v[0][0], v[1][0], ..., v[0][1], ...: vector number Part of that sequence.
+// Returns vector number Part of the sequence v[0][0], v[1][0], ..., v[0][1], ...
 template <int Part, int K, int R, class V, int... I>
 FASTDS_HD V in_turn(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
@@ -74,7 +75,7 @@ FASTDS_HD V in_turn(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     }
 }
 
-// All R of them.
+// Permutes all R vectors.
 template <int R, class V, int... J, int... I>
 FASTDS_HD void split_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
     const V results[R] = {every<J, 1>(v, v[0], lanes)...};
@@ -86,11 +87,11 @@ FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
     for (int k = 0; k < R; k++) v[k] = results[k];
 }
 
-// a, then b, in one vector of twice the lanes.
+// Concatenates a and b to a vector with twice the lanes.
 template <class V, int... I>
 FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
 #if defined(__AVX512F__)
-    // GCC 12 permutes lanes of 16 bits one by one, three instructions of an Intel processor.
+    // For 16-bit lanes, GCC 12 generates a slow general permutation.
     if constexpr (sizeof(V) == 32)
         return (decltype(__builtin_shufflevector(a, b, I...)))_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
     else
@@ -98,14 +99,14 @@ FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
         return __builtin_shufflevector(a, b, I...);
 }
 
-// Of two vectors as runs of Run elements: the runs of even (Part 0) or odd (Part 1) number, a's and b's in turn.
+// Returns the even (Part 0) or odd (Part 1) runs of Run elements of a and b, alternating between the two.
 template <int Run, int Part, class V, int... I>
 FASTDS_HD V runs_in_turn(const V& a, const V& b, LaneList<I...>) {
     constexpr int N = sizeof...(I);
     return __builtin_shufflevector(a, b, (I + Part * Run + (I / Run % 2 == 0 ? 0 : N - Run))...);
 }
 
-// P vectors of P runs of R elements each: run q of vector p changes places with run p of vector q.
+// Transposes P vectors of P runs of R elements each: run q of vector p is exchanged with run p of vector q.
 template <int P, int R, int N, int Run = R, class V>
 FASTDS_HD void transpose_runs(V (&v)[P]) {
     if constexpr (Run < P * R) {
@@ -120,17 +121,18 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
     }
 }
 
-// R vectors of R lanes are transposed; AVX2's in two thirds of the instructions, shorter ones in more.
+// Whether R vectors of R lanes are permuted by a transpose. For AVX2 this needs fewer instructions; for shorter vectors it
+// needs more.
 template <int R, int N, class V>
 constexpr bool kQuickTranspose = R == 8 && N == R && sizeof(V) == 32;
 
-// v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ... Of runs of Run
-// elements, which keep their order, with R a power of two: its runs.
+// v[0], v[1], ... is one sequence of R*N elements. Afterwards v[j] holds its elements j, j + R, j + 2R, ... With Run > 1, runs
+// of Run elements take the place of elements; R must then be a power of two.
 template <int R, int N, int Run = 1, class V>
 FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == Run || R == 1) {
-        return;  // one element or run per vector is in place already
+        return;  // one element or run per vector is already in place
     } else if constexpr (Run == 1 && kQuickTranspose<R, N, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {

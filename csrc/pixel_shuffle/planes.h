@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Planes (NCHW): a row of sub-pixels is r rows of coarse pixels, of r planes, element by element in turn.
+// pixel_shuffle for contiguous (NCHW) tensors. A row of sub-pixels interleaves the elements of r coarse rows, which come from r
+// planes.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/calculate.h"
@@ -9,7 +10,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// The first `count` elements of a vector, from memory and to it; count may be less than 0 or exceed N.
+// Loads or stores the first `count` elements of a vector. `count` may be negative or exceed N.
 template <int N, class U>
 FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
     Vec<U, N> v{};
@@ -41,8 +42,7 @@ FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
     for (int64_t k = 0; k < count; k++) to[k] = v[k];
 }
 
-// R rows of W elements, `pitch` apart, and one row in which their elements take turns; each(v, j): what becomes of a vector v
-// of row j on the way there.
+// Interleaves R rows of W elements, which are `pitch` apart, into one row. each(v, j) is applied to each vector v of row j.
 template <int R, class U, class Each>
 void weave(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
@@ -68,7 +68,7 @@ void unweave(const U* from, int64_t pitch, int64_t W, U* rows) {
     }
 }
 
-// The same for any factor.
+// Versions for any factor.
 template <class U, class Each>
 __attribute__((noinline)) void weave_rows(int r, const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     if constexpr (kHasLanes<U>)
@@ -84,7 +84,7 @@ __attribute__((noinline)) void unweave_rows(int r, const U* from, int64_t pitch,
         for (int64_t k = 0; k < W * r; k++) rows[k % r * pitch + k / r] = from[k];
 }
 
-// Short rows are woven together, as they lie in a plane, and then laid where they belong.
+// Returns the number of short rows of a plane that are interleaved together; the result is then copied row by row to its place.
 FASTDS_HD int64_t rows_together(const PixelShuffleParams& p) {
     const int64_t fitting = p.W >= 32 ? 1 : 64 / p.W;
     return fitting < p.H ? fitting : p.H;
@@ -94,7 +94,8 @@ template <class T>
 class ForwardPlanes {
     using A = compute_t<T>;
     using U = bits_t<T>;
-    static constexpr bool kStaged = sizeof(A) != sizeof(T) || !kHasLanes<T>;  // calculated, then woven
+    // Values are computed into a buffer first, then interleaved.
+    static constexpr bool kStaged = sizeof(A) != sizeof(T) || !kHasLanes<T>;
 
   public:
     ForwardPlanes(const Problem<T>& problem, const PixelShuffleForward& tensors)
@@ -105,7 +106,7 @@ class ForwardPlanes {
           calculated_(kStaged && tensors.bias != nullptr ? problem.p.r * pitch_ : 0),
           woven_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 0) {}
 
-    // The rows of coarse pixels [h, h + count), at most rows_together(), of sub-pixel row i of a channel of an image.
+    // Processes the coarse rows [h, h + count), at most rows_together(), for sub-pixel row i of one channel of an image.
     void rows(int64_t image_channel, int64_t i, int64_t h, int64_t count) const {
         const PixelShuffleParams& p = own_.p;
         const int64_t plane = p.H * p.W, run = p.r * p.W;
@@ -165,8 +166,8 @@ class BackwardPlanes {
           calculated_(together_ * problem.p.r * problem.p.W),
           totals_(lanes_) {}
 
-    // Rows [begin, end) of coarse pixels, counted through the batch, of the planes of channel c and sub-pixel row i; sums,
-    // where not null, becomes the gradient of their biases.
+    // Processes the rows [begin, end) of coarse pixels, counted over the batch, of the planes of channel c and sub-pixel row i.
+    // `sums`, unless null, receives the gradients of their biases.
     void rows(int64_t begin, int64_t end, int64_t c, int64_t i, A* sums) const {
         const PixelShuffleParams& p = own_.p;
         __builtin_memset(totals_, 0, lanes_ * sizeof(A));
@@ -187,8 +188,8 @@ class BackwardPlanes {
     }
 
   private:
-    // Gradients of `count` rows of sub-pixels before bias and activation, side by side; r vectors of a row are summed on top of
-    // each other.
+    // Returns the gradients of `count` rows of sub-pixels with respect to the values before bias and activation, as one
+    // contiguous block. For the bias, groups of r vectors are added to each other.
     const T* gradients(int64_t fine, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
         if (y == nullptr && !summed && together_ == 1) return grad_y + fine;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CPU passes share: where rows of coarse pixels and of sub-pixels lie, and how results are stored.
+// Common parts of the CPU passes of pixel_shuffle: positions of rows, and storage of results.
 #pragma once
 #include "core/simd.h"
 #include "pixel_shuffle/math.h"
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Permutations move storage values as bits.
+// Permutations move stored values as integers.
 template <class T>
 struct BitsOf {
     using type = T;
@@ -24,11 +24,11 @@ struct BitsOf<BFloat16> {
 template <class T>
 using bits_t = typename BitsOf<T>::type;
 
-// Results from this size on go past the caches, which do not read lines first that are overwritten whole. glibc's memcpy
-// does the same for copies that leave no room in the last level.
+// Results of at least this size are written with non-temporal stores, which do not read the cache lines that they overwrite.
+// memcpy of glibc does the same for copies that do not fit into the last-level cache.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
-// One register to memory; streamed where it is a whole line.
+// Stores a register. `streamed` uses a non-temporal store if the register is a whole cache line.
 template <class V, class T>
 FASTDS_HD void store_line(T* to, const V& v, bool streamed) {
 #if defined(__AVX512F__)
@@ -44,7 +44,7 @@ FASTDS_HD void store_line(T* to, const V& v, bool streamed) {
     __builtin_memcpy(to, &v, sizeof(V));
 }
 
-// Streamed stores are visible to other threads after this.
+// Makes non-temporal stores visible to other threads.
 FASTDS_HD void end_stream() {
 #if defined(__AVX512F__)
     _mm_sfence();
@@ -56,8 +56,8 @@ struct Problem {
     using A = compute_t<T>;
     PixelShuffleParams p;
     Activation<A> act;
-    int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); to (i, j + 1) there are C
-    bool streamed;       // the result is large, and its blocks of channels are whole lines
+    int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); the distance to (i, j + 1) is C
+    bool streamed;       // the result is large, and its blocks of channels are whole cache lines
 
     explicit Problem(const PixelShuffleParams& params)
         : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {
@@ -65,7 +65,7 @@ struct Problem {
         streamed = bytes >= kStreamBytes && p.C * sizeof(T) % 64 == 0;
     }
 
-    // Where a row of coarse pixels starts, and its first row of sub-pixels; row counts through the batch.
+    // Return the position of a row of coarse pixels and of its first row of sub-pixels. `row` counts over the batch.
     int64_t coarse(int64_t row) const { return row * p.W * p.C * p.r * p.r; }
     int64_t fine(int64_t row) const { return row * p.r * row_stride; }
 };

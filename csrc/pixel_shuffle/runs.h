@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A single channel: coarse pixels of R runs of R elements, which keep their order within a run. R vectors hold N / R pixels;
-// their runs are permuted in registers, vector i then holds the runs of fine row i.
+// pixel_shuffle of a single channel. A coarse pixel consists of R runs of R elements, whose order within a run does not change.
+// R vectors hold N / R pixels. Their runs are permuted in registers, so that vector i holds the runs of fine row i.
 #pragma once
 #include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
@@ -11,11 +11,12 @@ namespace {
 
 constexpr bool has_runs(int r) { return r == 2 || r == 4 || r == 8; }
 
-// Elements of such a vector; 0: there are none for this factor.
+// Elements of such a vector, or 0 if the factor has none.
 template <int R, class U>
 constexpr int kRunLanes = kHasLanes<U> && has_runs(R) ? kWhole<U> : 0;
 
-// Calls block(w, again) for pixels w, w + 1, ..., w + together - 1, the first `again` of which another block has moved.
+// Calls block(w, again) for the pixels w, w + 1, ..., w + together - 1. Another block has already processed the first `again`
+// of them.
 template <class Block>
 FASTDS_HD void for_pixels(int64_t pixels, int64_t together, const Block& block) {
     const int64_t whole = pixels - pixels % together;
@@ -23,7 +24,7 @@ FASTDS_HD void for_pixels(int64_t pixels, int64_t together, const Block& block) 
     if (whole < pixels) block(pixels - together, together - (pixels - whole));
 }
 
-// Elements are numbered by their place in the R vectors of a block, coarse or fine, where the source asks for a channel.
+// Where the source asks for a channel, the position of an element in the R vectors of a block (coarse or fine) is passed.
 template <int R, class From, class U>
 __attribute__((noinline)) void runs_to_fine(const From& coarse, int64_t pixels, U* fine, int64_t fine_row) {
     constexpr int N = kRunLanes<R, U>, together = N / R;

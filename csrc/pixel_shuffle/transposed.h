@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Factors whose r*r sub-pixels of a block of channels are more than there are registers. A coarse pixel is a matrix, a row of
-// r*r sub-pixels for each channel; squares of it are transposed to vectors of channels, and back.
+// pixel_shuffle for factors with more sub-pixels (r*r) than registers. A coarse pixel is a matrix with one row of r*r
+// sub-pixels per channel. Squares of this matrix are transposed to vectors of channels, and back.
 #pragma once
 #include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
@@ -10,10 +10,12 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr bool is_transposed(int r) { return r > 4 && r < 8; }
-constexpr int kTransposed = kLanes<float>;  // channels of a square, and its sub-pixels: at most 25, the fewest of these factors
+// Channels and sub-pixels of a square; at most 25, the number of sub-pixels of the smallest of these factors.
+constexpr int kTransposed = kLanes<float>;
 
-// Calls square(c, e, channels_again, sub_pixels_again): channels c .. c + N - 1 and sub-pixels e .. e + N - 1, of which another
-// square has moved the first ones. Together they cover C channels of r*r sub-pixels.
+// Calls square(c, e, channels_again, sub_pixels_again) for the channels c .. c + N - 1 and sub-pixels e .. e + N - 1. Other
+// squares have already processed the first channels_again and sub_pixels_again of them. Together the squares cover C channels
+// of r*r sub-pixels.
 template <class Square>
 FASTDS_HD void for_squares(int64_t C, int64_t each, const Square& square) {
     constexpr int64_t N = kTransposed;
@@ -26,7 +28,7 @@ FASTDS_HD void for_squares(int64_t C, int64_t each, const Square& square) {
     }
 }
 
-// Where the sub-pixels of a pixel begin in the fine rows.
+// Offsets of the sub-pixels of a pixel in the fine rows.
 struct SubPixels {
     int64_t at[64];
     SubPixels(int r, int64_t C, int64_t fine_row) {
