@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of bfloat16 on the processor's matrix tiles (AMX): lines of A are pixels, B are the packed weights.
+// Matrix product of conv1x1 in bfloat16 with AMX tiles. The rows of A are pixels, B holds the packed weights.
 #pragma once
 #include "conv1x1/maps.h"
 #include "core/activation.h"
@@ -9,14 +9,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Multiplications that are worth a second thread.
+// Returns the number of multiplications from which on several threads are used.
 inline int64_t worth_threads(bool tiles) { return tiles ? 16 * kShared : kShared; }
 
 #if defined(__AVX512BF16__)
 constexpr int64_t kBlock = 2 * kTileColumns;  // pixels and columns of a block of sums
-constexpr int64_t kNearChannels = 512;        // of a block of pixels that stays in the first cache
+constexpr int64_t kNearChannels = 512;        // channels of a block of pixels that stays in the L1 cache
 
-// Pixels as lines of whole tiles, `row` numbers apart: zeros behind the last channel.
+// Copies pixels to rows of whole tiles, which are `row` elements apart, with zeros after the last channel.
 inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row) {
     const uint16_t* from = pixel_at<uint16_t>(map, b, first);
     uint16_t* lines = reinterpret_cast<uint16_t*>(to);
@@ -33,13 +33,13 @@ inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
     }
 }
 
-// One block: Rows x Columns tiles (1 or 2 each) from a pixel of the panels on, rows of Columns vectors; bias: of its columns.
-// after(): after each step.
+// Computes one block of Rows x Columns tiles (1 or 2 in each direction) from one pixel of the panels on, as rows of Columns
+// vectors. `bias` is that of its columns. after() is called after each step.
 template <int Rows, int Columns, class Panel, class After>
 FASTDS_HD void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums,
                          const After& after) {
     using Sums = TileSums<Rows, Columns>;
-    Sums::begin(bias, 0, false);  // every line is the bias
+    Sums::begin(bias, 0, false);  // each row starts with the bias
     for (int s = 0; s < count; s++) {
         const Panel& p = panels[s];
         const BFloat16 *a = p.a + pixel * p.row, *b = p.b + column * p.steps * 2;
@@ -53,17 +53,18 @@ FASTDS_HD void tile_sums(const Panel* panels, int count, const float* bias, int6
     Sums::end(sums, Columns * kTileColumns);
 }
 
-// Stores the sums of a block while the next one is summed: that takes no time of its own then.
+// Stores the sums of one block while the next block is computed, so that the stores overlap with the products.
 class Stores {
 public:
-    // steps: of a block.
+    // `steps` is the number of steps of a block.
     Stores(const Conv1x1& call, int64_t steps)
         : residual_(static_cast<const BFloat16*>(call.residual)), y_(static_cast<BFloat16*>(call.y)), row_(call.outputs),
           each_(parts_of(kBlock, steps)), act_(call.act), slope_(call.negative_slope) {}
 
-    // The block that is summed next goes to number `at` of y and the pixels behind it.
+    // Sets the position in y of the block that is computed next.
     FASTDS_HD void announce(int64_t at) { next_ = at; }
-    // It is summed: `lines` of them, Vectors vectors each, of which `count` numbers are outputs.
+    // Passes the sums of the block that was computed: `lines` rows of Vectors vectors each, of which `count` elements are
+    // outputs.
     template <int Vectors>
     FASTDS_HD void take(const float* sums, int64_t lines, int64_t count) {
         sums_ = sums, at_ = next_, line_ = 0, lines_ = lines, vectors_ = Vectors;
@@ -107,8 +108,8 @@ private:
     __mmask32 lanes_ = 0;
 };
 
-// Some pixels, which are those of y from pixel `first` on. The last that are no whole tile are taken with some before them once
-// more.
+// Computes some pixels, which are the pixels of y from `first` on. If the last pixels are no complete tile, some pixels before
+// them are computed again.
 template <class Panel>
 void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bias, int64_t first, int64_t pixels) {
     int64_t steps = 0;
@@ -116,7 +117,7 @@ void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bi
     const int64_t group = 2 * steps > kNearChannels ? pixels : kBlock;
     alignas(64) float sums[2][kBlock * kBlock + 16];
     int64_t from = 0, block = 0;
-    const bool hides = steps > kTileDepth;  // two products of a block, or one, hide nothing
+    const bool hides = steps > kTileDepth;  // blocks of one or two products are too short to overlap with stores
     Stores stores(call, 2 * steps / kTileDepth);
     const auto multiply_block = [&](auto width, int64_t column) {
         constexpr int NV = decltype(width)::value;

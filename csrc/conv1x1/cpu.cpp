@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pixels are the rows of a product, outputs its columns. Maps of float32 whose channels lie side by side, or are few, are read
-// where they are; others are brought to that order, a chunk of pixels at a time, in a thread's own memory.
+// conv1x1 on the CPU as a matrix product, whose rows are pixels and whose columns are outputs. float32 inputs whose channels
+// are contiguous or few are read in place. Other inputs are copied to that layout, one chunk of pixels at a time, in memory of
+// the thread.
 #include "conv1x1/amx.h"
 #include "conv1x1/few_outputs.h"
 
@@ -8,13 +9,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kFewPlanes = 128;         // of pixels side by side, which are read where they are
-constexpr int64_t kLargePlane = 16 << 10;   // pixels
-constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs
-constexpr int64_t kLeastChannels = 8;       // which a matrix tile, of 32, does not pay for
-constexpr int64_t kFarChannels = 512;       // from pixel to pixel: they share sets of the first cache
+constexpr int64_t kFewPlanes = 128;         // maximum number of channels of contiguous pixels that are read in place
+constexpr int64_t kLargePlane = 16 << 10;   // in pixels
+constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs alone
+constexpr int64_t kLeastChannels = 8;       // channels for which AMX tiles (depth 32) are not worthwhile
+constexpr int64_t kFarChannels = 512;       // distance of pixels from which on they share sets of the L1 cache
 
-// A chunk of a source: rows of `steps` steps from a on, `step` numbers apart, and the packed weights.
+// A chunk of a source (rows of `steps` steps from a on, `row` elements apart, with steps `step` elements apart) and its packed
+// weights b.
 template <class Step>
 struct Panel {
     const typename Step::Stored *a, *b;
@@ -26,31 +28,31 @@ inline int64_t most_channels(const Conv1x1& call) {
     return one > other ? one : other;
 }
 
-// Whether planes of floats are read where they are. A read waits for a write just before it at the same place of a 4 KB page:
-// planes begin near one place of a page, or they are few or small.
+// Returns whether planes of floats are read in place. A read must wait for a recent write whose address has the same lowest 12
+// bits. This is avoided if all planes start near one position of a 4 KB page, or if they are few or small.
 inline bool read_as_planes(const Conv1x1Map& map) {
     constexpr int64_t page = 4096 / sizeof(float);
     const int64_t off = map.c % page, apart = least(off, page - off);
     return map.channels <= kFewPlanes && (map.channels <= kL || map.c < kLargePlane || apart * map.channels <= page);
 }
 
-// Where the numbers of a call lie.
+// Layout of the memory of a call.
 template <class T>
 struct Layout {
     using Step = typename StepOf<T>::type;
     using S = typename Step::Stored;
 
     Blocking blocking;               // of the weights
-    int64_t most;                    // pixels that a thread takes at once
-    int64_t chunk, chunks, threads;  // pixels; of an image
-    bool direct[2];                  // whether a source is read where it is
-    int64_t row[2];                  // of a source that is not
-    int64_t depth;                   // numbers that a product of matrix tiles sums
+    int64_t most;                    // pixels that a thread processes at once
+    int64_t chunk, chunks, threads;  // chunk: pixels; chunks: of an image
+    bool direct[2];                  // whether a source is read in place
+    int64_t row[2];                  // distance between rows of a copied source
+    int64_t depth;                   // depth of an AMX product in elements
 
     explicit Layout(const Conv1x1& call) {
         int64_t channels = 0;
         for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
-        // Tiles are chosen by the channels alone: bits do not depend on the number of pixels.
+        // AMX depends only on the channels, so that results do not depend on the number of pixels.
         const bool tiles = Step::terms > 1 && call.tiles && channels > kLeastChannels;
         blocking = {tiles};
         most = tiles ? 128 : 48;
@@ -61,7 +63,7 @@ struct Layout {
             const bool whole = map.channels % (tiles ? depth : Step::terms) == 0;
             const bool readable = planes ? Step::terms == 1 && read_as_planes(map) : whole;
             direct[s] = sizeof(T) == sizeof(S) && readable;
-            if (planes && !tiles && !direct[s]) most = 192;  // streams of so many numbers
+            if (planes && !tiles && !direct[s]) most = 192;  // longer chunks for sequential access to planes
             row[s] = round_up(map.channels + 1, kL);
             if (tiles) {
                 direct[s] = direct[s] && map.p < kFarChannels && call.pixels >= kTileRows;
@@ -76,7 +78,7 @@ struct Layout {
 
     int64_t padded(int64_t channels) const { return round_up(channels, blocking.whole<Step>()); }
 
-    // Weights and bias, which all threads read; rows: of weights that are converted.
+    // Packed weights and bias, which all threads read. `rows` holds weights that must be converted before packing.
     struct Shared {
         S *packed[2], *rows;
         float* bias;
@@ -90,7 +92,7 @@ struct Layout {
         return parts;
     }
 
-    // A thread's own.
+    // Memory of one thread.
     struct Own {
         S* staged[2];
         uint16_t* work;
@@ -115,7 +117,7 @@ struct Layout {
     }
 };
 
-// Rows of weights, one an output, as numbers of S: zeros behind the last channel, to whole steps.
+// Converts rows of weights, one per output, to S, with zeros after the last channel up to whole steps.
 template <class S, class W>
 const S* rows_of(const W* weight, int64_t stride, int64_t channels, Range outputs, int64_t row, S* to) {
     const auto rest = [](int64_t count) { return static_cast<int>(count < 0 ? 0 : least(kL, count)); };
@@ -125,7 +127,7 @@ const S* rows_of(const W* weight, int64_t stride, int64_t channels, Range output
     return to;
 }
 
-// As the columns of the product: of 4-byte numbers, each a step.
+// Packs the weights as columns of the product: a transpose of 4-byte elements, each of which is one step.
 template <class T, class W>
 void pack_weights(const Conv1x1& call, const Layout<T>& at, const typename Layout<T>::Shared& shared) {
     using Step = typename Layout<T>::Step;
@@ -161,7 +163,8 @@ void pack_bias(const Conv1x1& call, float* to) {
     for (int64_t o = 0; o < round_up(call.outputs, kL); o++) to[o] = bias != nullptr && o < call.outputs ? load(bias[o]) : 0.f;
 }
 
-// Sums of MR rows from row i of the panels on and of a block of columns, to rows that are `row` numbers apart.
+// Computes the sums of MR rows of the panels, from row i on, and of one block of columns. The results are in rows `row`
+// elements apart.
 template <class Step, int MR, int NV, class T>
 __attribute__((noinline)) void sums(const Panel<Step>* panels, int count, const float* bias, int64_t i, int64_t column, T* to,
                                     int64_t row) {
@@ -178,8 +181,8 @@ __attribute__((noinline)) void sums(const Panel<Step>* panels, int count, const 
     store_tile<T, MR, NV>(to, acc, row);
 }
 
-// Rows of `vectors` vectors of sums into y, from number `at` of its first row on. Whole vectors may be written up to number
-// `end`: what stands behind a row is written over by the next.
+// Writes rows of `vectors` vectors of sums to y, from position `at` on, after adding the residual and applying the activation.
+// Whole vectors may be written up to position `end`, because the next row overwrites the elements after a row.
 template <class T>
 void finish(const Conv1x1& call, const float* from, int64_t rows, int64_t vectors, int64_t at, int64_t column, int64_t end) {
     T* const y = static_cast<T*>(call.y);
@@ -195,7 +198,7 @@ void finish(const Conv1x1& call, const float* from, int64_t rows, int64_t vector
         }
 }
 
-// Pixels of an image. The last rows of a chunk that are no whole tile are taken with some before them once more.
+// Computes pixels of an image. If the last rows of a chunk are no complete tile, some rows before them are computed again.
 template <class T>
 void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::Step>* panels, const float* bias, int64_t first,
                int64_t count) {
@@ -204,7 +207,7 @@ void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::
     if constexpr (Step::terms > 1)
         if (tiles) return multiply_on_tiles(call, panels, bias, first, count);
 #endif
-    // Behind a row of one block stands the next row alone.
+    // With a single block of columns, only the next row follows a row in y.
     const int64_t end = column_blocks<float>(call.outputs).blocks == 1 ? (first + count) * call.outputs : 0;
     const bool plain = call.act == act_none && call.residual == nullptr;
     for_column_blocks<float>(call.outputs, [&](auto width, int64_t column) {
@@ -227,7 +230,7 @@ void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::
     });
 }
 
-// Some pixels of source s in image b, where they are or brought to order.
+// Returns some pixels of source s in image b, in place or copied.
 template <class T>
 Panel<typename Layout<T>::Step> panel_of(const Conv1x1& call, const Layout<T>& at, int s, int64_t b, Range pixels,
                                          const typename Layout<T>::S* packed, const typename Layout<T>::Own& own) {

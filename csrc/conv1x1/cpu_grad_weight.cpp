@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gradient of the weight: a product summed over the pixels, a chunk of them at a time. Its columns fill vectors, so that
-// they are the channels of the side whose number leaves fewer lanes empty. On matrix tiles rows have pixels side by side, and
-// columns channels: they are the sides that lie so, where the two lie differently.
+// Weight gradient of conv1x1: a product summed over the pixels, one chunk of pixels at a time. The columns, which fill vectors,
+// are the channels of the gradient or of the source, whichever leaves fewer lanes unused. With AMX tiles, rows need contiguous
+// pixels and columns contiguous channels. If source and gradient have different layouts, this determines which of them gives
+// the rows.
 #include "conv1x1/amx.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kSummedPixels = 128;  // added up in registers
-constexpr int64_t kTilePixels = 256;    // the same of matrix tiles
-constexpr int64_t kLanePixels = 512;    // at least, of sums that are made apart; the numbers depend on it and kMostLanes
+constexpr int64_t kSummedPixels = 128;  // pixels that are summed in registers
+constexpr int64_t kTilePixels = 256;    // pixels that are summed in AMX tiles
+// Minimum number of pixels per private accumulator; this constant and kMostLanes determine the order of the sums.
+constexpr int64_t kLanePixels = 512;
 constexpr int64_t kMostLanes = 16;
-constexpr int64_t kTaskRows = 24;       // a multiple of the rows of tiles; of matrix tiles two
+constexpr int64_t kTaskRows = 24;       // a multiple of the tile rows; with AMX two tiles
 
-// A chunk of pixels as the sum over them reads it: number (pixel, channel) at data + pixel * of_pixel + channel * of_channel,
-// where a pixel is a step.
+// A chunk of pixels as an operand of the sum: element (pixel, channel) is at data + pixel * of_pixel + channel * of_channel. A
+// pixel is one step.
 template <class S>
 struct Chunk {
     const S* data;
@@ -23,7 +25,7 @@ struct Chunk {
 };
 
 #if defined(__AVX512BF16__)
-// Pairs of pixels: the two numbers of a channel side by side. work: as of beside.
+// Copies pairs of pixels with the two values of a channel next to each other. `work` is that of beside().
 inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row,
                                    uint16_t* work) {
     auto [from, pixel] = beside<uint16_t>(map, b, first, count, work);
@@ -40,14 +42,14 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
 }
 #endif
 
-// Where the numbers of a call lie: sums[row][column], rows of whole vectors.
+// Layout of the memory of a call: sums[row][column], with rows of whole vectors.
 struct GradLayout {
     const bool tiles;
-    const int64_t most, task_rows;  // pixels added up in registers; a task takes so many rows, or multiples of them
-    const bool turned;              // rows are channels of the source
+    const int64_t most, task_rows;  // pixels summed in registers; a task computes multiples of task_rows rows
+    const bool turned;              // the rows are channels of the source
     const Conv1x1Map &rows, &columns;
-    const int64_t chunks, lanes, parts;   // of an image; of the pixels; of the rows
-    const int64_t rows_row, columns_row;  // numbers from row to row of staged chunks, with room for pairs
+    const int64_t chunks, lanes, parts;   // chunks of an image; private accumulators for ranges of pixels; parts of the rows
+    const int64_t rows_row, columns_row;  // distances between rows of copied chunks in elements, with room for pairs
 
     explicit GradLayout(const Conv1x1GradWeight& call)
         : tiles(call.tiles && call.dtype == bf16), most(tiles ? kTilePixels : kSummedPixels),
@@ -64,13 +66,13 @@ struct GradLayout {
     static int64_t lanes_taken(const Conv1x1Map& rows, const Conv1x1Map& columns) {
         return rows.channels * round_up(columns.channels, kL);
     }
-    int64_t sums() const { return round_up(rows.channels, tiles ? kTileRows : 1) * columns_row; }  // of a lane
+    int64_t sums() const { return round_up(rows.channels, tiles ? kTileRows : 1) * columns_row; }  // elements of one accumulator
     Range rows_of(int64_t part) const {
         const Range blocks = part_of(parts_of(rows.channels, task_rows), parts, part);
         return {blocks.begin * task_rows, least(blocks.end * task_rows, rows.channels)};
     }
 
-    // A thread's own chunk.
+    // Memory of one thread for a chunk.
     struct Own {
         float *rows, *columns;
         uint16_t* work;
@@ -86,7 +88,7 @@ struct GradLayout {
     }
 };
 
-// direct: read where it is, of float32.
+// direct: a float32 input is read in place.
 template <class T, class S>
 Chunk<S> chunk_of(const Conv1x1Map& map, bool direct, int64_t b, int64_t first, int64_t count, float* to, int64_t row,
                   uint16_t* work) {
@@ -116,11 +118,11 @@ __attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& co
 }
 
 #if defined(__AVX512BF16__)
-// An odd number of cache lines from channel to channel of staged rows.
+// Distance between channels of copied rows: an odd number of cache lines.
 constexpr int64_t kPixelRow = kTilePixels + kTileDepth;
 
-// A chunk of pixels with those of a channel side by side: number (channel, pixel) at to + channel * kPixelRow + pixel; zeros behind
-// the last, to whole tiles.
+// Copies a chunk of pixels so that the pixels of a channel are contiguous: element (channel, pixel) is at to + channel *
+// kPixelRow + pixel. Zeros follow the last pixel up to whole tiles.
 inline void stage_lines(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to) {
     const uint16_t* from = pixel_at<uint16_t>(map, b, first);
     uint16_t* lines = reinterpret_cast<uint16_t*>(to);
@@ -141,7 +143,7 @@ inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat
         }
 }
 
-// Some rows of the sums of a lane, as add_rows.
+// Like add_rows, with AMX tiles.
 inline void add_rows_on_tiles(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, const Conv1x1Map& map,
                               const GradLayout::Own& own, float* sums) {
     BFloat16 *lines = reinterpret_cast<BFloat16*>(own.rows), *pairs = reinterpret_cast<BFloat16*>(own.columns);
@@ -165,7 +167,7 @@ Conv1x1Map some_channels(Conv1x1Map map, Range channels) {
     return map;
 }
 
-// Some rows of the sums of a lane: the pixels of `chunks`.
+// Computes some rows of one accumulator from the pixels of `chunks`.
 template <class T>
 void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, Range of_sums, char* workspace, float* sums) {
     using Step = typename StepOf<T>::type;
@@ -185,7 +187,7 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
         const int64_t b = chunk / at.chunks;
         const Range pixels = part_of(call.pixels, at.chunks, chunk % at.chunks);
         const int64_t first = pixels.begin, length = pixels.end - first, steps = parts_of(length, Step::terms);
-        // What is behind a pixel goes to sums that nobody reads. Behind the last pixel of an image is none.
+        // Elements after a pixel are added to sums that are not used. After the last pixel of an image there are none to read.
         const bool readable = at.columns.c == 1 && (at.columns.channels % kL == 0 || pixels.end < call.pixels);
         const auto rows = chunk_of<T, S>(map, floats, b, first, length, own.rows, at.rows_row, own.work);
         const auto columns = chunk_of<T, S>(at.columns, floats && readable, b, first, length, own.columns, at.columns_row, own.work);
@@ -200,7 +202,7 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
     }
 }
 
-// Adds up the lanes of sums; the row is then of numbers of W.
+// Adds up the accumulators of one row, which afterwards holds values of type W.
 template <class W>
 void add_up(const GradLayout& at, float* row) {
     for (int64_t c = 0; c < at.columns_row; c += kL) {

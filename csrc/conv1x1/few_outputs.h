@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with few outputs, which as columns would leave most lanes of a vector empty. Lanes are channels where those lie side
-// by side, else pixels.
+// Matrix products with few outputs, which would leave most lanes of a vector unused as columns. The lanes are channels if these
+// are contiguous, otherwise pixels.
 #pragma once
 #include "conv1x1/maps.h"
 #include "core/activation.h"
@@ -11,13 +11,14 @@ namespace {
 
 constexpr int64_t kFewOutputs = 4;
 
-// Whether neighbours in the memory of all sources are channels, or pixels.
+// Return whether the channels, or the pixels, of all sources are contiguous.
 inline bool channels_beside(const Conv1x1& call) { return call.source[0].c == 1 && (call.sources == 1 || call.source[1].c == 1); }
 inline bool pixels_beside(const Conv1x1& call) {
     return call.pixels > 1 && call.source[0].p == 1 && (call.sources == 1 || call.source[1].p == 1);
 }
 
-// terms: that the product of csrc/core/gemm.h sums in one step; sums over lanes pay where there is more to sum.
+// Returns whether the kernels of this file are used. `terms` is the number of terms that one step of core/gemm.h sums. Sums
+// over lanes are faster only if there are more channels per output.
 inline bool has_few_outputs(const Conv1x1& call, int terms) {
     int64_t channels = 0;
     for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
@@ -25,7 +26,8 @@ inline bool has_few_outputs(const Conv1x1& call, int terms) {
     return call.outputs <= kFewOutputs && (many || pixels_beside(call));
 }
 
-// A source from a pixel on. weights: rows of floats, one an output, `row` numbers apart, zeros behind the last.
+// A source from one pixel on. `weights` holds rows of floats, one per output, `row` elements apart, with zeros after the last
+// channel.
 template <class T>
 struct FewSource {
     const T* from;
@@ -34,8 +36,8 @@ struct FewSource {
     int64_t row;
 };
 
-// sums[i * O + o] = bias[o] + sum over the channels, which lie side by side, of pixel i. As many pixels at once as make a vector
-// of sums; `sums` has room for one more.
+// sums[i * O + o] = bias[o] + sum over the contiguous channels of pixel i. It processes as many pixels at once as fill a vector
+// of sums. `sums` needs room for one more vector.
 template <int O, class T>
 void sums_over_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     constexpr int P = kL / O;
@@ -67,7 +69,7 @@ void sums_over_lanes(const FewSource<T>* sources, int count, const float* bias, 
     }
 }
 
-// The same of N vectors of pixels, which lie side by side; the first `pixels` of them exist.
+// The same sums for N vectors of contiguous pixels, of which the first `pixels` exist.
 template <int O, int N, class T>
 void sums_in_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     V acc[O][N];
@@ -118,7 +120,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kPixels = 512;  // of a task
+    static constexpr int64_t kPixels = 512;  // pixels of a task
     static constexpr int kVectors = kL == 16 ? 4 : 2;
 
     const Conv1x1& call_;
@@ -150,7 +152,7 @@ private:
         });
     }
 
-    // Pixels of image b.
+    // Computes a range of pixels of image b.
     template <int O>
     void run_pixels(int64_t b, Range pixels) const {
         alignas(64) float sums[(kPixels + kVectors * kL) * O];
@@ -167,7 +169,7 @@ private:
         finish(sums, (b * call_.pixels + pixels.begin) * O, count * O);
     }
 
-    // The next of `left` pixels, to which the sources are moved on. Returns how many.
+    // Computes the next of `left` pixels, advances the sources and returns the number of computed pixels.
     template <int O>
     int64_t some_in_lanes(FewSource<T>* sources, int64_t left, float* sums) const {
         const int64_t many = kVectors * kL, count = left >= many ? many : least(left, kL);
@@ -179,7 +181,7 @@ private:
         return count;
     }
 
-    // y, from number `at` on.
+    // Writes y from position `at` on, after adding the residual and applying the activation.
     void finish(const float* sums, int64_t at, int64_t count) const {
         T* const y = static_cast<T*>(call_.y);
         const T* const residual = static_cast<const T*>(call_.residual);

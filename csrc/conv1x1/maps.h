@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Maps as the rows of a product: where they are, or brought to that order in a thread's own memory.
+// Access to feature maps as rows of a matrix product, in place or copied to memory of the thread.
 #pragma once
 #include <type_traits>
 
@@ -13,9 +13,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kShared = 64 << 10;  // multiplications: fewer are not worth a second thread
+constexpr int64_t kShared = 64 << 10;  // multiplications; smaller products run on one thread
 
-// How maps of T are multiplied.
+// Multiply-add operation for inputs of type T.
 template <class T>
 struct StepOf {
     using type = FmaStep<float>;
@@ -27,7 +27,7 @@ struct StepOf<BFloat16> {
 };
 #endif
 
-// The call with all images as one where in both maps their pixels follow each other without a gap.
+// Merges all images into one if the pixels of both feature maps are contiguous across images.
 template <class Call>
 Call joined(Call call, const Conv1x1Map& one, const Conv1x1Map& other) {
     if (one.b == call.pixels * one.p && other.b == call.pixels * other.p) {
@@ -37,7 +37,7 @@ Call joined(Call call, const Conv1x1Map& one, const Conv1x1Map& other) {
     return call;
 }
 
-// Parts of a workspace, one after the other, each on a cache line of its own.
+// Allocates parts of a workspace one after the other, each on its own cache lines.
 struct Workspace {
     char* next;
 
@@ -47,7 +47,7 @@ struct Workspace {
         next += round_up(count * static_cast<int64_t>(sizeof(S)), 64);
         return part;
     }
-    int64_t bytes() const { return next - static_cast<char*>(nullptr); }  // of one that begins at null
+    int64_t bytes() const { return next - static_cast<char*>(nullptr); }  // valid if the workspace started at null
 };
 
 template <class T>
@@ -55,15 +55,15 @@ const T* pixel_at(const Conv1x1Map& map, int64_t b, int64_t first) {
     return static_cast<const T*>(map.data) + b * map.b + first * map.p;
 }
 
-// Pixels whose channels lie side by side, `pixel` numbers apart.
+// Pixels whose channels are contiguous; consecutive pixels are `pixel` elements apart.
 template <class T>
 struct Pixels {
     const T* from;
     int64_t pixel;
 };
 
-// `count` pixels of a map of 16-bit numbers from a pixel of image b on, where they are or turned into `work`, which has a number
-// for every channel of every pixel.
+// Returns `count` pixels of 16-bit elements of image b with contiguous channels: in place, or transposed to `work`, which has
+// room for all channels of all pixels.
 template <class T>
 Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, uint16_t* work) {
     const T* from = pixel_at<T>(map, b, first);
@@ -72,8 +72,8 @@ Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count,
     return {reinterpret_cast<const T*>(work), map.channels};
 }
 
-// The same of a map of T as rows of S; work: as of beside. Of 16 bits, which a step has two of, rows have room for a zero behind
-// the last channel.
+// Copies pixels of type T to rows of S. `work` is that of beside(). For 16-bit S, whose steps take two elements, each row has
+// room for a zero after the last channel.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
     using Bits = std::conditional_t<sizeof(S) == sizeof(float), uint32_t, uint16_t>;
@@ -91,7 +91,7 @@ void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to
                 store_vec<kL>(to + c, load_some(from + c, static_cast<int>(least(kL, map.channels - c))));
         } else {
             const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-            for (int64_t c = 0; c < map.channels; c += kTurn)  // zeros behind the last
+            for (int64_t c = 0; c < map.channels; c += kTurn)  // sets the lanes after the last channel to zero
                 store_vec<kTurn>(reinterpret_cast<uint16_t*>(to) + c, load_row(bits + c, least(kTurn, map.channels - c)));
         }
     }

@@ -10,7 +10,7 @@ namespace fastds {
 
 namespace conv_cells_bind {
 
-// Inputs and outputs of the formula, and how many of the inputs the convolution gives.
+// Number of inputs and outputs of a formula, and number of inputs that the convolution computes.
 struct Shape {
     int operands, gates;
 };
@@ -29,7 +29,7 @@ inline Shape shape_of(int formula) {
 
 using Maps = std::vector<TensorArgs>;
 
-// pre: none, or where the pre-activations are kept.
+// `pre` is empty, or the tensor that stores the pre-activations.
 inline ConvGates to_cell(int formula, double option, double slope, const GeometryArgs& geometry, const Maps& sources,
                          const Maps& residual, const Maps& operands, const Maps& pre) {
     const Shape shape = shape_of(formula);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What core/launch.h defines, for the emulator.
+// Definitions of core/launch.h for the emulator.
 #pragma once
 #include "emu/cuda.h"
 
@@ -18,7 +18,7 @@ int compiled_for(Kernel) {
     return 80;
 }
 
-inline int multiprocessors(int) { return 2; }  // so few that a block which stays for several tiles does so in a test
+inline int multiprocessors(int) { return 2; }  // so few that tests cover blocks that process several tiles
 inline int most_shared_bytes(int) { return 227 << 10; }
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace fastds {
 
 namespace gates_bind {
 
-// (address, elements from row to row, dtype) of each operand.
+// (address, distance between rows in elements, dtype) of each operand.
 using Operands = std::vector<std::tuple<intptr_t, int64_t, int>>;
 
 inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope) {

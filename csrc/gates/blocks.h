@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parallel over blocks of elements that stay in L1. A block of each operand becomes one dense run of the compute type there
-// (rows of 24 channels leave no half-empty vectors, and a formula is compiled once for all storage types); operands that are
-// dense already are used in place, and so are rows of whole half vectors, two rows at a time. Of all this only two loops know
-// the formula.
+// CPU driver of the pointwise formulas, parallel over blocks of elements that stay in the L1 cache. A block of each operand is
+// copied to a contiguous buffer of the compute type, so that rows of 24 channels leave no half-empty vectors and each formula
+// is compiled once for all storage types. Contiguous operands of the compute type are used in place, and so are rows whose
+// length is a multiple of half a vector, two rows at a time. Only the two loops of struct Loops depend on the formula.
 #pragma once
 #include "core/lanes.h"
 #include "core/parallel.h"
@@ -12,16 +12,16 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kBlock = 192;       // elements of an operand in L1, beside those they are copied from
-constexpr int64_t kLongestRow = 384;  // that is used in place
+constexpr int64_t kBlock = 192;       // elements of an operand in a block
+constexpr int64_t kLongestRow = 384;  // longest row that is used in place
 
 // The part of all operands that one block covers: rows x columns elements.
 struct Piece {
     int64_t row, rows, column, columns;
 };
 
-// Rows into a dense run and back. Where masks are quick the last vector of a row reaches into the place of the next,
-// which is written after it; behind the last row the run has room for it.
+// Copy rows to a contiguous buffer and back. If masked loads are fast, the last vector of a row may write into the next row,
+// which is written afterwards. The buffer has room for it after the last row.
 template <class T, class A>
 inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
@@ -51,7 +51,7 @@ inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
     }
 }
 
-// Runs f with the address of the piece in its storage type, one that has A as its compute type.
+// Calls f with the address of the piece in the storage type of the operand, which has A as its compute type.
 template <class A, class F>
 inline void with_storage(const GateOperand& operand, const Piece& piece, const F& f) {
     const int64_t first = piece.row * operand.row + piece.column;
@@ -66,7 +66,7 @@ inline void with_storage(const GateOperand& operand, const Piece& piece, const F
     }
 }
 
-// Two runs of N / 2 elements as one vector. Through memory, as GCC does it by itself, it would wait for the stores.
+// Combines two runs of N / 2 elements into one vector. The generic code goes through memory and has to wait for the stores.
 template <class A, int N>
 FASTDS_HD Vec<A, N> joined(const A* first, const A* second) {
     const Vec<A, N / 2> parts[2] = {load_vec<N / 2>(first), load_vec<N / 2>(second)};
@@ -87,10 +87,12 @@ FASTDS_HD Vec<A, N> joined(const A* first, const A* second) {
 template <class A>
 struct Loops {
     int inputs, outputs;
-    // n elements of dense operands, whole vectors. No call in it: the constants of the formula stay in registers.
+    // Processes n elements of contiguous operands, in whole vectors. It contains no function call, so that the constants of the
+    // formula stay in registers.
     void (*dense)(A* const* operands, int64_t n, const GateOptions<A>& options);
-    // Pairs of rows of `run` elements, each pair one sequence of vectors: half a vector may end one row and begin the other.
-    // rows: where the operands' first rows lie, moved behind the last; steps: elements to the next row.
+    // Processes pairs of rows of `run` elements. Each pair is one sequence of vectors, so that a vector may contain the end of
+    // one row and the start of the other. `rows` holds the addresses of the operands' first rows and is advanced beyond the
+    // last row. `steps` holds the distances between rows.
     void (*pairs)(A** rows, const int64_t* steps, int64_t run, int64_t pairs, const GateOptions<A>& options);
 };
 
@@ -108,7 +110,7 @@ void dense_loop(A* const* operands, int64_t n, const GateOptions<A>& options) {
     }
 }
 
-// Several streams of short rows are more than the hardware sees coming: 1.6 ms become 1.2 (lstm_gates, 68 MB).
+// Prefetches a row ahead, because the hardware does not prefetch several streams of short rows.
 template <class A>
 FASTDS_HD void fetch(const A* row, int64_t run) {
     for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
@@ -165,12 +167,13 @@ struct Blocks {
 
     static constexpr int own_type = sizeof(A) == 8 ? f64 : f32;
 
-    // Dense operands of the compute type are used where they lie; so is one row of them.
+    // Returns whether an operand is used in place: contiguous, or a single row, of the compute type.
     bool in_place(const GateOperand& operand, const Piece& piece) const {
         return operand.data && operand.dtype == own_type && (piece.rows == 1 || operand.row == p.run);
     }
 
-    // Whether rows may be read and written where they lie: whole rows of half vectors, all of the compute type.
+    // Returns whether rows are read and written in place: all operands have the compute type and row lengths that are a
+    // multiple of half a vector.
     bool by_rows() const {
         constexpr int half = kLanes<A> / 2;
         bool fits = loops.pairs != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;
@@ -178,7 +181,7 @@ struct Blocks {
         return fits;
     }
 
-    // The next piece, results as well: they are written after all has been calculated.
+    // Prefetches the next piece, including the results, which are written after the whole block is computed.
     void fetch(const Piece& piece) const {
         for (int k = 0; k < operands; k++) {
             if (!p.operands[k].data || in_place(p.operands[k], piece)) continue;
@@ -191,13 +194,13 @@ struct Blocks {
         }
     }
 
-    // n elements of dense operands; the end of a run that is no multiple of a vector is calculated in copies.
+    // Processes n elements of contiguous operands. Elements after the last whole vector are computed in copies.
     void run_dense(A* const* at, int64_t n) const {
         constexpr int lanes = kLanes<A>;
         const int64_t whole = n / lanes * lanes, rest = n - whole;
         if (whole > 0) loops.dense(at, whole, options);
         if (rest == 0) return;
-        alignas(64) A last[kGateOperands][lanes] = {};  // see Zeros in core/buffer.h
+        alignas(64) A last[kGateOperands][lanes] = {};  // zeros, for the reason in core/buffer.h (Zeros)
         A* copies[kGateOperands];
         for (int k = 0; k < operands; k++) {
             copies[k] = last[k];
@@ -208,7 +211,7 @@ struct Blocks {
     }
 
     void run_rows(int64_t begin, int64_t end, int64_t rows_each) const {
-        alignas(64) A none[kLongestRow], zeros[kLongestRow] = {};  // in the place of operands that are not there
+        alignas(64) A none[kLongestRow], zeros[kLongestRow] = {};  // used for operands whose address is null
         const int64_t first = begin * rows_each, last = end * rows_each < p.rows ? end * rows_each : p.rows;
         A* rows[kGateOperands];
         int64_t steps[kGateOperands];
@@ -259,7 +262,7 @@ void run(GatesParams p, int threads) {
     with_gate_formula(p.formula, [&](auto formula) {
         using Formula = decltype(formula);
         loops = {Formula::inputs, Formula::outputs, dense_loop<Formula, A>, nullptr};
-        if constexpr (sizeof(A) == 4) loops.pairs = pairs_loop<Formula, A>;  // float64 is for checking
+        if constexpr (sizeof(A) == 4) loops.pairs = pairs_loop<Formula, A>;  // float64 is used only for checks
     });
     bool dense = true;
     for (int k = 0; k < loops.inputs + loops.outputs; k++) dense = dense && (!p.operands[k].data || p.operands[k].row == p.run);
@@ -272,7 +275,7 @@ void run(GatesParams p, int threads) {
     const bool by_rows = blocks.by_rows();
     const int64_t most = by_rows ? kLongestRow : kBlock;
     int64_t rows_each = p.run < most ? most / p.run : 1;
-    if (by_rows) rows_each += rows_each % 2;  // pairs, whatever the number of threads
+    if (by_rows) rows_each += rows_each % 2;  // rows are processed in pairs, independent of the number of threads
     const int64_t pieces_each = (p.run + most - 1) / most;
     parallel_for((p.rows + rows_each - 1) / rows_each * pieces_each, threads, [&](int64_t begin, int64_t end) {
         if (by_rows)

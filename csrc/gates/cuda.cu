@@ -8,7 +8,7 @@ using namespace FASTDS_ISA;
 
 namespace {
 
-// Whether every operand lies so that kGateRun neighbours are read and written 16 bytes at a time.
+// Returns whether all operands are aligned so that kGateRun adjacent elements can be read and written in units of 16 bytes.
 bool in_runs(const GatesParams& params) {
     if (params.wide || params.run % kGateRun != 0 || params.rows * params.run / kGateRun > INT32_MAX) return false;
     for (const GateOperand& operand : params.operands)
@@ -16,7 +16,7 @@ bool in_runs(const GatesParams& params) {
     return true;
 }
 
-// Whether a result or an operand is in 16 bits.
+// Returns whether any operand has 16-bit elements.
 bool rounded(const GatesParams& params) {
     for (const GateOperand& operand : params.operands)
         if (operand.data != nullptr && operand.dtype != f32) return true;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas, for scalars (host and device) and vectors. s = sigmoid, t = tanh; a backward formula takes the gradients of
-// the outputs, then the inputs again, and gives the gradients of the inputs; a double formula takes the cotangents of those
-// gradients, then everything the backward took, and gives the gradients of the latter.
+// The pointwise formulas of recurrent cells, for scalars (host and device) and vectors; s = sigmoid, t = tanh. A formula named
+// Backward takes the gradients of the outputs, then the inputs, and returns the gradients of the inputs. A formula named Double
+// takes the cotangents of these gradients, then all inputs of the Backward formula, and returns the gradients of the latter.
 #pragma once
 #include "core/vec_math.h"
 #include "gates/params.h"
@@ -12,7 +12,7 @@ namespace {
 
 template <class A>
 struct GateOptions {
-    A keep, slope;  // of GatesParams: option, slope
+    A keep, slope;  // GatesParams::option and GatesParams::slope
 };
 
 #define FASTDS_GATE_FORMULA(in_count, out_count) \
@@ -91,7 +91,7 @@ struct MemoryGatesBackward {
     }
 };
 
-// MemoryGates beside the output's pre-activation, which passes;  (i, f, g, q, c) -> (c', q)
+// MemoryGates, with the pre-activation q of the output gate passed through;  (i, f, g, q, c) -> (c', q)
 struct StLstmGates {
     FASTDS_GATE_FORMULA(5, 2) {
         const V memory[4] = {in[0], in[1], in[2], in[4]};
@@ -176,7 +176,7 @@ struct GruResetDouble {
     }
 };
 
-// The candidate n = act(a) with first and second derivative.
+// The candidate n = act(a) with its first and second derivative.
 template <class V>
 struct Candidate {
     V value, derivative, bend;
@@ -192,7 +192,8 @@ FASTDS_HD Candidate<V> candidate(V a, A slope) {
     }
 }
 
-// h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 or 0 makes w = z or 1-z.
+// h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 gives w = z, keep = 0 gives w =
+// 1-z.
 template <class A, class V>
 FASTDS_HD V kept_weight(V z, const GateOptions<A>& options) {
     return (A(1) - options.keep) + (A(2) * options.keep - A(1)) * z;
@@ -233,7 +234,8 @@ struct GruUpdateDouble {
     }
 };
 
-// Of a whole GRU step whose backward gets what the step made, and calculates no exponential again.
+// Formulas of a whole GRU step whose backward pass uses saved results of the forward pass, so that it computes no exponential
+// again.
 // z = s(a), r = s(b), q = r h;  (a, b, h) -> (z, r, q)
 struct GruResetKept {
     FASTDS_GATE_FORMULA(3, 3) {
@@ -253,7 +255,7 @@ struct GruUpdateKept {
     }
 };
 
-// (grad_h', grad_n, z, n) -> grad_a of the candidate. A leaky ReLU's output is positive where its input is.
+// (grad_h', grad_n, z, n) -> grad_a of the candidate. For the leaky ReLU the sign of n is that of its input.
 template <bool leaky>
 struct GruCandidateGradient {
     FASTDS_GATE_FORMULA(4, 1) {
@@ -265,7 +267,8 @@ struct GruCandidateGradient {
     }
 };
 
-// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), the last without what the convolutions give
+// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), without the contribution of the convolutions to
+// grad_h
 struct GruGatesGradient {
     FASTDS_GATE_FORMULA(8, 3) {
         const V z = in[4], r = in[5], n = in[6], h = in[7];

@@ -7,11 +7,11 @@
 
 namespace fastds {
 
-// Bytes of workspace: the planar copies of the kernels, the same for every instruction set.
+// Returns the size in bytes of the workspace, which holds the planar copies. It is the same for all instruction sets.
 inline int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward) {
     const AttentionPlanes planes(dims);
     const int64_t maps = backward ? 4 : 3, extra = backward ? 2 : 0;
-    // The last vectors of the last plane may reach beyond it.
+    // 64 elements more, because the last vectors of the last plane may extend beyond it.
     return (dims.B * (maps * planes.image() + extra * planes.plane()) + 64) * (dims.dtype == f64 ? 8 : 4);
 }
 

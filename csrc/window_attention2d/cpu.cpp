@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Flash style: logits of one window row at a time, a running maximum and sum; nothing of size window^2 is stored.
+// CPU kernels of window_attention2d with an online softmax, as in FlashAttention: they process the logits of one window row at
+// a time with a running maximum and sum, and store nothing of size window^2.
 //
-// The maps are copied to planes with a frame of zeros (zeros are what keys outside count as), where a vector is L neighbouring
-// pixels of one channel. Everything is made of two loops over the columns of the window: `dot` keeps up to kChunk channels of the
-// pixels in registers and gives one vector of logits per column, `weigh` keeps as many sums in registers. The backward runs
-// once per query for grad_q and once per key for grad_k and grad_v, recomputing the logits: no two threads write one element.
+// The inputs are copied to planes with a frame of zeros, because keys outside the image count as zeros. A vector holds L
+// adjacent pixels of one channel. Two loops over the columns of the window do all the work: `dot` holds up to kChunk channels
+// of the pixels in registers and computes one vector of logits per column; `weigh` holds as many sums in registers. The
+// backward pass runs once per query for grad_q and once per key for grad_k and grad_v and computes the logits again, so that no
+// two threads write to the same element.
 #include "core/parallel.h"
 #include "core/range.h"
 #include "core/simd.h"
@@ -66,7 +68,7 @@ FASTDS_HD void weigh(Lanes<A>* sums, Lanes<A> factor, const Lanes<A>* weights, c
     for (int c = 0; c < N; c++) sums[c] = own[c];
 }
 
-// Calls f(Size<N>, first channel) for chunks of 24, 16 or 8 channels that make up `channels`, a multiple of 8.
+// Calls f(Size<N>, first channel) for chunks of 24, 16 or 8 channels that cover `channels`, a multiple of 8.
 template <int N>
 struct Size {
     static constexpr int value = N;
@@ -101,9 +103,9 @@ FASTDS_HD Lanes<A> exp_of(Lanes<A> x) {
     return parts.scale + parts.scale * parts.rest;
 }
 
-// ---- planes
+// Planar copies.
 
-// Rows [begin, end) of all channels of all samples, frame included.
+// Fills all rows of all channels of all samples, including the frame.
 template <class T, class A>
 void fill_planes(const AttentionMap& map, A* planes, const AttentionDims& d, const AttentionPlanes& s, int threads) {
     const T* data = static_cast<const T*>(map.data);
@@ -121,7 +123,7 @@ void fill_planes(const AttentionMap& map, A* planes, const AttentionDims& d, con
     });
 }
 
-// One row of the result from sums[x / L][c].
+// Writes up to one vector of pixels of a row of the result from sums[c].
 template <class T, class A>
 inline void write_lanes(const AttentionMap& map, int64_t b, int64_t y, int64_t x, int64_t C, int64_t W, const Lanes<A>* sums) {
     T* to = static_cast<T*>(map.data) + b * map.b + y * map.h + x * map.w;
@@ -138,7 +140,7 @@ inline void for_rows(const AttentionDims& d, int threads, const Body& body) {
     });
 }
 
-// ---- forward
+// Forward pass.
 
 template <class T>
 void forward(const AttentionDims& d, const AttentionForward& tensors, int threads) {
@@ -175,10 +177,9 @@ void forward(const AttentionDims& d, const AttentionForward& tensors, int thread
     });
 }
 
-// ---- backward
-//
-// With P = exp(logit - lse), D_p = g_p . y_p and S = P (g_p . v - D_p):  grad_q_p = sum S k, grad_k = sum_p S q_p, grad_v = sum_p P g_p.
-// One plane each of lse and D beside the maps; outside the field lse is large, so that P = 0 there.
+// Backward pass. With P = exp(logit - lse), D_p = g_p . y_p and S = P (g_p . v - D_p):
+//   grad_q_p = sum S k, grad_k = sum_p S q_p, grad_v = sum_p P g_p.
+// lse and D have one plane each in addition to the inputs. Outside the image lse is large, so that P is 0 there.
 
 template <class T>
 void backward(const AttentionDims& d, const AttentionBackward& tensors, int threads) {
@@ -226,7 +227,7 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
     for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
         const int64_t pixel = (y + s.before) * s.columns + s.before + x, own = b * s.image() + pixel;
         Lanes<A> weights[kMaxWindow], slopes[kMaxWindow], sums_k[kMaxChannels] = {}, sums_v[kMaxChannels] = {};
-        for (int64_t i = 0; i < n; i++) {  // queries at p = key - d, columns from right to left
+        for (int64_t i = 0; i < n; i++) {  // queries at p = key - d, with the columns in reversed order
             const int64_t shift = -(i - half) * s.columns + half, row = own + shift, line = b * s.plane() + pixel + shift;
             dot_all(k + own, q + row, s, n, -1, weights);
             dot_all(v + own, g + row, s, n, -1, slopes);
@@ -243,7 +244,8 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
 }
 
 #if defined(__AVX512F__)
-// Whether vectors of 8 pixels, as AVX2 has, read a quarter less of short rows than those of 16.
+// Returns whether the AVX2 code with vectors of 8 pixels reads at least a quarter fewer pixels than vectors of 16, for short
+// rows.
 bool half_vectors_pay(const AttentionDims& d) { return 4 * round_up(d.W, 8) <= 3 * round_up(d.W, 16); }
 #endif
 
