@@ -9,7 +9,7 @@
 #include "core/build_info.h"
 #include "core/column_sums.h"
 #include "core/isa.h"
-#include "core/pages.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "core/transpose.h"
 #include "ops.h"
@@ -42,16 +42,16 @@ py::dict build_info() {
 // Batched transpose: to[b][column][row] = from[b][row][column].
 void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t columns, int item, int threads) {
     FASTDS_CHECK(item == 2 || item == 4, "transpose: expected numbers of 2 or 4 bytes");
-    const Transpose call{pointer(from), pointer(to), batch, rows, columns, item, threads};
+    const Transpose call{to_pointer(from), to_pointer(to), batch, rows, columns, item, threads};
     py::gil_scoped_release release;
     FASTDS_DISPATCH(transpose_matrices, call);
 }
 
 // Compares two memory regions byte by byte.
 bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
-    constexpr int64_t kShared = 256 << 10;  // bytes; smaller regions are compared by one thread
-    const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
-    if (bytes < kShared) return std::memcmp(one, other, bytes) == 0;
+    constexpr int64_t kMinThreadedBytes = 256 << 10;  // bytes; smaller regions are compared by one thread
+    const char *one = static_cast<const char*>(to_pointer(a)), *other = static_cast<const char*>(to_pointer(b));
+    if (bytes < kMinThreadedBytes) return std::memcmp(one, other, bytes) == 0;
     py::gil_scoped_release release;
     int different = 0;
     once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
@@ -66,10 +66,10 @@ int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, int
                     int64_t bytes) {
     FASTDS_CHECK(dtype != f64, "column_sums: no kernel for float64");
     FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: an empty matrix");
-    const ColumnSums call{to_dtype(dtype), rows, columns, pointer(from), static_cast<float*>(pointer(to)), threads};
+    const ColumnSums call{to_dtype(dtype), rows, columns, to_pointer(from), static_cast<float*>(to_pointer(to)), threads};
     py::gil_scoped_release release;
     const int64_t needed = FASTDS_DISPATCH(column_sums_bytes, call);
-    if (needed <= bytes) FASTDS_DISPATCH(column_sums, call, static_cast<char*>(pointer(workspace)));
+    if (needed <= bytes) FASTDS_DISPATCH(column_sums, call, static_cast<char*>(to_pointer(workspace)));
     return needed;
 }
 
@@ -81,7 +81,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
-    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
+    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::to_pointer(address), bytes); });
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);

@@ -18,7 +18,7 @@ using WeightArgs = std::tuple<intptr_t, int, int64_t, int64_t>;
 inline Conv1x1Map to_map(const MapArgs& t) {
     const auto [address, channels, b, p, c] = t;
     FASTDS_CHECK(channels > 0 && (p == 1 || c == 1), "conv1x1: neither pixels nor channels lie side by side");
-    return {pointer(address), channels, b, p, c};
+    return {to_pointer(address), channels, b, p, c};
 }
 
 inline DType to_map_dtype(int code) {
@@ -49,19 +49,19 @@ inline void register_conv1x1(py::module_& m) {
             const auto [address, kind, outputs, stride_o] = weight;
             FASTDS_CHECK(outputs > 0, "conv1x1: no outputs");
             call.outputs = outputs;
-            call.weight = pointer(address);
+            call.weight = to_pointer(address);
             call.weight_dtype = to_weight_dtype(kind, call.dtype);
             call.stride_o = stride_o;
-            call.bias = pointer(bias);
-            call.residual = pointer(residual);
-            call.y = pointer(y);
+            call.bias = to_pointer(bias);
+            call.residual = to_pointer(residual);
+            call.y = to_pointer(y);
             call.act = act;
             call.negative_slope = negative_slope;
             call.threads = threads;
             call.tiles = has_amx();
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv1x1_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1, call, static_cast<char*>(pointer(workspace)));
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1, call, static_cast<char*>(to_pointer(workspace)));
             return needed;
         },
         "The product and what follows it. Returns the bytes of workspace it needs; with fewer it does nothing else");
@@ -71,11 +71,11 @@ inline void register_conv1x1(py::module_& m) {
            int weight_dtype, int64_t stride_o, int threads, intptr_t workspace, int64_t bytes) {
             FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: a size is not positive");
             const DType maps = to_map_dtype(dtype);
-            const Conv1x1GradWeight call{maps, batch, pixels, to_map(gradient), to_map(source), pointer(grad_weight),
+            const Conv1x1GradWeight call{maps, batch, pixels, to_map(gradient), to_map(source), to_pointer(grad_weight),
                                          to_weight_dtype(weight_dtype, maps), stride_o, threads, has_amx()};
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight, call, static_cast<char*>(pointer(workspace)));
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight, call, static_cast<char*>(to_pointer(workspace)));
             return needed;
         },
         "The gradient of the weight of one source. Workspace as conv1x1");

@@ -20,19 +20,19 @@ struct PixelRows {
     int64_t in_step;        // elements of one such multiplication
 
     explicit PixelRows(int64_t channels) {
-        const int64_t even = round_up(channels, 2), parts = parts_of(channels, kTileDepth);
-        window = parts_of(3 * even, kTileDepth) <= 2 * parts ? 3 : 1;
+        const int64_t even = round_up(channels, 2), parts = count_parts(channels, kTileDepth);
+        window = count_parts(3 * even, kTileDepth) <= 2 * parts ? 3 : 1;
         taps = 9 / window;
         depth = window == 3 ? 3 * even : parts * kTileDepth;
-        steps = parts_of(depth, kTileDepth);
-        in_step = least(depth, kTileDepth);
+        steps = count_parts(depth, kTileDepth);
+        in_step = min_of(depth, kTileDepth);
         // For windows of one pixel, the distance is an odd number of cache lines, so that pixels are spread over the sets of
         // the cache.
         pixel = window == 3 ? even : (parts | 1) * kTileDepth;
     }
     // Returns the first element of a step. The last step overlaps the step before, with weights of zero for the elements that
     // were already multiplied, so that it does not read beyond the window.
-    int64_t first(int64_t step) const { return least(step * kTileDepth, depth - in_step); }
+    int64_t first(int64_t step) const { return min_of(step * kTileDepth, depth - in_step); }
     // Returns the position in the packed filters, in pairs of elements, of the given vector of columns. The order is: every two
     // vectors of columns (or the last one), every step, every tap; each has its tiles of B.
     int64_t packed_pairs(int64_t vectors) const { return taps * steps * kTileDepth * vectors * kTileColumns / 2; }

@@ -7,7 +7,7 @@
 // Each tile starts at the first output that no earlier tile holds and thereby skips positions without outputs.
 #pragma once
 #include "conv3x3/amx.h"
-#include "core/turn.h"
+#include "core/transpose_simd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -24,30 +24,30 @@ struct Rows {
 
     Rows(const Conv3x3Geometry& g, int64_t most) : high(g.Ho + 2) {
         const int64_t widest = most / kBlockRows - 2;
-        strips = parts_of(g.Wo, widest > kTileRows ? widest : kTileRows);
-        width = parts_of(g.Wo, strips > 0 ? strips : 1);
+        strips = count_parts(g.Wo, widest > kTileRows ? widest : kTileRows);
+        width = count_parts(g.Wo, strips > 0 ? strips : 1);
         row = width + 2;
         count = g.B * strips * high;
     }
 };
 
 // A row of a strip: image, row and column of its first output, and its number of outputs.
-struct Place {
+struct RowPosition {
     int64_t b, y, x, width;
 };
 
-inline Place row_at(const Conv3x3Geometry& g, const Rows& rows, int64_t index) {
+inline RowPosition get_row(const Conv3x3Geometry& g, const Rows& rows, int64_t index) {
     const int64_t strip = index / rows.high, x = strip % rows.strips * rows.width;
-    return {strip / rows.strips, index % rows.high, x, index % rows.high < g.Ho ? least(rows.width, g.Wo - x) : 0};
+    return {strip / rows.strips, index % rows.high, x, index % rows.high < g.Ho ? min_of(rows.width, g.Wo - x) : 0};
 }
 
-inline void to_next(const Conv3x3Geometry& g, const Rows& rows, Place& row) {
+inline void advance_row(const Conv3x3Geometry& g, const Rows& rows, RowPosition& row) {
     if (++row.y == rows.high) {
         row.y = 0;
         row.x += rows.width;
         if (row.x >= g.Wo) row.x = 0, row.b++;
     }
-    row.width = row.y < g.Ho ? least(rows.width, g.Wo - row.x) : 0;
+    row.width = row.y < g.Ho ? min_of(rows.width, g.Wo - row.x) : 0;
 }
 
 // Calls take(position, pixel, n) for each sequence of n adjacent outputs among the given positions of a block. `first` is the
@@ -55,10 +55,10 @@ inline void to_next(const Conv3x3Geometry& g, const Rows& rows, Place& row) {
 template <class Take>
 void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Range positions, const Take& take) {
     if (positions.begin == positions.end) return;
-    Place row = row_at(g, rows, first + positions.begin / rows.row);
+    RowPosition row = get_row(g, rows, first + positions.begin / rows.row);
     int64_t column = positions.begin % rows.row;
-    for (int64_t p = positions.begin - column; p < positions.end; p += rows.row, column = 0, to_next(g, rows, row)) {
-        const int64_t n = least(row.width, positions.end - p) - column;
+    for (int64_t p = positions.begin - column; p < positions.end; p += rows.row, column = 0, advance_row(g, rows, row)) {
+        const int64_t n = min_of(row.width, positions.end - p) - column;
         if (n > 0) take(p + column, Tile{row.b, row.y, row.x + column}, n);
     }
 }
@@ -71,7 +71,7 @@ struct Runs {
     const int32_t* begin;
 };
 
-// Finds the runs of a block of rows. `memory` holds their starts; it needs at most parts_of(positions, length) elements.
+// Finds the runs of a block of rows. `memory` holds their starts; it needs at most count_parts(positions, length) elements.
 inline Runs find_runs(const Conv3x3Geometry& g, const Rows& rows, Range block, int64_t length, int32_t* memory) {
     Runs runs{block.begin, (block.end - block.begin) * rows.row, length, 0, memory};
     int64_t next = 0;  // end of the last run
@@ -87,11 +87,11 @@ void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Rang
     if (some.begin == some.end) return;
     int64_t run = some.begin;
     const auto end = [&](int64_t i) { return runs.begin[i] + runs.length; };
-    const Range positions{runs.begin[run], least(end(some.end - 1), runs.positions)};
+    const Range positions{runs.begin[run], min_of(end(some.end - 1), runs.positions)};
     for_outputs(g, rows, runs.first, positions, [&](int64_t p, Tile pixel, int64_t n) {
-        for (const int64_t behind = p + n; p < behind; p += n, pixel.x += n) {
+        for (const int64_t last = p + n; p < last; p += n, pixel.x += n) {
             run += p >= end(run);
-            n = least(behind, end(run)) - p;
+            n = min_of(last, end(run)) - p;
             take(run, p - runs.begin[run], pixel, n);
         }
     });
@@ -101,12 +101,12 @@ void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Rang
 // supplies. The pixels [i, i + n) are adjacent in memory from (row, column) on; a column of -1 means zeros.
 template <class Take>
 void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, const Take& take) {
-    const int64_t row = continued(y, g.H, g.mode_h);
+    const int64_t row = apply_padding(y, g.H, g.mode_h);
     if (row < 0) return take(0, count, -1, -1);
-    const int64_t begin = x < 0 ? least(-x, count) : 0, inside = least(g.W - x, count), end = inside > begin ? inside : begin;
-    for (int64_t i = 0; i < begin; i++) take(i, 1, row, continued(x + i, g.W, g.mode_w));
+    const int64_t begin = x < 0 ? min_of(-x, count) : 0, inside = min_of(g.W - x, count), end = inside > begin ? inside : begin;
+    for (int64_t i = 0; i < begin; i++) take(i, 1, row, apply_padding(x + i, g.W, g.mode_w));
     if (end > begin) take(begin, end - begin, row, x + begin);
-    for (int64_t i = end; i < count; i++) take(i, 1, row, continued(x + i, g.W, g.mode_w));
+    for (int64_t i = end; i < count; i++) take(i, 1, row, apply_padding(x + i, g.W, g.mode_w));
 }
 
 #if defined(__AVX512BF16__)
@@ -117,7 +117,7 @@ inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step
                         BFloat16* to, int64_t row) {
     constexpr int lanes = Signed ? kL : 2 * kL;
     for (int64_t channel = 0; channel < channels; channel += lanes) {
-        const int64_t rest = least(lanes, channels - channel);
+        const int64_t rest = min_of(lanes, channels - channel);
         const __mmask32 mask = rest == 32 ? ~0u : (1u << rest) - 1;
         for (int64_t i = 0; i < count; i++) {
             const BFloat16* at = from + i * step + channel;
@@ -150,7 +150,7 @@ void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope
             if (dense)
                 __builtin_memcpy(to, from, n * pixel * sizeof(*to));
             else if (view.c != 1)
-                turn(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n, reinterpret_cast<uint16_t*>(to), pixel);
+                transpose_rows(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n, reinterpret_cast<uint16_t*>(to), pixel);
             else
                 copy_pixels<Signed>(from, Signed ? static_cast<const BFloat16*>(view.sign) + at : zeros, view.w, n, view.channels,
                                     slope, to, pixel);

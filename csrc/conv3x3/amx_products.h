@@ -30,8 +30,8 @@ FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_
         const BFloat16* a = opaque(at);
 #pragma GCC unroll 3
         for (int x = 0; x < across; x++, a = opaque(a + pixel), packed = opaque(packed + Columns * tile)) {
-            Sums::add(a, pixel * sizeof(BFloat16), below, packed, kTileLine, tile * sizeof(BFloat16));
-            after(part_of(kGroup, 3 * across, y * across + x));
+            Sums::add(a, pixel * sizeof(BFloat16), below, packed, kTileRowBytes, tile * sizeof(BFloat16));
+            after(get_part(kGroup, 3 * across, y * across + x));
         }
     }
     Sums::end(m, m_row);
@@ -46,7 +46,7 @@ struct Block {
     int64_t m_row, m_group;
     Runs tiles;
 
-    int64_t groups() const { return parts_of(tiles.count, 2); }
+    int64_t groups() const { return count_parts(tiles.count, 2); }
 };
 
 // Computes the sums of the groups [groups.begin, groups.end), at most kChunk positions, into m. `packed` holds the filters of

@@ -16,13 +16,13 @@ using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t,
 // B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w
 using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
 
-inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
+inline int64_t get_item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
 
 // Converts a tensor to a view. Its channel stride must be 1 or, if `planar` is true, its pixel stride may be 1 instead.
 inline Conv3x3View to_view(const TensorArgs& t, bool planar = false) {
     const auto [address, dtype, channels, b, h, w, c] = t;
     FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels do not lie side by side");
-    return {pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
+    return {to_pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
 }
 
 // Converts tensors that are concatenated along the channels to views. A pixel-shuffled tensor gives one view per sub-pixel.
@@ -38,9 +38,9 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
         FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
         const Conv3x3View whole = to_view(tensor, planar && shuffle == 1 && sign == 0);
         for (int64_t part = 0; part < shuffle * shuffle; part++) {
-            const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
+            const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * get_item_size(views.dtype);
             views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
-                                         sign ? static_cast<char*>(pointer(sign)) + shift : nullptr,
+                                         sign ? static_cast<char*>(to_pointer(sign)) + shift : nullptr,
                                          whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle, whole.c};
         }
     }
@@ -57,7 +57,7 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
 }
 
 // Checks that AMX is usable for these views (bfloat16 on a processor with AMX) if `amx` is true, and returns `amx`.
-inline bool to_amx(bool amx, const Conv3x3Views& maps) {
+inline bool check_amx(bool amx, const Conv3x3Views& maps) {
     FASTDS_CHECK(!amx || (has_amx() && maps.dtype == bf16), "conv3x3: no matrix tiles for this");
     return amx;
 }

@@ -16,7 +16,7 @@ inline Conv3x3Filters to_filters(const FilterArgs& t) {
     const auto [address, dtype, O, C, size, o, c, h, w, adjoint, shuffle] = t;
     FASTDS_CHECK(dtype != f64 && size >= 3 && shuffle >= 1 && O % (shuffle * shuffle) == 0,
                  "conv3x3: no kernel for these filters");
-    return {{pointer(address), to_dtype(dtype), O, C, o, c, h, w, size}, adjoint, shuffle};
+    return {{to_pointer(address), to_dtype(dtype), O, C, o, c, h, w, size}, adjoint, shuffle};
 }
 
 inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
@@ -27,7 +27,7 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign, amx);
     call.sinks = to_views(sinks, sink_shuffle, 0);
-    call.packed = static_cast<const float*>(pointer(packed));
+    call.packed = static_cast<const float*>(to_pointer(packed));
     FASTDS_CHECK((packed == 0) == (filters.size() == 1) && !(amx && packed == 0), "conv3x3: filters twice, or not at all");
     if (packed == 0) {
         call.filters = to_filters(filters[0]);
@@ -36,14 +36,14 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
         FASTDS_CHECK(call.sources.channels() == inputs * w.blocks() && call.sinks.channels() == outputs,
                      "conv3x3: filters do not fit the maps");
     }
-    call.bias = pointer(bias);
+    call.bias = to_pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     set_residual(call, residual);
     FASTDS_CHECK(sink_shuffle == 1 || residual.size() <= 1, "conv3x3: a shuffled output takes one residual");
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
-    call.amx = to_amx(amx, call.sources);
+    call.amx = check_amx(amx, call.sources);
     return call;
 }
 
@@ -56,8 +56,8 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
     call.gradients = to_views({gradient}, shuffle, sign);
     call.dtype = to_dtype(dtype);
     FASTDS_CHECK(call.dtype != f64, "conv3x3: no kernel for float64");
-    call.grad_weight = pointer(grad_weight);
-    call.grad_bias = pointer(grad_bias);
+    call.grad_weight = to_pointer(grad_weight);
+    call.grad_bias = to_pointer(grad_bias);
     call.shuffle = shuffle;
     call.negative_slope = negative_slope;
     call.threads = threads;
@@ -71,7 +71,7 @@ inline Conv3x3Map to_map(const MapArgs& t) {
     const auto [address, dtype, channels, b, c, h, w] = t;
     FASTDS_CHECK(channels > 0 && (c == 1 || w == 1), "conv3x3: neither pixels nor channels lie side by side");
     FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
-    return {pointer(address), to_dtype(dtype), channels, b, c, h, w};
+    return {to_pointer(address), to_dtype(dtype), channels, b, c, h, w};
 }
 
 }  // namespace conv3x3_bind
@@ -95,7 +95,7 @@ inline void register_conv3x3(py::module_& m) {
                                                bias, bias_dtype, residual, act, negative_slope, amx);
             py::gil_scoped_release release;
             const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, false, threads);
-            if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
+            if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(to_pointer(workspace)));
             return plan.bytes;
         },
         "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
@@ -108,9 +108,9 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, amx,
                                  threads);
-            float* work = static_cast<float*>(pointer(workspace));
-            to_amx(amx, call.sources);
-            to_amx(amx, call.gradients);
+            float* work = static_cast<float*>(to_pointer(workspace));
+            check_amx(amx, call.sources);
+            check_amx(amx, call.gradients);
             FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");
             py::gil_scoped_release release;
             const int64_t needed = amx ? FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight_bytes, call)
@@ -132,14 +132,14 @@ inline void register_conv3x3(py::module_& m) {
             Conv3x3Planes call{};
             call.geometry = to_geometry(geometry);
             for (const MapArgs& source : sources) call.source[call.sources++] = to_map(source);
-            call.filters = static_cast<const float*>(pointer(filters));
+            call.filters = static_cast<const float*>(to_pointer(filters));
             call.outputs = outputs;
             call.stride_o = stride_o;
             call.stride_i = stride_i;
             call.adjoint = adjoint;
-            call.bias = static_cast<const float*>(pointer(bias));
-            call.residual = pointer(residual);
-            call.y = pointer(y);
+            call.bias = static_cast<const float*>(to_pointer(bias));
+            call.residual = to_pointer(residual);
+            call.y = to_pointer(y);
             call.y_dtype = to_dtype(y_dtype);
             FASTDS_CHECK(call.y_dtype != f64 && outputs > 0, "conv3x3: no outputs, or in float64");
             call.act = act;
@@ -147,7 +147,7 @@ inline void register_conv3x3(py::module_& m) {
             call.threads = threads;
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_planes_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_planes, call, static_cast<float*>(pointer(workspace)));
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_planes, call, static_cast<float*>(to_pointer(workspace)));
             return needed;
         },
         "A convolution of few outputs, forward or (adjoint) grad_x. Workspace as conv3x3_run");
@@ -156,11 +156,11 @@ inline void register_conv3x3(py::module_& m) {
         [](const GeometryArgs& geometry, const MapArgs& few, const MapArgs& many, bool gradients, int dtype, intptr_t grad_weight,
            int threads, intptr_t workspace, int64_t bytes) {
             const Conv3x3FewGradWeight call{to_geometry(geometry), to_map(few), to_map(many), gradients, to_dtype(dtype),
-                                            pointer(grad_weight), threads};
+                                            to_pointer(grad_weight), threads};
             FASTDS_CHECK(call.many.c == 1 && call.dtype != f64, "conv3x3: channels apart, or a gradient in float64");
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight, call, static_cast<float*>(to_pointer(workspace)));
             return needed;
         },
         "The weight gradient of a convolution with few channels on one side. Workspace as conv3x3_run");
@@ -178,9 +178,9 @@ inline void register_conv3x3(py::module_& m) {
             Conv3x3Weight& w = f.weight;
             FASTDS_CHECK(!amx || w.size == 3, "conv3x3: matrix tiles are for 3x3 taps");
             py::gil_scoped_release release;
-            std::memcpy(pointer(copy), w.data, w.O * w.C * w.size * w.size * item_size(w.dtype));
-            w.data = pointer(copy);
-            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, f, amx, static_cast<float*>(pointer(packed)), threads);
+            std::memcpy(to_pointer(copy), w.data, w.O * w.C * w.size * w.size * get_item_size(w.dtype));
+            w.data = to_pointer(copy);
+            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, f, amx, static_cast<float*>(to_pointer(packed)), threads);
         },
         "Packs the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");

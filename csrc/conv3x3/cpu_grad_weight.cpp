@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradient of the filters in the Winograd domain, grad_weight = G^T [ sum over tiles of V^T (A grad A^T) ] G, and of the bias.
 //
-// There are three ways to divide the work (Layout::way):
-//   by_lanes: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread
+// There are three ways to divide the work (Layout::partition):
+//   by_accumulators: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread
 //     transforms and multiplies the tiles of a lane block by block.
 //   by_stretches: many channels, whose sums are too large for private accumulators. All threads together transform a stretch of
 //     tiles that fits into the shared cache. Then each thread multiplies its share of the 36 points. With many columns and few
@@ -13,9 +13,9 @@
 //
 // Sums restart from zero after at most kSumTiles tiles and are added in order, and the lanes depend only on the shape. Neither
 // the precision nor the order of a sum depends on the number of threads.
-#include "conv3x3/gradient_filters.h"
-#include "conv3x3/gradient_tiles.h"
-#include "conv3x3/lanes_of_tiles.h"
+#include "conv3x3/grad_weight_filters.h"
+#include "conv3x3/grad_weight_tiles.h"
+#include "conv3x3/grad_weight_partition.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -23,14 +23,14 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
-constexpr int64_t kTwoLanesTiles = 16;  // with fewer tiles, a second lane does not reduce the time
+constexpr int64_t kTwoAccumulatorTiles = 16;  // with fewer tiles, a second lane does not reduce the time
 constexpr int64_t kManyColumns = 4;     // minimum ratio of columns to inputs for panels; all threads read all inputs
 // With more tiles, reading all tiles again for each block takes longer than writing and reading the sums.
 constexpr int64_t kBlockTiles = 96;
 constexpr int64_t kBlockInputs = 48;    // inputs of a block of sums (442 KB); a multiple of kL and of each tile_rows
 
 struct Layout {
-    enum { by_lanes, by_stretches, by_blocks } way;
+    enum { by_accumulators, by_stretches, by_blocks } partition;
     SumsLayout sums;                                   // by_blocks: sums of one thread's block
     int64_t tiles;                                     // maximum number of tiles transformed at once
     ColumnBlocks cut;                                  // partition of all columns
@@ -46,45 +46,45 @@ struct Layout {
         const int64_t columns = source_columns(call.gradients);
         cut = column_blocks<float>(call.gradients.channels());
         sums = SumsLayout(1, call.sources.channels(), columns);
-        way = sums.lane * item > kLaneBytes ? by_stretches : by_lanes;
+        partition = sums.accumulator * item > kAccumulatorBytes ? by_stretches : by_accumulators;
         tiles = kSumTiles;
-        if (way == by_lanes)
-            sums.lanes = lanes_of_sums(all, sums.lane * item, kTwoLanesTiles);
+        if (partition == by_accumulators)
+            sums.accumulators = count_accumulators(all, sums.accumulator * item, kTwoAccumulatorTiles);
         else
-            tiles = parts_of(all, parts_of(kPoints * all * (v_row + columns) * item, stretch_bytes(sums.lane * item)));
-        if (way == by_stretches && tiles == all && all <= kBlockTiles) {
-            way = by_blocks;
+            tiles = count_parts(all, count_parts(kPoints * all * (v_row + columns) * item, get_stretch_bytes(sums.accumulator * item)));
+        if (partition == by_stretches && tiles == all && all <= kBlockTiles) {
+            partition = by_blocks;
             sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
         }
         // With several views the last vectors of neighbouring views overlap (see transform_tile), so that panels need a single
         // view.
-        const bool owns = way == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
-        panels = owns ? least(call.threads, cut.blocks) : 1;
+        const bool owns = partition == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
+        panels = owns ? min_of(call.threads, cut.blocks) : 1;
         d_row = columns;
-        if (panels > 1) d_row = parts_of(cut.blocks, panels) * kTileVectors * kL;
+        if (panels > 1) d_row = count_parts(cut.blocks, panels) * kTileVectors * kL;
         // Rows at a distance of 512 floats would share an eighth of the L1 cache, while each of them is read again for every
         // few inputs.
-        if (way == by_stretches && d_row % 512 == 0) d_row += 16;
+        if (partition == by_stretches && d_row % 512 == 0) d_row += 16;
         // An odd number of cache lines between planes spreads them over the sets of the cache.
         v_plane = tiles * v_row + 16;
-        d_plane = (parts_of(tiles * d_row, 16) | 1) * 16;
+        d_plane = (count_parts(tiles * d_row, 16) | 1) * 16;
         d_panel = (kPoints + 1) * d_plane;
-        const int64_t wide = widest(call.sources), wide_gradients = widest(call.gradients);
-        bias = (way == by_blocks ? call.threads : sums.lanes) * sums.lane;
-        scratch = round_up(bias + sums.lanes * columns, 16);
+        const int64_t wide = get_max_channels(call.sources), wide_gradients = get_max_channels(call.gradients);
+        bias = (partition == by_blocks ? call.threads : sums.accumulators) * sums.accumulator;
+        scratch = round_up(bias + sums.accumulators * columns, 16);
         d = kPoints * v_plane;
         zeros = d + panels * d_panel;
         thread_floats = round_up(zeros + (wide > wide_gradients ? wide : wide_gradients) + kL, 16);
-        floats = scratch + (way == by_lanes ? call.threads : 1) * thread_floats;
+        floats = scratch + (partition == by_accumulators ? call.threads : 1) * thread_floats;
     }
 
     // Returns the first vector of the columns of a panel. Panels consist of whole blocks of columns.
-    int64_t panel_begin(int64_t panel) const { return cut.vectors_of(part_of(cut.blocks, panels, panel).begin).begin; }
+    int64_t panel_begin(int64_t panel) const { return cut.get_vectors(get_part(cut.blocks, panels, panel).begin).begin; }
     // Returns the position in D at which a block of columns starts.
     int64_t columns(int64_t block) const {
-        if (panels == 1) return d + cut.vectors_of(block).begin * kL;
+        if (panels == 1) return d + cut.get_vectors(block).begin * kL;
         const int64_t panel = ((block + 1) * panels - 1) / cut.blocks;
-        return d + panel * d_panel + (cut.vectors_of(block).begin - panel_begin(panel)) * kL;
+        return d + panel * d_panel + (cut.get_vectors(block).begin - panel_begin(panel)) * kL;
     }
 };
 
@@ -92,8 +92,8 @@ struct Layout {
 void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
     const auto transform = [&](auto zero) {
         using T = decltype(zero);
-        Tile tile = tile_at(call.geometry, first + tiles.begin);
-        for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile))
+        Tile tile = get_tile(call.geometry, first + tiles.begin);
+        for (int64_t i = tiles.begin; i < tiles.end; i++, advance_tile(call.geometry, tile))
             transform_tile<T, false>(call.geometry, call.sources, tile, 0.f, reinterpret_cast<const T*>(scratch + at.zeros),
                                      scratch + i * at.v_row, at.v_plane);
     };
@@ -105,8 +105,8 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
-// Zeros the inputs that add_products reads beyond those of the last tile (see clear_tiles_behind in engine.h).
-inline void clear_inputs_behind(const Layout& at, int64_t tiles, float* scratch) {
+// Zeros the inputs that add_products reads beyond those of the last tile (see clear_excess_tiles in engine.h).
+inline void clear_excess_inputs(const Layout& at, int64_t tiles, float* scratch) {
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
 }
 
@@ -119,13 +119,13 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
         const Conv3x3View* views = call.gradients.view;
         Conv3x3View own;
         if (at.panels > 1) {
-            own = some_channels<T>(*views, {at.panel_begin(panel), at.panel_begin(panel + 1)});
+            own = select_channels<T>(*views, {at.panel_begin(panel), at.panel_begin(panel + 1)});
             views = &own;
         }
         const int n = call.gradients.count;
         const bool has_sign = views->sign != nullptr;
-        Tile tile = tile_at(call.geometry, first + tiles.begin);
-        for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile)) {
+        Tile tile = get_tile(call.geometry, first + tiles.begin);
+        for (int64_t i = tiles.begin; i < tiles.end; i++, advance_tile(call.geometry, tile)) {
             float* out = scratch + at.d + panel * at.d_panel + i * at.d_row;
             if (has_sign)
                 transform_gradient_tile<T, true>(call.geometry, views, n, tile, call.negative_slope, zeros, out, at.d_plane);
@@ -195,11 +195,11 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
 // state of the sums.
 void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64_t tiles, const float* scratch, float* sums,
                  Sums before) {
-    const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
-    const Range vectors = at.cut.vectors_of(block);
+    const int64_t parts = count_parts(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
+    const Range vectors = at.cut.get_vectors(block);
     const float* planes = scratch + at.columns(block) + p * at.d_plane;
     for (int64_t i = 0; i < parts; i++) {
-        const Range part = part_of(tiles, parts, i);
+        const Range part = get_part(tiles, parts, i);
         const float* v = scratch + p * at.v_plane + part.begin * at.v_row + inputs.begin;
         const float* d = planes + part.begin * at.d_row;
         const int64_t count = part.end - part.begin;
@@ -216,13 +216,13 @@ void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64
 }
 
 // Adds the bias gradients of one vector of columns from the sums of its tiles.
-void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add, float* bias) {
+void add_bias(const Layout& at, const float* compute_tile_sums, int64_t tiles, bool add, float* bias) {
     V total = add ? load_vec<kL>(bias) : V{};
-    const int64_t parts = parts_of(tiles, kSumTiles);
+    const int64_t parts = count_parts(tiles, kSumTiles);
     for (int64_t i = 0; i < parts; i++) {
-        const Range part = part_of(tiles, parts, i);
+        const Range part = get_part(tiles, parts, i);
         V sum = {};
-        for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row);
+        for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(compute_tile_sums + t * at.d_row);
         total += sum;
     }
     store_vec<kL>(bias, total);
@@ -231,10 +231,10 @@ void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add,
 // Adds the bias gradients of a range of blocks of columns.
 void add_bias(const Layout& at, Range blocks, int64_t tiles, bool add, const float* scratch, float* bias) {
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
-        const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
-        const Range vectors = at.cut.vectors_of(block);
-        for (int64_t vector = vectors.begin; vector < vectors.end; vector++, tile_sums += kL)
-            add_bias(at, tile_sums, tiles, add, bias + vector * kL);
+        const float* compute_tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
+        const Range vectors = at.cut.get_vectors(block);
+        for (int64_t vector = vectors.begin; vector < vectors.end; vector++, compute_tile_sums += kL)
+            add_bias(at, compute_tile_sums, tiles, add, bias + vector * kL);
     }
 }
 
@@ -247,40 +247,40 @@ void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range st
     const int64_t count = stretch.end - stretch.begin;
     parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
-            transform_inputs(call, at, stretch.begin, part_of(count, threads, thread), scratch);
+            transform_inputs(call, at, stretch.begin, get_part(count, threads, thread), scratch);
             const auto first = [&](int64_t panel) { return at.panel_begin(panel); };
-            for_rectangles(cells_of(at.panels, first, count, threads, thread), count, [&](Range panels, Range tiles) {
+            for_rectangles(get_cells(at.panels, first, count, threads, thread), count, [&](Range panels, Range tiles) {
                 for (int64_t panel = panels.begin; panel < panels.end; panel++)
                     transform_gradients(call, at, stretch.begin, panel, tiles, scratch);
             });
         }
     });
-    clear_inputs_behind(at, count, scratch);
+    clear_excess_inputs(at, count, scratch);
 }
 
-void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
-    const Range all = part_of(call.geometry.tiles(), at.sums.lanes, lane);
-    const int64_t stretches = parts_of(all.end - all.begin, at.tiles);
+void run_accumulator(const Conv3x3GradWeight& call, const Layout& at, int64_t accumulator, float* work, float* scratch) {
+    const Range all = get_part(call.geometry.tiles(), at.sums.accumulators, accumulator);
+    const int64_t stretches = count_parts(all.end - all.begin, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
-        const Range stretch = part_of(all.end - all.begin, stretches, i);
+        const Range stretch = get_part(all.end - all.begin, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, {all.begin + stretch.begin, all.begin + stretch.end}, 1, scratch);
-        add_bias(at, {0, at.cut.blocks}, count, i > 0, scratch, work + at.bias + lane * at.sums.row);
+        add_bias(at, {0, at.cut.blocks}, count, i > 0, scratch, work + at.bias + accumulator * at.sums.row);
         for (int64_t p = 0; p < kPoints; p++)
             for (int64_t block = 0; block < at.cut.blocks; block++) {
-                float* sums = work + lane * at.sums.lane + p * at.sums.plane + at.cut.vectors_of(block).begin * kL;
+                float* sums = work + accumulator * at.sums.accumulator + p * at.sums.plane + at.cut.get_vectors(block).begin * kL;
                 add_columns(at, p, {0, call.sources.channels()}, block, count, scratch, sums, i > 0 ? Sums::near : Sums::fresh);
             }
     }
 }
 
-void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
+void run_accumulators(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = work + at.scratch + thread * at.thread_floats;
             clear_zeros(at, scratch);
-            const Range lanes = part_of(at.sums.lanes, call.threads, thread);
-            for (int64_t lane = lanes.begin; lane < lanes.end; lane++) run_lane(call, at, lane, work, scratch);
+            const Range accumulators = get_part(at.sums.accumulators, call.threads, thread);
+            for (int64_t accumulator = accumulators.begin; accumulator < accumulators.end; accumulator++) run_accumulator(call, at, accumulator, work, scratch);
         }
     });
 }
@@ -291,35 +291,35 @@ void add_stretch(const Conv3x3GradWeight& call, const Layout& at, int64_t thread
                  float* sums, Sums before) {
     const auto add = [&](int64_t p, int64_t block) {
         add_columns(at, p, {0, call.sources.channels()}, block, tiles, scratch,
-                    sums + p * at.sums.plane + at.cut.vectors_of(block).begin * kL, before);
+                    sums + p * at.sums.plane + at.cut.get_vectors(block).begin * kL, before);
     };
     if (at.panels > 1) {
-        const auto first = [&](int64_t block) { return at.cut.vectors_of(block).begin; };
-        const Range cells = cells_of(at.cut.blocks, first, kPoints, call.threads, thread);
+        const auto first = [&](int64_t block) { return at.cut.get_vectors(block).begin; };
+        const Range cells = get_cells(at.cut.blocks, first, kPoints, call.threads, thread);
         for_rectangles(cells, kPoints, [&](Range blocks, Range points) {
             for (int64_t p = points.begin; p < points.end; p++)
                 for (int64_t block = blocks.begin; block < blocks.end; block++) add(p, block);
         });
     } else {
-        const Range tasks = part_of(kPoints * at.cut.blocks, call.threads, thread);
+        const Range tasks = get_part(kPoints * at.cut.blocks, call.threads, thread);
         for (int64_t task = tasks.begin; task < tasks.end; task++) add(task / at.cut.blocks, task % at.cut.blocks);
     }
 }
 
 void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work) {
-    const int64_t all = call.geometry.tiles(), stretches = parts_of(all, at.tiles);
-    const bool is_far = at.sums.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
+    const int64_t all = call.geometry.tiles(), stretches = count_parts(all, at.tiles);
+    const bool is_far = at.sums.accumulator * static_cast<int64_t>(sizeof(float)) > kFarBytes;
     float* scratch = work + at.scratch;
     clear_zeros(at, scratch);
     for (int64_t i = 0; i < stretches; i++) {
-        const Range stretch = part_of(all, stretches, i);
+        const Range stretch = get_part(all, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, stretch, call.threads, scratch);
         const bool streams = is_far && count <= kSumTiles && stretches > 1;  // only the next stretch adds to these sums
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t thread = begin; thread < end; thread++) {
-                add_bias(at, part_of(at.cut.blocks, call.threads, thread), count, i > 0, scratch, work + at.bias);
+                add_bias(at, get_part(at.cut.blocks, call.threads, thread), count, i > 0, scratch, work + at.bias);
                 add_stretch(call, at, thread, count, scratch, work, before);
             }
             stream_fence();
@@ -329,11 +329,11 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
 
 template <class T>
 void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) {
-    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels(), vectors = parts_of(outputs, kL);
-    parallel_for(parts_of(inputs, kL) * vectors, call.threads, [&](int64_t begin, int64_t end) {
+    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels(), vectors = count_parts(outputs, kL);
+    parallel_for(count_parts(inputs, kL) * vectors, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             const int64_t c = i / vectors * kL, column = i % vectors * kL;
-            finish_filters<T>(call, at.sums, {c, least(c + kL, inputs)}, {column, least(column + kL, outputs)},
+            finish_filters<T>(call, at.sums, {c, min_of(c + kL, inputs)}, {column, min_of(column + kL, outputs)},
                               work + c * at.sums.row + column);
         }
     });
@@ -345,24 +345,24 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), inputs = call.sources.channels(), outputs = call.gradients.channels();
     const ColumnBlocks& cut = at.cut;
     int64_t rows = kBlockInputs;
-    while (rows > kL && parts_of(inputs, rows) * cut.blocks < 4 * call.threads) rows -= kL;
-    const int64_t tasks = parts_of(inputs, rows) * cut.blocks;
+    while (rows > kL && count_parts(inputs, rows) * cut.blocks < 4 * call.threads) rows -= kL;
+    const int64_t tasks = count_parts(inputs, rows) * cut.blocks;
     float* scratch = work + at.scratch;
     clear_zeros(at, scratch);
     transform_stretch(call, at, {0, all}, call.threads, scratch);
     add_bias(at, {0, cut.blocks}, all, false, scratch, work + at.bias);
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
-            float* sums = work + thread * at.sums.lane;
-            const Range own = part_of(tasks, call.threads, thread);
+            float* sums = work + thread * at.sums.accumulator;
+            const Range own = get_part(tasks, call.threads, thread);
             for (int64_t task = own.begin; task < own.end; task++) {
                 const int64_t first = task / cut.blocks * rows;
-                const Range some{first, least(first + rows, inputs)};
+                const Range some{first, min_of(first + rows, inputs)};
                 const int64_t block = task % cut.blocks;
-                const Range vectors = at.cut.vectors_of(block);
+                const Range vectors = at.cut.get_vectors(block);
                 for (int64_t p = 0; p < kPoints; p++)
                     add_columns(at, p, some, block, all, scratch, sums + p * at.sums.plane, Sums::fresh);
-                finish_block<T>(call, at.sums, some, {vectors.begin * kL, least(vectors.end * kL, outputs)}, sums);
+                finish_block<T>(call, at.sums, some, {vectors.begin * kL, min_of(vectors.end * kL, outputs)}, sums);
             }
         }
     });
@@ -370,13 +370,13 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
 
 template <class T>
 void run(const Conv3x3GradWeight& call, const Layout& at, float* work) {
-    if (at.way == Layout::by_blocks) {
+    if (at.partition == Layout::by_blocks) {
         run_blocks<T>(call, at, work);
     } else {
-        (at.way == Layout::by_lanes ? run_lanes : run_stretches)(call, at, work);
+        (at.partition == Layout::by_accumulators ? run_accumulators : run_stretches)(call, at, work);
         finish<T>(call, at, work);
     }
-    finish_bias<T>(call, work + at.bias, at.sums.lanes, at.sums.row);
+    finish_bias<T>(call, work + at.bias, at.sums.accumulators, at.sums.row);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 constexpr int kRunOutputs = 4;             // outputs that are computed at once
 constexpr int64_t kBandFloats = 48 << 10;  // floats of a thread's planes, which stay in its caches
 constexpr int64_t kBandBytes = 256 << 10;  // bytes of a band of channels_last input, of which kPlanes channels are read at a time
-constexpr int64_t kTasksPerThread = 4, kLeastRows = 4;
+constexpr int64_t kTasksPerThread = 4, kMinRows = 4;
 
 // Layout of the memory of one thread.
 struct Layout {
@@ -20,24 +20,24 @@ struct Layout {
     int64_t bands;                 // bands of an image
     int64_t sums, pixels, floats;  // after the planes of the inputs: planes of the outputs, and one row in pixel order
 
-    explicit Layout(const Conv3x3Planes& call) : band(call.geometry, rows_of(call)) {
+    explicit Layout(const Conv3x3Planes& call) : band(call.geometry, choose_rows(call)) {
         const Conv3x3Geometry& g = call.geometry;
-        bands = parts_of(g.Ho, band.rows);
+        bands = count_parts(g.Ho, band.rows);
         sums = kPlanes * band.plane;
         pixels = sums + call.outputs * band.plane;
         floats = pixels + round_up(g.W > g.Wo ? g.W : g.Wo, kL) * (kPlanes > call.outputs ? kPlanes : call.outputs) + 16;
     }
 
     // Returns the number of rows of a band. The results do not depend on it.
-    static int64_t rows_of(const Conv3x3Planes& call) {
+    static int64_t choose_rows(const Conv3x3Planes& call) {
         const Conv3x3Geometry& g = call.geometry;
-        int64_t rows = parts_of(g.B * g.Ho, call.threads * kTasksPerThread);
+        int64_t rows = count_parts(g.B * g.Ho, call.threads * kTasksPerThread);
         for (int i = 0; i < call.sources; i++) {
             const Conv3x3Map& map = call.source[i];
-            if (map.w != 1) rows = least(rows, kBandBytes / row_bytes(map, g.W));
+            if (map.w != 1) rows = min_of(rows, kBandBytes / get_row_bytes(map, g.W));
         }
-        rows = rows > kLeastRows ? rows : kLeastRows;
-        rows = least(rows, least(g.Ho, kBandFloats / ((kPlanes + call.outputs) * (g.Wo + 2))));
+        rows = rows > kMinRows ? rows : kMinRows;
+        rows = min_of(rows, min_of(g.Ho, kBandFloats / ((kPlanes + call.outputs) * (g.Wo + 2))));
         return rows > 1 ? rows : 1;
     }
 };
@@ -76,7 +76,7 @@ inline void add_run(const Conv3x3Planes& call, const Band& band, const float* pl
 
 template <int NO>
 void add_runs(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters, float* sums) {
-    const int64_t run = band.run();
+    const int64_t run = band.length();
     int64_t i = 0;
     for (; i + (kRunVectors - 1) * kL < run; i += kRunVectors * kL)
         add_run<NO, kRunVectors>(call, band, planes + i, inputs, filters, sums + i);
@@ -89,7 +89,7 @@ void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes
     for (int64_t o = 0; o < call.outputs; o += kRunOutputs) {
         const float* of_outputs = filters + o * call.stride_o;
         float* at = sums + o * band.plane;
-        switch (least(call.outputs - o, kRunOutputs)) {
+        switch (min_of(call.outputs - o, kRunOutputs)) {
             case 1: add_runs<1>(call, band, planes, inputs, of_outputs, at); break;
             case 2: add_runs<2>(call, band, planes, inputs, of_outputs, at); break;
             case 3: add_runs<3>(call, band, planes, inputs, of_outputs, at); break;
@@ -105,12 +105,12 @@ void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, 
     T* y = static_cast<T*>(call.y) + at;
     const T* residual = call.residual == nullptr ? nullptr : static_cast<const T*>(call.residual) + at;
     if (call.outputs > 1) {
-        turn_pixels(sums, band.plane, call.outputs, width, pixels);
+        interleave_planes(sums, band.plane, call.outputs, width, pixels);
         sums = pixels;
     }
     for_vectors(numbers, [&](int64_t i, int count) {
-        const V sum = load_some(sums + i, count);
-        const V v = residual == nullptr ? sum : sum + load_some(residual + i, count);
+        const V sum = load_partial(sums + i, count);
+        const V v = residual == nullptr ? sum : sum + load_partial(residual + i, count);
         const V result = activate(v, call.act, call.negative_slope);
         count == kL ? store_vec<kL>(y + i, result) : store_lanes(y + i, result, count);
     });
@@ -120,17 +120,17 @@ template <class T>
 void run_band(const Conv3x3Planes& call, const Layout& at, int64_t b, int64_t first, float* scratch) {
     const Conv3x3Geometry& g = call.geometry;
     Band band = at.band;
-    band.rows = least(band.rows, g.Ho - first);
+    band.rows = min_of(band.rows, g.Ho - first);
     float *sums = scratch + at.sums, *pixels = scratch + at.pixels;
     for (int64_t o = 0; o < call.outputs; o++) {
         const V bias = broadcast<float, kL>(call.bias == nullptr ? 0.f : call.bias[o]);
-        for (int64_t i = 0; i < band.run(); i += kL) store_vec<kL>(sums + o * band.plane + i, bias);
+        for (int64_t i = 0; i < band.length(); i += kL) store_vec<kL>(sums + o * band.plane + i, bias);
     }
     const float* filters = call.filters;
     for (int s = 0; s < call.sources; s++)
         for (int64_t c = 0; c < call.source[s].channels; c += kPlanes) {
-            const Range channels{c, least(c + kPlanes, call.source[s].channels)};
-            lay_out(g, call.source[s], channels, b, first, band, pixels, scratch);
+            const Range channels{c, min_of(c + kPlanes, call.source[s].channels)};
+            convert_to_planes(g, call.source[s], channels, b, first, band, pixels, scratch);
             add_inputs(call, band, scratch, channels.end - c, filters, sums);
             filters += (channels.end - c) * call.stride_i;
         }
@@ -144,7 +144,7 @@ void run(const Conv3x3Planes& call, float* workspace) {
     const int64_t tasks = call.geometry.B * at.bands;
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
-            const Range part = part_of(tasks, call.threads, thread);
+            const Range part = get_part(tasks, call.threads, thread);
             for (int64_t task = part.begin; task < part.end; task++)
                 run_band<T>(call, at, task / at.bands, task % at.bands * at.band.rows, workspace + thread * at.floats);
         }
@@ -157,26 +157,26 @@ constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums
 constexpr int64_t kManyBytes = 256 << 10;            // bytes of a band of `many`, which is read again for each vector of its channels
 constexpr int64_t kSummedPixels = 1024;              // pixels that are summed in registers; longer sums lose precision
 // Number of private accumulators, which determines the order of the sums and does not depend on the threads.
-constexpr int64_t kLanesOfSums = 32;
+constexpr int64_t kAccumulators = 32;
 
 // Layout of the memory of one accumulator: planes of a band of `few`, a buffer to transpose its rows, and sums[few][tap][many].
 struct FewLayout {
     Band band;
-    int64_t bands, lanes, turned, sums, columns, floats;
+    int64_t bands, accumulators, transposed, sums, columns, floats;
 
-    explicit FewLayout(const Conv3x3FewGradWeight& call) : band(call.geometry, rows_of(call)) {
+    explicit FewLayout(const Conv3x3FewGradWeight& call) : band(call.geometry, choose_rows(call)) {
         const Conv3x3Geometry& g = call.geometry;
-        bands = parts_of(g.Ho, band.rows);
-        lanes = least(g.B * bands, kLanesOfSums);
+        bands = count_parts(g.Ho, band.rows);
+        accumulators = min_of(g.B * bands, kAccumulators);
         columns = round_up(call.many.channels, kL);
-        turned = call.few.channels * band.plane;
-        sums = round_up(turned + round_up(g.W, kL) * kPlanes, kL);
+        transposed = call.few.channels * band.plane;
+        sums = round_up(transposed + round_up(g.W, kL) * kPlanes, kL);
         floats = sums + call.few.channels * 9 * columns;
     }
 
-    static int64_t rows_of(const Conv3x3FewGradWeight& call) {
+    static int64_t choose_rows(const Conv3x3FewGradWeight& call) {
         const int64_t width = call.geometry.W;
-        const int64_t rows = least(least(kManyBytes / row_bytes(call.many, width), kSummedPixels / width), call.geometry.Ho);
+        const int64_t rows = min_of(min_of(kManyBytes / get_row_bytes(call.many, width), kSummedPixels / width), call.geometry.Ho);
         return rows > 1 ? rows : 1;
     }
 };
@@ -188,7 +188,7 @@ inline void add_pixels(const Conv3x3Map& many, const T* pixels, int count, const
     V acc[NF][9] = {};
     for (int64_t r = 0; r < band.rows; r++)
         for (int64_t x = 0; x < width; x++) {
-            const V v = load_some(pixels + r * many.h + x * many.w, count);
+            const V v = load_partial(pixels + r * many.h + x * many.w, count);
             const float* at = planes + r * band.row + x;
 #pragma GCC unroll 3
             for (int f = 0; f < NF; f++)
@@ -215,7 +215,7 @@ void add_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const Band& 
             const auto add = [&](auto few) {
                 add_pixels<decltype(few)::value>(call.many, rows + m, count, band, call.geometry.W, planes, sums, at.columns);
             };
-            switch (least(call.few.channels - f, kFew)) {
+            switch (min_of(call.few.channels - f, kFew)) {
                 case 1: add(Width<1>{}); break;
                 case 2: add(Width<(kFew < 2 ? kFew : 2)>{}); break;
                 default: add(Width<kFew>{});
@@ -224,15 +224,15 @@ void add_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const Band& 
     });
 }
 
-void run_few_lane(const Conv3x3FewGradWeight& call, const FewLayout& at, int64_t lane, float* work) {
+void run_few_accumulator(const Conv3x3FewGradWeight& call, const FewLayout& at, int64_t accumulator, float* work) {
     __builtin_memset(work + at.sums, 0, (at.floats - at.sums) * sizeof(float));
-    const Range tasks = part_of(call.geometry.B * at.bands, at.lanes, lane);
+    const Range tasks = get_part(call.geometry.B * at.bands, at.accumulators, accumulator);
     for (int64_t task = tasks.begin; task < tasks.end; task++) {
         const int64_t b = task / at.bands, first = task % at.bands * at.band.rows;
         Band band = at.band;
-        band.rows = least(band.rows, call.geometry.Ho - first);
+        band.rows = min_of(band.rows, call.geometry.Ho - first);
         for (int64_t c = 0; c < call.few.channels; c += kPlanes)
-            lay_out(call.geometry, call.few, {c, least(c + kPlanes, call.few.channels)}, b, first, band, work + at.turned,
+            convert_to_planes(call.geometry, call.few, {c, min_of(c + kPlanes, call.few.channels)}, b, first, band, work + at.transposed,
                     work + c * band.plane);
         switch (call.many.dtype) {
             case f32: add_few<float>(call, at, band, b, first, work); break;
@@ -253,13 +253,13 @@ void finish_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const flo
             const int64_t f = row / 9, tap = row % 9;
             for (int64_t m = 0; m < many; m += kL) {
                 V sum = {};
-                for (int64_t lane = 0; lane < at.lanes; lane++)
-                    sum += load_vec<kL>(work + lane * at.floats + at.sums + row * at.columns + m);
+                for (int64_t accumulator = 0; accumulator < at.accumulators; accumulator++)
+                    sum += load_vec<kL>(work + accumulator * at.floats + at.sums + row * at.columns + m);
                 T numbers[kL];
                 store_vec<kL>(numbers, sum);
                 // If `few` is the gradient of the outputs, its planes are shifted relative to the input, so that the taps are
                 // reversed.
-                for (int64_t i = m; i < least(m + kL, many); i++)
+                for (int64_t i = m; i < min_of(m + kL, many); i++)
                     filters[call.gradients ? (f * many + i) * 9 + 8 - tap : (i * few + f) * 9 + tap] = numbers[i - m];
             }
         }
@@ -270,13 +270,13 @@ void finish_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const flo
 
 int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call) {
     const FewLayout at(call);
-    return at.lanes * at.floats * static_cast<int64_t>(sizeof(float));
+    return at.accumulators * at.floats * static_cast<int64_t>(sizeof(float));
 }
 
 void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace) {
     const FewLayout at(call);
-    parallel_for(at.lanes, call.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t lane = begin; lane < end; lane++) run_few_lane(call, at, lane, workspace + lane * at.floats);
+    parallel_for(at.accumulators, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t accumulator = begin; accumulator < end; accumulator++) run_few_accumulator(call, at, accumulator, workspace + accumulator * at.floats);
     });
     switch (call.dtype) {
         case f32: return finish_few<float>(call, at, workspace);

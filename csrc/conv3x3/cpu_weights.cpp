@@ -17,8 +17,8 @@ void pack(const Conv3x3Filters& filters, float* packed, int threads) {
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             int64_t block = 0;
-            while (cut.vectors_of(block).end <= vector) block++;
-            const Range side = cut.vectors_of(block);
+            while (cut.get_vectors(block).end <= vector) block++;
+            const Range side = cut.get_vectors(block);
             pack_vector(filters, maps, vector, {0, maps.inputs}, packed + (side.begin * maps.inputs + vector - side.begin) * kL,
                         (side.end - side.begin) * kL, plane);
         }
@@ -49,10 +49,10 @@ template <class T>
 void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
     const PackedMaps maps(filters);
     const PixelRows pixels(maps.inputs);
-    const int64_t vectors = parts_of(maps.columns.columns, kTileColumns), tile = kTileDepth * kTileColumns;
+    const int64_t vectors = count_parts(maps.columns.columns, kTileColumns), tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
-            const int64_t pair = vector / 2 * 2, width = least(2, vectors - pair);
+            const int64_t pair = vector / 2 * 2, width = min_of(2, vectors - pair);
             BFloat16* out = packed + 2 * pixels.packed_pairs(pair) + (vector - pair) * tile;
             int64_t columns[kTileColumns];
             for (int64_t n = 0; n < kTileColumns; n++) {

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "conv3x3/tiles.h"
-#include "core/turn.h"
+#include "core/transpose_simd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -36,10 +36,10 @@ struct TapBlock {
         top = f.adjoint ? weight.size - 3 - y : y;
         left = f.adjoint ? weight.size - 3 - x : x;
     }
-    FASTDS_HD bool whole() const {
+    FASTDS_HD bool is_complete() const {
         return top >= 0 && left >= 0 && top + 3 <= weight.size && left + 3 <= weight.size;
     }
-    FASTDS_HD bool has(int64_t tap) const {
+    FASTDS_HD bool has_tap(int64_t tap) const {
         const int64_t y = top + tap / 3, x = left + tap % 3;
         return y >= 0 && y < weight.size && x >= 0 && x < weight.size;
     }
@@ -55,7 +55,7 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
                  T* taps) {
     using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
     const Conv3x3Weight& w = filters.weight;
-    const int64_t base = vector * kL, count = rows.end - rows.begin, lanes = least(kL, maps.columns.columns - base);
+    const int64_t base = vector * kL, count = rows.end - rows.begin, lanes = min_of(kL, maps.columns.columns - base);
     const int64_t first = maps.columns.output(base), step = lanes > 1 ? maps.columns.output(base + 1) - first : 1;
     // False for vectors that cross the end of a sub-pixel.
     const bool even = maps.columns.output(base + lanes - 1) == first + (lanes - 1) * step;
@@ -66,7 +66,7 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
     };
     const bool dense = w.size == 3 && w.stride_w == 1 && w.stride_h == 3;
     const auto exchange = [&](const T* from, int64_t columns, T* to, int64_t to_row) {
-        turn(reinterpret_cast<const Bits*>(from + first * lane_stride), lane, lanes, columns, reinterpret_cast<Bits*>(to),
+        transpose_rows(reinterpret_cast<const Bits*>(from + first * lane_stride), lane, lanes, columns, reinterpret_cast<Bits*>(to),
              to_row);
     };
     // Prefetches `columns` elements of each lane, kAhead rows ahead. The filters of a layer with many inputs are pages apart.
@@ -76,10 +76,10 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
             for (int64_t i = 0; i < columns; i += kLine / static_cast<int64_t>(sizeof(T)))
                 __builtin_prefetch(row_of(row + kAhead) + first * lane_stride + k * lane + offset + i);
     };
-    if (lanes < kL || !block.whole()) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
+    if (lanes < kL || !block.is_complete()) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
     if (even && !filters.adjoint && w.stride_c == 1) {  // rows are contiguous
         for (int64_t tap = 0; tap < 9; tap++) {
-            if (!block.has(tap)) continue;
+            if (!block.has_tap(tap)) continue;
             fetch_ahead(rows.begin, block.offset(tap), count);
             exchange(row_of(rows.begin) + block.offset(tap), count, taps + tap * kL, 9 * kL);
         }
@@ -94,7 +94,7 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
     } else if (even && lane == 1) {  // lanes are contiguous
         for (int64_t i = 0; i < count; i++)
             for (int64_t tap = 0; tap < 9; tap++) {
-                if (!block.has(tap)) continue;
+                if (!block.has_tap(tap)) continue;
                 const T* from = row_of(rows.begin + i) + first * lane_stride + block.offset(tap);
                 __builtin_memcpy(taps + (9 * i + tap) * kL, from, (lanes == kL ? kL : lanes) * sizeof(T));
             }
@@ -103,7 +103,7 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
             for (int64_t k = 0; k < lanes; k++) {
                 const T* filter = row_of(rows.begin + i) + maps.columns.output(base + k) * lane_stride;
                 for (int64_t tap = 0; tap < 9; tap++)
-                    if (block.has(tap)) taps[(9 * i + tap) * kL + k] = filter[block.offset(tap)];
+                    if (block.has_tap(tap)) taps[(9 * i + tap) * kL + k] = filter[block.offset(tap)];
             }
     }
 }
@@ -118,7 +118,7 @@ void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t 
         if (i == end) {
             const int64_t block = i / maps.per_block, first = block * maps.per_block;
             gathered = i;
-            end = least(least(i + kGathered, inputs.end), first + maps.per_block);
+            end = min_of(min_of(i + kGathered, inputs.end), first + maps.per_block);
             gather_taps(filters, maps, TapBlock(filters, block), vector, {i - first, end - first}, taps);
         }
         const int64_t row = i - gathered;
@@ -127,7 +127,7 @@ void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t 
             V g[3], u[6];
             for (int r = 0; r < 3; r++) {
                 const int tap = r * 3 + c;
-                g[r] = load_some(taps + (row * 9 + (filters.adjoint ? 8 - tap : tap)) * kL, kL);
+                g[r] = load_partial(taps + (row * 9 + (filters.adjoint ? 8 - tap : tap)) * kL, kL);
             }
             transform_weight(g, u);
             for (int r = 0; r < 6; r++) half[r][c] = u[r];

@@ -155,7 +155,7 @@ struct Conv3x3Plan {
     int64_t group_tiles;           // tiles multiplied at once: blocks are whole groups, except for the last tiles
     int64_t block_vectors;         // output vectors per pass over the 36 products
     int64_t thread_floats, bytes;  // size of the workspace
-    int threads, store;            // store: how outputs are written (enum Store in output.h)
+    int threads, store;            // store: how outputs are written (enum Store in epilogue.h)
     // Number of threads that process the only block together, if there are few tiles and many filters; otherwise 0.
     int sharing;
 };

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int kPoints = 36;
 
-constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // columns of M that are computed at once
+constexpr int64_t kPassColumns = 256, kLargePassColumns = 128;  // columns of M that are computed at once
 
 // Returns whether the filters are far larger than the L2 cache. They are then read in parts, for more tiles at once.
-inline bool is_wide(int64_t inputs, int64_t columns) { return inputs * columns > 64 << 10; }
+inline bool has_large_filters(int64_t inputs, int64_t columns) { return inputs * columns > 64 << 10; }
 
 // Order of the outputs in packed columns. The outputs of a pixel-shuffled convolution are in the order (sub-pixel, channel).
 struct ColumnMap {
@@ -32,23 +32,23 @@ struct ColumnMap {
 // of one filter fall into different sets of the cache; otherwise packing is several times slower.
 FASTDS_HD int64_t packed_plane(int64_t inputs, const ColumnBlocks& cut) { return inputs * cut.vectors * kL + 16; }
 
-inline ColumnMap columns_of(const Conv3x3Call& call) { return {call.sinks.channels(), call.shuffle}; }
+inline ColumnMap get_column_map(const Conv3x3Call& call) { return {call.sinks.channels(), call.shuffle}; }
 
 // Returns whether the engine computes all columns of a block of tiles before it runs the epilogue.
-inline bool makes_one_pass(int64_t inputs, int64_t columns) {
-    return round_up(columns, kL) <= (is_wide(inputs, columns) ? kWidePassColumns : kPassColumns);
+inline bool fits_one_pass(int64_t inputs, int64_t columns) {
+    return round_up(columns, kL) <= (has_large_filters(inputs, columns) ? kLargePassColumns : kPassColumns);
 }
 
 struct Tile {
     int64_t b, y, x;  // image, first row and first column of the outputs
 };
 
-FASTDS_HD Tile tile_at(const Conv3x3Geometry& g, int64_t index) {
+FASTDS_HD Tile get_tile(const Conv3x3Geometry& g, int64_t index) {
     const int64_t per_image = g.tiles_h() * g.tiles_w(), in_image = index % per_image;
     return {index / per_image, in_image / g.tiles_w() * 4, in_image % g.tiles_w() * 4};
 }
 
-FASTDS_HD void to_next_tile(const Conv3x3Geometry& g, Tile& tile) {
+FASTDS_HD void advance_tile(const Conv3x3Geometry& g, Tile& tile) {
     tile.x += 4;
     if (tile.x < g.Wo) return;
     tile.x = 0;
@@ -59,7 +59,7 @@ FASTDS_HD void to_next_tile(const Conv3x3Geometry& g, Tile& tile) {
 }
 
 // Returns the input row or column that padding supplies at position i, or -1 for zero.
-FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
+FASTDS_HD int64_t apply_padding(int64_t i, int64_t size, int mode) {
     if (i >= 0 && i < size) return i;
     if (mode == pad_zeros) return -1;
     if (mode == pad_replicate) return i < 0 ? 0 : size - 1;
@@ -104,10 +104,10 @@ FASTDS_HD void load_column(const Pixels<T, N>& data, const Pixels<T, N>& sign, i
 #pragma GCC unroll 6
     for (int r = 0; r < N; r++) {
         const T* at = Inside ? top + r * data.h : data.at[r * N + c] + channel;
-        d[r] = load_some(at, count);
+        d[r] = load_partial(at, count);
         if (!Signed) continue;
         const T* sign_at = Inside ? sign_top + r * sign.h : sign.at[r * N + c] + channel;
-        d[r] = activation_gradient(d[r], load_some(sign_at, count), slope);
+        d[r] = activation_gradient(d[r], load_partial(sign_at, count), slope);
     }
     if (!Inside || c < N - 4) return;
     top = opaque(top + 4 * data.w);
@@ -152,8 +152,8 @@ FASTDS_HD InputWindow input_window(const Conv3x3Geometry& g, const Tile& tile) {
     const int64_t y = tile.y - g.pad_h, x = tile.x - g.pad_w;
     w.inside = y >= 0 && y + 6 <= g.H && x >= 0 && x + 6 <= g.W;
     for (int i = 0; i < 6; i++) {
-        w.row[i] = w.inside ? y + i : continued(y + i, g.H, g.mode_h);
-        w.column[i] = w.inside ? x + i : continued(x + i, g.W, g.mode_w);
+        w.row[i] = w.inside ? y + i : apply_padding(y + i, g.H, g.mode_h);
+        w.column[i] = w.inside ? x + i : apply_padding(x + i, g.W, g.mode_w);
     }
     return w;
 }
@@ -201,7 +201,7 @@ inline int64_t source_columns(const Conv3x3Views& sources) {
     return round_up(end, kL);
 }
 
-inline int64_t widest(const Conv3x3Views& views) {
+inline int64_t get_max_channels(const Conv3x3Views& views) {
     int64_t most = 0;
     for (int s = 0; s < views.count; s++)
         if (views.view[s].channels > most) most = views.view[s].channels;

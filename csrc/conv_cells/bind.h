@@ -70,14 +70,14 @@ inline void register_conv_cells(py::module_& m) {
            const Maps& operands, const Maps& pre, intptr_t packed, intptr_t bias, int bias_dtype, bool amx, int threads,
            intptr_t workspace, int64_t bytes) {
             ConvGates cell = to_cell(formula, option, slope, geometry, sources, residual, operands, pre);
-            cell.call.packed = static_cast<const float*>(pointer(packed));
-            cell.call.bias = pointer(bias);
+            cell.call.packed = static_cast<const float*>(to_pointer(packed));
+            cell.call.bias = to_pointer(bias);
             cell.call.bias_dtype = to_dtype(bias_dtype);
-            cell.call.amx = to_amx(amx, cell.call.sources);
+            cell.call.amx = check_amx(amx, cell.call.sources);
             const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, cell.call, true, threads);
             if (plan.bytes > bytes) return plan.bytes;
             py::gil_scoped_release release;
-            FASTDS_DISPATCH_VECTOR(conv_gates, cell, plan, static_cast<float*>(pointer(workspace)));
+            FASTDS_DISPATCH_VECTOR(conv_gates, cell, plan, static_cast<float*>(to_pointer(workspace)));
             return plan.bytes;
         },
         "A 3x3 convolution and the gates behind it. Workspace as conv3x3_run");

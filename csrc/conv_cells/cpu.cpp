@@ -19,9 +19,9 @@ template <class T, class Formula, int First, int Gates>
 struct Row {
     static constexpr int others = Formula::inputs - Gates, operands = others + Formula::outputs;
 
-    // If T is float, no operand is treated as wide.
-    static FASTDS_HD bool wide(const ConvGates& cell, int k) { return sizeof(T) < sizeof(float) && cell.operands[k].wide; }
-    static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return wide(cell, k) ? sizeof(float) : sizeof(T); }
+    // If T is float, no operand needs the mark.
+    static FASTDS_HD bool is_float32(const ConvGates& cell, int k) { return sizeof(T) < sizeof(float) && cell.operands[k].is_float32; }
+    static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return is_float32(cell, k) ? sizeof(float) : sizeof(T); }
 
     static void run(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane) {
         const ConvGates& cell = *static_cast<const ConvGates*>(context);
@@ -32,7 +32,7 @@ struct Row {
             data[k] = static_cast<char*>(view.data) + (b * view.b + y * view.h + x * view.w) * size(cell, k);
         }
         // Values after the last whole vector are computed in copies.
-        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // zeros, for the reason in core/buffer.h (Zeros)
+        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // zeros, for the reason in core/buffer.h (ZeroedBuffer)
         char* real[operands] = {};
         int64_t i = 0, end = n / kL * kL;
         while (true) {
@@ -64,7 +64,7 @@ struct Row {
                 const int other = k < First ? k : k - Gates;
                 if (k >= First && k < First + Gates)
                     in[k] = load_vec<kL>(pre + (k - First) * plane + i);
-                else if (wide(cell, other))
+                else if (is_float32(cell, other))
                     in[k] = load_vec<kL>(reinterpret_cast<const float*>(data[other]) + i);
                 else
                     in[k] = load_vec<kL>(reinterpret_cast<const T*>(data[other]) + i);
@@ -72,7 +72,7 @@ struct Row {
             Formula::template apply<float>(in, out, options);
 #pragma GCC unroll 8
             for (int k = 0; k < Formula::outputs; k++) {
-                if (wide(cell, others + k))
+                if (is_float32(cell, others + k))
                     store_vec<kL>(reinterpret_cast<float*>(data[others + k]) + i, out[k]);
                 else
                     store_vec<kL>(reinterpret_cast<T*>(data[others + k]) + i, out[k]);

@@ -23,10 +23,10 @@ namespace fastds {
 
 struct ConvGatesOperand {
     Conv3x3View view;
-    bool wide;  // float32 with 16-bit feature maps
+    bool is_float32;  // float32 with 16-bit feature maps
 };
 
-// `call` satisfies the requirements of Conv3x3Cell. The sources, the pre-activations and all operands except wide ones have the
+// `call` satisfies the requirements of Conv3x3Cell. The sources, the pre-activations and all operands except those marked as float32 have the
 // same dtype.
 struct ConvGates {
     Conv3x3Call call;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Activation functions that convolution kernels apply to their outputs.
 #pragma once
-#include "core/lanes.h"
+#include "core/masked_io.h"
 
 namespace fastds {
 

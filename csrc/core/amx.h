@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products in bfloat16 with the tile registers of Intel AMX: eight registers of 16 rows of 64 bytes.
 //
-// A thread configures the registers before its first tile instruction and releases them after its last one (class TileUse).
+// A thread configures the registers before its first tile instruction and releases them after its last one (class TileScope).
 // has_amx() in isa.h returns whether AMX is usable.
 #pragma once
 #include "core/activation.h"
-#include "core/lanes.h"
+#include "core/masked_io.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
 // Sizes of one tile in elements: rows of A and of the sum, depth of the product (columns of A), columns of B and of the sum.
-// kTileLine is the size in bytes of one row of a tile in memory.
-constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileLine = 64;
+// kTileRowBytes is the size in bytes of one row of a tile in memory.
+constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileRowBytes = 64;
 
 // Operand of the instruction LDTILECFG. `depth` is the number of products that one instruction sums; it must be even. Registers
 // 0 to 3 hold sums, 4 and 5 hold tiles of A, 6 and 7 hold tiles of B (see TileSums).
@@ -30,7 +30,7 @@ struct alignas(64) TileConfig {
 
 // Left operand of a product: rows of bfloat16 values. Consecutive rows are `row` elements apart. Each row consists of `runs`
 // contiguous runs; consecutive runs are `run` elements apart and each run has `steps` * kTileDepth elements.
-struct TileLines {
+struct TileRows {
     const BFloat16* data;
     int64_t row, steps, runs = 1, run = 0;
 };
@@ -111,14 +111,14 @@ struct TileSums {
 // sums = (rows of `a` from `first` on) * (one packed block of columns, see core/gemm.h), for Rows x Columns tiles, 1 or 2 in
 // each direction.
 template <int Rows, int Columns>
-void multiply_lines(const TileLines& a, int64_t first, const BFloat16* b, float* sums) {
+void multiply_tile_rows(const TileRows& a, int64_t first, const BFloat16* b, float* sums) {
     using Sums = TileSums<Rows, Columns>;
     const int64_t stride = a.row * sizeof(*b);
     Sums::begin(sums, 0, true);
     for (int64_t run = 0; run < a.runs; run++) {
         const BFloat16* at = a.data + first * a.row + run * a.run;
         for (int64_t step = 0; step < a.steps; step++, at += kTileDepth, b += Columns * kTileColumns * kTileDepth)
-            Sums::add(at, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
+            Sums::add(at, stride, kTileRows * stride, b, Columns * kTileRowBytes, kTileRowBytes);
     }
     Sums::end(sums, Columns * kTileColumns);
 }
@@ -134,14 +134,14 @@ void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64
     const int64_t stride = line * sizeof(*lines);
     Sums::begin(sums, sums_row, fresh);
     for (int64_t i = 0; i < depth; i += kTileDepth, lines += kTileDepth, pairs += kTileDepth * row)
-        Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileLine);
+        Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileRowBytes);
     Sums::end(sums, sums_row);
 }
 
 // Writes one row of sums (one or two vectors) as y = act(sums + residual). `residual` may be null. `lanes` masks the columns
 // that exist.
 template <int Vectors, class T>
-FASTDS_HD void finish_line(V left, V right, const T* residual, int act, float slope, T* y, __mmask32 lanes) {
+FASTDS_HD void store_output_row(V left, V right, const T* residual, int act, float slope, T* y, __mmask32 lanes) {
     if (residual != nullptr) {
         left += load_masked(residual, static_cast<__mmask16>(lanes));
         if (Vectors > 1) right += load_masked(residual + kL, static_cast<__mmask16>(lanes >> kL));
@@ -159,7 +159,7 @@ FASTDS_HD void finish_line(V left, V right, const T* residual, int act, float sl
 // Prefetches both cache lines that one row of outputs may touch. Prefetching only the first line is slow when rows are not
 // aligned to cache lines.
 template <int Vectors, class T>
-FASTDS_HD void fetch_line(const T* y) {
+FASTDS_HD void prefetch_output_row(const T* y) {
     __builtin_prefetch(y, 1);
     __builtin_prefetch(y + Vectors * kL - 1, 1);
 }
@@ -167,10 +167,10 @@ FASTDS_HD void fetch_line(const T* y) {
 // Calls take(first, sums) for each group of up to 32 rows, where `sums` has rows of Columns vectors. Rows of `a` are read up to
 // the end of the last tile, beyond `lines`.
 template <int Columns, class Take>
-FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* b, const Take& take) {
+FASTDS_HD void for_tile_sums(const TileRows& a, int64_t lines, const BFloat16* b, const Take& take) {
     alignas(64) float sums[2 * kTileRows * Columns * kTileColumns];
     for (int64_t first = 0; first < lines; first += 2 * kTileRows) {
-        lines - first > kTileRows ? multiply_lines<2, Columns>(a, first, b, sums) : multiply_lines<1, Columns>(a, first, b, sums);
+        lines - first > kTileRows ? multiply_tile_rows<2, Columns>(a, first, b, sums) : multiply_tile_rows<1, Columns>(a, first, b, sums);
         take(first, sums);
     }
 }
@@ -178,16 +178,16 @@ FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* 
 inline void configure_tiles(int64_t) {}
 inline void release_tiles() {}
 template <int Columns, class Take>
-void for_tile_sums(const TileLines&, int64_t, const void*, const Take&) {}
+void for_tile_sums(const TileRows&, int64_t, const void*, const Take&) {}
 #endif
 
 // Configures the tile registers of the current thread for the lifetime of the object. Does nothing if `tiles` is false.
-class TileUse {
+class TileScope {
 public:
-    explicit TileUse(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {
+    explicit TileScope(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {
         if (tiles) configure_tiles(depth);
     }
-    ~TileUse() {
+    ~TileScope() {
         if (tiles_) release_tiles();
     }
 

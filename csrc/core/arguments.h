@@ -22,7 +22,7 @@ namespace fastds {
 
 namespace py = pybind11;
 
-inline void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
+inline void* to_pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 
 inline DType to_dtype(int code) {
     FASTDS_CHECK(code >= f32 && code <= bf16, "dtype: expected 0 to 3, got " + std::to_string(code));
@@ -37,14 +37,14 @@ struct Read {
 };
 
 template <class T>
-T checked(T value) {
+T throw_if_failed(T value) {
     if (value == T(-1) && PyErr_Occurred()) throw py::error_already_set();
     return value;
 }
 
 template <>
 struct Read<int64_t> {
-    static int64_t from(py::handle object) { return checked<int64_t>(PyLong_AsLongLong(object.ptr())); }
+    static int64_t from(py::handle object) { return throw_if_failed<int64_t>(PyLong_AsLongLong(object.ptr())); }
 };
 template <>
 struct Read<int> {
@@ -56,7 +56,7 @@ struct Read<int> {
 };
 template <>
 struct Read<double> {
-    static double from(py::handle object) { return checked(PyFloat_AsDouble(object.ptr())); }
+    static double from(py::handle object) { return throw_if_failed(PyFloat_AsDouble(object.ptr())); }
 };
 template <>
 struct Read<float> {
@@ -64,7 +64,7 @@ struct Read<float> {
 };
 template <>
 struct Read<bool> {
-    static bool from(py::handle object) { return checked(PyObject_IsTrue(object.ptr())) != 0; }
+    static bool from(py::handle object) { return throw_if_failed(PyObject_IsTrue(object.ptr())) != 0; }
 };
 
 // View of a Python list or tuple. If `count` is not negative, the constructor checks the number of items.
@@ -123,17 +123,17 @@ R unpack(R (*f)(A...), const py::args& given) {
 }
 
 // The one callable type that pybind11 registers: the address of a function and a wrapper that calls it.
-struct Bound {
+struct BoundFunction {
     using Function = void (*)();
     Function function;
     py::object (*call)(Function, const py::args&);
     py::object operator()(const py::args& given) const { return call(function, given); }
 };
-inline void define(py::module_& m, const char* name, const Bound& bound, const char* doc) { m.def(name, bound, doc); }
+inline void define(py::module_& m, const char* name, const BoundFunction& bound, const char* doc) { m.def(name, bound, doc); }
 
 template <class R, class... A>
 void bind_function(py::module_& m, const char* name, R (*f)(A...), const char* doc) {
-    const auto call = [](Bound::Function function, const py::args& given) -> py::object {
+    const auto call = [](BoundFunction::Function function, const py::args& given) -> py::object {
         const auto typed = reinterpret_cast<R (*)(A...)>(function);
         if constexpr (std::is_void_v<R>) {
             unpack(typed, given);
@@ -142,7 +142,7 @@ void bind_function(py::module_& m, const char* name, R (*f)(A...), const char* d
             return py::cast(unpack(typed, given));
         }
     };
-    define(m, name, {reinterpret_cast<Bound::Function>(f), call}, doc);
+    define(m, name, {reinterpret_cast<BoundFunction::Function>(f), call}, doc);
 }
 
 // Registers the captureless lambda f as a function of the module. Its arguments are positional only.
@@ -151,7 +151,7 @@ void bind(py::module_& m, const char* name, const F& f, const char* doc = "") {
     bind_function(m, name, +f, doc);
 }
 
-// Keyword arguments of a constructor. end() throws if a keyword was never read by take().
+// Keyword arguments of a constructor. check_unused() throws if a keyword was never read by take().
 class Keywords {
   public:
     explicit Keywords(const py::kwargs& given) : given_(given), left_(given.size()) {}
@@ -163,7 +163,7 @@ class Keywords {
         left_--;
         return Read<T>::from(value);
     }
-    void end() const {
+    void check_unused() const {
         if (left_ != 0) throw py::type_error("unknown keyword");
     }
 

@@ -32,9 +32,9 @@ class Buffer {
 // Zero-initialized memory for kernels that compute on whole vectors and tiles and discard the excess elements. Uninitialized
 // memory often contains denormal floats, and Intel processors multiply denormals about a hundred times slower.
 template <class T>
-class Zeros : public Buffer<T> {
+class ZeroedBuffer : public Buffer<T> {
   public:
-    explicit Zeros(int64_t n) : Buffer<T>(n) { __builtin_memset(static_cast<T*>(*this), 0, Buffer<T>::bytes(n)); }
+    explicit ZeroedBuffer(int64_t n) : Buffer<T>(n) { __builtin_memset(static_cast<T*>(*this), 0, Buffer<T>::bytes(n)); }
 };
 
 }  // namespace

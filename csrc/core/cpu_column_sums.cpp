@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Column sums: the rows are divided into up to kMostLanes parts with one accumulator each. Within a part, a few rows that fit
+// Column sums: the rows are divided into up to kMaxParts parts with one accumulator each. Within a part, a few rows that fit
 // into the cache are summed for a few vectors of columns at a time.
 #include "core/column_sums.h"
 
 #include "core/gemm.h"
-#include "core/lanes.h"
+#include "core/parts.h"
 #include "core/parallel.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kMostLanes = 16, kLaneNumbers = 16 << 10;  // lower bound for the elements of a part
-constexpr int64_t kCachedNumbers = 8 << 10;
+constexpr int64_t kMaxParts = 16, kPartElements = 16 << 10;  // lower bound for the elements of a part
+constexpr int64_t kCachedElements = 8 << 10;
 
-int64_t parts_summed(const ColumnSums& call) {
-    return least(least(kMostLanes, call.rows), 1 + call.rows * call.columns / kLaneNumbers);
+int64_t count_summed_parts(const ColumnSums& call) {
+    return min_of(min_of(kMaxParts, call.rows), 1 + call.rows * call.columns / kPartElements);
 }
 
 // sums[column] += from[row][column] for `rows` rows.
@@ -23,7 +23,7 @@ template <class T>
 void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
     for_column_blocks<float>(columns, [&](auto width, int64_t column) {
         constexpr int NV = decltype(width)::value;
-        const int last = static_cast<int>(least(kL, columns - column - (NV - 1) * kL));
+        const int last = static_cast<int>(min_of(kL, columns - column - (NV - 1) * kL));
         V acc[NV];
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) acc[j] = load_vec<kL>(sums + column + j * kL);
@@ -31,7 +31,7 @@ void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
         for (int64_t r = 0; r < rows; r++, at += columns) {
 #pragma GCC unroll 4
             for (int j = 0; j < NV - 1; j++) acc[j] += load_vec<kL>(at + j * kL);
-            acc[NV - 1] += load_some(at + (NV - 1) * kL, last);
+            acc[NV - 1] += load_partial(at + (NV - 1) * kL, last);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) store_vec<kL>(sums + column + j * kL, acc[j]);
@@ -39,18 +39,18 @@ void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
 }
 
 template <class T>
-void add_lane(const ColumnSums& call, Range rows, float* sums) {
-    const int64_t some = 1 + kCachedNumbers / call.columns;
+void add_part(const ColumnSums& call, Range rows, float* sums) {
+    const int64_t some = 1 + kCachedElements / call.columns;
     __builtin_memset(sums, 0, round_up(call.columns, kL) * sizeof(float));
     for (int64_t r = rows.begin; r < rows.end; r += some)
-        add_rows(static_cast<const T*>(call.from) + r * call.columns, least(some, rows.end - r), call.columns, sums);
+        add_rows(static_cast<const T*>(call.from) + r * call.columns, min_of(some, rows.end - r), call.columns, sums);
 }
 
 // Number of rows that are treated as one long row where a row is shorter than a vector.
-int64_t rows_of_one(const ColumnSums& call) { return call.columns < kL ? kTileVectors * kL / call.columns : 1; }
+int64_t count_merged_rows(const ColumnSums& call) { return call.columns < kL ? kTileVectors * kL / call.columns : 1; }
 
-ColumnSums joined(ColumnSums call) {
-    const int64_t many = rows_of_one(call);
+ColumnSums merge_rows(ColumnSums call) {
+    const int64_t many = count_merged_rows(call);
     call.rows /= many;
     call.columns *= many;
     return call;
@@ -58,13 +58,13 @@ ColumnSums joined(ColumnSums call) {
 
 template <class T>
 void run(const ColumnSums& given, float* sums) {
-    const ColumnSums call = joined(given);
-    const int64_t lanes = parts_summed(call), row = round_up(call.columns, kL);
-    parallel_for(lanes, call.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t lane = begin; lane < end; lane++) add_lane<T>(call, part_of(call.rows, lanes, lane), sums + lane * row);
+    const ColumnSums call = merge_rows(given);
+    const int64_t parts = count_summed_parts(call), row = round_up(call.columns, kL);
+    parallel_for(parts, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; part++) add_part<T>(call, get_part(call.rows, parts, part), sums + part * row);
     });
-    for (int64_t lane = 1; lane < lanes; lane++)
-        for (int64_t c = 0; c < row; c += kL) store_vec<kL>(sums + c, V(load_vec<kL>(sums + c) + load_vec<kL>(sums + lane * row + c)));
+    for (int64_t part = 1; part < parts; part++)
+        for (int64_t c = 0; c < row; c += kL) store_vec<kL>(sums + c, V(load_vec<kL>(sums + c) + load_vec<kL>(sums + part * row + c)));
     const int64_t columns = given.columns, done = call.rows * call.columns;
     const T* rest = static_cast<const T*>(given.from) + done;
     for (int64_t c = 0; c < columns; c++) {
@@ -78,8 +78,8 @@ void run(const ColumnSums& given, float* sums) {
 }  // namespace
 
 int64_t column_sums_bytes(const ColumnSums& given) {
-    const ColumnSums call = joined(given);
-    return parts_summed(call) * round_up(call.columns, kL) * static_cast<int64_t>(sizeof(float));
+    const ColumnSums call = merge_rows(given);
+    return count_summed_parts(call) * round_up(call.columns, kL) * static_cast<int64_t>(sizeof(float));
 }
 
 void column_sums(const ColumnSums& call, char* workspace) {

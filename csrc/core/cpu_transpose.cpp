@@ -4,22 +4,22 @@
 #include "core/transpose.h"
 
 #include "core/parallel.h"
-#include "core/turn.h"
+#include "core/transpose_simd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kStripColumns = 64, kShared = 32 << 10;  // elements; smaller batches run on one thread
+constexpr int64_t kStripColumns = 64, kMinThreadedElements = 32 << 10;  // elements; smaller batches run on one thread
 
 template <class T>
-void turn_all(const Transpose& call) {
+void transpose_batch(const Transpose& call) {
     const int64_t strips = (call.columns + kStripColumns - 1) / kStripColumns, size = call.rows * call.columns;
-    parallel_for(call.batch * strips, call.batch * size < kShared ? 1 : call.threads, [&](int64_t begin, int64_t end) {
+    parallel_for(call.batch * strips, call.batch * size < kMinThreadedElements ? 1 : call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; task++) {
             const int64_t image = task / strips * size, first = task % strips * kStripColumns;
             const int64_t columns = first + kStripColumns < call.columns ? kStripColumns : call.columns - first;
-            turn(static_cast<const T*>(call.from) + image + first, call.columns, call.rows, columns,
+            transpose_rows(static_cast<const T*>(call.from) + image + first, call.columns, call.rows, columns,
                  static_cast<T*>(call.to) + image + first * call.rows, call.rows);
         }
     });
@@ -29,9 +29,9 @@ void turn_all(const Transpose& call) {
 
 void transpose_matrices(const Transpose& call) {
     if (call.item == 2)
-        turn_all<uint16_t>(call);
+        transpose_batch<uint16_t>(call);
     else
-        turn_all<uint32_t>(call);
+        transpose_batch<uint32_t>(call);
 }
 
 }  // namespace FASTDS_ISA

@@ -96,7 +96,7 @@ FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t
 // Partition of the columns into blocks of at most `most` vectors with sizes as equal as possible (9 vectors: 3 + 3 + 3).
 struct ColumnBlocks {
     int64_t vectors, blocks;
-    Range vectors_of(int64_t block) const { return part_of(vectors, blocks, block); }
+    Range get_vectors(int64_t block) const { return get_part(vectors, blocks, block); }
 };
 template <class A>
 FASTDS_HD ColumnBlocks column_blocks(int64_t columns, int64_t most = kTileVectors) {
@@ -114,7 +114,7 @@ template <class A, class F>
 FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f, int64_t most = kTileVectors) {
     const ColumnBlocks cut = column_blocks<A>(columns, most);
     for (int64_t i = blocks.begin; i < blocks.end; i++) {
-        const Range vectors = cut.vectors_of(i);
+        const Range vectors = cut.get_vectors(i);
         const int64_t column = vectors.begin * kLanes<A>;
         switch (vectors.end - vectors.begin) {
             case 1: f(Width<1>{}, column); break;
@@ -138,7 +138,7 @@ struct Blocking {
     bool tiles = false;
     int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // maximum number of vectors in a block of columns
     template <class Step>
-    int64_t whole() const {  // the number of terms is rounded up to a multiple of this
+    int64_t term_multiple() const {  // the number of terms is rounded up to a multiple of this
         return tiles ? 32 : Step::terms;
     }
 };
@@ -147,14 +147,14 @@ struct Blocking {
 // as (step, column of the block, term of the step) and padded with zeros to whole vectors and steps.
 template <class Step>
 FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms, Blocking blocking = {}) {
-    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.whole<Step>());
+    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.>term_multiple<Step>>());
 }
 
 // Packs a matrix whose elements are value(term, column), in the layout that packed_size() describes. With `blocking.tiles` the
 // layout is that of core/amx.h.
 template <class Step, class Value>
 inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value, Blocking blocking = {}) {
-    const int64_t steps = round_up(terms, blocking.whole<Step>()) / Step::terms;
+    const int64_t steps = round_up(terms, blocking.>term_multiple<Step>>()) / Step::terms;
     const auto pack_block = [&](auto width, int64_t column) {
         constexpr int64_t lanes = decltype(width)::value * kLanes<typename Step::A>;
         for (int64_t s = 0; s < steps; s++)

@@ -17,16 +17,16 @@ namespace {
 
 constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // in order of preference
 
-Isa best() {
+Isa select_best() {
     for (Isa candidate : kAll)
         if (isa_usable(candidate)) return candidate;
     return Isa::baseline;
 }
 
-std::atomic<Isa> selected{best()};
+std::atomic<Isa> selected{select_best()};
 
 // Returns whether the processor has AMX with bfloat16 and the operating system permits this process to use the tile registers.
-bool tiles_granted() {
+bool request_amx() {
 #if defined(__linux__) && defined(__x86_64__)
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, need = amx_bf16 | amx_tile;
     constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -68,7 +68,7 @@ Isa isa() { return selected.load(std::memory_order_relaxed); }
 
 void set_isa(const char* name) {
     if (std::strcmp(name, "auto") == 0) {
-        selected = best();
+        selected = select_best();
         return;
     }
     for (Isa candidate : kAll) {
@@ -82,7 +82,7 @@ void set_isa(const char* name) {
 }
 
 bool has_amx() {
-    static const bool granted = tiles_granted();
+    static const bool granted = request_amx();
     return granted && isa() == Isa::avx512;
 }
 
@@ -95,7 +95,7 @@ bool is_intel() {
 #endif
 }
 
-void need_vectors(const char* function) {
+void require_vectors(const char* function) {
     if (isa() == Isa::baseline)
         throw std::runtime_error(std::string(function) + " has no code for the instruction set baseline in this build");
 }

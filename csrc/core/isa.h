@@ -37,7 +37,7 @@ inline bool has_amx() { return false; }
 bool has_amx();  // AMX with bfloat16 is usable and isa() is avx512
 #endif
 bool is_intel();  // the processor is made by Intel
-void need_vectors(const char* function);  // throws std::runtime_error if isa() is baseline
+void require_vectors(const char* function);  // throws std::runtime_error if isa() is baseline
 
 }  // namespace fastds
 
@@ -72,12 +72,12 @@ void need_vectors(const char* function);  // throws std::runtime_error if isa() 
 #endif
 
 // Dispatch for ops whose float64 code is compiled only into the baseline objects, because float64 is used only for checks.
-// `wide` is true for float64.
+// `is_double` is true for float64.
 #if FASTDS_EMU
-#define FASTDS_DISPATCH_TYPED(wide, function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
+#define FASTDS_DISPATCH_TYPED(is_double, function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
 #else
-#define FASTDS_DISPATCH_TYPED(wide, function, ...) \
-    ((wide) ? baseline::function(__VA_ARGS__) : FASTDS_DISPATCH(function, __VA_ARGS__))
+#define FASTDS_DISPATCH_TYPED(is_double, function, ...) \
+    ((is_double) ? baseline::function(__VA_ARGS__) : FASTDS_DISPATCH(function, __VA_ARGS__))
 #endif
 
 // Dispatch for the ops in VECTOR_OPS of setup.py, which have no baseline object if the AVX2 objects are built. Throws if the
@@ -87,7 +87,7 @@ void need_vectors(const char* function);  // throws std::runtime_error if isa() 
 #elif FASTDS_BUILD_AVX512
 #define FASTDS_DISPATCH_VECTOR(function, ...)                                   \
     (::fastds::isa() == ::fastds::Isa::avx512 ? avx512::function(__VA_ARGS__)   \
-                                              : (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__)))
+                                              : (::fastds::require_vectors(#function), avx2::function(__VA_ARGS__)))
 #else
-#define FASTDS_DISPATCH_VECTOR(function, ...) (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__))
+#define FASTDS_DISPATCH_VECTOR(function, ...) (::fastds::require_vectors(#function), avx2::function(__VA_ARGS__))
 #endif

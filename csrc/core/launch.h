@@ -38,20 +38,20 @@ void allow_shared_bytes(Kernel kernel, int bytes) {
 
 // Returns the compute capability for which the code of the kernel that runs on the current device was compiled: 80 for sm_80.
 template <class Kernel>
-int compiled_for(Kernel kernel) {
+int get_compiled_capability(Kernel kernel) {
     cudaFuncAttributes attributes;
     FASTDS_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
     return attributes.ptxVersion;
 }
 
-inline int multiprocessors(int device) {
+inline int count_multiprocessors(int device) {
     int count = 0;
     FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
     return count;
 }
 
 // Returns the maximum dynamic shared memory of a block in bytes that allow_shared_bytes() accepts.
-inline int most_shared_bytes(int device) {
+inline int get_max_shared_bytes(int device) {
     int bytes = 0;
     FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     return bytes;

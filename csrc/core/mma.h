@@ -17,19 +17,19 @@ struct MmaOperands {
 
 // Returns one of the two values of a word: the low one for `half` 0, the high one for `half` 1.
 template <class T>
-FASTDS_HD float unpacked(uint32_t word, int half) {
+FASTDS_HD float unpack_value(uint32_t word, int half) {
     return load(T{static_cast<uint16_t>(word >> 16 * half)});
 }
 
 // Packs two values into a word, the first into its low half.
 template <class T>
-__device__ __forceinline__ uint32_t packed(float low, float high) {
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
     return store<T>(low).bits | static_cast<uint32_t>(store<T>(high).bits) << 16;
 }
 
 // sums += a * b (16 x 8), computed by the whole warp. In each lane sums[0] and sums[1] are row g at columns 2 t and 2 t + 1;
 // sums[2] and sums[3] are row g + 8 at the same columns. The instruction does not exist below sm_80: the host checks
-// compiled_for() before a launch.
+// get_compiled_capability() before a launch.
 template <class T>
 __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
 #if FASTDS_EMU
@@ -41,7 +41,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
         const int row = lane / 4, column = lane % 4 * 2 + i % 2;
         for (int k = 0; k < 16; k++) {
             const MmaOperands left = of(row * 4 + k % 8 / 2), right = of(column * 4 + k % 8 / 2);
-            sums[i] += unpacked<T>(left.a[k / 8 * 2 + i / 2], k % 2) * unpacked<T>(right.b[k / 8], k % 2);
+            sums[i] += unpack_value<T>(left.a[k / 8 * 2 + i / 2], k % 2) * unpack_value<T>(right.b[k / 8], k % 2);
         }
     }
     emu::SyncWarp{site}();  // keeps the operands until all lanes have read them
@@ -53,7 +53,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
 #if __CUDA_ARCH__ >= 800
 #define FASTDS_TENSOR_CORES(T, name)                                                                                     \
     template <>                                                                                                          \
-    __device__ __forceinline__ uint32_t packed<T>(float low, float high) {                                               \
+    __device__ __forceinline__ uint32_t >pack_pair<T>>(float low, float high) {                                               \
         uint32_t word;                                                                                                   \
         asm("cvt.rn." name "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));                                     \
         return word;                                                                                                     \

@@ -193,22 +193,22 @@ FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {
     return load_vec<N>(lanes);
 }
 
-// Loads of the first lanes of vectors, for loops in which the number of lanes (0 to N) is constant. `quick` is true if a load
+// Loads of the first lanes of vectors, for loops in which the number of lanes (0 to N) is constant. `fast` is true if a load
 // is one instruction.
 template <class T, int N>
 struct FirstLanes {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-    static constexpr bool quick = sizeof(T) <= 4;
+    static constexpr bool fast = sizeof(T) <= 4;
     explicit FirstLanes(int64_t count) : lanes((1u << count) - 1) {}
     const uint32_t lanes;
 #elif defined(__AVX2__)
-    static constexpr bool quick = sizeof(T) == 4 && N <= 8;
+    static constexpr bool fast = sizeof(T) == 4 && N <= 8;
     explicit FirstLanes(int64_t count) {
         for (int i = 0; i < N; i++) lanes[i] = i < count ? -1 : 0;
     }
     Vec<int32_t, N> lanes;
 #else
-    static constexpr bool quick = false;
+    static constexpr bool fast = false;
     explicit FirstLanes(int64_t) {}
 #endif
     FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const {
@@ -282,7 +282,7 @@ FASTDS_HD V alternate(const V& a, const V& b, LaneList<I...>) {
     return __builtin_shufflevector(a, b, (I / Run % 2 * N + (Half * N / Run + I / Run) / 2 * Run + I % Run)...);
 }
 template <int I, class V>
-FASTDS_HD auto half_of(const V& v) {
+FASTDS_HD auto get_half(const V& v) {
     using S = __typeof__(+v[0]);
     constexpr int N = sizeof(V) / sizeof(S) / 2;
     Vec<S, N> part;
@@ -306,11 +306,11 @@ FASTDS_HD bool all_lanes(const V& v) {
 
 // Reduces all lanes by f, which takes two vectors or two elements.
 template <class S, int N, class F>
-FASTDS_HD S fold(const Vec<S, N>& v, const F& f) {
+FASTDS_HD S reduce_lanes(const Vec<S, N>& v, const F& f) {
     if constexpr (N == 2) {
         return f(S(v[0]), S(v[1]));
     } else {
-        return fold<S, N / 2>(f(half_of<0>(v), half_of<1>(v)), f);
+        return reduce_lanes<S, N / 2>(f(get_half<0>(v), get_half<1>(v)), f);
     }
 }
 

@@ -144,7 +144,7 @@ FASTDS_HD ExpParts<V> exp_parts_between(V x) {
 }
 // Like exp_parts_between with one instruction less. The additional error is about 2e-9 x.
 template <class A, class V>
-FASTDS_HD ExpParts<V> quick_exp_parts(V x) {
+FASTDS_HD ExpParts<V> fast_exp_parts(V x) {
     using Table = ExpTable<A>;
     const V shifted = x * Table::log2e + Table::magic;
     const V k = shifted - Table::magic;
@@ -177,7 +177,7 @@ template <class A, class V>
 FASTDS_HD Sigmoid<V> gate_parts(V x) {
     using Table = ExpTable<A>;
     x = at_most(V{} - Table::deepest_gate, at_least(V{} + Table::lowest, V(-x)));
-    return sigmoid_of_exp<A>(quick_exp_parts<A>(x));
+    return sigmoid_of_exp<A>(fast_exp_parts<A>(x));
 }
 
 // tanh(x) = top / bottom, with derivative 4 e / bottom^2.
@@ -187,7 +187,7 @@ struct Tanh {
 };
 template <class A, class V>
 FASTDS_HD Tanh<V> tanh_parts(V x) {
-    const auto parts = quick_exp_parts<A>(at_least(V{} + ExpTable<A>::lowest, V(negative_abs<A>(x) * A(2))));
+    const auto parts = fast_exp_parts<A>(at_least(V{} + ExpTable<A>::lowest, V(negative_abs<A>(x) * A(2))));
     const V product = parts.scale * parts.rest, rise = (A(1) - parts.scale) - product;
     return {with_sign_of<A>(rise, x), A(2) - rise, parts.scale + product};
 }
@@ -202,28 +202,28 @@ FASTDS_HD V tanh(V x) {
     return t.top / t.bottom;
 }
 
-// A value and its derivative with respect to the argument. slope_of() computes them from inverse = 1 / bottom.
+// A value and its derivative with respect to the argument. get_slope() computes them from inverse = 1 / bottom.
 template <class V>
 struct Slope {
     V value, derivative;
 };
 template <class A, class V>
-FASTDS_HD Slope<V> slope_of(const Sigmoid<V>& s, V inverse) {
+FASTDS_HD Slope<V> get_slope(const Sigmoid<V>& s, V inverse) {
     return {inverse, s.e * inverse * inverse};
 }
 template <class A, class V>
-FASTDS_HD Slope<V> slope_of(const Tanh<V>& t, V inverse) {
+FASTDS_HD Slope<V> get_slope(const Tanh<V>& t, V inverse) {
     return {t.top * inverse, A(4) * t.e * inverse * inverse};
 }
 template <class A, class V>
 FASTDS_HD Slope<V> sigmoid_slope(V x) {
     const auto s = sigmoid_parts<A>(x);
-    return slope_of<A>(s, A(1) / s.bottom);
+    return get_slope<A>(s, A(1) / s.bottom);
 }
 template <class A, class V>
 FASTDS_HD Slope<V> tanh_slope(V x) {
     const auto t = tanh_parts<A>(x);
-    return slope_of<A>(t, A(1) / t.bottom);
+    return get_slope<A>(t, A(1) / t.bottom);
 }
 
 // Returns sigmoid(gate) * tanh(value) with one division.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Intersections of the channel slices of the backward pass (backward_split.h) with the convolution groups.
+// Intersections of the channel slices of the backward pass (backward_partition.h) with the convolution groups.
 #pragma once
 #include "core/gemm.h"
-#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/backward_partition.h"
 #include "deform_conv2d/samples.h"
 
 namespace fastds {
@@ -23,13 +23,13 @@ struct Part {
 struct Parts {
     // `blocking` is that of the packed weights.
     template <class Step>
-    Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step, Blocking blocking)
-        : list(d.groups + split.slices), begin(split.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {
+    Parts(const DeformConv2dDims& d, const BackwardPartition& partition, Step, Blocking blocking)
+        : list(d.groups + partition.slices), begin(partition.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {
         const int64_t in = d.C / d.groups;
-        for (int64_t slice = 0; slice < split.slices; slice++) {
+        for (int64_t slice = 0; slice < partition.slices; slice++) {
             begin[slice] = count;
-            const int64_t c0 = slice * split.slice_channels;
-            const int64_t c1 = c0 + split.slice_channels < d.C ? c0 + split.slice_channels : d.C;
+            const int64_t c0 = slice * partition.slice_channels;
+            const int64_t c1 = c0 + partition.slice_channels < d.C ? c0 + partition.slice_channels : d.C;
             for (int64_t g = c0 / in; g * in < c1; g++) {
                 Part part{};
                 part.group = g;
@@ -48,7 +48,7 @@ struct Parts {
                 list[count++] = part;
             }
         }
-        begin[split.slices] = count;
+        begin[partition.slices] = count;
     }
     const Buffer<Part> list;
     const Buffer<int64_t> begin;

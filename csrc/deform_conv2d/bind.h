@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "core/arguments.h"
-#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/backward_partition.h"
 #include "deform_conv2d/params.h"
 
 namespace fastds {
@@ -10,7 +10,7 @@ namespace fastds {
 // shape.
 inline int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
     const int64_t accumulator_bytes = dims.dtype == f64 ? 8 : 4;
-    return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardSplit(dims), accumulator_bytes).bytes;
+    return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardPartition(dims), accumulator_bytes).bytes;
 }
 
 namespace deform_conv2d_bind {
@@ -45,7 +45,7 @@ inline DeformConv2dDims make_dims(const py::kwargs& given) {
     dims.offset_dtype = keywords.take<int>("offset_dtype");
     for (const Size& size : kSizes) dims.*size.member = keywords.take<int64_t>(size.name);
     dims.tiles = has_amx();
-    keywords.end();
+    keywords.check_unused();
     check(dims);
     return dims;
 }
@@ -61,8 +61,8 @@ inline void register_deform_conv2d(py::module_& m) {
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int threads) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_forward, dims, tensors, threads);
         },
         "y from x; mask and bias may be 0");
@@ -72,10 +72,10 @@ inline void register_deform_conv2d(py::module_& m) {
            intptr_t grad_offset, intptr_t grad_mask, intptr_t grad_weight, intptr_t grad_bias, intptr_t workspace,
            const DeformConv2dDims& dims, int threads) {
             py::gil_scoped_release release;
-            const DeformConv2dBackward tensors{pointer(grad_y),      pointer(x),         pointer(offset),
-                                               pointer(mask),        pointer(weight),    pointer(grad_x),
-                                               pointer(grad_offset), pointer(grad_mask), pointer(grad_weight),
-                                               pointer(grad_bias),   pointer(workspace)};
+            const DeformConv2dBackward tensors{to_pointer(grad_y),      to_pointer(x),         to_pointer(offset),
+                                               to_pointer(mask),        to_pointer(weight),    to_pointer(grad_x),
+                                               to_pointer(grad_offset), to_pointer(grad_mask), to_pointer(grad_weight),
+                                               to_pointer(grad_bias),   to_pointer(workspace)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_backward, dims, tensors, threads);
         },
         "The gradients whose address is not 0; workspace holds deform_conv2d_workspace(dims) bytes");
@@ -88,15 +88,15 @@ inline void register_deform_conv2d(py::module_& m) {
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
-            deform_conv2d_forward_cuda(dims, tensors, device, pointer(stream));
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
+            deform_conv2d_forward_cuda(dims, tensors, device, to_pointer(stream));
         },
         "y from x; weight (K, C/groups, O); mask and bias may be 0");
     bind(
         m, "deform_conv2d_window_fits",
         [](intptr_t x, intptr_t offset, intptr_t weight, const DeformConv2dDims& dims, int device) {
-            const DeformConv2dForward tensors{pointer(x), pointer(offset), nullptr, pointer(weight), nullptr, nullptr};
+            const DeformConv2dForward tensors{to_pointer(x), to_pointer(offset), nullptr, to_pointer(weight), nullptr, nullptr};
             return deform_conv2d_window_fits(dims, tensors, device);
         },
         "Whether the samples of the forward come from a window in shared memory, as deform_conv2d_guided_cuda needs it");
@@ -105,10 +105,10 @@ inline void register_deform_conv2d(py::module_& m) {
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y, intptr_t base, bool sigmoid,
            double slope, const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
-            const DeformConv2dGuide guide{static_cast<const float*>(pointer(base)), sigmoid, static_cast<float>(slope)};
-            deform_conv2d_guided_cuda(dims, tensors, guide, device, pointer(stream));
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid, static_cast<float>(slope)};
+            deform_conv2d_guided_cuda(dims, tensors, epilogue, device, to_pointer(stream));
         },
         "As deform_conv2d_forward_cuda, of offsets + base and sigmoid(mask), with a leaky ReLU; base may be 0");
     bind(
@@ -118,9 +118,9 @@ inline void register_deform_conv2d(py::module_& m) {
            intptr_t stream) {
             py::gil_scoped_release release;
             const DeformConv2dBackward tensors{
-                pointer(grad_y),      pointer(x),         pointer(offset), pointer(mask), pointer(weight),   pointer(grad_x),
-                pointer(grad_offset), pointer(grad_mask), nullptr,         nullptr,       pointer(workspace)};
-            deform_conv2d_backward_samples_cuda(dims, tensors, device, pointer(stream));
+                to_pointer(grad_y),      to_pointer(x),         to_pointer(offset), to_pointer(mask), to_pointer(weight),   to_pointer(grad_x),
+                to_pointer(grad_offset), to_pointer(grad_mask), nullptr,         nullptr,       to_pointer(workspace)};
+            deform_conv2d_backward_samples_cuda(dims, tensors, device, to_pointer(stream));
         },
         "Adds to grad_x, or with a workspace writes it in an order-free way, and writes grad_offset and grad_mask; 0: not wanted. "
         "weight (K, O, C/groups)");
@@ -130,9 +130,9 @@ inline void register_deform_conv2d(py::module_& m) {
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
             const DeformConv2dBackward tensors{
-                pointer(grad_y), pointer(x), pointer(offset),      pointer(mask), nullptr,           nullptr,
-                nullptr,         nullptr,    pointer(grad_weight), nullptr,       pointer(workspace)};
-            deform_conv2d_backward_weight_cuda(dims, tensors, device, pointer(stream));
+                to_pointer(grad_y), to_pointer(x), to_pointer(offset),      to_pointer(mask), nullptr,           nullptr,
+                nullptr,         nullptr,    to_pointer(grad_weight), nullptr,       to_pointer(workspace)};
+            deform_conv2d_backward_weight_cuda(dims, tensors, device, to_pointer(stream));
         },
         "grad_weight; workspace holds deform_conv2d_weight_workspace(dims) bytes");
     bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, "Bytes of zeros for grad_x");

@@ -80,7 +80,7 @@ struct Pixel {
 };
 
 template <class A>
-__device__ __forceinline__ Pixel<A> pixel_at(const DeformConv2dDims& d, int64_t p) {
+__device__ __forceinline__ Pixel<A> get_pixel(const DeformConv2dDims& d, int64_t p) {
     Pixel<A> pixel{-1, 0, 0, 0, 0, 0};
     if (p >= d.B * d.Ho * d.Wo) return pixel;
     int64_t b, i, j;
@@ -119,7 +119,7 @@ struct Inputs {
 };
 
 template <class T, class Tensors>
-Inputs<T> inputs(const DeformConv2dDims& d, const Tensors& t) {
+Inputs<T> make_inputs(const DeformConv2dDims& d, const Tensors& t) {
     using A = compute_t<T>;
     return {static_cast<const T*>(t.x), t.offset, static_cast<const T*>(t.mask), static_cast<A>(d.H), static_cast<A>(d.W)};
 }
@@ -185,7 +185,7 @@ struct Sample {
 // Returns whether V channels can be loaded at once everywhere, so that no load crosses a group of either kind or a 16-byte
 // boundary.
 template <class T>
-bool packs_fit(const DeformConv2dDims& d, const void* x) {
+bool can_load_packs(const DeformConv2dDims& d, const void* x) {
     constexpr int V = kVector<T>;
     const int64_t multiple = (d.C / d.groups) | (d.C / d.offset_groups) | d.x_b | d.x_h | d.x_w;
     return V > 1 && multiple % V == 0 && reinterpret_cast<uintptr_t>(x) % (V * sizeof(T)) == 0;

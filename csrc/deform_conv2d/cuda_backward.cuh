@@ -172,7 +172,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     const int64_t pixel_count = d.B * d.Ho * d.Wo;
     grad_x.prepare();
 
-    for (int p = thread; p < kM; p += kThreads) pixels[p] = pixel_at<A>(d, first + p);
+    for (int p = thread; p < kM; p += kThreads) pixels[p] = get_pixel<A>(d, first + p);
     for (int i = thread; i < 3 * PairTiles::kPairs * kM; i += kThreads) (&sums[0][0][0])[i] = 0;
 
     const int last_group = tiles.nested ? first_channel / group_channels : (first_channel + per_offset_group - 1) / group_channels;

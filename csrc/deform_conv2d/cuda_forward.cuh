@@ -29,7 +29,7 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
     const int group = blockIdx.x % tiles / output_tiles, o0 = blockIdx.x % tiles % output_tiles * kN;
 
     const int thread = threadIdx.x;
-    for (int p = thread; p < kM; p += kThreads) pixels[p] = pixel_at<A>(d, first + p);
+    for (int p = thread; p < kM; p += kThreads) pixels[p] = get_pixel<A>(d, first + p);
 
     const int lane = thread % kLanesOfPixel * V;  // this thread's term in each slab
     const int step_taps = kStep / group_channels, step_channels = kStep % group_channels;

@@ -23,7 +23,7 @@ constexpr int kMmaPanel = 19 * kMmaTerms;
 
 // Common data of kMmaChannels terms: coordinates of their tap relative to tap (0, 0) (NaN after the last term), q = offset
 // group * K + k, and the first channel.
-struct alignas(16) MmaPiece {
+struct alignas(16) MmaTermGroup {
     float row, column;
     int q, channel;
 };
@@ -54,8 +54,8 @@ __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint3
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
-            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpacked<T>(corner[n].value[pair], v);
-        to[pair] = packed<T>(values[0], values[1]);
+            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpack_value<T>(corner[n].value[pair], v);
+        to[pair] = pack_pair<T>(values[0], values[1]);
     }
 }
 
@@ -63,16 +63,16 @@ __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint3
 // all are in flight before the first result is used. Corners outside the image are not loaded and have the weight 0.
 template <class T>
 __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
-                                            const MmaPiece& piece, uint32_t (&to)[4]) {
+                                            const MmaTermGroup& term_group, uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, kMmaChannels / 2>;
-    const int at = pixel.offset + 2 * piece.q;
-    float y = pixel.row + piece.row, x = pixel.column + piece.column;
+    const int at = pixel.offset + 2 * term_group.q;
+    float y = pixel.row + term_group.row, x = pixel.column + term_group.column;
     if (d.offset_dtype == f32) {
         y += static_cast<const float*>(in.offset)[at], x += static_cast<const float*>(in.offset)[at + 1];
     } else {
         y += load(static_cast<const T*>(in.offset)[at]), x += load(static_cast<const T*>(in.offset)[at + 1]);
     }
-    const float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
+    const float mask = in.mask != nullptr ? load(in.mask[pixel.mask + term_group.q]) : 1;
     const bool inside = sample_inside(y, x, in.height, in.width);
     y = inside ? y : 0, x = inside ? x : 0;
     const float floor_y = floorf(y), floor_x = floorf(x);
@@ -83,7 +83,7 @@ __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inp
     const float of_row[2] = {rows[0] ? (1 - ly) * mask : 0, rows[1] ? ly * mask : 0};
     const float of_column[2] = {columns[0] ? 1 - lx : 0, columns[1] ? lx : 0};
     const int x_h = static_cast<int>(d.x_h), x_w = static_cast<int>(d.x_w);
-    const int first = pixel.x + piece.channel + y0 * x_h + x0 * x_w;
+    const int first = pixel.x + term_group.channel + y0 * x_h + x0 * x_w;
     const int places[4] = {first, first + x_w, first + x_h, first + x_h + x_w};
     Words corner[4] = {};
 #pragma unroll
@@ -99,27 +99,27 @@ __device__ __forceinline__ int mma_panel_terms(int first, int terms) {
     return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
 }
 
-// Loads the weights of `outputs` channels from o0 on, and the MmaPiece data, for as many terms from `first` on as fit. Outputs
+// Loads the weights of `outputs` channels from o0 on, and the MmaTermGroup data, for as many terms from `first` on as fit. Outputs
 // and terms after the last are zeros.
 template <class T>
-__device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* pieces, const DeformConv2dDims& d,
+__device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaTermGroup* term_groups, const DeformConv2dDims& d,
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,
                                                int outputs, int first, int terms) {
     using Weights = Pack<T, kMmaChannels>;
     const int count = mma_panel_terms(first, terms) / kMmaChannels;
     for (int i = threadIdx.x; i < count * kMmaOutputs; i += blockDim.x) {
-        const int output = i / count, piece = i % count, term = first + piece * kMmaChannels;
+        const int output = i / count, term_group = i % count, term = first + term_group * kMmaChannels;
         const T* from = weight + int64_t{o0 + output} * terms + term;
         Weights weights{};
         if (output < outputs && term < terms) weights = *reinterpret_cast<const Weights*>(from);
-        reinterpret_cast<Weights*>(panel[output])[piece] = weights;
+        reinterpret_cast<Weights*>(panel[output])[term_group] = weights;
     }
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         const int term = first + i * kMmaChannels, k = term / size.channels;
         const int channel = group * size.channels + term % size.channels;
         const Tap<float> tap(d, k);
-        pieces[i] = {tap.row, tap.column, channel / size.per_offset_group * size.K + k, channel};
-        if (term >= terms) pieces[i] = {NAN, NAN, 0, 0};
+        term_groups[i] = {tap.row, tap.column, channel / size.per_offset_group * size.K + k, channel};
+        if (term >= terms) term_groups[i] = {NAN, NAN, 0, 0};
     }
 }
 
@@ -130,7 +130,7 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
                                   const T* __restrict__ bias, T* __restrict__ y, int shares) {
     FASTDS_DYNAMIC_SHARED(T, shared);
     const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
-    FASTDS_SHARED(MmaPiece, pieces, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(MmaTermGroup, term_groups, [kMmaPanel / kMmaChannels]);
     FASTDS_SHARED(float, biases, [kMmaOutputs]);
     const Groups size(d);
     const int group_outputs = size.outputs, terms = size.K * size.channels, points = static_cast<int>(d.B * d.Ho * d.Wo);
@@ -152,17 +152,17 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
         for (int first = 0; first < terms; first += kMmaPanel) {
             if (!loaded || terms > kMmaPanel) {
                 __syncthreads();
-                mma_load_panel(panel, pieces, d, size, weight, group, o0, outputs, first, terms);
+                mma_load_panel(panel, term_groups, d, size, weight, group, o0, outputs, first, terms);
                 loaded = true;
                 __syncthreads();
             }
             if (!busy) continue;
             const int end = mma_panel_terms(first, terms);
             for (int e = t * kMmaChannels; e < end; e += kMmaTerms) {
-                const MmaPiece piece = pieces[e / kMmaChannels];
+                const MmaTermGroup term_group = term_groups[e / kMmaChannels];
                 uint32_t samples[2][4];
 #pragma unroll
-                for (int m = 0; m < 2; m++) mma_samples(d, in, pixels[m], piece, samples[m]);
+                for (int m = 0; m < 2; m++) mma_samples(d, in, pixels[m], term_group, samples[m]);
 #pragma unroll
                 for (int n = 0; n < kMmaOutputs / 8; n++) {
                     const auto w = *reinterpret_cast<const Pack<uint32_t, 4>*>(&panel[n * 8 + g][e]);

@@ -10,9 +10,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-struct WeightSplit {
+struct WeightPartition {
     static constexpr int kM = 64, kN = 64;
-    explicit WeightSplit(const DeformConv2dDims& d) {
+    explicit WeightPartition(const DeformConv2dDims& d) {
         // Enough blocks for the largest devices, at least 16 slabs per part, at most 2^26 partial sums. The partition depends
         // only on the shape.
         const int64_t terms = d.kh * d.kw * (d.C / d.groups), pixels = d.B * d.Ho * d.Wo;
@@ -31,10 +31,10 @@ struct WeightSplit {
 // partial: (parts, O, K, C/groups).
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit split, const Inputs<T> in,
+deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightPartition partition, const Inputs<T> in,
                                      const T* __restrict__ grad_y, compute_t<T>* __restrict__ partial) {
     using A = compute_t<T>;
-    constexpr int kM = WeightSplit::kM, kN = WeightSplit::kN, kLanesOfPixel = kN / V;
+    constexpr int kM = WeightPartition::kM, kN = WeightPartition::kN, kLanesOfPixel = kN / V;
     using Product = Tile<A, kM, kN, 8, 4>;
     FASTDS_SHARED(A, outputs, [kStep][Product::kRowA]);
     FASTDS_SHARED(A, columns, [kStep][Product::kRowB]);
@@ -43,8 +43,8 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit
     const Groups size(d);
     const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
     const int thread = threadIdx.x;
-    const unsigned tiles = static_cast<unsigned>(split.tiles), term_tiles = static_cast<unsigned>(split.term_tiles);
-    const unsigned tile = blockIdx.x % tiles, output_tiles = static_cast<unsigned>(split.output_tiles);
+    const unsigned tiles = static_cast<unsigned>(partition.tiles), term_tiles = static_cast<unsigned>(partition.term_tiles);
+    const unsigned tile = blockIdx.x % tiles, output_tiles = static_cast<unsigned>(partition.output_tiles);
     const int64_t part = blockIdx.x / tiles, terms = static_cast<int64_t>(K) * group_channels;
     const int group = tile / term_tiles / output_tiles, o0 = tile / term_tiles % output_tiles * kM;
     const int64_t e0 = static_cast<int64_t>(tile % term_tiles) * kN;
@@ -55,10 +55,10 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit
     const int q = channel / per_offset_group * K + k;
     const Tap<A> tap(d, k);
 
-    const int64_t pixel_count = d.B * d.Ho * d.Wo, begin = part * split.part_pixels;
-    const int64_t end = begin + split.part_pixels < pixel_count ? begin + split.part_pixels : pixel_count;
+    const int64_t pixel_count = d.B * d.Ho * d.Wo, begin = part * partition.part_pixels;
+    const int64_t end = begin + partition.part_pixels < pixel_count ? begin + partition.part_pixels : pixel_count;
     Product product;
-    if (thread < kStep) pixels[0][thread] = pixel_at<A>(d, begin + thread < end ? begin + thread : pixel_count);
+    if (thread < kStep) pixels[0][thread] = get_pixel<A>(d, begin + thread < end ? begin + thread : pixel_count);
     int slab = 0;
     for (int64_t p0 = begin; p0 < end; p0 += kStep, slab ^= 1) {
         __syncthreads();
@@ -76,7 +76,7 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit
             outputs[p][o] = there ? load(grad_y[(p0 + p) * d.O + group * group_outputs + o0 + o]) : A(0);
         }
         const int64_t next = p0 + kStep + thread;
-        if (thread < kStep) pixels[slab ^ 1][thread] = pixel_at<A>(d, next < end ? next : pixel_count);
+        if (thread < kStep) pixels[slab ^ 1][thread] = get_pixel<A>(d, next < end ? next : pixel_count);
         __syncthreads();
         product.multiply(outputs, columns);
     }

@@ -7,7 +7,7 @@
 // The product is that of cuda_tensor_cores.cuh. A warp has 16 pixels, which are one row of the tile, and every second step of
 // the terms. The two halves of each sum are added in shared memory.
 #pragma once
-#include "core/quick.h"
+#include "core/fast.h"
 #include "deform_conv2d/cuda_tensor_cores.cuh"
 
 namespace fastds {
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kWindowRows = 8, kWindowColumns = kMmaPixels;  // output pixels of a tile
 constexpr int kWindowWarps = 2 * kWindowRows;                // two for each row
-constexpr int kMostMargin = 12;                              // in pixels; loading a larger margin costs more than it saves
+constexpr int kMaxMargin = 12;                              // in pixels; loading a larger margin costs more than it saves
 constexpr int kPanelBytes = kMmaOutputs * kMmaPanel * 2;
 constexpr int kExchangeBytes = kWindowRows * 32 * kMmaOutputs / 2 * 4;  // half of the sums of a tile
 
@@ -29,7 +29,7 @@ struct Window {
 // Loads the displacement (y, x) of a sample as one aligned pair of T or, if `single` is true, of float. The launch checks the
 // alignment.
 template <class T>
-__device__ __forceinline__ void displacement(const Inputs<T>& in, bool single, int at, float& y, float& x) {
+__device__ __forceinline__ void load_displacement(const Inputs<T>& in, bool single, int at, float& y, float& x) {
     if (single) {
         const auto pair = *reinterpret_cast<const Pack<float, 2>*>(static_cast<const float*>(in.offset) + at);
         y = pair.value[0], x = pair.value[1];
@@ -42,7 +42,7 @@ __device__ __forceinline__ void displacement(const Inputs<T>& in, bool single, i
 // The window of a tile in shared memory: for each pixel the channels of a group in packs of 16 bytes. For pixels of 8 packs,
 // the two halves are exchanged in every second pixel. 8 lanes that read 4 packs of two neighbouring pixels then access
 // different banks.
-struct Held {
+struct TileWindow {
     const Pack<uint32_t, 4>* packs;
     int row, column, columns;  // position of its first pixel in the image; width of the window
     int count, exchanged;      // packs per pixel; 4 if a pixel has 8 packs, otherwise 0
@@ -56,22 +56,22 @@ struct Held {
 
 // Like mma_samples, for one pack of channels of a group.
 template <class T>
-__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide,
-                                               const Held& held, const MmaPixel& pixel, const MmaPiece& piece, int pack,
+__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dOffsetEpilogue& epilogue,
+                                               const TileWindow& tile_window, const MmaPixel& pixel, const MmaTermGroup& term_group, int pack,
                                                uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, 4>;
     float y, x;
-    displacement(in, d.offset_dtype == f32, pixel.offset + 2 * piece.q, y, x);
-    y += pixel.row + piece.row, x += pixel.column + piece.column;
-    float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
-    if (guide.sigmoid) mask = sigmoid<float>(Quick(mask)).value;
+    load_displacement(in, d.offset_dtype == f32, pixel.offset + 2 * term_group.q, y, x);
+    y += pixel.row + term_group.row, x += pixel.column + term_group.column;
+    float mask = in.mask != nullptr ? load(in.mask[pixel.mask + term_group.q]) : 1;
+    if (epilogue.sigmoid) mask = sigmoid<float>(FastFloat(mask)).value;
     float weight[4];
     Words corner[4] = {};
-    if (y >= held.low_y && y < held.high_y && x >= held.low_x && x < held.high_x) {
+    if (y >= tile_window.low_y && y < tile_window.high_y && x >= tile_window.low_x && x < tile_window.high_x) {
         const float floor_y = floorf(y), floor_x = floorf(x), ly = y - floor_y, lx = x - floor_x;
-        const int first = (static_cast<int>(floor_y) - held.row) * held.columns + static_cast<int>(floor_x) - held.column;
-        corner[0] = held.at(first, pack), corner[1] = held.at(first + 1, pack);
-        corner[2] = held.at(first + held.columns, pack), corner[3] = held.at(first + held.columns + 1, pack);
+        const int first = (static_cast<int>(floor_y) - tile_window.row) * tile_window.columns + static_cast<int>(floor_x) - tile_window.column;
+        corner[0] = tile_window.at(first, pack), corner[1] = tile_window.at(first + 1, pack);
+        corner[2] = tile_window.at(first + tile_window.columns, pack), corner[3] = tile_window.at(first + tile_window.columns + 1, pack);
         const float lower = ly * mask, upper = mask - lower;
         weight[1] = upper * lx, weight[0] = upper - weight[1];
         weight[3] = lower * lx, weight[2] = lower - weight[3];
@@ -79,7 +79,7 @@ __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const 
         const bool inside = sample_inside(y, x, in.height, in.width);
         const auto cell = bilinear_cell<float, int>(inside ? y : 0, inside ? x : 0, static_cast<int>(d.H), static_cast<int>(d.W));
         bilinear_weights(cell.ly, cell.lx, weight[0], weight[1], weight[2], weight[3]);
-        const T* from = in.x + pixel.x + piece.channel + cell.y0 * static_cast<int>(d.x_h) + cell.x0 * static_cast<int>(d.x_w);
+        const T* from = in.x + pixel.x + term_group.channel + cell.y0 * static_cast<int>(d.x_h) + cell.x0 * static_cast<int>(d.x_w);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             const bool exists = inside && cell.corner[n];
@@ -91,36 +91,36 @@ __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const 
     blend<T>(weight, corner, to);
 }
 
-// Loads the window of image b that starts at pixel (held.row, held.column), with zeros outside the image.
+// Loads the window of image b that starts at pixel (tile_window.row, tile_window.column), with zeros outside the image.
 template <class T>
 __device__ __forceinline__ void load_window(Pack<uint32_t, 4>* to, const DeformConv2dDims& d, const Inputs<T>& in, int rows,
-                                            const Held& held, int b, int first_channel) {
+                                            const TileWindow& tile_window, int b, int first_channel) {
     using Words = Pack<uint32_t, 4>;
     const T* from = in.x + b * static_cast<int>(d.x_b) + first_channel;
-    const int total = rows * held.columns * held.count;
+    const int total = rows * tile_window.columns * tile_window.count;
 #pragma unroll 4
     for (int i = threadIdx.x; i < total; i += kWindowWarps * 32) {
-        const int pixel = i / held.count, pack = i - pixel * held.count, r = pixel / held.columns;
-        const int row = held.row + r, column = held.column + pixel - r * held.columns;
+        const int pixel = i / tile_window.count, pack = i - pixel * tile_window.count, r = pixel / tile_window.columns;
+        const int row = tile_window.row + r, column = tile_window.column + pixel - r * tile_window.columns;
         Words words{};
         if (row >= 0 && row < static_cast<int>(d.H) && column >= 0 && column < static_cast<int>(d.W))
             words = *reinterpret_cast<const Words*>(from + row * static_cast<int>(d.x_h) + column * static_cast<int>(d.x_w) +
                                                     pack * kMmaChannels);
-        to[pixel * held.count + (pack ^ ((pixel & 1) * held.exchanged))] = words;
+        to[pixel * tile_window.count + (pack ^ ((pixel & 1) * tile_window.exchanged))] = words;
     }
 }
 
 // weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The grid has `shares` blocks for every 64 outputs of a group.
 template <class T>
 __global__ void __launch_bounds__(kWindowWarps * 32, 1)
-deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dGuide guide, const T* __restrict__ weight,
+deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dOffsetEpilogue epilogue, const T* __restrict__ weight,
                             const T* __restrict__ bias, T* __restrict__ y, const Window window, int shares) {
     using Words = Pack<uint32_t, 4>;
     FASTDS_DYNAMIC_SHARED(unsigned char, shared);
     const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
     const auto packs = reinterpret_cast<Words*>(shared + kPanelBytes);
     const auto exchange = reinterpret_cast<float*>(shared + kPanelBytes);
-    FASTDS_SHARED(MmaPiece, pieces, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(MmaTermGroup, term_groups, [kMmaPanel / kMmaChannels]);
     FASTDS_SHARED(float, biases, [kMmaOutputs]);
     const Groups size(d);
     const int terms = size.K * size.channels, end = mma_panel_terms(0, terms);
@@ -131,32 +131,32 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
     const int row = warp % kWindowRows, half = warp / kWindowRows;
     for (int n = threadIdx.x; n < kMmaOutputs; n += kWindowWarps * 32)
         biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
-    mma_load_panel(panel, pieces, d, size, weight, group, o0, outputs, 0, terms);
+    mma_load_panel(panel, term_groups, d, size, weight, group, o0, outputs, 0, terms);
 
-    Held held;
-    held.packs = packs, held.columns = window.columns;
-    held.count = size.channels / kMmaChannels, held.exchanged = held.count == 8 ? 4 : 0;
+    TileWindow tile_window;
+    tile_window.packs = packs, tile_window.columns = window.columns;
+    tile_window.count = size.channels / kMmaChannels, tile_window.exchanged = tile_window.count == 8 ? 4 : 0;
     const int height = static_cast<int>(d.Ho), width = static_cast<int>(d.Wo);
     const int tiles = static_cast<int>(d.B) * window.tiles_down * window.tiles_across;
     for (int tile = blockIdx.x % shares; tile < tiles; tile += shares) {
         const int line = tile / window.tiles_across, b = line / window.tiles_down;
         const int i0 = (line - b * window.tiles_down) * kWindowRows, j0 = (tile - line * window.tiles_across) * kWindowColumns;
         const int i = i0 + row;
-        held.row = i0 * static_cast<int>(d.stride_h) - static_cast<int>(d.pad_h) - window.margin;
-        held.column = j0 * static_cast<int>(d.stride_w) - static_cast<int>(d.pad_w) - window.margin;
-        if (guide.base != nullptr) {  // the window is shifted by the base offset of the tile's centre
+        tile_window.row = i0 * static_cast<int>(d.stride_h) - static_cast<int>(d.pad_h) - window.margin;
+        tile_window.column = j0 * static_cast<int>(d.stride_w) - static_cast<int>(d.pad_w) - window.margin;
+        if (epilogue.base != nullptr) {  // the window is shifted by the base offset of the tile's centre
             const int middle = min(i0 + kWindowRows / 2, height - 1) * width + min(j0 + kWindowColumns / 2, width - 1);
-            const float* of_tile = guide.base + int64_t{2} * b * height * width + middle;
+            const float* of_tile = epilogue.base + int64_t{2} * b * height * width + middle;
             const float dy = of_tile[0], dx = of_tile[height * width], most = 1 << 20;
-            if (fabsf(dy) < most) held.row += static_cast<int>(dy);  // false for NaN
-            if (fabsf(dx) < most) held.column += static_cast<int>(dx);
+            if (fabsf(dy) < most) tile_window.row += static_cast<int>(dy);  // false for NaN
+            if (fabsf(dx) < most) tile_window.column += static_cast<int>(dx);
         }
         constexpr float inside = -0.99999994f;  // the smallest float above -1
-        held.low_y = fmaxf(static_cast<float>(held.row), inside), held.low_x = fmaxf(static_cast<float>(held.column), inside);
-        held.high_y = fminf(static_cast<float>(held.row + window.rows - 1), in.height);
-        held.high_x = fminf(static_cast<float>(held.column + window.columns - 1), in.width);
+        tile_window.low_y = fmaxf(static_cast<float>(tile_window.row), inside), tile_window.low_x = fmaxf(static_cast<float>(tile_window.column), inside);
+        tile_window.high_y = fminf(static_cast<float>(tile_window.row + window.rows - 1), in.height);
+        tile_window.high_x = fminf(static_cast<float>(tile_window.column + window.columns - 1), in.width);
         __syncthreads();  // all threads have read the window and sums of the previous tile
-        load_window(packs, d, in, window.rows, held, b, group * size.channels);
+        load_window(packs, d, in, window.rows, tile_window, b, group * size.channels);
         __syncthreads();
 
         MmaPixel pixels[2] = {{d, INT32_MAX}, {d, INT32_MAX}};
@@ -167,18 +167,18 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
             at[m] = i < height && j < width ? (b * height + i) * width + j : -1;
             if (at[m] < 0) continue;
             pixels[m] = MmaPixel(d, at[m]);
-            if (guide.base == nullptr) continue;
-            const float* of_pixel = guide.base + int64_t{2} * b * height * width + i * width + j;
+            if (epilogue.base == nullptr) continue;
+            const float* of_pixel = epilogue.base + int64_t{2} * b * height * width + i * width + j;
             pixels[m].row += of_pixel[0], pixels[m].column += of_pixel[height * width];
         }
         float sums[kMmaOutputs / 8][4] = {};
         for (int e = t * kMmaChannels + half * kMmaTerms; e < end; e += 2 * kMmaTerms) {
-            const MmaPiece piece = pieces[e / kMmaChannels];
-            const int pack = (piece.channel - group * size.channels) / kMmaChannels;
+            const MmaTermGroup term_group = term_groups[e / kMmaChannels];
+            const int pack = (term_group.channel - group * size.channels) / kMmaChannels;
             uint32_t samples[2][4];
 #pragma unroll
             for (int m = 0; m < 2; m++)
-                window_samples(d, in, guide, held, pixels[m], piece, max(pack, 0), samples[m]);
+                window_samples(d, in, epilogue, tile_window, pixels[m], term_group, max(pack, 0), samples[m]);
 #pragma unroll
             for (int n = 0; n < kMmaOutputs / 8; n++) {
                 const auto w = *reinterpret_cast<const Words*>(&panel[n * 8 + g][e]);
@@ -201,7 +201,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         for (int k = 0; k < kMmaOutputs / 2; k++) {
             const int m = k % 4 / 2, o = k / 4 * 8 + t * 2 + k % 2;
             float sum = sums[k / 4][k % 4] + mine[k * 32] + biases[o];
-            sum = sum < 0 ? sum * guide.slope : sum;
+            sum = sum < 0 ? sum * epilogue.slope : sum;
             if (at[m] >= 0 && o < outputs) y[int64_t{at[m]} * d.O + o0 + o] = store<T>(sum);
         }
     }

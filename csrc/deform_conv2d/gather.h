@@ -51,7 +51,7 @@ FASTDS_HD void for_samples(int64_t samples, const Samples<A>& s, const F& f) {
 
 // Calls f(Lanes<n>) for the numbers of channels that have specialized loops, otherwise f(Lanes<0>).
 template <class F>
-FASTDS_HD void with_channels(int64_t channels, const F& f) {
+FASTDS_HD void dispatch_channels(int64_t channels, const F& f) {
     if (channels == 8) {
         f(Lanes<8>{});
     } else if (channels == 16) {
@@ -62,7 +62,7 @@ FASTDS_HD void with_channels(int64_t channels, const F& f) {
 }
 
 template <int N, class A>
-FASTDS_HD void keep_inside(const Bits<A>* inside, Vec<A, N> (&v)[4]) {
+FASTDS_HD void zero_outside(const Bits<A>* inside, Vec<A, N> (&v)[4]) {
     Vec<Bits<A>, N> counts[4];
     broadcast4<N>(inside, counts);
     for (int n = 0; n < 4; n++) v[n] = counts[n] ? v[n] : 0;
@@ -83,7 +83,7 @@ FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* 
     v[1] = lanes.load(corner + image.right);
     v[2] = lanes.load(below);
     v[3] = lanes.load(below + image.right);
-    if constexpr (kBorder) keep_inside<N, A>(inside, v);
+    if constexpr (kBorder) zero_outside<N, A>(inside, v);
 }
 
 template <int N, class A>
@@ -154,7 +154,7 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
             return plan.dense ? gather_eights<true>(plan, s, samples, image, x, columns)
                               : gather_eights<false>(plan, s, samples, image, x, columns);
 #endif
-    if constexpr (FirstLanes<T, kLanes<A>>::quick)
+    if constexpr (FirstLanes<T, kLanes<A>>::fast)
         if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // the next sample overwrites the excess lanes of a vector
             constexpr int N = kLanes<A>, eight = N < 8 ? N : 8;
             if (plan.per_group == 4) return gather_vectors<4, true>(plan, s, samples, image, x, columns);
@@ -162,7 +162,7 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
             if (plan.per_group <= eight) return gather_vectors<eight, false>(plan, s, samples, image, x, columns);
             return gather_vectors<N, true>(plan, s, samples, image, x, columns);
         }
-    with_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
+    dispatch_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
         const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
         for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
             const T* corner = x + at[q];

@@ -28,7 +28,7 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
                     typename Step::A* columns, int64_t column_row) {
     using A = typename Step::A;
     constexpr int64_t terms = Step::terms;
-    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.whole<Step>());
+    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.>term_multiple<Step>>());
     for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
         const Part& part = parts.list[i];
         const typename Step::Stored *b = packed + part.packed, *a = grad_y + part.group * out;
@@ -44,7 +44,7 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
                 if constexpr (terms > 1 && NV <= 2)
                     if (blocking.tiles) {
                         for_tile_sums<NV>({a, grad_row, padded / kTileDepth}, n, b, [&](int64_t first, const float* sums) {
-                            write(first, least(2 * kTileRows, n - first), sums);
+                            write(first, min_of(2 * kTileRows, n - first), sums);
                         });
                         b += NV * lanes * padded;
                         return;
@@ -85,7 +85,7 @@ void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, in
                     multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
                     A sums[MR * NV * lanes];
                     store_tile(sums, acc);
-                    for_tile_vectors<NV>(sums, least(MR, out - o), [&](int64_t m, int64_t c, Vec<A> v) {
+                    for_tile_vectors<NV>(sums, min_of(MR, out - o), [&](int64_t m, int64_t c, Vec<A> v) {
                         add_first<lanes>(to + (o + m) * row + column + c, v, part.run_columns - column - c);
                     });
                 }
@@ -125,7 +125,7 @@ inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, i
                         prefetch.fetch(2 * kTileRows);
                         const auto multiply = out - o > kTileRows ? add_pairs<2, NV> : add_pairs<1, NV>;
                         multiply(a + o * kLine, kLine, b + 2 * column, column_row, kTilePanel, true, sums, NV * lanes);
-                        for_tile_vectors<NV>(sums, least(2 * kTileRows, out - o), [&](int64_t m, int64_t c, Vec<float> v) {
+                        for_tile_vectors<NV>(sums, min_of(2 * kTileRows, out - o), [&](int64_t m, int64_t c, Vec<float> v) {
                             add_first<lanes>(to + (o + m) * row + column + c, v, part.run_columns - column - c);
                         });
                     }

@@ -52,13 +52,13 @@ void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2d
 // Operations that deform_conv2d_guided_cuda fuses into the forward pass. `base` is (B, 2, Ho, Wo): (dy, dx) of each pixel,
 // added to all its offsets, or null. If `sigmoid` is true, mask holds logits. `slope` is the negative slope of a leaky ReLU on
 // the output; 1 means none. The function requires that deform_conv2d_window_fits returns true.
-struct DeformConv2dGuide {
+struct DeformConv2dOffsetEpilogue {
     const float* base;
     bool sigmoid;
     float slope;
 };
 bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device);
-void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dGuide& guide,
+void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dOffsetEpilogue& epilogue,
                                int device, void* stream);
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream);

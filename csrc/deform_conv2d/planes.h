@@ -3,7 +3,7 @@
 // outputs are transposed back into planes, in memory that stays in the L2 cache. Transposing whole tensors would need one more
 // pass through main memory.
 #pragma once
-#include "core/turn.h"
+#include "core/transpose_simd.h"
 #include "deform_conv2d/gather.h"
 
 namespace fastds {
@@ -11,15 +11,15 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T>
-inline void turn_numbers(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
-    const auto turn_as = [&](auto bits) {
+inline void transpose_elements(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+    const auto transpose_as = [&](auto bits) {
         using Bits = decltype(bits);
-        turn(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
+        transpose_rows(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
     };
     if constexpr (sizeof(T) == 2) {
-        turn_as(uint16_t{});
+        transpose_as(uint16_t{});
     } else if constexpr (sizeof(T) == 4) {
-        turn_as(uint32_t{});
+        transpose_as(uint32_t{});
     } else {
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
@@ -55,14 +55,14 @@ struct Planes {
             const auto read_offsets = [&](auto zero) {
                 using S = decltype(zero);
                 const S* from = static_cast<const S*>(tensors.offset) + 2 * samples * b * size + at;
-                turn_numbers(from, size, 2 * samples, n, reinterpret_cast<S*>(&offset[0]) + p * 2 * samples, 2 * samples);
+                transpose_elements(from, size, 2 * samples, n, reinterpret_cast<S*>(&offset[0]) + p * 2 * samples, 2 * samples);
             };
             if (offset_item == sizeof(T))
                 read_offsets(T{});
             else
                 read_offsets(float{});
             if (tensors.mask != nullptr)
-                turn_numbers(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n, &mask[p * samples], samples);
+                transpose_elements(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n, &mask[p * samples], samples);
         });
     }
 
@@ -98,7 +98,7 @@ struct Planes {
     __attribute__((noinline)) void write(const int64_t* pixel, int64_t count) const {
         const int64_t size = d.Ho * d.Wo;
         for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
-            turn_numbers(&y[p * d.O], d.O, n, d.O, static_cast<T*>(tensors.y) + d.O * b * size + at, size);
+            transpose_elements(&y[p * d.O], d.O, n, d.O, static_cast<T*>(tensors.y) + d.O * b * size + at, size);
         });
     }
 };

@@ -4,7 +4,7 @@
 // All groups and taps of a pixel are computed together as vectors. The four corners of nearly all samples are inside the image.
 // A vector with other samples takes a slower path and sets `border`.
 #pragma once
-#include "deform_conv2d/pixels.h"
+#include "deform_conv2d/pixel_walk.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -132,7 +132,7 @@ struct Samples {
         : weights(4 * n), at(n), at_grad(n), ly(n), lx(n), mask(n), border(n / kLanes<A>), inside(4 * n), moved_y(n), moved_x(n) {}
     const Buffer<A> weights;             // four per sample: mask times the weight of each corner
     const Buffer<int64_t> at, at_grad;   // position of corner 0 in the image and in its gradient
-    const Zeros<A> ly, lx, mask;         // for the backward pass: fractions in the cell before it was moved, and the mask
+    const ZeroedBuffer<A> ly, lx, mask;         // for the backward pass: fractions in the cell before it was moved, and the mask
     const Buffer<bool> border;           // of a block: `inside` and the members below are needed
     const Buffer<Bits<A>> inside;        // four per sample: -1 if the corner counts, otherwise 0
     const Buffer<Bits<A>> moved_y, moved_x;  // -1 or 0: the cell was moved, so that its rows (columns) are exchanged
@@ -174,7 +174,7 @@ template <class A>
 struct Block {
     int64_t q;
     Vec<A> y, x, mask;
-    A home_y, home_x;  // a position inside the image for samples outside, which have weight 0
+    A fallback_y, fallback_x;  // a position inside the image for samples outside, which have weight 0
 };
 
 template <class A>
@@ -204,8 +204,8 @@ FASTDS_HD void locate_block(const Plan<A>& plan, const Image& image, const Image
     Mask counts{};
     if constexpr (kBorder) {
         counts = (y > -1) & (y < static_cast<A>(H)) & (x > -1) & (x < static_cast<A>(W));
-        y = counts ? y : block.home_y;
-        x = counts ? x : block.home_x;
+        y = counts ? y : block.fallback_y;
+        x = counts ? x : block.fallback_x;
     }
     Int y0 = __builtin_convertvector(y, Int), x0 = __builtin_convertvector(x, Int);
     if constexpr (kBorder) {  // the floor, since y > -1
@@ -268,7 +268,7 @@ struct SampleRow {
     const char *offset, *mask;
 };
 template <class T, class A>
-FASTDS_HD SampleRow row_of(const Plan<A>& plan, const void* offset, const void* mask, const PixelWalk& p) {
+FASTDS_HD SampleRow get_sample_row(const Plan<A>& plan, const void* offset, const void* mask, const PixelWalk& p) {
     const DeformConv2dDims& d = plan.d;
     const int64_t item = sizeof(T), offset_item = d.offset_dtype == d.dtype ? item : static_cast<int64_t>(sizeof(float));
     const int64_t q = plan.first * plan.K;
@@ -290,8 +290,8 @@ FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const Pixel
     const A last_y = static_cast<A>(d.H - 1), last_x = static_cast<A>(d.W - 1);
     const A pixel_y = static_cast<A>(pixel.i * d.stride_h), pixel_x = static_cast<A>(pixel.j * d.stride_w);
     Block<A> block;
-    block.home_y = pixel_y < last_y ? pixel_y : last_y;
-    block.home_x = pixel_x < last_x ? pixel_x : last_x;
+    block.fallback_y = pixel_y < last_y ? pixel_y : last_y;
+    block.fallback_x = pixel_x < last_x ? pixel_x : last_x;
     block.mask = Vec<A>{} + 1;
     TouchedRows<N> touched;
     for (int64_t q = 0; q < samples; q += N) {
@@ -312,8 +312,8 @@ FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const Pixel
         }
     }
     if constexpr (!kBackward) return {0, 0};
-    return {fold<int32_t, N>(touched.first, [](const auto& a, const auto& b) { return a < b ? a : b; }),
-            fold<int32_t, N>(touched.last, [](const auto& a, const auto& b) { return a > b ? a : b; }) + (d.H > 1 ? 2 : 1)};
+    return {reduce_lanes<int32_t, N>(touched.first, [](const auto& a, const auto& b) { return a < b ? a : b; }),
+            reduce_lanes<int32_t, N>(touched.last, [](const auto& a, const auto& b) { return a > b ? a : b; }) + (d.H > 1 ? 2 : 1)};
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s,
     const A* weights = s.weights;
     A* data = grad_x.data;
     const int64_t below = grad_x.image.below, right = grad_x.image.right;
-    with_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
+    dispatch_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
         const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
         for_samples(run * plan.samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
             A *corner = data + at[q], *lower = corner + below;
@@ -59,7 +59,7 @@ __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s,
                 Vec<A, N> w[4], v[4];
                 broadcast4<N>(weights + 4 * q, w);
                 for (int n = 0; n < 4; n++) v[n] = g;
-                if constexpr (decltype(border)::value) keep_inside<N, A>(s.inside + 4 * q, v);
+                if constexpr (decltype(border)::value) zero_outside<N, A>(s.inside + 4 * q, v);
                 // Samples at the edge use the same arithmetic as others, because a result must not depend on which other
                 // samples share the vector.
                 add<N>(corner + c, w[0], v[0]);
@@ -97,7 +97,7 @@ struct CornerProducts {
     FASTDS_HD Vec<A, 4> fold(int64_t c, Vec<A, N> (&p)[4]) const {
         if constexpr (N > 4) {
             Vec<A, N / 2> half[4];
-            for (int n = 0; n < 4; n++) half[n] = half_of<0>(p[n]) + half_of<1>(p[n]);
+            for (int n = 0; n < 4; n++) half[n] = get_half<0>(p[n]) + get_half<1>(p[n]);
             if (channels - c >= N / 2) step<true, N / 2>(c, half), c += N / 2;
             return fold<N / 2>(c, half);
         } else {
@@ -131,7 +131,7 @@ struct CornerProducts {
 
 // products[4q + n] = sum over channels of (gradient of sample q) * (corner n). The masked samples replace the columns.
 template <class A, class T>
-FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
+FASTDS_HD void compute_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
                              A* products) {
     constexpr int widest = kLanes<A> > 4 ? kLanes<A> : 4, eight = widest > 8 ? 8 : widest;
     const int64_t *at = s.at, *column = plan.column;

@@ -14,12 +14,12 @@ template <class Kernel>
 void allow_shared_bytes(Kernel, int) {}
 
 template <class Kernel>
-int compiled_for(Kernel) {
+int get_compiled_capability(Kernel) {
     return 80;
 }
 
-inline int multiprocessors(int) { return 2; }  // so few that tests cover blocks that process several tiles
-inline int most_shared_bytes(int) { return 227 << 10; }
+inline int count_multiprocessors(int) { return 2; }  // so few that tests cover blocks that process several tiles
+inline int get_max_shared_bytes(int) { return 227 << 10; }
 
 }  // namespace
 }  // namespace fastds

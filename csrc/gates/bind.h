@@ -17,7 +17,7 @@ inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Ope
     FASTDS_CHECK(formula >= 0 && formula < static_cast<int>(GateFormula::count),
                  "gates: unknown formula " + std::to_string(formula));
     size_t expected = 0;
-    FASTDS_ISA::with_gate_formula(static_cast<GateFormula>(formula),
+    FASTDS_ISA::dispatch_gate_formula(static_cast<GateFormula>(formula),
                                   [&](auto f) { expected = decltype(f)::inputs + decltype(f)::outputs; });
     FASTDS_CHECK(operands.size() == expected, "gates: expected " + std::to_string(expected) + " operands, got " +
                                                   std::to_string(operands.size()));
@@ -25,8 +25,8 @@ inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Ope
     GatesParams params{static_cast<GateFormula>(formula), std::get<2>(operands[0]) == f64, rows, run, option, slope, {}};
     for (size_t k = 0; k < operands.size(); k++) {
         const auto [address, row, dtype] = operands[k];
-        FASTDS_CHECK((to_dtype(dtype) == f64) == params.wide, "gates: float64 operands do not mix with others");
-        params.operands[k] = {pointer(address), row, dtype};
+        FASTDS_CHECK((to_dtype(dtype) == f64) == params.is_double, "gates: float64 operands do not mix with others");
+        params.operands[k] = {to_pointer(address), row, dtype};
     }
     return params;
 }
@@ -40,7 +40,7 @@ inline void register_gates(py::module_& m) {
         [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope, int threads) {
             const GatesParams params = make_params(formula, rows, run, operands, option, slope);
             py::gil_scoped_release release;
-            FASTDS_DISPATCH_TYPED(params.wide, gates_cpu, params, threads);
+            FASTDS_DISPATCH_TYPED(params.is_double, gates_cpu, params, threads);
         },
         "Runs the formula with this number of csrc/gates/params.h");
 #if FASTDS_BUILD_CUDA
@@ -48,7 +48,7 @@ inline void register_gates(py::module_& m) {
                            int device, intptr_t stream) {
         const GatesParams params = make_params(formula, rows, run, operands, option, slope);
         py::gil_scoped_release release;
-        gates_cuda(params, device, pointer(stream));
+        gates_cuda(params, device, to_pointer(stream));
     });
 #endif
     py::dict formulas;

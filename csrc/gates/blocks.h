@@ -4,7 +4,7 @@
 // is compiled once for all storage types. Contiguous operands of the compute type are used in place, and so are rows whose
 // length is a multiple of half a vector, two rows at a time. Only the two loops of struct Loops depend on the formula.
 #pragma once
-#include "core/lanes.h"
+#include "core/masked_io.h"
 #include "core/parallel.h"
 #include "gates/math.h"
 
@@ -16,45 +16,45 @@ constexpr int64_t kBlock = 192;       // elements of an operand in a block
 constexpr int64_t kLongestRow = 384;  // longest row that is used in place
 
 // The part of all operands that one block covers: rows x columns elements.
-struct Piece {
+struct BlockRange {
     int64_t row, rows, column, columns;
 };
 
 // Copy rows to a contiguous buffer and back. If masked loads are fast, the last vector of a row may write into the next row,
 // which is written afterwards. The buffer has room for it after the last row.
 template <class T, class A>
-inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
-    for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
-        if constexpr (kQuickMasks && sizeof(A) == sizeof(float)) {
-            for_vectors(piece.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_some(from + i, lanes)); });
+inline void read(A* to, const T* from, int64_t row, const BlockRange& range) {
+    for (int64_t r = 0; r < range.rows; r++, from += row, to += range.columns) {
+        if constexpr (kFastMasks && sizeof(A) == sizeof(float)) {
+            for_vectors(range.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_partial(from + i, lanes)); });
         } else {
             int64_t i = 0;
-            for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
-            for (; i < piece.columns; i++) to[i] = load(from[i]);
+            for (; i + 8 <= range.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+            for (; i < range.columns; i++) to[i] = load(from[i]);
         }
     }
 }
 
 template <class T, class A>
-inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
-    for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
-        if constexpr (kQuickMasks && sizeof(A) == sizeof(float)) {
-            for_vectors(piece.columns, [&](int64_t i, int lanes) {
+inline void write(T* to, const A* from, int64_t row, const BlockRange& range) {
+    for (int64_t r = 0; r < range.rows; r++, to += row, from += range.columns) {
+        if constexpr (kFastMasks && sizeof(A) == sizeof(float)) {
+            for_vectors(range.columns, [&](int64_t i, int lanes) {
                 const V v = load_vec<kL>(from + i);
                 lanes == kL ? store_vec<kL>(to + i, v) : store_lanes(to + i, v, lanes);
             });
         } else {
             int64_t i = 0;
-            for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
-            for (; i < piece.columns; i++) to[i] = store<T>(from[i]);
+            for (; i + 8 <= range.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+            for (; i < range.columns; i++) to[i] = store<T>(from[i]);
         }
     }
 }
 
-// Calls f with the address of the piece in the storage type of the operand, which has A as its compute type.
+// Calls f with the address of the range in the storage type of the operand, which has A as its compute type.
 template <class A, class F>
-inline void with_storage(const GateOperand& operand, const Piece& piece, const F& f) {
-    const int64_t first = piece.row * operand.row + piece.column;
+inline void dispatch_storage(const GateOperand& operand, const BlockRange& range, const F& f) {
+    const int64_t first = range.row * operand.row + range.column;
     if constexpr (sizeof(A) == 8) {
         f(static_cast<double*>(operand.data) + first);
     } else {
@@ -68,7 +68,7 @@ inline void with_storage(const GateOperand& operand, const Piece& piece, const F
 
 // Combines two runs of N / 2 elements into one vector. The generic code goes through memory and has to wait for the stores.
 template <class A, int N>
-FASTDS_HD Vec<A, N> joined(const A* first, const A* second) {
+FASTDS_HD Vec<A, N> concatenate(const A* first, const A* second) {
     const Vec<A, N / 2> parts[2] = {load_vec<N / 2>(first), load_vec<N / 2>(second)};
 #if defined(__AVX512F__)
     if constexpr (sizeof(Vec<A, N>) == 64)
@@ -136,7 +136,7 @@ void pairs_loop(A** rows, const int64_t* steps, int64_t run, int64_t pairs, cons
             Vec<A> values[inputs], results[Formula::outputs];
             if (across) {
 #pragma GCC unroll 8
-                for (int k = 0; k < inputs; k++) values[k] = joined<A, lanes>(row[k] + i, at[1][k]);
+                for (int k = 0; k < inputs; k++) values[k] = concatenate<A, lanes>(row[k] + i, at[1][k]);
             } else {
 #pragma GCC unroll 8
                 for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(row[k] + i);
@@ -165,11 +165,11 @@ struct Blocks {
     const int inputs = loops.inputs, operands = loops.inputs + loops.outputs;
     const GateOptions<A> options{static_cast<A>(p.option), static_cast<A>(p.slope)};
 
-    static constexpr int own_type = sizeof(A) == 8 ? f64 : f32;
+    static constexpr int compute_dtype = sizeof(A) == 8 ? f64 : f32;
 
     // Returns whether an operand is used in place: contiguous, or a single row, of the compute type.
-    bool in_place(const GateOperand& operand, const Piece& piece) const {
-        return operand.data && operand.dtype == own_type && (piece.rows == 1 || operand.row == p.run);
+    bool in_place(const GateOperand& operand, const BlockRange& range) const {
+        return operand.data && operand.dtype == compute_dtype && (range.rows == 1 || operand.row == p.run);
     }
 
     // Returns whether rows are read and written in place: all operands have the compute type and row lengths that are a
@@ -177,18 +177,18 @@ struct Blocks {
     bool by_rows() const {
         constexpr int half = kLanes<A> / 2;
         bool fits = loops.pairs != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;
-        for (int k = 0; k < operands; k++) fits = fits && (!p.operands[k].data || p.operands[k].dtype == own_type);
+        for (int k = 0; k < operands; k++) fits = fits && (!p.operands[k].data || p.operands[k].dtype == compute_dtype);
         return fits;
     }
 
-    // Prefetches the next piece, including the results, which are written after the whole block is computed.
-    void fetch(const Piece& piece) const {
+    // Prefetches the next range, including the results, which are written after the whole block is computed.
+    void fetch(const BlockRange& range) const {
         for (int k = 0; k < operands; k++) {
-            if (!p.operands[k].data || in_place(p.operands[k], piece)) continue;
-            with_storage<A>(p.operands[k], piece, [&](const auto* row) {
+            if (!p.operands[k].data || in_place(p.operands[k], range)) continue;
+            dispatch_storage<A>(p.operands[k], range, [&](const auto* row) {
                 constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(*row));
-                for (int64_t r = 0; r < piece.rows; r++, row += p.operands[k].row)
-                    for (int64_t i = 0; i < piece.columns; i += line)
+                for (int64_t r = 0; r < range.rows; r++, row += p.operands[k].row)
+                    for (int64_t i = 0; i < range.columns; i += line)
                         k < inputs ? __builtin_prefetch(row + i) : __builtin_prefetch(row + i, 1);
             });
         }
@@ -200,7 +200,7 @@ struct Blocks {
         const int64_t whole = n / lanes * lanes, rest = n - whole;
         if (whole > 0) loops.dense(at, whole, options);
         if (rest == 0) return;
-        alignas(64) A last[kGateOperands][lanes] = {};  // zeros, for the reason in core/buffer.h (Zeros)
+        alignas(64) A last[kGateOperands][lanes] = {};  // zeros, for the reason in core/buffer.h (ZeroedBuffer)
         A* copies[kGateOperands];
         for (int k = 0; k < operands; k++) {
             copies[k] = last[k];
@@ -224,33 +224,33 @@ struct Blocks {
         if ((last - first) % 2 != 0) run_dense(rows, p.run);
     }
 
-    Piece piece_of(int64_t task, int64_t rows_each, int64_t pieces_each) const {
-        const int64_t row = task / pieces_each * rows_each, column = task % pieces_each * kBlock;
+    BlockRange get_range(int64_t task, int64_t rows_each, int64_t ranges_each) const {
+        const int64_t row = task / ranges_each * rows_each, column = task % ranges_each * kBlock;
         return {row, p.rows - row < rows_each ? p.rows - row : rows_each, column,
                 p.run - column < kBlock ? p.run - column : kBlock};
     }
 
-    void run_pieces(int64_t begin, int64_t end, int64_t rows_each, int64_t pieces_each) const {
+    void run_ranges(int64_t begin, int64_t end, int64_t rows_each, int64_t ranges_each) const {
         alignas(64) A buffers[kGateOperands][kBlock + kLanes<A>];
         for (int k = 0; k < inputs; k++)
             if (!p.operands[k].data) __builtin_memset(buffers[k], 0, sizeof(buffers[k]));
         for (int64_t task = begin; task < end; task++) {
-            const Piece piece = piece_of(task, rows_each, pieces_each);
-            if (task + 1 < end) fetch(piece_of(task + 1, rows_each, pieces_each));
+            const BlockRange range = get_range(task, rows_each, ranges_each);
+            if (task + 1 < end) fetch(get_range(task + 1, rows_each, ranges_each));
             A* dense[kGateOperands];
             for (int k = 0; k < operands; k++) {
                 const GateOperand& operand = p.operands[k];
                 dense[k] = buffers[k];
-                if (in_place(operand, piece))
-                    dense[k] = static_cast<A*>(operand.data) + piece.row * operand.row + piece.column;
+                if (in_place(operand, range))
+                    dense[k] = static_cast<A*>(operand.data) + range.row * operand.row + range.column;
                 else if (k < inputs && operand.data)
-                    with_storage<A>(operand, piece, [&](auto* from) { read(buffers[k], from, operand.row, piece); });
+                    dispatch_storage<A>(operand, range, [&](auto* from) { read(buffers[k], from, operand.row, range); });
             }
-            run_dense(dense, piece.rows * piece.columns);
+            run_dense(dense, range.rows * range.columns);
             for (int k = inputs; k < operands; k++) {
                 const GateOperand& operand = p.operands[k];
                 if (dense[k] == buffers[k] && operand.data)
-                    with_storage<A>(operand, piece, [&](auto* to) { write(to, buffers[k], operand.row, piece); });
+                    dispatch_storage<A>(operand, range, [&](auto* to) { write(to, buffers[k], operand.row, range); });
             }
         }
     }
@@ -259,7 +259,7 @@ struct Blocks {
 template <class A>
 void run(GatesParams p, int threads) {
     Loops<A> loops{};
-    with_gate_formula(p.formula, [&](auto formula) {
+    dispatch_gate_formula(p.formula, [&](auto formula) {
         using Formula = decltype(formula);
         loops = {Formula::inputs, Formula::outputs, dense_loop<Formula, A>, nullptr};
         if constexpr (sizeof(A) == 4) loops.pairs = pairs_loop<Formula, A>;  // float64 is used only for checks
@@ -276,12 +276,12 @@ void run(GatesParams p, int threads) {
     const int64_t most = by_rows ? kLongestRow : kBlock;
     int64_t rows_each = p.run < most ? most / p.run : 1;
     if (by_rows) rows_each += rows_each % 2;  // rows are processed in pairs, independent of the number of threads
-    const int64_t pieces_each = (p.run + most - 1) / most;
-    parallel_for((p.rows + rows_each - 1) / rows_each * pieces_each, threads, [&](int64_t begin, int64_t end) {
+    const int64_t ranges_each = (p.run + most - 1) / most;
+    parallel_for((p.rows + rows_each - 1) / rows_each * ranges_each, threads, [&](int64_t begin, int64_t end) {
         if (by_rows)
             blocks.run_rows(begin, end, rows_each);
         else
-            blocks.run_pieces(begin, end, rows_each, pieces_each);
+            blocks.run_ranges(begin, end, rows_each, ranges_each);
     });
 }
 

@@ -6,7 +6,7 @@ namespace FASTDS_ISA {
 
 void gates_cpu(const GatesParams& params, int threads) {
 #if FASTDS_DOUBLE
-    if (params.wide) return run<double>(params, threads);
+    if (params.is_double) return run<double>(params, threads);
 #endif
     run<float>(params, threads);
 }

@@ -2,7 +2,7 @@
 // CUDA kernels of the pointwise formulas: one thread per element, or per eight adjacent elements if all operands are aligned
 // for it. Memory bandwidth and instructions limit the speed alike. Neighbouring threads read neighbouring channels.
 #pragma once
-#include "core/quick.h"
+#include "core/fast.h"
 #include "gates/math.h"
 
 namespace fastds {
@@ -55,8 +55,8 @@ __global__ void gates_kernel(const GatesParams p) {
     }
 }
 
-FASTDS_HD float value_of(float v) { return v; }
-FASTDS_HD float value_of(Quick v) { return v.value; }
+FASTDS_HD float get_value(float v) { return v; }
+FASTDS_HD float get_value(FastFloat v) { return v.value; }
 
 constexpr int kGateRun = 8;  // elements of a thread: 16 bytes in a 16-bit type, 32 bytes in float32
 
@@ -101,7 +101,7 @@ __device__ __forceinline__ void write_run(const GateOperand& operand, int64_t at
 }
 
 // Like gates_kernel, with kGateRun adjacent elements per thread. There are `runs` such groups in total and `per_row` in each
-// row. V is float or Quick.
+// row. V is float or FastFloat.
 template <class Formula, class V>
 __global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t per_row) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -118,7 +118,7 @@ __global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t pe
         for (int k = 0; k < Formula::inputs; k++) from[k] = in[k][e];
         Formula::template apply<float>(from, to, options);
 #pragma unroll
-        for (int k = 0; k < Formula::outputs; k++) out[k][e] = value_of(to[k]);
+        for (int k = 0; k < Formula::outputs; k++) out[k][e] = get_value(to[k]);
     }
 #pragma unroll
     for (int k = 0; k < Formula::outputs; k++) {

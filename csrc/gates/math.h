@@ -39,14 +39,14 @@ struct LstmGatesBackward {
         const auto gp = tanh_parts<A>(in[4]);
         // One division for three reciprocals.
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
-        const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
-        const auto g = slope_of<A>(gp, V(ip.bottom * f_inverse));
+        const auto i = get_slope<A>(ip, V(gp.bottom * f_inverse)), f = get_slope<A>(fp, V(ig * inverse));
+        const auto g = get_slope<A>(gp, V(ip.bottom * f_inverse));
         const V c = in[6] * f.value + i.value * g.value;
         const auto op = gate_parts<A>(in[5]);
         const auto tp = tanh_parts<A>(c);
         const V both = A(1) / (op.bottom * tp.bottom);
-        const auto o = slope_of<A>(op, V(tp.bottom * both));
-        const auto tc = slope_of<A>(tp, V(op.bottom * both));
+        const auto o = get_slope<A>(op, V(tp.bottom * both));
+        const auto tc = get_slope<A>(tp, V(op.bottom * both));
         const V grad_c = in[1] + in[0] * (o.value * tc.derivative);
         out[0] = grad_c * (g.value * i.derivative);
         out[1] = grad_c * (in[6] * f.derivative);
@@ -80,8 +80,8 @@ struct MemoryGatesBackward {
         const auto ip = gate_parts<A>(in[1]), fp = gate_parts<A>(in[2]);
         const auto gp = tanh_parts<A>(in[3]);
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
-        const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
-        const auto g = slope_of<A>(gp, V(ip.bottom * f_inverse));
+        const auto i = get_slope<A>(ip, V(gp.bottom * f_inverse)), f = get_slope<A>(fp, V(ig * inverse));
+        const auto g = get_slope<A>(gp, V(ip.bottom * f_inverse));
         Slope<V> c{in[4], V{} + A(1)};
         if constexpr (tanh_state) c = tanh_slope<A>(in[4]);
         out[0] = in[0] * (g.value * i.derivative);
@@ -195,14 +195,14 @@ FASTDS_HD Candidate<V> candidate(V a, A slope) {
 // h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 gives w = z, keep = 0 gives w =
 // 1-z.
 template <class A, class V>
-FASTDS_HD V kept_weight(V z, const GateOptions<A>& options) {
+FASTDS_HD V hidden_weight(V z, const GateOptions<A>& options) {
     return (A(1) - options.keep) + (A(2) * options.keep - A(1)) * z;
 }
 
 template <bool leaky>
 struct GruUpdate {
     FASTDS_GATE_FORMULA(3, 1) {
-        const V w = kept_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
     }
 };
@@ -211,7 +211,7 @@ struct GruUpdate {
 template <bool leaky>
 struct GruUpdateBackward {
     FASTDS_GATE_FORMULA(4, 3) {
-        const V w = kept_weight<A>(in[1], options);
+        const V w = hidden_weight<A>(in[1], options);
         const A sign = A(2) * options.keep - A(1);
         const auto n = candidate<leaky, A>(in[2], options.slope);
         out[0] = in[0] * (sign * (in[3] - n.value));
@@ -224,7 +224,7 @@ struct GruUpdateBackward {
 template <bool leaky>
 struct GruUpdateDouble {
     FASTDS_GATE_FORMULA(7, 4) {
-        const V w = kept_weight<A>(in[4], options);
+        const V w = hidden_weight<A>(in[4], options);
         const A sign = A(2) * options.keep - A(1);
         const auto n = candidate<leaky, A>(in[5], options.slope);
         out[0] = in[0] * (sign * (in[6] - n.value)) + in[1] * ((A(1) - w) * n.derivative) + in[2] * w;
@@ -249,7 +249,7 @@ struct GruResetKept {
 template <bool leaky>
 struct GruUpdateKept {
     FASTDS_GATE_FORMULA(3, 2) {
-        const V w = kept_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
         out[1] = n;
     }
@@ -259,7 +259,7 @@ struct GruUpdateKept {
 template <bool leaky>
 struct GruCandidateGradient {
     FASTDS_GATE_FORMULA(4, 1) {
-        const V z = in[2], n = in[3], grad_n = in[1] + in[0] * (A(1) - kept_weight<A>(z, options));
+        const V z = in[2], n = in[3], grad_n = in[1] + in[0] * (A(1) - hidden_weight<A>(z, options));
         if constexpr (leaky)
             out[0] = grad_n * (n > A(0) ? V{} + A(1) : V{} + options.slope);
         else
@@ -275,7 +275,7 @@ struct GruGatesGradient {
         const V grad_z = in[2] + in[1] * ((A(2) * options.keep - A(1)) * (h - n)), grad_r = in[3] + in[0] * h;
         out[0] = grad_z * (z * (A(1) - z));
         out[1] = grad_r * (r * (A(1) - r));
-        out[2] = in[0] * r + in[1] * kept_weight<A>(z, options);
+        out[2] = in[0] * r + in[1] * hidden_weight<A>(z, options);
     }
 };
 
@@ -306,7 +306,7 @@ struct TrajGruGatesBackward {
 
 // Calls f with an object of the formula's struct. Host only.
 template <class F>
-inline void with_gate_formula(GateFormula formula, const F& f) {
+inline void dispatch_gate_formula(GateFormula formula, const F& f) {
 #define FASTDS_GATE_CASE(name, ...) \
     case GateFormula::name: return f(__VA_ARGS__{});
     switch (formula) {

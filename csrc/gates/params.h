@@ -58,7 +58,7 @@ constexpr int kGateOperands = 16;
 
 struct GatesParams {
     GateFormula formula;
-    bool wide;  // compute in float64: all operands are float64; otherwise none is
+    bool is_double;  // compute in float64: all operands are float64; otherwise none is
     int64_t rows, run;
     double option;  // gru_update: 1 gives h the weight z, 0 the weight 1 - z
     double slope;   // of the leaky ReLU

@@ -14,11 +14,11 @@ constexpr int64_t kPanelRows = 96;  // two buffers of this number of rows and th
 
 // Computes y = (the row, or for `late` the sum of omega_j times the four rows) + bilinear skip. y is NaN if no corner is valid.
 template <class T, class A>
-FASTDS_HD void finish(const Source<T>& source, const Place<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
+FASTDS_HD void finish(const Source<T>& source, const QueryCorners<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
     const InrQueryDims& d = source.d;
     const bool late = d.ensemble == inr_late;
     // With a single corner, the four corners of the skip are located separately.
-    const Place<A> along = source.t.skip && d.ensemble == inr_none ? source.place(b, q, 4) : p;
+    const QueryCorners<A> along = source.t.skip && d.ensemble == inr_none ? source.locate(b, q, 4) : p;
     const A* skip = static_cast<const A*>(source.t.skip);
     for (int64_t o = 0; o < d.O; o++) {
         A sum = row[o];
@@ -42,18 +42,18 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
     const int64_t per_query = inr_rows_per_query(d), queries = kPanelRows / per_query, total = d.B * d.Q;
     const int corners = d.ensemble == inr_none ? 1 : 4;
     parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
-        const TileUse tiles(trunk.blocking.tiles);
+        const TileScope tiles(trunk.blocking.tiles);
         const int64_t elements = kPanelRows * trunk.stride;
-        const Zeros<Stored> rows(elements), other(elements);
-        const Zeros<A> last(elements);
-        const Buffer<Place<A>> places(queries);
+        const ZeroedBuffer<Stored> rows(elements), other(elements);
+        const ZeroedBuffer<A> last(elements);
+        const Buffer<QueryCorners<A>> places(queries);
         Features<Stored, T, A> stored(source);
         Features<A, T, A> exact(source);
         for (int64_t task; (task = next()) >= 0;) {
             const int64_t first = task * queries, n = total - first < queries ? total - first : queries;
             for (int64_t i = 0; i < n; i++) {
                 const int64_t b = (first + i) / d.Q, q = (first + i) % d.Q, at = i * per_query * trunk.stride;
-                places[i] = source.place(b, q, corners);
+                places[i] = source.locate(b, q, corners);
                 if (d.layers) {
                     stored.write(places[i], b, q, rows + at, trunk.stride);
                 } else {
@@ -76,7 +76,7 @@ void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* row
     parallel_for(d.B * d.Q, threads, [&](int64_t begin, int64_t end) {
         Features<A, T, A> write(source);
         for (int64_t at = begin; at < end; at++) {
-            const Place<A> place = source.place(at / d.Q, at % d.Q, write.corners);
+            const QueryCorners<A> place = source.locate(at / d.Q, at % d.Q, write.corners);
             write.write(place, at / d.Q, at % d.Q, rows + at * per_query * width, width);
             for (int j = 0; j < 4; j++) weights[4 * at + j] = place.weight[j];
         }

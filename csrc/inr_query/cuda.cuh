@@ -19,7 +19,7 @@ FASTDS_HD double exp_of(double x) { return exp(x); }
 
 // NaN stays NaN.
 template <class A>
-FASTDS_HD A relu_or_not(bool relu, A x) {
+FASTDS_HD A apply_relu(bool relu, A x) {
     return relu && x <= A(0) ? A(0) : x;
 }
 
@@ -30,7 +30,7 @@ struct CudaQuery {
     const InrQueryDims& d;
     const InrQueryTensors& t;
     int corners;
-    Place<A> p;
+    QueryCorners<A> p;
     const T* corner[4];  // channel 0, or null if the pixel is invalid: its values are not read and count as 0
     A cell_y, cell_x;
 
@@ -47,7 +47,7 @@ struct CudaQuery {
             u = {t.base[at], frac[0]};
             v = {t.base[at + 1], frac[1]};
         }
-        p = place_of<A>(d, u, v, corners, mask);
+        p = locate_corners<A>(d, u, v, corners, mask);
         for (int j = 0; j < 4; j++)
             corner[j] = p.valid[j] ? static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w
                                    : nullptr;
@@ -147,7 +147,7 @@ __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, 
         if (d.feature == inr_dot) {
             for (int64_t o = lane; o < d.O; o += 32) {
                 A sum = q.value(0, d.O * d.D + o);
-                for (int64_t c = 0; c < d.D; c++) sum += relu_or_not<A>(d.relu, q.offset(0, c)) * q.value(0, o * d.D + c);
+                for (int64_t c = 0; c < d.D; c++) sum += apply_relu<A>(d.relu, q.offset(0, c)) * q.value(0, o * d.D + c);
                 row[o] = store<T>(sum);
             }
         } else if (d.feature == inr_fourier) {
@@ -176,7 +176,7 @@ __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, 
             for (int64_t c = lane; c < d.D; c += 32) {
                 A sum = 0;
                 for (int j = 0; j < q.corners; j++) {
-                    const A h = relu_or_not<A>(d.relu, q.affine(j, c));
+                    const A h = apply_relu<A>(d.relu, q.affine(j, c));
                     if (late) row[j * d.D + c] = store<T>(h);
                     sum += h * (attention ? alpha[4 * (c / head) + j] : q.p.weight[j]);
                 }
@@ -270,7 +270,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
         if (d.feature == inr_dot) {
             for (int64_t o = lane; target[0] && o < d.O; o += 32) atomicAdd(target[0] + d.O * d.D + o, grad[o]);
             for (int64_t c = lane; c < d.D; c += 32) {
-                const A input = q.offset(0, c), a = relu_or_not<A>(d.relu, input);
+                const A input = q.offset(0, c), a = apply_relu<A>(d.relu, input);
                 A da = 0;
                 for (int64_t o = 0; o < d.O; o++) {
                     da += q.value(0, o * d.D + c) * grad[o];
@@ -306,7 +306,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
                 A along_y = 0, along_x = 0, all = 0;
                 for (int j = 0; j < q.corners; j++) {
                     const A h = q.affine(j, c), g = grad[(late ? j * d.D : 0) + c];
-                    if (attention) products[j * d.D + c] = g * relu_or_not<A>(d.relu, h);
+                    if (attention) products[j * d.D + c] = g * apply_relu<A>(d.relu, h);
                     const A weight = late ? A(1) : attention ? alpha[4 * (c / head) + j] : q.p.weight[j];
                     const A pre = d.relu && h <= A(0) ? A(0) : g * weight;
                     if (target[j]) atomicAdd(target[j] + c, pre);

@@ -39,16 +39,16 @@ struct Source {
         __builtin_memset(nothing, 0, channels * sizeof(T));
     }
 
-    Place<A> place(int64_t b, int64_t q, int corners) const {
+    QueryCorners<A> locate(int64_t b, int64_t q, int corners) const {
         const uint8_t* mask = t.mask ? t.mask + b * d.H * d.W : nullptr;
-        if (d.rows.den) return place_of<A>(d, rows[q / d.columns.size], columns[q % d.columns.size], corners, mask);
+        if (d.rows.den) return locate_corners<A>(d, rows[q / d.columns.size], columns[q % d.columns.size], corners, mask);
         const int64_t at = 2 * (b * d.point_b + q);
         const A* frac = static_cast<const A*>(t.frac) + at;
-        return place_of<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
+        return locate_corners<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
     }
 
     // Returns channel 0 of corner j. An invalid pixel, whose values are never read, gives zeros.
-    const T* corner(const Place<A>& p, int64_t b, int j) const {
+    const T* corner(const QueryCorners<A>& p, int64_t b, int j) const {
         if (!p.valid[j]) return nothing;
         return static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w;
     }
@@ -93,20 +93,20 @@ struct OffsetTerms {
 
     const bool slopes;  // each corner has its own R, stored in the maps
     const int64_t width;
-    const Zeros<A> zeros;
+    const ZeroedBuffer<A> zeros;
     const Buffer<A> constant;
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
 };
 
 // NaN stays NaN.
 template <class A, int N>
-FASTDS_HD Vec<A, N> relu_if(bool relu, Vec<A, N> x) {
+FASTDS_HD Vec<A, N> apply_relu(bool relu, Vec<A, N> x) {
     return relu ? Vec<A, N>(at_least(Vec<A, N>{}, x)) : x;
 }
 
 // Computes the pre-activations h[j] of the corners j < corners at channels c .. c+N-1.
 template <int N, class A, class T>
-FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* const* corner, int corners, int64_t c,
+FASTDS_HD void affine_at(const OffsetTerms<A>& o, const QueryCorners<A>& p, const T* const* corner, int corners, int64_t c,
                          Vec<A, N>* h) {
     const auto constant = load_vec<N>(o.constant + c), ry = load_vec<N>(o.rho_y + c), rx = load_vec<N>(o.rho_x + c);
 #pragma GCC unroll 4
@@ -133,14 +133,14 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
                 Vec<A, 4> part[4];
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
-                    const auto half = half_of<0>(p[j]) + half_of<1>(p[j]);
-                    part[j] = half_of<0>(half) + half_of<1>(half);
+                    const auto half = get_half<0>(p[j]) + get_half<1>(p[j]);
+                    part[j] = get_half<0>(half) + get_half<1>(half);
                 }
                 sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
             } else {
                 Vec<A, 4> part[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) part[j] = half_of<0>(p[j]) + half_of<1>(p[j]);
+                for (int j = 0; j < 4; j++) part[j] = get_half<0>(p[j]) + get_half<1>(p[j]);
                 sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
             }
         }
@@ -164,7 +164,7 @@ struct Attention {
           bias(static_cast<const A*>(t.rho_bias)), query(d.heads * d.dk), alpha(4 * d.heads) {}
 
     template <class T>
-    FASTDS_HD void weigh(const Place<A>& p, const T* const* corner) const {
+    FASTDS_HD void compute_weights(const QueryCorners<A>& p, const T* const* corner) const {
         for_runs<A>(0, heads * dk, [&](auto run, int64_t c) {
             constexpr int N = decltype(run)::value;
             Vec<A, N> sum{};
@@ -198,7 +198,7 @@ struct Attention {
 
 // Returns sine and cosine of the phase of corner j at the frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
 template <int N, class A, class T>
-FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& p, const T* frequency, int j, int64_t n) {
+FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const QueryCorners<A>& p, const T* frequency, int j, int64_t n) {
     Vec<A, N> along_y{}, along_x{};
     if constexpr (N == 1) {
         along_y = A(load(frequency[2 * n]));
@@ -232,7 +232,7 @@ struct Features {
     }
 
     // Not inlined, because it has several callers.
-    __attribute__((noinline)) void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
+    __attribute__((noinline)) void write(const QueryCorners<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
         const InrQueryDims& d = source.d;
         const T* corner[4];
         for (int j = 0; j < 4; j++) corner[j] = source.corner(p, b, j);
@@ -242,7 +242,7 @@ struct Features {
         } else if (d.feature == inr_fourier) {
             write_fourier(p, corner, row, row_stride);
         } else if (d.ensemble == inr_early_attn) {
-            attention.weigh(p, corner);
+            attention.compute_weights(p, corner);
             const int64_t width = d.D / d.heads;
             for (int64_t h = 0; h < d.heads; h++)
                 write_affine(p, corner, row, row_stride, attention.alpha + 4 * h, h * width, (h + 1) * width);
@@ -252,7 +252,7 @@ struct Features {
     }
 
   private:
-    FASTDS_HD void write_affine(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride, const A* alpha,
+    FASTDS_HD void write_affine(const QueryCorners<A>& p, const T* const* corner, S* row, int64_t row_stride, const A* alpha,
                                 int64_t begin, int64_t end) const {
         const bool late = source.d.ensemble == inr_late, relu = source.d.relu;
         for_runs<A>(begin, end, [&](auto run, int64_t c) {
@@ -262,7 +262,7 @@ struct Features {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 if (j >= corners) break;
-                h[j] = relu_if<A, N>(relu, h[j]);
+                h[j] = apply_relu<A, N>(relu, h[j]);
                 if (late) store_vec<N>(row + j * row_stride + c, h[j]);
                 if (!late) sum += h[j] * alpha[j];
             }
@@ -270,7 +270,7 @@ struct Features {
         });
     }
 
-    FASTDS_HD void write_fourier(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride) const {
+    FASTDS_HD void write_fourier(const QueryCorners<A>& p, const T* const* corner, S* row, int64_t row_stride) const {
         const bool late = source.d.ensemble == inr_late;
         const int64_t half = offset.width;
         for_runs<A>(0, half, [&](auto run, int64_t n) {
@@ -295,13 +295,13 @@ struct Features {
     }
 
     // y_o = <a, G_o> + g_o; the row has O values.
-    FASTDS_HD void write_dot(const Place<A>& p, const T* corner, S* row) const {
+    FASTDS_HD void write_dot(const QueryCorners<A>& p, const T* corner, S* row) const {
         const int64_t D = source.d.D, O = source.d.O;
         for (int64_t o = 0; o < O; o++) {
             A sum = load(corner[O * D + o]);
             for_runs<A>(0, D, [&](auto run, int64_t c) {
                 constexpr int N = decltype(run)::value;
-                const Vec<A, N> a = relu_if<A, N>(source.d.relu, dot_input<N>(p, c));
+                const Vec<A, N> a = apply_relu<A, N>(source.d.relu, dot_input<N>(p, c));
                 const Vec<A, N> product = a * load_vec<N>(corner + o * D + c);
                 if constexpr (N == 1) {
                     sum += product;
@@ -316,7 +316,7 @@ struct Features {
   public:
     // Returns the pre-activation of the dot feature at channels c .. c+N-1.
     template <int N>
-    FASTDS_HD Vec<A, N> dot_input(const Place<A>& p, int64_t c) const {
+    FASTDS_HD Vec<A, N> dot_input(const QueryCorners<A>& p, int64_t c) const {
         return load_vec<N>(offset.constant + c) +
                (load_vec<N>(offset.rho_y + c) * p.rho_y[0] + load_vec<N>(offset.rho_x + c) * p.rho_x[0]);
     }

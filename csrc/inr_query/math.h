@@ -48,7 +48,7 @@ FASTDS_HD AxisCorner<A> axis_corner(const Coordinate<A>& u, int64_t n, bool wrap
 
 // The corners of a query in the order (0,0), (0,1), (1,0), (1,1). Absent or invalid corners have weight 0.
 template <class A>
-struct Place {
+struct QueryCorners {
     int64_t row[4], column[4];
     A weight[4], rho_y[4], rho_x[4];
     bool valid[4];
@@ -59,9 +59,9 @@ constexpr double kAreaEpsilon = 1e-9;
 
 // Locates the corners of a query. `corners` is 4, or 1 for only the upper left corner. `mask` is (H, W) of the sample, or null.
 template <class A>
-FASTDS_HD Place<A> place_of(const InrQueryDims& d, const Coordinate<A>& u, const Coordinate<A>& v, int corners,
+FASTDS_HD QueryCorners<A> locate_corners(const InrQueryDims& d, const Coordinate<A>& u, const Coordinate<A>& v, int corners,
                             const uint8_t* mask) {
-    Place<A> place;
+    QueryCorners<A> place;
     A total = 0;
     for (int j = 0; j < 4; j++) {
         const auto y = axis_corner(u, d.H, d.wrap_y, j / 2), x = axis_corner(v, d.W, d.wrap_x, j % 2);

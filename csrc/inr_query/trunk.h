@@ -16,7 +16,7 @@ FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t t
                              int64_t columns, int64_t n, const Blocking& blocking, const Write& write) {
     using A = typename Step::A;
     constexpr int lanes = kLanes<A>;
-    const int64_t padded = round_up(terms, blocking.whole<Step>()), steps = padded / Step::terms;
+    const int64_t padded = round_up(terms, blocking.>term_multiple<Step>>()), steps = padded / Step::terms;
     for (int64_t i = 0; i < n; i++)  // zeros what the last step reads beyond the terms, which may be NaN left by another layer
         for (int64_t c = terms; c < padded; c++) x[i * stride + c] = {};
     const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
@@ -25,7 +25,7 @@ FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t t
         if constexpr (Step::terms > 1 && NV <= 2)
             if (blocking.tiles) {
                 for_tile_sums<NV>({x, stride, padded / kTileDepth}, n, packed, [&](int64_t first, const float* sums) {
-                    for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++, sums += NV * lanes) write(r, column, sums, NV);
+                    for (int64_t r = first; r < min_of(first + 2 * kTileRows, n); r++, sums += NV * lanes) write(r, column, sums, NV);
                 });
                 packed += steps * b_step;
                 return;
@@ -50,20 +50,20 @@ struct Trunk {
     using Stored = typename Step::Stored;
 
     Trunk(const InrQueryDims& dims, const InrQueryTensors& t)
-        : d(dims), blocking{Step::terms > 1 && dims.tiles}, weights(total(dims)), bias(dims.layers * widest(dims)),
-          stride(round_up(widest(dims), blocking.tiles ? 32 : 16)) {
+        : d(dims), blocking{Step::terms > 1 && dims.tiles}, weights(total(dims)), bias(dims.layers * get_max_width(dims)),
+          stride(round_up(get_max_width(dims), blocking.tiles ? 32 : 16)) {
         Stored* at = weights;
         for (int l = 0; l < d.layers; l++) {
             const int64_t in = inr_layer_inputs(d, l), out = d.width[l];
             const A* w = static_cast<const A*>(t.weight[l]);
             pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); }, blocking);
-            __builtin_memcpy(bias + l * widest(d), t.layer_bias[l], out * sizeof(A));
+            __builtin_memcpy(bias + l * get_max_width(d), t.layer_bias[l], out * sizeof(A));
             packed[l] = at;
             at += packed_size<Step>(out, in, blocking);
         }
     }
 
-    static int64_t widest(const InrQueryDims& d) {
+    static int64_t get_max_width(const InrQueryDims& d) {
         int64_t most = d.D > d.O ? d.D : d.O;
         for (int l = 0; l < d.layers; l++) most = d.width[l] > most ? d.width[l] : most;
         return most;
@@ -92,11 +92,11 @@ struct Trunk {
     void layer(int l, Stored* x, Out* y, int64_t n, bool relu) const {
         constexpr int lanes = kLanes<A>;
         const int64_t out = d.width[l];
-        const A* b = bias + l * widest(d);
+        const A* b = bias + l * get_max_width(d);
         const auto write = [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
             Out* to = y + row * stride + column;
             const auto value = [&](int64_t c) __attribute__((always_inline)) {
-                return relu_if<A, lanes>(relu, Vec<A>(load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c)));
+                return apply_relu<A, lanes>(relu, Vec<A>(load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c)));
             };
             if (column + vectors * lanes <= out)
                 for (int64_t c = 0; c < vectors * lanes; c += lanes) store_vec<lanes>(to + c, value(c));
@@ -110,7 +110,7 @@ struct Trunk {
     const Blocking blocking;
     const Buffer<Stored> weights;
     const Stored* packed[kInrLayers];  // packed weights of each layer, in `weights`
-    const Zeros<A> bias;
+    const ZeroedBuffer<A> bias;
     const int64_t stride;  // distance between rows
 };
 

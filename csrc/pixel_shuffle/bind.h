@@ -27,7 +27,7 @@ inline void register_pixel_shuffle(py::module_& m) {
         m, "pixel_shuffle_forward",
         [](intptr_t x, intptr_t bias, intptr_t y, bool planes, const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
-            const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y), planes};
+            const PixelShuffleForward tensors{to_pointer(x), to_pointer(bias), to_pointer(y), planes};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_forward, params, tensors, threads);
         },
         "y from x; bias 0: a plain permutation; planes: both are NCHW");
@@ -36,8 +36,8 @@ inline void register_pixel_shuffle(py::module_& m) {
         [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials, bool planes,
            const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
-            const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
-                                               pointer(partials), planes};
+            const PixelShuffleBackward tensors{to_pointer(grad_y), to_pointer(y), to_pointer(grad_x), to_pointer(grad_bias),
+                                               to_pointer(partials), planes};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_backward, params, tensors, threads);
         },
         "The gradients whose address is not 0; y is 0 without activation; planes: all maps are NCHW");
@@ -45,16 +45,16 @@ inline void register_pixel_shuffle(py::module_& m) {
     bind(m, "pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
                                            int device, intptr_t stream) {
         py::gil_scoped_release release;
-        const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y), false};
-        pixel_shuffle_forward_cuda(params, tensors, device, pointer(stream));
+        const PixelShuffleForward tensors{to_pointer(x), to_pointer(bias), to_pointer(y), false};
+        pixel_shuffle_forward_cuda(params, tensors, device, to_pointer(stream));
     });
     bind(m, "pixel_shuffle_backward_cuda",
           [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
              const PixelShuffleParams& params, int device, intptr_t stream) {
               py::gil_scoped_release release;
-              const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
-                                                 pointer(partials), false};
-              pixel_shuffle_backward_cuda(params, tensors, device, pointer(stream));
+              const PixelShuffleBackward tensors{to_pointer(grad_y), to_pointer(y), to_pointer(grad_x), to_pointer(grad_bias),
+                                                 to_pointer(partials), false};
+              pixel_shuffle_backward_cuda(params, tensors, device, to_pointer(stream));
           });
 #endif
 }

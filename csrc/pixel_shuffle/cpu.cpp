@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle on the CPU, parallel over rows of coarse pixels. Memory bandwidth limits its speed. Where whole vectors are
-// read (blocks.h, runs.h, transposed.h), bias, activation and gradients are computed in the same step as the permutation.
-// Otherwise they are first computed for some pixels in memory order (calculate.h) into a buffer in the L1 cache, which is then
-// permuted (moves.h, planes.h).
+// read (permute_blocks.h, single_channel.h, permute_squares.h), bias, activation and gradients are computed in the same step as the permutation.
+// Otherwise they are first computed for some pixels in memory order (elementwise.h) into a buffer in the L1 cache, which is then
+// permuted (permute_row.h, nchw.h).
 #include "core/parallel.h"
-#include "pixel_shuffle/calculate.h"
-#include "pixel_shuffle/moves.h"
-#include "pixel_shuffle/planes.h"
+#include "pixel_shuffle/elementwise.h"
+#include "pixel_shuffle/permute_row.h"
+#include "pixel_shuffle/nchw.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -14,7 +14,7 @@ namespace {
 
 // Returns the number of coarse pixels of a row that are computed together. It is large enough that the overhead of a
 // permutation call does not matter.
-int64_t pixels_together(const PixelShuffleParams& p) {
+int64_t count_pixels_together(const PixelShuffleParams& p) {
     constexpr int64_t elements = 2048;
     const int64_t most = elements / (p.C * p.r * p.r), fitting = most > 1 ? most : 1;
     const int64_t parts = (p.W + fitting - 1) / fitting;
@@ -22,7 +22,7 @@ int64_t pixels_together(const PixelShuffleParams& p) {
 }
 
 // Returns the number of values per channel array (bias or sums). With a single channel, the values are repeated to fill whole
-// vectors (runs.h).
+// vectors (single_channel.h).
 template <class T>
 int64_t channel_values(const PixelShuffleParams& p) {
     return p.C == 1 ? p.r * kWhole<bits_t<T>> : p.C * p.r * p.r;
@@ -38,9 +38,9 @@ void forward_in_registers(const Problem<T>& problem, const PixelShuffleForward& 
         for (int64_t k = 0; k < channel_values<T>(p); k++)
             biases[k] = static_cast<const A*>(t.bias)[p.C == 1 ? k % (p.r * p.r) : k];
         for (int64_t row = begin; row < end; row++) {
-            const Activated<T> coarse{static_cast<const T*>(t.x) + problem.coarse(row), biases, problem.act};
+            const ActivatedSource<T> coarse{static_cast<const T*>(t.x) + problem.coarse(row), biases, problem.act};
             U* fine = static_cast<U*>(t.y) + problem.fine(row);
-            with_factor(p.r, [&](auto r) {
+            dispatch_factor(p.r, [&](auto r) {
                 to_fine<decltype(r)::value>(p.C, problem.streamed, coarse, p.W, fine, problem.row_stride);
             });
         }
@@ -53,26 +53,26 @@ void forward_rows(const Problem<T>& problem, const PixelShuffleForward& t, int t
     using A = compute_t<T>;
     using U = bits_t<T>;
     parallel_for(problem.p.B * problem.p.H, threads, [=](int64_t begin, int64_t end) {
-        const Problem<T> own = problem;  // a local copy stays in registers; a reference would be reloaded after each store
-        const PixelShuffleParams& p = own.p;
-        const int64_t together = pixels_together(p), run = p.r * p.C, pixel = p.r * run;
-        const ToFine<U> to_fine(p, own.streamed, together);
-        const Buffer<T> calculated(together * pixel);
-        const Zeros<A> biases(t.bias ? together * pixel : 0);
+        const Problem<T> local = problem;  // a local copy stays in registers; a reference would be reloaded after each store
+        const PixelShuffleParams& p = local.p;
+        const int64_t together = count_pixels_together(p), run = p.r * p.C, pixel = p.r * run;
+        const ToFine<U> to_fine(p, local.streamed, together);
+        const Buffer<T> computed(together * pixel);
+        const ZeroedBuffer<A> biases(t.bias ? together * pixel : 0);
         for (int64_t w = 0; t.bias && w < together; w++) __builtin_memcpy(biases + w * pixel, t.bias, pixel * sizeof(A));
         const A* bias = t.bias ? static_cast<A*>(biases) : nullptr;
         for (int64_t row = begin; row < end; row++)
             for (int64_t w = 0; w < p.W; w += together) {
                 const int64_t count = p.W - w < together ? p.W - w : together;
-                const T* coarse = static_cast<const T*>(t.x) + own.coarse(row) + w * pixel;
-                T* fine = static_cast<T*>(t.y) + own.fine(row) + w * run;
+                const T* coarse = static_cast<const T*>(t.x) + local.coarse(row) + w * pixel;
+                T* fine = static_cast<T*>(t.y) + local.fine(row) + w * run;
                 if (bias || to_fine.needs_room()) {
-                    calculate<false>(own, coarse, bias, count * pixel, static_cast<T*>(calculated));
-                    coarse = calculated;
+                    compute_activation<false>(local, coarse, bias, count * pixel, static_cast<T*>(computed));
+                    coarse = computed;
                 }
-                to_fine((const U*)coarse, count, (U*)fine, own.row_stride);
+                to_fine((const U*)coarse, count, (U*)fine, local.row_stride);
             }
-        if (own.streamed) end_stream();
+        if (local.streamed) end_stream();
     });
 }
 
@@ -84,19 +84,19 @@ class Backward {
 
   public:
     Backward(const Problem<T>& problem, const PixelShuffleBackward& tensors)
-        : own_(problem),
+        : problem_(problem),
           t_(tensors),
-          together_(pixels_together(problem.p)),
+          together_(count_pixels_together(problem.p)),
           run_(problem.p.r * problem.p.C),
           fine_row_(together_ * run_),
           moved_(tensors.grad_x && !tensors.y && !tensors.grad_bias && !ToCoarse<U>::needs_room(problem.p)),
-          calculated_(moved_ ? 0 : problem.p.r * fine_row_),
+          computed_(moved_ ? 0 : problem.p.r * fine_row_),
           totals_(problem.p.r * fine_row_ + kLanes<A>),
           to_coarse_(problem.p, problem.streamed, together_, moved_ ? problem.row_stride : fine_row_) {}
 
     // Processes the rows [begin, end) of coarse pixels. `sums`, unless null, receives the gradient of the bias.
     void rows(int64_t begin, int64_t end, A* sums) const {
-        const PixelShuffleParams& p = own_.p;
+        const PixelShuffleParams& p = problem_.p;
         if (sums != nullptr) __builtin_memset(totals_, 0, (p.r * fine_row_ + kLanes<A>) * sizeof(A));
         for (int64_t row = begin; row < end; row++)
             for (int64_t w = 0; w < p.W; w += together_)
@@ -111,21 +111,21 @@ class Backward {
   private:
     void pixels(int64_t row, int64_t w, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
-        T* coarse = static_cast<T*>(t_.grad_x) + own_.coarse(row) + w * own_.p.r * run_;
-        if (moved_) return to_coarse_((const U*)(grad_y + own_.fine(row) + w * run_), count, (U*)coarse);
-        for (int64_t i = 0; i < own_.p.r; i++) {
-            const int64_t at = own_.fine(row) + i * own_.row_stride + w * run_, part = i * fine_row_;
-            calculate_gradient<T>(own_, grad_y + at, y ? y + at : nullptr, count * run_, summed ? totals_ + part : nullptr,
-                                  calculated_ + part);
+        T* coarse = static_cast<T*>(t_.grad_x) + problem_.coarse(row) + w * problem_.p.r * run_;
+        if (moved_) return to_coarse_((const U*)(grad_y + problem_.fine(row) + w * run_), count, (U*)coarse);
+        for (int64_t i = 0; i < problem_.p.r; i++) {
+            const int64_t at = problem_.fine(row) + i * problem_.row_stride + w * run_, part = i * fine_row_;
+            compute_gradient<T>(problem_, grad_y + at, y ? y + at : nullptr, count * run_, summed ? totals_ + part : nullptr,
+                                  computed_ + part);
         }
-        if (t_.grad_x != nullptr) to_coarse_((const U*)static_cast<T*>(calculated_), count, (U*)coarse);
+        if (t_.grad_x != nullptr) to_coarse_((const U*)static_cast<T*>(computed_), count, (U*)coarse);
     }
 
-    const Problem<T> own_;
+    const Problem<T> problem_;
     const PixelShuffleBackward t_;
     const int64_t together_, run_, fine_row_;
     const bool moved_;  // only permute: there is nothing to compute
-    const Buffer<T> calculated_;
+    const Buffer<T> computed_;
     const Buffer<A> totals_;
     const ToCoarse<U> to_coarse_;
 };
@@ -133,13 +133,13 @@ class Backward {
 template <class T>
 void backward_rows(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
     using A = compute_t<T>;
-    const int64_t rows = problem.p.B * problem.p.H, pieces = pixel_shuffle_cpu_partials(problem.p);
-    parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
+    const int64_t rows = problem.p.B * problem.p.H, parts = pixel_shuffle_cpu_partials(problem.p);
+    parallel_for(parts, threads, [=](int64_t begin, int64_t end) {
         const Backward<T> pass(problem, t);
         const int64_t channels = problem.p.C * problem.p.r * problem.p.r;
-        for (int64_t piece = begin; piece < end; piece++) {
-            A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + piece * channels;
-            pass.rows(rows * piece / pieces, rows * (piece + 1) / pieces, sums);
+        for (int64_t part = begin; part < end; part++) {
+            A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + part * channels;
+            pass.rows(rows * part / parts, rows * (part + 1) / parts, sums);
         }
         if (problem.streamed) end_stream();
     });
@@ -149,25 +149,25 @@ template <class T>
 void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
     using A = compute_t<T>;
     using U = bits_t<T>;
-    const int64_t rows = problem.p.B * problem.p.H, pieces = pixel_shuffle_cpu_partials(problem.p);
-    parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
+    const int64_t rows = problem.p.B * problem.p.H, parts = pixel_shuffle_cpu_partials(problem.p);
+    parallel_for(parts, threads, [=](int64_t begin, int64_t end) {
         const PixelShuffleParams& p = problem.p;
         const int64_t channels = p.C * p.r * p.r, values = channel_values<T>(p);
         const Buffer<A> totals(values);
-        for (int64_t piece = begin; piece < end; piece++) {
+        for (int64_t part = begin; part < end; part++) {
             __builtin_memset(totals, 0, values * sizeof(A));
-            for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
+            for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
                 // Without an activation the slope is 1, so that the signs may be those of any tensor.
                 const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = problem.fine(row);
-                const Gradients<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
+                const GradientSource<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
                 U* coarse = static_cast<U*>(t.grad_x) + problem.coarse(row);
-                with_factor(p.r, [&](auto r) {
+                dispatch_factor(p.r, [&](auto r) {
                     to_coarse<decltype(r)::value>(p.C, problem.streamed, fine, problem.row_stride, p.W, coarse);
                 });
             }
             if (t.grad_bias == nullptr) continue;
-            A* sums = static_cast<A*>(t.partials) + piece * channels;
+            A* sums = static_cast<A*>(t.partials) + part * channels;
             __builtin_memset(sums, 0, channels * sizeof(A));
             for (int64_t k = 0; k < values; k++) sums[p.C == 1 ? k / kWhole<U> * p.r + k % p.r : k] += totals[k];
         }
@@ -183,36 +183,36 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     const int64_t C = problem.p.C, sub_pixels = problem.p.r * problem.p.r, channels = C * sub_pixels;
     if (t.grad_bias != nullptr) __builtin_memset(t.grad_bias, 0, channels * sizeof(A));
     if (elements(problem.p) == 0) return;
-    const bool calculated = t.y != nullptr || t.grad_bias != nullptr;
+    const bool computed = t.y != nullptr || t.grad_bias != nullptr;
     if (t.planes)
         backward_planes(problem, t, threads);
-    else if (calculated && t.grad_x != nullptr && calculated_in_registers<bits_t<T>>(problem.p))
+    else if (computed && t.grad_x != nullptr && computes_in_registers<bits_t<T>>(problem.p))
         backward_in_registers(problem, t, threads);
     else
         backward_rows(problem, t, threads);
     if (t.grad_bias == nullptr) return;
     const A* partials = static_cast<const A*>(t.partials);
     A* grad_bias = static_cast<A*>(t.grad_bias);
-    const int64_t pieces = pixel_shuffle_cpu_partials(problem.p);
-    for (int64_t piece = 0; piece < pieces; piece++)
+    const int64_t parts = pixel_shuffle_cpu_partials(problem.p);
+    for (int64_t part = 0; part < parts; part++)
         for (int64_t e = 0; e < sub_pixels; e++, partials += C)
             for (int64_t c = 0; c < C; c++) grad_bias[c * sub_pixels + e] += partials[c];
 }
 
 // With fewer elements, the permutation finishes before another thread has started.
-constexpr int64_t kWorthAThread = 1 << 13;
-int worth(const PixelShuffleParams& p, int threads) { return elements(p) < kWorthAThread ? 1 : threads; }
+constexpr int64_t kMinThreadedWork = 1 << 13;
+int limit_threads(const PixelShuffleParams& p, int threads) { return elements(p) < kMinThreadedWork ? 1 : threads; }
 
 }  // namespace
 
 void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {
     if (elements(params) == 0) return;
-    threads = worth(params, threads);
+    threads = limit_threads(params, threads);
     FASTDS_KERNEL_DTYPE_SWITCH(params.dtype, {
         const Problem<scalar> problem(params);
         if (tensors.planes)
             forward_planes(problem, tensors, threads);
-        else if (tensors.bias != nullptr && calculated_in_registers<bits_t<scalar> >(params))
+        else if (tensors.bias != nullptr && computes_in_registers<bits_t<scalar> >(params))
             forward_in_registers(problem, tensors, threads);
         else
             forward_rows(problem, tensors, threads);
@@ -220,7 +220,7 @@ void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleF
 }
 
 void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads) {
-    FASTDS_KERNEL_DTYPE_SWITCH(params.dtype, backward(Problem<scalar>(params), tensors, worth(params, threads)))
+    FASTDS_KERNEL_DTYPE_SWITCH(params.dtype, backward(Problem<scalar>(params), tensors, limit_threads(params, threads)))
 }
 
 }  // namespace FASTDS_ISA

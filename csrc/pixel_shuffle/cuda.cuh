@@ -69,7 +69,7 @@ __global__ void pixel_unshuffle_kernel(const T* __restrict__ grad_y, const T* __
         grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[shuffle_slot(e)];
 }
 
-constexpr int kShuffleMostInRegisters = 4;  // largest r; r = 8 would need 256 registers
+constexpr int kShuffleMaxFactor = 4;  // largest r; r = 8 would need 256 registers
 
 // Number of channels in 16 bytes of T.
 template <class T>
@@ -157,7 +157,7 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     for (int k = 0; k < taps; k++) write_run(to + k * run, coarse + k * run);
 }
 
-// partials[piece][sub*C + c] is the sum over the coarse pixels of one part. Each thread computes one (sub, c), each row of
+// partials[part][sub*C + c] is the sum over the coarse pixels of one part. Each thread computes one (sub, c), each row of
 // blocks one part.
 template <class T>
 __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
@@ -165,9 +165,9 @@ __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T*
                                           Activation<compute_t<T>> act) {
     const int64_t o = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, outputs = t.C * t.r * t.r;
     if (o >= outputs) return;
-    const int64_t pieces = gridDim.y, piece = blockIdx.y;
+    const int64_t parts = gridDim.y, part = blockIdx.y;
     compute_t<T> sum = 0;
-    const int64_t first = t.total * piece / pieces, end = t.total * (piece + 1) / pieces, aside = (t.r - 1) * t.W * t.r * t.C;
+    const int64_t first = t.total * part / parts, end = t.total * (part + 1) / parts, aside = (t.r - 1) * t.W * t.r * t.C;
     int64_t at = fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
     for (int64_t pixel = first; pixel < end; pixel++) {
         compute_t<T> grad = load(grad_y[at]);
@@ -176,16 +176,16 @@ __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T*
         at += t.r * t.C;
         if (++column == t.W) column = 0, at += aside;  // skips the other fine rows of the coarse row
     }
-    partials[piece * outputs + o] = sum;
+    partials[part * outputs + o] = sum;
 }
 
 template <class A>
 __global__ void pixel_shuffle_sum_kernel(const A* __restrict__ partials, A* __restrict__ sums, int64_t outputs,
-                                         int64_t pieces) {
+                                         int64_t parts) {
     const int64_t o = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (o >= outputs) return;
     A sum = 0;
-    for (int64_t piece = 0; piece < pieces; piece++) sum += partials[piece * outputs + o];
+    for (int64_t part = 0; part < parts; part++) sum += partials[part * outputs + o];
     sums[o] = sum;
 }
 

@@ -25,8 +25,8 @@ FASTDS_HD Activation<A> activation(const PixelShuffleParams& params) {
 // V is A or a vector of A. NaN stays NaN; relu of -infinity is 0.
 template <class V, class A>
 FASTDS_HD V activate(V value, const Activation<A>& act) {
-    const V kept = value < act.floor ? V{} + act.floor : value;
-    return kept > A(0) ? kept : kept * act.slope;
+    const V clamped = value < act.floor ? V{} + act.floor : value;
+    return clamped > A(0) ? clamped : clamped * act.slope;
 }
 
 // The result has the same sign as the argument, so that it determines the derivative.

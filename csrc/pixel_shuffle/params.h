@@ -58,9 +58,9 @@ static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
 // that threads get equal numbers of parts.
 static inline int64_t pixel_shuffle_cpu_partials(const PixelShuffleParams& params) {
     const int64_t fitting = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
-    int64_t pieces = 2;
-    while (pieces < fitting) pieces *= 2;
-    return pieces < most ? pieces : most;
+    int64_t parts = 2;
+    while (parts < fitting) parts *= 2;
+    return parts < most ? parts : most;
 }
 
 }  // namespace fastds

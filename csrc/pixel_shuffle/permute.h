@@ -17,7 +17,7 @@ struct Width {
 
 // Calls use(Width<r>).
 template <class Use>
-FASTDS_HD void with_factor(int r, const Use& use) {
+FASTDS_HD void dispatch_factor(int r, const Use& use) {
     switch (r) {
         case 1: return use(Width<1>{});
         case 2: return use(Width<2>{});
@@ -51,26 +51,26 @@ constexpr int kQuarter = kWhole<U> < 4 ? 1 : kWhole<U> / 4;
 //
 // Returns the elements J, J + R, J + 2R, ... of the sequence v[0], v[1], ...
 template <int J, int K, int R, class V, int... I>
-FASTDS_HD V every(const V (&v)[R], const V& before, LaneList<I...> lanes) {
+FASTDS_HD V select_every(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
     if constexpr (K == R) {
         return before;
     } else {
         constexpr auto from = [](int i) { return R * i + J; };
-        return every<J, K + 1>(
+        return select_every<J, K + 1>(
             v, V(__builtin_shufflevector(before, v[K], (from(I) / N == K ? N + from(I) % N : K == 1 ? from(I) % N : I)...)),
             lanes);
     }
 }
 // Returns vector number Part of the sequence v[0][0], v[1][0], ..., v[0][1], ...
 template <int Part, int K, int R, class V, int... I>
-FASTDS_HD V in_turn(const V (&v)[R], const V& before, LaneList<I...> lanes) {
+FASTDS_HD V interleave_part(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
     if constexpr (K == R) {
         return before;
     } else {
         constexpr auto at = [](int i) { return Part * N + i; };
-        return in_turn<Part, K + 1>(
+        return interleave_part<Part, K + 1>(
             v, V(__builtin_shufflevector(before, v[K], (at(I) % R == K ? N + at(I) / R : K == 1 ? at(I) / R : I)...)), lanes);
     }
 }
@@ -78,18 +78,18 @@ FASTDS_HD V in_turn(const V (&v)[R], const V& before, LaneList<I...> lanes) {
 // Permutes all R vectors.
 template <int R, class V, int... J, int... I>
 FASTDS_HD void split_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
-    const V results[R] = {every<J, 1>(v, v[0], lanes)...};
+    const V results[R] = {select_every<J, 1>(v, v[0], lanes)...};
     for (int k = 0; k < R; k++) v[k] = results[k];
 }
 template <int R, class V, int... J, int... I>
 FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
-    const V results[R] = {in_turn<J, 1>(v, v[0], lanes)...};
+    const V results[R] = {interleave_part<J, 1>(v, v[0], lanes)...};
     for (int k = 0; k < R; k++) v[k] = results[k];
 }
 
 // Concatenates a and b to a vector with twice the lanes.
 template <class V, int... I>
-FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
+FASTDS_HD auto concatenate(const V& a, const V& b, LaneList<I...>) {
 #if defined(__AVX512F__)
     // For 16-bit lanes, GCC 12 generates a slow general permutation.
     if constexpr (sizeof(V) == 32)
@@ -101,7 +101,7 @@ FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
 
 // Returns the even (Part 0) or odd (Part 1) runs of Run elements of a and b, alternating between the two.
 template <int Run, int Part, class V, int... I>
-FASTDS_HD V runs_in_turn(const V& a, const V& b, LaneList<I...>) {
+FASTDS_HD V interleave_runs(const V& a, const V& b, LaneList<I...>) {
     constexpr int N = sizeof...(I);
     return __builtin_shufflevector(a, b, (I + Part * Run + (I / Run % 2 == 0 ? 0 : N - Run))...);
 }
@@ -114,8 +114,8 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
         for (int p = 0; p < P; p++) {
             if (p / apart % 2 != 0) continue;
             const V a = v[p], b = v[p + apart];
-            v[p] = runs_in_turn<Run, 0>(a, b, lanes_of<N>{});
-            v[p + apart] = runs_in_turn<Run, 1>(a, b, lanes_of<N>{});
+            v[p] = interleave_runs<Run, 0>(a, b, lanes_of<N>{});
+            v[p + apart] = interleave_runs<Run, 1>(a, b, lanes_of<N>{});
         }
         transpose_runs<P, R, N, 2 * Run>(v);
     }
@@ -124,7 +124,7 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
 // Whether R vectors of R lanes are permuted by a transpose. For AVX2 this needs fewer instructions; for shorter vectors it
 // needs more.
 template <int R, int N, class V>
-constexpr bool kQuickTranspose = R == 8 && N == R && sizeof(V) == 32;
+constexpr bool kFastTranspose = R == 8 && N == R && sizeof(V) == 32;
 
 // v[0], v[1], ... is one sequence of R*N elements. Afterwards v[j] holds its elements j, j + R, j + 2R, ... With Run > 1, runs
 // of Run elements take the place of elements; R must then be a power of two.
@@ -133,7 +133,7 @@ FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == Run || R == 1) {
         return;  // one element or run per vector is already in place
-    } else if constexpr (Run == 1 && kQuickTranspose<R, N, V>) {
+    } else if constexpr (Run == 1 && kFastTranspose<R, N, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         static_assert(Run == 1, "runs of an odd number of vectors are not permuted");
@@ -159,7 +159,7 @@ FASTDS_HD void interleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == Run || R == 1) {
         return;
-    } else if constexpr (Run == 1 && kQuickTranspose<R, N, V>) {
+    } else if constexpr (Run == 1 && kFastTranspose<R, N, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         static_assert(Run == 1, "runs of an odd number of vectors are not permuted");

@@ -20,7 +20,7 @@ namespace window_attention2d_bind {
 using Map = std::array<int64_t, 5>;  // address, strides of b, c, h, w
 using Dims = std::array<int64_t, 6>;  // dtype, B, C, H, W, window
 
-inline AttentionMap map_of(const Map& m) { return {pointer(m[0]), m[1], m[2], m[3], m[4]}; }
+inline AttentionMap map_of(const Map& m) { return {to_pointer(m[0]), m[1], m[2], m[3], m[4]}; }
 
 inline AttentionDims dims_of(const Dims& d) {
     const AttentionDims dims{to_dtype(static_cast<int>(d[0])), d[1], d[2], d[3], d[4], d[5]};
@@ -39,7 +39,7 @@ inline void register_window_attention2d(py::module_& m) {
         [](const Dims& d, const Map& q, const Map& k, const Map& v, const Map& y, intptr_t lse, intptr_t workspace,
            int threads) {
             const AttentionDims dims = dims_of(d);
-            const AttentionForward tensors{map_of(q), map_of(k), map_of(v), map_of(y), pointer(lse), pointer(workspace)};
+            const AttentionForward tensors{map_of(q), map_of(k), map_of(v), map_of(y), to_pointer(lse), to_pointer(workspace)};
             py::gil_scoped_release release;
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_forward, dims, tensors, threads);
         },
@@ -50,8 +50,8 @@ inline void register_window_attention2d(py::module_& m) {
            const Map& grad_q, const Map& grad_k, const Map& grad_v, intptr_t workspace, int threads) {
             const AttentionDims dims = dims_of(d);
             const AttentionBackward tensors{map_of(grad_y), map_of(q),      map_of(k),      map_of(v),
-                                            map_of(y),      pointer(lse),   map_of(grad_q), map_of(grad_k),
-                                            map_of(grad_v), pointer(workspace)};
+                                            map_of(y),      to_pointer(lse),   map_of(grad_q), map_of(grad_k),
+                                            map_of(grad_v), to_pointer(workspace)};
             py::gil_scoped_release release;
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_backward, dims, tensors, threads);
         },

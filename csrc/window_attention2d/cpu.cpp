@@ -36,16 +36,16 @@ FASTDS_HD Lanes<A> at(const A* p) {
 // out[j] += sum over N channels of fixed[c] * moving[c][step * j].
 template <int N, class A>
 FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t window, int step, Lanes<A>* out, bool first) {
-    Lanes<A> own[N];
+    Lanes<A> values[N];
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) own[c] = at(fixed + c * plane);
+    for (int c = 0; c < N; c++) values[c] = at(fixed + c * plane);
     for (int64_t j = 0; j < window; j++) {
         const A* p = moving + step * j;
         Lanes<A> even = first ? Lanes<A>{} : out[j], odd{};
 #pragma GCC unroll 24
         for (int c = 0; c < N; c += 2) {
-            even += own[c] * at(p + c * plane);
-            odd += own[c + 1] * at(p + (c + 1) * plane);
+            even += values[c] * at(p + c * plane);
+            odd += values[c + 1] * at(p + (c + 1) * plane);
         }
         out[j] = even + odd;
     }
@@ -55,17 +55,17 @@ FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t windo
 template <int N, class A>
 FASTDS_HD void weigh(Lanes<A>* sums, Lanes<A> factor, const Lanes<A>* weights, const A* moving, int64_t plane, int64_t window,
                      int step) {
-    Lanes<A> own[N];
+    Lanes<A> values[N];
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) own[c] = sums[c] * factor;
+    for (int c = 0; c < N; c++) values[c] = sums[c] * factor;
     for (int64_t j = 0; j < window; j++) {
         const A* p = moving + step * j;
         const Lanes<A> weight = weights[j];
 #pragma GCC unroll 24
-        for (int c = 0; c < N; c++) own[c] += weight * at(p + c * plane);
+        for (int c = 0; c < N; c++) values[c] += weight * at(p + c * plane);
     }
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) sums[c] = own[c];
+    for (int c = 0; c < N; c++) sums[c] = values[c];
 }
 
 // Calls f(Size<N>, first channel) for chunks of 24, 16 or 8 channels that cover `channels`, a multiple of 8.
@@ -153,12 +153,12 @@ void forward(const AttentionDims& d, const AttentionForward& tensors, int thread
     fill_planes<T>(tensors.v, v, d, s, threads);
     A* lse = static_cast<A*>(tensors.lse);
     for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-        const int64_t own = b * s.image() + (y + s.before) * s.columns + s.before + x;
+        const int64_t centre = b * s.image() + (y + s.before) * s.columns + s.before + x;
         Lanes<A> logits[kMaxWindow], sums[kMaxChannels] = {};
         Lanes<A> highest = Lanes<A>{} - A(1e30), total{};
         for (int64_t i = 0; i < n; i++) {
-            const int64_t row = own + (i - half) * s.columns - half;
-            dot_all(q + own, k + row, s, n, 1, logits);
+            const int64_t row = centre + (i - half) * s.columns - half;
+            dot_all(q + centre, k + row, s, n, 1, logits);
             Lanes<A> top = highest;
             for (int64_t j = 0; j < n; j++) top = logits[j] > top ? logits[j] : top;
             const Lanes<A> factor = exp_of<A>(highest - top);
@@ -211,26 +211,26 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
     });
     if (tensors.grad_q.data)
         for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-            const int64_t pixel = (y + s.before) * s.columns + s.before + x, own = b * s.image() + pixel;
-            const Lanes<A> own_lse = at(lse + b * s.plane() + pixel), own_inner = at(inner + b * s.plane() + pixel);
+            const int64_t pixel = (y + s.before) * s.columns + s.before + x, centre = b * s.image() + pixel;
+            const Lanes<A> pixel_lse = at(lse + b * s.plane() + pixel), pixel_inner = at(inner + b * s.plane() + pixel);
             Lanes<A> logits[kMaxWindow], slopes[kMaxWindow], sums[kMaxChannels] = {};
             for (int64_t i = 0; i < n; i++) {
-                const int64_t row = own + (i - half) * s.columns - half;
-                dot_all(q + own, k + row, s, n, 1, logits);
-                dot_all(g + own, v + row, s, n, 1, slopes);
-                for (int64_t j = 0; j < n; j++) slopes[j] = exp_of<A>(logits[j] - own_lse) * (slopes[j] - own_inner);
+                const int64_t row = centre + (i - half) * s.columns - half;
+                dot_all(q + centre, k + row, s, n, 1, logits);
+                dot_all(g + centre, v + row, s, n, 1, slopes);
+                for (int64_t j = 0; j < n; j++) slopes[j] = exp_of<A>(logits[j] - pixel_lse) * (slopes[j] - pixel_inner);
                 weigh_all(sums, Lanes<A>{} + A(1), slopes, k + row, s, n, 1);
             }
             write_lanes<T, A>(tensors.grad_q, b, y, x, d.C, d.W, sums);
         });
     if (!tensors.grad_k.data && !tensors.grad_v.data) return;
     for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-        const int64_t pixel = (y + s.before) * s.columns + s.before + x, own = b * s.image() + pixel;
+        const int64_t pixel = (y + s.before) * s.columns + s.before + x, centre = b * s.image() + pixel;
         Lanes<A> weights[kMaxWindow], slopes[kMaxWindow], sums_k[kMaxChannels] = {}, sums_v[kMaxChannels] = {};
         for (int64_t i = 0; i < n; i++) {  // queries at p = key - d, with the columns in reversed order
-            const int64_t shift = -(i - half) * s.columns + half, row = own + shift, line = b * s.plane() + pixel + shift;
-            dot_all(k + own, q + row, s, n, -1, weights);
-            dot_all(v + own, g + row, s, n, -1, slopes);
+            const int64_t shift = -(i - half) * s.columns + half, row = centre + shift, line = b * s.plane() + pixel + shift;
+            dot_all(k + centre, q + row, s, n, -1, weights);
+            dot_all(v + centre, g + row, s, n, -1, slopes);
             for (int64_t j = 0; j < n; j++) {
                 weights[j] = exp_of<A>(weights[j] - at(lse + line - j));
                 slopes[j] = weights[j] * (slopes[j] - at(inner + line - j));

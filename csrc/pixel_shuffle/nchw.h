@@ -3,7 +3,7 @@
 // planes.
 #pragma once
 #include "core/buffer.h"
-#include "pixel_shuffle/calculate.h"
+#include "pixel_shuffle/elementwise.h"
 #include "pixel_shuffle/permute.h"
 
 namespace fastds {
@@ -12,7 +12,7 @@ namespace {
 
 // Loads or stores the first `count` elements of a vector. `count` may be negative or exceed N.
 template <int N, class U>
-FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
+FASTDS_HD Vec<U, N> load_partial(const U* from, int64_t count) {
     Vec<U, N> v{};
     if (count >= N) {
         __builtin_memcpy(&v, from, sizeof(v));
@@ -28,7 +28,7 @@ FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
     return v;
 }
 template <int N, class U>
-FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
+FASTDS_HD void store_partial(U* to, const Vec<U, N>& v, int64_t count) {
     if (count >= N) {
         __builtin_memcpy(to, &v, sizeof(v));
         return;
@@ -44,48 +44,48 @@ FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
 
 // Interleaves R rows of W elements, which are `pitch` apart, into one row. each(v, j) is applied to each vector v of row j.
 template <int R, class U, class Each>
-void weave(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
+void interleave_rows(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
     for (int64_t w = 0; w < W; w += N) {
         Vec<U, N> v[R];
 #pragma GCC unroll 8
-        for (int j = 0; j < R; j++) v[j] = each(load_some<N>(rows + j * pitch + w, W - w), j);
+        for (int j = 0; j < R; j++) v[j] = each(load_partial<N>(rows + j * pitch + w, W - w), j);
         interleave<R, N>(v);
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) store_some<N>(to + w * R + k * N, v[k], (W - w) * R - k * N);
+        for (int k = 0; k < R; k++) store_partial<N>(to + w * R + k * N, v[k], (W - w) * R - k * N);
     }
 }
 template <int R, class U>
-void unweave(const U* from, int64_t pitch, int64_t W, U* rows) {
+void deinterleave_rows(const U* from, int64_t pitch, int64_t W, U* rows) {
     constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
     for (int64_t w = 0; w < W; w += N) {
         Vec<U, N> v[R];
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) v[k] = load_some<N>(from + w * R + k * N, (W - w) * R - k * N);
+        for (int k = 0; k < R; k++) v[k] = load_partial<N>(from + w * R + k * N, (W - w) * R - k * N);
         deinterleave<R, N>(v);
 #pragma GCC unroll 8
-        for (int j = 0; j < R; j++) store_some<N>(rows + j * pitch + w, v[j], W - w);
+        for (int j = 0; j < R; j++) store_partial<N>(rows + j * pitch + w, v[j], W - w);
     }
 }
 
 // Versions for any factor.
 template <class U, class Each>
-__attribute__((noinline)) void weave_rows(int r, const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
+__attribute__((noinline)) void interleave_any_rows(int r, const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     if constexpr (kHasLanes<U>)
-        with_factor(r, [=](auto factor) { weave<decltype(factor)::value>(rows, pitch, W, to, each); });
+        dispatch_factor(r, [=](auto factor) { interleave_rows<decltype(factor)::value>(rows, pitch, W, to, each); });
     else
         for (int64_t k = 0; k < W * r; k++) to[k] = rows[k % r * pitch + k / r];
 }
 template <class U>
-__attribute__((noinline)) void unweave_rows(int r, const U* from, int64_t pitch, int64_t W, U* rows) {
+__attribute__((noinline)) void deinterleave_any_rows(int r, const U* from, int64_t pitch, int64_t W, U* rows) {
     if constexpr (kHasLanes<U>)
-        with_factor(r, [=](auto factor) { unweave<decltype(factor)::value>(from, pitch, W, rows); });
+        dispatch_factor(r, [=](auto factor) { deinterleave_rows<decltype(factor)::value>(from, pitch, W, rows); });
     else
         for (int64_t k = 0; k < W * r; k++) rows[k % r * pitch + k / r] = from[k];
 }
 
 // Returns the number of short rows of a plane that are interleaved together; the result is then copied row by row to its place.
-FASTDS_HD int64_t rows_together(const PixelShuffleParams& p) {
+FASTDS_HD int64_t count_rows_together(const PixelShuffleParams& p) {
     const int64_t fitting = p.W >= 32 ? 1 : 64 / p.W;
     return fitting < p.H ? fitting : p.H;
 }
@@ -99,48 +99,48 @@ class ForwardPlanes {
 
   public:
     ForwardPlanes(const Problem<T>& problem, const PixelShuffleForward& tensors)
-        : own_(problem),
+        : problem_(problem),
           t_(tensors),
-          together_(rows_together(problem.p)),
+          together_(count_rows_together(problem.p)),
           pitch_(together_ * problem.p.W + kLanes<A>),
-          calculated_(kStaged && tensors.bias != nullptr ? problem.p.r * pitch_ : 0),
-          woven_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 0) {}
+          computed_(kStaged && tensors.bias != nullptr ? problem.p.r * pitch_ : 0),
+          interleaved_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 0) {}
 
-    // Processes the coarse rows [h, h + count), at most rows_together(), for sub-pixel row i of one channel of an image.
+    // Processes the coarse rows [h, h + count), at most count_rows_together(), for sub-pixel row i of one channel of an image.
     void rows(int64_t image_channel, int64_t i, int64_t h, int64_t count) const {
-        const PixelShuffleParams& p = own_.p;
+        const PixelShuffleParams& p = problem_.p;
         const int64_t plane = p.H * p.W, run = p.r * p.W;
         const T* coarse = static_cast<const T*>(t_.x) + (image_channel * p.r + i) * p.r * plane + h * p.W;
         const A* bias = static_cast<const A*>(t_.bias) + (image_channel % p.C * p.r + i) * p.r;
         T* fine = static_cast<T*>(t_.y) + ((image_channel * p.H + h) * p.r + i) * run;
-        T* to = together_ > 1 ? static_cast<T*>(woven_) : fine;
+        T* to = together_ > 1 ? static_cast<T*>(interleaved_) : fine;
         const auto as_it_is = [](auto v, int) __attribute__((always_inline)) { return v; };
         if (t_.bias == nullptr) {
-            weave_rows(p.r, (const U*)coarse, plane, count * p.W, (U*)to, as_it_is);
+            interleave_any_rows(p.r, (const U*)coarse, plane, count * p.W, (U*)to, as_it_is);
         } else if constexpr (kStaged) {
             for (int64_t j = 0; j < p.r; j++)
-                calculate<true>(own_, coarse + j * plane, bias + j, count * p.W, calculated_ + j * pitch_);
-            weave_rows(p.r, (const U*)static_cast<T*>(calculated_), pitch_, count * p.W, (U*)to, as_it_is);
+                compute_activation<true>(problem_, coarse + j * plane, bias + j, count * p.W, computed_ + j * pitch_);
+            interleave_any_rows(p.r, (const U*)static_cast<T*>(computed_), pitch_, count * p.W, (U*)to, as_it_is);
         } else {
-            weave_rows(p.r, coarse, plane, count * p.W, to, [bias, act = own_.act](auto v, int j) __attribute__((always_inline)) {
+            interleave_any_rows(p.r, coarse, plane, count * p.W, to, [bias, act = problem_.act](auto v, int j) __attribute__((always_inline)) {
                 return activate(decltype(v)(v + bias[j]), act);
             });
         }
         for (int64_t k = 0; together_ > 1 && k < count; k++)
-            __builtin_memcpy(fine + k * p.r * run, woven_ + k * run, run * sizeof(T));
+            __builtin_memcpy(fine + k * p.r * run, interleaved_ + k * run, run * sizeof(T));
     }
 
   private:
-    const Problem<T> own_;
+    const Problem<T> problem_;
     const PixelShuffleForward t_;
     const int64_t together_, pitch_;
-    const Buffer<T> calculated_, woven_;
+    const Buffer<T> computed_, interleaved_;
 };
 
 template <class T>
 void forward_planes(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
     const PixelShuffleParams& p = problem.p;
-    const int64_t together = rows_together(p), groups = (p.H + together - 1) / together;
+    const int64_t together = count_rows_together(p), groups = (p.H + together - 1) / together;
     parallel_for(p.B * p.C * p.r * groups, threads, [=](int64_t begin, int64_t end) {
         const ForwardPlanes<T> planes(problem, t);
         const int64_t H = problem.p.H, r = problem.p.r;
@@ -159,17 +159,17 @@ class BackwardPlanes {
 
   public:
     BackwardPlanes(const Problem<T>& problem, const PixelShuffleBackward& tensors)
-        : own_(problem),
+        : problem_(problem),
           t_(tensors),
-          together_(rows_together(problem.p)),
+          together_(count_rows_together(problem.p)),
           lanes_(problem.p.r * kLanes<A>),
-          calculated_(together_ * problem.p.r * problem.p.W),
+          computed_(together_ * problem.p.r * problem.p.W),
           totals_(lanes_) {}
 
     // Processes the rows [begin, end) of coarse pixels, counted over the batch, of the planes of channel c and sub-pixel row i.
     // `sums`, unless null, receives the gradients of their biases.
     void rows(int64_t begin, int64_t end, int64_t c, int64_t i, A* sums) const {
-        const PixelShuffleParams& p = own_.p;
+        const PixelShuffleParams& p = problem_.p;
         __builtin_memset(totals_, 0, lanes_ * sizeof(A));
         for (int64_t row = begin; row < end;) {
             const int64_t image_channel = row / p.H * p.C + c, h = row % p.H;
@@ -177,7 +177,7 @@ class BackwardPlanes {
             if (count > together_) count = together_;
             const T* grad = gradients(((image_channel * p.H + h) * p.r + i) * p.r * p.W, count, sums != nullptr);
             T* coarse = static_cast<T*>(t_.grad_x) + ((image_channel * p.r + i) * p.r * p.H + h) * p.W;
-            if (t_.grad_x != nullptr) unweave_rows(p.r, (const U*)grad, p.H * p.W, count * p.W, (U*)coarse);
+            if (t_.grad_x != nullptr) deinterleave_any_rows(p.r, (const U*)grad, p.H * p.W, count * p.W, (U*)coarse);
             row += count;
         }
         for (int64_t j = 0; sums != nullptr && j < p.r; j++) {
@@ -193,19 +193,19 @@ class BackwardPlanes {
     const T* gradients(int64_t fine, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
         if (y == nullptr && !summed && together_ == 1) return grad_y + fine;
-        const int64_t run = own_.p.r * own_.p.W;
-        T* to = calculated_;
-        for (int64_t n = 0; n < count; n++, fine += own_.p.r * run, to += run)
+        const int64_t run = problem_.p.r * problem_.p.W;
+        T* to = computed_;
+        for (int64_t n = 0; n < count; n++, fine += problem_.p.r * run, to += run)
             for (int64_t k = 0; k < run; k += lanes_)
-                calculate_gradient<T>(own_, grad_y + fine + k, y ? y + fine + k : nullptr,
+                compute_gradient<T>(problem_, grad_y + fine + k, y ? y + fine + k : nullptr,
                                       run - k < lanes_ ? run - k : lanes_, summed ? static_cast<A*>(totals_) : nullptr, to + k);
-        return calculated_;
+        return computed_;
     }
 
-    const Problem<T> own_;
+    const Problem<T> problem_;
     const PixelShuffleBackward t_;
     const int64_t together_, lanes_;
-    const Buffer<T> calculated_;
+    const Buffer<T> computed_;
     const Buffer<A> totals_;
 };
 
@@ -213,13 +213,13 @@ template <class T>
 void backward_planes(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
     using A = compute_t<T>;
     const PixelShuffleParams& p = problem.p;
-    const int64_t image_rows = p.B * p.H, pieces = pixel_shuffle_cpu_partials(p), channels = p.C * p.r * p.r;
-    parallel_for(p.C * p.r * pieces, threads, [=](int64_t begin, int64_t end) {
+    const int64_t image_rows = p.B * p.H, parts = pixel_shuffle_cpu_partials(p), channels = p.C * p.r * p.r;
+    parallel_for(p.C * p.r * parts, threads, [=](int64_t begin, int64_t end) {
         const BackwardPlanes<T> planes(problem, t);
         for (int64_t task = begin; task < end; task++) {
-            const int64_t piece = task % pieces, i = task / pieces % problem.p.r, c = task / pieces / problem.p.r;
-            A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + piece * channels;
-            planes.rows(image_rows * piece / pieces, image_rows * (piece + 1) / pieces, c, i, sums);
+            const int64_t part = task % parts, i = task / parts % problem.p.r, c = task / parts / problem.p.r;
+            A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + part * channels;
+            planes.rows(image_rows * part / parts, image_rows * (part + 1) / parts, c, i, sums);
         }
     });
 }

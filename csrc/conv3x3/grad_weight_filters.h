@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Last step of the weight gradient in the Winograd domain: the filters G^T sums G from the sums over tiles.
 #pragma once
-#include "conv3x3/output.h"
-#include "core/turn.h"
+#include "conv3x3/epilogue.h"
+#include "core/transpose_simd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -10,14 +10,14 @@ namespace {
 
 // Layout of sums[lane][point][input][column]; strides are in floats. Each lane is a private accumulator.
 struct SumsLayout {
-    int64_t lanes, row, plane, lane;
+    int64_t accumulators, row, plane, accumulator;
 
     SumsLayout() = default;
-    SumsLayout(int64_t lanes, int64_t inputs, int64_t columns)
-        : lanes(lanes),
+    SumsLayout(int64_t accumulators, int64_t inputs, int64_t columns)
+        : accumulators(accumulators),
           row(columns),
           plane(round_up((inputs + 3) * columns, 32) + 16),  // add_products may write three rows beyond the last
-          lane(kPoints * plane) {}
+          accumulator(kPoints * plane) {}
 };
 
 // Computes G^T sums G for one input and one vector of columns, after adding the sums of all lanes.
@@ -28,9 +28,9 @@ inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9
         V u[6], g[3];
 #pragma GCC unroll 6
         for (int r = 0; r < 6; r++) {
-            const float* lanes = sums + (r * 6 + q) * at.plane;
-            u[r] = load_vec<kL>(lanes);
-            for (int64_t lane = 1; lane < at.lanes; lane++) u[r] += load_vec<kL>(lanes + lane * at.lane);
+            const float* accumulators = sums + (r * 6 + q) * at.plane;
+            u[r] = load_vec<kL>(accumulators);
+            for (int64_t accumulator = 1; accumulator < at.accumulators; accumulator++) u[r] += load_vec<kL>(accumulators + accumulator * at.accumulator);
         }
         transform_weight_adjoint(u, g);
 #pragma GCC unroll 3
@@ -57,7 +57,7 @@ void finish_filters(const Conv3x3GradWeight& call, const SumsLayout& at, Range i
     for (int64_t first = 0; first < numbers; first += kL) {
         V square[kL];
         for (int i = 0; i < kL; i++) square[i] = load_vec<kL>(taps[0][0] + (first + i) * kL);
-        turn_rows(square);
+        transpose_registers(square);
         for (int64_t i = 0; i < columns.end - columns.begin; i++) {
             const int64_t filter = outputs.output(columns.begin + i) * call.sources.channels() + inputs.begin;
             store_first<kL>(static_cast<T*>(call.grad_weight) + filter * 9 + first, square[i], numbers - first);
@@ -70,7 +70,7 @@ template <class T>
 void finish_block(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
     for (int64_t c = inputs.begin; c < inputs.end; c += kL)
         for (int64_t column = columns.begin; column < columns.end; column += kL)
-            finish_filters<T>(call, at, {c, least(c + kL, inputs.end)}, {column, least(column + kL, columns.end)},
+            finish_filters<T>(call, at, {c, min_of(c + kL, inputs.end)}, {column, min_of(column + kL, columns.end)},
                               sums + (c - inputs.begin) * at.row + column - columns.begin);
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Permutation of blocks of channels of one coarse pixel in registers: coarse order (c, i, j) to the fine order, r rows i of (j,
-// c), and back. The source of the elements (calculate.h) applies bias, activation or their gradients while it reads.
+// c), and back. The source of the elements (elementwise.h) applies bias, activation or their gradients while it reads.
 #pragma once
 #include "pixel_shuffle/permute.h"
-#include "pixel_shuffle/problem.h"
+#include "pixel_shuffle/layout.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -51,7 +51,7 @@ FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t 
         int64_t at = place.fine + j * C, channel = j * C + place.c;
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++, at = opaque(at + fine_row), channel = opaque(channel + R * C)) {
-            y.soon(at + R * C);
+            y.prefetch(at + R * C);
             column[i] = y.template at<N>(at, channel, place.again);
         }
         interleave<R, N>(column);
@@ -115,7 +115,7 @@ FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x
 #pragma GCC unroll 8
         for (int j = 0; j < R; j++, channel = opaque(channel + C)) {
             const int64_t at = place.fine + (first + i) * fine_row + j * C;
-            y.soon(at + R * C);
+            y.prefetch(at + R * C);
             v[i][j] = y.template at<N>(at, channel, place.again);
         }
         interleave<R, N>(v[i]);
@@ -148,28 +148,28 @@ FASTDS_HD void for_blocks(int64_t C, int64_t pixels, const Block& block) {
 // Calls use(Width<N>) with the block size for C channels. Blocks of a quarter of a vector are used only without bias and
 // activation; otherwise few channels are computed beforehand, many pixels at a time.
 template <class U, class From, class Use>
-FASTDS_HD void with_width(int64_t C, const Use& use) {
-    if (From::calculated || C >= kWhole<U>)
+FASTDS_HD void dispatch_width(int64_t C, const Use& use) {
+    if (From::computes || C >= kWhole<U>)
         use(Width<kWhole<U>>{});
-    else if constexpr (!From::calculated)
+    else if constexpr (!From::computes)
         use(Width<kQuarter<U>>{});
 }
 
 template <int R, class From, class U>
 __attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const From& coarse, int64_t pixels, U* fine,
                                               int64_t fine_row) {
-    const From own = coarse;
-    with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
+    const From source = coarse;
+    dispatch_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value;
         if constexpr (R * R > 16) {
             // Vectors of whole cache lines are read faster in the order of memory, except for float on Intel processors.
             if (N * sizeof(U) <= 32 || (sizeof(U) == 4 && is_intel()))
                 return for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
-                    rows_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+                    rows_to_fine<R, N>(source, place, fine, C, fine_row, streamed);
                 });
         }
         for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
-            block_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+            block_to_fine<R, N>(source, place, fine, C, fine_row, streamed);
         });
     });
 }
@@ -177,16 +177,16 @@ __attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const Fr
 template <int R, class From, class U>
 __attribute__((noinline)) void blocks_to_coarse(int64_t C, bool streamed, const From& fine, int64_t fine_row, int64_t pixels,
                                                 U* coarse) {
-    const From own = fine;
+    const From source = fine;
     // Each pass over the pixels reads few rows of sub-pixels, because the hardware prefetcher follows only few streams.
-    with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
+    dispatch_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value, rows = R * R > 16 ? kRowsOf<R, N> : R;
         for (int first = 0; first < R; first += rows)
             for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
                 if constexpr (rows < R)
-                    rows_to_coarse<R, N>(own, first, place, coarse, C, fine_row, streamed);
+                    rows_to_coarse<R, N>(source, first, place, coarse, C, fine_row, streamed);
                 else
-                    block_to_coarse<R, N>(own, place, coarse, C, fine_row, streamed);
+                    block_to_coarse<R, N>(source, place, coarse, C, fine_row, streamed);
             });
     });
 }

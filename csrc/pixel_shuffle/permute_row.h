@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Permutation of some coarse pixels of a row to sub-pixels, and back. Blocks of channels and single channels are permuted in
-// registers, where a source may also compute bias and activation (calculate.h). There are two methods for bits alone: factor 1
+// registers, where a source may also compute bias and activation (elementwise.h). There are two methods for bits alone: factor 1
 // is a copy, and the elements of few channels are gathered by a table of positions.
 #pragma once
 #include "core/buffer.h"
-#include "pixel_shuffle/blocks.h"
-#include "pixel_shuffle/calculate.h"
-#include "pixel_shuffle/runs.h"
-#include "pixel_shuffle/transposed.h"
+#include "pixel_shuffle/permute_blocks.h"
+#include "pixel_shuffle/elementwise.h"
+#include "pixel_shuffle/single_channel.h"
+#include "pixel_shuffle/permute_squares.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -30,7 +30,7 @@ FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to)
     for (; k < count; k++) to[k] = from[places[k]];
 }
 
-enum class Way { copy, registers, places };
+enum class Method { copy, registers, places };
 
 // Returns the smallest number of channels (other than one) that are permuted in registers.
 template <class U>
@@ -38,9 +38,9 @@ int64_t least_channels(int r) {
     return is_transposed(r) ? kTransposed : kQuarter<U>;
 }
 template <class U>
-Way way_of(const PixelShuffleParams& p) {
-    if (p.r == 1) return Way::copy;
-    return p.C == 1 || (kHasLanes<U> && p.C >= least_channels<U>(p.r)) ? Way::registers : Way::places;
+Method select_method(const PixelShuffleParams& p) {
+    if (p.r == 1) return Method::copy;
+    return p.C == 1 || (kHasLanes<U> && p.C >= least_channels<U>(p.r)) ? Method::registers : Method::places;
 }
 
 template <int R, class From, class U>
@@ -64,7 +64,7 @@ FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fin
 
 // Returns whether bias, activation and gradients are computed during the permutation, which needs whole vectors.
 template <class U>
-bool calculated_in_registers(const PixelShuffleParams& p) {
+bool computes_in_registers(const PixelShuffleParams& p) {
     if (!kHasLanes<U>) return false;
     if (p.C == 1) return has_runs(p.r) && p.W * p.r >= kWhole<U>;
     return p.C >= (is_transposed(p.r) ? kTransposed : kWhole<U>);
@@ -75,25 +75,25 @@ template <class U>
 class ToFine {
   public:
     ToFine(const PixelShuffleParams& p, bool streamed, int64_t most)
-        : C_(p.C), r_(p.r), streamed_(streamed), way_(way_of<U>(p)), places_(way_ == Way::places ? most * r_ * C_ : 0) {
-        for (int64_t k = 0; way_ == Way::places && k < most * r_ * C_; k++) {
+        : C_(p.C), r_(p.r), streamed_(streamed), method_(select_method<U>(p)), places_(method_ == Method::places ? most * r_ * C_ : 0) {
+        for (int64_t k = 0; method_ == Method::places && k < most * r_ * C_; k++) {
             const int64_t w = k / C_ / r_, j = k / C_ % r_, c = k % C_;
             places_[k] = static_cast<int32_t>((w * C_ + c) * r_ * r_ + j);
         }
     }
 
     // Returns whether memory after the coarse pixels is read.
-    bool needs_room() const { return way_ == Way::places; }
+    bool needs_room() const { return method_ == Method::places; }
 
     void operator()(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) const {
-        switch (way_) {
-            case Way::copy: __builtin_memcpy(fine, coarse, pixels * C_ * sizeof(U)); break;
-            case Way::registers:
-                with_factor(r_, [=](auto r) {
-                    to_fine<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{coarse}, pixels, fine, fine_row);
+        switch (method_) {
+            case Method::copy: __builtin_memcpy(fine, coarse, pixels * C_ * sizeof(U)); break;
+            case Method::registers:
+                dispatch_factor(r_, [=](auto r) {
+                    to_fine<decltype(r)::value>(C_, streamed_, UnchangedSource<U>{coarse}, pixels, fine, fine_row);
                 });
                 break;
-            case Way::places:
+            case Method::places:
                 for (int i = 0; i < r_; i++) fetch<U>(coarse + i * r_, places_, pixels * r_ * C_, fine + i * fine_row);
         }
     }
@@ -102,7 +102,7 @@ class ToFine {
     const int64_t C_;
     const int r_;
     const bool streamed_;
-    const Way way_;
+    const Method method_;
     const Buffer<int32_t> places_;
 };
 
@@ -115,26 +115,26 @@ class ToCoarse {
           r_(p.r),
           fine_row_(fine_row),
           streamed_(streamed),
-          way_(way_of<U>(p)),
-          places_(way_ == Way::places ? most * r_ * r_ * C_ : 0) {
-        for (int64_t k = 0; way_ == Way::places && k < most * r_ * r_ * C_; k++) {
+          method_(select_method<U>(p)),
+          places_(method_ == Method::places ? most * r_ * r_ * C_ : 0) {
+        for (int64_t k = 0; method_ == Method::places && k < most * r_ * r_ * C_; k++) {
             const int64_t w = k / (C_ * r_ * r_), c = k / (r_ * r_) % C_, i = k / r_ % r_, j = k % r_;
             places_[k] = static_cast<int32_t>(i * fine_row + (w * r_ + j) * C_ + c);
         }
     }
 
     // Returns whether memory after the sub-pixels is read.
-    static bool needs_room(const PixelShuffleParams& p) { return way_of<U>(p) == Way::places; }
+    static bool needs_room(const PixelShuffleParams& p) { return select_method<U>(p) == Method::places; }
 
     void operator()(const U* fine, int64_t pixels, U* coarse) const {
-        switch (way_) {
-            case Way::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
-            case Way::registers:
-                with_factor(r_, [=](auto r) {
-                    to_coarse<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{fine}, fine_row_, pixels, coarse);
+        switch (method_) {
+            case Method::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
+            case Method::registers:
+                dispatch_factor(r_, [=](auto r) {
+                    to_coarse<decltype(r)::value>(C_, streamed_, UnchangedSource<U>{fine}, fine_row_, pixels, coarse);
                 });
                 break;
-            case Way::places: fetch<U>(fine, places_, pixels * r_ * r_ * C_, coarse);
+            case Method::places: fetch<U>(fine, places_, pixels * r_ * r_ * C_, coarse);
         }
     }
 
@@ -143,7 +143,7 @@ class ToCoarse {
     const int r_;
     const int64_t fine_row_;
     const bool streamed_;
-    const Way way_;
+    const Method method_;
     const Buffer<int32_t> places_;
 };
 

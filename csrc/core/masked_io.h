@@ -81,9 +81,9 @@ FASTDS_HD void store_lanes(T* p, V v, int count) {
 
 // True if a load with any mask is one instruction.
 #if defined(__AVX512F__)
-constexpr bool kQuickMasks = true;
+constexpr bool kFastMasks = true;
 #else
-constexpr bool kQuickMasks = false;
+constexpr bool kFastMasks = false;
 #endif
 
 // Calls vector(channel, number of lanes) for all channels, one vector at a time. The call for whole vectors passes the constant
@@ -95,9 +95,9 @@ FASTDS_HD void for_vectors(int64_t channels, const Vector& vector) {
     if (c < channels) vector(c, static_cast<int>(channels - c));
 }
 template <class T>
-FASTDS_HD V load_some(const T* p, int count) {
+FASTDS_HD V load_partial(const T* p, int count) {
     const bool whole = count == kL;
-    return (kQuickMasks ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
+    return (kFastMasks ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
 }
 
 }  // namespace

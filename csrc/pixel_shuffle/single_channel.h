@@ -3,7 +3,7 @@
 // R vectors hold N / R pixels. Their runs are permuted in registers, so that vector i holds the runs of fine row i.
 #pragma once
 #include "pixel_shuffle/permute.h"
-#include "pixel_shuffle/problem.h"
+#include "pixel_shuffle/layout.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -38,7 +38,7 @@ __attribute__((noinline)) void runs_to_fine(const From& coarse, int64_t pixels, 
 #pragma GCC unroll 8
                 for (int i = 0; i < R; i++) __builtin_memcpy(fine + i * fine_row + w * R, &v[i], sizeof(v[i]));
             });
-    if constexpr (!From::calculated)
+    if constexpr (!From::computes)
         for (int64_t w = 0; w < pixels; w++)
             for (int i = 0; i < R; i++)
                 __builtin_memcpy(fine + i * fine_row + w * R, coarse.from + (w * R + i) * R, R * sizeof(U));
@@ -48,17 +48,17 @@ __attribute__((noinline)) void runs_to_coarse(const From& fine, int64_t fine_row
     constexpr int N = kRunLanes<R, U>, together = N / R;
     if constexpr (N > 0)
         if (pixels >= together)
-            return fine.template summed_apart<R * N>([=](const From& own) __attribute__((always_inline)) {
+            return fine.template with_private_sums<R * N>([=](const From& source) __attribute__((always_inline)) {
                 for_pixels(pixels, together, [=](int64_t w, int64_t again) __attribute__((always_inline)) {
                     Vec<U, N> v[R];
 #pragma GCC unroll 8
-                    for (int i = 0; i < R; i++) v[i] = own.template at<N>(i * fine_row + w * R, i * N, again * R);
+                    for (int i = 0; i < R; i++) v[i] = source.template at<N>(i * fine_row + w * R, i * N, again * R);
                     interleave<R, N, R>(v);
 #pragma GCC unroll 8
                     for (int k = 0; k < R; k++) __builtin_memcpy(coarse + w * R * R + k * N, &v[k], sizeof(v[k]));
                 });
             });
-    if constexpr (!From::calculated)
+    if constexpr (!From::computes)
         for (int64_t w = 0; w < pixels; w++)
             for (int i = 0; i < R; i++)
                 __builtin_memcpy(coarse + (w * R + i) * R, fine.from + i * fine_row + w * R, R * sizeof(U));

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Accumulation of grad_x when images are divided into bands (backward_split.h). Each task accumulates its band in a
+// Accumulation of grad_x when images are divided into bands (backward_partition.h). Each task accumulates its band in a
 // thread-local window and adds it to the image, a few rows at a time, after all earlier bands have done so. The order of each
 // sum therefore does not depend on the number of threads, and one window per thread is enough.
 #pragma once
 #include <sched.h>
 
 #include "core/parallel.h"
-#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/backward_partition.h"
 #include "deform_conv2d/scatter.h"
 
 namespace fastds {
@@ -14,40 +14,40 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T, class A>
-struct BandSums {
-    BandSums(const DeformConv2dDims& d, const BackwardSplit& split, const BackwardWorkspace& layout, void* grad_x, void* workspace)
-        : d(d), split(split), grad_x(static_cast<T*>(grad_x)),
+struct OrderedAccumulator {
+    OrderedAccumulator(const DeformConv2dDims& d, const BackwardPartition& partition, const BackwardWorkspace& layout, void* grad_x, void* workspace)
+        : d(d), partition(partition), grad_x(static_cast<T*>(grad_x)),
           sums(sizeof(T) == sizeof(A) ? static_cast<A*>(grad_x)
                                       : reinterpret_cast<A*>(static_cast<char*>(workspace) + layout.sums_at)),
-          turns(reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + layout.turns_at)) {}
+          counters(reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + layout.counters_at)) {}
 
     // Returns the elements of a thread's window. It has twice the size of the image, but a task touches only a few of its rows,
     // which are about the same for all tasks.
-    int64_t window_elements() const { return 2 * d.H * d.W * split.slice_channels; }
+    int64_t count_window_elements() const { return 2 * d.H * d.W * partition.slice_channels; }
     // Returns the address of row 0 of the image in a window, for a task whose band starts at output row `row_begin`.
-    A* image_in(A* window, int64_t row_begin, int64_t channels) const {
+    A* get_image(A* window, int64_t row_begin, int64_t channels) const {
         const int64_t y = row_begin * d.stride_h;
         return window + (d.H - 1 - (y < d.H ? y : d.H - 1)) * d.W * channels;
     }
 
-    void start() const { __builtin_memset(turns, 0, d.B * split.slices * turn_chunks(d) * sizeof(int32_t)); }
+    void start() const { __builtin_memset(counters, 0, d.B * partition.slices * count_row_chunks(d) * sizeof(int32_t)); }
 
     // Adds a band to the image. It must be called once for each band of image b and the slice. Tasks start in order, so that
     // the bands that this call waits for are being computed.
     void add(int64_t b, int64_t slice, int64_t band, const GradImage<A>& own) const {
-        const int64_t chunks = turn_chunks(d);
+        const int64_t chunks = count_row_chunks(d);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             // 2 * (number of bands that are done) + (1 if one of them has added to these rows)
-            int32_t* turn = turns + (b * split.slices + slice) * chunks + chunk;
+            int32_t* counter = counters + (b * partition.slices + slice) * chunks + chunk;
             int32_t state;
-            while ((state = __atomic_load_n(turn, __ATOMIC_ACQUIRE)) / 2 != band) sched_yield();
-            const int64_t begin = chunk * kTurnRows, end = begin + kTurnRows < d.H ? begin + kTurnRows : d.H;
-            const bool last = band + 1 == split.bands, adds = begin < own.end && end > own.begin;
+            while ((state = __atomic_load_n(counter, __ATOMIC_ACQUIRE)) / 2 != band) sched_yield();
+            const int64_t begin = chunk * kOrderedRows, end = begin + kOrderedRows < d.H ? begin + kOrderedRows : d.H;
+            const bool last = band + 1 == partition.bands, adds = begin < own.end && end > own.begin;
             if (adds || (last && state % 2 == 0)) {
                 for (int64_t y = begin; y < end; y++) add_row(b, slice, y, own, state % 2 == 0);
                 state |= 1;
             }
-            __atomic_store_n(turn, state + 2, __ATOMIC_RELEASE);
+            __atomic_store_n(counter, state + 2, __ATOMIC_RELEASE);
         }
     }
 
@@ -70,7 +70,7 @@ struct BandSums {
         if (!adds && !fresh) return;
         const bool whole = own.channels == d.C;
         const int64_t n = whole ? d.W * d.C : own.channels, pixels = whole ? 1 : d.W;
-        A* to = sums + (b * d.H + y) * d.W * d.C + slice * split.slice_channels;
+        A* to = sums + (b * d.H + y) * d.W * d.C + slice * partition.slice_channels;
         const A* from = own.data + y * own.image.row;
         for (int64_t x = 0; x < pixels; x++, to += d.C, from += n)
             for_channels<A>(n, [&](auto lanes, int64_t e) {
@@ -81,10 +81,10 @@ struct BandSums {
     }
 
     const DeformConv2dDims& d;
-    const BackwardSplit& split;
+    const BackwardPartition& partition;
     T* const grad_x;
     A* const sums;  // grad_x itself if it has the type of the sums
-    int32_t* const turns;
+    int32_t* const counters;
 };
 
 }  // namespace

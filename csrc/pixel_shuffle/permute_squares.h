@@ -3,7 +3,7 @@
 // sub-pixels per channel. Squares of this matrix are transposed to vectors of channels, and back.
 #pragma once
 #include "pixel_shuffle/permute.h"
-#include "pixel_shuffle/problem.h"
+#include "pixel_shuffle/layout.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -40,7 +40,7 @@ template <class From, class U>
 __attribute__((noinline)) void transposed_to_fine(int r, int64_t C, bool streamed, const From& coarse, int64_t pixels, U* fine,
                                                   int64_t fine_row) {
     constexpr int N = kTransposed;
-    const From own = coarse;
+    const From source = coarse;
     const int64_t each = r * r;
     const SubPixels places(r, C, fine_row);
     for (int64_t w = 0; w < pixels; w++, fine += r * C)
@@ -49,7 +49,7 @@ __attribute__((noinline)) void transposed_to_fine(int r, int64_t C, bool streame
 #pragma GCC unroll 16
             for (int k = 0; k < N; k++) {
                 const int64_t channel = (c + k) * each + e;
-                v[k] = own.template at<N>(w * C * each + channel, channel, 0);
+                v[k] = source.template at<N>(w * C * each + channel, channel, 0);
             }
             transpose_runs<N, 1, N>(v);
 #pragma GCC unroll 16
@@ -61,7 +61,7 @@ template <class From, class U>
 __attribute__((noinline)) void transposed_to_coarse(int r, int64_t C, const From& fine, int64_t fine_row, int64_t pixels,
                                                     U* coarse) {
     constexpr int N = kTransposed;
-    const From own = fine;
+    const From source = fine;
     const int64_t each = r * r;
     const SubPixels places(r, C, fine_row);
     for (int64_t w = 0; w < pixels; w++, coarse += C * each)
@@ -70,8 +70,8 @@ __attribute__((noinline)) void transposed_to_coarse(int r, int64_t C, const From
 #pragma GCC unroll 16
             for (int k = 0; k < N; k++) {
                 const int64_t at = w * r * C + places.at[e + k] + c, again = k < e_again ? N : c_again;
-                own.soon(at + r * C);
-                v[k] = own.template at<N>(at, (e + k) * C + c, again);
+                source.prefetch(at + r * C);
+                v[k] = source.template at<N>(at, (e + k) * C + c, again);
             }
             transpose_runs<N, 1, N>(v);
 #pragma GCC unroll 16

@@ -2,7 +2,7 @@
 // Bias, activation and their gradients, for contiguous runs of elements and for single vectors that are permuted next.
 #pragma once
 #include "pixel_shuffle/permute.h"
-#include "pixel_shuffle/problem.h"
+#include "pixel_shuffle/layout.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -11,7 +11,7 @@ namespace {
 // Computes act(x + bias) for `count` elements, or copies x if bias is null. Elements after the last in `to` are overwritten as
 // well. One: a single bias applies to all elements.
 template <bool One, class T>
-FASTDS_HD void calculate(const Problem<T>& problem, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
+FASTDS_HD void compute_activation(const Problem<T>& problem, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
     using A = compute_t<T>;
     constexpr int L = kLanes<A>;
     if (bias == nullptr) {
@@ -31,7 +31,7 @@ FASTDS_HD void calculate(const Problem<T>& problem, const T* x, const compute_t<
 // Computes the gradients of a run of sub-pixels with respect to the values before bias and activation. They are also added to
 // `sums` unless it is null.
 template <class T>
-FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, const T* y, int64_t count,
+FASTDS_HD void compute_gradient(const Problem<T>& problem, const T* grad_y, const T* y, int64_t count,
                                   compute_t<T>* sums, T* to) {
     using A = compute_t<T>;
     constexpr int L = kLanes<A>;
@@ -50,7 +50,7 @@ FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, co
 // Converts each(k), vectors of compute values from element k on, to N stored values and returns their bits. The values stay in
 // registers, because a load that two stores fill has to wait for both.
 template <int N, class T, class Each>
-FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
+FASTDS_HD Vec<bits_t<T>, N> convert_to_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;
     if constexpr (N == L && sizeof(T) == sizeof(compute_t<T>)) {
         return each(k);
@@ -61,25 +61,25 @@ FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
         __builtin_memcpy(&bits, stored, sizeof(bits));
         return bits;
     } else {
-        return side_by_side(stored_bits<N / 2, T>(each, k), stored_bits<N / 2, T>(each, k + N / 2), lanes_of<N>{});
+        return concatenate(convert_to_bits<N / 2, T>(each, k), convert_to_bits<N / 2, T>(each, k + N / 2), lanes_of<N>{});
     }
 }
 
 template <int N>
-FASTDS_HD Vec<int32_t, N> lane_numbers() {
+FASTDS_HD Vec<int32_t, N> get_lane_indices() {
     Vec<int32_t, N> numbers;
     for (int i = 0; i < N; i++) numbers[i] = i;
     return numbers;
 }
 
-// Sources of the blocks of channels (blocks.h). at<N>(k, o, again) returns the N elements from k on, which belong to the
-// channels from o on of their pixel; the first `again` of them were read before. soon(k) announces that the elements from k on
-// are read next. summed_apart<Count>(use) calls use(source) with private sums of Count channels, which it adds to the sums
+// Sources of the blocks of channels (permute_blocks.h). at<N>(k, o, again) returns the N elements from k on, which belong to the
+// channels from o on of their pixel; the first `again` of them were read before. prefetch(k) announces that the elements from k on
+// are read next. with_private_sums<Count>(use) calls use(source) with private sums of Count channels, which it adds to the sums
 // afterwards.
 // This source returns the elements unchanged.
 template <class U>
-struct AsTheyAre {
-    static constexpr bool calculated = false;
+struct UnchangedSource {
+    static constexpr bool computes =false;
     const U* from;
 
     template <int N>
@@ -88,17 +88,17 @@ struct AsTheyAre {
         __builtin_memcpy(&v, from + k, sizeof(v));
         return v;
     }
-    FASTDS_HD void soon(int64_t) const {}
+    FASTDS_HD void prefetch(int64_t) const {}
     template <int Count, class Use>
-    FASTDS_HD void summed_apart(const Use& use) const {
+    FASTDS_HD void with_private_sums(const Use& use) const {
         use(*this);
     }
 };
 
 // Source of act(x + bias).
 template <class T>
-struct Activated {
-    static constexpr bool calculated = true;
+struct ActivatedSource {
+    static constexpr bool computes =true;
     const T* x;
     const compute_t<T>* bias;
     Activation<compute_t<T>> act;
@@ -106,7 +106,7 @@ struct Activated {
     template <int N>
     FASTDS_HD auto at(int64_t k, int64_t o, int64_t) const {
         constexpr int L = kLanes<compute_t<T>>;
-        return stored_bits<N, T>([=](int n) __attribute__((always_inline)) {
+        return convert_to_bits<N, T>([=](int n) __attribute__((always_inline)) {
             return activate(Vec<compute_t<T>, L>(load_vec<L>(x + k + n) + load_vec<L>(bias + o + n)), act);
         });
     }
@@ -115,8 +115,8 @@ struct Activated {
 // Source of the gradients with respect to the values before bias and activation. `sums` accumulates the gradients of each
 // channel.
 template <class T>
-struct Gradients {
-    static constexpr bool calculated = true;
+struct GradientSource {
+    static constexpr bool computes =true;
     const T *grad_y, *y;
     compute_t<T>* sums;
     Activation<compute_t<T>> act;
@@ -125,24 +125,24 @@ struct Gradients {
     FASTDS_HD auto at(int64_t k, int64_t o, int64_t again) const {
         using A = compute_t<T>;
         constexpr int L = kLanes<A>;
-        return stored_bits<N, T>([=](int n) __attribute__((always_inline)) {
+        return convert_to_bits<N, T>([=](int n) __attribute__((always_inline)) {
             const auto grad = activation_gradient(load_vec<L>(grad_y + k + n), load_vec<L>(y + k + n), act);
-            const auto first = lane_numbers<L>() >= static_cast<int>(again) - n ? grad : Vec<A, L>{};
+            const auto first = get_lane_indices<L>() >= static_cast<int>(again) - n ? grad : Vec<A, L>{};
             store_vec<L>(sums + o + n, Vec<A, L>(load_vec<L>(sums + o + n) + first));
             return grad;
         });
     }
     // Two tensors with r rows of sub-pixels each are more streams than the hardware prefetcher follows.
-    FASTDS_HD void soon(int64_t k) const {
+    FASTDS_HD void prefetch(int64_t k) const {
         __builtin_prefetch(grad_y + k);
         __builtin_prefetch(y + k);
     }
     // The private sums stay in registers. In memory they would be stored between the results, which wait for their cache lines.
     template <int Count, class Use>
-    FASTDS_HD void summed_apart(const Use& use) const {
-        compute_t<T> own[Count] = {};
-        use(Gradients{grad_y, y, own, act});
-        for (int k = 0; k < Count; k++) sums[k] += own[k];
+    FASTDS_HD void with_private_sums(const Use& use) const {
+        compute_t<T> private_sums[Count] = {};
+        use(GradientSource{grad_y, y, private_sums, act});
+        for (int k = 0; k < Count; k++) sums[k] += private_sums[k];
     }
 };
 

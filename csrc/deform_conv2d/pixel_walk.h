@@ -16,13 +16,13 @@ struct RowRange {
 // Walk over the output pixels of the rows [row_begin, row_end) of each image, in strips of columns. All rows of a strip follow
 // each other, so that the part of x that their samples read stays in the L2 cache.
 struct PixelWalk {
-    PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t row_bytes)
+    PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t get_row_bytes)
         : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
         // Rows of a strip are the contiguous parts in which NCHW planes are read and written.
         const int64_t least = d.planar ? 128 : 16;
         // Estimated number of rows of x that the samples of one row of a strip read.
         constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;
-        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * row_bytes), most = fits < least ? least : fits;
+        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * get_row_bytes), most = fits < least ? least : fits;
         const int64_t strips = (d.Wo + most - 1) / most;
         strip = (d.Wo + strips - 1) / strips;
     }

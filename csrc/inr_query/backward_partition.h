@@ -9,12 +9,12 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-struct InrBackwardSplit {
-    explicit InrBackwardSplit(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
+struct InrBackwardPartition {
+    explicit InrBackwardPartition(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
         // Each band after the first needs a copy of the gradient of the maps.
-        constexpr int64_t kTasks = 8, kBandQueries = 2048, kMostBands = 4;
+        constexpr int64_t kTasks = 8, kBandQueries = 2048, kMaxBands = 4;
         bands = d.B > 0 ? (kTasks + d.B - 1) / d.B : 1;
-        if (bands > kMostBands) bands = kMostBands;
+        if (bands > kMaxBands) bands = kMaxBands;
         if (bands > d.Q / kBandQueries) bands = d.Q / kBandQueries;
         if (bands < 1) bands = 1;
     }
@@ -25,12 +25,12 @@ struct InrBackwardSplit {
 };
 
 // Partition for the trunk. A task is a sequence of panels of rows, with partial sums of the gradients of all layers.
-struct InrTrunkSplit {
-    explicit InrTrunkSplit(const InrQueryDims& d) {
-        constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMostTasks = 32;
+struct InrTrunkPartition {
+    explicit InrTrunkPartition(const InrQueryDims& d) {
+        constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMaxTasks = 32;
         panel_queries = kPanelRows / inr_rows_per_query(d);
-        panels = parts_of(d.B * d.Q, panel_queries);
-        tasks = least(panels / kTaskPanels, kMostTasks);
+        panels = count_parts(d.B * d.Q, panel_queries);
+        tasks = min_of(panels / kTaskPanels, kMaxTasks);
         if (tasks < 1) tasks = 1;
         for (int l = 0; l < d.layers; l++) {
             first[l] = elements;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Epilogue of the Winograd engine: A^T m A of a tile, followed by StoreStage in registers, which adds bias and residual,
+// Epilogue of the Winograd engine: A^T m A of a tile, followed by StoreEpilogue in registers, which adds bias and residual,
 // applies the activation and stores the outputs in the sinks.
 #pragma once
 #include "conv3x3/tiles.h"
@@ -27,8 +27,8 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
 
 // Copies the bias in the order of the columns to `bias`, padded with zeros to whole vectors. Without a bias all values are
 // zero.
-inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
-    const ColumnMap map = columns_of(call);
+inline const float* copy_bias(const Conv3x3Call& call, float* bias) {
+    const ColumnMap map = get_column_map(call);
     for (int64_t i = 0; i < round_up(map.columns, kL); i++) {
         const int64_t output = call.bias == nullptr ? -1 : map.output(i);
         if (output < 0) {
@@ -72,7 +72,7 @@ FASTDS_HD void stream_fence() {
 // Copies bytes with non-temporal stores for whole cache lines and ordinary stores for the rest. A line that is written in both
 // ways goes to memory twice.
 inline void stream_bytes(char* to, const char* from, int64_t bytes) {
-    const int64_t head = least(bytes, -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1));
+    const int64_t head = min_of(bytes, -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1));
     __builtin_memcpy(to, from, head);
     int64_t done = head;
     for (; done + kLineBytes <= bytes; done += kLineBytes)
@@ -88,7 +88,7 @@ enum class Store { cached, streamed, staged };
 
 // Computes and stores y = act(y + bias + residual). The columns are the concatenated channels of the sinks.
 template <class T, Store How>
-struct StoreStage {
+struct StoreEpilogue {
     const Conv3x3Call& call;
     const float* bias;  // one value per column, padded to whole vectors
     T* staging;         // buffer for the 16 pixels of one tile
@@ -102,13 +102,13 @@ struct StoreStage {
             const Conv3x3View& view = views.view[s];
             const int64_t left = first + view.channels - (column + done);
             if (left <= 0) continue;
-            const int to = done + static_cast<int>(least(count - done, left));
+            const int to = done + static_cast<int>(min_of(count - done, left));
             f(view, first, done, to);
             done = to;
         }
     }
 
-    static FASTDS_HD T* pixels_of(const Conv3x3View& view, const Tile& tile) {
+    static FASTDS_HD T* get_pixels(const Conv3x3View& view, const Tile& tile) {
         return static_cast<T*>(view.data) + view.offset(tile.b, tile.y, tile.x);
     }
 
@@ -117,7 +117,7 @@ struct StoreStage {
         if (call.shuffle > 1) return add_shuffled(tile, rows, columns, column, count, y);
         for_views(call.residual, column, count, [&](const Conv3x3View& view, int64_t first, int from, int to) {
             if (view.data == nullptr) return;
-            const T* at = pixels_of(view, tile) + (column - first);
+            const T* at = get_pixels(view, tile) + (column - first);
             for (int r = 0; r < rows; r++)
                 for (int c = 0; c < columns; c++) {
                     const T* pixel = at + r * view.h + c * view.w;
@@ -132,7 +132,7 @@ struct StoreStage {
         const int64_t parts = call.shuffle * call.shuffle, per_part = view.channels / parts;
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c++) {
-                const T* pixel = pixels_of(view, tile) + r * view.h + c * view.w;
+                const T* pixel = get_pixels(view, tile) + r * view.h + c * view.w;
                 float lanes[kL] = {};
                 for (int i = 0; i < count; i++)
                     lanes[i] = load(pixel[(column + i) % per_part * parts + (column + i) / per_part]);
@@ -161,7 +161,7 @@ struct StoreStage {
             if (How == Store::staged)
                 store_pixels(staged(first) + (column - first), 4 * sink.channels, sink.channels, rows, columns, from, to, y);
             else
-                store_pixels(pixels_of(sink, tile) + (column - first), sink.h, sink.w, rows, columns, from, to, y);
+                store_pixels(get_pixels(sink, tile) + (column - first), sink.h, sink.w, rows, columns, from, to, y);
         });
     }
 
@@ -208,7 +208,7 @@ struct StoreStage {
         for (int s = 0; s < call.sinks.count; first += call.sinks.view[s++].channels) {
             const Conv3x3View& sink = call.sinks.view[s];
             for (int r = 0; r < rows; r++)
-                stream_bytes(reinterpret_cast<char*>(pixels_of(sink, tile) + r * sink.h),
+                stream_bytes(reinterpret_cast<char*>(get_pixels(sink, tile) + r * sink.h),
                              reinterpret_cast<const char*>(staged(first) + r * 4 * sink.channels),
                              columns * sink.channels * sizeof(T));
         }
@@ -216,19 +216,19 @@ struct StoreStage {
 };
 
 // Finishes the columns [column, end) of one tile. Its row in plane 0 starts at m, with column `column` first.
-template <class Stage>
-inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile& tile, const float* m, int64_t plane,
+template <class Epilogue>
+inline void finish_tile(const Conv3x3Geometry& g, const Epilogue& epilogue, const Tile& tile, const float* m, int64_t plane,
                         int64_t column, int64_t end) {
-    const int rows = static_cast<int>(least(4, g.Ho - tile.y)), columns = static_cast<int>(least(4, g.Wo - tile.x));
+    const int rows = static_cast<int>(min_of(4, g.Ho - tile.y)), columns = static_cast<int>(min_of(4, g.Wo - tile.x));
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
-        stage.fetch_next(tile, column);
+        epilogue.fetch_next(tile, column);
         finish_vector(m, plane, y);
-        const int count = static_cast<int>(least(kL, end - column));
-        stage.complete(tile, rows, columns, column, count, y);
-        stage.store(tile, rows, columns, column, count, y);
+        const int count = static_cast<int>(min_of(kL, end - column));
+        epilogue.complete(tile, rows, columns, column, count, y);
+        epilogue.store(tile, rows, columns, column, count, y);
     }
-    stage.end(tile, rows, columns);
+    epilogue.end(tile, rows, columns);
 }
 
 }  // namespace

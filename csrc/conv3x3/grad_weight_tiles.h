@@ -16,7 +16,7 @@ void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const in
     find_pixels<Inside>(data, view.data, view, tile.b, row, column, zeros);
     if (Signed) find_pixels<Inside>(sign, view.sign, view, tile.b, row, column, zeros);
     for (int64_t channel = 0; channel < view.channels; channel += kL) {
-        const int count = static_cast<int>(least(kL, view.channels - channel));
+        const int count = static_cast<int>(min_of(kL, view.channels - channel));
         V sum = {};
         transform_planes<4>(
             [&](int c, V(&g)[4]) {
@@ -49,8 +49,8 @@ void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3View* views,
 
 // Returns the part of a view with the given vectors of channels.
 template <class T>
-Conv3x3View some_channels(Conv3x3View view, Range vectors) {
-    view.channels = least(vectors.end * kL, view.channels) - vectors.begin * kL;
+Conv3x3View select_channels(Conv3x3View view, Range vectors) {
+    view.channels = min_of(vectors.end * kL, view.channels) - vectors.begin * kL;
     view.data = static_cast<T*>(view.data) + vectors.begin * kL;
     if (view.sign != nullptr) view.sign = static_cast<const T*>(view.sign) + vectors.begin * kL;
     return view;
