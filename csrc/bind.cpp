@@ -41,7 +41,7 @@ py::dict build_info() {
 
 // Batched transpose: to[b][column][row] = from[b][row][column].
 void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t columns, int item, int threads) {
-    FASTDS_CHECK(item == 2 || item == 4, "transpose: expected numbers of 2 or 4 bytes");
+    FASTDS_CHECK(item == 2 || item == 4, "transpose: expected elements of 2 or 4 bytes");
     const Transpose call{to_pointer(from), to_pointer(to), batch, rows, columns, item, threads};
     py::gil_scoped_release release;
     FASTDS_DISPATCH(transpose_matrices, call);
@@ -65,7 +65,7 @@ bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
 int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, intptr_t to, int threads, intptr_t workspace,
                     int64_t bytes) {
     FASTDS_CHECK(dtype != f64, "column_sums: no kernel for float64");
-    FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: an empty matrix");
+    FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: the matrix is empty");
     const ColumnSums call{to_dtype(dtype), rows, columns, to_pointer(from), static_cast<float*>(to_pointer(to)), threads};
     py::gil_scoped_release release;
     const int64_t needed = FASTDS_DISPATCH(column_sums_bytes, call);
@@ -77,7 +77,7 @@ int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, int
 }  // namespace fastds
 
 PYBIND11_MODULE(_fastds, m) {
-    m.doc() = "Native kernels of fastds: raw addresses in, nothing of torch.";
+    m.doc() = "Native kernels of fastds. The functions take raw addresses and do not depend on torch.";
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);

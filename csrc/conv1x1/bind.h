@@ -17,7 +17,7 @@ using WeightArgs = std::tuple<intptr_t, int, int64_t, int64_t>;
 
 inline Conv1x1Map to_map(const MapArgs& t) {
     const auto [address, channels, b, p, c] = t;
-    FASTDS_CHECK(channels > 0 && (p == 1 || c == 1), "conv1x1: neither pixels nor channels lie side by side");
+    FASTDS_CHECK(channels > 0 && (p == 1 || c == 1), "conv1x1: pixels or channels must be contiguous");
     return {to_pointer(address), channels, b, p, c};
 }
 
@@ -27,7 +27,7 @@ inline DType to_map_dtype(int code) {
 }
 
 inline DType to_weight_dtype(int code, DType maps) {
-    FASTDS_CHECK(code == f32 || code == maps, "conv1x1: a weight is of float32 or of the dtype of the maps");
+    FASTDS_CHECK(code == f32 || code == maps, "conv1x1: weight must be float32 or have the dtype of the inputs");
     return to_dtype(code);
 }
 
@@ -40,7 +40,7 @@ inline void register_conv1x1(py::module_& m) {
         [](int dtype, int64_t batch, int64_t pixels, const std::vector<MapArgs>& sources, const WeightArgs& weight, intptr_t bias,
            intptr_t residual, intptr_t y, int act, float negative_slope, int threads, intptr_t workspace, int64_t bytes) {
             FASTDS_CHECK(sources.size() == 1 || sources.size() == 2, "conv1x1: expected one or two sources");
-            FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: a size is not positive");
+            FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: sizes must be positive");
             Conv1x1 call{};
             call.dtype = to_map_dtype(dtype);
             call.batch = batch;
@@ -64,12 +64,12 @@ inline void register_conv1x1(py::module_& m) {
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1, call, static_cast<char*>(to_pointer(workspace)));
             return needed;
         },
-        "The product and what follows it. Returns the bytes of workspace it needs; with fewer it does nothing else");
+        "Compute the product with bias, residual and activation. Return the required workspace in bytes; if `bytes` is smaller, do nothing else.");
     bind(
         m, "conv1x1_grad_weight",
         [](int dtype, int64_t batch, int64_t pixels, const MapArgs& gradient, const MapArgs& source, intptr_t grad_weight,
            int weight_dtype, int64_t stride_o, int threads, intptr_t workspace, int64_t bytes) {
-            FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: a size is not positive");
+            FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: sizes must be positive");
             const DType maps = to_map_dtype(dtype);
             const Conv1x1GradWeight call{maps, batch, pixels, to_map(gradient), to_map(source), to_pointer(grad_weight),
                                          to_weight_dtype(weight_dtype, maps), stride_o, threads, has_amx()};
@@ -78,7 +78,7 @@ inline void register_conv1x1(py::module_& m) {
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight, call, static_cast<char*>(to_pointer(workspace)));
             return needed;
         },
-        "The gradient of the weight of one source. Workspace as conv1x1");
+        "Compute the weight gradient of one source. Workspace as for conv1x1.");
 }
 
 }  // namespace fastds

@@ -9,11 +9,11 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kFewPlanes = 128;         // maximum number of channels of contiguous pixels that are read in place
-constexpr int64_t kLargePlane = 16 << 10;   // in pixels
+constexpr int64_t kFewPlanes = 128;                // maximum number of channels of contiguous pixels that are read in place
+constexpr int64_t kLargePlane = 16 << 10;          // in pixels
 constexpr int64_t kSingleThreadPacked = 32 << 10;  // weights that one thread packs alone
-constexpr int64_t kMinChannels = 8;       // channels for which AMX tiles (depth 32) are not worthwhile
-constexpr int64_t kFarChannels = 512;       // distance of pixels from which on they share sets of the L1 cache
+constexpr int64_t kMinChannels = 8;                // channels for which AMX tiles (depth 32) are not worthwhile
+constexpr int64_t kFarChannels = 512;              // distance of pixels from which on they share sets of the L1 cache
 
 // A chunk of a source (rows of `steps` steps from a on, `row` elements apart, with steps `step` elements apart) and its packed
 // weights b.
@@ -76,7 +76,7 @@ struct Layout {
         chunks = count_parts(call.pixels, chunk);
     }
 
-    int64_t padded(int64_t channels) const { return round_up(channels, blocking.>term_multiple<Step>>()); }
+    int64_t padded(int64_t channels) const { return round_up(channels, blocking.term_multiple<Step>()); }
 
     // Packed weights and bias, which all threads read. `rows` holds weights that must be converted before packing.
     struct SharedBuffers {
@@ -166,7 +166,8 @@ void pack_bias(const Conv1x1& call, float* to) {
 // Computes the sums of MR rows of the panels, from row i on, and of one block of columns. The results are in rows `row`
 // elements apart.
 template <class Step, int MR, int NV, class T>
-__attribute__((noinline)) void compute_sums(const Panel<Step>* panels, int count, const float* bias, int64_t i, int64_t column, T* to,
+__attribute__((noinline)) void compute_sums(const Panel<Step>* panels, int count, const float* bias, int64_t i,
+                                            int64_t column, T* to,
                                     int64_t row) {
     V acc[MR][NV];
 #pragma GCC unroll 12

@@ -33,7 +33,8 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
     for (int64_t i = 0; i < count; i += 2, from += 2 * pixel, next += row)
         for (int64_t c = 0; c < map.channels; c += kSquare) {
             const int64_t rest = map.channels - c, n = min_of(kSquare, rest);
-            const auto upcast = [&](const uint16_t* at) { return __builtin_convertvector(load_row(at, n), Vec<uint32_t, kSquare>); };
+            const auto upcast = [&](const uint16_t* at) { return __builtin_convertvector(load_row(at, n), Vec<uint32_t,
+                                                                                         kSquare>); };
             Vec<uint32_t, kSquare> pairs = upcast(from + c);
             if (i + 1 < count) pairs |= upcast(from + pixel + c) << 16;
             store_vec<kSquare>(next + c, pairs);
@@ -46,10 +47,10 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
 struct GradLayout {
     const bool tiles;
     const int64_t most, task_rows;  // pixels summed in registers; a task computes multiples of task_rows rows
-    const bool transposed;              // the rows are channels of the source
+    const bool transposed;          // the rows are channels of the source
     const Conv1x1Map &rows, &columns;
-    const int64_t chunks, accumulators, parts;   // chunks of an image; private accumulators for ranges of pixels; parts of the rows
-    const int64_t rows_row, columns_row;  // distances between rows of copied chunks in elements, with room for pairs
+    const int64_t chunks, accumulators, parts;  // chunks of an image; private accumulators for ranges of pixels; parts of the rows
+    const int64_t rows_row, columns_row;        // distances between rows of copied chunks in elements, with room for pairs
 
     explicit GradLayout(const Conv1x1GradWeight& call)
         : tiles(call.tiles && call.dtype == bf16), most(tiles ? kTilePixels : kSummedPixels),
@@ -59,7 +60,8 @@ struct GradLayout {
                      : 10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
           rows(transposed ? call.source : call.gradient), columns(transposed ? call.gradient : call.source),
           chunks(count_parts(call.pixels, most)),
-          accumulators(min_of(min_of(kMaxAccumulators, 1 + call.batch * call.pixels / (2 * kAccumulatorPixels)), call.batch * chunks)),
+          accumulators(min_of(min_of(kMaxAccumulators, 1 + call.batch * call.pixels / (2 * kAccumulatorPixels)),
+                              call.batch * chunks)),
           parts(min_of(count_parts(2 * call.threads, accumulators), count_parts(rows.channels, task_rows))),
           rows_row(round_up(rows.channels, kL)), columns_row(round_up(columns.channels, kL)) {}
 
@@ -190,7 +192,8 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
         // Elements after a pixel are added to sums that are not used. After the last pixel of an image there are none to read.
         const bool readable = at.columns.c == 1 && (at.columns.channels % kL == 0 || pixels.end < call.pixels);
         const auto rows = make_chunk<T, S>(map, floats, b, first, length, buffers.rows, at.rows_row, buffers.work);
-        const auto columns = make_chunk<T, S>(at.columns, floats && readable, b, first, length, buffers.columns, at.columns_row, buffers.work);
+        const auto columns = make_chunk<T, S>(at.columns, floats && readable, b, first, length, buffers.columns,
+                                              at.columns_row, buffers.work);
         for_column_blocks<float>(at.columns.channels, [&](auto width, int64_t column) {
             constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
             int64_t row = 0;
@@ -207,7 +210,8 @@ template <class W>
 void sum_accumulators(const GradLayout& at, float* row) {
     for (int64_t c = 0; c < at.columns_row; c += kL) {
         V total = load_vec<kL>(row + c);
-        for (int64_t accumulator = 1; accumulator < at.accumulators; accumulator++) total += load_vec<kL>(row + accumulator * at.sums() + c);
+        for (int64_t accumulator = 1; accumulator < at.accumulators; accumulator++)
+            total += load_vec<kL>(row + accumulator * at.sums() + c);
         store_vec<kL>(reinterpret_cast<W*>(row) + c, total);
     }
 }
@@ -243,7 +247,8 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
             for (int64_t task = mine.begin; task < mine.end; task++) {
                 const int64_t accumulator = task / at.parts;
                 const Range chunks = get_part(call.batch * at.chunks, at.accumulators, accumulator);
-                add_rows<T>(call, at, chunks, at.get_rows(task % at.parts), space.next + thread * thread_bytes, sums + accumulator * size);
+                add_rows<T>(call, at, chunks, at.get_rows(task % at.parts), space.next + thread * thread_bytes,
+                            sums + accumulator * size);
             }
         }
     });

@@ -148,7 +148,8 @@ private:
         const int threads = all * channels * O < kMinThreadedProducts ? 1 : call_.threads;
         const int64_t chunks = count_parts(call_.pixels, min_of(kPixels, round_up(count_parts(all, threads), kL)));
         parallel_for(call_.batch * chunks, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t task = begin; task < end; task++) run_pixels<O>(task / chunks, get_part(call_.pixels, chunks, task % chunks));
+            for (int64_t task = begin; task < end; task++)
+                run_pixels<O>(task / chunks, get_part(call_.pixels, chunks, task % chunks));
         });
     }
 

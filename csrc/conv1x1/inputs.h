@@ -72,8 +72,8 @@ Pixels<T> get_contiguous_channels(const Conv1x1Map& map, int64_t b, int64_t firs
     return {reinterpret_cast<const T*>(work), map.channels};
 }
 
-// Copies pixels of type T to rows of S. `work` is that of get_contiguous_channels(). For 16-bit S, whose steps take two elements, each row has
-// room for a zero after the last channel.
+// Copies pixels of type T to rows of S. `work` is that of get_contiguous_channels(). For 16-bit S, whose steps take two
+// elements, each row has room for a zero after the last channel.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
     using Bits = std::conditional_t<sizeof(S) == sizeof(float), uint32_t, uint16_t>;

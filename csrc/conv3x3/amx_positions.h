@@ -150,7 +150,8 @@ void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope
             if (dense)
                 __builtin_memcpy(to, from, n * pixel * sizeof(*to));
             else if (view.c != 1)
-                transpose_rows(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n, reinterpret_cast<uint16_t*>(to), pixel);
+                transpose_rows(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n,
+                               reinterpret_cast<uint16_t*>(to), pixel);
             else
                 copy_pixels<Signed>(from, Signed ? static_cast<const BFloat16*>(view.sign) + at : zeros, view.w, n, view.channels,
                                     slope, to, pixel);

@@ -21,7 +21,7 @@ inline int64_t get_item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32
 // Converts a tensor to a view. Its channel stride must be 1 or, if `planar` is true, its pixel stride may be 1 instead.
 inline Conv3x3View to_view(const TensorArgs& t, bool planar = false) {
     const auto [address, dtype, channels, b, h, w, c] = t;
-    FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels do not lie side by side");
+    FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels must be contiguous");
     return {to_pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
 }
 
@@ -35,7 +35,8 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
     views.dtype = to_dtype(std::get<1>(tensors[0]));
     FASTDS_CHECK(views.dtype != f64, "conv3x3: no kernel for float64");
     for (const TensorArgs& tensor : tensors) {
-        FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
+        FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0,
+                     "conv3x3: tensors differ in dtype or are empty");
         const Conv3x3View whole = to_view(tensor, planar && shuffle == 1 && sign == 0);
         for (int64_t part = 0; part < shuffle * shuffle; part++) {
             const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * get_item_size(views.dtype);
@@ -53,18 +54,18 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
     if (residual.empty()) return;
     call.residual = to_views(residual, 1, 0);
     FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
-                 "conv3x3: residual does not fit the output");
+                 "conv3x3: residual and output differ in channels or dtype");
 }
 
 // Checks that AMX is usable for these views (bfloat16 on a processor with AMX) if `amx` is true, and returns `amx`.
 inline bool check_amx(bool amx, const Conv3x3Views& maps) {
-    FASTDS_CHECK(!amx || (has_amx() && maps.dtype == bf16), "conv3x3: no matrix tiles for this");
+    FASTDS_CHECK(!amx || (has_amx() && maps.dtype == bf16), "conv3x3: AMX needs bfloat16 and a processor with AMX");
     return amx;
 }
 
 inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {
     const auto [B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w] = g;
-    FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: a size is not positive");
+    FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: sizes must be positive");
     return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w};
 }
 

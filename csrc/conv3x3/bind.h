@@ -19,7 +19,8 @@ inline Conv3x3Filters to_filters(const FilterArgs& t) {
     return {{to_pointer(address), to_dtype(dtype), O, C, o, c, h, w, size}, adjoint, shuffle};
 }
 
-inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
+inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle,
+                             intptr_t sign,
                       const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed,
                       const std::vector<FilterArgs>& filters, intptr_t bias, int bias_dtype,
                       const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx) {
@@ -28,18 +29,19 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.sources = to_views(sources, source_shuffle, sign, amx);
     call.sinks = to_views(sinks, sink_shuffle, 0);
     call.packed = static_cast<const float*>(to_pointer(packed));
-    FASTDS_CHECK((packed == 0) == (filters.size() == 1) && !(amx && packed == 0), "conv3x3: filters twice, or not at all");
+    FASTDS_CHECK((packed == 0) == (filters.size() == 1) && !(amx && packed == 0),
+                 "conv3x3: expected either packed filters or one weight");
     if (packed == 0) {
         call.filters = to_filters(filters[0]);
         const Conv3x3Weight& w = call.filters.weight;
         const auto [inputs, outputs] = call.filters.adjoint ? std::pair(w.O, w.C) : std::pair(w.C, w.O);
         FASTDS_CHECK(call.sources.channels() == inputs * w.blocks() && call.sinks.channels() == outputs,
-                     "conv3x3: filters do not fit the maps");
+                     "conv3x3: filters and tensors differ in channels");
     }
     call.bias = to_pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     set_residual(call, residual);
-    FASTDS_CHECK(sink_shuffle == 1 || residual.size() <= 1, "conv3x3: a shuffled output takes one residual");
+    FASTDS_CHECK(sink_shuffle == 1 || residual.size() <= 1, "conv3x3: a shuffled output supports one residual");
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
@@ -69,7 +71,7 @@ using MapArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, in
 
 inline Conv3x3Map to_map(const MapArgs& t) {
     const auto [address, dtype, channels, b, c, h, w] = t;
-    FASTDS_CHECK(channels > 0 && (c == 1 || w == 1), "conv3x3: neither pixels nor channels lie side by side");
+    FASTDS_CHECK(channels > 0 && (c == 1 || w == 1), "conv3x3: pixels or channels must be contiguous");
     FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
     return {to_pointer(address), to_dtype(dtype), channels, b, c, h, w};
 }
@@ -80,8 +82,8 @@ inline void register_conv3x3(py::module_& m) {
     using namespace conv3x3_bind;
     bind(
         m, "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
-        "Whether this build has the engine for the selected instruction set");
-    m.def("conv3x3_amx_available", &has_amx, "Whether the engine multiplies bfloat16 on matrix tiles");
+        "Return whether this build has the engine for the selected instruction set.");
+    m.def("conv3x3_amx_available", &has_amx, "Return whether the engine multiplies bfloat16 with AMX tiles.");
     // One function with positional arguments performs the whole convolution, because the overhead of Python limits the speed on
     // small fields.
     bind(
@@ -98,8 +100,8 @@ inline void register_conv3x3(py::module_& m) {
             if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(to_pointer(workspace)));
             return plan.bytes;
         },
-        "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
-        "where `bytes` are fewer");
+        "Run the engine, forward or grad_x. Return the required workspace in bytes (64-byte aligned); if `bytes` is smaller, "
+        "do nothing else.");
     bind(
         m, "conv3x3_grad_weight",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TensorArgs& gradient, int64_t shuffle,
@@ -111,7 +113,7 @@ inline void register_conv3x3(py::module_& m) {
             float* work = static_cast<float*>(to_pointer(workspace));
             check_amx(amx, call.sources);
             check_amx(amx, call.gradients);
-            FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");
+            FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: AMX gives no gradient in float16");
             py::gil_scoped_release release;
             const int64_t needed = amx ? FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight_bytes, call)
                                        : FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);
@@ -122,7 +124,7 @@ inline void register_conv3x3(py::module_& m) {
                 FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, work);
             return needed;
         },
-        "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run");
+        "Compute the weight gradient and the bias gradient. The results do not depend on threads. Workspace as for conv3x3_run.");
     bind(
         m, "conv3x3_planes",
         [](const GeometryArgs& geometry, const std::vector<MapArgs>& sources, intptr_t filters, int64_t outputs, int64_t stride_o,
@@ -141,7 +143,7 @@ inline void register_conv3x3(py::module_& m) {
             call.residual = to_pointer(residual);
             call.y = to_pointer(y);
             call.y_dtype = to_dtype(y_dtype);
-            FASTDS_CHECK(call.y_dtype != f64 && outputs > 0, "conv3x3: no outputs, or in float64");
+            FASTDS_CHECK(call.y_dtype != f64 && outputs > 0, "conv3x3: there are no outputs or y is float64");
             call.act = act;
             call.negative_slope = negative_slope;
             call.threads = threads;
@@ -150,40 +152,41 @@ inline void register_conv3x3(py::module_& m) {
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_planes, call, static_cast<float*>(to_pointer(workspace)));
             return needed;
         },
-        "A convolution of few outputs, forward or (adjoint) grad_x. Workspace as conv3x3_run");
+        "Compute a convolution with few outputs, forward or (adjoint) grad_x. Workspace as for conv3x3_run.");
     bind(
         m, "conv3x3_few_grad_weight",
         [](const GeometryArgs& geometry, const MapArgs& few, const MapArgs& many, bool gradients, int dtype, intptr_t grad_weight,
            int threads, intptr_t workspace, int64_t bytes) {
             const Conv3x3FewGradWeight call{to_geometry(geometry), to_map(few), to_map(many), gradients, to_dtype(dtype),
                                             to_pointer(grad_weight), threads};
-            FASTDS_CHECK(call.many.c == 1 && call.dtype != f64, "conv3x3: channels apart, or a gradient in float64");
+            FASTDS_CHECK(call.many.c == 1 && call.dtype != f64,
+                         "conv3x3: channels of `many` must be contiguous and the gradient must not be float64");
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight_bytes, call);
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight, call, static_cast<float*>(to_pointer(workspace)));
             return needed;
         },
-        "The weight gradient of a convolution with few channels on one side. Workspace as conv3x3_run");
+        "Compute the weight gradient of a convolution with few channels on one side. Workspace as for conv3x3_run.");
     bind(
         m, "conv3x3_packed_size",
         [](const FilterArgs& filters, bool amx) {
             const Conv3x3Filters f = to_filters(filters);
             return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, f.weight, f.adjoint, amx);
         },
-        "Floats of a packed weight");
+        "Return the number of floats of a packed weight.");
     bind(
         m, "conv3x3_pack_weight",
         [](const FilterArgs& filters, bool amx, intptr_t packed, intptr_t copy, int threads) {
             Conv3x3Filters f = to_filters(filters);
             Conv3x3Weight& w = f.weight;
-            FASTDS_CHECK(!amx || w.size == 3, "conv3x3: matrix tiles are for 3x3 taps");
+            FASTDS_CHECK(!amx || w.size == 3, "conv3x3: AMX supports only 3x3 filters");
             py::gil_scoped_release release;
             std::memcpy(to_pointer(copy), w.data, w.O * w.C * w.size * w.size * get_item_size(w.dtype));
             w.data = to_pointer(copy);
             FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, f, amx, static_cast<float*>(to_pointer(packed)), threads);
         },
-        "Packs the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
-        "conv3x3_packed_size floats, copy: the bytes of the weight");
+        "Pack the filters of a contiguous weight for forward or (adjoint) grad_x, after copying it to `copy`. packed has "
+        "conv3x3_packed_size floats, copy the bytes of the weight.");
 }
 
 }  // namespace fastds

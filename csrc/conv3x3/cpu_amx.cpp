@@ -26,7 +26,7 @@ struct AmxCall {
     PixelRows pixels;
     Rows rows;
     int64_t columns, vectors;
-    int64_t blocks, m_row, m_group;                   // floats of M between positions, and between groups
+    int64_t blocks, m_row, m_group;                          // floats of M between positions, and between groups
     int64_t m, places, tiles, zeros, buffer, thread_floats;  // offsets in the workspace of a thread; V is at offset 0
 
     AmxCall(const Conv3x3Call& c, const Conv3x3Cell* cell_, bool has_cell, int threads)
@@ -69,7 +69,8 @@ void for_sums(const AmxCall& amx_call, const Block& block, Range groups, const T
 // Computes one or two vectors of columns for some groups of a block. All outputs are in one view, and each row of sums is
 // stored as one row of outputs.
 template <class T, int Columns>
-void convolve_single_view(const AmxCall& amx_call, const Block& block, Range all, const OutputPosition* places, const float* bias, int64_t vector) {
+void convolve_single_view(const AmxCall& amx_call, const Block& block, Range all, const OutputPosition* places,
+                          const float* bias, int64_t vector) {
     const Conv3x3Call& call = amx_call.call;
     const int64_t column = vector * kL, rest = amx_call.columns - column;
     const __mmask32 lanes = rest >= kPair ? ~0u : (1u << rest) - 1;
@@ -219,7 +220,8 @@ void conv3x3_amx_run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Con
             float* scratch = workspace + thread * plan.thread_floats;
             clear(amx_call, scratch);
             const Range own = get_part(amx_call.blocks, threads, thread);
-            for (int64_t i = own.begin; i < own.end; i++) run(amx_call, get_part(amx_call.rows.count, amx_call.blocks, i), bias, scratch);
+            for (int64_t i = own.begin; i < own.end; i++)
+                run(amx_call, get_part(amx_call.rows.count, amx_call.blocks, i), bias, scratch);
         }
     });
 }

@@ -2,8 +2,8 @@
 // Gradient of the filters in the Winograd domain, grad_weight = G^T [ sum over tiles of V^T (A grad A^T) ] G, and of the bias.
 //
 // There are three ways to divide the work (Layout::partition):
-//   by_accumulators: few channels. Ranges of tiles have private accumulators ("lanes"), which are added at the end. A thread
-//     transforms and multiplies the tiles of a lane block by block.
+//   by_accumulators: few channels. Ranges of tiles have private accumulators, which are added at the end. A thread
+//     transforms and multiplies the tiles of an accumulator block by block.
 //   by_stretches: many channels, whose sums are too large for private accumulators. All threads together transform a stretch of
 //     tiles that fits into the shared cache. Then each thread multiplies its share of the 36 points. With many columns and few
 //     inputs, each thread instead multiplies its own columns and transforms their gradients into its own panel, which avoids
@@ -11,8 +11,8 @@
 //   by_blocks: few tiles. Each thread computes complete filters for its blocks of inputs and columns, from sums that stay in
 //     its cache.
 //
-// Sums restart from zero after at most kSumTiles tiles and are added in order, and the lanes depend only on the shape. Neither
-// the precision nor the order of a sum depends on the number of threads.
+// Sums restart from zero after at most kSumTiles tiles and are added in order, and the accumulators depend only on the shape.
+// Neither the precision nor the order of a sum depends on the number of threads.
 #include "conv3x3/grad_weight_filters.h"
 #include "conv3x3/grad_weight_tiles.h"
 #include "conv3x3/grad_weight_partition.h"
@@ -23,8 +23,8 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
-constexpr int64_t kTwoAccumulatorTiles = 16;  // with fewer tiles, a second lane does not reduce the time
-constexpr int64_t kManyColumns = 4;     // minimum ratio of columns to inputs for panels; all threads read all inputs
+constexpr int64_t kTwoAccumulatorTiles = 16;  // with fewer tiles, a second accumulator does not reduce the time
+constexpr int64_t kManyColumns = 4;           // minimum ratio of columns to inputs for panels; all threads read all inputs
 // With more tiles, reading all tiles again for each block takes longer than writing and reading the sums.
 constexpr int64_t kBlockTiles = 96;
 constexpr int64_t kBlockInputs = 48;    // inputs of a block of sums (442 KB); a multiple of kL and of each tile_rows
@@ -36,7 +36,7 @@ struct Layout {
     ColumnBlocks cut;                                  // partition of all columns
     int64_t v_row, v_plane, d_row, d_plane;            // strides in floats
     int64_t panels, d_panel;                           // D[panel][point][tile][column]; the sums of each tile are one more point
-    int64_t bias;                                      // position of bias[lane][column]
+    int64_t bias;                                      // position of bias[accumulator][column]
     int64_t scratch, thread_floats, d, zeros, floats;  // d and zeros are relative to the start of a thread's scratch
 
     explicit Layout(const Conv3x3GradWeight& call) {
@@ -51,7 +51,8 @@ struct Layout {
         if (partition == by_accumulators)
             sums.accumulators = count_accumulators(all, sums.accumulator * item, kTwoAccumulatorTiles);
         else
-            tiles = count_parts(all, count_parts(kPoints * all * (v_row + columns) * item, get_stretch_bytes(sums.accumulator * item)));
+            tiles = count_parts(all, count_parts(kPoints * all * (v_row + columns) * item,
+                                                 get_stretch_bytes(sums.accumulator * item)));
         if (partition == by_stretches && tiles == all && all <= kBlockTiles) {
             partition = by_blocks;
             sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
@@ -280,7 +281,8 @@ void run_accumulators(const Conv3x3GradWeight& call, const Layout& at, float* wo
             float* scratch = work + at.scratch + thread * at.thread_floats;
             clear_zeros(at, scratch);
             const Range accumulators = get_part(at.sums.accumulators, call.threads, thread);
-            for (int64_t accumulator = accumulators.begin; accumulator < accumulators.end; accumulator++) run_accumulator(call, at, accumulator, work, scratch);
+            for (int64_t accumulator = accumulators.begin; accumulator < accumulators.end; accumulator++)
+                run_accumulator(call, at, accumulator, work, scratch);
         }
     });
 }

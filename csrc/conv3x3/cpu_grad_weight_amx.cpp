@@ -8,7 +8,7 @@
 // pairs of consecutive positions. X is stored twice, for pairs that start at even and at odd positions, so that each tap reads
 // pairs from some start on.
 //
-// With few channels, ranges of rows have private accumulators ("lanes"). With many channels, whose sums are too large for that,
+// With few channels, ranges of rows have private accumulators. With many channels, whose sums are too large for that,
 // all threads process stretches of rows together. The order of a sum does not depend on the number of threads.
 #include "conv3x3/amx_positions.h"
 #include "conv3x3/grad_weight_partition.h"
@@ -26,12 +26,12 @@ constexpr int64_t kPart = 32;             // steps that are summed before the ne
 struct Layout {
     int64_t inputs, outputs;  // rounded up to whole AMX tiles
     Rows rows;
-    int64_t block_rows, steps, pairs;     // of a block
-    int64_t v, x_plane, x, g;           // bfloat16 elements: of the pixels, of a plane of X, of X, of G
-    int64_t sum_plane, accumulator, bias;        // floats: sums[lane][tap][output][input], bias[lane][output]
-    bool shared;                          // all threads share X and G
-    int64_t accumulators, blocks;                // blocks: number of blocks that are staged at once
-    int64_t staged, block, floats;        // staged: where the blocks begin; block: floats of one block
+    int64_t block_rows, steps, pairs;      // of a block
+    int64_t v, x_plane, x, g;              // bfloat16 elements: of the pixels, of a plane of X, of X, of G
+    int64_t sum_plane, accumulator, bias;  // floats: sums[accumulator][tap][output][input], bias[accumulator][output]
+    bool shared;                           // all threads share X and G
+    int64_t accumulators, blocks;          // blocks: number of blocks that are staged at once
+    int64_t staged, block, floats;         // staged: where the blocks begin; block: floats of one block
     // positions in a block, after V, X and G; row: one row of gradients; parts: the block's sums for the bias
     int64_t row, zeros, parts, runs;
 
@@ -47,7 +47,8 @@ struct Layout {
         sum_plane = outputs * inputs + 16;
         accumulator = 9 * sum_plane;
         shared = accumulator * item > kAccumulatorBytes;
-        accumulators = shared ? 1 : min_of(count_accumulators(tiles, accumulator * item, 4 * kTileDepth), rows.count > 0 ? rows.count : 1);
+        accumulators = shared ? 1 : min_of(count_accumulators(tiles, accumulator * item, 4 * kTileDepth),
+                                           rows.count > 0 ? rows.count : 1);
         block_rows = min_of(most > 1 ? most : 1, count_parts(rows.count, accumulators));
         steps = count_parts(block_rows * rows.row, kTileDepth);
         pairs = (steps + 1) * kTileDepth / 2 + rows.row + 1;
@@ -207,7 +208,8 @@ void run_accumulators(const Conv3x3GradWeight& call, const Layout& at, float* wo
             const Staged staged(at, work + at.staged + thread * at.block);
             staged.clear(at);
             const TileScope use(true);
-            for (int64_t accumulator = accumulators.begin; accumulator < accumulators.end; accumulator++) run_accumulator(call, at, accumulator, staged, work);
+            for (int64_t accumulator = accumulators.begin; accumulator < accumulators.end; accumulator++)
+                run_accumulator(call, at, accumulator, staged, work);
         }
     });
 }
@@ -239,13 +241,15 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     }
 }
 
-// Writes the filters of one output and up to 16 inputs to grad_weight (O, C, 3, 3), contiguous. `sums` are those of all lanes.
+// Writes the filters of one output and up to 16 inputs to grad_weight (O, C, 3, 3), contiguous. `sums` are those of all
+// accumulators.
 template <class T>
 void finish_filters(const Conv3x3GradWeight& call, const Layout& at, const float* sums, int64_t output, int64_t input) {
     const int64_t inputs = call.sources.channels();
     V taps[kL] = {};
     for (int tap = 0; tap < 9; tap++)
-        for (int64_t accumulator = 0; accumulator < at.accumulators; accumulator++) taps[tap] += load_vec<kL>(sums + accumulator * at.accumulator + tap * at.sum_plane);
+        for (int64_t accumulator = 0; accumulator < at.accumulators; accumulator++)
+            taps[tap] += load_vec<kL>(sums + accumulator * at.accumulator + tap * at.sum_plane);
     transpose_registers(taps);
     T* out = static_cast<T*>(call.grad_weight) + (output * inputs + input) * 9;
     for (int64_t i = 0; i < min_of(kL, inputs - input); i++) store_first<kL>(out + i * 9, taps[i], 9);

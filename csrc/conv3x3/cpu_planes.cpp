@@ -85,7 +85,8 @@ void add_runs(const Conv3x3Planes& call, const Band& band, const float* planes, 
     for (; i < run; i += kL) add_run<NO, 1>(call, band, planes + i, inputs, filters, sums + i);
 }
 
-void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters, float* sums) {
+void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters,
+                float* sums) {
     for (int64_t o = 0; o < call.outputs; o += kRunOutputs) {
         const float* of_outputs = filters + o * call.stride_o;
         float* at = sums + o * band.plane;
@@ -232,7 +233,8 @@ void run_few_accumulator(const Conv3x3FewGradWeight& call, const FewLayout& at, 
         Band band = at.band;
         band.rows = min_of(band.rows, call.geometry.Ho - first);
         for (int64_t c = 0; c < call.few.channels; c += kPlanes)
-            convert_to_planes(call.geometry, call.few, {c, min_of(c + kPlanes, call.few.channels)}, b, first, band, work + at.transposed,
+            convert_to_planes(call.geometry, call.few, {c, min_of(c + kPlanes, call.few.channels)}, b, first, band,
+                              work + at.transposed,
                     work + c * band.plane);
         switch (call.many.dtype) {
             case f32: add_few<float>(call, at, band, b, first, work); break;
@@ -276,7 +278,8 @@ int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call) {
 void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace) {
     const FewLayout at(call);
     parallel_for(at.accumulators, call.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t accumulator = begin; accumulator < end; accumulator++) run_few_accumulator(call, at, accumulator, workspace + accumulator * at.floats);
+        for (int64_t accumulator = begin; accumulator < end; accumulator++)
+            run_few_accumulator(call, at, accumulator, workspace + accumulator * at.floats);
     });
     switch (call.dtype) {
         case f32: return finish_few<float>(call, at, workspace);

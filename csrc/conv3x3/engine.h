@@ -212,7 +212,8 @@ inline void begin_thread(const Layout& at, float* scratch) {
 }
 
 // Computes M for one block of columns, packing the filters into `packing_buffer` on the way.
-inline void multiply_packed_columns(const Conv3x3Call& call, const Layout& at, const PackedMaps& maps, Range vectors, float* packing_buffer,
+inline void multiply_packed_columns(const Conv3x3Call& call, const Layout& at, const PackedMaps& maps, Range vectors,
+                                    float* packing_buffer,
                                 float* scratch) {
     const int64_t tiles = call.geometry.tiles(), first = vectors.begin * kL, width = vectors.end - vectors.begin;
     for (int64_t i = 0; i < maps.inputs; i += kPackInputs) {

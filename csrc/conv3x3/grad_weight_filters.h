@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Layout of sums[lane][point][input][column]; strides are in floats. Each lane is a private accumulator.
+// Layout of sums[accumulator][point][input][column]; strides are in floats.
 struct SumsLayout {
     int64_t accumulators, row, plane, accumulator;
 
@@ -20,7 +20,7 @@ struct SumsLayout {
           accumulator(kPoints * plane) {}
 };
 
-// Computes G^T sums G for one input and one vector of columns, after adding the sums of all lanes.
+// Computes G^T sums G for one input and one vector of columns, after adding the sums of all accumulators.
 inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9][kL]) {
     V half[3][6];
 #pragma GCC unroll 6
@@ -30,7 +30,8 @@ inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9
         for (int r = 0; r < 6; r++) {
             const float* accumulators = sums + (r * 6 + q) * at.plane;
             u[r] = load_vec<kL>(accumulators);
-            for (int64_t accumulator = 1; accumulator < at.accumulators; accumulator++) u[r] += load_vec<kL>(accumulators + accumulator * at.accumulator);
+            for (int64_t accumulator = 1; accumulator < at.accumulators; accumulator++)
+                u[r] += load_vec<kL>(accumulators + accumulator * at.accumulator);
         }
         transform_weight_adjoint(u, g);
 #pragma GCC unroll 3

@@ -151,7 +151,8 @@ void convert_to_planes(const Conv3x3Geometry& g, const Conv3x3Map& map, Range ch
     for (int64_t c = 0; c < count; c++) __builtin_memset(after_rows + c * band.plane, 0, (kL + 2) * sizeof(float));
 }
 
-inline void convert_to_planes(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
+inline void convert_to_planes(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first,
+                              const Band& band,
                     float* work, float* to) {
     switch (map.dtype) {
         case f32: return convert_to_planes<float>(g, map, channels, b, first, band, work, to);

@@ -14,13 +14,14 @@ constexpr int kL = kLanes<float>;
 using V = Vec<float>;
 
 // Processes n values of each gate. The gates are the inputs [First, First + Gates) of the formula. T is the type of operands
-// that are not wide.
+// that are not marked as float32.
 template <class T, class Formula, int First, int Gates>
 struct Row {
     static constexpr int others = Formula::inputs - Gates, operands = others + Formula::outputs;
 
-    // If T is float, no operand needs the mark.
-    static FASTDS_HD bool is_float32(const ConvGates& cell, int k) { return sizeof(T) < sizeof(float) && cell.operands[k].is_float32; }
+    // If T is float, the mark of an operand has no effect.
+    static FASTDS_HD bool is_float32(const ConvGates& cell,
+                                     int k) { return sizeof(T) < sizeof(float) && cell.operands[k].is_float32; }
     static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return is_float32(cell, k) ? sizeof(float) : sizeof(T); }
 
     static void run(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane) {

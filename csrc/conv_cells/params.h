@@ -26,8 +26,8 @@ struct ConvGatesOperand {
     bool is_float32;  // float32 with 16-bit feature maps
 };
 
-// `call` satisfies the requirements of Conv3x3Cell. The sources, the pre-activations and all operands except those marked as float32 have the
-// same dtype.
+// `call` satisfies the requirements of Conv3x3Cell. The sources, the pre-activations and all operands except those marked as
+// float32 have the same dtype.
 struct ConvGates {
     Conv3x3Call call;
     GateFormula formula;

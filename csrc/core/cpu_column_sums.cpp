@@ -4,7 +4,7 @@
 #include "core/column_sums.h"
 
 #include "core/gemm.h"
-#include "core/parts.h"
+#include "core/masked_io.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -64,7 +64,8 @@ void run(const ColumnSums& given, float* sums) {
         for (int64_t part = begin; part < end; part++) add_part<T>(call, get_part(call.rows, parts, part), sums + part * row);
     });
     for (int64_t part = 1; part < parts; part++)
-        for (int64_t c = 0; c < row; c += kL) store_vec<kL>(sums + c, V(load_vec<kL>(sums + c) + load_vec<kL>(sums + part * row + c)));
+        for (int64_t c = 0; c < row; c += kL)
+            store_vec<kL>(sums + c, V(load_vec<kL>(sums + c) + load_vec<kL>(sums + part * row + c)));
     const int64_t columns = given.columns, done = call.rows * call.columns;
     const T* rest = static_cast<const T*>(given.from) + done;
     for (int64_t c = 0; c < columns; c++) {

@@ -147,14 +147,14 @@ struct Blocking {
 // as (step, column of the block, term of the step) and padded with zeros to whole vectors and steps.
 template <class Step>
 FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms, Blocking blocking = {}) {
-    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.>term_multiple<Step>>());
+    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.term_multiple<Step>());
 }
 
 // Packs a matrix whose elements are value(term, column), in the layout that packed_size() describes. With `blocking.tiles` the
 // layout is that of core/amx.h.
 template <class Step, class Value>
 inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value, Blocking blocking = {}) {
-    const int64_t steps = round_up(terms, blocking.>term_multiple<Step>>()) / Step::terms;
+    const int64_t steps = round_up(terms, blocking.term_multiple<Step>()) / Step::terms;
     const auto pack_block = [&](auto width, int64_t column) {
         constexpr int64_t lanes = decltype(width)::value * kLanes<typename Step::A>;
         for (int64_t s = 0; s < steps; s++)

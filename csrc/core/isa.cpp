@@ -97,7 +97,7 @@ bool is_intel() {
 
 void require_vectors(const char* function) {
     if (isa() == Isa::baseline)
-        throw std::runtime_error(std::string(function) + " has no code for the instruction set baseline in this build");
+        throw std::runtime_error(std::string(function) + " has no code for the baseline instruction set in this build");
 }
 
 }  // namespace fastds

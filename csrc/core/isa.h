@@ -44,12 +44,12 @@ void require_vectors(const char* function);  // throws std::runtime_error if isa
 // FASTDS_EMU is defined in test builds that run an op's CUDA kernels on the CPU (emu/emulator.h). setup.py defines
 // FASTDS_BUILD_AVX2 and FASTDS_BUILD_AVX512 if the compiler supports the flags.
 #if FASTDS_BUILD_AVX512 && !FASTDS_BUILD_AVX2
-#error "an AVX-512 build needs the AVX2 build beside it"
+#error "an AVX-512 build also needs the AVX2 build"
 #elif FASTDS_EMU
 #define FASTDS_PER_ISA(declaration) \
     namespace baseline { declaration; }
 #define FASTDS_DISPATCH(function, ...) \
-    ([&]() -> decltype(baseline::function(__VA_ARGS__)) { throw std::logic_error(#function " is not in the emulator"); }())
+    ([&]() -> decltype(baseline::function(__VA_ARGS__)) { throw std::logic_error(#function " is not available in the emulator"); }())
 #elif FASTDS_BUILD_AVX512
 #define FASTDS_PER_ISA(declaration)      \
     namespace baseline { declaration; }  \

@@ -53,7 +53,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
 #if __CUDA_ARCH__ >= 800
 #define FASTDS_TENSOR_CORES(T, name)                                                                                     \
     template <>                                                                                                          \
-    __device__ __forceinline__ uint32_t >pack_pair<T>>(float low, float high) {                                               \
+    __device__ __forceinline__ uint32_t pack_pair<T>(float low, float high) {                                               \
         uint32_t word;                                                                                                   \
         asm("cvt.rn." name "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));                                     \
         return word;                                                                                                     \

@@ -28,8 +28,8 @@ FASTDS_HD void transpose_registers(V (&rows)[N]) {
 constexpr int kSquare = kLanes<float>;
 using SquareRow = Vec<float, kSquare>;
 
-// load_row() loads the first n of kSquare values and sets the rest to zero; without n it loads all. store_row() stores the first
-// n values of a vector.
+// load_row() loads the first n of kSquare values and sets the rest to zero; without n it loads all. store_row() stores the
+// first n values of a vector.
 FASTDS_HD Vec<uint32_t, kSquare> load_row(const uint32_t* from, int64_t n) {
     return (Vec<uint32_t, kSquare>)load_lanes(reinterpret_cast<const float*>(from), static_cast<int>(n));
 }
@@ -60,8 +60,8 @@ FASTDS_HD Vec<T, kSquare> load_row(const T* from) {
     return row;
 }
 
-// Returns vector i of a square with up to kSquare columns: one row of 4-byte values, or two rows of 2-byte values with the second
-// row in the high halves.
+// Returns vector i of a square with up to kSquare columns: one row of 4-byte values, or two rows of 2-byte values with the
+// second row in the high halves.
 template <bool Whole>
 FASTDS_HD SquareRow square_row(const uint32_t* from, int64_t row, int64_t i, int64_t rows, int64_t columns) {
     if (Whole) return (SquareRow)load_row(from + i * row);
@@ -95,7 +95,8 @@ FASTDS_HD void transpose_square(const T* from, int64_t from_row, int64_t rows, i
 
 // to[c * to_row + r] = from[r * from_row + c]. T is uint16_t or uint32_t.
 template <class T>
-__attribute__((noinline)) void transpose_rows(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+__attribute__((noinline)) void transpose_rows(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to,
+                                              int64_t to_row) {
     constexpr int64_t most = kSquare * sizeof(uint32_t) / sizeof(T);
     for (int64_t r = 0; r < rows; r += most)
         for (int64_t c = 0; c < columns; c += kSquare) {

@@ -19,7 +19,7 @@ inline void check(const DeformConv2dDims& d) {
     to_dtype(d.dtype);
     FASTDS_CHECK(d.offset_dtype == d.dtype || d.offset_dtype == f32, "deform_conv2d: offset_dtype must be dtype or float32");
     FASTDS_CHECK(d.C > 0 && d.O > 0 && d.H > 0 && d.W > 0 && d.kh > 0 && d.kw > 0 && d.B >= 0 && d.Ho >= 0 && d.Wo >= 0,
-                 "deform_conv2d: a size is not positive");
+                 "deform_conv2d: sizes must be positive");
     FASTDS_CHECK(d.groups > 0 && d.C % d.groups == 0 && d.O % d.groups == 0, "deform_conv2d: groups must divide C and O");
     FASTDS_CHECK(d.offset_groups > 0 && d.C % d.offset_groups == 0, "deform_conv2d: offset_groups must divide C");
 }
@@ -65,7 +65,7 @@ inline void register_deform_conv2d(py::module_& m) {
                                               to_pointer(weight), to_pointer(bias),   to_pointer(y)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_forward, dims, tensors, threads);
         },
-        "y from x; mask and bias may be 0");
+        "Compute y. The addresses mask and bias may be 0.");
     bind(
         m, "deform_conv2d_backward",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
@@ -78,10 +78,10 @@ inline void register_deform_conv2d(py::module_& m) {
                                                to_pointer(grad_bias),   to_pointer(workspace)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_backward, dims, tensors, threads);
         },
-        "The gradients whose address is not 0; workspace holds deform_conv2d_workspace(dims) bytes");
+        "Compute the gradients whose address is not 0. workspace has deform_conv2d_workspace(dims) bytes.");
     bind(
         m, "deform_conv2d_workspace", [](const DeformConv2dDims& dims) { return deform_conv2d_workspace(dims); },
-        "Bytes of scratch of the backward; the same for any number of threads");
+        "Return the size in bytes of the workspace of the backward pass; it does not depend on the number of threads.");
 #if FASTDS_BUILD_CUDA
     bind(
         m, "deform_conv2d_forward_cuda",
@@ -92,14 +92,14 @@ inline void register_deform_conv2d(py::module_& m) {
                                               to_pointer(weight), to_pointer(bias),   to_pointer(y)};
             deform_conv2d_forward_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "y from x; weight (K, C/groups, O); mask and bias may be 0");
+        "Compute y. weight is (O, K, C/groups); the addresses mask and bias may be 0.");
     bind(
         m, "deform_conv2d_window_fits",
         [](intptr_t x, intptr_t offset, intptr_t weight, const DeformConv2dDims& dims, int device) {
             const DeformConv2dForward tensors{to_pointer(x), to_pointer(offset), nullptr, to_pointer(weight), nullptr, nullptr};
             return deform_conv2d_window_fits(dims, tensors, device);
         },
-        "Whether the samples of the forward come from a window in shared memory, as deform_conv2d_guided_cuda needs it");
+        "Return whether the forward pass reads its samples from a window in shared memory, as deform_conv2d_guided_cuda requires.");
     bind(
         m, "deform_conv2d_guided_cuda",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y, intptr_t base, bool sigmoid,
@@ -107,10 +107,11 @@ inline void register_deform_conv2d(py::module_& m) {
             py::gil_scoped_release release;
             const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
                                               to_pointer(weight), to_pointer(bias),   to_pointer(y)};
-            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid, static_cast<float>(slope)};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid,
+                                                      static_cast<float>(slope)};
             deform_conv2d_guided_cuda(dims, tensors, epilogue, device, to_pointer(stream));
         },
-        "As deform_conv2d_forward_cuda, of offsets + base and sigmoid(mask), with a leaky ReLU; base may be 0");
+        "Like deform_conv2d_forward_cuda with the offsets + base, sigmoid(mask) and a leaky ReLU on y. The address base may be 0.");
     bind(
         m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
@@ -122,8 +123,8 @@ inline void register_deform_conv2d(py::module_& m) {
                 to_pointer(grad_offset), to_pointer(grad_mask), nullptr,         nullptr,       to_pointer(workspace)};
             deform_conv2d_backward_samples_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "Adds to grad_x, or with a workspace writes it in an order-free way, and writes grad_offset and grad_mask; 0: not wanted. "
-        "weight (K, O, C/groups)");
+        "Add to grad_x (with a workspace: write it deterministically) and write grad_offset and grad_mask, unless their address is 0. "
+        "weight is (K, O, C/groups).");
     bind(
         m, "deform_conv2d_backward_weight_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t grad_weight, intptr_t workspace,
@@ -134,9 +135,11 @@ inline void register_deform_conv2d(py::module_& m) {
                 nullptr,         nullptr,    to_pointer(grad_weight), nullptr,       to_pointer(workspace)};
             deform_conv2d_backward_weight_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "grad_weight; workspace holds deform_conv2d_weight_workspace(dims) bytes");
-    bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, "Bytes of zeros for grad_x");
-    bind(m, "deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace, "Bytes of scratch for grad_weight");
+        "Compute grad_weight. workspace has deform_conv2d_weight_workspace(dims) bytes.");
+    bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace,
+         "Return the size in bytes of the zeroed workspace for a deterministic grad_x.");
+    bind(m, "deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace,
+         "Return the size in bytes of the workspace for grad_weight.");
 #endif
 }
 

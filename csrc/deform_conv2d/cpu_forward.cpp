@@ -66,7 +66,7 @@ inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const t
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
     // With one group, the taps of a pixel are contiguous, so that one step may contain channels of two taps.
-    const int64_t whole = blocking.>term_multiple<Step>>(), runs = d.groups == 1 && in % whole ? 1 : K;
+    const int64_t whole = blocking.term_multiple<Step>(), runs = d.groups == 1 && in % whole ? 1 : K;
     const int64_t steps = round_up(K * in / runs, whole) / Step::terms;
     const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
@@ -112,7 +112,7 @@ void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, i
                   Blocking blocking, int threads) {
     constexpr int64_t kMinThreadedWork = 1 << 14;
     using A = typename Step::A;
-    const int64_t padded = round_up(terms, blocking.>term_multiple<Step>>()), written = terms / Step::terms * Step::terms;
+    const int64_t padded = round_up(terms, blocking.term_multiple<Step>()), written = terms / Step::terms * Step::terms;
     threads = out * terms < kMinThreadedWork ? 1 : threads;
     const auto pack_block = [=](int64_t column, int64_t lanes) __attribute__((noinline)) {
         constexpr int L = kLanes<A>;
@@ -167,7 +167,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     for (int64_t g = 0; g < d.groups; g++)
         pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, blocking, threads);
 
-    const int64_t column_row = round_up(K * d.C, blocking.>term_multiple<Step>>());
+    const int64_t column_row = round_up(K * d.C, blocking.term_multiple<Step>());
     const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, longest_run(d, d.offset_groups, tensors.mask));
     const Image image(d, d.x_h, d.x_w);
     const int64_t panel = choose_panel_pixels(column_row * sizeof(Column), d.planar, blocking.tiles, total, threads);
@@ -204,7 +204,8 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
-                    multiply_panel<Step>(d, blocking, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
+                    multiply_panel<Step>(d, blocking, columns + g * in, column_row, n, packed + g * group_size,
+                                         bias + g * out, target,
                                          write_tile<T, A>, d.planar ? planes.y : y, g * out, prefetch);
                 if (d.planar) planes.write(pixel, n);
             }

@@ -199,7 +199,7 @@ inline void check_sizes(const DeformConv2dDims& d) {
 }
 
 inline unsigned grid_size(int64_t blocks) {
-    FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than one CUDA grid holds");
+    FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than fit into a CUDA grid");
     return static_cast<unsigned>(blocks);
 }
 

@@ -14,7 +14,8 @@ void launch_samples(const DeformConv2dDims& d, const DeformConv2dBackward& t, co
     const PairTiles tiles(d);
     const int64_t blocks = ceil_div(d.B * d.Ho * d.Wo, sizeof(T) == 8 ? 32 : 64) * tiles.tiles;
     FASTDS_LAUNCH((deform_conv2d_backward_samples_kernel<T, V, GradX>), grid_size(blocks), kThreads, 0, stream, d, tiles,
-                  make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), static_cast<const T*>(t.weight), grad_x, want_x, t.grad_offset,
+                  make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), static_cast<const T*>(t.weight), grad_x, want_x,
+                  t.grad_offset,
                   static_cast<T*>(t.grad_mask));
 }
 
@@ -57,7 +58,8 @@ void launch_weight(const DeformConv2dDims& d, const DeformConv2dBackward& t, voi
     const WeightPartition partition(d);
     A* partial = static_cast<A*>(t.workspace);
     const int64_t n = d.O * (d.C / d.groups) * d.kh * d.kw;
-    FASTDS_LAUNCH((deform_conv2d_backward_weight_kernel<T, V>), grid_size(partition.parts * partition.tiles), kThreads, 0, stream, d, partition,
+    FASTDS_LAUNCH((deform_conv2d_backward_weight_kernel<T, V>), grid_size(partition.parts * partition.tiles), kThreads, 0,
+                  stream, d, partition,
                   make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), partial);
     FASTDS_LAUNCH((deform_conv2d_sum_weight_kernel<T>), grid_size(ceil_div(n, 256)), 256, 0, stream, partial,
                   static_cast<T*>(t.grad_weight), partition.parts, d.O, d.C / d.groups, d.kh * d.kw);

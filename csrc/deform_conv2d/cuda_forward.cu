@@ -77,7 +77,8 @@ void launch_window(const DeformConv2dDims& d, const DeformConv2dForward& t, cons
     const int bytes = kPanelBytes + static_cast<int>(std::max<int64_t>(pixels, kExchangeBytes));
     allow_shared_bytes(deform_conv2d_window_kernel<T>, bytes);
     FASTDS_LAUNCH((deform_conv2d_window_kernel<T>), grid_size(parts * shares), kWindowWarps * 32, bytes, stream, d,
-                  make_inputs<T>(d, t), epilogue, static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y),
+                  make_inputs<T>(d, t), epilogue, static_cast<const T*>(t.weight), static_cast<const T*>(t.bias),
+                  static_cast<T*>(t.y),
                   window, static_cast<int>(shares));
 }
 
@@ -114,13 +115,14 @@ bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dF
     return false;
 }
 
-void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dOffsetEpilogue& epilogue,
+void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
+                               const DeformConv2dOffsetEpilogue& epilogue,
                                int device, void* stream) {
     const DeviceGuard guard(device);
     FASTDS_DTYPE_SWITCH(dims.dtype, {
         if constexpr (sizeof(scalar) == 2) {
             const Window window = select_window<scalar>(dims, tensors, device);
-            FASTDS_CHECK(window.rows > 0, "deform_conv2d: no window fits this guided call");
+            FASTDS_CHECK(window.rows > 0, "deform_conv2d: deform_conv2d_window_fits is false for this call");
             launch_window<scalar>(dims, tensors, window, epilogue, device, stream);
         }
     })

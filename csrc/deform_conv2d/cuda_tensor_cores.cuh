@@ -99,8 +99,8 @@ __device__ __forceinline__ int mma_panel_terms(int first, int terms) {
     return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
 }
 
-// Loads the weights of `outputs` channels from o0 on, and the MmaTermGroup data, for as many terms from `first` on as fit. Outputs
-// and terms after the last are zeros.
+// Loads the weights of `outputs` channels from o0 on, and the MmaTermGroup data, for as many terms from `first` on as fit.
+// Outputs and terms after the last are zeros.
 template <class T>
 __device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaTermGroup* term_groups, const DeformConv2dDims& d,
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,

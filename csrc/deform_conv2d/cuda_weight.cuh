@@ -93,7 +93,8 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightParti
 
 // grad_weight (O, C/groups, K): one thread per element adds the parts in ascending order.
 template <class T>
-__global__ void deform_conv2d_sum_weight_kernel(const compute_t<T>* __restrict__ partial, T* __restrict__ grad_weight, int64_t parts,
+__global__ void deform_conv2d_sum_weight_kernel(const compute_t<T>* __restrict__ partial, T* __restrict__ grad_weight,
+                                                int64_t parts,
                                                 int64_t outputs, int64_t group_channels, int64_t K) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, n = outputs * group_channels * K;
     if (i >= n) return;

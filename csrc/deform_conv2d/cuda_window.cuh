@@ -7,7 +7,7 @@
 // The product is that of cuda_tensor_cores.cuh. A warp has 16 pixels, which are one row of the tile, and every second step of
 // the terms. The two halves of each sum are added in shared memory.
 #pragma once
-#include "core/fast.h"
+#include "core/fast_math.cuh"
 #include "deform_conv2d/cuda_tensor_cores.cuh"
 
 namespace fastds {
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kWindowRows = 8, kWindowColumns = kMmaPixels;  // output pixels of a tile
 constexpr int kWindowWarps = 2 * kWindowRows;                // two for each row
-constexpr int kMaxMargin = 12;                              // in pixels; loading a larger margin costs more than it saves
+constexpr int kMaxMargin = 12;                               // in pixels; loading a larger margin costs more than it saves
 constexpr int kPanelBytes = kMmaOutputs * kMmaPanel * 2;
 constexpr int kExchangeBytes = kWindowRows * 32 * kMmaOutputs / 2 * 4;  // half of the sums of a tile
 
@@ -56,7 +56,8 @@ struct TileWindow {
 
 // Like mma_samples, for one pack of channels of a group.
 template <class T>
-__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dOffsetEpilogue& epilogue,
+__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in,
+                                               const DeformConv2dOffsetEpilogue& epilogue,
                                                const TileWindow& tile_window, const MmaPixel& pixel, const MmaTermGroup& term_group, int pack,
                                                uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, 4>;
@@ -69,9 +70,11 @@ __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const 
     Words corner[4] = {};
     if (y >= tile_window.low_y && y < tile_window.high_y && x >= tile_window.low_x && x < tile_window.high_x) {
         const float floor_y = floorf(y), floor_x = floorf(x), ly = y - floor_y, lx = x - floor_x;
-        const int first = (static_cast<int>(floor_y) - tile_window.row) * tile_window.columns + static_cast<int>(floor_x) - tile_window.column;
+        const int first = (static_cast<int>(floor_y) - tile_window.row) * tile_window.columns + static_cast<int>(floor_x) -
+                          tile_window.column;
         corner[0] = tile_window.at(first, pack), corner[1] = tile_window.at(first + 1, pack);
-        corner[2] = tile_window.at(first + tile_window.columns, pack), corner[3] = tile_window.at(first + tile_window.columns + 1, pack);
+        corner[2] = tile_window.at(first + tile_window.columns, pack);
+        corner[3] = tile_window.at(first + tile_window.columns + 1, pack);
         const float lower = ly * mask, upper = mask - lower;
         weight[1] = upper * lx, weight[0] = upper - weight[1];
         weight[3] = lower * lx, weight[2] = lower - weight[3];
@@ -113,7 +116,8 @@ __device__ __forceinline__ void load_window(Pack<uint32_t, 4>* to, const DeformC
 // weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The grid has `shares` blocks for every 64 outputs of a group.
 template <class T>
 __global__ void __launch_bounds__(kWindowWarps * 32, 1)
-deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dOffsetEpilogue epilogue, const T* __restrict__ weight,
+deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dOffsetEpilogue epilogue,
+                            const T* __restrict__ weight,
                             const T* __restrict__ bias, T* __restrict__ y, const Window window, int shares) {
     using Words = Pack<uint32_t, 4>;
     FASTDS_DYNAMIC_SHARED(unsigned char, shared);
@@ -152,7 +156,8 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
             if (fabsf(dx) < most) tile_window.column += static_cast<int>(dx);
         }
         constexpr float inside = -0.99999994f;  // the smallest float above -1
-        tile_window.low_y = fmaxf(static_cast<float>(tile_window.row), inside), tile_window.low_x = fmaxf(static_cast<float>(tile_window.column), inside);
+        tile_window.low_y = fmaxf(static_cast<float>(tile_window.row), inside);
+        tile_window.low_x = fmaxf(static_cast<float>(tile_window.column), inside);
         tile_window.high_y = fminf(static_cast<float>(tile_window.row + window.rows - 1), in.height);
         tile_window.high_x = fminf(static_cast<float>(tile_window.column + window.columns - 1), in.width);
         __syncthreads();  // all threads have read the window and sums of the previous tile

@@ -77,7 +77,8 @@ struct AllLanes {
 // Loads the corners of a sample, with zeros for those outside the image. `corner` points to the first requested channel of
 // corner 0.
 template <bool kBorder, int N, class A, class T, class Which = AllLanes<T, N>>
-FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4], const Which& lanes = {}) {
+FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4],
+                            const Which& lanes = {}) {
     const T* below = corner + image.below;
     v[0] = lanes.load(corner);
     v[1] = lanes.load(corner + image.right);
@@ -96,7 +97,8 @@ FASTDS_HD Vec<A, N> blend(const A* weights, const Vec<A, N> (&v)[4]) {
 // Gathers the channels of each sample in vectors of N. In the last vector only the lanes that are channels are loaded; the
 // others are zero.
 template <int N, bool kWhole, class A, class T, class Out>
-FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x, Out* columns) {
+FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x,
+                              Out* columns) {
     const int64_t channels = plan.per_group, whole = kWhole ? channels / N * N : 0;
     const FirstLanes<T, N> rest(channels - whole);
     for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {

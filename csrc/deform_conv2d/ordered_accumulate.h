@@ -15,7 +15,8 @@ namespace {
 
 template <class T, class A>
 struct OrderedAccumulator {
-    OrderedAccumulator(const DeformConv2dDims& d, const BackwardPartition& partition, const BackwardWorkspace& layout, void* grad_x, void* workspace)
+    OrderedAccumulator(const DeformConv2dDims& d, const BackwardPartition& partition, const BackwardWorkspace& layout,
+                       void* grad_x, void* workspace)
         : d(d), partition(partition), grad_x(static_cast<T*>(grad_x)),
           sums(sizeof(T) == sizeof(A) ? static_cast<A*>(grad_x)
                                       : reinterpret_cast<A*>(static_cast<char*>(workspace) + layout.sums_at)),

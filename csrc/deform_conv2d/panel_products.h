@@ -28,7 +28,7 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
                     typename Step::A* columns, int64_t column_row) {
     using A = typename Step::A;
     constexpr int64_t terms = Step::terms;
-    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.>term_multiple<Step>>());
+    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.term_multiple<Step>());
     for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
         const Part& part = parts.list[i];
         const typename Step::Stored *b = packed + part.packed, *a = grad_y + part.group * out;

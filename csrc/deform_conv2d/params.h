@@ -58,7 +58,8 @@ struct DeformConv2dOffsetEpilogue {
     float slope;
 };
 bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device);
-void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dOffsetEpilogue& epilogue,
+void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
+                               const DeformConv2dOffsetEpilogue& epilogue,
                                int device, void* stream);
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream);

@@ -62,7 +62,8 @@ struct Planes {
             else
                 read_offsets(float{});
             if (tensors.mask != nullptr)
-                transpose_elements(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n, &mask[p * samples], samples);
+                transpose_elements(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n,
+                                   &mask[p * samples], samples);
         });
     }
 

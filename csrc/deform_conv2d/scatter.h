@@ -43,7 +43,8 @@ FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
 // grad_x += weights * columns, which are the gradients of the masked samples. Not inlined, because the code is the same for all
 // storage types.
 template <class A>
-__attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, int64_t run, const A* columns, const GradImage<A>& grad_x) {
+__attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, int64_t run, const A* columns,
+                                       const GradImage<A>& grad_x) {
     const int64_t *at = s.at_grad, *column = plan.column;
     const A* weights = s.weights;
     A* data = grad_x.data;

@@ -21,11 +21,11 @@ inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Ope
                                   [&](auto f) { expected = decltype(f)::inputs + decltype(f)::outputs; });
     FASTDS_CHECK(operands.size() == expected, "gates: expected " + std::to_string(expected) + " operands, got " +
                                                   std::to_string(operands.size()));
-    FASTDS_CHECK(rows >= 0 && run >= 0, "gates: a size is negative");
+    FASTDS_CHECK(rows >= 0 && run >= 0, "gates: sizes must not be negative");
     GatesParams params{static_cast<GateFormula>(formula), std::get<2>(operands[0]) == f64, rows, run, option, slope, {}};
     for (size_t k = 0; k < operands.size(); k++) {
         const auto [address, row, dtype] = operands[k];
-        FASTDS_CHECK((to_dtype(dtype) == f64) == params.is_double, "gates: float64 operands do not mix with others");
+        FASTDS_CHECK((to_dtype(dtype) == f64) == params.is_double, "gates: either all operands must be float64 or none");
         params.operands[k] = {to_pointer(address), row, dtype};
     }
     return params;
@@ -42,7 +42,7 @@ inline void register_gates(py::module_& m) {
             py::gil_scoped_release release;
             FASTDS_DISPATCH_TYPED(params.is_double, gates_cpu, params, threads);
         },
-        "Runs the formula with this number of csrc/gates/params.h");
+        "Apply the formula with this number in csrc/gates/params.h.");
 #if FASTDS_BUILD_CUDA
     bind(m, "gates_cuda", [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope,
                            int device, intptr_t stream) {

@@ -32,14 +32,16 @@ void gates_cuda(const GatesParams& params, int device, void* stream) {
     constexpr int block = 256;
     const bool runs = can_use_runs(params), fast = has_16_bit_operand(params);
     const int64_t threads = runs ? elements / kGateRun : elements, grid = (threads + block - 1) / block;
-    FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than one CUDA grid holds");
+    FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than fit into a CUDA grid");
     dispatch_gate_formula(params.formula, [&](auto formula) {
         using Formula = decltype(formula);
         const auto count = static_cast<uint32_t>(threads), per_row = static_cast<uint32_t>(params.run / kGateRun);
         if (runs && fast)
-            FASTDS_LAUNCH((gates_run_kernel<Formula, FastFloat>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
+            FASTDS_LAUNCH((gates_run_kernel<Formula, FastFloat>), static_cast<unsigned>(grid), block, 0, stream, params,
+                          count, per_row);
         else if (runs)
-            FASTDS_LAUNCH((gates_run_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
+            FASTDS_LAUNCH((gates_run_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params, count,
+                          per_row);
         else if (params.is_double)
             FASTDS_LAUNCH((gates_kernel<Formula, double>), static_cast<unsigned>(grid), block, 0, stream, params);
         else

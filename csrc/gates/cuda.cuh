@@ -2,7 +2,7 @@
 // CUDA kernels of the pointwise formulas: one thread per element, or per eight adjacent elements if all operands are aligned
 // for it. Memory bandwidth and instructions limit the speed alike. Neighbouring threads read neighbouring channels.
 #pragma once
-#include "core/fast.h"
+#include "core/fast_math.cuh"
 #include "gates/math.h"
 
 namespace fastds {

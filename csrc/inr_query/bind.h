@@ -34,10 +34,10 @@ inline void check(const InrQueryDims& d) {
                  "inr_query: unknown feature or ensemble");
     FASTDS_CHECK(d.ensemble != inr_early_attn || ((d.feature == inr_affine || d.feature == inr_slope) && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
                  "inr_query: early_attn needs an affine feature and heads that divide D");
-    FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot takes no ensemble or trunk");
+    FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot supports no ensemble or trunk");
     FASTDS_CHECK(d.feature != inr_fourier || d.D % 2 == 0, "inr_query: fourier needs an even D");
     FASTDS_CHECK(d.heads > 0 && d.heads <= kInrHeads, "inr_query: heads out of range");
-    FASTDS_CHECK(d.B >= 0 && d.Q >= 0 && d.H > 0 && d.W > 0 && d.D > 0 && d.O > 0, "inr_query: a size is not positive");
+    FASTDS_CHECK(d.B >= 0 && d.Q >= 0 && d.H > 0 && d.W > 0 && d.D > 0 && d.O > 0, "inr_query: sizes must be positive");
     FASTDS_CHECK(d.layers == 0 || d.width[d.layers - 1] == d.O, "inr_query: the trunk must end with O outputs");
 }
 
@@ -98,7 +98,7 @@ inline Call make_call(const py::kwargs& given) {
 
 inline void register_inr_query(py::module_& m) {
     using namespace inr_query_bind;
-    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
+    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call (csrc/inr_query/params.h).")
         .def(py::init(&make_call))
         .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); })
         .def_property_readonly("trunk_workspace", [](const Call& call) { return inr_trunk_workspace(call.dims); });
@@ -108,19 +108,22 @@ inline void register_inr_query(py::module_& m) {
     });
     bind(m, "inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, to_pointer(rows), to_pointer(weights), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, to_pointer(rows),
+                              to_pointer(weights), threads);
     });
     bind(m, "inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
                                             intptr_t rho_bias, intptr_t workspace, int threads) {
         py::gil_scoped_release release;
         const InrQueryGradients gradients{to_pointer(maps), to_pointer(offsets), to_pointer(rho_bias), to_pointer(workspace)};
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors, to_pointer(grad_rows), gradients, threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors,
+                              to_pointer(grad_rows), gradients, threads);
     });
     bind(m, "inr_query_trunk_backward", [](const Call& call, intptr_t grad_y, intptr_t grad_rows, intptr_t grad_layers,
                                          intptr_t workspace, int threads) {
         FASTDS_CHECK(call.dims.layers > 0, "inr_query: the call has no trunk");
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, to_pointer(grad_y), to_pointer(grad_rows),
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, to_pointer(grad_y),
+                              to_pointer(grad_rows),
                               to_pointer(grad_layers), to_pointer(workspace), threads);
     });
 #if FASTDS_BUILD_CUDA
@@ -131,7 +134,8 @@ inline void register_inr_query(py::module_& m) {
     bind(m, "inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
                                                  int device, intptr_t stream) {
         py::gil_scoped_release release;
-        inr_query_features_backward_cuda(call.dims, call.tensors, to_pointer(grad_rows), to_pointer(grad_maps), to_pointer(partials),
+        inr_query_features_backward_cuda(call.dims, call.tensors, to_pointer(grad_rows), to_pointer(grad_maps),
+                                         to_pointer(partials),
                                          device, to_pointer(stream));
     });
     bind(m, "inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });

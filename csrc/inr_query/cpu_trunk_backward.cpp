@@ -44,9 +44,9 @@ struct Panel {
     const Trunk<FmaStep<A>>& trunk;
     const A* const* transposed;  // packed transposed weights of each layer: the terms are the outputs
     Features<A, T, A> features;
-    const int64_t per_query, elements;  // elements of a buffer of rows
-    const ZeroedBuffer<A> inputs;              // inputs of each layer
-    const ZeroedBuffer<A> first, second;       // gradients
+    const int64_t per_query, elements;    // elements of a buffer of rows
+    const ZeroedBuffer<A> inputs;         // inputs of each layer
+    const ZeroedBuffer<A> first, second;  // gradients
     const Buffer<QueryCorners<A>> places;
 
     Panel(const Source<T>& s, const InrTrunkPartition& partition, const Trunk<FmaStep<A>>& trunk, const A* const* transposed)
@@ -107,7 +107,8 @@ struct Panel {
         multiply_rows<FmaStep<A>>(grad, trunk.stride, d.width[l], transposed[l], inr_layer_inputs(d, l), n, trunk.blocking,
                                   [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
                                       for (int64_t c = 0; c < vectors * kLanes<A>; c += kLanes<A>)
-                                          if (column + c < inr_layer_inputs(d, l)) write(row, column + c, load_vec<kLanes<A>>(sum + c));
+                                          if (column + c < inr_layer_inputs(d, l)) write(row, column + c,
+                                                                                         load_vec<kLanes<A>>(sum + c));
                                   });
     }
 };

@@ -19,7 +19,7 @@ unsigned count_blocks(const InrQueryDims& d) {
 template <class T, class Kernel>
 int get_shared_bytes(const InrQueryDims& d, bool backward, Kernel kernel) {
     const int64_t bytes = kInrWarps * inr_shared(d, backward) * static_cast<int64_t>(sizeof(compute_t<T>));
-    FASTDS_CHECK(bytes <= (96 << 10), "inr_query: D, heads and dk need more shared memory than a block may have");
+    FASTDS_CHECK(bytes <= (96 << 10), "inr_query: D, heads and dk need more shared memory than a block has");
     if (bytes > (48 << 10)) allow_shared_bytes(kernel, static_cast<int>(bytes));
     return static_cast<int>(bytes);
 }

@@ -16,7 +16,7 @@ FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t t
                              int64_t columns, int64_t n, const Blocking& blocking, const Write& write) {
     using A = typename Step::A;
     constexpr int lanes = kLanes<A>;
-    const int64_t padded = round_up(terms, blocking.>term_multiple<Step>>()), steps = padded / Step::terms;
+    const int64_t padded = round_up(terms, blocking.term_multiple<Step>()), steps = padded / Step::terms;
     for (int64_t i = 0; i < n; i++)  // zeros what the last step reads beyond the terms, which may be NaN left by another layer
         for (int64_t c = terms; c < padded; c++) x[i * stride + c] = {};
     const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
@@ -25,7 +25,8 @@ FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t t
         if constexpr (Step::terms > 1 && NV <= 2)
             if (blocking.tiles) {
                 for_tile_sums<NV>({x, stride, padded / kTileDepth}, n, packed, [&](int64_t first, const float* sums) {
-                    for (int64_t r = first; r < min_of(first + 2 * kTileRows, n); r++, sums += NV * lanes) write(r, column, sums, NV);
+                    for (int64_t r = first; r < min_of(first + 2 * kTileRows, n); r++, sums += NV * lanes)
+                        write(r, column, sums, NV);
                 });
                 packed += steps * b_step;
                 return;

@@ -13,7 +13,7 @@ inline void register_null_op(py::module_& m) {
             py::gil_scoped_release release;
             FASTDS_DISPATCH(null_op_cpu, to_pointer(x), to_pointer(y), params, threads);
         },
-        "y = x over n dense elements");
+        "y = x for n contiguous elements.");
 #if FASTDS_BUILD_CUDA
     bind(m, "null_op_cuda", [](intptr_t x, intptr_t y, int dtype, int64_t n, int device, intptr_t stream) {
         const NullOpParams params{to_dtype(dtype), n};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle on the CPU, parallel over rows of coarse pixels. Memory bandwidth limits its speed. Where whole vectors are
-// read (permute_blocks.h, single_channel.h, permute_squares.h), bias, activation and gradients are computed in the same step as the permutation.
-// Otherwise they are first computed for some pixels in memory order (elementwise.h) into a buffer in the L1 cache, which is then
-// permuted (permute_row.h, nchw.h).
+// read (permute_blocks.h, single_channel.h, permute_squares.h), bias, activation and gradients are computed in the same step as
+// the permutation. Otherwise they are first computed for some pixels in memory order (elementwise.h) into a buffer in the L1
+// cache, which is then permuted (permute_row.h, nchw.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/elementwise.h"
 #include "pixel_shuffle/permute_row.h"
@@ -160,7 +160,8 @@ void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward
                 // Without an activation the slope is 1, so that the signs may be those of any tensor.
                 const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = problem.fine(row);
-                const GradientSource<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
+                const GradientSource<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals,
+                                             problem.act};
                 U* coarse = static_cast<U*>(t.grad_x) + problem.coarse(row);
                 dispatch_factor(p.r, [&](auto r) {
                     to_coarse<decltype(r)::value>(p.C, problem.streamed, fine, problem.row_stride, p.W, coarse);

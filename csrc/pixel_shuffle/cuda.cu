@@ -23,7 +23,7 @@ TileGrid make_tile_grid(const PixelShuffleParams& p) {
     const int pixels = kShuffleTile / (channels * taps);
     const ShuffleTiles tiles{p.C, p.W, p.B * p.H * p.W, p.r, pixels, channels};
     const int64_t x = (tiles.total + pixels - 1) / pixels, y = (p.C + channels - 1) / channels;
-    FASTDS_CHECK(x <= INT32_MAX && y <= 65535, "pixel_shuffle: more elements than one CUDA grid holds");
+    FASTDS_CHECK(x <= INT32_MAX && y <= 65535, "pixel_shuffle: more elements than fit into a CUDA grid");
     return {tiles, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), 1)};
 }
 

@@ -72,11 +72,10 @@ FASTDS_HD Vec<int32_t, N> get_lane_indices() {
     return numbers;
 }
 
-// Sources of the blocks of channels (permute_blocks.h). at<N>(k, o, again) returns the N elements from k on, which belong to the
-// channels from o on of their pixel; the first `again` of them were read before. prefetch(k) announces that the elements from k on
-// are read next. with_private_sums<Count>(use) calls use(source) with private sums of Count channels, which it adds to the sums
-// afterwards.
-// This source returns the elements unchanged.
+// Sources of the blocks of channels (permute_blocks.h). at<N>(k, o, again) returns the N elements from k on, which belong to
+// the channels from o on of their pixel; the first `again` of them were read before. prefetch(k) announces that the elements
+// from k on are read next. with_private_sums<Count>(use) calls use(source) with private sums of Count channels, which it adds
+// to the sums afterwards. This source returns the elements unchanged.
 template <class U>
 struct UnchangedSource {
     static constexpr bool computes =false;

@@ -122,7 +122,8 @@ class ForwardPlanes {
                 compute_activation<true>(problem_, coarse + j * plane, bias + j, count * p.W, computed_ + j * pitch_);
             interleave_any_rows(p.r, (const U*)static_cast<T*>(computed_), pitch_, count * p.W, (U*)to, as_it_is);
         } else {
-            interleave_any_rows(p.r, coarse, plane, count * p.W, to, [bias, act = problem_.act](auto v, int j) __attribute__((always_inline)) {
+            interleave_any_rows(p.r, coarse, plane, count * p.W, to, [bias, act = problem_.act](auto v,
+                                                                                                int j) __attribute__((always_inline)) {
                 return activate(decltype(v)(v + bias[j]), act);
             });
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Permutation of some coarse pixels of a row to sub-pixels, and back. Blocks of channels and single channels are permuted in
-// registers, where a source may also compute bias and activation (elementwise.h). There are two methods for bits alone: factor 1
-// is a copy, and the elements of few channels are gathered by a table of positions.
+// registers, where a source may also compute bias and activation (elementwise.h). There are two methods for bits alone: factor
+// 1 is a copy, and the elements of few channels are gathered by a table of positions.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/permute_blocks.h"

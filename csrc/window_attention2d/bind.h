@@ -24,7 +24,7 @@ inline AttentionMap map_of(const Map& m) { return {to_pointer(m[0]), m[1], m[2],
 
 inline AttentionDims dims_of(const Dims& d) {
     const AttentionDims dims{to_dtype(static_cast<int>(d[0])), d[1], d[2], d[3], d[4], d[5]};
-    FASTDS_CHECK(dims.B >= 0 && dims.C > 0 && dims.H > 0 && dims.W > 0, "window_attention2d: a size is not positive");
+    FASTDS_CHECK(dims.B >= 0 && dims.C > 0 && dims.H > 0 && dims.W > 0, "window_attention2d: sizes must be positive");
     FASTDS_CHECK(dims.C <= 64, "window_attention2d: more than 64 channels");
     FASTDS_CHECK(dims.window > 0 && dims.window <= 64, "window_attention2d: the window must be 1 to 64");
     return dims;
@@ -43,7 +43,7 @@ inline void register_window_attention2d(py::module_& m) {
             py::gil_scoped_release release;
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_forward, dims, tensors, threads);
         },
-        "y and lse; a map is (address, strides), dims (dtype, B, C, H, W, window)");
+        "Compute y and lse. A tensor is (address, strides); dims is (dtype, B, C, H, W, window).");
     bind(
         m, "window_attention2d_backward",
         [](const Dims& d, const Map& grad_y, const Map& q, const Map& k, const Map& v, const Map& y, intptr_t lse,
@@ -55,11 +55,11 @@ inline void register_window_attention2d(py::module_& m) {
             py::gil_scoped_release release;
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_backward, dims, tensors, threads);
         },
-        "The gradients whose address is not 0");
+        "Compute the gradients whose address is not 0.");
     bind(
         m, "window_attention2d_workspace",
         [](const Dims& d, bool backward) { return window_attention2d_workspace(dims_of(d), backward); },
-        "Bytes of scratch");
+        "Return the size in bytes of the workspace.");
 }
 
 }  // namespace fastds
