@@ -148,8 +148,8 @@ struct Conv3x3FewGradWeight {
     int threads;
 };
 
-// Partition of a call and size of its workspace. It depends on the shape and the number of threads and never changes the
-// result.
+// Partition of a call and size of its workspace. It depends on the shape, the alignment of the outputs and the
+// number of threads, and never changes the result.
 struct Conv3x3Plan {
     int64_t block_tiles, blocks;   // maximum number of tiles transformed at once; number of such blocks
     int64_t group_tiles;           // tiles multiplied at once: blocks are whole groups, except for the last tiles

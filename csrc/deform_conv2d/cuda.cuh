@@ -198,7 +198,7 @@ inline void check_sizes(const DeformConv2dDims& d) {
                  "deform_conv2d: on CUDA rows, columns and channels must be fewer than 2^31");
 }
 
-inline unsigned grid_size(int64_t blocks) {
+inline unsigned get_grid_size(int64_t blocks) {
     FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than fit into a CUDA grid");
     return static_cast<unsigned>(blocks);
 }

@@ -13,7 +13,7 @@ template <class T, int V, class GradX>
 void launch_samples(const DeformConv2dDims& d, const DeformConv2dBackward& t, const GradX& grad_x, bool want_x, void* stream) {
     const PairTiles tiles(d);
     const int64_t blocks = ceil_div(d.B * d.Ho * d.Wo, sizeof(T) == 8 ? 32 : 64) * tiles.tiles;
-    FASTDS_LAUNCH((deform_conv2d_backward_samples_kernel<T, V, GradX>), grid_size(blocks), kThreads, 0, stream, d, tiles,
+    FASTDS_LAUNCH((deform_conv2d_backward_samples_kernel<T, V, GradX>), get_grid_size(blocks), kThreads, 0, stream, d, tiles,
                   make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), static_cast<const T*>(t.weight), grad_x, want_x,
                   t.grad_offset,
                   static_cast<T*>(t.grad_mask));
@@ -36,7 +36,7 @@ void launch_ordered(const DeformConv2dDims& d, const DeformConv2dBackward& t, vo
     largest(t.weight, d.O * (d.C / d.groups) * d.kh * d.kw, 1);
     if (t.mask != nullptr) largest(t.mask, d.B * d.Ho * d.Wo * d.offset_groups * d.kh * d.kw, 2);
     launch_samples<T, 1>(d, t, grad_x, true, stream);
-    FASTDS_LAUNCH((from_fixed_point_kernel<T>), grid_size(ceil_div(layout.n, 256)), 256, 0, stream, grad_x,
+    FASTDS_LAUNCH((from_fixed_point_kernel<T>), get_grid_size(ceil_div(layout.n, 256)), 256, 0, stream, grad_x,
                   static_cast<T*>(t.grad_x));
 }
 
@@ -58,10 +58,10 @@ void launch_weight(const DeformConv2dDims& d, const DeformConv2dBackward& t, voi
     const WeightPartition partition(d);
     A* partial = static_cast<A*>(t.workspace);
     const int64_t n = d.O * (d.C / d.groups) * d.kh * d.kw;
-    FASTDS_LAUNCH((deform_conv2d_backward_weight_kernel<T, V>), grid_size(partition.parts * partition.tiles), kThreads, 0,
+    FASTDS_LAUNCH((deform_conv2d_backward_weight_kernel<T, V>), get_grid_size(partition.parts * partition.tiles), kThreads, 0,
                   stream, d, partition,
                   make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), partial);
-    FASTDS_LAUNCH((deform_conv2d_sum_weight_kernel<T>), grid_size(ceil_div(n, 256)), 256, 0, stream, partial,
+    FASTDS_LAUNCH((deform_conv2d_sum_weight_kernel<T>), get_grid_size(ceil_div(n, 256)), 256, 0, stream, partial,
                   static_cast<T*>(t.grad_weight), partition.parts, d.O, d.C / d.groups, d.kh * d.kw);
 }
 

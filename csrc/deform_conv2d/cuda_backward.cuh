@@ -70,7 +70,8 @@ struct OrderedLayout {
 constexpr double kSecondWord = 1 << 30;
 
 // Returns the number of units per 1. `maxima` holds the bits of `factors` largest values.
-__device__ __forceinline__ double fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs, int64_t terms) {
+__device__ __forceinline__ double get_fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs,
+                                                        int64_t terms) {
     int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // exponent of a bound of the sum
     for (int i = 0; i < factors; i++) {
         double largest;
@@ -91,7 +92,7 @@ struct Ordered {
     int64_t n, outputs, terms;
     double scale;
 
-    __device__ __forceinline__ void prepare() { scale = fixed_point_scale(maxima, factors, outputs, terms); }
+    __device__ __forceinline__ void prepare() { scale = get_fixed_point_scale(maxima, factors, outputs, terms); }
     template <int V>
     __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
 #pragma unroll

@@ -14,7 +14,7 @@ namespace {
 template <class T, int V, int kM, int kN, int kTM, int kTN>
 void launch(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) {
     const int64_t tiles = d.groups * ceil_div(d.O / d.groups, kN), blocks = ceil_div(d.B * d.Ho * d.Wo, kM) * tiles;
-    FASTDS_LAUNCH((deform_conv2d_forward_kernel<T, V, kM, kN, kTM, kTN>), grid_size(blocks), kThreads, 0, stream, d,
+    FASTDS_LAUNCH((deform_conv2d_forward_kernel<T, V, kM, kN, kTM, kTN>), get_grid_size(blocks), kThreads, 0, stream, d,
                   make_inputs<T>(d, t), static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y));
 }
 
@@ -25,7 +25,7 @@ void launch_tensor_cores(const DeformConv2dDims& d, const DeformConv2dForward& t
     const int64_t shares = std::min(places, ceil_div(d.B * d.Ho * d.Wo, kMmaWarps * kMmaPixels));
     constexpr int bytes = kMmaOutputs * kMmaPanel * sizeof(T);
     allow_shared_bytes(deform_conv2d_tensor_cores_kernel<T>, bytes);
-    FASTDS_LAUNCH((deform_conv2d_tensor_cores_kernel<T>), grid_size(tiles * shares), kMmaWarps * 32, bytes, stream, d,
+    FASTDS_LAUNCH((deform_conv2d_tensor_cores_kernel<T>), get_grid_size(tiles * shares), kMmaWarps * 32, bytes, stream, d,
                   make_inputs<T>(d, t), static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y),
                   static_cast<int>(shares));
 }
@@ -76,7 +76,7 @@ void launch_window(const DeformConv2dDims& d, const DeformConv2dForward& t, cons
     const int64_t pixels = int64_t{window.rows} * window.columns * (d.C / d.groups) * 2;
     const int bytes = kPanelBytes + static_cast<int>(std::max<int64_t>(pixels, kExchangeBytes));
     allow_shared_bytes(deform_conv2d_window_kernel<T>, bytes);
-    FASTDS_LAUNCH((deform_conv2d_window_kernel<T>), grid_size(parts * shares), kWindowWarps * 32, bytes, stream, d,
+    FASTDS_LAUNCH((deform_conv2d_window_kernel<T>), get_grid_size(parts * shares), kWindowWarps * 32, bytes, stream, d,
                   make_inputs<T>(d, t), epilogue, static_cast<const T*>(t.weight), static_cast<const T*>(t.bias),
                   static_cast<T*>(t.y),
                   window, static_cast<int>(shares));

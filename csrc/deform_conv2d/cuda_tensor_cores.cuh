@@ -62,7 +62,7 @@ __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint3
 // Computes the samples of one pixel for the channels of a lane, rounded to T. There are no branches between the loads, so that
 // all are in flight before the first result is used. Corners outside the image are not loaded and have the weight 0.
 template <class T>
-__device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
+__device__ __forceinline__ void compute_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
                                             const MmaTermGroup& term_group, uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, kMmaChannels / 2>;
     const int at = pixel.offset + 2 * term_group.q;
@@ -95,18 +95,18 @@ __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inp
 }
 
 // Returns the number of terms from `first` on that a panel holds, rounded up to whole steps of a warp.
-__device__ __forceinline__ int mma_panel_terms(int first, int terms) {
+__device__ __forceinline__ int count_panel_terms(int first, int terms) {
     return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
 }
 
 // Loads the weights of `outputs` channels from o0 on, and the MmaTermGroup data, for as many terms from `first` on as fit.
 // Outputs and terms after the last are zeros.
 template <class T>
-__device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaTermGroup* term_groups, const DeformConv2dDims& d,
+__device__ __forceinline__ void load_panel(T (*panel)[kMmaPanel], MmaTermGroup* term_groups, const DeformConv2dDims& d,
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,
                                                int outputs, int first, int terms) {
     using Weights = Pack<T, kMmaChannels>;
-    const int count = mma_panel_terms(first, terms) / kMmaChannels;
+    const int count = count_panel_terms(first, terms) / kMmaChannels;
     for (int i = threadIdx.x; i < count * kMmaOutputs; i += blockDim.x) {
         const int output = i / count, term_group = i % count, term = first + term_group * kMmaChannels;
         const T* from = weight + int64_t{o0 + output} * terms + term;
@@ -152,17 +152,17 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
         for (int first = 0; first < terms; first += kMmaPanel) {
             if (!loaded || terms > kMmaPanel) {
                 __syncthreads();
-                mma_load_panel(panel, term_groups, d, size, weight, group, o0, outputs, first, terms);
+                load_panel(panel, term_groups, d, size, weight, group, o0, outputs, first, terms);
                 loaded = true;
                 __syncthreads();
             }
             if (!busy) continue;
-            const int end = mma_panel_terms(first, terms);
+            const int end = count_panel_terms(first, terms);
             for (int e = t * kMmaChannels; e < end; e += kMmaTerms) {
                 const MmaTermGroup term_group = term_groups[e / kMmaChannels];
                 uint32_t samples[2][4];
 #pragma unroll
-                for (int m = 0; m < 2; m++) mma_samples(d, in, pixels[m], term_group, samples[m]);
+                for (int m = 0; m < 2; m++) compute_samples(d, in, pixels[m], term_group, samples[m]);
 #pragma unroll
                 for (int n = 0; n < kMmaOutputs / 8; n++) {
                     const auto w = *reinterpret_cast<const Pack<uint32_t, 4>*>(&panel[n * 8 + g][e]);

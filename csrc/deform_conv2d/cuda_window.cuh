@@ -54,9 +54,9 @@ struct TileWindow {
     }
 };
 
-// Like mma_samples, for one pack of channels of a group.
+// Like compute_samples, for one pack of channels of a group.
 template <class T>
-__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in,
+__device__ __forceinline__ void compute_window_samples(const DeformConv2dDims& d, const Inputs<T>& in,
                                                const DeformConv2dOffsetEpilogue& epilogue,
                                                const TileWindow& tile_window, const MmaPixel& pixel, const MmaTermGroup& term_group, int pack,
                                                uint32_t (&to)[4]) {
@@ -127,7 +127,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
     FASTDS_SHARED(MmaTermGroup, term_groups, [kMmaPanel / kMmaChannels]);
     FASTDS_SHARED(float, biases, [kMmaOutputs]);
     const Groups size(d);
-    const int terms = size.K * size.channels, end = mma_panel_terms(0, terms);
+    const int terms = size.K * size.channels, end = count_panel_terms(0, terms);
     const int output_tiles = (size.outputs + kMmaOutputs - 1) / kMmaOutputs, part = blockIdx.x / shares;
     const int group = part / output_tiles, o0 = group * size.outputs + part % output_tiles * kMmaOutputs;
     const int outputs = min((group + 1) * size.outputs - o0, kMmaOutputs);
@@ -135,7 +135,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
     const int row = warp % kWindowRows, half = warp / kWindowRows;
     for (int n = threadIdx.x; n < kMmaOutputs; n += kWindowWarps * 32)
         biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
-    mma_load_panel(panel, term_groups, d, size, weight, group, o0, outputs, 0, terms);
+    load_panel(panel, term_groups, d, size, weight, group, o0, outputs, 0, terms);
 
     TileWindow tile_window;
     tile_window.packs = packs, tile_window.columns = window.columns;
@@ -183,7 +183,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
             uint32_t samples[2][4];
 #pragma unroll
             for (int m = 0; m < 2; m++)
-                window_samples(d, in, epilogue, tile_window, pixels[m], term_group, max(pack, 0), samples[m]);
+                compute_window_samples(d, in, epilogue, tile_window, pixels[m], term_group, max(pack, 0), samples[m]);
 #pragma unroll
             for (int n = 0; n < kMmaOutputs / 8; n++) {
                 const auto w = *reinterpret_cast<const Words*>(&panel[n * 8 + g][e]);

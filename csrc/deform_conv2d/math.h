@@ -11,7 +11,7 @@ namespace {
 template <class A, class Index = int64_t>
 struct BilinearCell {
     Index y0, x0;
-    A ly, lx;        // fractions in [0, 1) towards row y0+1 and column x0+1
+    A ly, lx;        // fractions in [0, 1] towards row y0+1 and column x0+1
     bool corner[4];  // whether the corner is inside the image; other corners count as 0
 };
 

@@ -182,7 +182,7 @@ struct Candidate {
     V value, derivative, bend;
 };
 template <bool leaky, class A, class V>
-FASTDS_HD Candidate<V> candidate(V a, A slope) {
+FASTDS_HD Candidate<V> compute_candidate(V a, A slope) {
     if constexpr (leaky) {
         const V derivative = a > A(0) ? V{} + A(1) : V{} + slope;
         return {a * derivative, derivative, V{}};
@@ -202,7 +202,7 @@ FASTDS_HD V hidden_weight(V z, const GateOptions<A>& options) {
 template <bool leaky>
 struct GruUpdate {
     FASTDS_GATE_FORMULA(3, 1) {
-        const V w = hidden_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = compute_candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
     }
 };
@@ -213,7 +213,7 @@ struct GruUpdateBackward {
     FASTDS_GATE_FORMULA(4, 3) {
         const V w = hidden_weight<A>(in[1], options);
         const A sign = A(2) * options.keep - A(1);
-        const auto n = candidate<leaky, A>(in[2], options.slope);
+        const auto n = compute_candidate<leaky, A>(in[2], options.slope);
         out[0] = in[0] * (sign * (in[3] - n.value));
         out[1] = in[0] * ((A(1) - w) * n.derivative);
         out[2] = in[0] * w;
@@ -226,7 +226,7 @@ struct GruUpdateDouble {
     FASTDS_GATE_FORMULA(7, 4) {
         const V w = hidden_weight<A>(in[4], options);
         const A sign = A(2) * options.keep - A(1);
-        const auto n = candidate<leaky, A>(in[5], options.slope);
+        const auto n = compute_candidate<leaky, A>(in[5], options.slope);
         out[0] = in[0] * (sign * (in[6] - n.value)) + in[1] * ((A(1) - w) * n.derivative) + in[2] * w;
         out[1] = in[3] * (sign * (in[2] - in[1] * n.derivative));
         out[2] = in[3] * (in[1] * (A(1) - w) * n.bend - in[0] * (sign * n.derivative));
@@ -249,7 +249,7 @@ struct GruResetKept {
 template <bool leaky>
 struct GruUpdateKept {
     FASTDS_GATE_FORMULA(3, 2) {
-        const V w = hidden_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = compute_candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
         out[1] = n;
     }
@@ -283,7 +283,7 @@ struct GruGatesGradient {
 struct TrajGruGates {
     FASTDS_GATE_FORMULA(7, 1) {
         const V z = sigmoid<A>(V(in[0] + in[3])), r = sigmoid<A>(V(in[1] + in[4]));
-        const V n = candidate<true, A>(V(in[2] + r * in[5]), options.slope).value;
+        const V n = compute_candidate<true, A>(V(in[2] + r * in[5]), options.slope).value;
         out[0] = (A(1) - z) * n + z * in[6];
     }
 };
@@ -292,7 +292,7 @@ struct TrajGruGates {
 struct TrajGruGatesBackward {
     FASTDS_GATE_FORMULA(8, 7) {
         const auto z = sigmoid_slope<A>(V(in[1] + in[4])), r = sigmoid_slope<A>(V(in[2] + in[5]));
-        const auto n = candidate<true, A>(V(in[3] + r.value * in[6]), options.slope);
+        const auto n = compute_candidate<true, A>(V(in[3] + r.value * in[6]), options.slope);
         const V grad_n = in[0] * ((A(1) - z.value) * n.derivative);
         out[0] = out[3] = in[0] * ((in[7] - n.value) * z.derivative);
         out[1] = out[4] = grad_n * (in[6] * r.derivative);

@@ -69,7 +69,7 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
 }
 
 template <class T>
-void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
+void compute_features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
     const int64_t per_query = inr_rows_per_query(d), width = d.feature == inr_dot ? d.O : d.D;
@@ -98,7 +98,7 @@ void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors,
 }
 
 void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int threads) {
-    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, compute_features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
                                                      static_cast<compute_t<scalar>*>(weights), threads))
 }
 

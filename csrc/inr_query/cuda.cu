@@ -25,7 +25,7 @@ int get_shared_bytes(const InrQueryDims& d, bool backward, Kernel kernel) {
 }
 
 template <class T>
-void features(const InrQueryDims& d, const InrQueryTensors& t, void* rows, void* weights, void* stream) {
+void compute_features(const InrQueryDims& d, const InrQueryTensors& t, void* rows, void* weights, void* stream) {
     const int bytes = get_shared_bytes<T>(d, false, inr_features_kernel<T>);
     FASTDS_LAUNCH((inr_features_kernel<T>), count_blocks(d), kInrWarps * 32, bytes, stream, d, t, static_cast<T*>(rows),
                   static_cast<compute_t<T>*>(weights));
@@ -49,7 +49,7 @@ void inr_query_features_cuda(const InrQueryDims& dims, const InrQueryTensors& te
                              void* stream) {
     if (dims.B * dims.Q == 0) return;
     const DeviceGuard guard(device);
-    FASTDS_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, rows, weights, stream))
+    FASTDS_DTYPE_SWITCH(dims.dtype, compute_features<scalar>(dims, tensors, rows, weights, stream))
 }
 
 void inr_query_features_backward_cuda(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_rows,

@@ -39,8 +39,8 @@ struct CudaQuery {
         const uint8_t* mask = t.mask ? t.mask + b * d.H * d.W : nullptr;
         Coordinate<A> u, v;
         if (d.rows.den) {
-            u = grid_coordinate<A>(d.rows, q / d.columns.size);
-            v = grid_coordinate<A>(d.columns, q % d.columns.size);
+            u = get_grid_coordinate<A>(d.rows, q / d.columns.size);
+            v = get_grid_coordinate<A>(d.columns, q % d.columns.size);
         } else {
             const int64_t at = 2 * (b * d.point_b + q);
             const A* frac = static_cast<const A*>(t.frac) + at;

@@ -34,8 +34,8 @@ struct Source {
           rows(dims.rows.den ? dims.rows.size : 0),
           columns(dims.rows.den ? dims.columns.size : 0),
           nothing(channels) {
-        for (int64_t k = 0; d.rows.den && k < d.rows.size; k++) rows[k] = grid_coordinate<A>(d.rows, k);
-        for (int64_t k = 0; d.rows.den && k < d.columns.size; k++) columns[k] = grid_coordinate<A>(d.columns, k);
+        for (int64_t k = 0; d.rows.den && k < d.rows.size; k++) rows[k] = get_grid_coordinate<A>(d.rows, k);
+        for (int64_t k = 0; d.rows.den && k < d.columns.size; k++) columns[k] = get_grid_coordinate<A>(d.columns, k);
         __builtin_memset(nothing, 0, channels * sizeof(T));
     }
 

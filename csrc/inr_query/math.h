@@ -20,7 +20,7 @@ struct Coordinate {
 };
 
 template <class A>
-FASTDS_HD Coordinate<A> grid_coordinate(const InrAxis& axis, int64_t k) {
+FASTDS_HD Coordinate<A> get_grid_coordinate(const InrAxis& axis, int64_t k) {
     const int64_t numerator = axis.start + axis.step * k;
     int64_t base = numerator / axis.den;
     if (numerator < base * axis.den) base--;  // rounds down, where C++ truncates
@@ -35,7 +35,7 @@ struct AxisCorner {
 };
 
 template <class A>
-FASTDS_HD AxisCorner<A> axis_corner(const Coordinate<A>& u, int64_t n, bool wrap, int a) {
+FASTDS_HD AxisCorner<A> locate_axis_corner(const Coordinate<A>& u, int64_t n, bool wrap, int a) {
     const A weight = a ? u.frac : A(1) - u.frac;
     const int64_t at = u.base + a;
     if (wrap) {
@@ -64,7 +64,7 @@ FASTDS_HD QueryCorners<A> locate_corners(const InrQueryDims& d, const Coordinate
     QueryCorners<A> place;
     A total = 0;
     for (int j = 0; j < 4; j++) {
-        const auto y = axis_corner(u, d.H, d.wrap_y, j / 2), x = axis_corner(v, d.W, d.wrap_x, j % 2);
+        const auto y = locate_axis_corner(u, d.H, d.wrap_y, j / 2), x = locate_axis_corner(v, d.W, d.wrap_x, j % 2);
         place.row[j] = y.pixel;
         place.column[j] = x.pixel;
         place.rho_y[j] = y.rho;

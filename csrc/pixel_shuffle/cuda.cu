@@ -62,13 +62,13 @@ void forward(const PixelShuffleParams& params, const PixelShuffleForward& t, voi
             return dispatch_factor(params.r, [&](auto r) {
                 FASTDS_LAUNCH((pixel_shuffle_run_kernel<T, r.value>), count_blocks(runs), kShuffleThreads, 0, stream,
                               static_cast<const T*>(t.x), static_cast<const compute_t<T>*>(t.bias),
-                              static_cast<T*>(t.y), runs, activation<compute_t<T>>(params));
+                              static_cast<T*>(t.y), runs, make_activation<compute_t<T>>(params));
             });
     }
     const TileGrid c = make_tile_grid(params);
     FASTDS_LAUNCH((pixel_shuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, static_cast<const T*>(t.x),
                   static_cast<const compute_t<T>*>(t.bias), static_cast<T*>(t.y), c.tiles,
-                  activation<compute_t<T>>(params));
+                  make_activation<compute_t<T>>(params));
 }
 
 template <class T>
@@ -89,7 +89,7 @@ template <class T>
 void backward(const PixelShuffleParams& params, const PixelShuffleBackward& t, void* stream) {
     using A = compute_t<T>;
     const TileGrid c = make_tile_grid(params);
-    const auto act = activation<A>(params);
+    const auto act = make_activation<A>(params);
     const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
     if (t.grad_x != nullptr) unshuffle(params, c, grad_y, y, static_cast<T*>(t.grad_x), act, stream);
     if (t.grad_bias == nullptr) return;

@@ -22,10 +22,10 @@ struct ShuffleTiles {
 
 // Returns the position of an element in shared memory. One position is skipped after every 32 elements, so that lanes that read
 // with a stride of r*r access different banks.
-FASTDS_HD int shuffle_slot(int element) { return element + element / 32; }
+FASTDS_HD int get_shuffle_slot(int element) { return element + element / 32; }
 
 // Returns the position of channel 0 of the sub-pixel sub = i*r + j of a coarse pixel.
-FASTDS_HD int64_t fine_element(const ShuffleTiles& t, int64_t pixel, int sub) {
+FASTDS_HD int64_t get_fine_element(const ShuffleTiles& t, int64_t pixel, int sub) {
     const int64_t row = pixel / t.W, w = pixel % t.W;
     return ((row * t.r + sub / t.r) * t.W * t.r + w * t.r + sub % t.r) * t.C;
 }
@@ -39,13 +39,13 @@ __global__ void pixel_shuffle_kernel(const T* __restrict__ x, const compute_t<T>
     const int64_t p0 = static_cast<int64_t>(blockIdx.x) * t.pixels;
     const int pixels = t.total - p0 < t.pixels ? static_cast<int>(t.total - p0) : t.pixels;
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x)
-        tile[shuffle_slot(e)] = x[((p0 + e / run) * t.C + c0) * taps + e % run];
+        tile[get_shuffle_slot(e)] = x[((p0 + e / run) * t.C + c0) * taps + e % run];
     __syncthreads();
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x) {
         const int pixel = e / run, sub = e % run / channels, c = e % channels;
-        compute_t<T> value = load(tile[shuffle_slot(pixel * run + c * taps + sub)]);
+        compute_t<T> value = load(tile[get_shuffle_slot(pixel * run + c * taps + sub)]);
         if (bias != nullptr) value = activate(value + bias[sub * t.C + c0 + c], act);
-        y[fine_element(t, p0 + pixel, sub) + c0 + c] = store<T>(value);
+        y[get_fine_element(t, p0 + pixel, sub) + c0 + c] = store<T>(value);
     }
 }
 
@@ -59,14 +59,14 @@ __global__ void pixel_unshuffle_kernel(const T* __restrict__ grad_y, const T* __
     const int pixels = t.total - p0 < t.pixels ? static_cast<int>(t.total - p0) : t.pixels;
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x) {
         const int pixel = e / run, sub = e % run / channels, c = e % channels;
-        const int64_t at = fine_element(t, p0 + pixel, sub) + c0 + c;
+        const int64_t at = get_fine_element(t, p0 + pixel, sub) + c0 + c;
         compute_t<T> grad = load(grad_y[at]);
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);
-        tile[shuffle_slot(pixel * run + c * taps + sub)] = store<T>(grad);
+        tile[get_shuffle_slot(pixel * run + c * taps + sub)] = store<T>(grad);
     }
     __syncthreads();
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x)
-        grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[shuffle_slot(e)];
+        grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[get_shuffle_slot(e)];
 }
 
 constexpr int kShuffleMaxFactor = 4;  // largest r; r = 8 would need 256 registers
@@ -82,13 +82,13 @@ struct ShuffleRuns {
 };
 
 // The work of one thread: coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
-struct ShufflePlace {
+struct ShuffleWork {
     uint32_t pixel, channel;
     int64_t fine;
 };
 
 template <class T, int R>
-__device__ __forceinline__ ShufflePlace shuffle_place(const ShuffleRuns& t, uint32_t i) {
+__device__ __forceinline__ ShuffleWork get_shuffle_work(const ShuffleRuns& t, uint32_t i) {
     const uint32_t pixel = i / t.per_pixel, channel = (i - pixel * t.per_pixel) * kShuffleRun<T>;
     const uint32_t row = pixel / t.W, column = pixel - row * t.W;
     return {pixel, channel, (static_cast<int64_t>(row) * R * t.W + column) * R * t.C + channel};
@@ -112,7 +112,7 @@ __global__ void pixel_shuffle_run_kernel(const T* __restrict__ x, const compute_
     constexpr int taps = R * R, run = kShuffleRun<T>;
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= t.total) return;
-    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    const ShuffleWork place = get_shuffle_work<T, R>(t, i);
     const T* from = x + (static_cast<int64_t>(place.pixel) * t.C + place.channel) * taps;
     T coarse[taps * run];
 #pragma unroll
@@ -139,7 +139,7 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     constexpr int taps = R * R, run = kShuffleRun<T>;
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= t.total) return;
-    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    const ShuffleWork place = get_shuffle_work<T, R>(t, i);
     T coarse[taps * run];
 #pragma unroll
     for (int sub = 0; sub < taps; sub++) {
@@ -168,7 +168,7 @@ __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T*
     const int64_t parts = gridDim.y, part = blockIdx.y;
     compute_t<T> sum = 0;
     const int64_t first = t.total * part / parts, end = t.total * (part + 1) / parts, aside = (t.r - 1) * t.W * t.r * t.C;
-    int64_t at = fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
+    int64_t at = get_fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
     for (int64_t pixel = first; pixel < end; pixel++) {
         compute_t<T> grad = load(grad_y[at]);
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);

@@ -11,14 +11,14 @@ namespace {
 // Computes act(x + bias) for `count` elements, or copies x if bias is null. Elements after the last in `to` are overwritten as
 // well. One: a single bias applies to all elements.
 template <bool One, class T>
-FASTDS_HD void compute_activation(const Problem<T>& problem, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
+FASTDS_HD void compute_activation(const ShuffleLayout<T>& layout, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
     using A = compute_t<T>;
     constexpr int L = kLanes<A>;
     if (bias == nullptr) {
         __builtin_memcpy(to, x, count * sizeof(T));
         return;
     }
-    const auto each = [=, one = *bias, act = problem.act](const Vec<A, L>& v, int64_t k) __attribute__((always_inline)) {
+    const auto each = [=, one = *bias, act = layout.act](const Vec<A, L>& v, int64_t k) __attribute__((always_inline)) {
         const auto added = One ? broadcast<A, L>(one) : load_vec<L>(bias + k);
         store_vec<L>(to + k, activate(Vec<A, L>(v + added), act));
     };
@@ -31,7 +31,7 @@ FASTDS_HD void compute_activation(const Problem<T>& problem, const T* x, const c
 // Computes the gradients of a run of sub-pixels with respect to the values before bias and activation. They are also added to
 // `sums` unless it is null.
 template <class T>
-FASTDS_HD void compute_gradient(const Problem<T>& problem, const T* grad_y, const T* y, int64_t count,
+FASTDS_HD void compute_gradient(const ShuffleLayout<T>& layout, const T* grad_y, const T* y, int64_t count,
                                   compute_t<T>* sums, T* to) {
     using A = compute_t<T>;
     constexpr int L = kLanes<A>;
@@ -41,7 +41,7 @@ FASTDS_HD void compute_gradient(const Problem<T>& problem, const T* grad_y, cons
     }
     for (int64_t k = 0; k < count; k += L) {
         auto grad = load_first<L>(grad_y + k, count - k);
-        if (y != nullptr) grad = activation_gradient(grad, load_first<L>(y + k, count - k), problem.act);
+        if (y != nullptr) grad = activation_gradient(grad, load_first<L>(y + k, count - k), layout.act);
         if (sums != nullptr) store_vec<L>(sums + k, Vec<A, L>(load_vec<L>(sums + k) + grad));
         store_vec<L>(to + k, grad);
     }

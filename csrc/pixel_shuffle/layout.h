@@ -52,15 +52,15 @@ FASTDS_HD void end_stream() {
 }
 
 template <class T>
-struct Problem {
+struct ShuffleLayout {
     using A = compute_t<T>;
     PixelShuffleParams p;
     Activation<A> act;
     int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); the distance to (i, j + 1) is C
     bool streamed;       // the result is large, and its blocks of channels are whole cache lines
 
-    explicit Problem(const PixelShuffleParams& params)
-        : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {
+    explicit ShuffleLayout(const PixelShuffleParams& params)
+        : p(params), act(make_activation<A>(params)), row_stride(params.W * params.r * params.C) {
         const int64_t bytes = p.B * p.C * p.H * p.W * p.r * p.r * static_cast<int64_t>(sizeof(T));
         streamed = bytes >= kStreamBytes && p.C * sizeof(T) % 64 == 0;
     }

@@ -16,7 +16,7 @@ struct Activation {
 };
 
 template <class A>
-FASTDS_HD Activation<A> activation(const PixelShuffleParams& params) {
+FASTDS_HD Activation<A> make_activation(const PixelShuffleParams& params) {
     const A lowest = bits_to_float(0xff800000u);  // -infinity
     if (params.act == ShuffleAct::relu) return {A(0), A(0)};
     return {lowest, params.act == ShuffleAct::leaky_relu ? static_cast<A>(params.negative_slope) : A(1)};

@@ -98,17 +98,17 @@ class ForwardPlanes {
     static constexpr bool kStaged = sizeof(A) != sizeof(T) || !kHasLanes<T>;
 
   public:
-    ForwardPlanes(const Problem<T>& problem, const PixelShuffleForward& tensors)
-        : problem_(problem),
+    ForwardPlanes(const ShuffleLayout<T>& layout, const PixelShuffleForward& tensors)
+        : layout_(layout),
           t_(tensors),
-          together_(count_rows_together(problem.p)),
-          pitch_(together_ * problem.p.W + kLanes<A>),
-          computed_(kStaged && tensors.bias != nullptr ? problem.p.r * pitch_ : 0),
-          interleaved_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 0) {}
+          together_(count_rows_together(layout.p)),
+          pitch_(together_ * layout.p.W + kLanes<A>),
+          computed_(kStaged && tensors.bias != nullptr ? layout.p.r * pitch_ : 0),
+          interleaved_(together_ > 1 ? together_ * layout.p.W * layout.p.r : 0) {}
 
     // Processes the coarse rows [h, h + count), at most count_rows_together(), for sub-pixel row i of one channel of an image.
     void rows(int64_t image_channel, int64_t i, int64_t h, int64_t count) const {
-        const PixelShuffleParams& p = problem_.p;
+        const PixelShuffleParams& p = layout_.p;
         const int64_t plane = p.H * p.W, run = p.r * p.W;
         const T* coarse = static_cast<const T*>(t_.x) + (image_channel * p.r + i) * p.r * plane + h * p.W;
         const A* bias = static_cast<const A*>(t_.bias) + (image_channel % p.C * p.r + i) * p.r;
@@ -119,10 +119,10 @@ class ForwardPlanes {
             interleave_any_rows(p.r, (const U*)coarse, plane, count * p.W, (U*)to, as_it_is);
         } else if constexpr (kStaged) {
             for (int64_t j = 0; j < p.r; j++)
-                compute_activation<true>(problem_, coarse + j * plane, bias + j, count * p.W, computed_ + j * pitch_);
+                compute_activation<true>(layout_, coarse + j * plane, bias + j, count * p.W, computed_ + j * pitch_);
             interleave_any_rows(p.r, (const U*)static_cast<T*>(computed_), pitch_, count * p.W, (U*)to, as_it_is);
         } else {
-            interleave_any_rows(p.r, coarse, plane, count * p.W, to, [bias, act = problem_.act](auto v,
+            interleave_any_rows(p.r, coarse, plane, count * p.W, to, [bias, act = layout_.act](auto v,
                                                                                                 int j) __attribute__((always_inline)) {
                 return activate(decltype(v)(v + bias[j]), act);
             });
@@ -132,19 +132,19 @@ class ForwardPlanes {
     }
 
   private:
-    const Problem<T> problem_;
+    const ShuffleLayout<T> layout_;
     const PixelShuffleForward t_;
     const int64_t together_, pitch_;
     const Buffer<T> computed_, interleaved_;
 };
 
 template <class T>
-void forward_planes(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
-    const PixelShuffleParams& p = problem.p;
+void forward_planes(const ShuffleLayout<T>& layout, const PixelShuffleForward& t, int threads) {
+    const PixelShuffleParams& p = layout.p;
     const int64_t together = count_rows_together(p), groups = (p.H + together - 1) / together;
     parallel_for(p.B * p.C * p.r * groups, threads, [=](int64_t begin, int64_t end) {
-        const ForwardPlanes<T> planes(problem, t);
-        const int64_t H = problem.p.H, r = problem.p.r;
+        const ForwardPlanes<T> planes(layout, t);
+        const int64_t H = layout.p.H, r = layout.p.r;
         for (int64_t task = begin; task < end; task++) {
             const int64_t h = task % groups * together, count = H - h < together ? H - h : together;
             planes.rows(task / groups / r, task / groups % r, h, count);
@@ -159,18 +159,18 @@ class BackwardPlanes {
     using U = bits_t<T>;
 
   public:
-    BackwardPlanes(const Problem<T>& problem, const PixelShuffleBackward& tensors)
-        : problem_(problem),
+    BackwardPlanes(const ShuffleLayout<T>& layout, const PixelShuffleBackward& tensors)
+        : layout_(layout),
           t_(tensors),
-          together_(count_rows_together(problem.p)),
-          lanes_(problem.p.r * kLanes<A>),
-          computed_(together_ * problem.p.r * problem.p.W),
+          together_(count_rows_together(layout.p)),
+          lanes_(layout.p.r * kLanes<A>),
+          computed_(together_ * layout.p.r * layout.p.W),
           totals_(lanes_) {}
 
     // Processes the rows [begin, end) of coarse pixels, counted over the batch, of the planes of channel c and sub-pixel row i.
     // `sums`, unless null, receives the gradients of their biases.
     void rows(int64_t begin, int64_t end, int64_t c, int64_t i, A* sums) const {
-        const PixelShuffleParams& p = problem_.p;
+        const PixelShuffleParams& p = layout_.p;
         __builtin_memset(totals_, 0, lanes_ * sizeof(A));
         for (int64_t row = begin; row < end;) {
             const int64_t image_channel = row / p.H * p.C + c, h = row % p.H;
@@ -194,16 +194,16 @@ class BackwardPlanes {
     const T* gradients(int64_t fine, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
         if (y == nullptr && !summed && together_ == 1) return grad_y + fine;
-        const int64_t run = problem_.p.r * problem_.p.W;
+        const int64_t run = layout_.p.r * layout_.p.W;
         T* to = computed_;
-        for (int64_t n = 0; n < count; n++, fine += problem_.p.r * run, to += run)
+        for (int64_t n = 0; n < count; n++, fine += layout_.p.r * run, to += run)
             for (int64_t k = 0; k < run; k += lanes_)
-                compute_gradient<T>(problem_, grad_y + fine + k, y ? y + fine + k : nullptr,
+                compute_gradient<T>(layout_, grad_y + fine + k, y ? y + fine + k : nullptr,
                                       run - k < lanes_ ? run - k : lanes_, summed ? static_cast<A*>(totals_) : nullptr, to + k);
         return computed_;
     }
 
-    const Problem<T> problem_;
+    const ShuffleLayout<T> layout_;
     const PixelShuffleBackward t_;
     const int64_t together_, lanes_;
     const Buffer<T> computed_;
@@ -211,14 +211,14 @@ class BackwardPlanes {
 };
 
 template <class T>
-void backward_planes(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
+void backward_planes(const ShuffleLayout<T>& layout, const PixelShuffleBackward& t, int threads) {
     using A = compute_t<T>;
-    const PixelShuffleParams& p = problem.p;
+    const PixelShuffleParams& p = layout.p;
     const int64_t image_rows = p.B * p.H, parts = pixel_shuffle_cpu_partials(p), channels = p.C * p.r * p.r;
     parallel_for(p.C * p.r * parts, threads, [=](int64_t begin, int64_t end) {
-        const BackwardPlanes<T> planes(problem, t);
+        const BackwardPlanes<T> planes(layout, t);
         for (int64_t task = begin; task < end; task++) {
-            const int64_t part = task % parts, i = task / parts % problem.p.r, c = task / parts / problem.p.r;
+            const int64_t part = task % parts, i = task / parts % layout.p.r, c = task / parts / layout.p.r;
             A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + part * channels;
             planes.rows(image_rows * part / parts, image_rows * (part + 1) / parts, c, i, sums);
         }

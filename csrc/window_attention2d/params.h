@@ -35,8 +35,8 @@ struct AttentionBackward {
 FASTDS_PER_ISA(void window_attention2d_forward(const AttentionDims& dims, const AttentionForward& tensors, int threads))
 FASTDS_PER_ISA(void window_attention2d_backward(const AttentionDims& dims, const AttentionBackward& tensors, int threads))
 
-// Layout of a planar copy (B, C', rows, columns). C' is C rounded up to a multiple of 8. A frame of zeros has the size of the
-// window, and the columns are rounded up so that whole vectors can be read anywhere.
+// Layout of a planar copy (B, C', rows, columns). C' is C rounded up to a multiple of 8. A frame of zeros is window - 1 pixels
+// wide, and the columns are rounded up so that whole vectors can be read anywhere.
 namespace {
 struct AttentionPlanes {
     int64_t channels, rows, columns, before, after;
