@@ -75,11 +75,11 @@ public:
 
 private:
     FASTDS_HD void store(int64_t end) {
-        const bool plain = residual_ == nullptr && act_ == act_none;
+        const bool stores_sums = residual_ == nullptr && act_ == act_none;
         if (vectors_ == 2)
-            plain ? store<2, true>(end) : store<2, false>(end);
+            stores_sums ? store<2, true>(end) : store<2, false>(end);
         else
-            plain ? store<1, true>(end) : store<1, false>(end);
+            stores_sums ? store<1, true>(end) : store<1, false>(end);
     }
     template <int Vectors, bool Plain>
     FASTDS_HD void store(int64_t end) {

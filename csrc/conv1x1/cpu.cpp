@@ -210,13 +210,13 @@ void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::
 #endif
     // With a single block of columns, only the next row follows a row in y.
     const int64_t end = column_blocks<float>(call.outputs).blocks == 1 ? (first + count) * call.outputs : 0;
-    const bool plain = call.act == act_none && call.residual == nullptr;
+    const bool stores_sums = call.act == act_none && call.residual == nullptr;
     for_column_blocks<float>(call.outputs, [&](auto width, int64_t column) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
         const auto block = [&](auto rows, int64_t i) {
             constexpr int R = decltype(rows)::value;
             const int64_t at = (first + i) * call.outputs + column;
-            if (plain && (column + NV * kL <= call.outputs || at + (R - 1) * call.outputs + NV * kL <= end)) {
+            if (stores_sums && (column + NV * kL <= call.outputs || at + (R - 1) * call.outputs + NV * kL <= end)) {
                 compute_sums<Step, R, NV>(panels, call.sources, bias, i, column, static_cast<T*>(call.y) + at, call.outputs);
             } else {
                 alignas(64) float out[R * NV * kL];

@@ -139,8 +139,8 @@ inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat
                                bool fresh, float* sums, int64_t row) {
     for (int64_t column = 0; column < columns; column += 2 * kTileColumns)
         for (int64_t r = 0; r < rows; r += 2 * kTileRows) {
-            const bool below = r + kTileRows < rows, beside = column + kTileColumns < columns;
-            const auto add = below ? (beside ? add_pairs<2, 2> : add_pairs<2, 1>) : (beside ? add_pairs<1, 2> : add_pairs<1, 1>);
+            const bool below = r + kTileRows < rows, right = column + kTileColumns < columns;
+            const auto add = below ? (right ? add_pairs<2, 2> : add_pairs<2, 1>) : (right ? add_pairs<1, 2> : add_pairs<1, 1>);
             add(lines + r * kPixelRow, kPixelRow, pairs + 2 * column, row, pixels, fresh, sums + r * row + column, row);
         }
 }

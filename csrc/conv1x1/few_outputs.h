@@ -17,8 +17,8 @@ inline bool has_contiguous_pixels(const Conv1x1& call) {
     return call.pixels > 1 && call.source[0].p == 1 && (call.sources == 1 || call.source[1].p == 1);
 }
 
-// Returns whether the kernels of this file are used. `terms` is the number of terms that one step of core/gemm.h sums. Sums with
-// channels as lanes are used only if there are many channels per output.
+// Returns whether the kernels of this file are used. `terms` is the number of terms that one step of core/gemm.h sums. Sums
+// with channels as lanes are used only if there are many channels per output.
 inline bool has_few_outputs(const Conv1x1& call, int terms) {
     int64_t channels = 0;
     for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;

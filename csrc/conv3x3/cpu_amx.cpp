@@ -219,8 +219,8 @@ void conv3x3_amx_run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Con
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
             clear(amx_call, scratch);
-            const Range own = get_part(amx_call.blocks, threads, thread);
-            for (int64_t i = own.begin; i < own.end; i++)
+            const Range assigned = get_part(amx_call.blocks, threads, thread);
+            for (int64_t i = assigned.begin; i < assigned.end; i++)
                 run(amx_call, get_part(amx_call.rows.count, amx_call.blocks, i), bias, scratch);
         }
     });

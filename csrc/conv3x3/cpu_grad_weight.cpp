@@ -59,8 +59,8 @@ struct Layout {
         }
         // With several views the last vectors of neighbouring views overlap (see transform_tile), so that panels need a single
         // view.
-        const bool owns = partition == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
-        panels = owns ? min_of(call.threads, cut.blocks) : 1;
+        const bool has_panels = partition == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
+        panels = has_panels ? min_of(call.threads, cut.blocks) : 1;
         d_row = columns;
         if (panels > 1) d_row = count_parts(cut.blocks, panels) * kTileVectors * kL;
         // Rows at a distance of 512 floats would share an eighth of the L1 cache, while each of them is read again for every
@@ -70,12 +70,12 @@ struct Layout {
         v_plane = tiles * v_row + 16;
         d_plane = (count_parts(tiles * d_row, 16) | 1) * 16;
         d_panel = (kPoints + 1) * d_plane;
-        const int64_t wide = get_max_channels(call.sources), wide_gradients = get_max_channels(call.gradients);
+        const int64_t input_width = get_max_channels(call.sources), gradient_width = get_max_channels(call.gradients);
         bias = (partition == by_blocks ? call.threads : sums.accumulators) * sums.accumulator;
         scratch = round_up(bias + sums.accumulators * columns, 16);
         d = kPoints * v_plane;
         zeros = d + panels * d_panel;
-        thread_floats = round_up(zeros + (wide > wide_gradients ? wide : wide_gradients) + kL, 16);
+        thread_floats = round_up(zeros + (input_width > gradient_width ? input_width : gradient_width) + kL, 16);
         floats = scratch + (partition == by_accumulators ? call.threads : 1) * thread_floats;
     }
 
@@ -118,10 +118,10 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
         using T = decltype(zero);
         const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
         const Conv3x3View* views = call.gradients.view;
-        Conv3x3View own;
+        Conv3x3View panel_view;
         if (at.panels > 1) {
-            own = select_channels<T>(*views, {at.panel_begin(panel), at.panel_begin(panel + 1)});
-            views = &own;
+            panel_view = select_channels<T>(*views, {at.panel_begin(panel), at.panel_begin(panel + 1)});
+            views = &panel_view;
         }
         const int n = call.gradients.count;
         const bool has_sign = views->sign != nullptr;
@@ -356,8 +356,8 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* sums = work + thread * at.sums.accumulator;
-            const Range own = get_part(tasks, call.threads, thread);
-            for (int64_t task = own.begin; task < own.end; task++) {
+            const Range assigned = get_part(tasks, call.threads, thread);
+            for (int64_t task = assigned.begin; task < assigned.end; task++) {
                 const int64_t first = task / cut.blocks * rows;
                 const Range some{first, min_of(first + rows, inputs)};
                 const int64_t block = task % cut.blocks;

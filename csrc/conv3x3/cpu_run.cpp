@@ -73,10 +73,10 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     const int64_t vectors = cut.vectors;
     // Measured block lengths: few channels are fastest with long blocks. Filters far beyond the L2 cache are too, because they
     // are read less often.
-    const bool wide = has_large_filters(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
-    const int64_t pass = (wide ? kLargePassColumns : kPassColumns) / kL;
+    const bool large_filters = has_large_filters(inputs, outputs), few_channels = inputs <= 32 && outputs <= 32;
+    const int64_t pass = (large_filters ? kLargePassColumns : kPassColumns) / kL;
     plan.block_vectors = cell || fits_one_pass(inputs, outputs) ? vectors : min_of(pass, vectors);
-    const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
+    const int64_t most_tiles = large_filters ? 96 : few_channels ? 72 : 24;
     // Tile rows of the widest block of columns.
     plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;

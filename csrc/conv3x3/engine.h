@@ -50,11 +50,11 @@ struct Layout {
 
     // Returns the layout for one of the threads that share a block. The thread processes the tiles from `tile` on.
     Layout of_thread(int64_t thread, int64_t tile) const {
-        Layout own = *this;
-        own.v += tile * v_row;
-        own.m += tile * m_row;
-        own.staging += thread * staging_row;
-        return own;
+        Layout thread_layout = *this;
+        thread_layout.v += tile * v_row;
+        thread_layout.m += tile * m_row;
+        thread_layout.staging += thread * staging_row;
+        return thread_layout;
     }
 };
 
@@ -234,8 +234,8 @@ inline void multiply_with_packing(const Conv3x3Call& call, const Layout& at, int
     parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* packing_buffer = scratch + at.packing + thread * kPackFloats;
-            const Range own = get_part(blocks, threads, thread);
-            for (int64_t block = own.begin; block < own.end; block++)
+            const Range assigned = get_part(blocks, threads, thread);
+            for (int64_t block = assigned.begin; block < assigned.end; block++)
                 multiply_packed_columns(call, at, maps, get_part(vectors, blocks, block), packing_buffer, scratch);
         }
     });
@@ -257,7 +257,8 @@ inline void run_shared(const Epilogue& epilogue, const Conv3x3Plan& plan, float*
             stream_fence();
         });
     };
-    share_tiles([&](const Layout& own, int64_t first, int64_t count) { transform_block(call, own, first, count, scratch); });
+    share_tiles([&](const Layout& thread_layout, int64_t first, int64_t count) { transform_block(call, thread_layout, first,
+                                                                                                 count, scratch); });
     clear_excess_tiles(call, at, tiles, scratch);
     const Products products(call);
     const int64_t blocks = products.cut.blocks;
@@ -268,8 +269,8 @@ inline void run_shared(const Epilogue& epilogue, const Conv3x3Plan& plan, float*
             for (int64_t task = begin; task < end; task++)
                 products.multiply(at, tiles, scratch, task / blocks, products.cut.get_vectors(task % blocks), 0);
         });
-    share_tiles([&](const Layout& own, int64_t first, int64_t count) {
-        epilogue.finish(epilogue, own, first, count, scratch, Range{0, outputs});
+    share_tiles([&](const Layout& thread_layout, int64_t first, int64_t count) {
+        epilogue.finish(epilogue, thread_layout, first, count, scratch, Range{0, outputs});
     });
 }
 

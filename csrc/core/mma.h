@@ -31,10 +31,10 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 // sums[2] and sums[3] are row g + 8 at the same columns. The instruction does not exist below sm_80: the host checks
 // get_compiled_capability() before a launch.
 template <class T>
-__device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
+__device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& operands) {
 #if FASTDS_EMU
     const emu::Site site{__FILE__, __LINE__};
-    const uint64_t* addresses = emu::emulator.of_all_lanes(site, reinterpret_cast<uint64_t>(&own));
+    const uint64_t* addresses = emu::emulator.of_all_lanes(site, reinterpret_cast<uint64_t>(&operands));
     const auto of = [&](int lane) { return *reinterpret_cast<const MmaOperands*>(addresses[lane]); };
     const int lane = emu::emulator.lane();
     for (int i = 0; i < 4; i++) {
@@ -59,11 +59,11 @@ __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
         return word;                                                                                                     \
     }                                                                                                                    \
     template <>                                                                                                          \
-    __device__ __forceinline__ void mma<T>(float (&sums)[4], const MmaOperands& own) {                                   \
+    __device__ __forceinline__ void mma<T>(float (&sums)[4], const MmaOperands& operands) {                                   \
         asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
             "{%0, %1, %2, %3};"                                                                                          \
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                 \
-            : "r"(own.a[0]), "r"(own.a[1]), "r"(own.a[2]), "r"(own.a[3]), "r"(own.b[0]), "r"(own.b[1]));                 \
+            : "r"(operands.a[0]), "r"(operands.a[1]), "r"(operands.a[2]), "r"(operands.a[3]), "r"(operands.b[0]), "r"(operands.b[1]));                 \
     }
 FASTDS_TENSOR_CORES(BFloat16, "bf16")
 FASTDS_TENSOR_CORES(Half, "f16")

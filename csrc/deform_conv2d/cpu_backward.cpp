@@ -106,7 +106,7 @@ struct Backward {
         const int64_t channels = groups * plan.per_group;
         // The sums go directly to grad_x if only this task writes the slice and grad_x has the type of the accumulator.
         const bool direct = partition.bands == 1 && sizeof(T) == sizeof(A);
-        const Buffer<A> own(t.grad_x != nullptr && partition.bands == 1 && !direct ? d.H * d.W * channels : 0);
+        const Buffer<A> accumulator(t.grad_x != nullptr && partition.bands == 1 && !direct ? d.H * d.W * channels : 0);
 
         if (t.grad_weight != nullptr)
             for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++)
@@ -116,7 +116,7 @@ struct Backward {
         if (bias != nullptr) __builtin_memset(bias, 0, d.O * sizeof(A));
 
         for (int64_t b = d.B * chunk / partition.chunks; b < d.B * (chunk + 1) / partition.chunks; b++) {
-            GradImage<A> grad_x{own, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
+            GradImage<A> grad_x{accumulator, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
             const int64_t row_begin = d.Ho * band / partition.bands, row_end = d.Ho * (band + 1) / partition.bands;
             if (t.grad_x != nullptr && partition.bands > 1) grad_x.data = sums.get_image(window, row_begin, channels);
             if (direct) {

@@ -10,11 +10,11 @@ using namespace FASTDS_ISA;
 namespace {
 
 template <class T, int V, class GradX>
-void launch_samples(const DeformConv2dDims& d, const DeformConv2dBackward& t, const GradX& grad_x, bool want_x, void* stream) {
+void launch_samples(const DeformConv2dDims& d, const DeformConv2dBackward& t, const GradX& grad_x, bool needs_x, void* stream) {
     const PairTiles tiles(d);
     const int64_t blocks = ceil_div(d.B * d.Ho * d.Wo, sizeof(T) == 8 ? 32 : 64) * tiles.tiles;
     FASTDS_LAUNCH((deform_conv2d_backward_samples_kernel<T, V, GradX>), get_grid_size(blocks), kThreads, 0, stream, d, tiles,
-                  make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), static_cast<const T*>(t.weight), grad_x, want_x,
+                  make_inputs<T>(d, t), static_cast<const T*>(t.grad_y), static_cast<const T*>(t.weight), grad_x, needs_x,
                   t.grad_offset,
                   static_cast<T*>(t.grad_mask));
 }

@@ -143,11 +143,11 @@ __global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restric
 }
 
 // Contiguous tensors: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs).
-// GradX is Unordered or Ordered; if want_x is false, nothing is added to it.
+// GradX is Unordered or Ordered; if needs_x is false, nothing is added to it.
 template <class T, int V, class GradX>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles tiles, const Inputs<T> in,
-                                      const T* __restrict__ grad_y, const T* __restrict__ weight, GradX grad_x, const bool want_x,
+                                      const T* __restrict__ grad_y, const T* __restrict__ weight, GradX grad_x, const bool needs_x,
                                       void* __restrict__ grad_offset, T* __restrict__ grad_mask) {
     using A = compute_t<T>;
     constexpr int kM = sizeof(A) == 8 ? 32 : 64, kN = PairTiles::kColumns;
@@ -169,7 +169,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     const int tile = static_cast<int>(blockIdx.x % tile_count);
     const int in_run = tile % tiles.tiles_of_run * tiles.pairs, q0 = tile / tiles.tiles_of_run * tiles.run + in_run;
     const int count = min(tiles.pairs, tiles.run - in_run), first_channel = q0 / K * per_offset_group;
-    const bool want_samples = grad_offset != nullptr || grad_mask != nullptr;
+    const bool needs_samples = grad_offset != nullptr || grad_mask != nullptr;
     const int64_t pixel_count = d.B * d.Ho * d.Wo;
     grad_x.prepare();
 
@@ -227,13 +227,13 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
 #pragma unroll
                         for (int n = 0; n < 4; n++) {
                             if (!sample.cell.corner[n]) continue;
-                            if (want_samples) {
+                            if (needs_samples) {
                                 A corner[V];
                                 load_pack<V>(in.x + pixels[p].x + c_first + c + sample.element(n, d.x_h, d.x_w), corner);
 #pragma unroll
                                 for (int v = 0; v < V; v++) dot[n] += grad[v] * corner[v];
                             }
-                            if (want_x) {
+                            if (needs_x) {
                                 A part[V];
 #pragma unroll
                                 for (int v = 0; v < V; v++) part[v] = sample.weight[n] * grad[v];
@@ -242,7 +242,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                         }
                     }
                 }
-                if (!want_samples) continue;
+                if (!needs_samples) continue;
 #pragma unroll
                 for (int n = 0; n < 4; n++)
                     for (int m = lanes / 2; m > 0; m >>= 1) dot[n] += __shfl_xor_sync(0xffffffffu, dot[n], m);

@@ -35,7 +35,7 @@ struct OrderedAccumulator {
 
     // Adds a band to the image. It must be called once for each band of image b and the slice. Tasks start in order, so that
     // the bands that this call waits for are being computed.
-    void add(int64_t b, int64_t slice, int64_t band, const GradImage<A>& own) const {
+    void add(int64_t b, int64_t slice, int64_t band, const GradImage<A>& band_image) const {
         const int64_t chunks = count_row_chunks(d);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             // 2 * (number of bands that are done) + (1 if one of them has added to these rows)
@@ -43,9 +43,9 @@ struct OrderedAccumulator {
             int32_t state;
             while ((state = __atomic_load_n(counter, __ATOMIC_ACQUIRE)) / 2 != band) sched_yield();
             const int64_t begin = chunk * kOrderedRows, end = begin + kOrderedRows < d.H ? begin + kOrderedRows : d.H;
-            const bool last = band + 1 == partition.bands, adds = begin < own.end && end > own.begin;
+            const bool last = band + 1 == partition.bands, adds = begin < band_image.end && end > band_image.begin;
             if (adds || (last && state % 2 == 0)) {
-                for (int64_t y = begin; y < end; y++) add_row(b, slice, y, own, state % 2 == 0);
+                for (int64_t y = begin; y < end; y++) add_row(b, slice, y, band_image, state % 2 == 0);
                 state |= 1;
             }
             __atomic_store_n(counter, state + 2, __ATOMIC_RELEASE);
@@ -66,13 +66,13 @@ struct OrderedAccumulator {
 
   private:
     // `fresh`: the row is not initialized yet.
-    void add_row(int64_t b, int64_t slice, int64_t y, const GradImage<A>& own, bool fresh) const {
-        const bool adds = y >= own.begin && y < own.end;
+    void add_row(int64_t b, int64_t slice, int64_t y, const GradImage<A>& band_image, bool fresh) const {
+        const bool adds = y >= band_image.begin && y < band_image.end;
         if (!adds && !fresh) return;
-        const bool whole = own.channels == d.C;
-        const int64_t n = whole ? d.W * d.C : own.channels, pixels = whole ? 1 : d.W;
+        const bool whole = band_image.channels == d.C;
+        const int64_t n = whole ? d.W * d.C : band_image.channels, pixels = whole ? 1 : d.W;
         A* to = sums + (b * d.H + y) * d.W * d.C + slice * partition.slice_channels;
-        const A* from = own.data + y * own.image.row;
+        const A* from = band_image.data + y * band_image.image.row;
         for (int64_t x = 0; x < pixels; x++, to += d.C, from += n)
             for_channels<A>(n, [&](auto lanes, int64_t e) {
                 constexpr int N = decltype(lanes)::value;

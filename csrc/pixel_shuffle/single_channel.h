@@ -24,7 +24,7 @@ FASTDS_HD void for_pixels(int64_t pixels, int64_t together, const Block& block) 
     if (whole < pixels) block(pixels - together, together - (pixels - whole));
 }
 
-// Where the source asks for a channel, the position of an element in the R vectors of a block (coarse or fine) is passed.
+// The source receives the position of an element in the R vectors of a block (coarse or fine) in place of its channel.
 template <int R, class From, class U>
 __attribute__((noinline)) void runs_to_fine(const From& coarse, int64_t pixels, U* fine, int64_t fine_row) {
     constexpr int N = kRunLanes<R, U>, together = N / R;
