@@ -6,12 +6,11 @@
 #include <cstring>
 
 #include "core/arguments.h"
-#include "core/build_info.h"
-#include "core/column_sums.h"
+#include "core/common.h"
 #include "core/isa.h"
-#include "core/huge_pages.h"
+#include "core/memory.h"
 #include "core/parallel.h"
-#include "core/transpose.h"
+#include "core/tensor_ops.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -81,7 +80,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
-    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::to_pointer(address), bytes); });
+    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::once::use_huge_pages(fastds::to_pointer(address), bytes); });
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);

@@ -10,9 +10,9 @@ namespace fastds {
 
 namespace conv1x1_bind {
 
-// address, channels, strides of images, pixels and channels in elements
+// A feature map: address, channels, strides of images, pixels and channels in elements.
 using MapArgs = std::tuple<intptr_t, int64_t, int64_t, int64_t, int64_t>;
-// address, dtype, outputs, distance between outputs in elements
+// A weight: address, dtype, outputs, distance between outputs in elements.
 using WeightArgs = std::tuple<intptr_t, int, int64_t, int64_t>;
 
 inline Conv1x1Map to_map(const MapArgs& t) {

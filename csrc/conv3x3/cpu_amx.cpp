@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Convolution with AMX tiles (forward or grad_x), which sums products of bfloat16 directly, and recurrent cells on top of it.
 // Each thread computes disjoint blocks of rows. The value of an output does not depend on the partition into blocks.
-#include "conv3x3/amx_epilogue.h"
+#include "conv3x3/amx.h"
 #include "core/parallel.h"
 
 namespace fastds {

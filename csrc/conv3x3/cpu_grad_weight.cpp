@@ -13,9 +13,7 @@
 //
 // Sums restart from zero after at most kSumTiles tiles and are added in order, and the accumulators depend only on the shape.
 // Neither the precision nor the order of a sum depends on the number of threads.
-#include "conv3x3/grad_weight_filters.h"
-#include "conv3x3/grad_weight_tiles.h"
-#include "conv3x3/grad_weight_partition.h"
+#include "conv3x3/grad_weight.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -106,7 +104,7 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
-// Zeros the inputs that add_products reads beyond those of the last tile (see clear_excess_tiles in engine.h).
+// Zeros the inputs that add_products reads beyond those of the last tile (see clear_excess_tiles in winograd.h).
 inline void clear_excess_inputs(const Layout& at, int64_t tiles, float* scratch) {
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
 }

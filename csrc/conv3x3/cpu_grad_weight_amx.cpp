@@ -3,15 +3,15 @@
 //
 //     grad_weight[o, c, tap] = sum over positions p of grad[p][o] * x[p + tap][c]
 //
-// The positions are those of amx_positions.h. One multiplication takes a run of 32 positions, called a step. G[step][o][p]
+// The positions are those of amx.h. One multiplication takes a run of 32 positions, called a step. G[step][o][p]
 // holds the gradients of an output at consecutive positions, with zeros at positions without output. X[c / 16][p / 2][c] holds
 // pairs of consecutive positions. X is stored twice, for pairs that start at even and at odd positions, so that each tap reads
 // pairs from some start on.
 //
 // With few channels, ranges of rows have private accumulators. With many channels, whose sums are too large for that,
 // all threads process stretches of rows together. The order of a sum does not depend on the number of threads.
-#include "conv3x3/amx_positions.h"
-#include "conv3x3/grad_weight_partition.h"
+#include "conv3x3/amx.h"
+#include "conv3x3/grad_weight.h"
 #include "core/parallel.h"
 
 namespace fastds {

@@ -161,7 +161,7 @@ struct Conv3x3Plan {
 };
 
 // clang-format off
-// `cell`: the call has a Conv3x3Cell.
+// Returns the partition of a call. `cell` is true if the outputs are processed by a Conv3x3Cell.
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
 FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))
@@ -173,7 +173,7 @@ FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* wo
 // Versions with AMX tiles; sources and gradients are bfloat16.
 FASTDS_PER_ISA(int64_t conv3x3_amx_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_amx_grad_weight(const Conv3x3GradWeight& call, float* workspace))
-// Few outputs, or a weight gradient with few channels on one side.
+// Versions for a convolution with few outputs, and for a weight gradient with few channels on one side.
 FASTDS_PER_ISA(int64_t conv3x3_planes_bytes(const Conv3x3Planes& call))
 FASTDS_PER_ISA(void conv3x3_planes(const Conv3x3Planes& call, float* workspace))
 FASTDS_PER_ISA(int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call))

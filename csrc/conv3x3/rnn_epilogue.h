@@ -2,7 +2,7 @@
 // Epilogue for recurrent cells. The pre-activations of all gates of a tile pass from the convolution to Conv3x3Cell::row
 // through a buffer in the L1 cache. They are written to memory only if the backward pass needs them.
 #pragma once
-#include "conv3x3/engine.h"
+#include "conv3x3/winograd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

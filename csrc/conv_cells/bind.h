@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "conv3x3/arguments.h"
+#include "conv3x3/bind.h"
 #include "conv_cells/params.h"
 #include "gates/math.h"
 

@@ -33,7 +33,7 @@ struct Row {
             data[k] = static_cast<char*>(view.data) + (b * view.b + y * view.h + x * view.w) * size(cell, k);
         }
         // Values after the last whole vector are computed in copies.
-        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // zeros, for the reason in core/buffer.h (ZeroedBuffer)
+        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // zeros, for the reason in core/memory.h (ZeroedBuffer)
         char* real[operands] = {};
         int64_t i = 0, end = n / kL * kL;
         while (true) {

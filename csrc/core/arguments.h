@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/check.h"
+#include "core/common.h"
 #include "core/dtype.h"
 
 namespace fastds {

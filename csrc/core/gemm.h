@@ -5,7 +5,7 @@
 // MR broadcast values of A. MR and NV are chosen to fill the vector registers (6 x 4 vectors of 32 registers, 6 x 2 of 16).
 // They then need fewer loads than multiplications, so that the multiplications limit the speed.
 #pragma once
-#include "core/range.h"
+#include "core/parallel.h"
 #include "core/simd.h"
 
 namespace fastds {

@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "core/check.h"
+#include "core/common.h"
 
 #if FASTDS_EMU
 #include "emu/launch.h"

@@ -5,7 +5,7 @@
 // A task is a chunk of images, a slice of channels and a band of output rows. A slice consists of whole offset groups, so that
 // its task alone computes their offset and mask gradients. If images and slices give too few tasks, the output rows of each
 // image are divided into bands. The contributions of the bands to grad_x are added in the order of the bands
-// (ordered_accumulate.h).
+// (cpu_backward.h).
 #pragma once
 #include "core/dtype.h"
 #include "deform_conv2d/params.h"

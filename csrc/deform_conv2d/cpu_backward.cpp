@@ -5,9 +5,7 @@
 // grad_weight. Only the columns of one panel are stored at a time.
 #include "core/parallel.h"
 #include "core/transpose_simd.h"
-#include "deform_conv2d/backward_parts.h"
-#include "deform_conv2d/ordered_accumulate.h"
-#include "deform_conv2d/panel_products.h"
+#include "deform_conv2d/cpu_backward.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

@@ -5,7 +5,7 @@
 #include "core/amx.h"
 #include "core/parallel.h"
 #include "core/transpose_simd.h"
-#include "deform_conv2d/planes.h"
+#include "deform_conv2d/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

@@ -3,7 +3,7 @@
 //
 // Each block gathers the samples of one slab of terms itself, so that columns are never stored in global memory. A matrix
 // product from a library would need K * C * Ho * Wo columns in memory and would depend on torch's TF32 settings. These products
-// use the ordinary multipliers in the compute type. Products of 16-bit types on tensor cores are in cuda_tensor_cores.cuh and,
+// use the ordinary multipliers in the compute type. Products of 16-bit types on tensor cores are in cuda_forward.cuh and,
 // in Triton, in kernels/deform_conv2d.py.
 #pragma once
 #include "core/launch.h"

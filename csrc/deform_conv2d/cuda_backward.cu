@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "deform_conv2d/cuda_backward.cuh"
 
-#include "deform_conv2d/cuda_weight.cuh"
 
 namespace fastds {
 

@@ -3,7 +3,6 @@
 #include <iterator>
 
 #include "deform_conv2d/cuda_forward.cuh"
-#include "deform_conv2d/cuda_window.cuh"
 
 namespace fastds {
 

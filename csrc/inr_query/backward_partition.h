@@ -2,7 +2,6 @@
 // Partition of the two backward passes of inr_query into tasks. It depends only on the shape, so that each sum has one order.
 #pragma once
 #include "core/parallel.h"
-#include "core/range.h"
 #include "inr_query/params.h"
 
 namespace fastds {

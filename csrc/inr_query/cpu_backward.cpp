@@ -6,7 +6,7 @@
 // of the parameter gradients. Both are added in a fixed order afterwards, without atomics.
 #include "core/parallel.h"
 #include "inr_query/backward_partition.h"
-#include "inr_query/features.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

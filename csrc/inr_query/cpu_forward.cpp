@@ -3,8 +3,7 @@
 // through the whole trunk while they stay in the L2 cache. Only y is written to memory. Panels are computed in parallel. Each
 // value of y is summed in one order, independent of the panel, the chunk of queries and the number of threads.
 #include "core/parallel.h"
-#include "inr_query/features.h"
-#include "inr_query/trunk.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

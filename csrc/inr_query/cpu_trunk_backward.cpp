@@ -6,7 +6,7 @@
 // order.
 #include "core/parallel.h"
 #include "inr_query/backward_partition.h"
-#include "inr_query/trunk.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

@@ -17,7 +17,7 @@ constexpr int kInrWarps = 4;  // warps of a block
 FASTDS_HD float exp_of(float x) { return expf(x); }
 FASTDS_HD double exp_of(double x) { return exp(x); }
 
-// NaN stays NaN.
+// Returns the ReLU of x if `relu` is true, otherwise x. NaN stays NaN.
 template <class A>
 FASTDS_HD A apply_relu(bool relu, A x) {
     return relu && x <= A(0) ? A(0) : x;

@@ -64,13 +64,14 @@ struct InrQueryGradients {
 // Rows of InrQueryGradients::offsets: row part and column part of rho_w, bias, row part and column part of cell_w or phase.
 constexpr int64_t kInrOffsetRows = 5;
 
-// y: (B, Q, O).
+// Forward pass. y has the shape (B, Q, O).
 FASTDS_PER_ISA(void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors, void* y, int threads))
 // Writes the rows that enter the trunk, (B, Q, D) or for late (B, Q, 4, D), and the corner weights (B, Q, 4), which are 0 for
 // absent corners.
 FASTDS_PER_ISA(void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights,
                                        int threads))
-// grad_rows has the shape of rows above (for dot: (B, Q, O)).
+// Backward pass through the features. grad_rows has the shape of the rows that inr_query_features() writes; for the dot feature
+// it is (B, Q, O).
 FASTDS_PER_ISA(void inr_query_features_backward(const InrQueryDims& dims, const InrQueryTensors& tensors,
                                                 const void* grad_rows, const InrQueryGradients& gradients, int threads))
 

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle on the CPU, parallel over rows of coarse pixels. Memory bandwidth limits its speed. Where whole vectors are
-// read (permute_blocks.h, single_channel.h, permute_squares.h), bias, activation and gradients are computed in the same step as
-// the permutation. Otherwise they are first computed for some pixels in memory order (elementwise.h) into a buffer in the L1
-// cache, which is then permuted (permute_row.h, nchw.h).
+// read, bias, activation and gradients are computed in the same step as the permutation in registers (cpu_permute.h). Otherwise
+// they are first computed for some pixels in memory order into a buffer in the L1 cache, which is then permuted (cpu_fused.h).
 #include "core/parallel.h"
-#include "pixel_shuffle/elementwise.h"
-#include "pixel_shuffle/permute_row.h"
-#include "pixel_shuffle/nchw.h"
+#include "pixel_shuffle/cpu_fused.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -22,7 +19,7 @@ int64_t count_pixels_together(const PixelShuffleParams& p) {
 }
 
 // Returns the number of values per channel array (bias or sums). With a single channel, the values are repeated to fill whole
-// vectors (single_channel.h).
+// vectors (cpu_permute.h).
 template <class T>
 int64_t channel_values(const PixelShuffleParams& p) {
     return p.C == 1 ? p.r * kWhole<bits_t<T>> : p.C * p.r * p.r;

@@ -8,7 +8,6 @@
 // backward pass runs once per query for grad_q and once per key for grad_k and grad_v and computes the logits again, so that no
 // two threads write to the same element.
 #include "core/parallel.h"
-#include "core/range.h"
 #include "core/simd.h"
 #include "core/vec_math.h"
 #include "window_attention2d/params.h"

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+// Aligned buffers of the kernels, and huge pages.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "core/simd.h"
 
@@ -36,6 +40,19 @@ class ZeroedBuffer : public Buffer<T> {
   public:
     explicit ZeroedBuffer(int64_t n) : Buffer<T>(n) { __builtin_memset(static_cast<T*>(*this), 0, Buffer<T>::bytes(n)); }
 };
+
+// Advises the operating system to back memory with huge pages before it is written. Without them, each 4 KB of new memory costs
+// a page fault. The call has no effect if no huge pages are available.
+inline void use_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr intptr_t kHuge = 2 << 20;
+    const intptr_t first = reinterpret_cast<intptr_t>(memory);
+    const intptr_t begin = (first + kHuge - 1) / kHuge * kHuge, end = (first + bytes) / kHuge * kHuge;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
 
 }  // namespace
 }  // namespace FASTDS_ISA

@@ -1,14 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
-// Computation of the samples of output pixels from the offsets: positions in the image and weights of the corners.
-//
-// All groups and taps of a pixel are computed together as vectors. The four corners of nearly all samples are inside the image.
-// A vector with other samples takes a slower path and sets `border`.
+// Common parts of the CPU forward and backward pass: order of pixels, positions of samples, gathering of samples, access to
+// contiguous (NCHW) tensors.
 #pragma once
-#include "deform_conv2d/pixel_walk.h"
+#include "core/gemm.h"
+#include "core/memory.h"
+#include "core/transpose_simd.h"
+#include "deform_conv2d/params.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
+
+// Order in which output pixels are processed.
+
+struct RowRange {
+    int64_t begin, end;
+};
+
+// Walk over the output pixels of the rows [row_begin, row_end) of each image, in strips of columns. All rows of a strip follow
+// each other, so that the part of x that their samples read stays in the L2 cache.
+struct PixelWalk {
+    PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t get_row_bytes)
+        : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
+        // Rows of a strip are the contiguous parts in which NCHW planes are read and written.
+        const int64_t least = d.planar ? 128 : 16;
+        // Estimated number of rows of x that the samples of one row of a strip read.
+        constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;
+        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * get_row_bytes), most = fits < least ? least : fits;
+        const int64_t strips = (d.Wo + most - 1) / most;
+        strip = (d.Wo + strips - 1) / strips;
+    }
+    void start(int64_t position) {
+        const int64_t height = row_end - row_begin, pixels = height * columns;
+        b = position / pixels;
+        position %= pixels;
+        begin = position / (height * strip) * strip;
+        end = begin + strip < columns ? begin + strip : columns;
+        position -= begin * height;
+        i = row_begin + position / (end - begin);
+        j = begin + position % (end - begin);
+    }
+    void next() { advance(1); }
+    // Advances by a number of pixels within one row of the strip.
+    void advance(int64_t pixels) {
+        j += pixels;
+        if (j < end) return;
+        j = begin;
+        if (++i < row_end) return;
+        i = row_begin;
+        begin = end < columns ? end : 0;
+        if (begin == 0) b++;
+        end = begin + strip < columns ? begin + strip : columns;
+        j = begin;
+    }
+    // Returns how many of the next `most` pixels are in the current row of the strip.
+    int64_t run(int64_t most) const { return end - j < most ? end - j : most; }
+
+    int64_t row_begin, row_end, columns, strip;
+    int64_t b = 0, i = 0, j = 0, begin = 0, end = 0;
+};
+
+// Computation of the samples of output pixels from the offsets: positions in the image and weights of the corners.
+//
+// All groups and taps of a pixel are computed together as vectors. The four corners of nearly all samples are inside the image.
+// A vector with other samples takes a slower path and sets `border`.
 
 // Returns the number of pixels of a row whose samples (of `groups` offset groups) are computed together, so that few lanes are
 // unused. It is 1 if the offsets or masks of neighbouring pixels are not contiguous.
@@ -315,6 +370,278 @@ FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const Pixel
     return {reduce_lanes<int32_t, N>(touched.first, [](const auto& a, const auto& b) { return a < b ? a : b; }),
             reduce_lanes<int32_t, N>(touched.last, [](const auto& a, const auto& b) { return a > b ? a : b; }) + (d.H > 1 ? 2 : 1)};
 }
+
+// Loops over the samples of a pixel, and the gathering of the sampled values. The position and weights of each sample are read
+// once for all channels of its offset group, which are processed as vectors.
+
+// Forces inlining of lambdas, which the compiler otherwise calls if they are used several times.
+#define FASTDS_INLINE __attribute__((always_inline))
+
+template <int N>
+struct Lanes {
+    static constexpr int value = N;
+};
+
+// Calls f(Lanes<N>, first channel) over n channels with the longest vectors that fit. A constant n leaves no branches.
+template <class A, class F>
+FASTDS_HD void for_channels(int64_t n, const F& f) {
+    int64_t c = 0;
+    for (; c + kLanes<A> <= n; c += kLanes<A>) f(Lanes<kLanes<A>>{}, c);
+    if constexpr (kLanes<A> > 8)
+        if (n - c >= 8) f(Lanes<8>{}, c), c += 8;
+    if constexpr (kLanes<A> > 4)
+        if (n - c >= 4) f(Lanes<4>{}, c), c += 4;
+    for (; c < n; c++) {
+        __asm__ volatile("");  // at most three channels: prevents GCC from vectorizing this loop
+        f(Lanes<1>{}, c);
+    }
+}
+
+template <bool B>
+struct Border {
+    static constexpr bool value = B;
+};
+
+// Calls f(Border<b>, q) for each sample, or for every kStep-th one. b is true if corners may be outside the image.
+template <int kStep = 1, class A, class F>
+FASTDS_HD void for_samples(int64_t samples, const Samples<A>& s, const F& f) {
+    for (int64_t begin = 0; begin < samples; begin += kLanes<A>) {
+        const int64_t end = begin + kLanes<A> < samples ? begin + kLanes<A> : samples;
+        if (s.border[begin / kLanes<A>]) {
+            for (int64_t q = begin; q < end; q += kStep) f(Border<true>{}, q);
+        } else {
+            for (int64_t q = begin; q < end; q += kStep) f(Border<false>{}, q);
+        }
+    }
+}
+
+// Calls f(Lanes<n>) for the numbers of channels that have specialized loops, otherwise f(Lanes<0>).
+template <class F>
+FASTDS_HD void dispatch_channels(int64_t channels, const F& f) {
+    if (channels == 8) {
+        f(Lanes<8>{});
+    } else if (channels == 16) {
+        f(Lanes<16>{});
+    } else {
+        f(Lanes<0>{});
+    }
+}
+
+template <int N, class A>
+FASTDS_HD void zero_outside(const Bits<A>* inside, Vec<A, N> (&v)[4]) {
+    Vec<Bits<A>, N> counts[4];
+    broadcast4<N>(inside, counts);
+    for (int n = 0; n < 4; n++) v[n] = counts[n] ? v[n] : 0;
+}
+
+// Loads all lanes of a vector. FirstLanes (core/simd.h) loads only the first ones.
+template <class T, int N>
+struct AllLanes {
+    FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const { return load_vec<N>(p); }
+};
+
+// Loads the corners of a sample, with zeros for those outside the image. `corner` points to the first requested channel of
+// corner 0.
+template <bool kBorder, int N, class A, class T, class Which = AllLanes<T, N>>
+FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4],
+                            const Which& lanes = {}) {
+    const T* below = corner + image.below;
+    v[0] = lanes.load(corner);
+    v[1] = lanes.load(corner + image.right);
+    v[2] = lanes.load(below);
+    v[3] = lanes.load(below + image.right);
+    if constexpr (kBorder) zero_outside<N, A>(inside, v);
+}
+
+template <int N, class A>
+FASTDS_HD Vec<A, N> blend(const A* weights, const Vec<A, N> (&v)[4]) {
+    Vec<A, N> w[4];
+    broadcast4<N>(weights, w);
+    return (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+}
+
+// Gathers the channels of each sample in vectors of N. In the last vector only the lanes that are channels are loaded; the
+// others are zero.
+template <int N, bool kWhole, class A, class T, class Out>
+FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x,
+                              Out* columns) {
+    const int64_t channels = plan.per_group, whole = kWhole ? channels / N * N : 0;
+    const FirstLanes<T, N> rest(channels - whole);
+    for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        const T* corner = x + s.at[q];
+        Out* out = columns + plan.column[q];
+        const auto take = [&](int64_t c, const auto& lanes) FASTDS_INLINE {
+            Vec<A, N> v[4];
+            load_corners<decltype(border)::value, N, A>(corner + c, image, s.inside + 4 * q, v, lanes);
+            store_vec<N>(out + c, blend<N, A>(s.weights + 4 * q, v));
+        };
+        for (int64_t c = 0; c < whole; c += N) take(c, AllLanes<T, N>{});
+        if (!kWhole || channels != whole) take(whole, rest);
+    });
+}
+
+#if defined(__AVX512F__)
+// Gathers samples with eight channels, which fill half a vector: two samples at a time, possibly of two pixels. kDense: the
+// columns have no gaps.
+template <bool kDense, class T, class Out>
+FASTDS_HD void gather_eights(const Plan<float>& plan, const Samples<float>& s, int64_t samples, const Image image, const T* x,
+                             Out* columns) {
+    using V = Vec<float>;
+    const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
+    for_samples<2>(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        const T *a = x + s.at[q], *b = x + s.at[q + 1];
+        V v[4], w[4];
+        for (int n = 0; n < 4; n++) v[n] = load_two(a + step[n], b + step[n]);
+        if constexpr (decltype(border)::value) {
+            V counts[4];
+            broadcast4_two((const float*)static_cast<const Bits<float>*>(s.inside + 4 * q), counts);
+            for (int n = 0; n < 4; n++) v[n] = (Vec<Bits<float>>)counts[n] ? v[n] : 0;
+        }
+        broadcast4_two(s.weights + 4 * q, w);
+        const V both = (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+        if constexpr (kDense) {
+            store_vec<16>(columns + 8 * q, both);
+        } else {
+            Vec<float, 8> halves[2];
+            __builtin_memcpy(halves, &both, sizeof(both));
+            for (int n = 0; n < 2; n++) store_vec<8>(columns + plan.column[q + n], halves[n]);
+        }
+    });
+}
+#endif
+
+// Gathers the columns of a run of pixels: mask * (sampled value) at plan.column[q] + channel. Up to one vector of unspecified
+// values follows the last channel. x points to the first channel of the plan in the image.
+template <class A, class T, class Out>
+FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, Out* columns) {
+    const int64_t *at = s.at, *column = plan.column, samples = run * plan.samples;
+    const A* weights = s.weights;
+#if defined(__AVX512F__)
+    if constexpr (kLanes<A> == 16)
+        if (plan.by_group && plan.per_group == 8)
+            return plan.dense ? gather_eights<true>(plan, s, samples, image, x, columns)
+                              : gather_eights<false>(plan, s, samples, image, x, columns);
+#endif
+    if constexpr (FirstLanes<T, kLanes<A>>::fast)
+        if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // the next sample overwrites the excess lanes of a vector
+            constexpr int N = kLanes<A>, eight = N < 8 ? N : 8;
+            if (plan.per_group == 4) return gather_vectors<4, true>(plan, s, samples, image, x, columns);
+            if (plan.per_group <= 4) return gather_vectors<4, false>(plan, s, samples, image, x, columns);
+            if (plan.per_group <= eight) return gather_vectors<eight, false>(plan, s, samples, image, x, columns);
+            return gather_vectors<N, true>(plan, s, samples, image, x, columns);
+        }
+    dispatch_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
+        const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
+        for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
+            const T* corner = x + at[q];
+            Out* out = columns + column[q];
+            for_channels<A>(channels, [&](auto lanes, int64_t c) FASTDS_INLINE {
+                constexpr int N = decltype(lanes)::value;
+                Vec<A, N> v[4];
+                load_corners<decltype(border)::value, N, A>(corner + c, image, s.inside + 4 * q, v);
+                store_vec<N>(out + c, blend<N, A>(weights + 4 * q, v));
+            });
+        });
+    });
+}
+
+// Access to contiguous (NCHW) tensors in panels of output pixels. Offsets and masks are transposed into rows of channels, and
+// outputs are transposed back into planes, in memory that stays in the L2 cache. Transposing whole tensors would need one more
+// pass through main memory.
+
+template <class T>
+inline void transpose_elements(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+    const auto transpose_as = [&](auto bits) {
+        using Bits = decltype(bits);
+        transpose_rows(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
+    };
+    if constexpr (sizeof(T) == 2) {
+        transpose_as(uint16_t{});
+    } else if constexpr (sizeof(T) == 4) {
+        transpose_as(uint32_t{});
+    } else {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
+    }
+}
+
+template <class T>
+struct Planes {
+    const DeformConv2dDims& d;
+    const DeformConv2dForward& tensors;
+    const int64_t samples, offset_item;
+    const Buffer<char> offset;
+    const Buffer<T> mask, y;
+
+    Planes(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int64_t panel)
+        : d(d), tensors(tensors), samples(d.offset_groups * d.kh * d.kw), offset_item(d.offset_dtype == d.dtype ? sizeof(T) : sizeof(float)),
+          offset(d.planar ? panel * 2 * samples * offset_item : 0), mask(d.planar && tensors.mask ? panel * samples : 0),
+          y(d.planar ? panel * d.O : 0) {}
+
+    // Calls f(p, n, image, position in the image) for each sequence of n pixels from p on that are consecutive in one image.
+    template <class F>
+    void for_runs(const int64_t* pixel, int64_t count, const F& f) const {
+        const int64_t size = d.Ho * d.Wo;
+        for (int64_t p = 0, end; p < count; p = end) {
+            for (end = p + 1; end < count && pixel[end] == pixel[end - 1] + 1 && pixel[end] % size != 0;) end++;
+            f(p, end - p, pixel[p] / size, pixel[p] % size);
+        }
+    }
+
+    __attribute__((noinline)) void read(const int64_t* pixel, int64_t count) const {
+        const int64_t size = d.Ho * d.Wo;
+        for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
+            const auto read_offsets = [&](auto zero) {
+                using S = decltype(zero);
+                const S* from = static_cast<const S*>(tensors.offset) + 2 * samples * b * size + at;
+                transpose_elements(from, size, 2 * samples, n, reinterpret_cast<S*>(&offset[0]) + p * 2 * samples, 2 * samples);
+            };
+            if (offset_item == sizeof(T))
+                read_offsets(T{});
+            else
+                read_offsets(float{});
+            if (tensors.mask != nullptr)
+                transpose_elements(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n,
+                                   &mask[p * samples], samples);
+        });
+    }
+
+    SampleRow row(int64_t p) const {
+        return {&offset[p * 2 * samples * offset_item],
+                tensors.mask ? reinterpret_cast<const char*>(&mask[p * samples]) : nullptr};
+    }
+
+    // Prefetches the shares p to last (of `count`) of the cache lines that write() fills and that the next panel reads. They
+    // are short parts of many planes, which the hardware does not prefetch. All pixels are treated as if they were in one
+    // image.
+    FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p, int64_t last) const {
+        const int64_t size = d.Ho * d.Wo, b = pixel[0] / size, at = pixel[0] % size, left = size - at;
+        fetch_planes<1>(static_cast<const char*>(tensors.y), sizeof(T), d.O, b, at, count < left ? count : left, p, last, count);
+        const int64_t n = count < left - count ? count : left - count;  // pixels of the next panel
+        fetch_planes<0>(static_cast<const char*>(tensors.offset), offset_item, 2 * samples, b, at + count, n, p, last, count);
+        if (tensors.mask != nullptr)
+            fetch_planes<0>(static_cast<const char*>(tensors.mask), sizeof(T), samples, b, at + count, n, p, last, count);
+    }
+
+    // Prefetches n elements from position `at` on in the planes of image b that belong to the shares p to last.
+    template <int Written>
+    FASTDS_HD void fetch_planes(const char* maps, int64_t item, int64_t planes, int64_t b, int64_t at, int64_t n, int64_t p,
+                                int64_t last, int64_t shares) const {
+        const int64_t size = d.Ho * d.Wo;
+        for (int64_t plane = planes * p / shares; n > 0 && plane < planes * last / shares; plane++) {
+            const char *from = maps + ((planes * b + plane) * size + at) * item, *end = from + n * item - 1;
+            for (; from < end; from += 64) __builtin_prefetch(from, Written);
+            __builtin_prefetch(end, Written);
+        }
+    }
+
+    __attribute__((noinline)) void write(const int64_t* pixel, int64_t count) const {
+        const int64_t size = d.Ho * d.Wo;
+        for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
+            transpose_elements(&y[p * d.O], d.O, n, d.O, static_cast<T*>(tensors.y) + d.O * b * size + at, size);
+        });
+    }
+};
 
 }  // namespace
 }  // namespace FASTDS_ISA

@@ -8,8 +8,8 @@
 // If there are few tiles and many filters, reading the filters takes most of the time. All threads then share one block, and
 // each thread reads a part of the filters. If the filters were not packed beforehand, each thread packs its part in pieces.
 #pragma once
-#include "conv3x3/filters.h"
 #include "conv3x3/epilogue.h"
+#include "conv3x3/filters.h"
 #include "core/parallel.h"
 
 namespace fastds {
