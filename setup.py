@@ -261,7 +261,7 @@ class Ninja:
         return re.sub(r"([$ :])", r"$\1", str(path))
 
     def build_info(self):
-        """Writes the constants of csrc/core/build_info.h, in a file of their own: a new hash recompiles no binding."""
+        """Writes the constants of csrc/core/common.h, in a file of their own: a new hash recompiles no binding."""
         source_hash = runpy.run_path(str(ROOT / "fastds" / "_source_hash.py"))["source_hash"]
         constants = {
             "build_source_hash": source_hash(ROOT),
@@ -269,7 +269,7 @@ class Ninja:
             "build_debug": self.debug,
             "build_cuda_archs": " ".join(self.archs),
         }
-        text = '#include "core/build_info.h"\nnamespace fastds {\n'
+        text = '#include "core/common.h"\nnamespace fastds {\n'
         for name, value in constants.items():
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             text += f'const char* const {name} = "{escaped}";\n'

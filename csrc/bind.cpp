@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module _fastds. setup.py writes ops.h, which includes the bind.h of every op and lists their names in FASTDS_OPS.
+// The Python module _fastds. setup.py generates ops.h, which includes the bind.h of each op and defines FASTDS_OPS, the list of
+// their names.
 #include <pybind11/pybind11.h>
 
 #include <cstring>
 
 #include "core/arguments.h"
-#include "core/build_info.h"
-#include "core/column_sums.h"
+#include "core/common.h"
 #include "core/isa.h"
-#include "core/pages.h"
+#include "core/memory.h"
 #include "core/parallel.h"
-#include "core/transpose.h"
+#include "core/tensor_ops.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -38,19 +38,19 @@ py::dict build_info() {
     return info;
 }
 
-// to[b][column][row] = from[b][row][column]
+// Batched transpose: to[b][column][row] = from[b][row][column].
 void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t columns, int item, int threads) {
-    FASTDS_CHECK(item == 2 || item == 4, "transpose: expected numbers of 2 or 4 bytes");
-    const Transpose call{pointer(from), pointer(to), batch, rows, columns, item, threads};
+    FASTDS_CHECK(item == 2 || item == 4, "transpose: expected elements of 2 or 4 bytes");
+    const Transpose call{to_pointer(from), to_pointer(to), batch, rows, columns, item, threads};
     py::gil_scoped_release release;
     FASTDS_DISPATCH(transpose_matrices, call);
 }
 
-// Whether two stretches of memory have the same bytes.
+// Compares two memory regions byte by byte.
 bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
-    constexpr int64_t kShared = 256 << 10;  // worth all threads
-    const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
-    if (bytes < kShared) return std::memcmp(one, other, bytes) == 0;
+    constexpr int64_t kMinThreadedBytes = 256 << 10;  // bytes; smaller regions are compared by one thread
+    const char *one = static_cast<const char*>(to_pointer(a)), *other = static_cast<const char*>(to_pointer(b));
+    if (bytes < kMinThreadedBytes) return std::memcmp(one, other, bytes) == 0;
     py::gil_scoped_release release;
     int different = 0;
     once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
@@ -59,15 +59,16 @@ bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
     return different == 0;
 }
 
-// to[column] = sum over the rows of from[row][column]. Returns the bytes of workspace it needs; with fewer it does nothing else.
+// to[column] = sum over rows of from[row][column]. Returns the required workspace in bytes. If the given workspace is smaller,
+// nothing else is done.
 int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, intptr_t to, int threads, intptr_t workspace,
                     int64_t bytes) {
     FASTDS_CHECK(dtype != f64, "column_sums: no kernel for float64");
-    FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: an empty matrix");
-    const ColumnSums call{to_dtype(dtype), rows, columns, pointer(from), static_cast<float*>(pointer(to)), threads};
+    FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: the matrix is empty");
+    const ColumnSums call{to_dtype(dtype), rows, columns, to_pointer(from), static_cast<float*>(to_pointer(to)), threads};
     py::gil_scoped_release release;
     const int64_t needed = FASTDS_DISPATCH(column_sums_bytes, call);
-    if (needed <= bytes) FASTDS_DISPATCH(column_sums, call, static_cast<char*>(pointer(workspace)));
+    if (needed <= bytes) FASTDS_DISPATCH(column_sums, call, static_cast<char*>(to_pointer(workspace)));
     return needed;
 }
 
@@ -75,11 +76,11 @@ int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, int
 }  // namespace fastds
 
 PYBIND11_MODULE(_fastds, m) {
-    m.doc() = "Native kernels of fastds: raw addresses in, nothing of torch.";
+    m.doc() = "Native kernels of fastds. The functions take raw addresses and do not depend on torch.";
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
-    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
+    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::once::use_huge_pages(fastds::to_pointer(address), bytes); });
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);

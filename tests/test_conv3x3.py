@@ -467,7 +467,7 @@ def test_forcing_an_instruction_set_without_engine_is_refused(native):
         with pytest.raises(RuntimeError, match="no engine for the instruction set 'baseline'"):
             conv3x3(x, weight, algorithm="winograd")
         assert torch.equal(conv3x3(x, weight), x)
-        with pytest.raises(RuntimeError, match="no code for the instruction set baseline"):
+        with pytest.raises(RuntimeError, match="no code for the baseline instruction set"):
             native.conv3x3_packed_size((0, 0, 2, 2, 3, 18, 9, 3, 1, False, 1), False)
     finally:
         native.set_isa("auto")

@@ -96,9 +96,9 @@ def test_filters_that_do_not_fit_are_refused(native):
         lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels, 1),
     )
     for filters, address, said in (
-        ([described], 64, "filters twice, or not at all"),
-        ([], 0, "filters twice, or not at all"),
-        ([(64, 0, 8, 9, 3, 72, 9, 3, 1, False, 1)], 0, "filters do not fit the maps"),
+        ([described], 64, "expected either packed filters or one weight"),
+        ([], 0, "expected either packed filters or one weight"),
+        ([(64, 0, 8, 9, 3, 72, 9, 3, 1, False, 1)], 0, "filters and tensors differ in channels"),
         ([(64, 0, 8, 8, 3, 72, 9, 3, 1, False, 3)], 0, "no kernel for these filters"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of bfloat16 on the processor's matrix tiles (AMX): lines of A are pixels, B are the packed weights.
+// Matrix product of conv1x1 in bfloat16 with AMX tiles. The rows of A are pixels, B holds the packed weights.
 #pragma once
-#include "conv1x1/maps.h"
+#include "conv1x1/inputs.h"
 #include "core/activation.h"
 #include "core/amx.h"
 
@@ -9,21 +9,21 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Multiplications that are worth a second thread.
-inline int64_t worth_threads(bool tiles) { return tiles ? 16 * kShared : kShared; }
+// Returns the number of multiplications from which on several threads are used.
+inline int64_t get_thread_threshold(bool tiles) { return tiles ? 16 * kMinThreadedProducts : kMinThreadedProducts; }
 
 #if defined(__AVX512BF16__)
 constexpr int64_t kBlock = 2 * kTileColumns;  // pixels and columns of a block of sums
-constexpr int64_t kNearChannels = 512;        // of a block of pixels that stays in the first cache
+constexpr int64_t kNearChannels = 512;        // channels of a block of pixels that stays in the L1 cache
 
-// Pixels as lines of whole tiles, `row` numbers apart: zeros behind the last channel.
+// Copies pixels to rows of whole tiles, which are `row` elements apart, with zeros after the last channel.
 inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row) {
-    const uint16_t* from = pixel_at<uint16_t>(map, b, first);
+    const uint16_t* from = get_pixel<uint16_t>(map, b, first);
     uint16_t* lines = reinterpret_cast<uint16_t*>(to);
     const int64_t whole = map.channels / kTileDepth * kTileDepth;
     const __mmask32 rest = (1u << (map.channels - whole)) - 1;
     if (map.c != 1) {
-        turn(from, map.c, map.channels, count, lines, row);
+        transpose_rows(from, map.c, map.channels, count, lines, row);
         for (int64_t i = 0; rest != 0 && i < count; i++) _mm512_mask_storeu_epi16(lines + i * row + whole, ~rest, __m512i{});
         return;
     }
@@ -33,52 +33,53 @@ inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
     }
 }
 
-// One block: Rows x Columns tiles (1 or 2 each) from a pixel of the panels on, rows of Columns vectors; bias: of its columns.
-// after(): after each step.
+// Computes one block of Rows x Columns tiles (1 or 2 in each direction) from one pixel of the panels on, as rows of Columns
+// vectors. `bias` is that of its columns. after() is called after each step.
 template <int Rows, int Columns, class Panel, class After>
-FASTDS_HD void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums,
+FASTDS_HD void compute_tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums,
                          const After& after) {
     using Sums = TileSums<Rows, Columns>;
-    Sums::begin(bias, 0, false);  // every line is the bias
+    Sums::begin(bias, 0, false);  // each row starts with the bias
     for (int s = 0; s < count; s++) {
         const Panel& p = panels[s];
         const BFloat16 *a = p.a + pixel * p.row, *b = p.b + column * p.steps * 2;
         const int64_t stride = p.row * sizeof(*a);
         constexpr int64_t tiles = Columns * kTileColumns * kTileDepth;
         for (int64_t step = 0; step < p.steps; step += kTileDepth / 2, a += kTileDepth, b += tiles) {
-            Sums::add(a, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
+            Sums::add(a, stride, kTileRows * stride, b, Columns * kTileRowBytes, kTileRowBytes);
             after();
         }
     }
     Sums::end(sums, Columns * kTileColumns);
 }
 
-// Stores the sums of a block while the next one is summed: that takes no time of its own then.
-class Stores {
+// Stores the sums of one block while the next block is computed, so that the stores overlap with the products.
+class DeferredStores {
 public:
-    // steps: of a block.
-    Stores(const Conv1x1& call, int64_t steps)
+    // `steps` is the number of steps of a block.
+    DeferredStores(const Conv1x1& call, int64_t steps)
         : residual_(static_cast<const BFloat16*>(call.residual)), y_(static_cast<BFloat16*>(call.y)), row_(call.outputs),
-          each_(parts_of(kBlock, steps)), act_(call.act), slope_(call.negative_slope) {}
+          each_(count_parts(kBlock, steps)), act_(call.act), slope_(call.negative_slope) {}
 
-    // The block that is summed next goes to number `at` of y and the pixels behind it.
-    FASTDS_HD void announce(int64_t at) { next_ = at; }
-    // It is summed: `lines` of them, Vectors vectors each, of which `count` numbers are outputs.
+    // Sets the position in y of the block that is computed next.
+    FASTDS_HD void set_next(int64_t at) { next_ = at; }
+    // Passes the sums of the block that was computed: `lines` rows of Vectors vectors each, of which `count` elements are
+    // outputs.
     template <int Vectors>
-    FASTDS_HD void take(const float* sums, int64_t lines, int64_t count) {
+    FASTDS_HD void accept(const float* sums, int64_t lines, int64_t count) {
         sums_ = sums, at_ = next_, line_ = 0, lines_ = lines, vectors_ = Vectors;
         lanes_ = count >= Vectors * kL ? ~0u >> (32 - Vectors * kL) : (1u << count) - 1;
     }
-    FASTDS_HD void some() { store(least(line_ + each_, lines_)); }
-    FASTDS_HD void rest() { store(lines_); }
+    FASTDS_HD void store_some() { store(min_of(line_ + each_, lines_)); }
+    FASTDS_HD void store_rest() { store(lines_); }
 
 private:
     FASTDS_HD void store(int64_t end) {
-        const bool plain = residual_ == nullptr && act_ == act_none;
+        const bool stores_sums = residual_ == nullptr && act_ == act_none;
         if (vectors_ == 2)
-            plain ? store<2, true>(end) : store<2, false>(end);
+            stores_sums ? store<2, true>(end) : store<2, false>(end);
         else
-            plain ? store<1, true>(end) : store<1, false>(end);
+            stores_sums ? store<1, true>(end) : store<1, false>(end);
     }
     template <int Vectors, bool Plain>
     FASTDS_HD void store(int64_t end) {
@@ -89,9 +90,9 @@ private:
         BFloat16 *y = y_ + at, *ahead = y_ + next_ + line_ * row;
         const BFloat16* residual = Plain || residual_ == nullptr ? nullptr : residual_ + at;
         for (int64_t i = 0; i < count; i++, sums += Vectors * kL, y += row, ahead += row) {
-            if (Vectors > 1) fetch_line<Vectors>(ahead);
+            if (Vectors > 1) prefetch_output_row<Vectors>(ahead);
             const V right = Vectors > 1 ? load_vec<kL>(sums + kL) : V{};
-            finish_line<Vectors>(load_vec<kL>(sums), right, residual, act, slope, y, lanes);
+            store_output_row<Vectors>(load_vec<kL>(sums), right, residual, act, slope, y, lanes);
             if (residual != nullptr) residual += row;
         }
         line_ = end;
@@ -107,8 +108,8 @@ private:
     __mmask32 lanes_ = 0;
 };
 
-// Some pixels, which are those of y from pixel `first` on. The last that are no whole tile are taken with some before them once
-// more.
+// Computes some pixels, which are the pixels of y from `first` on. If the last pixels are no complete tile, some pixels before
+// them are computed again.
 template <class Panel>
 void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bias, int64_t first, int64_t pixels) {
     int64_t steps = 0;
@@ -116,32 +117,32 @@ void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bi
     const int64_t group = 2 * steps > kNearChannels ? pixels : kBlock;
     alignas(64) float sums[2][kBlock * kBlock + 16];
     int64_t from = 0, block = 0;
-    const bool hides = steps > kTileDepth;  // two products of a block, or one, hide nothing
-    Stores stores(call, 2 * steps / kTileDepth);
+    const bool hides = steps > kTileDepth;  // blocks of one or two products are too short to overlap with stores
+    DeferredStores stores(call, 2 * steps / kTileDepth);
     const auto multiply_block = [&](auto width, int64_t column) {
         constexpr int NV = decltype(width)::value;
         if constexpr (NV <= 2)
-            for (int64_t next = from; next < least(from + group, pixels); block++) {
+            for (int64_t next = from; next < min_of(from + group, pixels); block++) {
                 const bool two = pixels - next > kTileRows && pixels >= kBlock;
-                const int64_t rows = two ? kBlock : kTileRows, pixel = pixels < rows ? 0 : least(next, pixels - rows);
+                const int64_t rows = two ? kBlock : kTileRows, pixel = pixels < rows ? 0 : min_of(next, pixels - rows);
                 float* const to = sums[block % 2];
                 const auto sum = [&](const auto& after) __attribute__((always_inline)) {
-                    two ? tile_sums<2, NV>(panels, call.sources, bias + column, pixel, column, to, after)
-                        : tile_sums<1, NV>(panels, call.sources, bias + column, pixel, column, to, after);
+                    two ? compute_tile_sums<2, NV>(panels, call.sources, bias + column, pixel, column, to, after)
+                        : compute_tile_sums<1, NV>(panels, call.sources, bias + column, pixel, column, to, after);
                 };
-                stores.announce((first + pixel) * call.outputs + column);
+                stores.set_next((first + pixel) * call.outputs + column);
                 if (hides)
-                    sum([&] { stores.some(); });
+                    sum([&] { stores.store_some(); });
                 else
                     sum([] {});
-                stores.rest();
-                stores.template take<NV>(to, least(rows, pixels), call.outputs - column);
-                if (!hides) stores.rest();
+                stores.store_rest();
+                stores.template accept<NV>(to, min_of(rows, pixels), call.outputs - column);
+                if (!hides) stores.store_rest();
                 next = pixel + rows;
             }
     };
     for (; from < pixels; from += group) for_column_blocks<float>(call.outputs, multiply_block, Blocking{true}.vectors());
-    stores.rest();
+    stores.store_rest();
 }
 #endif
 

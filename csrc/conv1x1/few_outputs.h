@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with few outputs, which as columns would leave most lanes of a vector empty. Lanes are channels where those lie side
-// by side, else pixels.
+// Matrix products with few outputs, which would leave most lanes of a vector unused as columns. The lanes are channels if these
+// are contiguous, otherwise pixels.
 #pragma once
-#include "conv1x1/maps.h"
+#include "conv1x1/inputs.h"
 #include "core/activation.h"
 
 namespace fastds {
@@ -11,21 +11,23 @@ namespace {
 
 constexpr int64_t kFewOutputs = 4;
 
-// Whether neighbours in the memory of all sources are channels, or pixels.
-inline bool channels_beside(const Conv1x1& call) { return call.source[0].c == 1 && (call.sources == 1 || call.source[1].c == 1); }
-inline bool pixels_beside(const Conv1x1& call) {
+// Return whether the channels, or the pixels, of all sources are contiguous.
+inline bool has_contiguous_channels(const Conv1x1& call) { return call.source[0].c == 1 && (call.sources == 1 || call.source[1].c == 1); }
+inline bool has_contiguous_pixels(const Conv1x1& call) {
     return call.pixels > 1 && call.source[0].p == 1 && (call.sources == 1 || call.source[1].p == 1);
 }
 
-// terms: that the product of csrc/core/gemm.h sums in one step; sums over lanes pay where there is more to sum.
+// Returns whether the kernels of this file are used. `terms` is the number of terms that one step of core/gemm.h sums. Sums
+// with channels as lanes are used only if there are many channels per output.
 inline bool has_few_outputs(const Conv1x1& call, int terms) {
     int64_t channels = 0;
     for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
-    const bool many = channels_beside(call) && channels > 8 * call.outputs * terms;
-    return call.outputs <= kFewOutputs && (many || pixels_beside(call));
+    const bool many = has_contiguous_channels(call) && channels > 8 * call.outputs * terms;
+    return call.outputs <= kFewOutputs && (many || has_contiguous_pixels(call));
 }
 
-// A source from a pixel on. weights: rows of floats, one an output, `row` numbers apart, zeros behind the last.
+// A source from one pixel on. `weights` holds rows of floats, one per output, `row` elements apart, with zeros after the last
+// channel.
 template <class T>
 struct FewSource {
     const T* from;
@@ -34,23 +36,23 @@ struct FewSource {
     int64_t row;
 };
 
-// sums[i * O + o] = bias[o] + sum over the channels, which lie side by side, of pixel i. As many pixels at once as make a vector
-// of sums; `sums` has room for one more.
+// sums[i * O + o] = bias[o] + sum over the contiguous channels of pixel i. It processes as many pixels at once as fill a vector
+// of sums. `sums` needs room for one more vector.
 template <int O, class T>
-void sums_over_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
+void sum_across_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     constexpr int P = kL / O;
     for (int64_t i = 0; i < pixels; i += P, sums += P * O) {
-        TurnRow acc[kTurn]{};
+        SquareRow acc[kSquare]{};
 #pragma GCC unroll 16
         for (int k = 0; k < P * O; k++) acc[k][0] = bias[k % O];
         for (int s = 0; s < count; s++) {
             const FewSource<T>& source = sources[s];
             const T* at[P];
-            for (int p = 0; p < P; p++) at[p] = source.from + least(i + p, pixels - 1) * source.pixel;
+            for (int p = 0; p < P; p++) at[p] = source.from + min_of(i + p, pixels - 1) * source.pixel;
             const auto add = [&](int64_t c, int lanes) __attribute__((always_inline)) {
 #pragma GCC unroll 16
                 for (int p = 0; p < P; p++) {
-                    const V x = load_some(at[p] + c, lanes);
+                    const V x = load_partial(at[p] + c, lanes);
 #pragma GCC unroll 4
                     for (int o = 0; o < O; o++) acc[p * O + o] += x * load_vec<kL>(source.weights + o * source.row + c);
                 }
@@ -59,17 +61,17 @@ void sums_over_lanes(const FewSource<T>* sources, int count, const float* bias, 
             for (; c + kL <= source.channels; c += kL) add(c, kL);
             if (c < source.channels) add(c, static_cast<int>(source.channels - c));
         }
-        turn_rows(acc);
-        TurnRow total = acc[0];
+        transpose_registers(acc);
+        SquareRow total = acc[0];
 #pragma GCC unroll 16
-        for (int k = 1; k < kTurn; k++) total += acc[k];
+        for (int k = 1; k < kSquare; k++) total += acc[k];
         store_vec<kL>(sums, total);
     }
 }
 
-// The same of N vectors of pixels, which lie side by side; the first `pixels` of them exist.
+// The same sums for N vectors of contiguous pixels, of which the first `pixels` exist.
 template <int O, int N, class T>
-void sums_in_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
+void sum_per_lane(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     V acc[O][N];
 #pragma GCC unroll 4
     for (int o = 0; o < O; o++)
@@ -90,7 +92,7 @@ void sums_in_lanes(const FewSource<T>* sources, int count, const float* bias, in
     float rows[O * N * kL];
     for (int o = 0; o < O; o++)
         for (int j = 0; j < N; j++) store_vec<kL>((O == 1 ? sums : rows) + (o * N + j) * kL, acc[o][j]);
-    if (O > 1) turn(reinterpret_cast<const uint32_t*>(rows), N * kL, O, N * kL, reinterpret_cast<uint32_t*>(sums), O);
+    if (O > 1) transpose_rows(reinterpret_cast<const uint32_t*>(rows), N * kL, O, N * kL, reinterpret_cast<uint32_t*>(sums), O);
 }
 
 template <class T>
@@ -118,7 +120,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kPixels = 512;  // of a task
+    static constexpr int64_t kPixels = 512;  // pixels of a task
     static constexpr int kVectors = kL == 16 ? 4 : 2;
 
     const Conv1x1& call_;
@@ -143,14 +145,15 @@ private:
         int64_t channels = 0;
         for (int s = 0; s < call_.sources; s++) channels += call_.source[s].channels;
         const int64_t all = call_.batch * call_.pixels;
-        const int threads = all * channels * O < kShared ? 1 : call_.threads;
-        const int64_t chunks = parts_of(call_.pixels, least(kPixels, round_up(parts_of(all, threads), kL)));
+        const int threads = all * channels * O < kMinThreadedProducts ? 1 : call_.threads;
+        const int64_t chunks = count_parts(call_.pixels, min_of(kPixels, round_up(count_parts(all, threads), kL)));
         parallel_for(call_.batch * chunks, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t task = begin; task < end; task++) run_pixels<O>(task / chunks, part_of(call_.pixels, chunks, task % chunks));
+            for (int64_t task = begin; task < end; task++)
+                run_pixels<O>(task / chunks, get_part(call_.pixels, chunks, task % chunks));
         });
     }
 
-    // Pixels of image b.
+    // Computes a range of pixels of image b.
     template <int O>
     void run_pixels(int64_t b, Range pixels) const {
         alignas(64) float sums[(kPixels + kVectors * kL) * O];
@@ -158,35 +161,35 @@ private:
         FewSource<T> sources[2];
         for (int s = 0; s < call_.sources; s++) {
             const Conv1x1Map& map = call_.source[s];
-            sources[s] = {pixel_at<T>(map, b, pixels.begin), map.channels, map.p, map.c, weights_[s], row(s)};
+            sources[s] = {get_pixel<T>(map, b, pixels.begin), map.channels, map.p, map.c, weights_[s], row(s)};
         }
-        if (pixels_beside(call_))
-            for (int64_t i = 0; i < count;) i += some_in_lanes<O>(sources, count - i, sums + i * O);
+        if (has_contiguous_pixels(call_))
+            for (int64_t i = 0; i < count;) i += compute_next_pixels<O>(sources, count - i, sums + i * O);
         else
-            sums_over_lanes<O, T>(sources, call_.sources, bias_, count, sums);
+            sum_across_lanes<O, T>(sources, call_.sources, bias_, count, sums);
         finish(sums, (b * call_.pixels + pixels.begin) * O, count * O);
     }
 
-    // The next of `left` pixels, to which the sources are moved on. Returns how many.
+    // Computes the next of `left` pixels, advances the sources and returns the number of computed pixels.
     template <int O>
-    int64_t some_in_lanes(FewSource<T>* sources, int64_t left, float* sums) const {
-        const int64_t many = kVectors * kL, count = left >= many ? many : least(left, kL);
+    int64_t compute_next_pixels(FewSource<T>* sources, int64_t left, float* sums) const {
+        const int64_t many = kVectors * kL, count = left >= many ? many : min_of(left, kL);
         if (count == many)
-            sums_in_lanes<O, kVectors, T>(sources, call_.sources, bias_, count, sums);
+            sum_per_lane<O, kVectors, T>(sources, call_.sources, bias_, count, sums);
         else
-            sums_in_lanes<O, 1, T>(sources, call_.sources, bias_, count, sums);
+            sum_per_lane<O, 1, T>(sources, call_.sources, bias_, count, sums);
         for (int s = 0; s < call_.sources; s++) sources[s].from += count;
         return count;
     }
 
-    // y, from number `at` on.
+    // Writes y from position `at` on, after adding the residual and applying the activation.
     void finish(const float* sums, int64_t at, int64_t count) const {
         T* const y = static_cast<T*>(call_.y);
         const T* const residual = static_cast<const T*>(call_.residual);
         for (int64_t i = 0; i < count; i += kL) {
-            const int lanes = static_cast<int>(least(kL, count - i));
+            const int lanes = static_cast<int>(min_of(kL, count - i));
             V v = load_vec<kL>(sums + i);
-            if (residual != nullptr) v += load_some(residual + at + i, lanes);
+            if (residual != nullptr) v += load_partial(residual + at + i, lanes);
             v = activate(v, call_.act, call_.negative_slope);
             lanes == kL ? store_vec<kL>(y + at + i, v) : store_lanes(y + at + i, v, lanes);
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv1x1: one matrix product over the pixels of one or two maps, with what follows it; and the gradient of its weight.
+// conv1x1: one matrix product over the pixels of one or two inputs with bias, residual and activation, and the gradient of its
+// weight.
 #pragma once
 #include <stdint.h>
 
@@ -7,43 +8,44 @@
 
 namespace fastds {
 
-// Strides in elements, of images, pixels and channels. Pixels or channels lie side by side: p or c is 1.
+// A feature map; strides of images, pixels and channels are in elements. Either pixels or channels are contiguous: p or c is 1.
 struct Conv1x1Map {
     const void* data;
     int64_t channels, b, p, c;
 };
 
 struct Conv1x1 {
-    DType dtype;            // of maps, residual and y
-    int64_t batch, pixels;  // of an image
+    DType dtype;            // of inputs, residual and y
+    int64_t batch, pixels;  // pixels of an image
     int sources;
-    Conv1x1Map source[2];  // side by side in their channels
+    Conv1x1Map source[2];  // concatenated along the channels
     int64_t outputs;
-    const void* weight;  // weight[o, c] at o * stride_o + c
+    const void* weight;  // weight[o, c] is at o * stride_o + c
     DType weight_dtype;
     int64_t stride_o;
     const void* bias;      // `outputs` values of weight_dtype, or null
-    const void* residual;  // null: none; as y
-    void* y;               // (batch, pixels, outputs), dense
+    const void* residual;  // same layout as y; null: none
+    void* y;               // (batch, pixels, outputs), contiguous
     int act;               // Act of core/activation.h
     float negative_slope;
     int threads;
-    bool tiles;  // bfloat16 on matrix tiles (AMX)
+    bool tiles;  // use AMX tiles for bfloat16
 };
 
-// grad_weight[o, c] = sum over pixels of gradient[pixel, o] * source[pixel, c], at o * stride_o + c.
+// grad_weight[o, c] = sum over pixels of gradient[pixel, o] * source[pixel, c], stored at o * stride_o + c.
 struct Conv1x1GradWeight {
-    DType dtype;  // of the maps
+    DType dtype;  // of gradient and source
     int64_t batch, pixels;
     Conv1x1Map gradient, source;
     void* grad_weight;
     DType weight_dtype;
     int64_t stride_o;
     int threads;
-    bool tiles;  // bfloat16 on matrix tiles (AMX)
+    bool tiles;  // use AMX tiles for bfloat16
 };
 
-// Bytes of workspace, and the functions that need them, 64-byte aligned. The numbers do not depend on threads.
+// The functions *_bytes return the size in bytes of the workspace, which must be 64-byte aligned. The results do not depend on
+// the number of threads.
 FASTDS_PER_ISA(int64_t conv1x1_bytes(const Conv1x1& call))
 FASTDS_PER_ISA(void conv1x1(const Conv1x1& call, char* workspace))
 FASTDS_PER_ISA(int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& call))

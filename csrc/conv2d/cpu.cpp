@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies, bound by memory bandwidth.
+// Copies for conv2d. Memory bandwidth limits their speed.
 #include "conv2d/params.h"
 #include "core/parallel.h"
 
@@ -7,7 +7,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// One row of pixels with its border.
+// Copies one row of pixels and adds the border.
 void copy_row(const Conv2dBorder& call, const char* from, char* to) {
     const int64_t pixel = call.C * call.item;
     __builtin_memset(to, 0, call.before * pixel);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a larger convolution needs around the engine of conv3x3, which convolves by its blocks of 3x3 taps: maps with a border of
-// zeros, and the gradient of the blocks as that of the filter.
+// Copies that conv2d needs for filters larger than 3x3, which the conv3x3 engine processes as blocks of 3x3 taps: a border of
+// zeros around the inputs, and the conversion of the gradient of the blocks to the gradient of the filter.
 #pragma once
 #include <stdint.h>
 
@@ -8,8 +8,8 @@
 
 namespace fastds {
 
-// Maps (B, H, W, C) of numbers of `item` bytes; from: strides in elements, of channels 1; to: dense, `before` rows and columns of
-// zeros before and `after` behind.
+// Copies tensors (B, H, W, C) of elements of `item` bytes and adds a border of zeros: `before` rows and columns before and
+// `after` rows and columns after the image. `from` has strides in elements and channel stride 1; `to` is contiguous.
 struct Conv2dBorder {
     const void* from;
     void* to;
@@ -17,7 +17,8 @@ struct Conv2dBorder {
     int threads;
 };
 
-// to[o, c, i, j] = from[o, i / 3, j / 3, c, i % 3, j % 3], both dense, i and j < size; from has (size + 2) / 3 blocks each way.
+// to[o, c, i, j] = from[o, i / 3, j / 3, c, i % 3, j % 3] for i, j < size. Both are contiguous; `from` has (size + 2) / 3
+// blocks in each direction.
 struct Conv2dTaps {
     const void* from;
     void* to;

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine with the output stages of conv3x3 and grad_x (bias, residual, activation, sinks) and of recurrent cells. How calls
-// are cut into blocks.
-#include "conv3x3/cells.h"
+// Entry points of the Winograd engine: selection of the epilogue (bias, residual, activation and storage, or a recurrent cell)
+// and partition of a call into blocks.
+#include "conv3x3/rnn_epilogue.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
 template <class T, Store How>
-void finish_block(const Stage& stage, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
-    const StoreStage<T, How> store{stage.call, stage.bias, reinterpret_cast<T*>(scratch + at.staging)};
-    Tile tile = tile_at(stage.call.geometry, first);
-    for (int64_t i = 0; i < count; i++, to_next_tile(stage.call.geometry, tile))
-        finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin, columns.end);
+void finish_block(const Epilogue& epilogue, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
+    const StoreEpilogue<T, How> store{epilogue.call, epilogue.bias, reinterpret_cast<T*>(scratch + at.staging)};
+    Tile tile = get_tile(epilogue.call.geometry, first);
+    for (int64_t i = 0; i < count; i++, advance_tile(epilogue.call.geometry, tile))
+        finish_tile(epilogue.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin, columns.end);
 }
 
 template <class T>
-Finish finish_of(bool cell, int store) {
+Finish select_finish(bool cell, int store) {
     switch (static_cast<Store>(store)) {
         case Store::staged: return cell ? finish_cell<T, Store::staged> : finish_block<T, Store::staged>;
         case Store::streamed:
@@ -27,22 +27,22 @@ Finish finish_of(bool cell, int store) {
     return cell ? finish_cell<T, Store::cached> : finish_block<T, Store::cached>;
 }
 
-Finish finish_of(DType dtype, bool cell, int store) {
+Finish select_finish(DType dtype, bool cell, int store) {
     switch (dtype) {
-        case f16: return finish_of<Half>(cell, store);
-        case bf16: return finish_of<BFloat16>(cell, store);
-        default: return finish_of<float>(cell, store);
+        case f16: return select_finish<Half>(cell, store);
+        case bf16: return select_finish<BFloat16>(cell, store);
+        default: return select_finish<float>(cell, store);
     }
 }
 
 void run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& plan, float* workspace) {
     if (call.amx) return conv3x3_amx_run(call, cell, plan, workspace);
-    const float* bias = bias_of_columns(call, workspace + plan.threads * plan.thread_floats);
-    const Stage stage{call, bias, cell, finish_of(call.sinks.dtype, cell, plan.store)};
-    run_engine(stage, plan, workspace);
+    const float* bias = copy_bias(call, workspace + plan.threads * plan.thread_floats);
+    const Epilogue epilogue{call, bias, cell, select_finish(call.sinks.dtype, cell, plan.store)};
+    run_engine(epilogue, plan, workspace);
 }
 
-// Outputs of this size push each other and everything else out of the caches.
+// Outputs of at least this size do not fit into the caches and are stored past them.
 constexpr int64_t kStreamBytes = 8 << 20;
 
 Store choose_store(const Conv3x3Call& call, bool one_pass) {
@@ -59,31 +59,32 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     return one_pass && dense ? Store::staged : Store::cached;
 }
 
-// Few tiles, less than one block a thread, and filters that do not fit into its first cache; or so few that one thread would
-// work alone.
-constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kLonelyFilters = 64 * 64;
+// The threads share one block if there are at most kSharedTiles tiles and the filters (inputs * outputs) are too large for an
+// L1 cache. If there is so little work that one thread would compute everything, a smaller size of filters is enough.
+constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kSingleThreadFilters = 64 * 64;
 
 }  // namespace
 
 Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     if (call.amx) return conv3x3_amx_plan(call, cell, threads);
     Conv3x3Plan plan{};
-    const int64_t inputs = call.sources.channels(), outputs = columns_of(call).columns, tiles = call.geometry.tiles();
+    const int64_t inputs = call.sources.channels(), outputs = get_column_map(call).columns, tiles = call.geometry.tiles();
     const ColumnBlocks cut = column_blocks<float>(outputs);
     const int64_t vectors = cut.vectors;
-    // Measured: few channels want long blocks, matrices far beyond the L2 cache too, so that they are read less often.
-    const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
-    const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
-    plan.block_vectors = cell || makes_one_pass(inputs, outputs) ? vectors : least(pass, vectors);
-    const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
-    // Of the widest column block.
+    // Measured block lengths: few channels are fastest with long blocks. Filters far beyond the L2 cache are too, because they
+    // are read less often.
+    const bool large_filters = has_large_filters(inputs, outputs), few_channels = inputs <= 32 && outputs <= 32;
+    const int64_t pass = (large_filters ? kLargePassColumns : kPassColumns) / kL;
+    plan.block_vectors = cell || fits_one_pass(inputs, outputs) ? vectors : min_of(pass, vectors);
+    const int64_t most_tiles = large_filters ? 96 : few_channels ? 72 : 24;
+    // Tile rows of the widest block of columns.
     plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
-    const int64_t least_filters = groups == 1 ? kLonelyFilters : kSharedFilters;
+    const int64_t least_filters = groups == 1 ? kSingleThreadFilters : kSharedFilters;
     const bool few = threads > 1 && tiles <= kSharedTiles && inputs * outputs >= least_filters;
     const bool shares = tiles > 0 && (few || call.packed == nullptr);
     plan.sharing = shares ? threads : 0;
-    plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
+    plan.threads = shares ? 1 : static_cast<int>(min_of(threads, groups > 0 ? groups : 1));
     if (shares) plan.block_vectors = vectors;
     plan.blocks = shares ? 1 : round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);
     plan.block_tiles = groups > 0 ? (groups + plan.blocks - 1) / plan.blocks * plan.group_tiles : 1;
@@ -100,7 +101,7 @@ void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Co
     run(call, &cell, plan, workspace);
 }
 
-bool conv3x3_one_pass(int64_t inputs, int64_t outputs) { return makes_one_pass(inputs, outputs); }
+bool conv3x3_one_pass(int64_t inputs, int64_t outputs) { return fits_one_pass(inputs, outputs); }
 
 }  // namespace FASTDS_ISA
 }  // namespace fastds

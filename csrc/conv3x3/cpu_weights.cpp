@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// G g G^T of every filter, packed for the products of the engine: per point and block of output vectors, the rows of a
-// (inputs x outputs) matrix one after the other; or the filters themselves in bfloat16 for matrix tiles.
+// Packing of filters. For the Winograd engine it computes G g G^T of each filter and stores, for each point and block of output
+// vectors, the rows of an (inputs x outputs) matrix one after the other. For AMX tiles it stores the filters themselves in
+// bfloat16.
 #include "conv3x3/amx.h"
 #include "conv3x3/filters.h"
 #include "core/parallel.h"
@@ -16,15 +17,16 @@ void pack(const Conv3x3Filters& filters, float* packed, int threads) {
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             int64_t block = 0;
-            while (cut.vectors_of(block).end <= vector) block++;
-            const Range side = cut.vectors_of(block);
+            while (cut.get_vectors(block).end <= vector) block++;
+            const Range side = cut.get_vectors(block);
             pack_vector(filters, maps, vector, {0, maps.inputs}, packed + (side.begin * maps.inputs + vector - side.begin) * kL,
                         (side.end - side.begin) * kL, plane);
         }
     });
 }
 
-// The numbers of one tap and step for 16 columns, as pairs of them; columns: where they lie in the weight, -1: zeros.
+// Packs the elements of one tap and step for 16 columns, in pairs of rows. `columns` holds the offset of each column in the
+// weight, or -1 for a column of zeros.
 template <class T>
 void pack_tile(const Conv3x3Filters& filters, const PackedMaps& maps, const PixelRows& pixels, int64_t tap, int64_t step,
                const int64_t (&columns)[kTileColumns], BFloat16* out) {
@@ -42,15 +44,15 @@ void pack_tile(const Conv3x3Filters& filters, const PackedMaps& maps, const Pixe
     }
 }
 
-// For amx.h: pairs of inputs of 16 outputs side by side.
+// Packs filters for AMX tiles (amx.h). The elements of two consecutive inputs are next to each other, for 16 outputs.
 template <class T>
 void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
     const PackedMaps maps(filters);
     const PixelRows pixels(maps.inputs);
-    const int64_t vectors = parts_of(maps.columns.columns, kTileColumns), tile = kTileDepth * kTileColumns;
+    const int64_t vectors = count_parts(maps.columns.columns, kTileColumns), tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
-            const int64_t pair = vector / 2 * 2, width = least(2, vectors - pair);
+            const int64_t pair = vector / 2 * 2, width = min_of(2, vectors - pair);
             BFloat16* out = packed + 2 * pixels.packed_pairs(pair) + (vector - pair) * tile;
             int64_t columns[kTileColumns];
             for (int64_t n = 0; n < kTileColumns; n++) {

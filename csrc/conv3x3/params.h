@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sizes and addresses of the 3x3 convolution engine; plain data shared by the binding and the kernels.
+// Sizes and addresses of the 3x3 convolution engine, in plain structs shared by the binding and the kernels.
 //
-// One engine runs forward and grad_x: it reads the virtual concatenation of `sources` and writes the virtual concatenation of
-// `sinks`. Both are views with channel stride 1; matrix tiles also take sources with channels apart and pixel stride 1. A pixel-shuffled tensor of factor r is r*r such views, one per sub-pixel, so
-// that the packed weights carry the channels in the order (sub-pixel, channel).
+// The same engine computes forward and grad_x: it reads the concatenation of `sources` and writes the concatenation of `sinks`
+// along the channels, without copying either. Both consist of views with channel stride 1. With AMX, sources may have pixel
+// stride 1 instead. A tensor that is pixel-shuffled by the factor r is represented by r*r views, one per sub-pixel, so that the
+// channels of the packed weights are in the order (sub-pixel, channel).
 #pragma once
 #include <stdint.h>
 
@@ -12,11 +13,12 @@
 
 namespace fastds {
 
-constexpr int kConv3x3Views = 64;  // shuffle up to 8
+constexpr int kConv3x3Views = 64;  // permits shuffle factors up to 8
 
 enum Conv3x3Padding : int { pad_zeros = 0, pad_replicate = 1, pad_wrap = 2 };
 
-// Strides in elements. sign: output of the activation behind this gradient, same strides; null: no activation.
+// A view of a tensor; strides are in elements. If `data` is a gradient to be multiplied by the derivative of an activation,
+// `sign` is the output of that activation, with the same strides. Otherwise it is null.
 struct Conv3x3View {
     void* data;
     const void* sign;
@@ -24,7 +26,7 @@ struct Conv3x3View {
     FASTDS_HD int64_t offset(int64_t image, int64_t row, int64_t column) const { return image * b + row * h + column * w; }
 };
 
-// A tensor as views side by side in its channels.
+// Views that are concatenated along the channels.
 struct Conv3x3Views {
     DType dtype;
     int count;
@@ -36,21 +38,23 @@ struct Conv3x3Views {
     }
 };
 
-// Rows -pad_h .. of the input, continued by mode_h beyond its H rows, meet output row 0; columns likewise.
+// Geometry of the convolution. Output row 0 is computed from the input rows that start at -pad_h; rows outside [0, H) are
+// defined by mode_h. The same holds for columns.
 struct Conv3x3Geometry {
-    int64_t B, H, W;    // of the sources
-    int64_t Ho, Wo;     // of the sinks
-    int pad_h, pad_w;   // 1: same size, 2: gradient of the padded input
+    int64_t B, H, W;    // sizes of the sources
+    int64_t Ho, Wo;     // sizes of the sinks
+    int pad_h, pad_w;   // 1: same size; 2: gradient with respect to the padded input
     int mode_h, mode_w; // Conv3x3Padding
     FASTDS_HD int64_t tiles_h() const { return (Ho + 3) / 4; }
     FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4; }
     FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
 };
 
-// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w, i and j < size.
+// A weight; weight[o, c, i, j] is at o*stride_o + c*stride_c + i*stride_h + j*stride_w, with i and j < size.
 //
-// A filter of more than 3x3 taps is cut into blocks of 3x3, zeros behind the last tap: the sum of as many 3x3 convolutions of
-// shifted maps. Their sources are views side by side, row of blocks by row, each with all C channels (O in the adjoint).
+// A filter larger than 3x3 is split into blocks of 3x3 taps, padded with zeros after the last tap. The convolution is then the
+// sum of 3x3 convolutions of shifted inputs. Their sources are concatenated views in row-major order of the blocks, each with
+// all C channels (O channels for the adjoint).
 struct Conv3x3Weight {
     const void* data;
     DType dtype;
@@ -59,7 +63,8 @@ struct Conv3x3Weight {
     FASTDS_HD int64_t blocks() const { return side() * side(); }
 };
 
-// A weight for forward or (adjoint) grad_x; shuffle is the factor of the convolution's output.
+// A weight for the forward pass or, if `adjoint` is true, for grad_x. `shuffle` is the pixel-shuffle factor of the
+// convolution's output.
 struct Conv3x3Filters {
     Conv3x3Weight weight;
     bool adjoint;
@@ -69,88 +74,94 @@ struct Conv3x3Filters {
 struct Conv3x3Call {
     Conv3x3Geometry geometry;
     Conv3x3Views sources, sinks;
-    const float* packed;  // conv3x3_pack_weight; null: the engine packs `filters` part by part
+    const float* packed;  // from conv3x3_pack_weight; null: the engine packs `filters` in parts
     Conv3x3Filters filters;
     const void* bias;     // O values of bias_dtype in the order of the weight, or null
     DType bias_dtype;
-    // Added to the sinks before shuffle and activation, side by side as many channels; count 0 or a view without data: nothing.
+    // Added to the sinks before shuffle and activation. The concatenated views have as many channels as the sinks. A count of 0
+    // or a view whose data is null adds nothing.
     Conv3x3Views residual;
-    int64_t shuffle;       // of the sinks
+    int64_t shuffle;       // pixel-shuffle factor of the sinks
     int act;               // Act of core/activation.h
-    float negative_slope;  // of act, or of the activation that the sources' sign belongs to
-    bool amx;              // sums of products on matrix tiles; sources of bfloat16, filters packed for it
+    float negative_slope;  // of `act`, or of the activation whose output is the sources' `sign`
+    bool amx;              // use AMX tiles: the sources are bfloat16 and the filters are packed for AMX
 };
 
 struct Conv3x3GradWeight {
     Conv3x3Geometry geometry;
-    Conv3x3Views sources, gradients;  // gradients: of the convolution's output
-    DType dtype;                      // of grad_weight and grad_bias, dense
+    Conv3x3Views sources, gradients;  // gradients: with respect to the outputs of the convolution
+    DType dtype;                      // of grad_weight and grad_bias, which are contiguous
     void* grad_weight;
-    void* grad_bias;       // null: not wanted
-    int64_t shuffle;       // factor behind the gradients' views
-    float negative_slope;  // of the activation that the gradients' sign belongs to
+    void* grad_bias;       // null: not computed
+    int64_t shuffle;       // pixel-shuffle factor of the outputs
+    float negative_slope;  // of the activation whose output is the gradients' `sign`
     int threads;
 };
 
-// A recurrent cell behind a convolution. The call's sources are x and h; its sinks ONE view with all outputs, in which the
-// pre-activations are kept for the backward, or whose data is null; no activation. Its residual: none, or what is added to the
-// pre-activations: where the x-part of all steps was convolved at once, sources is h alone and residual that part. Its plan makes
-// all outputs in one pass: conv3x3_one_pass.
+// A recurrent cell that processes the outputs of a convolution. The sources of the call are x and h. The sinks are a single
+// view of all outputs, which stores the pre-activations for the backward pass; its data is null if they are not needed. The
+// call has no activation. A residual is added to the pre-activations: if the convolution of x was computed for all time steps
+// at once, the only source is h and that result is the residual. The plan computes all outputs in one pass (conv3x3_one_pass).
 struct Conv3x3Cell {
-    // Takes pre[g * plane + i], i < n, of each gate g: the channels of pixel (b, y, x) and, when dense, of those behind it in its
-    // row. Runs for every pixel once, on any thread: it must not change shared state.
+    // Processes the pre-activations pre[g * plane + i], i < n, of each gate g. They are the channels of pixel (b, y, x) and, if
+    // `dense` is true, of the pixels that follow in its row. It is called once for each pixel on any thread and must not modify
+    // shared state.
     void (*row)(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane);
     const void* context;
-    int64_t channels;  // gate g is outputs [g * channels, (g + 1) * channels) of the convolution
-    bool dense;        // pixels of all its tensors follow each other without gaps
+    int64_t channels;  // gate g is the outputs [g * channels, (g + 1) * channels) of the convolution
+    bool dense;        // the pixels of all tensors of the cell are contiguous
 };
 
-// A map whose pixels or whose channels lie side by side: w or c is 1. Strides in elements.
+// A feature map in which the pixels of a row (w is 1) or the channels of a pixel (c is 1) are contiguous. Strides are in
+// elements.
 struct Conv3x3Map {
     const void* data;
     DType dtype;
     int64_t channels, b, c, h, w;
 };
 
-// A convolution of few outputs, for which each output is a plane that products of planes are added to; forward or grad_x.
+// A convolution with few outputs, forward or grad_x. Each output is a plane to which products of input planes are added.
 struct Conv3x3Planes {
     Conv3x3Geometry geometry;
-    int sources;  // 1 or 2, side by side
+    int sources;  // 1 or 2, concatenated along the channels
     Conv3x3Map source[2];
-    const float* filters;  // filter of output o and input i at o * stride_o + i * stride_i, its nine taps dense
+    const float* filters;  // the filter of output o and input i starts at o * stride_o + i * stride_i; its nine taps are contiguous
     int64_t outputs, stride_o, stride_i;
-    bool adjoint;          // taps from the last to the first
+    bool adjoint;          // use the taps in reversed order
     const float* bias;     // null: none
-    const void* residual;  // as y, added before the activation; null: none
-    void* y;               // dense, channels_last
+    const void* residual;  // like y, added before the activation; null: none
+    void* y;               // contiguous channels_last
     DType y_dtype;
     int act;
     float negative_slope;
     int threads;
 };
 
-// The weight gradient of a convolution with few channels on one side, of which `few` is the map, `many` that of the other side.
+// The weight gradient of a convolution with few channels on one side. `few` is the feature map of that side, `many` that of the
+// other.
 struct Conv3x3FewGradWeight {
     Conv3x3Geometry geometry;
-    Conv3x3Map few, many;  // the channels of many lie side by side
-    bool gradients;        // few is the gradient of the outputs, many the input; else few is the input
+    Conv3x3Map few, many;  // the channels of `many` are contiguous
+    bool gradients;        // true: `few` is the gradient of the outputs and `many` the input; false: the other way round
     DType dtype;
-    void* grad_weight;  // (outputs, inputs, 3, 3), dense
+    void* grad_weight;  // (outputs, inputs, 3, 3), contiguous
     int threads;
 };
 
-// Columns that a pass works on, and where its planes lie; functions of shape and threads, never of the result.
+// Partition of a call and size of its workspace. It depends on the shape, the alignment of the outputs and the
+// number of threads, and never changes the result.
 struct Conv3x3Plan {
-    int64_t block_tiles, blocks;   // tiles transformed at once at most, number of such blocks
-    int64_t group_tiles;           // multiplied at once: blocks are whole groups but for the last tiles
+    int64_t block_tiles, blocks;   // maximum number of tiles transformed at once; number of such blocks
+    int64_t group_tiles;           // tiles multiplied at once: blocks are whole groups, except for the last tiles
     int64_t block_vectors;         // output vectors per pass over the 36 products
-    int64_t thread_floats, bytes;  // workspace
-    int threads, store;            // store: how outputs are written, see output.h
-    int sharing;                   // threads that work on the only block together, where tiles are few and filters many; else 0
+    int64_t thread_floats, bytes;  // size of the workspace
+    int threads, store;            // store: how outputs are written (enum Store in epilogue.h)
+    // Number of threads that process the only block together, if there are few tiles and many filters; otherwise 0.
+    int sharing;
 };
 
 // clang-format off
-// cell: the call is that of a Conv3x3Cell.
+// Returns the partition of a call. `cell` is true if the outputs are processed by a Conv3x3Cell.
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
 FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))
@@ -159,15 +170,16 @@ FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adj
 FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Filters& filters, bool amx, float* packed, int threads))
 FASTDS_PER_ISA(int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* workspace))
-// The same on matrix tiles, of sources and gradients in bfloat16.
+// Versions with AMX tiles; sources and gradients are bfloat16.
 FASTDS_PER_ISA(int64_t conv3x3_amx_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_amx_grad_weight(const Conv3x3GradWeight& call, float* workspace))
-// Few outputs, or a weight gradient with few channels on one side.
+// Versions for a convolution with few outputs, and for a weight gradient with few channels on one side.
 FASTDS_PER_ISA(int64_t conv3x3_planes_bytes(const Conv3x3Planes& call))
 FASTDS_PER_ISA(void conv3x3_planes(const Conv3x3Planes& call, float* workspace))
 FASTDS_PER_ISA(int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call))
 FASTDS_PER_ISA(void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace))
-// Forward and grad_x on matrix tiles. The plan is for conv3x3_amx_run; cell: null, or of conv3x3_run_cell.
+// Forward and grad_x with AMX tiles. conv3x3_amx_plan returns the plan for conv3x3_amx_run, whose `cell` is null or the cell of
+// conv3x3_run_cell.
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_amx_plan(const Conv3x3Call& call, bool cell, int threads))
 FASTDS_PER_ISA(void conv3x3_amx_run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& plan, float* workspace))
 // clang-format on

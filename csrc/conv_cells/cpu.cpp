@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine of conv3x3 hands over pre-activations row by row of its tiles; the formulas are those of csrc/gates.
+// Recurrent cells as an epilogue of the conv3x3 engine. The engine passes pre-activations, one row of a tile at a time, to the
+// formulas of csrc/gates.
 #include "conv_cells/params.h"
 
 #include "core/simd.h"
@@ -12,14 +13,16 @@ namespace {
 constexpr int kL = kLanes<float>;
 using V = Vec<float>;
 
-// n values of each gate: the inputs [First, First + Gates) of the formula. T is the type of operands that are not wide.
+// Processes n values of each gate. The gates are the inputs [First, First + Gates) of the formula. T is the type of operands
+// that are not marked as float32.
 template <class T, class Formula, int First, int Gates>
 struct Row {
     static constexpr int others = Formula::inputs - Gates, operands = others + Formula::outputs;
 
-    // Of float32 maps no operand is wider than the others.
-    static FASTDS_HD bool wide(const ConvGates& cell, int k) { return sizeof(T) < sizeof(float) && cell.operands[k].wide; }
-    static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return wide(cell, k) ? sizeof(float) : sizeof(T); }
+    // If T is float, the mark of an operand has no effect.
+    static FASTDS_HD bool is_float32(const ConvGates& cell,
+                                     int k) { return sizeof(T) < sizeof(float) && cell.operands[k].is_float32; }
+    static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return is_float32(cell, k) ? sizeof(float) : sizeof(T); }
 
     static void run(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane) {
         const ConvGates& cell = *static_cast<const ConvGates*>(context);
@@ -29,8 +32,8 @@ struct Row {
             const Conv3x3View& view = cell.operands[k].view;
             data[k] = static_cast<char*>(view.data) + (b * view.b + y * view.h + x * view.w) * size(cell, k);
         }
-        // The last values of a row that is no multiple of a vector are calculated in copies.
-        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // see Zeros in core/buffer.h
+        // Values after the last whole vector are computed in copies.
+        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // zeros, for the reason in core/memory.h (ZeroedBuffer)
         char* real[operands] = {};
         int64_t i = 0, end = n / kL * kL;
         while (true) {
@@ -52,7 +55,7 @@ struct Row {
         for (int k = others; rest > 0 && k < operands; k++) __builtin_memcpy(real[k], last[k], rest * size(cell, k));
     }
 
-    // No call in this loop: the constants of the formula stay in registers.
+    // Contains no function call, so that the constants of the formula stay in registers.
     static __attribute__((noinline)) void vectors(const ConvGates& cell, char* const (&data)[operands], const float* pre,
                                                   int64_t plane, int64_t i, int64_t end, const GateOptions<float>& options) {
         for (; i < end; i += kL) {
@@ -62,7 +65,7 @@ struct Row {
                 const int other = k < First ? k : k - Gates;
                 if (k >= First && k < First + Gates)
                     in[k] = load_vec<kL>(pre + (k - First) * plane + i);
-                else if (wide(cell, other))
+                else if (is_float32(cell, other))
                     in[k] = load_vec<kL>(reinterpret_cast<const float*>(data[other]) + i);
                 else
                     in[k] = load_vec<kL>(reinterpret_cast<const T*>(data[other]) + i);
@@ -70,7 +73,7 @@ struct Row {
             Formula::template apply<float>(in, out, options);
 #pragma GCC unroll 8
             for (int k = 0; k < Formula::outputs; k++) {
-                if (wide(cell, others + k))
+                if (is_float32(cell, others + k))
                     store_vec<kL>(reinterpret_cast<float*>(data[others + k]) + i, out[k]);
                 else
                     store_vec<kL>(reinterpret_cast<T*>(data[others + k]) + i, out[k]);
@@ -92,7 +95,7 @@ Conv3x3Cell cell_of(const ConvGates& cell) {
     }
         FASTDS_CONV_GATES(FASTDS_CASE)
 #undef FASTDS_CASE
-        default: return {};  // refused by the binding
+        default: return {};  // rejected by the binding
     }
 }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv_cells: a 3x3 convolution on the Winograd engine with a formula of csrc/gates in its output stage, so that the
-// pre-activations are not written, or only for the backward.
+// conv_cells: a 3x3 convolution whose epilogue is a formula of csrc/gates. The pre-activations are written to memory only if
+// the backward pass needs them.
 #pragma once
 #include "conv3x3/params.h"
 #include "gates/params.h"
 
 namespace fastds {
 
-// Number in GateFormula, struct of gates/math.h, the first of its inputs that the convolution gives, how many it gives.
+// Formulas that can be an epilogue: number in GateFormula, struct of gates/math.h, first input that the convolution computes,
+// and number of such inputs.
 #define FASTDS_CONV_GATES(X)                                     \
     X(lstm_gates, LstmGates, 0, 4)                               \
     X(gru_reset, GruReset, 0, 2)                                 \
@@ -22,15 +23,17 @@ namespace fastds {
 
 struct ConvGatesOperand {
     Conv3x3View view;
-    bool wide;  // float32 beside 16-bit maps
+    bool is_float32;  // float32 with 16-bit feature maps
 };
 
-// call: as Conv3x3Cell asks; its dtype is that of the sources, the pre-activations and all operands but wide ones.
+// `call` satisfies the requirements of Conv3x3Cell. The sources, the pre-activations and all operands except those marked as
+// float32 have the same dtype.
 struct ConvGates {
     Conv3x3Call call;
     GateFormula formula;
     double option, slope;                      // see GatesParams
-    ConvGatesOperand operands[kGateOperands];  // inputs that the convolution does not give, then outputs, in the formula's order
+    // The inputs that the convolution does not compute, then the outputs, in the order of the formula.
+    ConvGatesOperand operands[kGateOperands];
 };
 
 FASTDS_PER_ISA(void conv_gates(const ConvGates& cell, const Conv3x3Plan& plan, float* workspace))

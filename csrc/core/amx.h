@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// The processor's matrix tiles for bfloat16 (AMX): eight registers of 16 rows x 64 bytes, and what multiplies them.
+// Matrix products in bfloat16 with the tile registers of Intel AMX: eight registers of 16 rows of 64 bytes.
 //
-// A thread configures them before its first tile instruction and releases them after its last; see isa.h for has_amx().
+// A thread configures the registers before its first tile instruction and releases them after its last one (class TileScope).
+// has_amx() in isa.h returns whether AMX is usable.
 #pragma once
 #include "core/activation.h"
-#include "core/lanes.h"
+#include "core/masked_io.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Of a product: lines of A and of the sum, what is summed, columns of B and of the sum. Of a tile in memory: bytes of a line.
-constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileLine = 64;
+// Sizes of one tile in elements: rows of A and of the sum, depth of the product (columns of A), columns of B and of the sum.
+// kTileRowBytes is the size in bytes of one row of a tile in memory.
+constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileRowBytes = 64;
 
-// What the instruction LDTILECFG reads. depth: numbers that a product sums, even; the registers are those of TileSums.
+// Operand of the instruction LDTILECFG. `depth` is the number of products that one instruction sums; it must be even. Registers
+// 0 to 3 hold sums, 4 and 5 hold tiles of A, 6 and 7 hold tiles of B (see TileSums).
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -25,14 +28,16 @@ struct alignas(64) TileConfig {
     }
 };
 
-// Lines of numbers, `row` numbers apart: of each `runs` pieces, `run` numbers apart and `steps` tiles of kTileDepth numbers long.
-struct TileLines {
+// Left operand of a product: rows of bfloat16 values. Consecutive rows are `row` elements apart. Each row consists of `runs`
+// contiguous runs; consecutive runs are `run` elements apart and each run has `steps` * kTileDepth elements.
+struct TileRows {
     const BFloat16* data;
     int64_t row, steps, runs = 1, run = 0;
 };
 
 #if defined(__AVX512BF16__)
-// Strides in bytes. In assembler: intrinsics want a flag of the compiler for the whole file.
+// Wrappers of the tile instructions; strides are in bytes. They are written in inline assembly because the compiler's
+// intrinsics would need an AMX flag for the whole file.
 inline void configure_tiles(int64_t depth) {
     const TileConfig config(depth);
     asm volatile("ldtilecfg %0" ::"m"(config));
@@ -50,13 +55,15 @@ template <int Register>
 inline __attribute__((always_inline)) void store_tile(void* to, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(Register) : "memory");
 }
-// Sum += A B in float32. A: rows x 32 numbers; B: 16 x 16 pairs, those of one column side by side.
+// Sum += A * B in float32. A has up to 16 rows of up to 32 values. B has pairs of values: row k of the tile holds, for each of
+// 16 columns, the elements 2k and 2k+1 of that column next to each other.
 template <int Sum, int A, int B>
 inline __attribute__((always_inline)) void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
 }
 
-// Sums of Rows x Columns tiles, 1 or 2 each, in the registers 0 to 3. In memory `row` floats lie between their lines.
+// Float32 sums of Rows x Columns tiles (1 or 2 in each direction) in the registers 0 to 3. In memory, consecutive rows of the
+// sums are `row` floats apart.
 template <int Rows, int Columns>
 struct TileSums {
     static inline __attribute__((always_inline)) void begin(const float* sums, int64_t row, bool zero) {
@@ -74,7 +81,8 @@ struct TileSums {
             if (Rows > 1 && Columns > 1) load_tile<3>(below + kTileColumns, stride);
         }
     }
-    // below, right: bytes from the first tile of A, of B, to the second.
+    // Adds one product. `below` is the distance in bytes from the first tile of A to the second, `right` that from the first
+    // tile of B to the second.
     static inline __attribute__((always_inline)) void add(const void* a, int64_t a_stride, int64_t below, const void* b,
                                                           int64_t b_stride, int64_t right) {
         load_tile<4>(a, a_stride);
@@ -100,22 +108,25 @@ struct TileSums {
     }
 };
 
-// sums = the lines from `first` on times a packed block of columns (core/gemm.h). Rows x Columns tiles, 1 or 2 each.
+// sums = (rows of `a` from `first` on) * (one packed block of columns, see core/gemm.h), for Rows x Columns tiles, 1 or 2 in
+// each direction.
 template <int Rows, int Columns>
-void multiply_lines(const TileLines& a, int64_t first, const BFloat16* b, float* sums) {
+void multiply_tile_rows(const TileRows& a, int64_t first, const BFloat16* b, float* sums) {
     using Sums = TileSums<Rows, Columns>;
     const int64_t stride = a.row * sizeof(*b);
     Sums::begin(sums, 0, true);
     for (int64_t run = 0; run < a.runs; run++) {
         const BFloat16* at = a.data + first * a.row + run * a.run;
         for (int64_t step = 0; step < a.steps; step++, at += kTileDepth, b += Columns * kTileColumns * kTileDepth)
-            Sums::add(at, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
+            Sums::add(at, stride, kTileRows * stride, b, Columns * kTileRowBytes, kTileRowBytes);
     }
     Sums::end(sums, Columns * kTileColumns);
 }
 
-// sums (+)= the first `depth` numbers, whole tiles, of lines times pairs of rows, the two numbers of a column side by side. line and
-// row: numbers from line to line, and columns of a row. Rows x Columns tiles, 1 or 2 each.
+// Multiplies the first `depth` values of each row in `lines` with B, and stores the product in `sums` (`fresh`) or adds it
+// there. `depth` is a multiple of kTileDepth. B consists of pairs of rows: `pairs` holds the two values of a column next to
+// each other. `line` is the distance between rows of A in elements, `row` the number of columns in a row of B. The result has
+// Rows x Columns tiles, 1 or 2 in each direction.
 template <int Rows, int Columns>
 void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64_t row, int64_t depth, bool fresh, float* sums,
                int64_t sums_row) {
@@ -123,13 +134,14 @@ void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64
     const int64_t stride = line * sizeof(*lines);
     Sums::begin(sums, sums_row, fresh);
     for (int64_t i = 0; i < depth; i += kTileDepth, lines += kTileDepth, pairs += kTileDepth * row)
-        Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileLine);
+        Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileRowBytes);
     Sums::end(sums, sums_row);
 }
 
-// A line of sums, one vector or two, to y = act(sums + residual); residual may be null.
+// Writes one row of sums (one or two vectors) as y = act(sums + residual). `residual` may be null. `lanes` masks the columns
+// that exist.
 template <int Vectors, class T>
-FASTDS_HD void finish_line(V left, V right, const T* residual, int act, float slope, T* y, __mmask32 lanes) {
+FASTDS_HD void store_output_row(V left, V right, const T* residual, int act, float slope, T* y, __mmask32 lanes) {
     if (residual != nullptr) {
         left += load_masked(residual, static_cast<__mmask16>(lanes));
         if (Vectors > 1) right += load_masked(residual + kL, static_cast<__mmask16>(lanes >> kL));
@@ -144,36 +156,38 @@ FASTDS_HD void finish_line(V left, V right, const T* residual, int act, float sl
         store_masked(y, left, static_cast<__mmask16>(lanes));
 }
 
-// Both cache lines that such a line may fall into: with one alone, outputs of odd channels took twice as long.
+// Prefetches both cache lines that one row of outputs may touch. Prefetching only the first line is slow when rows are not
+// aligned to cache lines.
 template <int Vectors, class T>
-FASTDS_HD void fetch_line(const T* y) {
+FASTDS_HD void prefetch_output_row(const T* y) {
     __builtin_prefetch(y, 1);
     __builtin_prefetch(y + Vectors * kL - 1, 1);
 }
 
-// Calls take(first, sums) for every two tiles of lines: rows of Columns vectors. Lines up to the end of a tile are read.
+// Calls take(first, sums) for each group of up to 32 rows, where `sums` has rows of Columns vectors. Rows of `a` are read up to
+// the end of the last tile, beyond `lines`.
 template <int Columns, class Take>
-FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* b, const Take& take) {
+FASTDS_HD void for_tile_sums(const TileRows& a, int64_t lines, const BFloat16* b, const Take& take) {
     alignas(64) float sums[2 * kTileRows * Columns * kTileColumns];
     for (int64_t first = 0; first < lines; first += 2 * kTileRows) {
-        lines - first > kTileRows ? multiply_lines<2, Columns>(a, first, b, sums) : multiply_lines<1, Columns>(a, first, b, sums);
+        lines - first > kTileRows ? multiply_tile_rows<2, Columns>(a, first, b, sums) : multiply_tile_rows<1, Columns>(a, first, b, sums);
         take(first, sums);
     }
 }
-#else  // never called
+#else  // Stubs for builds without AMX; they are never called.
 inline void configure_tiles(int64_t) {}
 inline void release_tiles() {}
 template <int Columns, class Take>
-void for_tile_sums(const TileLines&, int64_t, const void*, const Take&) {}
+void for_tile_sums(const TileRows&, int64_t, const void*, const Take&) {}
 #endif
 
-// A thread's use of its tiles, or nothing.
-class TileUse {
+// Configures the tile registers of the current thread for the lifetime of the object. Does nothing if `tiles` is false.
+class TileScope {
 public:
-    explicit TileUse(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {
+    explicit TileScope(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {
         if (tiles) configure_tiles(depth);
     }
-    ~TileUse() {
+    ~TileScope() {
         if (tiles_) release_tiles();
     }
 

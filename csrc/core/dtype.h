@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Storage types. Kernels load a storage type to its compute type (float, or double for double), calculate there and store
-// with round-to-nearest-even. Ours, because bare g++ has no cuda_bf16.h and the same headers compile under nvcc.
+// Storage types and their conversions. Kernels load a storage type into its compute type (double for double, float for all
+// others) and store with rounding to nearest even. Half and BFloat16 are defined here because the headers must compile with
+// nvcc and also with g++ alone, which has no cuda_bf16.h.
 #pragma once
 #include <stdint.h>
 
@@ -56,8 +57,9 @@ FASTDS_HD float load(Half value) {
 #else
     const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
     const uint32_t magnitude = value.bits & 0x7fffu;
-    if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));  // infinity, NaN
-    // 2^112 moves the 5-bit exponent to float's bias; exact for normal and denormal halves.
+    if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));  // infinity or NaN
+    // The factor 2^112 converts the exponent bias of half to that of float. The product is exact for normal and denormal
+    // halves.
     return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 5.192296858534828e33f));
 #endif
 }
@@ -98,7 +100,7 @@ FASTDS_HD Half store<Half>(float value) {
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
     if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
     if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
-    if (magnitude < 0x38800000u) {  // denormal half: adding 0.5 lets the float adder round at 2^-24
+    if (magnitude < 0x38800000u) {  // Denormal half: adding 0.5 makes the float addition round at 2^-24.
         return {static_cast<uint16_t>(sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u))};
     }
     return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13))};
@@ -109,12 +111,13 @@ FASTDS_HD Half store<Half>(float value) {
 }  // namespace FASTDS_ISA
 }  // namespace fastds
 
-// setup.py sets FASTDS_DOUBLE to 0 for vector objects, see FASTDS_DISPATCH_TYPED: there the second switch knows no float64.
+// setup.py defines FASTDS_DOUBLE as 0 for the AVX2 and AVX-512 objects (see FASTDS_DISPATCH_TYPED). In these objects
+// FASTDS_KERNEL_DTYPE_SWITCH has no case for float64.
 #ifndef FASTDS_DOUBLE
 #define FASTDS_DOUBLE 1
 #endif
 
-// Runs the statement with `scalar` naming the storage type of `dtype`.
+// Executes the statements with `scalar` defined as the storage type of `dtype`.
 #define FASTDS_DTYPE_SWITCH(dtype, ...)                                  \
     switch (dtype) {                                                     \
         case ::fastds::f32: { using scalar = float; __VA_ARGS__; break; } \

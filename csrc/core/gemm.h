@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Register-blocked matrix products.
 //
-// One tile keeps MR x NV vectors of the result in registers and walks the sum: per step it loads NV vectors of B and multiplies
-// them with MR broadcast values of A. MR and NV fill the register file and need fewer loads than multiplications, so that the
-// multipliers are the limit: 6 x 4 vectors with 32 registers, 6 x 2 with 16.
+// One register tile of the result has MR rows and NV vectors. Each step of the sum loads NV vectors of B and multiplies them by
+// MR broadcast values of A. MR and NV are chosen to fill the vector registers (6 x 4 vectors of 32 registers, 6 x 2 of 16).
+// They then need fewer loads than multiplications, so that the multiplications limit the speed.
 #pragma once
-#include "core/range.h"
+#include "core/parallel.h"
 #include "core/simd.h"
 
 namespace fastds {
@@ -19,19 +19,19 @@ constexpr int tile_rows(int nv) { return nv == 4 ? 6 : nv == 3 ? 8 : 12; }
 constexpr int kTileVectors = 2;
 constexpr int tile_rows(int nv) { return nv == 2 ? 6 : 12; }
 #endif
-constexpr int kTileRowsMultiple = 24;  // every tile_rows divides it
+constexpr int kTileRowsMultiple = 24;  // multiple of every value that tile_rows() returns
 
-// How the sum of a tile multiplies and adds. Terms: products summed by one step.
+// Multiply-add operation of a product. `terms` is the number of products that one step adds to the sum.
 template <class S>
 struct FmaStep {
-    using Stored = S;   // element of A and B in memory
-    using Unit = S;     // what is broadcast from A
-    using A = S;        // accumulator
+    using Stored = S;   // element type of A and B in memory
+    using Unit = S;     // unit of A that is broadcast
+    using A = S;        // type of the accumulator
     static constexpr int terms = 1;
     static FASTDS_HD Vec<A> apply(Vec<A> acc, Unit a, Vec<A> b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
-// Pairs of bfloat16, summed in fp32. B holds the pairs of one column side by side.
+// Dot products of two bfloat16 values, summed in float32. B holds the two values of a column next to each other.
 struct Bf16DotStep {
     using Stored = BFloat16;
     using Unit = uint32_t;
@@ -43,13 +43,13 @@ struct Bf16DotStep {
 };
 #endif
 
-// acc += sum over `steps`, one at least, of A * B. Strides in stored elements: A has one between rows and one between steps, B
-// one between steps (its rows are contiguous).
+// acc += sum over `steps` (at least 1) of A * B. Strides are in stored elements: `a_row` between rows of A, `a_step` and
+// `b_step` between steps. The rows of B are contiguous.
 template <class Step, int MR, int NV>
 FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Step::Stored* a, int64_t a_row, int64_t a_step,
                         const typename Step::Stored* b, int64_t b_step, int64_t steps) {
     using A = typename Step::A;
-    if (steps < 1) __builtin_unreachable();  // for none the compiler would copy all sums before and after the loop
+    if (steps < 1) __builtin_unreachable();  // otherwise the compiler adds copies of all accumulators for the case of no steps
     for (int64_t s = 0; s < steps; s++) {
         Vec<A> bv[NV];
 #pragma GCC unroll 4
@@ -66,7 +66,8 @@ FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Ste
     }
 }
 
-// Address of the next row of a tile. The compiler would work out all of them ahead of the sum and run out of registers.
+// Returns the address of the next row of a tile. The asm statement stops the compiler from computing the addresses of all rows
+// in advance, which needs more registers than exist.
 template <class T>
 FASTDS_HD T* next_row(T* row, int64_t step) {
     row += step;
@@ -82,8 +83,8 @@ FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
         for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
 }
 
-// Results go through memory where what follows has branches: a loop over them is a fraction of the code. row: elements from
-// row to row.
+// Writes the accumulators to memory. An epilogue with branches then loops over memory, which is much less code than branches on
+// unrolled registers. `row` is the distance between rows in elements.
 template <class T, int MR, int NV>
 FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t row = NV * kLanes<compute_t<T>>) {
 #pragma GCC unroll 16
@@ -92,10 +93,10 @@ FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t
         for (int j = 0; j < NV; j++) store_vec<kLanes<compute_t<T>>>(to + i * row + j * kLanes<compute_t<T>>, acc[i][j]);
 }
 
-// Columns are cut into blocks of up to `most` vectors as equal as possible (9 vectors: 3 + 3 + 3).
+// Partition of the columns into blocks of at most `most` vectors with sizes as equal as possible (9 vectors: 3 + 3 + 3).
 struct ColumnBlocks {
     int64_t vectors, blocks;
-    Range vectors_of(int64_t block) const { return part_of(vectors, blocks, block); }
+    Range get_vectors(int64_t block) const { return get_part(vectors, blocks, block); }
 };
 template <class A>
 FASTDS_HD ColumnBlocks column_blocks(int64_t columns, int64_t most = kTileVectors) {
@@ -108,12 +109,12 @@ struct Width {
     static constexpr int value = NV;
 };
 
-// Calls f(Width<NV>, first column) for the blocks of a range.
+// Calls f(Width<NV>, first column) for each block of a range.
 template <class A, class F>
 FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f, int64_t most = kTileVectors) {
     const ColumnBlocks cut = column_blocks<A>(columns, most);
     for (int64_t i = blocks.begin; i < blocks.end; i++) {
-        const Range vectors = cut.vectors_of(i);
+        const Range vectors = cut.get_vectors(i);
         const int64_t column = vectors.begin * kLanes<A>;
         switch (vectors.end - vectors.begin) {
             case 1: f(Width<1>{}, column); break;
@@ -126,33 +127,34 @@ FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f, int6
     }
 }
 
-// For every block.
+// Calls f(Width<NV>, first column) for each block.
 template <class A, class F>
 FASTDS_HD void for_column_blocks(int64_t columns, const F& f, int64_t most = kTileVectors) {
     for_column_blocks<A>(columns, {0, column_blocks<A>(columns, most).blocks}, f, most);
 }
 
-// How B is packed: for a product of vectors, or of bfloat16 on matrix tiles (core/amx.h).
+// Layout of packed B: for products of vectors or, if `tiles` is true, for bfloat16 products with AMX tiles (core/amx.h).
 struct Blocking {
     bool tiles = false;
-    int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // of a block of columns, at most
+    int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // maximum number of vectors in a block of columns
     template <class Step>
-    int64_t whole() const {  // what the terms of a sum are filled up to
+    int64_t term_multiple() const {  // the number of terms is rounded up to a multiple of this
         return tiles ? 32 : Step::terms;
     }
 };
 
-// Elements of B packed for `columns` columns and `terms` products: blocks one after the other, each (step, column of the block,
-// term of the step), padded with zeros to whole vectors and steps.
+// Returns the number of elements of B packed for `columns` columns and `terms` terms. Blocks follow each other; each is ordered
+// as (step, column of the block, term of the step) and padded with zeros to whole vectors and steps.
 template <class Step>
 FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms, Blocking blocking = {}) {
-    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.whole<Step>());
+    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.term_multiple<Step>());
 }
 
-// value(term, column) gives the element of the matrix. With tiles: as csrc/core/amx.h multiplies it.
+// Packs a matrix whose elements are value(term, column), in the layout that packed_size() describes. With `blocking.tiles` the
+// layout is that of core/amx.h.
 template <class Step, class Value>
 inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value, Blocking blocking = {}) {
-    const int64_t steps = round_up(terms, blocking.whole<Step>()) / Step::terms;
+    const int64_t steps = round_up(terms, blocking.term_multiple<Step>()) / Step::terms;
     const auto pack_block = [&](auto width, int64_t column) {
         constexpr int64_t lanes = decltype(width)::value * kLanes<typename Step::A>;
         for (int64_t s = 0; s < steps; s++)

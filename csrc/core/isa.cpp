@@ -15,18 +15,18 @@
 namespace fastds {
 namespace {
 
-constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // best first
+constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // in order of preference
 
-Isa best() {
+Isa select_best() {
     for (Isa candidate : kAll)
         if (isa_usable(candidate)) return candidate;
     return Isa::baseline;
 }
 
-std::atomic<Isa> selected{best()};
+std::atomic<Isa> selected{select_best()};
 
-// The processor has tiles of bfloat16 and the system lets this process use them.
-bool tiles_granted() {
+// Returns whether the processor has AMX with bfloat16 and the operating system permits this process to use the tile registers.
+bool request_amx() {
 #if defined(__linux__) && defined(__x86_64__)
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, need = amx_bf16 | amx_tile;
     constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -41,15 +41,16 @@ bool tiles_granted() {
 
 const char* isa_name(Isa isa) {
 #if defined(__aarch64__)
-    const char* lowest = "neon";  // every such processor has it
+    const char* lowest = "neon";  // part of every 64-bit Arm processor
 #else
     const char* lowest = "baseline";
 #endif
     return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : lowest;
 }
 
-// AVX2 machines with FMA all have F16C. The AVX-512 objects use BF16 dot products freely, so a machine with AVX-512 but
-// without BF16 (Skylake-X to Ice Lake) takes the AVX2 objects.
+// Returns whether this build has code for `isa` and the processor can run it. Every processor with AVX2 and FMA also has F16C.
+// The AVX-512 objects use bfloat16 dot products; a processor with AVX-512 but without them (Skylake-X to Ice Lake) therefore
+// runs the AVX2 objects.
 bool isa_usable(Isa isa) {
 #if FASTDS_BUILD_AVX512
     if (isa == Isa::avx512)
@@ -67,7 +68,7 @@ Isa isa() { return selected.load(std::memory_order_relaxed); }
 
 void set_isa(const char* name) {
     if (std::strcmp(name, "auto") == 0) {
-        selected = best();
+        selected = select_best();
         return;
     }
     for (Isa candidate : kAll) {
@@ -81,7 +82,7 @@ void set_isa(const char* name) {
 }
 
 bool has_amx() {
-    static const bool granted = tiles_granted();
+    static const bool granted = request_amx();
     return granted && isa() == Isa::avx512;
 }
 
@@ -94,9 +95,9 @@ bool is_intel() {
 #endif
 }
 
-void need_vectors(const char* function) {
+void require_vectors(const char* function) {
     if (isa() == Isa::baseline)
-        throw std::runtime_error(std::string(function) + " has no code for the instruction set baseline in this build");
+        throw std::runtime_error(std::string(function) + " has no code for the baseline instruction set in this build");
 }
 
 }  // namespace fastds

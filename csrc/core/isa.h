@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instruction sets. Every csrc/*/cpu*.cpp is compiled once per instruction set with FASTDS_ISA naming its namespace
-// (baseline, avx2, avx512); everything else is compiled once.
+// Instruction sets and dispatch. Each file csrc/*/cpu*.cpp is compiled once per instruction set, with FASTDS_ISA defined as the
+// name of its namespace (baseline, avx2, avx512). All other files are compiled once.
 //
-// Contract of the files compiled per instruction set: all code sits in namespace fastds::FASTDS_ISA, helpers in an anonymous
-// namespace inside it, and nothing comes from the C++ library. An inline function or template with external linkage would
-// become a weak symbol, of which the linker keeps any one copy: then a baseline machine runs AVX-512 code.
+// Rule for the files compiled per instruction set: all code is in the namespace fastds::FASTDS_ISA, helpers are in an anonymous
+// namespace inside it, and nothing from the C++ standard library is used. An inline function or template with external linkage
+// becomes a weak symbol, and the linker keeps an arbitrary one of its copies. A processor without AVX-512 could then run
+// AVX-512 code.
 #pragma once
 #if FASTDS_EMU
 #include <stdexcept>
@@ -22,32 +23,33 @@
 
 namespace fastds {
 
-enum class Isa { baseline, avx2, avx512 };  // on 64-bit Arm the baseline is called neon
+enum class Isa { baseline, avx2, avx512 };  // on 64-bit Arm the name of baseline is "neon"
 
-// The instruction set that FASTDS_DISPATCH uses: the best one this machine and this build have, or the forced one.
+// Returns the instruction set that FASTDS_DISPATCH uses: the best one that this processor and this build support, or the one
+// set by set_isa().
 Isa isa();
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
-void set_isa(const char* name);  // "auto" or one of isa_name()
+void set_isa(const char* name);  // "auto" or a name that isa_name() returns
 #if FASTDS_EMU
 inline bool has_amx() { return false; }
 #else
-bool has_amx();  // matrix tiles for bfloat16, beside isa() avx512
+bool has_amx();  // AMX with bfloat16 is usable and isa() is avx512
 #endif
-bool is_intel();  // the processor
-void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
+bool is_intel();  // the processor is made by Intel
+void require_vectors(const char* function);  // throws std::runtime_error if isa() is baseline
 
 }  // namespace fastds
 
-// FASTDS_EMU: a test build of an op's CUDA kernels alone, see emu/emulator.h.
-// FASTDS_BUILD_AVX2 and FASTDS_BUILD_AVX512 come from setup.py: the compiler knew the flags.
+// FASTDS_EMU is defined in test builds that run an op's CUDA kernels on the CPU (emu/emulator.h). setup.py defines
+// FASTDS_BUILD_AVX2 and FASTDS_BUILD_AVX512 if the compiler supports the flags.
 #if FASTDS_BUILD_AVX512 && !FASTDS_BUILD_AVX2
-#error "an AVX-512 build needs the AVX2 build beside it"
+#error "an AVX-512 build also needs the AVX2 build"
 #elif FASTDS_EMU
 #define FASTDS_PER_ISA(declaration) \
     namespace baseline { declaration; }
 #define FASTDS_DISPATCH(function, ...) \
-    ([&]() -> decltype(baseline::function(__VA_ARGS__)) { throw std::logic_error(#function " is not in the emulator"); }())
+    ([&]() -> decltype(baseline::function(__VA_ARGS__)) { throw std::logic_error(#function " is not available in the emulator"); }())
 #elif FASTDS_BUILD_AVX512
 #define FASTDS_PER_ISA(declaration)      \
     namespace baseline { declaration; }  \
@@ -69,21 +71,23 @@ void need_vectors(const char* function);  // throws std::runtime_error where isa
 #define FASTDS_DISPATCH(function, ...) baseline::function(__VA_ARGS__)
 #endif
 
-// Float64 is for checking: of the ops that dispatch by this its code stands in the baseline objects alone.
+// Dispatch for ops whose float64 code is compiled only into the baseline objects, because float64 is used only for checks.
+// `is_double` is true for float64.
 #if FASTDS_EMU
-#define FASTDS_DISPATCH_TYPED(wide, function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
+#define FASTDS_DISPATCH_TYPED(is_double, function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
 #else
-#define FASTDS_DISPATCH_TYPED(wide, function, ...) \
-    ((wide) ? baseline::function(__VA_ARGS__) : FASTDS_DISPATCH(function, __VA_ARGS__))
+#define FASTDS_DISPATCH_TYPED(is_double, function, ...) \
+    ((is_double) ? baseline::function(__VA_ARGS__) : FASTDS_DISPATCH(function, __VA_ARGS__))
 #endif
 
-// The same for ops of which setup.py builds no baseline object beside the vector ones (VECTOR_OPS); refuses a forced baseline.
+// Dispatch for the ops in VECTOR_OPS of setup.py, which have no baseline object if the AVX2 objects are built. Throws if the
+// instruction set is forced to baseline.
 #if FASTDS_EMU || !FASTDS_BUILD_AVX2
 #define FASTDS_DISPATCH_VECTOR(function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
 #elif FASTDS_BUILD_AVX512
 #define FASTDS_DISPATCH_VECTOR(function, ...)                                   \
     (::fastds::isa() == ::fastds::Isa::avx512 ? avx512::function(__VA_ARGS__)   \
-                                              : (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__)))
+                                              : (::fastds::require_vectors(#function), avx2::function(__VA_ARGS__)))
 #else
-#define FASTDS_DISPATCH_VECTOR(function, ...) (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__))
+#define FASTDS_DISPATCH_VECTOR(function, ...) (::fastds::require_vectors(#function), avx2::function(__VA_ARGS__))
 #endif

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launching CUDA kernels. Kernels start only through FASTDS_LAUNCH and declare shared memory only through FASTDS_SHARED and
-// FASTDS_DYNAMIC_SHARED, so that a test build (FASTDS_EMU, see emu/emulator.h) can run them on the CPU.
+// Launch of CUDA kernels. Kernels are launched only by FASTDS_LAUNCH, and shared memory is declared only by FASTDS_SHARED and
+// FASTDS_DYNAMIC_SHARED. A test build (FASTDS_EMU, see emu/emulator.h) can then run the kernels on the CPU.
 #pragma once
 #include <stdint.h>
 
-#include "core/check.h"
+#include "core/common.h"
 
 #if FASTDS_EMU
 #include "emu/launch.h"
@@ -13,7 +13,7 @@
 namespace fastds {
 namespace {
 
-// Makes `device` current for the scope; restores the caller's device where it was another.
+// Makes `device` the current CUDA device during the lifetime of the object and restores the previous device afterwards.
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) : device_(device) {
@@ -30,28 +30,28 @@ class DeviceGuard {
     int device_, previous_ = 0;
 };
 
-// Lets a kernel take more than 48 KiB of dynamic shared memory.
+// Allows a kernel to use up to `bytes` bytes of dynamic shared memory; without this call the limit is 48 KiB.
 template <class Kernel>
 void allow_shared_bytes(Kernel kernel, int bytes) {
     FASTDS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
-// The compute capability for which the kernel was compiled that runs on this device: 80 for sm_80.
+// Returns the compute capability for which the code of the kernel that runs on the current device was compiled: 80 for sm_80.
 template <class Kernel>
-int compiled_for(Kernel kernel) {
+int get_compiled_capability(Kernel kernel) {
     cudaFuncAttributes attributes;
     FASTDS_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
     return attributes.ptxVersion;
 }
 
-inline int multiprocessors(int device) {
+inline int count_multiprocessors(int device) {
     int count = 0;
     FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
     return count;
 }
 
-// Of a block that allow_shared_bytes lets have them.
-inline int most_shared_bytes(int device) {
+// Returns the maximum dynamic shared memory of a block in bytes that allow_shared_bytes() accepts.
+inline int get_max_shared_bytes(int device) {
     int bytes = 0;
     FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     return bytes;
@@ -60,16 +60,18 @@ inline int most_shared_bytes(int device) {
 }  // namespace
 }  // namespace fastds
 
-// kernel may carry template arguments in parentheses: FASTDS_LAUNCH((copy_kernel<float>), grid, block, 0, stream, x, y, n).
+// A kernel with template arguments is passed in parentheses: FASTDS_LAUNCH((copy_kernel<float>), grid, block, 0, stream, x, y,
+// n).
 #define FASTDS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
     do {                                                                                       \
         kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
         FASTDS_CUDA_CHECK(cudaGetLastError());                                                 \
     } while (0)
 
-// A variable or array of the block, 16-byte aligned: FASTDS_SHARED(float, tile, [8][33]); FASTDS_SHARED(int, count).
+// Declares a variable or array in shared memory, aligned to 16 bytes: FASTDS_SHARED(float, tile, [8][33]); FASTDS_SHARED(int,
+// count).
 #define FASTDS_SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
-// name: type*, the shared_bytes of the launch.
+// Declares `name` as a pointer (type*) to the dynamic shared memory of the block, whose size is the shared_bytes of the launch.
 #define FASTDS_DYNAMIC_SHARED(type, name)                              \
     extern __shared__ __align__(16) unsigned char fastds_dynamic_shared[]; \
     type* const name = reinterpret_cast<type*>(fastds_dynamic_shared)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Index ranges, the partition of work into ranges, and parallel loops over them.
 #pragma once
 #include <stdint.h>
 
@@ -14,8 +15,47 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Calls body(begin, end) over [0, n) in at most `threads` contiguous pieces of equal size, one per thread. A kernel's result
-// must not depend on where the pieces end. The TSan build uses std::thread: libgomp's own barriers look like races to TSan.
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+struct Range {
+    int64_t begin, end;
+};
+
+// Partition of `count` items into the smallest number of parts of at most `most` items. count_parts() returns that number,
+// get_part() one part; sizes differ by at most one.
+inline int64_t count_parts(int64_t count, int64_t most) { return (count + most - 1) / most; }
+inline Range get_part(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
+
+// Returns the cells of one thread in a table of `rows` rows of `length` cells that all threads share. Row i starts at vector
+// first(i), and the cost of a cell is the number of vectors of its row. Threads get nearly equal cost.
+template <class First>
+Range get_cells(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
+    const auto begin_of = [&](int64_t thread) {
+        const int64_t begin = first(rows) * length * thread / threads;
+        int64_t row = 0;
+        while (row < rows && first(row + 1) * length <= begin) row++;
+        return row == rows ? rows * length : row * length + (begin - first(row) * length) / (first(row + 1) - first(row));
+    };
+    return {begin_of(thread), begin_of(thread + 1)};
+}
+
+// Splits a range of table cells, counted row by row, into rectangles: a part of a row, whole rows, a part of a row. Calls
+// body(rows, columns) for each rectangle.
+template <class Body>
+inline void for_rectangles(Range cells, int64_t width, const Body& body) {
+    while (cells.begin < cells.end) {
+        const int64_t row = cells.begin / width, column = cells.begin % width, left = cells.end - cells.begin;
+        const bool whole = column == 0 && left >= width;
+        const Range rows{row, row + (whole ? left / width : 1)}, columns{column, min_of(column + left, width)};
+        body(rows, columns);
+        cells.begin += (rows.end - rows.begin) * (columns.end - columns.begin);
+    }
+}
+
+// Calls body(begin, end) for at most `threads` contiguous ranges that cover [0, n), one per thread and of nearly equal size.
+// The result of a kernel must not depend on the boundaries of the ranges. Builds with ThreadSanitizer use std::thread, because
+// it reports the barriers of libgomp as races.
 template <class Body>
 inline void parallel_for(int64_t n, int threads, const Body& body) {
     const int64_t pieces = n < threads ? n : threads;
@@ -36,8 +76,8 @@ inline void parallel_for(int64_t n, int threads, const Body& body) {
 #endif
 }
 
-// Calls body(next) once per thread; next() hands out 0 .. n-1, each once, then -1. For tasks of unequal cost: which thread
-// takes which task is left to chance, and must not change the result.
+// Calls body(next) once per thread. next() returns each of 0 .. n-1 once over all threads, then -1. This suits tasks of unequal
+// cost. The assignment of tasks to threads varies between runs and must not change the result.
 template <class Body>
 inline void parallel_tasks(int64_t n, int threads, const Body& body) {
     int64_t taken = 0;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of the CPU kernels: GCC vector types of any power-of-two length, which the compiler maps to the instruction set of
-// the file (a Vec<float, 16> is one AVX-512 register or four SSE ones). Arithmetic is by operators; here are loads and stores
-// that convert from and to the storage types, and the few permutations that have no operator.
+// Vector types of the CPU kernels. Vec<S, N> is a GCC vector of any power-of-two length, which the compiler maps to the
+// instruction set of the file: Vec<float, 16> is one AVX-512 register or four SSE registers. Arithmetic uses the built-in
+// operators. This file adds loads and stores with conversion from and to the storage types, and permutations.
 #pragma once
 #include "core/dtype.h"
 #if defined(__F16C__)
-// GCC 12 warns about the intrinsics' own "undefined" operands wherever they are inlined.
+// GCC 12 reports the undefined operands inside the intrinsics wherever they are inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
@@ -23,7 +23,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Vector registers: AVX-512 and NEON have 32, the others 16.
+// AVX-512 and NEON have 32 vector registers, the other instruction sets 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define FASTDS_MANY_REGISTERS 1
 #else
@@ -33,7 +33,7 @@ constexpr int kVectorBytes = 16;
 template <class A>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
 
-// The element types that have vectors; the storage types have not.
+// Types that can be elements of a vector: all except the 16-bit storage types.
 template <class S>
 struct IsElement {
     using yes = int;
@@ -49,7 +49,7 @@ struct VecOf {
 };
 template <class S>
 struct VecOf<S, 1> {
-    using type = S;  // so that the scalar tail of a loop is the same code
+    using type = S;  // a scalar, so that the same code computes the remainder of a loop
 };
 template <class S, int N = kLanes<S>>
 using Vec = typename VecOf<S, N>::type;
@@ -59,15 +59,16 @@ FASTDS_HD Vec<A, N> broadcast(A value) {
     return value - Vec<A, N>{};
 }
 
-// The same pointer or index, without its history: else the compiler computes all addresses of a block ahead of the loop around
-// it. They are more than there are registers, and to read them back may take as long as the block itself.
+// Returns the same pointer or index, hiding its value from the optimizer. Otherwise the compiler computes all addresses of a
+// block before the surrounding loop. They do not fit into the registers, and reloading them can take as long as the block
+// itself.
 template <class P>
 FASTDS_HD P opaque(P place) {
     asm("" : "+r"(place));
     return place;
 }
 
-// Unaligned loads of N storage values as compute values.
+// Unaligned loads of N storage values, converted to the compute type.
 template <int N, class A, typename IsElement<A>::yes = 0>
 FASTDS_HD Vec<A, N> load_vec(const A* p) {
     Vec<A, N> v;
@@ -83,7 +84,7 @@ FASTDS_HD Vec<float, N> load_vec(const BFloat16* p) {
         if constexpr (N == 16)
             return (Vec<float, N>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 #endif
-#if defined(__AVX2__)  // GCC 12 widens eight numbers in two halves
+#if defined(__AVX2__)  // GCC 12 converts eight values in two halves
         if constexpr (N == 8)
             return (Vec<float, N>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
         if constexpr (N == 4) return (Vec<float, N>)_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)p)), 16);
@@ -168,14 +169,14 @@ FASTDS_HD void store_vec(Half* p, Vec<float, N> v) {
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// For masked loads and stores of lanes [from, to) of 32 bits.
+// Returns the mask of the 32-bit lanes [from, to) for masked loads and stores.
 FASTDS_HD __m256i lane_mask(int from, int to) {
     const Vec<int32_t, 8> lane = {0, 1, 2, 3, 4, 5, 6, 7}, none = {};
     return (__m256i)((lane >= from - none) & (lane < to - none));
 }
 #endif
 
-// The first `count` values, zeros in the lanes after them; count may exceed N.
+// Loads the first `count` values and sets the other lanes to zero. `count` may exceed N.
 template <int N, class T>
 FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {
     if (count >= N) return load_vec<N>(p);
@@ -192,21 +193,22 @@ FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {
     return load_vec<N>(lanes);
 }
 
-// Loads of the first lanes of vectors, for loops in which their number, 0 to N, does not change. `quick`: one instruction.
+// Loads of the first lanes of vectors, for loops in which the number of lanes (0 to N) is constant. `fast` is true if a load
+// is one instruction.
 template <class T, int N>
 struct FirstLanes {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-    static constexpr bool quick = sizeof(T) <= 4;
+    static constexpr bool fast = sizeof(T) <= 4;
     explicit FirstLanes(int64_t count) : lanes((1u << count) - 1) {}
     const uint32_t lanes;
 #elif defined(__AVX2__)
-    static constexpr bool quick = sizeof(T) == 4 && N <= 8;
+    static constexpr bool fast = sizeof(T) == 4 && N <= 8;
     explicit FirstLanes(int64_t count) {
         for (int i = 0; i < N; i++) lanes[i] = i < count ? -1 : 0;
     }
     Vec<int32_t, N> lanes;
 #else
-    static constexpr bool quick = false;
+    static constexpr bool fast = false;
     explicit FirstLanes(int64_t) {}
 #endif
     FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const {
@@ -226,7 +228,7 @@ struct FirstLanes {
     }
 };
 
-// The first `count` lanes only; count may exceed N.
+// Stores only the first `count` lanes. `count` may exceed N.
 template <int N, class T>
 FASTDS_HD void store_first(T* p, Vec<compute_t<T>, N> v, int64_t count) {
     if (count >= N) {
@@ -255,7 +257,7 @@ FASTDS_HD void add_first(A* p, Vec<A, N> v, int64_t count) {
     for (int i = 0; i < count; i++) p[i] += lanes[i];
 }
 
-// The numbers 0 .. N-1, for shuffles whose lanes are a formula.
+// Index sequence 0 .. N-1, for shuffles whose lanes are given by a formula.
 template <int... I>
 struct LaneList {};
 template <int N, int... I>
@@ -267,19 +269,20 @@ struct CountedLanes<0, I...> {
 template <int N>
 using lanes_of = typename CountedLanes<N>::type;
 
-// Of the sequence a then b, in runs of Run elements: the runs 0, 2, 4, ... or 1, 3, 5, ...
+// Deinterleaves the concatenation of a and b, in runs of Run elements: returns the even runs (Odd = 0) or the odd runs (Odd =
+// 1).
 template <int Odd, int Run = 1, class V, int... I>
 FASTDS_HD V every_second(const V& a, const V& b, LaneList<I...>) {
     return __builtin_shufflevector(a, b, ((2 * (I / Run) + Odd) * Run + I % Run)...);
 }
-// a0 b0 a1 b1 ..., runs of Run elements: the first or the second half.
+// Interleaves a and b in runs of Run elements (a0 b0 a1 b1 ...) and returns the first or the second half of the result.
 template <int Half, int Run = 1, class V, int... I>
 FASTDS_HD V alternate(const V& a, const V& b, LaneList<I...>) {
     constexpr int N = sizeof...(I);
     return __builtin_shufflevector(a, b, (I / Run % 2 * N + (Half * N / Run + I / Run) / 2 * Run + I % Run)...);
 }
 template <int I, class V>
-FASTDS_HD auto half_of(const V& v) {
+FASTDS_HD auto get_half(const V& v) {
     using S = __typeof__(+v[0]);
     constexpr int N = sizeof(V) / sizeof(S) / 2;
     Vec<S, N> part;
@@ -287,7 +290,7 @@ FASTDS_HD auto half_of(const V& v) {
     return part;
 }
 
-// True where no lane of a comparison's result is 0.
+// Returns true if no lane of a comparison result is 0.
 template <class V>
 FASTDS_HD bool all_lanes(const V& v) {
 #if defined(__AVX512F__)
@@ -301,17 +304,18 @@ FASTDS_HD bool all_lanes(const V& v) {
     return all;
 }
 
-// All lanes combined by f, which takes two vectors or two elements.
+// Reduces all lanes by f, which takes two vectors or two elements.
 template <class S, int N, class F>
-FASTDS_HD S fold(const Vec<S, N>& v, const F& f) {
+FASTDS_HD S reduce_lanes(const Vec<S, N>& v, const F& f) {
     if constexpr (N == 2) {
         return f(S(v[0]), S(v[1]));
     } else {
-        return fold<S, N / 2>(f(half_of<0>(v), half_of<1>(v)), f);
+        return reduce_lanes<S, N / 2>(f(get_half<0>(v), get_half<1>(v)), f);
     }
 }
 
-// The numbers p[0] .. p[3], each in all lanes of a vector. One load and a permutation each where loads are the scarcer.
+// Sets v[i] to p[i] in all lanes, for i = 0 .. 3. With AVX it uses one load and four permutations, because loads are the
+// scarcer resource.
 template <int N, class A>
 FASTDS_HD void broadcast4(const A* p, Vec<A, N> (&v)[4]) {
 #if defined(__AVX512F__)
@@ -338,7 +342,8 @@ FASTDS_HD void broadcast4(const A* p, Vec<A, N> (&v)[4]) {
 }
 
 #if defined(__AVX512F__)
-// Two runs of eight numbers in one vector, and the same for broadcast4 with p[0] .. p[3] and p[4] .. p[7].
+// load_two() loads eight values from `a` and eight from `b` into one vector. broadcast4_two() sets v[i] to p[i] in the low half
+// and p[4 + i] in the high half.
 FASTDS_HD Vec<float, 16> load_two(const float* a, const float* b) {
     return (Vec<float, 16>)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1);
 }
@@ -357,7 +362,7 @@ FASTDS_HD void broadcast4_two(const float* p, Vec<float, 16> (&v)[4]) {
 }
 #endif
 
-// The sums of the lanes of four vectors, as one vector of four.
+// Returns the four lane sums of four vectors as one vector.
 template <class A>
 FASTDS_HD Vec<A, 4> sum_lanes(const Vec<A, 4>& a, const Vec<A, 4>& b, const Vec<A, 4>& c, const Vec<A, 4>& d) {
     const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, sigmoid and tanh for scalars (host and device) and for the vectors of core/simd.h, without calls and branches.
+// exp, sigmoid and tanh without function calls and branches, for scalars (host and device) and for the vectors of core/simd.h.
 //
-// Both are quotients. sigmoid = 1 / (1 + E), E = exp(-x); tanh = +-(1 - E) / (1 + E), E = exp(-2|x|), where 1 - E comes from
-// expm1, which keeps tanh exact to a few units in the last place near 0. Denominators may be multiplied and divided through
-// once: those of tanh lie in [1, 2], those of gate_parts are small enough for two of them and two of tanh.
-// Errors, tested: sigmoid 2.5 units in the last place, tanh 3; below the range of normal numbers sigmoid is 0; NaN stays.
+// Sigmoid and tanh are quotients: sigmoid(x) = 1 / (1 + E) with E = exp(-x), and tanh(x) = +-(1 - E) / (1 + E) with E =
+// exp(-2|x|). 1 - E is computed as by expm1, so that tanh is accurate to a few units in the last place near 0. Callers may
+// multiply several denominators and divide once: denominators of tanh lie in [1, 2], and those of gate_parts are small enough
+// that a product of two of them and two of tanh does not overflow.
+// The tests check the errors: 2.5 units in the last place for sigmoid and 3 for tanh. Sigmoid is 0 where its value would be
+// below the smallest normal number. NaN stays NaN.
 #pragma once
 #include <stdint.h>
 
@@ -23,11 +25,11 @@ template <>
 struct ExpTable<float> {
     using Bits = uint32_t;
     static constexpr float log2e = 1.44269504f, ln2 = 0.693147182f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-    static constexpr float magic = 12583039.f;  // 1.5 * 2^23 + 127: its sum with k has the exponent of 2^k in the low bits
-    static constexpr float lowest = -88.0296919f;  // -127 ln(2): the scale 2^-127 is written as 0
+    static constexpr float magic = 12583039.f;  // 1.5 * 2^23 + 127: adding k puts the biased exponent of 2^k into the low bits
+    static constexpr float lowest = -88.0296919f;  // -127 ln(2): the scale 2^-127 has the bits of 0
     static constexpr float deepest_gate = -43.f;  // exp(43)^2 * 4 and its inverse are normal numbers
     static constexpr int shift = 23;
-    // Of (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2: minimax of the error relative to exp(r) - 1.
+    // Coefficients of (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2, minimax for the error relative to exp(r) - 1.
     static constexpr int terms = 5;
     static FASTDS_HD constexpr float series(int i) {
         constexpr float values[terms] = {0.5f, 0.1666654348373413f, 0.04166628047823906f, 0.008366581983864307f,
@@ -52,7 +54,7 @@ struct ExpTable<double> {
     }
 };
 
-// The integers as wide as V, without a sign: bits that a shift pushes out are no overflow.
+// Unsigned integers of the size of V's elements. They are unsigned because a shift that drops bits is no overflow then.
 template <class V>
 struct BitsOf {
     typedef typename ExpTable<__typeof__(+V{}[0])>::Bits type __attribute__((vector_size(sizeof(V))));
@@ -91,7 +93,8 @@ FASTDS_HD V with_sign_of(V magnitude, V x) {
     return from_bits<V>(to_bits(magnitude) | (to_bits(x) & kSignBit<A>));
 }
 
-// x, but at least or at most so much; NaN stays. GCC makes three instructions of a comparison and choice of vectors.
+// Clamps x to a lower or an upper bound; NaN stays NaN. The overloads below use the min and max instructions, because GCC needs
+// three instructions for a comparison and selection of vectors.
 template <class V>
 FASTDS_HD V at_least(V least, V x) {
     return x < least ? least : x;
@@ -123,7 +126,7 @@ template <class V>
 struct ExpParts {
     V scale, rest;
 };
-// The parts, given k + magic, k = x / ln(2) rounded, and r = x - k ln(2).
+// Computes the parts from shifted = k + magic, where k is x / ln(2) rounded to an integer, and r = x - k ln(2).
 template <class A, class V>
 FASTDS_HD ExpParts<V> exp_parts_of(V shifted, V r) {
     using Table = ExpTable<A>;
@@ -131,7 +134,7 @@ FASTDS_HD ExpParts<V> exp_parts_of(V shifted, V r) {
     for (int i = Table::terms - 2; i >= 0; i--) sum = sum * r + Table::series(i);
     return {from_bits<V>(to_bits(shifted) << Table::shift), r + sum * (r * r)};
 }
-// Of lowest <= x <= -lowest.
+// Computes the parts for lowest <= x <= -lowest.
 template <class A, class V>
 FASTDS_HD ExpParts<V> exp_parts_between(V x) {
     using Table = ExpTable<A>;
@@ -139,21 +142,21 @@ FASTDS_HD ExpParts<V> exp_parts_between(V x) {
     const V k = shifted - Table::magic;
     return exp_parts_of<A>(shifted, V((x - k * Table::ln2_high) - k * Table::ln2_low));
 }
-// The same one instruction shorter: an error of some 2e-9 x beside the rounding, where that does not count.
+// Like exp_parts_between with one instruction less. The additional error is about 2e-9 x.
 template <class A, class V>
-FASTDS_HD ExpParts<V> quick_exp_parts(V x) {
+FASTDS_HD ExpParts<V> fast_exp_parts(V x) {
     using Table = ExpTable<A>;
     const V shifted = x * Table::log2e + Table::magic;
     const V k = shifted - Table::magic;
     return exp_parts_of<A>(shifted, V(x - k * Table::ln2));
 }
-// Of x <= 0.
+// Computes the parts for x <= 0.
 template <class A, class V>
 FASTDS_HD ExpParts<V> exp_parts(V x) {
     return exp_parts_between<A>(at_least(V{} + ExpTable<A>::lowest, x));
 }
 
-// sigmoid(x) = 1 / bottom and its derivative E / bottom^2.
+// sigmoid(x) = 1 / bottom, with derivative e / bottom^2.
 template <class V>
 struct Sigmoid {
     V bottom, e;
@@ -168,22 +171,23 @@ FASTDS_HD Sigmoid<V> sigmoid_parts(V x) {
     const A most = -ExpTable<A>::lowest;
     return sigmoid_of_exp<A>(exp_parts_between<A>(at_most(V{} + most, at_least(V{} - most, V(-x)))));
 }
-// To be multiplied with others. The sigmoid is at least 2e-19 (float64: 5e-154).
+// A sigmoid whose `bottom` may be multiplied by other denominators. The argument is clamped, so that the sigmoid is at least
+// 2e-19 (5e-154 in float64).
 template <class A, class V>
 FASTDS_HD Sigmoid<V> gate_parts(V x) {
     using Table = ExpTable<A>;
     x = at_most(V{} - Table::deepest_gate, at_least(V{} + Table::lowest, V(-x)));
-    return sigmoid_of_exp<A>(quick_exp_parts<A>(x));
+    return sigmoid_of_exp<A>(fast_exp_parts<A>(x));
 }
 
-// tanh(x) = top / bottom and its derivative 4 E / bottom^2.
+// tanh(x) = top / bottom, with derivative 4 e / bottom^2.
 template <class V>
 struct Tanh {
     V top, bottom, e;
 };
 template <class A, class V>
 FASTDS_HD Tanh<V> tanh_parts(V x) {
-    const auto parts = quick_exp_parts<A>(at_least(V{} + ExpTable<A>::lowest, V(negative_abs<A>(x) * A(2))));
+    const auto parts = fast_exp_parts<A>(at_least(V{} + ExpTable<A>::lowest, V(negative_abs<A>(x) * A(2))));
     const V product = parts.scale * parts.rest, rise = (A(1) - parts.scale) - product;
     return {with_sign_of<A>(rise, x), A(2) - rise, parts.scale + product};
 }
@@ -198,31 +202,31 @@ FASTDS_HD V tanh(V x) {
     return t.top / t.bottom;
 }
 
-// A value and its derivative with respect to the argument, given 1 / bottom.
+// A value and its derivative with respect to the argument. get_slope() computes them from inverse = 1 / bottom.
 template <class V>
 struct Slope {
     V value, derivative;
 };
 template <class A, class V>
-FASTDS_HD Slope<V> slope_of(const Sigmoid<V>& s, V inverse) {
+FASTDS_HD Slope<V> get_slope(const Sigmoid<V>& s, V inverse) {
     return {inverse, s.e * inverse * inverse};
 }
 template <class A, class V>
-FASTDS_HD Slope<V> slope_of(const Tanh<V>& t, V inverse) {
+FASTDS_HD Slope<V> get_slope(const Tanh<V>& t, V inverse) {
     return {t.top * inverse, A(4) * t.e * inverse * inverse};
 }
 template <class A, class V>
 FASTDS_HD Slope<V> sigmoid_slope(V x) {
     const auto s = sigmoid_parts<A>(x);
-    return slope_of<A>(s, A(1) / s.bottom);
+    return get_slope<A>(s, A(1) / s.bottom);
 }
 template <class A, class V>
 FASTDS_HD Slope<V> tanh_slope(V x) {
     const auto t = tanh_parts<A>(x);
-    return slope_of<A>(t, A(1) / t.bottom);
+    return get_slope<A>(t, A(1) / t.bottom);
 }
 
-// sigmoid(gate) * tanh(value), one division.
+// Returns sigmoid(gate) * tanh(value) with one division.
 template <class A, class V>
 FASTDS_HD V sigmoid_times_tanh(V gate, V value) {
     const auto t = tanh_parts<A>(value);

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "core/arguments.h"
-#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/backward_partition.h"
 #include "deform_conv2d/params.h"
 
 namespace fastds {
 
-// Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
+// Returns the size in bytes of the workspace of the backward pass. Like the partition of its sums, it depends only on the
+// shape.
 inline int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
     const int64_t accumulator_bytes = dims.dtype == f64 ? 8 : 4;
-    return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardSplit(dims), accumulator_bytes).bytes;
+    return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardPartition(dims), accumulator_bytes).bytes;
 }
 
 namespace deform_conv2d_bind {
@@ -18,7 +19,7 @@ inline void check(const DeformConv2dDims& d) {
     to_dtype(d.dtype);
     FASTDS_CHECK(d.offset_dtype == d.dtype || d.offset_dtype == f32, "deform_conv2d: offset_dtype must be dtype or float32");
     FASTDS_CHECK(d.C > 0 && d.O > 0 && d.H > 0 && d.W > 0 && d.kh > 0 && d.kw > 0 && d.B >= 0 && d.Ho >= 0 && d.Wo >= 0,
-                 "deform_conv2d: a size is not positive");
+                 "deform_conv2d: sizes must be positive");
     FASTDS_CHECK(d.groups > 0 && d.C % d.groups == 0 && d.O % d.groups == 0, "deform_conv2d: groups must divide C and O");
     FASTDS_CHECK(d.offset_groups > 0 && d.C % d.offset_groups == 0, "deform_conv2d: offset_groups must divide C");
 }
@@ -44,7 +45,7 @@ inline DeformConv2dDims make_dims(const py::kwargs& given) {
     dims.offset_dtype = keywords.take<int>("offset_dtype");
     for (const Size& size : kSizes) dims.*size.member = keywords.take<int64_t>(size.name);
     dims.tiles = has_amx();
-    keywords.end();
+    keywords.check_unused();
     check(dims);
     return dims;
 }
@@ -60,56 +61,57 @@ inline void register_deform_conv2d(py::module_& m) {
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int threads) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_forward, dims, tensors, threads);
         },
-        "y from x; mask and bias may be 0");
+        "Compute y. The addresses mask and bias may be 0.");
     bind(
         m, "deform_conv2d_backward",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t grad_weight, intptr_t grad_bias, intptr_t workspace,
            const DeformConv2dDims& dims, int threads) {
             py::gil_scoped_release release;
-            const DeformConv2dBackward tensors{pointer(grad_y),      pointer(x),         pointer(offset),
-                                               pointer(mask),        pointer(weight),    pointer(grad_x),
-                                               pointer(grad_offset), pointer(grad_mask), pointer(grad_weight),
-                                               pointer(grad_bias),   pointer(workspace)};
+            const DeformConv2dBackward tensors{to_pointer(grad_y),      to_pointer(x),         to_pointer(offset),
+                                               to_pointer(mask),        to_pointer(weight),    to_pointer(grad_x),
+                                               to_pointer(grad_offset), to_pointer(grad_mask), to_pointer(grad_weight),
+                                               to_pointer(grad_bias),   to_pointer(workspace)};
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_backward, dims, tensors, threads);
         },
-        "The gradients whose address is not 0; workspace holds deform_conv2d_workspace(dims) bytes");
+        "Compute the gradients whose address is not 0. workspace has deform_conv2d_workspace(dims) bytes.");
     bind(
         m, "deform_conv2d_workspace", [](const DeformConv2dDims& dims) { return deform_conv2d_workspace(dims); },
-        "Bytes of scratch of the backward; the same for any number of threads");
+        "Return the size in bytes of the workspace of the backward pass; it does not depend on the number of threads.");
 #if FASTDS_BUILD_CUDA
     bind(
         m, "deform_conv2d_forward_cuda",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
-            deform_conv2d_forward_cuda(dims, tensors, device, pointer(stream));
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
+            deform_conv2d_forward_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "y from x; weight (K, C/groups, O); mask and bias may be 0");
+        "Compute y. weight is (O, K, C/groups); the addresses mask and bias may be 0.");
     bind(
         m, "deform_conv2d_window_fits",
         [](intptr_t x, intptr_t offset, intptr_t weight, const DeformConv2dDims& dims, int device) {
-            const DeformConv2dForward tensors{pointer(x), pointer(offset), nullptr, pointer(weight), nullptr, nullptr};
+            const DeformConv2dForward tensors{to_pointer(x), to_pointer(offset), nullptr, to_pointer(weight), nullptr, nullptr};
             return deform_conv2d_window_fits(dims, tensors, device);
         },
-        "Whether the samples of the forward come from a window in shared memory, as deform_conv2d_guided_cuda needs it");
+        "Return whether the forward pass reads its samples from a window in shared memory, as deform_conv2d_guided_cuda requires.");
     bind(
         m, "deform_conv2d_guided_cuda",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y, intptr_t base, bool sigmoid,
            double slope, const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
-            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
-                                              pointer(weight), pointer(bias),   pointer(y)};
-            const DeformConv2dGuide guide{static_cast<const float*>(pointer(base)), sigmoid, static_cast<float>(slope)};
-            deform_conv2d_guided_cuda(dims, tensors, guide, device, pointer(stream));
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid,
+                                                      static_cast<float>(slope)};
+            deform_conv2d_guided_cuda(dims, tensors, epilogue, device, to_pointer(stream));
         },
-        "As deform_conv2d_forward_cuda, of offsets + base and sigmoid(mask), with a leaky ReLU; base may be 0");
+        "Like deform_conv2d_forward_cuda with the offsets + base, sigmoid(mask) and a leaky ReLU on y. The address base may be 0.");
     bind(
         m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
@@ -117,25 +119,27 @@ inline void register_deform_conv2d(py::module_& m) {
            intptr_t stream) {
             py::gil_scoped_release release;
             const DeformConv2dBackward tensors{
-                pointer(grad_y),      pointer(x),         pointer(offset), pointer(mask), pointer(weight),   pointer(grad_x),
-                pointer(grad_offset), pointer(grad_mask), nullptr,         nullptr,       pointer(workspace)};
-            deform_conv2d_backward_samples_cuda(dims, tensors, device, pointer(stream));
+                to_pointer(grad_y),      to_pointer(x),         to_pointer(offset), to_pointer(mask), to_pointer(weight),   to_pointer(grad_x),
+                to_pointer(grad_offset), to_pointer(grad_mask), nullptr,         nullptr,       to_pointer(workspace)};
+            deform_conv2d_backward_samples_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "Adds to grad_x, or with a workspace writes it in an order-free way, and writes grad_offset and grad_mask; 0: not wanted. "
-        "weight (K, O, C/groups)");
+        "Add to grad_x (with a workspace: write it deterministically) and write grad_offset and grad_mask, unless their address is 0. "
+        "weight is (K, O, C/groups).");
     bind(
         m, "deform_conv2d_backward_weight_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t grad_weight, intptr_t workspace,
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
             const DeformConv2dBackward tensors{
-                pointer(grad_y), pointer(x), pointer(offset),      pointer(mask), nullptr,           nullptr,
-                nullptr,         nullptr,    pointer(grad_weight), nullptr,       pointer(workspace)};
-            deform_conv2d_backward_weight_cuda(dims, tensors, device, pointer(stream));
+                to_pointer(grad_y), to_pointer(x), to_pointer(offset),      to_pointer(mask), nullptr,           nullptr,
+                nullptr,         nullptr,    to_pointer(grad_weight), nullptr,       to_pointer(workspace)};
+            deform_conv2d_backward_weight_cuda(dims, tensors, device, to_pointer(stream));
         },
-        "grad_weight; workspace holds deform_conv2d_weight_workspace(dims) bytes");
-    bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, "Bytes of zeros for grad_x");
-    bind(m, "deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace, "Bytes of scratch for grad_weight");
+        "Compute grad_weight. workspace has deform_conv2d_weight_workspace(dims) bytes.");
+    bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace,
+         "Return the size in bytes of the zeroed workspace for a deterministic grad_x.");
+    bind(m, "deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace,
+         "Return the size in bytes of the workspace for grad_weight.");
 #endif
 }
 

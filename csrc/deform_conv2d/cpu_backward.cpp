@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// deform_conv2d backward, one pass: per task (backward_split.h) and panel of output pixels, the gradients of the columns come
-// from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
-// by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
+// Backward pass of deform_conv2d on the CPU. For each task (backward_partition.h) and panel of output pixels, the gradients of
+// the columns are the product of grad_y with the packed weights. They are scattered to grad_x and give the gradients of offset
+// and mask. Then the sampled values replace them, and the product of these values with grad_y is added to a partial
+// grad_weight. Only the columns of one panel are stored at a time.
 #include "core/parallel.h"
-#include "core/turn.h"
-#include "deform_conv2d/backward_parts.h"
-#include "deform_conv2d/band_sums.h"
-#include "deform_conv2d/panel_products.h"
+#include "core/transpose_simd.h"
+#include "deform_conv2d/cpu_backward.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// What a task works with: its samples, and the panel in hand.
+// Memory of a task: the samples and the current panel.
 template <class T>
 struct Scratch {
     using A = compute_t<T>;
@@ -23,13 +22,13 @@ struct Scratch {
           pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
     static int64_t panel(bool tiles) { return tiles ? kTilePanel : kPanel; }
     const Samples<A> samples;
-    const Zeros<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
+    const ZeroedBuffer<A> columns, grad_y, products;  // a tile reads beyond the channels of the last pixel of grad_y
     const Buffer<T> stored_grad_y;
-    // For tiles: the pixels of every channel of grad_y, and the columns of pairs of pixels.
+    // For AMX tiles: the pixels of each channel of grad_y, and the columns of pairs of pixels.
     const Buffer<T> lines, pairs;
 };
 
-// ColumnStep: how the product that gives the gradients of the columns multiplies.
+// ColumnStep is the multiply-add operation of the product that gives the gradients of the columns.
 template <class T, class ColumnStep>
 struct Backward {
     using A = compute_t<T>;
@@ -38,28 +37,28 @@ struct Backward {
     const DeformConv2dDims& d;
     const DeformConv2dBackward& t;
     const int threads;
-    const BackwardSplit split{d};
-    const BackwardWorkspace layout{d, split, sizeof(A)};
+    const BackwardPartition partition{d};
+    const BackwardWorkspace layout{d, partition, sizeof(A)};
     const Blocking blocking{ColumnStep::terms > 1 && d.tiles && (d.groups == 1 || d.O / d.groups % kTileDepth == 0)};
-    const Parts parts{d, split, ColumnStep{}, blocking};
-    const BandSums<T, A> sums{d, split, layout, t.grad_x, t.workspace};
+    const Parts parts{d, partition, ColumnStep{}, blocking};
+    const OrderedAccumulator<T, A> sums{d, partition, layout, t.grad_x, t.workspace};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
-    const int64_t column_row = round_up(K * split.slice_channels, 16);
-    // Of the stored gradients; with tiles an odd number of cache lines.
+    const int64_t column_row = round_up(K * partition.slice_channels, 16);
+    // Distance between pixels of stored_grad_y in elements; with AMX tiles an odd number of cache lines.
     const int64_t panel = Scratch<T>::panel(blocking.tiles);
-    const int64_t grad_row = blocking.tiles ? (parts_of(d.O, kTileDepth) | 1) * kTileDepth : d.O;
+    const int64_t grad_row = blocking.tiles ? (count_parts(d.O, kTileDepth) | 1) * kTileDepth : d.O;
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
     const bool column_grads = sample_grads || t.grad_x != nullptr;
     const Buffer<Stored> packed{column_grads ? parts.packed_elements : 0};
 
     void run() {
-        const bool bands = t.grad_x != nullptr && split.bands > 1;
+        const bool bands = t.grad_x != nullptr && partition.bands > 1;
         if (bands) sums.start();
         if (column_grads) pack_weights();
         if (column_grads || t.grad_weight != nullptr || t.grad_bias != nullptr)
-            parallel_tasks(split.tasks(), threads, [&](const auto& next) {
-                const TileUse tiles(blocking.tiles);
-                const Buffer<A> window(bands ? sums.window_elements() : 0);
+            parallel_tasks(partition.tasks(), threads, [&](const auto& next) {
+                const TileScope tiles(blocking.tiles);
+                const Buffer<A> window(bands ? sums.count_window_elements() : 0);
                 for (int64_t task; (task = next()) >= 0;) run_task(task, window);
             });
         if (t.grad_weight != nullptr) sum_weight();
@@ -73,7 +72,8 @@ struct Backward {
         return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.bias_at) + partial * d.O;
     }
 
-    // B of grad columns = grad_y * B: (output channel of the group, run column).
+    // Packs the matrix B of the product grad_columns = grad_y * B. Its rows are the output channels of the group, its columns
+    // those of a run.
     void pack_weights() const {
         const T* weight = static_cast<const T*>(t.weight);
         parallel_for(parts.count, threads, [&](int64_t first, int64_t last) {
@@ -92,19 +92,19 @@ struct Backward {
         });
     }
 
-    // window: of the thread, where images have bands.
+    // `window` is the window of the thread, used if images are divided into bands.
     void run_task(int64_t task, A* window) const {
-        const int64_t slice = task % split.slices, partial = task / split.slices;
-        const int64_t chunk = partial / split.bands, band = partial % split.bands;
-        const int64_t first = slice * split.slice_groups;
-        const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
+        const int64_t slice = task % partition.slices, partial = task / partition.slices;
+        const int64_t chunk = partial / partition.bands, band = partial % partition.bands;
+        const int64_t first = slice * partition.slice_groups;
+        const int64_t groups = d.offset_groups - first < partition.slice_groups ? d.offset_groups - first : partition.slice_groups;
         const Plan<A> plan(d, first, groups, false, column_row, longest_run(d, groups, t.mask));
         const Image x(d, d.x_h, d.x_w);
         const Scratch<T> scratch(plan, blocking.tiles, column_row, grad_row);
         const int64_t channels = groups * plan.per_group;
-        // grad_x itself where this task alone writes the slice in the accumulator's type.
-        const bool direct = split.bands == 1 && sizeof(T) == sizeof(A);
-        const Buffer<A> own(t.grad_x != nullptr && split.bands == 1 && !direct ? d.H * d.W * channels : 0);
+        // The sums go directly to grad_x if only this task writes the slice and grad_x has the type of the accumulator.
+        const bool direct = partition.bands == 1 && sizeof(T) == sizeof(A);
+        const Buffer<A> accumulator(t.grad_x != nullptr && partition.bands == 1 && !direct ? d.H * d.W * channels : 0);
 
         if (t.grad_weight != nullptr)
             for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++)
@@ -113,10 +113,10 @@ struct Backward {
         A* bias = t.grad_bias != nullptr && slice == 0 ? partial_bias(partial) : nullptr;
         if (bias != nullptr) __builtin_memset(bias, 0, d.O * sizeof(A));
 
-        for (int64_t b = d.B * chunk / split.chunks; b < d.B * (chunk + 1) / split.chunks; b++) {
-            GradImage<A> grad_x{own, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
-            const int64_t row_begin = d.Ho * band / split.bands, row_end = d.Ho * (band + 1) / split.bands;
-            if (t.grad_x != nullptr && split.bands > 1) grad_x.data = sums.image_in(window, row_begin, channels);
+        for (int64_t b = d.B * chunk / partition.chunks; b < d.B * (chunk + 1) / partition.chunks; b++) {
+            GradImage<A> grad_x{accumulator, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
+            const int64_t row_begin = d.Ho * band / partition.bands, row_end = d.Ho * (band + 1) / partition.bands;
+            if (t.grad_x != nullptr && partition.bands > 1) grad_x.data = sums.get_image(window, row_begin, channels);
             if (direct) {
                 grad_x.data = static_cast<A*>(t.grad_x) + b * d.H * d.W * d.C + first * plan.per_group;
                 grad_x.image = Image(d, d.W * d.C, d.C);
@@ -126,19 +126,19 @@ struct Backward {
             Prefetch<A> prefetch(plan, x, sizeof(T), static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
             walk.start(b * count);
             for (int64_t p = 0; p < count; p += panel) {
-                const int64_t n = least(panel, count - p);
+                const int64_t n = min_of(panel, count - p);
                 load_grad_y(walk, n, scratch, bias);
                 if (column_grads) multiply_columns(slice, n, scratch);
                 run_samples(plan, x, walk, n, scratch, grad_x);
                 if (t.grad_weight == nullptr) continue;
-                prefetch.start(walk, least(panel, count - p - n));
+                prefetch.start(walk, min_of(panel, count - p - n));
                 add_weights(slice, n, scratch, partial_weight(partial), prefetch);
             }
             if (t.grad_x == nullptr) continue;
             if (direct) {
                 grad_x.zero(0, grad_x.begin);
                 grad_x.zero(grad_x.end, d.H);
-            } else if (split.bands == 1) {
+            } else if (partition.bands == 1) {
                 write_slice(b, first * plan.per_group, grad_x);
             } else {
                 sums.add(b, slice, band, grad_x);
@@ -148,7 +148,8 @@ struct Backward {
 
     int64_t pixel(const PixelWalk& at) const { return (at.b * d.Ho + at.i) * d.Wo + at.j; }
 
-    // Pixels past n become zeros: tiles read whole rows.
+    // Loads grad_y of n pixels and zeros the remaining pixels of the panel, because tiles read whole rows. Adds their sums to
+    // `bias` unless it is null.
     void load_grad_y(PixelWalk walk, int64_t n, const Scratch<T>& scratch, A* bias) const {
         A* grad_y = scratch.grad_y;
         T* stored = scratch.stored_grad_y;
@@ -189,7 +190,7 @@ struct Backward {
         if constexpr (ColumnStep::terms > 1)
             if (blocking.tiles) {
                 const uint16_t* rows = reinterpret_cast<const uint16_t*>(&scratch.stored_grad_y[0]);
-                turn(rows, grad_row, kTilePanel, d.O, reinterpret_cast<uint16_t*>(&scratch.lines[0]), kLine);
+                transpose_rows(rows, grad_row, kTilePanel, d.O, reinterpret_cast<uint16_t*>(&scratch.lines[0]), kLine);
                 write_pairs(scratch.columns, column_row, n, scratch.pairs);
                 return add_weight_on_tiles(d, parts, slice, scratch.lines, scratch.pairs, column_row, partial, prefetch);
             }
@@ -197,7 +198,7 @@ struct Backward {
         add_weight<A>(d, parts, slice, n, scratch.grad_y, scratch.columns, column_row, partial, prefetch);
     }
 
-    // The n samples from walk on, which it leaves behind it.
+    // Processes the n samples from `walk` on and advances `walk` beyond them.
     void run_samples(const Plan<A>& plan, const Image& image, PixelWalk& walk, int64_t n, const Scratch<T>& scratch,
                      GradImage<A>& grad_x) const {
         const T* x = static_cast<const T*>(t.x) + walk.b * d.x_b + plan.first * plan.per_group;
@@ -206,14 +207,14 @@ struct Backward {
         for (int64_t p = 0, run; p < n; p += run, columns += run * column_row, walk.advance(run)) {
             run = walk.run(plan.longest_run < n - p ? plan.longest_run : n - p);
             if (!column_grads && t.grad_weight == nullptr) continue;
-            const SampleRow row = row_of<T>(plan, t.offset, t.mask, walk);
+            const SampleRow row = get_sample_row<T>(plan, t.offset, t.mask, walk);
             const RowRange rows = locate<true, T>(plan, row, walk, run, image, grad_x.image, samples);
             if (t.grad_x != nullptr) {
                 grad_x.touch(rows);
                 scatter<A>(plan, samples, run, columns, grad_x);
             }
             if (sample_grads) {
-                take_products(plan, samples, run, image, x, columns, products);
+                compute_products(plan, samples, run, image, x, columns, products);
                 write_gradients(plan, samples, run, pixel(walk), products);
             } else if (t.grad_weight != nullptr) {
                 gather<A>(plan, samples, run, image, x, columns);
@@ -221,7 +222,7 @@ struct Backward {
         }
     }
 
-    // pixel: the first of the run.
+    // `pixel` is the first pixel of the run.
     void write_gradients(const Plan<A>& plan, const Samples<A>& samples, int64_t run, int64_t pixel, const A* products) const {
         const int64_t q = (pixel * d.offset_groups + plan.first) * K;
         T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
@@ -237,12 +238,12 @@ struct Backward {
     void sum_weight() const {
         T* grad = static_cast<T*>(t.grad_weight);
         parallel_for(parts.count * out, threads, [&](int64_t first, int64_t last) {
-            const Buffer<A> sum(K * split.slice_channels);
+            const Buffer<A> sum(K * partition.slice_channels);
             for (int64_t i = first; i < last; i++) {
                 const Part& part = parts.list[i / out];
                 const int64_t o = i % out, width = part.end - part.begin, row = K * width;
                 __builtin_memset(sum, 0, row * sizeof(A));
-                for (int64_t partial = 0; partial < split.partials(); partial++) {
+                for (int64_t partial = 0; partial < partition.partials(); partial++) {
                     const A* from = partial_weight(partial) + part.partial + o * row;
                     for (int64_t e = 0; e < row; e++) sum[e] += from[e];
                 }
@@ -256,12 +257,12 @@ struct Backward {
     void sum_bias() const {
         for (int64_t o = 0; o < d.O; o++) {
             A sum = 0;
-            for (int64_t partial = 0; partial < split.partials(); partial++) sum += partial_bias(partial)[o];
+            for (int64_t partial = 0; partial < partition.partials(); partial++) sum += partial_bias(partial)[o];
             static_cast<T*>(t.grad_bias)[o] = store<T>(sum);
         }
     }
 
-    // From an accumulator of this thread to grad_x.
+    // Copies the accumulator of this thread to grad_x.
     void write_slice(int64_t b, int64_t first_channel, const GradImage<A>& grad_x) const {
         for (int64_t y = 0; y < d.H; y++) {
             T* to = static_cast<T*>(t.grad_x) + (b * d.H + y) * d.W * d.C + first_channel;
@@ -282,7 +283,8 @@ struct Backward {
 void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
-        // grad_y and weight are bfloat16, so the sums of pairs lose nothing; the AVX2 object has a way without pairs.
+        // grad_y and weight are bfloat16, so that products of pairs are exact. An odd number of channels has no pairs; the AVX2
+        // version handles that case.
         const bool pairs = dims.O / dims.groups % 2 == 0 || (dims.tiles && dims.groups == 1);
         if (!pairs) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();

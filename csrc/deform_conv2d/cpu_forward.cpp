@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// deform_conv2d forward: panels of output pixels are gathered into columns that stay in L2, and multiplied with the packed
-// weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
+// Forward pass of deform_conv2d on the CPU. The samples of a panel of output pixels are gathered into columns that stay in the
+// L2 cache and are multiplied there by the packed weights. Panels are computed in parallel. Each output is summed in one order,
+// independent of the number of threads.
 #include "core/amx.h"
 #include "core/parallel.h"
-#include "core/turn.h"
-#include "deform_conv2d/planes.h"
+#include "core/transpose_simd.h"
+#include "deform_conv2d/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Of the columns; weights and the rows of x in play share L2 with them. Longer panels read and write planes in longer pieces.
+// Size of the columns of a panel, which share the L2 cache with the weights and rows of x. Longer panels read and write longer
+// contiguous parts of NCHW planes.
 constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 
-constexpr int64_t kSumSteps = 128;  // of the product go into one sum; the sums are summed: long sums lose digits
+// Steps of the product per partial sum; partial sums are then added, because long sums lose precision.
+constexpr int64_t kSumSteps = 128;
 
-// Of `total` pixels; fewer where else a thread would have none, or much less than another.
-inline int64_t panel_pixels(int64_t column_bytes, bool planar, bool tiles, int64_t total, int threads) {
+// Returns the pixels of a panel out of `total` pixels. A panel is shorter if otherwise some thread had no panel or much less
+// work than others.
+inline int64_t choose_panel_pixels(int64_t column_bytes, bool planar, bool tiles, int64_t total, int threads) {
     const int64_t rows = tiles ? 2 * kTileRows : kTileRowsMultiple;
     const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / rows * rows;
     const int64_t most = fits < rows ? rows : fits > 96 ? 96 : fits;
@@ -24,8 +28,8 @@ inline int64_t panel_pixels(int64_t column_bytes, bool planar, bool tiles, int64
     return share < most ? share : most;
 }
 
-// Of one thread, about: those of pixels, samples and multiplications.
-inline int64_t nanoseconds(const DeformConv2dDims& d) {
+// Returns an estimate of the time on one thread, from the numbers of pixels, samples and multiplications.
+inline int64_t estimate_nanoseconds(const DeformConv2dDims& d) {
     const int64_t K = d.kh * d.kw;
     return d.B * d.Ho * d.Wo * (10 + 3 * K * d.offset_groups + K * d.C * (d.O / d.groups) / 60);
 }
@@ -38,7 +42,7 @@ FASTDS_HD void add_tile(Vec<A> (&to)[MR][NV], const Vec<A> (&from)[MR][NV]) {
         for (int j = 0; j < NV; j++) to[i][j] += from[i][j];
 }
 
-// Sums of a tile of output pixels and channels, in rows of row_length, and the bias to y, from element `first` of a pixel on.
+// Adds the bias to a tile of sums, in rows of row_length, and writes it to y from channel `first` of each pixel on.
 template <class T, class A>
 void write_tile(const A* sums, int64_t row_length, int64_t rows, const A* bias, int64_t channels, const int64_t* pixel, int64_t O,
                 void* y, int64_t first) {
@@ -53,26 +57,26 @@ void write_tile(const A* sums, int64_t row_length, int64_t rows, const A* bias, 
 template <class A>
 using WriteTile = void (*)(const A*, int64_t, int64_t, const A*, int64_t, const int64_t*, int64_t, void*, int64_t);
 
-// y = columns * packed weights + bias for the `n` pixels of a panel and one group of convolution channels; y + pixel[p] * O is
-// the output of pixel p, from element `first` on.
+// y = columns * packed weights + bias, for the `n` pixels of a panel and one convolution group. The output of pixel p starts at
+// y + pixel[p] * O + first.
 template <class Step>
 inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const typename Step::Stored* columns, int64_t column_row,
                            int64_t n, const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel,
                            WriteTile<typename Step::A> write, void* y, int64_t first, Prefetch<typename Step::A>& prefetch) {
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
-    // With one group the taps of a pixel follow each other without a gap, and steps may straddle them.
-    const int64_t whole = blocking.whole<Step>(), runs = d.groups == 1 && in % whole ? 1 : K;
+    // With one group, the taps of a pixel are contiguous, so that one step may contain channels of two taps.
+    const int64_t whole = blocking.term_multiple<Step>(), runs = d.groups == 1 && in % whole ? 1 : K;
     const int64_t steps = round_up(K * in / runs, whole) / Step::terms;
     const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
         constexpr int64_t b_step = NV * lanes * Step::terms;
         if constexpr (Step::terms > 1 && NV <= 2)
             if (blocking.tiles) {
-                const TileLines lines{columns, column_row, steps * Step::terms / kTileDepth, runs, d.C};
+                const TileRows lines{columns, column_row, steps * Step::terms / kTileDepth, runs, d.C};
                 for_tile_sums<NV>(lines, n, packed, [&](int64_t r, const float* sums) {
                     prefetch.fetch(2 * kTileRows);
-                    const int64_t rows = least(2 * kTileRows, n - r);
+                    const int64_t rows = min_of(2 * kTileRows, n - r);
                     write(sums, NV * lanes, rows, bias + column, out - column, pixel + r, d.O, y, first + column);
                 });
                 packed += runs * steps * b_step;
@@ -101,14 +105,15 @@ inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const t
     for_column_blocks<A>(out, multiply_block, blocking.vectors());
 }
 
-// Weights of the output channels of one group as `multiply` reads them; place: of every weight of a channel in the sum.
+// Packs the weights of the output channels of one group for `multiply`. `place` is the position of each weight of an output
+// channel in the sum.
 template <class Step, class T>
 void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, int64_t terms, const int64_t* place,
                   Blocking blocking, int threads) {
-    constexpr int64_t kWorthAThread = 1 << 14;
+    constexpr int64_t kMinThreadedWork = 1 << 14;
     using A = typename Step::A;
-    const int64_t padded = round_up(terms, blocking.whole<Step>()), written = terms / Step::terms * Step::terms;
-    threads = out * terms < kWorthAThread ? 1 : threads;
+    const int64_t padded = round_up(terms, blocking.term_multiple<Step>()), written = terms / Step::terms * Step::terms;
+    threads = out * terms < kMinThreadedWork ? 1 : threads;
     const auto pack_block = [=](int64_t column, int64_t lanes) __attribute__((noinline)) {
         constexpr int L = kLanes<A>;
         typename Step::Stored* to = packed + column * padded;
@@ -119,7 +124,7 @@ void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, i
                 const int64_t count = terms - k < L ? terms - k : L;
                 for (int i = 0; i < L; i++)
                     rows[i] = load_first<L>(weight + (column + j + i) * terms + k, column + j + i < out ? count : 0);
-                turn_rows<L>(rows);
+                transpose_registers<L>(rows);
                 for (int64_t i = 0; i < count; i++) {
                     const int64_t t = place[k + i];
                     typename Step::Stored* at = to + (t / Step::terms * lanes + j) * Step::terms + t % Step::terms;
@@ -143,17 +148,17 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo, total = d.B * pixels;
     const T *x = static_cast<const T*>(tensors.x), *weight = static_cast<const T*>(tensors.weight);
     T* y = static_cast<T*>(tensors.y);
-    constexpr int64_t kWorthAThread = 5000;
-    if (nanoseconds(d) < kWorthAThread) threads = 1;
+    constexpr int64_t kMinThreadedWork = 5000;
+    if (estimate_nanoseconds(d) < kMinThreadedWork) threads = 1;
 
     const int64_t per_group = d.C / d.offset_groups;
-    const bool by_group = d.groups == 1;  // else the channels of a convolution group have to lie side by side
+    const bool by_group = d.groups == 1;  // otherwise the channels of a convolution group must be contiguous
     const Blocking blocking{Step::terms > 1 && d.tiles && (by_group || in % kTileDepth == 0)};
     const int64_t group_size = packed_size<Step>(out, K * in, blocking);
     const Buffer<Column> packed(d.groups * group_size);
-    const Zeros<A> bias(d.O);
+    const ZeroedBuffer<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
-    const Buffer<int64_t> place(K * in);  // in the sum, of each weight of an output channel
+    const Buffer<int64_t> place(K * in);  // position in the sum of each weight of an output channel
     for (int64_t term = 0; term < K * in; term++) {
         const int64_t c = by_group ? term / (K * per_group) * per_group + term % per_group : term % in;
         const int64_t k = by_group ? term / per_group % K : term / in;
@@ -162,17 +167,17 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     for (int64_t g = 0; g < d.groups; g++)
         pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, blocking, threads);
 
-    const int64_t column_row = round_up(K * d.C, blocking.whole<Step>());
+    const int64_t column_row = round_up(K * d.C, blocking.term_multiple<Step>());
     const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, longest_run(d, d.offset_groups, tensors.mask));
     const Image image(d, d.x_h, d.x_w);
-    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, blocking.tiles, total, threads);
-    // Several neighbouring panels a task, since they read the same part of x.
+    const int64_t panel = choose_panel_pixels(column_row * sizeof(Column), d.planar, blocking.tiles, total, threads);
+    // A task has several neighbouring panels, because they read the same part of x.
     const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
     parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
-        const TileUse tiles(blocking.tiles);
+        const TileScope tiles(blocking.tiles);
         const Samples<A> samples(plan.padded);
-        const Zeros<Column> columns(panel * column_row + 16);  // rows past the last pixel, and the padding of each, too
-        const Buffer<int64_t> pixel(panel), target(panel);  // target: where the pixel's outputs go
+        const ZeroedBuffer<Column> columns(panel * column_row + 16);  // includes rows after the last pixel and the padding of each pixel
+        const Buffer<int64_t> pixel(panel), target(panel);  // target: pixel index in y
         const Planes<T> planes(d, tensors, panel);
         PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
         Prefetch<A> prefetch(plan, image, sizeof(T), x, tensors.offset, tensors.mask, walk);
@@ -191,15 +196,16 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 for (int64_t p = 0, run; p < n; p += run, walk.advance(run)) {
                     run = walk.run(plan.longest_run < n - p ? plan.longest_run : n - p);
                     if (d.planar) planes.fetch(pixel, n, p, p + run);
-                    const SampleRow row = d.planar ? planes.row(p) : row_of<T>(plan, tensors.offset, tensors.mask, walk);
+                    const SampleRow row = d.planar ? planes.row(p) : get_sample_row<T>(plan, tensors.offset, tensors.mask, walk);
                     locate<false, T>(plan, row, walk, run, image, image, samples);
                     gather<A>(plan, samples, run, image, x + walk.b * d.x_b, columns + p * column_row);
-                    for (int64_t i = p; i < p + run; i++)  // the last step reads more numbers
+                    for (int64_t i = p; i < p + run; i++)  // the last step reads beyond the channels
                         for (int64_t c = K * d.C; c < column_row; c++) columns[i * column_row + c] = Column{};
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
-                    multiply_panel<Step>(d, blocking, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
+                    multiply_panel<Step>(d, blocking, columns + g * in, column_row, n, packed + g * group_size,
+                                         bias + g * out, target,
                                          write_tile<T, A>, d.planar ? planes.y : y, g * out, prefetch);
                 if (d.planar) planes.write(pixel, n);
             }
@@ -212,7 +218,8 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
 void deform_conv2d_forward(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int threads) {
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
-        // A pair of channels must not straddle two convolution groups: the AVX2 object has a way without pairs.
+        // A pair of channels must not belong to two convolution groups. The AVX2 version, which uses no pairs, handles that
+        // case.
         if (dims.groups != 1 && dims.C / dims.groups % 2 != 0) return avx2::deform_conv2d_forward(dims, tensors, threads);
         return forward<Bf16DotStep, BFloat16>(dims, tensors, threads);
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels of deform_conv2d share: the matrix tile, the pixel table, the samples, vector loads.
+// Common parts of the CUDA kernels of deform_conv2d: register tile, pixel table, samples, vector loads.
 //
-// Samples of a slab of terms are gathered by the block itself, so that no columns are ever stored: a library's product would
-// want K * C * H * W of them in memory and would follow torch's TF32 switches. Products run on the plain multipliers in the
-// compute type; on tensor cores, in 16 bits, in cuda_tensor_cores.cuh and in Triton (kernels/deform_conv2d.py).
+// Each block gathers the samples of one slab of terms itself, so that columns are never stored in global memory. A matrix
+// product from a library would need K * C * Ho * Wo columns in memory and would depend on torch's TF32 settings. These products
+// use the ordinary multipliers in the compute type. Products of 16-bit types on tensor cores are in cuda_forward.cuh and,
+// in Triton, in kernels/deform_conv2d.py.
 #pragma once
 #include "core/launch.h"
 #include "deform_conv2d/math.h"
@@ -16,21 +17,21 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kStep = 16;  // terms of the sum in one slab
 template <class T>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;  // to fit on a multiprocessor: bounds the registers to 255 and 128
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;  // blocks per multiprocessor, which bounds the registers to 255 and 128
 
-// Channels that one thread loads at a time: 16 bytes, or one where groups, strides or addresses do not allow that.
+// Channels that a thread loads at once: 16 bytes, or one channel if groups, strides or addresses do not permit that.
 template <class T>
 constexpr int kVector = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
-// kM x kN results, kTM x kTN of them in each thread. Rows of the operands in shared memory are padded by 16 bytes: they stay
-// aligned and the columns of a slab fall into different banks.
+// A tile of kM x kN results, kTM x kTN of them in each thread. Rows of the operands in shared memory are padded by 16 bytes.
+// They remain aligned, and the columns of a slab fall into different banks.
 template <class A, int kM, int kN, int kTM, int kTN>
 struct Tile {
     static_assert(kM / kTM * (kN / kTN) == kThreads, "one block of threads covers the tile");
     static constexpr int kRowA = kM + 16 / sizeof(A), kRowB = kN + 16 / sizeof(A);
 
     A acc[kTM][kTN];
-    int row, column;  // first ones of this thread
+    int row, column;  // first row and column of this thread
 
     __device__ __forceinline__ Tile() : row(threadIdx.x / (kN / kTN) * kTM), column(threadIdx.x % (kN / kTN) * kTN) { clear(); }
 
@@ -70,19 +71,20 @@ __device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
     for (int v = 0; v < V; v++) to[v] = load(pack.value[v]);
 }
 
-// An output pixel: where its first channel lies in each tensor, and the position of tap (0, 0) before displacement.
+// An output pixel: the positions of its first channel in each tensor, and the coordinates of tap (0, 0) before displacement.
 template <class A>
 struct Pixel {
-    int64_t x, offset, mask, grad_x;  // elements, of its image in x and grad_x; x is -1 behind the last pixel
+    // In elements; those of x and grad_x refer to the start of the image; x is -1 after the last pixel.
+    int64_t x, offset, mask, grad_x;
     A row, column;
 };
 
 template <class A>
-__device__ __forceinline__ Pixel<A> pixel_at(const DeformConv2dDims& d, int64_t p) {
+__device__ __forceinline__ Pixel<A> get_pixel(const DeformConv2dDims& d, int64_t p) {
     Pixel<A> pixel{-1, 0, 0, 0, 0, 0};
     if (p >= d.B * d.Ho * d.Wo) return pixel;
     int64_t b, i, j;
-    if (d.B * d.Ho * d.Wo <= INT32_MAX) {  // 64-bit divisions are subroutines
+    if (d.B * d.Ho * d.Wo <= INT32_MAX) {  // 64-bit divisions are slow subroutines
         const int width = static_cast<int>(d.Wo), height = static_cast<int>(d.Ho), line = static_cast<int>(p) / width;
         b = line / height, i = line % height, j = static_cast<int>(p) % width;
     } else {
@@ -98,7 +100,7 @@ __device__ __forceinline__ Pixel<A> pixel_at(const DeformConv2dDims& d, int64_t 
     return pixel;
 }
 
-// Sizes that fit in 32 bits by check_sizes.
+// Sizes as 32-bit integers; check_sizes verifies that they fit.
 struct Groups {
     __device__ __forceinline__ explicit Groups(const DeformConv2dDims& d)
         : channels(static_cast<int>(d.C) / static_cast<int>(d.groups)), outputs(static_cast<int>(d.O) / static_cast<int>(d.groups)),
@@ -111,18 +113,18 @@ struct Groups {
 template <class T>
 struct Inputs {
     const T* x;
-    const void* offset;  // T or float by d.offset_dtype
-    const T* mask;       // null: ones
+    const void* offset;  // type T or float, according to d.offset_dtype
+    const T* mask;       // null: all ones
     compute_t<T> height, width;
 };
 
 template <class T, class Tensors>
-Inputs<T> inputs(const DeformConv2dDims& d, const Tensors& t) {
+Inputs<T> make_inputs(const DeformConv2dDims& d, const Tensors& t) {
     using A = compute_t<T>;
     return {static_cast<const T*>(t.x), t.offset, static_cast<const T*>(t.mask), static_cast<A>(d.H), static_cast<A>(d.W)};
 }
 
-// Tap k: its place before displacement relative to tap (0, 0).
+// Coordinates of tap k relative to tap (0, 0), before displacement.
 template <class A>
 struct Tap {
     __device__ __forceinline__ Tap(const DeformConv2dDims& d, int k) {
@@ -132,13 +134,13 @@ struct Tap {
     A row, column;
 };
 
-// One sample: its cell, and mask times the weight of each corner.
+// One sample: its cell, and the mask times the weight of each corner.
 template <class A>
 struct Sample {
     BilinearCell<A, int> cell;
     A weight[4], mask;
 
-    // False where the sample contributes nothing. q = offset group * K + k.
+    // Returns false if the sample contributes nothing. q = offset group * K + k.
     template <class T>
     __device__ __forceinline__ bool locate(const DeformConv2dDims& d, const Inputs<T>& in, const Pixel<A>& pixel,
                                            const Tap<A>& tap, int q) {
@@ -165,7 +167,8 @@ struct Sample {
         return (cell.y0 + n / 2) * row + (cell.x0 + n % 2) * pixel;
     }
 
-    // mask * S for V channels; x points at the first of them in the image's first pixel.
+    // Adds mask * (sampled value) for V channels to `to`. x points to the first of these channels in the first pixel of the
+    // image.
     template <int V, class T>
     __device__ __forceinline__ void value(const DeformConv2dDims& d, const T* x, A (&to)[V]) const {
 #pragma unroll
@@ -179,23 +182,24 @@ struct Sample {
     }
 };
 
-// Whether V channels can be loaded at once everywhere: no pack then crosses a group of either kind or a 16-byte boundary.
+// Returns whether V channels can be loaded at once everywhere, so that no load crosses a group of either kind or a 16-byte
+// boundary.
 template <class T>
-bool packs_fit(const DeformConv2dDims& d, const void* x) {
+bool can_load_packs(const DeformConv2dDims& d, const void* x) {
     constexpr int V = kVector<T>;
     const int64_t multiple = (d.C / d.groups) | (d.C / d.offset_groups) | d.x_b | d.x_h | d.x_w;
     return V > 1 && multiple % V == 0 && reinterpret_cast<uintptr_t>(x) % (V * sizeof(T)) == 0;
 }
 
-// What the kernels count in 32 bits.
+// Checks the sizes that the kernels store in 32-bit integers.
 inline void check_sizes(const DeformConv2dDims& d) {
     FASTDS_CHECK(d.H < INT32_MAX && d.W < INT32_MAX && d.C < INT32_MAX && d.O < INT32_MAX &&
                      2 * d.offset_groups * d.kh * d.kw < INT32_MAX,
                  "deform_conv2d: on CUDA rows, columns and channels must be fewer than 2^31");
 }
 
-inline unsigned grid_size(int64_t blocks) {
-    FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than one CUDA grid holds");
+inline unsigned get_grid_size(int64_t blocks) {
+    FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than fit into a CUDA grid");
     return static_cast<unsigned>(blocks);
 }
 

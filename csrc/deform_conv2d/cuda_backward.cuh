@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward with respect to x, offset and mask.
-//
-// A pair is (offset group, tap), numbered q = group * K + k. A block owns some pixels and some pairs: it multiplies grad_y by the
-// weights of the pairs' channels (the gradients of the columns, in shared memory), then groups of lanes each take one sample,
-// add its channels to grad_x and sum the products for grad_offset and grad_mask. Those two have one owner and a fixed order;
-// grad_x takes additions from many blocks, by floating-point atomics, or in Ordered by integer ones whose sum has no order.
+// Kernels of the CUDA backward pass with respect to x, offset and mask, and with respect to weight.
 #pragma once
 #include "deform_conv2d/cuda.cuh"
 
@@ -12,12 +7,20 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Which pairs and channels share a tile. Where the channels of an offset group belong to one convolution group ("nested"), a
-// tile may hold pairs of all offset groups of that convolution group; else the pairs of one offset group, whose channels are then
-// cut by convolution group.
+// CUDA backward pass with respect to x, offset and mask.
+//
+// A pair is an offset group and a tap, with the number q = group * K + k. A block processes some pixels and some pairs. It
+// multiplies grad_y by the weights of the pairs' channels, which gives the gradients of the columns in shared memory. Then each
+// group of lanes takes one sample, adds its channels to grad_x and sums the products for grad_offset and grad_mask. Each
+// element of grad_offset and grad_mask is computed by one block in a fixed order. Many blocks add to grad_x, either with
+// floating-point atomics (Unordered) or with integer atomics, whose result does not depend on the order (Ordered).
+
+// Assignment of pairs and channels to tiles. If the channels of each offset group belong to one convolution group ("nested"), a
+// tile may hold pairs of all offset groups of that convolution group. Otherwise it holds pairs of one offset group, whose
+// channels are then divided by convolution group.
 struct PairTiles {
     static constexpr int kColumns = 64;  // columns (pair, channel) of one product
-    static constexpr int kPairs = 16;    // at most
+    static constexpr int kPairs = 16;    // maximum pairs of a tile
 
     explicit PairTiles(const DeformConv2dDims& d) {
         const int64_t K = d.kh * d.kw, per_group = d.C / d.offset_groups, group_channels = d.C / d.groups;
@@ -29,11 +32,11 @@ struct PairTiles {
         tiles = d.offset_groups * K / run * tiles_of_run;
     }
     bool nested;
-    int run, pairs, tiles_of_run;  // pairs that may share tiles; of one tile
+    int run, pairs, tiles_of_run;  // pairs that may share tiles; pairs of a tile; tiles of such a set of pairs
     int64_t tiles;
 };
 
-// grad_x by floating-point atomics: dense NHWC in the compute type, zeros before.
+// Accumulation of grad_x with floating-point atomics: contiguous NHWC in the compute type, initially zero.
 template <class A>
 struct Unordered {
     A* sum;
@@ -53,10 +56,10 @@ struct Unordered {
     }
 };
 
-// grad_x in fixed point: additions of integers give the same bits in any order. The unit comes from a bound of every term,
-// largest |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of an image:
-// 2^-40 of the bound for 200 x 200 x 9 samples. double has a second word that counts 2^-30 of the unit. An element that gets a
-// term that is not finite becomes NaN.
+// Accumulation of grad_x in fixed point. Sums of integers have the same bits in any order. The unit follows from an upper bound
+// of each term, max |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of
+// an image: it is 2^-40 of the bound for 200 x 200 x 9 samples. For double, a second word counts 2^-30 of the unit. An element
+// that receives a term that is not finite becomes NaN.
 struct OrderedLayout {
     OrderedLayout(const DeformConv2dDims& d, int words) : n(d.B * d.H * d.W * d.C), words(words) {}
     int64_t flags_at() const { return n * words * 8; }
@@ -68,13 +71,14 @@ struct OrderedLayout {
 
 constexpr double kSecondWord = 1 << 30;
 
-// Units per 1. maxima: bits of the largest values, `factors` of them.
-__device__ __forceinline__ double fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs, int64_t terms) {
-    int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // of a bound of the sum
+// Returns the number of units per 1. `maxima` holds the bits of `factors` largest values.
+__device__ __forceinline__ double get_fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs,
+                                                        int64_t terms) {
+    int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // exponent of a bound of the sum
     for (int i = 0; i < factors; i++) {
         double largest;
         __builtin_memcpy(&largest, maxima + i, 8);
-        if (largest == 0) return 1;  // every term is 0
+        if (largest == 0) return 1;  // all terms are 0
         exponent += ilogb(largest) + 1;
     }
     return ldexp(1.0, max(-1000, min(1000, 61 - exponent)));
@@ -83,20 +87,20 @@ __device__ __forceinline__ double fixed_point_scale(const unsigned long long* ma
 template <class A>
 struct Ordered {
     static constexpr int kWords = sizeof(A) / 4;
-    unsigned long long* sum;  // kWords * n
+    unsigned long long* sum;  // kWords * n elements
     unsigned* flags;
     const unsigned long long* maxima;
     int factors;
     int64_t n, outputs, terms;
     double scale;
 
-    __device__ __forceinline__ void prepare() { scale = fixed_point_scale(maxima, factors, outputs, terms); }
+    __device__ __forceinline__ void prepare() { scale = get_fixed_point_scale(maxima, factors, outputs, terms); }
     template <int V>
     __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
 #pragma unroll
         for (int v = 0; v < V; v++) {
             const double scaled = static_cast<double>(value[v]) * scale, whole = rint(scaled);
-            if (!(fabs(scaled) < 4611686018427387904.0)) {  // NaN, infinite: the bound keeps the others below 2^62
+            if (!(fabs(scaled) < 4611686018427387904.0)) {  // NaN or infinite: finite values stay below 2^62 because of the bound
                 atomicOr(flags + (element + v) / 32, 1u << ((element + v) % 32));
                 continue;
             }
@@ -108,7 +112,7 @@ struct Ordered {
     }
 };
 
-// Largest finite |value|, as the bits of a double, which order like integers.
+// Finds the largest finite |value|. It is stored as the bits of a double, which have the order of integers.
 template <class T>
 __global__ void largest_kernel(const T* __restrict__ values, int64_t n, unsigned long long* largest) {
     double most = 0;
@@ -140,12 +144,12 @@ __global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restric
     grad_x[i] = store<T>(static_cast<compute_t<T>>(value));
 }
 
-// Dense: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs). GradX: Unordered
-// or Ordered; want_x false adds nothing.
+// Contiguous tensors: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs).
+// GradX is Unordered or Ordered; if needs_x is false, nothing is added to it.
 template <class T, int V, class GradX>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles tiles, const Inputs<T> in,
-                                      const T* __restrict__ grad_y, const T* __restrict__ weight, GradX grad_x, const bool want_x,
+                                      const T* __restrict__ grad_y, const T* __restrict__ weight, GradX grad_x, const bool needs_x,
                                       void* __restrict__ grad_offset, T* __restrict__ grad_mask) {
     using A = compute_t<T>;
     constexpr int kM = sizeof(A) == 8 ? 32 : 64, kN = PairTiles::kColumns;
@@ -156,7 +160,8 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
     auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
-    auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);                        // [kN], after the slabs
+    // The gradients of the columns, [kN]. They reuse the memory of the slabs.
+    auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);
 
     const Groups size(d);
     const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
@@ -166,11 +171,11 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     const int tile = static_cast<int>(blockIdx.x % tile_count);
     const int in_run = tile % tiles.tiles_of_run * tiles.pairs, q0 = tile / tiles.tiles_of_run * tiles.run + in_run;
     const int count = min(tiles.pairs, tiles.run - in_run), first_channel = q0 / K * per_offset_group;
-    const bool want_samples = grad_offset != nullptr || grad_mask != nullptr;
+    const bool needs_samples = grad_offset != nullptr || grad_mask != nullptr;
     const int64_t pixel_count = d.B * d.Ho * d.Wo;
     grad_x.prepare();
 
-    for (int p = thread; p < kM; p += kThreads) pixels[p] = pixel_at<A>(d, first + p);
+    for (int p = thread; p < kM; p += kThreads) pixels[p] = get_pixel<A>(d, first + p);
     for (int i = thread; i < 3 * PairTiles::kPairs * kM; i += kThreads) (&sums[0][0][0])[i] = 0;
 
     const int last_group = tiles.nested ? first_channel / group_channels : (first_channel + per_offset_group - 1) / group_channels;
@@ -181,7 +186,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
         for (int c0 = low; c0 < high; c0 += kN) {
             const int width = min(kN, high - c0);
             Product product;
-            const int column = thread % kN, pair = column / width, q = q0 + pair;  // of this thread in slab_w
+            const int column = thread % kN, pair = column / width, q = q0 + pair;  // column, pair and q of this thread in slab_w
             const int channel = q / K * per_offset_group + c0 + column % width - group * group_channels;
             const bool used = pair < count;
             for (int o0 = 0; o0 < group_outputs; o0 += kStep) {
@@ -206,7 +211,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                 for (int m = 0; m < kM / 8; m++) column_grads[product.column + n][product.row + m] = product.acc[m][n];
             __syncthreads();
 
-            int lanes = 1;  // that share a sample
+            int lanes = 1;  // lanes that share a sample
             while (lanes < 8 && 2 * lanes * V <= width) lanes *= 2;
             const int samples = count * kM, lane = thread % lanes;
             for (int base = 0; base < samples; base += kThreads / lanes) {
@@ -224,13 +229,13 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
 #pragma unroll
                         for (int n = 0; n < 4; n++) {
                             if (!sample.cell.corner[n]) continue;
-                            if (want_samples) {
+                            if (needs_samples) {
                                 A corner[V];
                                 load_pack<V>(in.x + pixels[p].x + c_first + c + sample.element(n, d.x_h, d.x_w), corner);
 #pragma unroll
                                 for (int v = 0; v < V; v++) dot[n] += grad[v] * corner[v];
                             }
-                            if (want_x) {
+                            if (needs_x) {
                                 A part[V];
 #pragma unroll
                                 for (int v = 0; v < V; v++) part[v] = sample.weight[n] * grad[v];
@@ -239,7 +244,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                         }
                     }
                 }
-                if (!want_samples) continue;
+                if (!needs_samples) continue;
 #pragma unroll
                 for (int n = 0; n < 4; n++)
                     for (int m = lanes / 2; m > 0; m >>= 1) dot[n] += __shfl_xor_sync(0xffffffffu, dot[n], m);
@@ -268,6 +273,105 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
             static_cast<T*>(grad_offset)[2 * to + 1] = store<T>(sums[2][mine][p]);
         }
     }
+}
+
+// CUDA backward pass with respect to weight. The sum over pixels is divided into parts, which are added in a fixed order.
+//
+// A block computes kM outputs x kN terms e = k * C/groups + c of one group over the pixels of its part. It processes slabs of
+// kStep pixels, whose samples it gathers like the forward pass.
+
+struct WeightPartition {
+    static constexpr int kM = 64, kN = 64;
+    explicit WeightPartition(const DeformConv2dDims& d) {
+        // Enough blocks for the largest devices, at least 16 slabs per part, at most 2^26 partial sums. The partition depends
+        // only on the shape.
+        const int64_t terms = d.kh * d.kw * (d.C / d.groups), pixels = d.B * d.Ho * d.Wo;
+        output_tiles = (d.O / d.groups + kM - 1) / kM, term_tiles = (terms + kN - 1) / kN;
+        tiles = d.groups * output_tiles * term_tiles;
+        parts = (1024 + tiles - 1) / tiles;
+        const int64_t longest = (pixels + 16 * kStep - 1) / (16 * kStep), most = (int64_t{1} << 26) / (d.O * terms);
+        if (parts > longest) parts = longest;
+        if (parts > most) parts = most;
+        if (parts < 1) parts = 1;
+        part_pixels = (pixels + parts - 1) / parts;
+    }
+    int64_t output_tiles, term_tiles, tiles, parts, part_pixels;
+};
+
+// partial: (parts, O, K, C/groups).
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightPartition partition, const Inputs<T> in,
+                                     const T* __restrict__ grad_y, compute_t<T>* __restrict__ partial) {
+    using A = compute_t<T>;
+    constexpr int kM = WeightPartition::kM, kN = WeightPartition::kN, kLanesOfPixel = kN / V;
+    using Product = Tile<A, kM, kN, 8, 4>;
+    FASTDS_SHARED(A, outputs, [kStep][Product::kRowA]);
+    FASTDS_SHARED(A, columns, [kStep][Product::kRowB]);
+    FASTDS_SHARED(Pixel<A>, pixels, [2][kStep]);  // of this slab and of the next one
+
+    const Groups size(d);
+    const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
+    const int thread = threadIdx.x;
+    const unsigned tiles = static_cast<unsigned>(partition.tiles), term_tiles = static_cast<unsigned>(partition.term_tiles);
+    const unsigned tile = blockIdx.x % tiles, output_tiles = static_cast<unsigned>(partition.output_tiles);
+    const int64_t part = blockIdx.x / tiles, terms = static_cast<int64_t>(K) * group_channels;
+    const int group = tile / term_tiles / output_tiles, o0 = tile / term_tiles % output_tiles * kM;
+    const int64_t e0 = static_cast<int64_t>(tile % term_tiles) * kN;
+
+    const int lane = thread % kLanesOfPixel * V;  // the thread's term of the tile
+    const int k = static_cast<int>((e0 + lane) / group_channels);
+    const int channel = group * group_channels + static_cast<int>((e0 + lane) % group_channels);
+    const int q = channel / per_offset_group * K + k;
+    const Tap<A> tap(d, k);
+
+    const int64_t pixel_count = d.B * d.Ho * d.Wo, begin = part * partition.part_pixels;
+    const int64_t end = begin + partition.part_pixels < pixel_count ? begin + partition.part_pixels : pixel_count;
+    Product product;
+    if (thread < kStep) pixels[0][thread] = get_pixel<A>(d, begin + thread < end ? begin + thread : pixel_count);
+    int slab = 0;
+    for (int64_t p0 = begin; p0 < end; p0 += kStep, slab ^= 1) {
+        __syncthreads();
+        for (int p = thread / kLanesOfPixel; p < kStep; p += kThreads / kLanesOfPixel) {
+            A values[V] = {};
+            Sample<A> sample;
+            const Pixel<A>& pixel = pixels[slab][p];
+            if (k < K && sample.locate(d, in, pixel, tap, q)) sample.template value<V>(d, in.x + pixel.x + channel, values);
+#pragma unroll
+            for (int v = 0; v < V; v++) columns[p][lane + v] = values[v];
+        }
+        for (int i = thread; i < kStep * kM; i += kThreads) {
+            const int p = i / kM, o = i % kM;
+            const bool there = p0 + p < end && o0 + o < group_outputs;
+            outputs[p][o] = there ? load(grad_y[(p0 + p) * d.O + group * group_outputs + o0 + o]) : A(0);
+        }
+        const int64_t next = p0 + kStep + thread;
+        if (thread < kStep) pixels[slab ^ 1][thread] = get_pixel<A>(d, next < end ? next : pixel_count);
+        __syncthreads();
+        product.multiply(outputs, columns);
+    }
+
+#pragma unroll
+    for (int m = 0; m < 8; m++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const int o = o0 + product.row + m;
+            const int64_t e = e0 + product.column + n;
+            if (o < group_outputs && e < terms) partial[((part * d.O) + group * group_outputs + o) * terms + e] = product.acc[m][n];
+        }
+}
+
+// grad_weight (O, C/groups, K): one thread per element adds the parts in ascending order.
+template <class T>
+__global__ void deform_conv2d_sum_weight_kernel(const compute_t<T>* __restrict__ partial, T* __restrict__ grad_weight,
+                                                int64_t parts,
+                                                int64_t outputs, int64_t group_channels, int64_t K) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, n = outputs * group_channels * K;
+    if (i >= n) return;
+    const int64_t o = i / (K * group_channels), k = i / group_channels % K, c = i % group_channels;
+    compute_t<T> sum = 0;
+    for (int64_t part = 0; part < parts; part++) sum += partial[part * n + i];
+    grad_weight[(o * group_channels + c) * K + k] = store<T>(sum);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of the CUDA language that kernels of this project use, in terms of the emulator. tests/gpuless/emu.py includes it
-// in front of every .cu; core/mma.h has tensor cores. cp.async is not there: a kernel that uses it keeps a plain way beside it.
+// Definitions of the part of the CUDA language that the kernels of this project use, in terms of the emulator.
+// tests/gpuless/emu.py includes this file before each .cu file. Tensor cores are in core/mma.h. cp.async is not defined: a
+// kernel that uses it needs an alternative without it.
 #pragma once
 #include <limits.h>
 #include <math.h>
@@ -13,9 +14,9 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-// __shared__ is not defined: FASTDS_SHARED and FASTDS_DYNAMIC_SHARED of core/launch.h declare shared memory.
+// __shared__ is not defined, because FASTDS_SHARED and FASTDS_DYNAMIC_SHARED of core/launch.h declare shared memory.
 
-// Vector types. The alignment is CUDA's, so that the sanitizer of undefined behaviour finds misaligned vector loads.
+// Vector types. They have CUDA's alignment, so that the undefined-behaviour sanitizer finds misaligned vector loads.
 #define FASTDS_EMU_VECTORS(T, S, align2, align4)                                                   \
     struct alignas(align2) T##2 { S x, y; };                                                       \
     struct T##3 { S x, y, z; };                                                                    \
@@ -23,7 +24,7 @@
     inline T##2 make_##T##2(S x, S y) { return {x, y}; }                                           \
     inline T##3 make_##T##3(S x, S y, S z) { return {x, y, z}; }                                   \
     inline T##4 make_##T##4(S x, S y, S z, S w) { return {x, y, z, w}; }
-#define uint3 fastds_emu_uint3  // the emulator's own uint3 stays
+#define uint3 fastds_emu_uint3  // avoids a conflict with the emulator's own uint3
 FASTDS_EMU_VECTORS(float, float, 8, 16)
 FASTDS_EMU_VECTORS(double, double, 16, 16)
 FASTDS_EMU_VECTORS(int, int, 8, 16)
@@ -64,7 +65,7 @@ T exchange(Site site, unsigned mask, T value, int source) {
     return value;
 }
 
-// The segments of `width` lanes and what happens at their ends are those of the CUDA programming guide.
+// Shuffles within segments of `width` lanes. At the ends of a segment they behave as the CUDA programming guide specifies.
 template <class T>
 T shuffle(Site site, unsigned mask, T value, int source, int width = 32) {
     return exchange(site, mask, value, (emulator.lane() & ~(width - 1)) | (source & (width - 1)));
@@ -85,7 +86,7 @@ T shuffle_xor(Site site, unsigned mask, T value, int lane_mask, int width = 32) 
     return exchange(site, mask, value, source > (lane | (width - 1)) ? lane : source);
 }
 
-// 0: or, 1: and, 2: count, over the threads of the block.
+// Reduces a value over the threads of the block. what: 0 for or, 1 for and, 2 for count.
 inline int sync_count(Site site, int value, int what) {
     static char key;
     int& count = *static_cast<int*>(emulator.shared(&key, sizeof(int)));
@@ -98,7 +99,7 @@ inline int sync_count(Site site, int value, int what) {
     return what == 0 ? count > 0 : what == 1 ? count == all : count;
 }
 
-// One thread runs at a time, so an atomic operation is a plain one. T and V differ where a literal is added.
+// Atomic operations. Only one thread runs at a time, so that they need no synchronization.
 template <class T, class F>
 T atomic(T* address, const F& f) {
     const T old = *address;
@@ -171,7 +172,7 @@ inline float __saturatef(float a) { return a > 0 ? (a < 1 ? a : 1) : 0; }
 inline float rsqrtf(float a) { return 1 / sqrtf(a); }
 inline double rsqrt(double a) { return 1 / sqrt(a); }
 
-// CUDA's min and max are functions of the global namespace.
+// CUDA defines min and max in the global namespace.
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

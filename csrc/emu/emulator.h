@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs CUDA kernels on the CPU, for tests only (tests/gpuless/emu.py builds it; no installed module contains it).
+// Emulator that runs CUDA kernels on the CPU. It is used only by tests: tests/gpuless/emu.py builds it, and no installed module
+// contains it.
 //
-// Blocks run one after another on one OS thread. Every CUDA thread of a block is a fiber that runs until it waits at a barrier
-// or a warp collective or returns; then the next one runs. So a kernel without the barriers it needs reads what was not yet
-// written, or was already overwritten. The order of fibers and of blocks comes from a seed (0: ascending). Shared memory is
-// allocated anew for every block and filled with ones (NaN). Not modelled: memory order inside a warp or between atomics, and
-// spinning on what another thread writes.
+// Blocks run one after another on one thread of the operating system. Each CUDA thread of a block is a fiber. It runs until it
+// returns or waits at a barrier or a warp collective; then the next fiber runs. A kernel that lacks a barrier therefore reads
+// values that are not yet written or already overwritten. A seed determines the order of fibers and blocks (0: ascending).
+// Shared memory is allocated for each block and filled with 0xff bytes (NaN). The emulator does not model the memory order
+// inside a warp or between atomics, nor threads that spin on a value of another thread.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -41,7 +42,7 @@ constexpr int warpSize = 32;
 namespace fastds {
 namespace emu {
 
-struct Site {  // where a thread waits
+struct Site {  // source position at which a thread waits
     const char* file;
     int line;
     bool operator==(const Site& other) const { return line == other.line && strcmp(file, other.file) == 0; }
@@ -55,7 +56,8 @@ struct Fiber {
     State state;
     Site site;
     uint3 index;
-    // Of a warp collective: the lanes that take part, what this lane gives, the lane it reads, and what it gets.
+    // State of a warp collective: the participating lanes, the value that this lane gives, the lane that it reads, and the
+    // value that it receives.
     unsigned mask;
     int source;
     uint64_t given, taken;
@@ -70,7 +72,7 @@ struct Launch {
 class Emulator {
   public:
     uint64_t seed = 0;
-    std::vector<Launch> launches;  // since the last clear
+    std::vector<Launch> launches;  // since the list was last cleared
 
     void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -92,7 +94,7 @@ class Emulator {
 
     void barrier(Site site) { wait(State::at_barrier, site); }
 
-    // The value given by lane `source` of the warp; ones (NaN) where that lane takes no part.
+    // Returns the value given by lane `source` of the warp, or all ones (NaN) if that lane does not take part.
     uint64_t collective(Site site, unsigned mask, uint64_t given, int source) {
         Fiber& fiber = fibers_[current_];
         if (!(mask >> (current_ % 32) & 1)) fail("thread " + name(current_) + " is not in its own warp mask at " + site.text());
@@ -101,13 +103,14 @@ class Emulator {
         return fibers_[current_].taken;
     }
 
-    // Bit i: lane i of the mask gave a value other than 0.
+    // Returns a mask in which bit i is set if lane i of `mask` gave a value other than 0.
     unsigned ballot(Site site, unsigned mask, bool given) {
         collective(site, mask, given, kVotes);
         return static_cast<unsigned>(fibers_[current_].taken);
     }
 
-    // What every lane of the full warp gives, in their order; stays until the warp's next collective.
+    // Returns the values that all lanes of the full warp give, in the order of the lanes. They are valid until the next
+    // collective of the warp.
     const uint64_t* of_all_lanes(Site site, uint64_t given) {
         collective(site, ~0u, given, kAll);
         return given_[current_ / 32];
@@ -123,7 +126,7 @@ class Emulator {
 
   private:
     static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
-    static constexpr int kVotes = -1, kAll = -2;  // in place of a source lane
+    static constexpr int kVotes = -1, kAll = -2;  // special values of the source lane
 
     struct SharedBlock {
         char* data = nullptr;
@@ -162,7 +165,7 @@ class Emulator {
         if (shared_bytes > 227 * 1024) fail("a block has at most 227 KiB of shared memory");
     }
 
-    // Stacks are reserved once; a guard page below each turns an overflow into a fault.
+    // Stacks are reserved once. A guard page below each stack turns an overflow into a fault.
     void* stack(unsigned i) {
         if (stacks_ == nullptr) {
             void* memory = mmap(nullptr, 1024 * (kStack + kGuard), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -224,7 +227,8 @@ class Emulator {
         arrived();
     }
 
-    // The scheduler's side and a fiber's side of a switch; AddressSanitizer must know whose stack is in use.
+    // Switches between the scheduler (resume) and a fiber (leave, arrived). AddressSanitizer must be told which stack is in
+    // use.
     void resume(unsigned i) {
         current_ = i;
         threadIdx = fibers_[i].index;
@@ -250,7 +254,8 @@ class Emulator {
 #endif
     }
 
-    // A collective proceeds when every lane of its mask that has not returned waits at it with the same mask.
+    // Completes each collective for which all lanes of the mask that have not returned wait at the same position with the same
+    // mask.
     bool release_warps() {
         bool any = false;
         const unsigned threads = static_cast<unsigned>(fibers_.size());
@@ -292,7 +297,8 @@ class Emulator {
             if (takes_part(l)) fibers_[first + l].state = State::ready;
     }
 
-    // False when all threads have returned. Every thread must wait at the same barrier.
+    // Releases the barrier at which all threads wait. Returns false if all threads have returned, and throws if the threads
+    // wait at different positions.
     bool release_barrier() {
         unsigned returned = 0, first = 0;
         for (const Fiber& fiber : fibers_) returned += fiber.state == State::returned;
@@ -323,7 +329,7 @@ class Emulator {
     const std::function<void()>* thread_ = nullptr;
     std::vector<Fiber> fibers_;
     std::vector<unsigned> order_;
-    uint64_t given_[32][32];  // of each warp's last collective
+    uint64_t given_[32][32];  // values of the last collective of each warp
     unsigned current_ = 0, usable_stacks_ = 0;
     ucontext_t scheduler_;
     char* stacks_ = nullptr;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What core/launch.h defines, for the emulator.
+// Definitions of core/launch.h for the emulator.
 #pragma once
 #include "emu/cuda.h"
 
@@ -14,12 +14,12 @@ template <class Kernel>
 void allow_shared_bytes(Kernel, int) {}
 
 template <class Kernel>
-int compiled_for(Kernel) {
+int get_compiled_capability(Kernel) {
     return 80;
 }
 
-inline int multiprocessors(int) { return 2; }  // so few that a block which stays for several tiles does so in a test
-inline int most_shared_bytes(int) { return 227 << 10; }
+inline int count_multiprocessors(int) { return 2; }  // so few that tests cover blocks that process several tiles
+inline int get_max_shared_bytes(int) { return 227 << 10; }
 
 }  // namespace
 }  // namespace fastds

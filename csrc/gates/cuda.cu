@@ -8,16 +8,16 @@ using namespace FASTDS_ISA;
 
 namespace {
 
-// Whether every operand lies so that kGateRun neighbours are read and written 16 bytes at a time.
-bool in_runs(const GatesParams& params) {
-    if (params.wide || params.run % kGateRun != 0 || params.rows * params.run / kGateRun > INT32_MAX) return false;
+// Returns whether all operands are aligned so that kGateRun adjacent elements can be read and written in units of 16 bytes.
+bool can_use_runs(const GatesParams& params) {
+    if (params.is_double || params.run % kGateRun != 0 || params.rows * params.run / kGateRun > INT32_MAX) return false;
     for (const GateOperand& operand : params.operands)
         if (reinterpret_cast<uintptr_t>(operand.data) % 16 != 0 || operand.row % kGateRun != 0) return false;
     return true;
 }
 
-// Whether a result or an operand is in 16 bits.
-bool rounded(const GatesParams& params) {
+// Returns whether any operand has 16-bit elements.
+bool has_16_bit_operand(const GatesParams& params) {
     for (const GateOperand& operand : params.operands)
         if (operand.data != nullptr && operand.dtype != f32) return true;
     return false;
@@ -30,17 +30,19 @@ void gates_cuda(const GatesParams& params, int device, void* stream) {
     if (elements == 0) return;
     const DeviceGuard guard(device);
     constexpr int block = 256;
-    const bool runs = in_runs(params), quick = rounded(params);
+    const bool runs = can_use_runs(params), fast = has_16_bit_operand(params);
     const int64_t threads = runs ? elements / kGateRun : elements, grid = (threads + block - 1) / block;
-    FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than one CUDA grid holds");
-    with_gate_formula(params.formula, [&](auto formula) {
+    FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than fit into a CUDA grid");
+    dispatch_gate_formula(params.formula, [&](auto formula) {
         using Formula = decltype(formula);
         const auto count = static_cast<uint32_t>(threads), per_row = static_cast<uint32_t>(params.run / kGateRun);
-        if (runs && quick)
-            FASTDS_LAUNCH((gates_run_kernel<Formula, Quick>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
+        if (runs && fast)
+            FASTDS_LAUNCH((gates_run_kernel<Formula, FastFloat>), static_cast<unsigned>(grid), block, 0, stream, params,
+                          count, per_row);
         else if (runs)
-            FASTDS_LAUNCH((gates_run_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
-        else if (params.wide)
+            FASTDS_LAUNCH((gates_run_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params, count,
+                          per_row);
+        else if (params.is_double)
             FASTDS_LAUNCH((gates_kernel<Formula, double>), static_cast<unsigned>(grid), block, 0, stream, params);
         else
             FASTDS_LAUNCH((gates_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params);

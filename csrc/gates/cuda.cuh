@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread per element of the operands, or per eight neighbours where all operands are aligned to that; bound by memory
-// bandwidth and instructions alike. Neighbouring threads read neighbouring channels.
+// CUDA kernels of the pointwise formulas: one thread per element, or per eight adjacent elements if all operands are aligned
+// for it. Memory bandwidth and instructions limit the speed alike. Neighbouring threads read neighbouring channels.
 #pragma once
-#include "core/quick.h"
+#include "core/fast_math.cuh"
 #include "gates/math.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Element `at` of an operand as compute type A; the branch is the same for every thread.
+// Reads element `at` of an operand as compute type A. All threads take the same branch.
 template <class A>
 __device__ __forceinline__ A read_operand(const GateOperand& operand, int64_t at) {
     if (operand.data == nullptr) return A(0);
@@ -55,10 +55,10 @@ __global__ void gates_kernel(const GatesParams p) {
     }
 }
 
-FASTDS_HD float value_of(float v) { return v; }
-FASTDS_HD float value_of(Quick v) { return v.value; }
+FASTDS_HD float get_value(float v) { return v; }
+FASTDS_HD float get_value(FastFloat v) { return v.value; }
 
-constexpr int kGateRun = 8;  // elements of a thread: 16 bytes in 16 bits, 32 in float32
+constexpr int kGateRun = 8;  // elements of a thread: 16 bytes in a 16-bit type, 32 bytes in float32
 
 __device__ __forceinline__ void read_run(const GateOperand& operand, int64_t at, float (&values)[kGateRun]) {
     if (operand.data == nullptr) {
@@ -100,7 +100,8 @@ __device__ __forceinline__ void write_run(const GateOperand& operand, int64_t at
     *reinterpret_cast<uint4*>(static_cast<uint16_t*>(operand.data) + at) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The same for kGateRun neighbours a thread: `runs` of them in all, `per_row` in a row. V: float or Quick.
+// Like gates_kernel, with kGateRun adjacent elements per thread. There are `runs` such groups in total and `per_row` in each
+// row. V is float or FastFloat.
 template <class Formula, class V>
 __global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t per_row) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -117,7 +118,7 @@ __global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t pe
         for (int k = 0; k < Formula::inputs; k++) from[k] = in[k][e];
         Formula::template apply<float>(from, to, options);
 #pragma unroll
-        for (int k = 0; k < Formula::outputs; k++) out[k][e] = value_of(to[k]);
+        for (int k = 0; k < Formula::outputs; k++) out[k][e] = get_value(to[k]);
     }
 #pragma unroll
     for (int k = 0; k < Formula::outputs; k++) {

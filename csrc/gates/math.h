@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas, for scalars (host and device) and vectors. s = sigmoid, t = tanh; a backward formula takes the gradients of
-// the outputs, then the inputs again, and gives the gradients of the inputs; a double formula takes the cotangents of those
-// gradients, then everything the backward took, and gives the gradients of the latter.
+// The pointwise formulas of recurrent cells, for scalars (host and device) and vectors; s = sigmoid, t = tanh. A formula named
+// Backward takes the gradients of the outputs, then the inputs, and returns the gradients of the inputs. A formula named Double
+// takes the cotangents of these gradients, then all inputs of the Backward formula, and returns the gradients of the latter.
 #pragma once
 #include "core/vec_math.h"
 #include "gates/params.h"
@@ -12,7 +12,7 @@ namespace {
 
 template <class A>
 struct GateOptions {
-    A keep, slope;  // of GatesParams: option, slope
+    A keep, slope;  // GatesParams::option and GatesParams::slope
 };
 
 #define FASTDS_GATE_FORMULA(in_count, out_count) \
@@ -39,14 +39,14 @@ struct LstmGatesBackward {
         const auto gp = tanh_parts<A>(in[4]);
         // One division for three reciprocals.
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
-        const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
-        const auto g = slope_of<A>(gp, V(ip.bottom * f_inverse));
+        const auto i = get_slope<A>(ip, V(gp.bottom * f_inverse)), f = get_slope<A>(fp, V(ig * inverse));
+        const auto g = get_slope<A>(gp, V(ip.bottom * f_inverse));
         const V c = in[6] * f.value + i.value * g.value;
         const auto op = gate_parts<A>(in[5]);
         const auto tp = tanh_parts<A>(c);
         const V both = A(1) / (op.bottom * tp.bottom);
-        const auto o = slope_of<A>(op, V(tp.bottom * both));
-        const auto tc = slope_of<A>(tp, V(op.bottom * both));
+        const auto o = get_slope<A>(op, V(tp.bottom * both));
+        const auto tc = get_slope<A>(tp, V(op.bottom * both));
         const V grad_c = in[1] + in[0] * (o.value * tc.derivative);
         out[0] = grad_c * (g.value * i.derivative);
         out[1] = grad_c * (in[6] * f.derivative);
@@ -80,8 +80,8 @@ struct MemoryGatesBackward {
         const auto ip = gate_parts<A>(in[1]), fp = gate_parts<A>(in[2]);
         const auto gp = tanh_parts<A>(in[3]);
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
-        const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
-        const auto g = slope_of<A>(gp, V(ip.bottom * f_inverse));
+        const auto i = get_slope<A>(ip, V(gp.bottom * f_inverse)), f = get_slope<A>(fp, V(ig * inverse));
+        const auto g = get_slope<A>(gp, V(ip.bottom * f_inverse));
         Slope<V> c{in[4], V{} + A(1)};
         if constexpr (tanh_state) c = tanh_slope<A>(in[4]);
         out[0] = in[0] * (g.value * i.derivative);
@@ -91,7 +91,7 @@ struct MemoryGatesBackward {
     }
 };
 
-// MemoryGates beside the output's pre-activation, which passes;  (i, f, g, q, c) -> (c', q)
+// MemoryGates, with the pre-activation q of the output gate passed through;  (i, f, g, q, c) -> (c', q)
 struct StLstmGates {
     FASTDS_GATE_FORMULA(5, 2) {
         const V memory[4] = {in[0], in[1], in[2], in[4]};
@@ -176,13 +176,13 @@ struct GruResetDouble {
     }
 };
 
-// The candidate n = act(a) with first and second derivative.
+// The candidate n = act(a) with its first and second derivative.
 template <class V>
 struct Candidate {
     V value, derivative, bend;
 };
 template <bool leaky, class A, class V>
-FASTDS_HD Candidate<V> candidate(V a, A slope) {
+FASTDS_HD Candidate<V> compute_candidate(V a, A slope) {
     if constexpr (leaky) {
         const V derivative = a > A(0) ? V{} + A(1) : V{} + slope;
         return {a * derivative, derivative, V{}};
@@ -192,16 +192,17 @@ FASTDS_HD Candidate<V> candidate(V a, A slope) {
     }
 }
 
-// h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 or 0 makes w = z or 1-z.
+// h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 gives w = z, keep = 0 gives w =
+// 1-z.
 template <class A, class V>
-FASTDS_HD V kept_weight(V z, const GateOptions<A>& options) {
+FASTDS_HD V hidden_weight(V z, const GateOptions<A>& options) {
     return (A(1) - options.keep) + (A(2) * options.keep - A(1)) * z;
 }
 
 template <bool leaky>
 struct GruUpdate {
     FASTDS_GATE_FORMULA(3, 1) {
-        const V w = kept_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = compute_candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
     }
 };
@@ -210,9 +211,9 @@ struct GruUpdate {
 template <bool leaky>
 struct GruUpdateBackward {
     FASTDS_GATE_FORMULA(4, 3) {
-        const V w = kept_weight<A>(in[1], options);
+        const V w = hidden_weight<A>(in[1], options);
         const A sign = A(2) * options.keep - A(1);
-        const auto n = candidate<leaky, A>(in[2], options.slope);
+        const auto n = compute_candidate<leaky, A>(in[2], options.slope);
         out[0] = in[0] * (sign * (in[3] - n.value));
         out[1] = in[0] * ((A(1) - w) * n.derivative);
         out[2] = in[0] * w;
@@ -223,9 +224,9 @@ struct GruUpdateBackward {
 template <bool leaky>
 struct GruUpdateDouble {
     FASTDS_GATE_FORMULA(7, 4) {
-        const V w = kept_weight<A>(in[4], options);
+        const V w = hidden_weight<A>(in[4], options);
         const A sign = A(2) * options.keep - A(1);
-        const auto n = candidate<leaky, A>(in[5], options.slope);
+        const auto n = compute_candidate<leaky, A>(in[5], options.slope);
         out[0] = in[0] * (sign * (in[6] - n.value)) + in[1] * ((A(1) - w) * n.derivative) + in[2] * w;
         out[1] = in[3] * (sign * (in[2] - in[1] * n.derivative));
         out[2] = in[3] * (in[1] * (A(1) - w) * n.bend - in[0] * (sign * n.derivative));
@@ -233,7 +234,8 @@ struct GruUpdateDouble {
     }
 };
 
-// Of a whole GRU step whose backward gets what the step made, and calculates no exponential again.
+// Formulas of a whole GRU step whose backward pass uses saved results of the forward pass, so that it computes no exponential
+// again.
 // z = s(a), r = s(b), q = r h;  (a, b, h) -> (z, r, q)
 struct GruResetKept {
     FASTDS_GATE_FORMULA(3, 3) {
@@ -247,17 +249,17 @@ struct GruResetKept {
 template <bool leaky>
 struct GruUpdateKept {
     FASTDS_GATE_FORMULA(3, 2) {
-        const V w = kept_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        const V w = hidden_weight<A>(in[0], options), n = compute_candidate<leaky, A>(in[1], options.slope).value;
         out[0] = w * in[2] + (A(1) - w) * n;
         out[1] = n;
     }
 };
 
-// (grad_h', grad_n, z, n) -> grad_a of the candidate. A leaky ReLU's output is positive where its input is.
+// (grad_h', grad_n, z, n) -> grad_a of the candidate. For the leaky ReLU the sign of n is that of its input.
 template <bool leaky>
 struct GruCandidateGradient {
     FASTDS_GATE_FORMULA(4, 1) {
-        const V z = in[2], n = in[3], grad_n = in[1] + in[0] * (A(1) - kept_weight<A>(z, options));
+        const V z = in[2], n = in[3], grad_n = in[1] + in[0] * (A(1) - hidden_weight<A>(z, options));
         if constexpr (leaky)
             out[0] = grad_n * (n > A(0) ? V{} + A(1) : V{} + options.slope);
         else
@@ -265,14 +267,15 @@ struct GruCandidateGradient {
     }
 };
 
-// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), the last without what the convolutions give
+// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), without the contribution of the convolutions to
+// grad_h
 struct GruGatesGradient {
     FASTDS_GATE_FORMULA(8, 3) {
         const V z = in[4], r = in[5], n = in[6], h = in[7];
         const V grad_z = in[2] + in[1] * ((A(2) * options.keep - A(1)) * (h - n)), grad_r = in[3] + in[0] * h;
         out[0] = grad_z * (z * (A(1) - z));
         out[1] = grad_r * (r * (A(1) - r));
-        out[2] = in[0] * r + in[1] * kept_weight<A>(z, options);
+        out[2] = in[0] * r + in[1] * hidden_weight<A>(z, options);
     }
 };
 
@@ -280,7 +283,7 @@ struct GruGatesGradient {
 struct TrajGruGates {
     FASTDS_GATE_FORMULA(7, 1) {
         const V z = sigmoid<A>(V(in[0] + in[3])), r = sigmoid<A>(V(in[1] + in[4]));
-        const V n = candidate<true, A>(V(in[2] + r * in[5]), options.slope).value;
+        const V n = compute_candidate<true, A>(V(in[2] + r * in[5]), options.slope).value;
         out[0] = (A(1) - z) * n + z * in[6];
     }
 };
@@ -289,7 +292,7 @@ struct TrajGruGates {
 struct TrajGruGatesBackward {
     FASTDS_GATE_FORMULA(8, 7) {
         const auto z = sigmoid_slope<A>(V(in[1] + in[4])), r = sigmoid_slope<A>(V(in[2] + in[5]));
-        const auto n = candidate<true, A>(V(in[3] + r.value * in[6]), options.slope);
+        const auto n = compute_candidate<true, A>(V(in[3] + r.value * in[6]), options.slope);
         const V grad_n = in[0] * ((A(1) - z.value) * n.derivative);
         out[0] = out[3] = in[0] * ((in[7] - n.value) * z.derivative);
         out[1] = out[4] = grad_n * (in[6] * r.derivative);
@@ -303,7 +306,7 @@ struct TrajGruGatesBackward {
 
 // Calls f with an object of the formula's struct. Host only.
 template <class F>
-inline void with_gate_formula(GateFormula formula, const F& f) {
+inline void dispatch_gate_formula(GateFormula formula, const F& f) {
 #define FASTDS_GATE_CASE(name, ...) \
     case GateFormula::name: return f(__VA_ARGS__{});
     switch (formula) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pointwise passes of recurrent cells: one driver for formulas of some maps in and some maps out (math.h).
+// Pointwise operations of recurrent cells: one driver for formulas with several inputs and outputs (math.h).
 //
-// An operand is one map of `rows` rows of `run` elements side by side, e.g. one gate of a packed (B, 4C, H, W) tensor: in
-// channels_last a row is a pixel and run = C, in contiguous memory a row is a sample and run = C*H*W. Operands of one call
-// share rows and run, and have their own address, distance between rows, and dtype.
+// An operand has `rows` rows of `run` contiguous elements. It may be one gate of a packed (B, 4C, H, W) tensor: in
+// channels_last a row is a pixel and run = C; in contiguous memory a row is a sample and run = C*H*W. The operands of a call
+// share rows and run; each has its own address, distance between rows, and dtype.
 #pragma once
 #include <stdint.h>
 
@@ -11,7 +11,7 @@
 
 namespace fastds {
 
-// The one list of formulas: number and name for Python, and the struct of math.h.
+// List of all formulas: the name for Python, whose position is the number, and the struct of math.h.
 #define FASTDS_GATE_FORMULAS(X)                                      \
     X(lstm_gates, LstmGates)                                         \
     X(lstm_gates_backward, LstmGatesBackward)                        \
@@ -47,10 +47,10 @@ namespace fastds {
 enum class GateFormula : int { FASTDS_GATE_FORMULAS(FASTDS_GATE_NUMBER) count };
 #undef FASTDS_GATE_NUMBER
 
-// Operands: the inputs of a formula, then its outputs, in the order of math.h.
+// An operand. The operands of a call are the inputs of the formula, then its outputs, in the order of math.h.
 struct GateOperand {
-    void* data;   // null: an input of zeros, or an output nobody wants
-    int64_t row;  // elements from row to row
+    void* data;   // null: an input of zeros, or an output that is not needed
+    int64_t row;  // distance between rows in elements
     int dtype;    // DType
 };
 
@@ -58,9 +58,9 @@ constexpr int kGateOperands = 16;
 
 struct GatesParams {
     GateFormula formula;
-    bool wide;  // compute in float64: every operand is float64; else none is
+    bool is_double;  // compute in float64: all operands are float64; otherwise none is
     int64_t rows, run;
-    double option;  // gru_update: 1 keeps h with weight z, 0 with weight 1 - z
+    double option;  // gru_update: 1 gives h the weight z, 0 the weight 1 - z
     double slope;   // of the leaky ReLU
     GateOperand operands[kGateOperands];
 };

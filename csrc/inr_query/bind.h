@@ -4,22 +4,22 @@
 #include <vector>
 
 #include "core/arguments.h"
-#include "inr_query/backward_split.h"
+#include "inr_query/backward_partition.h"
 #include "inr_query/params.h"
 
 namespace fastds {
 
-// Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
+// Returns the size in bytes of InrQueryGradients::workspace. Like the partition of its sums, it depends only on the shape.
 inline int64_t inr_query_workspace(const InrQueryDims& d) {
-    const FASTDS_ISA::InrBackwardSplit split(d);
-    const int64_t copies = d.B * (split.bands - 1) * d.H * d.W * inr_query_channels(d);
-    return (split.tasks() * split.parameters + copies) * (d.dtype == f64 ? 8 : 4);
+    const FASTDS_ISA::InrBackwardPartition partition(d);
+    const int64_t copies = d.B * (partition.bands - 1) * d.H * d.W * inr_query_channels(d);
+    return (partition.tasks() * partition.parameters + copies) * (d.dtype == f64 ? 8 : 4);
 }
 
-// Bytes of the partial sums of inr_query_trunk_backward.
+// Returns the size in bytes of the workspace of inr_query_trunk_backward.
 inline int64_t inr_trunk_workspace(const InrQueryDims& d) {
-    const FASTDS_ISA::InrTrunkSplit split(d);
-    return split.tasks * split.elements * (d.dtype == f64 ? 8 : 4);
+    const FASTDS_ISA::InrTrunkPartition partition(d);
+    return partition.tasks * partition.elements * (d.dtype == f64 ? 8 : 4);
 }
 
 namespace inr_query_bind {
@@ -34,10 +34,10 @@ inline void check(const InrQueryDims& d) {
                  "inr_query: unknown feature or ensemble");
     FASTDS_CHECK(d.ensemble != inr_early_attn || ((d.feature == inr_affine || d.feature == inr_slope) && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
                  "inr_query: early_attn needs an affine feature and heads that divide D");
-    FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot takes no ensemble or trunk");
+    FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot supports no ensemble or trunk");
     FASTDS_CHECK(d.feature != inr_fourier || d.D % 2 == 0, "inr_query: fourier needs an even D");
     FASTDS_CHECK(d.heads > 0 && d.heads <= kInrHeads, "inr_query: heads out of range");
-    FASTDS_CHECK(d.B >= 0 && d.Q >= 0 && d.H > 0 && d.W > 0 && d.D > 0 && d.O > 0, "inr_query: a size is not positive");
+    FASTDS_CHECK(d.B >= 0 && d.Q >= 0 && d.H > 0 && d.W > 0 && d.D > 0 && d.O > 0, "inr_query: sizes must be positive");
     FASTDS_CHECK(d.layers == 0 || d.width[d.layers - 1] == d.O, "inr_query: the trunk must end with O outputs");
 }
 
@@ -65,7 +65,7 @@ inline Call make_call(const py::kwargs& given) {
     const auto maps = keywords.take<std::array<int64_t, 3>>("maps_strides"), strides = keywords.take<std::array<int64_t, 3>>("strides");
     d.maps_b = maps[0], d.maps_h = maps[1], d.maps_w = maps[2];
     d.point_b = strides[0], d.cell_b = strides[1], d.cell_q = strides[2];
-    keywords.end();
+    keywords.check_unused();
     if (!axes.empty()) {
         d.rows = {axes[0], axes[1], axes[2], axes[3]};
         d.columns = {axes[4], axes[5], axes[6], axes[7]};
@@ -74,21 +74,21 @@ inline Call make_call(const py::kwargs& given) {
     d.layers = static_cast<int>(widths.size());
     for (int l = 0; l < d.layers; l++) {
         d.width[l] = widths[l];
-        call.tensors.weight[l] = pointer(weights[l]);
-        call.tensors.layer_bias[l] = pointer(biases[l]);
+        call.tensors.weight[l] = to_pointer(weights[l]);
+        call.tensors.layer_bias[l] = to_pointer(biases[l]);
     }
     InrQueryTensors& t = call.tensors;
-    t.maps = pointer(tensors[0]);
-    t.base = static_cast<const int32_t*>(pointer(tensors[1]));
-    t.frac = pointer(tensors[2]);
-    t.rho_w = pointer(tensors[3]);
-    t.cell_w = pointer(tensors[4]);
-    t.bias = pointer(tensors[5]);
-    t.rho_bias = pointer(tensors[6]);
-    t.phase = pointer(tensors[7]);
-    t.cell = pointer(tensors[8]);
-    t.skip = pointer(tensors[9]);
-    t.mask = static_cast<const uint8_t*>(pointer(tensors[10]));
+    t.maps = to_pointer(tensors[0]);
+    t.base = static_cast<const int32_t*>(to_pointer(tensors[1]));
+    t.frac = to_pointer(tensors[2]);
+    t.rho_w = to_pointer(tensors[3]);
+    t.cell_w = to_pointer(tensors[4]);
+    t.bias = to_pointer(tensors[5]);
+    t.rho_bias = to_pointer(tensors[6]);
+    t.phase = to_pointer(tensors[7]);
+    t.cell = to_pointer(tensors[8]);
+    t.skip = to_pointer(tensors[9]);
+    t.mask = static_cast<const uint8_t*>(to_pointer(tensors[10]));
     FASTDS_CHECK((!t.cell_w && !t.phase) || t.cell, "inr_query: cell_w and phase need cell");
     check(d);
     return call;
@@ -98,41 +98,45 @@ inline Call make_call(const py::kwargs& given) {
 
 inline void register_inr_query(py::module_& m) {
     using namespace inr_query_bind;
-    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
+    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call (csrc/inr_query/params.h).")
         .def(py::init(&make_call))
         .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); })
         .def_property_readonly("trunk_workspace", [](const Call& call) { return inr_trunk_workspace(call.dims); });
     bind(m, "inr_query_forward", [](const Call& call, intptr_t y, int threads) {
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, pointer(y), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, to_pointer(y), threads);
     });
     bind(m, "inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, pointer(rows), pointer(weights), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, to_pointer(rows),
+                              to_pointer(weights), threads);
     });
     bind(m, "inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
                                             intptr_t rho_bias, intptr_t workspace, int threads) {
         py::gil_scoped_release release;
-        const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
+        const InrQueryGradients gradients{to_pointer(maps), to_pointer(offsets), to_pointer(rho_bias), to_pointer(workspace)};
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors,
+                              to_pointer(grad_rows), gradients, threads);
     });
     bind(m, "inr_query_trunk_backward", [](const Call& call, intptr_t grad_y, intptr_t grad_rows, intptr_t grad_layers,
                                          intptr_t workspace, int threads) {
         FASTDS_CHECK(call.dims.layers > 0, "inr_query: the call has no trunk");
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, pointer(grad_y), pointer(grad_rows),
-                              pointer(grad_layers), pointer(workspace), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, to_pointer(grad_y),
+                              to_pointer(grad_rows),
+                              to_pointer(grad_layers), to_pointer(workspace), threads);
     });
 #if FASTDS_BUILD_CUDA
     bind(m, "inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {
         py::gil_scoped_release release;
-        inr_query_features_cuda(call.dims, call.tensors, pointer(rows), pointer(weights), device, pointer(stream));
+        inr_query_features_cuda(call.dims, call.tensors, to_pointer(rows), to_pointer(weights), device, to_pointer(stream));
     });
     bind(m, "inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
                                                  int device, intptr_t stream) {
         py::gil_scoped_release release;
-        inr_query_features_backward_cuda(call.dims, call.tensors, pointer(grad_rows), pointer(grad_maps), pointer(partials),
-                                         device, pointer(stream));
+        inr_query_features_backward_cuda(call.dims, call.tensors, to_pointer(grad_rows), to_pointer(grad_maps),
+                                         to_pointer(partials),
+                                         device, to_pointer(stream));
     });
     bind(m, "inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });
 #endif

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of the features of inr_query from those of the trunk's rows; everything of the forward is computed again.
+// Gradients of the features of inr_query from the gradients of the rows that enter the trunk. The values of the forward pass
+// are computed again.
 //
-// A task is (sample, band of queries). It owns a copy of the gradient of its sample's maps, shared by no other task, and
-// partial sums of the parameters' gradients; both are added up afterwards in a fixed order. No atomics.
+// A task is a sample and a band of queries. It has its own copy of the gradient of the sample's maps and its own partial sums
+// of the parameter gradients. Both are added in a fixed order afterwards, without atomics.
 #include "core/parallel.h"
-#include "inr_query/backward_split.h"
-#include "inr_query/features.h"
+#include "inr_query/backward_partition.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -16,7 +17,7 @@ FASTDS_HD void add_to(A* p, Vec<A, N> v) {
     store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + v));
 }
 
-// One task: adds the gradients of its queries to `maps` (H, W, channels) and `partial` (kInrOffsetRows * D, then 2 * heads).
+// One task. It adds the gradients of its queries to `maps` (H, W, channels) and `partial` (kInrOffsetRows * D, then 2 * heads).
 template <class T>
 struct Task {
     using A = compute_t<T>;
@@ -34,7 +35,7 @@ struct Task {
 
     void add(int64_t b, int64_t q, const A* grad) {
         const InrQueryDims& d = source.d;
-        const Place<A> p = source.place(b, q, features.corners);
+        const QueryCorners<A> p = source.locate(b, q, features.corners);
         if (!p.any) return;
         const T* corner[4];
         A* target[4];
@@ -51,7 +52,7 @@ struct Task {
             add_fourier(p, corner, target, cell, grad);
         } else if (d.ensemble == inr_early_attn) {
             const Attention<A>& attention = features.attention;
-            attention.weigh(p, corner);
+            attention.compute_weights(p, corner);
             const int64_t width = D / d.heads;
             for (int64_t h = 0; h < d.heads; h++)
                 add_affine(p, corner, target, cell, grad, attention.alpha + 4 * h, dalpha + 4 * h, h * width, (h + 1) * width);
@@ -62,7 +63,7 @@ struct Task {
     }
 
   private:
-    // The gradient of the pre-activations of channels c .. c+N-1, summed over the corners: to R, b and Lambda.
+    // Adds the gradients of the pre-activations of channels c .. c+N-1, summed over the corners, to those of R, b and Lambda.
     template <int N>
     FASTDS_HD void add_offset(int64_t c, int64_t width, Vec<A, N> along_y, Vec<A, N> along_x, Vec<A, N> all, const A* cell) {
         add_to<N>(partial + c, along_y);
@@ -72,8 +73,8 @@ struct Task {
         add_to<N>(partial + 4 * width + c, Vec<A, N>(all * cell[1]));
     }
 
-    // dalpha_j = <grad, h_j>, null where nobody asks.
-    FASTDS_HD void add_affine(const Place<A>& p, const T* const* corner, A* const* target, const A* cell, const A* grad,
+    // Computes dalpha_j = <grad, h_j> unless dalpha_out is null.
+    FASTDS_HD void add_affine(const QueryCorners<A>& p, const T* const* corner, A* const* target, const A* cell, const A* grad,
                               const A* alpha, A* dalpha_out, int64_t begin, int64_t end) {
         const bool late = source.d.ensemble == inr_late, relu = source.d.relu;
         A sums[4] = {};
@@ -83,7 +84,7 @@ struct Task {
             affine_at<N>(features.offset, p, corner, features.corners, c, h);
             for (int j = 0; j < features.corners; j++) {
                 const Vec<A, N> g = load_vec<N>(grad + (late ? j * D : 0) + c);
-                const Vec<A, N> value = relu_if<A, N>(relu, h[j]);
+                const Vec<A, N> value = apply_relu<A, N>(relu, h[j]);
                 if (dalpha_out != nullptr) {
                     const Vec<A, N> product = g * value;
                     if constexpr (N == 1) {
@@ -109,8 +110,8 @@ struct Task {
         for (int j = 0; dalpha_out != nullptr && j < 4; j++) dalpha_out[j] = sums[j];
     }
 
-    // From dalpha to keys, contents and rho_bias.
-    FASTDS_HD void add_attention(const Place<A>& p, const T* const* corner, A* const* target) {
+    // Propagates dalpha to keys, contents and rho_bias.
+    FASTDS_HD void add_attention(const QueryCorners<A>& p, const T* const* corner, A* const* target) {
         const Attention<A>& a = features.attention;
         A* bias = partial + kInrOffsetRows * D;
         for (int64_t h = 0; h < a.heads; h++) {
@@ -136,7 +137,7 @@ struct Task {
         }
     }
 
-    FASTDS_HD void add_fourier(const Place<A>& p, const T* const* corner, A* const* target, const A* cell, const A* grad) {
+    FASTDS_HD void add_fourier(const QueryCorners<A>& p, const T* const* corner, A* const* target, const A* cell, const A* grad) {
         const bool late = source.d.ensemble == inr_late;
         const int64_t half = features.offset.width;
         for_runs<A>(0, half, [&](auto run, int64_t n) {
@@ -165,13 +166,13 @@ struct Task {
         });
     }
 
-    FASTDS_HD void add_dot(const Place<A>& p, const T* corner, A* target, const A* cell, const A* grad) {
+    FASTDS_HD void add_dot(const QueryCorners<A>& p, const T* corner, A* target, const A* cell, const A* grad) {
         const int64_t O = source.d.O;
         const bool relu = source.d.relu;
         for (int64_t o = 0; o < O; o++) target[O * D + o] += grad[o];
         for_runs<A>(0, D, [&](auto run, int64_t c) {
             constexpr int N = decltype(run)::value;
-            const Vec<A, N> input = features.template dot_input<N>(p, c), a = relu_if<A, N>(relu, input);
+            const Vec<A, N> input = features.template dot_input<N>(p, c), a = apply_relu<A, N>(relu, input);
             Vec<A, N> da{};
             for (int64_t o = 0; o < O; o++) {
                 add_to<N>(target + o * D + c, Vec<A, N>(a * grad[o]));
@@ -188,34 +189,34 @@ void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T
               int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
-    const InrBackwardSplit split(d);
-    const int64_t pixels = d.H * d.W * source.channels, parameters = split.parameters;
+    const InrBackwardPartition partition(d);
+    const int64_t pixels = d.H * d.W * source.channels, parameters = partition.parameters;
     const int64_t row = inr_rows_per_query(d) * (d.feature == inr_dot ? d.O : d.D);
     A* workspace = static_cast<A*>(g.workspace);
     A* partials = workspace;
-    A* copies = workspace + split.tasks() * parameters;  // of bands 1 and up; band 0 works in the result
+    A* copies = workspace + partition.tasks() * parameters;  // copies for the bands from 1 on; band 0 writes to the result
     A* maps = static_cast<A*>(g.maps);
-    parallel_tasks(split.tasks(), threads, [&](const auto& next) {
+    parallel_tasks(partition.tasks(), threads, [&](const auto& next) {
         for (int64_t index; (index = next()) >= 0;) {
-            const int64_t b = index / split.bands, band = index % split.bands;
-            A* mine = band ? copies + (b * (split.bands - 1) + band - 1) * pixels : maps + b * pixels;
+            const int64_t b = index / partition.bands, band = index % partition.bands;
+            A* mine = band ? copies + (b * (partition.bands - 1) + band - 1) * pixels : maps + b * pixels;
             __builtin_memset(mine, 0, pixels * sizeof(A));
             __builtin_memset(partials + index * parameters, 0, parameters * sizeof(A));
             Task<T> task(source, mine, partials + index * parameters);
-            for (int64_t q = d.Q * band / split.bands; q < d.Q * (band + 1) / split.bands; q++)
+            for (int64_t q = d.Q * band / partition.bands; q < d.Q * (band + 1) / partition.bands; q++)
                 task.add(b, q, grad_rows + (b * d.Q + q) * row);
         }
     });
-    for (int64_t b = 0; b < d.B && split.bands > 1; b++) {
+    for (int64_t b = 0; b < d.B && partition.bands > 1; b++) {
         A* sum = maps + b * pixels;
-        const A* rest = copies + b * (split.bands - 1) * pixels;
+        const A* rest = copies + b * (partition.bands - 1) * pixels;
         parallel_for(pixels, threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i++)
-                for (int64_t k = 0; k < split.bands - 1; k++) sum[i] += rest[k * pixels + i];
+                for (int64_t k = 0; k < partition.bands - 1; k++) sum[i] += rest[k * pixels + i];
         });
     }
-    sum_in_order(static_cast<A*>(g.offsets), partials, split.tasks(), parameters, kInrOffsetRows * d.D, 1);
-    sum_in_order(static_cast<A*>(g.rho_bias), partials + kInrOffsetRows * d.D, split.tasks(), parameters, 2 * d.heads, 1);
+    sum_in_order(static_cast<A*>(g.offsets), partials, partition.tasks(), parameters, kInrOffsetRows * d.D, 1);
+    sum_in_order(static_cast<A*>(g.rho_bias), partials + kInrOffsetRows * d.D, partition.tasks(), parameters, 2 * d.heads, 1);
 }
 
 }  // namespace

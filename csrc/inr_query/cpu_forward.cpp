@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// inr_query forward: panels of queries are located, their features gathered into rows, and the rows taken through the whole
-// trunk while they stay in L2; only y is written to memory. Parallel over panels; every value of y is a sum in one order,
-// whatever the panel, the chunk of queries or the thread count.
+// Forward pass of inr_query on the CPU. It locates a panel of queries, gathers their features into rows and passes the rows
+// through the whole trunk while they stay in the L2 cache. Only y is written to memory. Panels are computed in parallel. Each
+// value of y is summed in one order, independent of the panel, the chunk of queries and the number of threads.
 #include "core/parallel.h"
-#include "inr_query/features.h"
-#include "inr_query/trunk.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPanelRows = 96;  // two buffers of it and the weights of one layer share L2
+constexpr int64_t kPanelRows = 96;  // two buffers of this number of rows and the weights of one layer share the L2 cache
 
-// y = (late: sum of omega_j over the four rows, else the row) + bilinear skip; NaN where no corner is valid.
+// Computes y = (the row, or for `late` the sum of omega_j times the four rows) + bilinear skip. y is NaN if no corner is valid.
 template <class T, class A>
-FASTDS_HD void finish(const Source<T>& source, const Place<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
+FASTDS_HD void finish(const Source<T>& source, const QueryCorners<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
     const InrQueryDims& d = source.d;
     const bool late = d.ensemble == inr_late;
-    // A single corner says nothing about the skip: its four are located apart.
-    const Place<A> along = source.t.skip && d.ensemble == inr_none ? source.place(b, q, 4) : p;
+    // With a single corner, the four corners of the skip are located separately.
+    const QueryCorners<A> along = source.t.skip && d.ensemble == inr_none ? source.locate(b, q, 4) : p;
     const A* skip = static_cast<const A*>(source.t.skip);
     for (int64_t o = 0; o < d.O; o++) {
         A sum = row[o];
@@ -42,18 +41,18 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
     const int64_t per_query = inr_rows_per_query(d), queries = kPanelRows / per_query, total = d.B * d.Q;
     const int corners = d.ensemble == inr_none ? 1 : 4;
     parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
-        const TileUse tiles(trunk.blocking.tiles);
+        const TileScope tiles(trunk.blocking.tiles);
         const int64_t elements = kPanelRows * trunk.stride;
-        const Zeros<Stored> rows(elements), other(elements);
-        const Zeros<A> last(elements);
-        const Buffer<Place<A>> places(queries);
+        const ZeroedBuffer<Stored> rows(elements), other(elements);
+        const ZeroedBuffer<A> last(elements);
+        const Buffer<QueryCorners<A>> places(queries);
         Features<Stored, T, A> stored(source);
         Features<A, T, A> exact(source);
         for (int64_t task; (task = next()) >= 0;) {
             const int64_t first = task * queries, n = total - first < queries ? total - first : queries;
             for (int64_t i = 0; i < n; i++) {
                 const int64_t b = (first + i) / d.Q, q = (first + i) % d.Q, at = i * per_query * trunk.stride;
-                places[i] = source.place(b, q, corners);
+                places[i] = source.locate(b, q, corners);
                 if (d.layers) {
                     stored.write(places[i], b, q, rows + at, trunk.stride);
                 } else {
@@ -69,14 +68,14 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
 }
 
 template <class T>
-void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
+void compute_features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
     const int64_t per_query = inr_rows_per_query(d), width = d.feature == inr_dot ? d.O : d.D;
     parallel_for(d.B * d.Q, threads, [&](int64_t begin, int64_t end) {
         Features<A, T, A> write(source);
         for (int64_t at = begin; at < end; at++) {
-            const Place<A> place = source.place(at / d.Q, at % d.Q, write.corners);
+            const QueryCorners<A> place = source.locate(at / d.Q, at % d.Q, write.corners);
             write.write(place, at / d.Q, at % d.Q, rows + at * per_query * width, width);
             for (int j = 0; j < 4; j++) weights[4 * at + j] = place.weight[j];
         }
@@ -98,7 +97,7 @@ void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors,
 }
 
 void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int threads) {
-    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, compute_features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
                                                      static_cast<compute_t<scalar>*>(weights), threads))
 }
 

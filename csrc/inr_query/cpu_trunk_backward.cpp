@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass of inr_query through the trunk. A panel of rows goes through all layers forward, as the kernel of the
-// forward pass takes it, and back while its values stay in L2; only the gradient of the rows is written to memory.
+// Backward pass of inr_query through the trunk. A panel of rows is propagated forward through all layers, as in the forward
+// pass, and then backward while its values stay in the L2 cache. Only the gradient of the rows is written to memory.
 //
-// A task is a run of panels with its own sums of the gradients of weights and biases, which are added up in order.
+// A task is a sequence of panels with its own sums of the gradients of weights and biases. The sums of the tasks are added in
+// order.
 #include "core/parallel.h"
-#include "inr_query/backward_split.h"
-#include "inr_query/trunk.h"
+#include "inr_query/backward_partition.h"
+#include "inr_query/cpu_common.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// sums (outputs rows of `row` elements) += sum over n rows of grad[n, o] * x[n, c]; both `stride` apart.
+// sums[o, c] += sum over n rows of grad[n, o] * x[n, c]. The rows of grad and x are `stride` apart, those of the sums `row`.
 template <class A>
 void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, int64_t outputs, int64_t inputs, A* sums,
                          int64_t row) {
@@ -24,7 +25,7 @@ void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, i
             multiply<FmaStep<A>>(acc, grad + o, 1, stride, x + column, stride, n);
             A tile[MR * NV * lanes];
             store_tile(tile, acc);
-            for (int64_t i = 0; i < least(MR, outputs - o); i++) {
+            for (int64_t i = 0; i < min_of(MR, outputs - o); i++) {
                 A* to = sums + (o + i) * row + column;
                 for (int64_t c = 0; c < NV * lanes; c += lanes)
                     store_vec<lanes>(to + c, Vec<A>(load_vec<lanes>(to + c) + load_vec<lanes>(tile + i * NV * lanes + c)));
@@ -33,28 +34,28 @@ void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, i
     });
 }
 
-// The buffers of a thread and what its panels share.
+// Buffers of a thread, and data that its panels share.
 template <class T>
 struct Panel {
     using A = compute_t<T>;
     const Source<T>& source;
     const InrQueryDims& d;
-    const InrTrunkSplit& split;
+    const InrTrunkPartition& partition;
     const Trunk<FmaStep<A>>& trunk;
-    const A* const* turned;  // of every layer, packed: outputs as terms
+    const A* const* transposed;  // packed transposed weights of each layer: the terms are the outputs
     Features<A, T, A> features;
-    const int64_t per_query, elements;  // elements of a buffer of rows
-    const Zeros<A> inputs;              // of every layer
-    const Zeros<A> first, second;       // gradients
-    const Buffer<Place<A>> places;
+    const int64_t per_query, elements;    // elements of a buffer of rows
+    const ZeroedBuffer<A> inputs;         // inputs of each layer
+    const ZeroedBuffer<A> first, second;  // gradients
+    const Buffer<QueryCorners<A>> places;
 
-    Panel(const Source<T>& s, const InrTrunkSplit& split, const Trunk<FmaStep<A>>& trunk, const A* const* turned)
-        : source(s), d(s.d), split(split), trunk(trunk), turned(turned), features(s), per_query(inr_rows_per_query(d)),
-          elements(split.panel_queries * per_query * trunk.stride), inputs(d.layers * elements), first(elements),
-          second(elements), places(split.panel_queries) {}
+    Panel(const Source<T>& s, const InrTrunkPartition& partition, const Trunk<FmaStep<A>>& trunk, const A* const* transposed)
+        : source(s), d(s.d), partition(partition), trunk(trunk), transposed(transposed), features(s), per_query(inr_rows_per_query(d)),
+          elements(partition.panel_queries * per_query * trunk.stride), inputs(d.layers * elements), first(elements),
+          second(elements), places(partition.panel_queries) {}
 
     void add(int64_t index, const A* grad_y, A* grad_rows, A* sums) {
-        const int64_t begin = index * split.panel_queries, queries = least(split.panel_queries, d.B * d.Q - begin);
+        const int64_t begin = index * partition.panel_queries, queries = min_of(partition.panel_queries, d.B * d.Q - begin);
         forward(begin, queries);
         A *grad = first, *next = second;
         for (int64_t i = 0; i < queries; i++)
@@ -77,7 +78,7 @@ struct Panel {
         add_layer(0, grad, n, sums);
         A* rows = grad_rows + begin * per_query * d.D;
         back(0, grad, n, [&](int64_t row, int64_t c, Vec<A> sum) {
-            store_first<kLanes<A>>(rows + row * d.D + c, sum, least(kLanes<A>, d.D - c));
+            store_first<kLanes<A>>(rows + row * d.D + c, sum, min_of(kLanes<A>, d.D - c));
         });
     }
 
@@ -85,7 +86,7 @@ struct Panel {
     void forward(int64_t begin, int64_t queries) {
         for (int64_t i = 0; i < queries; i++) {
             const int64_t b = (begin + i) / d.Q, q = (begin + i) % d.Q;
-            places[i] = source.place(b, q, features.corners);
+            places[i] = source.locate(b, q, features.corners);
             features.write(places[i], b, q, inputs + i * per_query * trunk.stride, trunk.stride);
         }
         for (int l = 0; l + 1 < d.layers; l++)
@@ -93,20 +94,21 @@ struct Panel {
     }
 
     void add_layer(int l, const A* grad, int64_t n, A* sums) {
-        const int64_t outputs = d.width[l], row = split.row(d, l);
-        A *weight = sums + split.first[l], *bias = weight + outputs * row;
+        const int64_t outputs = d.width[l], row = partition.row(d, l);
+        A *weight = sums + partition.first[l], *bias = weight + outputs * row;
         add_weight_gradient(grad, inputs + l * elements, trunk.stride, n, outputs, inr_layer_inputs(d, l), weight, row);
         for (int64_t i = 0; i < n; i++)
             for (int64_t o = 0; o < outputs; o++) bias[o] += grad[i * trunk.stride + o];
     }
 
-    // The gradients of the inputs of a layer: write(row, channel, those of a vector from there).
+    // Computes the gradients of the inputs of a layer and passes them to write(row, channel, vector).
     template <class Write>
     void back(int l, A* grad, int64_t n, const Write& write) {
-        multiply_rows<FmaStep<A>>(grad, trunk.stride, d.width[l], turned[l], inr_layer_inputs(d, l), n, trunk.blocking,
+        multiply_rows<FmaStep<A>>(grad, trunk.stride, d.width[l], transposed[l], inr_layer_inputs(d, l), n, trunk.blocking,
                                   [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
                                       for (int64_t c = 0; c < vectors * kLanes<A>; c += kLanes<A>)
-                                          if (column + c < inr_layer_inputs(d, l)) write(row, column + c, load_vec<kLanes<A>>(sum + c));
+                                          if (column + c < inr_layer_inputs(d, l)) write(row, column + c,
+                                                                                         load_vec<kLanes<A>>(sum + c));
                                   });
     }
 };
@@ -116,37 +118,37 @@ void trunk_backward(const InrQueryDims& d, const InrQueryTensors& t, const compu
                     compute_t<T>* grad_layers, compute_t<T>* partials, int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
-    const InrTrunkSplit split(d);
+    const InrTrunkPartition partition(d);
     const Trunk<FmaStep<A>> trunk(d, t);
     int64_t size = 0;
     for (int l = 0; l < d.layers; l++) size += packed_size<FmaStep<A>>(inr_layer_inputs(d, l), d.width[l]);
     const Buffer<A> all(size);
-    const A* turned[kInrLayers];
+    const A* transposed[kInrLayers];
     for (int64_t l = 0, at = 0; l < d.layers; l++) {
         const int64_t in = inr_layer_inputs(d, l);
         const A* w = static_cast<const A*>(t.weight[l]);
         pack<FmaStep<A>>(all + at, in, d.width[l], [&](int64_t o, int64_t c) { return w[o * in + c]; });
-        turned[l] = all + at;
+        transposed[l] = all + at;
         at += packed_size<FmaStep<A>>(in, d.width[l]);
     }
-    parallel_tasks(split.tasks, threads, [&](const auto& next) {
-        Panel<T> panel(source, split, trunk, turned);
+    parallel_tasks(partition.tasks, threads, [&](const auto& next) {
+        Panel<T> panel(source, partition, trunk, transposed);
         for (int64_t task; (task = next()) >= 0;) {
-            A* sums = partials + task * split.elements;
-            __builtin_memset(sums, 0, split.elements * sizeof(A));
-            const Range panels = part_of(split.panels, split.tasks, task);
+            A* sums = partials + task * partition.elements;
+            __builtin_memset(sums, 0, partition.elements * sizeof(A));
+            const Range panels = get_part(partition.panels, partition.tasks, task);
             for (int64_t i = panels.begin; i < panels.end; i++) panel.add(i, grad_y, grad_rows, sums);
         }
     });
     for (int l = 0; l < d.layers; l++) {
-        const int64_t in = inr_layer_inputs(d, l), row = split.row(d, l);
-        const A* sums = partials + split.first[l];
+        const int64_t in = inr_layer_inputs(d, l), row = partition.row(d, l);
+        const A* sums = partials + partition.first[l];
         parallel_for(d.width[l], threads, [&](int64_t begin, int64_t end) {
             for (int64_t o = begin; o < end; o++)
-                sum_in_order(grad_layers + o * in, sums + o * row, split.tasks, split.elements, in, 1);
+                sum_in_order(grad_layers + o * in, sums + o * row, partition.tasks, partition.elements, in, 1);
         });
         grad_layers += d.width[l] * in;
-        sum_in_order(grad_layers, sums + d.width[l] * row, split.tasks, split.elements, d.width[l], 1);
+        sum_in_order(grad_layers, sums + d.width[l] * row, partition.tasks, partition.elements, d.width[l], 1);
         grad_layers += d.width[l];
     }
 }

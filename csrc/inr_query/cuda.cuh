@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp per query, its lanes over channels; the trunk between the two kernels is a library's matrix product.
+// CUDA kernels of inr_query. Each warp processes one query, with its lanes over channels. A library's matrix product computes
+// the trunk between the forward and the backward kernel.
 //
-// Forward: rows that enter the trunk. Backward: gradients of the maps by atomic additions in the compute type; those of the
-// parameters in one partial sum per warp, added up afterwards in a fixed order.
+// The forward kernel writes the rows that enter the trunk. The backward kernel adds the gradients of the maps with atomics in
+// the compute type. It sums the parameter gradients per warp; the partial sums are added in a fixed order afterwards.
 #pragma once
 #include "core/launch.h"
 #include "inr_query/math.h"
@@ -11,26 +12,26 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int kInrWarps = 4;  // of a block
+constexpr int kInrWarps = 4;  // warps of a block
 
 FASTDS_HD float exp_of(float x) { return expf(x); }
 FASTDS_HD double exp_of(double x) { return exp(x); }
 
-// NaN stays.
+// Returns the ReLU of x if `relu` is true, otherwise x. NaN stays NaN.
 template <class A>
-FASTDS_HD A relu_or_not(bool relu, A x) {
+FASTDS_HD A apply_relu(bool relu, A x) {
     return relu && x <= A(0) ? A(0) : x;
 }
 
-// One query: its corners and the parameters as the formulas need them.
+// One query: its corners and cell size.
 template <class T>
 struct CudaQuery {
     using A = compute_t<T>;
     const InrQueryDims& d;
     const InrQueryTensors& t;
     int corners;
-    Place<A> p;
-    const T* corner[4];  // channel 0, null where the pixel is invalid: its values are never read and count as 0
+    QueryCorners<A> p;
+    const T* corner[4];  // channel 0, or null if the pixel is invalid: its values are not read and count as 0
     A cell_y, cell_x;
 
     __device__ CudaQuery(const InrQueryDims& dims, const InrQueryTensors& tensors, int64_t b, int64_t q)
@@ -38,15 +39,15 @@ struct CudaQuery {
         const uint8_t* mask = t.mask ? t.mask + b * d.H * d.W : nullptr;
         Coordinate<A> u, v;
         if (d.rows.den) {
-            u = grid_coordinate<A>(d.rows, q / d.columns.size);
-            v = grid_coordinate<A>(d.columns, q % d.columns.size);
+            u = get_grid_coordinate<A>(d.rows, q / d.columns.size);
+            v = get_grid_coordinate<A>(d.columns, q % d.columns.size);
         } else {
             const int64_t at = 2 * (b * d.point_b + q);
             const A* frac = static_cast<const A*>(t.frac) + at;
             u = {t.base[at], frac[0]};
             v = {t.base[at + 1], frac[1]};
         }
-        p = place_of<A>(d, u, v, corners, mask);
+        p = locate_corners<A>(d, u, v, corners, mask);
         for (int j = 0; j < 4; j++)
             corner[j] = p.valid[j] ? static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w
                                    : nullptr;
@@ -59,7 +60,7 @@ struct CudaQuery {
 
     __device__ A value(int j, int64_t c) const { return corner[j] ? static_cast<A>(load(corner[j][c])) : A(0); }
 
-    // R rho_j + Lambda kappa + b of channel c.
+    // Returns R rho_j + Lambda kappa + b for channel c.
     __device__ A offset(int j, int64_t c) const {
         A sum = t.bias ? static_cast<const A*>(t.bias)[c] : A(0);
         if (const A* w = static_cast<const A*>(t.cell_w)) sum += w[c] * cell_y + w[d.D + c] * cell_x;
@@ -67,7 +68,7 @@ struct CudaQuery {
         return sum;
     }
 
-    // The pre-activation of the affine and the slope feature at channel c.
+    // Returns the pre-activation of the affine or slope feature at channel c.
     __device__ A affine(int j, int64_t c) const {
         A h = value(j, c) + offset(j, c);
         if (d.feature == inr_slope) h += value(j, d.D + c) * p.rho_y[j] + value(j, 2 * d.D + c) * p.rho_x[j];
@@ -82,7 +83,7 @@ struct CudaQuery {
     }
 };
 
-// Attention of one query in shared memory of its warp: query (heads * dk), then alpha (4 * heads).
+// Computes the attention of one query in the shared memory of its warp: query (heads * dk) and alpha (4 * heads).
 template <class T, class A>
 __device__ void attend(const CudaQuery<T>& q, A* query, A* alpha, int lane) {
     const InrQueryDims& d = q.d;
@@ -123,12 +124,12 @@ __device__ void attend(const CudaQuery<T>& q, A* query, A* alpha, int lane) {
     __syncwarp();
 }
 
-// Elements of shared memory of one warp.
+// Returns the elements of shared memory of one warp.
 FASTDS_HD int64_t inr_shared(const InrQueryDims& d, bool backward) {
     return d.ensemble == inr_early_attn ? d.heads * d.dk + 4 * d.heads + (backward ? 4 * d.D + 4 * d.heads : 0) : 0;
 }
 
-// rows: (B, Q, D) or for late (B, Q, 4, D) in the storage type, for dot (B, Q, O); weights (B, Q, 4).
+// rows: (B, Q, D), for late (B, Q, 4, D), for dot (B, Q, O), in the storage type. weights: (B, Q, 4).
 template <class T>
 __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, compute_t<T>* weights) {
     using A = compute_t<T>;
@@ -146,7 +147,7 @@ __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, 
         if (d.feature == inr_dot) {
             for (int64_t o = lane; o < d.O; o += 32) {
                 A sum = q.value(0, d.O * d.D + o);
-                for (int64_t c = 0; c < d.D; c++) sum += relu_or_not<A>(d.relu, q.offset(0, c)) * q.value(0, o * d.D + c);
+                for (int64_t c = 0; c < d.D; c++) sum += apply_relu<A>(d.relu, q.offset(0, c)) * q.value(0, o * d.D + c);
                 row[o] = store<T>(sum);
             }
         } else if (d.feature == inr_fourier) {
@@ -175,7 +176,7 @@ __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, 
             for (int64_t c = lane; c < d.D; c += 32) {
                 A sum = 0;
                 for (int j = 0; j < q.corners; j++) {
-                    const A h = relu_or_not<A>(d.relu, q.affine(j, c));
+                    const A h = apply_relu<A>(d.relu, q.affine(j, c));
                     if (late) row[j * d.D + c] = store<T>(h);
                     sum += h * (attention ? alpha[4 * (c / head) + j] : q.p.weight[j]);
                 }
@@ -193,7 +194,7 @@ struct WarpSums {
     int64_t D;
     A cell_y, cell_x;
 
-    // Gradients of the pre-activation of channel c, times the offsets and alone.
+    // Adds the gradients of the pre-activation of channel c, multiplied by the offsets (along_y, along_x) and alone (all).
     __device__ void add(int64_t c, A along_y, A along_x, A all) const {
         row[c] += along_y;
         row[D + c] += along_x;
@@ -239,8 +240,8 @@ __device__ void add_attention(const CudaQuery<T>& q, const WarpSums<A>& sums, A*
     __syncwarp();
 }
 
-// grad_rows as the rows of the forward in the compute type. grad_maps (B, H, W, channels) and partials (one row of
-// `parameters` per warp) start at zero.
+// grad_rows has the shape of the rows of the forward pass, in the compute type. grad_maps (B, H, W, channels) and partials (one
+// row of `parameters` per warp) must be zero initially.
 template <class T>
 __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, const compute_t<T>* grad_rows,
                                              compute_t<T>* grad_maps, int64_t channels, compute_t<T>* partials,
@@ -269,7 +270,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
         if (d.feature == inr_dot) {
             for (int64_t o = lane; target[0] && o < d.O; o += 32) atomicAdd(target[0] + d.O * d.D + o, grad[o]);
             for (int64_t c = lane; c < d.D; c += 32) {
-                const A input = q.offset(0, c), a = relu_or_not<A>(d.relu, input);
+                const A input = q.offset(0, c), a = apply_relu<A>(d.relu, input);
                 A da = 0;
                 for (int64_t o = 0; o < d.O; o++) {
                     da += q.value(0, o * d.D + c) * grad[o];
@@ -305,7 +306,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
                 A along_y = 0, along_x = 0, all = 0;
                 for (int j = 0; j < q.corners; j++) {
                     const A h = q.affine(j, c), g = grad[(late ? j * d.D : 0) + c];
-                    if (attention) products[j * d.D + c] = g * relu_or_not<A>(d.relu, h);
+                    if (attention) products[j * d.D + c] = g * apply_relu<A>(d.relu, h);
                     const A weight = late ? A(1) : attention ? alpha[4 * (c / head) + j] : q.p.weight[j];
                     const A pre = d.relu && h <= A(0) ? A(0) : g * weight;
                     if (target[j]) atomicAdd(target[j] + c, pre);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a query lies and what its corners weigh, the sines of the Fourier feature.
+// Position of a query and weights of its corners, and sine and cosine of the Fourier feature.
 #pragma once
 #include "core/dtype.h"
 #include "core/vec_math.h"
@@ -9,10 +9,10 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// First channel behind the affine features: the keys of the attention.
+// Returns the first channel after the affine features: the keys of the attention.
 FASTDS_HD int64_t inr_first_key(const InrQueryDims& d) { return d.feature == inr_slope ? 3 * d.D : d.D; }
 
-// u = base + frac on one axis.
+// Coordinate u = base + frac on one axis.
 template <class A>
 struct Coordinate {
     int64_t base;
@@ -20,14 +20,14 @@ struct Coordinate {
 };
 
 template <class A>
-FASTDS_HD Coordinate<A> grid_coordinate(const InrAxis& axis, int64_t k) {
+FASTDS_HD Coordinate<A> get_grid_coordinate(const InrAxis& axis, int64_t k) {
     const int64_t numerator = axis.start + axis.step * k;
     int64_t base = numerator / axis.den;
-    if (numerator < base * axis.den) base--;  // floor, where C++ truncates
+    if (numerator < base * axis.den) base--;  // rounds down, where C++ truncates
     return {base, static_cast<A>(static_cast<double>(numerator - base * axis.den) / static_cast<double>(axis.den))};
 }
 
-// Corner a of an axis of n cells: its pixel, rho = 2 (u - pixel) with the pixel not wrapped, and its linear weight.
+// Corner a on an axis of n cells: its pixel, rho = 2 (u - pixel) for the pixel before wrapping, and its linear weight.
 template <class A>
 struct AxisCorner {
     int64_t pixel;
@@ -35,7 +35,7 @@ struct AxisCorner {
 };
 
 template <class A>
-FASTDS_HD AxisCorner<A> axis_corner(const Coordinate<A>& u, int64_t n, bool wrap, int a) {
+FASTDS_HD AxisCorner<A> locate_axis_corner(const Coordinate<A>& u, int64_t n, bool wrap, int a) {
     const A weight = a ? u.frac : A(1) - u.frac;
     const int64_t at = u.base + a;
     if (wrap) {
@@ -46,25 +46,25 @@ FASTDS_HD AxisCorner<A> axis_corner(const Coordinate<A>& u, int64_t n, bool wrap
     return {pixel, A(2) * (u.frac + static_cast<A>(u.base - pixel)), weight};
 }
 
-// The corners of a query in the order (0,0), (0,1), (1,0), (1,1); weight 0 where absent or invalid.
+// The corners of a query in the order (0,0), (0,1), (1,0), (1,1). Absent or invalid corners have weight 0.
 template <class A>
-struct Place {
+struct QueryCorners {
     int64_t row[4], column[4];
     A weight[4], rho_y[4], rho_x[4];
     bool valid[4];
-    bool any;  // a valid corner with weight
+    bool any;  // there is a valid corner with a positive weight
 };
 
 constexpr double kAreaEpsilon = 1e-9;
 
-// corners: 4, or 1 for the upper left alone. mask: (H, W) of the sample or null.
+// Locates the corners of a query. `corners` is 4, or 1 for only the upper left corner. `mask` is (H, W) of the sample, or null.
 template <class A>
-FASTDS_HD Place<A> place_of(const InrQueryDims& d, const Coordinate<A>& u, const Coordinate<A>& v, int corners,
+FASTDS_HD QueryCorners<A> locate_corners(const InrQueryDims& d, const Coordinate<A>& u, const Coordinate<A>& v, int corners,
                             const uint8_t* mask) {
-    Place<A> place;
+    QueryCorners<A> place;
     A total = 0;
     for (int j = 0; j < 4; j++) {
-        const auto y = axis_corner(u, d.H, d.wrap_y, j / 2), x = axis_corner(v, d.W, d.wrap_x, j % 2);
+        const auto y = locate_axis_corner(u, d.H, d.wrap_y, j / 2), x = locate_axis_corner(v, d.W, d.wrap_x, j % 2);
         place.row[j] = y.pixel;
         place.column[j] = x.pixel;
         place.rho_y[j] = y.rho;
@@ -93,7 +93,7 @@ FASTDS_HD Place<A> place_of(const InrQueryDims& d, const Coordinate<A>& u, const
     return place;
 }
 
-// sin(pi x) and cos(pi x) by Taylor series on [-1/2, 1/2]; V: A or a vector of it. |x| below 2^22.
+// sin(pi x) and cos(pi x) by Taylor series on [-1/2, 1/2], for |x| < 2^22. V is A or a vector of A.
 template <class V>
 struct SinCos {
     V sine, cosine;
@@ -110,7 +110,7 @@ FASTDS_HD SinCos<V> sincos_pi(V x) {
         sine = A(1) - sine * square * A(1.0 / ((2 * k) * (2 * k + 1)));
         cosine = A(1) - cosine * square * A(1.0 / ((2 * k - 1) * (2 * k)));
     }
-    const auto odd = -(to_bits(shifted) & 1) & kSignBit<A>;  // where the nearest integer is odd
+    const auto odd = -(to_bits(shifted) & 1) & kSignBit<A>;  // sign bit where the nearest integer is odd
     return {from_bits<V>(to_bits(sine * r) ^ odd), from_bits<V>(to_bits(cosine) ^ odd)};
 }
 

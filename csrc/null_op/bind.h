@@ -11,14 +11,14 @@ inline void register_null_op(py::module_& m) {
         [](intptr_t x, intptr_t y, int dtype, int64_t n, int threads) {
             const NullOpParams params{to_dtype(dtype), n};
             py::gil_scoped_release release;
-            FASTDS_DISPATCH(null_op_cpu, pointer(x), pointer(y), params, threads);
+            FASTDS_DISPATCH(null_op_cpu, to_pointer(x), to_pointer(y), params, threads);
         },
-        "y = x over n dense elements");
+        "y = x for n contiguous elements.");
 #if FASTDS_BUILD_CUDA
     bind(m, "null_op_cuda", [](intptr_t x, intptr_t y, int dtype, int64_t n, int device, intptr_t stream) {
         const NullOpParams params{to_dtype(dtype), n};
         py::gil_scoped_release release;
-        null_op_cuda(pointer(x), pointer(y), params, device, pointer(stream));
+        null_op_cuda(to_pointer(x), to_pointer(y), params, device, to_pointer(stream));
     });
 #endif
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parallel over elements; bound by memory bandwidth.
+// CPU kernel, parallel over elements. Memory bandwidth limits its speed.
 #include "core/parallel.h"
 #include "null_op/math.h"
 #include "null_op/params.h"

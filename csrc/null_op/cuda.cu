@@ -12,7 +12,7 @@ void null_op_cuda(const void* x, void* y, const NullOpParams& params, int device
     const DeviceGuard guard(device);
     constexpr int block = 256;
     const int64_t grid = (params.n + block - 1) / block;
-    FASTDS_CHECK(grid <= INT32_MAX, "null_op: more elements than one CUDA grid holds");
+    FASTDS_CHECK(grid <= INT32_MAX, "null_op: more elements than fit into a CUDA grid");
     FASTDS_DTYPE_SWITCH(params.dtype,
                         FASTDS_LAUNCH((null_op_kernel<scalar>), static_cast<unsigned>(grid), block, 0, stream,
                                       static_cast<const scalar*>(x), static_cast<scalar*>(y), params.n))

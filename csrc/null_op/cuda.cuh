@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread per element; bound by memory bandwidth.
+// CUDA kernel with one thread per element. Memory bandwidth limits its speed.
 #pragma once
 #include "null_op/math.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formula, shared by the CPU and CUDA kernels.
+// Formula of null_op, shared by the CPU and CUDA kernels.
 #pragma once
 #include "core/dtype.h"
 

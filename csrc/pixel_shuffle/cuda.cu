@@ -12,72 +12,73 @@ using namespace FASTDS_ISA;
 
 namespace {
 
-struct Cut {
+struct TileGrid {
     ShuffleTiles tiles;
     dim3 grid;
 };
 
-Cut cut(const PixelShuffleParams& p) {
+TileGrid make_tile_grid(const PixelShuffleParams& p) {
     const int taps = p.r * p.r, widest = kShuffleTile / taps;
     const int channels = p.C < widest ? static_cast<int>(p.C) : widest;
     const int pixels = kShuffleTile / (channels * taps);
     const ShuffleTiles tiles{p.C, p.W, p.B * p.H * p.W, p.r, pixels, channels};
     const int64_t x = (tiles.total + pixels - 1) / pixels, y = (p.C + channels - 1) / channels;
-    FASTDS_CHECK(x <= INT32_MAX && y <= 65535, "pixel_shuffle: more elements than one CUDA grid holds");
+    FASTDS_CHECK(x <= INT32_MAX && y <= 65535, "pixel_shuffle: more elements than fit into a CUDA grid");
     return {tiles, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), 1)};
 }
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// Runs of whole threads, or none where tensors are not made of 16 bytes of channels.
+// Returns the work of each thread for the register kernels, or an empty value if the tensors do not consist of aligned groups
+// of 16 bytes of channels.
 template <class T>
-ShuffleRuns runs_of(const PixelShuffleParams& p, std::initializer_list<const void*> tensors) {
+ShuffleRuns make_runs(const PixelShuffleParams& p, std::initializer_list<const void*> tensors) {
     const int64_t total = p.B * p.H * p.W * p.C / kShuffleRun<T>;
-    if (p.C % kShuffleRun<T> != 0 || p.r > kShuffleMostInRegisters || total > INT32_MAX) return {};
+    if (p.C % kShuffleRun<T> != 0 || p.r > kShuffleMaxFactor || total > INT32_MAX) return {};
     for (const void* data : tensors)
         if (!aligned(data)) return {};
     return {static_cast<uint32_t>(p.C), static_cast<uint32_t>(p.W), static_cast<uint32_t>(total),
             static_cast<uint32_t>(p.C / kShuffleRun<T>)};
 }
 
-// Calls f with R = r as a constant.
+// Calls f with the factor r as a compile-time constant.
 template <class F>
-void with_r(int r, const F& f) {
+void dispatch_factor(int r, const F& f) {
     switch (r) {
         case 1: return f(std::integral_constant<int, 1>());
         case 2: return f(std::integral_constant<int, 2>());
         case 3: return f(std::integral_constant<int, 3>());
-        default: return f(std::integral_constant<int, kShuffleMostInRegisters>());
+        default: return f(std::integral_constant<int, kShuffleMaxFactor>());
     }
 }
 
-unsigned blocks_of(const ShuffleRuns& runs) { return (runs.total + kShuffleThreads - 1) / kShuffleThreads; }
+unsigned count_blocks(const ShuffleRuns& runs) { return (runs.total + kShuffleThreads - 1) / kShuffleThreads; }
 
 template <class T>
 void forward(const PixelShuffleParams& params, const PixelShuffleForward& t, void* stream) {
     if constexpr (sizeof(T) <= 4) {
-        const ShuffleRuns runs = runs_of<T>(params, {t.x, t.y, t.bias});
+        const ShuffleRuns runs = make_runs<T>(params, {t.x, t.y, t.bias});
         if (runs.total != 0)
-            return with_r(params.r, [&](auto r) {
-                FASTDS_LAUNCH((pixel_shuffle_run_kernel<T, r.value>), blocks_of(runs), kShuffleThreads, 0, stream,
+            return dispatch_factor(params.r, [&](auto r) {
+                FASTDS_LAUNCH((pixel_shuffle_run_kernel<T, r.value>), count_blocks(runs), kShuffleThreads, 0, stream,
                               static_cast<const T*>(t.x), static_cast<const compute_t<T>*>(t.bias),
-                              static_cast<T*>(t.y), runs, activation<compute_t<T>>(params));
+                              static_cast<T*>(t.y), runs, make_activation<compute_t<T>>(params));
             });
     }
-    const Cut c = cut(params);
+    const TileGrid c = make_tile_grid(params);
     FASTDS_LAUNCH((pixel_shuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, static_cast<const T*>(t.x),
                   static_cast<const compute_t<T>*>(t.bias), static_cast<T*>(t.y), c.tiles,
-                  activation<compute_t<T>>(params));
+                  make_activation<compute_t<T>>(params));
 }
 
 template <class T>
-void unshuffle(const PixelShuffleParams& params, const Cut& c, const T* grad_y, const T* y, T* grad_x,
+void unshuffle(const PixelShuffleParams& params, const TileGrid& c, const T* grad_y, const T* y, T* grad_x,
                const Activation<compute_t<T>>& act, void* stream) {
     if constexpr (sizeof(T) <= 4) {
-        const ShuffleRuns runs = runs_of<T>(params, {grad_y, y, grad_x});
+        const ShuffleRuns runs = make_runs<T>(params, {grad_y, y, grad_x});
         if (runs.total != 0)
-            return with_r(params.r, [&](auto r) {
-                FASTDS_LAUNCH((pixel_unshuffle_run_kernel<T, r.value>), blocks_of(runs), kShuffleThreads, 0, stream,
+            return dispatch_factor(params.r, [&](auto r) {
+                FASTDS_LAUNCH((pixel_unshuffle_run_kernel<T, r.value>), count_blocks(runs), kShuffleThreads, 0, stream,
                               grad_y, y, grad_x, runs, act);
             });
     }
@@ -87,18 +88,18 @@ void unshuffle(const PixelShuffleParams& params, const Cut& c, const T* grad_y, 
 template <class T>
 void backward(const PixelShuffleParams& params, const PixelShuffleBackward& t, void* stream) {
     using A = compute_t<T>;
-    const Cut c = cut(params);
-    const auto act = activation<A>(params);
+    const TileGrid c = make_tile_grid(params);
+    const auto act = make_activation<A>(params);
     const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
     if (t.grad_x != nullptr) unshuffle(params, c, grad_y, y, static_cast<T*>(t.grad_x), act, stream);
     if (t.grad_bias == nullptr) return;
-    const int64_t outputs = params.C * params.r * params.r, pieces = pixel_shuffle_partials(params);
+    const int64_t outputs = params.C * params.r * params.r, parts = pixel_shuffle_partials(params);
     const auto blocks = static_cast<unsigned>((outputs + kShuffleThreads - 1) / kShuffleThreads);
     A* partials = static_cast<A*>(t.partials);
-    FASTDS_LAUNCH((pixel_shuffle_bias_kernel<T>), dim3(blocks, static_cast<unsigned>(pieces), 1), kShuffleThreads, 0, stream,
+    FASTDS_LAUNCH((pixel_shuffle_bias_kernel<T>), dim3(blocks, static_cast<unsigned>(parts), 1), kShuffleThreads, 0, stream,
                   grad_y, y, partials, c.tiles, act);
     FASTDS_LAUNCH((pixel_shuffle_sum_kernel<A>), blocks, kShuffleThreads, 0, stream, partials, static_cast<A*>(t.grad_bias),
-                  outputs, pieces);
+                  outputs, parts);
 }
 
 }  // namespace

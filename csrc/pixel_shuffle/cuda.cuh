@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where channels fill 16 bytes a thread turns a coarse pixel's sub-pixels of so many channels in its registers: all it reads
-// and writes are 16 bytes side by side. Else a tile of coarse pixels and channels passes through shared memory, so that
-// global reads and writes are both in order of memory. The bias gradient is summed over pieces of rows by one kernel and
-// over the pieces by another: the same bits always.
+// CUDA kernels of pixel_shuffle. If the channels consist of groups of 16 bytes, a thread permutes one group of all sub-pixels
+// of a coarse pixel in registers, and all its reads and writes are contiguous 16 bytes. Otherwise a tile of coarse pixels and
+// channels passes through shared memory, so that global reads and writes are in memory order. One kernel sums the bias gradient
+// over parts of the rows, and another adds the parts in a fixed order, so that the result is deterministic.
 #pragma once
 #include "core/launch.h"
 #include "pixel_shuffle/math.h"
@@ -14,17 +14,18 @@ namespace {
 constexpr int kShuffleThreads = 256;
 constexpr int kShuffleTile = 2048;  // elements; 8 per thread
 
-// How the fine and coarse tensors are cut: a block has `pixels` coarse pixels and `channels` fine channels of each.
+// Partition of the tensors into tiles: a block processes `pixels` coarse pixels and `channels` fine channels of each.
 struct ShuffleTiles {
     int64_t C, W, total;  // total: B * H * W coarse pixels
     int r, pixels, channels;
 };
 
-// Every 32nd element is left out, so that lanes that read with a stride of r*r meet different banks.
-FASTDS_HD int shuffle_slot(int element) { return element + element / 32; }
+// Returns the position of an element in shared memory. One position is skipped after every 32 elements, so that lanes that read
+// with a stride of r*r access different banks.
+FASTDS_HD int get_shuffle_slot(int element) { return element + element / 32; }
 
-// Element of channel 0 of the sub-pixel `sub` = i*r + j of a coarse pixel.
-FASTDS_HD int64_t fine_element(const ShuffleTiles& t, int64_t pixel, int sub) {
+// Returns the position of channel 0 of the sub-pixel sub = i*r + j of a coarse pixel.
+FASTDS_HD int64_t get_fine_element(const ShuffleTiles& t, int64_t pixel, int sub) {
     const int64_t row = pixel / t.W, w = pixel % t.W;
     return ((row * t.r + sub / t.r) * t.W * t.r + w * t.r + sub % t.r) * t.C;
 }
@@ -38,13 +39,13 @@ __global__ void pixel_shuffle_kernel(const T* __restrict__ x, const compute_t<T>
     const int64_t p0 = static_cast<int64_t>(blockIdx.x) * t.pixels;
     const int pixels = t.total - p0 < t.pixels ? static_cast<int>(t.total - p0) : t.pixels;
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x)
-        tile[shuffle_slot(e)] = x[((p0 + e / run) * t.C + c0) * taps + e % run];
+        tile[get_shuffle_slot(e)] = x[((p0 + e / run) * t.C + c0) * taps + e % run];
     __syncthreads();
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x) {
         const int pixel = e / run, sub = e % run / channels, c = e % channels;
-        compute_t<T> value = load(tile[shuffle_slot(pixel * run + c * taps + sub)]);
+        compute_t<T> value = load(tile[get_shuffle_slot(pixel * run + c * taps + sub)]);
         if (bias != nullptr) value = activate(value + bias[sub * t.C + c0 + c], act);
-        y[fine_element(t, p0 + pixel, sub) + c0 + c] = store<T>(value);
+        y[get_fine_element(t, p0 + pixel, sub) + c0 + c] = store<T>(value);
     }
 }
 
@@ -58,35 +59,36 @@ __global__ void pixel_unshuffle_kernel(const T* __restrict__ grad_y, const T* __
     const int pixels = t.total - p0 < t.pixels ? static_cast<int>(t.total - p0) : t.pixels;
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x) {
         const int pixel = e / run, sub = e % run / channels, c = e % channels;
-        const int64_t at = fine_element(t, p0 + pixel, sub) + c0 + c;
+        const int64_t at = get_fine_element(t, p0 + pixel, sub) + c0 + c;
         compute_t<T> grad = load(grad_y[at]);
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);
-        tile[shuffle_slot(pixel * run + c * taps + sub)] = store<T>(grad);
+        tile[get_shuffle_slot(pixel * run + c * taps + sub)] = store<T>(grad);
     }
     __syncthreads();
     for (int e = threadIdx.x; e < pixels * run; e += blockDim.x)
-        grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[shuffle_slot(e)];
+        grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[get_shuffle_slot(e)];
 }
 
-constexpr int kShuffleMostInRegisters = 4;  // r; 8 would take 256 registers
+constexpr int kShuffleMaxFactor = 4;  // largest r; r = 8 would need 256 registers
 
-// The channels in 16 bytes of T.
+// Number of channels in 16 bytes of T.
 template <class T>
 constexpr int kShuffleRun = 16 / static_cast<int>(sizeof(T));
 
-// How threads share the tensors: each has kShuffleRun channels of one coarse pixel; `total` threads, `per_pixel` a pixel.
+// Partition of the tensors among threads. Each thread has kShuffleRun channels of one coarse pixel; there are `total` threads,
+// `per_pixel` of them for each pixel.
 struct ShuffleRuns {
     uint32_t C, W, total, per_pixel;
 };
 
-// Place of a thread: its coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
-struct ShufflePlace {
+// The work of one thread: coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
+struct ShuffleWork {
     uint32_t pixel, channel;
     int64_t fine;
 };
 
 template <class T, int R>
-__device__ __forceinline__ ShufflePlace shuffle_place(const ShuffleRuns& t, uint32_t i) {
+__device__ __forceinline__ ShuffleWork get_shuffle_work(const ShuffleRuns& t, uint32_t i) {
     const uint32_t pixel = i / t.per_pixel, channel = (i - pixel * t.per_pixel) * kShuffleRun<T>;
     const uint32_t row = pixel / t.W, column = pixel - row * t.W;
     return {pixel, channel, (static_cast<int64_t>(row) * R * t.W + column) * R * t.C + channel};
@@ -110,7 +112,7 @@ __global__ void pixel_shuffle_run_kernel(const T* __restrict__ x, const compute_
     constexpr int taps = R * R, run = kShuffleRun<T>;
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= t.total) return;
-    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    const ShuffleWork place = get_shuffle_work<T, R>(t, i);
     const T* from = x + (static_cast<int64_t>(place.pixel) * t.C + place.channel) * taps;
     T coarse[taps * run];
 #pragma unroll
@@ -137,7 +139,7 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     constexpr int taps = R * R, run = kShuffleRun<T>;
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= t.total) return;
-    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    const ShuffleWork place = get_shuffle_work<T, R>(t, i);
     T coarse[taps * run];
 #pragma unroll
     for (int sub = 0; sub < taps; sub++) {
@@ -155,34 +157,35 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     for (int k = 0; k < taps; k++) write_run(to + k * run, coarse + k * run);
 }
 
-// partials[piece][sub*C + c]: sum over the coarse pixels of one piece; a thread per (sub, c), a row of blocks per piece.
+// partials[part][sub*C + c] is the sum over the coarse pixels of one part. Each thread computes one (sub, c), each row of
+// blocks one part.
 template <class T>
 __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
                                           compute_t<T>* __restrict__ partials, ShuffleTiles t,
                                           Activation<compute_t<T>> act) {
     const int64_t o = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, outputs = t.C * t.r * t.r;
     if (o >= outputs) return;
-    const int64_t pieces = gridDim.y, piece = blockIdx.y;
+    const int64_t parts = gridDim.y, part = blockIdx.y;
     compute_t<T> sum = 0;
-    const int64_t first = t.total * piece / pieces, end = t.total * (piece + 1) / pieces, aside = (t.r - 1) * t.W * t.r * t.C;
-    int64_t at = fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
+    const int64_t first = t.total * part / parts, end = t.total * (part + 1) / parts, aside = (t.r - 1) * t.W * t.r * t.C;
+    int64_t at = get_fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
     for (int64_t pixel = first; pixel < end; pixel++) {
         compute_t<T> grad = load(grad_y[at]);
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);
         sum += grad;
         at += t.r * t.C;
-        if (++column == t.W) column = 0, at += aside;  // past the other fine rows of the coarse one
+        if (++column == t.W) column = 0, at += aside;  // skips the other fine rows of the coarse row
     }
-    partials[piece * outputs + o] = sum;
+    partials[part * outputs + o] = sum;
 }
 
 template <class A>
 __global__ void pixel_shuffle_sum_kernel(const A* __restrict__ partials, A* __restrict__ sums, int64_t outputs,
-                                         int64_t pieces) {
+                                         int64_t parts) {
     const int64_t o = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (o >= outputs) return;
     A sum = 0;
-    for (int64_t piece = 0; piece < pieces; piece++) sum += partials[piece * outputs + o];
+    for (int64_t part = 0; part < parts; part++) sum += partials[part * outputs + o];
     sums[o] = sum;
 }
 

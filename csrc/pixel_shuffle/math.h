@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The activation of pixel_shuffle and its derivative, for host and device, scalars and vectors.
+// Activation of pixel_shuffle and its derivative, for host and device, scalars and vectors.
 #pragma once
 #include "core/dtype.h"
 #include "pixel_shuffle/params.h"
@@ -8,27 +8,28 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// y = c > 0 ? c : slope * c with c = max(value, floor): relu has floor 0, the others have no floor, and none has slope 1.
+// y = c > 0 ? c : slope * c with c = max(value, floor). For relu the floor is 0; the other activations have no floor. Without
+// an activation the slope is 1.
 template <class A>
 struct Activation {
     A floor, slope;
 };
 
 template <class A>
-FASTDS_HD Activation<A> activation(const PixelShuffleParams& params) {
+FASTDS_HD Activation<A> make_activation(const PixelShuffleParams& params) {
     const A lowest = bits_to_float(0xff800000u);  // -infinity
     if (params.act == ShuffleAct::relu) return {A(0), A(0)};
     return {lowest, params.act == ShuffleAct::leaky_relu ? static_cast<A>(params.negative_slope) : A(1)};
 }
 
-// V: A or a vector of it. NaN stays NaN; relu of -infinity is 0.
+// V is A or a vector of A. NaN stays NaN; relu of -infinity is 0.
 template <class V, class A>
 FASTDS_HD V activate(V value, const Activation<A>& act) {
-    const V kept = value < act.floor ? V{} + act.floor : value;
-    return kept > A(0) ? kept : kept * act.slope;
+    const V clamped = value < act.floor ? V{} + act.floor : value;
+    return clamped > A(0) ? clamped : clamped * act.slope;
 }
 
-// The sign of the result is that of the argument, so the result tells which side it was on.
+// The result has the same sign as the argument, so that it determines the derivative.
 template <class V, class A>
 FASTDS_HD V activation_gradient(V grad, V result, const Activation<A>& act) {
     return result > A(0) ? grad : grad * act.slope;

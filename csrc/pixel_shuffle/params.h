@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// pixel_shuffle: (B, C*r*r, H, W) <-> (B, C, r*H, r*W), channels_last, with bias and activation in the same pass.
+// pixel_shuffle: (B, C*r*r, H, W) <-> (B, C, r*H, r*W) in channels_last, fused with bias and activation.
 //
-// Every tensor is dense NHWC; on the CPU all of a call may be dense NCHW. Coarse channel c*r*r + i*r + j is channel c of
-// sub-pixel (i, j). Vectors over the coarse channels (bias and its gradient) are in the compute type; those of the
-// kernels lie sub-pixel first, element (i*r + j)*C + c, which a caller of the CUDA functions sees to.
+// All tensors are contiguous NHWC; on the CPU all tensors of a call may be contiguous NCHW instead. Coarse channel c*r*r + i*r
+// + j is channel c of sub-pixel (i, j). Bias and its gradient have one value per coarse channel in the compute type. The
+// kernels expect them in the order (sub-pixel, channel), element (i*r + j)*C + c; for the CUDA functions the caller reorders
+// them.
 #pragma once
 #include <stdint.h>
 
@@ -23,41 +24,43 @@ struct PixelShuffleParams {
 
 struct PixelShuffleForward {
     const void* x;
-    const void* bias;  // null: a plain permutation, without activation
+    const void* bias;  // null: a permutation without activation
     void* y;
-    bool planes;  // x and y are NCHW; on the CPU
+    bool planes;  // x and y are NCHW (only on the CPU)
 };
 
 struct PixelShuffleBackward {
     const void* grad_y;
-    const void* y;    // the forward's result; null without activation
-    void* grad_x;     // null: not wanted
-    void* grad_bias;  // null: not wanted
+    const void* y;    // result of the forward pass; null without activation
+    void* grad_x;     // null: not computed
+    void* grad_bias;  // null: not computed
     void* partials;   // pixel_shuffle_partials(params) * C*r*r elements of the compute type; null without grad_bias
-    bool planes;      // all maps are NCHW; on the CPU
+    bool planes;      // all tensors are NCHW (only on the CPU)
 };
 
 FASTDS_PER_ISA(void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads))
 FASTDS_PER_ISA(void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads))
 
-// Nothing is launched for an empty tensor: grad_bias is then left to the caller.
+// For empty tensors no kernel is launched, and the caller must set grad_bias.
 void pixel_shuffle_forward_cuda(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int device,
                                 void* stream);
 void pixel_shuffle_backward_cuda(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int device,
                                  void* stream);
 
-// Partial sums of the bias gradient: rows of coarse pixels are summed in this many pieces, a function of the shape alone.
+// Returns the number of parts into which the rows of coarse pixels are divided for the sum of the bias gradient. It depends
+// only on the shape.
 static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     const int64_t rows = params.B * params.H;
     return rows < 64 ? rows : 64;
 }
 
-// The same on a CPU, where a piece of few pixels costs as much as it sums. A power of two: threads get equal numbers of them.
+// The number of parts on a CPU, where a part has a fixed cost, so that few pixels have fewer parts. It is a power of two, so
+// that threads get equal numbers of parts.
 static inline int64_t pixel_shuffle_cpu_partials(const PixelShuffleParams& params) {
     const int64_t fitting = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
-    int64_t pieces = 2;
-    while (pieces < fitting) pieces *= 2;
-    return pieces < most ? pieces : most;
+    int64_t parts = 2;
+    while (parts < fitting) parts *= 2;
+    return parts < most ? parts : most;
 }
 
 }  // namespace fastds

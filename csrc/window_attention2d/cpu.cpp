@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Flash style: logits of one window row at a time, a running maximum and sum; nothing of size window^2 is stored.
+// CPU kernels of window_attention2d with an online softmax, as in FlashAttention: they process the logits of one window row at
+// a time with a running maximum and sum, and store nothing of size window^2.
 //
-// The maps are copied to planes with a frame of zeros (zeros are what keys outside count as), where a vector is L neighbouring
-// pixels of one channel. Everything is made of two loops over the columns of the window: `dot` keeps up to kChunk channels of the
-// pixels in registers and gives one vector of logits per column, `weigh` keeps as many sums in registers. The backward runs
-// once per query for grad_q and once per key for grad_k and grad_v, recomputing the logits: no two threads write one element.
+// The inputs are copied to planes with a frame of zeros, because keys outside the image count as zeros. A vector holds L
+// adjacent pixels of one channel. Two loops over the columns of the window do all the work: `dot` holds up to kChunk channels
+// of the pixels in registers and computes one vector of logits per column; `weigh` holds as many sums in registers. The
+// backward pass runs once per query for grad_q and once per key for grad_k and grad_v and computes the logits again, so that no
+// two threads write to the same element.
 #include "core/parallel.h"
-#include "core/range.h"
 #include "core/simd.h"
 #include "core/vec_math.h"
 #include "window_attention2d/params.h"
@@ -34,16 +35,16 @@ FASTDS_HD Lanes<A> at(const A* p) {
 // out[j] += sum over N channels of fixed[c] * moving[c][step * j].
 template <int N, class A>
 FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t window, int step, Lanes<A>* out, bool first) {
-    Lanes<A> own[N];
+    Lanes<A> values[N];
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) own[c] = at(fixed + c * plane);
+    for (int c = 0; c < N; c++) values[c] = at(fixed + c * plane);
     for (int64_t j = 0; j < window; j++) {
         const A* p = moving + step * j;
         Lanes<A> even = first ? Lanes<A>{} : out[j], odd{};
 #pragma GCC unroll 24
         for (int c = 0; c < N; c += 2) {
-            even += own[c] * at(p + c * plane);
-            odd += own[c + 1] * at(p + (c + 1) * plane);
+            even += values[c] * at(p + c * plane);
+            odd += values[c + 1] * at(p + (c + 1) * plane);
         }
         out[j] = even + odd;
     }
@@ -53,20 +54,20 @@ FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t windo
 template <int N, class A>
 FASTDS_HD void weigh(Lanes<A>* sums, Lanes<A> factor, const Lanes<A>* weights, const A* moving, int64_t plane, int64_t window,
                      int step) {
-    Lanes<A> own[N];
+    Lanes<A> values[N];
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) own[c] = sums[c] * factor;
+    for (int c = 0; c < N; c++) values[c] = sums[c] * factor;
     for (int64_t j = 0; j < window; j++) {
         const A* p = moving + step * j;
         const Lanes<A> weight = weights[j];
 #pragma GCC unroll 24
-        for (int c = 0; c < N; c++) own[c] += weight * at(p + c * plane);
+        for (int c = 0; c < N; c++) values[c] += weight * at(p + c * plane);
     }
 #pragma GCC unroll 24
-    for (int c = 0; c < N; c++) sums[c] = own[c];
+    for (int c = 0; c < N; c++) sums[c] = values[c];
 }
 
-// Calls f(Size<N>, first channel) for chunks of 24, 16 or 8 channels that make up `channels`, a multiple of 8.
+// Calls f(Size<N>, first channel) for chunks of 24, 16 or 8 channels that cover `channels`, a multiple of 8.
 template <int N>
 struct Size {
     static constexpr int value = N;
@@ -101,9 +102,9 @@ FASTDS_HD Lanes<A> exp_of(Lanes<A> x) {
     return parts.scale + parts.scale * parts.rest;
 }
 
-// ---- planes
+// Planar copies.
 
-// Rows [begin, end) of all channels of all samples, frame included.
+// Fills all rows of all channels of all samples, including the frame.
 template <class T, class A>
 void fill_planes(const AttentionMap& map, A* planes, const AttentionDims& d, const AttentionPlanes& s, int threads) {
     const T* data = static_cast<const T*>(map.data);
@@ -121,7 +122,7 @@ void fill_planes(const AttentionMap& map, A* planes, const AttentionDims& d, con
     });
 }
 
-// One row of the result from sums[x / L][c].
+// Writes up to one vector of pixels of a row of the result from sums[c].
 template <class T, class A>
 inline void write_lanes(const AttentionMap& map, int64_t b, int64_t y, int64_t x, int64_t C, int64_t W, const Lanes<A>* sums) {
     T* to = static_cast<T*>(map.data) + b * map.b + y * map.h + x * map.w;
@@ -138,7 +139,7 @@ inline void for_rows(const AttentionDims& d, int threads, const Body& body) {
     });
 }
 
-// ---- forward
+// Forward pass.
 
 template <class T>
 void forward(const AttentionDims& d, const AttentionForward& tensors, int threads) {
@@ -151,12 +152,12 @@ void forward(const AttentionDims& d, const AttentionForward& tensors, int thread
     fill_planes<T>(tensors.v, v, d, s, threads);
     A* lse = static_cast<A*>(tensors.lse);
     for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-        const int64_t own = b * s.image() + (y + s.before) * s.columns + s.before + x;
+        const int64_t centre = b * s.image() + (y + s.before) * s.columns + s.before + x;
         Lanes<A> logits[kMaxWindow], sums[kMaxChannels] = {};
         Lanes<A> highest = Lanes<A>{} - A(1e30), total{};
         for (int64_t i = 0; i < n; i++) {
-            const int64_t row = own + (i - half) * s.columns - half;
-            dot_all(q + own, k + row, s, n, 1, logits);
+            const int64_t row = centre + (i - half) * s.columns - half;
+            dot_all(q + centre, k + row, s, n, 1, logits);
             Lanes<A> top = highest;
             for (int64_t j = 0; j < n; j++) top = logits[j] > top ? logits[j] : top;
             const Lanes<A> factor = exp_of<A>(highest - top);
@@ -175,10 +176,9 @@ void forward(const AttentionDims& d, const AttentionForward& tensors, int thread
     });
 }
 
-// ---- backward
-//
-// With P = exp(logit - lse), D_p = g_p . y_p and S = P (g_p . v - D_p):  grad_q_p = sum S k, grad_k = sum_p S q_p, grad_v = sum_p P g_p.
-// One plane each of lse and D beside the maps; outside the field lse is large, so that P = 0 there.
+// Backward pass. With P = exp(logit - lse), D_p = g_p . y_p and S = P (g_p . v - D_p):
+//   grad_q_p = sum S k, grad_k = sum_p S q_p, grad_v = sum_p P g_p.
+// lse and D have one plane each in addition to the inputs. Outside the image lse is large, so that P is 0 there.
 
 template <class T>
 void backward(const AttentionDims& d, const AttentionBackward& tensors, int threads) {
@@ -210,26 +210,26 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
     });
     if (tensors.grad_q.data)
         for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-            const int64_t pixel = (y + s.before) * s.columns + s.before + x, own = b * s.image() + pixel;
-            const Lanes<A> own_lse = at(lse + b * s.plane() + pixel), own_inner = at(inner + b * s.plane() + pixel);
+            const int64_t pixel = (y + s.before) * s.columns + s.before + x, centre = b * s.image() + pixel;
+            const Lanes<A> pixel_lse = at(lse + b * s.plane() + pixel), pixel_inner = at(inner + b * s.plane() + pixel);
             Lanes<A> logits[kMaxWindow], slopes[kMaxWindow], sums[kMaxChannels] = {};
             for (int64_t i = 0; i < n; i++) {
-                const int64_t row = own + (i - half) * s.columns - half;
-                dot_all(q + own, k + row, s, n, 1, logits);
-                dot_all(g + own, v + row, s, n, 1, slopes);
-                for (int64_t j = 0; j < n; j++) slopes[j] = exp_of<A>(logits[j] - own_lse) * (slopes[j] - own_inner);
+                const int64_t row = centre + (i - half) * s.columns - half;
+                dot_all(q + centre, k + row, s, n, 1, logits);
+                dot_all(g + centre, v + row, s, n, 1, slopes);
+                for (int64_t j = 0; j < n; j++) slopes[j] = exp_of<A>(logits[j] - pixel_lse) * (slopes[j] - pixel_inner);
                 weigh_all(sums, Lanes<A>{} + A(1), slopes, k + row, s, n, 1);
             }
             write_lanes<T, A>(tensors.grad_q, b, y, x, d.C, d.W, sums);
         });
     if (!tensors.grad_k.data && !tensors.grad_v.data) return;
     for_rows<A>(d, threads, [&](int64_t b, int64_t y, int64_t x) {
-        const int64_t pixel = (y + s.before) * s.columns + s.before + x, own = b * s.image() + pixel;
+        const int64_t pixel = (y + s.before) * s.columns + s.before + x, centre = b * s.image() + pixel;
         Lanes<A> weights[kMaxWindow], slopes[kMaxWindow], sums_k[kMaxChannels] = {}, sums_v[kMaxChannels] = {};
-        for (int64_t i = 0; i < n; i++) {  // queries at p = key - d, columns from right to left
-            const int64_t shift = -(i - half) * s.columns + half, row = own + shift, line = b * s.plane() + pixel + shift;
-            dot_all(k + own, q + row, s, n, -1, weights);
-            dot_all(v + own, g + row, s, n, -1, slopes);
+        for (int64_t i = 0; i < n; i++) {  // queries at p = key - d, with the columns in reversed order
+            const int64_t shift = -(i - half) * s.columns + half, row = centre + shift, line = b * s.plane() + pixel + shift;
+            dot_all(k + centre, q + row, s, n, -1, weights);
+            dot_all(v + centre, g + row, s, n, -1, slopes);
             for (int64_t j = 0; j < n; j++) {
                 weights[j] = exp_of<A>(weights[j] - at(lse + line - j));
                 slopes[j] = weights[j] * (slopes[j] - at(inner + line - j));
@@ -243,7 +243,8 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
 }
 
 #if defined(__AVX512F__)
-// Whether vectors of 8 pixels, as AVX2 has, read a quarter less of short rows than those of 16.
+// Returns whether the AVX2 code with vectors of 8 pixels reads at least a quarter fewer pixels than vectors of 16, for short
+// rows.
 bool half_vectors_pay(const AttentionDims& d) { return 4 * round_up(d.W, 8) <= 3 * round_up(d.W, 16); }
 #endif
 

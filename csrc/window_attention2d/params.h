@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// window_attention2d: y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}, d over -floor(n/2) .. n - floor(n/2) - 1 in rows and columns.
-// Keys outside the field have logit 0 and value 0 and take part. No scaling.
+// window_attention2d: y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}, with d from -floor(n/2) to n - floor(n/2) - 1 in rows and
+// columns. Keys outside the image take part in the softmax with logit 0 and value 0. The logits are not scaled.
 #pragma once
 #include <stdint.h>
 
@@ -8,20 +8,20 @@
 
 namespace fastds {
 
-// A map (B, C, H, W): any strides, in elements.
+// A tensor (B, C, H, W) with any strides, in elements.
 struct AttentionMap {
     void* data;
     int64_t b, c, h, w;
 };
 
 struct AttentionDims {
-    int dtype;  // of every map; lse is in the compute type
+    int dtype;  // of all tensors except lse, which has the compute type
     int64_t B, C, H, W, window;
 };
 
 struct AttentionForward {
     AttentionMap q, k, v, y;
-    void* lse;  // (B, H, W) log of the sum of exp of the logits
+    void* lse;  // (B, H, W): logarithm of the sum of the exponentials of the logits
     void* workspace;
 };
 
@@ -35,14 +35,14 @@ struct AttentionBackward {
 FASTDS_PER_ISA(void window_attention2d_forward(const AttentionDims& dims, const AttentionForward& tensors, int threads))
 FASTDS_PER_ISA(void window_attention2d_backward(const AttentionDims& dims, const AttentionBackward& tensors, int threads))
 
-// A planar copy (B, C', rows, columns): C' = C rounded up to 8, a frame of zeros as wide as the window reaches, columns
-// rounded up so that whole vectors may be read anywhere.
+// Layout of a planar copy (B, C', rows, columns). C' is C rounded up to a multiple of 8. A frame of zeros is window - 1 pixels
+// wide, and the columns are rounded up so that whole vectors can be read anywhere.
 namespace {
 struct AttentionPlanes {
     int64_t channels, rows, columns, before, after;
 
     explicit AttentionPlanes(const AttentionDims& d) {
-        before = d.window - 1;  // both kinds of neighbours, a query's keys and a key's queries
+        before = d.window - 1;  // covers the keys of a query and the queries of a key
         after = d.window - 1;
         channels = (d.C + 7) / 8 * 8;
         rows = d.H + before + after;

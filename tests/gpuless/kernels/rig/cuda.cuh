@@ -102,11 +102,11 @@ __global__ void product_kernel(const T* a, const T* b, float* y, bool leaves) {
     MmaOperands own;
     for (int i = 0; i < 4; i++) {
         const T* from = a + (g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8;
-        own.a[i] = packed<T>(load(from[0]), load(from[1]));
+        own.a[i] = pack_pair<T>(load(from[0]), load(from[1]));
     }
     for (int i = 0; i < 2; i++) {
         const T* from = b + g * 16 + 2 * t + i * 8;
-        own.b[i] = packed<T>(load(from[0]), load(from[1]));
+        own.b[i] = pack_pair<T>(load(from[0]), load(from[1]));
     }
     float sums[4] = {};
     mma<T>(sums, own);

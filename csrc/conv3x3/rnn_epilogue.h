@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output stage of recurrent cells: the pre-activations of all gates of a tile go from the convolution to Conv3x3Cell::row
-// through a buffer in the L1 cache; they are not written, or only for the backward.
+// Epilogue for recurrent cells. The pre-activations of all gates of a tile pass from the convolution to Conv3x3Cell::row
+// through a buffer in the L1 cache. They are written to memory only if the backward pass needs them.
 #pragma once
-#include "conv3x3/engine.h"
+#include "conv3x3/winograd.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// One vector of columns of a tile's 16 pixels into the buffer [gate][pixel][channel].
-FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64_t channels, float* buffer) {
+// Writes one vector of columns of the 16 pixels of a tile into the buffer, whose order is [gate][pixel][channel].
+FASTDS_HD void buffer_vector(const V (&y)[4][4], int64_t column, int count, int64_t channels, float* buffer) {
     for (int from = 0; from < count;) {
         const int64_t gate = (column + from) / channels;
-        const int to = static_cast<int>(least(count, (gate + 1) * channels - column));
+        const int to = static_cast<int>(min_of(count, (gate + 1) * channels - column));
         float* at = buffer + gate * 15 * channels + column;  // = gate * 16 * channels + channel - from
         if (to - from == kL) {
 #pragma GCC unroll 4
@@ -30,25 +30,25 @@ FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64
 }
 
 template <class T, Store How>
-void finish_cell(const Stage& stage, const Layout& at, int64_t first, int64_t count, float* scratch, Range all) {
-    const Conv3x3Call& call = stage.call;
-    const Conv3x3Cell& cell = *stage.cell;
+void finish_cell(const Epilogue& epilogue, const Layout& at, int64_t first, int64_t count, float* scratch, Range all) {
+    const Conv3x3Call& call = epilogue.call;
+    const Conv3x3Cell& cell = *epilogue.cell;
     alignas(kVectorBytes) T staging[How == Store::staged ? 16 * kPassColumns : 1];
-    const StoreStage<T, How> store{call, stage.bias, staging};
+    const StoreEpilogue<T, How> store{call, epilogue.bias, staging};
     float* buffer = scratch + at.staging;
     const int64_t channels = cell.channels, outputs = all.end;
-    Tile tile = tile_at(call.geometry, first);
-    for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile)) {
-        const int rows = static_cast<int>(least(4, call.geometry.Ho - tile.y));
-        const int columns = static_cast<int>(least(4, call.geometry.Wo - tile.x));
+    Tile tile = get_tile(call.geometry, first);
+    for (int64_t i = 0; i < count; i++, advance_tile(call.geometry, tile)) {
+        const int rows = static_cast<int>(min_of(4, call.geometry.Ho - tile.y));
+        const int columns = static_cast<int>(min_of(4, call.geometry.Wo - tile.x));
         const float* m = scratch + at.m + i * at.m_row;
         for (int64_t column = 0; column < outputs; column += kL, m += kL) {
-            const int lanes = static_cast<int>(least(kL, outputs - column));
+            const int lanes = static_cast<int>(min_of(kL, outputs - column));
             V y[4][4];
             finish_vector(m, at.m_plane, y);
             store.complete(tile, rows, columns, column, lanes, y);
             if (call.sinks.view[0].data != nullptr) store.store(tile, rows, columns, column, lanes, y);
-            stage_vector(y, column, lanes, channels, buffer);
+            buffer_vector(y, column, lanes, channels, buffer);
         }
         if (call.sinks.view[0].data != nullptr) store.end(tile, rows, columns);
         const int step = cell.dense ? columns : 1;

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the two backward passes of inr_query are cut into tasks: a function of the shape alone, so that every sum has one order.
+// Partition of the two backward passes of inr_query into tasks. It depends only on the shape, so that each sum has one order.
 #pragma once
 #include "core/parallel.h"
-#include "core/range.h"
 #include "inr_query/params.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-struct InrBackwardSplit {
-    explicit InrBackwardSplit(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
-        constexpr int64_t kTasks = 8, kBandQueries = 2048, kMostBands = 4;  // each band beyond the first holds a copy of the maps
+struct InrBackwardPartition {
+    explicit InrBackwardPartition(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
+        // Each band after the first needs a copy of the gradient of the maps.
+        constexpr int64_t kTasks = 8, kBandQueries = 2048, kMaxBands = 4;
         bands = d.B > 0 ? (kTasks + d.B - 1) / d.B : 1;
-        if (bands > kMostBands) bands = kMostBands;
+        if (bands > kMaxBands) bands = kMaxBands;
         if (bands > d.Q / kBandQueries) bands = d.Q / kBandQueries;
         if (bands < 1) bands = 1;
     }
@@ -23,29 +23,29 @@ struct InrBackwardSplit {
     int64_t parameters;  // elements of one partial sum
 };
 
-// The trunk: tasks are runs of panels of rows, each with partial sums of the gradients of all layers.
-struct InrTrunkSplit {
-    explicit InrTrunkSplit(const InrQueryDims& d) {
-        constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMostTasks = 32;
+// Partition for the trunk. A task is a sequence of panels of rows, with partial sums of the gradients of all layers.
+struct InrTrunkPartition {
+    explicit InrTrunkPartition(const InrQueryDims& d) {
+        constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMaxTasks = 32;
         panel_queries = kPanelRows / inr_rows_per_query(d);
-        panels = parts_of(d.B * d.Q, panel_queries);
-        tasks = least(panels / kTaskPanels, kMostTasks);
+        panels = count_parts(d.B * d.Q, panel_queries);
+        tasks = min_of(panels / kTaskPanels, kMaxTasks);
         if (tasks < 1) tasks = 1;
         for (int l = 0; l < d.layers; l++) {
             first[l] = elements;
             elements += d.width[l] * row(d, l) + round_up(d.width[l], kPad);
         }
     }
-    // Elements of a row of a layer's weight gradient: whole vectors.
+    // Returns the elements in a row of a layer's weight gradient, rounded up to whole vectors.
     static int64_t row(const InrQueryDims& d, int layer) { return round_up(inr_layer_inputs(d, layer), kPad); }
 
     static constexpr int64_t kPad = 16;
     int64_t panel_queries, panels, tasks;
-    int64_t first[kInrLayers];  // element of a task's sums where a layer begins: the rows of its weight, then the bias
-    int64_t elements = 0;       // of a task's sums
+    int64_t first[kInrLayers];  // position of each layer in the sums of a task: the rows of its weight, then the bias
+    int64_t elements = 0;       // elements of the sums of a task
 };
 
-// target = sum of `count` arrays of n, `stride` apart, in order; target may be the first of them.
+// Sums `count` arrays of n elements, which are `stride` apart, in ascending order. `target` may be the first of them.
 template <class A>
 void sum_in_order(A* target, const A* parts, int64_t count, int64_t stride, int64_t n, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads and stores of some lanes of a vector: the last channels of a tensor, with nothing of its neighbour touched.
+// Masked loads and stores of vectors. They access the last channels of a tensor without touching the memory that follows.
 #pragma once
 #include "core/simd.h"
 
@@ -10,7 +10,8 @@ namespace {
 constexpr int kL = kLanes<float>;
 using V = Vec<float>;
 
-// Lanes [from, to) of a vector, zeros elsewhere; `at` is where lane 0 would lie.
+// Masked access to the lanes [from, to) of a vector. A load sets the other lanes to zero. `at` is the address of lane 0, even
+// if lane 0 is not accessed.
 #if defined(__AVX512F__)
 FASTDS_HD __mmask16 lane_mask(int from, int to) { return (__mmask16)((1u << to) - (1u << from)); }
 FASTDS_HD V load_masked(const float* at, __mmask16 lanes) { return (V)_mm512_maskz_loadu_ps(lanes, at); }
@@ -31,7 +32,7 @@ FASTDS_HD void store_masked(T* at, V v, __mmask16 lanes) {
     __builtin_memcpy(&bits, numbers, sizeof(bits));
     _mm256_mask_storeu_epi16(at, lanes, bits);
 }
-// Two vectors that follow each other.
+// Stores two consecutive vectors.
 FASTDS_HD void store_pair(float* to, V left, V right, __mmask32 lanes) {
     store_masked(to, left, static_cast<__mmask16>(lanes));
     store_masked(to + kL, right, static_cast<__mmask16>(lanes >> kL));
@@ -54,7 +55,7 @@ FASTDS_HD void store_range(T* at, V v, int from, int to) {
 FASTDS_HD V load_range(const float* at, int from, int to) { return (V)_mm256_maskload_ps(at, lane_mask(from, to)); }
 FASTDS_HD void store_range(float* at, V v, int from, int to) { _mm256_maskstore_ps(at, lane_mask(from, to), (__m256)v); }
 #endif
-// Not inlined: the loops would stand at every load of a tile.
+// Not inlined, because the loops would be repeated at each load of a tile.
 template <class T>
 __attribute__((noinline)) V load_range(const T* at, int from, int to) {
     float lanes[kL] = {};
@@ -78,15 +79,15 @@ FASTDS_HD void store_lanes(T* p, V v, int count) {
     store_range(p, v, 0, count);
 }
 
-// Whether a load under a mask is one instruction, whatever the mask.
+// True if a load with any mask is one instruction.
 #if defined(__AVX512F__)
-constexpr bool kQuickMasks = true;
+constexpr bool kFastMasks = true;
 #else
-constexpr bool kQuickMasks = false;
+constexpr bool kFastMasks = false;
 #endif
 
-// Calls vector(channel, count of lanes) for all channels. `vector` is compiled for whole vectors, too, without masks, which take
-// a tenth of a transform's time on Zen 5.
+// Calls vector(channel, number of lanes) for all channels, one vector at a time. The call for whole vectors passes the constant
+// kL, so that the compiler generates a version without masks, which is faster.
 template <class Vector>
 FASTDS_HD void for_vectors(int64_t channels, const Vector& vector) {
     int64_t c = 0;
@@ -94,9 +95,9 @@ FASTDS_HD void for_vectors(int64_t channels, const Vector& vector) {
     if (c < channels) vector(c, static_cast<int>(channels - c));
 }
 template <class T>
-FASTDS_HD V load_some(const T* p, int count) {
+FASTDS_HD V load_partial(const T* p, int count) {
     const bool whole = count == kL;
-    return (kQuickMasks ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
+    return (kFastMasks ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For files compiled once. pybind11 turns std::invalid_argument into ValueError and std::runtime_error into RuntimeError.
+// Constants that describe the build, and checks of arguments and CUDA calls. The checks throw exceptions and are therefore only
+// for files that are compiled once. pybind11 converts std::invalid_argument to ValueError and std::runtime_error to RuntimeError.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -18,3 +19,13 @@
             throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status) + " in " #call); \
     } while (0)
 #endif
+
+namespace fastds {
+
+// Constants that describe the build. setup.py writes their definitions into the build folder, next to build.ninja.
+extern const char* const build_source_hash;  // hash of csrc/ and setup.py, see fastds/_source_hash.py
+extern const char* const build_compiler;
+extern const char* const build_debug;       // value of FASTDS_DEBUG
+extern const char* const build_cuda_archs;  // for example "80 90"; empty without CUDA
+
+}  // namespace fastds

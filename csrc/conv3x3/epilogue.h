@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output stage: A^T m A of a tile and what follows it, in registers. A stage takes finished pixels; StoreStage adds bias
-// and residual, applies the activation and stores into the sinks.
+// Epilogue of the Winograd engine: A^T m A of a tile, followed by StoreEpilogue in registers, which adds bias and residual,
+// applies the activation and stores the outputs in the sinks.
 #pragma once
 #include "conv3x3/tiles.h"
 
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// y = A^T m A for one vector of columns; m[p * plane].
+// y = A^T m A for one vector of columns. The value at point p starts at m[p * plane].
 FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     V half[4][6];
 #pragma GCC unroll 6
@@ -25,9 +25,10 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     for (int r = 0; r < 4; r++) transform_output(half[r], y[r]);
 }
 
-// Bias of the columns, in whole vectors at `bias`; zeros where there is none.
-inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
-    const ColumnMap map = columns_of(call);
+// Copies the bias in the order of the columns to `bias`, padded with zeros to whole vectors. Without a bias all values are
+// zero.
+inline const float* copy_bias(const Conv3x3Call& call, float* bias) {
+    const ColumnMap map = get_column_map(call);
     for (int64_t i = 0; i < round_up(map.columns, kL); i++) {
         const int64_t output = call.bias == nullptr ? -1 : map.output(i);
         if (output < 0) {
@@ -44,7 +45,7 @@ inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
     return bias;
 }
 
-// Stores past the caches: for outputs that would not stay there anyway. Reads no line before writing it.
+// Non-temporal stores, for outputs too large for the caches. They do not read a cache line before writing it.
 #if defined(__AVX512F__)
 constexpr bool kCanStream = true;
 FASTDS_HD void stream_vec(void* p, V v) { _mm512_stream_ps(static_cast<float*>(p), (__m512)v); }
@@ -52,25 +53,26 @@ FASTDS_HD void stream_vec(void* p, V v) { _mm512_stream_ps(static_cast<float*>(p
 constexpr bool kCanStream = true;
 FASTDS_HD void stream_vec(void* p, V v) { _mm256_stream_ps(static_cast<float*>(p), (__m256)v); }
 #else
-constexpr bool kCanStream = false;  // and never called
+constexpr bool kCanStream = false;  // stream_vec is not called in this case
 FASTDS_HD void stream_vec(void* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 #endif
 
-constexpr int64_t kLineBytes = 64;  // of the caches
-// A vector that is half a line, whose other half comes after many stores, goes to memory by itself: a convolution of 64
-// channels took 1.35 times as long.
+constexpr int64_t kLineBytes = 64;  // bytes of a cache line
+// Whether a vector fills a cache line. A non-temporal store of half a line reaches memory as a separate write if the other half
+// follows only after many other stores, which is slow.
 constexpr bool kFillsLine = kVectorBytes == kLineBytes;
 
-// Makes a thread's streamed stores visible to the others.
+// Makes the non-temporal stores of a thread visible to other threads.
 FASTDS_HD void stream_fence() {
 #if defined(__AVX2__)
     _mm_sfence();
 #endif
 }
 
-// Whole lines; a line that is streamed in part and stored in part goes to memory twice.
+// Copies bytes with non-temporal stores for whole cache lines and ordinary stores for the rest. A line that is written in both
+// ways goes to memory twice.
 inline void stream_bytes(char* to, const char* from, int64_t bytes) {
-    const int64_t head = least(bytes, -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1));
+    const int64_t head = min_of(bytes, -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1));
     __builtin_memcpy(to, from, head);
     int64_t done = head;
     for (; done + kLineBytes <= bytes; done += kLineBytes)
@@ -80,17 +82,19 @@ inline void stream_bytes(char* to, const char* from, int64_t bytes) {
     __builtin_memcpy(to + done, from + done, bytes - done);
 }
 
-// staged: streamed from a copy of the tile, for dense pixels off the vector's alignment or vectors that fill no line
+// staged: the outputs of a tile are collected in a buffer and then streamed, for contiguous pixels that are not aligned to
+// vectors or vectors that do not fill a cache line
 enum class Store { cached, streamed, staged };
 
-// y = act(y + bias + residual), stored. Columns are the sinks' channels side by side.
+// Computes and stores y = act(y + bias + residual). The columns are the concatenated channels of the sinks.
 template <class T, Store How>
-struct StoreStage {
+struct StoreEpilogue {
     const Conv3x3Call& call;
-    const float* bias;  // one per column, padded to whole vectors
-    T* staging;         // of one tile's 16 pixels
+    const float* bias;  // one value per column, padded to whole vectors
+    T* staging;         // buffer for the 16 pixels of one tile
 
-    // Calls f(view, its first column, from, to) for the views that columns [column, column + count) fall into: lanes [from, to).
+    // Calls f(view, first column of the view, from, to) for each view that holds some of the columns [column, column + count).
+    // The view holds the lanes [from, to).
     template <class F>
     static FASTDS_HD void for_views(const Conv3x3Views& views, int64_t column, int count, const F& f) {
         int64_t first = 0;
@@ -98,22 +102,22 @@ struct StoreStage {
             const Conv3x3View& view = views.view[s];
             const int64_t left = first + view.channels - (column + done);
             if (left <= 0) continue;
-            const int to = done + static_cast<int>(least(count - done, left));
+            const int to = done + static_cast<int>(min_of(count - done, left));
             f(view, first, done, to);
             done = to;
         }
     }
 
-    static FASTDS_HD T* pixels_of(const Conv3x3View& view, const Tile& tile) {
+    static FASTDS_HD T* get_pixels(const Conv3x3View& view, const Tile& tile) {
         return static_cast<T*>(view.data) + view.offset(tile.b, tile.y, tile.x);
     }
 
-    // Adds the residual of columns [column, column + count).
+    // Adds the residual of the columns [column, column + count).
     FASTDS_HD void add_residual(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         if (call.shuffle > 1) return add_shuffled(tile, rows, columns, column, count, y);
         for_views(call.residual, column, count, [&](const Conv3x3View& view, int64_t first, int from, int to) {
             if (view.data == nullptr) return;
-            const T* at = pixels_of(view, tile) + (column - first);
+            const T* at = get_pixels(view, tile) + (column - first);
             for (int r = 0; r < rows; r++)
                 for (int c = 0; c < columns; c++) {
                     const T* pixel = at + r * view.h + c * view.w;
@@ -122,13 +126,13 @@ struct StoreStage {
         });
     }
 
-    // The same from one view that has the channel order before the shuffle.
+    // Like add_residual, from one view whose channels are in the order before the pixel shuffle.
     FASTDS_HD void add_shuffled(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const Conv3x3View& view = call.residual.view[0];
         const int64_t parts = call.shuffle * call.shuffle, per_part = view.channels / parts;
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c++) {
-                const T* pixel = pixels_of(view, tile) + r * view.h + c * view.w;
+                const T* pixel = get_pixels(view, tile) + r * view.h + c * view.w;
                 float lanes[kL] = {};
                 for (int i = 0; i < count; i++)
                     lanes[i] = load(pixel[(column + i) % per_part * parts + (column + i) / per_part]);
@@ -136,7 +140,7 @@ struct StoreStage {
             }
     }
 
-    // Adds bias and residual and activates; rows x columns of the tile's 4 x 4 pixels exist.
+    // Adds bias and residual and applies the activation. Only rows x columns of the 4 x 4 pixels of the tile exist.
     FASTDS_HD void complete(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const V bias_here = load_vec<kL>(bias + column);
 #pragma GCC unroll 4
@@ -157,11 +161,11 @@ struct StoreStage {
             if (How == Store::staged)
                 store_pixels(staged(first) + (column - first), 4 * sink.channels, sink.channels, rows, columns, from, to, y);
             else
-                store_pixels(pixels_of(sink, tile) + (column - first), sink.h, sink.w, rows, columns, from, to, y);
+                store_pixels(get_pixels(sink, tile) + (column - first), sink.h, sink.w, rows, columns, from, to, y);
         });
     }
 
-    // Fetches the pixels of the tile to the right, which is finished next: their lines arrive while this tile is transformed.
+    // Prefetches the outputs of the next tile to the right, so that their cache lines arrive while this tile is transformed.
     FASTDS_HD void fetch_next(const Tile& tile, int64_t column) const {
         if (How != Store::cached || call.sinks.count > 1) return;
         const Conv3x3View& sink = call.sinks.view[0];
@@ -172,10 +176,11 @@ struct StoreStage {
             for (int c = 0; c < 4; c++) __builtin_prefetch(at + r * sink.h + c * sink.w, 1);
     }
 
-    // Where the 16 pixels of the sink lie whose first column this is.
+    // Returns the buffer of the 16 pixels of the sink whose first column is `first`.
     FASTDS_HD T* staged(int64_t first) const { return staging + 16 * first; }
 
-    // Lanes [from, to) of the pixels; `at` is where lane 0 of the first would lie.
+    // Stores the lanes [from, to) of the pixels. `at` is the address of lane 0 of the first pixel, even if lane 0 is not
+    // stored.
     FASTDS_HD void store_pixels(T* at, int64_t row, int64_t pixel, int rows, int columns, int from, int to, V (&y)[4][4]) const {
         if (to - from < kL) {
             for (int r = 0; r < rows; r++)
@@ -196,34 +201,34 @@ struct StoreStage {
         }
     }
 
-    // After the last column of a tile.
+    // Streams the buffered outputs of a tile after its last column.
     FASTDS_HD void end(const Tile& tile, int rows, int columns) const {
         if (How != Store::staged) return;
         int64_t first = 0;
         for (int s = 0; s < call.sinks.count; first += call.sinks.view[s++].channels) {
             const Conv3x3View& sink = call.sinks.view[s];
             for (int r = 0; r < rows; r++)
-                stream_bytes(reinterpret_cast<char*>(pixels_of(sink, tile) + r * sink.h),
+                stream_bytes(reinterpret_cast<char*>(get_pixels(sink, tile) + r * sink.h),
                              reinterpret_cast<const char*>(staged(first) + r * 4 * sink.channels),
                              columns * sink.channels * sizeof(T));
         }
     }
 };
 
-// Finishes columns [column, end) of one tile, whose row in plane 0 starts at m (column `column` first).
-template <class Stage>
-inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile& tile, const float* m, int64_t plane,
+// Finishes the columns [column, end) of one tile. Its row in plane 0 starts at m, with column `column` first.
+template <class Epilogue>
+inline void finish_tile(const Conv3x3Geometry& g, const Epilogue& epilogue, const Tile& tile, const float* m, int64_t plane,
                         int64_t column, int64_t end) {
-    const int rows = static_cast<int>(least(4, g.Ho - tile.y)), columns = static_cast<int>(least(4, g.Wo - tile.x));
+    const int rows = static_cast<int>(min_of(4, g.Ho - tile.y)), columns = static_cast<int>(min_of(4, g.Wo - tile.x));
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
-        stage.fetch_next(tile, column);
+        epilogue.fetch_next(tile, column);
         finish_vector(m, plane, y);
-        const int count = static_cast<int>(least(kL, end - column));
-        stage.complete(tile, rows, columns, column, count, y);
-        stage.store(tile, rows, columns, column, count, y);
+        const int count = static_cast<int>(min_of(kL, end - column));
+        epilogue.complete(tile, rows, columns, column, count, y);
+        epilogue.store(tile, rows, columns, column, count, y);
     }
-    stage.end(tile, rows, columns);
+    epilogue.end(tile, rows, columns);
 }
 
 }  // namespace

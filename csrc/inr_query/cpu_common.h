@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// The features of the corners of one query and their ensemble, forward; channels as vectors.
+// Common parts of the CPU passes of inr_query: features of the corners of a query, and the trunk.
 #pragma once
-#include "core/buffer.h"
+#include "core/amx.h"
+#include "core/gemm.h"
+#include "core/memory.h"
 #include "inr_query/math.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// Forward computation of the features of the corners of a query and of their ensemble, with channels as vectors.
+
 template <int N>
 struct Run {
     static constexpr int value = N;
 };
 
-// Calls f(Run<N>, first channel) over begin .. end-1 in the longest vectors that fit.
+// Calls f(Run<N>, first channel) over begin .. end-1 with the longest vectors that fit.
 template <class A, class F>
 FASTDS_HD void for_runs(int64_t begin, int64_t end, const F& f) {
     int64_t c = begin;
@@ -23,7 +27,7 @@ FASTDS_HD void for_runs(int64_t begin, int64_t end, const F& f) {
     for (; c < end; c++) f(Run<1>{}, c);
 }
 
-// Addresses of the maps of one call, and the coordinates of its queries.
+// Addresses of the maps of one call, and coordinates of its queries.
 template <class T>
 struct Source {
     using A = compute_t<T>;
@@ -34,21 +38,21 @@ struct Source {
           rows(dims.rows.den ? dims.rows.size : 0),
           columns(dims.rows.den ? dims.columns.size : 0),
           nothing(channels) {
-        for (int64_t k = 0; d.rows.den && k < d.rows.size; k++) rows[k] = grid_coordinate<A>(d.rows, k);
-        for (int64_t k = 0; d.rows.den && k < d.columns.size; k++) columns[k] = grid_coordinate<A>(d.columns, k);
+        for (int64_t k = 0; d.rows.den && k < d.rows.size; k++) rows[k] = get_grid_coordinate<A>(d.rows, k);
+        for (int64_t k = 0; d.rows.den && k < d.columns.size; k++) columns[k] = get_grid_coordinate<A>(d.columns, k);
         __builtin_memset(nothing, 0, channels * sizeof(T));
     }
 
-    Place<A> place(int64_t b, int64_t q, int corners) const {
+    QueryCorners<A> locate(int64_t b, int64_t q, int corners) const {
         const uint8_t* mask = t.mask ? t.mask + b * d.H * d.W : nullptr;
-        if (d.rows.den) return place_of<A>(d, rows[q / d.columns.size], columns[q % d.columns.size], corners, mask);
+        if (d.rows.den) return locate_corners<A>(d, rows[q / d.columns.size], columns[q % d.columns.size], corners, mask);
         const int64_t at = 2 * (b * d.point_b + q);
         const A* frac = static_cast<const A*>(t.frac) + at;
-        return place_of<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
+        return locate_corners<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
     }
 
-    // Channel 0 of corner j; zeros for an invalid pixel, whose values are never read.
-    const T* corner(const Place<A>& p, int64_t b, int j) const {
+    // Returns channel 0 of corner j. An invalid pixel, whose values are never read, gives zeros.
+    const T* corner(const QueryCorners<A>& p, int64_t b, int j) const {
         if (!p.valid[j]) return nothing;
         return static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w;
     }
@@ -62,7 +66,8 @@ struct Source {
     const Buffer<T> nothing;
 };
 
-// R rho + Lambda kappa + b of a query: constant = Lambda kappa + b, the rest by corner. For Fourier constant = Phi kappa.
+// The terms R rho + Lambda kappa + b of a query. `constant` is Lambda kappa + b; the term of rho depends on the corner. For the
+// Fourier feature, `constant` is Phi kappa.
 template <class A>
 struct OffsetTerms {
     explicit OffsetTerms(const InrQueryDims& dims, const InrQueryTensors& t)
@@ -90,22 +95,22 @@ struct OffsetTerms {
         });
     }
 
-    const bool slopes;  // every corner has its own R, in the maps
+    const bool slopes;  // each corner has its own R, stored in the maps
     const int64_t width;
-    const Zeros<A> zeros;
+    const ZeroedBuffer<A> zeros;
     const Buffer<A> constant;
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
 };
 
-// NaN stays.
+// Returns the ReLU of x if `relu` is true, otherwise x. NaN stays NaN.
 template <class A, int N>
-FASTDS_HD Vec<A, N> relu_if(bool relu, Vec<A, N> x) {
+FASTDS_HD Vec<A, N> apply_relu(bool relu, Vec<A, N> x) {
     return relu ? Vec<A, N>(at_least(Vec<A, N>{}, x)) : x;
 }
 
-// The pre-activations of the four corners (0 .. corners-1) at channels c .. c+N-1.
+// Computes the pre-activations h[j] of the corners j < corners at channels c .. c+N-1.
 template <int N, class A, class T>
-FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* const* corner, int corners, int64_t c,
+FASTDS_HD void affine_at(const OffsetTerms<A>& o, const QueryCorners<A>& p, const T* const* corner, int corners, int64_t c,
                          Vec<A, N>* h) {
     const auto constant = load_vec<N>(o.constant + c), ry = load_vec<N>(o.rho_y + c), rx = load_vec<N>(o.rho_x + c);
 #pragma GCC unroll 4
@@ -117,7 +122,7 @@ FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* co
     }
 }
 
-// <q, k_j> over n channels for the four corners, one per lane.
+// Returns <q, k_j> over n channels for the four corners, one per lane.
 template <class A, class T>
 FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
     Vec<A, 4> sum{};
@@ -132,14 +137,14 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
                 Vec<A, 4> part[4];
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
-                    const auto half = half_of<0>(p[j]) + half_of<1>(p[j]);
-                    part[j] = half_of<0>(half) + half_of<1>(half);
+                    const auto half = get_half<0>(p[j]) + get_half<1>(p[j]);
+                    part[j] = get_half<0>(half) + get_half<1>(half);
                 }
                 sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
             } else {
                 Vec<A, 4> part[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) part[j] = half_of<0>(p[j]) + half_of<1>(p[j]);
+                for (int j = 0; j < 4; j++) part[j] = get_half<0>(p[j]) + get_half<1>(p[j]);
                 sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
             }
         }
@@ -155,7 +160,7 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
     return sum;
 }
 
-// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / sum.
+// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / (sum over j).
 template <class A>
 struct Attention {
     explicit Attention(const InrQueryDims& d, const InrQueryTensors& t)
@@ -163,7 +168,7 @@ struct Attention {
           bias(static_cast<const A*>(t.rho_bias)), query(d.heads * d.dk), alpha(4 * d.heads) {}
 
     template <class T>
-    FASTDS_HD void weigh(const Place<A>& p, const T* const* corner) const {
+    FASTDS_HD void compute_weights(const QueryCorners<A>& p, const T* const* corner) const {
         for_runs<A>(0, heads * dk, [&](auto run, int64_t c) {
             constexpr int N = decltype(run)::value;
             Vec<A, N> sum{};
@@ -195,9 +200,9 @@ struct Attention {
     const Buffer<A> query, alpha;
 };
 
-// sin and cos of the phase of corner j at frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
+// Returns sine and cosine of the phase of corner j at the frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
 template <int N, class A, class T>
-FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& p, const T* frequency, int j, int64_t n) {
+FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const QueryCorners<A>& p, const T* frequency, int j, int64_t n) {
     Vec<A, N> along_y{}, along_x{};
     if constexpr (N == 1) {
         along_y = A(load(frequency[2 * n]));
@@ -211,7 +216,8 @@ FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& 
     return sincos_pi<A>(Vec<A, N>(along_y * p.rho_y[j] + along_x * p.rho_x[j] + load_vec<N>(o.constant + n)));
 }
 
-// Writes what enters the trunk: one row, for late one per corner (row_stride apart). S: storage of the rows.
+// Writes the rows that enter the trunk: one row, or for `late` one per corner, row_stride apart. S is the storage type of the
+// rows.
 template <class S, class T, class A>
 struct Features {
     const Source<T>& source;
@@ -223,14 +229,14 @@ struct Features {
     explicit Features(const Source<T>& s)
         : source(s), offset(s.d, s.t), attention(s.d, s.t), corners(s.d.ensemble == inr_none ? 1 : 4) {}
 
-    // The cell of query (b, q) becomes current.
+    // Makes the cell of query (b, q) the current one.
     FASTDS_HD void set_cell(int64_t b, int64_t q) {
         if (source.d.cell_q || b != sample) offset.set_cell(source.t.cell ? source.cell(b, q) : nullptr);
         sample = b;
     }
 
-    // Not inlined: several callers.
-    __attribute__((noinline)) void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
+    // Not inlined, because it has several callers.
+    __attribute__((noinline)) void write(const QueryCorners<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
         const InrQueryDims& d = source.d;
         const T* corner[4];
         for (int j = 0; j < 4; j++) corner[j] = source.corner(p, b, j);
@@ -240,7 +246,7 @@ struct Features {
         } else if (d.feature == inr_fourier) {
             write_fourier(p, corner, row, row_stride);
         } else if (d.ensemble == inr_early_attn) {
-            attention.weigh(p, corner);
+            attention.compute_weights(p, corner);
             const int64_t width = d.D / d.heads;
             for (int64_t h = 0; h < d.heads; h++)
                 write_affine(p, corner, row, row_stride, attention.alpha + 4 * h, h * width, (h + 1) * width);
@@ -250,7 +256,7 @@ struct Features {
     }
 
   private:
-    FASTDS_HD void write_affine(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride, const A* alpha,
+    FASTDS_HD void write_affine(const QueryCorners<A>& p, const T* const* corner, S* row, int64_t row_stride, const A* alpha,
                                 int64_t begin, int64_t end) const {
         const bool late = source.d.ensemble == inr_late, relu = source.d.relu;
         for_runs<A>(begin, end, [&](auto run, int64_t c) {
@@ -260,7 +266,7 @@ struct Features {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 if (j >= corners) break;
-                h[j] = relu_if<A, N>(relu, h[j]);
+                h[j] = apply_relu<A, N>(relu, h[j]);
                 if (late) store_vec<N>(row + j * row_stride + c, h[j]);
                 if (!late) sum += h[j] * alpha[j];
             }
@@ -268,7 +274,7 @@ struct Features {
         });
     }
 
-    FASTDS_HD void write_fourier(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride) const {
+    FASTDS_HD void write_fourier(const QueryCorners<A>& p, const T* const* corner, S* row, int64_t row_stride) const {
         const bool late = source.d.ensemble == inr_late;
         const int64_t half = offset.width;
         for_runs<A>(0, half, [&](auto run, int64_t n) {
@@ -293,13 +299,13 @@ struct Features {
     }
 
     // y_o = <a, G_o> + g_o; the row has O values.
-    FASTDS_HD void write_dot(const Place<A>& p, const T* corner, S* row) const {
+    FASTDS_HD void write_dot(const QueryCorners<A>& p, const T* corner, S* row) const {
         const int64_t D = source.d.D, O = source.d.O;
         for (int64_t o = 0; o < O; o++) {
             A sum = load(corner[O * D + o]);
             for_runs<A>(0, D, [&](auto run, int64_t c) {
                 constexpr int N = decltype(run)::value;
-                const Vec<A, N> a = relu_if<A, N>(source.d.relu, dot_input<N>(p, c));
+                const Vec<A, N> a = apply_relu<A, N>(source.d.relu, dot_input<N>(p, c));
                 const Vec<A, N> product = a * load_vec<N>(corner + o * D + c);
                 if constexpr (N == 1) {
                     sum += product;
@@ -312,12 +318,120 @@ struct Features {
     }
 
   public:
-    // The pre-activation of the dot feature at channels c .. c+N-1.
+    // Returns the pre-activation of the dot feature at channels c .. c+N-1.
     template <int N>
-    FASTDS_HD Vec<A, N> dot_input(const Place<A>& p, int64_t c) const {
+    FASTDS_HD Vec<A, N> dot_input(const QueryCorners<A>& p, int64_t c) const {
         return load_vec<N>(offset.constant + c) +
                (load_vec<N>(offset.rho_y + c) * p.rho_y[0] + load_vec<N>(offset.rho_x + c) * p.rho_x[0]);
     }
+};
+
+// The trunk of inr_query, linear layers with ReLU between them, applied to a panel of rows.
+
+// Computes the sums over the terms of x(row, term) * B(term, column) for n rows of x, which are `stride` apart. B is packed by
+// pack(). Each result is passed to write(row, first column, sums, number of vectors).
+template <class Step, class Write>
+FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t terms, const typename Step::Stored* packed,
+                             int64_t columns, int64_t n, const Blocking& blocking, const Write& write) {
+    using A = typename Step::A;
+    constexpr int lanes = kLanes<A>;
+    const int64_t padded = round_up(terms, blocking.term_multiple<Step>()), steps = padded / Step::terms;
+    for (int64_t i = 0; i < n; i++)  // zeros what the last step reads beyond the terms, which may be NaN left by another layer
+        for (int64_t c = terms; c < padded; c++) x[i * stride + c] = {};
+    const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
+        constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
+        constexpr int64_t b_step = NV * lanes * Step::terms;
+        if constexpr (Step::terms > 1 && NV <= 2)
+            if (blocking.tiles) {
+                for_tile_sums<NV>({x, stride, padded / kTileDepth}, n, packed, [&](int64_t first, const float* sums) {
+                    for (int64_t r = first; r < min_of(first + 2 * kTileRows, n); r++, sums += NV * lanes)
+                        write(r, column, sums, NV);
+                });
+                packed += steps * b_step;
+                return;
+            }
+        for (int64_t r = 0; r < n; r += MR) {
+            Vec<A> acc[MR][NV];
+            clear<A>(acc);
+            multiply<Step>(acc, x + r * stride, stride, Step::terms, packed, b_step, steps);
+            A sums[MR * NV * lanes];
+            store_tile(sums, acc);
+            for (int64_t i = 0; i < MR && r + i < n; i++) write(r + i, column, sums + i * NV * lanes, NV);
+        }
+        packed += steps * b_step;
+    };
+    for_column_blocks<A>(columns, multiply_block, blocking.vectors());
+}
+
+// The trunk with packed weights and the stride of its rows.
+template <class Step>
+struct Trunk {
+    using A = typename Step::A;
+    using Stored = typename Step::Stored;
+
+    Trunk(const InrQueryDims& dims, const InrQueryTensors& t)
+        : d(dims), blocking{Step::terms > 1 && dims.tiles}, weights(total(dims)), bias(dims.layers * get_max_width(dims)),
+          stride(round_up(get_max_width(dims), blocking.tiles ? 32 : 16)) {
+        Stored* at = weights;
+        for (int l = 0; l < d.layers; l++) {
+            const int64_t in = inr_layer_inputs(d, l), out = d.width[l];
+            const A* w = static_cast<const A*>(t.weight[l]);
+            pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); }, blocking);
+            __builtin_memcpy(bias + l * get_max_width(d), t.layer_bias[l], out * sizeof(A));
+            packed[l] = at;
+            at += packed_size<Step>(out, in, blocking);
+        }
+    }
+
+    static int64_t get_max_width(const InrQueryDims& d) {
+        int64_t most = d.D > d.O ? d.D : d.O;
+        for (int l = 0; l < d.layers; l++) most = d.width[l] > most ? d.width[l] : most;
+        return most;
+    }
+    int64_t total(const InrQueryDims& d) const {
+        int64_t sum = 0;
+        for (int l = 0; l < d.layers; l++) sum += packed_size<Step>(d.width[l], inr_layer_inputs(d, l), blocking);
+        return sum;
+    }
+
+    // Propagates n rows through all layers. `rows` holds the input; `rows` and `other` alternate as scratch. y receives the
+    // values of the last layer in the compute type. Not inlined, because the code is the same for all storage types with this
+    // step.
+    __attribute__((noinline)) void run(Stored* rows, Stored* other, A* y, int64_t n) const {
+        for (int l = 0; l + 1 < d.layers; l++) {
+            layer(l, rows, other, n, true);
+            Stored* next = other;
+            other = rows;
+            rows = next;
+        }
+        layer(d.layers - 1, rows, y, n, false);
+    }
+
+    // Computes the outputs y of one layer for n rows x.
+    template <class Out>
+    void layer(int l, Stored* x, Out* y, int64_t n, bool relu) const {
+        constexpr int lanes = kLanes<A>;
+        const int64_t out = d.width[l];
+        const A* b = bias + l * get_max_width(d);
+        const auto write = [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
+            Out* to = y + row * stride + column;
+            const auto value = [&](int64_t c) __attribute__((always_inline)) {
+                return apply_relu<A, lanes>(relu, Vec<A>(load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c)));
+            };
+            if (column + vectors * lanes <= out)
+                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_vec<lanes>(to + c, value(c));
+            else
+                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_first<lanes>(to + c, value(c), out - column - c);
+        };
+        multiply_rows<Step>(x, stride, inr_layer_inputs(d, l), packed[l], out, n, blocking, write);
+    }
+
+    const InrQueryDims& d;
+    const Blocking blocking;
+    const Buffer<Stored> weights;
+    const Stored* packed[kInrLayers];  // packed weights of each layer, in `weights`
+    const ZeroedBuffer<A> bias;
+    const int64_t stride;  // distance between rows
 };
 
 }  // namespace
