@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the DB-RNN family compared with their reference implementation in eager torch.
 
-The reference, fastds.models.db_rnn.oracle, uses contiguous tensors and one convolution per summand, without fusion; its
+The reference, tests.references.db_rnn, uses contiguous tensors and one convolution per summand, without fusion; its
 local attention loops over window rows on views. Batch 4, 160 x 160 pixels, five known and five forecast frames, which
 take nine time steps. A training step is the forward pass, the pixel loss of the paper, the backward pass and Adam.
 FLOPs are those of the reference without the attention itself. "fastds saved gates" saves the gates for the backward
@@ -16,8 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds.models import create
-from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.losses import pixel_loss
+from tests.references import db_rnn as reference
 
 BATCH, SIZE, KNOWN, STEPS = 4, 160, 5, 5
 GIGA_MACS = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FC-ZSM compared with its reference implementation in eager torch, and with plain convolutions.
 
-The reference, fastds.models.fczsm.oracle, uses contiguous tensors and deformable convolutions by grid_sample, without
+The reference, tests.references.fczsm, uses contiguous tensors and deformable convolutions by grid_sample, without
 fusion. The FLOPs of all rows are those of the reference. The yardstick, "conv2d", computes as many FLOPs by
 convolutions of 64 to 64 channels in channels_last. A training step is forward, mean squared error, backward and Adam.
 "fastds direct" computes all plain convolutions by oneDNN. fastds and the reference also run with freed memory returned
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.models import FCZSM, create
-from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
+from tests.references.fczsm import ReferenceFCZSM, count_flops
 
 SIZES = {"forward": 200, "training step": 100}  # coarse pixels each way
 ROWS = [  # mode, peer, dtype, freed memory

@@ -45,7 +45,7 @@ def build(peer, part, dtype):
     """
     model, x = make_network(dtype)
     factor = torch.full((1, 2), float(SCALE), dtype=dtype)
-    where = model.grid(SOURCE, [SCALE * n for n in SOURCE])
+    where = model.build_grid(SOURCE, [SCALE * n for n in SOURCE])
 
     def encoder():
         return model._features(x, factor)

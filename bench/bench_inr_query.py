@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.models.inr import Encoded, bands
+from fastds.models.inr import Encoded, decoders
 from fastds.nn import LocalEnsembleDecoder
 from fastds.ops import inr_query
 from fastds.ops.impl.inr_query.points import GridSpec
@@ -115,7 +115,7 @@ def build_liif(case, dtype, device="cpu"):
         linear.weight.data, linear.bias.data = weight, bias
     decoder.to(device), decoder.local.to(dtype)
     encoded, cell = Encoded(make_features(case, dtype, device), None, None), make_cell(case, device)
-    return lambda: bands.decode(decoder, encoded, case.grid, cell, ("clamp", "clamp"))
+    return lambda: decoders.decode(decoder, encoded, case.grid, cell, ("clamp", "clamp"))
 
 
 def build_published_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):

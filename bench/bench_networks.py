@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastds
 from bench.interleaved_timing import measure_medians
 from fastds.models import create
-from fastds.models.export.signatures import signature
+from fastds.models.export.signatures import build_signature
 from fastds.models.fczsm import FCZSM
-from fastds.models.fczsm.oracle import ReferenceFCZSM
+from tests.references.fczsm import ReferenceFCZSM
 
 SIZES = {  # pixels of the input, each way
     "fczsm": (48, 100, 200),
@@ -135,16 +135,16 @@ def build_openvino(name: str, size: int, dtype: torch.dtype):
 
 def make_inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
     model = make_model(name)
-    return draw_inputs(signature(model, **get_step_options(model)), size)
+    return draw_inputs(build_signature(model, **get_step_options(model)), size)
 
 
 def make_forward(peer: str, model: torch.nn.Module):
     """Return the forward pass of the network of fastds, or of the same network in PyTorch."""
     if peer == "fastds":
-        return signature(model, **get_step_options(model)).module
+        return build_signature(model, **get_step_options(model)).module
     if isinstance(model, FCZSM) and not model.config["flow_guided"]:
         return ReferenceFCZSM(dict(model.named_parameters()), model.config)
-    module = signature(model, **get_step_options(model)).module
+    module = build_signature(model, **get_step_options(model)).module
 
     def run_reference(*inputs):
         with fastds.backend("reference"), fastds.convolution("direct"):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The humidity WGAN-GP compared with its reference implementation in eager torch, contiguous and in channels_last.
 
-The reference, fastds.models.wgan_gp.oracle, computes two convolutions per mixed layer, without fusion. The sample is
+The reference, tests.references.wgan_gp, computes two convolutions per mixed layer, without fusion. The sample is
 one day of eight fields, 8 x 8 to 64 x 64 pixels. A training step computes the loss of the critic with its penalty and
 the loss of the generator, both with all gradients; the parameters of the critic are frozen for the second, as in a
 training. All weights change slightly before every step, as an optimizer would change them, so that packed weights
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fastds.models import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp import CriticLoss
-from fastds.models.wgan_gp import oracle as reference
+from tests.references import wgan_gp as reference
 
 ROWS = [
     (mode, peer, dtype)

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from bench import interleaved_timing
 from bench.result_files import RESULTS, read_csv, write_csv
 from fastds.models.baselines.super_resolution import SRResNet
-from fastds.models.inr.decoders import CiaoSRDecoder, _corners, _moved_half
-from fastds.models.inr.encoders import extend
-from fastds.models.wgan_gp.blocks import ConvGRU
+from fastds.models.inr.decoders import CiaoSRDecoder, _find_corners, _shift_half_pixel
+from fastds.models.inr.encoders import pad_border
+from fastds.models.wgan_gp.layers import ConvGRU
 from fastds.nn import Conv2d, Conv3x3
 from fastds.ops import GridSpec, PointSpec
 
@@ -132,7 +132,7 @@ MODES = ("forward", "step", "forward bfloat16", "step bfloat16")
 
 def make_gru_rows() -> Iterator[Row]:
     """Yield the rows of the part gru: sequences of eight time steps."""
-    calls = {"single": ConvGRU.sequence_on_shared_kernels, "cell": lambda gru, x: gru.sequence(x)[0]}
+    calls = {"single": ConvGRU.run_on_shared_kernels, "cell": lambda gru, x: gru.sequence(x)[0]}
     for network, channels, size, batches in SIZES:
         for batch in batches:
             torch.manual_seed(3)
@@ -199,10 +199,10 @@ def query_gathered_ciaosr(
     Returns:
         Values (B, Q, O).
     """
-    unfolded = F.unfold(extend(features, 1, decoder.padding_mode), 3).unflatten(2, features.shape[2:])
+    unfolded = F.unfold(pad_border(features, 1, decoder.padding_mode), 3).unflatten(2, features.shape[2:])
     place = where, unfolded, None, [False, False]
-    corners = _corners(*place, nearest=False)
-    query = _corners(_moved_half(where), *place[1:], nearest=True).gather(unfolded, 0)
+    corners = _find_corners(*place, nearest=False)
+    query = _find_corners(_shift_half_pixel(where), *place[1:], nearest=True).gather(unfolded, 0)
     cell = cell[:, None].expand(len(features), query.shape[1], 2)
     logits, values = [], []
     for j in range(4):

@@ -9,7 +9,7 @@ _PAPERS_NAME = re.compile(r"^(fc-)?zsm(?=-|$)")  # FC-ZSM, ZSM-DS, ...: fczsm, f
 
 
 def with_article(name: str) -> str:
-    """ "a Tensor", "an ErrorLaw"."""
+    """ "a Tensor", "an ErrorModel"."""
     return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 

@@ -6,8 +6,8 @@ import copy
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.cells import build_cell
+from tests.references import db_rnn as reference
 
 SMALL = {"preciplstm": {"window": 4}, "trajgru": {"links": 3}}
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.models.baselines import advection, bicubic, optical_flow, trilinear, warp
-from fastds.models.baselines.advection import halfway_flow
+from fastds.models.baselines.advection import compute_halfway_flow
 from fastds.models.baselines.super_resolution import SRResNet
 
 
@@ -73,7 +73,7 @@ def test_warp_moves_by_whole_pixels_and_repeats_the_edge():
 def test_halfway_flow_of_uniform_motion():
     flow = torch.zeros(1, 2, 2, 8, 8)
     flow[:, 0, 0], flow[:, 1, 0] = 3.0, -3.0
-    half = halfway_flow(flow)
+    half = compute_halfway_flow(flow)
     torch.testing.assert_close(half[:, 0], torch.full((1, 8, 8), -1.5))
     assert half[:, 1].abs().max() == 0.0
 

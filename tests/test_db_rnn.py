@@ -7,8 +7,8 @@ from cell_cases import SMALL, compare, three_steps_of_a_cell
 
 import fastds
 from fastds.models.db_rnn import DBRNN, MSRNN, StagedRNN
-from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.cells import CELLS
+from tests.references import db_rnn as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

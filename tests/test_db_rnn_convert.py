@@ -126,7 +126,7 @@ def test_they_nowcast(tmp_path):
 def test_refusals():
     state = published("predrnn")
     with pytest.raises(
-        ValueError, match="state must be of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell"
+        ValueError, match="state must be that of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell"
     ):
         from_published({k: v for k, v in state.items() if "_conv_c_m" not in k})
     with pytest.raises(ValueError, match=r"state does not fit an MS-RNN with predrnn cells: 'rnns.lstm.5._conv_x2h"):

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 
 from fastds import models
 from fastds.models.db_rnn import CELLS, DBRNN, MSRNN, Discriminator, StagedRNN
-from fastds.models.db_rnn.discriminator import variant_of
+from fastds.models.db_rnn.discriminator import select_variant
 from fastds.models.db_rnn.losses import (
     Weights,
+    compute_loss_weights,
+    compute_scheduled_weights,
     discriminator_loss,
     generator_loss,
     gradient_difference_loss,
     pixel_loss,
-    scheduled_weights,
-    weights_of,
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -158,22 +158,24 @@ def test_adversarial_terms():
     loss.backward()
     assert y.grad is None
     with pytest.raises(ValueError, match="discriminator is None"):
-        generator_loss(x, y, x, scheduled_weights(0))
+        generator_loss(x, y, x, compute_scheduled_weights(0))
 
 
 def test_schedule():
-    ends = [scheduled_weights(e) for e in (0, 10, 20, 49)]
+    ends = [compute_scheduled_weights(e) for e in (0, 10, 20, 49)]
     assert [w.forecast for w in ends] == pytest.approx([1, 0.505, 0.01, 0.01])
     assert [w.deblurred for w in ends] == pytest.approx([0.01, 0.505, 1, 1])
     assert {(w.gradient, w.adversarial) for w in ends} == {(0.001, 1.0)}
-    assert weights_of(30, "none", scheduled=False) == Weights(1, 1, 0, 0)
-    assert weights_of(20, "none") == Weights(pytest.approx(0.01), 1.0, 0.0, 0.0)
-    assert weights_of(20, "gdl") == Weights(pytest.approx(0.01), 1.0, 0.001, 0.0)
-    assert weights_of(7) == scheduled_weights(7) and weights_of(7, scheduled=False) == Weights(1, 1, 0.001, 1)
+    assert compute_loss_weights(30, "none", scheduled=False) == Weights(1, 1, 0, 0)
+    assert compute_loss_weights(20, "none") == Weights(pytest.approx(0.01), 1.0, 0.0, 0.0)
+    assert compute_loss_weights(20, "gdl") == Weights(pytest.approx(0.01), 1.0, 0.001, 0.0)
+    assert compute_loss_weights(7) == compute_scheduled_weights(7) and compute_loss_weights(
+        7, scheduled=False
+    ) == Weights(1, 1, 0.001, 1)
     with pytest.raises(ValueError, match="terms must be one of none, gdl, adversarial, got 'all'"):
-        weights_of(0, "all")
+        compute_loss_weights(0, "all")
     with pytest.raises(ValueError, match="epoch must be >= 0"):
-        scheduled_weights(-1)
+        compute_scheduled_weights(-1)
 
 
 @pytest.mark.parametrize("variant,parameters", [("S", 11_701), ("M", 16_873), ("L", 26_881)])
@@ -182,7 +184,7 @@ def test_discriminator(variant, parameters):
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.rand(2, 1, 160, 160)).shape == (2, 1)
     cell = {"S": "trajgru", "M": "predrnn", "L": "mim"}[variant]
-    assert sum(p.numel() for p in Discriminator(variant_of(cell)).parameters()) == parameters
+    assert sum(p.numel() for p in Discriminator(select_variant(cell)).parameters()) == parameters
     with pytest.raises(ValueError, match=r"expected \(N, 1, 160, 160\)"):
         critic(torch.rand(2, 1, 64, 64))
     for arguments, words in (

@@ -306,14 +306,14 @@ def test_the_noise_goes_round_the_globe():
     numbers = [step[0] for step in pipeline._make_seeds(globe()["r"], 0, 1, 4)]
     with torch.no_grad():
         y = model(part[..., whole], noise=pipeline._draw_noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
-    np.testing.assert_allclose(fine, model.card.physical(y).clamp(0, 105), atol=0.05)
+    np.testing.assert_allclose(fine, model.card.denormalise(y).clamp(0, 105), atol=0.05)
 
 
 def test_a_regional_field_is_not_wrapped():
     model, data = generator(), globe().isel(longitude=slice(0, 39))
     part = torch.from_numpy(data["r"].values / 100).float()[None, :, None]
     with torch.no_grad():
-        expected = model.card.physical(model(part, noise="zero")[0, :, 0]).clamp(0, 105)
+        expected = model.card.denormalise(model(part, noise="zero")[0, :, 0]).clamp(0, 105)
     np.testing.assert_allclose(downscale(model, data)["r"], expected, atol=1e-4)
 
 

@@ -11,8 +11,15 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.metrics import crps
-from fastds.models.ensembles import detail
-from fastds.models.ensembles.detail import ECHO, FEATURES, Detail, correlation, lost_detail, smooth_noise
+from fastds.models.ensembles import downscaling_features as detail
+from fastds.models.ensembles.downscaling_features import (
+    FEATURES,
+    WET_SHARE_INDEX,
+    DownscalingFeatures,
+    draw_smooth_noise,
+    draw_zero_block_mean_noise,
+    estimate_correlation,
+)
 from fastds.tasks.radar import members as drawing
 from fastds.tasks.radar import refinement
 from fastds.tasks.radar.pairs import average_above
@@ -39,19 +46,19 @@ def drawn(coarse):
 
 
 def test_lost_detail_is_white_and_blocks_of_it_have_no_mean():
-    noise = lost_detail([1, 2], (400, 600), 2)
+    noise = draw_zero_block_mean_noise([1, 2], (400, 600), 2)
     blocks = noise.view(200, 2, 300, 2)
     assert blocks.mean((1, 3)).abs().max() < 1e-6
     assert noise.var().item() == pytest.approx(1, abs=0.02)
     inside, across = (noise[:, k::2][:, :299] * noise[:, k + 1 :: 2][:, :299] for k in (0, 1))
     assert inside.mean().item() == pytest.approx(-1 / 3, abs=0.02) and abs(across.mean().item()) < 0.02
-    assert torch.equal(noise, lost_detail([1, 2], (400, 600), 2))
-    assert not torch.equal(noise, lost_detail([1, 3], (400, 600), 2))
+    assert torch.equal(noise, draw_zero_block_mean_noise([1, 2], (400, 600), 2))
+    assert not torch.equal(noise, draw_zero_block_mean_noise([1, 3], (400, 600), 2))
 
 
 @pytest.mark.parametrize("near", [0.3, 0.7, 0.9])
 def test_the_correlation_of_smooth_noise_falls_exponentially(near):
-    parts = [smooth_noise([seed], (300, 420), near) for seed in range(8)]
+    parts = [draw_smooth_noise([seed], (300, 420), near) for seed in range(8)]
     assert np.mean([part.square().mean() for part in parts]) == pytest.approx(1, abs=0.06)
     for rows, columns in ((1, 0), (0, 1), (2, 0), (0, 4), (3, 4)):
         found = np.mean([(p[rows:, columns:] * p[: 300 - rows, : 420 - columns]).mean() for p in parts])
@@ -64,16 +71,16 @@ def test_smooth_noise_has_the_same_bits_with_any_number_of_threads():
         fields = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            fields.append(smooth_noise([5], (200, 210), 0.6))
+            fields.append(draw_smooth_noise([5], (200, 210), 0.6))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*fields)
 
 
 def test_correlation_grows_with_what_motion_adds():
-    assert correlation(1.0, 2.0) == pytest.approx(0.5**1.6)
-    assert correlation(2.0, 1.0) == correlation(0.0, 0.0) == correlation(1.0, 1.0) == 0.01
-    assert correlation(0.0, 1.0) == 0.98
+    assert estimate_correlation(1.0, 2.0) == pytest.approx(0.5**1.6)
+    assert estimate_correlation(2.0, 1.0) == estimate_correlation(0.0, 0.0) == estimate_correlation(1.0, 1.0) == 0.01
+    assert estimate_correlation(0.0, 1.0) == 0.98
 
 
 # ---- what the law reads
@@ -88,27 +95,27 @@ def fields(height=150, width=90):
 
 def test_features_by_hand_where_nothing_varies():
     fine, coarse = torch.full((64, 80), 10.0), torch.full((32, 40), 10.0)
-    found = Detail(fine, coarse, torch.full_like(fine, 3.0)).features(slice(0, 64))
+    found = DownscalingFeatures(fine, coarse, torch.full_like(fine, 3.0)).compute(slice(0, 64))
     assert found.shape == (FEATURES, 64, 80)
     likely = (0.2 * 9 + 0.01) ** 0.5 / 10
     expected = [0.5, likely, 0, *[0.5] * 4, *[0.01] * 4, *[9.01**0.5 / 10] * 4, *[1] * 4]
     expected += [np.log(0.1) / 2] * 4 + [0, 0] + [np.log(0.1) / 2, 0, 0.3, 1.0]
     torch.testing.assert_close(found[:, 30, 40], torch.tensor(expected, dtype=torch.float32), rtol=1e-3, atol=2e-3)
-    assert found[ECHO, 30, 40] == pytest.approx(1.0)
+    assert found[WET_SHARE_INDEX, 30, 40] == pytest.approx(1.0)
 
 
 def test_in_bands_features_are_the_same(monkeypatch):
-    whole = Detail(*fields(480, 64))
-    expected = whole.features(slice(0, 480))
+    whole = DownscalingFeatures(*fields(480, 64))
+    expected = whole.compute(slice(0, 480))
     monkeypatch.setattr(detail, "_ROWS", 128)
-    assert len(whole.bands()) == 4
-    found = torch.cat([whole.features(rows) for rows in whole.bands()], 1)
+    assert len(whole.split_rows()) == 4
+    found = torch.cat([whole.compute(rows) for rows in whole.split_rows()], 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_texture_is_the_variance_within_blocks():
     _, coarse, _ = fields()
-    inner, outer = detail._texture(coarse)
+    inner, outer = detail._compute_texture(coarse)
     assert inner[10, 20] == pytest.approx(coarse[10:12, 20:22].var(correction=0).item(), abs=1e-3)
     blocks = coarse[10:14, 20:24].var(correction=0)
     parts = [coarse[10 + i : 12 + i, 20 + j : 22 + j].var(correction=0) for i in range(3) for j in range(3)]

@@ -18,7 +18,7 @@ from fastds.models.baselines import interpolation
 from fastds.models.baselines.super_resolution import SRCNN
 from fastds.models.db_rnn.cells import build_cell
 from fastds.models.export import deform, onnx_file, run
-from fastds.models.export.program import at_least
+from fastds.models.export.program import raise_to_least_size
 from fastds.nn import Conv3x3, ConvLSTMCell, GuidedDeformConv2d, SubPixel
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d
 from fastds.tasks import export as command
@@ -109,7 +109,11 @@ def exported(tmp_path_factory):
 
 def test_fields_are_larger_where_a_network_needs_more_than_eight_pixels():
     given = {"batch": 2, "height": 9, "width": 12}
-    assert at_least(given, 8) == given and at_least(given, 20) == {"batch": 2, "height": 21, "width": 24}
+    assert raise_to_least_size(given, 8) == given and raise_to_least_size(given, 20) == {
+        "batch": 2,
+        "height": 21,
+        "width": 24,
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -269,12 +273,12 @@ def test_interpolation_leaves_sizes_open(align):
             return interpolation.interpolate(x, 3, "bicubic", align)
 
     rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
-    interpolation._matrix.cache_clear()
+    interpolation._build_cached_matrix.cache_clear()
     program = torch.export.export(Fine(), (torch.rand(2, 7, 5),), dynamic_shapes=({1: rows, 2: columns},), strict=False)
     x = torch.rand(2, 9, 4, dtype=torch.float32)
     torch.testing.assert_close(program.module()(x), Fine()(x))
     torch.export.export(Fine(), (torch.rand(2, 7, 5),), strict=False)
-    assert type(interpolation.matrix(7, 3, "bicubic", align)) is torch.Tensor
+    assert type(interpolation.build_interpolation_matrix(7, 3, "bicubic", align)) is torch.Tensor
 
 
 def test_deform_conv2d_of_all_taps_at_once():
@@ -310,11 +314,11 @@ class Own(torch.nn.Module):
 def test_torch_exports_a_network_of_ones_own(tmp_path):
     network, x = Own().eval(), torch.rand(1, 3, 1, 12, 16)
     with pytest.raises(
-        ValueError, match=r'own is written by torch.onnx.export\(.* `with fastds.backend\("reference"\)'
+        ValueError, match=r'custom network by torch.onnx.export\(.* `with fastds.backend\("reference"\)'
     ):
         fastds.export(network, tmp_path / "own.onnx")
     with fastds.backend("reference"):
         torch.onnx.export(network, (x,), tmp_path / "own.onnx", dynamo=True, verbose=False)
     with torch.no_grad():
-        torch.testing.assert_close(onnx_file.opened(tmp_path / "own.onnx")(x), network(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(onnx_file.load_runner(tmp_path / "own.onnx")(x), network(x), rtol=1e-4, atol=1e-5)
     assert "torch.onnx.export" in fastds.backend.__doc__

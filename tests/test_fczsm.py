@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from fastds.models import FCZSM, create
 from fastds.models.fczsm import conv_lstm
 from fastds.models.fczsm import network as fczsm_network
-from fastds.models.fczsm.guidance import StaticBranch, state_offsets
-from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
+from fastds.models.fczsm.guidance import StaticBranch, compute_state_offsets
 from fastds.nn import chunks
+from tests.references.fczsm import ReferenceFCZSM, count_flops
 
 SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
 
@@ -174,9 +174,9 @@ def test_flow_guidance_samples_along_the_motion():
     last, middle = first.roll((4, 2), (2, 3)), first.roll((2, 1), (2, 3))
     flow = torch.tensor([4.0, 2.0]).reshape(1, 1, 1, 2, 1, 1) * torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1, 1)
     flow = flow.expand(1, 1, 2, 2, 24, 24)
-    from fastds.models.fczsm.guidance import interpolation_offsets
+    from fastds.models.fczsm.guidance import compute_interpolation_offsets
 
-    base1, base2 = interpolation_offsets(flow, 1)
+    base1, base2 = compute_interpolation_offsets(flow, 1)
     with torch.no_grad():
         still = model.way1([middle], [middle])
         torch.testing.assert_close(model.way1([first], [last], None, base1), still, rtol=0, atol=1e-12)
@@ -184,9 +184,9 @@ def test_flow_guidance_samples_along_the_motion():
 
 
 def test_flow_guidance_halves_the_flow_per_level():
-    from fastds.models.fczsm.guidance import level_offsets
+    from fastds.models.fczsm.guidance import build_offset_pyramid
 
-    one, two, three = level_offsets(torch.full((1, 2, 8, 12), 4.0), 3)
+    one, two, three = build_offset_pyramid(torch.full((1, 2, 8, 12), 4.0), 3)
     assert (one == 4).all() and (two == 2).all() and (three == 1).all()
     assert two.shape == (1, 2, 4, 6) and three.shape == (1, 2, 2, 3)
 
@@ -194,10 +194,10 @@ def test_flow_guidance_halves_the_flow_per_level():
 def test_flow_guidance_of_every_step():
     """Of flows 1 to 4 of two pairs, each from the earlier field and from the later one."""
     flow = torch.arange(1.0, 5.0).view(1, 2, 2, 1, 1, 1).expand(1, 2, 2, 2, 8, 8)
-    assert state_offsets(flow, 0, True, 1) is None
+    assert compute_state_offsets(flow, 0, True, 1) is None
     for step, x_way, state_way in ((1, (1, 4), (2, 3)), (2, (1, 4), (2, 3)), (3, (3, 2), (4, 1)), (4, (3, 2), (4, 1))):
         for turn in (1, -1):
-            found = [way[0][:, 0, 0, 0].tolist() for way in state_offsets(flow, step, turn == 1, 1)]
+            found = [way[0][:, 0, 0, 0].tolist() for way in compute_state_offsets(flow, step, turn == 1, 1)]
             assert found == [[0.5 * value for value in way[::turn]] for way in (x_way, state_way)]
 
 
@@ -268,7 +268,7 @@ def test_bfloat16_autocast():
 
 
 def deform_in_float32(x, offset, weight, bias, mask):
-    from fastds.models.fczsm.oracle import deform_by_grid_sample
+    from tests.references.fczsm import deform_by_grid_sample
 
     with torch.autocast("cpu", enabled=False):
         return deform_by_grid_sample(x.float(), offset.float(), weight, bias, mask.float())
@@ -360,7 +360,7 @@ def test_rows_in_pieces_are_rows_together(monkeypatch):
         whole = model(x)
         monkeypatch.setattr(conv_lstm, "get_frames_per_chunk", lambda frame: 2)
         torch.testing.assert_close(model(x), whole, rtol=1e-5, atol=1e-6)
-    assert conv_lstm.batch_pieces(3, x) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
+    assert conv_lstm.split_batch(3, x) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
 
 
 @pytest.mark.parametrize("levels", [1, 3])
@@ -373,7 +373,7 @@ def test_states_of_a_zero_state_lie_in_channels_last():
     """A zero state has strides of 0; a state that lies otherwise costs a copy of its offsets at each step."""
     lstm = conv_lstm.DeformableConvLSTM(4, 2, True, 0, True)
     with torch.no_grad():
-        from_x, from_h, bias = lstm.gate_parameters()
+        from_x, from_h, bias = lstm.split_gate_parameters()
         zero = torch.zeros(1, 4, 1, 1).expand(2, 4, 6, 8)
-        states = lstm.cell(zero, zero, torch.randn(2, 16, 6, 8), from_h)
+        states = lstm.run_cell(zero, zero, torch.randn(2, 16, 6, 8), from_h)
     assert all(z.is_contiguous(memory_format=torch.channels_last) for z in states)

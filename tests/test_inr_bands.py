@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastds.models import create
-from fastds.models.inr import Encoded, bands
+from fastds.models.inr import Encoded, decoders
 from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index
 
 SMALL = {"encoder_options": {"channels": 32, "blocks": 1}, "in_channels": 2}
@@ -23,7 +23,7 @@ def model_of(name, dtype=torch.float32, **options):
 
 @pytest.fixture
 def small_bands(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_ROWS", 3)
+    monkeypatch.setattr(decoders, "BAND_ROWS", 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -33,9 +33,9 @@ def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
     model, x = model_of(name, dtype, registration=registration), torch.randn(1, 2, 37, 18).to(dtype)
     x[:, :, 20:22, 3:9] = torch.nan
     with torch.no_grad():
-        monkeypatch.setattr(bands, "BAND_ROWS", 1000)
+        monkeypatch.setattr(decoders, "BAND_ROWS", 1000)
         whole = model(x, scale=2.67)
-        monkeypatch.setattr(bands, "BAND_ROWS", 5)
+        monkeypatch.setattr(decoders, "BAND_ROWS", 5)
         banded = model(x, scale=2.67)
     assert whole.isnan().any() and torch.equal(banded.isnan(), whole.isnan())
     # In float64 the products are the library's, whose last bit depends on the number of rows on Intel (4e-16 measured).
@@ -71,9 +71,9 @@ def test_19_points_read_their_rows_alone(name, scale):
         u = low + (high - low) * torch.rand(50, 2).double()
         where = from_index(torch.stack([u[:, 0], u[:, 1] % 8], -1), (41, 9), dtype=torch.float64)
         cell = torch.full((1, 50, 2), 2 / scale).double()
-        whole = bands.decode(model.decoder, encoded, where, cell, model.edge)  # with gradients: never in bands
+        whole = decoders.decode(model.decoder, encoded, where, cell, model.edge)  # with gradients: never in bands
         with torch.no_grad():
-            part = bands.decode(model.decoder, encoded, where, cell, model.edge)
+            part = decoders.decode(model.decoder, encoded, where, cell, model.edge)
         assert torch.equal(part, whole)
 
 
@@ -82,18 +82,18 @@ def test_19_points_beyond_the_last_row_read_the_rows_at_the_border():
     encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
     for row in (-50, 40, 90):
         where = PointSpec(torch.tensor([[[row, 3]]], dtype=torch.int32), torch.full((1, 1, 2), 0.3).double())
-        whole = bands.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge)
+        whole = decoders.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge)
         with torch.no_grad():
-            assert torch.equal(bands.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge), whole)
+            assert torch.equal(decoders.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge), whole)
 
 
 def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):
     model = model_of("inr-small", torch.float64)
     encoded, grid = Encoded(torch.randn(1, 32, 30, 20).double(), None, None), GridSpec.cells((30, 20), (60, 40))
     cell = 0.5 + torch.rand(1, 2400, 2).double()
-    whole = bands.decode(model.decoder, encoded, grid, cell, model.edge)
+    whole = decoders.decode(model.decoder, encoded, grid, cell, model.edge)
     with torch.no_grad():
-        assert torch.equal(bands.decode(model.decoder, encoded, grid, cell, model.edge), whole)
+        assert torch.equal(decoders.decode(model.decoder, encoded, grid, cell, model.edge), whole)
 
 
 def test_19_grids_of_no_and_of_few_points(small_bands):

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from fastds import models
 from fastds.models.inr.convert import from_published, to_published
 from fastds.models.inr.decoders import CiaoSRDecoder, MetaSRDecoder
-from fastds.models.inr.encoders import RDN, EDSRBaseline, SwinIRLight, extend, reflect_to_multiple
-from fastds.models.inr.window_transformer import WindowBlock
+from fastds.models.inr.encoders import RDN, EDSRBaseline, SwinIRLight, WindowBlock, pad_border, reflect_to_multiple
 from fastds.nn import LocalEnsembleDecoder
 from fastds.ops import GridSpec
 from fastds.ops.impl.inr_query.points import from_index
@@ -192,7 +191,7 @@ def test_fields_go_on_as_the_convolutions_see_them(mode):
     columns = {"mode": "wrap"} if mode == "circular_x" else rows
     expected = np.pad(x.numpy(), ((0, 0), (0, 0), (0, 0), (2, 2)), **columns)
     expected = np.pad(expected, ((0, 0), (0, 0), (2, 2), (0, 0)), **rows)
-    assert np.array_equal(extend(x, 2, mode), expected)
+    assert np.array_equal(pad_border(x, 2, mode), expected)
 
 
 @pytest.mark.parametrize("periodic", [False, True])

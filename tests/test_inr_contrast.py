@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastds import models
-from fastds.models.inr.contrast import local_contrast
+from fastds.models.inr.encoders import compute_local_contrast
 from fastds.tasks.fields.evaluation import resize_bilinear
 
 f64 = torch.float64
@@ -31,7 +31,7 @@ def small_network(**options):
 def test_mean_and_spread_pixel_by_pixel(periodic, masked):
     x = 3 + noisy(2, 2, 7, 9)
     valid = noisy(2, 2, 7, 9, seed=1) > -1 if masked else None
-    mean, spread = local_contrast(x, valid, 5, periodic)
+    mean, spread = compute_local_contrast(x, valid, 5, periodic)
 
     def around(field, b, c, row, column):
         """The 25 pixels around one, rows repeated beyond the border, columns too or round the globe."""

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 import fastds.models
 from fastds.models import create
 from fastds.models.inr import ENCODERS, INRDownscaler
-from fastds.models.inr.bands import across_poles
-from fastds.models.inr.dpfa import DPFA
-from fastds.models.inr.encoders import reflect_to_multiple
+from fastds.models.inr.encoders import DPFA, pad_across_poles, reflect_to_multiple
 from fastds.ops.impl.inr_query.points import from_index
 
 f64 = torch.float64
@@ -203,16 +201,16 @@ def test_13_periodic_longitude():
 
 def test_14_poles():
     x = torch.randn(1, 2, 9, 8, dtype=f64)
-    z, halo = across_poles(x, "node", [1])
+    z, halo = pad_across_poles(x, "node", [1])
     assert halo == 8 and torch.equal(z[:, :, halo:-halo], x)
     assert torch.equal(z[:, 0, halo - 1], x[:, 0, 1].roll(4, -1)) and torch.equal(
         z[:, 1, halo - 1], -x[:, 1, 1].roll(4, -1)
     )
     assert torch.equal(z[:, 0, -halo], x[:, 0, -2].roll(4, -1))
-    z, halo = across_poles(x, "cell", [])
+    z, halo = pad_across_poles(x, "cell", [])
     assert torch.equal(z[:, 0, halo - 1], x[:, 0, 0].roll(4, -1))
     with pytest.raises(ValueError, match="even number of columns"):
-        across_poles(x[..., :7], "cell", [])
+        pad_across_poles(x[..., :7], "cell", [])
 
 
 @pytest.mark.parametrize("pole", ["clamp", "cross"])
@@ -247,7 +245,7 @@ def test_18_large_offsets_in_half_precision():
 def test_19_chunks_change_nothing():
     model = tiny()
     x = torch.randn(1, 2, 10, 12, dtype=f64)
-    grid, factor = model.grid((10, 12), (23, 40)), torch.tensor([[2.3, 40 / 12]], dtype=f64)
+    grid, factor = model.build_grid((10, 12), (23, 40)), torch.tensor([[2.3, 40 / 12]], dtype=f64)
     encoded = model.encode(x, factor)
     whole = model.decode(encoded, grid, 2 / factor).unflatten(1, (23, 40))
     for rows in ((0, 7), (7, 8), (8, 23)):
@@ -260,7 +258,7 @@ def test_points_are_grid_values():
         options = {"decoder_options": {"width": 16}} if decoder == "metasr" else {}
         model = tiny(decoder=decoder, **options)
         x = torch.randn(2, 2, 6, 8, dtype=f64)
-        grid = model.grid((6, 8), (15, 20))
+        grid = model.build_grid((6, 8), (15, 20))
         y = model(x, points=grid.points(dtype=f64), scale=2.5)
         assert (y.unflatten(1, (15, 20)).permute(0, 3, 1, 2) - model(x, scale=2.5)).abs().max() < 1e-10
 

@@ -8,7 +8,7 @@ import fastds
 from fastds import models
 from fastds.models.baselines.extrapolation import extrapolation
 from fastds.models.db_rnn import LagrangianRNN
-from fastds.models.db_rnn.lagrangian import backward_flow, match_intensities
+from fastds.models.db_rnn.lagrangian import estimate_backward_flow, match_intensities
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -30,7 +30,7 @@ def blobs(frames: int, step: tuple[float, float], size: int = 64) -> torch.Tenso
 
 def test_flow_points_to_where_the_echo_was():
     x = blobs(3, (1.5, -2.0))
-    flow, echo = backward_flow(x), (x[0, 2, 0] > 0.2)[12:-12, 12:-12]
+    flow, echo = estimate_backward_flow(x), (x[0, 2, 0] > 0.2)[12:-12, 12:-12]
     inner = flow[0, :, 12:-12, 12:-12]
     assert flow.shape == (1, 2, 64, 64)
     assert (inner[0][echo] + 1.5).abs().mean() < 0.15 and (inner[1][echo] - 2.0).abs().mean() < 0.15

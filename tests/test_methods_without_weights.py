@@ -12,7 +12,7 @@ import fastds
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.models.baselines.advection import advection
-from fastds.models.baselines.interpolation import interpolate, weights_at
+from fastds.models.baselines.interpolation import compute_interpolation_weights, interpolate
 from fastds.tasks.api import select_downscaling_task
 from fastds.tasks.radar.methods import BASELINES, Baseline
 
@@ -33,7 +33,7 @@ def test_positions_of_a_finer_grid_give_interpolate(method):
     """Where both are defined: cells cut into r x r, edges repeated."""
     x = torch.randn(9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for r in (2, 3):
-        rows, columns = (weights_at((np.arange(r * n) + 0.5) / r - 0.5, n, method) for n in x.shape)
+        rows, columns = (compute_interpolation_weights((np.arange(r * n) + 0.5) / r - 0.5, n, method) for n in x.shape)
         np.testing.assert_allclose(rows @ x.numpy() @ columns.T.toarray(), interpolate(x, r, method), atol=1e-12)
 
 
@@ -41,14 +41,18 @@ def test_a_line_that_goes_round():
     x = np.random.default_rng(0).normal(size=8)
     at = np.array([-0.3, 7.4, 7.9, 12.25])
     for method in ("bilinear", "bicubic", "lanczos"):
-        expected = weights_at(at + 8, 24, method) @ np.tile(x, 3)
-        np.testing.assert_allclose(weights_at(at, 8, method, periodic=True) @ x, expected, atol=1e-12)
+        expected = compute_interpolation_weights(at + 8, 24, method) @ np.tile(x, 3)
+        np.testing.assert_allclose(
+            compute_interpolation_weights(at, 8, method, periodic=True) @ x, expected, atol=1e-12
+        )
 
 
 def test_weights_are_those_of_scipys_linear_interpolation():
     x = np.random.default_rng(1).normal(size=11)
     at = np.linspace(0, 10, 37)
-    np.testing.assert_allclose(weights_at(at, 11, "bilinear") @ x, map_coordinates(x, [at], order=1), atol=1e-12)
+    np.testing.assert_allclose(
+        compute_interpolation_weights(at, 11, "bilinear") @ x, map_coordinates(x, [at], order=1), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("options", [{"scale": 2.5}, {"grid": 0.75}])

@@ -8,7 +8,7 @@ import fastds
 import fastds.models
 from fastds.data import synthetic_event
 from fastds.models.mlcast import MLCastConvGRU
-from fastds.models.mlcast.network import mlcast_card
+from fastds.models.mlcast.network import build_card
 
 
 def cell(weights, x, h):
@@ -195,7 +195,7 @@ def test_members_of_a_nowcast_are_its_own():
     model = MLCastConvGRU(num_blocks=1).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.card = mlcast_card("tiny")
+    model.card = build_card("tiny")
     event = synthetic_event(2, frames=6, shape=(32, 36))
     six, five, other = (
         fastds.nowcast(model, event, steps=2, **options)

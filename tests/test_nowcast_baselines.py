@@ -13,14 +13,14 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from fastds.data import RadarWindows
 from fastds.models.baselines import (
     blurred_persistence,
+    compute_trajectories,
     extrapolation,
     optical_flow,
     persistence,
     pysteps_extrapolation,
-    trajectories,
 )
+from fastds.models.baselines.boundary import fill_inflow, inpaint_edge_motion
 from fastds.models.baselines.extrapolation import fill_missing
-from fastds.models.baselines.rims import from_outside, trusted_motion
 
 METHODS = [persistence, blurred_persistence, extrapolation]
 GROWTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels per step
@@ -56,7 +56,7 @@ def test_trajectories_agree_with_a_loop_in_float64():
     )
     rows, columns = np.mgrid[:20, :24].astype(np.float64)
     d = np.zeros((2, 20, 24))
-    for found in trajectories(flow, 4)[0]:
+    for found in compute_trajectories(flow, 4)[0]:
         places = np.stack([np.clip(rows + d[0], 0, 19), np.clip(columns + d[1], 0, 23)])
         d = d + np.stack([map_coordinates(b.double().numpy(), places, order=1) for b in flow[0]])
         np.testing.assert_allclose(found, d, atol=2e-5)
@@ -93,7 +93,7 @@ def test_blur_goes_on_as_it_began(growth):
         np.testing.assert_allclose(field, gaussian_filter(second, growth * k, mode="nearest"), atol=1e-6)
 
 
-def test_what_comes_from_outside_goes_from_the_edge_to_the_mean_near_it():
+def test_inflow_goes_from_the_edge_to_the_mean_near_it():
     """Stripes along the flow, the east of them not observed, move west for 60 pixels."""
     x, flow = torch.zeros(1, 2, 1, 96, 160), torch.zeros(1, 2, 96, 160)
     x[..., ::4, :], flow[:, 1], x[..., 120:] = 0.8, 5.0, math.nan
@@ -105,13 +105,13 @@ def test_what_comes_from_outside_goes_from_the_edge_to_the_mean_near_it():
         np.testing.assert_allclose(moved[:, 59 + distance], expected, atol=0.004)
 
 
-def test_what_comes_from_outside_is_wet_on_no_larger_an_area_than_what_was_observed():
+def test_inflow_is_wet_on_no_larger_an_area_than_what_was_observed():
     """A mean of stripes of rain, a quarter of the field, is wet everywhere; cut, on the quarter where it is largest."""
     last, paths = torch.zeros(1, 1, 96, 160), torch.zeros(1, 1, 2, 96, 160)
     last[..., ::4, :], paths[:, :, 1] = 0.8, 1000.0
     last[..., :2, :] = math.nan  # takes no part
     moved = torch.rand(1, 1, 1, 96, 160, generator=torch.Generator().manual_seed(1)) * 1e-3 + 0.8
-    mean, cut = (from_outside(moved, last, paths, wet)[0, 0, 0] for wet in (None, 0.1))
+    mean, cut = (fill_inflow(moved, last, paths, wet)[0, 0, 0] for wet in (None, 0.1))
     assert (mean > 0.19).all() and (mean < 0.21).all()
     part = cut[2:]
     assert torch.equal(cut[:2], mean[:2]) and 0.24 < (part > 0.1).float().mean() < 0.26
@@ -119,7 +119,7 @@ def test_what_comes_from_outside_is_wet_on_no_larger_an_area_than_what_was_obser
     kept = part > 0.1
     assert torch.equal(part[kept], mean[2:][kept]) and mean[2:][kept].min() >= mean[2:][~kept].max()
     still = torch.zeros_like(paths)
-    assert torch.equal(from_outside(moved, last[..., 2:, :].new_ones(last.shape), still, 0.1), moved)  # all observed
+    assert torch.equal(fill_inflow(moved, last[..., 2:, :].new_ones(last.shape), still, 0.1), moved)  # all observed
 
 
 def test_echo_that_enters_is_not_drawn_out_to_a_fan():
@@ -133,11 +133,14 @@ def test_echo_that_enters_is_not_drawn_out_to_a_fan():
     disc = torch.from_numpy(np.hypot(rows - 80, columns - 80) < 65)
     x = torch.where(disc, x, math.nan)[None, :, None]
     flow = optical_flow(torch.nan_to_num(x))[:, -1, 1]
-    trusted, rim = trusted_motion(flow, disc[None]), disc & torch.from_numpy((columns < 30) & (abs(rows - 80) < 20))
+    trusted, rim = (
+        inpaint_edge_motion(flow, disc[None]),
+        disc & torch.from_numpy((columns < 30) & (abs(rows - 80) < 20)),
+    )
     errors = [(part[0, :, rim] - torch.tensor([[0.0], [-3.0]])).abs().mean() for part in (flow, trusted)]
     assert errors[1] < 0.5 * errors[0] and torch.equal(trusted[0, :, 60:100, 60:100], flow[0, :, 60:100, 60:100])
     flow = optical_flow(fill_missing(x)[:, -2:])[:, 0, 1]
-    assert torch.equal(extrapolation(x, 2), extrapolation(x, 2, trusted_motion(flow, disc[None])))
+    assert torch.equal(extrapolation(x, 2), extrapolation(x, 2, inpaint_edge_motion(flow, disc[None])))
 
 
 @pytest.mark.parametrize("method", METHODS)

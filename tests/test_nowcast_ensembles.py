@@ -12,9 +12,17 @@ import fastds
 from fastds import cli
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
-from fastds.models.baselines.rims import local_mean
-from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, expected_rain, rain_rate
-from fastds.models.ensembles.surroundings import FEATURES, WIDTHS
+from fastds.models.baselines.boundary import compute_local_mean
+from fastds.models.ensembles import (
+    ErrorModel,
+    ForecastFeatures,
+    LagrangianNoise,
+    compute_expected_rain,
+    convert_to_rain_rate,
+    match_mean_rain,
+    sample_reflectivity,
+)
+from fastds.models.ensembles.forecast_features import FEATURES, WIDTHS
 from fastds.tasks.nowcast.members import find_detection_threshold
 
 LEAST = 0.1  # mm/h: members know no weaker rain
@@ -57,7 +65,7 @@ def noise_of(last, before=None, steps=3, shift=0):
     rows = np.stack([rows - shift * (k + 1) for k in range(steps)])
     mean = np.zeros((steps, *last.shape), np.float32)
     fields = last, last if before is None else before, mean
-    return MovingNoise(np.ones(last.shape, bool), *fields, rows, np.stack([columns] * steps))
+    return LagrangianNoise(np.ones(last.shape, bool), *fields, rows, np.stack([columns] * steps))
 
 
 def test_noise_is_standard_normal_everywhere_and_has_the_spectrum_of_the_field():
@@ -91,7 +99,7 @@ def test_pixels_that_do_not_count_leave_no_trace_in_the_texture():
     smooth, mean = texture(1, width=5.0), np.zeros((1, 150, 130), np.float32)
     last = np.where(disc, smooth, 50 * texture(2, width=0.5)).astype(np.float32)
     drawn = [
-        next(MovingNoise(valid, field, field, mean, rows[None], columns[None]).draw([1]))
+        next(LagrangianNoise(valid, field, field, mean, rows[None], columns[None]).draw([1]))
         for valid, field in ((disc, last), (np.ones_like(disc), smooth))
     ]
     fine = [np.square(np.diff(field, axis=0)).mean() for field in drawn]
@@ -128,23 +136,23 @@ def test_thresholds_do_not_change_the_power_by_scale():
 
 def test_windows_are_means():
     x = torch.rand(2, 60, 75, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(local_mean(torch.full_like(x, 3.0), 8), torch.full_like(x, 3.0), atol=1e-5)
+    assert torch.allclose(compute_local_mean(torch.full_like(x, 3.0), 8), torch.full_like(x, 3.0), atol=1e-5)
     expected = gaussian_filter(x[0].numpy(), 4, mode="nearest")
     inside = slice(12, -12), slice(12, -12)
-    np.testing.assert_allclose(local_mean(x, 4)[0][inside], expected[inside], atol=0.02)
+    np.testing.assert_allclose(compute_local_mean(x, 4)[0][inside], expected[inside], atol=0.02)
 
 
 def test_echo_is_growing_in_the_noise():
     law = tuple(torch.tensor(v) for v in (3.0, 2.0, 0.7, 0.4))
-    z = echo(law, torch.linspace(-4, 4, 81))
-    assert (z.diff() > 0).all() and echo(law, torch.tensor(0.5)) == 4.0
-    assert echo(law, torch.tensor(3.0)) == pytest.approx(3 + 2 * (1.5 + 1.5 / (1 + 0.7 * 1.5)))
-    assert echo(law, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
+    z = sample_reflectivity(law, torch.linspace(-4, 4, 81))
+    assert (z.diff() > 0).all() and sample_reflectivity(law, torch.tensor(0.5)) == 4.0
+    assert sample_reflectivity(law, torch.tensor(3.0)) == pytest.approx(3 + 2 * (1.5 + 1.5 / (1 + 0.7 * 1.5)))
+    assert sample_reflectivity(law, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
 
 
 def test_a_new_law_is_the_forecast_and_what_it_lacks():
     features = torch.rand(FEATURES, 5, generator=torch.Generator().manual_seed(1))
-    m, s, g, e = ErrorLaw(8)(features)
+    m, s, g, e = ErrorModel(8)(features)
     lacking = (10 * features[2 + 3 * len(WIDTHS) + 1]).square()
     assert torch.allclose(m, 20 * features[0] - 3) and torch.allclose(s, (lacking + 4).sqrt())
     assert torch.allclose(g, torch.nn.functional.softplus(torch.tensor(-1.5)).expand(5)) and torch.equal(g, e)
@@ -154,28 +162,30 @@ EXAMPLE = tuple(part * torch.ones(96, 110) for part in (torch.linspace(5, 25, 11
 
 
 def rain_of(z):
-    return torch.where(z < 7.0, 0.0, rain_rate(z, (200.0, 1.6)))
+    return torch.where(z < 7.0, 0.0, convert_to_rain_rate(z, (200.0, 1.6)))
 
 
 def test_the_mean_rain_of_a_law_is_that_of_its_members():
-    z = echo(EXAMPLE, torch.randn(400, 96, 110, generator=torch.Generator().manual_seed(0)))
-    found = expected_rain(EXAMPLE, rain_of)
+    z = sample_reflectivity(EXAMPLE, torch.randn(400, 96, 110, generator=torch.Generator().manual_seed(0)))
+    found = compute_expected_rain(EXAMPLE, rain_of)
     assert found.mean().item() == pytest.approx(rain_of(z).mean().item(), rel=0.03)
-    assert rain_rate(torch.tensor(35.0), (200.0, 1.6)) == pytest.approx(float(reflectivity_to_rate(35.0)), rel=1e-5)
+    assert convert_to_rain_rate(torch.tensor(35.0), (200.0, 1.6)) == pytest.approx(
+        float(reflectivity_to_rate(35.0)), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.7])
 def test_a_balanced_law_has_the_mean_rain_of_a_field_and_its_shape_stays(factor):
     valid = torch.ones(96, 110, dtype=torch.bool)
     valid[:20, :30] = False
-    target = torch.where(valid, factor * expected_rain(EXAMPLE, rain_of), 1e3)
-    m, *shape = law = balanced(EXAMPLE, target, torch.ones(96, 110), valid, rain_of, 16.0)
-    found = expected_rain(law, rain_of)
+    target = torch.where(valid, factor * compute_expected_rain(EXAMPLE, rain_of), 1e3)
+    m, *shape = law = match_mean_rain(EXAMPLE, target, torch.ones(96, 110), valid, rain_of, 16.0)
+    found = compute_expected_rain(law, rain_of)
     assert found[valid].mean().item() == pytest.approx(target[valid].mean().item(), rel=0.03)
     assert all(torch.equal(a, b) for a, b in zip(shape, EXAMPLE[1:], strict=True))
     assert (m - EXAMPLE[0]).std() < 1e-5  # by one number
     half = torch.where(valid, 0.5, 1.0)  # known of what counts
-    fewer = balanced(EXAMPLE, target, half, valid, rain_of, 16.0)[0]
+    fewer = match_mean_rain(EXAMPLE, target, half, valid, rain_of, 16.0)[0]
     assert torch.allclose(fewer - EXAMPLE[0], (m - EXAMPLE[0]) / 2, atol=1e-4)
 
 
@@ -183,8 +193,8 @@ def test_one_strong_pixel_makes_no_drizzle_around():
     dry = tuple(part * torch.ones(128, 128) for part in (torch.tensor(-20.0), 3.0, 0.2, 0.3))
     target = torch.zeros(128, 128)
     target[64, 64] = 200.0
-    m = balanced(dry, target, torch.ones(128, 128), torch.ones(128, 128, dtype=torch.bool), rain_of, 16.0)[0]
-    assert (m - dry[0]).max() <= 6.0 and (echo((m, *dry[1:]), torch.tensor(3.0)) < 7.0).all()
+    m = match_mean_rain(dry, target, torch.ones(128, 128), torch.ones(128, 128, dtype=torch.bool), rain_of, 16.0)[0]
+    assert (m - dry[0]).max() <= 6.0 and (sample_reflectivity((m, *dry[1:]), torch.tensor(3.0)) < 7.0).all()
 
 
 def test_a_field_moves_with_the_forecast():
@@ -193,7 +203,7 @@ def test_a_field_moves_with_the_forecast():
     z[:, 0] = 10.0
     paths = torch.zeros(1, 2, 96, 96)
     paths[:, 0] = -10.0  # from above
-    (moved,) = Surroundings(z, z[-1:], paths).moved(z[-1])
+    (moved,) = ForecastFeatures(z, z[-1:], paths).advect(z[-1])
     assert (moved[50:66, 40:56] == 30).all() and (moved[20:50] == 0).all() and (moved[10] == 10).all()
     assert (moved[0] > 0).all() and (moved[0] < 4).all()  # a mean: from outside
 
@@ -204,8 +214,8 @@ def test_air_from_outside_brings_no_stripes():
     z[:, ::8, :] = 40.0  # stripes along the flow
     paths = torch.zeros(12, 2, 128, 128)
     paths[:, 1] = 8.0 * torch.arange(1, 13).view(-1, 1, 1)  # from the right
-    around = Surroundings(z, z[-1:].repeat(12, 1, 1), paths)
-    features = around.features(11, 7.0)
+    around = ForecastFeatures(z, z[-1:].repeat(12, 1, 1), paths)
+    features = around.compute(11, 7.0)
     contrast = [features[0][:, columns].std(0) for columns in (slice(0, 20), slice(108, 128))]
     assert contrast[0].min() > 0.5 and contrast[1].max() < 0.05 * contrast[0].min()
 
@@ -215,12 +225,12 @@ def test_features_of_an_even_field():
     z, paths = torch.full((2, 64, 64), 12.0), torch.zeros(2, 2, 64, 64)
     z[:, 20:26, :9] = torch.nan
     paths[:, 0] = 3.0
-    around = Surroundings(z, torch.full((2, 64, 64), 12.0), paths)
+    around = ForecastFeatures(z, torch.full((2, 64, 64), 12.0), paths)
     n = len(WIDTHS)
     maps = [0.6] * (2 + 3 * n) + [0.01] * 2 * n  # in 20 dB; what is lacking and the change are 0 + 0.01 dB2
     scalars = [np.log(3), 0.76, 0.99**2, np.log(4) / 4, 1.2, 0.7]
     want = torch.tensor([*maps, *scalars], dtype=torch.float32).view(-1, 1, 1).expand(FEATURES, 64, 64)
-    torch.testing.assert_close(around.features(1, 7.0), want, rtol=0, atol=2e-3)
+    torch.testing.assert_close(around.compute(1, 7.0), want, rtol=0, atol=2e-3)
 
 
 # ---- members

@@ -456,12 +456,12 @@ def test_nowcast_samples_are_those_of_the_file_at_the_interval_asked_for(files):
     ],
 )
 def test_names_as_the_papers_write_them(written, task, name):
-    from fastds.models.registry import check_preset
+    from fastds.models.registry import resolve_preset
     from fastds.training.command import _find_task
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     assert options.parse_arguments(["--config", written, "--data.path=x"]).output == name
-    assert _find_task([f"--config={written}"]) == task and check_preset(written) == name
+    assert _find_task([f"--config={written}"]) == task and resolve_preset(written) == name
 
 
 @pytest.mark.parametrize(("task", "name"), PAPERS, ids=[name for _, name in PAPERS])

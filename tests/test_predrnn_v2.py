@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.models.db_rnn import oracle as reference
-from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
+from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
 from fastds.tasks.nowcast.config import DataConfig, TrainingConfig
 from fastds.tasks.nowcast.training import NowcastModule
+from tests.references import db_rnn as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastds
-from fastds.models.db_rnn.pred_rnn_v2 import PredRNNV2, memory_similarities
+from fastds.models.db_rnn.cells import PredRNNV2, memory_similarities
 from fastds.ops.core.backends import forced_backend
 from fastds.ops.core.settings import ProcessSetting
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
+from fastds.models.db_rnn.activation_checkpointing import checkpoint_activations, max_pool_2x2
 from fastds.ops.core import buffer_pool as _reuse
 from fastds.ops.impl.conv3x3 import algorithm
 from fastds.ops.impl.conv_cells.fused import recompute_gates
@@ -89,11 +89,11 @@ def test_rematerialize_only_where_gates_are():
     x = torch.rand(3, requires_grad=True)
     for on in (False, True):
         y = double(x)
-        with recompute_gates(on), rematerialize((y, double, x)):
+        with recompute_gates(on), checkpoint_activations((y, double, x)):
             loss = y.square().sum()
         torch.testing.assert_close(torch.autograd.grad(loss, x)[0], 8 * x.detach())
         assert len(made) == (3 if on else 1)
-    with torch.no_grad(), recompute_gates(), rematerialize((y, double, x)):
+    with torch.no_grad(), recompute_gates(), checkpoint_activations((y, double, x)):
         y.square()
 
 
@@ -101,7 +101,7 @@ def test_rematerialize_under_the_autocast_of_the_forward():
     weight, x = torch.rand(4, 4, requires_grad=True), torch.rand(4, 4, requires_grad=True)
     with recompute_gates(), torch.autocast("cpu", torch.bfloat16):
         y = x @ weight
-        with rematerialize((y, torch.matmul, x, weight)):
+        with checkpoint_activations((y, torch.matmul, x, weight)):
             z = y.square()
     assert z.grad_fn._saved_self.dtype == y.dtype == torch.bfloat16
     assert torch.equal(z.grad_fn._saved_self, y)
@@ -111,14 +111,14 @@ def test_rematerialize_under_the_autocast_of_the_forward():
 def test_halved_maximum(layout):
     """Values, gradients and their gradients as of torch's pooling, ties included; nothing kept beside x and y."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64).round().contiguous(memory_format=layout).requires_grad_()
-    kept, y = kept_bytes(lambda: halved_maximum(x))
+    kept, y = kept_bytes(lambda: max_pool_2x2(x))
     expected = F.max_pool2d(x, 2)
     assert torch.equal(y, expected) and kept == y.untyped_storage().nbytes()
     along = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, along)[0], torch.autograd.grad(expected, x, along)[0])
     apart = torch.randperm(96, dtype=torch.float64).view(2, 3, 4, 4).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda t: halved_maximum(t * t), apart)
-    assert torch.func.vmap(halved_maximum)(x.detach()[:, None]).shape == (2, 1, 3, 3, 4)
+    assert torch.autograd.gradgradcheck(lambda t: max_pool_2x2(t * t), apart)
+    assert torch.func.vmap(max_pool_2x2)(x.detach()[:, None]).shape == (2, 1, 3, 3, 4)
 
 
 def test_what_a_training_step_keeps():

@@ -10,9 +10,9 @@ from torch import nn
 
 import fastds
 from fastds.models import create
-from fastds.models.export.signatures import signature
-from fastds.models.graph import Arguments, frozen
-from fastds.models.replay import ReplayedForward
+from fastds.models.cpu_graph import CPUForwardGraph
+from fastds.models.export.signatures import build_signature
+from fastds.models.graph import Arguments, freeze_model
 from fastds.nn import Conv2d
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
 from fastds.ops.core import buffer_pool, onednn, packed_weight_cache
@@ -38,7 +38,7 @@ def test_networks(name, dtype, native):
     torch.manual_seed(3)
     model = create(name, **NETWORKS[name]).eval()
     steps = {"steps": 3} if hasattr(model, "forecast") else {}
-    given = signature(model, **steps)
+    given = build_signature(model, **steps)
     size = {"batch": 1, "height": 32, "width": 32, "points": 500}
     module, inputs = given.module, given.draw(size, seed=1)
     fast = fastds.compile_graph(module, *inputs, dtype=dtype)
@@ -66,7 +66,7 @@ def test_a_frozen_copy_gives_the_same(name, native):
     torch.manual_seed(4)
     model, x = create(name).eval(), torch.rand(1, 3, 1, 32, 32)
     with torch.no_grad():
-        assert equal(frozen(model, torch.float32)(x, 2), model(x, 2))
+        assert equal(freeze_model(model, torch.float32)(x, 2), model(x, 2))
 
 
 class Everything(nn.Module):
@@ -117,7 +117,7 @@ class Steps(nn.Module):
 
 def test_memory_is_used_again_and_stays(native):
     model, x = Steps(), torch.randn(1, 8, 16, 16)
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    graph = CPUForwardGraph(model, Arguments((x,), {}, CPU), torch.float32)
     taken = sum(block.nbytes for blocks in graph.pool._free.values() for block in blocks)
     assert taken <= 8 * x.nbytes + 3 * model.weight.nbytes  # forty states pass through it
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_other_threads_are_not_recorded_and_nothing_is_left(native):
     thread.start()
     try:
         model, x = Steps(), torch.randn(1, 8, 16, 16)
-        lengths = {len(ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32).calls) for _ in range(3)}
+        lengths = {len(CPUForwardGraph(model, Arguments((x,), {}, CPU), torch.float32).calls) for _ in range(3)}
     finally:
         stop.set()
         thread.join()
@@ -181,7 +181,7 @@ class Weighs(nn.Module):
 )
 def test_what_follows_from_weights_alone_is_calculated_once(scaled, calls, native):
     model, x = Weighs(scaled), torch.randn(2, 5)
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    graph = CPUForwardGraph(model, Arguments((x,), {}, CPU), torch.float32)
     assert len(graph.calls) == calls
     for other in (torch.randn(2, 5), torch.randn(2, 5)):
         with torch.no_grad():
@@ -199,7 +199,7 @@ class Convolves(nn.Module):
 
 
 def check_replay(model, x, dtype=torch.float32):
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), dtype)
+    graph = CPUForwardGraph(model, Arguments((x,), {}, CPU), dtype)
     for other in (torch.randn_like(x), torch.randn_like(x)):
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             assert torch.equal(graph(other), model(other))
@@ -281,7 +281,7 @@ def test_a_convolution_that_pays_but_for_the_call(native, monkeypatch):
 
 
 def test_missing_values_spread_and_other_threads_fill_theirs(native):
-    from fastds.models.graph import as_captured, capturing
+    from fastds.models.graph import capture_mode, is_capturing
 
     x = torch.randn(1, 8, 6, 6)
     x[0, 0, 2, 3] = float("nan")
@@ -289,12 +289,12 @@ def test_missing_values_spread_and_other_threads_fill_theirs(native):
     y = fastds.compile_graph(model, x)(x)
     assert y.isnan().any() and torch.equal(y.isnan(), model(x).isnan())
     seen = []
-    with as_captured(torch.float32):
-        thread = threading.Thread(target=lambda: seen.append(capturing()))
+    with capture_mode(torch.float32):
+        thread = threading.Thread(target=lambda: seen.append(is_capturing()))
         thread.start()
         thread.join()
-        assert capturing()
-    assert seen == [False] and not capturing()
+        assert is_capturing()
+    assert seen == [False] and not is_capturing()
 
 
 def test_messages(native):

@@ -8,8 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
-from fastds.models.wgan_gp import shared_kernel as shared
-from fastds.models.wgan_gp.shared_kernel import SharedKernel
+from fastds.models.wgan_gp import layers as shared
+from fastds.models.wgan_gp.layers import SharedKernel
 
 
 def chain(x, weight, bias, residual, steps=3):
@@ -48,9 +48,9 @@ def test_derivatives_of_both_orders():
 @pytest.mark.parametrize("channels,size", [(128, (4, 4)), (16, (24, 28))], ids=["library", "engine"])
 def test_float32_paths(channels, size, monkeypatch):
     calls = []
-    library = shared._library
-    monkeypatch.setattr(shared, "_library", lambda *args: calls.append(1) or library(*args))
-    monkeypatch.setattr(shared, "_library_pays", lambda x, outputs, channels: channels == 128)
+    library = shared._convolve_onednn
+    monkeypatch.setattr(shared, "_convolve_onednn", lambda *args: calls.append(1) or library(*args))
+    monkeypatch.setattr(shared, "_is_onednn_faster", lambda x, outputs, channels: channels == 128)
     got = penalty_gradients(chain, tensors(torch.float32, channels, size, batch=1))
     expected = penalty_gradients(own_kernels, tensors(torch.float64, channels, size, batch=1))
     for a, b in zip(got, expected, strict=True):

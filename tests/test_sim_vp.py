@@ -124,7 +124,7 @@ def test_training_takes_the_frames_to_forecast():
         (lambda: SimVP(kernels=(3, 4)), r"kernels must be odd, got \(3, 4\)"),
         (lambda: SimVP(**SMALL)(torch.rand(1, 4, 1, 16, 16)), "frames has 4 time steps, expected the 3"),
         (lambda: SimVP(**SMALL)(torch.rand(1, 16, 16)), r"frames must be a Tensor \(B, T, 1, H, W\)"),
-        (lambda: SimVP(**SMALL).roll(torch.rand(1, 3, 1, 16, 16), 3, None, 0.5), "scheduled sampling is not for it"),
+        (lambda: SimVP(**SMALL).roll(torch.rand(1, 3, 1, 16, 16), 3, None, 0.5), "feed_truth must be 0"),
     ],
     ids=["groups", "blocks", "kernels", "time steps", "shape", "sampling"],
 )

@@ -25,8 +25,8 @@ def test_the_version_is_that_of_the_changelog():
 
 
 def test_articles():
-    assert [with_article(name) for name in ("ErrorLaw", "Tensor", "int")] == ["an ErrorLaw", "a Tensor", "an int"]
-    with pytest.raises(ValueError, match="model is an ErrorLaw, expected an INRDownscaler"):
+    assert [with_article(name) for name in ("ErrorModel", "Tensor", "int")] == ["an ErrorModel", "a Tensor", "an int"]
+    with pytest.raises(ValueError, match="model is an ErrorModel, expected an INRDownscaler"):
         fastds.downscale(fastds.load("nowcast-errors"), gridded(TEMPERATURE), scale=2)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastds.models.wgan_gp.strided_conv import strided_conv3x3
+from fastds.models.wgan_gp.layers import strided_conv3x3
 
 
 def tensors(dtype=torch.float64, size=(5, 4), channels=(3, 4), batch=2):

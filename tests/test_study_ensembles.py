@@ -14,9 +14,9 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import open_dataset, packages, reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps
-from fastds.models.ensembles import ErrorLaw, echo
-from fastds.models.ensembles.surroundings import FEATURES
-from fastds.models.mlcast.network import mlcast_card
+from fastds.models.ensembles import ErrorModel, sample_reflectivity
+from fastds.models.ensembles.forecast_features import FEATURES
+from fastds.models.mlcast.network import build_card
 from fastds.studies import nowcast_ensembles, nowcast_law
 from fastds.studies.common.error_law import Pool, score
 from fastds.studies.nowcast_law import Block, Sample, fit, samples
@@ -42,7 +42,7 @@ def made(count=3000, seed=0):
 
 def test_the_score_is_the_crps_of_members():
     torch.manual_seed(0)
-    law, sample = ErrorLaw(4), made(400)
+    law, sample = ErrorModel(4), made(400)
     least = torch.full((400,), sample.least)
     found = score(law, sample.features, sample.truth, least, LAW)
     m, s, g, e = (part[:, None] for part in law(sample.features))
@@ -55,7 +55,7 @@ def test_the_score_is_the_crps_of_members():
 
 def test_a_fit_learns_what_is_there():
     torch.manual_seed(0)
-    law = ErrorLaw(4)
+    law = ErrorModel(4)
     losses = fit(law, [[made()]], 150, batch=500)
     m, s, _, _ = law(made(200, seed=9).features)
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
@@ -78,13 +78,13 @@ def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
         main(["study", "nowcast-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]) == 0
     )
     law = models.load(target)
-    assert isinstance(law, ErrorLaw) and law.card.name == "nowcast-errors" and law.card.metrics["loss"] > 0
+    assert isinstance(law, ErrorModel) and law.card.name == "nowcast-errors" and law.card.metrics["loss"] > 0
     assert f"wrote {target}" in capsys.readouterr().out
 
 
 def test_the_shipped_law_says_what_it_was_fitted_to():
     card = models.load_card("nowcast-errors")
-    assert models.load("nowcast-errors").config == ErrorLaw().config
+    assert models.load("nowcast-errors").config == ErrorModel().config
     assert card.licence and len(card.training_data) == len({block.file for block in nowcast_law.BLOCKS})
     assert not {block.file for block in nowcast_law.BLOCKS} & set(nowcast_ensembles.RADARS)
 
@@ -156,7 +156,7 @@ def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
 
 
 def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
-    law, sample = ErrorLaw(4), made(50)
+    law, sample = ErrorModel(4), made(50)
     least = torch.full((50,), sample.least)
     pool = Pool(sample.features, sample.truth, least, LAW)
     crps_db, rain, mean = (part.mean() for part in score(law, sample.features, sample.truth, least, LAW))
@@ -168,11 +168,11 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
 def test_the_loss_may_count_a_wrong_spread():
     """By members: log of the mean variance over the mean squared error of the mean, squared."""
     torch.manual_seed(1)
-    law, sample = ErrorLaw(4), made(300)
+    law, sample = ErrorModel(4), made(300)
     least = torch.full((300,), sample.least)
     plain, strict = (Pool(sample.features, sample.truth, least, LAW, spread=weight) for weight in (0.0, 0.5))
     noise = torch.randn(300, 4000, generator=torch.Generator().manual_seed(1))
-    members = echo(tuple(part[:, None] for part in law(sample.features)), noise).clamp(0, 60).detach()
+    members = sample_reflectivity(tuple(part[:, None] for part in law(sample.features)), noise).clamp(0, 60).detach()
     ratio = members.var(1).mean() / (members.mean(1) - sample.truth).square().mean()
     index = torch.arange(300)
     found = (strict.loss(law, index) - plain.loss(law, index)).item()
@@ -192,7 +192,7 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     monkeypatch.setattr(nowcast_ensembles, "RADARS", {"a.nc": nowcast_ensembles.Radar(3, 3)})
     words = f"study nowcast --data.path={folder} --model=extrapolation --members=3 --window=64 --starts=1 --threads=1"
     mlcast = models.create("mlcast-convgru", num_blocks=1)
-    mlcast.card = mlcast_card("mlcast")
+    mlcast.card = build_card("mlcast")
     models.save(mlcast, tmp_path / "mlcast.safetensors")
     words += f" --mlcast={tmp_path / 'mlcast.safetensors'}"
     assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0

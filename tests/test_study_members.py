@@ -11,8 +11,8 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.metrics import crps
-from fastds.models.ensembles import ErrorLaw
-from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
+from fastds.models.ensembles import ErrorModel
+from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
 from fastds.studies import radar, radar_law
 from fastds.studies.radar_members import SCORES, member_scores
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
@@ -32,7 +32,7 @@ def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder
     blocks = (radar_law.Block(FILE, (0, None), 4),)
     monkeypatch.setattr(radar_law.pools, "__defaults__", (blocks, 0))
     sharp, smoothed = radar_law.pools(folder, models.load("fczsm-small").eval())
-    assert sharp.features.shape[0] == FEATURES and (sharp.features[ECHO] > MIN_ECHO_SHARE).all()
+    assert sharp.features.shape[0] == FEATURES and (sharp.features[WET_SHARE_INDEX] > MIN_ECHO_SHARE).all()
     forecasts = 20 * sharp.features[0]
     assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
     rough, even = ((20 * pool.features[0] - pool.truth).square().mean() for pool in (sharp, smoothed))
@@ -41,13 +41,13 @@ def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder
     words = ["study", "radar-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]
     assert main(words) == 0 and f"wrote {target}" in capsys.readouterr().out
     law = models.load(target)
-    assert isinstance(law, ErrorLaw) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
-    assert law.config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
+    assert isinstance(law, ErrorModel) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
+    assert law.config == {"hidden": 32, "features": FEATURES, "lacking": ERROR_INDEX}
     assert (*law.card.valid_range, law.card.space_factor, law.card.task) == (15.0, 70.0, 2, "")
 
 
 def test_the_shipped_law_has_the_form_of_the_fit():
-    assert models.load("downscaling-errors").config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
+    assert models.load("downscaling-errors").config == {"hidden": 32, "features": FEATURES, "lacking": ERROR_INDEX}
 
 
 def test_scores_of_members_by_hand(folder, monkeypatch):
@@ -61,7 +61,7 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
         made = model(x[None], flow=flow[None])[0, :, 0].clamp(0, 1)
     members = RadarEnsemble(5, 0, model.card)
     read = make_details(made, x[:, 0], flow, model.card)
-    drawn, share = members.draw_between(read, 0), read[1].features(slice(0, 96))[ECHO]
+    drawn, share = members.draw_between(read, 0), read[1].compute(slice(0, 96))[WET_SHARE_INDEX]
     near = valid[1, 0] & (share > MIN_ECHO_SHARE)
     truth = y[1, 0]
     error = (made[1] - truth)[near].abs().mean().item()

@@ -8,7 +8,7 @@ import pytest
 from test_training_nowcast import batch_of, samples, tiny
 
 from fastds.models.db_rnn import DBRNN
-from fastds.models.db_rnn.losses import scheduled_weights
+from fastds.models.db_rnn.losses import compute_scheduled_weights
 from fastds.tasks.nowcast.config import LossConfig
 from fastds.tasks.nowcast.training import NowcastModule
 
@@ -26,7 +26,7 @@ def test_the_loss_is_on_the_scale_of_the_fields(floor, floors):
 
 def test_weights_of_two_outputs():
     module = NowcastModule(DBRNN(hidden=4), tiny("x", loss=LossConfig(weights="scheduled")))
-    batch, weights = batch_of(), scheduled_weights(0)
+    batch, weights = batch_of(), compute_scheduled_weights(0)
     del module.rain_losses
     module.rain_losses = [lambda *_: 1.0, lambda *_: 10.0]
     expected = weights.forecast + 10 * weights.deblurred

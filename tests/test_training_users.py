@@ -129,7 +129,7 @@ def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
     lost = own <= 2.0 if higher else own >= 2.0
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert models.load(path).card.lost_to == ("advection" if lost else "")
+        assert models.load(path).card.worse_than == ("advection" if lost else "")
     wanted = "w.safetensors was no better than advection on the validation samples of its training"
     assert [str(one.message) for one in said] == [wanted] * lost
     assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
@@ -142,7 +142,7 @@ def test_weights_without_a_verdict_say_nothing(tmp_path):
         models.save(model, tmp_path / "w.safetensors")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert models.load(tmp_path / "w.safetensors").card.lost_to == ""
+            assert models.load(tmp_path / "w.safetensors").card.worse_than == ""
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastds import ops
-from fastds.models.wgan_gp import strided_conv
+from fastds.models.wgan_gp import layers
 from fastds.ops.core import registry
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -31,7 +31,7 @@ CASES = {  # op, shapes; the first is x, the weight is the only one with four ou
         lambda x, offset, weight: ops.deform_conv2d(x, offset, weight, padding=1),
         [map_of(3), map_of(18), weight_of(4, 3)],
     ),
-    "strided_conv3x3": (lambda *t: strided_conv.strided_conv3x3(*t, 2), [map_of(3), weight_of(4, 3), (4,)]),
+    "strided_conv3x3": (lambda *t: layers.strided_conv3x3(*t, 2), [map_of(3), weight_of(4, 3), (4,)]),
 }
 
 
@@ -45,7 +45,7 @@ def case(request):
 def made(monkeypatch):
     """Shapes of all that the backward ops and torch's convolution make, where small weights are asked for, too."""
     monkeypatch.setattr(registry, "_EXPENSIVE_PRODUCTS", 0)
-    shapes, trusted, library = [], registry.Op.call_unchecked, strided_conv._library
+    shapes, trusted, library = [], registry.Op.call_unchecked, layers._compute_gradients
 
     def seen(results):
         shapes.extend(
@@ -54,7 +54,7 @@ def made(monkeypatch):
         return results
 
     monkeypatch.setattr(registry.Op, "call_unchecked", lambda self, *args: seen(trusted(self, *args)))
-    monkeypatch.setattr(strided_conv, "_library", lambda *args: seen(library(*args)))
+    monkeypatch.setattr(layers, "_compute_gradients", lambda *args: seen(library(*args)))
     return shapes
 
 

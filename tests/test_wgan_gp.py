@@ -7,9 +7,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastds import models
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, HumidityGenerator, gradient_penalty
-from fastds.models.wgan_gp import oracle as reference
-from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation
-from fastds.models.wgan_gp.mixed_conv import MixedConv, kernels_kept
+from fastds.models.wgan_gp.layers import (
+    CBAM,
+    ConvGRU,
+    MixedConv,
+    ResidualAttentionBlock,
+    SqueezeExcitation,
+    cache_kernels,
+)
+from tests.references import wgan_gp as reference
 
 
 def parameters(module):
@@ -200,7 +206,7 @@ def test_the_recurrence_inside_and_outside_of_a_critics_loss(batch, channels):
         return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, *gru.parameters()))]
 
     fused = run()
-    with kernels_kept():
+    with cache_kernels():
         shared = run()
     differences = [float((a - b).norm() / b.norm()) for a, b in zip(fused, shared, strict=True)]
     assert differences[0] < 1e-6 and max(differences) < 4e-6, differences

@@ -11,11 +11,18 @@ from torch.func import functional_call, jvp
 
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, gradient_penalty
-from fastds.models.wgan_gp import oracle as reference
-from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation, mean_and_max
-from fastds.models.wgan_gp.mixed_conv import MixedConv, kernels_kept
-from fastds.models.wgan_gp.penalty import adversarial_loss, between
+from fastds.models.wgan_gp.layers import (
+    CBAM,
+    ConvGRU,
+    MixedConv,
+    ResidualAttentionBlock,
+    SqueezeExcitation,
+    cache_kernels,
+    compute_mean_and_max,
+)
+from fastds.models.wgan_gp.penalty import adversarial_loss, interpolate_samples
 from fastds.ops import pixel_shuffle
+from tests.references import wgan_gp as reference
 
 SMALL = dict(width=4, down_blocks=2, post_blocks=1, reduction=2)
 
@@ -128,7 +135,7 @@ def test_reverse_over_forward_identity():
     d, (real, fake), epsilon = critic(), days(1), torch.rand(1, dtype=torch.float64)
     composite = Composite(d)  # torch's GroupNorm has no forward-mode rule for these strides
     names, ours = list(dict(d.named_parameters())), penalty_and_gradients(d, real, fake, epsilon)[1:]
-    x = between(real, fake, epsilon)
+    x = interpolate_samples(real, fake, epsilon)
     (g,) = torch.autograd.grad(d(x).sum(), x)
     v, length = g / g.norm(), g.norm()
     leaves = {k: p.detach().requires_grad_() for k, p in composite.named_parameters()}
@@ -154,7 +161,7 @@ def test_no_gradient_between_samples(norm, couples):
 
 def test_one_epsilon_per_sample():
     real, fake = torch.zeros(64, 2, 1, 3, 3), torch.ones(64, 2, 1, 3, 3)
-    x = between(real, fake)
+    x = interpolate_samples(real, fake)
     assert torch.equal(x.flatten(1).amin(1), x.flatten(1).amax(1)) and x[:, 0, 0, 0, 0].unique().numel() > 60
     assert x.min() >= 0 and x.max() <= 1 and x.is_leaf and x.requires_grad
     d = critic(torch.float32)
@@ -216,11 +223,11 @@ def test_mean_and_maximum_share_ties_as_torch_does(dims):
         return first, torch.autograd.grad((weights[1] * first**2).sum(), x)[0]
 
     expected = gradients((x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)))
-    for got, right in zip(gradients(mean_and_max(x, dims)), expected, strict=True):
+    for got, right in zip(gradients(compute_mean_and_max(x, dims)), expected, strict=True):
         torch.testing.assert_close(got, right)
 
 
-@pytest.mark.parametrize("kernels", [nullcontext, kernels_kept])
+@pytest.mark.parametrize("kernels", [nullcontext, cache_kernels])
 def test_gradgradcheck_of_the_recurrence(kernels):
     gru = nudged(ConvGRU(2, 2))
     x = torch.randn(1, 3, 2, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bench.gpu_rows import Row, get_dtype_name
 from fastds import compile_graph
 from fastds.models.db_rnn import DBRNN
-from fastds.models.db_rnn import oracle as db_rnn_reference
+from tests.references import db_rnn as db_rnn_reference
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 KNOWN, STEPS = 5, 5

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bench.bench_fczsm import make_network, make_sample
 from bench.gpu_rows import Row, get_dtype_name
 from fastds.models import create
-from fastds.models.fczsm.oracle import ReferenceFCZSM
+from tests.references.fczsm import ReferenceFCZSM
 
 FLOPS_PER_PIXEL = 40_999_816  # of the forward pass with two input fields; tests/gpuless/test_gpu_suite.py checks it
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a field is: squared errors, structure, hits, scales, correlations, ensembles, scores by lead."""
+"""Verification scores: errors, structural similarity, categorical scores, spectra, correlations, ensembles, scores by
+lead time.
+"""
 
 from fastds.metrics.ensembles import crps, rank_histogram, reliability_counts, spread, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, error_sums, interior, mse_total, radar_errors, ssim

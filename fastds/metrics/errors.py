@@ -11,19 +11,24 @@ from torch import Tensor
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 
-EVALUATION_FLOORS = (15.0, 0.0)  # dBZ; every error is reported above both
+EVALUATION_FLOORS = (15.0, 0.0)  # dBZ; errors are reported for both floors
 CEILING_DBZ = 70.0
 
 
 def interior(valid: Tensor, margin: int = 2) -> Tensor:
-    """Keep the valid pixels that lie more than `margin` pixels from every missing pixel and from the edge of the grid.
+    """Select the valid pixels that are more than `margin` pixels away from every missing pixel and from the edge of the
+    grid.
 
     Args:
         valid: (..., H, W) bool, True where the field is not missing.
-        margin: pixels of the fine grid.
+        margin: pixels of the fine grid. The published errors of the test files are reproduced with 2 (one coarse
+            pixel).
 
     Returns:
-        (..., H, W) bool. With margin 2 (one coarse pixel) the published errors of the test files are reproduced.
+        (..., H, W) bool.
+
+    Raises:
+        ValueError: If the margin is negative.
     """
     if margin < 0:
         raise ValueError(f"margin must be >= 0 pixels, got {margin}")
@@ -35,34 +40,39 @@ def interior(valid: Tensor, margin: int = 2) -> Tensor:
 
 
 def mse_total(mse_t2: Number, mse_t13: Number) -> Number:
-    """Mean squared error over the three frames: (mse_t2 + 2 mse_t13) / 3."""
+    """Compute the mean squared error over three frames: (mse_t2 + 2 mse_t13) / 3.
+
+    Args:
+        mse_t2: error of the middle frame.
+        mse_t13: mean error of the two outer frames.
+    """
     return (mse_t2 + 2.0 * mse_t13) / 3.0
 
 
 def radar_errors(
     prediction: Tensor, truth: Tensor, valid: Tensor | None = None, floor: float = 15.0, with_ssim: bool = True
 ) -> dict[str, float]:
-    """Errors of downscaled reflectivity on valid pixels, both fields lifted to the floor and cut at 70 dBZ first.
+    """Compute errors of downscaled reflectivity on valid pixels. Both fields are first clipped to floor ... 70 dBZ.
 
-    mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer
-    frames, mse_total = (mse_t2 + 2 mse_t13) / 3.
+    mse_t2 is the mean of (prediction - truth)^2 at the interpolated middle frame, mse_t13 that at the two outer frames,
+    and mse_total = (mse_t2 + 2 mse_t13) / 3.
 
     Args:
-        prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where
-            valid.
-        valid: the same shape or broadcastable, bool; None: where truth is not missing. A triple counts where all its
-            three frames do.
-        floor: dBZ.
-        with_ssim: False leaves "ssim" NaN, which needs torchmetrics.
+        prediction: (..., 3, H, W), in dBZ. NaN is not allowed at valid pixels.
+        truth: (..., 3, H, W), in dBZ. NaN counts as missing.
+        valid: bool, broadcastable to the fields; None selects the pixels where truth is not missing. A pixel counts
+            only if it is valid in all three frames.
+        floor: in dBZ.
+        with_ssim: False leaves "ssim" NaN. The SSIM needs torchmetrics.
 
     Returns:
-        {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias"
-        (dBZ), "pixels"}; NaN where no pixel is valid.
+        {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias" (dBZ),
+        "pixels"}. The errors are NaN if no pixel is valid.
 
     Raises:
-        ValueError: shapes that do not fit, or missing values of the prediction on valid pixels.
+        ValueError: If the shapes do not fit, or if the prediction is missing at a valid pixel.
 
-    Source: Chen, Qin and Dai 2022 (the identity holds for all seven rows they publish).
+    Source: Chen, Qin and Dai 2022. The identity for mse_total holds for all seven rows that they publish.
     """
     if prediction.shape != truth.shape or truth.ndim < 3 or truth.shape[-3] != 3:
         raise ValueError(
@@ -92,13 +102,15 @@ def radar_errors(
 
 
 def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence[float]) -> np.ndarray:
-    """Sums for errors by the intensity of the truth, both fields lifted to 0 and cut at 70 dBZ first.
+    """Sum errors by intensity class of the truth. Both fields are first clipped to 0 ... 70 dBZ.
 
     Args:
-        prediction, truth: the same shape, dBZ. valid: the pixels that count, bool.
-        edges: of the classes of truth, ascending, dBZ; what lies outside counts nowhere.
+        prediction, truth: the same shape, in dBZ.
+        valid: bool, the pixels that count.
+        edges: ascending edges of the classes of the truth, in dBZ. Pixels outside of all classes are ignored.
 
-    Returns: (classes, 3) float64: pixels, sum of prediction - truth, sum of its square.
+    Returns:
+        (classes, 3) float64: number of pixels, sum of prediction - truth, sum of its square.
     """
     p, t = (z[valid].double().clamp(0.0, CEILING_DBZ).numpy() for z in (prediction, truth))
     sums = (np.histogram(t, edges, weights=w)[0] for w in (np.ones_like(t), p - t, np.square(p - t)))
@@ -106,14 +118,17 @@ def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence
 
 
 def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -> float:
-    """Mean structural similarity (Gaussian 11 x 11 window, sigma 1.5) over the pixels whose window is valid throughout.
+    """Compute the mean structural similarity over the pixels whose window has only valid pixels, with torchmetrics.
+
+    The window is a Gaussian of 11 x 11 pixels with sigma 1.5.
 
     Args:
         prediction, truth: (..., H, W), finite everywhere (missing pixels filled).
         valid: (..., H, W) bool.
-        value_range: L of the constants c1 = (0.01 L)^2, c2 = (0.03 L)^2, unit of the fields.
+        value_range: L of the constants c1 = (0.01 L)^2 and c2 = (0.03 L)^2, in the unit of the fields.
 
-    Returns: the mean; NaN where no window is valid or the grid is smaller than the window. By torchmetrics.
+    Returns:
+        The mean; NaN if no window is valid or the grid is smaller than the window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 

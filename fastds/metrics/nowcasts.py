@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of nowcasts by lead: contingency tables at rain rates, errors weighted by the rain that fell."""
+"""Scores of nowcasts by lead time: contingency tables at rain rates, and errors weighted by rain rate."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Weights of pixels in B-MSE and B-MAE: below the first threshold and from each threshold on.
+# Weights of pixels in B-MSE and B-MAE: below the first threshold, then from each threshold on.
 BALANCE_WEIGHTS = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 CONTINGENCY_SCORES = ("csi", "hss", "pod", "far")
 ERROR_SCORES = ("b_mse", "b_mae", "mse", "mae")
 
 
 class NowcastScores:
-    """Sums over a test set, frame by frame; scores are made of the sums of each frame and then averaged over frames.
+    """Scores of a test set. Sums are accumulated per frame; scores are computed per frame and averaged over frames.
 
         CSI = TP / (TP + FN + FP);  POD = TP / (TP + FN);  FAR = FP / (TP + FP)
         HSS = 2 (TP TN - FN FP) / ((TP + FN) (FN + TN) + (TP + FP) (FP + TN))
         B-MSE = mean over samples of sum over pixels of w(x) (x - y)^2;  B-MAE with w(x) |x - y|
 
-    x is the truth and y the prediction, clipped to [0, 1]; the event is "value >= threshold" in both; w are
-    BALANCE_WEIGHTS by the truth's rain. mse and mae are plain means over valid pixels. Missing pixels count nowhere.
+    x is the truth and y the prediction, both clipped to [0, 1]. The event is "value >= threshold". The weights w depend
+    on the rain of the truth. mse and mae are unweighted means over valid pixels. Missing pixels are ignored.
 
     Args:
-        thresholds: on the scale of the fields, ascending, as fastds.data.normalised_rates gives for the five
+        thresholds: ascending, on the scale of the fields. fastds.data.normalised_rates computes them for the five
             RAIN_THRESHOLDS of the published tables.
-        frames: T, of every prediction.
-        future: how many of them, at the end, forecast what was not known; None: all. Networks that also forecast known
-            frames have m + n - 1 frames, of which n are future: the published tables score all of them.
-        weights: one more than thresholds, of pixels.
-    Attributes: counts (T, thresholds, 4) int64 of TP, FN, FP, TN; samples.
-    Source: Ma, Zhang and Liu 2024, DB-RNN, section V-C (printed there without the factor 2 of HSS, which their
-        numbers have); Shi et al. 2017 for B-MSE and B-MAE.
+        frames: number T of frames of every prediction.
+        future: number of frames at the end that forecast the future; None for all. Networks that also forecast input
+            frames have m + n - 1 frames, n of them in the future. The published tables score all of them.
+        weights: weights of pixels, one more than thresholds.
+
+    Attributes:
+        counts: (T, thresholds, 4) int64, numbers of TP, FN, FP and TN.
+        samples: number of samples.
+
+    Raises:
+        ValueError: If thresholds, weights or future do not fit.
+
+    Source: Ma, Zhang and Liu 2024, DB-RNN, section V-C. The factor 2 of HSS is missing there, but their numbers include
+    it. Shi et al. 2017 for B-MSE and B-MAE.
     """
 
     def __init__(
@@ -58,12 +65,14 @@ class NowcastScores:
         self.pixels, self.samples = np.zeros(frames, np.int64), 0
 
     def add(self, prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -> None:
-        """Count samples.
+        """Add samples.
 
         Args:
-            prediction, truth: (B, T, H, W) or (B, T, 1, H, W) on the scale of the thresholds, [0, 1].
-            valid: the same shape, bool; None: where truth is not NaN.
-        Raises: ValueError for other shapes, and where the prediction is missing on a valid pixel.
+            prediction, truth: (B, T, H, W) or (B, T, 1, H, W), on the scale of the thresholds, [0, 1].
+            valid: bool, the same shape; None selects the pixels where truth is not NaN.
+
+        Raises:
+            ValueError: If a shape does not fit, or if the prediction is missing at a valid pixel.
         """
         if prediction.shape != truth.shape or truth.ndim not in (4, 5) or truth.shape[1] != self.frames:
             raise ValueError(
@@ -86,19 +95,23 @@ class NowcastScores:
             self.pixels[frame] += x.numel()
 
     def __iadd__(self, other: NowcastScores) -> NowcastScores:
-        """Add the samples of another with the same arguments."""
+        """Add the samples of another object with the same arguments."""
         self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
         self.pixels, self.samples = self.pixels + other.pixels, self.samples + other.samples
         return self
 
     def _count(self, frame: int, x: Tensor, y: Tensor) -> None:
         for i, threshold in enumerate(self.thresholds):
-            happened, predicted = x >= threshold, y >= threshold
-            hits, events, alarms = (a.sum().item() for a in (happened & predicted, happened, predicted))
+            observed, predicted = x >= threshold, y >= threshold
+            hits, events, alarms = (a.sum().item() for a in (observed & predicted, observed, predicted))
             self.counts[frame, i] += [hits, events - hits, alarms - hits, x.numel() - events - alarms + hits]
 
     def by_frame(self) -> dict[str, np.ndarray]:
-        """csi, hss, pod, far (T, thresholds) and b_mse, b_mae, mse, mae (T,); NaN where a score is not defined."""
+        """Compute the scores of each frame; NaN for scores that are not defined.
+
+        Returns:
+            csi, hss, pod, far: (T, thresholds). b_mse, b_mae, mse, mae: (T,).
+        """
         scores = contingency_scores(self.counts)
         with np.errstate(divide="ignore", invalid="ignore"):
             scores |= {name: self.sums[:, i] / max(self.samples, 1) for i, name in enumerate(ERROR_SCORES[:2])}
@@ -106,24 +119,31 @@ class NowcastScores:
         return scores
 
     def means(self, frames: str = "future") -> dict[str, np.ndarray]:
-        """The scores averaged over frames: csi, hss, pod, far (thresholds,), errors a number.
+        """Average the scores over frames. Frames in which a score is not defined are ignored.
 
-        Args: frames: "future", or "all" for the published tables. Frames where a score is not defined are left out.
-        Raises: ValueError for another word.
+        Args:
+            frames: "future", or "all" for the published tables.
+
+        Returns:
+            csi, hss, pod, far: (thresholds,). b_mse, b_mae, mse, mae: a number each.
+
+        Raises:
+            ValueError: If `frames` has another value.
         """
         if frames not in ("all", "future"):
             raise ValueError(f"frames must be 'all' or 'future', got {frames!r}")
-        kept = slice(-self.future if frames == "future" else None, None)
-        return {name: mean_of_defined(values[kept]) for name, values in self.by_frame().items()}
+        selected = slice(-self.future if frames == "future" else None, None)
+        return {name: mean_of_defined(values[selected]) for name, values in self.by_frame().items()}
 
 
 def contingency_scores(table: np.ndarray) -> dict[str, np.ndarray]:
     """Compute CONTINGENCY_SCORES.
 
     Args:
-        table: (..., 4) numbers of TP, FN, FP and TN.
+        table: (..., 4), numbers of TP, FN, FP and TN.
 
-    Returns: csi, hss, pod and far, (...) float64; NaN where a score is not defined.
+    Returns:
+        csi, hss, pod and far, each (...) float64; NaN where a score is not defined.
     """
     tp, fn, fp, tn = np.moveaxis(table.astype(np.float64), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -136,7 +156,7 @@ def contingency_scores(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of the values that are not NaN; NaN where there is none."""
+    """Compute the mean of the values that are not NaN over the first axis; NaN if there are none."""
     defined = ~np.isnan(values)
     total, count = np.where(defined, values, 0.0).sum(0), defined.sum(0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]

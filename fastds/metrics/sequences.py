@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of sequences of fields, in their own unit: errors, structure, correlations in space and in time."""
+"""Scores of sequences of fields: errors, structural similarity, correlations in space and time."""
 
 import torch
 from torch import Tensor
 
 
-def _check(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _check_sequences(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     if prediction.shape != truth.shape or truth.ndim < 3:
         raise ValueError(
             "prediction and truth must have the same shape (..., T, H, W), "
@@ -17,12 +17,24 @@ def _check(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Pearson correlation over `dims`, which vanish; NaN where a or b does not vary."""
+    """Compute the Pearson correlation; NaN where a or b is constant.
+
+    Args:
+        a, b: tensors of one shape.
+        dims: dimensions over which the correlation is computed. They are removed.
+    """
     return uncentred_correlation(a - a.mean(dims, keepdim=True), b - b.mean(dims, keepdim=True), dims)
 
 
 def uncentred_correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """sum(a b) / sqrt(sum(a^2) sum(b^2)) over `dims`, which vanish: no mean is subtracted; NaN where a or b is 0."""
+    """Compute sum(a b) / sqrt(sum(a^2) sum(b^2)); NaN where a or b is 0.
+
+    In contrast to the Pearson correlation no mean is subtracted.
+
+    Args:
+        a, b: tensors of one shape.
+        dims: dimensions over which the sums are computed. They are removed.
+    """
     power = (a.square().sum(dims) * b.square().sum(dims)).sqrt()
     product = (a * b).sum(dims)
     return torch.where(power > 1e-12 * product.abs().max().clamp(min=1e-300), product / power, torch.nan)
@@ -31,30 +43,36 @@ def uncentred_correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor
 def field_scores(
     prediction: Tensor, truth: Tensor, data_range: float = 100.0, climatology: Tensor | None = None
 ) -> dict[str, float]:
-    """Scores of one or more sequences, averaged over frames or points and then over sequences.
+    """Compute scores of one or more sequences, averaged over frames or points and then over sequences.
 
-    mse = mean (p - t)^2;  mae = mean |p - t|;  psnr = mean over frames of 10 log10(data_range^2 / mse of the frame);
-    ssim: 11 x 11 Gaussian window, sigma 1.5 (torchmetrics);
-    acc: correlation over space of every frame;  acc_daymean: sum(p' t') / sqrt(sum(p'^2) sum(t'^2)) over space of every
-    frame, p' and t' the anomalies from each point's own mean over the sequence, of which no second mean is subtracted;
-    acc_climatology: the same of anomalies from `climatology`;  tcc: correlation over the steps at every point.
+    mse, mae: mean of (p - t)^2 and of |p - t|.
+    psnr: mean over frames of 10 log10(data_range^2 / mse of the frame).
+    ssim: structural similarity with a Gaussian window of 11 x 11 pixels, sigma 1.5 (torchmetrics).
+    acc: spatial correlation of every frame.
+    acc_daymean: sum(p' t') / sqrt(sum(p'^2) sum(t'^2)) over the pixels of every frame, where p' and t' are anomalies
+    from the mean over the sequence at each point. No second mean is subtracted.
+    acc_climatology: the same for anomalies from `climatology`.
+    tcc: correlation over the time steps at every point.
 
     Args:
-        prediction, truth: (..., T, H, W), de-normalised, in one unit (% for humidity).
-        data_range: peak of PSNR and range of SSIM, in that unit; never taken from the data.
-        climatology: broadcastable to truth, in that unit, or None.
+        prediction, truth: (..., T, H, W), in physical units (% for humidity).
+        data_range: peak of PSNR and range of SSIM, in the same unit. It is never computed from the data.
+        climatology: broadcastable to truth, in the same unit, or None.
 
-    Returns: {"mse", "mae", "psnr", "ssim", "acc", "acc_daymean", "tcc"} and with climatology "acc_climatology". Frames
-        and points without variance are left out of correlations; NaN where nothing is left, and for the SSIM of grids
-        smaller than its window.
+    Returns:
+        {"mse", "mae", "psnr", "ssim", "acc", "acc_daymean", "tcc"}, and "acc_climatology" if a climatology is given.
+        Correlations ignore frames and points without variance. A score is NaN if nothing is left, and the SSIM also for
+        grids smaller than its window.
 
-    Raises: ValueError for shapes that do not fit, missing values or a data_range that is not positive.
+    Raises:
+        ValueError: If the shapes do not fit, values are missing, or data_range is not positive.
 
-    Source: Li et al. 2024, equations 8 to 13. Their equation 12 is acc_daymean; the numbers of their tables fit acc.
+    Source: Li et al. 2024, equations 8 to 13. Their equation 12 is acc_daymean, but the numbers in their tables agree
+    with acc.
     """
     if not data_range > 0:
         raise ValueError(f"data_range must be positive, got {data_range}")
-    p, t = _check(prediction, truth)
+    p, t = _check_sequences(prediction, truth)
     frame = (p - t).square().mean((-2, -1))
     scores = {
         "mse": frame.mean(),
@@ -62,16 +80,16 @@ def field_scores(
         "psnr": (10 * torch.log10(data_range**2 / frame.clamp(min=1e-30))).mean(),
         "ssim": _ssim(p, t, data_range),
         "acc": correlation(p, t, (-2, -1)).nanmean(),
-        "acc_daymean": _anomaly_correlation(p, t, p.mean(-3, keepdim=True), t.mean(-3, keepdim=True)),
+        "acc_daymean": _correlate_anomalies(p, t, p.mean(-3, keepdim=True), t.mean(-3, keepdim=True)),
         "tcc": correlation(p, t, (-3,)).nanmean(),
     }
     if climatology is not None:
-        scores["acc_climatology"] = _anomaly_correlation(p, t, climatology, climatology)
+        scores["acc_climatology"] = _correlate_anomalies(p, t, climatology, climatology)
     return {name: float(value) for name, value in scores.items()}
 
 
-def _anomaly_correlation(p: Tensor, t: Tensor, mean_p: Tensor, mean_t: Tensor) -> Tensor:
-    """Mean over the frames of the uncentred correlation over space of anomalies."""
+def _correlate_anomalies(p: Tensor, t: Tensor, mean_p: Tensor, mean_t: Tensor) -> Tensor:
+    """Compute the uncentred spatial correlation of anomalies, averaged over frames."""
     return uncentred_correlation(p - mean_p, t - mean_t, (-2, -1)).nanmean()
 
 
@@ -85,7 +103,14 @@ def _ssim(p: Tensor, t: Tensor, data_range: float) -> Tensor:
 
 
 def daily_series(prediction: Tensor, truth: Tensor, data_range: float = 100.0) -> dict[str, list[float]]:
-    """field_scores of every sequence of prediction and truth (N, T, H, W) by itself: name -> N numbers, for curves over
-    the days; data_range as there."""
+    """Compute field_scores for every sequence separately, for curves over the days.
+
+    Args:
+        prediction, truth: (N, T, H, W).
+        data_range: see field_scores.
+
+    Returns:
+        For each score, a list of N numbers.
+    """
     days = [field_scores(p, t, data_range) for p, t in zip(prediction, truth, strict=True)]
     return {name: [day[name] for day in days] for name in (days[0] if days else ())}

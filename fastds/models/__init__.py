@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks: build them by name, load and save their weights."""
+"""Networks for downscaling and nowcasting: build presets by name, load and save weights."""
 
 from fastds.models.card import ModelCard
 from fastds.models.checkpoint import available, load, load_card, save

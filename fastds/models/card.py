@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user must know of trained weights, kept inside the weights file."""
+"""Model cards: the metadata of trained weights, stored inside the weights file."""
 
 import json
 import math
@@ -9,37 +9,45 @@ from typing import get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-ANY = "any"  # the name of an input variable of any kind and units
+ANY = "any"  # name of an input variable that may have any meaning and any units
 
 
 @dataclass
 class ModelCard:
-    """Variables, normalisation, range of validity, origin and scores of a model.
+    """Metadata of trained weights: variables, normalisation, training conditions, origin and scores.
 
     Attributes:
-        name: of the weights.
-        description, licence: free text; licence of the weights.
-        training_data: sources, with their licences.
-        input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order; an input may
-            have "levels_hPa", a list of the pressures it was trained at. [{"name": "any"}]: one variable of any kind.
-        static_variables: the same of static maps; with "mean" and "std", their normalisation, where the weights hold
-            none.
-        floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
-        offset, range: normalisation x = (value - offset) / range, in units of the variables; models of gridded fields.
-        valid_range: (smallest, largest) value the output may have, in units of the variables; what lies beyond is cut.
-        coarsening: how coarse fields of the training data came from fine ones: "mean" over blocks or "decimate".
-        input_steps: fields before the start that a nowcaster was trained with; None: the model does not nowcast.
-        space_factor, time_factor: of the output grid and the output times.
-        grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
-        cadence_s: (shortest, longest) input interval, seconds.
-        motion_px: (smallest, largest) motion per input interval, pixels of the input grid.
-        input_ranges: by statistic of the inputs its range [low, high] in the training samples, see
+        name: name of the weights.
+        description: free text.
+        licence: licence of the weights.
+        training_data: sources of the training data with their licences.
+        input_variables: input channels in order, each a dictionary with "name", "standard_name" and "units". An input
+            may also have "levels_hPa", the list of pressure levels in the training data. The list [{"name": "any"}]
+            stands for one variable with any meaning and units.
+        output_variables: output channels in order, in the same form.
+        static_variables: static input maps in the same form. If the weights hold no normalisation of a map, its entry
+            also has "mean" and "std".
+        floor_dbz, ceiling_dbz: limits of the normalisation x = (z - floor) / (ceiling - floor) of reflectivity z, in
+            dBZ.
+        offset, range: constants of the normalisation x = (value - offset) / range of gridded fields, in the units of
+            the variables.
+        valid_range: smallest and largest output value, in the units of the variables. Values outside this range are
+            clipped.
+        coarsening: operator that made the coarse training fields from fine ones: "mean" (block means) or "decimate"
+            (every r-th pixel).
+        input_steps: number of input frames in the training of a nowcaster; None for models that do not nowcast.
+        space_factor, time_factor: ratio of input to output grid spacing, and of input to output time step.
+        grid_spacing_m: smallest and largest input grid spacing in the training data, in metres.
+        cadence_s: shortest and longest input time step in the training data, in seconds.
+        motion_px: smallest and largest motion per input time step in the training data, in pixels of the input grid.
+        input_ranges: maps a statistic of the inputs to its range [low, high] over the training samples, see
             fastds.inference.ood.
-        training_hours: of one process. seeds: of the trainings that it was chosen from.
-        limits: where it does not win or is not meant for, sentences.
-        picture: file of a picture of what it does, beside the sources.
+        training_hours: duration of the training in hours on one process.
+        seeds: random seeds of the trainings from which these weights were selected.
+        limits: sentences that state where the model is worse than a baseline or should not be used.
+        picture: name of an image file in the source tree that shows an example output.
         metrics: scores by name.
-        fastds_version: that wrote the file.
+        fastds_version: version of fastds that wrote the file.
     """
 
     name: str = ""
@@ -71,8 +79,11 @@ class ModelCard:
 
     @property
     def task(self) -> str:
-        """The task that runs the model, "radar", "fields", "humidity" or "nowcast", as the other fields tell; "" where
-        they do not."""
+        """Return the task that runs the model, derived from the other fields.
+
+        Returns:
+            "nowcast", "radar", "humidity" or "fields"; "" if the fields do not identify a task.
+        """
         if self.input_steps is not None:
             return "nowcast"
         if self.floor_dbz is not None and self.ceiling_dbz is not None:
@@ -83,31 +94,41 @@ class ModelCard:
 
     @property
     def any_variable(self) -> bool:
-        """Whether the model takes one variable of any kind and units."""
+        """Whether the model takes one input variable with any meaning and any units."""
         return self.input_variables == [{"name": ANY}]
 
     @property
-    def lost_to(self) -> str:
-        """The simple method that the weights were no better than on the validation samples of their training; "" where
-        they were, or where nothing is known."""
+    def worse_than(self) -> str:
+        """Name of the baseline that the weights did not outperform on the validation samples of their training.
+
+        The name is "" if the weights outperformed the baseline or if the card has no such comparison.
+        """
         found = self.metrics.get("simple_method")
         lost = isinstance(found, dict) and found.get("better") is False
         return str(found.get("name", "a simple method")) if lost else ""
 
-    def physical(self, y: Tensor) -> Tensor:
-        """A network's output in units of the variables, cut to valid_range; offset and range must be there."""
+    def denormalise(self, y: Tensor) -> Tensor:
+        """Convert a network output to the units of the variables and clip it to `valid_range`.
+
+        Args:
+            y: normalised output of any shape. The card must have `offset` and `range`.
+        """
         values = y * self.range + self.offset
         return values if self.valid_range is None else values.clamp(*self.valid_range)
 
     def to_json(self) -> str:
+        """Return the card as a JSON object with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """Read a card.
+        """Read a card from JSON.
+
+        Args:
+            text: JSON object whose keys are fields of the card.
 
         Raises:
-            ValueError: text is not a JSON object of the card's fields.
+            ValueError: If the text is not JSON, has unknown keys, or has a value of the wrong type.
         """
         try:
             values = json.loads(text)
@@ -121,7 +142,7 @@ class ModelCard:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         for f in fields(cls):
-            if f.name in values and not _is_a(values[f.name], get_type_hints(cls)[f.name]):
+            if f.name in values and not _has_type(values[f.name], get_type_hints(cls)[f.name]):
                 raise ValueError(f"the model card's {f.name} is {values[f.name]!r:.80}, expected {f.type}")
         for name, limits in values.get("input_ranges", {}).items():
             if not _is_range(limits):
@@ -132,20 +153,20 @@ class ModelCard:
 
 
 def _is_range(value: object) -> bool:
-    """Whether a value read from JSON is two finite growing numbers."""
-    pair = isinstance(value, list) and len(value) == 2 and all(_is_a(end, float) for end in value)
+    """Return True if a value read from JSON is a list of two finite, increasing numbers."""
+    pair = isinstance(value, list) and len(value) == 2 and all(_has_type(end, float) for end in value)
     return pair and -math.inf < value[0] < value[1] < math.inf
 
 
-def _is_a(value: object, kind: object) -> bool:
-    """Whether a value read from JSON has the type of a card's field."""
+def _has_type(value: object, kind: object) -> bool:
+    """Return True if a value read from JSON matches the type annotation of a card field."""
     arguments = get_args(kind)
     if get_origin(kind) is UnionType:
-        return any(_is_a(value, one) for one in arguments)
+        return any(_has_type(value, one) for one in arguments)
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_a(item, arguments[0]) for item in value)
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) == 2 and all(_is_a(item, float) for item in value)
+        return isinstance(value, tuple) and len(value) == 2 and all(_has_type(item, float) for item in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files: safetensors with configuration, card and checksum in the metadata. Nothing is ever unpickled."""
+"""Load and save weights as safetensors files with the configuration, the model card and a checksum in the metadata.
+
+Pickled files are rejected, because unpickling can run arbitrary code.
+"""
 
 import hashlib
 import json
@@ -19,7 +22,7 @@ from fastds._nearest import did_you_mean, spelled
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
-from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, task_of
+from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, find_architecture, find_task
 from fastds.ops.core.arguments import check_choice
 
 FORMAT = "fastds-1"
@@ -27,29 +30,38 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def available(pretrained: bool = False, task: str | None = None) -> list[str]:
-    """Names of the presets (for create), or with pretrained=True of the weights in the package (for load).
+    """List the names of presets or of shipped weights.
 
-    task: "radar", "nowcast", "fields" or "humidity", those for it alone. Raises: ValueError for another."""
+    Args:
+        pretrained: False lists the presets that `create` builds. True lists the weights in the package that `load`
+            reads.
+        task: "radar", "nowcast", "fields" or "humidity": list only the names for this task.
+
+    Raises:
+        ValueError: If the task is unknown.
+    """
     names = sorted(path.stem for path in WEIGHTS.glob("*.safetensors")) if pretrained else sorted(PRESETS)
     if task is None:
         return names
     check_choice("task", task, tuple(TASKS))
-    return [name for name in names if (load_card(name).task if pretrained else task_of(name)) == task]
+    return [name for name in names if (load_card(name).task if pretrained else find_task(name)) == task]
 
 
 def save(model: nn.Module, path: str | os.PathLike) -> None:
-    """Write a model's weights, configuration and card to one safetensors file, by a temporary name.
+    """Write the weights, configuration and card of a model to a safetensors file.
+
+    The file is written under a temporary name and renamed when it is complete.
 
     Args:
-        model: with .config (keyword arguments that re-create it) and .card (ModelCard).
-        path: of the file, by habit *.safetensors.
+        model: network with the attributes `config` (keyword arguments of its class) and `card` (ModelCard).
+        path: path of the file, usually *.safetensors.
 
     Raises:
-        TypeError: a model that load could not re-create.
+        TypeError: If the class of the model is not one of the architectures that `load` can build.
     """
-    architecture = type(model).__name__
-    if ARCHITECTURES.get(architecture) is not type(model):
-        raise TypeError(f"model must be one of {sorted(ARCHITECTURES)}, got {architecture}")
+    architecture = find_architecture(type(model))
+    if architecture is None:
+        raise TypeError(f"model must be one of {sorted(ARCHITECTURES)}, got {type(model).__name__}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     model.card.fastds_version = __version__
     metadata = {
@@ -57,10 +69,10 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
         "architecture": architecture,
         "config": json.dumps(model.config, sort_keys=True),
         "card": model.card.to_json(),
-        "sha256": _digest(state),
+        "sha256": _compute_digest(state),
     }
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(_in_order(to_bytes(state, metadata)))
+        file.write(_sort_metadata(to_bytes(state, metadata)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -70,40 +82,49 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     """Read a model from the package or from a file, in evaluation mode.
 
     Args:
-        name_or_path: one of available(pretrained=True), or the path of a file that save wrote.
+        name_or_path: one of `available(pretrained=True)`, or the path of a file that `save` wrote.
 
     Returns:
-        The model with .config and .card of the file, on the CPU.
+        The model on the CPU, with `config` and `card` from the file.
 
     Raises:
-        FileNotFoundError: neither a name nor a file.
-        ValueError: a file that is damaged, truncated, pickled, without fastds metadata or of another architecture, or
-            that holds weights that are not finite.
-        Warns (UserWarning) where the card says that the weights were no better than a simple method.
+        FileNotFoundError: If `name_or_path` is neither the name of shipped weights nor a file.
+        ValueError: If the file is damaged, truncated or pickled, lacks the metadata of fastds, names another
+            architecture, or holds weights that are not finite.
+
+    Warns:
+        UserWarning: If the card says that the weights did not outperform a baseline.
     """
     path = _find(name_or_path)
     metadata, state = _read(path, with_tensors=True)
-    card = _parsed(path, "card", lambda: ModelCard.from_json(metadata["card"]))
+    card = _parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
     model = _rebuild(path, metadata, state)
     _check_keys(path, model.state_dict(), state)
-    if _digest(state) != metadata["sha256"]:
+    if _compute_digest(state) != metadata["sha256"]:
         raise ValueError(f"{path} is damaged: its weights do not match the checksum in its metadata")
     _check_finite(path, state)
     model.load_state_dict(state)
     model.card = card
-    if card.lost_to:
+    if card.worse_than:
         warnings.warn(
-            f"{path.name} was no better than {card.lost_to} on the validation samples of its training", stacklevel=2
+            f"{path.name} was no better than {card.worse_than} on the validation samples of its training", stacklevel=2
         )
     return model.eval()
 
 
 @checks_types
 def load_card(name_or_path: str | os.PathLike) -> ModelCard:
-    """Read the card of a weights file without its weights; name_or_path and errors as in load."""
+    """Read the model card of a weights file without reading the weights.
+
+    Args:
+        name_or_path: as for `load`.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`, except for errors in the weights.
+    """
     path = _find(name_or_path)
     metadata, _ = _read(path, with_tensors=False)
-    return _parsed(path, "card", lambda: ModelCard.from_json(metadata["card"]))
+    return _parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
 
 
 def _find(name_or_path: str | os.PathLike) -> Path:
@@ -126,7 +147,8 @@ def _find(name_or_path: str | os.PathLike) -> Path:
 
 def _read(path: Path, with_tensors: bool) -> tuple[dict, dict[str, Tensor]]:
     with open(path, "rb") as file:
-        start = file.read(9)  # a safetensors file begins with a length of eight bytes, which may look like a pickle's
+        # A safetensors file starts with a length of eight bytes, and these may look like the start of a pickle.
+        start = file.read(9)
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ValueError(
             f"{path} is a pickled PyTorch file; weights are never unpickled here: expected a safetensors file that "
@@ -155,15 +177,15 @@ def _rebuild(path: Path, metadata: dict, state: dict[str, Tensor]) -> nn.Module:
     architecture = metadata["architecture"]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{path} holds weights of {architecture!r}; this version knows {sorted(ARCHITECTURES)}")
-    config = _parsed(path, "config", lambda: json.loads(metadata["config"]))
+    config = _parse_metadata(path, "config", lambda: json.loads(metadata["config"]))
     if not isinstance(config, dict):
         raise ValueError(f"{path} has an unreadable config: expected a JSON object, got {type(config).__name__}")
     _check_sizes(path, config, state)
     with torch.random.fork_rng(devices=[]):
-        return _parsed(path, "config", lambda: build(architecture, config))
+        return _parse_metadata(path, "config", lambda: build(architecture, config))
 
 
-def _parsed(path: Path, what: str, parse: Callable[[], Any]) -> Any:
+def _parse_metadata(path: Path, what: str, parse: Callable[[], Any]) -> Any:
     try:
         return parse()
     except RecursionError:
@@ -173,7 +195,10 @@ def _parsed(path: Path, what: str, parse: Callable[[], Any]) -> Any:
 
 
 def _check_sizes(path: Path, config: dict, state: dict[str, Tensor]) -> None:
-    """Refuses a config with a number far above what the file holds: its network would take hours or all memory."""
+    """Raise ValueError if the configuration has a number far above every size in the file.
+
+    A network of this size could take hours to build or exhaust the memory.
+    """
     most = max([4096, len(state), *(n for tensor in state.values() for n in tensor.shape)])
     pending: list = [config]
     while pending:
@@ -197,9 +222,9 @@ def _check_finite(path: Path, state: dict[str, Tensor]) -> None:
             )
 
 
-def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    shapes = [k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape]
+def _check_keys(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shapes = [k for k in expected.keys() & found.keys() if expected[k].shape != found[k].shape]
     if missing or extra or shapes:
         raise ValueError(
             f"{path} does not hold the weights of its own configuration: missing {missing[:3]} ({len(missing)}), "
@@ -207,8 +232,8 @@ def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
         )
 
 
-def _in_order(data: bytes) -> bytes:
-    """The same safetensors file with its metadata sorted by name: the library's order changes from run to run."""
+def _sort_metadata(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted by key, because safetensors writes them in random order."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -217,7 +242,7 @@ def _in_order(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def _digest(state: dict[str, Tensor]) -> str:
+def _compute_digest(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's forward for fixed shapes as one graph: on a GPU hundreds of small kernels start with one launch, on a CPU
-nothing but kernels runs."""
+"""Capture the forward of a model for fixed shapes: as a CUDA graph, or on a CPU as a list of kernel calls.
+
+A CUDA graph starts hundreds of small kernels with one launch. A replay on a CPU calls the kernels without the Python
+code between them.
+"""
 
 import contextlib
 import copy
@@ -12,22 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from fastds.models.replay import ReplayedForward
+from fastds.models.cpu_graph import CPUForwardGraph
 from fastds.nn.convolutions import SummedConv3x3
 
-WARM_UP_RUNS = 3  # Triton compiles, cuDNN chooses and the caching allocator fills before the capture
+WARM_UP_RUNS = 3  # before the capture, for Triton's compilation, cuDNN's selection and the allocator
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _capturing: ContextVar[bool] = ContextVar("capturing", default=False)
 
 
-def capturing() -> bool:
-    """Whether a forward runs, in this thread, as a graph will hold it: it must not ask for values, which would wait for
-    the device."""
+def is_capturing() -> bool:
+    """Return True if this thread runs a forward that is being captured.
+
+    Such a forward must not read tensor values, because a read waits for the device and cannot be replayed.
+    """
     return not torch.compiler.is_compiling() and _capturing.get()
 
 
 @contextlib.contextmanager
-def _captured() -> Iterator[None]:
+def _mark_capturing() -> Iterator[None]:
     token = _capturing.set(True)
     try:
         yield
@@ -38,60 +43,73 @@ def _captured() -> Iterator[None]:
 def compile_graph(
     model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, train: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """Capture model(*inputs, **options): as one CUDA graph, or on a CPU as the list of its kernels.
+    """Capture model(*inputs, **options) as one CUDA graph, or on a CPU as a list of kernel calls.
 
-    fast = fastds.compile_graph(model, x);  y = fast(x2)
+        fast = fastds.compile_graph(model, x);  y = fast(x2)
 
-    Tensors among the arguments are examples, whose values do not matter; everything else (steps, size, scale) is fixed.
-    Missing values (NaN) are not looked for, they spread. What forward would compute on the CPU (optical flow, the
-    filling of missing frames) is computed before each replay.
+    Tensors among the arguments are examples whose values do not matter. All other arguments (steps, size, scale) are
+    fixed. The captured forward does not search for missing values (NaN): they propagate. Whatever `forward` would
+    compute on the CPU, such as optical flow, is computed before each replay.
 
     Args:
         model: any network of fastds, on a CPU or a CUDA device.
-        inputs, options: arguments of its forward, tensors on the model's device.
-        dtype: of the arithmetic, torch.bfloat16, torch.float16 or torch.float32; inputs keep their own. None:
-            torch.bfloat16 on a CUDA device, torch.float32 on a CPU.
-        train: False: inference, with a copy of the weights of now (on a CUDA device in `dtype`), in evaluation mode.
-            True, on a CUDA device: a function with gradients, whose backward is a graph, too; it reads the model's own
-            weights, in the mode the model is in.
+        inputs: positional arguments of `forward`, tensors on the device of the model.
+        options: keyword arguments of `forward`.
+        dtype: dtype of the arithmetic: torch.bfloat16, torch.float16 or torch.float32. Inputs keep their dtype. None
+            stands for torch.bfloat16 on a CUDA device and torch.float32 on a CPU.
+        train: False captures inference in evaluation mode with a copy of the current weights, on a CUDA device in
+            `dtype`. True (CUDA only) captures the forward and the backward with the weights of the model itself, in its
+            current mode.
 
     Returns:
-        function of the same arguments, for tensors of the same shapes and dtypes, -> what forward returns, on a CPU to
-        the bit. One call at a time: calls on several streams or threads share the buffers of the graph.
+        A function of the same arguments, for tensors of the same shapes and dtypes, that returns the output of
+        `forward`. On a CPU the output is bitwise identical to that of `forward`. Calls share the buffers of the graph,
+        so only one call may run at a time.
 
     Raises:
-        ValueError: the model or an input is not on one device of these, another dtype, train on a CPU; in a later call
-            another shape or another fixed argument. TypeError: the model is no torch.nn.Module. RuntimeError: on a CPU,
-            a forward that asks for values or draws random ones.
+        ValueError: If the model or an input is on another device, if the dtype is not supported, or if `train` is set
+            on a CPU. A later call raises it for another shape or another fixed argument.
+        TypeError: If the model is no torch.nn.Module.
+        RuntimeError: On a CPU, if the forward reads tensor values or draws random numbers.
     """
-    device = graph_device(model, dtype, train)
+    device = check_graph_device(model, dtype, train)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    args, kwargs = given(model, inputs, options)
+    args, kwargs = resolve_arguments(model, inputs, options)
     arguments = Arguments(args, kwargs, device)
-    with _on(device):
-        kind = GradientGraph if train else ForwardGraph if device.type == "cuda" else ReplayedForward
+    with _capture_on(device):
+        kind = GradientGraph if train else ForwardGraph if device.type == "cuda" else CPUForwardGraph
         graph = kind(model, arguments, dtype)
 
     def call(*inputs: Any, **options: Any) -> Any:
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            return graph(*arguments.tensors(*given(model, inputs, options)))
+            return graph(*arguments.extract_tensors(*resolve_arguments(model, inputs, options)))
 
     return call
 
 
 @contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """A block in which a graph is captured on the device."""
+def _capture_on(device: torch.device) -> Iterator[None]:
+    """Context manager in which a graph is captured on the device."""
     if device.type == "cpu":
-        with _captured():
+        with _mark_capturing():
             yield
     else:
-        with torch.cuda.device(device), cudnn_benchmark():
+        with torch.cuda.device(device), enable_cudnn_benchmark():
             yield
 
 
-def graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool = False) -> torch.device:
-    """The device of the model; raises unless a graph can be captured there."""
+def check_graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool = False) -> torch.device:
+    """Return the device of the model.
+
+    Args:
+        model: network to capture.
+        dtype: requested dtype of the arithmetic or None.
+        train: whether gradients are captured.
+
+    Raises:
+        TypeError: If the model is no torch.nn.Module.
+        ValueError: If the dtype is not supported, or if a graph cannot be captured on the device.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if dtype is not None and dtype not in DTYPES:
@@ -105,13 +123,23 @@ def graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool = Fals
     return device
 
 
-def given(model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Arguments of forward, with what the model computes of them on the CPU."""
-    return (model.with_flow(*inputs, **options), {}) if hasattr(model, "with_flow") else (inputs, options)
+def resolve_arguments(model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Return args and kwargs of `forward`, including the inputs that the model computes on the CPU, such as optical
+    flow.
+    """
+    return (model.prepare_inputs(*inputs, **options), {}) if hasattr(model, "prepare_inputs") else (inputs, options)
 
 
 class Arguments:
-    """The arguments that a graph is captured for: tensors by their shape and dtype, others as they are."""
+    """Arguments for which a graph is captured: tensors by shape and dtype, all others by value.
+
+    Args:
+        args, kwargs: arguments of the forward.
+        device: device of the model.
+
+    Raises:
+        ValueError: If a tensor is on another device.
+    """
 
     def __init__(self, args: tuple, kwargs: dict[str, Any], device: torch.device):
         self.leaves, self.spec = tree_flatten((args, kwargs))
@@ -119,37 +147,46 @@ class Arguments:
             if isinstance(z, Tensor) and z.device != device:
                 raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
 
-    def tensors(self, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-        """The tensors of another call; ValueError unless all else is the same."""
+    def extract_tensors(self, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return the tensors among the arguments of a later call.
+
+        Raises:
+            ValueError: If the other arguments, or shapes and dtypes of the tensors, differ from those of the capture.
+        """
         leaves, spec = tree_flatten((args, kwargs))
         if spec != self.spec:
             raise ValueError(f"the arguments must be those the graph was captured for, {self.spec}, got {spec}")
         for i, (new, held) in enumerate(zip(leaves, self.leaves, strict=True)):
-            if _kind(new) != _kind(held):
-                raise ValueError(f"input {i} is {_kind(new)}, the graph was captured for {_kind(held)}")
+            if _describe(new) != _describe(held):
+                raise ValueError(f"input {i} is {_describe(new)}, the graph was captured for {_describe(held)}")
         return [z for z in leaves if isinstance(z, Tensor)]
 
-    def with_tensors(self, tensors: list[Tensor]) -> tuple[tuple, dict[str, Any]]:
-        """The arguments with these tensors for those of the capture."""
+    def replace_tensors(self, tensors: list[Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """Return the captured args and kwargs with their tensors replaced by these."""
         rest = iter(tensors)
         return tree_unflatten([next(rest) if isinstance(z, Tensor) else z for z in self.leaves], self.spec)
 
 
-def _kind(z: Any) -> str:
+def _describe(z: Any) -> str:
     return f"a {z.dtype} tensor of shape {tuple(z.shape)}" if isinstance(z, Tensor) else repr(z)
 
 
 @contextlib.contextmanager
-def as_captured(dtype: torch.dtype) -> Iterator[None]:
-    """Forwards inside the block run as a graph holds them: in `dtype`, without a look at values."""
-    # The cache of autocast would keep tensors of the graph's memory alive between the runs.
+def capture_mode(dtype: torch.dtype) -> Iterator[None]:
+    """Context manager in which forwards run as during a capture: under autocast to `dtype`, and without reading tensor
+    values.
+    """
+    # The autocast cache would keep tensors in the memory of the graph alive between runs.
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
-    with _captured(), autocast:
+    with _mark_capturing(), autocast:
         yield
 
 
-def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy for inference, weights in `dtype` and channels_last; buffers, such as means in kelvin, as they are."""
+def freeze_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of the model for inference, with parameters in `dtype` and channels_last.
+
+    Buffers keep their dtype.
+    """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, SummedConv3x3):
@@ -161,12 +198,12 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class ForwardGraph:
-    """Replays a forward without gradients: tensors -> new outputs."""
+    """CUDA graph of a forward without gradients. A call takes new input tensors and returns new output tensors."""
 
     def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
-        self.model, self.dtype = frozen(model, dtype), dtype
+        self.model, self.dtype = freeze_model(model, dtype), dtype
         self.inputs = [z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor)]
-        self.arguments = arguments.with_tensors(self.inputs)
+        self.arguments = arguments.replace_tensors(self.inputs)
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad():
             stream = torch.cuda.Stream()
@@ -179,9 +216,9 @@ class ForwardGraph:
                 self.output = self.forward()
 
     def forward(self) -> Any:
-        """What is captured."""
+        """Run the forward that is captured."""
         args, kwargs = self.arguments
-        with as_captured(self.dtype):
+        with capture_mode(self.dtype):
             return self.model(*args, **kwargs)
 
     def __call__(self, *tensors: Tensor) -> Any:
@@ -192,20 +229,23 @@ class ForwardGraph:
 
 
 class GradientGraph:
-    """Replays a forward and its backward, of the model's own weights: tensors -> outputs with gradients."""
+    """CUDA graphs of a forward and its backward, with the weights of the model itself.
+
+    A call takes new input tensors and returns outputs with gradients.
+    """
 
     def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
         examples = tuple(z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor))
         self.run = torch.cuda.make_graphed_callables(
-            OfTensors(model, arguments, dtype), examples, WARM_UP_RUNS, allow_unused_input=True
+            TensorModule(model, arguments, dtype), examples, WARM_UP_RUNS, allow_unused_input=True
         )
 
     def __call__(self, *tensors: Tensor) -> Any:
         return self.run(*tensors)
 
 
-class OfTensors(nn.Module):
-    """A model as a module of the tensors among its arguments, run as captured."""
+class TensorModule(nn.Module):
+    """Wrap a model as a module whose only inputs are the tensors among its arguments, run in `capture_mode`."""
 
     def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
         super().__init__()
@@ -213,14 +253,16 @@ class OfTensors(nn.Module):
         self.training = model.training
 
     def forward(self, *tensors: Tensor) -> Any:
-        args, kwargs = self.arguments.with_tensors(list(tensors))
-        with as_captured(self.dtype):
+        args, kwargs = self.arguments.replace_tensors(list(tensors))
+        with capture_mode(self.dtype):
             return self.model(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """cuDNN times its algorithms at the first call of each shape; with fixed shapes that is once and for all."""
+def enable_cudnn_benchmark() -> Iterator[None]:
+    """Context manager in which cuDNN times its algorithms at the first call of each shape. With fixed shapes this
+    happens once.
+    """
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every network asks of its input beside its shape."""
+"""Input checks that all networks share."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,17 @@ from fastds._nearest import with_article
 
 
 def check_input(name: str, x: Tensor, model: nn.Module) -> None:
-    """TypeError for what is no floating-point tensor, and for float64 with other weights or the reverse, which no
-    autocast casts: numpy's numbers are float64."""
+    """Check that the input of a network is a tensor whose dtype fits the weights.
+
+    Args:
+        name: name of the argument in messages.
+        x: the input.
+        model: network whose first parameter gives the expected dtype.
+
+    Raises:
+        TypeError: If x is no floating-point tensor, or if only one of x and the weights is float64. Autocast does not
+            convert float64, the default dtype of NumPy.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {with_article(type(x).__name__)}, expected a Tensor")
     weights = next(model.parameters()).dtype
@@ -18,6 +27,6 @@ def check_input(name: str, x: Tensor, model: nn.Module) -> None:
 
 
 def check_samples(name: str, x: Tensor) -> None:
-    """ValueError for a batch without a sample, of networks that go through samples one by one."""
+    """Raise ValueError if a batch has no sample."""
     if x.shape[0] < 1:
         raise ValueError(f"{name} has no sample, expected one or more, got shape {tuple(x.shape)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of networks and methods that studies and others write down beside each other: leaderboard.json."""
+"""The leaderboard: scores of networks and baselines in the file leaderboard.json."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ LEADERBOARD = Path(__file__).parent / "leaderboard.json"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A score.
+    """One score.
 
     Attributes:
-        task: radar, nowcast, fields or humidity. model: name of the weights or the method.
-        data: what it was scored on. score: which, with what it is compared with. better: "lower" or "higher".
-        value: the score; low, high: its 95 % interval, or None.
-        cases: files, starts or crops it is the mean of, or None.
-        command: that makes it again. version: of fastds.
+        task: "radar", "nowcast", "fields" or "humidity".
+        model: name of the weights or of the baseline.
+        data: data set on which the model was scored.
+        score: name of the score, including the reference of relative scores.
+        better: "lower" or "higher".
+        value: the score.
+        command: command that reproduces the score.
+        low, high: bounds of the 95 % confidence interval, or None.
+        cases: number of files, start times or crops in the mean, or None.
+        version: version of fastds.
     """
 
     task: str
@@ -43,41 +48,53 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What a later row replaces."""
+        """Key of the row. A new row replaces an old row with the same key."""
         return self.task, self.model, self.data, self.score
 
     def text(self) -> str:
-        """The value with its interval and the number of cases."""
+        """Format the value with its confidence interval and the number of cases."""
         interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
         return f"{self.value:.4g}{interval}" + (f", {self.cases} cases" if self.cases is not None else "")
 
 
 def read(path: str | os.PathLike = LEADERBOARD) -> list[Row]:
-    """The rows of a file.
+    """Read the rows of a leaderboard file.
 
-    Raises: FileNotFoundError; ValueError in a sentence with the file and the row for what is no leaderboard."""
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no leaderboard. The message names the file and the row.
+    """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no leaderboard: it is not JSON ({error})") from None
     if not isinstance(found, list):
         raise ValueError(f"{path} is no leaderboard: expected a list of rows, got {type(found).__name__}")
-    return [_row(values, f"{path}, row {number}") for number, values in enumerate(found, 1)]
+    return [_parse_row(values, f"{path}, row {number}") for number, values in enumerate(found, 1)]
 
 
 def add(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Write rows into a file, which is made where there is none; a row of the same task, model, data and score is
-    replaced. Raises as read."""
-    kept = {row.key: row for row in (read(path) if Path(path).exists() else [])}
+    """Add rows to a leaderboard file, and create the file if there is none.
+
+    A row replaces an existing row of the same task, model, data and score.
+
+    Args:
+        path: path of the JSON file.
+        rows: rows to add.
+
+    Raises:
+        ValueError: If the file is no leaderboard or a row is invalid.
+    """
+    rows_by_key = {row.key: row for row in (read(path) if Path(path).exists() else [])}
     for row in rows:
-        kept[row.key] = _row(dataclasses.asdict(row), f"the row of {row.model}")
-    texts = [json.dumps(dataclasses.asdict(kept[key]), ensure_ascii=False) for key in sorted(kept)]
+        rows_by_key[row.key] = _parse_row(dataclasses.asdict(row), f"the row of {row.model}")
+    texts = [json.dumps(dataclasses.asdict(rows_by_key[key]), ensure_ascii=False) for key in sorted(rows_by_key)]
     with replacing(path) as temporary:
         temporary.write_text("[\n" + ",\n".join(texts) + "\n]\n", encoding="utf-8")
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows by task, data and score, the best first."""
+    """Format rows as a table, grouped by task, data and score, the best first."""
     lines, head = [], None
     for row in sorted(rows, key=lambda r: (r.task, r.data, r.score, r.value if r.better == "lower" else -r.value)):
         if (row.task, row.data, row.score) != head:
@@ -87,8 +104,8 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def _row(values: object, where: str) -> Row:
-    """A row of JSON, checked."""
+def _parse_row(values: object, where: str) -> Row:
+    """Check the values of a row read from JSON and return the row."""
     known = {field.name: field for field in dataclasses.fields(Row)}
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with the keys {', '.join(known)}, got {values!r:.60}")
@@ -109,15 +126,15 @@ def _row(values: object, where: str) -> Row:
 
 
 def _check(where: str, name: str, value: object, kind: str) -> None:
-    """Raise ValueError for a value that is not of the kind of its key."""
+    """Raise ValueError if a value does not have the type of its key."""
     if value is None and "None" in kind:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    wanted = {"s": "a text", "f": "a number", "i": "a whole number above 0"}[kind[0]]
+    expected = {"s": "a text", "f": "a number", "i": "a whole number above 0"}[kind[0]]
     fits = {
         "s": isinstance(value, str) and value != "",
         "f": number,
         "i": number and isinstance(value, int) and value > 0,
     }
     if not fits[kind[0]]:
-        raise ValueError(f"{where}: {name} must be {wanted}, got {value!r:.60}")
+        raise ValueError(f"{where}: {name} must be {expected}, got {value!r:.60}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds models`: the weights in the package, the presets, and what one of them is."""
+"""The command `fastds models`: list shipped weights and presets, print a model card or the leaderboard."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fastds.models.registry import PRESETS
 
 _USAGE = """usage: fastds models            the weights in the package
        fastds models --presets  all networks that `fastds train` and fastds.models.create take
-       fastds models NAME       the card of weights, by name or path, or the sentence of a preset
-       fastds models --leaderboard [FILE]  scores of networks and methods, see fastds/models/README.md"""
+       fastds models NAME       the card of weights, by name or path, or the description of a preset
+       fastds models --leaderboard [FILE]  scores of networks and baselines, see fastds/models/README.md"""
 
 
-def shipped() -> str:
-    """The weights in the package: name, task, parameters, size, licence, and what they do."""
+def format_shipped() -> str:
+    """Return a table of the shipped weights: name, task, number of parameters, size, licence and description."""
     lines = []
     for name in available(pretrained=True):
         model, size = load(name), (WEIGHTS / f"{name}.safetensors").stat().st_size
@@ -29,19 +29,25 @@ def shipped() -> str:
     return "\n".join([*lines, "", "More: fastds models NAME, fastds models --presets"])
 
 
-def presets() -> str:
-    """Every preset and its sentence."""
+def format_presets() -> str:
+    """Return a table of all presets with their descriptions."""
     return "\n".join(f"{name:22} {PRESETS[name][2]}" for name in available())
 
 
-def card(name: str) -> str:
-    """The card of weights, a line a field that is set, or the sentence of a preset.
+def format_card(name: str) -> str:
+    """Return the card of weights with one line per field that is set, or the description of a preset.
 
-    Raises: FileNotFoundError for what is neither; ValueError for a file that is no weights."""
+    Args:
+        name: name of shipped weights or of a preset, or path of a weights file.
+
+    Raises:
+        FileNotFoundError: If there is no such name or file.
+        ValueError: If the file is no weights file.
+    """
     name = spelled(name, {*PRESETS, *available(pretrained=True)}) or name
     if name in PRESETS and name not in available(pretrained=True):
-        architecture, _, sentence = PRESETS[name]
-        return f"{name}: a preset of {architecture} without shipped weights. {sentence}"
+        architecture, _, description = PRESETS[name]
+        return f"{name}: a preset of {architecture} without shipped weights. {description}"
     try:
         fields = dataclasses.asdict(load_card(name))
     except FileNotFoundError:
@@ -50,13 +56,13 @@ def card(name: str) -> str:
             f"{len(PRESETS)} presets{did_you_mean(name, [*PRESETS, *available(pretrained=True)])}"
         ) from None
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
-    # Weights of a user may have the name of the preset that they were trained as: these scores are not theirs.
+    # Weights of a user may have the name of their preset, but the leaderboard has scores of the shipped weights only.
     scored = [row for row in read() if name in available(pretrained=True) and row.model == fields["name"]]
     return "\n".join([*lines, *_lines("leaderboard", [f"{r.data}: {r.score} {r.text()}" for r in scored] or None)])
 
 
 def _lines(key: str, value, indent: str = "") -> list[str]:
-    """A value after its name; mappings and lists of them below it."""
+    """Format a value after its key; nested dictionaries and lists follow on indented lines."""
     if isinstance(value, dict):
         return [f"{indent}{key}:", *(line for k, v in value.items() for line in _lines(k, v, indent + "  "))]
     if isinstance(value, list) and value and isinstance(value[0], str | dict):
@@ -66,16 +72,24 @@ def _lines(key: str, value, indent: str = "") -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints one of them. Raises: ValueError, FileNotFoundError for what is neither weights nor a preset."""
+    """Run the command.
+
+    Args:
+        arguments: command-line arguments after `fastds models`.
+
+    Raises:
+        ValueError: If there are too many arguments, or a file is no weights file.
+        FileNotFoundError: If a name is neither weights nor a preset.
+    """
     if arguments in (["-h"], ["--help"]):
         print(_USAGE)
     elif not arguments:
-        print(shipped())
+        print(format_shipped())
     elif arguments == ["--presets"]:
-        print(presets())
+        print(format_presets())
     elif arguments[0] == "--leaderboard" and len(arguments) < 3:
         print(table(read(arguments[1] if arguments[1:] else LEADERBOARD)))
     elif len(arguments) == 1:
-        print(card(arguments[0]))
+        print(format_card(arguments[0]))
     else:
         raise ValueError(f"one name is expected, got {' '.join(arguments)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of architectures and presets."""
+"""Architectures and presets by name."""
 
 import difflib
 from typing import Any
@@ -12,12 +12,12 @@ from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn.sim_vp import SimVP
-from fastds.models.ensembles import ErrorLaw
+from fastds.models.ensembles import ErrorModel
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
-# By the task that they are for.
+# The architectures of each task.
 TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     "radar": (FCZSM, UNet, UNet3D),
     "nowcast": (
@@ -26,13 +26,15 @@ TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     "fields": (FixedRatioDownscaler, INRDownscaler),
     "humidity": (HumidityGenerator, SRCNN, SRResNet),
 }  # fmt: skip
-_OF_OTHERS = (ErrorLaw, HumidityCritic)  # networks
-# Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
+# Classes that a weights file may name, by their name in the file. Each takes its config as keyword arguments and has
+# it as the attribute `config`.
 ARCHITECTURES: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kinds in (*TASKS.values(), _OF_OTHERS) for kind in kinds
+    **{kind.__name__: kind for kinds in TASKS.values() for kind in kinds},
+    "ErrorLaw": ErrorModel,  # the name in existing weights files
+    "HumidityCritic": HumidityCritic,
 }
 
-# Named configurations: architecture, what differs from its defaults, one sentence.
+# Presets: name of the architecture, arguments that differ from its defaults, description.
 PRESETS: dict[str, tuple[str, dict, str]] = {
     **db_rnn.PRESETS,
     **mlcast.PRESETS,
@@ -54,11 +56,11 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Small enough for any machine.",
     ),
-    "nowcast-errors": ("ErrorLaw", {}, "Error model of nowcasts, which members are drawn from."),
+    "nowcast-errors": ("ErrorLaw", {}, "Error model of nowcasts, from which ensemble members are drawn."),
     "downscaling-errors": (
         "ErrorLaw",
         {"hidden": 32, "features": 29, "lacking": 1},
-        "Error model of downscaled radar fields, which members are drawn from.",
+        "Error model of downscaled radar fields, from which ensemble members are drawn.",
     ),
     "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
     "inr-parity256": (
@@ -127,22 +129,27 @@ def create(name: str, **overrides: Any) -> nn.Module:
     """Build a preset with fresh weights.
 
     Args:
-        name: of a preset, see available(), in any case, or as the papers write it, such as "ZSM-DS".
-        overrides: arguments of the architecture that replace the preset's.
+        name: name of a preset, see `available()`. Case is ignored, and names as the papers write them, such as
+            "ZSM-DS", are accepted.
+        overrides: arguments of the architecture that replace those of the preset.
 
     Raises:
-        ValueError: unknown name or argument.
+        ValueError: If the name is unknown or an argument does not fit the architecture.
     """
     check_types({"name": str}, {"name": name})
-    name = check_preset(name)
+    name = resolve_preset(name)
     architecture, config, description = PRESETS[name]
     model = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
     return model
 
 
-def check_preset(name: str) -> str:
-    """The preset that a name stands for, see create. Raises: ValueError for a name that is none."""
+def resolve_preset(name: str) -> str:
+    """Return the preset that a name stands for, see `create`.
+
+    Raises:
+        ValueError: If there is no preset of this name.
+    """
     found = spelled(str(name), PRESETS)
     if found is None:
         near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
@@ -151,22 +158,31 @@ def check_preset(name: str) -> str:
     return found
 
 
-def task_of(name: str) -> str:
-    """The task of a preset, "radar", "nowcast", "fields" or "humidity"; "" where it has none."""
-    kind = ARCHITECTURES[PRESETS[check_preset(name)][0]]
+def find_task(name: str) -> str:
+    """Return the task of a preset: "radar", "nowcast", "fields" or "humidity"; "" for presets without a task."""
+    kind = ARCHITECTURES[PRESETS[resolve_preset(name)][0]]
     return next((task for task, kinds in TASKS.items() if kind in kinds), "")
 
 
+def find_architecture(kind: type[nn.Module]) -> str | None:
+    """Return the name of a class in weights files, or None if weights files cannot hold it."""
+    return next((name for name, known in ARCHITECTURES.items() if known is kind), None)
+
+
 def build(architecture: str, config: dict) -> nn.Module:
-    """Build an architecture by name from its config.
+    """Build an architecture by name from its configuration.
+
+    Args:
+        architecture: key of ARCHITECTURES.
+        config: keyword arguments of the class.
 
     Raises:
-        ValueError: unknown architecture, an argument it does not take or whose type or size is none.
+        ValueError: If the architecture is unknown, or if an argument is unknown or has a wrong type or value.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
     check_types(annotations_of(ARCHITECTURES[architecture]), config)
     try:
         return ARCHITECTURES[architecture](**config)
-    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # sizes that torch refuses, 0 groups
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # for example sizes that torch rejects, or 0 groups
         raise ValueError(f"{architecture} cannot be built from the configuration {config}: {error}") from None

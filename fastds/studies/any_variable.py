@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastds import data as fd
 from fastds import models
 from fastds.inference.execution import inference_context, resolve_execution
-from fastds.models.baselines.interpolation import weights_at
+from fastds.models.baselines.interpolation import compute_interpolation_weights
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import markdown
@@ -146,7 +146,9 @@ def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
 def resize_lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) interpolated to cells of `size`."""
     rows, columns = (
-        torch.from_numpy(weights_at((np.arange(fine) + 0.5) * (n / fine) - 0.5, n, "lanczos").toarray())
+        torch.from_numpy(
+            compute_interpolation_weights((np.arange(fine) + 0.5) * (n / fine) - 0.5, n, "lanczos").toarray()
+        )
         for fine, n in zip(size, x.shape[2:], strict=True)
     )
     return (rows @ x.double() @ columns.T).float()

@@ -16,7 +16,7 @@ from fastds.data.radar.reflectivity import z_r_law
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
-from fastds.models.ensembles import ErrorLaw, Surroundings
+from fastds.models.ensembles import ErrorModel, ForecastFeatures
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools, score
 from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
@@ -117,11 +117,11 @@ def _of_block(
         for method in methods:
             known = scale_known_frames(part[most - method.known : most], 0.0)
             mean = torch.from_numpy(method(part[most - method.known : most], int(leads[-1]) + 1))
-            around = Surroundings(known, mean, find_trajectories(known, len(mean)))
+            around = ForecastFeatures(known, mean, find_trajectories(known, len(mean)))
             for lead in leads:
                 truth = torch.from_numpy(part[most + lead]).clamp(0, 60)
                 chosen = (around.valid & ~truth.isnan())[::_EVERY, ::_EVERY]
-                features = around.features(int(lead), least)[:, ::_EVERY, ::_EVERY][:, chosen]
+                features = around.compute(int(lead), least)[:, ::_EVERY, ::_EVERY][:, chosen]
                 truth = truth[::_EVERY, ::_EVERY][chosen]
                 yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
 
@@ -134,7 +134,9 @@ def _pool(parts: Sequence[Sample]) -> Pool:
     return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
 
 
-def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+def fit(
+    law: ErrorModel, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000
+) -> list[float]:
     """Fit a law to the samples of blocks, see fastds.studies.common.error_law; returns the losses."""
     return fit_pools(law, [_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
@@ -168,7 +170,7 @@ def study(config: StudyConfig) -> str:
     with inference_context(None, resolve_execution(None, config.threads)):
         blocks = samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
-    law = ErrorLaw()
+    law = ErrorModel()
     losses = fit(law, blocks, config.steps, config.seed)
     law.card = ModelCard(**CARD)
     law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
@@ -178,7 +180,7 @@ def study(config: StudyConfig) -> str:
     return config.output
 
 
-def _told(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
+def _told(law: ErrorModel, parts: Sequence[Sample]) -> dict[str, float]:
     """Scores of the law on the pixels it was fitted to."""
     with torch.no_grad():
         found = [

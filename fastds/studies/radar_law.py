@@ -19,8 +19,8 @@ from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.baselines import optical_flow
-from fastds.models.ensembles import ErrorLaw
-from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
+from fastds.models.ensembles import ErrorModel
+from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
 from fastds.studies.command import Files
 from fastds.studies.common.error_law import Pool, fit_pools
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, make_details
@@ -112,8 +112,8 @@ def _fields(
             with torch.inference_mode():
                 y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
             for k, detail in enumerate(make_details(y, x[:, 0], flow[0], model.card)):
-                features = detail.whole()
-                places = (valid & (features[ECHO] > MIN_ECHO_SHARE)).flatten().nonzero()[:, 0]
+                features = detail.compute_all()
+                places = (valid & (features[WET_SHARE_INDEX] > MIN_ECHO_SHARE)).flatten().nonzero()[:, 0]
                 places = places[torch.randperm(len(places), generator=generator)[:_PIXELS]]
                 yield features.flatten(1)[:, places].clone(), truth[k].flatten()[places]
 
@@ -150,7 +150,7 @@ def study(config: StudyConfig) -> str:
     """What `fastds study radar-law` does: fits the law, writes it, returns the file."""
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
-    law = ErrorLaw(_HIDDEN, FEATURES, LACKING)
+    law = ErrorModel(_HIDDEN, FEATURES, ERROR_INDEX)
     with inference_context(None, resolve_execution(None, config.threads)):
         learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(law, learned, config.steps, config.seed, batch=600)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.metrics import EnsembleScores, spectral_ratio
-from fastds.models.ensembles.detail import ECHO
+from fastds.models.ensembles.downscaling_features import WET_SHARE_INDEX
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
 from fastds.tasks.radar.motion import smooth_pair_flow
 
@@ -36,7 +36,7 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
         for times, places in _TIMES.items():
             for k in places:
                 drawn = members.draw_between(read, number) if k == 1 else members.draw_at_input(read[k], (number, k))
-                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > MIN_ECHO_SHARE)
+                near = sample["valid"][k, 0] & (read[k].compute_all()[WET_SHARE_INDEX] > MIN_ECHO_SHARE)
                 found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
     return {times: sums.means() for times, sums in found.items() if sums.count}
 

@@ -14,7 +14,7 @@ from torch import nn
 from fastds import models
 from fastds._argument_types import checks_types
 from fastds._nearest import spelled
-from fastds.models.registry import task_of
+from fastds.models.registry import find_task
 from fastds.training.command import format_parser_error, import_training
 
 
@@ -40,11 +40,11 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
         FileNotFoundError: no such data.
         ImportError: Lightning is not installed.
     """
-    known = [name for name in models.available() if task_of(name)]
+    known = [name for name in models.available() if find_task(name)]
     model, requested = spelled(model, known), model
     if model is None:
         raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
-    task, arguments = task_of(model), {"model.name": model, "data.path": data, "output": output}
+    task, arguments = find_task(model), {"model.name": model, "data.path": data, "output": output}
     config = _make_config(task, {"progress": False, **options, **arguments})
     with import_training(task) as training:
         return models.load(training.train(config))

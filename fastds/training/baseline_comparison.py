@@ -17,7 +17,7 @@ def compare_to_baseline(method: str, score: str, own: float, simple: float, high
         higher: whether higher scores are better.
 
     Returns:
-        A dict for ModelCard.metrics, which ModelCard.lost_to reads.
+        A dict for ModelCard.metrics, which ModelCard.worse_than reads.
     """
     better = own > simple if higher else own < simple
     entry = {"name": method, "score": score, "own": float(own), "simple": float(simple), "better": bool(better)}
@@ -32,6 +32,6 @@ def format_comparison(weights: str | os.PathLike) -> str:
         return ""
     comparison = f"than {entry['name']} ({entry['score']} on the validation samples: {entry['own']:.4g} "
     comparison += f"against {entry['simple']:.4g})"
-    if card.lost_to:
+    if card.worse_than:
         return f"Result: no better {comparison}. This is noted in the weights file; train longer or on more files."
     return f"Result: better {comparison}."

@@ -112,14 +112,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     task = arguments.pop(0) if first else _find_task(arguments)
 
-    from fastds.models.registry import check_preset
+    from fastds.models.registry import resolve_preset
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
         if config.model.start is None:  # checked here because importing Lightning takes seconds
-            check_preset(config.model.name)
+            resolve_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
         from fastds.training.baseline_comparison import format_comparison

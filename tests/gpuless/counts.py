@@ -5,7 +5,7 @@ import torch
 from gpuless.fake_cuda import Watched
 from triton.runtime.jit import JITFunction
 
-from fastds.models.graph import as_captured
+from fastds.models.graph import capture_mode
 from fastds.ops.core.registry import Op
 from fastds.ops.impl.conv3x3 import library
 
@@ -39,7 +39,7 @@ def counted(monkeypatch, call, in_one_pass=True):
         patched.setattr(JITFunction, "run", run)
         patched.setattr(torch.cuda, "current_device", lambda: 0)
         patched.setattr(library, "can_fuse_epilogue", lambda x: in_one_pass)  # fake tensors are refused
-        with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+        with Watched() as seen, torch.no_grad(), capture_mode(torch.bfloat16):
             call()
     for func, given, made in seen.calls:
         name = func._overloadpacket.__name__

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastds
 from fastds.models.export import deform
-from fastds.models.graph import as_captured, frozen
+from fastds.models.graph import capture_mode, freeze_model
 from fastds.ops import conv_gru_cell, conv_lstm_cell
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.deform_conv2d import guided
@@ -55,7 +55,7 @@ def flops(monkeypatch, call):
     with monkeypatch.context() as patched:  # the same products in fewer operations
         patched.setattr(guided, "reference_deform_conv2d", deform.deform_conv2d)
         patched.setattr(OPS["deform_conv2d"], "reference", deform.deform_conv2d)
-        with torch.no_grad(), as_captured(torch.bfloat16), fastds.backend("reference"), counter:
+        with torch.no_grad(), capture_mode(torch.bfloat16), fastds.backend("reference"), counter:
             call()
     return counter.get_total_flops()
 
@@ -63,7 +63,7 @@ def flops(monkeypatch, call):
 @pytest.mark.parametrize("name", INPUTS)
 def test_networks(name, fake_cuda, monkeypatch):
     model, given = on_cuda(name), INPUTS[name]()
-    model = frozen(model, torch.bfloat16)
+    model = freeze_model(model, torch.bfloat16)
     kernels, work = counted(monkeypatch, lambda: model(*given)), flops(monkeypatch, lambda: model(*given))
     found = [str(len(kernels)), f"{sum(n for _, n in kernels) / 1e9:.1f}", f"{work / 1e12:.2f}"]
     assert rows("network")[name][1:] == [*found, f"{estimated_ms(kernels, work):.1f}"]
@@ -106,7 +106,7 @@ PRODUCTS = ("convolution", "_convolution_kernel", "guided_deform_conv2d")
 def test_launches_and_traffic_of_fczsm(fake_cuda, monkeypatch):
     """By cuDNN and torch, by cuDNN and one pass behind it, and as one kernel."""
     after = ("_epilogue_kernel", "bias", "add_", "leaky_relu_", "relu_", "pixel_shuffle", "clone")
-    model, ways = frozen(on_cuda("fczsm"), torch.bfloat16), []
+    model, ways = freeze_model(on_cuda("fczsm"), torch.bfloat16), []
     for algorithm, in_one_pass in (("direct", False), ("direct", True), ("auto", True)):
         with fastds.convolution(algorithm):
             ways.append(counted(monkeypatch, lambda: model(draw(1, 2, 1, 200, 200)), in_one_pass))

@@ -8,7 +8,7 @@ from gpuless.fake_cuda import HostWork, Watched, on_cuda
 from torch.utils._pytree import tree_leaves
 
 from fastds import models
-from fastds.models.graph import as_captured, frozen
+from fastds.models.graph import capture_mode, freeze_model
 from fastds.models.registry import PRESETS
 
 # Every cell of recurrent networks runs in one of them here, and in two modules in the training; the rest is alike.
@@ -36,7 +36,7 @@ def arguments(name, model, device="cuda"):
         return draw(1, getattr(model, "frames", 2), 1, 32, 32), 2
     if kind == "INRDownscaler":
         return draw(1, c["in_channels"], 12, 16), (20, 31)
-    if kind == "ErrorLaw":
+    if kind == "ErrorModel":
         return (draw(c["features"], 16, 20),)
     if kind == "FixedRatioDownscaler":
         return (draw(1, c["in_channels"], 12, 16),)
@@ -46,8 +46,8 @@ def arguments(name, model, device="cuda"):
 @pytest.mark.parametrize("name", RUN)
 def test_forward_stays_on_the_device(name, fake_cuda):
     model = on_cuda(name)
-    given, model = arguments(name, model), frozen(model, torch.bfloat16)
-    with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+    given, model = arguments(name, model), freeze_model(model, torch.bfloat16)
+    with Watched() as seen, torch.no_grad(), capture_mode(torch.bfloat16):
         y = model(*given)
     assert seen.calls and all(z.is_cuda for z in tree_leaves(y))
 
@@ -61,7 +61,7 @@ def test_training_step_stays_on_the_device(name, monkeypatch):
         if hasattr(module, "recompute"):
             module.recompute = False  # it knows maps by their addresses, which meta tensors have not
     given = arguments(name, model, "meta")
-    with Watched(), as_captured(torch.float32):
+    with Watched(), capture_mode(torch.float32):
         sum(z.square().mean() for z in tree_leaves(model(*given))).backward()
     assert any(p.grad is not None for p in model.parameters())
 
@@ -109,8 +109,8 @@ def test_host_work_in_a_network_is_found(fake_cuda, monkeypatch):
 def test_biases_of_summands_are_added_once(fake_cuda):
     """And the model, of which a graph has a copy, keeps its own."""
     model = on_cuda("db-predrnn")
-    copy = frozen(model, torch.bfloat16)
-    with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+    copy = freeze_model(model, torch.bfloat16)
+    with Watched() as seen, torch.no_grad(), capture_mode(torch.bfloat16):
         copy(*arguments("db-predrnn", model))
     assert not [func for func, *_ in seen.calls if func is torch.ops.aten.sum.dim_IntList]
     gates, summed = (network.forecaster.cells[0].gates for network in (model, copy))

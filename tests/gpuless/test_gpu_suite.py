@@ -72,7 +72,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from bench import gpu_bench
 from bench.gpu_rows import fczsm
-from fastds.models.fczsm.oracle import count_flops
+from tests.references.fczsm import count_flops
 rows = sum(gpu_bench.make_rounds(False, None), [])
 model = fczsm.make_cached_network(False)
 assert count_flops(model.state_dict(), model.config, 2, 8, 8) == 64 * fczsm.FLOPS_PER_PIXEL

@@ -7,7 +7,7 @@ import torch
 
 import fastds
 from fastds.models import create
-from fastds.models.graph import Arguments, as_captured, frozen, given
+from fastds.models.graph import Arguments, capture_mode, freeze_model, resolve_arguments
 
 SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
 CPU = torch.device("cpu")
@@ -26,8 +26,8 @@ def test_what_is_no_model_or_lies_elsewhere_is_refused():
 def test_later_arguments_must_be_those_of_the_capture():
     held = Arguments((torch.zeros(1, 3), 4), {"flow": None}, CPU)
     new = torch.ones(1, 3)
-    (tensor,) = held.tensors((new, 4), {"flow": None})
-    assert tensor is new and held.with_tensors([new])[1] == {"flow": None}
+    (tensor,) = held.extract_tensors((new, 4), {"flow": None})
+    assert tensor is new and held.replace_tensors([new])[1] == {"flow": None}
     for args, kwargs, message in (
         ((torch.ones(1, 2), 4), {"flow": None}, r"input 0 is a torch.float32 tensor of shape \(1, 2\), the graph was"),
         ((new.double(), 4), {"flow": None}, "input 0 is a torch.float64 tensor"),
@@ -36,7 +36,7 @@ def test_later_arguments_must_be_those_of_the_capture():
         ((new,), {"flow": None}, "the arguments must be those the graph was captured for"),
     ):
         with pytest.raises(ValueError, match=message):
-            held.tensors(args, kwargs)
+            held.extract_tensors(args, kwargs)
     with pytest.raises(ValueError, match="input 0 is on cpu, expected cuda:0, the device of the model"):
         Arguments((new,), {}, torch.device("cuda", 0))
 
@@ -48,10 +48,10 @@ def test_what_the_cpu_computes_is_made_before(name):
     x = torch.rand(1, 3, 1, 32, 32)
     if name == "nowcast-small":
         x[0, 1, 0, 4:6] = float("nan")
-    args, kwargs = given(model, (x,), {})
+    args, kwargs = resolve_arguments(model, (x,), {})
     assert any(z is not x and isinstance(z, torch.Tensor) for z in args)
-    with torch.no_grad(), as_captured(torch.float32):
-        y = frozen(model, torch.float32)(*args, **kwargs)
+    with torch.no_grad(), capture_mode(torch.float32):
+        y = freeze_model(model, torch.float32)(*args, **kwargs)
     with torch.no_grad():
         torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_what_the_cpu_computes_is_made_before(name):
 def test_means_in_kelvin_stay_exact():
     model = create("inr-small")
     model.mean.fill_(280.3)
-    copy = frozen(model, torch.bfloat16)
+    copy = freeze_model(model, torch.bfloat16)
     assert torch.equal(copy.mean, model.mean) and copy.mean.dtype == torch.float32
     assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -1,48 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nowcasts without training: the last field, the last field blurred, the last field moved along its motion."""
+"""Nowcasts without training: persistence, blurred persistence and semi-Lagrangian extrapolation."""
 
 import contextlib
 import io
 
 import numpy as np
-import scipy  # its parts are imported at first use
+import scipy  # its submodules are imported at first use
 import torch
 from torch import Tensor
 
 from fastds.models.baselines.advection import optical_flow, warp
-from fastds.models.baselines.rims import from_outside, trusted_motion
-from fastds.models.graph import capturing
+from fastds.models.baselines.boundary import fill_inflow, inpaint_edge_motion
+from fastds.models.graph import is_capturing
 
-# Candidates for the growth of the blur, pixels per step.
+# Candidates for the growth of the standard deviation of the blur, in pixels per step.
 _BLUR_GROWTH = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 def persistence(x: Tensor, steps: int) -> Tensor:
-    """Repeat the last field: y[k] = x[-1].
+    """Repeat the last frame: y[k] = x[-1].
 
     Args:
-        x: (B, N, C, h, w), N >= 1 known fields at equal steps, any unit; NaN where missing.
-        steps: number of fields to forecast.
+        x: (B, N, C, h, w), N >= 1 input frames at equal time steps, any unit; NaN where missing.
+        steps: number of frames to forecast.
 
-    Returns: (B, steps, C, h, w) on the CPU; missing pixels take the nearest value of their field, 0 where it has none.
+    Returns:
+        (B, steps, C, h, w). Missing pixels take the nearest value of their frame, or 0 if the frame has no value.
 
-    Raises: ValueError, TypeError for x or steps of another kind.
+    Raises:
+        ValueError: If x or steps has a wrong shape or value.
+        TypeError: If x is not floating-point.
     """
-    _check(x, steps, 1)
+    _check_input(x, steps, 1)
     return fill_missing(x[:, -1:]).repeat(1, steps, 1, 1, 1)
 
 
 def blurred_persistence(x: Tensor, steps: int) -> Tensor:
-    """Repeat the last field, blurred more and more: y[k] = G(g k) x[-1], k = 1, 2, ...
+    """Repeat the last frame with a blur that grows with lead time: y[k] = G(g k) x[-1], k = 1, 2, ...
 
-    G(s) is a Gaussian filter of standard deviation s pixels, edges repeated. The growth g is that of eleven candidates
-    from 0 to 8 pixels per step that forecasts the last known field of each sequence best from the ones before:
-    it minimises sum_j |G(g j) x[-1-j] - x[-1]|^2. (Errors of persistence come from displacement, which grows with
-    lead; on the project's radars the best blur of every lead is nearly proportional to it.)
+    G(s) is a Gaussian filter with a standard deviation of s pixels and repeated edges. The growth g is selected from
+    eleven candidates between 0 and 8 pixels per step. For each sequence, the selected candidate minimises the error of
+    such forecasts of the last frame from the earlier frames: sum_j |G(g j) x[-1-j] - x[-1]|^2. The errors of
+    persistence come from displacement, which grows with lead time.
 
-    x, steps, returns and errors as persistence, N >= 2.
+    Args:
+        x: (B, N, C, h, w) on the CPU, N >= 2 input frames at equal time steps, any unit; NaN where missing.
+        steps: number of frames to forecast.
+
+    Returns:
+        (B, steps, C, h, w). Missing pixels are filled as by `persistence`.
+
+    Raises:
+        ValueError: If x or steps has a wrong shape or value.
+        TypeError: If x is not floating-point.
     """
-    _check(x, steps, 2)
+    _check_input(x, steps, 2)
     fields = fill_missing(x)
     forecasts = []
     for sequence in fields:
@@ -57,45 +69,52 @@ def blurred_persistence(x: Tensor, steps: int) -> Tensor:
 
 
 def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
-    """Move the last field along its motion, backwards from every pixel: y[k](p) = x[-1](p + d_k(p)).
+    """Advect the last frame along its motion by semi-Lagrangian extrapolation: y[k](p) = x[-1](p + d_k(p)).
 
-    d_k = trajectories(flow, steps)[k - 1]; bilinear, once per forecast, so that nothing is smoothed twice.
+    The displacement is d_k = compute_trajectories(flow, steps)[k - 1]. Each forecast frame interpolates the last frame
+    once, so that repeated interpolation does not smooth it.
 
     Args:
-        x: (B, N, C, h, w), N >= 2 fields normalised to [0, 1]; NaN where missing; channel 0 gives the motion.
-        steps: number of fields to forecast.
-        flow: (B, 2, h, w), see trajectories; None: dense inverse search between the last two fields, see
-            trusted_motion.
+        x: (B, N, C, h, w), N >= 2 frames normalised to [0, 1]; NaN where missing. The motion is estimated from channel
+            0.
+        steps: number of frames to forecast.
+        flow: (B, 2, h, w), see `compute_trajectories`. None estimates it from the last two frames, and replaces it near
+            the coverage edge, see `inpaint_edge_motion`.
 
-    Returns: (B, steps, C, h, w). What comes from missing pixels or from outside the grid goes from the nearest value to
-        the mean around it, see from_outside. Differentiable in x for a given flow and x without missing values.
+    Returns:
+        (B, steps, C, h, w). Inflow from missing pixels and from outside the grid is filled as described in
+        `fill_inflow`. Differentiable in x if the flow is given and x has no missing values.
 
-    Raises: ValueError, TypeError for x, steps or flow of another kind.
+    Raises:
+        ValueError: If x, steps or flow has a wrong shape or value.
+        TypeError: If x is not floating-point.
 
     Source: Germann and Zawadzki 2002 (semi-Lagrangian extrapolation of radar fields).
     """
-    _check(x, steps, 2)
+    _check_input(x, steps, 2)
     fields = fill_missing(x)
     if flow is None:
-        flow = trusted_motion(optical_flow(fields[:, -2:])[:, 0, 1], ~x[:, -1, 0].isnan())
+        flow = inpaint_edge_motion(optical_flow(fields[:, -2:])[:, 0, 1], ~x[:, -1, 0].isnan())
     b, c, h, w = fields[:, -1].shape
     if tuple(flow.shape) != (b, 2, h, w):
         raise ValueError(f"flow must have shape {(b, 2, h, w)} to go with x, got {tuple(flow.shape)}")
-    paths = trajectories(flow, steps)
+    paths = compute_trajectories(flow, steps)
     last = fields[:, -1:].expand(-1, steps, -1, -1, -1)
     moved = warp(last.flatten(0, 1), paths.flatten(0, 1)).reshape(b, steps, c, h, w)
-    return from_outside(moved, x[:, -1], paths)
+    return fill_inflow(moved, x[:, -1], paths)
 
 
-def trajectories(flow: Tensor, steps: int) -> Tensor:
-    """Where what arrives at each pixel after 1, 2, ... steps is now: d_1 = b, d_{k+1}(p) = d_k(p) + b(p + d_k(p)).
+def compute_trajectories(flow: Tensor, steps: int) -> Tensor:
+    """Compute backward trajectories in a steady flow: d_1 = b, d_{k+1}(p) = d_k(p) + b(p + d_k(p)).
 
     Args:
-        flow: (B, 2, h, w), b, the displacement (dy, dx) from each pixel to where its echo was one step before, pixels;
-            taken as steady.
+        flow: b, (B, 2, h, w), the displacement (dy, dx) in pixels from each pixel to the origin of its air one step
+            before.
         steps: number of steps.
 
-    Returns: (B, steps, 2, h, w), pixels. Deterministic.
+    Returns:
+        (B, steps, 2, h, w), in pixels: the displacement from each pixel to the origin of its air 1, 2, ... steps
+        before. Deterministic.
     """
     paths, d = [], torch.zeros_like(flow)
     for _ in range(steps):
@@ -105,21 +124,27 @@ def trajectories(flow: Tensor, steps: int) -> Tensor:
 
 
 def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
-    """Extrapolation by the package pysteps: Lucas-Kanade motion of all known fields, semi-Lagrangian advection.
+    """Extrapolate with the package pysteps: Lucas-Kanade motion of all input frames and semi-Lagrangian advection.
 
-    x, steps and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0: dry,
-    where extrapolation takes the mean echo near the edge.
+    Args:
+        x: (B, N, C, h, w), N >= 2 frames; only channel 0 is read. NaN where missing.
+        steps: number of frames to forecast.
 
-    Raises: ImportError where pysteps is not installed.
+    Returns:
+        (B, steps, 1, h, w). Inflow from outside the grid is 0, which means dry.
+
+    Raises:
+        ImportError: If pysteps is not installed.
+        ValueError, TypeError: as for `extrapolation`.
 
     Source: Pulkkinen et al. 2019.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+        with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints the path of its configuration
             from pysteps import motion, nowcasts
     except ImportError:
         raise ImportError("pysteps_extrapolation needs the package pysteps: python -m pip install pysteps") from None
-    _check(x, steps, 2)
+    _check_input(x, steps, 2)
     fields = fill_missing(x)[:, :, 0].double().numpy()
     forecasts = []
     for sequence in fields:
@@ -128,7 +153,7 @@ def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
     return torch.from_numpy(np.nan_to_num(np.stack(forecasts))).to(x.dtype)[:, :, None]
 
 
-def _check(x: Tensor, steps: int, fewest: int) -> None:
+def _check_input(x: Tensor, steps: int, fewest: int) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor (B, N, C, h, w), got {getattr(x, 'dtype', type(x))}")
     if x.ndim != 5 or x.shape[1] < fewest:
@@ -138,9 +163,17 @@ def _check(x: Tensor, steps: int, fewest: int) -> None:
 
 
 def fill_missing(x: Tensor) -> Tensor:
-    """x with every missing pixel at the nearest value of its own field; 0 where a field has none. An exported program
-    and a captured graph leave x as it is."""
-    if torch.compiler.is_exporting() or capturing():
+    """Fill missing pixels (NaN) with the nearest value of their frame, or with 0 if the frame has no value.
+
+    During an export and during the capture of a graph, x is returned unchanged.
+
+    Args:
+        x: (..., C, h, w), any unit.
+
+    Returns:
+        The same shape; x itself if no pixel is missing.
+    """
+    if torch.compiler.is_exporting() or is_capturing():
         return x
     missing = torch.isnan(x)
     if not missing.any():

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation in space and time, without learning."""
+"""Interpolation in space and time."""
 
 import functools
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported at first use
+import scipy  # its submodules are imported at first use
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +17,7 @@ METHODS = ("bilinear", "bicubic", "lanczos")
 ALIGNMENTS = ("center", "grid")
 
 
-# Kernels of numpy arrays and of tensors: xp is numpy or torch.
+# Interpolation kernels for numpy arrays and for tensors: xp is numpy or torch.
 
 
 def _linear(t, xp):
@@ -37,50 +37,64 @@ def _lanczos(t, xp, a: int = 3):
 KERNELS = {"bilinear": (_linear, 1), "bicubic": (_cubic, 2), "lanczos": (_lanczos, 3)}
 
 
-def matrix(n: int, r: int, method: str, align: str, device: torch.device | str = "cpu") -> Tensor:
-    """(r*n, n) float64: what every fine point of a line takes from the n coarse points, rows summing to one.
+def build_interpolation_matrix(n: int, r: int, method: str, align: str, device: torch.device | str = "cpu") -> Tensor:
+    """Build the matrix that interpolates a line of n coarse points to r*n fine points.
 
-    Coarse point k lies at fine coordinate r*k ("grid": decimation keeps every r-th point) or r*k + (r-1)/2 ("center":
-    area means). Beyond the outer coarse points their values are repeated. Shared: not to be written to.
+    With align="grid" coarse point k lies at fine coordinate r*k (decimated fields). With align="center" coarse point k
+    lies at r*k + (r-1)/2 (area means). Beyond the ends the outer values are repeated.
+
+    Args:
+        n: number of coarse points.
+        r: factor.
+        method: one of METHODS.
+        align: one of ALIGNMENTS.
+        device: device of the result.
+
+    Returns:
+        (r*n, n) float64, rows with sum one. The memory is shared between calls and must not be modified.
     """
     if torch.device(device).type == "cpu":
-        return torch.from_numpy(_matrix(n, r, method, align))
-    return _weights(n, r, method, align, torch, device=device)  # made there: a copy would end the capture of a graph
+        return torch.from_numpy(_build_cached_matrix(n, r, method, align))
+    return _build_matrix(
+        n, r, method, align, torch, device=device
+    )  # a copy from the CPU would abort the capture of a graph
 
 
 @functools.lru_cache(maxsize=64)
-def _matrix(n: int, r: int, method: str, align: str) -> np.ndarray:
-    """matrix, in numpy: a tensor that is made while torch traces is none to keep."""
-    return _weights(n, r, method, align, np)
+def _build_cached_matrix(n: int, r: int, method: str, align: str) -> np.ndarray:
+    """Build the matrix in numpy, because a tensor that is built while torch traces cannot be cached."""
+    return _build_matrix(n, r, method, align, np)
 
 
-def _weights(n: int, r: int, method: str, align: str, xp: Any, **where: Any) -> Any:
-    """matrix of xp, numpy or torch."""
-    kernel, reach = KERNELS[method]
+def _build_matrix(n: int, r: int, method: str, align: str, xp: Any, **where: Any) -> Any:
+    """Build the matrix with xp, numpy or torch; `where` has the device of torch."""
+    kernel, radius = KERNELS[method]
     offset = 0.0 if align == "grid" else (r - 1) / 2
     position = (xp.arange(r * n, dtype=xp.float64, **where) - offset) / r
-    near = (xp.floor(position) - reach + 1)[:, None] + xp.arange(2 * reach, dtype=xp.float64, **where)
+    near = (xp.floor(position) - radius + 1)[:, None] + xp.arange(2 * radius, dtype=xp.float64, **where)
     weights = kernel(position[:, None] - near, xp)
     weights = weights / weights.sum(1)[:, None]
     column, near = xp.arange(n, dtype=xp.float64, **where), near.clip(0, n - 1)
-    return sum(xp.where(near[:, k, None] == column, weights[:, k, None], 0.0) for k in range(2 * reach))
+    return sum(xp.where(near[:, k, None] == column, weights[:, k, None], 0.0) for k in range(2 * radius))
 
 
 def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center") -> Tensor:
-    """Interpolate fields by r in space.
+    """Interpolate fields by a whole factor in space.
 
     Args:
-        x: (..., h, w), any unit, floating point.
+        x: (..., h, w), any unit, floating-point.
         r: factor, a positive integer.
         method: "bilinear", "bicubic" (a = -0.5) or "lanczos" (a = 3).
-        align: where coarse values lie on the fine grid: "center" of their r x r block (right for area means, and the
-            convention of image resizing) or "grid": at the block's first row and column (right for decimated fields).
+        align: position of the coarse values on the fine grid. "center" is the centre of the r x r block, which fits
+            area means and is the convention of image resizing. "grid" is the first row and column of the block, which
+            fits decimated fields.
 
     Returns:
         (..., r*h, r*w), unit of x. Linear in x, differentiable, deterministic.
 
     Raises:
-        ValueError, TypeError: x or an option of another kind.
+        ValueError: If r, method or align has a wrong value.
+        TypeError: If x is not floating-point or has fewer than two dimensions.
 
     Source: Keys 1981 (bicubic); Duchon 1979 (Lanczos).
     """
@@ -94,51 +108,80 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
         raise ValueError(f"align must be one of {ALIGNMENTS}, got {align!r}")
     with torch.autocast(x.device.type, enabled=False):
         if any(isinstance(n, torch.SymInt) for n in x.shape[-2:]):
-            return _by_phases(_by_phases(x, r, method, align).mT, r, method, align).mT
-        rows, columns = (matrix(n, r, method, align, x.device).to(x.dtype) for n in x.shape[-2:])
+            return _interpolate_rows_by_phase(_interpolate_rows_by_phase(x, r, method, align).mT, r, method, align).mT
+        rows, columns = (build_interpolation_matrix(n, r, method, align, x.device).to(x.dtype) for n in x.shape[-2:])
         return rows @ x @ columns.T
 
 
-def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = False) -> "scipy.sparse.csr_array":
-    """(P, n) float64, sparse: what values at positions along a line of n points take from these, rows summing to one.
+def compute_interpolation_weights(
+    positions: np.ndarray, n: int, method: str, periodic: bool = False
+) -> "scipy.sparse.csr_array":
+    """Compute the sparse matrix that interpolates a line of n points to arbitrary positions.
 
-    positions: (P,), 0 at the first point and 1 at the second. method: see interpolate. periodic: the line goes round;
-    else the outer points' values are repeated beyond them.
+    Args:
+        positions: (P,), in units of the point spacing: 0 at the first point, 1 at the second.
+        n: number of points.
+        method: see `interpolate`.
+        periodic: whether the line is periodic. Otherwise the outer values are repeated beyond the ends.
+
+    Returns:
+        (P, n) float64, sparse, rows with sum one.
     """
-    kernel, reach = KERNELS[method]
-    first = np.floor(positions).astype(np.int64) - reach + 1
-    near = first[:, None] + np.arange(2 * reach)
+    kernel, radius = KERNELS[method]
+    first = np.floor(positions).astype(np.int64) - radius + 1
+    near = first[:, None] + np.arange(2 * radius)
     weights = kernel(positions[:, None] - near, np)
     weights /= weights.sum(1, keepdims=True)
     near = near % n if periodic else near.clip(0, n - 1)
-    rows = np.repeat(np.arange(len(positions)), 2 * reach)
-    kept = weights.ravel() != 0  # a missing value is none where it has no weight
-    return scipy.sparse.csr_array((weights.ravel()[kept], (rows[kept], near.ravel()[kept])), shape=(len(positions), n))
+    rows = np.repeat(np.arange(len(positions)), 2 * radius)
+    nonzero = weights.ravel() != 0  # drop zero weights, which would spread missing values (NaN * 0)
+    return scipy.sparse.csr_array(
+        (weights.ravel()[nonzero], (rows[nonzero], near.ravel()[nonzero])), shape=(len(positions), n)
+    )
 
 
-def _by_phases(x: Tensor, r: int, method: str, align: str) -> Tensor:
-    """interpolate along rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves open: the r fine rows of a
-    coarse one weigh the same neighbours everywhere, and beyond the outer rows these are repeated."""
-    reach = KERNELS[method][1] + 1
-    middle = matrix(2 * reach + 1, r, method, align, x.device)[r * reach : r * (reach + 1)].to(x.dtype)
-    flat = F.pad(x.flatten(0, -3)[:, None], (0, 0, reach, reach), mode="replicate")
+def _interpolate_rows_by_phase(x: Tensor, r: int, method: str, align: str) -> Tensor:
+    """Interpolate along the rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves symbolic.
+
+    The r fine rows of a coarse row use the same weights everywhere. Beyond the outer rows the values are repeated.
+    """
+    radius = KERNELS[method][1] + 1
+    middle = build_interpolation_matrix(2 * radius + 1, r, method, align, x.device)[r * radius : r * (radius + 1)].to(
+        x.dtype
+    )
+    flat = F.pad(x.flatten(0, -3)[:, None], (0, 0, radius, radius), mode="replicate")
     fine = F.conv2d(flat, middle[:, None, :, None])  # (B, r, h, w)
     return fine.transpose(1, 2).flatten(1, 2).unflatten(0, x.shape[:-2])
 
 
-def bilinear_at(
+def interpolate_at(
     x: Tensor,
     where: GridSpec | PointSpec,
     edge: tuple[str, str] = ("clamp", "clamp"),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); the rest as inr_query has it."""
+    """Interpolate (B, C, H, W) bilinearly at arbitrary points.
+
+    Args:
+        x: (B, C, H, W).
+        where: grid or points with Q queries, in pixels of x.
+        edge: for rows and columns "clamp" or "wrap".
+        mask: valid pixels or None, see fastds.ops.inr_query.
+
+    Returns:
+        (B, Q, C).
+    """
     (x,) = upcast_half(x)
     return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge, mask=mask)
 
 
 def check_sequence(x: Tensor, r: int) -> None:
-    """Raise unless x is a sequence (B, N>=2, C, h, w) of floating point and r a positive integer."""
+    """Check that x is a sequence (B, N >= 2, C, h, w) and r a positive integer.
+
+    Raises:
+        ValueError: If x has another shape or r another value.
+        TypeError: If x is not floating-point.
+    """
     if x.ndim != 5 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (B, N, C, h, w) with N >= 2 frames, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -148,7 +191,7 @@ def check_sequence(x: Tensor, r: int) -> None:
 
 
 def interleave(frames: Tensor, middles: Tensor) -> Tensor:
-    """Put the N-1 middle fields between the N frames: (B, N, ...), (B, N-1, ...) -> (B, 2N-1, ...)."""
+    """Insert the N-1 intermediate frames between the N frames: (B, N, ...), (B, N-1, ...) -> (B, 2N-1, ...)."""
     b, n = frames.shape[:2]
     out = frames.new_empty((b, 2 * n - 1, *frames.shape[2:]))
     out[:, 0::2] = frames
@@ -157,7 +200,17 @@ def interleave(frames: Tensor, middles: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, r: int, mode: str) -> Tensor:
-    """Interpolate every frame of (B, N, C, h, w) by r in space, half-pixel centres; bicubic is cut to [0, 1]."""
+    """Interpolate each frame of a sequence by r in space, with half-pixel centres. Bicubic results are clipped to [0,
+    1].
+
+    Args:
+        x: (B, N, C, h, w).
+        r: factor in space.
+        mode: "bilinear" or "bicubic", as for torch.nn.functional.interpolate.
+
+    Returns:
+        (B, N, C, r*h, r*w).
+    """
     if r == 1:
         return x
     b, n, c, h, w = x.shape
@@ -170,7 +223,7 @@ def upsample(x: Tensor, r: int, mode: str) -> Tensor:
 def trilinear(x: Tensor, r: int = 2) -> Tensor:
     """Interpolate linearly in time and bilinearly in space.
 
-    y[2i] = up(x[i]), y[2i+1] = (up(x[i]) + up(x[i+1])) / 2.
+    With the bilinear interpolation `up`: y[2i] = up(x[i]), y[2i+1] = (up(x[i]) + up(x[i+1])) / 2.
 
     Args:
         x: (B, N, C, h, w), N >= 2 frames, any unit.
@@ -180,9 +233,10 @@ def trilinear(x: Tensor, r: int = 2) -> Tensor:
         (B, 2N-1, C, r*h, r*w) at half the time step, unit of x. Differentiable in x, deterministic.
 
     Raises:
-        ValueError, TypeError: x or r of another kind.
+        ValueError: If x has another shape or r another value.
+        TypeError: If x is not floating-point.
 
-    Source: Chen, Qin and Dai 2022 (the baseline called trilinear there).
+    Source: Chen, Qin and Dai 2022 (their baseline "trilinear").
     """
     check_sequence(x, r)
     y = upsample(x, r, "bilinear")
@@ -190,7 +244,7 @@ def trilinear(x: Tensor, r: int = 2) -> Tensor:
 
 
 def bicubic(x: Tensor, r: int = 2) -> Tensor:
-    """Interpolate linearly in time and bicubically in space (a = -0.75), cut to [0, 1].
+    """Interpolate linearly in time and bicubically (a = -0.75) in space, clipped to [0, 1].
 
     Args:
         x: (B, N, C, h, w), N >= 2 frames, normalised to [0, 1].
@@ -200,7 +254,8 @@ def bicubic(x: Tensor, r: int = 2) -> Tensor:
         (B, 2N-1, C, r*h, r*w) at half the time step, normalised. Differentiable in x, deterministic.
 
     Raises:
-        ValueError, TypeError: x or r of another kind.
+        ValueError: If x has another shape or r another value.
+        TypeError: If x is not floating-point.
     """
     check_sequence(x, r)
     y = upsample(x, r, "bicubic")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published super-resolution networks, applied to every field by itself."""
+"""Published super-resolution networks, SRCNN and SRGAN, applied to each field independently."""
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,15 @@ from fastds.nn.convolutions import Conv2d, Conv3x3, convolve, get_parameters
 
 
 class SRCNN(nn.Module):
-    """Three convolutions on the interpolated field.
+    """SRCNN: three convolutions on the bicubically interpolated field.
 
-    y = conv_c(relu(conv_b(relu(conv_a(bicubic(x))))))
+        y = conv_c(relu(conv_b(relu(conv_a(bicubic(x))))))
 
     Args:
-        channels: variables.
+        channels: number of variables.
         scale: factor in space.
-        kernels: sizes of the three convolutions; (9, 1, 5) has 8,129 parameters, (9, 5, 5) 57,281.
-        align: of the interpolation, see interpolate.
+        kernels: sizes of the three convolutions. (9, 1, 5) has 8,129 parameters, (9, 5, 5) has 57,281.
+        align: alignment of the interpolation, see `interpolate`.
 
     Shapes: (..., C, h, w) -> (..., C, scale*h, scale*w).
 
@@ -44,8 +44,17 @@ class SRCNN(nn.Module):
         return h.view(y.shape)
 
 
-def normalised(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """norm(conv(x)) + residual; statistics that are fixed go into the kernel, the sum into the same pass."""
+def apply_conv_norm(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Compute norm(conv(x)) + residual.
+
+    In evaluation mode the normalisation is folded into the kernel and the sum is fused with the convolution.
+
+    Args:
+        conv: the convolution.
+        norm: its batch normalisation.
+        x: (B, C, H, W).
+        residual: tensor of the shape of the result, or None.
+    """
     if norm.training:
         y = norm(conv(x))
         return y if residual is None else residual + y
@@ -55,7 +64,7 @@ def normalised(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor 
     return convolve(x, weight * scale[:, None, None, None], shift, residual=residual)
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv1, self.norm1 = Conv3x3(width, width), nn.BatchNorm2d(width)
@@ -63,12 +72,12 @@ class _Block(nn.Module):
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.act(normalised(self.conv1, self.norm1, x))
-        return normalised(self.conv2, self.norm2, h, residual=x)
+        h = self.act(apply_conv_norm(self.conv1, self.norm1, x))
+        return apply_conv_norm(self.conv2, self.norm2, h, residual=x)
 
 
-class _ShuffledConv(Conv3x3):
-    """Convolution to four times the channels, shuffled to twice the pixels in the same pass."""
+class _UpsamplingConv(Conv3x3):
+    """Convolution to four times the channels, fused with a pixel shuffle to twice the resolution."""
 
     def __init__(self, width: int):
         super().__init__(width, 4 * width)
@@ -78,14 +87,19 @@ class _ShuffledConv(Conv3x3):
 
 
 class SRResNet(nn.Module):
-    """Generator of SRGAN: residual blocks, then sub-pixel x2 stages, between 9x9 convolutions.
+    """SRResNet, the generator of SRGAN: residual blocks and sub-pixel x2 stages between two 9x9 convolutions.
+
+    The output is linear and the network is trained without a perceptual loss, because the outputs are fields and not
+    photographs.
 
     Args:
-        channels: variables.
-        scale: a power of two; three stages for x8 (1,676,437 parameters with 16 blocks and one variable).
-        width: feature maps. blocks: residual blocks.
+        channels: number of variables.
+        scale: factor in space, a power of two. x8 has three stages (1,676,437 parameters with 16 blocks and one
+            variable).
+        width: number of feature maps.
+        blocks: number of residual blocks.
 
-    Shapes: (..., C, h, w) -> (..., C, scale*h, scale*w). Linear output, no perceptual loss: fields, not photographs.
+    Shapes: (..., C, h, w) -> (..., C, scale*h, scale*w).
 
     Source: Ledig et al. 2017.
     """
@@ -97,22 +111,33 @@ class SRResNet(nn.Module):
         self.config = {"channels": channels, "scale": scale, "width": width, "blocks": blocks}
         self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
         self.first = nn.Sequential(Conv2d(channels, width, 9), nn.PReLU())
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(_ResidualBlock(width) for _ in range(blocks)))
         self.middle = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
         stages = []
-        for _ in range(scale.bit_length() - 1):  # nn.Identity: names of weights as with a layer for the shuffle
-            stages += [_ShuffledConv(width), nn.Identity(), nn.PReLU()]
+        for _ in range(
+            scale.bit_length() - 1
+        ):  # nn.Identity keeps the state_dict keys of a network with a separate shuffle layer
+            stages += [_UpsamplingConv(width), nn.Identity(), nn.PReLU()]
         self.up = nn.Sequential(*stages)
         self.last = Conv2d(width, channels, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.first(x.flatten(0, -4))
-        y = self.last(self.up(normalised(*self.middle, self.blocks(flat), residual=flat)))
+        y = self.last(self.up(apply_conv_norm(*self.middle, self.blocks(flat), residual=flat)))
         return y.view(*x.shape[:-2], *y.shape[-2:])
 
 
 class SRGANDiscriminator(nn.Module):
-    """Discriminator of SRGAN, one logit per field: (..., C, H, W) -> (...). Source: Ledig et al. 2017."""
+    """Discriminator of SRGAN, one logit per field.
+
+    Args:
+        channels: number of variables.
+        width: number of feature maps of the first layer.
+
+    Shapes: (..., C, H, W) -> (...).
+
+    Source: Ledig et al. 2017.
+    """
 
     def __init__(self, channels: int = 1, width: int = 64):
         super().__init__()

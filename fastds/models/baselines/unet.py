@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""U-Nets that FC-ZSM is compared with: they refine two interpolated fields, in the plane or in space and time."""
+"""U-Nets that refine interpolated frames, as peers of FC-ZSM: UNet in the plane, UNet3D in space and time."""
 
 from collections.abc import Callable
 
@@ -14,14 +14,15 @@ from fastds.models.inputs import check_input
 from fastds.nn.convolutions import Conv3x3
 from fastds.ops.core.layout import get_padding_to_multiple
 
-_FRAMES = 2  # known fields; three come out
+_FRAMES = 2  # input frames; the output has three
 
 
-class _Refines(DownscaleMixin, nn.Module):
-    """What both have in common: config and card, interpolation before the network, sizes of any number.
+class _RefinementNetwork(DownscaleMixin, nn.Module):
+    """Base class of networks that refine an interpolated sequence: checks, interpolation, padding and weight
+    initialisation.
 
-    Subclasses give levels, the halvings of the grid, interpolated(x) -> (B, ..., r*h, r*w), and refine(y) -> the same
-    with 3 * out_channels maps in place of the channels.
+    Subclasses define `levels` (number of halvings of the grid), `interpolate_input(x)`, which returns a tensor of the
+    fine resolution, and `refine(y)`, which maps this tensor to the values of the three output frames.
     """
 
     levels: int
@@ -35,7 +36,7 @@ class _Refines(DownscaleMixin, nn.Module):
         self.card = ModelCard(name=name, space_factor=self.scale, time_factor=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Downscale a pair of fields.
+        """Downscale a pair of frames.
 
         Args:
             x: (B, 2, in_channels, h, w), normalised; any h and w.
@@ -44,20 +45,21 @@ class _Refines(DownscaleMixin, nn.Module):
             (B, 3, out_channels, r*h, r*w) at half the time step, normalised.
 
         Raises:
-            ValueError, TypeError: x of another shape or type.
+            ValueError: If x has another shape.
+            TypeError: If x has another dtype than the weights.
         """
         check_sequence(x, self.scale)
         check_input("x", x, self)
         c = self.config["in_channels"]
         if x.shape[1:3] != (_FRAMES, c):
             raise ValueError(f"x must have shape (B, {_FRAMES}, {c}, h, w), got {tuple(x.shape)}")
-        y = self.interpolated(x)
+        y = self.interpolate_input(x)
         height, width = y.shape[-2:]
-        z = self.refine(_pad(y, 2**self.levels))[..., :height, :width]
+        z = self.refine(_pad_to_multiple(y, 2**self.levels))[..., :height, :width]
         return z.reshape(x.shape[0], 2 * _FRAMES - 1, self.config["out_channels"], height, width).contiguous()
 
-    def start(self) -> None:
-        """Fresh weights of a network of ReLUs: normal with variance 2 / fan in, biases zero."""
+    def init_weights(self) -> None:
+        """Initialise the weights for ReLU networks: normal with variance 2 / fan-in, biases zero."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -65,18 +67,19 @@ class _Refines(DownscaleMixin, nn.Module):
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
 
-class UNet(_Refines):
-    """U-Net of the plane: both fields, bilinearly interpolated, are its channels, the three fine ones its outputs.
+class UNet(_RefinementNetwork):
+    """U-Net in the plane: the channels of both interpolated frames are the input, the three fine frames are the output.
 
         e_1 = two(up(x)); e_k+1 = two(maxpool(e_k)); d_5 = e_5; d_k = two([e_k, transposed(d_k+1)]); y = conv1x1(d_1)
         two(z) = relu(conv3x3(relu(conv3x3(z)))), widths width * (1, 2, 4, 8, 16), zero padding, no normalisation
 
     Args:
-        in_channels: C, dynamic variables. out_channels: of each of the three fields.
-        width: feature maps of the first level; 64 has 31,031,299 parameters, 32 has 7,759,875.
-        scale: r, factor in space.
+        in_channels: number C of dynamic variables.
+        out_channels: number of channels of each output frame.
+        width: number of feature maps of the first level. 64 gives 31,031,299 parameters, 32 gives 7,759,875.
+        scale: factor r in space.
 
-    Source: Ronneberger, Fischer and Brox 2015; the baseline of Chen, Qin and Dai 2022, who tell no widths.
+    Source: Ronneberger, Fischer and Brox 2015; a baseline of Chen, Qin and Dai 2022, who do not give its widths.
     """
 
     levels = 4
@@ -86,38 +89,39 @@ class UNet(_Refines):
         super().__init__("unet", config)
         widths = [width << k for k in range(self.levels + 1)]
         pairs = list(zip(widths, widths[1:], strict=False))
-        self.down = nn.ModuleList([_Two(_FRAMES * in_channels, width), *(_Two(a, b) for a, b in pairs)])
+        self.down = nn.ModuleList([_DoubleConv(_FRAMES * in_channels, width), *(_DoubleConv(a, b) for a, b in pairs)])
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairs)
-        self.merge = nn.ModuleList(_Two(2 * a, a) for a, _ in pairs)
+        self.merge = nn.ModuleList(_DoubleConv(2 * a, a) for a, _ in pairs)
         self.last = nn.Conv2d(width, (2 * _FRAMES - 1) * out_channels, 1)
-        self.start()
+        self.init_weights()
 
-    def interpolated(self, x: Tensor) -> Tensor:
+    def interpolate_input(self, x: Tensor) -> Tensor:
         return upsample(x, self.scale, "bilinear").flatten(1, 2)
 
     def refine(self, y: Tensor) -> Tensor:
         y = y.contiguous(memory_format=torch.channels_last)
 
-        def finer(level: int, z: Tensor, skip: Tensor) -> Tensor:
+        def decode_level(level: int, z: Tensor, skip: Tensor) -> Tensor:
             return self.merge[level](skip, self.up[level](z))
 
-        return self.last(_u_shape(y, self.down, finer, 2))
+        return self.last(_run_u_shape(y, self.down, decode_level, 2))
 
 
-class UNet3D(_Refines):
-    """U-Net of space and time: the three interpolated fields go in, the three fine ones come out.
+class UNet3D(_RefinementNetwork):
+    """U-Net in space and time: the three interpolated frames are the input, the three fine frames are the output.
 
-    As UNet with three levels below the first, ReLU and zero padding, but: kernels reach over three times, kernel x
-    kernel pixels at the first level (over kernel times in the second convolution there) and 3 x 3 below; pooling and
-    nearest-neighbour upsampling, which a convolution follows, leave time alone; the last convolution is (3, 1, 1).
+    The structure is that of UNet with three levels below the first. Convolutions are three-dimensional and span three
+    time steps. At the first level they have `kernel` x `kernel` pixels, and the second convolution spans `kernel` time
+    steps; below they have 3 x 3 pixels. Pooling and nearest-neighbour upsampling (with a convolution after it) do not
+    change the time dimension. The last convolution has size (3, 1, 1).
 
     Args:
-        in_channels, out_channels, scale: as UNet.
-        width: feature maps of the first level, doubled at each below; 72 has 34,234,057 parameters.
-        kernel: pixels of the first level's kernels, odd.
+        in_channels, out_channels, scale: as for UNet.
+        width: number of feature maps of the first level, doubled at each level below. 72 gives 34,234,057 parameters.
+        kernel: size in pixels of the kernels of the first level, odd.
 
-    Source: Serifi, Günther and Ban 2021 (their deep convolutional network, without its inputs of place and time); with
-    a padded last convolution the UNet3D of Chen, Qin and Dai 2022.
+    Source: Serifi, Günther and Ban 2021 (their deep convolutional network without inputs of place and time). With a
+    padded last convolution this is the UNet3D of Chen, Qin and Dai 2022.
     """
 
     levels = 3
@@ -129,28 +133,28 @@ class UNet3D(_Refines):
             raise ValueError(f"kernel must be odd, got {kernel}")
         widths, sides = [width << k for k in range(self.levels + 1)], [kernel, 3, 3]
         pairs = list(zip(widths, widths[1:], strict=False))
-        first = _Two3D(in_channels, width, kernel, times=kernel)
-        self.down = nn.ModuleList([first, *(_Two3D(a, b, 3) for a, b in pairs)])
+        first = _DoubleConv3D(in_channels, width, kernel, times=kernel)
+        self.down = nn.ModuleList([first, *(_DoubleConv3D(a, b, 3) for a, b in pairs)])
         self.up = nn.ModuleList(_conv3d(b, a, k) for (a, b), k in zip(pairs, sides, strict=True))
-        self.merge = nn.ModuleList(_Two3D(2 * a, a, k) for a, k in zip(widths, sides, strict=False))
+        self.merge = nn.ModuleList(_DoubleConv3D(2 * a, a, k) for a, k in zip(widths, sides, strict=False))
         self.last = nn.Conv3d(width, out_channels, (3, 1, 1), padding=(1, 0, 0))
-        self.start()
+        self.init_weights()
 
-    def interpolated(self, x: Tensor) -> Tensor:
+    def interpolate_input(self, x: Tensor) -> Tensor:
         return trilinear(x, self.scale)
 
     def refine(self, y: Tensor) -> Tensor:
         y = y.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
-        def finer(level: int, z: Tensor, skip: Tensor) -> Tensor:
+        def decode_level(level: int, z: Tensor, skip: Tensor) -> Tensor:
             z = F.relu(self.up[level](F.interpolate(z, scale_factor=(1, 2, 2), mode="nearest")))
             return self.merge[level](torch.cat([skip, z], 1))
 
-        return self.last(_u_shape(y, self.down, finer, (1, 2, 2))).transpose(1, 2)
+        return self.last(_run_u_shape(y, self.down, decode_level, (1, 2, 2))).transpose(1, 2)
 
 
-class _Two(nn.Module):
-    """relu(conv(relu(conv([x, x2]))))"""
+class _DoubleConv(nn.Module):
+    """Two convolutions: relu(conv(relu(conv([x, x2]))))."""
 
     def __init__(self, in_channels: int, width: int):
         super().__init__()
@@ -160,8 +164,8 @@ class _Two(nn.Module):
         return self.conv2(self.conv1(x, x2, act="relu"), act="relu")
 
 
-class _Two3D(nn.Module):
-    """relu(conv(relu(conv(x)))); times: of the second kernel."""
+class _DoubleConv3D(nn.Module):
+    """Two convolutions: relu(conv(relu(conv(x)))). `times` is the time extent of the second kernel."""
 
     def __init__(self, in_channels: int, width: int, kernel: int, times: int = 3):
         super().__init__()
@@ -175,22 +179,29 @@ def _conv3d(in_channels: int, out_channels: int, kernel: int, times: int = 3) ->
     return nn.Conv3d(in_channels, out_channels, (times, kernel, kernel), padding=(times // 2, kernel // 2, kernel // 2))
 
 
-def _u_shape(y: Tensor, down: nn.ModuleList, finer: Callable[[int, Tensor, Tensor], Tensor], pool) -> Tensor:
-    """Down through the levels, and up again by finer(level, map below, map of that level on the way down)."""
+def _run_u_shape(y: Tensor, down: nn.ModuleList, decode_level: Callable[[int, Tensor, Tensor], Tensor], pool) -> Tensor:
+    """Run the U shape: down through all levels, and up again by `decode_level`.
+
+    Args:
+        y: input of the first level.
+        down: blocks of the levels.
+        decode_level: function of the level, the feature map of the level below, and the skip feature map of this level.
+        pool: pooling size.
+    """
     pooled = F.max_pool2d if y.ndim == 4 else F.max_pool3d
     maps = [down[0](y)]
     for level in down[1:]:
         maps.append(level(pooled(maps[-1], pool)))
     z = maps.pop()
     for level in reversed(range(len(maps))):
-        z = finer(level, z, maps[level])
+        z = decode_level(level, z, maps[level])
     return z
 
 
-def _pad(y: Tensor, multiple: int) -> Tensor:
+def _pad_to_multiple(y: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (..., H, W) until both sizes are multiples."""
     missing = [get_padding_to_multiple(n, multiple) for n in y.shape[-2:]]
-    if all(isinstance(n, int) and n == 0 for n in missing):  # sizes that a tracer leaves open are no int
+    if all(isinstance(n, int) and n == 0 for n in missing):  # symbolic sizes of a tracer are no int
         return y
     pad = (0, missing[1], 0, missing[0])
     return F.pad(y.flatten(0, -4), pad, mode="replicate").unflatten(0, y.shape[:-3])

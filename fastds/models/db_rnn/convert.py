@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the authors' MS-RNN code (MS-ConvLSTM, MS-PredRNN, MS-TrajGRU) to models here, layer by layer.
+"""Load weights of the authors' MS-RNN code (MS-ConvLSTM, MS-PredRNN, MS-TrajGRU).
 
-Its keys: embed.conv_embed, fc.conv_fc, rnns.lstm.<0 to 5>.<layer of the cell>, after "module." as its training saves
-them. Its other cells have layers that are divided otherwise.
+The keys of that code are embed.conv_embed, fc.conv_fc and rnns.lstm.<0 to 5>.<layer of the cell>, with a prefix
+"module." from data-parallel training. Its other cells have a different layer structure and are not supported.
 """
 
 import torch
@@ -12,7 +12,7 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import LAYERS
 from fastds.models.db_rnn.network import MSRNN
 
-# Of a cell: its module here and the convolutions there, of which it is the sum.
+# For each cell: a module here and the convolutions there, whose sum it computes.
 _CELLS = {
     "convlstm": {"gates": ("_conv_x2h", "_conv_h2h")},
     "predrnn": {
@@ -23,43 +23,47 @@ _CELLS = {
     },
     "trajgru": {"input": ("_conv_x2h",), "flow_hidden": ("_conv_x2f", "_conv_h2f"), "flow": ("_conv_flow",)},
 }
-_PROJECT = "project"  # of trajgru: a 1x1 convolution of all links, (3C, L C, 1, 1)
+_PROJECT = "project"  # in trajgru: 1x1 convolution of all links, (3C, L C, 1, 1)
 
 
 def from_published(
     state: dict[str, Tensor], input_steps: int = 10, floor_dbz: float = -10.0, ceiling_dbz: float = 60.0
 ) -> MSRNN:
-    """A model with the weights of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU, with a card for fastds.nowcast.
+    """Build a model with the weights of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU, and a card for fastds.nowcast.
 
-    Plain ConvLSTM, PredRNN and TrajGRU of that code, without scales, have the same keys and shapes: what they are, the
-    caller knows.
+    ConvLSTM, PredRNN and TrajGRU without multiple scales have the same keys and shapes in that code, so the function
+    cannot distinguish them. The caller must not pass their weights.
 
     Args:
-        state: a state dict as the training there saves it.
-        input_steps: fields before the start that it was trained with.
-        floor_dbz, ceiling_dbz: reflectivity of pixels 0 and 1; these are those of HKO-7.
+        state: state dict of a training with that code.
+        input_steps: number of input frames in the training.
+        floor_dbz, ceiling_dbz: reflectivity of pixel values 0 and 1; the defaults are those of HKO-7.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        ValueError: keys or shapes of another network.
+        ValueError: If keys or shapes belong to another network.
 
-    Source: Ma, Zhang and Liu, github.com/mazhf/MS-RNN; no code of it is used.
+    Source: Ma, Zhang and Liu, github.com/mazhf/MS-RNN. No code of it is used.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    cell = _cell({name.split(".")[3] for name in state if name.startswith("rnns.lstm.0.") and name.count(".") == 4})
+    first = (name for name in state if name.startswith("rnns.lstm.0.") and name.count(".") == 4)
+    cell = _identify_cell({name.split(".")[3] for name in first})
     renamed = {}
     try:
         for ours, theirs in (("embed", "embed.conv_embed"), ("output", "fc.conv_fc")):
             renamed |= {f"{ours}.{part}": state.pop(f"{theirs}.{part}") for part in ("weight", "bias")}
         for layer in range(LAYERS):
-            renamed |= {f"cells.{layer}.{k}": v for k, v in _layer(cell, state, f"rnns.lstm.{layer}.").items()}
+            renamed |= {f"cells.{layer}.{k}": v for k, v in _rename_layer(cell, state, f"rnns.lstm.{layer}.").items()}
         hidden, links = len(renamed["embed.bias"]), renamed.get("cells.0.project_weight")
         model = MSRNN(cell, hidden, {} if links is None else {"links": links.shape[2]})
         if state:
             raise ValueError(f"it has further keys, such as {min(state)}")
         model.module.load_state_dict(renamed)
     except (KeyError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"state does not fit an MS-RNN with {cell} cells: {said}") from None
+        message = " ".join(str(error).split())
+        raise ValueError(f"state does not fit an MS-RNN with {cell} cells: {message}") from None
     z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
     model.card = ModelCard(
         name=f"ms-{cell}", description="Weights of the authors' MS-RNN code.", input_variables=[z],
@@ -68,19 +72,25 @@ def from_published(
     return model.eval()
 
 
-def _cell(layers: set[str]) -> str:
+def _identify_cell(layers: set[str]) -> str:
     for cell, parts in _CELLS.items():
         known = {name for names in parts.values() for name in names}
         if layers == known | ({_PROJECT} if cell == "trajgru" else set()):
             return cell
     raise ValueError(
-        "state must be of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell with the layers "
+        "state must be that of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell with the layers "
         f"{sorted(layers)[:8]}"
     )
 
 
-def _layer(cell: str, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of one cell, which leave state."""
+def _rename_layer(cell: str, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Remove the tensors of one cell from the state and return them under the names here.
+
+    Args:
+        cell: name of the cell.
+        state: state dict, modified in place.
+        prefix: prefix of the keys of this cell.
+    """
     found = {}
     for ours, theirs in _CELLS[cell].items():
         weights, biases = ([state.pop(f"{prefix}{name}.{part}") for name in theirs] for part in ("weight", "bias"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The critic of single frames that DB-RNN is trained against."""
+"""Discriminator of single frames for the adversarial training of DB-RNN."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,24 +7,29 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3
 
 SLOPE = 0.01
-VARIANTS = {"S": ((16, 20, 20), 10), "M": ((16, 20, 32), 10), "L": ((16, 32, 32), 16)}  # channels, width of the head
-_VARIANT_OF = {"predrnn": "M", "predrnn++": "M", "mim": "L", "motionrnn": "L", "preciplstm": "L"}
+# Channels of the convolutions and width of the hidden layer.
+VARIANTS = {"S": ((16, 20, 20), 10), "M": ((16, 20, 32), 10), "L": ((16, 32, 32), 16)}
+_VARIANTS_BY_CELL = {"predrnn": "M", "predrnn++": "M", "mim": "L", "motionrnn": "L", "preciplstm": "L"}
 POOLS = (4, 4, 2)
 
 
-def variant_of(cell: str) -> str:
-    """The variant that the paper trains DB networks of this cell against, the smallest for cells it does not name."""
-    return _VARIANT_OF.get(cell, "S")
+def select_variant(cell: str) -> str:
+    """Return the variant of the discriminator that the paper uses for a cell; "S" for cells that the paper does not
+    name.
+    """
+    return _VARIANTS_BY_CELL.get(cell, "S")
 
 
 class Discriminator(nn.Module):
-    """Is a frame observed? Three times conv3x3, leaky ReLU, maximum pooling (4, 4, 2); then two linear layers.
+    """Classify frames as observed or generated.
+
+    Three stages of 3x3 convolution, leaky ReLU and max pooling (4, 4, 2) are followed by two linear layers.
 
     Args:
         variant: "S", "M" or "L".
-        size: rows and columns of a frame, multiples of 32: the first linear layer depends on them.
+        size: rows and columns of a frame, multiples of 32. The size of the first linear layer depends on them.
 
-    Shapes: forward(frames (N, 1, H, W)) -> logits (N, 1); the paper's probability is their sigmoid.
+    Shapes: forward(frames (N, 1, H, W)) -> logits (N, 1). Their sigmoid is the probability of the paper.
 
     Source: Ma, Zhang and Liu 2024, DB-RNN, section IV.
     """

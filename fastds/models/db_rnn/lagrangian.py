@@ -1,41 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nowcasting in the frame of the moving air: optical flow carries the echo, the network learns growth and decay."""
+"""Lagrangian nowcasting: optical flow advects the frames, and a recurrent network learns growth and decay along the
+motion.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from fastds.models.baselines.advection import optical_flow, warp
-from fastds.models.baselines.extrapolation import fill_missing, trajectories
-from fastds.models.baselines.rims import from_outside, trusted_motion
+from fastds.models.baselines.boundary import fill_inflow, inpaint_edge_motion
+from fastds.models.baselines.extrapolation import compute_trajectories, fill_missing
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
 from fastds.models.inputs import check_input, check_samples
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
-_SHARES = (1 / 6, 5 / 6)  # of the flows of the last pairs of frames in the mean
-_WET = 7 / 60  # 7 dBZ, 0.1 mm/h
+_SHARES = (1 / 6, 5 / 6)  # weights of the flows of the last two pairs of frames
+_WET = 7 / 60  # 7 dBZ on the scale from 0 to 60 dBZ, about 0.1 mm/h
 
 
-def backward_flow(frames: Tensor) -> Tensor:
-    """Displacement (B, 2, H, W) from each pixel to where its echo was one step before, pixels: the weighted mean of the
-    optical flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1], NaN where missing, as trusted_motion
-    takes it near the rim of the last frame.
+def estimate_backward_flow(frames: Tensor) -> Tensor:
+    """Estimate the displacement from each pixel to the origin of its air one step before.
+
+    The flow is a weighted mean of the optical flows of the last two pairs of frames. Near the coverage edge of the last
+    frame it is replaced, see `inpaint_edge_motion`.
+
+    Args:
+        frames: (B, m >= 2, 1, H, W) in [0, 1], NaN where missing.
+
+    Returns:
+        (B, 2, H, W), (dy, dx) in pixels.
     """
     flows = optical_flow(fill_missing(frames[:, -(len(_SHARES) + 1) :]))[:, :, 1]
     shares = flows.new_tensor(_SHARES[-flows.shape[1] :]).view(-1, 1, 1, 1)
-    flow = (flows * (shares / shares.sum())).sum(1)  # not a product, which autocast would round
-    return trusted_motion(flow, ~frames[:, -1, 0].isnan())
+    flow = (flows * (shares / shares.sum())).sum(1)  # not a matrix product, which autocast would round
+    return inpaint_edge_motion(flow, ~frames[:, -1, 0].isnan())
 
 
 def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float) -> Tensor:
-    """Give a forecast the distribution of another field (probability matching), so that it is not too smooth.
+    """Give a forecast the distribution of intensities of a reference frame (probability matching), so that it is not
+    too smooth.
 
-    The pixel with the n-th highest value of y gets the n-th highest of reference. Where that is below `least`, y stays,
-    between 0 and least.
+    The pixel with the n-th largest value of y gets the n-th largest value of the reference. Where that value is below
+    `least`, y is kept, clipped to 0 ... least.
 
     Args:
-        y: (B, n, 1, H, W). reference: (B, 1, H, W), the same for all n. valid: (B, 1, H, W) bool, pixels that take
-            part; others stay. least: see above.
+        y: (B, n, 1, H, W), forecasts.
+        reference: (B, 1, H, W), used for all n forecasts.
+        valid: (B, 1, H, W) bool, the pixels that take part. Other pixels do not change.
+        least: smallest matched value.
 
     Returns:
         (B, n, 1, H, W). Not differentiable; deterministic.
@@ -46,31 +58,33 @@ def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float)
     for fields, field, keep in zip(out, reference, valid, strict=True):
         values = field[keep].sort().values
         for target in fields:
-            own = target[keep]
-            matched = torch.empty_like(own)
-            matched[own.argsort(stable=True)] = values
-            target[keep] = torch.where(matched >= least, matched, own.clamp(0, least))
+            current = target[keep]
+            matched = torch.empty_like(current)
+            matched[current.argsort(stable=True)] = values
+            target[keep] = torch.where(matched >= least, matched, current.clamp(0, least))
     return out
 
 
 class LagrangianRNN(NowcastModel):
-    """A network of the family between two moves along the optical flow (an option beyond the paper).
+    """Recurrent network on Lagrangian coordinates: the frames are advected along optical flow before and after the
+    network (not in the paper).
 
-        d_k = trajectories(backward_flow(x), ...)[k - 1], where what is at p was k steps ago, less p
-        l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, of a residual network
-        y_k(p) = l_{m+k}(p + d_k(p)); forecast() gives l_{m+k} the distribution of l_m before, see match_above, and y_k
-        what is expected from outside the observed area, see from_outside
+        d_k = compute_trajectories(estimate_backward_flow(x), ...)[k - 1], the displacement to the origin k steps before
+        l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, by a residual network
+        y_k(p) = l_{m+k}(p + d_k(p))
 
-    The output layers start at zero: without training the forecast is extrapolation along this flow.
+    `forecast` also gives l_{m+k} the distribution of intensities of l_m, see match_intensities, and fills the inflow in
+    y_k, see fill_inflow. The output layers are initialised with zeros, so that an untrained model is an extrapolation
+    along the flow.
 
     Args:
         network: "MSRNN" or "DBRNN".
-        cell, hidden, cell_options: of the network, see MSRNN.
-        match_above: forecasts take the distribution of the last field from this value on, see match_intensities; the
-            default is 15 dBZ between 0 and 60. None: they stay as smooth as least squared error makes them.
+        cell, hidden, cell_options: arguments of the network, see MSRNN.
+        match_above: smallest intensity that `forecast` matches to the last frame, see match_intensities. The default is
+            15 dBZ on the scale from 0 to 60 dBZ. None disables the matching.
 
-    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> forecasts (B, n, 1, H, W), not clipped; m >= 2.
-    Missing values (NaN) take the nearest value. Differentiable in the weights, and in frames for a given flow.
+    Shapes: forward(frames (B, m >= 2, 1, H, W) in [0, 1], steps=n) -> forecasts (B, n, 1, H, W), not clipped. Missing
+    values (NaN) take the nearest value. Differentiable in the weights, and in frames for a given flow.
     """
 
     def __init__(
@@ -93,35 +107,60 @@ class LagrangianRNN(NowcastModel):
                 nn.init.zeros_(parameter)
 
     def forward(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> Tensor:
-        """Forecast n frames; flow (B, 2, H, W) as backward_flow gives it, None computes it."""
+        """Forecast n frames.
+
+        Args:
+            frames: (B, m >= 2, 1, H, W) in [0, 1].
+            steps: n.
+            flow: (B, 2, H, W), see estimate_backward_flow. None computes it.
+
+        Returns:
+            (B, n, 1, H, W), not matched and not clipped.
+        """
         return self._roll(frames, steps, flow, matched=False)[0]
 
-    def with_flow(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
-        """The arguments of forward, missing values filled, with the flow that it would compute."""
+    def prepare_inputs(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
+        """Return the arguments of `forward` with missing values filled and with the flow that `forward` would
+        compute.
+        """
         self._check_frames(frames)
-        return fill_missing(frames), steps, backward_flow(frames) if flow is None else flow
+        return fill_missing(frames), steps, estimate_backward_flow(frames) if flow is None else flow
 
     @torch.no_grad()
     def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None, smooth: bool = False) -> Tensor:
-        """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
-        arguments as forward. Known frames without any echo give forecasts without any. Not differentiable.
+        """Forecast the n frames after the input, clipped to [0, 1]. Not differentiable.
+
+        Args:
+            frames: (B, m >= 2, 1, H, W) in [0, 1], NaN where missing. If all frames are dry, the forecast is dry.
+            steps: n.
+            flow: (B, 2, H, W), see estimate_backward_flow. None computes it.
+            smooth: True disables the matching of intensities.
+
+        Returns:
+            (B, n, 1, H, W).
         """
         matched = self.match_above is not None and not smooth
         y, paths = self._roll(frames, steps, flow, matched)
-        y = from_outside(y, frames[:, -1], paths, _WET if matched else None).clamp(0, 1)
+        y = fill_inflow(y, frames[:, -1], paths, _WET if matched else None).clamp(0, 1)
         return torch.where((frames > 0).flatten(1).any(1).view(-1, 1, 1, 1, 1), y, 0)  # NaN > 0 is False
 
     def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> tuple[Tensor, Tensor]:
-        """Forecasts, and the displacements (B, n, 2, H, W) of their air."""
+        """Forecast n frames.
+
+        Returns:
+            The forecasts, and the displacements (B, n, 2, H, W) to the origins of their air.
+        """
         self._check_frames(frames)
         valid, known = ~frames[:, -1].isnan(), frames.shape[1]
-        paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
+        paths = compute_trajectories(estimate_backward_flow(frames) if flow is None else flow, max(steps, known - 1))
         frames = fill_missing(frames)
-        moved = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
-        still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:].to(frames.dtype)
+        advected = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
+        lagrangian = self.network.roll(torch.stack([*advected, frames[:, -1]], 1), steps)[-1][:, -steps:].to(
+            frames.dtype
+        )
         if matched:
-            still = match_intensities(still, frames[:, -1], valid, self.match_above)
-        return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1), paths[:, :steps]
+            lagrangian = match_intensities(lagrangian, frames[:, -1], valid, self.match_above)
+        return torch.stack([warp(lagrangian[:, k], paths[:, k]) for k in range(steps)], 1), paths[:, :steps]
 
     def _check_frames(self, frames: Tensor) -> None:
         check_input("frames", frames, self)

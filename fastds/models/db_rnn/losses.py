@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of DB-RNN. Sums over pixels, means over samples and frames: the scale the paper's weights stand for."""
+"""Losses of DB-RNN: sums over pixels and means over samples and frames, the scale for which the paper gives its
+weights.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ TERMS = ("none", "gdl", "adversarial")
 WEIGHTS = ("fixed", "scheduled")
 
 
-def _check(y: Tensor, target: Tensor) -> None:
+def _check_shapes(y: Tensor, target: Tensor) -> None:
     if y.shape != target.shape or y.dim() != 5:
         raise ValueError(
             f"forecasts and truth must have one shape (B, T, 1, H, W), got {tuple(y.shape)} and {tuple(target.shape)}"
@@ -23,20 +25,34 @@ def _check(y: Tensor, target: Tensor) -> None:
 
 
 def pixel_loss(y: Tensor, target: Tensor) -> Tensor:
-    """mean over B and T of sum over pixels of |x - y| + (x - y)^2; both (B, T, 1, H, W). A scalar."""
-    _check(y, target)
+    """Compute the sum over pixels of |x - y| + (x - y)^2, averaged over samples and frames.
+
+    Args:
+        y: forecasts, (B, T, 1, H, W).
+        target: truth, the same shape.
+
+    Returns:
+        A scalar.
+    """
+    _check_shapes(y, target)
     difference = y - target
     return (difference.abs() + difference.square()).sum((2, 3, 4)).mean()
 
 
 def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
-    """Mean over B and T of the sum over the (H-1) x (W-1) grid of the differences of absolute gradients.
+    """Compute the sum over pixels of differences of absolute gradients, averaged over samples and frames.
 
-    sum_ij ||x_{i+1,j} - x_ij| - |y_{i+1,j} - y_ij|| + ||x_{i,j+1} - x_ij| - |y_{i,j+1} - y_ij||
+        sum_ij ||x_{i+1,j} - x_ij| - |y_{i+1,j} - y_ij|| + ||x_{i,j+1} - x_ij| - |y_{i,j+1} - y_ij||
+
+    The sum runs over the first H-1 rows and W-1 columns.
+
+    Args:
+        y: forecasts, (B, T, 1, H, W).
+        target: truth, the same shape.
 
     Source: Mathieu, Couprie and LeCun 2016, equation 6 with exponent 1.
     """
-    _check(y, target)
+    _check_shapes(y, target)
 
     def gradients(z: Tensor) -> tuple[Tensor, Tensor]:
         corner = z[..., :-1, :-1]
@@ -47,13 +63,24 @@ def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
 
 
 def adversarial_loss(discriminator: Discriminator, y: Tensor) -> Tensor:
-    """mean -log D(y): how far the frames y (B, T, 1, H, W) are from being taken for observed."""
+    """Compute the mean of -log D(y) over frames, the adversarial loss of the generator.
+
+    Args:
+        discriminator: D.
+        y: forecasts, (B, T, 1, H, W).
+    """
     logits = discriminator(y.flatten(0, 1))
     return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
 
 def discriminator_loss(discriminator: Discriminator, y: Tensor, target: Tensor) -> Tensor:
-    """mean of -log D(x) and -log(1 - D(y)) over frames, added; y gets no gradient."""
+    """Compute the mean of -log D(x) plus the mean of -log(1 - D(y)) over frames.
+
+    Args:
+        discriminator: D.
+        y: forecasts, (B, T, 1, H, W), without gradient.
+        target: truth x, the same shape.
+    """
     real, fake = discriminator(target.flatten(0, 1)), discriminator(y.detach().flatten(0, 1))
     return F.binary_cross_entropy_with_logits(real, torch.ones_like(real)) + F.binary_cross_entropy_with_logits(
         fake, torch.zeros_like(fake)
@@ -62,7 +89,7 @@ def discriminator_loss(discriminator: Discriminator, y: Tensor, target: Tensor) 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the loss's terms: forecast, deblurred forecast, gradient difference, adversarial."""
+    """Weights of the terms of the loss: forecast, deblurred forecast, gradient difference, adversarial."""
 
     forecast: float
     deblurred: float
@@ -70,13 +97,17 @@ class Weights:
     adversarial: float = ADVERSARIAL_WEIGHT
 
 
-def scheduled_weights(epoch: int) -> Weights:
-    """The forecast's weight falls from 1 to 0.01 over 20 epochs, the deblurred forecast's rises from 0.01 to 1.
+def compute_scheduled_weights(epoch: int) -> Weights:
+    """Compute the weights of the pixel losses at an epoch.
 
-    a = min(epoch / 20, 1);  forecast 1 - 0.99 a;  deblurred 0.01 + 0.99 a
+    With a = min(epoch / 20, 1), the weight of the forecast falls from 1 to 0.01 and that of the deblurred forecast
+    rises from 0.01 to 1: forecast 1 - 0.99 a, deblurred 0.01 + 0.99 a.
 
     Args:
-        epoch: from 0.
+        epoch: number of the epoch, from 0.
+
+    Raises:
+        ValueError: If the epoch is negative.
 
     Source: Ma, Zhang and Liu 2024, DB-RNN, section IV.
     """
@@ -86,19 +117,22 @@ def scheduled_weights(epoch: int) -> Weights:
     return Weights(1 - 0.99 * progress, 0.01 + 0.99 * progress)
 
 
-def weights_of(epoch: int, terms: str = "adversarial", scheduled: bool = True) -> Weights:
-    """The weights at an epoch; the rows of the paper's Table VIII are made of both arguments.
+def compute_loss_weights(epoch: int, terms: str = "adversarial", scheduled: bool = True) -> Weights:
+    """Compute the weights of all terms at an epoch. The rows of the paper's Table VIII differ in `terms` and
+    `scheduled`.
 
     Args:
-        epoch: from 0.
-        terms: one of TERMS: "none", "gdl" with the gradient difference, "adversarial" with both, the full method.
-        scheduled: see scheduled_weights; False: 1 and 1 for the errors of forecasts and deblurred forecasts.
+        epoch: number of the epoch, from 0.
+        terms: "none" (pixel losses only), "gdl" (also the gradient difference) or "adversarial" (also the adversarial
+            loss, the full method).
+        scheduled: True uses compute_scheduled_weights for the pixel losses, False uses weights of 1.
 
-    Raises: ValueError for other terms.
+    Raises:
+        ValueError: If `terms` has another value.
     """
     if terms not in TERMS:
         raise ValueError(f"terms must be one of {', '.join(TERMS)}, got {terms!r}")
-    errors = scheduled_weights(epoch) if scheduled else Weights(1.0, 1.0)
+    errors = compute_scheduled_weights(epoch) if scheduled else Weights(1.0, 1.0)
     gradient, adversarial = GDL_WEIGHT * (terms != "none"), ADVERSARIAL_WEIGHT * (terms == "adversarial")
     return Weights(errors.forecast, errors.deblurred, gradient, adversarial)
 
@@ -106,15 +140,17 @@ def weights_of(epoch: int, terms: str = "adversarial", scheduled: bool = True) -
 def generator_loss(
     forecasts: Tensor, deblurred: Tensor, target: Tensor, weights: Weights, discriminator: Discriminator | None = None
 ) -> Tensor:
-    """The sum of all terms for a DB network; gradient difference and adversarial term see the deblurred forecasts.
+    """Compute the weighted sum of all terms for a DB network.
+
+    The gradient difference and the adversarial loss are computed for the deblurred forecasts.
 
     Args:
         forecasts, deblurred, target: (B, T, 1, H, W).
-        weights: see weights_of.
-        discriminator: needed where weights.adversarial > 0; its own gradients are not wanted: freeze it.
+        weights: see compute_loss_weights.
+        discriminator: required if weights.adversarial > 0. Freeze it, because its gradients are not used here.
 
     Raises:
-        ValueError: shapes differ, or an adversarial weight without discriminator.
+        ValueError: If the shapes differ, or if the discriminator is missing.
     """
     loss = weights.forecast * pixel_loss(forecasts, target) + weights.deblurred * pixel_loss(deblurred, target)
     if weights.gradient:

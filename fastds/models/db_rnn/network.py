@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MS-RNN, DB-RNN and the staged pair: networks that extrapolate a sequence of radar fields."""
+"""MS-RNN, DB-RNN and the staged pair: recurrent networks that extrapolate a sequence of radar frames."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,17 @@ from fastds.ops.impl.conv_cells.fused import recompute_gates
 
 
 def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
-    """Refuses what is no sequence for the model."""
+    """Check the input of a nowcasting network.
+
+    Args:
+        frames: expected to be (B, T >= 1, 1, H, W), with the dtype of the weights.
+        steps: expected to be an int >= 1.
+        model: the network.
+
+    Raises:
+        ValueError: If frames or steps have a wrong shape or value.
+        TypeError: If frames have a wrong dtype.
+    """
     if not isinstance(frames, Tensor) or frames.dim() != 5 or frames.shape[2] != 1:
         got = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
         raise ValueError(f"frames must be a Tensor (B, T, 1, H, W), got {got}")
@@ -26,14 +36,16 @@ def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
 
 
 class NowcastModel(NowcastMixin, nn.Module):
-    """A network with forecast(frames, steps) and a card."""
+    """Base class of networks with forecast(frames, steps) and a model card."""
 
 
-class _Series:
-    """The maps of an output, step by step, as one tensor.
+class _FrameBuffer:
+    """Collects the output frames of all time steps in one tensor.
 
-    Without a graph each is copied to its place at once: kept one by one they would fragment the memory, and memory with
-    such holes is neither used again nor given back.
+    Without gradients each frame is copied into the result at once. Separate frames would fragment the memory.
+
+    Args:
+        steps: number of frames.
     """
 
     def __init__(self, steps: int):
@@ -46,37 +58,49 @@ class _Series:
             y = self.whole[:, len(self.maps)].copy_(y)
         self.maps.append(y)
 
-    def stacked(self) -> Tensor:
+    def stack(self) -> Tensor:
         return torch.stack(self.maps, 1) if self.whole is None else self.whole
 
 
 class _Nowcaster(NowcastModel):
-    """The time loop shared by the networks: subclasses give one step."""
+    """Time loop that the recurrent networks share. Subclasses define `step` and `init_state`."""
 
     multiple: int
     recompute: bool
 
     def step(self, frame: Tensor, state: dict) -> tuple[Tensor, ...]:
-        """Forecasts of the next frame (B, 1, H, W) from this one; the last is what is fed back. Changes state."""
+        """Forecast the next frame.
+
+        Args:
+            frame: (B, 1, H, W).
+            state: state of the network, modified in place.
+
+        Returns:
+            One or more forecasts (B, 1, H, W). The last one is the input of the next step.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
-    def start(self) -> dict:
-        """The state of a new sequence: zeros."""
-        raise NotImplementedError(f"{type(self).__name__} has no start")
+    def init_state(self) -> dict:
+        """Return the state of a new sequence, zeros."""
+        raise NotImplementedError(f"{type(self).__name__} has no init_state")
 
     def roll(
         self, frames: Tensor, steps: int, truth: Tensor | None = None, feed_truth: float = 0.0
     ) -> tuple[Tensor, ...]:
-        """Run over m known frames and n - 1 forecast ones.
+        """Run over the m input frames and n - 1 forecast frames.
 
         Args:
-            frames: (B, m, 1, H, W) in [0, 1]; missing values (NaN) count as dry; any size, padded with dry pixels.
-            steps: n, of the forecast.
-            truth: (B, n - 1, 1, H, W), the frames after the known ones, for scheduled sampling.
-            feed_truth: probability per sample and step that truth stands in for the forecast.
+            frames: (B, m, 1, H, W) in [0, 1]. Missing values (NaN) count as dry. Frames of any size are padded with dry
+                pixels.
+            steps: number n of forecast frames.
+            truth: (B, n - 1, 1, H, W), the true frames after the input, for scheduled sampling.
+            feed_truth: probability, per sample and step, that the true frame replaces the forecast as input.
 
         Returns:
-            For each of the step's outputs the forecasts of frames 1 .. m + n - 1, (B, m + n - 1, 1, H, W).
+            For each output of `step`, the forecasts of frames 1 .. m + n - 1, (B, m + n - 1, 1, H, W).
+
+        Raises:
+            ValueError: If frames, steps or truth have a wrong shape or value.
         """
         check_frames(frames, steps, self)
         known, size = frames.shape[1], frames.shape[-2:]
@@ -85,8 +109,8 @@ class _Nowcaster(NowcastModel):
         frames = pad_to_multiple(frames, self.multiple)
         truth = pad_to_multiple(truth, self.multiple) if feed_truth > 0 else None
         total = known + steps - 1
-        state, series, frame = self.start(), None, None
-        with reuse_memory(CELLS[self.config["cell"]].alike):
+        state, series, frame = self.init_state(), None, None
+        with reuse_memory(CELLS[self.config["cell"]].uniform_sizes):
             for t in range(total):
                 if t < known:
                     frame = frames[:, t]
@@ -95,23 +119,26 @@ class _Nowcaster(NowcastModel):
                     frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
                 with recompute_gates(self.recompute):
                     results = self.step(frame, state)
-                series = series or [_Series(total) for _ in results]
+                series = series or [_FrameBuffer(total) for _ in results]
                 for one, y in zip(series, results, strict=True):
                     one.append(y)
                 frame = results[-1]
-        return tuple(one.stacked()[..., : size[0], : size[1]] for one in series)
+        return tuple(one.stack()[..., : size[0], : size[1]] for one in series)
 
     def forecast(self, frames: Tensor, steps: int, block: int | None = None) -> Tensor:
-        """The n frames after the known ones, clipped to [0, 1].
+        """Forecast the n frames after the input, clipped to [0, 1].
 
         Args:
             frames: (B, m, 1, H, W).
             steps: n.
-            block: None keeps the states and rolls on; else the network starts anew from its last m forecasts after
-                every `block` frames.
+            block: None forecasts all frames in one run. A number restarts the network after each `block` frames from
+                the last m frames.
 
         Returns:
             (B, n, 1, H, W).
+
+        Raises:
+            ValueError: If block is not a positive integer.
         """
         if block is None:
             return self.roll(frames, steps)[-1][:, -steps:].clamp(0, 1)
@@ -124,18 +151,19 @@ class _Nowcaster(NowcastModel):
 
 
 class MSRNN(_Nowcaster):
-    """One MS-RNN module rolled over time: every step forecasts the next frame.
+    """One MS-RNN module that runs over time and forecasts the next frame in every step.
 
     Args:
         cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn, preciplstm, predrnn-v2, sa-convlstm or
-            mk-lstm (MS-LSTM's).
-        hidden: channels of every layer.
-        cell_options: arguments of the cell, see its class.
-        residual: a step forecasts the change of the frame it sees, not the next frame itself (not in the paper).
-        recompute: rematerialize gates and resized maps in the backward instead of keeping them: the same numbers.
+            mk-lstm (the cell of MS-LSTM).
+        hidden: number of channels of every layer.
+        cell_options: further arguments of the cell, see its class.
+        residual: forecast the change of the input frame instead of the next frame (not in the paper).
+        recompute: recompute gates and resized feature maps in the backward instead of saving them. The results are the
+            same.
 
-    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, m + n - 1, 1, H, W),), of the frames
-    1 to m + n - 1 after the first; see roll and forecast.
+    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, m + n - 1, 1, H, W),), forecasts of
+    frames 1 to m + n - 1, where frame 0 is the first input frame.
 
     Source: Ma, Zhang and Liu 2024, DB-RNN, equations 3, 4 and 7; MS-RNN.
     """
@@ -151,7 +179,7 @@ class MSRNN(_Nowcaster):
         self.module = MSModule(cell, hidden, self.config["cell_options"], residual)
         self.multiple = self.module.multiple
 
-    def start(self) -> dict:
+    def init_state(self) -> dict:
         return {"module": ModuleState()}
 
     def step(self, frame: Tensor, state: dict[str, ModuleState]) -> tuple[Tensor, ...]:
@@ -165,17 +193,19 @@ class MSRNN(_Nowcaster):
 
 
 class DBRNN(_Nowcaster):
-    """Forecasting and deblurring module, trained end to end; what is fed back is the deblurred forecast.
+    """A forecasting and a deblurring module, trained end to end. The deblurred forecast is the input of the next step.
 
-        x_0 = Emb' Y_f + f_5, and + f_{5-l} in the deblurring layer l, f the forecasting module's hidden states
+        x_0 = Emb' Y_f + f_5, and + f_{5-l} in layer l of the deblurring module
 
-    One zigzag memory runs through all twelve cells and on to the next step.
+    Here f are the hidden states of the forecasting module and Y_f is its forecast. One zigzag memory runs through all
+    twelve cells and on to the next time step.
 
     Args:
-        cell, hidden, cell_options: as MSRNN.
-        residual: both modules give changes, the forecaster of its frame, the deblurrer of the forecast.
-        recompute: as MSRNN.
-        local_zigzag: the forecasting module gets back its own memory of the step before, not the deblurring module's.
+        cell, hidden, cell_options, recompute: as for MSRNN.
+        residual: both modules output changes: the forecaster of its input frame, the deblurrer of the forecast (not in
+            the paper).
+        local_zigzag: the forecasting module continues its own zigzag memory of the previous step, not that of the
+            deblurring module.
 
     Shapes: forward(frames (B, m, 1, H, W), steps=n) -> (forecasts, deblurred forecasts), each (B, m + n - 1, 1, H, W).
 
@@ -197,15 +227,15 @@ class DBRNN(_Nowcaster):
         self.local_zigzag = local_zigzag
         self.multiple = self.forecaster.multiple
 
-    def start(self) -> dict:
+    def init_state(self) -> dict:
         return {"forecaster": ModuleState(), "deblurrer": ModuleState()}
 
     def step(self, frame: Tensor, state: dict[str, ModuleState]) -> tuple[Tensor, ...]:
-        own, other = state["forecaster"], state["deblurrer"]
-        y, hidden = self.forecaster(frame, own)
-        own.m, other.m = own.m if self.local_zigzag else None, own.m
-        deblurred, _ = self.deblurrer(y, other, skips=hidden[::-1])
-        own.m, other.m = own.m if self.local_zigzag else other.m, None
+        forecasting, deblurring = state["forecaster"], state["deblurrer"]
+        y, hidden = self.forecaster(frame, forecasting)
+        forecasting.m, deblurring.m = forecasting.m if self.local_zigzag else None, forecasting.m
+        deblurred, _ = self.deblurrer(y, deblurring, skips=hidden[::-1])
+        forecasting.m, deblurring.m = forecasting.m if self.local_zigzag else deblurring.m, None
         return y, deblurred
 
     def forward(
@@ -215,13 +245,13 @@ class DBRNN(_Nowcaster):
 
 
 class StagedRNN(NowcastModel):
-    """A forecaster and a deblurrer trained one after the other (MS-X-S).
+    """A forecaster and a deblurrer that are trained one after the other (MS-X-S).
 
-    The forecaster recurses on its own output; the deblurrer runs over its forecasts in order and gives for each the
-    frame it stands for, never fed back.
+    The forecaster runs on its own output. The deblurrer runs over the sequence of forecasts and outputs each frame
+    deblurred. Its output is not fed back.
 
     Args:
-        cell, hidden, cell_options: as MSRNN, of both.
+        cell, hidden, cell_options: as for MSRNN, for both networks.
 
     Shapes: forward(frames (B, m, 1, H, W), steps=n) -> (forecasts, deblurred forecasts), each (B, m + n - 1, 1, H, W).
 
@@ -235,7 +265,7 @@ class StagedRNN(NowcastModel):
         self.forecaster, self.deblurrer = MSRNN(**self.config), MSRNN(**self.config)
 
     def deblur(self, forecasts: Tensor) -> Tensor:
-        """(B, T, 1, H, W) -> the same frames, deblurred."""
+        """Deblur a sequence of forecasts (B, T, 1, H, W)."""
         return self.deblurrer.roll(forecasts, 1)[0]
 
     def forward(self, frames: Tensor, steps: int = 5) -> tuple[Tensor, Tensor]:
@@ -243,5 +273,5 @@ class StagedRNN(NowcastModel):
         return forecasts, self.deblur(forecasts)
 
     def forecast(self, frames: Tensor, steps: int) -> Tensor:
-        """The n frames after the known ones, (B, n, 1, H, W), clipped to [0, 1]."""
+        """Forecast the n frames after the input, (B, n, 1, H, W), clipped to [0, 1]."""
         return self(frames, steps)[1][:, -steps:].clamp(0, 1)

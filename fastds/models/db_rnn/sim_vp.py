@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SimVP, the network without recurrence that DB-RNN is compared with."""
+"""SimVP, a nowcasting network without recurrence, as a peer of DB-RNN."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.models.db_rnn.network import NowcastModel, check_frames
 from fastds.nn.convolutions import Conv1x1, Conv2d, Conv3x3
 
-SLOPE = 0.2  # of every leaky ReLU
+SLOPE = 0.2  # negative slope of all leaky ReLUs
 
 
-class Normed(nn.Module):
-    """leaky_relu(group_norm(conv(x)))."""
+class ConvNormAct(nn.Module):
+    """Convolution, group normalisation and leaky ReLU."""
 
     def __init__(self, conv: nn.Module, outputs: int, groups: int = 2):
         super().__init__()
@@ -24,28 +24,28 @@ class Normed(nn.Module):
         return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)
 
 
-def encoder_layers(channels: int) -> list[nn.Module]:
-    """Three layers after the first one, two of them halving the size."""
+def build_encoder_layers(channels: int) -> list[nn.Module]:
+    """Build the three encoder layers after the first one; two of them halve the resolution."""
     halves = (nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
     convs = (next(halves), Conv3x3(channels, channels), next(halves))
-    return [Normed(conv, channels) for conv in convs]
+    return [ConvNormAct(conv, channels) for conv in convs]
 
 
-def decoder_layers(channels: int) -> list[nn.Module]:
-    """Three layers before the last one, two of them doubling the size."""
+def build_decoder_layers(channels: int) -> list[nn.Module]:
+    """Build the three decoder layers before the last one; two of them double the resolution."""
     doubles = (nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1) for _ in range(2))
     convs = (next(doubles), Conv3x3(channels, channels), next(doubles))
-    return [Normed(conv, channels) for conv in convs]
+    return [ConvNormAct(conv, channels) for conv in convs]
 
 
 class Inception(nn.Module):
-    """Sum of grouped convolutions of several sizes after one 1x1 convolution."""
+    """Sum of grouped convolutions of several kernel sizes after one 1x1 convolution."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
         self.squeeze = Conv1x1(inputs, hidden)
         convs = (Conv2d(hidden, outputs, k, groups) for k in kernels)
-        self.branches = nn.ModuleList(Normed(conv, outputs, groups) for conv in convs)
+        self.branches = nn.ModuleList(ConvNormAct(conv, outputs, groups) for conv in convs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.squeeze(x)
@@ -53,7 +53,7 @@ class Inception(nn.Module):
 
 
 class Translator(nn.Module):
-    """The frames' features, side by side in the channels, through a U-shaped stack of inception blocks."""
+    """U-shaped stack of inception blocks on the features of all frames, stacked along the channels."""
 
     def __init__(self, channels: int, hidden: int, blocks: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
@@ -77,22 +77,24 @@ class Translator(nn.Module):
 
 
 class SimVP(NowcastModel):
-    """Every frame through one encoder, all features through one translator, every frame through one decoder.
+    """SimVP: one encoder for each frame, one translator for all features, one decoder for each frame.
 
-    Defaults have 38.9 million parameters, the number that the DB-RNN paper compares with (Table VII).
+    The defaults have 38.9 million parameters, as in Table VII of the DB-RNN paper.
 
     Args:
-        frames: m = n, known frames and frames of one pass.
+        frames: number of input frames and of output frames of one pass, m = n.
         spatial: channels of encoder and decoder, even.
         temporal: channels of the translator, a multiple of 2 * groups.
-        blocks: N_T, on the way down; as many go up.
-        kernels, groups: of the translator's convolutions, sizes odd; groups divides frames * spatial.
+        blocks: number N_T of blocks on the way down; the way up has the same number.
+        kernels: kernel sizes of the translator's convolutions, odd.
+        groups: groups of these convolutions, a divisor of frames * spatial.
 
-    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, n, 1, H, W),), of the n frames after
-    the known ones; more than m come from further passes over the last m forecasts. Any size, padded with dry pixels.
+    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, n, 1, H, W),), the n frames after the
+    input. More than m frames are forecast by further passes over the last m forecasts. Frames of any size are padded
+    with dry pixels.
 
     Source: Gao, Tan, Wu and Li 2022, SimVP: Simpler yet Better Video Prediction; four layers each in encoder and
-    decoder, strides 1, 2, 1, 2 and back.
+    decoder, with strides 1, 2, 1, 2 and back.
     """
 
     multiple = 4
@@ -115,17 +117,17 @@ class SimVP(NowcastModel):
         }  # fmt: skip
         self.card = ModelCard()
         self.frames = frames
-        self.shallow = Normed(Conv3x3(1, spatial), spatial)
-        self.encoder = nn.Sequential(*encoder_layers(spatial))
+        self.shallow = ConvNormAct(Conv3x3(1, spatial), spatial)
+        self.encoder = nn.Sequential(*build_encoder_layers(spatial))
         self.translator = Translator(frames * spatial, temporal, blocks, tuple(kernels), groups)
-        self.decoder = nn.Sequential(*decoder_layers(spatial))
-        self.last = Normed(Conv3x3(2 * spatial, spatial), spatial)
+        self.decoder = nn.Sequential(*build_decoder_layers(spatial))
+        self.last = ConvNormAct(Conv3x3(2 * spatial, spatial), spatial)
         self.output = Conv1x1(spatial, 1)
-        # As the maps: else oneDNN's convolutions rearrange 156 MB of weights in every pass, a third of its time.
+        # The memory format of the feature maps. Otherwise oneDNN reorders the large weights in every pass.
         self.to(memory_format=torch.channels_last)
 
-    def one_pass(self, frames: Tensor) -> Tensor:
-        """(B, m, 1, H, W) -> the next m frames; H and W multiples of 4."""
+    def run_pass(self, frames: Tensor) -> Tensor:
+        """Forecast the next m frames: (B, m, 1, H, W) -> (B, m, 1, H, W), with H and W multiples of 4."""
         batch = frames.shape[0]
         x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         shallow = self.shallow(x)
@@ -134,24 +136,33 @@ class SimVP(NowcastModel):
         return self.output(self.last(torch.cat([self.decoder(deep), shallow], 1))).reshape(frames.shape)
 
     def roll(self, frames: Tensor, steps: int, truth: Tensor | None = None, feed_truth: float = 0.0) -> tuple[Tensor]:
-        """forward; truth and feed_truth are those of the recurrent networks, and nothing is fed back here.
+        """Forecast frames, with the interface of the recurrent networks.
+
+        Args:
+            frames: (B, m, 1, H, W) in [0, 1].
+            steps: number n of frames.
+            truth: unused.
+            feed_truth: must be 0, because no forecast is fed back frame by frame.
+
+        Returns:
+            ((B, n, 1, H, W),).
 
         Raises:
-            ValueError: scheduled sampling, or frames that do not fit.
+            ValueError: If feed_truth is set or the frames have a wrong shape.
         """
         if feed_truth > 0:
-            raise ValueError("SimVP feeds no forecast back frame by frame, so scheduled sampling is not for it")
+            raise ValueError("feed_truth must be 0 for SimVP, which feeds no forecast back frame by frame")
         check_frames(frames, steps, self)
         if frames.shape[1] != self.frames:
             raise ValueError(f"frames has {frames.shape[1]} time steps, expected the {self.frames} of the network")
         size, passes = frames.shape[-2:], [pad_to_multiple(frames, self.multiple)]
         for _ in range(-(-steps // self.frames)):
-            passes.append(self.one_pass(passes[-1]))
+            passes.append(self.run_pass(passes[-1]))
         return (torch.cat(passes[1:], 1)[:, :steps, :, : size[0], : size[1]],)
 
     def forward(self, frames: Tensor, steps: int = 5) -> tuple[Tensor]:
         return self.roll(frames, steps)
 
     def forecast(self, frames: Tensor, steps: int) -> Tensor:
-        """The n frames after the known ones, (B, n, 1, H, W), clipped to [0, 1]."""
+        """Forecast the n frames after the input, (B, n, 1, H, W), clipped to [0, 1]."""
         return self(frames, steps)[0].clamp(0, 1)

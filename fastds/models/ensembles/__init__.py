@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ensembles of nowcasts: the law of a forecast's errors, and noise of the observed texture that moves with the air."""
+"""Ensembles: parametric error models of reflectivity fields, their input features, and spatially correlated noise."""
 
-from fastds.models.ensembles.balance import balanced, expected_rain, rain_rate
-from fastds.models.ensembles.law import ErrorLaw, echo, quadrature
-from fastds.models.ensembles.noise import MovingNoise
-from fastds.models.ensembles.surroundings import Surroundings
+from fastds.models.ensembles.balance import compute_expected_rain, convert_to_rain_rate, match_mean_rain
+from fastds.models.ensembles.error_model import ErrorModel, quadrature, sample_reflectivity
+from fastds.models.ensembles.forecast_features import ForecastFeatures
+from fastds.models.ensembles.noise import LagrangianNoise
 
-__all__ = ["ErrorLaw", "MovingNoise", "Surroundings", "balanced", "echo", "expected_rain", "quadrature", "rain_rate"]
+__all__ = [
+    "ErrorModel",
+    "LagrangianNoise",
+    "ForecastFeatures",
+    "match_mean_rain",
+    "sample_reflectivity",
+    "compute_expected_rain",
+    "quadrature",
+    "convert_to_rain_rate",
+]

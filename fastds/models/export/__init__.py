@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as files that run without fastds: ONNX of standard operators, and packages of AOTInductor."""
+"""Export networks to files that run without fastds: ONNX with standard operators, or AOTInductor packages."""
 
 from fastds.models.export.run import Exported, export
 

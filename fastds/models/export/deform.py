@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d in few operators of torch: all taps at once, where the op's reference takes them one by one."""
+"""Deformable convolution for export, with few PyTorch operators: all taps at once, where the reference loops
+over taps.
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +11,19 @@ def deform_conv2d(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 1), padding=(0, 0),
     dilation=(1, 1), mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The formula of fastds.ops.deform_conv2d: gathered samples of every tap, then one matrix product."""
+    """Compute the formula of fastds.ops.deform_conv2d: gather bilinear samples of all taps, then one matrix product.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2*G*K, H', W'), pairs (dy, dx) in pixels for G offset groups and K taps.
+        weight: (O, C/groups, k_h, k_w).
+        bias: (O,) or None.
+        stride, padding, dilation: pairs (rows, columns) in pixels.
+        mask: (B, G*K, H', W') or None.
+
+    Returns:
+        (B, O, H', W').
+    """
     batch, channels, height, width = input.shape
     outputs, group_channels, k_h, k_w = weight.shape
     taps, (h_out, w_out) = k_h * k_w, offset.shape[2:]
@@ -24,7 +38,7 @@ def deform_conv2d(
             zip((tap // k_w, tap % k_w), (h_out, w_out), stride, padding, dilation, strict=True)
         )
     )  # (B, G, K, H', W')
-    samples = _bilinear(input.reshape(batch, groups, -1, height * width), y, x, height, width)
+    samples = _sample_bilinear(input.reshape(batch, groups, -1, height * width), y, x, height, width)
     if mask is not None:
         samples = samples * mask.reshape(batch, groups, 1, taps, h_out, w_out)
     blocks = channels // group_channels
@@ -35,8 +49,17 @@ def deform_conv2d(
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _bilinear(rows: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-    """rows (B, G, C/G, H W) at positions (B, G, K, H', W') in pixels, zeros outside: (B, G, C/G, K, H', W')."""
+def _sample_bilinear(rows: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    """Sample at positions in pixels, with zeros outside.
+
+    Args:
+        rows: (B, G, C/G, H*W).
+        y, x: (B, G, K, H', W'), positions.
+        height, width: H and W.
+
+    Returns:
+        (B, G, C/G, K, H', W').
+    """
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # False for NaN
     y, x = torch.where(inside, y, 0), torch.where(inside, x, 0)
     top, left = y.floor(), x.floor()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph as an ONNX file of standard operators, and the same file in onnxruntime."""
+"""Write a graph as an ONNX file with standard operators, and run such a file in onnxruntime."""
 
 import re
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fastds.data.packages import how_to_install
-from fastds.models.export.program import DEFORM, exporting
+from fastds.models.export.program import DEFORM, convert_export_errors
 from fastds.models.export.signatures import Signature
 
-OPSET = 20  # DeformConv is there from 19 on
+OPSET = 20  # DeformConv needs 19
 SLOW = ""
 _PACKAGES = "onnx", "onnxscript", "onnxruntime"
 
 
 def check_installed() -> None:
-    """Raise ImportError where a package is missing."""
+    """Raise ImportError if a required package is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -31,26 +31,36 @@ def check_installed() -> None:
 
 
 def write(program: ExportedProgram, given: Signature, notes: dict[str, str], path: Path) -> None:
-    """Write the graph, with notes as its metadata."""
+    """Write a graph as an ONNX file.
+
+    Args:
+        program: the graph.
+        given: its signature.
+        notes: metadata of the file.
+        path: path of the file.
+
+    Raises:
+        ValueError: If the graph has no equivalent in ONNX.
+    """
     import onnx
 
-    with exporting("it cannot be written in operators of ONNX"):
-        made = torch.onnx.export(
+    with convert_export_errors("it cannot be written in operators of ONNX"):
+        exported = torch.onnx.export(
             program, dynamo=True, custom_translation_table=_TRANSLATIONS, opset_version=OPSET, verbose=False,
             input_names=list(given.inputs), output_names=["y"],
         )  # fmt: skip
-    model = made.model_proto
+    model = exported.model_proto
     _name_sizes(model.graph, given)
     for node in model.graph.node:
-        del node.metadata_props[:]  # lines of source files of this machine
+        del node.metadata_props[:]  # contains paths of source files of this machine
     for key, value in notes.items():
         model.metadata_props.add(key=key, value=value)
     model.doc_string = given.text
     onnx.save(model, path)
 
 
-def opened(path: Path) -> Callable[..., Tensor]:
-    """The file as a function of tensors, by onnxruntime on the CPU."""
+def load_runner(path: Path) -> Callable[..., Tensor]:
+    """Load the file into onnxruntime on the CPU and return it as a function of tensors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -64,8 +74,11 @@ def opened(path: Path) -> Callable[..., Tensor]:
 
 
 def _deform_conv(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
-    """deform_conv2d as ONNX's DeformConv, which has the same conventions; where it has no dilation 0, one pixel between
-    taps is taken back from the offsets."""
+    """Translate deform_conv2d to ONNX's DeformConv, which has the same conventions.
+
+    DeformConv supports no dilation of 0. Such a dilation becomes 1, and the distance of the taps is subtracted from the
+    offsets.
+    """
     import onnx_ir
     from onnxscript import opset20
 
@@ -74,9 +87,9 @@ def _deform_conv(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0)
     least = [max(d, 1) for d in dilation]
     extra = [more - d for more, d in zip(least, dilation, strict=True)]
     if any(extra):
-        taken = [(i * extra[0], j * extra[1]) for i in range(rows) for j in range(columns)]
-        taken = np.array(groups * taken, np.float32).reshape(1, -1, 1, 1)
-        offset = opset20.Sub(offset, opset20.Constant(value=onnx_ir.tensor(taken)))
+        surplus = [(i * extra[0], j * extra[1]) for i in range(rows) for j in range(columns)]
+        surplus = np.array(groups * surplus, np.float32).reshape(1, -1, 1, 1)
+        offset = opset20.Sub(offset, opset20.Constant(value=onnx_ir.tensor(surplus)))
     ends = [p + (n - 1) * more for p, n, more in zip(padding, (rows, columns), extra, strict=True)]
     return opset20.DeformConv(
         input, weight, offset, bias, mask, kernel_shape=[rows, columns], strides=list(stride), pads=[*padding, *ends],
@@ -85,7 +98,7 @@ def _deform_conv(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0)
 
 
 def _remainder(whole, divisor):
-    """Remainder of whole numbers; torch's own translation takes no divisor that is an open size."""
+    """Translate the remainder of integers. PyTorch's own translation supports no symbolic size as divisor."""
     from onnxscript import opset20
 
     return opset20.Mod(whole, opset20.CastLike(divisor, whole))
@@ -95,11 +108,11 @@ _TRANSLATIONS = {DEFORM: _deform_conv, torch.ops.aten.remainder.Scalar: _remaind
 
 
 def _name_sizes(graph, given: Signature) -> None:
-    """Call open sizes by the names of the signature in the place of torch's symbols."""
+    """Replace PyTorch's symbols of dynamic sizes by the names in the signature."""
     shapes = [[d for d in value.type.tensor_type.shape.dim] for value in graph.input]
     names = {}
-    for dims, wanted in zip(shapes, given.inputs.values(), strict=True):
-        names |= {d.dim_param: n for d, n in zip(dims, wanted.shape, strict=True) if isinstance(n, str)}
+    for dims, expected in zip(shapes, given.inputs.values(), strict=True):
+        names |= {d.dim_param: n for d, n in zip(dims, expected.shape, strict=True) if isinstance(n, str)}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for d in value.type.tensor_type.shape.dim:
             if d.dim_param:

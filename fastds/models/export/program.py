@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as one graph of torch's own operators, with the sizes of batch, field and points left open."""
+"""Trace a network as one graph of PyTorch operators, with dynamic sizes of batch, field and points."""
 
 import contextlib
 import logging
@@ -15,39 +15,47 @@ from fastds.ops.core.registry import OPS
 
 DEFORM = torch.ops.fastds.deform_conv2d.default
 _LOGGERS = ("torch", "torch.__trace", "torch.onnx", "torch.export", "torch._inductor", "onnxscript")
-TRACED = {"batch": 2, "height": 37, "width": 46, "points": 30}  # sizes a graph is made with, padded to multiples
-OTHERS = ({"batch": 1, "height": 52, "width": 40, "points": 70},)  # and sizes it is tried with, too, not padded
+TRACED = {"batch": 2, "height": 37, "width": 46, "points": 30}  # sizes in the trace; networks pad them
+OTHERS = ({"batch": 1, "height": 52, "width": 40, "points": 70},)  # further sizes in the check, not padded
 
 
 def trace(given: Signature, keep_deform: bool) -> ExportedProgram:
-    """The graph of a network.
+    """Trace the graph of a network.
 
     Args:
-        given: of the network.
-        keep_deform: leave deform_conv2d in the graph, where ONNX has an operator for it.
+        given: signature of the network.
+        keep_deform: keep deform_conv2d as one operator, for which ONNX has an equivalent.
 
     Raises:
-        ValueError: a network that fixes a size.
+        ValueError: If the network fixes a size that should be dynamic.
     """
     dims = {name: Dim(name, min=given.least if name in ("height", "width") else 2) for name in TRACED}
     shapes = tuple({k: dims[n] for k, n in enumerate(i.shape) if n in dims} for i in given.inputs.values())
-    inputs = given.draw(at_least(TRACED, given.least), seed=1)
-    with torch.no_grad(), exporting("it does not leave its sizes open"):
+    inputs = given.draw(raise_to_least_size(TRACED, given.least), seed=1)
+    with torch.no_grad(), convert_export_errors("it does not leave its sizes open"):
         program = torch.export.export(
             given.module, inputs, dynamic_shapes=(shapes,), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
-        return _without_assertions(program.run_decompositions(_table(keep_deform)))
+        return _remove_assertions(program.run_decompositions(_build_decompositions(keep_deform)))
 
 
-def at_least(sizes: dict[str, int], least: int) -> dict[str, int]:
-    """The sizes, those of the field above the least one."""
+def raise_to_least_size(sizes: dict[str, int], least: int) -> dict[str, int]:
+    """Increase height and width for networks with a least size above 8.
+
+    Args:
+        sizes: named sizes.
+        least: least height and width of the network.
+    """
     return {name: n + max(0, least - 8) if name in ("height", "width") else n for name, n in sizes.items()}
 
 
-def _without_assertions(program: ExportedProgram) -> ExportedProgram:
-    """The program without what torch asserts of sizes: layouts that came out so at the traced ones, which others need
-    not have. The file is tried with both kinds of sizes instead."""
+def _remove_assertions(program: ExportedProgram) -> ExportedProgram:
+    """Remove PyTorch's assertions about sizes.
+
+    The assertions hold memory layouts of the traced sizes, which other sizes need not have. The written file is checked
+    at two sets of sizes instead.
+    """
     graph = program.graph_module.graph
     for node in reversed(graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
@@ -57,8 +65,8 @@ def _without_assertions(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _table(keep_deform: bool) -> dict[Callable, Callable]:
-    """What stands for each op of fastds."""
+def _build_decompositions(keep_deform: bool) -> dict[Callable, Callable]:
+    """Return the decomposition of each op of fastds into PyTorch operators."""
     table = {op.overload: op.reference for op in OPS.values()} | {DEFORM: deform_conv2d}
     if keep_deform:
         del table[DEFORM]
@@ -66,8 +74,12 @@ def _table(keep_deform: bool) -> dict[Callable, Callable]:
 
 
 @contextlib.contextmanager
-def exporting(failed: str) -> Iterator[None]:
-    """A block in which torch's exporters say nothing; what they raise becomes a ValueError with `failed`."""
+def convert_export_errors(failed: str) -> Iterator[None]:
+    """Context manager that silences PyTorch's exporters and converts their exceptions to ValueError.
+
+    Args:
+        failed: what failed, for the message.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -78,14 +90,14 @@ def exporting(failed: str) -> Iterator[None]:
             yield
     except (ValueError, TypeError, OSError, MemoryError, ImportError):
         raise
-    except Exception as error:  # of many kinds, with pages of text
-        raise ValueError(f"the network cannot be exported, {failed}: {_first_reason(error)}") from error
+    except Exception as error:  # exporters raise many types, with very long messages
+        raise ValueError(f"the network cannot be exported, {failed}: {_extract_reason(error)}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _first_reason(error: Exception) -> str:
+def _extract_reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
     return (reasons or lines)[0][:300]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a network to a checked file."""
+"""Export a network: trace it, write the file, and compare the file with the network."""
 
 import copy
 import os
@@ -13,23 +13,30 @@ from torch import Tensor, nn
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.export import onnx_file, package
-from fastds.models.export.program import OTHERS, TRACED, at_least, trace
-from fastds.models.export.signatures import Signature, signature
+from fastds.models.export.program import OTHERS, TRACED, raise_to_least_size, trace
+from fastds.models.export.signatures import Signature, build_signature
 
-FORMS = {".onnx": onnx_file, ".pt2": package}
-TOLERANCE = 1e-4  # largest difference from our own network, as a part of the range of its output
+FORMATS = {".onnx": onnx_file, ".pt2": package}
+TOLERANCE = 1e-4  # largest allowed difference from the network, relative to the range of its output
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written file: what its inputs are, and the largest difference from the network by sizes tried, as a part of the
-    output's range."""
+    """A written file.
+
+    Attributes:
+        path: path of the file.
+        inputs: shape of each input; dynamic sizes are names.
+        differences: largest difference from the network for each set of sizes in the check, relative to the range of
+            the output.
+    """
 
     path: Path
     inputs: dict[str, tuple[int | str, ...]]
     differences: dict[str, float]
 
     def summary(self) -> str:
+        """Return a text with the size of the file, its inputs and the differences."""
         shapes = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items())
         tried = ", ".join(f"{difference:.1e} at {sizes}" for sizes, difference in self.differences.items())
         size = self.path.stat().st_size / 1e6
@@ -39,13 +46,28 @@ class Exported:
 def export(
     model: nn.Module, path: str | os.PathLike, frames: int | None, steps: int | None, say: Callable[[str], None]
 ) -> Exported:
-    """See fastds.export, whose model is loaded already; `say` is told what is done next."""
+    """Export a loaded model, see fastds.export.
+
+    Args:
+        model: the network.
+        path: output file; the suffix .onnx or .pt2 selects the format.
+        frames: number of input frames; None takes the default of the network.
+        steps: number of forecast frames; None takes the default.
+        say: receives a progress message before each of the three stages.
+
+    Returns:
+        The written file with the result of the comparison.
+
+    Raises:
+        ValueError: If the suffix is unknown, the network cannot be exported, or the file differs from the network.
+        ImportError: If a required package is not installed.
+    """
     path = Path(path)
-    if path.suffix not in FORMS:
-        raise ValueError(f"the output must end in {' or '.join(FORMS)}, got {path.name}")
-    form = FORMS[path.suffix]
+    if path.suffix not in FORMATS:
+        raise ValueError(f"the output must end in {' or '.join(FORMATS)}, got {path.name}")
+    form = FORMATS[path.suffix]
     form.check_installed()
-    given = signature(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), frames=frames, steps=steps)
+    given = build_signature(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), frames=frames, steps=steps)
     say("1 of 3: the network as a graph")
     program = trace(given, keep_deform=form is onnx_file)
     notes = {"fastds.card": model.card.to_json(), "fastds.version": __version__}
@@ -53,33 +75,51 @@ def export(
         say(f"2 of 3: the graph as {path.suffix}{form.SLOW}")
         form.write(program, given, notes, temporary)
         say("3 of 3: compared with the network")
-        differences = _compared(given, form.opened(temporary))
+        differences = _compare(given, form.load_runner(temporary))
     return Exported(path, {name: i.shape for name, i in given.inputs.items()}, differences)
 
 
-def _compared(given: Signature, theirs: Callable[..., Tensor]) -> dict[str, float]:
-    """The differences of a written file from the network; ValueError for one above TOLERANCE."""
+def _compare(given: Signature, theirs: Callable[..., Tensor]) -> dict[str, float]:
+    """Compare the written file with the network at several sizes.
+
+    Args:
+        given: signature of the network.
+        theirs: the file as a function of tensors.
+
+    Returns:
+        The largest relative difference for each set of sizes.
+
+    Raises:
+        ValueError: If a difference is above TOLERANCE.
+    """
     found = {}
     for seed, sizes in enumerate((TRACED, *OTHERS), 2):
-        sizes = at_least(sizes, given.least)
+        sizes = raise_to_least_size(sizes, given.least)
         inputs = given.draw(sizes, seed)
         with torch.no_grad():
             ours = given.module(*inputs)
         y = theirs(*inputs)
-        words = f"{sizes['batch']} of {sizes['height']} x {sizes['width']}"
-        difference = _difference(ours, y, given.channel)
+        label = f"{sizes['batch']} of {sizes['height']} x {sizes['width']}"
+        difference = _compute_difference(ours, y, given.channel)
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"the exported network differs from ours by {difference:.1e} of its range at {words}, allowed are "
+                f"the exported network differs from ours by {difference:.1e} of its range at {label}, allowed are "
                 f"{TOLERANCE:g}; nothing was written"
             )
-        found[words] = difference
+        found[label] = difference
     return found
 
 
-def _difference(ours: Tensor, theirs: Tensor, channel: int) -> float:
-    """The largest difference as a part of the range of ours, of the variable where that is largest; infinite for
-    another shape."""
+def _compute_difference(ours: Tensor, theirs: Tensor, channel: int) -> float:
+    """Compute the largest difference relative to the range of the output, over all variables.
+
+    Args:
+        ours, theirs: outputs of the network and of the file.
+        channel: dimension of the variables.
+
+    Returns:
+        The difference; infinity if the shapes differ.
+    """
     if ours.shape != theirs.shape:
         return float("inf")
     error, ours = ((t.movedim(channel, 0).flatten(1)) for t in (ours - theirs, ours))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exported network takes and gives, family by family.
+"""Signatures of exported networks: inputs, outputs and dynamic sizes of each network family.
 
-Sizes that stay open are named: batch, height, width, points. Frames and steps are unrolled, their numbers are fixed.
+Dynamic sizes have the names batch, height, width and points. The numbers of frames and steps are fixed, because loops
+over them are unrolled.
 """
 
 import inspect
@@ -17,22 +18,27 @@ from fastds._nearest import with_article
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
-from fastds.models.db_rnn.precip_lstm import PrecipLSTM
+from fastds.models.db_rnn.cells import PrecipLSTM
 from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
-from fastds.models.inr.bands import HALO
+from fastds.models.inr.encoders import HALO
 from fastds.models.mlcast import MLCastConvGRU
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.ops import PointSpec
 
-_PAIR, _KNOWN, _STEPS, _DAY = 2, 5, 12, 8  # frames and steps where neither the caller nor the card says
+_PAIR, _KNOWN, _STEPS, _DAY = 2, 5, 12, 8  # defaults of frames and steps, if neither the caller nor the card gives them
 
 
 @dataclass(frozen=True)
 class Input:
-    """A float32 input: its shape, with the names of open sizes, what usual values lie between, and whether neighbours
-    are alike, as in a flow."""
+    """A float32 input.
+
+    Attributes:
+        shape: sizes; names stand for dynamic sizes.
+        low, high: usual range of values.
+        smooth: whether neighbouring pixels have similar values, as in an optical flow.
+    """
 
     shape: tuple[int | str, ...]
     low: float | Tensor = 0.0
@@ -40,7 +46,7 @@ class Input:
     smooth: bool = False
 
     def draw(self, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
-        """Random values of the named sizes."""
+        """Draw random values for given dynamic sizes."""
         shape = [sizes.get(n, n) for n in self.shape]
         if self.smooth:
             coarse = torch.rand((1, math.prod(shape[:-2]), 3, 3), generator=generator)
@@ -52,8 +58,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Signature:
-    """A module forward(*inputs) -> Tensor, its inputs in order, what they mean, the least height and width, and the
-    dimension of the output that holds the variables."""
+    """A network as a module with tensor inputs and one tensor output.
+
+    Attributes:
+        module: module with forward(*inputs) -> Tensor.
+        inputs: inputs by name, in order.
+        text: description of the inputs and the output.
+        least: least height and width.
+        channel: dimension of the variables in the output.
+    """
 
     module: nn.Module
     inputs: dict[str, Input]
@@ -62,13 +75,18 @@ class Signature:
     channel: int = -3
 
     def draw(self, sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
-        """Random inputs of the named sizes."""
+        """Draw random inputs.
+
+        Args:
+            sizes: dynamic sizes by name.
+            seed: seed of the generator.
+        """
         generator = torch.Generator().manual_seed(seed)
         return tuple(given.draw(sizes, generator) for given in self.inputs.values())
 
 
 class _Call(nn.Module):
-    """A module of a function of the model and the inputs."""
+    """Module that calls a function of a model and the inputs."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Tensor]):
         super().__init__()
@@ -78,35 +96,37 @@ class _Call(nn.Module):
         return self.function(self.model, *inputs)
 
 
-def signature(model: nn.Module, **options: int | None) -> Signature:
-    """The signature of a model.
+def build_signature(model: nn.Module, **options: int | None) -> Signature:
+    """Build the signature of a model.
 
     Args:
-        model: on the CPU, in evaluation mode and float32.
-        options: frames and steps; None takes the default.
+        model: network on the CPU, in evaluation mode and float32.
+        options: numbers of frames and steps; None takes the default.
 
     Raises:
-        ValueError: a family that cannot be exported, an option that it does not take or that is no positive number.
+        ValueError: If the network cannot be exported, or if an option is unknown for the network or is not a positive
+            integer.
     """
     make = next((make for kinds, make in _FAMILIES if isinstance(model, kinds)), None)
     if make is None:
         known = ", ".join(sorted(kind.__name__ for kinds, _ in _FAMILIES for kind in kinds))
         raise ValueError(
-            f"{with_article(type(model).__name__)} cannot be exported, expected one of {known}; a network of your own "
-            'is written by torch.onnx.export(..., dynamo=True) inside `with fastds.backend("reference"):`'
+            f"{with_article(type(model).__name__)} cannot be exported, expected one of {known}; export a custom "
+            'network by torch.onnx.export(..., dynamo=True) inside `with fastds.backend("reference"):`'
         )
     given = {name: value for name, value in options.items() if value is not None}
-    takes = [p.name for p in inspect.signature(make).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    parameters = inspect.signature(make).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for name, value in given.items():
-        if name not in takes:
-            takes_ = f"takes the arguments {', '.join(takes)}" if takes else "takes no arguments"
-            raise ValueError(f"{name} is no argument for {type(model).__name__}, which {takes_}")
+        if name not in accepted:
+            usage = f"takes the arguments {', '.join(accepted)}" if accepted else "takes no arguments"
+            raise ValueError(f"{name} is no argument for {type(model).__name__}, which {usage}")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     return make(model, **given)
 
 
-def _fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
+def _describe_fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
     c = model.config
     inputs = {"x": Input(("batch", frames, c["in_channels"], "height", "width"))}
     names, text = ["x"], f"x: {frames} fields at equal intervals, normalised as the card says, no missing values"
@@ -125,13 +145,13 @@ def _fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
     return Signature(call, inputs, text)
 
 
-def _unet(model: UNet | UNet3D) -> Signature:
+def _describe_unet(model: UNet | UNet3D) -> Signature:
     inputs = {"x": Input(("batch", _PAIR, model.config["in_channels"], "height", "width"))}
     text = "x: 2 fields, normalised as the card says, no missing values"
     return Signature(_Call(model, lambda model, x: model(x)), inputs, text)
 
 
-def _nowcaster(model: nn.Module, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
+def _describe_nowcaster(model: nn.Module, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
     _check_nowcaster(model)
     frames = frames or model.card.input_steps or getattr(model, "frames", _KNOWN)
     inputs = {"x": Input(("batch", frames, getattr(model, "input_channels", 1), "height", "width"))}
@@ -147,7 +167,7 @@ def _check_nowcaster(model: nn.Module) -> None:
         raise ValueError("an MLCastConvGRU with noisy_decoder cannot be exported: it draws its noise inside")
 
 
-def _lagrangian(model: LagrangianRNN, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
+def _describe_lagrangian(model: LagrangianRNN, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
     _check_nowcaster(model)
     frames = frames or model.card.input_steps or _KNOWN
     inputs = {
@@ -156,14 +176,14 @@ def _lagrangian(model: LagrangianRNN, *, frames: int | None = None, steps: int =
     }
     text = (
         f"x: the last {frames} fields between 0 and 1 as the card says, no missing values; flow: the displacement "
-        "(dy, dx) in pixels from each pixel to where its echo was one step before, as "
-        "fastds.models.db_rnn.lagrangian.backward_flow gives it; the result: the next "
+        "(dy, dx) in pixels from each pixel to the position of its air one step before, as "
+        "fastds.models.db_rnn.lagrangian.estimate_backward_flow gives it; the result: the next "
         f"{steps}, smooth (not matched to the intensities of the last field) and not clipped"
     )
     return Signature(_Call(model, lambda model, x, flow: model(x, steps, flow)), inputs, text)
 
 
-def _generator(model: HumidityGenerator, *, frames: int = _DAY) -> Signature:
+def _describe_generator(model: HumidityGenerator, *, frames: int = _DAY) -> Signature:
     c = model.config
     channels = c["noise_channels"] if c["noise"] == "concat" else c["width"]
     inputs = {
@@ -174,7 +194,7 @@ def _generator(model: HumidityGenerator, *, frames: int = _DAY) -> Signature:
     return Signature(_Call(model, lambda model, x, noise: model(x, noise)), inputs, text)
 
 
-def _inr(model: INRDownscaler) -> Signature:
+def _describe_inr(model: INRDownscaler) -> Signature:
     low, high = ((model.mean + k * model.std)[:, None, None] for k in (-2, 2))
     inputs = {
         "x": Input(("batch", model.in_channels, "height", "width"), low, high),
@@ -184,19 +204,30 @@ def _inr(model: INRDownscaler) -> Signature:
     text = (
         "x: fields in units of the card, no missing values; points: (y, x) from -1 to 1 between the outer edges of the "
         "pixels, so that pixel i of n lies at (2 i + 1) / n - 1; points beyond are moved to the edge; scale: how many "
-        "times as fine the wanted values are as x, rows and columns"
+        "times as fine as x the requested values are, rows and columns"
     )
     if model.static_channels:
         inputs["static"] = Input(("batch", model.static_channels, "height", "width"), -1, 1)
         text += "; static: maps in their units"
-    across = model.pole == "cross"
-    if across:
+    crosses_poles = model.pole == "cross"
+    if crosses_poles:
         text += "; x has an even number of columns"
-    return Signature(_Call(model, _query), inputs, text, 2 * HALO if across else 8, channel=-1)
+    return Signature(_Call(model, _query), inputs, text, 2 * HALO if crosses_poles else 8, channel=-1)
 
 
 def _query(model: INRDownscaler, x: Tensor, points: Tensor, scale: Tensor, static: Tensor | None = None) -> Tensor:
-    """(B, Q, O) at points (Q, 2)."""
+    """Evaluate an INRDownscaler at points.
+
+    Args:
+        model: the network.
+        x: (B, C, H, W).
+        points: (Q, 2), (y, x) from -1 to 1 between the outer pixel edges.
+        scale: (2,), ratio of the resolution of the requested values to that of x.
+        static: static maps or None.
+
+    Returns:
+        (B, Q, O).
+    """
     size = [points.new_full((), n, dtype=torch.float64) for n in x.shape[2:]]
     u = ((points.double() + 1) * torch.stack(size) - 1) / 2
     rows, columns = (a.clamp(min=-0.5).minimum(n - 0.5) for a, n in zip(u.unbind(-1), size, strict=True))
@@ -206,7 +237,7 @@ def _query(model: INRDownscaler, x: Tensor, points: Tensor, scale: Tensor, stati
     return model.query(x, where, scale.expand(x.shape[0], 2), static)
 
 
-def _super_resolution(model: nn.Module) -> Signature:
+def _describe_super_resolution(model: nn.Module) -> Signature:
     c = model.config
     channels = c["in_channels"] if isinstance(model, FixedRatioDownscaler) else c["channels"]
     inputs = {"x": Input(("batch", channels, "height", "width"))}
@@ -214,11 +245,11 @@ def _super_resolution(model: nn.Module) -> Signature:
 
 
 _FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., Signature]], ...] = (
-    ((FCZSM,), _fczsm),
-    ((UNet, UNet3D), _unet),
-    ((LagrangianRNN,), _lagrangian),
-    ((MSRNN, DBRNN, StagedRNN, SimVP, MLCastConvGRU), _nowcaster),
-    ((HumidityGenerator,), _generator),
-    ((INRDownscaler,), _inr),
-    ((FixedRatioDownscaler, SRCNN, SRResNet), _super_resolution),
+    ((FCZSM,), _describe_fczsm),
+    ((UNet, UNet3D), _describe_unet),
+    ((LagrangianRNN,), _describe_lagrangian),
+    ((MSRNN, DBRNN, StagedRNN, SimVP, MLCastConvGRU), _describe_nowcaster),
+    ((HumidityGenerator,), _describe_generator),
+    ((INRDownscaler,), _describe_inr),
+    ((FixedRatioDownscaler, SRCNN, SRResNet), _describe_super_resolution),
 )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints with the key names of the original Zooming Slow-Mo."""
+"""Load checkpoints of the original Zooming Slow-Mo."""
 
 import re
 
 from torch import Tensor
 
-# Key patterns of the original and what they are called here. In the aligners _1 is the way that deforms the first
-# argument (the earlier frame, or the recurrence's input), _2 the way that deforms the second.
+# Key patterns of the original and the names here. In the aligners, suffix _1 warps the first argument (the earlier
+# frame, or the input of the recurrence), and suffix _2 warps the second.
 _PATTERNS = (
     (r"conv_first", "extractor.conv"),
     (r"feature_extraction\.(\d+)", r"extractor.blocks.\1"),
@@ -29,11 +29,11 @@ _ALIGNER = re.compile(r"(.*)\.L(\d)_(offset_conv[123]|dcnpack|fea_conv)_([12])\.
 _PYRAMID = re.compile(r"(?:ConvBLSTM\.forward_net\.pcd_([hc])\.)?fea_L([23])_conv([12])\.(.+)")
 
 
-def rename(key: str) -> str:
-    """The name here of a key of the original.
+def rename_key(key: str) -> str:
+    """Return the name here of a key of the original checkpoint.
 
     Raises:
-        ValueError: a key the original does not have.
+        ValueError: If the original has no such key.
     """
     pyramid = _PYRAMID.fullmatch(key)
     if pyramid:
@@ -42,19 +42,19 @@ def rename(key: str) -> str:
         return f"{owner}.pyramid.{'down' if number == '1' else 'conv'}{level}.{rest}"
     aligner = _ALIGNER.fullmatch(key)
     if aligner:
-        owner, level, layer, way, rest = aligner.groups()
+        owner, level, layer, direction, rest = aligner.groups()
         layer = "deform" if layer == "dcnpack" else _LAYERS[layer]
-        owner = _owner(owner)
-        name = f"way{way}" if owner == "interpolation" else {"1": "x_way", "2": "state_way"}[way]
+        owner = _map_owner(owner)
+        name = f"way{direction}" if owner == "interpolation" else {"1": "x_way", "2": "state_way"}[direction]
         return f"{owner}.{name}.levels.{int(level) - 1}.{layer}.{rest}"
     owner, _, rest = key.rpartition(".")
     if re.search(r"\.conv[12]$", owner) and not owner.startswith("ConvBLSTM"):
         owner, _, layer = owner.rpartition(".")
         rest = f"{layer}.{rest}"
-    return f"{_owner(owner)}.{rest}"
+    return f"{_map_owner(owner)}.{rest}"
 
 
-def _owner(name: str) -> str:
+def _map_owner(name: str) -> str:
     for pattern, replacement in _PATTERNS:
         match = re.fullmatch(pattern, name)
         if match and replacement:
@@ -63,23 +63,29 @@ def _owner(name: str) -> str:
 
 
 def convert(state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration of FCZSM (scale 4) and its state, from a state dict of the original Zooming Slow-Mo.
+    """Convert a state dict of the original Zooming Slow-Mo.
 
-    Features, offset groups, block counts and channels are read off the shapes; a "module." prefix of data-parallel
-    training is dropped.
+    Features, offset groups, block counts and channels are inferred from the shapes. A prefix "module." of data-parallel
+    training is removed.
+
+    Args:
+        state_dict: tensors by name.
+
+    Returns:
+        The configuration of FCZSM (scale 4) and its state dict.
 
     Raises:
-        ValueError: a key is unknown or missing.
+        ValueError: If a key is unknown or missing.
     """
-    state = {rename(key.removeprefix("module.")): tensor for key, tensor in state_dict.items()}
+    state = {rename_key(key.removeprefix("module.")): tensor for key, tensor in state_dict.items()}
     try:
-        return _config(state), state
+        return _infer_config(state), state
     except KeyError as error:
-        raise ValueError(f"state_dict lacks what is {error} here: it is no Zooming Slow-Mo checkpoint") from None
+        raise ValueError(f"state_dict lacks the key for {error}: it is no Zooming Slow-Mo checkpoint") from None
 
 
-def _config(state: dict[str, Tensor]) -> dict:
-    """Configuration of the renamed state."""
+def _infer_config(state: dict[str, Tensor]) -> dict:
+    """Infer the configuration from a state dict with the names here."""
 
     def blocks(owner: str) -> int:
         return len({key.split(".")[2] for key in state if key.startswith(f"{owner}.blocks.")})

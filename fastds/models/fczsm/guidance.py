@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What guides the network: the motion of the field, and static maps."""
+"""Guidance of FC-ZSM: base offsets from optical flow, and features of static maps."""
 
 from typing import Any
 
@@ -10,31 +10,56 @@ from torch import Tensor, nn
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel
 
 
-def level_offsets(displacement: Tensor, levels: int) -> list[Tensor]:
-    """Pyramid of base offsets of a displacement (B, 2, h, w) in pixels of level 1."""
+def build_offset_pyramid(displacement: Tensor, levels: int) -> list[Tensor]:
+    """Build the pyramid of base offsets of a displacement.
+
+    Args:
+        displacement: (B, 2, h, w), in pixels of level 1.
+        levels: number of levels.
+
+    Returns:
+        One displacement per level, in pixels of the level.
+    """
     out = [displacement]
     for _ in range(levels - 1):
         out.append(0.5 * F.avg_pool2d(out[-1], 2))
     return out
 
 
-def interpolation_offsets(flow: Tensor, levels: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Base offsets of both interpolation ways for all pairs, pair-major batch ((N-1)*B, 2, h, w)."""
-    half = 0.5 * flow.transpose(0, 1).flatten(0, 1)
-    return level_offsets(half[:, 1], levels), level_offsets(half[:, 0], levels)
+def compute_interpolation_offsets(flow: Tensor, levels: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute the base offsets of both directions of the interpolation, for all pairs of frames.
+
+    Args:
+        flow: (B, N-1, 2, 2, h, w), as baselines.optical_flow returns it.
+        levels: number of pyramid levels.
+
+    Returns:
+        Offset pyramids of the earlier and of the later frame, each with the pair-major batch (N-1)*B.
+    """
+    halved = 0.5 * flow.transpose(0, 1).flatten(0, 1)
+    return build_offset_pyramid(halved[:, 1], levels), build_offset_pyramid(halved[:, 0], levels)
 
 
-def state_offsets(flow: Tensor, step: int, forward_first: bool, levels: int) -> tuple[list, list] | None:
-    """Base offsets (x toward state, state toward x) of one recurrent step of both directions, batch (2*B, 2, h, w).
+def compute_state_offsets(flow: Tensor, step: int, forward_first: bool, levels: int) -> tuple[list, list] | None:
+    """Compute the base offsets of one recurrent step for both time directions, with batch 2*B.
 
-    Step s is sequence index s of the forward and 2N-2-s of the backward direction; forward_first gives the order of
-    the two in the batch. Step 0 has no previous state: None.
+    At step s the forward direction is at frame s and the backward direction at frame 2N-2-s.
+
+    Args:
+        flow: (B, N-1, 2, 2, h, w), as baselines.optical_flow returns it.
+        step: s.
+        forward_first: whether the forward direction is the first half of the batch.
+        levels: number of pyramid levels.
+
+    Returns:
+        Offset pyramids for warping x toward the state and the state toward x. None for step 0, which has no previous
+        state.
     """
     if step == 0:
         return None
     last = 2 * flow.shape[1]
-    earlier = (step - 1) // 2  # pair of the forward direction's states
-    later = (last - step) // 2  # pair of the backward direction's states, indices last-step and last-step+1
+    earlier = (step - 1) // 2  # index of the frame pair of the forward direction
+    later = (last - step) // 2  # index of the frame pair of the backward direction
     to_earlier, to_later = flow[:, earlier, 1], flow[:, later, 0]
     from_earlier, from_later = flow[:, earlier, 0], flow[:, later, 1]
     if not forward_first:
@@ -42,14 +67,19 @@ def state_offsets(flow: Tensor, step: int, forward_first: bool, levels: int) -> 
         from_earlier, from_later = from_later, from_earlier
     x_way = 0.5 * torch.cat([from_earlier, from_later])
     state_way = 0.5 * torch.cat([to_earlier, to_later])
-    return level_offsets(x_way, levels), level_offsets(state_way, levels)
+    return build_offset_pyramid(x_way, levels), build_offset_pyramid(state_way, levels)
 
 
 class StaticBranch(nn.Module):
-    """Extractor and pyramid of the static maps with a cache of the last answer.
+    """Extractor and feature pyramid of the static maps, with a cache of the last result.
 
-    The cache is read only without gradients and outside of compilation, and only if the input and every weight are
-    equal, value for value, to copies taken when it was written; it can never be stale after a weight update.
+    The cache is used only without gradients and outside of compilation. It is valid only if the input and all weights
+    are equal by value to copies from the time of the write, so a weight update always invalidates it.
+
+    Args:
+        extractor: feature extractor.
+        features: number ns of channels.
+        levels: number of pyramid levels.
 
     Shapes: (1 or B, S, h, w) -> list of levels, (1 or B, ns, h / 2^l, w / 2^l).
     """
@@ -69,7 +99,7 @@ class StaticBranch(nn.Module):
         modes += (torch.get_autocast_dtype(static.device.type), torch.is_inference_mode_enabled())
         if self._cache is not None:
             cached_modes, copies, levels = self._cache
-            if modes == cached_modes and all(_same(a, b) for a, b in zip(inputs, copies, strict=True)):
+            if modes == cached_modes and all(_is_equal(a, b) for a, b in zip(inputs, copies, strict=True)):
                 return levels
         levels = self.pyramid(self.extractor(static))
         self._cache = (modes, [z.detach().clone() for z in inputs], levels)
@@ -84,5 +114,5 @@ class StaticBranch(nn.Module):
         return state
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _is_equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

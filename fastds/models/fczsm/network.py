@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM: space-time downscaling of a sequence of fields in one network."""
+"""FC-ZSM: temporal and spatial downscaling of a sequence of fields in one network."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fastds._mixins import DownscaleMixin
 from fastds.models.card import ModelCard
-from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
+from fastds.models.fczsm.aligner import DirectionalAligner, FeaturePyramid, SingleLevel
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
-from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
+from fastds.models.fczsm.guidance import StaticBranch, compute_interpolation_offsets
 from fastds.models.graph import compile_graph
 from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import apply_in_chunks, can_chunk, split_rows
@@ -21,7 +21,7 @@ from fastds.ops.core.layout import get_padding_to_multiple
 
 
 class FeatureExtractor(nn.Module):
-    """leaky_relu(conv(x), 0.1) followed by residual blocks: (B, C, h, w) -> (B, n, h, w)."""
+    """Feature extractor: leaky_relu(conv(x), 0.1) and residual blocks, (B, C, h, w) -> (B, n, h, w)."""
 
     def __init__(self, in_channels: int, features: int, blocks: int):
         super().__init__()
@@ -29,14 +29,16 @@ class FeatureExtractor(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply_in_chunks(self.chain, x, channels=self.conv.out_channels)
+        return apply_in_chunks(self.run_layers, x, channels=self.conv.out_channels)
 
-    def chain(self, x: Tensor) -> Tensor:
+    def run_layers(self, x: Tensor) -> Tensor:
         return self.blocks(self.conv(x, act="leaky_relu"))
 
 
 class Interpolation(nn.Module):
-    """Feature map between two frames: mix[way1(F_i -> F_{i+1}), way2(F_{i+1} -> F_i)], mix a 1x1 convolution.
+    """Interpolate a feature map between two frames: mix[way1(F_i -> F_{i+1}), way2(F_{i+1} -> F_i)].
+
+    way1 and way2 are directional aligners, mix is a 1x1 convolution.
 
     Source: Chen, Qin and Dai 2022, eq. 2-5 and 8.
     """
@@ -45,22 +47,34 @@ class Interpolation(nn.Module):
         super().__init__()
         self.pyramid = SingleLevel() if plain else FeaturePyramid(features)
         levels = self.pyramid.levels
-        self.way1 = Way(features, groups, levels, static_features, modulated)
-        self.way2 = Way(features, groups, levels, static_features, modulated)
+        self.way1 = DirectionalAligner(features, groups, levels, static_features, modulated)
+        self.way2 = DirectionalAligner(features, groups, levels, static_features, modulated)
         self.mix = Conv1x1(2 * features, features)
 
     def forward(self, frames: Tensor, batch: int, static: list[Tensor] | None, flow: Tensor | None) -> Tensor:
-        """Frames (N*B, n, h, w), frame-major -> the N-1 maps between them, ((N-1)*B, n, h, w)."""
+        """Interpolate between all neighbouring frames.
+
+        Args:
+            frames: (N*B, n, h, w), frame-major.
+            batch: B.
+            static: static features, one per pyramid level, or None.
+            flow: (B, N-1, 2, 2, h, w) or None.
+
+        Returns:
+            The N-1 intermediate feature maps, ((N-1)*B, n, h, w).
+        """
         levels = self.pyramid(frames)
         count, pairs = len(levels), frames.shape[0] - batch
         maps = [z[:-batch] for z in levels] + [z[batch:] for z in levels]
         if static is not None:
             maps += [repeat_batch(s, pairs) for s in static[:count]]
         if flow is not None:
-            maps += [z for way in interpolation_offsets(flow, count) for z in way]
+            maps += [z for pyramid in compute_interpolation_offsets(flow, count) for z in pyramid]
 
-        def between(*maps: Tensor) -> Tensor:
-            """Both ways of some pairs; maps: levels of earlier, later, static and base offsets one after another."""
+        def interpolate_pairs(*maps: Tensor) -> Tensor:
+            """Interpolate some pairs. The arguments are the levels of the earlier frames, the later frames, the static
+            features and the base offsets.
+            """
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]
             static_maps = rest.pop(0) if static is not None else None
@@ -68,11 +82,11 @@ class Interpolation(nn.Module):
             ahead = self.way1(earlier, later, static_maps, base[0])
             return self.mix(ahead, self.way2(later, earlier, static_maps, base[1]))
 
-        return apply_in_chunks(between, *maps)
+        return apply_in_chunks(interpolate_pairs, *maps)
 
 
 class Reconstruction(nn.Module):
-    """Residual blocks, sub-pixel upsampling and the output head, each frame on its own.
+    """Residual blocks, sub-pixel upsampling and output head, applied to each frame independently.
 
     z = blocks(H); z = SubPixel_r(z); y = last(leaky_relu(hidden(z), 0.1))
     """
@@ -84,53 +98,53 @@ class Reconstruction(nn.Module):
         self.hidden = Conv3x3(head_features, head_features)
         self.last = Conv3x3(head_features, out_channels)
 
-    # Rows of x that a band of the head reads on either side: two suffice at all scales, four keep the phase of the
-    # convolutions' 4x4 tiles, so that bands change no bit.
-    HEAD_REACH = 4
+    # Halo of a band of the head, in rows of x. Two rows suffice at all scales. Four rows keep bands aligned with the
+    # 4x4 tiles of the convolutions, so that the result does not change in any bit.
+    HEAD_HALO = 4
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_chunk(x):
-            return self.head(self.blocks(x))
-        return torch.cat([self.head_in_bands(self.blocks(frame)) for frame in x.split(1)])
+            return self.run_head(self.blocks(x))
+        return torch.cat([self.run_head_in_bands(self.blocks(frame)) for frame in x.split(1)])
 
-    def head(self, z: Tensor) -> Tensor:
+    def run_head(self, z: Tensor) -> Tensor:
         return self.last(self.hidden(self.up(z), act="leaky_relu"))
 
-    def head_in_bands(self, z: Tensor) -> Tensor:
-        """The head of one frame, band by band, without ever holding a whole map at the fine resolution."""
+    def run_head_in_bands(self, z: Tensor) -> Tensor:
+        """Apply the head to one frame in bands of rows, so that no full feature map exists at the fine resolution."""
         r = self.up.scale
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []
-        for first, last, start, stop in split_rows(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_REACH):
-            y = self.head(z[:, :, start:stop])
+        for first, last, start, stop in split_rows(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_HALO):
+            y = self.run_head(z[:, :, start:stop])
             out.append(y[:, :, r * (first - start) : r * (last - start)])
         return torch.cat(out, 2)
 
 
 class FCZSM(DownscaleMixin, nn.Module):
-    """Feature Constrained Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
+    """Feature Constrained Zooming Slow-Mo: from N coarse frames to 2N-1 frames at r times the resolution.
 
         F = extractor(x);  F_{i,i+1} = interpolation(F_i, F_{i+1}; static)
         H = deformable ConvLSTM(F_1, F_12, F_2, ...);  y = reconstruction(H) (+ residual)
 
     Args:
-        in_channels: C, dynamic variables stacked as channels (reflectivity first).
-        out_channels: channels of the output.
-        static_channels: S, time-invariant maps on the coarse grid (height, land-sea mask); 0 = none.
-        num_features: n, divisible by offset_groups.
-        offset_groups: G, offset groups of the deformable convolutions.
-        extractor_blocks, reconstruction_blocks: residual blocks (k1, k2 of the paper).
-        scale: r = 1, 2, 3 or 4, factor in space.
-        alignment: "pcd" (three-level pyramid, as Zooming Slow-Mo) or "plain" (one level, the paper's equations).
-        lstm_alignment: the same choice for the recurrent aligners; None takes alignment.
-        modulated: deformable convolutions with mask.
-        static_features: ns, features of the static branch; None takes num_features.
-        static_in_lstm: guide the recurrent aligners by the static features, too.
-        head_features: features after the sub-pixel upsampling; None takes num_features.
-        residual: None (paper), "trilinear" or "advection": the network's output is added to that baseline.
-        flow_guided: offsets start from optical flow (beyond the paper, see fczsm/guidance.py).
-        feature_skip: add the frame features to the LSTM's output before the reconstruction (beyond the paper): fine
-            structure need not pass the gates, and a short training gets several times as far.
+        in_channels: number C of dynamic variables, stacked as channels, reflectivity first.
+        out_channels: number of output channels.
+        static_channels: number S of static maps on the coarse grid (height, land-sea mask); 0 for none.
+        num_features: number n of feature maps, divisible by offset_groups.
+        offset_groups: number G of offset groups of the deformable convolutions.
+        extractor_blocks, reconstruction_blocks: number of residual blocks (k1 and k2 of the paper).
+        scale: factor r in space, 1, 2, 3 or 4.
+        alignment: "pcd" (three-level pyramid, as Zooming Slow-Mo) or "plain" (one level, the equations of the paper).
+        lstm_alignment: the same choice for the recurrent aligners; None takes `alignment`.
+        modulated: deformable convolutions with a mask.
+        static_features: number ns of feature maps of the static branch; None takes num_features.
+        static_in_lstm: also guide the recurrent aligners by the static features.
+        head_features: number of feature maps after the sub-pixel upsampling; None takes num_features.
+        residual: None (as in the paper), "trilinear" or "advection": add the output to this baseline.
+        flow_guided: add optical flow to the offsets (not in the paper), see fczsm/guidance.py.
+        feature_skip: add the frame features to the output of the LSTM (not in the paper). Fine structure can then
+            bypass the gates, and training converges faster.
 
     Source: Chen, Qin and Dai 2022, Front. Earth Sci. 10:887842; Xiang et al. 2020 (Zooming Slow-Mo).
     """
@@ -170,30 +184,30 @@ class FCZSM(DownscaleMixin, nn.Module):
         self.interpolation = Interpolation(n, offset_groups, plain, static_in, modulated)
         self.lstm = DeformableConvLSTM(n, offset_groups, plain_lstm, static_in if static_in_lstm else 0, modulated)
         self.reconstruction = Reconstruction(n, head_features or n, out_channels, reconstruction_blocks, scale)
-        if residual is not None:  # fresh weights give the baseline
+        if residual is not None:  # without training the output is the baseline
             nn.init.zeros_(self.reconstruction.last.weight)
             nn.init.zeros_(self.reconstruction.last.bias)
 
     @classmethod
     def from_zooming_slomo(cls, state_dict: dict[str, Tensor]) -> "FCZSM":
-        """Build the network (scale 4) of an original Zooming Slow-Mo checkpoint.
+        """Build the network (scale 4) from a checkpoint of the original Zooming Slow-Mo.
 
         Args:
             state_dict: tensors by name, loaded with torch.load(..., weights_only=True).
 
         Raises:
-            ValueError: a key is unknown or missing, or a shape does not fit.
+            ValueError: If a key is unknown or missing, or a shape does not fit.
         """
         config, state = convert(state_dict)
         model = cls(**config)
-        wanted = model.state_dict()
-        missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        expected = model.state_dict()
+        missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
         if missing or extra:
             raise ValueError(f"state_dict does not fit Zooming Slow-Mo: missing {missing[:3]}, unexpected {extra[:3]}")
-        shapes = {k: tuple(state[k].shape) for k in wanted if wanted[k].shape != state[k].shape}
+        shapes = {k: tuple(state[k].shape) for k in expected if expected[k].shape != state[k].shape}
         if shapes:
             key, shape = next(iter(shapes.items()))
-            raise ValueError(f"state_dict has {key} of shape {shape}, expected {tuple(wanted[key].shape)}")
+            raise ValueError(f"state_dict has {key} of shape {shape}, expected {tuple(expected[key].shape)}")
         model.load_state_dict(state)
         return model
 
@@ -201,27 +215,28 @@ class FCZSM(DownscaleMixin, nn.Module):
         """Downscale a sequence.
 
         Args:
-            x: (B, N, C, h, w), N >= 2 frames at equal intervals, normalised; any h and w.
-            static: (S, h, w) or (B, S, h, w), normalised; needed if and only if static_channels > 0.
-            flow: (B, N-1, 2, 2, h, w), (dy, dx) in pixels of x's grid, as baselines.optical_flow gives it; read only
-                with flow_guided or residual="advection" and then computed from channel 0 when None.
+            x: (B, N, C, h, w), N >= 2 frames at equal time steps, normalised; any h and w.
+            static: (S, h, w) or (B, S, h, w), normalised. Required if static_channels > 0, not allowed otherwise.
+            flow: (B, N-1, 2, 2, h, w), (dy, dx) in pixels of the grid of x, as baselines.optical_flow returns it. Used
+                only with flow_guided or residual="advection"; None computes it from channel 0.
 
         Returns:
             (B, 2N-1, out_channels, r*h, r*w) at half the time step, normalised.
 
         Raises:
-            ValueError: x, static or flow of another shape.
+            ValueError: If x, static or flow has another shape.
+            TypeError: If x has another dtype than the weights.
         """
         self._check_inputs(x, static, flow)
         b, n, _, h, w = x.shape
-        flow = self._needed_flow(x, flow)
+        flow = self._resolve_flow(x, flow)
         pad = (0, get_padding_to_multiple(w, 4), 0, get_padding_to_multiple(h, 4))
-        frames = _pad(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
-        guide_flow = _pad(flow.float(), pad) if self.config["flow_guided"] else None
+        frames = _pad_edges(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
+        guide_flow = _pad_edges(flow.float(), pad) if self.config["flow_guided"] else None
         features = self.extractor(frames)
         levels = None
         if static is not None:
-            static = _pad(static if static.ndim == 4 else static[None], pad)
+            static = _pad_edges(static if static.ndim == 4 else static[None], pad)
             levels = self.static_branch(static)
         between = self.interpolation(features, b, levels, guide_flow).split([b] * (n - 1))
         sequence = [m for pair in zip(features.split([b] * n), (*between, None), strict=True) for m in pair][:-1]
@@ -231,20 +246,20 @@ class FCZSM(DownscaleMixin, nn.Module):
         r = self.config["scale"]
         y = self.reconstruction(hidden)[..., : r * h, : r * w]
         y = y.reshape(2 * n - 1, b, *y.shape[1:]).transpose(0, 1).contiguous()
-        return y if self.config["residual"] is None else self._residual(x, flow) + y
+        return y if self.config["residual"] is None else self._compute_residual(x, flow) + y
 
     def compile_graph(
         self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Callable[..., Tensor]:
-        """fastds.compile_graph of this model, for inference."""
+        """Capture the forward for inference, see fastds.compile_graph. The arguments are those of `forward`."""
         return compile_graph(self, x, static, flow, dtype=dtype)
 
-    def with_flow(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
-        """The arguments of forward with the flow that it would compute."""
+    def prepare_inputs(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
+        """Return the arguments of `forward` with the optical flow that `forward` would compute."""
         self._check_inputs(x, static, flow)
-        return x, static, self._needed_flow(x, flow)
+        return x, static, self._resolve_flow(x, flow)
 
-    def _needed_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
+    def _resolve_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
         if not (self.config["flow_guided"] or self.config["residual"] == "advection"):
             return None
         if flow is not None:
@@ -253,7 +268,7 @@ class FCZSM(DownscaleMixin, nn.Module):
 
         return optical_flow(x[:, :, 0])
 
-    def _residual(self, x: Tensor, flow: Tensor | None) -> Tensor:
+    def _compute_residual(self, x: Tensor, flow: Tensor | None) -> Tensor:
         from fastds.models.baselines.advection import advection
         from fastds.models.baselines.interpolation import trilinear
 
@@ -278,7 +293,11 @@ class FCZSM(DownscaleMixin, nn.Module):
 
 
 def check_config(config: dict) -> None:
-    """Raise ValueError, naming the argument, unless an FCZSM can be built from config."""
+    """Check the configuration of an FCZSM.
+
+    Raises:
+        ValueError: If an argument has a wrong value. The message names the argument.
+    """
     for name in ("in_channels", "out_channels", "num_features", "offset_groups"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")
@@ -304,8 +323,8 @@ def check_config(config: dict) -> None:
         )
 
 
-def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
-    """Replicate the bottom and right edges of the last two dimensions."""
-    if all(isinstance(n, int) and n == 0 for n in pad):  # sizes that a tracer leaves open are no int
+def _pad_edges(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+    """Repeat the bottom and right edges of the last two dimensions."""
+    if all(isinstance(n, int) and n == 0 for n in pad):  # symbolic sizes of a tracer are no int
         return x
     return F.pad(x.flatten(0, -4), pad, mode="replicate").unflatten(0, x.shape[:-3])

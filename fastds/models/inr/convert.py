@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published LIIF, LTE and MetaSR weights (EDSR-baseline encoder) to models here and back; layers are only reshaped.
+"""Convert published weights of LIIF, LTE and MetaSR with the EDSR-baseline encoder, in both directions.
 
-Keys of the published models: encoder.head.0, encoder.body.<i>.body.{0,2}, encoder.body.<last>, imnet.layers.<2 k>, and
-for LTE coef, freq, phase. The first linear layer of LIIF reads [unfolded features (channel, row, column), rho, cell];
-that of MetaSR, which LIIF's authors trained beside theirs, [rho, 1 / s_y], and its second gives a kernel
-(channel, row, column, output).
+Keys of the published models are encoder.head.0, encoder.body.<i>.body.{0,2}, encoder.body.<last>, imnet.layers.<2 k>,
+and for LTE coef, freq, phase. The first linear layer of LIIF reads [unfolded features (channel, row, column), rho,
+cell]. The first linear layer of the MetaSR that LIIF's authors trained reads [rho, 1 / s_y], and its second one outputs
+a kernel (channel, row, column, output). The conversion only renames and reshapes tensors.
 """
 
 import torch
@@ -16,16 +16,21 @@ _DECODERS = ("liif", "lte", "metasr")
 
 
 def from_published(state: dict[str, Tensor]) -> INRDownscaler:
-    """A model with compat="liif" and the published weights; its input is scaled as theirs, (x - 0.5) / 0.5.
+    """Build a model with compat="liif" and published weights. Its input is scaled as in the published code, (x - 0.5) /
+    0.5.
 
-    Numbers are those of the published code but where a place falls on the last row or column exactly, as with odd whole
-    factors: there the published weights depend on rounding (compat of fastds.ops.inr_query).
+    The results equal those of the published code, except at queries exactly on the last row or column, as with odd
+    integer factors. There the published area weights depend on rounding, see compat of fastds.ops.inr_query.
 
     Args:
-        state: of LIIF, LTE or MetaSR with the EDSR encoder; sub_mean and add_mean, which they never use, are ignored.
+        state: state dict of LIIF, LTE or MetaSR with the EDSR encoder. The unused layers sub_mean and add_mean are
+            ignored.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        ValueError: keys or shapes of another model.
+        ValueError: If keys or shapes belong to another model.
     """
     state = {k: v for k, v in state.items() if ".sub_mean." not in k and ".add_mean." not in k}
     try:
@@ -45,19 +50,26 @@ def from_published(state: dict[str, Tensor]) -> INRDownscaler:
         decoder_options=options, dpfa="none", skip=decoder == "lte", compat="liif",
     )  # fmt: skip
     renamed = {"mean": torch.full((inputs,), 0.5), "std": torch.full((inputs,), 0.5)}
-    for ours, theirs in names(model).items():
+    for ours, theirs in map_names(model).items():
         if theirs not in state:
             raise ValueError(f"state lacks {theirs}: expected {decoder} with the EDSR encoder")
         renamed[ours] = state[theirs]
     try:
-        model.load_state_dict(renamed | _reshaped(decoder, state, channels, inputs))
+        model.load_state_dict(renamed | _reshape_decoder(decoder, state, channels, inputs))
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"state does not fit {decoder} with the EDSR encoder: {error}") from None
     return model.eval()
 
 
-def _reshaped(decoder: str, state: dict[str, Tensor], channels: int, outputs: int) -> dict[str, Tensor]:
-    """The tensors of a decoder that have another shape here."""
+def _reshape_decoder(decoder: str, state: dict[str, Tensor], channels: int, outputs: int) -> dict[str, Tensor]:
+    """Return the tensors of a decoder that have another shape here.
+
+    Args:
+        decoder: "liif", "lte" or "metasr".
+        state: published state dict.
+        channels: channels of the features.
+        outputs: number of output channels.
+    """
     if decoder == "liif":
         first = state["imnet.layers.0.weight"]
         if first.shape[1] != 9 * channels + 4:
@@ -73,11 +85,15 @@ def _reshaped(decoder: str, state: dict[str, Tensor], channels: int, outputs: in
 
 
 def to_published(model: INRDownscaler) -> dict[str, Tensor]:
-    """The weights of a LIIF, LTE or MetaSR model with the EDSR encoder under their published names."""
+    """Return the weights of a LIIF, LTE or MetaSR model with the EDSR encoder under their published names.
+
+    Raises:
+        ValueError: If the model has another decoder or encoder, or DPFA modules.
+    """
     if model.config["decoder"] not in _DECODERS or model.config["encoder"] != "edsr" or model.embedding is not None:
         raise ValueError("model must be LIIF, LTE or MetaSR on the EDSR encoder without DPFA")
     state = model.state_dict()
-    result = {theirs: state[ours] for ours, theirs in names(model).items()}
+    result = {theirs: state[ours] for ours, theirs in map_names(model).items()}
     if model.config["decoder"] == "liif":
         parts = [state["decoder.local.weight"].flatten(1), state["decoder.offset"], state["decoder.cell"]]
         result["imnet.layers.0.weight"] = torch.cat(parts, 1)
@@ -89,8 +105,8 @@ def to_published(model: INRDownscaler) -> dict[str, Tensor]:
     return result
 
 
-def names(model: INRDownscaler) -> dict[str, str]:
-    """Our names of the tensors that keep their shape -> the published ones."""
+def map_names(model: INRDownscaler) -> dict[str, str]:
+    """Map the names here of tensors with unchanged shape to the published names."""
     pairs = {"encoder.head": "encoder.head.0"}
     last = len(model.encoder.blocks)
     for i in range(last):

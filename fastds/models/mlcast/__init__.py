@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nowcasting network of MLCast, the shared project of Europe's weather services, on the fused ConvGRU step."""
+"""The nowcasting network of MLCast, a joint project of Europe's weather services, on fused ConvGRU steps."""
 
 from fastds.models.mlcast.network import MLCastConvGRU
 
@@ -7,7 +7,7 @@ PRESETS = {
     "mlcast-convgru": (
         "MLCastConvGRU",
         {"num_blocks": 5},
-        "MLCast's ConvGRU encoder and decoder as `mlcast train` builds it; takes its weights unchanged.",
+        "MLCast's ConvGRU encoder and decoder as `mlcast train` builds it; reads its weights unchanged.",
     )
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nowcasters of fastds as networks of `mlcast train`, and the weights trained there as models of fastds."""
+"""Use nowcasters of fastds as networks in `mlcast train`, and load weights that were trained there."""
 
 import os
 from collections.abc import Mapping
@@ -8,29 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastds.models.mlcast.network import INPUT_STEPS, LIGHTNING, MLCastConvGRU, mlcast_card
+from fastds.models.mlcast.network import INPUT_STEPS, LIGHTNING, MLCastConvGRU, build_card
 from fastds.models.registry import build, create
 
-_INNER = "network."  # before every name of the nowcaster in the state of an MLCastNetwork
+_INNER = "network."  # prefix of the nowcaster's keys in the state dict of an MLCastNetwork
 _EXTRA = "_extra_state"
 
 
 class MLCastNetwork(nn.Module):
-    """A nowcaster with the interface of MLCast's networks; `mlcast train` takes it as cfg.pl_module.network.
+    """Nowcaster with the interface of MLCast's networks, for cfg.pl_module.network of `mlcast train`.
 
-        y = 2 n((x + 1) / 2) - 1, n the last `steps` fields of the nowcaster's forward, not clipped
+        y = 2 n((x + 1) / 2) - 1
 
-    Its checkpoints say which nowcaster they hold, and from_mlcast reads them. The members of an ensemble are equal: the
-    CRPS of MLCast's default is the mean absolute error then.
+    Here n is the last `steps` frames of the nowcaster's forward, not clipped. Checkpoints contain the name of the
+    nowcaster, so that from_mlcast can read them. All members of an ensemble are equal, so MLCast's default CRPS loss
+    equals the mean absolute error.
 
     Args:
-        name: of a nowcaster, see fastds.models.available().
-        input_channels: 1, which MLCast compares with the variables of its data.
+        name: name of a nowcaster, see fastds.models.available().
+        input_channels: must be 1. MLCast compares it with the number of variables in its data.
         options: arguments of fastds.models.create.
 
     Shapes: forward(x (B, T, 1, H, W) in [-1, 1], steps, ensemble_size=1) -> (B, steps, ensemble_size, H, W).
 
-    Raises: ValueError for a network that does not nowcast and for other channels.
+    Raises:
+        ValueError: If the network does not nowcast, or if input_channels is not 1.
     """
 
     def __init__(self, name: str, input_channels: int = 1, **options: Any):
@@ -50,44 +52,49 @@ class MLCastNetwork(nn.Module):
         return (2 * y - 1).expand(-1, -1, ensemble_size, -1, -1)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What from_mlcast builds the nowcaster from."""
+        """Return the name, architecture and configuration from which from_mlcast builds the nowcaster."""
         return {"name": self.name, "architecture": type(self.network).__name__, "config": self.network.config}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing: the network is there already."""
+        """Do nothing, because the network exists already."""
 
 
 def from_mlcast(checkpoint: str | os.PathLike | Mapping[str, Any], input_steps: int = INPUT_STEPS) -> nn.Module:
-    """A nowcaster with the weights that `mlcast train` gave it, or MLCast's own network, for fastds.nowcast and
-    fastds.models.save.
+    """Load weights from a checkpoint of `mlcast train`, for fastds.nowcast and fastds.models.save.
 
     Args:
-        checkpoint: a file that `mlcast train` wrote, which is read without unpickling objects; or its "state_dict".
-        input_steps: fields before the start that it was trained with; MLCast's default is 6.
+        checkpoint: path of a checkpoint, which is read without unpickling objects, or its "state_dict". The network is
+            an MLCastNetwork or MLCast's own network.
+        input_steps: number of input frames in the training; 6 by default in MLCast.
 
-    Raises: FileNotFoundError; ValueError for a file or weights of something else.
+    Returns:
+        The nowcaster in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or the weights belong to another network.
     """
-    state = checkpoint if isinstance(checkpoint, Mapping) else _state(checkpoint)
+    state = checkpoint if isinstance(checkpoint, Mapping) else _read_state(checkpoint)
     inner = {name.removeprefix(LIGHTNING): value for name, value in state.items() if name.startswith(LIGHTNING)}
-    told = inner.pop(_EXTRA, None)
-    if told is None:
+    stored = inner.pop(_EXTRA, None)
+    if stored is None:
         model = MLCastConvGRU.from_mlcast(state)
     else:
-        model = build(told["architecture"], told["config"])
+        model = build(stored["architecture"], stored["config"])
         try:
             model.load_state_dict({name.removeprefix(_INNER): value for name, value in inner.items()})
         except RuntimeError as error:
-            raise ValueError(f"checkpoint does not fit a {told['name']}: {error}") from None
-        model.card = mlcast_card(told["name"])
+            raise ValueError(f"checkpoint does not fit a {stored['name']}: {error}") from None
+        model.card = build_card(stored["name"])
     model.card.input_steps = input_steps
     return model.eval()
 
 
-def _state(path: str | os.PathLike) -> Mapping[str, Any]:
+def _read_state(path: str | os.PathLike) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except OSError:
         raise
-    except Exception as error:  # torch reads a foreign file as a pickle, which fails in any way
+    except Exception as error:  # torch reads unknown files as pickles, which can raise any exception
         kind = type(error).__name__
         raise ValueError(f"checkpoint {path} is no checkpoint of `mlcast train`: it cannot be read ({kind})") from None

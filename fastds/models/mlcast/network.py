@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ConvGRU encoder and decoder of MLCast (mlcast 0.1.0, mlcast.models.ConvGruModel). Names of parameters are its own."""
+"""MLCast's nowcasting network of ConvGRU blocks (mlcast.models.ConvGruModel of mlcast 0.1.0), with the same parameter
+names.
+"""
 
 from collections.abc import Mapping
 
@@ -15,13 +17,13 @@ from fastds.nn.recurrent import run_gru, run_gru_without_input
 from fastds.ops import pixel_shuffle, pixel_unshuffle
 from fastds.ops.core.layout import get_padding_to_multiple
 
-# What `mlcast train` trains with: fields before the start, and reflectivity of -1 and of 1, in dBZ.
+# Defaults of `mlcast train`: number of input frames, and the reflectivity in dBZ that is scaled to -1 and to 1.
 INPUT_STEPS, FLOOR_DBZ, CEILING_DBZ = 6, 0.0, 60.0
-LIGHTNING = "network."  # before every name in a checkpoint of `mlcast train`
+LIGHTNING = "network."  # prefix of the keys in a checkpoint of `mlcast train`
 
 
-def mlcast_card(name: str) -> ModelCard:
-    """The card of weights that `mlcast train` trained with its defaults."""
+def build_card(name: str) -> ModelCard:
+    """Build the model card of weights that `mlcast train` trained with its defaults."""
     z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
     return ModelCard(
         name=name, description="Trained by MLCast.", input_variables=[z], output_variables=[z],
@@ -30,7 +32,7 @@ def mlcast_card(name: str) -> ModelCard:
 
 
 class Cell(nn.Module):
-    """The weights of one ConvGRU, hidden state and input of C channels.
+    """Weights of a ConvGRU whose input and hidden state have C channels.
 
     [u r] = sigmoid(combined_gates([x; h]));  n = tanh(out_gate([x; r h]));  h' = (1 - u) h + u n
     """
@@ -42,7 +44,10 @@ class Cell(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    """A cell over a sequence: x (T*B, C, H, W), or None for zeros, gives as many states."""
+    """Run a ConvGRU cell over a sequence.
+
+    Shapes: forward(x (T*B, C, H, W) or None for zeros, h, times=T) -> states (T*B, C, H, W).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -56,7 +61,7 @@ class ConvGRU(nn.Module):
 
 
 class Block(nn.Module):
-    """What an encoder's and a decoder's block have in common: a ConvGRU."""
+    """Block of the encoder or the decoder: a ConvGRU."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -64,7 +69,7 @@ class Block(nn.Module):
 
 
 class Coder(nn.Module):
-    """A stack of blocks, one for each number of channels."""
+    """Stack of blocks, one for each number of channels."""
 
     def __init__(self, channels: list[int]):
         super().__init__()
@@ -72,27 +77,27 @@ class Coder(nn.Module):
 
 
 class MLCastConvGRU(NowcastMixin, nn.Module):
-    """MLCast's nowcasting network: ConvGRU blocks over ever coarser maps, and back.
+    """MLCast's nowcasting network: an encoder of ConvGRU blocks at decreasing resolution and a mirrored decoder.
 
         e_0 = x;  e_i = unshuffle(ConvGRU_i(e_{i-1})), i = 1 .. n;  d_n = 0 or noise
-        d_{i-1} = shuffle(ConvGRU'_i(d_i; state e_i of the last time)), which is the forecast for i = 1
+        d_{i-1} = shuffle(ConvGRU'_i(d_i; state e_i of the last time)); d_0 is the forecast
 
-    Fields are reflectivity, 0 to 60 dBZ onto -1 to 1. Where d_n is zero, its part of the convolutions is left out;
-    members of an ensemble go through the decoder together, as a batch. Weights of mlcast load unchanged, by
-    load_state_dict or from_mlcast; for given noise forecasts are those of mlcast.
+    Reflectivity from 0 to 60 dBZ is scaled to -1 ... 1. If d_n is zero, its part of the convolutions is skipped. All
+    members of an ensemble pass the decoder as one batch. Weights of mlcast load unchanged with load_state_dict or
+    from_mlcast. For the same noise the forecasts equal those of mlcast.
 
     Args:
-        input_channels: C of the fields.
-        num_blocks: n; fields are padded to multiples of 2^n by 0, as mlcast does.
-        noisy_decoder: noise for d_n in forecasts of one member, too.
+        input_channels: number C of channels of the frames.
+        num_blocks: n. Frames are padded with 0 to multiples of 2^n, as in mlcast.
+        noisy_decoder: use noise for d_n also in forecasts without an ensemble.
 
-    Shapes: forward(x (B, T, C, H, W), steps, ensemble_size=1) -> (B, steps, C * ensemble_size, H, W), members side by
-    side; T >= 1. This is the interface of MLCast's networks: `mlcast train` takes the class as its network.
+    Shapes: forward(x (B, T >= 1, C, H, W), steps, ensemble_size=1) -> (B, steps, C * ensemble_size, H, W), members next
+    to each other. This is the interface of MLCast's networks, so `mlcast train` accepts the class as its network.
 
-    Source: mlcast-community/mlcast 0.1.0, models/convgru.py (Apache-2.0 or BSD-3-Clause); no code of it is used.
+    Source: mlcast-community/mlcast 0.1.0, models/convgru.py (Apache-2.0 or BSD-3-Clause). No code of it is used.
     """
 
-    upright = False  # it sees rows and columns in the order of the file, as it did in mlcast's training
+    upright = False  # frames keep the row order of the file, as in the training by mlcast
 
     def __init__(self, input_channels: int = 1, num_blocks: int = 4, noisy_decoder: bool = False):
         super().__init__()
@@ -119,16 +124,25 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         return y[..., :height, :width]
 
     def forecast(self, frames: Tensor, steps: int, members: int | None = None) -> Tensor:
-        """The n frames after the known ones (B, T, 1, H, W), both as fastds scales them, (dBZ - floor) / (ceiling -
-        floor), clipped to [0, 1]; missing values (NaN) count as dry. members: so many, (B, n, members, H, W), each with
-        noise for d_n; None: one, with noise where the decoder is noisy. The noise is torch's."""
+        """Forecast frames in the normalisation of fastds.
+
+        Args:
+            frames: (B, T, 1, H, W), (dBZ - floor) / (ceiling - floor), clipped to [0, 1]; missing values (NaN) count as
+                dry.
+            steps: number n of frames.
+            members: number of ensemble members, each with its own noise for d_n. None: one forecast, with noise only if
+                the decoder is noisy. The noise comes from torch's random generator.
+
+        Returns:
+            (B, n, members or 1, H, W), clipped to [0, 1].
+        """
         height, width = frames.shape[-2:]
-        x = 2 * pad_to_multiple(frames, 2**self.num_blocks).clamp(0, 1) - 1  # forward would pad by 0, which is 30 dBZ
+        x = 2 * pad_to_multiple(frames, 2**self.num_blocks).clamp(0, 1) - 1  # forward pads with 0 (30 dBZ)
         y = self._run(x, steps, members or 1, self.noisy_decoder or members is not None)
         return ((y[..., :height, :width] + 1) / 2).clamp(0, 1)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """Of every block the last map it gives, the deepest first."""
+        """Return the last output of each encoder block, the deepest first."""
         times, states = x.shape[1], []
         x = x.transpose(0, 1).flatten(0, 1)
         for block in self.encoder.blocks:
@@ -137,11 +151,17 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         return states[::-1]
 
     def _decode(self, states: list[Tensor], steps: int, members: int) -> Tensor:
-        """members 0: one, without noise."""
+        """Run the decoder.
+
+        Args:
+            states: result of `_encode`.
+            steps: number of frames.
+            members: number of members; 0 stands for one forecast without noise.
+        """
         x = None
         if members:
             shape = (states[0].shape[0], steps, *states[0].shape[1:])
-            noise = [states[0].new_empty(shape).normal_() for _ in range(members)]  # one by one, as mlcast draws it
+            noise = [states[0].new_empty(shape).normal_() for _ in range(members)]  # one member at a time, as in mlcast
             x = torch.stack(noise).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
             states = [state.repeat(members, 1, 1, 1) for state in states]
         for block, state in zip(self.decoder.blocks, states, strict=True):
@@ -158,15 +178,18 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
 
     @classmethod
     def from_mlcast(cls, state: Mapping[str, Tensor], noisy_decoder: bool = False) -> "MLCastConvGRU":
-        """A model with the weights of an mlcast.models.ConvGruModel, with a card for `fastds nowcast`.
+        """Build a model with the weights of an mlcast.models.ConvGruModel and a card for `fastds nowcast`.
 
         Args:
-            state: its state_dict, or the "state_dict" of a checkpoint of `mlcast train`, as
-                torch.load(path, weights_only=True)["state_dict"] gives it.
-            noisy_decoder: as the network was built.
+            state: its state dict, or the "state_dict" of a checkpoint of `mlcast train`, from torch.load(path,
+                weights_only=True)["state_dict"].
+            noisy_decoder: the argument with which the network was built.
+
+        Returns:
+            The model in evaluation mode.
 
         Raises:
-            ValueError: keys or shapes of another network.
+            ValueError: If keys or shapes belong to another network.
         """
         inner = {name.removeprefix(LIGHTNING): value for name, value in state.items()}
         first = inner.get("encoder.blocks.0.convgru.cell.out_gate.weight")
@@ -180,5 +203,5 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
             model.load_state_dict(inner)
         except RuntimeError as error:
             raise ValueError(f"state does not fit a ConvGruModel of {blocks} blocks: {error}") from None
-        model.card = mlcast_card("mlcast-convgru")
+        model.card = build_card("mlcast-convgru")
         return model.eval()

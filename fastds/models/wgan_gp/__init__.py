@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Humidity WGAN-GP (Li, Wang, Wang and Han 2024): fields in finer space from days of coarse fields, as an ensemble."""
+"""Humidity WGAN-GP (Li, Wang, Wang and Han 2024): spatial downscaling of days of humidity fields, as an ensemble."""
 
 from fastds.models.wgan_gp.critic import HumidityCritic
 from fastds.models.wgan_gp.generator import HumidityGenerator

@@ -1,33 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The critic: a day of fine fields to one number."""
+"""Critic of the humidity WGAN-GP: from a day of fine fields to one score."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
-from fastds.models.wgan_gp.blocks import NORMS, ConvGRU, ResidualAttentionBlock
-from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
+from fastds.models.wgan_gp.layers import MIXINGS, NORMS, ConvGRU, MixedConv, ResidualAttentionBlock
 
 
 class HumidityCritic(nn.Module):
-    """Critic of the humidity WGAN-GP; twice differentiable in its input and its parameters.
+    """Critic of the humidity WGAN-GP. It is twice differentiable in its input and its parameters.
 
-    stem (mixed kernels) -> residual blocks of stride 2 that double the channels -> ConvGRU over the steps -> residual
-    blocks -> mean over the field -> linear -> mean over the steps. Any number of steps, any size of field.
+    The layers are: a stem with mixed kernels, residual blocks of stride 2 that double the channels, a ConvGRU over the
+    time steps, residual blocks, the mean over the field, a linear layer, the mean over the time steps. The number of
+    time steps and the size of the fields are free.
 
-    Batch normalisation would let the penalty of one sample reach the others; "layer" normalises each field alone.
+    Batch normalisation would couple the samples of a batch in the gradient penalty. "layer" normalises each field
+    independently.
 
     Args:
-        in_channels: variables.
+        in_channels: number of variables.
         width: channels of the stem.
-        down_blocks: residual blocks of stride 2.
-        recurrent_width: channels of the recurrence and after it; None: those before it.
-        post_blocks: residual blocks after it.
-        norm: "layer", "none", "batch" (the block as the paper draws it; couples samples) or "spectral".
-        conditional: read the coarse fields, repeated to the fine grid, as further variables; coarse_channels of them.
-        per_step: one number per step instead of their mean.
-        reduction, mixing, use_cbam, use_resblocks, block_activation: as in HumidityGenerator.
+        down_blocks: number of residual blocks of stride 2.
+        recurrent_width: channels of the ConvGRU and the blocks after it; None takes those before it.
+        post_blocks: number of residual blocks after the ConvGRU.
+        norm: "layer", "none", "batch" (as in the paper's figure; couples samples) or "spectral".
+        conditional: also read the coarse fields, repeated to the fine grid.
+        coarse_channels: number of variables of the coarse fields.
+        per_step: return one score per time step instead of their mean.
+        reduction, mixing, use_cbam, use_resblocks, block_activation: as for HumidityGenerator.
 
     Source: Li, Wang, Wang and Han 2024, figure 3 and Algorithm 1; Gulrajani et al. 2017.
     """
@@ -73,31 +75,32 @@ class HumidityCritic(nn.Module):
         self.linear = nn.Linear(recurrent, 1)
 
     @property
-    def samples_apart(self) -> bool:
-        """Whether a sample's score depends on that sample alone."""
+    def has_independent_samples(self) -> bool:
+        """Whether the score of a sample depends on this sample alone."""
         return self.config["norm"] != "batch"
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """Score a day.
+        """Score a sequence of fields.
 
         Args:
             x: (B, T, C, H, W), fine fields, normalised.
-            coarse: (B, T, Cc, h, w) with H and W multiples of h and w, if and only if conditional.
+            coarse: (B, T, Cc, h, w), coarse fields, where H and W are multiples of h and w. Required if `conditional`,
+                not allowed otherwise.
 
         Returns:
             (B,), or (B, T) with per_step.
 
         Raises:
-            ValueError: x or coarse of another shape, or coarse given to an unconditional critic.
+            ValueError: If x or coarse has a wrong shape, or if coarse is missing or not allowed.
         """
-        x = self.sources(x, coarse)
+        x = self.stack_condition(x, coarse)
         h = self.down(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
         h = self.post(self.gru(h).flatten(0, 1)).mean((2, 3))
         score = self.linear(h).unflatten(0, x.shape[:2])[..., 0]
         return score if self.config["per_step"] else score.mean(1)
 
-    def sources(self, x: Tensor, coarse: Tensor | None) -> Tensor:
-        """x, with the coarse fields as further channels where the critic is conditional."""
+    def stack_condition(self, x: Tensor, coarse: Tensor | None) -> Tensor:
+        """Return x, with the coarse fields as further channels if the critic is conditional."""
         c = self.config
         if x.ndim != 5 or x.shape[2] != c["in_channels"]:
             raise ValueError(f"x must have shape (B, T, {c['in_channels']}, H, W), got {tuple(x.shape)}")
@@ -120,7 +123,11 @@ class HumidityCritic(nn.Module):
 
 
 def check_config(config: dict) -> None:
-    """Raise ValueError, naming the argument, unless a HumidityCritic can be built from config."""
+    """Check the configuration of a HumidityCritic.
+
+    Raises:
+        ValueError: If an argument has a wrong value. The message names the argument.
+    """
     for name in ("in_channels", "width", "reduction", "coarse_channels"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")

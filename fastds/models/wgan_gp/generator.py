@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generator: a day of coarse fields and noise to one member of an ensemble of fine fields."""
+"""Generator of the humidity WGAN-GP: fine fields from coarse fields and noise."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,7 @@ from fastds._mixins import DownscaleMixin
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
 from fastds.models.inputs import check_input
-from fastds.models.wgan_gp.blocks import ConvGRU, ResidualAttentionBlock, SqueezeExcitation
-from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
+from fastds.models.wgan_gp.layers import MIXINGS, ConvGRU, MixedConv, ResidualAttentionBlock, SqueezeExcitation
 from fastds.nn.convolutions import Conv1x1, Conv3x3
 from fastds.ops import pixel_shuffle
 
@@ -19,19 +18,20 @@ NOISES = ("add", "learned", "concat")
 
 
 def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer of (N, C, H, W) to every step of (B, T, C, H, W)."""
+    """Apply a layer for (N, C, H, W) to every step of (B, T, C, H, W)."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Upsampler(nn.Module):
-    """x2 as often as needed: 3x3 convolution to four times the channels, ReLU, pixel shuffle.
+    """Chain of x2 stages: 3x3 convolution to four times the channels, ReLU, pixel shuffle.
 
-    wide: C -> 4C -> C each time. narrow: the C channels themselves are shuffled to C/4 first, then C/4 -> C -> C/4.
+    Each stage computes C -> 4C -> C channels. With narrow=True the C channels are first shuffled to C/4, and the other
+    stages compute C/4 -> C -> C/4.
 
     Args:
-        channels: C.
-        scale: a power of two.
-        narrow: see above; C divisible by 4.
+        channels: number C of channels.
+        scale: factor in space, a power of two.
+        narrow: see above; C must be divisible by 4.
     """
 
     def __init__(self, channels: int, scale: int, narrow: bool):
@@ -54,28 +54,30 @@ class Upsampler(nn.Module):
 
 
 class HumidityGenerator(DownscaleMixin, nn.Module):
-    """Generator of the humidity WGAN-GP. The defaults are the paper's network where it says what it is.
+    """Generator of the humidity WGAN-GP. The defaults are the paper's network, as far as the paper describes it.
 
-    stem (mixed kernels) -> noise -> SE -> residual blocks -> ConvGRU over the steps -> residual blocks -> sub-pixel x2
-    chain -> 1x1 convolution. Any number of steps, any size of field.
+    The layers are: a stem with mixed kernels, noise, squeeze-and-excitation, residual blocks, a ConvGRU over the time
+    steps, residual blocks, a chain of sub-pixel x2 stages, a 1x1 convolution. The number of time steps and the size of
+    the fields are free.
 
     Args:
-        in_channels, out_channels: variables in and out.
+        in_channels, out_channels: numbers of input and output variables.
         scale: factor in space, a power of two.
-        width, post_width: channels before and after the recurrence.
-        pre_blocks, post_blocks: residual blocks before and after it.
-        reduction: of SE and CBAM.
-        mixing: of the kernels, "parallel", "sum" or "sequential" (see MixedConv).
-        noise: "add" sigma * N(0, 1) to the stem's output, "learned" the same with sigma a parameter, "concat"
-            noise_channels channels of N(0, 1) to the input.
-        noise_std: sigma (initial for "learned").
-        upsampling: "wide" (4C and back at every x2) or "narrow" (see Upsampler).
+        width, post_width: channels before and after the ConvGRU.
+        pre_blocks, post_blocks: number of residual blocks before and after the ConvGRU.
+        reduction: reduction of squeeze-and-excitation and CBAM.
+        mixing: combination of the kernels, "parallel", "sum" or "sequential", see MixedConv.
+        noise: "add" adds sigma * N(0, 1) to the output of the stem. "learned" does the same with a trained sigma.
+            "concat" appends noise_channels channels of N(0, 1) to the input.
+        noise_std: sigma; the initial value for "learned".
+        noise_channels: number of noise channels for "concat".
+        upsampling: "wide" or "narrow", see Upsampler.
         use_resblocks, use_cbam: False for the paper's ablations.
-        block_activation: ReLU after the skip's sum.
-        stem_activation: ReLU after the stem.
-        residual: None, "center" or "grid": add the first out_channels input channels, interpolated bicubically with
-            coarse values at block centres (area means) or at the blocks' first corner (decimated fields). The head then
-            starts at zero.
+        block_activation: whether to apply ReLU after the sum of a residual block.
+        stem_activation: whether to apply ReLU after the stem.
+        residual: None, "center" or "grid". The last two add the first out_channels input channels, interpolated
+            bicubically with coarse values at block centres (area means) or at the first corner of blocks (decimated
+            fields). The head is then initialised with zeros.
 
     Source: Li, Wang, Wang and Han 2024, figure 3.
     """
@@ -127,22 +129,24 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         self.head = Conv1x1(self.upsampler.out_channels, out_channels)
         nn.init.zeros_(self.head.bias)
         nn.init.xavier_normal_(self.head.weight)
-        if residual is not None:  # fresh weights give the interpolation
+        if residual is not None:  # without training the output is the interpolation
             nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, noise: str | Tensor = "random", seed: int | None = None) -> Tensor:
-        """Draw one member.
+        """Draw one ensemble member.
 
         Args:
             x: (B, T, C, h, w), normalised.
-            noise: "random", "zero" (deterministic), or the N(0, 1) numbers themselves, shape noise_shape(x).
-            seed: of "random" noise, the same numbers for the same seed and shape on any device; None: torch's state.
+            noise: "random", "zero" (deterministic), or a tensor of N(0, 1) numbers of shape noise_shape(x).
+            seed: seed of "random" noise. The numbers for a seed and shape are the same on all devices. None uses
+                torch's random state.
 
         Returns:
             (B, T, O, scale*h, scale*w), normalised.
 
         Raises:
-            ValueError: x or noise of another shape, or an unknown word for noise.
+            ValueError: If x or noise has a wrong shape, or if noise is an unknown string.
+            TypeError: If x has another dtype than the weights.
         """
         c = self.config
         check_input("x", x, self)
@@ -161,12 +165,16 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         return interpolate(x[:, :, : c["out_channels"]].float(), c["scale"], "bicubic", c["residual"]) + y
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Of the noise for an input x: (B, T, width or noise_channels, h, w)."""
+        """Return the shape of the noise for an input x: (B, T, width or noise_channels, h, w)."""
         channels = self.config["noise_channels" if self.config["noise"] == "concat" else "width"]
         return (*x.shape[:2], channels, *x.shape[3:])
 
     def draw(self, x: Tensor, noise: str | Tensor, seed: int | None) -> Tensor | None:
-        """The noise of a call, in x's dtype; None where it is zero and only added."""
+        """Draw the noise of a call, in the dtype of x. Arguments are those of `forward`.
+
+        Returns:
+            None if the noise is zero and would only be added.
+        """
         shape = self.noise_shape(x)
         if isinstance(noise, Tensor):
             if tuple(noise.shape) != shape:
@@ -181,9 +189,20 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(x)
 
     def ensemble(self, x: Tensor, members: int, seed: int = 0) -> Tensor:
-        """Draw members with the seeds seed, seed + 1, ...: (M, B, T, O, scale*h, scale*w), normalised, no gradients.
+        """Draw several ensemble members with the seeds seed, seed + 1, ..., without gradients.
 
-        Member m is the same whatever the number of members.
+        A member does not depend on the number of members.
+
+        Args:
+            x: (B, T, C, h, w), normalised.
+            members: number M of members.
+            seed: seed of the first member.
+
+        Returns:
+            (M, B, T, O, scale*h, scale*w), normalised.
+
+        Raises:
+            ValueError: If members is below 1.
         """
         if members < 1:
             raise ValueError(f"members must be at least 1, got {members}")
@@ -192,7 +211,11 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
 
 
 def check_config(config: dict) -> None:
-    """Raise ValueError, naming the argument, unless a HumidityGenerator can be built from config."""
+    """Check the configuration of a HumidityGenerator.
+
+    Raises:
+        ValueError: If an argument has a wrong value. The message names the argument.
+    """
     for name in ("in_channels", "out_channels", "width", "post_width", "reduction", "noise_channels", "scale"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")

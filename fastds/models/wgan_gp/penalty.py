@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient penalty and the losses of critic and generator."""
+"""Gradient penalty, and the losses of critic and generator."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from fastds.models.wgan_gp.mixed_conv import kernels_kept
+from fastds.models.wgan_gp.layers import cache_kernels
 
 ADVERSARIES = ("wgan_gp", "gan")
 
 
 @contextmanager
 def frozen_spectral_norms(critic: nn.Module) -> Iterator[None]:
-    """Keeps the power iteration of spectral norms still, so that both derivatives are those of one function."""
+    """Context manager that stops the power iteration of spectral norms, so that both derivatives belong to one
+    function.
+    """
     norms = [m for m in critic.modules() if isinstance(m, _SpectralNorm) and m.training]
     for norm in norms:
         norm.eval()
@@ -28,8 +30,16 @@ def frozen_spectral_norms(critic: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def between(real: Tensor, fake: Tensor, epsilon: Tensor | None = None) -> Tensor:
-    """x_i = e_i real_i + (1 - e_i) fake_i, one e_i ~ U(0, 1) per sample; a leaf that requires its gradient."""
+def interpolate_samples(real: Tensor, fake: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    """Interpolate x_i = e_i real_i + (1 - e_i) fake_i with one e_i ~ U(0, 1) per sample.
+
+    Args:
+        real, fake: (B, ...).
+        epsilon: (B,); None draws it.
+
+    Returns:
+        A leaf tensor that requires a gradient.
+    """
     if epsilon is None:
         epsilon = torch.rand(len(real), device=real.device)
     e = epsilon.to(real).reshape(-1, *[1] * (real.ndim - 1))
@@ -37,7 +47,7 @@ def between(real: Tensor, fake: Tensor, epsilon: Tensor | None = None) -> Tensor
 
 
 def check_pair(real: Tensor, fake: Tensor) -> None:
-    """ValueError unless both have one shape."""
+    """Raise ValueError if real and fake samples have different shapes."""
     if real.shape != fake.shape:
         raise ValueError(
             f"fake has shape {tuple(fake.shape)}, expected that of real, {tuple(real.shape)}: is the generator's scale "
@@ -52,32 +62,33 @@ def gradient_penalty(
     coarse: Tensor | None = None,
     epsilon: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared distance of the critic's gradient norm from one, between real and generated samples.
+    """Compute the gradient penalty between real and generated samples.
 
-    P = mean_i (||grad_x D(x_i)||_2 - 1)^2,  x_i = e_i real_i + (1 - e_i) fake_i,
+        P = mean_i (||grad_x D(x_i)||_2 - 1)^2,  x_i = e_i real_i + (1 - e_i) fake_i
 
-    the norm over all entries (steps, channels, pixels) of a sample. Calculated in float32 or better, without autocast.
+    The norm is taken over all entries (steps, channels, pixels) of a sample. The computation uses float32 or better,
+    without autocast.
 
     Args:
-        critic: D(x) or D(x, coarse) -> (B,) or (B, T); steps are averaged.
-        real, fake: (B, T, C, H, W), normalised; neither gets a gradient.
-        coarse: for a conditional critic.
+        critic: D(x) or D(x, coarse) -> (B,) or (B, T). Scores of several steps are averaged.
+        real, fake: (B, T, C, H, W), normalised. Neither gets a gradient.
+        coarse: coarse fields for a conditional critic.
         epsilon: (B,), in [0, 1]; None draws it.
 
     Returns:
-        P, with gradients to the critic's parameters, and the detached norms (B,).
+        P, with gradients of the critic's parameters, and the detached norms (B,).
 
     Raises:
-        ValueError: real and fake of different shapes.
+        ValueError: If real and fake have different shapes.
 
     Source: Gulrajani et al. 2017, equation 3 and Algorithm 1.
     """
     check_pair(real, fake)
     with torch.autocast(real.device.type, enabled=False), frozen_spectral_norms(critic), torch.enable_grad():
         dtype = torch.promote_types(real.dtype, torch.float32)
-        x = between(real.to(dtype), fake.to(dtype), epsilon)
+        x = interpolate_samples(real.to(dtype), fake.to(dtype), epsilon)
         score = critic(x) if coarse is None else critic(x, coarse.to(dtype))
-        # Scores of different samples do not mix, so the gradient of their sum holds each sample's own.
+        # Scores of samples are independent, so the gradient of their sum has the gradients of all scores.
         score = score if score.ndim == 1 else score.mean(1)
         (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
         norms = gradient.flatten(1).norm(dim=1)
@@ -85,15 +96,15 @@ def gradient_penalty(
 
 
 class CriticLoss(nn.Module):
-    """The critic and its whole loss in one module, so that distributed training sees one forward and one backward.
+    """The critic and its loss in one module, so that distributed training has one forward and one backward.
 
-    wgan_gp: L = mean D(fake) - mean D(real) + weight * penalty;
-    gan: L = binary cross-entropy of D(real) against 1 and of D(fake) against 0, D as logits.
+        wgan_gp: L = mean D(fake) - mean D(real) + weight * penalty
+        gan:     L = binary cross-entropy of D(real) with target 1 and of D(fake) with target 0, D as logits
 
     Args:
         critic: the network.
-        adversary: "wgan_gp" or "gan" (the ablation).
-        weight: of the penalty, lambda.
+        adversary: "wgan_gp" or "gan" (the paper's ablation).
+        weight: weight lambda of the penalty.
 
     Source: Li et al. 2024, Algorithm 1 (their equation 6 has the sign of a maximisation); Gulrajani et al. 2017.
     """
@@ -113,20 +124,28 @@ class CriticLoss(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, coarse: Tensor | None = None, epsilon: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what to log: "real", "fake" (mean scores), "penalty", "gradient_norm".
+        """Compute the loss.
+
+        Args:
+            real, fake: (B, T, C, H, W), normalised. No gradient reaches fake.
+            coarse: coarse fields for a conditional critic.
+            epsilon: see gradient_penalty.
+
+        Returns:
+            The loss, and values to log: "real", "fake" (mean scores), and for wgan_gp "penalty" and "gradient_norm".
 
         Raises:
-            ValueError: real and fake of different shapes.
+            ValueError: If real and fake have different shapes.
         """
         check_pair(real, fake)
-        with kernels_kept():
-            return self.loss(real, fake.detach(), coarse, epsilon)
+        with cache_kernels():
+            return self.compute_loss(real, fake.detach(), coarse, epsilon)
 
-    def loss(
+    def compute_loss(
         self, real: Tensor, fake: Tensor, coarse: Tensor | None, epsilon: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         extra = () if coarse is None else (coarse,)
-        score_real, score_fake = self.scores(real, fake, extra)
+        score_real, score_fake = self.compute_scores(real, fake, extra)
         logs = {"real": score_real.mean().detach(), "fake": score_fake.mean().detach()}
         if self.adversary == "gan":
             loss = F.binary_cross_entropy_with_logits(score_real, torch.ones_like(score_real))
@@ -135,16 +154,16 @@ class CriticLoss(nn.Module):
         logs |= {"penalty": penalty.detach(), "gradient_norm": norms.mean()}
         return score_fake.mean() - score_real.mean() + self.weight * penalty, logs
 
-    def scores(self, real: Tensor, fake: Tensor, extra: tuple) -> tuple[Tensor, Tensor]:
-        """D(real) and D(fake), as one batch where the critic keeps its samples apart."""
-        if not getattr(self.critic, "samples_apart", False):
+    def compute_scores(self, real: Tensor, fake: Tensor, extra: tuple) -> tuple[Tensor, Tensor]:
+        """Compute D(real) and D(fake), in one batch if the critic scores its samples independently."""
+        if not getattr(self.critic, "has_independent_samples", False):
             return self.critic(real, *extra).float(), self.critic(fake, *extra).float()
         both = self.critic(torch.cat([real, fake]), *(torch.cat([e, e]) for e in extra))
         return both.float().chunk(2)
 
 
 def adversarial_loss(score: Tensor, adversary: str) -> Tensor:
-    """What the generator minimises: -mean D(fake), or the non-saturating cross-entropy of the GAN."""
+    """Compute the generator's loss: -mean D(fake), or the non-saturating cross-entropy of the GAN."""
     if adversary == "wgan_gp":
         return -score.float().mean()
     return F.binary_cross_entropy_with_logits(score.float(), torch.ones_like(score.float()))

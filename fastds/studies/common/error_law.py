@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.models.ensembles import ErrorLaw, echo, quadrature, rain_rate
+from fastds.models.ensembles import ErrorModel, convert_to_rain_rate, quadrature, sample_reflectivity
 
 NODES, WEIGHTS = quadrature(25)  # in the scores of a distribution
 _MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
@@ -23,18 +23,18 @@ class Scores(NamedTuple):
     mean: Tensor
 
 
-def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
+def score(law: ErrorModel, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
     """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
-    z = echo(tuple(part[:, None] for part in law(features)), NODES)
+    z = sample_reflectivity(tuple(part[:, None] for part in law(features)), NODES)
     wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
     z = z.clamp(0, 60)
-    rain, seen = rain_rate(z, z_r) * wet, rain_of(truth, z_r)
+    rain, seen = convert_to_rain_rate(z, z_r) * wet, rain_of(truth, z_r)
     return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
 
 
 def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
     """mm/h of echo in dBZ, 0 = none."""
-    return torch.where(z > 0, rain_rate(z, z_r), 0.0)
+    return torch.where(z > 0, convert_to_rain_rate(z, z_r), 0.0)
 
 
 def _crps(x: Tensor, truth: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Pool:
         places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
         return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
 
-    def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
+    def loss(self, law: ErrorModel, index: Tensor) -> Tensor:
         """CRPS in dB and in mm/h, each over the mean of the block's echo, a share of the error of the mean, and of that
         of the spread."""
         features, truth = self.features[:, index], self.truth[index]
@@ -81,14 +81,14 @@ class Pool:
 
     @staticmethod
     def _wrong_spread(law: tuple[Tensor, ...], truth: Tensor) -> Tensor:
-        z = echo(tuple(part[:, None] for part in law), NODES).clamp(0, 60)
+        z = sample_reflectivity(tuple(part[:, None] for part in law), NODES).clamp(0, 60)
         mean = (z * WEIGHTS).sum(1)
         variance = (z.square() * WEIGHTS).sum(1) - mean.square()
         both = (part.mean() + _LEAST_VARIANCE for part in (variance, (mean - truth).square()))
         return torch.log(torch.stack(list(both))).diff().square().sum()
 
 
-def fit_pools(law: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+def fit_pools(law: ErrorModel, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
     """Fit a law by the scores of so many pixels of every pool in each step, Adam, cosine decay; returns the losses.
     Deterministic for one number of threads."""
     generator, losses = torch.Generator().manual_seed(seed), []

@@ -13,7 +13,7 @@ import torch
 
 from fastds import models
 from fastds.data import FrameStore, TimeBlock, normalised_rates
-from fastds.models.db_rnn.discriminator import variant_of
+from fastds.models.db_rnn.discriminator import select_variant
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
@@ -64,7 +64,7 @@ def needed(run: list[str], ablation: str) -> list[str]:
 
 def own_row(ablation: str) -> str:
     """The row of the ablation that is a row of the main table."""
-    return f"DB-discriminator-{variant_of(CELLS[ablation])}"
+    return f"DB-discriminator-{select_variant(CELLS[ablation])}"
 
 
 class DbRnnStudy(PaperStudy):

@@ -141,7 +141,7 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
-                own = card.physical(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
+                own = card.denormalise(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
                 ratio = _mse(own, fine) / _mse(interpolate(coarse, scale, "bicubic", "center"), fine)
                 domain = humidity.assess_statistics(card, pressure, [compute_texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from fastds.models.inr.dpfa import KINDS
+from fastds.models.inr.encoders import KINDS
 from fastds.models.registry import PRESETS
 from fastds.studies.common.budget import PAPER
 from fastds.studies.fields.run import INTERPOLATIONS, SCALES

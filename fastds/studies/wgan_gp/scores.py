@@ -59,7 +59,7 @@ def with_prediction(
     def predict(coarse: Tensor) -> Tensor:
         x = ((coarse - card.offset) / card.range)[None, :, None].float().to(settings.device)
         y = model.ensemble(x, members) if hasattr(model, "noise_shape") else run_network(model, x)[None]
-        return card.physical(y[:, 0, :, 0]).cpu()
+        return card.denormalise(y[:, 0, :, 0]).cpu()
 
     with inference_context(model, settings):
         return use(predict)

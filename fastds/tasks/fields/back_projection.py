@@ -9,7 +9,7 @@ import scipy  # submodules are imported at first use
 import torch
 from torch import Tensor
 
-from fastds.models.baselines.interpolation import weights_at
+from fastds.models.baselines.interpolation import compute_interpolation_weights
 from fastds.tasks.fields.geometry import Geometry
 
 COARSENING_OPERATORS = ("mean",)
@@ -46,7 +46,9 @@ class BackProjection:
             columns = np.unwrap(columns, period=size[1])
         axes = list(zip((rows, columns), size, (False, periodic), strict=True))
         self.means, self.covered = zip(*(make_averaging_matrix(*axis) for axis in axes), strict=True)
-        self.interpolation = [weights_at(positions, n, "bicubic", around) for positions, n, around in axes]
+        self.interpolation = [
+            compute_interpolation_weights(positions, n, "bicubic", around) for positions, n, around in axes
+        ]
         self.operators = [a @ b for a, b in zip(self.means, self.interpolation, strict=True)]
         self.cells = [find_cells(*axis) for axis in axes]
 

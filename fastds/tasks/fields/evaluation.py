@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds.data.samples.degradation import area_mean
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.metrics import detail_ratio, psnr
-from fastds.models.baselines.interpolation import METHODS, bilinear_at
+from fastds.models.baselines.interpolation import METHODS, interpolate_at
 from fastds.ops import GridSpec
 from fastds.tasks.fields.geometry import Plane, find_geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
@@ -154,7 +154,7 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Interpolate (B, C, H, W) bilinearly to a grid of `size` cells."""
-    return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
+    return interpolate_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def resize_bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:

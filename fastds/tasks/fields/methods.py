@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fastds.inference.files import check_reads_static, describe_model, load_model
-from fastds.models.baselines.interpolation import METHODS, weights_at
+from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
 from fastds.models.inr import INRDownscaler
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
@@ -71,8 +71,8 @@ class Interpolation(Fields):
             out: one array (H', W') per variable, which is overwritten.
         """
         u, v = (at.numpy() for at in self.grid.positions(latitude, longitude))
-        rows = weights_at(u, x.shape[2], self.name)
-        columns = weights_at(v, x.shape[3], self.name, periodic=self.grid.periodic)
+        rows = compute_interpolation_weights(u, x.shape[2], self.name)
+        columns = compute_interpolation_weights(v, x.shape[3], self.name, periodic=self.grid.periodic)
         for channel, values in enumerate(out):
             field = x[0, channel]
             fine = rows @ (columns @ self._whole(field.numpy()).astype(np.float64).T).T

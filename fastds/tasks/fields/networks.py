@@ -17,7 +17,7 @@ from fastds.inference.files import check_static
 from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.models.inr import INRDownscaler
-from fastds.models.inr.bands import Encoded
+from fastds.models.inr.decoders import Encoded
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index
 from fastds.tasks.fields.geometry import Geometry, orient_north_up

@@ -22,7 +22,7 @@ from fastds.inference.files import (
     process_file,
 )
 from fastds.inference.tables import write_csv
-from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.baselines.interpolation import interpolate_at
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.fields.methods import pick_method, pick_network
@@ -239,7 +239,7 @@ def _query(model, dataset, points, outside, var, static, **options) -> tuple[lis
                 y = fields.predict_points(x, where, factor)
             for k, c in enumerate(fields.predicted):
                 totals.add(label, c, y[:, k].numpy())
-            bilinear = bilinear_at(given, where, fields.model.edge)[0]
+            bilinear = interpolate_at(given, where, fields.model.edge)[0]
             at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
             for q, station in enumerate(stations):
                 row = station | at

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fastds import models
-from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.baselines.interpolation import interpolate_at
 from fastds.models.card import ANY
-from fastds.models.registry import PRESETS, check_preset
+from fastds.models.registry import PRESETS, resolve_preset
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.fields.config import DataConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import compute_scores
@@ -57,7 +57,7 @@ class FieldModule(SupervisedModule):
 
 def compute_bilinear_error(batch: dict) -> Tensor:
     """Return the mean absolute error (B, C) of bilinear interpolation."""
-    plain = bilinear_at(batch["x"], PointSpec(batch["base"], batch["frac"]))
+    plain = interpolate_at(batch["x"], PointSpec(batch["base"], batch["frac"]))
     return (plain - batch["target"]).abs().mean(1)
 
 
@@ -123,7 +123,7 @@ def _adapt_samples(config: TrainingConfig) -> None:
         ValueError: the scales differ from the fixed scale factor.
     """
     c, data, default = config.model, config.data, DataConfig(config.data.path)
-    options = models.load(c.start).config if c.start else {**PRESETS[check_preset(c.name)][1], **c.options}
+    options = models.load(c.start).config if c.start else {**PRESETS[resolve_preset(c.name)][1], **c.options}
     if (factor := options.get("scale")) is not None:
         for name, expected in (("scales", [factor, factor]), ("test_scales", [factor])):
             given = getattr(data, name)

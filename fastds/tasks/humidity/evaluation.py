@@ -91,7 +91,7 @@ def score_network(
     x = ((coarse - card.offset) / card.range)[None, :, None].float()
 
     def physical(y: Tensor) -> Tensor:
-        return card.physical(y[..., 0, :, 0, :, :])
+        return card.denormalise(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():
         noise_free = compute_scores(physical(run_network(network, x, noise="zero")), truth, card.range)

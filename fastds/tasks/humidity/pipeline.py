@@ -31,7 +31,7 @@ from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_texture
 from fastds.inference.progress import progress_bar
 from fastds.models import ModelCard
-from fastds.models.baselines.interpolation import weights_at
+from fastds.models.baselines.interpolation import compute_interpolation_weights
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.fields.geometry import find_geometry
 
@@ -134,8 +134,8 @@ class HumidityPipeline:
         shift = 0.0 if self.model.card.coarsening == "decimate" else (1 / scale - 1) / 2
         rows, columns = (np.arange(n * scale) / scale + shift for n in (height, width))
         along = (
-            weights_at(rows[self.rows], height, "bilinear"),
-            weights_at(columns, width, "bilinear", self.wrap > 0),
+            compute_interpolation_weights(rows[self.rows], height, "bilinear"),
+            compute_interpolation_weights(columns, width, "bilinear", self.wrap > 0),
         )
         for time, beyond in enumerate(excess):
             if beyond.any():
@@ -344,7 +344,7 @@ def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: 
                 given = wrap_columns(part, wrap).to(get_device(model))
                 y = model(given, noise=wrap_columns(noise, wrap))[0, :, 0].float().cpu()
                 y = y[..., wrap * scale : y.shape[-1] - wrap * scale]
-                made[start : start + part.shape[1]] = card.physical(y).numpy()
+                made[start : start + part.shape[1]] = card.denormalise(y).numpy()
                 if advance is not None:
                     advance()
     return fine

@@ -13,10 +13,17 @@ from torch import Tensor
 from fastds.data import rate_to_reflectivity
 from fastds.inference.execution import ExecutionConfig
 from fastds.models import load
-from fastds.models.baselines.extrapolation import trajectories
-from fastds.models.baselines.rims import Origins
-from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, rain_rate
+from fastds.models.baselines.boundary import BackTrajectories
+from fastds.models.baselines.extrapolation import compute_trajectories
+from fastds.models.db_rnn.lagrangian import estimate_backward_flow
+from fastds.models.ensembles import (
+    ErrorModel,
+    ForecastFeatures,
+    LagrangianNoise,
+    convert_to_rain_rate,
+    match_mean_rain,
+    sample_reflectivity,
+)
 from fastds.tasks.fields.alignment import make_noise_seed
 from fastds.tasks.nowcast.methods import Method
 from fastds.tasks.nowcast.windows import WET_RATE
@@ -46,7 +53,7 @@ def find_trajectories(known: Tensor, steps: int) -> Tensor:
     Returns:
         (n, 2, H, W): present positions in pixels of the air that arrives after 1 ... n steps.
     """
-    return trajectories(backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
+    return compute_trajectories(estimate_backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
 
 
 def find_inflow(last: np.ndarray, paths: Tensor) -> np.ndarray:
@@ -59,7 +66,7 @@ def find_inflow(last: np.ndarray, paths: Tensor) -> np.ndarray:
     Returns:
         (steps, H, W): 1 where the air comes from outside the pixels that are not missing, else 0.
     """
-    origins = Origins.of(paths, torch.from_numpy(~np.isnan(last)))
+    origins = BackTrajectories.from_displacements(paths, torch.from_numpy(~np.isnan(last)))
     return (origins.distance > 0).float().numpy()
 
 
@@ -113,32 +120,34 @@ class Ensemble:
         if not (z[-1][valid] >= threshold).any():
             yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
             return
-        features = Surroundings(scale_known_frames(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
+        features = ForecastFeatures(scale_known_frames(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
         parameters = self._compute_parameters(features, threshold)
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
-            z = (echo(parameters[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
+            z = (sample_reflectivity(parameters[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
             return torch.where(z < threshold, self.floor, z).numpy()
 
-        noise = MovingNoise.around(features)
+        noise = LagrangianNoise.from_features(features)
         noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
         for member in range(members):
             drawn = noise.draw(make_noise_seed(self.seed, member, start), workers=torch.get_num_threads())
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
-    def _compute_parameters(self, features: Surroundings, threshold: float) -> list[tuple[Tensor, ...]]:
+    def _compute_parameters(self, features: ForecastFeatures, threshold: float) -> list[tuple[Tensor, ...]]:
         """Return the parameters of the error model for each lead time, adjusted to the mean rain of the moved last
         frame.
         """
 
         def rain(z: Tensor) -> Tensor:
             z = (z + self.floor).clamp(max=self.ceiling)
-            return torch.where(z < threshold, 0.0, rain_rate(z, self.z_r))
+            return torch.where(z < threshold, 0.0, convert_to_rain_rate(z, self.z_r))
 
         parameters, slope = [], 10 * self.z_r[1]
-        for lead, target in enumerate(features.moved(rain(features.last))):
-            raw = self.error_model(features.features(lead, threshold - self.floor))
-            parameters.append(balanced(raw, target, features.known(lead), features.valid, rain, slope))
+        for lead, target in enumerate(features.advect(rain(features.last))):
+            raw = self.error_model(features.compute(lead, threshold - self.floor))
+            parameters.append(
+                match_mean_rain(raw, target, features.compute_observed_weight(lead), features.valid, rain, slope)
+            )
         return parameters
 
 
@@ -183,5 +192,5 @@ def compute_exceedance(members: Iterator[np.ndarray], count: int, thresholds: Se
 
 
 @functools.cache
-def _load_error_model() -> ErrorLaw:
+def _load_error_model() -> ErrorModel:
     return load(ERROR_MODEL)

@@ -12,8 +12,8 @@ from torch import Tensor
 from fastds import data as fd
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
 from fastds.inference.ood.statistics import compute_motion_statistics
-from fastds.models.baselines.extrapolation import fill_missing, trajectories
-from fastds.models.db_rnn.lagrangian import backward_flow
+from fastds.models.baselines.extrapolation import compute_trajectories, fill_missing
+from fastds.models.db_rnn.lagrangian import estimate_backward_flow
 from fastds.tasks.nowcast.config import DataConfig
 from fastds.training.modules import BaseDataModule
 from fastds.training.radar_files import (
@@ -181,8 +181,8 @@ def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop:
     Returns:
         Frames and valid mask (T, 1, crop, crop); positions outside the given fields are not valid.
     """
-    flow, inputs = backward_flow(x[None, :known]), fill_missing(x[None, :known])
-    back, ahead = trajectories(flow, known - 1)[0], trajectories(-flow, max(len(x) - known, 1))[0]
+    flow, inputs = estimate_backward_flow(x[None, :known]), fill_missing(x[None, :known])
+    back, ahead = compute_trajectories(flow, known - 1)[0], compute_trajectories(-flow, max(len(x) - known, 1))[0]
     shifts = torch.cat([back.flip(0), torch.zeros_like(back[:1]), ahead[: len(x) - known]])
     rows, columns = (slice(c, c + crop) for c in corner)
     size = x.shape[-2:]

@@ -16,7 +16,7 @@ from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.inference.tables import ScoreTables, format_count, format_number, make_score_table, write_csv
 from fastds.metrics import NowcastScores, mean_of_defined
-from fastds.metrics.fields import band_powers
+from fastds.metrics.fields import compute_band_powers
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
 from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
@@ -242,7 +242,7 @@ class Comparison:
         x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
         rain = _sum_rain(truth, valid.numpy(), self.z_r)
         events = [self._count_events(*parts) for parts in zip(x, valid, strict=True)]
-        power = np.array([band_powers(field, BANDS) for field in x])
+        power = np.array([compute_band_powers(field, BANDS) for field in x])
         power[power == 0] = np.nan
         for name, z in fields.items():
             y = torch.from_numpy(prepare(np.where(valid, z, np.nan), NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
@@ -252,7 +252,7 @@ class Comparison:
             self.rain[name] += [_sum_rain(z, valid.numpy(), self.z_r), rain]
             for lead, happened in enumerate(events):
                 self.windows[name][lead] += _sum_windows(self._count_events(y[lead], valid[lead]), happened)
-            self.power[name].append([band_powers(field, BANDS) for field in y] / power)
+            self.power[name].append([compute_band_powers(field, BANDS) for field in y] / power)
 
     def _count_events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Count the valid pixels of each window where a field (h, w) reaches each threshold: (thresholds, h, w)."""

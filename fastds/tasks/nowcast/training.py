@@ -13,11 +13,11 @@ from fastds import data as fd
 from fastds import models
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
-from fastds.models.db_rnn.discriminator import Discriminator, variant_of
-from fastds.models.db_rnn.losses import discriminator_loss, generator_loss, pixel_loss, weights_of
+from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
+from fastds.models.db_rnn.discriminator import Discriminator, select_variant
+from fastds.models.db_rnn.losses import compute_loss_weights, discriminator_loss, generator_loss, pixel_loss
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
-from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
 from fastds.tasks.nowcast.config import STAGES, TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
@@ -79,7 +79,7 @@ class NowcastModule(SupervisedModule):
         self.discriminator = self.discriminator_optimiser = self._judged = None
         self._similarities = []
         if config.loss.terms == "adversarial":
-            variant = config.loss.discriminator or variant_of(self.network.config["cell"])
+            variant = config.loss.discriminator or select_variant(self.network.config["cell"])
             self.discriminator = Discriminator(variant, (c.crop, c.crop))
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
 
@@ -130,7 +130,7 @@ class NowcastModule(SupervisedModule):
     def forecast_loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
         """Return the loss of the predictions without the decoupling loss."""
         c = self.config.loss
-        weights = weights_of(self.epoch(), c.terms, c.has_scheduled_weights) if self.deblurs else None
+        weights = compute_loss_weights(self.epoch(), c.terms, c.has_scheduled_weights) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
             parts = [rain_loss(*self.select_future(y, batch)) for rain_loss, y in pairs]

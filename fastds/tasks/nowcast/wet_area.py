@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastds.models.baselines.rims import moved_area
+from fastds.models.baselines.boundary import estimate_advected_area
 
 # Largest wet area of a forecast relative to the moved last frame. Drying a cell increases the squared error if it does
 # become wet; with this limit, the wet area is within a quarter of the expected one.
@@ -30,7 +30,9 @@ def count_wet_cells(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[i
     now = float(np.nansum(wet, dtype=np.float64))
     if paths is None:
         return [round(_MAX_RATIO * now)] * steps
-    areas = moved_area(torch.from_numpy(np.ascontiguousarray(wet)), paths).tolist() if now else [0.0] * steps
+    areas = (
+        estimate_advected_area(torch.from_numpy(np.ascontiguousarray(wet)), paths).tolist() if now else [0.0] * steps
+    )
     return [round(min(max(_MAX_MOVED_RATIO * area, _MIN_RATIO * now), _MAX_RATIO * now)) for area in areas]
 
 

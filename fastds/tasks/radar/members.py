@@ -12,8 +12,15 @@ from torch import Tensor
 from fastds.inference.execution import MAX_COUNT, check_whole
 from fastds.models import ModelCard, load
 from fastds.models.baselines import advection
-from fastds.models.ensembles import ErrorLaw, echo
-from fastds.models.ensembles.detail import ECHO, Detail, correlation, lost_detail, mean, smooth_noise
+from fastds.models.ensembles import ErrorModel, sample_reflectivity
+from fastds.models.ensembles.downscaling_features import (
+    WET_SHARE_INDEX,
+    DownscalingFeatures,
+    compute_mean,
+    draw_smooth_noise,
+    draw_zero_block_mean_noise,
+    estimate_correlation,
+)
 from fastds.tasks.fields.alignment import make_noise_seed
 from fastds.tasks.radar.back_projection import make_single_band
 
@@ -27,7 +34,8 @@ class RadarEnsemble:
 
     At each pixel near echo, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and
     no echo if z is below the floor. At input times, n is white noise with zero block means; between input times, it is
-    smooth noise (fastds.models.ensembles.detail). Frames are independent, as errors five minutes difference are nearly
+    smooth noise (fastds.models.ensembles.downscaling_features). Frames are
+    independent, as errors five minutes apart are nearly
     uncorrelated.
 
     Args:
@@ -40,45 +48,47 @@ class RadarEnsemble:
         self.count, self.seed, self.card = count, seed, card
         self.span = card.ceiling_dbz - card.floor_dbz
 
-    def draw_at_input(self, detail: Detail, time: object) -> Tensor:
+    def draw_at_input(self, detail: DownscalingFeatures, time: object) -> Tensor:
         """Draw members (count, H, W) in [0, 1] above the floor for a frame at an input time."""
         shape = detail.fine.shape
         return self._draw(
-            self._compute_parameters(detail), time, lambda seed: lost_detail(seed, shape, self.card.space_factor)
+            self._compute_parameters(detail),
+            time,
+            lambda seed: draw_zero_block_mean_noise(seed, shape, self.card.space_factor),
         )
 
-    def draw_between(self, details: Sequence[Detail], time: object) -> Tensor:
+    def draw_between(self, details: Sequence[DownscalingFeatures], time: object) -> Tensor:
         """Draw members (count, H, W) in [0, 1] above the floor for the middle one of three frames."""
         first, parameters, last = map(self._compute_parameters, details)
         ends = (self._variance(details[0], first) + self._variance(details[2], last)) / 2
-        near, shape = correlation(ends, self._variance(details[1], parameters)), details[1].fine.shape
-        return self._draw(parameters, time, lambda seed: smooth_noise(seed, shape, near))
+        near, shape = estimate_correlation(ends, self._variance(details[1], parameters)), details[1].fine.shape
+        return self._draw(parameters, time, lambda seed: draw_smooth_noise(seed, shape, near))
 
-    def _compute_parameters(self, detail: Detail) -> Tensor:
+    def _compute_parameters(self, detail: DownscalingFeatures) -> Tensor:
         """Return the parameters m, s, g and e of the error model, (4, H, W), without spread far from echo."""
         out = detail.fine.new_empty(4, *detail.fine.shape)
-        for rows in detail.bands():
-            features = detail.features(rows)
+        for rows in detail.split_rows():
+            features = detail.compute(rows)
             with torch.inference_mode():
                 out[:, rows] = torch.stack(_load_error_model()(features))
-            far = features[ECHO] < MIN_ECHO_SHARE
+            far = features[WET_SHARE_INDEX] < MIN_ECHO_SHARE
             out[0, rows][far], out[1, rows][far] = detail.fine[rows][far], 0.0
         return out
 
-    def _variance(self, detail: Detail, parameters: Tensor) -> float:
+    def _variance(self, detail: DownscalingFeatures, parameters: Tensor) -> float:
         """Return the mean of s^2 over pixels with echo; 0 without echo."""
         wet = detail.fine > _WET_DB
-        return mean(parameters[1][wet].square()) if wet.any() else 0.0
+        return compute_mean(parameters[1][wet].square()) if wet.any() else 0.0
 
     def _draw(self, parameters: Tensor, time: object, noise: Callable) -> Tensor:
         out = parameters.new_empty(self.count, *parameters.shape[1:])
         for member, field in enumerate(out):
             numbers = noise(make_noise_seed(self.seed, member, time))
-            torch.div(echo(tuple(parameters), numbers), self.span, out=field)
+            torch.div(sample_reflectivity(tuple(parameters), numbers), self.span, out=field)
         return out.clamp_(0.0, 1.0)
 
 
-def make_detail(y: Tensor, x: Tensor, card: ModelCard, difference: Tensor | None = None) -> Detail:
+def make_detail(y: Tensor, x: Tensor, card: ModelCard, difference: Tensor | None = None) -> DownscalingFeatures:
     """Return the inputs of the error model for one frame.
 
     Args:
@@ -89,12 +99,12 @@ def make_detail(y: Tensor, x: Tensor, card: ModelCard, difference: Tensor | None
     """
     span = card.ceiling_dbz - card.floor_dbz
     fine = y.clamp(0.0, 1.0) * span
-    return Detail(fine, x * span, torch.zeros_like(fine) if difference is None else difference * span)
+    return DownscalingFeatures(fine, x * span, torch.zeros_like(fine) if difference is None else difference * span)
 
 
 def make_details(
     y: Tensor, x: Tensor, flow: Tensor, card: ModelCard, bands: Callable = make_single_band
-) -> list[Detail]:
+) -> list[DownscalingFeatures]:
     """Return the inputs of the error model for the three frames y (3, H, W) of coarse frames x (2, h, w).
 
     Args:
@@ -119,7 +129,7 @@ def _compute_difference(x: Tensor, flow: Tensor, factor: int, bands: Callable) -
 
 
 @functools.cache
-def _load_error_model() -> ErrorLaw:
+def _load_error_model() -> ErrorModel:
     return load(ERROR_MODEL)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generator and critic of the humidity WGAN-GP in plain PyTorch, from the papers' formulas and a state dict.
+"""Reference implementation of the humidity generator and critic in plain PyTorch, from the papers' formulas and a state
+dict.
 
-Two separate convolutions per mixed layer, an unhoisted recurrence, a pixel shuffle of its own: what the networks must
-equal, and the graph on which operations are counted.
+Mixed layers are two separate convolutions, the recurrence computes nothing ahead, and the pixel shuffle is independent
+of PyTorch's. The reference is also the graph on which operations are counted.
 """
 
 import torch
@@ -11,7 +12,14 @@ from torch import Tensor
 
 
 def mixed_conv(p: dict, x: Tensor, stride: int = 1, mixing: str = "parallel") -> Tensor:
-    """2x2 kernels (padded at the bottom and right) and 3x3 kernels: halves, sum, or 3x3 then 2x2."""
+    """Compute a mixed convolution.
+
+    Args:
+        p: parameters.
+        x: (B, C, H, W). For the 2x2 kernels it is padded at the bottom and right.
+        stride: in pixels.
+        mixing: "parallel" (half of the outputs each), "sum", or "sequential" (3x3, then 2x2).
+    """
     if mixing == "sequential":
         x = F.conv2d(x, p["weight3"], p["bias3"], stride, 1)
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), p["weight2"], p["bias"])
@@ -38,7 +46,14 @@ def cbam(p: dict, x: Tensor) -> Tensor:
 
 
 def norm(p: dict, x: Tensor, kind: str, training: bool) -> Tensor:
-    """ "batch" with the statistics of the batch (training) or those kept, "layer" over channels and space, or none."""
+    """Normalise x.
+
+    Args:
+        p: parameters.
+        x: (B, C, H, W).
+        kind: "batch", "layer" (over channels and space) or "none".
+        training: whether "batch" uses the statistics of the batch or the running statistics.
+    """
     if kind == "none":
         return x
     if kind == "layer":
@@ -67,7 +82,10 @@ def residual_block(p: dict, x: Tensor, kind: str, training: bool, stride: int, c
 
 
 def conv_gru(p: dict, x: Tensor) -> Tensor:
-    """(B, T, C, H, W) -> all states, from zero; z updates with h <- (1 - z) h + z n."""
+    """Return all states of a ConvGRU that starts from zero, (B, T, C, H, W) -> (B, T, channels, H, W).
+
+    The update is h <- (1 - z) h + z n.
+    """
     channels = p["candidate.weight"].shape[0]
     h = x.new_zeros((x.shape[0], channels, *x.shape[3:]))
     states = []
@@ -81,13 +99,24 @@ def conv_gru(p: dict, x: Tensor) -> Tensor:
 
 
 def shuffle2(x: Tensor) -> Tensor:
-    """(B, 4C, H, W) -> (B, C, 2H, 2W), channel order c*4 + 2*i + j."""
+    """Shuffle pixels by 2, (B, 4C, H, W) -> (B, C, 2H, 2W), with channel order c*4 + 2*i + j."""
     b, c, h, w = x.shape
     return x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
 
 
 def generator(p: dict, config: dict, x: Tensor, noise: Tensor | None = None, training: bool = False) -> Tensor:
-    """(B, T, C, h, w) and noise (None: zero) -> (B, T, O, s*h, s*w), without the interpolated residual."""
+    """Compute the output of the generator without the interpolated residual.
+
+    Args:
+        p: parameters.
+        config: configuration of the HumidityGenerator.
+        x: (B, T, C, h, w).
+        noise: noise, or None for zero.
+        training: whether batch normalisation uses the statistics of the batch.
+
+    Returns:
+        (B, T, O, s*h, s*w).
+    """
     b, t = x.shape[:2]
     if config["noise"] == "concat":
         x = torch.cat([x, noise], 2)
@@ -112,7 +141,18 @@ def generator(p: dict, config: dict, x: Tensor, noise: Tensor | None = None, tra
 
 
 def critic(p: dict, config: dict, x: Tensor, coarse: Tensor | None = None, training: bool = False) -> Tensor:
-    """(B, T, C, H, W) -> (B,) scores, or (B, T) with per_step; norms "layer", "none" and "batch"."""
+    """Compute the scores of the critic, for the norms "layer", "none" and "batch".
+
+    Args:
+        p: parameters.
+        config: configuration of the HumidityCritic.
+        x: (B, T, C, H, W).
+        coarse: coarse fields of a conditional critic.
+        training: whether batch normalisation uses the statistics of the batch.
+
+    Returns:
+        (B,), or (B, T) with per_step.
+    """
     b, t = x.shape[:2]
     if config["conditional"]:
         r = x.shape[3] // coarse.shape[3]
@@ -128,5 +168,5 @@ def critic(p: dict, config: dict, x: Tensor, coarse: Tensor | None = None, train
 
 
 def sub(p: dict, prefix: str) -> dict:
-    """The entries below prefix, named from there."""
+    """Return the entries below a prefix, without the prefix."""
     return {k.removeprefix(f"{prefix}."): v for k, v in p.items() if k.startswith(f"{prefix}.")}

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM step by step: the oracle of fastds.models.FCZSM, the graph its FLOPs are counted on, and its eager peer.
+"""Reference implementation of fastds.models.FCZSM in plain PyTorch, for tests, for counting FLOPs, and as an eager peer
+in benchmarks.
 
-Plain torch, contiguous layout, nothing hoisted, one time direction after the other, channels concatenated, deformable
-convolutions composed of grid_sample and one matrix product. It reads the state dict and config of an FCZSM.
+Tensors are contiguous, nothing is precomputed, and the time directions run one after the other. Channels are
+concatenated, and deformable convolutions use grid_sample and one matrix product. The reference reads the state dict and
+configuration of an FCZSM.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,18 @@ from torch import Tensor
 
 
 def deform_by_grid_sample(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-    """Deformable 3x3 convolution, stride 1, padding 1, sampled by grid_sample: x (B, C, H, W) -> (B, O, H, W)."""
+    """Compute a deformable 3x3 convolution with stride 1 and padding 1 by grid_sample.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, 18 * G, H, W), in pixels.
+        weight: (O, C, 3, 3).
+        bias: (O,).
+        mask: (B, 9 * G, H, W) or None.
+
+    Returns:
+        (B, O, H, W).
+    """
     b, c, h, w = x.shape
     taps, groups = 9, offset.shape[1] // 18
     offset = offset.reshape(b, groups, taps, 2, h, w)
@@ -32,19 +45,28 @@ def deform_by_grid_sample(x: Tensor, offset: Tensor, weight: Tensor, bias: Tenso
 
 
 class ReferenceFCZSM:
-    """The network of a state dict and config as functions.
+    """FCZSM as functions of a state dict and a configuration.
 
     Args:
-        state: model.state_dict(), or its parameters by name (then differentiable).
+        state: model.state_dict(), or the parameters by name, which makes the output differentiable.
         config: model.config.
-        deform: the deformable convolution, (x, offset, weight, bias, mask) -> (B, O, H, W).
+        deform: deformable convolution, (x, offset, weight, bias, mask) -> (B, O, H, W).
     """
 
     def __init__(self, state: dict[str, Tensor], config: dict, deform: Callable = deform_by_grid_sample):
         self.state, self.config, self.deform = state, config, deform
 
     def __call__(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
-        """Return the network's output without residual, (B, 2N-1, O, r*h, r*w); h and w multiples of 4."""
+        """Compute the output of the network without the residual.
+
+        Args:
+            x: (B, N, C, h, w), h and w multiples of 4.
+            static: (S, h, w) or (B, S, h, w), or None.
+            flow: (B, N-1, 2, 2, h, w) or None.
+
+        Returns:
+            (B, 2N-1, O, r*h, r*w).
+        """
         b, n = x.shape[:2]
         plain = self.config["alignment"] == "plain"
         plain_lstm = (self.config["lstm_alignment"] or self.config["alignment"]) == "plain"
@@ -99,10 +121,17 @@ class ReferenceFCZSM:
             mask = torch.sigmoid(maps[:, split:])
         return self.deform(x, offset, self.state[f"{name}.weight"], self.state[f"{name}.bias"], mask)
 
-    def way(
+    def align_one_way(
         self, name: str, source: list[Tensor], target: list[Tensor], static: list[Tensor] | None, base: Tensor | None
     ) -> Tensor:
-        """Warp source's levels toward target's; base: displacement (B, 2, h, w) in pixels of level 1 or None."""
+        """Warp the source toward the target.
+
+        Args:
+            name: prefix of the parameters.
+            source, target: levels of the pyramids.
+            static: levels of the static features or None.
+            base: displacement (B, 2, h, w) in pixels of level 1, or None.
+        """
         bases = [base] * len(source)
         if base is not None:
             bases = [F.avg_pool2d(base, 2**k) / 2**k for k in range(len(source))]
@@ -130,8 +159,8 @@ class ReferenceFCZSM:
         static: list[Tensor] | None,
         base: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
-        way1 = self.way("interpolation.way1", first, second, static, base[0])
-        way2 = self.way("interpolation.way2", second, first, static, base[1])
+        way1 = self.align_one_way("interpolation.way1", first, second, static, base[0])
+        way2 = self.align_one_way("interpolation.way2", second, first, static, base[1])
         return self.conv("interpolation.mix", torch.cat([way1, way2], 1))
 
     def align_state(
@@ -145,10 +174,10 @@ class ReferenceFCZSM:
     ) -> Tensor:
         x_base, state_base = base
         if plain:
-            return self.way(f"{name}.state_way", [state], [x], static, state_base)
+            return self.align_one_way(f"{name}.state_way", [state], [x], static, state_base)
         x, state = self.pyramid(f"{name}.pyramid", x), self.pyramid(f"{name}.pyramid", state)
-        way1 = self.way(f"{name}.x_way", x, state, static, x_base)
-        way2 = self.way(f"{name}.state_way", state, x, static, state_base)
+        way1 = self.align_one_way(f"{name}.x_way", x, state, static, x_base)
+        way2 = self.align_one_way(f"{name}.state_way", state, x, static, state_base)
         return self.conv(f"{name}.mix", torch.cat([way1, way2], 1))
 
     def lstm(
@@ -183,10 +212,16 @@ class ReferenceFCZSM:
 
 
 def count_flops(state: dict[str, Tensor], config: dict, frames: int, h: int, w: int) -> int:
-    """FLOPs (a multiply-add counts two) of one forward pass of this graph on (1, frames, C, h, w).
+    """Count the FLOPs of one forward pass on (1, frames, C, h, w); a multiply-add counts as two.
 
-    state gives shapes only. Convolutions and matrix products as torch counts them on meta tensors, plus the sampling of
-    the deformable convolutions: four multiply-adds per sample and one multiplication by the mask.
+    Convolutions and matrix products count as in torch's FlopCounterMode. The sampling of deformable convolutions adds
+    four multiply-adds and one multiplication by the mask per sample.
+
+    Args:
+        state: state dict, of which only the shapes are used.
+        config: configuration of the FCZSM.
+        frames: number N of input frames.
+        h, w: size of the input.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells and networks of the DB-RNN family written line by line from the papers' equations, in plain torch.
+"""Reference implementation of the cells and networks of the DB-RNN family in plain PyTorch, written from the papers'
+equations.
 
-Every summand is a convolution of its own, nothing is merged, hoisted or fused. Weights are those of the modules under
-test. MACS counts multiply-adds as the paper does: convolutions without bias, 11 per pixel of a bilinear upsampling.
+Each term of an equation is a separate convolution; nothing is merged or fused. The weights are those of the modules
+under test. MACS counts multiply-adds as the paper does: convolutions without bias, and 11 per pixel of a bilinear
+upsampling.
 """
 
 from collections.abc import Callable
@@ -29,7 +31,7 @@ def layer(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def summed(module: nn.Module, *sources: Tensor) -> Tensor:
-    """Separate convolutions with separate biases, added."""
+    """Add separate convolutions with separate biases."""
     parts = zip(sources, module.weights(), module.bias, strict=True)
     return sum(conv(x, weight, bias) for x, weight, bias in parts)
 
@@ -45,7 +47,13 @@ def down(x: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, flow: Tensor, align_corners: bool = False) -> Tensor:
-    """Bilinear at p + flow with zeros outside, by grid_sample; flow (B, 2, H, W) = (along x, along y)."""
+    """Sample bilinearly at p + flow with zeros outside, by grid_sample.
+
+    Args:
+        x: (B, C, H, W).
+        flow: (B, 2, H, W), (along x, along y) in pixels.
+        align_corners: as for fastds.models.db_rnn.cells.sample_links.
+    """
     height, width = x.shape[2:]
     rows, columns = torch.meshgrid(torch.arange(height).to(x), torch.arange(width).to(x), indexing="ij")
     along_x = 2 * (columns + flow[:, 0]) / max(width - 1, 1) - 1
@@ -89,7 +97,7 @@ def traj_gru(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous:
 
 
 def spatial(module: nn.Module, x: Tensor, m: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """m' and h' of an ST-LSTM, and the output gate."""
+    """Compute m' and h' of an ST-LSTM, and the output gate."""
     i, f, g = summed(module.memory, x, m).chunk(3, 1)
     m = s(f) * m + s(i) * t(g)
     o = s(q + summed(module.output, c, m))
