@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastds.ops.core import buffer_pool, kept_weights, native, onednn
+from fastds.ops.core import buffer_pool, packed_weight_cache, native, onednn
 from fastds.ops.core.registry import OPS
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
@@ -113,10 +113,10 @@ class GraphRecorder(TorchDispatchMode):
         x, weight = v["input"], v["weight"]
         if _get_storage_key(weight) not in self.constants or x.dim() != 4 or v.get("transposed") or not result.numel():
             return None
-        if not onednn.prepares(x.dtype):
+        if not onednn.can_prepare_filters(x.dtype):
             return None
         geometry = v["padding"], v["stride"], v["dilation"], v["groups"]
-        prepared = x, onednn.prepared(weight, x, *geometry), v["bias"], *geometry
+        prepared = x, onednn.prepare_filters(weight, x, *geometry), v["bias"], *geometry
         return prepared if _is_equal(onednn.convolve(*prepared), result) else None
 
 
@@ -187,7 +187,7 @@ class CPUForwardGraph:
         examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.replace_tensors(self.inputs)
-        with torch.no_grad(), native.own_workspaces() as spaces, kept_weights.own() as weights:
+        with torch.no_grad(), native.private_workspaces() as spaces, packed_weight_cache.private_cache() as weights:
             self._forward()  # packs the weights and allocates the workspace
             recorder = self._record([*self.model.parameters(), *self.model.buffers()])
             if recorder.overwritten:
@@ -206,7 +206,7 @@ class CPUForwardGraph:
         self.calls: list[Call] = []
         self.pool = buffer_pool.Pool()
         recorder = GraphRecorder(self.calls, self.pool, constants)
-        with native.recorded(self.calls), recorder:
+        with native.record_calls(self.calls), recorder:
             self.output = self._forward()
         return recorder
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.buffer_pool import place
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv_cells.fused import recomputes
+from fastds.ops.core.buffer_pool import make_out_argument
+from fastds.ops.core.registry import has_active_transforms
+from fastds.ops.impl.conv_cells.fused import is_recomputing_gates
 
 
 class _Recompute:
@@ -64,7 +64,12 @@ def checkpoint_activations(*maps: tuple) -> AbstractContextManager[None]:
         maps: tuples (tensor, function, *sources). function(*sources) must give the tensor, in the same bits at every
             call.
     """
-    if not recomputes() or not torch.is_grad_enabled() or transforms_active() or torch.compiler.is_compiling():
+    if (
+        not is_recomputing_gates()
+        or not torch.is_grad_enabled()
+        or has_active_transforms()
+        or torch.compiler.is_compiling()
+    ):
         return nullcontext()
     return _replace_saved_tensors([_Recompute(*entry) for entry in maps])
 
@@ -75,8 +80,10 @@ def _max_of_pairs(x: Tensor) -> Tensor:
     This is faster than PyTorch's pooling, which also returns the indices of the maxima.
     """
     batch, channels, height, width = x.shape
-    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2], **place((batch, channels, height // 2, width), x))
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2], **place((batch, channels, height // 2, width // 2), x))
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2], **make_out_argument((batch, channels, height // 2, width), x))
+    return torch.maximum(
+        rows[..., 0::2], rows[..., 1::2], **make_out_argument((batch, channels, height // 2, width // 2), x)
+    )
 
 
 class _MaxPool2x2(torch.autograd.Function):
@@ -105,6 +112,6 @@ def max_pool_2x2(x: Tensor) -> Tensor:
 
     Only x is saved for the backward.
     """
-    if transforms_active() or torch.compiler.is_exporting():
+    if has_active_transforms() or torch.compiler.is_exporting():
         return F.max_pool2d(x, 2)
     return _MaxPool2x2.apply(x) if x.requires_grad and torch.is_grad_enabled() else _max_of_pairs(x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.convolutions import Conv1x1, SummedConv3x3
-from fastds.ops.core.buffer_pool import empty
+from fastds.ops.core.buffer_pool import allocate_map
 
 # Result of one step of a cell: h, the new state, the zigzag memory.
 Step: TypeAlias = tuple[Tensor, Any, Tensor | None]
@@ -80,7 +80,7 @@ def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tenso
     """
     shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
-    return empty(shape, dtype, x).zero_()
+    return allocate_map(shape, dtype, x).zero_()
 
 
 def append_ones(frame: Tensor) -> Tensor:

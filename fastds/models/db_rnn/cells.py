@@ -32,8 +32,8 @@ from fastds.ops import (
     traj_gru_gates,
     window_attention2d,
 )
-from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv_cells.fused import of_first
+from fastds.ops.core.settings import ProcessSetting
+from fastds.ops.impl.conv_cells.fused import slice_first_source
 
 
 def sample_links(
@@ -391,7 +391,7 @@ class PredRNNPP(Cell):
 
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
-_last_of_process = Switch(None)  # for compiled functions, because Dynamo cannot read context variables
+_last_of_process = ProcessSetting(None)  # for compiled functions, because Dynamo cannot read context variables
 
 
 @contextmanager
@@ -475,7 +475,7 @@ class PredRNNV2(PredRNN):
 
 def _convolve(x: Tensor, x2: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve [x; x2] with weight and bias. x2 is None for zeros."""
-    weight = of_first(weight, x) if x2 is None else weight
+    weight = slice_first_source(weight, x) if x2 is None else weight
     return convolve(x, weight, bias, x2=x2 if x2 is None else x2.to(x.dtype))
 
 

@@ -14,7 +14,7 @@ from fastds.models.inr.encoders import pad_border
 from fastds.nn.convolutions import BorderConv
 from fastds.nn.local_decoders import CLAMPED, LocalAttentionDecoder, LocalDecoder, LocalEnsembleDecoder, Trunk
 from fastds.ops import GridSpec, PointSpec, conv3x3
-from fastds.ops.impl.conv3x3.algorithm import chosen_for
+from fastds.ops.impl.conv3x3.algorithm import assume_height
 from fastds.ops.impl.inr_query.points import Axis
 from fastds.ops.impl.inr_query.reference import Corners
 
@@ -333,7 +333,7 @@ def decode(
     for queries, part in _split_bands(where):
         band_cell = cell if cell.dim() == 2 else cell[:, queries]
         first, stop = _find_rows(part, band_cell, height)
-        with chosen_for(height):
+        with assume_height(height):
             values = query(encoded.select_rows(first, stop), _shift_rows(part, -first), band_cell)
         if values.shape[1] == where.count:
             return values

@@ -26,7 +26,7 @@ from fastds.models.inr.encoders import (
     pad_across_poles,
 )
 from fastds.nn.convolutions import BorderConv
-from fastds.nn.local_decoders import each_sample
+from fastds.nn.local_decoders import expand_to_batch
 from fastds.ops import GridSpec, PointSpec
 
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastds.nn.convolutions import convolve
-from fastds.nn.recurrent import ConvGRUCell, by_time, first_state, per_time
+from fastds.nn.recurrent import ConvGRUCell, fold_time, compute_first_state, unfold_time
 from fastds.ops import conv3x3, gru_reset, gru_update
 from fastds.ops.core import onednn
-from fastds.ops.core.arguments import autocast
-from fastds.ops.core.layout import dense
-from fastds.ops.core.registry import reached, transforms_active
-from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.core.arguments import cast_for_autocast
+from fastds.ops.core.layout import to_channels_last
+from fastds.ops.core.registry import needs_weight_grad, has_active_transforms
+from fastds.ops.impl.conv3x3.algorithm import select_algorithm, current_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
-from fastds.ops.impl.conv3x3.direct import bias_gradient
+from fastds.ops.impl.conv3x3.library import compute_bias_gradient
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X
-from fastds.ops.impl.conv3x3.shared import left_to_node, share
+from fastds.ops.impl.conv3x3.shared_weight_grad import defer_to_shared_node, share_weight
 
 
 def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -42,9 +42,9 @@ def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int)
     Returns:
         (B, O, ceil(H/stride), ceil(W/stride)). Gradients of all arguments, to any order.
     """
-    if transforms_active() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if has_active_transforms() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, 1)
-    return _StridedConv.apply(*autocast((x, weight, bias)), stride)
+    return _StridedConv.apply(*cast_for_autocast((x, weight, bias)), stride)
 
 
 class _StridedConv(torch.autograd.Function):
@@ -58,9 +58,9 @@ class _StridedConv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
-        needed[1:] = reached(ctx, weight, grad, 1, 2)
+        needed[1:] = needs_weight_grad(ctx, weight, grad, 1, 2)
         grad_x, grad_weight = _request_gradients(grad, x, weight, ctx.stride, needed[0], needed[1])
-        return grad_x, grad_weight, bias_gradient(grad, grad.dtype) if needed[2] else None, None
+        return grad_x, grad_weight, compute_bias_gradient(grad, grad.dtype) if needed[2] else None, None
 
 
 def _request_gradients(grad, x, weight, stride, needs_x, needs_weight):
@@ -86,7 +86,7 @@ def _compute_gradients(grad, x, weight, stride, needs_x, needs_weight):
     if not (needs_x or needs_weight):
         return None, None
     options = (None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_x, needs_weight, False])
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(dense(grad), x, weight, *options)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(to_channels_last(grad), x, weight, *options)
     return grad_x, grad_weight
 
 
@@ -122,7 +122,7 @@ class _PrepackedKernel:
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """Compute conv(x, weight) + bias + residual without recording gradients."""
         if not _is_onednn_faster(x, *weight.shape[:2]):
-            args = (None, residual, "none", 0.0, "zeros", 1, x.dtype, current())
+            args = (None, residual, "none", 0.0, "zeros", 1, x.dtype, current_algorithm())
             return CONV3X3(x, weight, bias, *args)
         if self.packed is None:
             self.packed = _prepack(weight.detach(), x)
@@ -132,7 +132,7 @@ class _PrepackedKernel:
     def grad_x(self, grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute the adjoint of `convolve` in x without recording gradients."""
         if not _is_onednn_faster(grad, *weight.shape[:2]):
-            return CONV3X3_GRAD_X.trusted(grad, weight, "zeros", dtype, current())
+            return CONV3X3_GRAD_X.call_unchecked(grad, weight, "zeros", dtype, current_algorithm())
         if self.packed_transposed is None:
             self.packed_transposed = _prepack(weight.detach().flip(2, 3).transpose(0, 1), grad)
         return _convolve_onednn(grad, self.packed_transposed)
@@ -148,20 +148,20 @@ def _is_onednn_faster(x: Tensor, outputs: int, channels: int) -> bool:
         x: input of the convolution.
         outputs, channels: numbers of output and input channels.
     """
-    if current() != "auto" or x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+    if current_algorithm() != "auto" or x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
         return False
-    if not onednn.prepares(x.dtype):
+    if not onednn.can_prepare_filters(x.dtype):
         return False
-    return chosen("auto", x, channels, outputs, x.dtype, False) not in ENGINES
+    return select_algorithm("auto", x, channels, outputs, x.dtype, False) not in ENGINES
 
 
 def _prepack(weight: Tensor, x: Tensor) -> Tensor:
     """Pack a kernel for oneDNN, which would otherwise repeat the packing in every call."""
-    return onednn.prepared(weight.contiguous(), x, *_GEOMETRY)
+    return onednn.prepare_filters(weight.contiguous(), x, *_GEOMETRY)
 
 
 def _convolve_onednn(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
-    return dense(onednn.convolve(dense(x), prepared, bias, *_GEOMETRY))
+    return to_channels_last(onednn.convolve(to_channels_last(x), prepared, bias, *_GEOMETRY))
 
 
 class _SharedConv(torch.autograd.Function):
@@ -177,10 +177,10 @@ class _SharedConv(torch.autograd.Function):
     def backward(ctx, grad):
         (x, weight), kernel = ctx.saved_tensors, ctx.kernel
         needs_x, _, _, needs_residual, _ = ctx.needs_input_grad
-        needs_weight, needs_bias = reached(ctx, weight, grad, 1, 2)
+        needs_weight, needs_bias = needs_weight_grad(ctx, weight, grad, 1, 2)
         grad_weight = _compute_grad_weight(grad, x, weight) if needs_weight else None
         grad_x = _compute_grad_x(grad, weight, x.dtype, kernel) if needs_x else None
-        grad_bias = bias_gradient(grad, weight.dtype) if needs_bias else None
+        grad_bias = compute_bias_gradient(grad, weight.dtype) if needs_bias else None
         return grad_x, grad_weight, grad_bias, grad if needs_residual else None, None
 
 
@@ -207,9 +207,9 @@ def _run_shared_conv(x, weight, bias, residual, kernel):
 
 def _compute_grad_weight(grad, x, weight):
     """Compute the weight gradient; None if the node of the shared weight computes it."""
-    if left_to_node(weight, grad, x):
+    if defer_to_shared_node(weight, grad, x):
         return None
-    return CONV3X3_GRAD_WEIGHT.trusted(grad, x, None, "zeros", weight.dtype, current())
+    return CONV3X3_GRAD_WEIGHT.call_unchecked(grad, x, None, "zeros", weight.dtype, current_algorithm())
 
 
 def _compute_grad_x(grad, weight, dtype, kernel):
@@ -233,14 +233,14 @@ class SharedKernel:
     """
 
     def __init__(self, weight: Tensor):
-        self.is_independent = torch.compiler.is_compiling() or transforms_active()
+        self.is_independent = torch.compiler.is_compiling() or has_active_transforms()
         self.kernel = _PrepackedKernel()
-        self.weight = weight if self.is_independent else share(weight)
+        self.weight = weight if self.is_independent else share_weight(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         if self.is_independent:
             return conv3x3(x, self.weight, bias, residual=residual)
-        x, residual = autocast((x, residual))
+        x, residual = cast_for_autocast((x, residual))
         return _run_shared_conv(x, self.weight, bias, residual, self.kernel)
 
 
@@ -471,11 +471,11 @@ class ConvGRU(ConvGRUCell):
         The kernels are prepared once for all calls inside of cache_kernels. In both derivatives, one product computes a
         kernel's gradient for all steps.
         """
-        (batch, times), x = x.shape[:2], by_time(x)
+        (batch, times), x = x.shape[:2], fold_time(x)
         gates_x, from_state, candidate_x, from_reset = get_or_build(self, "split_kernels", self.split_kernels)
-        gates = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
-        candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
-        states = [first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
+        gates = unfold_time(convolve(x, gates_x, self.gates.bias), batch, times)
+        candidates = unfold_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
+        states = [compute_first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
         for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
             h = states[-1]
             z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)
@@ -616,6 +616,6 @@ class _MeanAndMax(torch.autograd.Function):
 
 def compute_mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Compute mean and maximum of x over dims, kept with size 1. Differentiable to any order."""
-    if transforms_active() or torch.compiler.is_compiling():
+    if has_active_transforms() or torch.compiler.is_compiling():
         return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
     return _MeanAndMax.apply(x, dims)
