@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.models.registry import TASKS
 
@@ -72,7 +72,7 @@ def add(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     for row in rows:
         kept[row.key] = _row(dataclasses.asdict(row), f"the row of {row.model}")
     texts = [json.dumps(dataclasses.asdict(kept[key]), ensure_ascii=False) for key in sorted(kept)]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("[\n" + ",\n".join(texts) + "\n]\n", encoding="utf-8")
 
 

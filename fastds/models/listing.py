@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from fastds._nearest import did_you_mean, spelled
+from fastds._suggestions import resolve_name, suggest
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
@@ -38,7 +38,7 @@ def card(name: str) -> str:
     """The card of weights, a line a field that is set, or the sentence of a preset.
 
     Raises: FileNotFoundError for what is neither; ValueError for a file that is no weights."""
-    name = spelled(name, {*PRESETS, *available(pretrained=True)}) or name
+    name = resolve_name(name, {*PRESETS, *available(pretrained=True)}) or name
     if name in PRESETS and name not in available(pretrained=True):
         architecture, _, sentence = PRESETS[name]
         return f"{name}: a preset of {architecture} without shipped weights. {sentence}"
@@ -47,7 +47,7 @@ def card(name: str) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{name!r} is no file, no weights of the package ({', '.join(available(pretrained=True))}) and none of the "
-            f"{len(PRESETS)} presets{did_you_mean(name, [*PRESETS, *available(pretrained=True)])}"
+            f"{len(PRESETS)} presets{suggest(name, [*PRESETS, *available(pretrained=True)])}"
         ) from None
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
     # Weights of a user may have the name of the preset that they were trained as: these scores are not theirs.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastds._behind_import import behind_import
+from fastds._import_hooks import run_after_import
 from fastds.ops.core.registry import OPS, Op
 from fastds.ops.impl.inr_query.query import Query
 
@@ -143,4 +143,4 @@ def _register(counter: ModuleType) -> None:
 def register_formulas() -> None:
     """Let torch's FlopCounterMode count our ops, whether it is imported already or later: it imports triton, which
     takes longer than all of ours, and few need it."""
-    behind_import("torch.utils.flop_counter", _register)
+    run_after_import("torch.utils.flop_counter", _register)
