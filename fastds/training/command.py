@@ -200,7 +200,7 @@ def insert_option_names(message: str, names: set[str]) -> str:
         own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
         return f"--{own}" if own else found[0]
 
-    # `fastds train` has no option for units. The text is that of value_checks.REPAIR_FIRST, whose module is not imported
+    # `fastds train` has no option for units. The text is value_checks.REPAIR_FIRST, whose module is not imported
     # because it loads xarray.
     message = message.replace("give the right ones with the argument units", "mend the file first")
 
