@@ -137,7 +137,7 @@ def test_the_command(tmp_path, scheduler, capsys):
 
 
 def test_one_worker_is_this_process_with_as_many_threads_as_asked(monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluated", lambda *files, **options: torch.get_num_threads())
+    monkeypatch.setattr(evaluation, "evaluate_in_processes", lambda *files, **options: torch.get_num_threads())
     before = torch.get_num_threads()
     assert evaluate_archive("made.nc", "truth.nc", workers=1, threads=3) == 3 and torch.get_num_threads() == before
 

@@ -193,7 +193,7 @@ def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a plain CF"),
+        ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a CF store"),
         ([*TOLD[:2], "--identifier=x"], "--identifier must be such as FI-FMI-reflectivity, got 'x'"),
         ([TOLD[0], "--creator=A", TOLD[2]], "--creator must be Name <email>, got 'A'"),
     ],

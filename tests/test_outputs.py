@@ -158,7 +158,7 @@ inference_files.MAPPED_BYTES = 0
 os.chdir(sys.argv[1])
 for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda: save_png(Figure(), "a.png"),
               lambda: models.save(models.create("fczsm-small"), "a.safetensors"),
-              lambda: inference_files.store((1000, 1000), ".")):
+              lambda: inference_files.allocate_output((1000, 1000), ".")):
     try:
         write()
     except OSError as error:
