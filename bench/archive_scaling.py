@@ -16,32 +16,32 @@ import numpy as np
 
 from fastds.archive.manifest import Manifest
 from fastds.archive.run import compute_archive
-from fastds.archive.workers import Made, Packed, by_workers, cluster
+from fastds.archive.workers import ChunkResult, PickledPipeline, compute_on_cluster, open_cluster
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.inference.chunking import Chunk
 
 EVENT_FRAMES = 48  # length of the synthetic event that the files repeat
 
 
-def compute_nothing(packed: Packed, store: Path, piece: Chunk) -> Made:
+def compute_nothing(packed: PickledPipeline, store: Path, piece: Chunk) -> ChunkResult:
     """Return an empty result, so that the scheduler is the only cost. Workers receive this function by pickle."""
-    return Made(piece)
+    return ChunkResult(piece)
 
 
 def measure_scheduler_rate(workers: int, count: int = 2000) -> float:
     """Return the chunks per second that the scheduler and this process can handle."""
     from fastds.archive import workers as module
 
-    original, module._make = module._make, compute_nothing
+    original, module._compute_on_worker = module._compute_on_worker, compute_nothing
     try:
-        with cluster(workers, None) as found:
+        with open_cluster(workers, None) as found:
             pieces = [Chunk((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
-            list(by_workers(found, Packed(None), Path("."), pieces[:50]))
+            list(compute_on_cluster(found, PickledPipeline(None), Path("."), pieces[:50]))
             began = time.perf_counter()
-            list(by_workers(found, Packed(None), Path("."), pieces))
+            list(compute_on_cluster(found, PickledPipeline(None), Path("."), pieces))
             return count / (time.perf_counter() - began)
     finally:
-        module._make = original
+        module._compute_on_worker = original
 
 
 def write_files(folder: Path, count: int, size: int = 128) -> None:

@@ -25,7 +25,7 @@ from fastds import memory  # noqa: E402
 from fastds.ops.core import native  # noqa: E402
 
 # Otherwise rows with large outputs measure page faults. Peak memory is measured in processes that return freed memory.
-KEEPS_FREED_MEMORY = memory.refusal() is None
+KEEPS_FREED_MEMORY = memory.get_unsupported_reason() is None
 if KEEPS_FREED_MEMORY:
     memory.keep_freed_memory()
 

@@ -17,14 +17,14 @@ import pyproj
 import xarray as xr
 
 from fastds.data import open_dataset
-from fastds.data.grid.grids import grid_mappings, latitude_longitude
+from fastds.data.grid.grids import find_grid_mappings, find_latitude_longitude
 
 HEADER = "file", "format", "field", "size", "lower left", "upper right", "seconds"
 
 
 def format_corners(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
     """Return longitude and latitude of the lower left and the upper right outer corner of a field."""
-    latitude, longitude = latitude_longitude(field)
+    latitude, longitude = find_latitude_longitude(field)
     y, x = (field[dim].values for dim in field.dims[-2:])
     if latitude is not None and latitude.ndim == 2:
         pairs = sorted(
@@ -33,7 +33,7 @@ def format_corners(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
         return ["{:.2f}, {:.2f}".format(*pair) for pair in (pairs[0], pairs[-1])]
     edges = [(np.sort(v)[[0, -1]] + abs(v[1] - v[0]) * np.array([-0.5, 0.5])) for v in (x, y)]
     pairs = list(zip(*edges, strict=True))
-    names = grid_mappings(dataset, field)
+    names = find_grid_mappings(dataset, field)
     if latitude is None and names:
         # Without the WKT, so that the grid mapping is tested by its CF attributes alone.
         crs = pyproj.CRS.from_cf({k: v for k, v in dataset[names[0]].attrs.items() if k != "crs_wkt"})

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fastds import _outputs as _outputs
 from fastds._version import __version__
 
-_command = _outputs.is_command()
+_command = _outputs.is_running_as_cli()
 if _command:
-    _outputs.end_at_once()  # installed before torch is imported, so that signals are handled during the import, too
-    from fastds import _misspelt  # imports the parsers; must follow the installation of the signal handlers
+    _outputs.install_signal_handlers()  # before the import of torch, so that signals are handled during the import
+    from fastds import _unknown_names  # imports the parsers; must follow the installation of the signal handlers
 
-    _misspelt.end_misspelt()
+    _unknown_names.exit_on_unknown_name()
     _gc.disable()  # garbage collection during the import finds nothing and takes 0.3 s
     # Limits the busy-waiting of OpenMP threads, which slows down computations on a machine with other load.
     if "OMP_WAIT_POLICY" not in _os.environ:
@@ -28,7 +28,7 @@ if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
     __path__.append(str(_root))
 
 from fastds import _accessor, _mixins, ops  # noqa: E402  registers torch.ops.fastds.*
-from fastds._behind_import import behind_import as _behind_import  # noqa: E402
+from fastds._import_hooks import run_after_import as _run_after_import  # noqa: E402
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
 from fastds.ops.explain import explain  # noqa: E402
@@ -52,7 +52,7 @@ for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _mixins.register_function(_verb, f"fastds.tasks.api:{_verb}")
 
 # The accessors are registered when xarray is imported, because importing xarray takes a quarter of the import time.
-_behind_import("xarray", _accessor.register_accessor)
+_run_after_import("xarray", _accessor.register_accessor)
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs that appear only when they are complete, and the end of the command `fastds` by a signal, which leaves none
-that is not."""
+"""Atomic output files, and signal handlers that remove temporary files."""
 
 import contextlib
 import errno
@@ -15,52 +14,63 @@ from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_LONGEST = 200  # bytes of a name in a temporary one; file systems take 255
-_SHOW_CURSOR = b"\x1b[?25h"  # which progress bars hide
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_MAX_NAME_BYTES = 200  # part of a file name that a temporary name contains; the limit of file systems is 255
+_SHOW_CURSOR = b"\x1b[?25h"  # progress bars hide the cursor
 _incomplete: set[Path] = set()
-_owner = 0  # the process that the signals are for; its children leave its files alone
-_held: list[int] | None = None
+_owner = 0  # process that removes its temporary files on a signal; forked children must not remove them
+_deferred: list[int] | None = None
 
 
 def check_replaceable(path: str | os.PathLike) -> None:
-    """Raise ValueError where an output would replace something that is no regular file: a device, a pipe, a socket."""
+    """Raise ValueError if an output path is a device, a pipe or a socket."""
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError(f"the output must be a regular file, {path} is a device, a pipe or a socket")
 
 
-def place_of(path: str | os.PathLike) -> Path:
-    """Where an output is written: where a link points to, which stays a link, else the path itself.
+def resolve_target(path: str | os.PathLike) -> Path:
+    """Return the path at which an output is written.
 
-    Raises: ValueError for a link that points to itself."""
+    For a symbolic link this is its target, so that the link is preserved; otherwise it is the path itself.
+
+    Raises:
+        ValueError: The link points to itself.
+    """
     path = Path(path)
     if not path.is_symlink():
         return path
-    place = Path(os.path.realpath(path))
-    if place.is_symlink():
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
         raise ValueError(f"the output {path} is a link that points to itself")
-    return place
+    return target
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A block that writes a file or folder under the temporary name it is given, which becomes `path` at its end, or
-    what that is a link to; what was there before is kept until then, and after an error.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Context manager: yield a temporary path and rename it to `path` at the end of the block.
 
-    Raises: ValueError where `path` is no regular file; OSError in one sentence where the disk is full.
+    If `path` is a symbolic link, its target is replaced. After an exception, the temporary file or folder is removed
+    and an existing output is unchanged.
+
+    Args:
+        path: Output file or folder.
+
+    Raises:
+        OSError: The disk is full; the message names `path`.
+        ValueError: `path` is a device, a pipe or a socket.
     """
     path = Path(path)
     check_replaceable(path)
-    place = place_of(path)
-    short = os.fsencode(place.name)[:_LONGEST].decode(errors="ignore")
-    temporary = place.with_name(f".{short}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    target = resolve_target(path)
+    short = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+    temporary = target.with_name(f".{short}.{os.getpid()}-{secrets.token_hex(4)}.part")
     _incomplete.add(temporary)
     try:
         yield temporary
-        put_in_place(temporary, place)
+        commit_output(temporary, target)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL_ERRNOS:
             raise
         raise OSError(f"{path} cannot be written: {os.strerror(error.errno)}") from error
     finally:
@@ -68,15 +78,22 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _incomplete.discard(temporary)
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a complete file or folder its name; what had it is gone then, and so is what an archive's manifest tells."""
+def commit_output(temporary: Path, path: Path) -> None:
+    """Rename a complete temporary file or folder to `path`, replacing an existing output.
+
+    If a folder is renamed, the manifest of an archive of the same name is removed.
+
+    Args:
+        temporary: Complete output.
+        path: Final name.
+    """
     if temporary.is_dir():
         path.with_name(f"{path.name}.manifest").unlink(missing_ok=True)
     if not path.is_dir() and not (path.exists() and temporary.is_dir()):
         os.replace(temporary, path)
         return
     old = temporary.with_suffix(".old")
-    with _uninterrupted():
+    with _defer_signals():
         os.replace(path, old)
         os.replace(temporary, path)
     _remove(old)
@@ -90,54 +107,67 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def is_command() -> bool:
-    """Whether this process is the command fastds, and no program of someone else that imports the package."""
-    words = getattr(sys, "orig_argv", [])
-    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+def is_running_as_cli() -> bool:
+    """Return True if this process is the command `fastds`, and False in programs that import the package."""
+    arguments = getattr(sys, "orig_argv", [])
+    module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
     return module.split(".")[0] == "fastds" or os.path.basename(sys.argv[0]) in ("fastds", "fastds.exe")
 
 
-def end_at_once() -> None:
-    """Let SIGINT and SIGTERM end the process with one line and status 130 or 143 wherever it is, imports included."""
+def install_signal_handlers() -> None:
+    """Make SIGINT and SIGTERM end the process with one line of text and status 130 or 143, also during imports."""
     global _owner
     _owner = os.getpid()
     for number in _SIGNALS:
-        signal.signal(number, _end)
+        signal.signal(number, _handle_signal)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that a signal ended after it had saved its state. Attributes: status, of the process; args: a sentence that
-    says how to go on."""
+    """Raised when a signal ended work that has saved its state.
 
-    def __init__(self, number: int, sentence: str):
-        super().__init__(sentence)
+    Args:
+        number: Number of the signal.
+        message: Message that says how to continue.
+
+    Attributes:
+        status: Exit status of the process, 128 + number.
+    """
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
         self.status = 128 + number
 
 
-def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
-    """Let SIGINT and SIGTERM call a handler, for work that saves its state before it ends; returns what they called
-    before. Signals of a thread other than the main one stay as they are."""
+def set_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+    """Set a handler of SIGINT and SIGTERM for work that saves its state before it ends.
+
+    Args:
+        handler: Signal handler.
+
+    Returns:
+        Signal number -> previous handler; {} outside the main thread, where handlers cannot be set.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in _SIGNALS}
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A block after which a signal that end_at_once handles is attended to."""
+def _defer_signals() -> Iterator[None]:
+    """Context manager: postpone signals that install_signal_handlers handles until the end of the block."""
     global _held
-    _held = []
+    _deferred = []
     try:
         yield
     finally:
-        held, _held = _held, None
+        held, _deferred = _deferred, None
         if held:
-            _end(held[0], None)
+            _handle_signal(held[0], None)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    if _held is not None:
-        _held.append(number)
+def _handle_signal(number: int, frame: FrameType | None) -> None:
+    if _deferred is not None:
+        _deferred.append(number)
         return
     if os.getpid() == _owner:
         for path in list(_incomplete):

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ties a built _fastds to its sources. setup.py runs this file by its path, so it imports nothing of ours."""
+"""Hash of the sources of the compiled module _fastds.
+
+setup.py runs this file by its path, so it imports no other module of fastds.
+"""
 
 import hashlib
 
 
 def source_hash(root):
-    """Hash of what _fastds is made of under `root` (a checkout, as pathlib.Path): setup.py, and csrc without emu."""
+    """Return the hash of setup.py and csrc (without csrc/emu) under `root`, a checkout as pathlib.Path."""
     digest = hashlib.sha256()
     for path in sorted([*root.glob("setup.py"), *(root / "csrc").rglob("*")]):
         if path.parent.name != "emu" and path.suffix in {".cpp", ".h", ".cu", ".cuh", ".py"}:

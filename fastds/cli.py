@@ -14,10 +14,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
-from fastds._misspelt import misspelt, spelled
-from fastds._outputs import is_command
+from fastds._messages import format_error, format_internal_error, replace_arguments_by_options, show_traceback
+from fastds._outputs import is_running_as_cli
 from fastds._parsers import build_parser
-from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
+from fastds._unknown_names import find_unknown_name, normalise_option
 from fastds.training.command import format_parser_error
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after an error of the user, 130 after an interruption, or 141 if standard output was closed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if is_command():
+    if is_running_as_cli():
         sys.unraisablehook = _suppress_close_errors
         _escape_unprintable()
-    message = misspelt(argv)
+    message = find_unknown_name(argv)
     if message is not None:
         print(message, file=sys.stderr)
         return _FAILED
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _set_memory_retention()
         return _run_with_error_handling(f"fastds {argv[0]}", command, argv[1:])
     try:
-        options = build_parser().parse_args([spelled(word) for word in argv])
+        options = build_parser().parse_args([normalise_option(word) for word in argv])
     except ArgumentError as error:
         command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
         print(f"{command}: {format_parser_error(error, command, '-')}", file=sys.stderr)
@@ -63,7 +63,7 @@ def _set_memory_retention(keep: bool = True) -> None:
     """
     from fastds import memory
 
-    if memory.refusal() is None:
+    if memory.get_unsupported_reason() is None:
         with contextlib.suppress(RuntimeError):
             # raised for a preloaded allocator or a heap that cannot grow; both work without the setting
             memory.keep_freed_memory(keep)
@@ -135,7 +135,7 @@ def _run_nowcast(options) -> None:
         _compute_archive("nowcast", options, chosen)
         return
     summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
-    print(with_options(summary.summary(), set(options.keys())))
+    print(replace_arguments_by_options(summary.summary(), set(options.keys())))
     _report_scores(options, "nowcast", report, read)
 
 
@@ -160,7 +160,7 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
     reading = {name: chosen.pop(name) for name in names if name in chosen}
     form = {"model": options.model, "progress": True} | execution | _collect_options(options, _ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
-    print(with_options(summary.summary(), set(options.keys())))
+    print(replace_arguments_by_options(summary.summary(), set(options.keys())))
 
 
 def _run_query(options) -> None:
@@ -344,7 +344,7 @@ def _run_with_error_handling(name: str, run, options) -> int:
     names = set(options.keys()) if hasattr(options, "keys") else set()
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        print(f"warning: {with_options(str(message), names)}", file=sys.stderr)
+        print(f"warning: {replace_arguments_by_options(str(message), names)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -363,11 +363,15 @@ def _run_with_error_handling(name: str, run, options) -> int:
             return _EXIT_SIGPIPE
         except (ValueError, OSError, ImportError, MemoryError) as error:
             show_traceback()
-            print(f"{name}: {with_options(sentence_of(error), names)}", file=sys.stderr)
+            print(f"{name}: {replace_arguments_by_options(format_error(error), names)}", file=sys.stderr)
             return _FAILED
         except Exception as error:  # a defect of fastds: reported without a traceback, too
             show_traceback()
-            print(f"{name}: {with_options(internal_error(error, _list_input_files(options)), names)}", file=sys.stderr)
+            message = format_internal_error(error, _list_input_files(options))
+            print(
+                f"{name}: {replace_arguments_by_options(message, names)}",
+                file=sys.stderr,
+            )
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
@@ -390,7 +394,7 @@ def _escape_unprintable() -> None:
 
 def _discard_stdout() -> None:
     """Redirect standard output, whose reader has closed it, to the null device."""
-    if is_command():
+    if is_running_as_cli():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this installation has: `fastds info` and `python -m fastds.info`."""
+"""Report about this installation: `fastds info` and `python -m fastds.info`."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from fastds._version import __version__
 from fastds.ops.core import native as _native
 
 
-def _triton_version() -> str:
+def _get_triton_version() -> str:
     try:
         import triton
     except ImportError as error:
@@ -18,7 +18,7 @@ def _triton_version() -> str:
     return triton.__version__
 
 
-def _devices() -> str:
+def _describe_devices() -> str:
     found = [f"cpu ({platform.machine()}, {os.cpu_count()} cores)"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -27,7 +27,7 @@ def _devices() -> str:
 
 
 def info() -> dict[str, str]:
-    """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads, as strings."""
+    """Return version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads as text."""
     rows = {"fastds": __version__, "python": platform.python_version()}
     if _native.get_missing_reason() is None:
         build = _native.get_module().build_info()
@@ -40,15 +40,15 @@ def info() -> dict[str, str]:
     else:
         rows["native module"] = _native.get_missing_reason()
     return rows | {
-        "triton": _triton_version(),
+        "triton": _get_triton_version(),
         "torch": torch.__version__,
-        "devices": _devices(),
+        "devices": _describe_devices(),
         "threads": str(torch.get_num_threads()),
     }
 
 
 def main() -> None:
-    """Prints info()."""
+    """Print the report."""
     for name, value in info().items():
         print(f"{name:17} {value}")
 

@@ -1,44 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of freed memory: by default glibc gives every block above 32 MB back to the system at once."""
+"""Retention of freed memory by glibc's malloc, which by default returns blocks above 32 MB to the system at once."""
 
 import contextlib
 import ctypes
 import os
 import threading
 
-# Parameters of mallopt and what glibc's own adaption of them ends at, from its malloc.h.
+# Parameters of mallopt, the limits of glibc's dynamic thresholds and its default values, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGEST_THRESHOLD, _DEFAULT_MMAPS, _NEVER = 32 << 20, 65536, 2**31 - 1
-# What a process that is started with these keeps of its memory, all threads from one heap; see keep_freed_memory.
-KEEPING_ENVIRONMENT = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": _NEVER}
-_PROBE_BYTES = 64 << 20  # above every threshold
+# Environment variables that make a new process retain freed memory, with one heap for all threads.
+RETENTION_ENVIRONMENT = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": _NEVER}
+_PROBE_BYTES = 64 << 20  # larger than every threshold
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Whether this process keeps freed memory for its next tensors, or returns large blocks to the system.
+    """Keep freed memory in this process for later tensors, or return large blocks to the system.
 
-    A fresh block costs a page fault per 4 KB when it is first written: a 3x3 convolution of torch with 40 MB of output
-    takes up to twice its time (ours asks for huge pages). With keep, blocks of every size come from one heap that never
-    shrinks: the resident memory stays at the largest sum of tensors that lived at once, plus gaps between them. The
-    commands of `fastds` switch it on for their process; importing fastds does not.
+    The first write to a fresh block costs a page fault for every 4 KB. With `keep`, blocks of all sizes come from one
+    heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time, plus
+    gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
 
     Args:
-        keep: True keeps freed memory; False frees what is kept and returns blocks above 32 MB again, but for blocks
-            that fit into a gap of the heap: those are kept until the next call.
+        keep: True: keep freed memory. False: release it now and return blocks above 32 MB from now on; blocks that fit
+            into a gap of the heap are kept until the next call.
 
     Raises:
-        RuntimeError: memory comes from another allocator than glibc's (musl, macOS, Windows, a preloaded jemalloc or
-            tcmalloc), which has its own settings, or the caller is not the main thread. Nothing has changed then.
+        RuntimeError: Memory comes from another allocator than glibc's (musl, macOS, Windows, a preloaded jemalloc or
+            tcmalloc), or the caller is not the main thread. Nothing has changed then.
     """
-    reason = refusal()
+    reason = get_unsupported_reason()
     if reason is not None:
         raise RuntimeError(f"keep_freed_memory: {reason}")
-    libc = _library()
+    libc = _load_c_library()
     if keep:
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
-        _fill_cache(libc)
-        if not _from_heap(libc):
+        _fill_thread_cache(libc)
+        if not _is_large_block_on_heap(libc):
             keep_freed_memory(False)
             raise RuntimeError("keep_freed_memory: another allocator than glibc's is loaded")
     else:
@@ -49,13 +48,13 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 def return_freed_memory() -> None:
-    """Return what is free and kept now to the system, where the memory is glibc's; see keep_freed_memory."""
+    """Return memory that is free now to the system; without effect if the allocator is not glibc's."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc; TypeError: Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def refusal() -> str | None:
-    """Why keep_freed_memory cannot be used here, or None."""
+def get_unsupported_reason() -> str | None:
+    """Return the reason why keep_freed_memory cannot be used in this process or thread, or None."""
     try:
         version = os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, ValueError):  # no confstr, or a C library that does not know the name
@@ -67,8 +66,8 @@ def refusal() -> str | None:
     return None
 
 
-def _library():
-    """The C library, or what a preloaded allocator puts in its place."""
+def _load_c_library():
+    """Return the C library; its malloc may belong to a preloaded allocator."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
@@ -76,21 +75,20 @@ def _library():
     return libc
 
 
-def _fill_cache(libc) -> None:
-    """Fills the cache of small blocks of this thread.
+def _fill_thread_cache(libc) -> None:
+    """Fill this thread's cache of small blocks (tcache), which holds 7 blocks of each size.
 
-    Torch's blocks are aligned: malloc cuts them from larger ones, and a cut-off end that goes into that cache keeps
-    free neighbours apart, so that the next tensor of the same size does not fit (289 MB held for one of 48 MB, filled
-    97 MB). glibc holds 7 blocks of a size.
+    malloc cuts aligned blocks for tensors from larger ones. If a remainder enters the cache, it separates free
+    neighbours and prevents their coalescing, so that the next tensor of the same size does not fit.
     """
     for size in range(24, 120, 16):
         for block in [libc.malloc(size) for _ in range(7)]:
             libc.free(block)
 
 
-def _from_heap(libc) -> bool:
-    """Whether a large block lies below the end of the program's heap, where only glibc's malloc puts it."""
-    block = libc.malloc(_PROBE_BYTES)  # never written: no page of it becomes resident
+def _is_large_block_on_heap(libc) -> bool:
+    """Return True if a large block lies below the end of the heap, where only glibc's malloc puts it."""
+    block = libc.malloc(_PROBE_BYTES)  # never written, so that no page becomes resident
     below = block is not None and block < libc.sbrk(0)
     libc.free(block)
     return below

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fastds._behind_import import behind_import
+from fastds._import_hooks import run_after_import
 
 USED = "\nprint(type(xarray.Dataset().fastds).__name__, type(xarray.DataArray(1).fastds).__name__)"
 
@@ -36,12 +36,12 @@ def test_xarray_is_not_imported_for_it():
 def test_work_behind_an_import(tmp_path, monkeypatch):
     (tmp_path / "late_module.py").write_text("value = 3\n")
     seen = []
-    behind_import("late_module", lambda module: seen.append(module.value))
+    run_after_import("late_module", lambda module: seen.append(module.value))
     with pytest.raises(ModuleNotFoundError):
         import late_module
     monkeypatch.syspath_prepend(tmp_path)
     import late_module  # noqa: F811
 
     assert seen == [late_module.value] == [3]
-    behind_import("late_module", lambda module: seen.append(-module.value))
+    run_after_import("late_module", lambda module: seen.append(-module.value))
     assert seen == [3, -3]

@@ -23,7 +23,7 @@ from fastds import models
 from fastds.archive import manifest, request, run, workers
 from fastds.archive.manifest import Manifest
 from fastds.archive.run import compute_archive
-from fastds.archive.workers import Made, threads_of
+from fastds.archive.workers import ChunkResult, choose_threads
 from fastds.cli import main
 from fastds.data import save_dataset
 from fastds.tasks.radar.pipeline import RadarPipeline
@@ -35,7 +35,7 @@ dask = pytest.importorskip("dask", reason="archives need the package dask")
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(run, "choose_chunk_steps", lambda job, workers=1: job.step_multiple)
-    request.dataset_of.cache_clear()
+    request.open_request_dataset.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -85,32 +85,35 @@ def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
     expected = fastds.downscale(files / "w.safetensors", event, threads=1)
     assert found.drop_attrs().equals(expected.drop_attrs()) and found.attrs["fastds_model"] == "tiny"
     assert found.reflectivity.encoding["chunks"] == (1, 64, 64) and found.reflectivity.dtype == np.float32
-    assert any("5 pieces: 5 computed by 1 process" in note for note in report.notes)
+    assert any("5 chunks: 5 computed by 1 process" in note for note in report.notes)
     assert any("read 6 files of the format NetCDF-4, 12 times" in note for note in report.notes)
     assert sorted(p.name for p in files.iterdir()) == ["in", "out.zarr", "out.zarr.manifest", "w.safetensors"]
 
 
 def test_what_is_told_of_pieces():
     took = ((1, 2e9, "a"), (2, 5e9, "b"), (6, 1e9, "a"))
-    made = [Made(piece=None, seconds=seconds, peak_bytes=peak, by=who) for seconds, peak, who in took]
-    assert run._told(5, made) == [
-        "5 pieces: 3 computed (2 by a, 1 by b), 2 kept from before",
-        "3.00 s a piece; peak memory 5.0 GB",
+    made = [ChunkResult(chunk=None, seconds=seconds, peak_bytes=peak, worker=who) for seconds, peak, who in took]
+    assert run._summarize(5, made) == [
+        "5 chunks: 3 computed (2 by a, 1 by b), 2 already done",
+        "3.00 s a chunk; peak memory 5.0 GB",
     ]
-    assert run._told(1, []) == ["1 piece: 1 kept from before"]
-    assert run._told(2, made[:1])[0] == "2 pieces: 1 computed by a, 1 kept from before"
-    assert run._some(list("abcde")) == list("abcde") and run._some(list("abcdefg"))[4:] == ["e", "... and 2 more"]
+    assert run._summarize(1, []) == ["1 chunk: 1 already done"]
+    assert run._summarize(2, made[:1])[0] == "2 chunks: 1 computed by a, 1 already done"
+    assert run._truncate(list("abcde")) == list("abcde") and run._truncate(list("abcdefg"))[4:] == [
+        "e",
+        "... and 2 more",
+    ]
 
 
 def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [threads_of(None, workers, None) for workers in (None, 3, 9)] == [8, 2, 1]
-    assert threads_of(5, 3, None) == 5 and threads_of(None, None, "tcp://x:1") is None
+    assert [choose_threads(None, workers, None) for workers in (None, 3, 9)] == [8, 2, 1]
+    assert choose_threads(5, 3, None) == 5 and choose_threads(None, None, "tcp://x:1") is None
 
 
 @pytest.mark.parametrize("killed_after", [0, 3, 5])
 def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypatch, killed_after):
-    known, computed = workers.make, []
+    known, computed = workers.process_chunk, []
 
     def make(job, store, piece):
         if len(computed) == killed_after and stop:
@@ -118,7 +121,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypat
         computed.append(piece)
         return known(job, store, piece)
 
-    monkeypatch.setattr(workers, "make", make)
+    monkeypatch.setattr(workers, "process_chunk", make)
     stop = True
     if killed_after < 5:
         with pytest.raises(KeyboardInterrupt):
@@ -127,30 +130,28 @@ def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypat
         part = stored(files / "out.zarr.part").reflectivity
         assert np.isnan(part[sum(p.outputs[1] - p.outputs[0] for p in computed) :]).all()  # missing, not dry
     else:  # behind the last piece
-        monkeypatch.setattr(run, "put_in_place", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(run, "commit_output", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             archive(files)
         monkeypatch.undo()
         small = pytest.MonkeyPatch()
-        small.setattr(workers, "make", make)
+        small.setattr(workers, "process_chunk", make)
     stop = False
     report = archive(files)
     assert len(computed) == len(set(computed)) == 5 and same(stored(files / "out.zarr"), whole)
-    assert any(
-        f"{5 - killed_after} computed by 1 process" in note or "5 kept from before" in note for note in report.notes
-    )
+    assert any(f"{5 - killed_after} computed by 1 process" in note or "5 already done" in note for note in report.notes)
     if killed_after == 5:
         small.undo()
 
 
 def test_a_finished_run_has_nothing_to_do(files, monkeypatch):
     archive(files)
-    computed, looked, known = [], [], manifest.stamp_of
+    computed, looked, known = [], [], manifest.get_file_stamp
     counted(monkeypatch, RadarPipeline, computed)
-    monkeypatch.setattr(manifest, "stamp_of", lambda file: looked.append(file) or known(file))
+    monkeypatch.setattr(manifest, "get_file_stamp", lambda file: looked.append(file) or known(file))
     report = archive(files)
     assert len(looked) == 6  # once at each file, which is slow on a network
-    assert not computed and any("5 kept from before" in note for note in report.notes)
+    assert not computed and any("5 already done" in note for note in report.notes)
 
 
 def test_a_run_killed_between_its_last_two_steps(files, monkeypatch):
@@ -199,7 +200,7 @@ def test_an_append_tells_how_far_all_inputs_lie_from_the_training(files):
 def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[:3])
-    known, computed = workers.make, []
+    known, computed = workers.process_chunk, []
 
     def make(job, store, piece):
         if len(computed) == 1 and len(computed) == stop:
@@ -209,7 +210,7 @@ def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
 
     stop = 1
     with monkeypatch.context() as context:
-        context.setattr(workers, "make", make)
+        context.setattr(workers, "process_chunk", make)
         with pytest.raises(KeyboardInterrupt):
             archive(files, names, append=True)
         part = stored(files / "out.zarr").reflectivity
@@ -223,7 +224,7 @@ def test_what_cannot_be_appended_is_refused(files):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[1:4])
     for source, options, sentence in (
-        (names, {}, "the files that are new do not come after those"),
+        (names, {}, "the new files do not come after those in the store"),
         (names[2:], {}, "1.nc is not among the files; without the argument append it is made anew"),
         (names[1:], {"options": {"time_factor": 4}}, "time_factor was None and is 4; "),
     ):
@@ -239,7 +240,7 @@ def test_what_cannot_be_appended_is_refused(files):
 
 def test_an_unfinished_store_of_other_options_is_not_touched(files, monkeypatch):
     with monkeypatch.context() as context:
-        context.setattr(workers, "make", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        context.setattr(workers, "process_chunk", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             archive(files)
     with pytest.raises(ValueError, match=r"out\.zarr\.part is unfinished and of other files or options"):
@@ -253,16 +254,16 @@ def test_another_request_replaces_a_store_at_its_end(files):
     archive(files)
     archive(files, options={"time_factor": 4})
     assert stored(files / "out.zarr").sizes["time"] == 39
-    assert Manifest(files / "out.zarr").told["options"] == {"time_factor": 4}
+    assert Manifest(files / "out.zarr").fingerprint["options"] == {"time_factor": 4}
 
 
 def test_an_archive_begun_on_a_gpu_is_not_continued_without(files, monkeypatch):
     """--device auto stands for what it was on the machine that began."""
     archive(files, ["0.nc", "1.nc"], options={"device": "auto"})
-    assert Manifest(files / "out.zarr").told["options"]["device"] == "cpu"
+    assert Manifest(files / "out.zarr").fingerprint["options"]["device"] == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
-        run, "job_of", lambda request: pytest.fail("computed") if request.options["device"] == "cpu" else job
+        run, "create_pipeline", lambda request: pytest.fail("computed") if request.options["device"] == "cpu" else job
     )
     job = RadarPipeline(radar_model(), fastds.data.open_dataset(files / "in"))
     with pytest.raises(ValueError, match="device was 'cpu' and is 'cuda'"):
@@ -297,7 +298,7 @@ def test_a_piece_that_fails_ends_the_run_or_is_left_out(files, event):  # noqa: 
     assert empty.values.nonzero()[0].tolist() == list(range(11, 19))
     assert sum("reflectivity" in note and "2024-06-01T13:10" in note for note in report.notes) == 1
     report = archive(files, keep_going=True)  # tries again what failed
-    assert any("1 computed by 1 process, 4 kept from before" in note for note in report.notes)
+    assert any("1 computed by 1 process, 4 already done" in note for note in report.notes)
 
 
 def test_warnings_of_pieces_are_told_once(files, recwarn):
@@ -403,22 +404,22 @@ def test_workers_of_a_scheduler(files, event):  # noqa: F811
 
 
 def test_little_work_starts_no_workers(files, whole, monkeypatch):
-    monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(workers, "open_cluster", lambda *_: pytest.fail("workers were started"))
     report = archive(files, workers=2)
     assert any("5 computed by 1 process" in note for note in report.notes)
     assert same(stored(files / "out.zarr"), whole)
 
 
 def test_one_long_piece_starts_no_workers(files, monkeypatch):
-    monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
-    monkeypatch.setattr(workers, "WORTH", 0)
-    assert any("1 piece: 1 computed" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
+    monkeypatch.setattr(workers, "open_cluster", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(workers, "MIN_WORK_S", 0)
+    assert any("1 chunk: 1 computed" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
 
 
 def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch):
     """It ends when a worker has made the others."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
-    known, done, latest = workers.make, files / "done", time.monotonic() + 60
+    known, done, latest = workers.process_chunk, files / "done", time.monotonic() + 60
 
     def make(job, store, piece):
         if piece.steps[0] > 0:
@@ -434,9 +435,9 @@ def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch
         with local, distributed.Client(local, set_as_default=False) as client:
             yield client, 1, "a worker"
 
-    monkeypatch.setattr(workers, "make", make)
-    monkeypatch.setattr(workers, "WORTH", 0.01)
-    monkeypatch.setattr(workers, "cluster", cluster)
+    monkeypatch.setattr(workers, "process_chunk", make)
+    monkeypatch.setattr(workers, "MIN_WORK_S", 0.01)
+    monkeypatch.setattr(workers, "open_cluster", cluster)
     report = archive(files, workers=2)
     assert any("5 computed (4 by a worker, 1 by 1 process)" in note for note in report.notes)
     assert same(stored(files / "out.zarr"), whole)
@@ -445,13 +446,13 @@ def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch
 def test_workers_open_no_files_again(files, monkeypatch):
     """What they get of a job computes with the same bits, and reads nothing but the fields of its pieces."""
     asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
-    job = request.job_of(asked)
-    there = pickle.dumps(workers.Packed(job))
-    monkeypatch.setattr("fastds.data.formats.opening.Contents", lambda path: pytest.fail(f"opened {path}"))
+    job = request.create_pipeline(asked)
+    there = pickle.dumps(workers.PickledPipeline(job))
+    monkeypatch.setattr("fastds.data.formats.opening.FileProbe", lambda path: pytest.fail(f"opened {path}"))
     for number in (0, 4, 5):
         os.remove(files / "in" / f"{number}.nc")
     piece = job.make_chunks(4)[1]
-    (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).job, job))
+    (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).pipeline, job))
     assert piece.reads == (2, 6) and np.array_equal(values, expected)
 
 
@@ -460,7 +461,7 @@ KILLED = """
 import os, pathlib, signal, sys, threading, time
 from fastds.archive import workers
 from fastds.cli import main
-workers.WORTH = 0
+workers.MIN_WORK_S = 0
 manifest = pathlib.Path(sys.argv.pop(1))
 def kill():
     while not manifest.exists() or manifest.read_text().count("\\n") < 2:
@@ -475,7 +476,7 @@ sys.exit(main(sys.argv[1:]))
 def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, capsys, monkeypatch):
     """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
-    monkeypatch.setattr(workers, "WORTH", 0)
+    monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     words = ["downscale", str(files / "in"), str(files / "out.zarr"), "--model", "trilinear", "--dtype", "float32"]
     words += ["--workers", "2"]
     manifest = files / "out.zarr.part.manifest"

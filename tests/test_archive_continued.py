@@ -28,7 +28,7 @@ DOWNSCALE = ["downscale", "?.nc", "o.zarr", "--threads=1"]
 def _refusal(words, monkeypatch, capsys):
     """What is said, before any file is opened."""
     with monkeypatch.context() as context:
-        context.setattr(run, "job_of", lambda request: pytest.fail("the files were opened"))
+        context.setattr(run, "create_pipeline", lambda request: pytest.fail("the files were opened"))
         assert main(words) == 2
     return capsys.readouterr().err
 
@@ -42,7 +42,7 @@ def test_a_store_without_a_manifest(folder, monkeypatch, capsys):
     shutil.rmtree("o.zarr")
     assert main([*DOWNSCALE, "--model=trilinear", "--append"]) == 0
     assert main([*DOWNSCALE, "--model=trilinear", "--append"]) == 0
-    assert "kept from before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
 
 
 def test_a_store_of_other_options_or_files(folder, monkeypatch, capsys):

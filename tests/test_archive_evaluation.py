@@ -14,10 +14,10 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator
 import fastds
 from fastds.archive import evaluation
 from fastds.archive.evaluation import evaluate_archive
-from fastds.archive.workers import cluster
+from fastds.archive.workers import open_cluster
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.memory import refusal
+from fastds.memory import get_unsupported_reason
 
 distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
 
@@ -25,7 +25,7 @@ distributed = pytest.importorskip("distributed", reason="several workers need th
 @pytest.fixture(scope="module")
 def scheduler():
     """Of two processes, one thread each."""
-    with cluster(2, None) as (client, *_):
+    with open_cluster(2, None) as (client, *_):
         yield client.scheduler.address
 
 
@@ -37,7 +37,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(refusal() is not None, reason="memory of glibc")
+@pytest.mark.skipif(get_unsupported_reason() is not None, reason="memory of glibc")
 def test_workers_keep_freed_memory(scheduler):
     """Of 20 arrays of 2 MB, one after another; a fresh one has 512 pages, which cost more than what is computed."""
     faults = "[[np.ones(1 << 18), resource.getrusage(resource.RUSAGE_SELF).ru_minflt][1] for _ in range(21)]"
@@ -51,7 +51,7 @@ def test_the_environment_of_this_process_is_as_before(monkeypatch):
     """dask writes into it what its workers shall have, the threads of every library among it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     before = dict(os.environ)
-    with cluster(1, None):
+    with open_cluster(1, None):
         assert os.environ["MALLOC_MMAP_MAX_"] == "0"
     assert dict(os.environ) == before
 
@@ -137,7 +137,7 @@ def test_the_command(tmp_path, scheduler, capsys):
 
 
 def test_one_worker_is_this_process_with_as_many_threads_as_asked(monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluated", lambda *files, **options: torch.get_num_threads())
+    monkeypatch.setattr(evaluation, "evaluate_in_processes", lambda *files, **options: torch.get_num_threads())
     before = torch.get_num_threads()
     assert evaluate_archive("made.nc", "truth.nc", workers=1, threads=3) == 3 and torch.get_num_threads() == before
 

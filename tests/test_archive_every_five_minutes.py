@@ -32,7 +32,7 @@ def test_a_manifest_does_not_outlive_its_store(files, event):  # noqa: F811
 
 def test_two_processes_do_not_make_one_archive(files, whole, monkeypatch):  # noqa: F811
     """The second is refused while the first is at work, and the lock of a killed one holds nobody."""
-    tried, known = [], workers.make
+    tried, known = [], workers.process_chunk
 
     def make(job, store, piece):
         if not tried:
@@ -41,7 +41,7 @@ def test_two_processes_do_not_make_one_archive(files, whole, monkeypatch):  # no
             tried.append(error)
         return known(job, store, piece)
 
-    monkeypatch.setattr(workers, "make", make)
+    monkeypatch.setattr(workers, "process_chunk", make)
     (files / ".out.zarr.lock").touch()
     archive(files)
     assert same(stored(files / "out.zarr"), whole) and not list(files.glob(".*"))

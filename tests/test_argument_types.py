@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastds.models
-from fastds._argument_types import annotations_of, check_types
+from fastds._argument_types import check_types, get_annotations
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.tasks.api import READ_OPTIONS, get_task_function
 from fastds.tasks.nowcast.run import Options
@@ -33,7 +33,7 @@ VERBS = {
     "humidity": (downscale("wgan-gp-small-x2"), keywords("humidity", "downscale")),
     "nowcast": (
         lambda **options: fastds.nowcast("extrapolation", TRUTH, **options),
-        [*annotations_of(Options), "missing", "units", "stop"],
+        [*get_annotations(Options), "missing", "units", "stop"],
     ),
     "query": (lambda points=[(1, 2)], **options: fastds.query("inr-any", COARSE, points, **options),  # noqa: B006
               ["points", *keywords("fields", "query")]),
@@ -75,7 +75,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(function, name) for function in FUNCTIONS for name in annotations_of(function)]
+    ("function", "name"), [(function, name) for function in FUNCTIONS for name in get_annotations(function)]
 )
 @pytest.mark.parametrize("value", [object(), {}, float("nan"), -1, np.array([1, 2])], ids=lambda v: type(v).__name__)
 def test_functions_of_files_name_what_they_refuse(function, name, value):

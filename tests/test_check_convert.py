@@ -11,13 +11,13 @@ from test_verbs import TEMPERATURE, gridded
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
-from fastds.data.io.mlcast import Origin, save_mlcast
+from fastds.data.io.mlcast import ArchiveMetadata, save_mlcast
 from fastds.tasks import check
 
 pytest.importorskip("zarr", reason="archives need the package zarr")
 pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
 
-ORIGIN = Origin("CC-BY-4.0", "A B <a@b.org>", "FI-FMI-reflectivity")
+ORIGIN = ArchiveMetadata("CC-BY-4.0", "A B <a@b.org>", "FI-FMI-reflectivity")
 TOLD = ["--license=CC-BY-4.0", "--creator=A B <a@b.org>", "--identifier=FI-FMI-reflectivity"]
 
 
@@ -85,7 +85,7 @@ def test_a_projection_that_cf_attributes_cannot_tell_is_said(event, tmp_path):
     """An oblique Mercator whose central line runs to the north-east."""
     oblique = "+proj=omerc +lat_0=61 +lonc=24 +alpha=40 +gamma=40 +k=1 +x_0=300000 +y_0=6700000 +ellps=GRS80"
     event["crs"] = ((), 0, {"crs_wkt": pyproj.CRS(oblique).to_wkt()})
-    with pytest.warns(UserWarning, match="attributes of CF cannot tell the projection Hotine Oblique Mercator"):
+    with pytest.warns(UserWarning, match="CF attributes cannot describe the projection Hotine Oblique Mercator"):
         save_mlcast(event, tmp_path / "a.zarr", ORIGIN)
 
 
@@ -193,7 +193,7 @@ def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a plain CF"),
+        ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a CF store"),
         ([*TOLD[:2], "--identifier=x"], "--identifier must be such as FI-FMI-reflectivity, got 'x'"),
         ([TOLD[0], "--creator=A", TOLD[2]], "--creator must be Name <email>, got 'A'"),
     ],

@@ -9,7 +9,7 @@ from test_methods_without_weights import region
 import fastds
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset
-from fastds.data.grid.variables import field_names, same_units
+from fastds.data.grid.variables import is_same_unit, list_fields
 from fastds.data.samples.fields import choose_field
 
 
@@ -25,12 +25,12 @@ from fastds.data.samples.fields import choose_field
     ],
 )
 def test_spellings_of_a_unit_are_the_same(spellings):
-    assert all(same_units(one, other) for one in spellings for other in spellings)
+    assert all(is_same_unit(one, other) for one in spellings for other in spellings)
 
 
 @pytest.mark.parametrize("pair", [("K", "degC"), ("g kg-1", "kg kg-1"), ("Pa", "hPa"), ("m s-1", "s m-1"), ("m", "1")])
 def test_other_units_are_not(pair):
-    assert not same_units(*pair)
+    assert not is_same_unit(*pair)
 
 
 @pytest.mark.parametrize(("units", "by"), [("Celsius", 0.0), ("degrees_C", 0.0), ("kelvin", -273.15)])
@@ -82,7 +82,7 @@ def test_bounds_are_no_fields():
     edges = np.stack([field.latitude - 1, field.latitude + 1], 1)
     field = field.assign(lat_bnds=(("latitude", "bnds"), edges))
     field.latitude.attrs["bounds"] = "lat_bnds"
-    assert field_names(field) == ["t2m"] and choose_field(field).name == "t2m"
+    assert list_fields(field) == ["t2m"] and choose_field(field).name == "t2m"
 
 
 def test_units_are_of_the_only_field_beside_bounds(tmp_path, capsys):

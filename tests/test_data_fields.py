@@ -49,17 +49,20 @@ def test_messages():
         ("there is no variable 'q' in the file; there are: r", lambda: ff.choose_field(dataset(), "q")),
         (r"2 levels, name one of \[1000.0, 850.0\]", lambda: ff.choose_field(dataset(levels=[1000.0, 850.0]))),
         ("no level 700; there are", lambda: ff.choose_field(dataset(levels=[1000.0, 850.0]), "r", 700)),
-        ("level 850 was asked for, but variable 'r' has no vertical", lambda: ff.choose_field(dataset(), "r", 850)),
+        ("level 850 was requested, but variable 'r' has no vertical", lambda: ff.choose_field(dataset(), "r", 850)),
         ("holds no field", lambda: ff.choose_field(xr.Dataset())),
         ("3 missing or infinite values", lambda: ff.check_values(np.array([1.0, np.nan, np.inf, -np.inf]))),
         (r"2 values outside \[0, 105\] %", lambda: ff.check_values(np.array([-1.0, 50, 106]), humidity=True)),
         ("15 x 16 points, expected multiples of 2", lambda: ff.coarsen_fields(np.zeros((15, 16)), 2)),
         ("method must be one of", lambda: ff.coarsen_fields(np.zeros((16, 16)), 2, "median")),
-        ("7 times, fewer than a sequence of 8", lambda: ff.days(dataset()["r"][:7], 8)),
-        ("not equally spaced", lambda: ff.days(every([0, 3, 6, 9, 12, 15, 18, 24]), 8)),
-        ("the times are 5 h apart, .* the 3 h between 8 fields of a day", lambda: ff.days(every(range(0, 40, 5)), 8)),
-        ("6 h apart, .* with data.steps=4 a day has all", lambda: ff.days(every(range(0, 48, 6)), 8)),
-        ("validation must lie between 1 and 9", lambda: ff.split_days(10, 10)),
+        ("7 times, fewer than a sequence of 8", lambda: ff.split_into_days(dataset()["r"][:7], 8)),
+        ("not equally spaced", lambda: ff.split_into_days(every([0, 3, 6, 9, 12, 15, 18, 24]), 8)),
+        (
+            "the times are 5 h apart, .* the 3 h between 8 fields of a day",
+            lambda: ff.split_into_days(every(range(0, 40, 5)), 8),
+        ),
+        ("6 h apart, .* with data.steps=4 a day has all", lambda: ff.split_into_days(every(range(0, 48, 6)), 8)),
+        ("validation must lie between 1 and 9", lambda: ff.split_validation_days(10, 10)),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -79,16 +82,19 @@ def test_coarsening_of_arrays_and_tensors():
 def test_days_span_a_day():
     """Of three-hourly fields every second one makes four a day; fields without times are taken as they are."""
     eight = dataset()["r"]
-    one, four = ff.days(eight, 8), ff.days(eight, 4)
+    one, four = ff.split_into_days(eight, 8), ff.split_into_days(eight, 4)
     assert len(one) == len(four) == 1 and np.array_equal(one[0], eight) and np.array_equal(four[0], eight[::2])
-    parts = ff.days(eight.drop_vars("time"), 3)
+    parts = ff.split_into_days(eight.drop_vars("time"), 3)
     assert [p.sizes["time"] for p in parts] == [3, 3] and np.array_equal(parts[1], eight[3:6])
 
 
 def test_splits_of_the_paper():
-    train, validation = ff.split_days(731)
+    train, validation = ff.split_validation_days(731)
     assert len(train) == 365 and len(validation) == 366 and not set(train) & set(validation)
-    assert np.array_equal(validation, ff.split_days(731)[1]) and len(ff.split_days(731, overlap=True)[0]) == 731
+    assert (
+        np.array_equal(validation, ff.split_validation_days(731)[1])
+        and len(ff.split_validation_days(731, overlap=True)[0]) == 731
+    )
 
 
 def test_humidity_of_a_file(data_dir):

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.io import netcdf_file
 
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
-from fastds.data.packages import how_to_install
+from fastds.data.packages import format_install_command
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_zarr_without_the_package(tmp_path, monkeypatch, event):
     wanted = r"python -m pip install zarr, or, in a clone of fastds, python -m pip install '\.\[radar\]'$"
     with pytest.raises(ImportError, match=wanted):
         save_dataset(event, tmp_path / "event.zarr")
-    assert how_to_install("pysteps") == "python -m pip install pysteps"
+    assert format_install_command("pysteps") == "python -m pip install pysteps"
 
 
 def test_zarr_round_trip(event, tmp_path):
@@ -212,7 +212,9 @@ def test_projections_after_eccodes_was_loaded_by_others():
     """The process that has two PROJ libraries tells places and ends well."""
     pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     pytest.importorskip("pyproj", reason="projections need the package pyproj")
-    program = "import eccodes; from fastds.data.formats.maps import project; print(*project('EPSG:32632', 9.0, 48.0))"
+    program = (
+        "import eccodes; from fastds.data.formats.cf_builder import project; print(*project('EPSG:32632', 9.0, 48.0))"
+    )
     run = forked.run(program, imports=forked.TORCH)
     assert run.returncode == 0, run.stderr
     x, y = map(float, run.stdout.split())

@@ -14,8 +14,8 @@ from PIL import Image
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.data.formats import grib
-from fastds.data.formats.contents import Contents
-from fastds.data.formats.registry import format_of
+from fastds.data.formats.file_probe import FileProbe
+from fastds.data.formats.registry import detect_format
 
 pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
 
@@ -152,7 +152,7 @@ def test_mrms(raw, tmp_path):
         np.testing.assert_allclose(dataset.longitude[[0, -1]], [230.005, 299.995], atol=1e-4)
         assert float(rate.min()) == 0.0 and float(rate.max()) < 300.0 and bool(rate.isnull().any())
     shutil.copy(raw / "mrms" / name, tmp_path / "rain.grib2.gz")
-    with pytest.raises(ValueError, match="the name of an MRMS file must tell a product of rain or reflectivity"):
+    with pytest.raises(ValueError, match="the name of an MRMS file must contain a product of rain or reflectivity"):
         open_dataset(tmp_path / "rain.grib2.gz")
 
 
@@ -168,7 +168,7 @@ def test_codes_of_mrms(product, field, codes, expected):
     """-1 and -3: no radar sees the place; of reflectivity -99 is no echo and -999 no radar."""
     axes = {"latitude": [40.0, 39.9], "longitude": [260.0, 260.1], "time": np.datetime64("2025-06-01", "ns")}
     dataset = xr.Dataset({"unknown": (("latitude", "longitude"), np.reshape(codes, (2, 2)))}, axes)
-    made = grib._mrms(dataset, Contents(f"MRMS_{product}_00.00_20250601-000000.grib2.gz"))
+    made = grib._convert_mrms(dataset, FileProbe(f"MRMS_{product}_00.00_20250601-000000.grib2.gz"))
     np.testing.assert_array_equal(made[field].values.ravel(), expected)
     assert ("time: sum (interval: 1440 min)" in str(made[field].attrs)) == (field == AMOUNT)
 
@@ -192,7 +192,7 @@ def test_meteonet(raw, tmp_path):
             assert (float(found.min()), float(found.max()), found.attrs["units"]) == (low, high, units)
             assert found.dims == z.dims and bool(found.isnull().any())
     rain = "rainfall_SE_2016_08.3.npz"
-    with pytest.raises(FileNotFoundError, match="tells no coordinates; MeteoNet has them in radar_coords_SE.npz"):
+    with pytest.raises(FileNotFoundError, match="has no coordinates; MeteoNet has them in radar_coords_SE.npz"):
         open_dataset(raw / "meteonet" / rain)
     shutil.copy(raw / "meteonet" / rain, tmp_path / rain)
     lat, lon = np.meshgrid(np.arange(515) * -0.01 + 46, np.arange(784) * 0.01 + 2, indexing="ij")
@@ -462,7 +462,7 @@ def test_levels_of_several_kinds_in_one_grib(raw):
 def test_every_raw_file_is_recognised(raw):
     """All files of the folder have a format, but for coordinates that belong to another and the indices of cfgrib."""
     files = [path for path in sorted(raw.glob("*/*")) if path.suffix != ".idx"]
-    unknown = [path.name for path in files if format_of(Contents(path)) is None]
+    unknown = [path.name for path in files if detect_format(FileProbe(path)) is None]
     assert unknown == ["radar_coords_NW.npz"]
 
 

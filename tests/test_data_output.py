@@ -18,7 +18,7 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.radar.preparation import COARSENING_MODES
-from fastds.data.radar.reflectivity import interval_ends
+from fastds.data.radar.reflectivity import find_interval_ends
 
 
 @pytest.fixture
@@ -334,6 +334,6 @@ def test_bounds_that_are_no_dates(event):
 
 def test_the_ends_of_short_intervals_are_frames_of_the_model():
     # Intervals (0, 10], (10, 20], (20, 30]: frames at 5, 10, ..., 25; the ends of the second one are 10, 15 and 20.
-    assert interval_ends(1, 5, 2).tolist() == [1, 2, 3]
-    assert interval_ends(0, 5, 2).tolist() == [0, 0, 1] and interval_ends(2, 5, 2).tolist() == [3, 4, 4]
-    assert interval_ends(1, 9, 4).tolist() == [2, 3, 4, 5, 6]
+    assert find_interval_ends(1, 5, 2).tolist() == [1, 2, 3]
+    assert find_interval_ends(0, 5, 2).tolist() == [0, 0, 1] and find_interval_ends(2, 5, 2).tolist() == [3, 4, 4]
+    assert find_interval_ends(1, 9, 4).tolist() == [2, 3, 4, 5, 6]

@@ -182,7 +182,7 @@ def test_a_cell_is_an_ellipse_that_turns(place):
         "size": 3.0,
         "aspect": 2.0,
         "angle": 0.5,
-        "turning": 1e-3,
+        "rotation_rate": 1e-3,
         "peak": 40.0,
     }
     rain = np.full((40, 48), 0.5)

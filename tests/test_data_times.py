@@ -15,7 +15,7 @@ from fastds.data import (
     to_reflectivity,
     triples,
 )
-from fastds.data.grid.times import regular_segments, sequences
+from fastds.data.grid.times import find_regular_segments, sequences
 
 MINUTE = np.timedelta64(1, "m")
 
@@ -115,7 +115,7 @@ def test_irregular_times_are_refused_by_name(event):
 
 def test_small_jitter_is_kept():
     times = times_at(0, 5, 10, 15) + np.array([0, 3, -4, 0]) * np.timedelta64(1, "s")
-    segments, cadence, notes = regular_segments(times)
+    segments, cadence, notes = find_regular_segments(times)
     assert segments == (slice(0, 4),) and abs(cadence - 300) < 10 and not notes
 
 
@@ -125,7 +125,7 @@ def test_jitter_of_a_tenth_changes_no_sequence(seed):
     regular = np.delete(np.arange(count) * 300.0, rng.choice(np.arange(1, count - 1), 5, replace=False))
     late = regular + rng.uniform(-29, 29, len(regular))
     late_times = np.datetime64("2024-06-01", "us") + np.round(late * 1e6).astype("timedelta64[us]")
-    segments, cadence, _ = regular_segments(late_times)
+    segments, cadence, _ = find_regular_segments(late_times)
     assert cadence == 300.0 and [s.stop for s in segments][-1] == len(late)
     np.testing.assert_array_equal(sequences(late, 3, 300.0), sequences(regular, 3))
 
@@ -133,18 +133,18 @@ def test_jitter_of_a_tenth_changes_no_sequence(seed):
 def test_times_of_float32_days_are_regular():
     days = (np.arange(40) * 5 / 1440 + 152.5).astype("f4").astype("f8")
     found = np.datetime64("2024-01-01", "ns") + (days * 86400e9).astype("timedelta64[ns]")
-    assert len(sequences(found, 10)) == 31 and regular_segments(found)[1] == 300.0
+    assert len(sequences(found, 10)) == 31 and find_regular_segments(found)[1] == 300.0
 
 
 def test_steps_at_the_limits():
     """Times within a tenth of a step from regular ones are jitter, one and a half times a step is a gap."""
     second = np.timedelta64(1, "s")
     for last, segments in ((360, [(0, 4)]), (240, [(0, 4)]), (450, [(0, 3), (3, 4)])):
-        found = regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)[0]
+        found = find_regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)[0]
         assert [(s.start, s.stop) for s in found] == segments
     for last in (361, 239, 449):
         with pytest.raises(ValueError, match=f"irregular: {last} s between"):
-            regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)
+            find_regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)
 
 
 def test_a_gap_splits_the_series_and_no_frame_is_made_in_it(event):

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from fastds.data import rate_to_reflectivity, reflectivity_to_rate, synthetic_event, to_reflectivity
-from fastds.data.grid.variables import interval_seconds, is_dbz, rain_kind, rain_units
+from fastds.data.grid.variables import classify_rain, is_dbz, parse_interval, parse_rain_units
 
 
 @pytest.fixture
@@ -50,13 +50,13 @@ def with_units(event, units, standard_name="rainfall_rate", name="rain", value=1
     ],
 )
 def test_rain_units(units, expected):
-    assert rain_units(units) == expected
+    assert parse_rain_units(units) == expected
 
 
 def test_dbz_and_intervals():
     assert is_dbz("dBZ") and is_dbz("DBZ ") and not is_dbz("dB") and not is_dbz(None)
-    assert interval_seconds("5 min") == 300.0 and interval_seconds("1 hour") == 3600.0
-    assert interval_seconds("often") is None and interval_seconds("5 parsecs") is None
+    assert parse_interval("5 min") == 300.0 and parse_interval("1 hour") == 3600.0
+    assert parse_interval("often") is None and parse_interval("5 parsecs") is None
 
 
 def test_reflectivity_by_standard_name_and_units_is_named(event):
@@ -245,7 +245,9 @@ def test_a_dimension_of_length_one_is_dropped_and_said(event):
 
 def test_a_long_extra_dimension_is_refused_by_name(event):
     stacked = event.assign(reflectivity=event["reflectivity"].expand_dims(level=[1.0, 2.0]))
-    with pytest.raises(ValueError, match=r"has the dimension level of length 2 beside \(time, y, x\); select one"):
+    with pytest.raises(
+        ValueError, match=r"has the dimension level of length 2 in addition to \(time, y, x\); select one"
+    ):
         to_reflectivity(stacked)
 
 
@@ -355,4 +357,4 @@ def test_an_uneven_grid_is_refused_with_its_spacings(event):
 )  # fmt: skip
 def test_rain_is_a_word_of_its_own(name, units, kind):
     variable = xr.DataArray(np.zeros((2, 2), "f4"), name=name, attrs={"units": units})
-    assert rain_kind(variable) == kind
+    assert classify_rain(variable) == kind

@@ -13,15 +13,15 @@ from fastds.data.samples.degradation import (
     RESIZING,
     Degradation,
     DegradationConfig,
-    area_mean,
     blur,
-    gaussian_kernel,
+    compute_area_mean,
+    make_gaussian_kernel,
+    make_resizing_matrix,
+    make_sinc_kernel,
     pack,
-    resizing_matrix,
     round_mantissa,
-    sinc_kernel,
 )
-from fastds.data.samples.fields import FieldBlock, FieldCrops, statistics
+from fastds.data.samples.fields import FieldBlock, FieldCrops, compute_statistics
 from fastds.metrics import detail_ratio, latitude_weights, psnr
 
 f64 = torch.float64
@@ -49,7 +49,7 @@ def test_25_the_same_seed_gives_the_same_field():
     assert torch.equal(degrade(x, (24, 30), seeded(3)), first)
     assert not torch.equal(degrade(x, (24, 30), seeded(4)), first)
     clean = Degradation(DegradationConfig(probability=0.0))
-    assert torch.equal(clean(x, (24, 30), seeded(3))[0], area_mean(x[0], (24, 30)))
+    assert torch.equal(clean(x, (24, 30), seeded(3))[0], compute_area_mean(x[0], (24, 30)))
 
 
 @pytest.mark.parametrize("size", [(200, 200), (133, 117), (75, 100), (50, 50)])
@@ -71,7 +71,7 @@ def test_25_a_ramp_stays_the_same_ramp(size):
 @pytest.mark.parametrize("kind", RESIZING)
 @pytest.mark.parametrize("n,m", [(90, 45), (90, 41), (90, 23), (41, 90), (90, 89), (7, 7), (90, 1)])
 def test_25_every_resizing_keeps_linear_functions(kind, n, m):
-    w = resizing_matrix(n, m, kind)
+    w = make_resizing_matrix(n, m, kind)
     assert (w.sum(1) - 1).abs().max() < 1e-12
     expected = (torch.arange(m, dtype=f64) + 0.5) * n / m - 0.5
     reach = math.ceil(2 * max(1, n / m)) + 1
@@ -80,7 +80,7 @@ def test_25_every_resizing_keeps_linear_functions(kind, n, m):
     straight = inner | (m in (1, n))
     assert straight.any() and (w @ torch.arange(n, dtype=f64) - expected)[straight].abs().max() < 1e-9
     if kind == "area" and n % m == 0:
-        assert torch.allclose(w, area_mean(torch.eye(n, dtype=f64), (m, n)))
+        assert torch.allclose(w, compute_area_mean(torch.eye(n, dtype=f64), (m, n)))
     if kind in ("linear", "cubic") and n > m > 1:
         torch_mode = {"linear": "bilinear", "cubic": "bicubic"}[kind]
         x = torch.randn(1, 1, n, 9, dtype=f64)
@@ -93,34 +93,34 @@ def test_25_area_mean_keeps_ramps_and_means(size):
     at = (torch.arange(90, dtype=f64) + 0.5) / 90
     expected = [(torch.arange(m, dtype=f64) + 0.5) / m for m in size]
     ramp = at[:, None] + 2 * at[None]
-    error = area_mean(ramp, size) - (expected[0][:, None] + 2 * expected[1][None])
+    error = compute_area_mean(ramp, size) - (expected[0][:, None] + 2 * expected[1][None])
     # Whole factors are exact. Else pixels are constant inside, by the definition of the area mean that the clean
     # protocol uses: a cell that cuts them sees up to an eighth of a step on either side.
     if all(90 % m == 0 for m in size):
         assert error.abs().max() < 1e-12
     assert error.abs().max() < 0.25 * 3 / 90 and error.mean().abs() < 1e-12
     x = torch.randn(3, 90, 90, dtype=f64)
-    assert (area_mean(x, size).mean((1, 2)) - x.mean((1, 2))).abs().max() < 1e-12
-    assert torch.allclose(area_mean(x, (45, 30)), torch.nn.functional.avg_pool2d(x, (2, 3)))
+    assert (compute_area_mean(x, size).mean((1, 2)) - x.mean((1, 2))).abs().max() < 1e-12
+    assert torch.allclose(compute_area_mean(x, (45, 30)), torch.nn.functional.avg_pool2d(x, (2, 3)))
 
 
 def test_25_kernels_sum_to_one_and_keep_the_mean():
     x = smooth(1, 120, 120).double()
     inner = (slice(None), slice(20, -20), slice(20, -20))
     for cutoff in (math.pi / 5, math.pi / 3, 2.0, math.pi):
-        k = sinc_kernel(21, cutoff)
+        k = make_sinc_kernel(21, cutoff)
         assert torch.isfinite(k).all() and abs(k.sum() - 1) < 1e-12
     kernels = [
-        sinc_kernel(13, 2.0), gaussian_kernel(15, 2.0, 1.0, 0.7), gaussian_kernel(9, 1.0, 1.0, 0.0, 2.0),
-        gaussian_kernel(9, 1.5, 1.0, 0.3, 1.5, plateau=True),
+        make_sinc_kernel(13, 2.0), make_gaussian_kernel(15, 2.0, 1.0, 0.7), make_gaussian_kernel(9, 1.0, 1.0, 0.0, 2.0),
+        make_gaussian_kernel(9, 1.5, 1.0, 0.3, 1.5, plateau=True),
     ]  # fmt: skip
     for k in kernels:
         assert abs(k.sum() - 1) < 1e-12 and torch.allclose(k, k.flip(0, 1))
         assert (blur(x, k) - x)[inner].mean().abs() < 2e-2
         assert (blur(torch.full_like(x, 3.0), k) - 3).abs().max() < 1e-12
-    wide = gaussian_kernel(21, 3.0, 1.0, 0.0)
+    wide = make_gaussian_kernel(21, 3.0, 1.0, 0.0)
     assert wide[10, 14] > 100 * wide[14, 10]
-    assert torch.allclose(gaussian_kernel(21, 3.0, 1.0, math.pi / 2), wide.T)
+    assert torch.allclose(make_gaussian_kernel(21, 3.0, 1.0, math.pi / 2), wide.T)
 
 
 def test_25_kernels_by_their_formulas():
@@ -135,12 +135,12 @@ def test_25_kernels_by_their_formulas():
         ({"beta": 1.5}, np.exp(-(m**1.5) / 2)),
         ({"beta": 1.5, "plateau": True}, 1 / (1 + m**1.5)),
     ):
-        np.testing.assert_allclose(gaussian_kernel(9, 1.5, 0.8, 0.3, **options), k / k.sum(), rtol=1e-12)
+        np.testing.assert_allclose(make_gaussian_kernel(9, 1.5, 0.8, 0.3, **options), k / k.sum(), rtol=1e-12)
     r = np.hypot(rows, columns)
     r[4, 4] = 1e-9  # the limit
     for cutoff in (1.2, 2.5):
         k = cutoff * j1(cutoff * r) / (2 * np.pi * r)
-        np.testing.assert_allclose(sinc_kernel(9, cutoff), k / k.sum(), rtol=1e-5)
+        np.testing.assert_allclose(make_sinc_kernel(9, cutoff), k / k.sum(), rtol=1e-5)
 
 
 def test_25_noise_has_the_strength_that_was_asked_for():
@@ -203,7 +203,7 @@ def test_25_bounds_and_finiteness():
     for seed in range(20):
         y = degrade(x, (24, 24), seeded(seed))
         assert torch.isfinite(y).all() and y[:, 1].min() >= -0.5
-        assert (y - area_mean(x, (24, 24))).std() < 0.6  # still the same field
+        assert (y - compute_area_mean(x, (24, 24))).std() < 0.6  # still the same field
 
 
 # ---- crops
@@ -211,7 +211,7 @@ def test_25_bounds_and_finiteness():
 
 def crops(**options):
     block = FieldBlock(100 + 5 * torch.stack([smooth(2, 80, 120) for _ in range(2)]), (10, 110))
-    mean, std = statistics([block])
+    mean, std = compute_statistics([block])
     clean = Degradation(DegradationConfig(probability=0.0))
     options = {"crop": 12, "halo": 2, "queries": 500, "seed": 5} | options
     return block, FieldCrops([block], mean, std, clean, **options)
@@ -230,7 +230,7 @@ def test_targets_lie_where_the_places_say():
     rows, columns = torch.arange(80.0)[:, None], torch.arange(120.0)[None]
     block = FieldBlock(torch.stack([rows + 0 * columns, 0 * rows + columns])[None], (0, 120))
     clean = Degradation(DegradationConfig(probability=0.0))
-    data = FieldCrops([block], *statistics([block]), clean, crop=12, halo=2, queries=500)
+    data = FieldCrops([block], *compute_statistics([block]), clean, crop=12, halo=2, queries=500)
     anisotropic = set()
     for index in range(12):
         s = data[index]
@@ -258,7 +258,7 @@ def test_static_maps_go_with_their_window():
     block.static = block.values[0, :1] + 7.0
     block.values = block.values[:1]
     clean = Degradation(DegradationConfig(probability=0.0))
-    data = FieldCrops([block], *statistics([block]), clean, crop=12, halo=2, queries=5)
+    data = FieldCrops([block], *compute_statistics([block]), clean, crop=12, halo=2, queries=5)
     for i in range(12):  # flips and both axes' factors among them
         assert (data[i]["static"][0] - 7.0 - data[i]["x"][0]).abs().max() < 1e-3
     assert "static" not in crops()[1][0]
@@ -296,5 +296,5 @@ def test_26_latitude_weights():
 
 def test_detail_ratio_sees_what_is_lost():
     x = torch.randn(2, 64, 64)
-    low = torch.nn.functional.interpolate(area_mean(x, (32, 32))[None], (64, 64), mode="bilinear")[0]
+    low = torch.nn.functional.interpolate(compute_area_mean(x, (32, 32))[None], (64, 64), mode="bilinear")[0]
     assert math.isclose(detail_ratio(x, x, 2), 1, rel_tol=1e-9) and detail_ratio(low, x, 2) < 0.2

@@ -160,6 +160,6 @@ def test_a_worker_has_a_gpu_of_its_own(monkeypatch, gpus, name, used):
     monkeypatch.setattr(distributed, "get_worker", lambda: types.SimpleNamespace(name=name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(workers, "make", lambda *piece: asked.append((*piece, *inside)))
-    workers._make(types.SimpleNamespace(job="job"), "store", "piece")
-    assert asked == [("job", "store", "piece", *used)] and not inside
+    monkeypatch.setattr(workers, "process_chunk", lambda *piece: asked.append((*piece, *inside)))
+    workers._compute_on_worker(types.SimpleNamespace(pipeline="pipeline"), "store", "piece")
+    assert asked == [("pipeline", "store", "piece", *used)] and not inside

@@ -29,7 +29,7 @@ ALIKE = ["--smooth", "--dtype=float32", "--threads=1", "--device=cpu"]
 
 @pytest.fixture(autouse=True)
 def fresh():
-    request.dataset_of.cache_clear()
+    request.open_request_dataset.cache_clear()
 
 
 def network(preset):

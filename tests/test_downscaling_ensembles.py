@@ -211,7 +211,7 @@ def test_messages(tmp_path):
         ("1 of 144 values of variable r are 300 %, outside the plausible", lambda: downscale(model, changed(300.0))),
         ("1 of 144 values of variable r are -50 %, outside the plausible", lambda: downscale(model, changed(-50.0))),
         ("units '1', expected relative humidity in %", lambda: downscale(model, changed(units="1"))),
-        ("level 850 was asked for", lambda: downscale(model, coarse(), level=850)),
+        ("level 850 was requested", lambda: downscale(model, coarse(), level=850)),
         ("ambiguous", lambda: downscale(model, coarse().assign(q=coarse()["r"]))),
         ("no offset, range and coarsening", lambda: downscale(bare, coarse())),
         ("expected a HumidityGenerator", lambda: downscale(models.create("fczsm-small"), coarse())),

@@ -9,7 +9,7 @@ import xarray as xr
 import fastds
 from fastds.cli import main
 from fastds.data import open_dataset
-from fastds.data.samples.degradation import area_mean
+from fastds.data.samples.degradation import compute_area_mean
 from fastds.tasks.fields.back_projection import BackProjection, find_cells, make_averaging_matrix
 
 
@@ -35,7 +35,7 @@ def means(ds, rows=2, columns=2):
 def test_means_over_cells_are_those_of_shared_areas(n, m):
     weights, covered = make_averaging_matrix(((2 * np.arange(m) + 1) * n - m) / (2 * m), n, False)
     fine = torch.rand(m, m, dtype=torch.float64)
-    np.testing.assert_allclose(weights @ (weights @ fine.numpy().T).T, area_mean(fine, (n, n)), rtol=1e-12)
+    np.testing.assert_allclose(weights @ (weights @ fine.numpy().T).T, compute_area_mean(fine, (n, n)), rtol=1e-12)
     assert covered.all()
 
 
@@ -57,7 +57,7 @@ def test_the_means_are_the_input(model, turned):
     for scale in (2, 1.5):
         plain, told = (fastds.downscale(model, coarse, scale=scale, coarsened=way) for way in (None, "mean"))
         assert "fastds_coarsened" not in plain.attrs and told.attrs["fastds_coarsened"] == "mean"
-        back = [area_mean(torch.from_numpy(made.t.values), coarse.t.shape[1:]) for made in (plain, told)]
+        back = [compute_area_mean(torch.from_numpy(made.t.values), coarse.t.shape[1:]) for made in (plain, told)]
         away = [float(abs(mean - coarse.t.values).max()) for mean in back]
         assert away[1] < 0.02 * away[0]
         if scale == 2:
@@ -120,7 +120,8 @@ def test_rain_stays_within_its_bounds_and_dry_cells_are_dry():
     dry = (coarse.rain.values == 0).repeat(2, 1).repeat(2, 2)
     assert dry.mean() > 0.3 and (told[dry] == 0).all() and (plain[dry] > 0).any() and told.min() == 0
     away = [
-        abs(area_mean(torch.from_numpy(z), coarse.rain.shape[1:]) - coarse.rain.values).max() for z in (plain, told)
+        abs(compute_area_mean(torch.from_numpy(z), coarse.rain.shape[1:]) - coarse.rain.values).max()
+        for z in (plain, told)
     ]
     assert away[1] < 0.1 * away[0]
     assert told.mean() == pytest.approx(float(coarse.rain.mean()), rel=5e-3)

@@ -16,9 +16,9 @@ from faulty.judged import compare
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
-from fastds.data.formats.masking import decode
+from fastds.data.formats.masking import decode_dataset
 from fastds.data.grid.grids import grid_spacing_m
-from fastds.data.grid.units import metres_of
+from fastds.data.grid.units import get_metres_per_unit
 
 
 def gridded(times=2, step=6, shift=0.0, start="2024-06-01"):
@@ -197,7 +197,7 @@ def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, told, beyond
 def test_valid_ranges_of_unsigned_codes():
     attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -32.0, "valid_range": np.array([0, -56], "i1")}
     raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 1], [-56, -55]], "i1"), attrs)})
-    np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[-32.0, -31.5], [68.0, np.nan]])
+    np.testing.assert_array_equal(decode_dataset(raw, default_fill=False)["v"], [[-32.0, -31.5], [68.0, np.nan]])
 
 
 @pytest.mark.filterwarnings("ignore:variable 'v' has multiple fill values")
@@ -208,7 +208,7 @@ def test_fill_values_of_codes_in_the_other_sign(name, fill, dtype, unsigned):
     attrs = {"_Unsigned": unsigned, "scale_factor": 0.5, name: fill}
     raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 16], [200, 255]], "u1").view(dtype), attrs)})
     meant = 100.0 if dtype == "i1" else -28.0
-    np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[0.0, 8.0], [meant, np.nan]])
+    np.testing.assert_array_equal(decode_dataset(raw, default_fill=False)["v"], [[0.0, 8.0], [meant, np.nan]])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_fill_values_of_codes_in_the_other_sign(name, fill, dtype, unsigned):
 def test_the_default_fill_value_of_netcdf_may_be_a_code_like_others(told, missing):
     attrs = {"scale_factor": 0.01, "units": "K"} | told
     raw = xr.Dataset({"v": (("y", "x"), np.array([[-32767, 4]], "i2"), attrs)})
-    found = decode(raw, default_fill=True)["v"].values
+    found = decode_dataset(raw, default_fill=True)["v"].values
     assert np.isnan(found[0, 0]) == missing and found[0, 1] == pytest.approx(0.04)
 
 
@@ -227,7 +227,7 @@ def test_the_default_fill_value_of_netcdf_may_be_a_code_like_others(told, missin
 def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(told):
     attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -10.0} | told
     raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 16], [-116, -115]], "i1"), attrs)})
-    np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[np.nan, -2.0], [60.0, np.nan]])
+    np.testing.assert_array_equal(decode_dataset(raw, default_fill=False)["v"], [[np.nan, -2.0], [60.0, np.nan]])
 
 
 def test_places_that_cannot_be_are_missing(tmp_path):
@@ -237,7 +237,7 @@ def test_places_that_cannot_be_are_missing(tmp_path):
     coords = {n: (("y", "x"), v, {"units": u, "standard_name": s}) for n, (v, u, s) in names.items()}
     field = xr.Dataset({"w": (("y", "x"), np.ones((16, 20), "f4"), {"units": "1"})}, coords)
     field.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
-    with pytest.warns(UserWarning, match="9 points of lat and lon are no places"):
+    with pytest.warns(UserWarning, match="9 points of lat and lon are impossible positions"):
         dataset = open_dataset(tmp_path / "a.nc")
     assert int(dataset["lat"].isnull().sum()) == int(dataset["lon"].isnull().sum()) == 9
     dataset.close()
@@ -394,7 +394,7 @@ def test_further_fields_of_an_odim_file_are_named(tmp_path):
      ("US_survey_foot", METRES["us-ft"]), ("degrees", None), ("", None), ("K", None), ("s", None)],
 )  # fmt: skip
 def test_units_of_length(units, metres):
-    assert metres_of(units) == (None if metres is None else pytest.approx(metres, rel=1e-12))
+    assert get_metres_per_unit(units) == (None if metres is None else pytest.approx(metres, rel=1e-12))
 
 
 def test_coordinates_in_float32_are_evenly_spaced(tmp_path):

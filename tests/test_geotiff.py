@@ -128,12 +128,16 @@ def test_an_untold_quantity_needs_units(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("202405011200.tif", {"crs": None}, "does not tell its projection; gdal_translate -a_srs"),
+        ("202405011200.tif", {"crs": None}, "has no projection; gdal_translate -a_srs"),
         ("202405011200.tif", {"bands": 2}, "has 2 bands, expected one"),
-        ("202405011200.tif", {"transform": rasterio.Affine(1, 0.2, 0, 0.2, -1, 0)}, "is turned against its projection"),
-        ("radar.tif", {}, "does not tell its time; its name must"),
-        ("20240501125.tif", {}, "does not tell its time"),
-        ("209913459999.tif", {}, "does not tell its time"),
+        (
+            "202405011200.tif",
+            {"transform": rasterio.Affine(1, 0.2, 0, 0.2, -1, 0)},
+            "is rotated against its projection",
+        ),
+        ("radar.tif", {}, "has no time; its name must"),
+        ("20240501125.tif", {}, "has no time; its name must"),
+        ("209913459999.tif", {}, "has no time; its name must"),
         ("202405011200.tif", {"cut": 300}, "is a damaged TIFF image"),
     ],
 )

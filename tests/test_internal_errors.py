@@ -4,7 +4,7 @@
 import pytest
 from test_verbs import TEMPERATURE, gridded
 
-from fastds import _sentences
+from fastds import _messages
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.training.command import insert_option_names as of_training
@@ -47,7 +47,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(radar, tmp_path, monkeypat
 
 
 def test_while_a_file_is_read(radar, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastds.data.formats.opening.files_of", _raising(TypeError("x")))
+    monkeypatch.setattr("fastds.data.formats.opening.list_files", _raising(TypeError("x")))
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
     assert f"internal error while reading {radar} (TypeError: x)" in capsys.readouterr().err
 
@@ -101,7 +101,7 @@ NAMES = {"outside", "var", "time_factor", "scale", "grid", "static", "members", 
     ],
 )
 def test_sentences_have_the_options(python, command):
-    assert _sentences.with_options(python, NAMES) == command
+    assert _messages.replace_arguments_by_options(python, NAMES) == command
 
 
 def test_those_of_trainings_have_theirs():

@@ -182,7 +182,7 @@ def test_errors_that_grow_with_the_score_are_found_and_others_not(tmp_path):
 
 @pytest.mark.parametrize("board", [["--leaderboard=/data/board.json"], ["--leaderboard", "/data/board.json"]])
 def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypatch, board):
-    monkeypatch.setattr(report, "is_command", lambda: True)
+    monkeypatch.setattr(report, "is_running_as_cli", lambda: True)
     words = ["study", "radar", "--data.path=/data/folder", *board, "--floors=[15]"]
     monkeypatch.setattr(sys, "argv", ["fastds", *words])
     assert report.command_line(config(tmp_path, radar)) == "fastds study radar --data.path=FOLDER '--floors=[15]'"

@@ -11,7 +11,7 @@ import pytest
 import fastds
 from fastds import memory
 
-glibc = pytest.mark.skipif(memory.refusal() is not None, reason=str(memory.refusal()))
+glibc = pytest.mark.skipif(memory.get_unsupported_reason() is not None, reason=str(memory.get_unsupported_reason()))
 
 FAULTS = """
 import resource, sys, torch, fastds
@@ -91,8 +91,8 @@ def test_another_allocator_is_noticed(monkeypatch):
         def sbrk(self, change):
             return 2**46
 
-    monkeypatch.setattr(memory, "refusal", lambda: None)
-    monkeypatch.setattr(memory, "_library", Library)
+    monkeypatch.setattr(memory, "get_unsupported_reason", lambda: None)
+    monkeypatch.setattr(memory, "_load_c_library", Library)
     with pytest.raises(RuntimeError, match="another allocator"):
         fastds.keep_freed_memory()
     assert done[0] == (-4, 0) and (-4, 65536) in done and done[-1] == "trimmed"

@@ -8,7 +8,7 @@ from test_verbs import nowcaster, radar_model
 
 import fastds
 from fastds.data import coarsen_dataset, synthetic_event
-from fastds.data.grid.axes import upright
+from fastds.data.grid.axes import get_north_up_index
 
 TURNED = ({"y": slice(None, None, -1)}, {"x": slice(None, None, -1)}, dict.fromkeys("yx", slice(None, None, -1)))
 
@@ -64,8 +64,8 @@ def test_scores(event):
 
 def test_upright_is_from_north_to_south_and_from_west_to_east(event):
     field = event.reflectivity
-    assert upright(field) == (..., slice(None, None, 1), slice(None, None, 1))
-    assert upright(field.isel(TURNED[2])) == (..., slice(None, None, -1), slice(None, None, -1))
-    assert upright(field.drop_vars(["x", "y"]).isel(TURNED[2])) == upright(field)
+    assert get_north_up_index(field) == (..., slice(None, None, 1), slice(None, None, 1))
+    assert get_north_up_index(field.isel(TURNED[2])) == (..., slice(None, None, -1), slice(None, None, -1))
+    assert get_north_up_index(field.drop_vars(["x", "y"]).isel(TURNED[2])) == get_north_up_index(field)
     across = field.isel(x=slice(0, 4)).assign_coords(x=("x", [358.0, 359.0, 0.0, 1.0], {"units": "degrees_east"}))
-    assert upright(across) == upright(field)
+    assert get_north_up_index(across) == get_north_up_index(field)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastds import models
-from fastds._outputs import is_command, replacing
+from fastds._outputs import atomic_write, is_running_as_cli
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.inference import files as inference_files
@@ -81,7 +81,7 @@ def test_the_input_is_not_replaced_under_any_name(folder, tmp_path, capsys):
 def test_the_command_is_told_from_programs(words, script, expected, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", words.split())
     monkeypatch.setattr(sys, "argv", [script])
-    assert is_command() == expected
+    assert is_running_as_cli() == expected
 
 
 LIMITED = """
@@ -158,7 +158,7 @@ inference_files.MAPPED_BYTES = 0
 os.chdir(sys.argv[1])
 for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda: save_png(Figure(), "a.png"),
               lambda: models.save(models.create("fczsm-small"), "a.safetensors"),
-              lambda: inference_files.store((1000, 1000), ".")):
+              lambda: inference_files.allocate_output((1000, 1000), ".")):
     try:
         write()
     except OSError as error:
@@ -233,10 +233,10 @@ def test_a_program_that_imports_the_package_keeps_its_signals():
 def test_a_folder_is_replaced_and_kept_after_an_error(tmp_path):
     store = tmp_path / "s.zarr"
     for text in ("one", "two"):
-        with replacing(store) as temporary:
+        with atomic_write(store) as temporary:
             temporary.mkdir()
             (temporary / "a").write_text(text)
-    with pytest.raises(RuntimeError), replacing(store) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(store) as temporary:
         temporary.mkdir()
         raise RuntimeError
     assert (store / "a").read_text() == "two" and os.listdir(tmp_path) == ["s.zarr"]

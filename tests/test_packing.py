@@ -7,7 +7,7 @@ import xarray as xr
 
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
-from fastds.data.io.packing import packed_like
+from fastds.data.io.packing import pack_like
 
 
 def fields(values, packing=None, **attrs):
@@ -34,7 +34,7 @@ BYTES = {"dtype": np.dtype("uint8"), "scale_factor": 0.5, "add_offset": -32.0}
 )
 def test_values_come_back(values, packing, attrs, dtype):
     fine = fields(values, **attrs)
-    packed = packed_like(fine, fields([0.0] * 4, packing, **attrs))
+    packed = pack_like(fine, fields([0.0] * 4, packing, **attrs))
     back, values = read(packed), np.float32(values)
     assert packed["v"].dtype == dtype
     np.testing.assert_allclose(back, values, rtol=3e-7, atol=packing["scale_factor"] / 16)
@@ -46,7 +46,7 @@ def test_codes_are_counted_in_the_step_and_from_the_origin_that_are_stored():
     """Those of ERA5 are no float32; rounding them leaves the values in place."""
     packing = {"dtype": np.dtype("int16"), "scale_factor": 0.000769426, "add_offset": 251.23456789}
     values = np.float32(np.linspace(226.3, 276.4, 40))
-    back = read(packed_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))
+    back = read(pack_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))
     assert np.abs(back.astype(np.float64) - values).max() <= 0.000769426 / 16 * 1.001
 
 
@@ -61,7 +61,7 @@ def test_codes_are_counted_in_the_step_and_from_the_origin_that_are_stored():
 )
 def test_others_stay_as_they_are(source, values):
     fine = fields(values, units="dBZ")
-    assert packed_like(fine, source).identical(fine)
+    assert pack_like(fine, source).identical(fine)
 
 
 def test_the_command_packs_as_the_input(tmp_path, capsys):

@@ -8,7 +8,7 @@ import xarray as xr
 import fastds
 from fastds.cli import main
 from fastds.data import save_dataset
-from fastds.data.grid.grids import latitude_longitude
+from fastds.data.grid.grids import find_latitude_longitude
 
 FIRST = np.datetime64("2020-01-01", "ns")
 
@@ -65,7 +65,7 @@ def test_latitudes_and_longitudes_of_the_points_come_along():
     lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 179.5 + data.x.values / 60e3)
     places = {"lat": (("y", "x"), lat, {"units": "degrees_north"}), "lon": (("y", "x"), lon, {"units": "degrees_east"})}
     fine = fastds.downscale("bilinear", data.assign_coords(places), scale=2)
-    found = latitude_longitude(fine.t2m)
+    found = find_latitude_longitude(fine.t2m)
     expected = projected(40, 48, 1.5e3)
     np.testing.assert_allclose(found[0], (60 + expected.y.values / 111e3)[:, None] + np.zeros(48), atol=2e-4)
     np.testing.assert_allclose(found[1], 179.5 + expected.x.values / 60e3 + np.zeros((40, 1)), atol=2e-4)

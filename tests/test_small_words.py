@@ -10,7 +10,7 @@ import xarray as xr
 from test_verbs import TEMPERATURE, gridded
 
 import fastds
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.tasks.nowcast import picture
@@ -25,7 +25,7 @@ def test_the_version_is_that_of_the_changelog():
 
 
 def test_articles():
-    assert [with_article(name) for name in ("ErrorModel", "Tensor", "int")] == ["an ErrorModel", "a Tensor", "an int"]
+    assert [add_article(name) for name in ("ErrorModel", "Tensor", "int")] == ["an ErrorModel", "a Tensor", "an int"]
     with pytest.raises(ValueError, match="model is an ErrorModel, expected an INRDownscaler"):
         fastds.downscale(fastds.load("nowcast-errors"), gridded(TEMPERATURE), scale=2)
 

@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 from study_cases import make_waves
 
 from fastds import models
-from fastds.data.samples.degradation import area_mean
+from fastds.data.samples.degradation import compute_area_mean
 from fastds.studies.fields.crops import Crop
 from fastds.studies.inr import methods, samples, tables
 from fastds.studies.inr.config import DataConfig
@@ -119,7 +119,7 @@ def test_protocols_by_hand():
         made, coarsen = ways[way]
         y = made(x, (6, 8))
         assert coarsen is None
-        torch.testing.assert_close(area_mean(y, (3, 4)), x, atol=2e-2, rtol=0)
+        torch.testing.assert_close(compute_area_mean(y, (3, 4)), x, atol=2e-2, rtol=0)
     four = torch.stack([slope, slope.flip(0), slope.flip(1), slope.flip(0, 1)]).mean(0)
     assert (four == four[0, 0]).all() and flat.std(0).max() < 1e-5  # so that what mirrored adds is a constant
     smooth = back_project(x.repeat_interleave(2, 2).repeat_interleave(2, 3), x)
@@ -135,7 +135,7 @@ def test_mirrored_winds_change_sign():
 
     x, seen = torch.randn(1, 3, 4, 4), []
     y = protocols(predict, lambda: None, [1, 2])["mirrored"][0](x, (8, 8))
-    torch.testing.assert_close(area_mean(y, (4, 4)), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(compute_area_mean(y, (4, 4)), x, atol=1e-5, rtol=0)
     plain, down, across, both = seen
     assert torch.equal(down, x.flip(2) * torch.tensor([1.0, 1.0, -1.0])[:, None, None])
     assert torch.equal(across, x.flip(3) * torch.tensor([1.0, -1.0, 1.0])[:, None, None])

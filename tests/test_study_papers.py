@@ -104,7 +104,7 @@ import os, signal, sys
 import fastds._outputs as outputs
 from fastds.cli import main
 from fastds.training.modules import BaseLightningModule
-left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, BaseLightningModule.on_train_batch_start
+left, rename, step = [int(sys.argv.pop(1))], outputs.commit_output, BaseLightningModule.on_train_batch_start
 def counted(before):
     def call(*arguments):
         left[0] -= 1
@@ -112,7 +112,7 @@ def counted(before):
             os.kill(os.getpid(), signal.SIGKILL)
         return before(*arguments)
     return call
-outputs.put_in_place, BaseLightningModule.on_train_batch_start = counted(rename), counted(step)
+outputs.commit_output, BaseLightningModule.on_train_batch_start = counted(rename), counted(step)
 sys.exit(main(sys.argv[1:]))
 """
 

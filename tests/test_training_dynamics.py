@@ -38,7 +38,7 @@ def test_channels_are_means_of_what_is_there(file):
     with np.load(file) as archive:
         raw = [archive[key].astype(float) for key in ("prob", "height")]
     assert fields.codes.shape == (2, 6, 64, 64)
-    found = fields.coarse([0, 2], 2, slice(4, 37), slice(0, 20))
+    found = fields.coarsen([0, 2], 2, slice(4, 37), slice(0, 20))
     assert found.shape == (2, 2, 16, 10) and found.dtype == np.float32
     for d, (values, high) in enumerate(zip(raw, (100, 20000), strict=True)):
         values = np.where(values < 0, np.nan, values)[[3, 5], 4:36, :20].reshape(2, 16, 2, 10, 2)
@@ -62,7 +62,7 @@ def test_samples_carry_the_channels_of_their_crop(file):
     for i in range(9):
         x = plain[i]["x"]
         assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
-        k = next(k for k in range(14) if torch.equal(x[:, 1:], torch.from_numpy(fields.coarse([k, k + 2], 2))))
+        k = next(k for k in range(14) if torch.equal(x[:, 1:], torch.from_numpy(fields.coarsen([k, k + 2], 2))))
         z = data.prepare(data.coarsen(plain.stores[0].dbz([k, k + 2]), 2, floor=15.0))
         np.testing.assert_allclose(x[:, 0], z, atol=1e-6)
         ways = [
@@ -70,7 +70,7 @@ def test_samples_carry_the_channels_of_their_crop(file):
         ]
         assert any(torch.equal(way, turned[i]["x"]) for way in ways)
     whole = data.EvaluationTriples(file, dynamic=fields, static=np.ones((1, 64, 64), np.float32))[2]
-    assert torch.equal(whole["x"][:, 1:], torch.from_numpy(fields.coarse([2, 4], 2)))
+    assert torch.equal(whole["x"][:, 1:], torch.from_numpy(fields.coarsen([2, 4], 2)))
     assert whole["x"].shape == (2, 3, 32, 32) and whole["static"].shape == (1, 32, 32)
 
 

@@ -198,7 +198,7 @@ def refused(run, change, message):
         ({"path": "nowhere.nc"}, "no such file"),
         ({"statics": ["relief"]}, "data.statics: .*there is no variable 'relief' in .* t, q, height"),
         ({"statics": ["t"]}, "data.statics: static map t has dimensions .* a map over"),
-        ({"level": 500.0}, "level 500 was asked for, but variable 't' has no vertical"),
+        ({"level": 500.0}, "level 500 was requested, but variable 't' has no vertical"),
     ],
 )
 def test_refusals(path, tmp_path, change, message):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives: many files to one Zarr store, by one process or many workers, in pieces that a killed run never repeats.
+"""Downscaling and nowcasting of archives: many files to one Zarr store, resumable, by one process or many workers.
 
-request.py says what is computed of which files, workers.py computes its pieces, store.py holds the results, manifest.py
-what is done, run.py puts these together for the commands `fastds downscale` and `fastds nowcast`.
+request.py describes what is computed from which files, workers.py computes chunks, store.py holds the results,
+manifest.py records the chunks that are done, run.py connects these for the commands `fastds downscale` and `fastds
+nowcast`, and evaluation.py scores an archive.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate an archive by several workers: each scores some items, and their scores are added up in order."""
+"""Evaluation of an archive by several workers: each scores some items, and the scores are added in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastds.archive.workers import AHEAD, check_workers, cluster, threads_of
+from fastds.archive.workers import CHUNKS_AHEAD, check_workers, choose_threads, open_cluster
 from fastds.data.packages import require
-from fastds.data.reading import Data, are_paths, opened
+from fastds.data.reading import InputData, is_path_like, open_input
 from fastds.inference.chunking import split_range
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.scoring import EvaluationItems, ScoreSums, score_item
@@ -25,49 +25,59 @@ from fastds.tasks.api import READ_OPTIONS, evaluate_in_processes, get_input_name
 if TYPE_CHECKING:
     from fastds.inference.tables import ScoreTables
 
-_OWN = "var", "z_r", "baselines"  # options that items depend on
-_MOST_ITEMS = 8  # of a task
-_TASKS_A_WORKER = 4  # at least, so that all end at about the same time
+_SCORING_OPTIONS = "var", "z_r", "baselines"  # options of fastds.evaluate that the scores of an item depend on
+_MAX_ITEMS = 8  # largest number of items of a task
+_TASKS_PER_WORKER = 4  # smallest number of tasks of a worker, so that all workers end at about the same time
 
 
 def evaluate_archive(
-    prediction: Data,
-    truth: Data,
+    prediction: InputData,
+    truth: InputData,
     *,
     workers: int | None = None,
     scheduler: str | None = None,
     threads: int | None = None,
     **options: Any,
 ) -> ScoreTables:
-    """What fastds.evaluate gives of files, scored by several processes.
+    """Evaluate files as fastds.evaluate does, with several processes.
 
     Args:
-        prediction, truth: files, as in fastds.evaluate; options: its others but report, which is of one process.
-        workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler, whose workers
-            are taken instead.
-        threads: of torch in each worker; None: the cores of this machine shared by its workers.
+        prediction: Files, see fastds.evaluate.
+        truth: Files, see fastds.evaluate.
+        workers: Number of processes on this machine; 1: this process.
+        scheduler: Address or file of a dask scheduler whose workers are used instead.
+        threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
+        **options: Other options of fastds.evaluate except `report`.
 
-    Returns: the table, with the bits that one process gives with as many threads.
+    Returns:
+        The table of scores, with the same bits as from one process with as many threads.
 
-    Raises: ValueError for data that are no files and for options that do not go together; OSError where no scheduler
-        answers; what fastds.evaluate raises.
+    Raises:
+        ImportError: distributed is not installed.
+        OSError: The scheduler cannot be reached.
+        ValueError: Data are not files, options are inconsistent, or an error of fastds.evaluate.
     """
-    _check(workers, scheduler, options | {"prediction": prediction, "truth": truth})
+    _check_arguments(workers, scheduler, options | {"prediction": prediction, "truth": truth})
     if workers == 1:
         with inference_context(None, resolve_execution(None, threads)):
             return evaluate_in_processes(prediction, truth, None, **options)
-    threads = threads_of(threads, workers, scheduler)
-    files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
-    reading, own = ({name: options[name] for name in some if name in options} for some in (READ_OPTIONS, _OWN))
-    request = _Request(files, reading, own, threads)
-    with cluster(workers or 0, scheduler) as (client, count, _):
-        return evaluate_in_processes(prediction, truth, lambda task: _Far(client, count, request, task), **options)
+    threads = choose_threads(threads, workers, scheduler)
+    files = tuple(_normalise_paths(data) for data in (prediction, truth, options.get("input")))
+    reading, scoring = (
+        {name: options[name] for name in names if name in options} for names in (READ_OPTIONS, _SCORING_OPTIONS)
+    )
+    request = _Request(files, reading, scoring, threads)
+    with open_cluster(workers or 0, scheduler) as (client, count, _):
+        return evaluate_in_processes(
+            prediction, truth, lambda task: _RemoteScores(client, count, request, task), **options
+        )
 
 
-def _check(workers: int | None, scheduler: str | None, options: dict[str, Any]) -> None:
+def _check_arguments(workers: int | None, scheduler: str | None, options: dict[str, Any]) -> None:
+    """Raise ValueError for arguments that several processes cannot handle."""
     require("distributed", "several workers")
     for name in ("prediction", "truth", "input"):
-        if options.get(name) is not None and not are_paths(options[name]):
+        if options.get(name) is not None and not is_path_like(options[name]):
             raise ValueError(f"{name} must be files, which workers open, got a {type(options[name]).__name__}")
     if options.get("report") is not None:
         raise ValueError("report is written by one process: leave out workers and scheduler")
@@ -78,8 +88,14 @@ def _check(workers: int | None, scheduler: str | None, options: dict[str, Any]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What a worker opens: prediction, truth and input, how the latter two are read, and options of the task's
-    Scoring; threads: of torch."""
+    """What a worker opens and scores.
+
+    Attributes:
+        files: Files of prediction, truth and input.
+        reading: Options of reading truth and input.
+        options: Options of the task's EvaluationItems.
+        threads: Threads of torch.
+    """
 
     files: tuple[tuple[str, ...] | str | None, ...]
     reading: dict[str, Any]
@@ -90,44 +106,47 @@ class _Request:
         return hash(self.files)
 
 
-def _names(data: Data | None) -> tuple[str, ...] | str | None:
+def _normalise_paths(data: InputData | None) -> tuple[str, ...] | str | None:
     if data is None:
         return None
     return os.fspath(data) if isinstance(data, str | os.PathLike) else tuple(map(os.fspath, data))
 
 
-class _Far:
-    """See fastds.inference.scoring.ScoreItems: the workers of a dask client, a few tasks ahead for each."""
+class _RemoteScores:
+    """Iterator of scores from the workers of a dask client, see fastds.inference.scoring.ScoreItems.
+
+    A limited number of tasks is submitted ahead for each worker.
+    """
 
     def __init__(self, client, workers: int, request: _Request, task: str):
         self.client, self.workers, self.request, self.task = client, workers, request, task
 
     def __call__(self, count: int) -> Iterator[ScoreSums]:
-        size = max(1, min(_MOST_ITEMS, math.ceil(count / (_TASKS_A_WORKER * self.workers))))
+        size = max(1, min(_MAX_ITEMS, math.ceil(count / (_TASKS_PER_WORKER * self.workers))))
         parts = itertools.starmap(range, split_range(0, count, size))
-        waiting = collections.deque(map(self._submit, itertools.islice(parts, AHEAD * self.workers)))
+        waiting = collections.deque(map(self._submit, itertools.islice(parts, CHUNKS_AHEAD * self.workers)))
         while waiting:
             yield from waiting.popleft().result()
             waiting.extend(map(self._submit, itertools.islice(parts, 1)))
 
     def _submit(self, numbers: Iterable[int]):
-        return self.client.submit(_scores, self.request, self.task, numbers, pure=False)
+        return self.client.submit(_score_items, self.request, self.task, numbers, pure=False)
 
 
-def _scores(request: _Request, task: str, numbers: Iterable[int]) -> list[ScoreSums]:
-    """The scores of some items, one by one; this process has warned of the files already."""
+def _score_items(request: _Request, task: str, numbers: Iterable[int]) -> list[ScoreSums]:
+    """Return the scores of some items. Warnings are suppressed, since the main process has already shown them."""
     with warnings.catch_warnings(), inference_context(None, resolve_execution(None, request.threads)):
         warnings.simplefilter("ignore")
-        scoring = _opened(request, task)
+        scoring = _open_scoring(request, task)
         return [score_item(scoring, number) for number in numbers]
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(request: _Request, task: str) -> EvaluationItems:
-    """The items of a request, opened once in every process and kept."""
+def _open_scoring(request: _Request, task: str) -> EvaluationItems:
+    """Open the files of a request once in every process and return the task's EvaluationItems."""
     prediction, *others = request.files
     var = request.options.get("var")
-    datasets = opened(prediction), *(opened(data, var, **request.reading) for data in others)
+    datasets = open_input(prediction), *(open_input(data, var, **request.reading) for data in others)
     p, t, source = (dataset.__enter__() for dataset in datasets)
     module = importlib.import_module(f"fastds.tasks.{task}.evaluation")
     return module.EvaluationItems(p, t, **{get_input_name(task): source}, **request.options)

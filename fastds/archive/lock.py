@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process at a time works on an archive: two would write over each other's pieces."""
+"""Exclusive lock of an archive, since two processes would overwrite each other's chunks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """A block that one process at a time is in for a target; the system ends the lock of one that is killed.
+def exclusive_lock(target: Path) -> Iterator[None]:
+    """Context manager: hold the exclusive lock of a target. The operating system releases the lock of a killed process.
 
-    Warns (UserWarning) where the file system knows no locks. Raises: BlockingIOError where another process is in it."""
+    Warns (UserWarning) if the file system does not support locks; the block then runs without one.
+
+    Args:
+        target: Archive; the lock file is next to it.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
+    """
     lock = target.with_name(f".{target.name}.lock")
-    held = _held(lock, target)
+    held = _acquire_lock(lock, target)
     try:
         yield
     finally:
@@ -26,8 +33,12 @@ def alone(target: Path) -> Iterator[None]:
             os.close(held)
 
 
-def _held(lock: Path, target: Path) -> int | None:
-    """The open file whose lock this process has; None without locks."""
+def _acquire_lock(lock: Path, target: Path) -> int | None:
+    """Open and lock the lock file.
+
+    Returns:
+        File descriptor, or None if the file system does not support locks.
+    """
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -38,10 +49,10 @@ def _held(lock: Path, target: Path) -> int | None:
         except OSError as error:
             os.close(file)
             lock.unlink(missing_ok=True)
-            said = f"the file system of {target} has no locks ({error.strerror}): see that one process works on it"
-            warnings.warn(said, UserWarning, 4)
+            message = f"the file system of {target} has no locks ({error.strerror}): see that one process works on it"
+            warnings.warn(message, UserWarning, 4)
             return None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(lock)):
                 return file
-        os.close(file)  # of a process that has removed it since
+        os.close(file)  # the process that held the lock has removed this file; try again with a new one

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pieces of an archive are done: a text file beside it, a line of JSON for each, so that nothing is lost."""
+"""Record of the finished chunks of an archive: a text file next to the store, to which lines of JSON are appended."""
 
 from __future__ import annotations
 
@@ -8,35 +8,50 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from fastds.archive.request import Request, stamp_of
+from fastds.archive.request import Request, get_file_stamp
 from fastds.inference.chunking import Chunk
 
 
-class Wanted(NamedTuple):
-    """What a request computes, and its files with size and time of change, as they are now."""
+class ManifestKey(NamedTuple):
+    """Identification of a computation.
 
-    told: dict
+    Attributes:
+        fingerprint: What is computed, see `Request.compute_fingerprint`.
+        files: Absolute path -> size and modification time of each input file.
+    """
+
+    fingerprint: dict
     files: dict[str, list[int]]
 
     @classmethod
-    def by(cls, request: Request) -> Wanted:
-        """What a request wants; looks at every file, which takes its time on a network."""
-        return cls(request.told(), {os.path.abspath(file): stamp_of(file) for file in request.files})
+    def from_request(cls, request: Request) -> ManifestKey:
+        """Make the key of a request. This reads the status of every file, which may be slow on network file systems."""
+        return cls(
+            request.compute_fingerprint(), {os.path.abspath(file): get_file_stamp(file) for file in request.files}
+        )
 
 
 class Manifest:
-    """The manifest of a store, read where there is one.
+    """Manifest of a store; read from its file if that exists.
 
-    The first line says what is computed, of which files (with size and time of change); every other line is a piece
-    that is done, or a new first line of a store that grew.
+    The first line contains fingerprint, files, steps and length. Every other line is a finished chunk, or a new first
+    line of a store that was extended.
 
-    Attributes: path; told, of the request, None without a manifest; files and their stamps; steps of a piece; length of
-    the store along its job's dimension; done, the pieces.
+    Args:
+        store: Store.
+
+    Attributes:
+        path: File of the manifest.
+        fingerprint: Fingerprint of the request; None without a manifest.
+        files: Absolute path -> size and modification time.
+        steps: Number of steps of a chunk.
+        length: Length of the store along the dimension of the chunks.
+        done: Finished chunks.
     """
 
     def __init__(self, store: Path):
         self.path = store.with_name(store.name + ".manifest")
-        self.told: dict | None = None
+        self.fingerprint: dict | None = None
         self.files: dict[str, list[int]] = {}
         self.steps = self.length = 0
         self.done: set[Chunk] = set()
@@ -48,22 +63,28 @@ class Manifest:
         try:
             entry = json.loads(line)
         except ValueError:
-            return  # half a line, of a run that was killed
+            return  # incomplete line of a killed run
         if "told" in entry:
-            self.told, self.files = entry["told"], entry["files"]
+            self.fingerprint, self.files = entry["told"], entry["files"]
             self.steps, self.length = entry["steps"], entry["length"]
         else:
             self.done.add(Chunk(*(tuple(pair) for pair in entry["piece"])))
 
-    def begin(self, wanted: Wanted, steps: int, length: int) -> None:
-        """Say what is computed from here on, in pieces of so many steps, in a store of this length."""
-        (self.told, self.files), self.steps, self.length = wanted, steps, length
-        self._add({"told": self.told, "files": self.files, "steps": steps, "length": length})
+    def begin(self, key: ManifestKey, steps: int, length: int) -> None:
+        """Write a first line.
 
-    def add(self, piece: Chunk) -> None:
-        """A piece is done and on disk."""
-        self.done.add(piece)
-        self._add({"piece": [piece.steps, piece.reads, piece.outputs]})
+        Args:
+            key: What is computed from which files.
+            steps: Number of steps of a chunk.
+            length: Length of the store.
+        """
+        (self.fingerprint, self.files), self.steps, self.length = key, steps, length
+        self._add({"told": self.fingerprint, "files": self.files, "steps": steps, "length": length})
+
+    def add(self, chunk: Chunk) -> None:
+        """Record a chunk that is completely on disk."""
+        self.done.add(chunk)
+        self._add({"piece": [chunk.steps, chunk.reads, chunk.outputs]})
 
     def _add(self, entry: dict) -> None:
         with open(self.path, "a") as file:
@@ -71,21 +92,21 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
 
-    def is_of(self, wanted: Wanted) -> bool:
-        """Whether it tells of the same computation of the same files."""
-        return (self.told, self.files) == wanted
+    def matches(self, key: ManifestKey) -> bool:
+        """Return True if the manifest belongs to the same computation of the same files."""
+        return (self.fingerprint, self.files) == key
 
-    def grows_to(self, wanted: Wanted) -> bool:
-        """Whether the same is wanted of more files."""
-        return self.told == wanted.told and self.files.items() <= wanted.files.items()
+    def can_grow_to(self, key: ManifestKey) -> bool:
+        """Return True if the key is the same computation of the same files and possibly more."""
+        return self.fingerprint == key.fingerprint and self.files.items() <= key.files.items()
 
     def move(self, store: Path) -> None:
-        """Take the name that belongs to a store that was renamed."""
+        """Rename the manifest to the name that belongs to a renamed store."""
         target = store.with_name(store.name + ".manifest")
         os.replace(self.path, target)
         self.path = target
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Delete the file and reset the manifest."""
         self.path.unlink(missing_ok=True)
-        self.told, self.done = None, set()
+        self.fingerprint, self.done = None, set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of an archive, in a form that goes into the manifest."""
+"""Description of the computation of an archive, in a form that is stored in its manifest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from typing import Any
 import xarray as xr
 
 from fastds._version import __version__
-from fastds.data.formats.opening import Source, check_alike, files_of
-from fastds.data.reading import opened
+from fastds.data.formats.opening import InputPaths, check_compatible, list_files
+from fastds.data.reading import open_input
 from fastds.inference.chunking import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A task, a model and files.
+    """A task, a model and input files. All values can be stored as JSON.
 
-    Attributes: task: of fastds.tasks. files: in the order that they are opened in. model: name or weights file, None
-    for the task's choice. options: of the task's `prepare`. reading: see fastds.data.reading. dtype: "input" or
-    "float32". threads: of torch. All is what JSON holds.
+    Attributes:
+        task: Name of a task in fastds.tasks.
+        files: Input files in the order in which they are opened.
+        model: Name or weights file; None: the task's default.
+        options: Options of the task's `prepare`.
+        reading: See fastds.data.reading.ReadOptions.
+        dtype: "input" or "float32", dtype of the stored fields.
+        threads: Threads of torch.
     """
 
     task: str
@@ -36,47 +41,57 @@ class Request:
     dtype: str = "input"
     threads: int | None = None
 
-    def told(self) -> dict:
-        """What the result depends on but the files, whatever the number of threads."""
+    def compute_fingerprint(self) -> dict:
+        """Return all that the result depends on except the input files. The number of threads is not part of it."""
         weights = Path(self.model) if self.model and os.path.exists(self.model) else None
-        stamp = None if weights is None else stamp_of(weights)
-        told = {"task": self.task, "model": self.model, "weights": stamp, "dtype": self.dtype, "version": __version__}
-        return json.loads(json.dumps(told | {"options": self.options, "reading": self.reading}))
+        stamp = None if weights is None else get_file_stamp(weights)
+        found = {"task": self.task, "model": self.model, "weights": stamp, "dtype": self.dtype, "version": __version__}
+        return json.loads(json.dumps(found | {"options": self.options, "reading": self.reading}))
 
     def __hash__(self) -> int:
         return hash((self.task, self.files, self.model))
 
 
-def stamp_of(file: str | os.PathLike) -> list[int]:
-    """Size and time of change of a file or store."""
+def get_file_stamp(file: str | os.PathLike) -> list[int]:
+    """Return size and modification time (ns) of a file or store."""
     status = os.stat(file)
     return [status.st_size, status.st_mtime_ns]
 
 
-def job_of(request: Request) -> Pipeline:
-    """The job of a request. Raises what open_dataset and the task raise."""
+def create_pipeline(request: Request) -> Pipeline:
+    """Create the pipeline of a request; errors as those of open_dataset and of the task."""
     return importlib.import_module(f"fastds.tasks.{request.task}.pipeline").prepare(
-        request.model, dataset_of(request), threads=request.threads, **request.options
+        request.model, open_request_dataset(request), threads=request.threads, **request.options
     )
 
 
 @functools.lru_cache(maxsize=1)
-def dataset_of(request: Request) -> xr.Dataset:
-    """The dataset of a request's files, opened once and kept open."""
+def open_request_dataset(request: Request) -> xr.Dataset:
+    """Open the dataset of a request's files once and keep it open."""
     files = request.files[0] if len(request.files) == 1 else list(request.files)
-    return opened(files, request.options.get("var"), **request.reading).__enter__()
+    return open_input(files, request.options.get("var"), **request.reading).__enter__()
 
 
-def readable(source: Source) -> tuple[tuple[str, ...], list[str]]:
-    """The files of a source that can be opened and go together with the first of them, and a sentence about each of
-    the others. Raises: FileNotFoundError where there are no files, ValueError where none can be read."""
+def filter_readable(source: InputPaths) -> tuple[tuple[str, ...], list[str]]:
+    """Select the files that can be opened and are compatible with the first readable one.
+
+    Args:
+        source: File, folder, pattern or list.
+
+    Returns:
+        The files, and a message about each other file.
+
+    Raises:
+        FileNotFoundError: There are no files.
+        ValueError: No file can be read.
+    """
     good, others, first = [], [], None
-    for file in files_of(source):
+    for file in list_files(source):
         try:
-            with opened(file) as dataset:
+            with open_input(file) as dataset:
                 outline = dataset.isel(time=slice(0)).load() if "time" in dataset.dims else dataset
                 first = first or (file, outline)
-                check_alike(*first, file, outline)
+                check_compatible(*first, file, outline)
             good.append(str(file))
         except (ValueError, OSError, ImportError) as error:
             others.append(" ".join(str(error).split()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscale or nowcast an archive: every piece once, however often the run is killed."""
+"""Downscaling and nowcasting of an archive; every chunk is computed once, however often the run is killed."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pathlib import Path
 
 import numpy as np
 
-from fastds._outputs import place_of, put_in_place
-from fastds.archive.lock import alone
-from fastds.archive.manifest import Manifest, Wanted
-from fastds.archive.request import Request, dataset_of, job_of, readable
+from fastds._outputs import commit_output, resolve_target
+from fastds.archive.lock import exclusive_lock
+from fastds.archive.manifest import Manifest, ManifestKey
+from fastds.archive.request import Request, create_pipeline, filter_readable, open_request_dataset
 from fastds.archive.store import Store
-from fastds.archive.workers import Made, check_workers, made_of, threads_of
-from fastds.data.formats.opening import Source, files_of
-from fastds.data.grid.axes import time_of
-from fastds.data.io.files import names_zarr
-from fastds.data.io.packing import check_stored
+from fastds.archive.workers import ChunkResult, check_workers, choose_threads, compute_chunks
+from fastds.data.formats.opening import InputPaths, list_files
+from fastds.data.grid.axes import find_dataset_time
+from fastds.data.io.files import is_zarr_path
+from fastds.data.io.packing import check_stored_dtype
 from fastds.data.packages import require
-from fastds.data.reading import Reading, opened
+from fastds.data.reading import ReadOptions, open_input
 from fastds.inference.chunking import choose_chunk_steps
 from fastds.inference.execution import resolve_device
 from fastds.inference.files import RunSummary, check_target, describe_source
 from fastds.inference.progress import progress_bar
 from fastds.inference.tables import format_count
 
-_MANY = 16  # workers that a scheduler may have
-_MOST_SAID = 5  # warnings and errors that are printed of each kind
+_ASSUMED_WORKERS = 16  # number of workers of a scheduler, for the choice of the chunk size
+_MAX_MESSAGES = 5  # largest number of warnings or errors that are printed
 
 
 def compute_archive(
     task: str,
-    source: Source,
+    source: InputPaths,
     target: str | os.PathLike,
     *,
     model: str | None = None,
     options: Mapping | None = None,
-    reading: Reading | None = None,
+    reading: ReadOptions | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     append: bool = False,
@@ -53,152 +53,200 @@ def compute_archive(
 ) -> RunSummary:
     """Downscale or nowcast many files into one Zarr store.
 
-    The work is cut into pieces along time. target.part is filled and becomes target at the end; beside it lies a
-    manifest of the pieces that are done. The same call goes on where a killed one stopped, and computes nothing again.
-    Every piece has the bits that one process computes of the whole, on a GPU to rounding.
+    The work is divided into chunks along time. Results are written to target.part, which is renamed to `target` at the
+    end. A manifest next to the store records finished chunks, so that repeating the call after a kill continues the run
+    without computing a chunk again. Every chunk has the same bits as if one process computed the whole; on a GPU up to
+    rounding.
 
     Args:
-        task: of fastds.tasks. source: a file, folder, pattern or list, see fastds.data.open_dataset.
-        target: a name that ends in .zarr; a store that is there is replaced at the end, but for append.
-        model, options: as in the task's `prepare`. reading: see fastds.data.reading.
-        workers: processes on this machine; None: 1. scheduler: address or file of a dask scheduler, whose workers are
-            taken instead.
-        append: the files are those of the target and later ones; only what these bring is computed, in the target
-            itself, whose new fields are missing until then. Without a target it is made.
-        keep_going: leave out files that cannot be read, or that come too late to be appended, and pieces that fail, and
-            say so; else the first ends the run.
-        dtype: "input", integers where the input has packed ones, or "float32".
-        threads: of torch in each worker; None: the cores of this machine shared by its workers.
-        progress: say how far it is.
+        task: Name of a task in fastds.tasks.
+        source: File, folder, pattern or list, see fastds.data.open_dataset.
+        target: Name that ends in .zarr. An existing store is replaced at the end, or extended with `append`.
+        model: See the task's `prepare`.
+        options: See the task's `prepare`.
+        reading: See fastds.data.reading.ReadOptions.
+        workers: Number of processes on this machine; None: 1.
+        scheduler: Address or file of a dask scheduler whose workers are used instead.
+        append: Whether `source` consists of the files of the existing target and later ones. Only the new files are
+            computed, into the target itself, whose new fields are missing until then. A missing target is created.
+        keep_going: Whether to leave out files that cannot be read or are too early to be appended, and chunks that
+            fail, and to report them. Otherwise the first error ends the run.
+        dtype: "input", which stores integers if the input is packed, or "float32".
+        threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
+        progress: Whether to show a progress bar.
 
-    Returns: what was done. Raises: what open_dataset and the task raise; ValueError for a target that is no Zarr store,
-        or that an unfinished run of another kind left, and for files that do not continue those of the target;
-        BlockingIOError where another process works on the target.
+    Returns:
+        Summary of the run.
+
+    Raises:
+        BlockingIOError: Another process works on the target.
+        ImportError: zarr or dask is not installed.
+        ValueError: The target is not a Zarr store or is unfinished from another computation, files do not continue
+            those of the target, or an error of open_dataset or of the task.
     """
     require("zarr", "archives")
     require("dask", "archives")
-    workers = _checked(source, Path(target), workers, scheduler, dtype)
-    target = place_of(target)
+    workers = _check_arguments(source, Path(target), workers, scheduler, dtype)
+    target = resolve_target(target)
     if append:
-        _check_begun(target)
-    files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
-    threads = threads_of(threads, workers, scheduler)
+        _check_can_append(target)
+    files, left_out = filter_readable(source) if keep_going else (tuple(map(str, list_files(source))), [])
+    threads = choose_threads(threads, workers, scheduler)
     options = dict(options or {})
-    if scheduler is None and "device" in options:  # a run that goes on elsewhere must not take another one
+    if scheduler is None and "device" in options:  # a continued run has to use the same device
         options["device"] = resolve_device(options["device"])
     form = {"dtype": dtype, "threads": threads}
     request = Request(task, files, model, options, dict(reading or {}), **form)
-    if append and target.exists():  # before the files are opened, which may be many
-        _check_continues(Manifest(target), target, Wanted.by(request))
-    job = job_of(request)
-    if not job.dim:
+    if append and target.exists():  # checked before many files are opened
+        _check_continues(Manifest(target), target, ManifestKey.from_request(request))
+    pipeline = create_pipeline(request)
+    if not pipeline.dim:
         raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")
-    wanted = Wanted.by(request)
-    with alone(target):
-        folder, manifest = _place(target, wanted, append)
-        store = Store(folder, job)
+    key = ManifestKey.from_request(request)
+    with exclusive_lock(target):
+        folder, manifest = _choose_store(target, key, append)
+        store = Store(folder, pipeline)
         if folder == target:
-            late = _late(request, store, manifest, wanted) if keep_going else []
+            late = _find_late_files(request, store, manifest, key) if keep_going else []
             if late:
                 left_out += [f"{file} holds times before the last of {target}" for file in late]
                 request = dataclasses.replace(request, files=tuple(f for f in files if f not in late))
-                job, wanted = job_of(request), Wanted.by(request)
-                store = Store(folder, job)
-            _grow(store, manifest, wanted)
+                pipeline, key = create_pipeline(request), ManifestKey.from_request(request)
+                store = Store(folder, pipeline)
+            _grow(store, manifest, key)
         else:
-            _begin(store, manifest, request, wanted, choose_chunk_steps(job, _MANY if scheduler else workers))
-        pieces = job.make_chunks(manifest.steps)
-        todo = [piece for piece in pieces if piece not in manifest.done]
-        with contextlib.closing(made_of(job, folder.absolute(), todo, workers, scheduler)) as makes:
-            made = _make(makes, len(todo), store, manifest, keep_going, progress)
-        failed = [f"{store.times(one.piece)}: {one.error}" for one in made if one.error]
+            _begin(
+                store, manifest, request, key, choose_chunk_steps(pipeline, _ASSUMED_WORKERS if scheduler else workers)
+            )
+        chunks = pipeline.make_chunks(manifest.steps)
+        todo = [chunk for chunk in chunks if chunk not in manifest.done]
+        with contextlib.closing(compute_chunks(pipeline, folder.absolute(), todo, workers, scheduler)) as iterator:
+            results = _compute(iterator, len(todo), store, manifest, keep_going, progress)
+        failed = [f"{store.format_times(one.chunk)}: {one.error}" for one in results if one.error]
         if folder != target:
-            put_in_place(folder, target)
+            commit_output(folder, target)
             manifest.move(target)
-    _warn(made)
-    report = job.make_summary()
-    report.notes[:0] = describe_source(dataset_of(request))
-    report.notes += [*_told(len(pieces), made), *_some([*left_out, *failed]), f"wrote {target}"]
+    _warn(results)
+    report = pipeline.make_summary()
+    report.notes[:0] = describe_source(open_request_dataset(request))
+    report.notes += [*_summarize(len(chunks), results), *_truncate([*left_out, *failed]), f"wrote {target}"]
     return report
 
 
-def _checked(source: Source, target: Path, workers: int | None, scheduler: str | None, dtype: str) -> int:
-    """The number of workers. Raises: ValueError for what cannot be."""
+def _check_arguments(source: InputPaths, target: Path, workers: int | None, scheduler: str | None, dtype: str) -> int:
+    """Check the arguments of compute_archive and return the number of workers."""
     check_target(source, target)
-    if not names_zarr(target):
+    if not is_zarr_path(target):
         raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
-    check_stored(dtype)
+    check_stored_dtype(dtype)
     return check_workers(workers, scheduler)
 
 
-def _place(target: Path, wanted: Wanted, append: bool) -> tuple[Path, Manifest]:
-    """The folder that is worked on, target itself where that is complete or grows, and its manifest."""
+def _choose_store(target: Path, key: ManifestKey, append: bool) -> tuple[Path, Manifest]:
+    """Return the folder that is written and its manifest.
+
+    Args:
+        target: Name of the archive.
+        key: What is computed from which files.
+        append: See `compute_archive`.
+
+    Returns:
+        `target` itself if it is complete or is extended, else target.part.
+    """
     part = target.with_name(target.name + ".part")
-    if target.exists() and not part.exists() and Manifest(part).told:
-        Manifest(part).move(target)  # the run was killed behind its last step but one
+    if target.exists() and not part.exists() and Manifest(part).fingerprint:
+        Manifest(part).move(target)  # a run was killed after it renamed the store and before it moved the manifest
     manifest = Manifest(target)
-    if target.exists() and (append or manifest.is_of(wanted)):
+    if target.exists() and (append or manifest.matches(key)):
         return target, manifest
     return part, Manifest(part)
 
 
-def _begin(store: Store, manifest: Manifest, request: Request, wanted: Wanted, steps: int) -> None:
-    """Make an empty store, or find that of a killed run; steps: of a new piece."""
-    if store.path.exists() and manifest.told is not None:
-        if not manifest.is_of(wanted):
+def _begin(store: Store, manifest: Manifest, request: Request, key: ManifestKey, steps: int) -> None:
+    """Create an empty store, or continue the store of a killed run.
+
+    Args:
+        store: Store.
+        manifest: Its manifest.
+        request: Request.
+        key: Key of the request.
+        steps: Number of steps of a chunk of a new store.
+
+    Raises:
+        ValueError: The unfinished store belongs to another computation.
+    """
+    if store.path.exists() and manifest.fingerprint is not None:
+        if not manifest.matches(key):
             raise ValueError(
                 f"{store.path} is unfinished and of other files or options: repeat that command to go on with it, or "
                 "remove the folder"
             )
         return
     manifest.remove()
-    store.create(dataset_of(request), request.dtype)
-    manifest.begin(wanted, steps, store.length)
+    store.create(open_request_dataset(request), request.dtype)
+    manifest.begin(key, steps, store.length)
 
 
-def _check_begun(target: Path) -> None:
-    """Raise ValueError for a store that nothing can be appended to, as no manifest tells what it was made of."""
+def _check_can_append(target: Path) -> None:
+    """Raise ValueError if a store has no manifest, so that its origin is unknown."""
     part = target.with_name(target.name + ".part")
-    moved = not part.exists() and Manifest(part).told is not None  # the run was killed before it moved the manifest
-    if target.exists() and Manifest(target).told is None and not moved:
+    # True if a run was killed after it renamed the store and before it moved the manifest.
+    moved = not part.exists() and Manifest(part).fingerprint is not None
+    if target.exists() and Manifest(target).fingerprint is None and not moved:
         raise ValueError(
-            f"{target} cannot be continued: there is no {target.name}.manifest, which tells what it was made of and is "
-            "written with the arguments workers and append; remove the store, or give another name, and run this again"
+            f"{target} cannot be continued: there is no {target.name}.manifest, which lists its input and is written "
+            "with the arguments workers and append; remove the store, or give another name, and run this again"
         )
 
 
-def _check_continues(manifest: Manifest, target: Path, wanted: Wanted) -> None:
-    """Raise ValueError, with what differs, for a store of other options or of other files than the first of these."""
-    if manifest.told is None or manifest.grows_to(wanted):
+def _check_continues(manifest: Manifest, target: Path, key: ManifestKey) -> None:
+    """Check that a store can be extended to a key.
+
+    Args:
+        manifest: Manifest of the store.
+        target: Name of the archive, for the message.
+        key: What is computed from which files.
+
+    Raises:
+        ValueError: The store has other options, or one of its files is missing or has changed. The message names them.
+    """
+    if manifest.fingerprint is None or manifest.can_grow_to(key):
         return
     differ = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for old, new in zip(_flat(manifest.told), _flat(wanted.told), strict=True)
+        for old, new in zip(_split_fingerprint(manifest.fingerprint), _split_fingerprint(key.fingerprint), strict=True)
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    known = [file for file in manifest.files if wanted.files.get(file) != manifest.files[file]]
-    gone = [f"{file} {'has changed' if file in wanted.files else 'is not among the files'}" for file in known]
+    known = [file for file in manifest.files if key.files.get(file) != manifest.files[file]]
+    gone = [f"{file} {'has changed' if file in key.files else 'is not among the files'}" for file in known]
     raise ValueError(
-        f"{target} cannot be continued: {'; '.join(_some([*differ, *gone]))}; without the argument append it is made "
-        "anew"
+        f"{target} cannot be continued: {'; '.join(_truncate([*differ, *gone]))}; without the argument append it is "
+        "made anew"
     )
 
 
-def _flat(told: dict) -> tuple[dict, dict, dict]:
-    """What a manifest tells: of the whole, the task's options, and of reading."""
-    own = {name: value for name, value in told.items() if name not in ("options", "reading")}
-    return own, told["options"], told["reading"]
+def _split_fingerprint(fingerprint: dict) -> tuple[dict, dict, dict]:
+    """Split a fingerprint into general values, options of the task and options of reading."""
+    general = {name: value for name, value in fingerprint.items() if name not in ("options", "reading")}
+    return general, fingerprint["options"], fingerprint["reading"]
 
 
-def _late(request: Request, store: Store, manifest: Manifest, wanted: Wanted) -> list[str]:
-    """The new files with times before the last one that a store was made of, where it cannot grow by them."""
-    if manifest.is_of(wanted) or not manifest.grows_to(wanted) or store.begins_as(manifest.length):
+def _find_late_files(request: Request, store: Store, manifest: Manifest, key: ManifestKey) -> list[str]:
+    """Return the new files that prevent a store from growing, since they hold times before its last time.
+
+    Args:
+        request: Request.
+        store: Store.
+        manifest: Its manifest.
+        key: Key of the request.
+    """
+    if manifest.matches(key) or not manifest.can_grow_to(key) or store.has_same_start(manifest.length):
         return []
     first, last = {}, []
     for file in request.files:
-        with opened(file) as dataset:
-            times = np.atleast_1d(dataset[time_of(dataset) or "time"].values)
+        with open_input(file) as dataset:
+            times = np.atleast_1d(dataset[find_dataset_time(dataset) or "time"].values)
         if os.path.abspath(file) in manifest.files:
             last.append(times.max())
         else:
@@ -206,58 +254,81 @@ def _late(request: Request, store: Store, manifest: Manifest, wanted: Wanted) ->
     return [file for file, time in first.items() if time <= max(last)]
 
 
-def _grow(store: Store, manifest: Manifest, wanted: Wanted) -> None:
-    """Make a complete store longer where more files are wanted."""
-    if manifest.is_of(wanted):
+def _grow(store: Store, manifest: Manifest, key: ManifestKey) -> None:
+    """Extend a complete store if the key has more files.
+
+    Args:
+        store: Store.
+        manifest: Its manifest.
+        key: What is computed from which files.
+
+    Raises:
+        ValueError: The new files do not follow those of the store.
+    """
+    if manifest.matches(key):
         return
-    _check_continues(manifest, store.path, wanted)
-    if not store.begins_as(manifest.length):
+    _check_continues(manifest, store.path, key)
+    if not store.has_same_start(manifest.length):
         raise ValueError(
-            f"{store.path} cannot be continued: the files that are new do not come after those it was made of; with "
+            f"{store.path} cannot be continued: the new files do not come after those in the store; with "
             "the argument keep_going these are left out, without the argument append it is made anew"
         )
     store.grow(manifest.length)
-    manifest.begin(wanted, manifest.steps, store.length)
+    manifest.begin(key, manifest.steps, store.length)
 
 
-def _make(
-    makes: Iterator[Made], count: int, store: Store, manifest: Manifest, keep_going: bool, progress: bool
-) -> list[Made]:
-    """What was made of all pieces, in the manifest as soon as it is. Raises: ValueError where a piece fails and others
-    are not to go on."""
-    made = []
-    with progress_bar(progress, count, "computing", "pieces") as advance:
-        for one in makes:
+def _compute(
+    iterator: Iterator[ChunkResult], count: int, store: Store, manifest: Manifest, keep_going: bool, progress: bool
+) -> list[ChunkResult]:
+    """Collect the results of all chunks and record each finished chunk in the manifest at once.
+
+    Args:
+        iterator: Iterator of results.
+        count: Number of chunks.
+        store: Store.
+        manifest: Its manifest.
+        keep_going: Whether to continue after a chunk failed.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: A chunk failed, without `keep_going`.
+    """
+    results = []
+    with progress_bar(progress, count, "computing", "chunks") as advance:
+        for one in iterator:
             if not one.error:
-                manifest.add(one.piece)
+                manifest.add(one.chunk)
             elif not keep_going:
-                raise ValueError(f"{store.times(one.piece)}: {one.error}")
-            made.append(one)
+                raise ValueError(f"{store.format_times(one.chunk)}: {one.error}")
+            results.append(one)
             if advance is not None:
                 advance()
-    return made
+    return results
 
 
-def _warn(made: list[Made]) -> None:
-    """Each warning of the workers once."""
-    for sentence in _some(sorted({sentence for one in made for sentence in one.said})):
-        warnings.warn(sentence, UserWarning, stacklevel=3)
+def _warn(results: list[ChunkResult]) -> None:
+    """Show each warning of the workers once."""
+    for message in _truncate(sorted({message for one in results for message in one.warnings})):
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def _told(count: int, made: list[Made]) -> list[str]:
-    """Sentences about the pieces and what they took."""
-    by = collections.Counter(one.by for one in made)
-    told = f" by {made[0].by}" if len(by) == 1 else f" ({', '.join(f'{some} by {who}' for who, some in by.items())})"
-    parts = [f"{len(made)} computed{told}"] * bool(made)
-    parts += [f"{count - len(made)} kept from before"] * (len(made) < count)
-    notes = [f"{format_count(count, 'piece')}: {', '.join(parts)}"]
-    if made:
-        seconds, peak = sum(one.seconds for one in made) / len(made), max(one.peak_bytes for one in made)
-        notes.append(f"{seconds:.2f} s a piece; peak memory {peak / 1e9:.1f} GB")
+def _summarize(count: int, results: list[ChunkResult]) -> list[str]:
+    """Return notes about the chunks, who computed them, their time and memory."""
+    counts = collections.Counter(one.worker for one in results)
+    if len(counts) == 1:
+        workers = f" by {results[0].worker}"
+    else:
+        workers = f" ({', '.join(f'{number} by {worker}' for worker, number in counts.items())})"
+    parts = [f"{len(results)} computed{workers}"] * bool(results)
+    parts += [f"{count - len(results)} already done"] * (len(results) < count)
+    notes = [f"{format_count(count, 'chunk')}: {', '.join(parts)}"]
+    if results:
+        seconds, peak = sum(one.seconds for one in results) / len(results), max(one.peak_bytes for one in results)
+        notes.append(f"{seconds:.2f} s a chunk; peak memory {peak / 1e9:.1f} GB")
     return notes
 
 
-def _some(sentences: list[str]) -> list[str]:
-    """The first few of many."""
-    more = len(sentences) - _MOST_SAID
-    return sentences[:_MOST_SAID] + ([f"... and {more} more"] if more > 0 else [])
+def _truncate(messages: list[str]) -> list[str]:
+    """Return the first messages of a list, and the number of the others."""
+    more = len(messages) - _MAX_MESSAGES
+    return messages[:_MAX_MESSAGES] + ([f"... and {more} more"] if more > 0 else [])

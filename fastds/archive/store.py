@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Zarr store of an archive: made empty, filled region by region, made longer."""
+"""Zarr store of an archive: created empty, filled region by region, and extended."""
 
 from __future__ import annotations
 
@@ -13,139 +13,165 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.times import text_of
-from fastds.data.io.packing import packing
+from fastds.data.grid.times import format_time
+from fastds.data.io.packing import make_packing_encoding
 from fastds.inference.chunking import Chunk, Pipeline, make_template
 
 if TYPE_CHECKING:
     import zarr
 
-_SIDE = 2048  # of the largest chunk
-_FINEST = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
+_MAX_CHUNK_SIDE = 2048  # pixels
+_TIME_ENCODING = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
 
 class Store:
-    """A Zarr store of a job's result, a chunk for every step along job.dim, missing (NaN) where nothing was computed.
+    """Zarr store of a pipeline's result.
 
-    Args: path: the folder. job: whose result it holds."""
+    It has one chunk for every step along pipeline.dim; fields are NaN until they are computed.
 
-    def __init__(self, path: Path, job: Pipeline):
-        self.path, self.job = path, job
+    Args:
+        path: Folder.
+        pipeline: Pipeline whose result it holds.
+    """
+
+    def __init__(self, path: Path, pipeline: Pipeline):
+        self.path, self.pipeline = path, pipeline
 
     def create(self, source: xr.Dataset, dtype: str) -> None:
-        """Write coordinates and attributes, and fields without values, which are stored as integers where source has
-        packed ones and dtype is "input"."""
-        outline = self._outline()
+        """Write coordinates, attributes and fields without values.
+
+        Args:
+            source: Input; packed fields of it are stored as integers.
+            dtype: "input", or "float32" to store no integers.
+        """
+        outline = self._make_template()
         encoding = {}
-        for name, (dims, shape) in self.job.variables.items():
-            chunks = [1] * (len(dims) - 2) + [min(size, _SIDE) for size in shape[-2:]]
+        for name, (dims, shape) in self.pipeline.variables.items():
+            chunks = [1] * (len(dims) - 2) + [min(size, _MAX_CHUNK_SIDE) for size in shape[-2:]]
             encoding[name] = {"chunks": chunks, "dtype": "float32", "_FillValue": np.float32("nan")}
-            how = packing(outline[name], source[name]) if dtype == "input" and name in source else None
+            how = make_packing_encoding(outline[name], source[name]) if dtype == "input" and name in source else None
             encoding[name] |= how or {}
             encoding[name]["fill_value"] = encoding[name]["_FillValue"]
         for name, variable in outline.variables.items():
-            if _are_dates(variable):
-                encoding[name] = _FINEST | {"calendar": _calendar(variable)}  # later times may be finer than these
-        with _quietly():
+            if _is_dates(variable):
+                # Times that are appended later may need a finer unit than these.
+                encoding[name] = _TIME_ENCODING | {"calendar": _get_calendar(variable)}
+        with _suppress_warnings():
             outline.drop_encoding().to_zarr(self.path, mode="w", compute=False, encoding=encoding)
 
     @property
     def length(self) -> int:
-        """Of the job's result along job.dim."""
-        dims, shape = next(iter(self.job.variables.values()))
-        return shape[dims.index(self.job.dim)]
+        """Length of the pipeline's result along pipeline.dim."""
+        dims, shape = next(iter(self.pipeline.variables.values()))
+        return shape[dims.index(self.pipeline.dim)]
 
-    def times(self, piece: Chunk) -> str:
-        """The first and the last time of a piece, in words."""
+    def format_times(self, chunk: Chunk) -> str:
+        """Format the first and the last time of a chunk for messages."""
         with self._open() as dataset:
-            first, last = (dataset[self.job.dim].values[at] for at in (piece.outputs[0], piece.outputs[1] - 1))
-        return f"{text_of(first)} to {text_of(last)}"
+            first, last = (dataset[self.pipeline.dim].values[at] for at in (chunk.outputs[0], chunk.outputs[1] - 1))
+        return f"{format_time(first)} to {format_time(last)}"
 
-    def begins_as(self, length: int) -> bool:
-        """Whether its first coordinates, so many, are the first of those of the job's result."""
-        first = {self.job.dim: slice(0, length)}
-        expected = self._outline().isel(first)
+    def has_same_start(self, length: int) -> bool:
+        """Return True if the first `length` coordinates of the store equal those of the pipeline's result."""
+        first = {self.pipeline.dim: slice(0, length)}
+        expected = self._make_template().isel(first)
         with self._open() as dataset:
             found = dataset.isel(first)
-            same = expected.sizes[self.job.dim] == length and set(expected.coords) == set(found.coords)
+            same = expected.sizes[self.pipeline.dim] == length and set(expected.coords) == set(found.coords)
             return same and all(expected[name].equals(found[name]) for name in expected.coords)
 
     def grow(self, before: int) -> None:
-        """Make it, of which so many steps are there, as long as the job's result, with its coordinates and what that
-        tells of all inputs; new fields are missing until they are written."""
+        """Extend the store to the length of the pipeline's result, with its coordinates and `fastds_*` attributes.
+
+        New fields are NaN until they are written.
+
+        Args:
+            before: Length of the store.
+        """
         import zarr
 
-        outline, dim = self._outline(), self.job.dim
+        outline, dim = self._make_template(), self.pipeline.dim
         group = zarr.open_group(self.path, mode="r+")
         for name, variable in outline.variables.items():
             if dim not in variable.dims:
                 continue
             array, axis = group[name], variable.dims.index(dim)
             array.resize((*array.shape[:axis], self.length, *array.shape[axis + 1 :]))
-            if name not in self.job.variables:
+            if name not in self.pipeline.variables:
                 new = (slice(None),) * axis + (slice(before, None),)
-                array[new] = _coded(variable[new], array)
-        kept = {name: value for name, value in group.attrs.items() if not name.startswith("fastds_")}
-        told = {name: value for name, value in outline.attrs.items() if name.startswith("fastds_")}
-        group.attrs.put(kept | told)
-        with _quietly():
+                array[new] = _encode_coordinate(variable[new], array)
+        others = {name: value for name, value in group.attrs.items() if not name.startswith("fastds_")}
+        updated = {name: value for name, value in outline.attrs.items() if name.startswith("fastds_")}
+        group.attrs.put(others | updated)
+        with _suppress_warnings():
             zarr.consolidate_metadata(self.path)
 
     def write(self, first: int, values: Mapping[str, np.ndarray]) -> None:
-        """Write the values of a piece that begins at `first` along job.dim."""
+        """Write the values of a chunk.
+
+        Args:
+            first: Index of its first step along pipeline.dim.
+            values: Name -> values.
+
+        Raises:
+            ValueError: Values do not fit the packing.
+        """
         import zarr
 
         group = zarr.open_group(self.path, mode="r")
         packed = {name for name in values if group[name].dtype.kind == "i"}
-        # Integers are rounded in the precision of what is given: float64, as those of a file are.
+        # Packing rounds in the dtype of its input. float64 gives the same integers as writing a file does.
         fields = {name: array.astype(np.float64) if name in packed else array for name, array in values.items()}
         for name in packed:
             _check_fits(name, fields[name], group[name].attrs)
-        part = xr.Dataset({name: (self.job.variables[name][0], array) for name, array in fields.items()})
-        with _quietly():
-            part.to_zarr(self.path, region={self.job.dim: slice(first, first + part.sizes[self.job.dim])})
+        part = xr.Dataset({name: (self.pipeline.variables[name][0], array) for name, array in fields.items()})
+        with _suppress_warnings():
+            part.to_zarr(self.path, region={self.pipeline.dim: slice(first, first + part.sizes[self.pipeline.dim])})
 
     def _open(self) -> xr.Dataset:
-        with _quietly():
+        with _suppress_warnings():
             return xr.open_zarr(self.path, chunks=None)
 
-    def _outline(self) -> xr.Dataset:
-        """The job's result without values: to_zarr leaves unwritten what dask holds, as it may all else that a job
-        takes from files."""
+    def _make_template(self) -> xr.Dataset:
+        """Return the pipeline's result without values, with all other variables in memory.
+
+        to_zarr does not write dask arrays with compute=False, so only the fields are dask arrays.
+        """
         import dask.array as da
 
-        result = make_template(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
-        return result.assign({n: v.compute() for n, v in result.variables.items() if n not in self.job.variables})
+        result = make_template(self.pipeline, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
+        return result.assign({n: v.compute() for n, v in result.variables.items() if n not in self.pipeline.variables})
 
 
 def _check_fits(name: str, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
-    """ValueError where values do not fit the int32 codes of an array, which would wrap around."""
+    """Raise ValueError if values exceed the range of the int32 codes of an array, where they would overflow."""
     low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
-    reach = (np.iinfo(np.int32).max - 1) * abs(float(attrs["scale_factor"]))
+    limit = (np.iinfo(np.int32).max - 1) * abs(float(attrs["scale_factor"]))
     offset = float(attrs.get("add_offset", 0.0))
-    if low < offset - reach or high > offset + reach:
-        said = f"values of variable {name} from {low:g} to {high:g} do not fit the packing of the input"
-        raise ValueError(f"{said}, which ends {reach:g} from {offset:g}; dtype float32 stores them as they are")
+    if low < offset - limit or high > offset + limit:
+        finding = f"values of variable {name} from {low:g} to {high:g} do not fit the packing of the input"
+        raise ValueError(f"{finding}, which ends {limit:g} from {offset:g}; dtype float32 stores them as they are")
 
 
-def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:
-    """The values of a coordinate as an array of the store holds them, dates as numbers."""
-    told = {name: array.attrs[name] for name in ("units", "calendar") if name in array.attrs and _are_dates(variable)}
-    return xr.conventions.encode_cf_variable(xr.Variable(variable.dims, variable.values, {}, told)).values
+def _encode_coordinate(variable: xr.Variable, array: zarr.Array) -> np.ndarray:
+    """Encode the values of a coordinate as an array of the store holds them; dates become numbers."""
+    names = ("units", "calendar") if _is_dates(variable) else ()
+    encoding = {name: array.attrs[name] for name in names if name in array.attrs}
+    return xr.conventions.encode_cf_variable(xr.Variable(variable.dims, variable.values, {}, encoding)).values
 
 
-def _are_dates(variable: xr.Variable) -> bool:
+def _is_dates(variable: xr.Variable) -> bool:
     return variable.dtype.kind in "MO"
 
 
-def _calendar(dates: xr.Variable) -> str:
-    """Of datetime64, or of cftime."""
+def _get_calendar(dates: xr.Variable) -> str:
+    """Return the calendar of datetime64 or cftime values."""
     return dates.values.flat[0].calendar if dates.dtype.kind == "O" and dates.size else "proleptic_gregorian"
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Consolidated metadata are read by all, but no part of the format 3 yet."""
+def _suppress_warnings() -> Iterator[None]:
+    """Suppress the warning that consolidated metadata are not part of the specification of Zarr 3."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata")
         yield

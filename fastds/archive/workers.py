@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pieces of a job, computed in this process or by workers of dask.distributed."""
+"""Computation of the chunks of a pipeline, in this process or by dask.distributed workers."""
 
 from __future__ import annotations
 
@@ -20,52 +20,69 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastds.archive.lost_workers import KILLED, lasting
 from fastds.archive.store import Store
+from fastds.archive.worker_watchdog import KILLED_MESSAGE, watch_workers
 from fastds.data.packages import require
 from fastds.inference.chunking import Chunk, Pipeline, compute_chunk
 from fastds.inference.execution import check_count
-from fastds.memory import KEEPING_ENVIRONMENT
+from fastds.memory import RETENTION_ENVIRONMENT
 
 if TYPE_CHECKING:
     from distributed import Client
 
-AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
-WORTH = 12.0  # seconds of work that are worth the start of workers, which takes about a third of it
+CHUNKS_AHEAD = 3  # chunks per worker that are queued at the scheduler, so that no worker is idle
+MIN_WORK_S = 12.0  # workers start only if more work remains; their start takes about a third of this time
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A piece that was computed and written, or failed.
+class ChunkResult:
+    """Result of a chunk that was computed and written, or failed.
 
-    Attributes: error: a sentence, where it failed. said: warnings. seconds; peak_bytes of the process's memory. by: who
-        made it, in words.
+    Attributes:
+        chunk: The chunk.
+        error: Error message; "" if it succeeded.
+        warnings: Messages of warnings.
+        seconds: Duration.
+        peak_bytes: Peak memory of the process.
+        worker: Description of the process or processes.
     """
 
-    piece: Chunk
+    chunk: Chunk
     error: str = ""
-    said: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_bytes: int = 0
-    by: str = "1 process"
+    worker: str = "1 process"
 
 
-def make(job: Pipeline, store: Path, piece: Chunk) -> Made:
-    """Compute a piece and write it to the store; what a user can mend is no exception but an error in words."""
-    with warnings.catch_warnings(record=True) as said:
+def process_chunk(pipeline: Pipeline, store: Path, chunk: Chunk) -> ChunkResult:
+    """Compute a chunk and write it to the store.
+
+    Errors that a user can resolve are returned as a message and not raised.
+
+    Args:
+        pipeline: Pipeline.
+        store: Folder of the store.
+        chunk: Chunk.
+    """
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         began, error = time.monotonic(), ""
         try:
-            Store(store, job).write(piece.outputs[0], compute_chunk(job, piece))
+            Store(store, pipeline).write(chunk.outputs[0], compute_chunk(pipeline, chunk))
         except (ValueError, OSError, ImportError, MemoryError) as failure:
             error = " ".join(str(failure).split()) or type(failure).__name__
-    words = tuple(sorted({" ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)}))
+    messages = {" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Made(piece, error, words, time.monotonic() - began, peak)
+    return ChunkResult(chunk, error, tuple(sorted(messages)), time.monotonic() - began, peak)
 
 
 def check_workers(workers: int | None, scheduler: str | None) -> int:
-    """The number of processes on this machine, 1 unless it is given. Raises: ValueError for what cannot be."""
+    """Return the number of processes on this machine, 1 by default.
+
+    Raises:
+        ValueError: Both arguments are given, or `workers` is not a positive integer.
+    """
     if workers is not None and scheduler is not None:
         raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
     if workers is not None:
@@ -73,88 +90,119 @@ def check_workers(workers: int | None, scheduler: str | None) -> int:
     return workers or 1
 
 
-def threads_of(threads: int | None, workers: int | None, scheduler: str | None) -> int | None:
-    """Threads of torch in each worker; None given: the cores of this machine shared by its workers, and torch's own in
-    those of a scheduler."""
+def choose_threads(threads: int | None, workers: int | None, scheduler: str | None) -> int | None:
+    """Return the number of torch threads of each worker.
+
+    Args:
+        threads: Number from the user; None: the cores of this machine divided by the number of workers.
+        workers: Number of processes on this machine.
+        scheduler: Scheduler of dask; its workers use torch's default, for which None is returned.
+    """
     if threads is not None or scheduler is not None:
         return threads
     return max(1, (os.cpu_count() or 1) // (workers or 1))
 
 
-def made_of(
-    job: Pipeline, store: Path, pieces: Sequence[Chunk], workers: int = 1, scheduler: str | None = None
-) -> Iterator[Made]:
-    """Compute pieces of a job, and write them to the store, in any order.
+def compute_chunks(
+    pipeline: Pipeline, store: Path, chunks: Sequence[Chunk], workers: int = 1, scheduler: str | None = None
+) -> Iterator[ChunkResult]:
+    """Compute chunks of a pipeline and write them to the store, in any order.
 
-    workers: processes on this machine, 1: this one; several start where there is work enough that this is worth it.
-    scheduler: address or file of a dask scheduler instead.
+    Args:
+        pipeline: Pipeline.
+        store: Folder of the store.
+        chunks: Chunks.
+        workers: Number of processes on this machine; 1: this process. Several start only if enough work remains.
+        scheduler: Address or file of a dask scheduler whose workers are used instead.
 
-    Raises: OSError where no scheduler answers, and where the workers end for good."""
-    if scheduler is not None and pieces:
-        with cluster(workers, scheduler) as found:
-            yield from by_workers(found, Packed(job), store, pieces)
-    elif workers == 1 or not pieces:
-        yield from (make(job, store, piece) for piece in pieces)
+    Yields:
+        ChunkResult of each chunk.
+
+    Raises:
+        ChildProcessError: The workers are lost.
+        OSError: The scheduler cannot be reached.
+    """
+    if scheduler is not None and chunks:
+        with open_cluster(workers, scheduler) as found:
+            yield from compute_on_cluster(found, PickledPipeline(pipeline), store, chunks)
+    elif workers == 1 or not chunks:
+        yield from (process_chunk(pipeline, store, chunk) for chunk in chunks)
     else:
         require("distributed", "several workers")
-        yield from _by_workers_if_worth(job, store, pieces, workers)
+        yield from _compute_adaptively(pipeline, store, chunks, workers)
 
 
-def _by_workers_if_worth(job: Pipeline, store: Path, pieces: Sequence[Chunk], workers: int) -> Iterator[Made]:
-    """The first piece, by this process, tells how long the others take. Another, or the first one where it takes long,
-    is made here while the workers start."""
-    packed, (first, *others) = Packed(job), pieces
-    with concurrent.futures.ThreadPoolExecutor(1) as aside:
-        begun = aside.submit(make, job, store, first)
-        ended, _ = concurrent.futures.wait([begun], WORTH if others else None)
+def _compute_adaptively(
+    pipeline: Pipeline, store: Path, chunks: Sequence[Chunk], workers: int
+) -> Iterator[ChunkResult]:
+    """Compute chunks, and start workers only if the first chunk indicates enough remaining work.
+
+    While the workers start, this process computes one chunk.
+    """
+    packed, (first, *others) = PickledPipeline(pipeline), chunks
+    with concurrent.futures.ThreadPoolExecutor(1) as background:
+        future = background.submit(process_chunk, pipeline, store, first)
+        ended, _ = concurrent.futures.wait([future], MIN_WORK_S if others else None)
         if ended:
-            yield begun.result()
-            if len(others) < 2 or begun.result().seconds * len(others) <= WORTH:
-                yield from (make(job, store, piece) for piece in others)
+            yield future.result()
+            if len(others) < 2 or future.result().seconds * len(others) <= MIN_WORK_S:
+                yield from (process_chunk(pipeline, store, chunk) for chunk in others)
                 return
-            begun = aside.submit(make, job, store, others.pop(0))
-        with cluster(workers, None) as found:
-            yield from by_workers(found, packed, store, others)
-        yield begun.result()
+            future = background.submit(process_chunk, pipeline, store, others.pop(0))
+        with open_cluster(workers, None) as found:
+            yield from compute_on_cluster(found, packed, store, others)
+        yield future.result()
 
 
 @contextlib.contextmanager
-def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, str]]:
-    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in made_of. Workers
-    that end are waited for, but not for long."""
+def open_cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, str]]:
+    """Context manager: yield a dask client, its number of workers, and a description of them.
+
+    Args:
+        workers: Number of processes on this machine.
+        scheduler: Address or file of a dask scheduler, or None.
+
+    Raises:
+        ImportError: distributed is not installed.
+        ChildProcessError: The workers are lost.
+        OSError: The scheduler cannot be reached.
+    """
     require("distributed", "several workers")
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
     if scheduler is not None:
-        place = {"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}
-        with Client(**place, set_as_default=False) as client:  # this process reads what it reads by itself
+        address = {"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}
+        with Client(**address, set_as_default=False) as client:  # dask arrays of this process stay local
             count = len(client.scheduler_info(n_workers=-1)["workers"])
-            with lasting(client):
+            with watch_workers(client):
                 yield client, max(count, 1), f"{count} workers of {scheduler}"
         return
     limit = MEMORY_LIMIT // workers
     form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
-    # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
+    # No dashboard, and any free port for the scheduler's HTTP server, so that two archives can run at the same time.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     form |= {"silence_logs": logging.CRITICAL}
     with (
-        _keeping_freed_memory(),  # of workers that are started again, too
+        _retain_freed_memory(),  # entered first: also applies to workers that are restarted
         LocalCluster(processes=True, **form) as local,
         Client(local, set_as_default=False) as client,
-        lasting(client, workers),
+        watch_workers(client, workers),
     ):
         yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
 
 @contextlib.contextmanager
-def _keeping_freed_memory() -> Iterator[None]:
-    """Workers that are started in the block keep freed memory, as the commands do; dask's own setting returns every
-    tensor to the system at once. The environment, which dask changes in this process, too, is as before afterwards."""
+def _retain_freed_memory() -> Iterator[None]:
+    """Context manager: make workers that start in the block keep freed memory, as the commands do.
+
+    dask's default returns every tensor to the system at once. dask also changes the environment of this process, which
+    is restored.
+    """
     import dask
 
     key = "distributed.nanny.pre-spawn-environ"
-    variables, before = dask.config.get(key) | KEEPING_ENVIRONMENT, dict(os.environ)
+    variables, before = dask.config.get(key) | RETENTION_ENVIRONMENT, dict(os.environ)
     try:
         with dask.config.set({key: variables}):
             yield
@@ -165,35 +213,38 @@ def _keeping_freed_memory() -> Iterator[None]:
                 os.environ[name] = before[name]
 
 
-class Packed:
-    """A job as it is when this is made; what another process gets of it is packed, and unpacked where it is used."""
+class PickledPipeline:
+    """A pipeline that is pickled at creation and unpickled once in each process that uses it."""
 
-    def __init__(self, job: Pipeline):
-        import cloudpickle  # of dask
+    def __init__(self, pipeline: Pipeline):
+        import cloudpickle  # a dependency of dask
 
-        self.packed = cloudpickle.dumps(job)
+        self.packed = cloudpickle.dumps(pipeline)
 
     @functools.cached_property
-    def job(self) -> Pipeline:
-        """The job, unpacked once in a process."""
+    def pipeline(self) -> Pipeline:
+        """The pipeline, unpickled once in each process."""
         return pickle.loads(self.packed)
 
     def __getstate__(self) -> dict:
-        return {"packed": self.packed}  # never the job that computes at the moment
+        return {"packed": self.packed}  # the cached pipeline is in use and must not be pickled
 
 
-def _itself(packed: Packed) -> Packed:
+def _return_unchanged(packed: PickledPipeline) -> PickledPipeline:
     return packed
 
 
-def _make(packed: Packed, store: Path, piece: Chunk) -> Made:
-    with _own_gpu():
-        return make(packed.job, store, piece)
+def _compute_on_worker(packed: PickledPipeline, store: Path, chunk: Chunk) -> ChunkResult:
+    """Process a chunk on a worker of dask."""
+    with _select_gpu():
+        return process_chunk(packed.pipeline, store, chunk)
 
 
-def _own_gpu() -> contextlib.AbstractContextManager:
-    """In the block "cuda" is GPU k, modulo how many there are, for worker k of this machine. Workers of a scheduler
-    with other names than numbers see what it gives them."""
+def _select_gpu() -> contextlib.AbstractContextManager:
+    """Return a context that selects GPU k modulo the number of GPUs for worker k of this machine.
+
+    Workers of a scheduler whose names are not numbers use the GPUs that the scheduler assigns.
+    """
     from distributed import get_worker
 
     number, count = get_worker().name, torch.cuda.device_count()
@@ -202,29 +253,41 @@ def _own_gpu() -> contextlib.AbstractContextManager:
     return torch.cuda.device(number % count)
 
 
-def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces: Iterable[Chunk]) -> Iterator[Made]:
-    """Pieces handed to the workers of a cluster, a few ahead for each."""
+def compute_on_cluster(
+    found: tuple[Client, int, str], pipeline: PickledPipeline, store: Path, chunks: Iterable[Chunk]
+) -> Iterator[ChunkResult]:
+    """Compute chunks on the workers of a cluster, with a limited number queued for each.
+
+    Args:
+        found: Client, number of workers and their description, from `open_cluster`.
+        pipeline: Pipeline.
+        store: Folder of the store.
+        chunks: Chunks.
+
+    Yields:
+        ChunkResult of each chunk.
+    """
     import dask
     from distributed import KilledWorker, as_completed
 
-    (client, count, who), waiting, handed = found, iter(pieces), {}
-    # The scheduler keeps what makes it; what client.scatter brings to the workers is lost with the last of them.
+    (client, count, who), waiting, submitted = found, iter(chunks), {}
+    # The scheduler can recompute a submitted value, whereas data from client.scatter are lost with the last worker.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
-        held = client.submit(_itself, job, pure=False)
+        remote = client.submit(_return_unchanged, pipeline, pure=False)
 
-    def submit(piece: Chunk):
-        future = client.submit(_make, held, store, piece, pure=False)
-        handed[future.key] = piece
+    def submit(chunk: Chunk):
+        future = client.submit(_compute_on_worker, remote, store, chunk, pure=False)
+        submitted[future.key] = chunk
         return future
 
-    first = [submit(piece) for piece in itertools.islice(waiting, AHEAD * count)]
+    first = [submit(chunk) for chunk in itertools.islice(waiting, CHUNKS_AHEAD * count)]
     running = as_completed(first, loop=client.loop)
     for future in running:
-        piece = handed.pop(future.key)
+        chunk = submitted.pop(future.key)
         try:
-            made = future.result()
+            result = future.result()
         except KilledWorker:
-            made = Made(piece, KILLED)
-        yield dataclasses.replace(made, by=who)
-        for piece in itertools.islice(waiting, 1):
-            running.add(submit(piece))
+            result = ChunkResult(chunk, KILLED_MESSAGE)
+        yield dataclasses.replace(result, worker=who)
+        for chunk in itertools.islice(waiting, 1):
+            running.add(submit(chunk))

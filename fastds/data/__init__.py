@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
+"""Weather fields as xarray datasets: file formats, coordinates, radar data, writers and training samples."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ from fastds.data.formats.hko7 import open_hko7
 from fastds.data.formats.opening import open_dataset
 from fastds.data.formats.radolan import open_radolan
 from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
-from fastds.data.grid.plausible import declared
 from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
+from fastds.data.grid.value_checks import apply_metadata
 from fastds.data.io.files import save_dataset
 from fastds.data.io.output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
 from fastds.data.io.statics import StaticMaps, static_maps
@@ -46,7 +46,7 @@ from fastds.data.radar.reflectivity import (
     to_reflectivity,
 )
 from fastds.data.radar.synthetic import synthetic_event
-from fastds.data.reading import opened
+from fastds.data.reading import open_input
 
 if TYPE_CHECKING:
     from fastds.data.samples.radar_triples import EpochSampler as EpochSampler
@@ -78,13 +78,13 @@ __all__ = [
     "ReflectivityInput",
     "StaticMaps",
     "add_history",
+    "apply_metadata",
     "clip_reflectivity",
     "coarsen",
     "coarsen_dataset",
     "coarsen_grid",
     "coarsen_mask",
     "cut_to_multiple",
-    "declared",
     "echo_fraction",
     "from_pixels",
     "from_reflectivity",
@@ -94,7 +94,7 @@ __all__ = [
     "open_dataset",
     "open_hko7",
     "open_radolan",
-    "opened",
+    "open_input",
     "output_frames",
     "output_shape",
     "prepare",
@@ -120,7 +120,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The datasets for training need torch; files, grids and preparation work without loading it.
+    # The training datasets import torch. All other names of this package work without it.
     if name in _NEED_TORCH:
         return getattr(importlib.import_module(f"fastds.data.samples.{_NEED_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data as users hand them over: datasets, arrays or files, with what these do not tell."""
+"""Conversion of user input (datasets, arrays, file names) to datasets with declared metadata."""
 
 import contextlib
 import os
@@ -8,14 +8,21 @@ from typing import TypedDict, Unpack
 
 import xarray as xr
 
-from fastds.data.formats.opening import between, open_dataset
-from fastds.data.grid.plausible import declared
+from fastds.data.formats.opening import open_dataset, select_time_range
+from fastds.data.grid.value_checks import apply_metadata
 
-Data = xr.Dataset | xr.DataArray | str | os.PathLike | list[str | os.PathLike]
+InputData = xr.Dataset | xr.DataArray | str | os.PathLike | list[str | os.PathLike]
 
 
-class Reading(TypedDict, total=False):
-    """How data are read: missing and units, see declared, start and stop, see open_dataset."""
+class ReadOptions(TypedDict, total=False):
+    """Options of reading an input.
+
+    Attributes:
+        missing: Value that stands for missing data, see `apply_metadata`.
+        units: Units of the variable, see `apply_metadata`.
+        start: First time, see `open_dataset`.
+        stop: Last time, see `open_dataset`.
+    """
 
     missing: float | None
     units: str | None
@@ -23,28 +30,40 @@ class Reading(TypedDict, total=False):
     stop: str | None
 
 
-def are_paths(data: object) -> bool:
-    """Whether data are files, by name."""
+def is_path_like(data: object) -> bool:
+    """Return True if `data` is a path or a list of paths."""
     paths = data if isinstance(data, list | tuple) else [data]
     return all(isinstance(path, str | os.PathLike) for path in paths)
 
 
 @contextlib.contextmanager
-def opened(data: Data | None, var: str | None = None, **reading: Unpack[Reading]) -> Iterator[xr.Dataset | None]:
-    """A Dataset of what was given: a DataArray by its name, files opened for the block; None stays None.
+def open_input(
+    data: InputData | None, var: str | None = None, **reading: Unpack[ReadOptions]
+) -> Iterator[xr.Dataset | None]:
+    """Context manager: yield the Dataset of a user's input, with declared metadata applied.
 
-    var: the variable that missing and units are of; reading: see Reading. Raises: TypeError for other data, and what
-    open_dataset and declared raise."""
-    told = reading.get("missing"), reading.get("units"), var
+    A Dataset is used as it is, a DataArray becomes a Dataset with one variable, and files are opened until the end of
+    the block. None yields None.
+
+    Args:
+        data: Dataset, DataArray, path, list of paths, or None.
+        var: Name of the variable that `missing` and `units` describe.
+        **reading: See `ReadOptions`.
+
+    Raises:
+        TypeError: `data` has another type.
+        ValueError, OSError, ImportError: see `open_dataset` and `apply_metadata`.
+    """
+    declared = reading.get("missing"), reading.get("units"), var
     times = reading.get("start"), reading.get("stop")
     if data is None:
         yield None
     elif isinstance(data, xr.DataArray):
-        yield declared(between(data.to_dataset(name=data.name or "field"), *times), *told)
+        yield apply_metadata(select_time_range(data.to_dataset(name=data.name or "field"), *times), *declared)
     elif isinstance(data, xr.Dataset):
-        yield declared(between(data, *times), *told)
-    elif are_paths(data):
+        yield apply_metadata(select_time_range(data, *times), *declared)
+    elif is_path_like(data):
         with open_dataset(data, start=times[0], stop=times[1]) as dataset:
-            yield declared(dataset, *told)
+            yield apply_metadata(dataset, *declared)
     else:
         raise TypeError(f"data must be an xarray Dataset or DataArray or files, got a {type(data).__name__}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastds._argument_types import is_whole
+from fastds._argument_types import is_whole_number
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
@@ -70,7 +70,7 @@ def check_whole(name: str, value: float | None, least: int, most: int | None = N
         least: smallest allowed value.
         most: largest allowed value; None: no limit.
     """
-    if value is not None and not (is_whole(value) and least <= value <= (most or value)):
+    if value is not None and not (is_whole_number(value) and least <= value <= (most or value)):
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
 
@@ -78,7 +78,7 @@ def check_whole(name: str, value: float | None, least: int, most: int | None = N
 def check_count(name: str, value: int) -> None:
     """Raise ValueError if a number of threads or processes is below 1 or far above the number of CPUs."""
     most = max(64, 4 * (os.cpu_count() or 1))
-    if not is_whole(value) or not 1 <= value <= most:
+    if not is_whole_number(value) or not 1 <= value <= most:
         raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from fastds._outputs import check_replaceable, place_of
-from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
-from fastds.data.formats.opening import Source, files_of
-from fastds.data.io.files import check_format, names_zarr
-from fastds.data.io.mlcast import Origin, check_mlcast, save_mlcast
-from fastds.data.io.packing import check_stored, packed_like
-from fastds.data.reading import Reading
+from fastds._outputs import check_replaceable, resolve_target
+from fastds.data import ReflectivityInput, grid_spacing_m, open_input, save_dataset
+from fastds.data.formats.opening import InputPaths, list_files
+from fastds.data.io.files import check_output_format, is_zarr_path
+from fastds.data.io.mlcast import ArchiveMetadata, check_mlcast, save_mlcast
+from fastds.data.io.packing import check_stored_dtype, pack_like
+from fastds.data.reading import ReadOptions
 from fastds.models import ModelCard, load
 
 # Larger arrays are memory-mapped to a temporary file while a command runs.
@@ -49,7 +49,7 @@ class RunSummary:
         return "\n".join(self.notes)
 
 
-def check_target(source: Source, target: str | os.PathLike) -> None:
+def check_target(source: InputPaths, target: str | os.PathLike) -> None:
     """Check that the output can be written, before anything is computed.
 
     Args:
@@ -66,31 +66,31 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
     check_replaceable(target)
     if target.exists() and any(os.path.samefile(file, target) for file in _list_existing(source)):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
-    folder = place_of(target).parent
+    folder = resolve_target(target).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    if target.is_dir() and not names_zarr(target):
+    if target.is_dir() and not is_zarr_path(target):
         raise IsADirectoryError(f"the output must be a file, {target} is a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the folder of the output is read-only: {folder}")
 
 
-def _list_existing(source: Source) -> list[Path]:
+def _list_existing(source: InputPaths) -> list[Path]:
     """Return the existing files of an input, and the input itself if it is an existing file or folder."""
     existing = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
     with contextlib.suppress(FileNotFoundError):
-        return existing + files_of(source)
+        return existing + list_files(source)
     return existing
 
 
-def check_field_target(source: Source, target: str | os.PathLike) -> None:
+def check_field_target(source: InputPaths, target: str | os.PathLike) -> None:
     """Check an output path as check_target does, and that its extension is one of NetCDF or Zarr.
 
     Raises:
         ValueError: the extension belongs to another format. Else as check_target.
     """
     check_target(source, target)
-    check_format(target)
+    check_output_format(target)
 
 
 def check_reads_static(card: ModelCard, needed: int) -> None:
@@ -141,8 +141,8 @@ def process_file(
     *,
     var: str | None = None,
     dtype: str = "input",
-    origin: Origin | None = None,
-    **reading: Unpack[Reading],
+    origin: ArchiveMetadata | None = None,
+    **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Process a file and write the result atomically.
 
@@ -152,22 +152,22 @@ def process_file(
         transform: function (dataset, folder for large arrays) -> (new dataset, run summary).
         finalize: function (dataset, new dataset) -> one more note, called after the file is written; None: no further
             note.
-        var: variable to read, see fastds.data.opened.
+        var: variable to read, see fastds.data.open_input.
         dtype: "input" (packed integers if the input is packed) or "float32".
         origin: metadata of an MLCast archive, the format in which the radar field is then written, see
             fastds.data.io.mlcast.save_mlcast; None: CF output.
-        reading: further options of fastds.data.opened.
+        reading: further options of fastds.data.open_input.
 
     Returns:
         The run summary.
 
     Raises:
-        ValueError: invalid input or options. Else as check_field_target and fastds.data.opened.
+        ValueError: invalid input or options. Else as check_field_target and fastds.data.open_input.
     """
     target = Path(target)
     check_field_target(source, target)
-    check_stored(dtype)
-    with opened(source, var, **reading) as dataset:
+    check_stored_dtype(dtype)
+    with open_input(source, var, **reading) as dataset:
         if origin is not None:
             check_mlcast(dataset, target, var)
         out, summary = transform(dataset, target.absolute().parent)
@@ -175,7 +175,7 @@ def process_file(
         if origin is not None:
             save_mlcast(out, target, origin, var if var in out else None)
         else:
-            save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
+            save_dataset(pack_like(out, dataset) if dtype == "input" else out, target)
         summary.notes.append(f"wrote {target}")
         if finalize is not None:
             summary.notes.append(finalize(dataset, out))
@@ -186,21 +186,21 @@ def check_truth_file(
     truth: str | os.PathLike,
     check: Callable[[xr.Dataset], None],
     var: str | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> None:
     """Check the file of true values before anything is computed.
 
     Args:
-        truth: file, see fastds.data.opened.
+        truth: file, see fastds.data.open_input.
         check: function that raises ValueError if the dataset does not fit.
         var: variable to read.
-        reading: further options of fastds.data.opened.
+        reading: further options of fastds.data.open_input.
 
     Raises:
         ValueError: the check failed; the message begins with "truth: ".
     """
     try:
-        with opened(truth, var, **reading) as dataset:
+        with open_input(truth, var, **reading) as dataset:
             check(dataset)
     except ValueError as error:
         raise ValueError(f"truth: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.formats import maps
+from fastds.data.formats import cf_builder
 from fastds.data.packages import require
 
 Metadata = dict[str, Any]
@@ -76,7 +76,11 @@ def make_dataset(fields: np.ndarray, linear: Metadata, minutes: float) -> xr.Dat
         linear: metadata of the fields: unit, coordinates, Z-R relation.
         minutes: time step in minutes.
     """
-    named = maps.rainfall_amount(fields, minutes) if linear["unit"] == "mm" else maps.rainfall_rate(fields)
+    named = (
+        cf_builder.make_rain_amount_field(fields, minutes)
+        if linear["unit"] == "mm"
+        else cf_builder.make_rain_rate_field(fields)
+    )
     ((name, (values, attrs)),) = named.items()
     attrs = attrs | {key: float(linear[key]) for key in ("zr_a", "zr_b") if key in linear}
     times = _START + (np.arange(len(fields)) * round(minutes * 60e9)).astype("timedelta64[ns]")
@@ -92,7 +96,7 @@ def _make_axes(metadata: Metadata) -> dict[str, Any]:
     units, axes = metadata.get("cartesian_unit", "m"), {}
     for name in ("y", "x"):
         low, high, step = (float(metadata[key]) for key in (f"{name}1", f"{name}2", f"{name}pixelsize"))
-        values = maps.centres(low, step, round((high - low) / step))
+        values = cf_builder.compute_cell_centres(low, step, round((high - low) / step))
         if name == "y" and metadata.get("yorigin", "upper") == "upper":
             values = values[::-1]
         axes[name] = (name, values, {"standard_name": f"projection_{name}_coordinate", "units": units})

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from fastds._outputs import is_command
+from fastds._outputs import is_running_as_cli
 from fastds.data import grid_spacing_m
 from fastds.info import info
 from fastds.models import ModelCard, available, load_card
@@ -42,7 +42,7 @@ def describe_run(
         Heading -> {name: value}.
     """
     rows = info()
-    run = {"command": shlex.join(["fastds", *sys.argv[1:]]) if is_command() else "called from Python"}
+    run = {"command": shlex.join(["fastds", *sys.argv[1:]]) if is_running_as_cli() else "called from Python"}
     run |= {key: rows[key] for key in _MACHINE_FACTS if key in rows}
     found = {
         "Run": run,

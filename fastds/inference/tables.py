@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds.inference.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _MAX_WIDTH = 10_000  # terminal width in columns; larger than any table
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
     """Write a CSV file atomically."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(lines)

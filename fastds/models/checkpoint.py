@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from fastds._argument_types import checks_types
-from fastds._nearest import did_you_mean, spelled
-from fastds._outputs import replacing
+from fastds._argument_types import validate_arguments
+from fastds._outputs import atomic_write
+from fastds._suggestions import resolve_name, suggest
 from fastds._version import __version__
 from fastds.models.card import ModelCard
 from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, find_architecture, find_task
@@ -71,13 +71,13 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
         "card": model.card.to_json(),
         "sha256": _compute_digest(state),
     }
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(_sort_metadata(to_bytes(state, metadata)))
         file.flush()
         os.fsync(file.fileno())
 
 
-@checks_types
+@validate_arguments
 def load(name_or_path: str | os.PathLike) -> nn.Module:
     """Read a model from the package or from a file, in evaluation mode.
 
@@ -112,7 +112,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     return model.eval()
 
 
-@checks_types
+@validate_arguments
 def load_card(name_or_path: str | os.PathLike) -> ModelCard:
     """Read the model card of a weights file without reading the weights.
 
@@ -135,10 +135,10 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     names = available(pretrained=True)
-    if isinstance(name_or_path, str) and (name := spelled(name_or_path, names)):
+    if isinstance(name_or_path, str) and (name := resolve_name(name_or_path, names)):
         return WEIGHTS / f"{name}.safetensors"
-    hint = did_you_mean(str(name_or_path), names)
-    if spelled(str(name_or_path), PRESETS):
+    hint = suggest(str(name_or_path), names)
+    if resolve_name(str(name_or_path), PRESETS):
         hint = "; it is a preset without shipped weights, which create() builds"
     raise FileNotFoundError(
         f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {', '.join(names)}{hint}"

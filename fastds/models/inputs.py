@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 
 
 def check_input(name: str, x: Tensor, model: nn.Module) -> None:
@@ -20,7 +20,7 @@ def check_input(name: str, x: Tensor, model: nn.Module) -> None:
             convert float64, the default dtype of NumPy.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {with_article(type(x).__name__)}, expected a Tensor")
+        raise TypeError(f"{name} is {add_article(type(x).__name__)}, expected a Tensor")
     weights = next(model.parameters()).dtype
     if not x.is_floating_point() or (x.dtype == torch.float64) != (weights == torch.float64):
         raise TypeError(f"{name} has dtype {x.dtype}, expected {weights} as the weights have")

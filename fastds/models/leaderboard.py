@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.models.registry import TASKS
 
@@ -89,7 +89,7 @@ def add(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     for row in rows:
         rows_by_key[row.key] = _parse_row(dataclasses.asdict(row), f"the row of {row.model}")
     texts = [json.dumps(dataclasses.asdict(rows_by_key[key]), ensure_ascii=False) for key in sorted(rows_by_key)]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("[\n" + ",\n".join(texts) + "\n]\n", encoding="utf-8")
 
 

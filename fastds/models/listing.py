@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from fastds._nearest import did_you_mean, spelled
+from fastds._suggestions import resolve_name, suggest
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
@@ -44,7 +44,7 @@ def format_card(name: str) -> str:
         FileNotFoundError: If there is no such name or file.
         ValueError: If the file is no weights file.
     """
-    name = spelled(name, {*PRESETS, *available(pretrained=True)}) or name
+    name = resolve_name(name, {*PRESETS, *available(pretrained=True)}) or name
     if name in PRESETS and name not in available(pretrained=True):
         architecture, _, description = PRESETS[name]
         return f"{name}: a preset of {architecture} without shipped weights. {description}"
@@ -53,7 +53,7 @@ def format_card(name: str) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{name!r} is no file, no weights of the package ({', '.join(available(pretrained=True))}) and none of the "
-            f"{len(PRESETS)} presets{did_you_mean(name, [*PRESETS, *available(pretrained=True)])}"
+            f"{len(PRESETS)} presets{suggest(name, [*PRESETS, *available(pretrained=True)])}"
         ) from None
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
     # Weights of a user may have the name of their preset, but the leaderboard has scores of the shipped weights only.

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fastds._argument_types import annotations_of, check_types
-from fastds._nearest import spelled
+from fastds._argument_types import check_types, get_annotations
+from fastds._suggestions import resolve_name
 from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
@@ -150,7 +150,7 @@ def resolve_preset(name: str) -> str:
     Raises:
         ValueError: If there is no preset of this name.
     """
-    found = spelled(str(name), PRESETS)
+    found = resolve_name(str(name), PRESETS)
     if found is None:
         near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -181,7 +181,7 @@ def build(architecture: str, config: dict) -> nn.Module:
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
-    check_types(annotations_of(ARCHITECTURES[architecture]), config)
+    check_types(get_annotations(ARCHITECTURES[architecture]), config)
     try:
         return ARCHITECTURES[architecture](**config)
     except (TypeError, RuntimeError, ZeroDivisionError) as error:  # for example sizes that torch rejects, or 0 groups

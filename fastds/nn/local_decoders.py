@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.nn.convolutions import BorderConv, Conv1x1, get_parameters
 from fastds.ops import GridSpec, PointSpec, inr_query
 from fastds.ops.core.arguments import check_positive_ints
@@ -100,7 +100,7 @@ class LocalDecoder(nn.Module):
             where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_get_compute_dtype(x))
         elif not isinstance(where, GridSpec | PointSpec):
             kinds = "a size (rows, columns), a GridSpec, a PointSpec or a Tensor of coordinates"
-            raise TypeError(f"where is {with_article(type(where).__name__)}, expected {kinds}")
+            raise TypeError(f"where is {add_article(type(where).__name__)}, expected {kinds}")
         cell = self._cell(x, where) if cell is None else cell
         y = self.query(self.prepare(x), where, cell, skip, edge, mask)
         return y if size is None else y.unflatten(1, where.size).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastds._behind_import import behind_import
+from fastds._import_hooks import run_after_import
 from fastds.ops.core.registry import OPS, Op
 from fastds.ops.impl.inr_query.query import Query
 
@@ -159,4 +159,4 @@ def register_formulas() -> None:
 
     The import is deferred because that module imports triton, which takes longer than importing fastds.ops.
     """
-    behind_import("torch.utils.flop_counter", _register)
+    run_after_import("torch.utils.flop_counter", _register)

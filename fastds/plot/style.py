@@ -8,7 +8,7 @@ import os
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 
 NO_ECHO_COLOUR = "#ffffff"
 MISSING_COLOUR = "#d0d0d0"
@@ -71,5 +71,5 @@ def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm,
 def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
     """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete; dpi: pixels
     an inch."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from fastds.data.grid.axes import unwrap
-from fastds.data.grid.grids import latitude_longitude
-from fastds.data.grid.units import metres_of
+from fastds.data.grid.axes import unwrap_longitudes
+from fastds.data.grid.grids import find_latitude_longitude
+from fastds.data.grid.units import get_metres_per_unit
 
 _TICKS = 4
 
@@ -83,16 +83,16 @@ class _Axis:
 def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
     if dim not in field.coords or field.sizes[dim] < 2 or field[dim].dtype.kind not in "fiu":
         return _Axis(None, "pixels")
-    attrs, values = field[dim].attrs, unwrap(field[dim].values, field[dim].attrs)
-    if any(place is not None and dim == place.name for place in latitude_longitude(field)):
+    attrs, values = field[dim].attrs, unwrap_longitudes(field[dim].values, field[dim].attrs)
+    if any(place is not None and dim == place.name for place in find_latitude_longitude(field)):
         return _Axis(values, "degrees")
-    metres = metres_of(attrs.get("units", ""))
+    metres = get_metres_per_unit(attrs.get("units", ""))
     return _Axis(values, "pixels") if metres is None else _Axis(values * metres / 1e3, "km")
 
 
 def _turned(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
     """Whether rows, columns are turned round: by their coordinates, else by 2-D latitudes and longitudes."""
-    lat, lon = latitude_longitude(field)
+    lat, lon = find_latitude_longitude(field)
     if (y.values is None or x.values is None) and lat is not None and lat.ndim == 2:
         north, east = np.diff(lat.values, axis=0), np.diff(np.unwrap(lon.values, period=360.0))
         return bool(np.nanmean(north) > 0), bool(np.nanmean(east) < 0)

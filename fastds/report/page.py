@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report.charts import Chart
@@ -53,7 +53,7 @@ class Page:
     def write(self, path: str | os.PathLike) -> None:
         """Write the page by a temporary name; path: of the HTML file."""
         text = self.html()
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import importlib
 import pathlib
 import sys
 
-from fastds._nearest import there_are
+from fastds._suggestions import suggest_and_list
 from fastds.training.command import list_option_names, run_command
 
 _FIELDS = "fastds.studies.fields.run"
@@ -62,7 +62,7 @@ def unknown_study(name: str) -> str | None:
     """The sentence of `fastds study` about a study that there is not, None for one that there is."""
     if name in STUDIES:
         return None
-    return f"fastds study: there is no study {name!r}{there_are(name, STUDIES)}"
+    return f"fastds study: there is no study {name!r}{suggest_and_list(name, STUDIES)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastds import models
 from fastds.data import open_dataset, to_reflectivity
-from fastds.data.radar.reflectivity import z_r_law
+from fastds.data.radar.reflectivity import find_z_r
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
@@ -101,7 +101,7 @@ def _of_block(
 ) -> Iterator[Sample]:
     with open_dataset(folder / block.file) as dataset:
         source = to_reflectivity(dataset)
-        law, _ = z_r_law(dataset, source.raw)
+        law, _ = find_z_r(dataset, source.raw)
         frames = range(source.shape[0])[slice(*block.frames, block.stride)]
         z = read_coarse_frames(source, list(frames), block.factor, 0.0)
     z = z[::-1] if backwards else z

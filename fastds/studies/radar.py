@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
-from fastds.data.grid.variables import duration_seconds
+from fastds.data.grid.variables import parse_duration
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_number, make_score_table
@@ -285,7 +285,7 @@ def study(config: StudyConfig) -> None:
     if config.report is not None:
         check_report(config.report)
     with inference_context(None, resolve_execution(None, config.threads)):
-        seconds = duration_seconds(config.block, "block")
+        seconds = parse_duration(config.block, "block")
         c = config
         results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
         drawn = [] if config.members < 2 else [member_table(config)]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastds._outputs import is_command
+from fastds._outputs import is_running_as_cli
 from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.models import leaderboard
 from fastds.report import Chart, Page
@@ -38,7 +38,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def command_line(config: Any) -> str:
     """The command that a study was started by, with files of the machine by their names alone."""
-    words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
+    words = sys.argv[1:] if is_running_as_cli() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # and its file, a word of its own
         at = words.index("--leaderboard")
         del words[at : at + 2]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from fastds import models
-from fastds._argument_types import annotations_of, check_types
+from fastds._argument_types import check_types, get_annotations
 from fastds._mixins import PredictOptions
-from fastds.data.grid.grids import latitude_longitude
-from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
-from fastds.data.reading import Data, Reading, are_paths, opened
+from fastds.data.grid.grids import find_latitude_longitude
+from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
+from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
 
@@ -33,7 +33,7 @@ Model = nn.Module | str | os.PathLike | None
 DOWNSCALING = ("radar", "fields", "humidity")
 # options that select the task "fields" if the model does not determine the task
 _FIELD_OPTIONS = ("scale", "grid", "like")
-READ_OPTIONS = tuple(Reading.__annotations__)
+READ_OPTIONS = tuple(ReadOptions.__annotations__)
 
 
 class UnknownOptionError(TypeError, ValueError):
@@ -42,7 +42,7 @@ class UnknownOptionError(TypeError, ValueError):
 
 def downscale(
     model: Model,
-    data: Data,
+    data: InputData,
     *,
     var: str | None = None,
     scale: float | None = None,
@@ -126,14 +126,14 @@ def downscale(
     run = get_task_function(task, "downscale")
     reading = _pop_read_options(options, *READ_OPTIONS)
     check_options(run, task, options)
-    with opened(data, **reading) as dataset:
+    with open_input(data, **reading) as dataset:
         out = run(model, dataset, **options)
-        return out.load() if are_paths(data) else out  # loaded before the files are closed
+        return out.load() if is_path_like(data) else out  # loaded before the files are closed
 
 
 def nowcast(
     model: Model,
-    data: Data,
+    data: InputData,
     *,
     steps: int | None = None,
     lead: str | None = None,
@@ -202,15 +202,15 @@ def nowcast(
     options = _collect_options(nowcast, locals())
     _check_model_and_data(model, data)
     run = get_task_function("nowcast", "nowcast")
-    known = annotations_of(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
+    known = get_annotations(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
     reading = _pop_read_options(options, "missing", "units", "stop")
     check_types(known, options)
-    with opened(data, **reading) as dataset:
+    with open_input(data, **reading) as dataset:
         out = run(model, dataset, **options)
-        return out.load() if are_paths(data) else out
+        return out.load() if is_path_like(data) else out
 
 
-def predict(model: Model, data: Data, **options: Unpack[PredictOptions]) -> xr.Dataset:
+def predict(model: Model, data: InputData, **options: Unpack[PredictOptions]) -> xr.Dataset:
     """Forecast with a nowcasting model, downscale with any other model.
 
     Args:
@@ -243,7 +243,7 @@ def predict(model: Model, data: Data, **options: Unpack[PredictOptions]) -> xr.D
 
 def query(
     model: Model,
-    data: Data,
+    data: InputData,
     points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
     *,
     outside: str = "error",
@@ -290,15 +290,15 @@ def query(
     run = get_task_function("fields", "query")
     reading = _pop_read_options(options, *READ_OPTIONS)
     check_options(run, "query", options)
-    with opened(data, **reading) as dataset:
+    with open_input(data, **reading) as dataset:
         return run(model, dataset, points, **options)
 
 
 def evaluate(
-    prediction: Data,
-    truth: Data,
+    prediction: InputData,
+    truth: InputData,
     *,
-    input: Data | None = None,  # named like the option of the command
+    input: InputData | None = None,  # named like the option of the command
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     baselines: Sequence[str] | None = None,
@@ -354,7 +354,7 @@ def _collect_options(verb: Callable, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def evaluate_in_processes(
-    prediction: Data, truth: Data, score_items: Callable[[str], ScoreItems] | None, **options: Any
+    prediction: InputData, truth: InputData, score_items: Callable[[str], ScoreItems] | None, **options: Any
 ) -> EvaluationTable | FieldTable | NowcastTable:
     """Evaluate a prediction, optionally in other processes.
 
@@ -370,8 +370,8 @@ def evaluate_in_processes(
     """
     source, reading = options.pop("input", None), _pop_read_options(options, *READ_OPTIONS)
     files = {"prediction": prediction, "truth": truth, "input": source}
-    check_types({"prediction": Data, "truth": Data, "input": Data | None}, files)
-    with opened(prediction) as p, opened(truth, **reading) as t, opened(source, **reading) as source:
+    check_types({"prediction": InputData, "truth": InputData, "input": InputData | None}, files)
+    with open_input(prediction) as p, open_input(truth, **reading) as t, open_input(source, **reading) as source:
         task = select_evaluation_task(p, options.get("var"))
         run, name = get_task_function(task, "evaluate"), get_input_name(task)
         check_options(run, task, options, {"input", "model"}, {name, "score_items"})
@@ -403,7 +403,7 @@ def select_evaluation_task(prediction: xr.Dataset, var: str | None = None) -> st
         return "radar" if declared == "radar" else "fields"
     fields = {name: field for name, field in prediction.data_vars.items() if field.ndim >= 2}
     chosen = [fields[var]] if var in fields else list(fields.values())
-    latitudes = (latitude_longitude(field)[0] for field in chosen)
+    latitudes = (find_latitude_longitude(field)[0] for field in chosen)
     gridded = any(latitude is not None and latitude.ndim == 1 for latitude in latitudes)
     if any(is_dbz(field.attrs.get("units")) for field in chosen):
         return "radar"
@@ -413,7 +413,7 @@ def select_evaluation_task(prediction: xr.Dataset, var: str | None = None) -> st
 def _is_not_precipitation(fields: list[xr.DataArray]) -> bool:
     """Return whether fields are known to be quantities other than precipitation, and thus not radar fields."""
     known = [field for field in fields if field.attrs.get("units") and field.ndim >= 3]
-    return bool(known) and not any(named_reflectivity(f) or rain_kind(f, named=True) for f in known)
+    return bool(known) and not any(is_named_reflectivity(f) or classify_rain(f, named=True) for f in known)
 
 
 def get_task_function(task: str, verb: str) -> Callable:
@@ -480,12 +480,12 @@ def check_options(
     parameters = inspect.signature(run).parameters.values()
     known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "model"}
     _check_names(options, (known | further) - without, task)
-    check_types(annotations_of(run), options)
+    check_types(get_annotations(run), options)
 
 
-def _check_model_and_data(model: Model, data: Data) -> None:
+def _check_model_and_data(model: Model, data: InputData) -> None:
     """Raise ArgumentTypeError if model or data have the wrong type."""
-    check_types({"model": Model, "data": Data}, {"model": model, "data": data})
+    check_types({"model": Model, "data": InputData}, {"model": model, "data": data})
 
 
 _INTERNAL_OPTIONS = {"progress", "origin"}  # set by the commands, not by users
@@ -509,5 +509,5 @@ def _pop_read_options(options: dict, *names: str) -> dict:
         ArgumentTypeError: a value of the wrong type.
     """
     reading = {name: options.pop(name) for name in names if name in options} | {"var": options.get("var")}
-    check_types(Reading.__annotations__ | {"var": str | None}, reading)
+    check_types(ReadOptions.__annotations__ | {"var": str | None}, reading)
     return reading

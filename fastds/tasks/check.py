@@ -12,14 +12,14 @@ import numpy as np
 import xarray as xr
 from jsonargparse import Namespace
 
+from fastds._messages import format_error, format_internal_error, replace_arguments_by_options, show_traceback
 from fastds._parsers import COMMANDS, build_command_parser
-from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
-from fastds.data import ReflectivityInput, grid_spacing_m, opened, to_reflectivity
-from fastds.data.formats.opening import Source
-from fastds.data.grid.axes import FULL_CIRCLE, time_of
-from fastds.data.grid.grids import grid_mappings, latitude_longitude
-from fastds.data.grid.times import regular_segments, text_of
-from fastds.data.grid.variables import field_names, only_rain
+from fastds.data import ReflectivityInput, grid_spacing_m, open_input, to_reflectivity
+from fastds.data.formats.opening import InputPaths
+from fastds.data.grid.axes import FULL_CIRCLE, find_dataset_time
+from fastds.data.grid.grids import find_grid_mappings, find_latitude_longitude
+from fastds.data.grid.times import find_regular_segments, format_time
+from fastds.data.grid.variables import find_only_rain_field, list_fields
 from fastds.data.io.mlcast import check_mlcast
 from fastds.inference.tables import format_count
 from fastds.models import available, load_card
@@ -35,7 +35,7 @@ def check_all(options: Namespace, reading: dict) -> int:
 
     Args:
         options: parsed command line.
-        reading: options of fastds.data.opened: missing, units, start, stop.
+        reading: options of fastds.data.open_input: missing, units, start, stop.
 
     Returns:
         Exit status: 0 if at least one command accepts each input, else 2.
@@ -47,21 +47,21 @@ def check_all(options: Namespace, reading: dict) -> int:
     return 0 if good else 2
 
 
-def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
+def check(path: InputPaths, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
     """Print the contents of a file and the commands that accept it.
 
     Args:
         path: file, folder or pattern.
         var: name of the variable; None: the only one that fits.
         weights: names or files of weights that are tried in addition to the shipped weights.
-        reading: further options of fastds.data.opened.
+        reading: further options of fastds.data.open_input.
 
     Returns:
         True if at least one command accepts the file.
     """
     print(path)
     try:
-        with warnings.catch_warnings(record=True) as caught, opened(path, var, **reading) as dataset:
+        with warnings.catch_warnings(record=True) as caught, open_input(path, var, **reading) as dataset:
             warnings.simplefilter("always", UserWarning)
             for name, text in _list_facts(dataset):
                 print(f"  {name:10} {text}")
@@ -70,7 +70,7 @@ def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **r
         print(f"  cannot be read: {_format_reason(error, path)}")
         return False
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"  warning    {with_options(text, _list_options())}")
+        print(f"  warning    {replace_arguments_by_options(text, _list_options())}")
     alike: dict[tuple[bool, str], list[str]] = {}
     for name, takes, text in found:
         alike.setdefault((takes, text), []).append(name)
@@ -89,11 +89,13 @@ def _try_command(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
         return name, False, _format_reason(error).partition("; candidates: ")[0]  # the candidates are listed above
 
 
-def _format_reason(error: Exception, *files: Source) -> str:
+def _format_reason(error: Exception, *files: InputPaths) -> str:
     """Return why a file cannot be read or a command does not accept it, with option names as on the command line."""
     show_traceback()
     users = isinstance(error, ValueError | OSError | ImportError | MemoryError)
-    return with_options(sentence_of(error) if users else internal_error(error, map(str, files)), _list_options())
+    return replace_arguments_by_options(
+        format_error(error) if users else format_internal_error(error, map(str, files)), _list_options()
+    )
 
 
 @functools.cache
@@ -109,10 +111,10 @@ def _list_facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
     for name in ("title", "institution"):
         if name in dataset.attrs:
             yield name, str(dataset.attrs[name])
-    time = time_of(dataset) or "time"
+    time = find_dataset_time(dataset) or "time"
     if time in dataset.variables:
         yield "times", _describe_times(np.atleast_1d(dataset[time].values))
-    fields = [dataset[name] for name in field_names(dataset)]
+    fields = [dataset[name] for name in list_fields(dataset)]
     for variable in fields[:_MAX_LISTED]:
         sizes = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())
         yield "variable", f"{variable.name} [{variable.attrs.get('units', 'no units')}] {sizes}"
@@ -127,14 +129,14 @@ def _describe_times(times: np.ndarray) -> str:
     if not times.size:
         return "none"
     different = np.unique(times)
-    ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
+    ends = f"{len(times)}, {format_time(times[0])} to {format_time(times[-1])}"
     if len(different) < 2:
-        return text_of(times[0]) if len(times) == 1 else ends
+        return format_time(times[0]) if len(times) == 1 else ends
     if times.dtype.kind not in "MO":
         return f"{ends}, which are no dates"
     ends += f", {len(times) - len(different)} of them repeated" * (len(different) < len(times))
     try:
-        segments, cadence, _ = regular_segments(different)
+        segments, cadence, _ = find_regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
     months = _count_months(different)
@@ -166,9 +168,9 @@ def _count_months(times: np.ndarray) -> np.ndarray | None:
 
 def _describe_grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
     spacing = grid_spacing_m(field)
-    mappings = grid_mappings(dataset, field)
+    mappings = find_grid_mappings(dataset, field)
     kind = str(dataset[mappings[0]].attrs.get("grid_mapping_name", "its own projection")) if mappings else ""
-    lat, lon = latitude_longitude(field)
+    lat, lon = find_latitude_longitude(field)
     if lat is not None:
         kind += f"{' ' * bool(kind)}{float(lat.min()):.2f} to {float(lat.max()):.2f} N"
         west, east = _find_longitude_ends(lon.values)
@@ -269,7 +271,7 @@ def _plan_without_warnings(task: str, *given: object) -> str:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
-        return with_options(get_task_function(task, "plan")(*given), _list_options())
+        return replace_arguments_by_options(get_task_function(task, "plan")(*given), _list_options())
 
 
 def _read_radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
@@ -300,12 +302,12 @@ def _plan_evaluation(dataset: xr.Dataset, var: str | None, radar: Callable[[], R
 
 
 def _plan_conversion(dataset: xr.Dataset) -> str:
-    if not field_names(dataset):
+    if not list_fields(dataset):
         raise ValueError("there is no field")
     return "to CF, OUT.nc, or OUT.zarr with --to cf"
 
 
 def _plan_mlcast(dataset: xr.Dataset, var: str | None) -> str:
-    chosen = var or only_rain(dataset)
+    chosen = var or find_only_rain_field(dataset)
     check_mlcast(dataset, "OUT.zarr", chosen)
     return "to an archive in MLCast's form"

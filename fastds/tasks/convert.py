@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from fastds.data import opened, save_dataset
-from fastds.data.grid.variables import only_rain
-from fastds.data.io.files import names_zarr
-from fastds.data.io.mlcast import Origin, save_mlcast
+from fastds.data import open_input, save_dataset
+from fastds.data.grid.variables import find_only_rain_field
+from fastds.data.io.files import is_zarr_path
+from fastds.data.io.mlcast import ArchiveMetadata, save_mlcast
 from fastds.inference.files import check_field_target, describe_source
 from fastds.inference.tables import track_progress
 
@@ -20,16 +20,16 @@ def convert(options: Namespace, reading: dict) -> str:
 
     Args:
         options: parsed command line.
-        reading: options of fastds.data.opened: missing, units, start, stop.
+        reading: options of fastds.data.open_input: missing, units, start, stop.
     """
     source = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     check_field_target(source, options.output)
-    origin = make_origin(options, "mlcast" if names_zarr(options.output) else "cf")
-    with opened(source, options.var, **reading) as dataset:
+    origin = make_origin(options, "mlcast" if is_zarr_path(options.output) else "cf")
+    with open_input(source, options.var, **reading) as dataset:
         notes = describe_source(dataset, always=True)
         if origin is not None:
             # a file may contain reflectivity, too, but MLCast archives hold precipitation
-            var = options.var or only_rain(dataset)
+            var = options.var or find_only_rain_field(dataset)
             notes += [f"archived {var}"] if var else []
             save_mlcast(
                 dataset, options.output, origin, var, lambda part: track_progress(part, True, "blocks", "writing")
@@ -39,7 +39,7 @@ def convert(options: Namespace, reading: dict) -> str:
         return "\n".join([*notes, f"wrote {options.output}"])
 
 
-def make_origin(options: Namespace, form: str = "cf") -> Origin | None:
+def make_origin(options: Namespace, form: str = "cf") -> ArchiveMetadata | None:
     """Return the metadata of an MLCast archive from the command line, or None for CF output.
 
     Args:
@@ -58,4 +58,4 @@ def make_origin(options: Namespace, form: str = "cf") -> Origin | None:
     lacking = " and ".join(f"--{name}" for name in _ORIGIN if given[name] is None)
     if lacking:
         raise ValueError(f"an archive in MLCast's form needs {lacking}; --to cf writes a CF store")
-    return Origin(**given)
+    return ArchiveMetadata(**given)

@@ -12,7 +12,7 @@ from typing import Unpack
 
 import yaml
 
-from fastds.data.reading import Reading
+from fastds.data.reading import ReadOptions
 from fastds.models import ModelCard, load, load_card, save
 from fastds.training.command import find_configurations, import_training
 from fastds.training.rewriting import rewrite_with_metadata
@@ -32,7 +32,7 @@ def finetune(
     device: str = "auto",
     progress: bool = False,
     var: str | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> pathlib.Path:
     """Fine-tune weights on a folder of files, with the samples and the loss of the weights' original configuration.
 
@@ -82,7 +82,7 @@ def finetune(
         return best
 
 
-def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
+def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: ReadOptions):
     """Return the files to train on: `data`, or copies in `folder` with the metadata in var and reading."""
     if var is None and not any(value is not None for value in reading.values()):
         return data

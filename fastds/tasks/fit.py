@@ -12,13 +12,13 @@ from jsonargparse import ArgumentError
 from torch import nn
 
 from fastds import models
-from fastds._argument_types import checks_types
-from fastds._nearest import spelled
+from fastds._argument_types import validate_arguments
+from fastds._suggestions import resolve_name
 from fastds.models.registry import find_task
 from fastds.training.command import format_parser_error, import_training
 
 
-@checks_types
+@validate_arguments
 def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted", **options: Any) -> nn.Module:
     """Train a network with random initial weights.
 
@@ -41,7 +41,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
         ImportError: Lightning is not installed.
     """
     known = [name for name in models.available() if find_task(name)]
-    model, requested = spelled(model, known), model
+    model, requested = resolve_name(model, known), model
     if model is None:
         raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
     task, arguments = find_task(model), {"model.name": model, "data.path": data, "output": output}

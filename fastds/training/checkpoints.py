@@ -9,7 +9,7 @@ from types import FrameType
 
 import torch
 
-from fastds._outputs import replacing, take_signals
+from fastds._outputs import atomic_write, set_signal_handlers
 from fastds.training.lightning_extra import L, TorchCheckpointIO, callbacks
 
 
@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             torch.save(checkpoint, part)
 
 
@@ -53,7 +53,9 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         self.started = True
-        self._before = take_signals(self._handle_signal)  # Lightning restores the previous handlers after the training
+        self._before = set_signal_handlers(
+            self._handle_signal
+        )  # Lightning restores the previous handlers after the training
         if module.steps_done() and trainer.is_global_zero:
             print(
                 format_finished(module) if module.is_finished() else f"resumed from step {module.steps_done()}",

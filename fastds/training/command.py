@@ -24,9 +24,9 @@ from types import ModuleType
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fastds._nearest import did_you_mean, spelled, there_are
+from fastds._messages import format_internal_error, show_traceback
 from fastds._outputs import Interrupted
-from fastds._sentences import internal_error, show_traceback
+from fastds._suggestions import resolve_name, suggest, suggest_and_list
 
 Config = typing.TypeVar("Config")
 # maximum number of values in a configuration; maximum length of an error message in characters
@@ -142,7 +142,7 @@ def format_unknown_task(name: str) -> str | None:
     """Return the error message for an unknown task, or None if the task exists."""
     if name in TASKS:
         return None
-    return f"fastds train: {_FORMER_TASKS.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
+    return f"fastds train: {_FORMER_TASKS.get(name) or f'there is no task {name!r}{suggest_and_list(name, TASKS)}'}"
 
 
 def _check_report(config) -> None:
@@ -200,9 +200,9 @@ def insert_option_names(message: str, names: set[str]) -> str:
         own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
         return f"--{own}" if own else found[0]
 
-    # `fastds train` has no option for units. The text is that of plausible.MEND_FIRST, which is not imported because
-    # its module loads xarray.
-    message = message.replace("tell the right ones with the argument units", "mend the file first")
+    # `fastds train` has no option for units. The text is value_checks.REPAIR_FIRST, whose module is not imported
+    # because it loads xarray.
+    message = message.replace("give the right ones with the argument units", "mend the file first")
 
     message = re.sub(r"\bthe argument ([a-z_]+)", argument, message).replace("name_or_path '", "model '")
 
@@ -242,9 +242,9 @@ def format_parser_error(error: ArgumentError, command: str, between: str = "_", 
         message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
     elif unknown:
         option = unknown[1].partition("=")[0]
-        message = f"unknown option {option}{did_you_mean(option, options)}"
+        message = f"unknown option {option}{suggest(option, options)}"
     elif choice:
-        message += did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
+        message += suggest(choice[1], re.findall(r"'([^']+)'", choice[2]))
     message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + " ..."
     return f"{message} (see {command} --help)"
 
@@ -273,7 +273,7 @@ def run_command(command: str, run: Callable[[], object], names: set[str] = froze
         return 2
     except Exception as error:  # a defect of fastds: reported without a traceback, too
         show_traceback()
-        print(f"{prog}: {internal_error(error)}", file=sys.stderr)
+        print(f"{prog}: {format_internal_error(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
         if str(interrupt):  # with several processes, only the first has a message
@@ -286,7 +286,9 @@ def run_command(command: str, run: Callable[[], object], names: set[str] = froze
 
 def _find_task(arguments: list[str]) -> str:
     chosen = {value.removeprefix("--config=") for value in arguments}
-    return next((task for task in TASKS if any(spelled(name, find_configurations(task)) for name in chosen)), "radar")
+    return next(
+        (task for task in TASKS if any(resolve_name(name, find_configurations(task)) for name in chosen)), "radar"
+    )
 
 
 def read_command_line(
@@ -386,10 +388,10 @@ def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
         if prefix or previous == "--config":
             if not pathlib.Path(value).is_file():
-                name = spelled(value, named)
+                name = resolve_name(value, named)
                 if name is None:
                     raise ValueError(
-                        f"--config: no file {value!r} and no configuration of that name{there_are(value, named)}"
+                        f"--config: no file {value!r} and no configuration of that name{suggest_and_list(value, named)}"
                     )
                 value = str(named[name])
             _check_yaml(value)

@@ -6,12 +6,16 @@ import pathlib
 from typing import Unpack
 
 from fastds.data import save_dataset
-from fastds.data.reading import Reading, opened
+from fastds.data.reading import ReadOptions, open_input
 from fastds.training.folders import scan_folder
 
 
 def rewrite_with_metadata(
-    data: str | os.PathLike, folder: pathlib.Path, var: str | None, name: str | None = None, **reading: Unpack[Reading]
+    data: str | os.PathLike,
+    folder: pathlib.Path,
+    var: str | None,
+    name: str | None = None,
+    **reading: Unpack[ReadOptions],
 ) -> pathlib.Path:
     """Write copies of a file, or of the files of a folder, with the metadata that the user declares.
 
@@ -32,7 +36,7 @@ def rewrite_with_metadata(
     data = pathlib.Path(data)
 
     def written(path: pathlib.Path) -> pathlib.Path:
-        with opened(path, var, **reading) as dataset:
+        with open_input(path, var, **reading) as dataset:
             if var is not None and var not in dataset:
                 raise ValueError(f"var: {var!r} is not in {path.name}, which has {', '.join(map(str, dataset))}")
             kept = dataset if var is None else dataset[[var]].rename({var: name or var})

@@ -167,9 +167,9 @@ def _across_a_gap(drawn: Drawn, row: int, column: int) -> bool:
 
 def without_fill(values: np.ndarray) -> np.ndarray:
     """Undeclared fill values, which a copy keeps, as missing: what reads the copy takes them so again."""
-    from fastds.data.undeclared import without_undeclared
+    from fastds.data.fill_values import mask_undeclared_fills
 
-    return np.stack([without_undeclared(field) for field in values])
+    return np.stack([mask_undeclared_fills(field) for field in values])
 
 
 def _in_order(field: xr.DataArray, inner: np.ndarray | None) -> xr.DataArray:

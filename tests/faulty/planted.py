@@ -27,37 +27,46 @@ def _placed_by_eccodes(dataset: object) -> object:
 
 # What is wrong: patches of a function by another.
 FAULTS: dict[str, list[tuple[str, object]]] = {
-    "valid ranges are ignored": [(f"{_FORMATS}.masking._valid_limits", lambda name, variable: None)],
+    "valid ranges are ignored": [(f"{_FORMATS}.masking._pop_valid_limits", lambda name, variable: None)],
     "fill values of several numbers are ignored": [
         (f"{_FORMATS}.masking._declare_missing", lambda variable, fill: variable.attrs.pop("missing_value", None))
     ],
-    "GRIB messages keep the order in which they scan": [(f"{_FORMATS}.grib._in_order", lambda values, **how: values)],
-    "projections keep units that are not metres": [(f"{_FORMATS}.maps.in_metres", lambda crs: (crs, 1.0))],
+    "GRIB messages keep the order in which they scan": [
+        (f"{_FORMATS}.grib._undo_scan_order", lambda values, **how: values)
+    ],
+    "projections keep units that are not metres": [
+        (f"{_FORMATS}.cf_builder.convert_to_metres", lambda crs: (crs, 1.0))
+    ],
     "KNMI lengths are always km": [(f"{_FORMATS}.knmi._METRES", {"KM": 1e3, "M": 1e3})],
-    "ODIM codes are compared exactly": [(f"{_FORMATS}.maps.equals_code", lambda codes, code: codes == code)],
+    "ODIM codes are compared exactly": [(f"{_FORMATS}.cf_builder.match_code", lambda codes, code: codes == code)],
     "zero is missing in every Zarr store": [(f"{_FORMATS}.cf._declare_zarr_fill", lambda raw, path: None)],
     "cells lie half a cell to the south and east": [
-        (f"{_FORMATS}.maps.centres", lambda corner, step, size: corner + step * (np.arange(size) + 1.0))
+        (
+            f"{_FORMATS}.cf_builder.compute_cell_centres",
+            lambda corner, step, size: corner + step * (np.arange(size) + 1.0),
+        )
     ],
     "the packing of the first file serves all": [
         (f"{_IO}.storage.Packing.fits", _fits_always),
-        (f"{_FORMATS}.opening._stored_alike", lambda name, parts: True),
+        (f"{_FORMATS}.opening._is_stored_alike", lambda name, parts: True),
         (f"{_IO}.files.check_written", lambda *arguments: None),
     ],
-    "undeclared fill values are values": [("fastds.data.undeclared.find_fill_values", lambda values: [])],
+    "undeclared fill values are values": [("fastds.data.fill_values.find_fill_values", lambda values: [])],
     "impossible latitudes stay": [
-        (f"{_FORMATS}.masking.impossible_places", lambda latitude, longitude: np.zeros(latitude.shape, bool))
+        (f"{_FORMATS}.masking.find_invalid_positions", lambda latitude, longitude: np.zeros(latitude.shape, bool))
     ],
     "masks and alpha bands are ignored": [
-        (f"{_FORMATS}.geotiff.masked_pixels", lambda image: np.zeros((image.height, image.width), bool))
+        (f"{_FORMATS}.geotiff.find_masked_pixels", lambda image: np.zeros((image.height, image.width), bool))
     ],
-    "projected GRIB is placed as ecCodes does": [(f"{_FORMATS}.grib._placed", _placed_by_eccodes)],
+    "projected GRIB is placed as ecCodes does": [
+        (f"{_FORMATS}.grib._correct_projected_coordinates", _placed_by_eccodes)
+    ],
     "the secondary bit of RADOLAN counts as a value": [(f"{_FORMATS}.radolan._VALUE_BITS", 0x1FFF)],
     "clutter of RADOLAN is rain": [(f"{_FORMATS}.radolan._CLUTTER_BIT", 0)],
     "bytes of Nimrod are signed": [(f"{_FORMATS}.nimrod._TYPES", nimrod._TYPES | {(2, 1): ">i1"})],
     "missing codes of MeteoNet's new product are those of the old": [(f"{_FORMATS}.meteonet._NEW_MISSING", 255)],
     "fill values of unsigned codes are compared as signed": [
-        (f"{_FORMATS}.masking._declare_as_signed", lambda variable: None)
+        (f"{_FORMATS}.masking._convert_unsigned_fills", lambda variable: None)
     ],
 }  # fmt: skip
 # The only formats in which a fault is looked for, where others do not show it.

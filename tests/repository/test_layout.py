@@ -20,15 +20,15 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
 # Packages under fastds and the others of them that they may import, inside functions, too.
 ARROWS = {
-    "ops": {"kernels", "_behind_import", "_nearest", "_source_hash"},
-    "nn": {"ops", "_nearest"},
+    "ops": {"kernels", "_import_hooks", "_suggestions", "_source_hash"},
+    "nn": {"ops", "_suggestions"},
     "data": {"_argument_types", "_outputs", "_version", "_mixins", "ops"},
     "metrics": set(),
-    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_nearest", "_outputs", "_version", "_mixins"},
+    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_suggestions", "_outputs", "_version", "_mixins"},
     "plot": {"data", "metrics", "_outputs"},
     "report": {"data", "metrics", "plot", "_outputs", "_version"},
     "inference": {"data", "models", "report", "_argument_types", "_outputs", "info"},
-    "training": {"data", "inference", "models", "plot", "report", "_nearest", "_outputs", "_sentences"},
+    "training": {"data", "inference", "models", "plot", "report", "_suggestions", "_outputs", "_messages"},
     "tasks": {
         "data",
         "inference",
@@ -40,10 +40,10 @@ ARROWS = {
         "report",
         "training",
         "_argument_types",
-        "_nearest",
+        "_suggestions",
         "_outputs",
         "_parsers",
-        "_sentences",
+        "_messages",
         "_mixins",
         "_version",
         "memory",
@@ -59,7 +59,7 @@ ARROWS = {
         "report",
         "tasks",
         "training",
-        "_nearest",
+        "_suggestions",
         "_outputs",
     },
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr, opened lazily by xarray."""
+"""Reader of NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr. xarray opens the files lazily."""
 
 import os
 import re
@@ -9,60 +9,64 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from fastds.data.errors import first_line_of, listed, system_error, warn_left_out
-from fastds.data.formats.contents import HDF5, Contents
-from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
-from fastds.data.formats.masking import VALID_ATTRIBUTES, decode
+from fastds.data.errors import find_system_errno, format_names, summarize_error, warn_left_out
+from fastds.data.formats.file_probe import HDF5_SIGNATURE, FileProbe
+from fastds.data.formats.hdf5 import check_filters, translate_hdf5_errors
+from fastds.data.formats.masking import VALID_ATTRIBUTES, decode_dataset
 from fastds.data.packages import require
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
 
 
-def is_netcdf4(contents: Contents) -> bool:
-    """True for HDF5."""
-    return contents.start.startswith(HDF5)
+def is_netcdf4(probe: FileProbe) -> bool:
+    """Return True for HDF5."""
+    return probe.header.startswith(HDF5_SIGNATURE)
 
 
-def is_netcdf3(contents: Contents) -> bool:
-    """True for the classic format with 32 or 64 bit offsets."""
-    return contents.start[:4] in _CLASSIC
+def is_netcdf3(probe: FileProbe) -> bool:
+    """Return True for the classic NetCDF format with 32-bit or 64-bit offsets."""
+    return probe.header[:4] in _CLASSIC
 
 
-def is_zarr(contents: Contents) -> bool:
-    """True for a Zarr store."""
-    return contents.is_zarr
+def is_zarr(probe: FileProbe) -> bool:
+    """Return True for a Zarr store."""
+    return probe.is_zarr
 
 
-def read_netcdf4(contents: Contents) -> xr.Dataset:
-    """Open NetCDF-4: its top level or, where that has no variables, the only group with fields; other groups are named
-    in a warning.
+def read_netcdf4(probe: FileProbe) -> xr.Dataset:
+    """Open a NetCDF-4 file.
 
-    Raises: ValueError for damaged files, and for HDF5 without fields in one place."""
+    The variables are those of the root group. If the root group has no variables, they are those of the only group that
+    holds fields. A warning (UserWarning) names the other groups.
+
+    Raises:
+        ValueError: The file is damaged, or the root group has no variables and not exactly one group holds fields.
+    """
     group = None
-    with errors_of_hdf5(contents, "NetCDF-4"), contents.hdf5() as file:
-        check_filters(file, contents)
+    with translate_hdf5_errors(probe, "NetCDF-4"), probe.open_hdf5() as file:
+        check_filters(file, probe)
         groups = {name: _count_fields(found) for name, found in file.items() if isinstance(found, h5py.Group)}
         at_top = any(isinstance(found, h5py.Dataset) for found in file.values())
     with_fields = sorted(name for name, count in groups.items() if count)
     if not at_top:
         if len(with_fields) != 1:
-            there = ", ".join(sorted(groups)[:5]) or "none"
+            found = ", ".join(sorted(groups)[:5]) or "none"
             raise ValueError(
-                f"{contents.path} has no variables at its top level (groups: {there}), so it is no NetCDF file, or one "
+                f"{probe.path} has no variables at its top level (groups: {found}), so it is no NetCDF file, or one "
                 "of several groups: write one to a file with xarray (open_dataset(FILE, group=NAME).to_netcdf) or "
                 "ncks -G : -g NAME first"
             )
         group = with_fields[0]
-        warnings.warn(f"the fields of {contents.path} are those of its group {group}", UserWarning, stacklevel=2)
+        warnings.warn(f"the fields of {probe.path} are those of its group {group}", UserWarning, stacklevel=2)
     elif with_fields:
         count = len(with_fields)
-        warn_left_out(f"the group{'s' * (count > 1)} {listed(with_fields)} of {contents.path}", count)
-    # HDF5 without dimensions gets phony ones: it is refused where its axes are asked for.
-    return _open(contents, "h5netcdf", "NetCDF-4", phony_dims="access", group=group)
+        warn_left_out(f"the group{'s' * (count > 1)} {format_names(with_fields)} of {probe.path}", count)
+    # HDF5 arrays without dimension scales get generated dimension names. `find_axes` raises an error for these later.
+    return _open(probe, "h5netcdf", "NetCDF-4", phony_dims="access", group=group)
 
 
 def _count_fields(group: h5py.Group) -> int:
-    """The number of arrays over two dimensions or more in a group and those below it."""
+    """Return the number of arrays with two or more dimensions in a group and its subgroups."""
     count = 0
 
     def visit(name: str, found: object) -> None:
@@ -73,47 +77,74 @@ def _count_fields(group: h5py.Group) -> int:
     return count
 
 
-def read_netcdf3(contents: Contents) -> xr.Dataset:
-    """Open NetCDF-3. Raises: ValueError for damaged files."""
-    return _open(contents, "scipy", "NetCDF-3")
+def read_netcdf3(probe: FileProbe) -> xr.Dataset:
+    """Open a NetCDF-3 file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    return _open(probe, "scipy", "NetCDF-3")
 
 
-def read_zarr(contents: Contents) -> xr.Dataset:
-    """Open a Zarr store. Raises: ImportError without zarr; ValueError for damaged stores."""
+def read_zarr(probe: FileProbe) -> xr.Dataset:
+    """Open a Zarr store.
+
+    Raises:
+        ImportError: zarr is not installed.
+        ValueError: The store is damaged.
+    """
     require("zarr", "Zarr stores")
-    return _open(contents, "zarr", "Zarr")
+    return _open(probe, "zarr", "Zarr")
 
 
-def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
-    with contents.unpacked() as path:
+def _open(probe: FileProbe, engine: str, form: str, **options) -> xr.Dataset:
+    """Open a file lazily with an engine of xarray and decode it.
+
+    Args:
+        probe: Probe of the file.
+        engine: Engine of xarray.
+        form: Name of the format for messages.
+        **options: Options of xarray.open_dataset.
+
+    Raises:
+        OSError: The operating system could not open the file.
+        ValueError: The file is damaged or its times cannot be decoded.
+    """
+    with probe.unpack() as path:
         try:
-            raw = xr.open_dataset(path, engine=engine, decode_cf=False, cache=False, **how)
-            contents.held.append(raw)
+            raw = xr.open_dataset(path, engine=engine, decode_cf=False, cache=False, **options)
+            probe.open_datasets.append(raw)
             if engine == "zarr":
                 _declare_zarr_fill(raw, path)
-            dataset = decode(raw, default_fill=engine != "zarr")
-            return with_time(_with_times_of_wrf(dataset.load() if contents.compressed else dataset))
+            dataset = decode_dataset(raw, default_fill=engine != "zarr")
+            return add_time_dimension(_decode_wrf_times(dataset.load() if probe.is_compressed else dataset))
         except Exception as error:
-            said = first_line_of(error)
-            number = system_error(error)
+            reason = summarize_error(error)
+            number = find_system_errno(error)
             if number is not None:
-                raise OSError(number, f"{contents.path} cannot be opened: {os.strerror(number)}") from error
-            if _opens_without_times(path, engine, how):
-                said = said.partition(". Try opening")[0]
+                raise OSError(number, f"{probe.path} cannot be opened: {os.strerror(number)}") from error
+            if _can_open_without_times(path, engine, options):
+                reason = reason.partition(". Try opening")[0]
                 raise ValueError(
-                    f"the times in {contents.path} cannot be decoded ({said}); give them units such as days since "
+                    f"the times in {probe.path} cannot be decoded ({reason}); give them units such as days since "
                     "2000-01-01 first"
                 ) from error
             raise ValueError(
-                f"{contents.path} looks like {form} but cannot be read ({said}); it may be truncated or damaged"
+                f"{probe.path} looks like {form} but cannot be read ({reason}); it may be truncated or damaged"
             ) from error
 
 
 def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
-    """Take the fill values of a Zarr store of format 2 as missing only where they mean that.
+    """Set `_FillValue` of the variables of a Zarr store of format 2 whose arrays have the fill value 0.
 
-    xarray writes missing values there as the fill values of arrays, and reads them so; but 0 is what zarr itself gives
-    an array: where nothing is packed and no attribute says otherwise it counts as a value."""
+    xarray reads the fill value of a Zarr array as missing. But 0 is also the default that zarr gives to an array. The
+    value 0 therefore counts as missing only if an attribute declares it or if the variable is packed. A warning
+    (UserWarning) names the affected variables.
+
+    Args:
+        raw: Dataset opened without decoding; changed in place.
+        path: Store.
+    """
     import zarr
 
     group = zarr.open_group(path, mode="r")
@@ -121,32 +152,34 @@ def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
         return
     zeros = []
     for name, variable in raw.variables.items():
-        own = group[name].attrs
+        attrs = group[name].attrs
         if variable.dtype.kind not in "fiu" or group[name].fill_value != 0:
             continue
-        declared = not {"missing_value", *VALID_ATTRIBUTES}.isdisjoint(own)
-        packed = not declared and ("scale_factor" in own or "add_offset" in own)
-        if "_FillValue" in own:
-            variable.attrs["_FillValue"] = own["_FillValue"]
+        declared = not {"missing_value", *VALID_ATTRIBUTES}.isdisjoint(attrs)
+        packed = not declared and ("scale_factor" in attrs or "add_offset" in attrs)
+        if "_FillValue" in attrs:
+            variable.attrs["_FillValue"] = attrs["_FillValue"]
         elif not packed:
             variable.attrs.pop("_FillValue", None)
-        if variable.ndim >= 2 and "_FillValue" not in own and not declared:
+        if variable.ndim >= 2 and "_FillValue" not in attrs and not declared:
             zeros.append(f"{name} ({'missing, as it is packed' if packed else 'a value'})")
     if zeros:
-        said = f"0 is the fill value of the Zarr arrays {', '.join(zeros[:5])}"
-        warnings.warn(f"{said}; --missing 0 takes a value as missing", UserWarning, stacklevel=2)
+        arrays = ", ".join(zeros[:5])
+        message = f"0 is the fill value of the Zarr arrays {arrays}; --missing 0 takes a value as missing"
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def _opens_without_times(path, engine: str, how: dict) -> bool:
+def _can_open_without_times(path, engine: str, options: dict) -> bool:
+    """Return True if xarray opens the file when times are not decoded."""
     try:
-        xr.open_dataset(path, engine=engine, decode_times=False, **how).close()
+        xr.open_dataset(path, engine=engine, decode_times=False, **options).close()
     except Exception:
         return False
     return True
 
 
-def _with_times_of_wrf(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with the dates that WRF writes as letters in `Times` as the coordinate of their dimension."""
+def _decode_wrf_times(dataset: xr.Dataset) -> xr.Dataset:
+    """Decode the character variable `Times` of WRF output and make it the coordinate of its dimension."""
     times = dataset.variables.get("Times")
     if times is None or times.dtype.kind not in "SU" or not times.dims or times.dims[0] in dataset.coords:
         return dataset
@@ -161,9 +194,11 @@ def _with_times_of_wrf(dataset: xr.Dataset) -> xr.Dataset:
     )
 
 
-def with_time(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with a dimension `time` of length 1 where the only time is a single value, as in files of one field;
-    a `start_time` beside it becomes the start of its bounds."""
+def add_time_dimension(dataset: xr.Dataset) -> xr.Dataset:
+    """Add a dimension `time` of length 1 to a dataset whose only time is a scalar, as in files of one field.
+
+    A scalar `start_time` becomes the start of the time bounds. Datasets with other times are returned unchanged.
+    """
     scalars = [
         name
         for name, variable in dataset.variables.items()

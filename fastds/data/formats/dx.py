@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DX files of the German weather service: the polar precipitation scan of one radar, brought onto a map."""
+"""Reader of DX files of the German weather service (DWD): the polar scan of one radar, put onto a grid."""
 
 import datetime
 import re
@@ -7,15 +7,16 @@ import re
 import numpy as np
 import xarray as xr
 
-from fastds.data.formats import maps
-from fastds.data.formats.contents import Contents
+from fastds.data.formats import cf_builder
+from fastds.data.formats.file_probe import FileProbe
 
 NO_ECHO_DBZ = -32.5
 _HEADER = re.compile(r"DX(\d{2})(\d{2})(\d{2})(\d{5})(\d{2})(\d{2})BY")
 _END = b"\x03"
-_BEAM, _RUN, _VALUE, _LENGTH = 0x2000, 0x1000, 0x00FF, 0x0FFF  # bits of a word
-_BINS, _BEAMS = 128, 360  # 1 km and 1 degree each
-# Latitude and longitude of the radars by WMO number.
+# Bits of a 16-bit word: start of a beam, run of zeros, value, length of a run.
+_BEAM, _RUN, _VALUE, _LENGTH = 0x2000, 0x1000, 0x00FF, 0x0FFF
+_BINS, _BEAMS = 128, 360  # bins of 1 km, beams of 1 degree
+# WMO number of a radar -> latitude and longitude in degrees.
 _SITES = {
     "10132": (54.00438, 10.04687), "10169": (54.17566, 12.05808), "10204": (53.33872, 7.02377),
     "10339": (52.46008, 9.69452), "10356": (52.16009, 11.17609), "10392": (52.64867, 13.85821),
@@ -26,40 +27,54 @@ _SITES = {
 }  # fmt: skip
 
 
-def recognises(contents: Contents) -> bool:
-    """True for the header of a DX file."""
-    return _HEADER.match(contents.start[:40].decode("latin-1")) is not None
+def matches(probe: FileProbe) -> bool:
+    """Return True for the header of a DX file."""
+    return _HEADER.match(probe.header[:40].decode("latin-1")) is not None
 
 
-def read(contents: Contents) -> xr.Dataset:
-    """Read z = code / 2 - 32.5 dBZ of one radar onto pixels of 1 km around it, each that of the nearest bin; code 0 is
-    no echo, clutter and what lies beyond 128 km is missing.
+def read(probe: FileProbe) -> xr.Dataset:
+    """Read the reflectivity of one radar, z = code / 2 - 32.5 dBZ, on a grid of 1 km.
 
-    Raises: ValueError for a truncated file and a radar whose place is not known.
+    Each pixel takes the value of the nearest polar bin. Code 0 means no echo. Clutter and pixels farther than 128 km
+    from the radar are missing.
+
+    Raises:
+        ValueError: The file is truncated, or the position of the radar is unknown.
+
     Source: DWD, Raddoc DX format.
     """
-    data = contents.read()
+    data = probe.read()
     day, hour, minute, site, month, year = _HEADER.match(data[:40].decode("latin-1")).groups()
     if site not in _SITES:
-        raise ValueError(f"{contents.path} is of the radar {site}, whose place is not known: {', '.join(_SITES)} are")
-    polar = _beams(data[data.index(_END) + 1 :], contents)
+        raise ValueError(f"{probe.path} is of the radar {site}, whose position is not known: {', '.join(_SITES)} are")
+    polar = _decode_beams(data[data.index(_END) + 1 :], probe)
     latitude, longitude = _SITES[site]
-    # Distance and direction of the pixels' centres, x to the east, y to the north.
+    # Range and azimuth of the pixel centres; x points east, y points north.
     edge = 1e3 * _BINS
-    y, x = maps.centres(edge, -1e3, 2 * _BINS), maps.centres(-edge, 1e3, 2 * _BINS)
+    y, x = (
+        cf_builder.compute_cell_centres(edge, -1e3, 2 * _BINS),
+        cf_builder.compute_cell_centres(-edge, 1e3, 2 * _BINS),
+    )
     distance = np.hypot(y[:, None], x) / 1e3
     beam = (np.rad2deg(np.arctan2(x[None, :], y[:, None])) % 360.0).astype(int) % _BEAMS
     values = np.where(distance < _BINS, polar[beam, np.minimum(distance.astype(int), _BINS - 1)], np.nan)
     time = datetime.datetime(2000 + int(year), int(month), int(day), int(hour), int(minute))
     proj4 = f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +R=6370040 +units=m"
-    named = {"title": f"DWD DX, radar {site}", "institution": "Deutscher Wetterdienst (DWD)"}
-    return maps.projected_map(
-        maps.reflectivity(values, NO_ECHO_DBZ), [time], (y, x), maps.projection(proj4, (y, x)), **named
+    attributes = {"title": f"DWD DX, radar {site}", "institution": "Deutscher Wetterdienst (DWD)"}
+    return cf_builder.make_projected_dataset(
+        cf_builder.make_reflectivity_field(values, NO_ECHO_DBZ),
+        [time],
+        (y, x),
+        cf_builder.make_grid_mapping(proj4, (y, x)),
+        **attributes,
     )
 
 
-def _beams(body: bytes, contents: Contents) -> np.ndarray:
-    """dBZ of (beam, bin); a beam is a mark, azimuth and elevation in tenths of degrees, values and runs of zeros."""
+def _decode_beams(body: bytes, probe: FileProbe) -> np.ndarray:
+    """Decode a DX body into dBZ (beam, bin).
+
+    A beam consists of a marker, azimuth and elevation in tenths of a degree, values and run-length coded zeros.
+    """
     words = np.frombuffer(body[: len(body) // 2 * 2], "<u2")
     starts = np.flatnonzero(words & _BEAM)
     found = np.full((_BEAMS, _BINS), np.nan, np.float32)
@@ -67,9 +82,9 @@ def _beams(body: bytes, contents: Contents) -> np.ndarray:
         part = words[start + 3 : stop]
         codes = np.repeat(np.where(part & _RUN, 0, part), np.where(part & _RUN, part & _LENGTH, 1))
         if len(codes) != _BINS:
-            raise ValueError(f"{contents.path} is truncated or damaged: a beam has {len(codes)} bins and not {_BINS}")
+            raise ValueError(f"{probe.path} is truncated or damaged: a beam has {len(codes)} bins and not {_BINS}")
         clutter = (codes & ~np.uint16(_VALUE)) != 0
         found[int(words[start + 1]) // 10 % _BEAMS] = np.where(clutter, np.nan, 0.5 * codes + NO_ECHO_DBZ)
     if len(starts) != _BEAMS:
-        raise ValueError(f"{contents.path} is truncated or damaged: {len(starts)} beams and not {_BEAMS}")
+        raise ValueError(f"{probe.path} is truncated or damaged: {len(starts)} beams and not {_BEAMS}")
     return found

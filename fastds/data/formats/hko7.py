@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HKO-7 radar images (Hong Kong Observatory) in the layout they are handed out in."""
+"""Reader of the HKO-7 radar images (Hong Kong Observatory) in the folder layout in which they are distributed."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from fastds.data.radar.pixels import HKO_Z_R, PIXEL_SCALES, from_pixels
 
 _NAME = re.compile(r"RAD(\d{12})\.png$")
 _SCALE = "-10-60"
-_SIDE_M = 512e3  # of the square image, metres
+_SIDE_M = 512e3  # side of the square image in metres
 
 
 def open_hko7(
@@ -22,25 +22,32 @@ def open_hko7(
 ) -> xr.Dataset:
     """Read HKO-7 images, FOLDER/YYYY/MM/DD/RADyymmddHHMM00.png, as reflectivity.
 
-    Codes P become z = 70 P / 255 - 10 in dBZ, code 0 no echo. The masks of the set are not used, as its later users do
-    not either. Times are those of the file names. For the paper's own scale see recode_pixels.
+    A code P becomes z = 70 P / 255 - 10 dBZ; code 0 means no echo. The masks of the data set are not applied. Times are
+    those of the file names. `recode_pixels` converts to the scale of the paper.
 
     Args:
-        folder: the folder radarPNG, or any folder above days.
-        start, stop: dates such as "2015-06-01"; images from start up to, without, stop; None: all.
-        size: pixels a side that images are brought to, bilinear (the DB-RNN paper: 160); None: as they are (480).
-    Returns: xarray.Dataset with `reflectivity` (time, y, x), float32 dBZ, in memory (a day of 480 x 480: 220 MB).
-    Raises: FileNotFoundError where no image is found; ValueError for images that cannot be read or differ in size, and
-        for dates that are none.
+        folder: The folder radarPNG, or any folder above the folders of days.
+        start: Date such as "2015-06-01"; the first image is at or after this date. None: no limit.
+        stop: Date; images are before this date. None: no limit.
+        size: Side in pixels to which images are resized bilinearly (160 in the DB-RNN paper); None: original size
+            (480).
+
+    Returns:
+        xarray.Dataset with `reflectivity` (time, y, x), float32 dBZ, in memory.
+
+    Raises:
+        FileNotFoundError: There is no image in the time range.
+        ValueError: An image cannot be read, images differ in size, or `start` or `stop` is not a date.
+
     Source: Shi et al. 2017.
     """
     folder = pathlib.Path(folder)
-    first, last = _date(start, "start", "1900-01-01"), _date(stop, "stop", "2200-01-01")
-    found = sorted((_time(path), path) for path in folder.rglob("RAD*.png") if _NAME.match(path.name))
+    first, last = _parse_date(start, "start", "1900-01-01"), _parse_date(stop, "stop", "2200-01-01")
+    found = sorted((_parse_time(path), path) for path in folder.rglob("RAD*.png") if _NAME.match(path.name))
     chosen = [(time, path) for time, path in found if first <= time < last]
     if not chosen:
         raise FileNotFoundError(f"no image RADyymmddHHMM00.png from {start} to {stop} in {folder}: {len(found)} in all")
-    images = [_read(path, size) for _, path in chosen]
+    images = [_read_image(path, size) for _, path in chosen]
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"the images in {folder} differ in size: {sorted({image.shape for image in images})}")
     attrs = {
@@ -62,18 +69,18 @@ def open_hko7(
     )
 
 
-def _time(path: pathlib.Path) -> np.datetime64:
+def _parse_time(path: pathlib.Path) -> np.datetime64:
     return pandas.Timestamp("20" + _NAME.match(path.name)[1]).to_datetime64()
 
 
-def _date(text: str | None, name: str, default: str) -> np.datetime64:
+def _parse_date(text: str | None, name: str, default: str) -> np.datetime64:
     try:
         return pandas.Timestamp(default if text is None else text).to_datetime64()
     except ValueError:
         raise ValueError(f"{name} must be a date such as 2015-06-01, got {text!r}") from None
 
 
-def _read(path: pathlib.Path, size: int | None) -> np.ndarray:
+def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError(f"{path} cannot be read as an image")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the values of a variable that are applied when the values are read, and errors of reading them."""
+"""Lazy application of functions to the values of a variable, and error messages for lazy reading."""
 
 import os
 from collections.abc import Callable
@@ -9,15 +9,21 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from fastds.data.errors import unreadable
+from fastds.data.errors import make_read_error
 
-Function = Callable[[np.ndarray], np.ndarray]
+ArrayFunction = Callable[[np.ndarray], np.ndarray]
 
 
 class _MappedArray(BackendArray):
-    """function(values of a variable); planes: of whole planes over the last two dimensions, else of any part."""
+    """Lazy array of function(values).
 
-    def __init__(self, variable: xr.Variable, function: Function, planes: bool):
+    Args:
+        variable: Variable of the values.
+        function: Function of an array that preserves shape and dtype.
+        planes: Whether the function needs complete planes over the last two dimensions.
+    """
+
+    def __init__(self, variable: xr.Variable, function: ArrayFunction, planes: bool):
         self.variable, self.function, self.planes = variable, function, planes
         self.shape, self.dtype = variable.shape, variable.dtype
 
@@ -31,22 +37,26 @@ class _MappedArray(BackendArray):
         return self.function(np.asarray(self.variable[whole].values))[(..., *key[-2:])]
 
 
-def map_values(variable: xr.Variable, function: Function, planes: bool = False) -> xr.Variable:
-    """The variable with function applied to its values: when they are read where the variable is lazy, else at once.
+def map_values(variable: xr.Variable, function: ArrayFunction, planes: bool = False) -> xr.Variable:
+    """Apply a function to the values of a variable: immediately if these are in memory, otherwise when they are read.
 
     Args:
-        variable: not of dask. function: of an array, keeps shape and dtype; for variables that are pickled a function
-            of a module or functools.partial of one.
-        planes: whether function needs the whole last two dimensions; it gets (..., H, W) and may exchange values there.
+        variable: Variable that is not a dask array.
+        function: Function of an array that preserves shape and dtype. It has to be a module-level function, or a
+            functools.partial of one, if the variable is pickled.
+        planes: Whether the function needs complete planes (..., H, W), for example because it reorders values.
+
+    Returns:
+        Variable of the same shape and dtype.
     """
     if variable._in_memory:
         return variable.copy(deep=False, data=function(variable.values))
     lazy = indexing.LazilyIndexedArray(_MappedArray(variable, function, planes))
-    return variable.copy(deep=False, data=cached(lazy))
+    return variable.copy(deep=False, data=wrap_in_cache(lazy))
 
 
 class _GuardedArray(BackendArray):
-    """Values of a variable of a file, whose errors of reading name both."""
+    """Lazy array that names file and variable in errors of reading."""
 
     def __init__(self, variable: xr.Variable, name: str, path: str):
         self.variable, self.name, self.path = variable, name, path
@@ -59,24 +69,31 @@ class _GuardedArray(BackendArray):
         try:
             return np.asarray(self.variable[key].values)
         except Exception as error:
-            found = unreadable(self.path, error, f"the values of {self.name}")
+            found = make_read_error(self.path, error, f"the values of {self.name}")
             if found is error:
                 raise
             raise found from error
 
 
 def guard_values(dataset: xr.Dataset, path: str | os.PathLike) -> xr.Dataset:
-    """The dataset of a file; errors of reading its lazy values, when they are asked for, become one that names the file
-    and the variable, as errors of opening do."""
+    """Make errors of reading lazy values name the file and the variable, as errors of opening do.
+
+    Args:
+        dataset: Dataset of a file.
+        path: File name for the message.
+
+    Returns:
+        Dataset with the same values.
+    """
     guarded = {}
     for name, variable in dataset.variables.items():
         if not variable._in_memory and variable.chunks is None:
             lazy = indexing.LazilyIndexedArray(_GuardedArray(variable, str(name), os.fspath(path)))
-            guarded[name] = variable.copy(deep=False, data=cached(lazy))
+            guarded[name] = variable.copy(deep=False, data=wrap_in_cache(lazy))
     at_coords = {name: variable for name, variable in guarded.items() if name in dataset.coords}
     return dataset.assign_coords(at_coords).assign({n: v for n, v in guarded.items() if n not in at_coords})
 
 
-def cached(lazy: indexing.ExplicitlyIndexed) -> indexing.ExplicitlyIndexed:
-    """A lazy array that is read once where it is asked for as a whole, as those of xarray.open_dataset."""
+def wrap_in_cache(lazy: indexing.ExplicitlyIndexed) -> indexing.ExplicitlyIndexed:
+    """Wrap a lazy array so that it is kept in memory once it was read completely, as xarray.open_dataset does."""
     return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(lazy))

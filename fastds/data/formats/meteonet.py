@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar of Meteo-France as MeteoNet hands it out: npz archives of ten days."""
+"""Reader of Meteo-France radar data from MeteoNet: npz archives of ten days."""
 
 import pathlib
 import pickletools
@@ -9,107 +9,116 @@ import zipfile
 import numpy as np
 import xarray as xr
 
-from fastds.data.formats import maps
-from fastds.data.formats.contents import Contents
+from fastds.data.formats import cf_builder
+from fastds.data.formats.file_probe import FileProbe
 
 _NAME = re.compile(r"(rainfall|reflectivity)_(?:new_|old_)?([A-Z]{2})_")
 _MINUTES = 5.0
-# Codes of missing and of no detection: rain in 1/100 mm, old reflectivity in dBZ, new one in 1/10 dBZ.
+# Codes of missing and of no detection. Units: rain 1/100 mm, old reflectivity product dBZ, new product 1/10 dBZ.
 _RAIN_MISSING, _OLD_MISSING, _NEW_MISSING, _NEW_NO_ECHO = -1, 255, -200, -100
-# Of the new product: array in the archive -> name and attributes.
-_BESIDE = {
+# Additional arrays of the new reflectivity product -> name and attributes of the variable.
+_EXTRA_FIELDS = {
     "prob": ("probability", {"long_name": "probability of rain", "units": "%"}),
     "height": ("measurement_height", {"long_name": "height of the measurement", "units": "m"}),
 }
-_STATE_BYTES = 10  # of a pickled datetime: year in two, month, day, hour, minute, second, microseconds in three
+# Length of a pickled datetime: year (2 bytes), month, day, hour, minute, second, microseconds (3 bytes).
+_STATE_BYTES = 10
 
 
-def recognises(contents: Contents) -> bool:
-    """True for an npz archive of data and dates."""
-    return {"data.npy", "dates.npy"} <= contents.members
+def matches(probe: FileProbe) -> bool:
+    """Return True for an npz archive with the arrays data and dates."""
+    return {"data.npy", "dates.npy"} <= probe.members
 
 
-def without_fields(contents: Contents) -> str:
-    """What is said of another npz archive."""
-    found = ", ".join(sorted(name.removesuffix(".npy") for name in contents.members))
-    if {"lats.npy", "lons.npy"} <= contents.members:
+def describe_other_archive(probe: FileProbe) -> str:
+    """Describe an npz archive that is not a MeteoNet archive of fields, as the end of an error message."""
+    found = ", ".join(sorted(name.removesuffix(".npy") for name in probe.members))
+    if {"lats.npy", "lons.npy"} <= probe.members:
         return "of coordinates alone; give the archives of rain or reflectivity beside it, which are read with it"
     return f"of {found}; those of MeteoNet are read, which hold data and dates"
 
 
-def read(contents: Contents) -> xr.Dataset:
-    """Read rain amounts of 5 minutes, or reflectivity of the old (0: below 8 dBZ) or new product; with the latter the
-    probability of rain in % and the height of the measurement in m, `probability` and `measurement_height`.
+def read(probe: FileProbe) -> xr.Dataset:
+    """Read rain amounts of 5 minutes, or reflectivity of the old or new product.
 
-    Latitudes and longitudes come from radar_coords_ZONE.npz in the same folder. The dates, which numpy pickled, are
-    taken from the bytes of the pickle; nothing is unpickled.
+    In the old product, 0 dBZ means below 8 dBZ. The new product also has `probability`, the probability of rain in %,
+    and `measurement_height` in m. Latitudes and longitudes come from radar_coords_ZONE.npz in the same folder. The
+    dates, which numpy pickled, are taken from the bytes of the pickle; nothing is unpickled.
 
-    Raises: ValueError for another name or layout; FileNotFoundError where the coordinates are not there.
+    Raises:
+        FileNotFoundError: The file of coordinates is missing.
+        ValueError: The file has another name or layout.
+
     Source: MeteoNet documentation, rain radar.
     """
-    match = _NAME.match(contents.path.name)
+    match = _NAME.match(probe.path.name)
     if match is None:
-        raise ValueError(f"{contents.path}: the name must tell product and zone, such as rainfall_NW_2016_08.3.npz")
-    with np.load(contents.path) as archive:
+        raise ValueError(f"{probe.path}: the name must contain product and zone, such as rainfall_NW_2016_08.3.npz")
+    with np.load(probe.path) as archive:
         codes = archive["data"]
-        beside = {name: archive[key] for key, (name, _) in _BESIDE.items() if f"{key}.npy" in contents.members}
-    times = _dates(contents.path)
+        extra = {name: archive[key] for key, (name, _) in _EXTRA_FIELDS.items() if f"{key}.npy" in probe.members}
+    times = _read_dates(probe.path)
     if codes.ndim != 3 or len(times) != len(codes):
-        raise ValueError(f"{contents.path} has {len(times)} dates for data of the shape {codes.shape}")
-    named = {"title": f"MeteoNet {match[1]} {match[2]}", "institution": "Meteo-France"}
-    fields = {**_fields(match[1], codes, new="prob.npy" in contents.members), **_fields_beside(beside)}
-    return maps.geographic_map(fields, times, _coordinates(contents.path, match[2], codes.shape[1:]), **named)
+        raise ValueError(f"{probe.path} has {len(times)} dates for data of the shape {codes.shape}")
+    attributes = {"title": f"MeteoNet {match[1]} {match[2]}", "institution": "Meteo-France"}
+    fields = {**_make_fields(match[1], codes, new="prob.npy" in probe.members), **_make_extra_fields(extra)}
+    return cf_builder.make_geographic_dataset(
+        fields, times, _read_coordinates(probe.path, match[2], codes.shape[1:]), **attributes
+    )
 
 
-def _fields(product: str, codes: np.ndarray, new: bool) -> maps.Fields:
+def _make_fields(product: str, codes: np.ndarray, new: bool) -> cf_builder.Fields:
     if product == "rainfall":
-        return maps.rainfall_amount(_values(codes, codes == _RAIN_MISSING, 100), _MINUTES)
+        return cf_builder.make_rain_amount_field(_decode_values(codes, codes == _RAIN_MISSING, 100), _MINUTES)
     if new:
-        return maps.reflectivity(_values(codes, codes == _NEW_MISSING, 10), _NEW_NO_ECHO / 10.0)
-    return maps.reflectivity(_values(codes, codes == _OLD_MISSING), 0.0)
+        return cf_builder.make_reflectivity_field(_decode_values(codes, codes == _NEW_MISSING, 10), _NEW_NO_ECHO / 10.0)
+    return cf_builder.make_reflectivity_field(_decode_values(codes, codes == _OLD_MISSING), 0.0)
 
 
-def _fields_beside(codes: dict[str, np.ndarray]) -> maps.Fields:
-    """What the new product has beside the reflectivity; negative codes are missing or without echo."""
-    attrs = dict(_BESIDE.values())
-    return {name: (_values(found, found < 0), attrs[name]) for name, found in codes.items()}
+def _make_extra_fields(codes: dict[str, np.ndarray]) -> cf_builder.Fields:
+    """Make the additional fields of the new product; negative codes are missing."""
+    attrs = dict(_EXTRA_FIELDS.values())
+    return {name: (_decode_values(found, found < 0), attrs[name]) for name, found in codes.items()}
 
 
-def _values(codes: np.ndarray, missing: np.ndarray, parts: int = 1) -> np.ndarray:
-    """Codes in so many parts of the unit as float32, NaN where missing: a part of a month has a billion of them."""
+def _decode_values(codes: np.ndarray, missing: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Return codes / parts as float32, NaN where missing.
+
+    The computation is in place, since an archive may hold 10^9 values.
+    """
     values = codes.astype(np.float32)
     values /= parts
     values[missing] = np.nan
     return values
 
 
-def _dates(path: pathlib.Path) -> np.ndarray:
-    """The datetimes in dates.npy, found in the instructions of the pickle without carrying them out."""
+def _read_dates(path: pathlib.Path) -> np.ndarray:
+    """Read the datetimes in dates.npy from the opcodes of the pickle, without executing them."""
     with zipfile.ZipFile(path) as archive, archive.open("dates.npy") as stream:
         np.lib.format.read_magic(stream)
         shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-        states = (_state(argument) for _, argument, _ in pickletools.genops(stream.read()))
-        found = [_date(state) for state in states if state is not None]
+        states = (_as_datetime_state(argument) for _, argument, _ in pickletools.genops(stream.read()))
+        found = [_decode_date(state) for state in states if state is not None]
     if shape != (len(found),):
         raise ValueError(f"{path}: dates.npy holds {len(found)} dates that can be read, of {shape}")
     return np.array(found, "datetime64[us]")
 
 
-def _state(argument: object) -> bytes | None:
+def _as_datetime_state(argument: object) -> bytes | None:
     if isinstance(argument, str):
         argument = argument.encode("latin-1", "replace")
     return argument if isinstance(argument, bytes) and len(argument) == _STATE_BYTES else None
 
 
-def _date(state: bytes) -> np.datetime64:
+def _decode_date(state: bytes) -> np.datetime64:
     year, (month, day, hour, minute, second) = state[0] * 256 + state[1], state[2:7]
     return np.datetime64(f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}", "us")
 
 
-def _coordinates(path: pathlib.Path, zone: str, shape: tuple[int, int]) -> maps.Coordinates:
+def _read_coordinates(path: pathlib.Path, zone: str, shape: tuple[int, int]) -> cf_builder.Coordinates:
     file = path.parent / f"radar_coords_{zone}.npz"
     if not file.is_file():
-        raise FileNotFoundError(f"{path} tells no coordinates; MeteoNet has them in {file.name}, put it in that folder")
+        raise FileNotFoundError(f"{path} has no coordinates; MeteoNet has them in {file.name}, put it in that folder")
     with np.load(file) as archive:
         lats, lons = archive["lats"], archive["lons"]
     if lats.shape != shape:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""open_dataset: files of any format in the registry, one or many of one time each."""
+"""`open_dataset`: files of any registered format, one file or many files of a time series."""
 
 import contextlib
 import functools
@@ -14,70 +14,77 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import numpy as np
 import xarray as xr
 
-from fastds._argument_types import checks_types
-from fastds.data.errors import unreadable
+from fastds._argument_types import validate_arguments
+from fastds.data.errors import make_read_error
 from fastds.data.formats import radolan
-from fastds.data.formats.contents import Contents
+from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.lazy import guard_values
-from fastds.data.formats.registry import Format, format_of, refusal
-from fastds.data.grid.axes import time_of
-from fastds.data.grid.grids import grid_mappings
-from fastds.data.grid.times import utc_text
-from fastds.data.grid.variables import same_units
+from fastds.data.formats.registry import Format, describe_unsupported, detect_format
+from fastds.data.grid.axes import find_dataset_time
+from fastds.data.grid.grids import find_grid_mappings
+from fastds.data.grid.times import parse_utc_text
+from fastds.data.grid.variables import is_same_unit
 
-_ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
-_SAME_GRID = 1e-3  # cells
-_UNEXPECTED = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, struct.error)
-_KEPT_LEADS = ("NetCDF-4", "NetCDF-3", "Zarr", "GRIB")  # whose coordinate `lead` is their own
-_STORAGE = ("dtype", "scale_factor", "add_offset", "_FillValue")
-Part = tuple[pathlib.Path, xr.Dataset]  # of a file
-Source = str | os.PathLike | Iterable[str | os.PathLike]
+_IGNORED_SUFFIXES = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # no fields
+_SAME_GRID = 1e-3  # tolerance of coordinates of different files, in cells
+_UNEXPECTED_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, struct.error)
+# In these formats a coordinate `lead` is user data; in others a reader of fastds added it.
+_FORMATS_WITH_LEAD = ("NetCDF-4", "NetCDF-3", "Zarr", "GRIB")
+_STORAGE_KEYS = ("dtype", "scale_factor", "add_offset", "_FillValue")
+Part = tuple[pathlib.Path, xr.Dataset]  # a file and its dataset
+InputPaths = str | os.PathLike | Iterable[str | os.PathLike]
 
 
-@checks_types
-def open_dataset(path: Source, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
+@validate_arguments
+def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
     """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
 
-    A format is told by its content: NetCDF-4 and -3, Zarr, GRIB (MRMS, too), ODIM and KNMI HDF5, RADOLAN and DX,
-    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz, GeoTIFF. Missing values are NaN, no echo is the attribute
-    no_echo_value. encoding["format"] names the reader, encoding["files"] counts, encoding["path"] tells what was read.
+    The format is detected by contents: NetCDF-4 and -3, Zarr, GRIB (also MRMS), ODIM and KNMI HDF5, RADOLAN and DX,
+    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz, GeoTIFF. Missing values are NaN; the attribute
+    no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the number of
+    files and encoding["path"] a description of the input.
+
+    Warns (UserWarning) if forecasts among observations are left out, if all fields are forecasts, and if files of a
+    folder hold no fields.
 
     Args:
-        path: a file, a Zarr store (a folder), a folder of files, a pattern such as "RAW/*.h5", or a list of files.
-            Several files must be of one format, grid and set of variables; they are joined and sorted by time.
-        start, stop: only times from start to stop, both included, such as "2024-06-01T12:00"; None: all.
+        path: A file, a Zarr store, a folder of files, a pattern such as "RAW/*.h5", or a list of files. Several files
+            need the same format, grid and variables; they are joined and sorted by time.
+        start: First time, such as "2024-06-01T12:00"; None: no limit.
+        stop: Last time (included); None: no limit.
 
-    Returns: xarray.Dataset, lazy where the format allows; its files are closed by its close(), at the end of a `with`
-        block, or when nothing holds them any more. Times outside the standard calendar become cftime objects.
+    Returns:
+        xarray.Dataset, lazy where the format allows it. Its files are closed by its method `close`, at the end of a
+            `with`
+        block, or when the dataset is deleted. Times outside the standard calendar are cftime objects.
 
-    Warns (UserWarning) about forecasts among observations, which are left out, about nothing but forecasts, and about
-    files in a folder that hold no fields.
-
-    Raises: FileNotFoundError where nothing is there; ValueError with one sentence for an unknown, empty, truncated or
-        damaged file, for files that do not go together, and for a start or stop that is no date or leaves nothing;
-        ImportError where the package for a format is missing.
+    Raises:
+        FileNotFoundError: The file or folder does not exist, or the folder has no files of fields.
+        ImportError: The package for a format is not installed.
+        ValueError: A file has an unknown format, is empty, truncated or damaged; files do not go together; `start` or
+            `stop` is not a date or leaves no time.
     """
-    files = files_of(path)
-    contents = [Contents(file) for file in files]
-    forms = [format_of(content) for content in contents]
+    files = list_files(path)
+    probes = [FileProbe(file) for file in files]
+    forms = [detect_format(probe) for probe in probes]
     if len(files) > 1 and _is_folder(path):
-        contents, forms = _without_others(contents, forms)
-    unknown = [content for content, form in zip(contents, forms, strict=True) if form is None]
+        probes, forms = _drop_unknown_formats(probes, forms)
+    unknown = [probe for probe, form in zip(probes, forms, strict=True) if form is None]
     if unknown:
-        raise ValueError(refusal(unknown[0]))
+        raise ValueError(describe_unsupported(unknown[0]))
     names = sorted({form.name for form in forms})
     if len(names) > 1:
         raise ValueError(
             f"{path} holds files of the formats {', '.join(names)}; a pattern or a list takes files of one kind"
         )
-    dataset = _of_one_graph(between(_read(forms[0], contents), start, stop))
-    dataset.encoding.update(format=forms[0].name, files=len(contents), path=_named(path, files))
-    dataset.set_close(functools.partial(_close_all, [held for content in contents for held in content.held]))
+    dataset = _merge_dask_graphs(select_time_range(_read(forms[0], probes), start, stop))
+    dataset.encoding.update(format=forms[0].name, files=len(probes), path=_describe_path(path, files))
+    dataset.set_close(functools.partial(_close_all, [held for probe in probes for held in probe.open_datasets]))
     return dataset
 
 
-def _named(path: Source, files: Sequence[pathlib.Path]) -> str:
-    """What was read, for sentences about it."""
+def _describe_path(path: InputPaths, files: Sequence[pathlib.Path]) -> str:
+    """Describe the input for messages."""
     if isinstance(path, (str, os.PathLike)):
         return os.fspath(path)
     return f"{files[0]}{f' and {len(files) - 1} more' * (len(files) > 1)}"
@@ -88,10 +95,12 @@ def _close_all(datasets: list[xr.Dataset]) -> None:
         dataset.close()
 
 
-def files_of(path: Source) -> list[pathlib.Path]:
-    """The files or Zarr stores that a path, folder, pattern or list stands for, sorted by name.
+def list_files(path: InputPaths) -> list[pathlib.Path]:
+    """List the files or Zarr stores of a path, folder, pattern or list, sorted by name (a list keeps its order).
 
-    Raises: FileNotFoundError where there are none."""
+    Raises:
+        FileNotFoundError: There are no files.
+    """
     if not isinstance(path, (str, os.PathLike)):
         files = [pathlib.Path(item) for item in path]
         if not files:
@@ -106,8 +115,8 @@ def files_of(path: Source) -> list[pathlib.Path]:
     if given.exists():
         if not _is_folder(given):
             return [given]
-        files = [p for p in sorted(given.iterdir()) if p.name[0] != "." and (p.is_file() or Contents(p).is_zarr)]
-        files = [p for p in files if p.suffix.lower() not in _ASIDE]
+        files = [p for p in sorted(given.iterdir()) if p.name[0] != "." and (p.is_file() or FileProbe(p).is_zarr)]
+        files = [p for p in files if p.suffix.lower() not in _IGNORED_SUFFIXES]
         if not files:
             raise FileNotFoundError(f"there is no file of fields in {given}")
         return files
@@ -117,71 +126,73 @@ def files_of(path: Source) -> list[pathlib.Path]:
     return files
 
 
-def _is_folder(path: Source) -> bool:
-    return isinstance(path, (str, os.PathLike)) and os.path.isdir(path) and not Contents(path).is_zarr
+def _is_folder(path: InputPaths) -> bool:
+    return isinstance(path, (str, os.PathLike)) and os.path.isdir(path) and not FileProbe(path).is_zarr
 
 
-def _without_others(contents: list[Contents], forms: list[Format | None]) -> tuple[list[Contents], list[Format]]:
-    """Those of a folder whose format is known; the others are named in a warning."""
-    known = [(c, f) for c, f in zip(contents, forms, strict=True) if f is not None]
-    others = [c.path.name for c, f in zip(contents, forms, strict=True) if f is None]
+def _drop_unknown_formats(probes: list[FileProbe], forms: list[Format | None]) -> tuple[list[FileProbe], list[Format]]:
+    """Drop the files of a folder whose format is unknown, with a warning that names them.
+
+    If no file has a known format, all files are returned, so that the caller raises an error.
+    """
+    known = [(c, f) for c, f in zip(probes, forms, strict=True) if f is not None]
+    others = [c.path.name for c, f in zip(probes, forms, strict=True) if f is None]
     if not known:
-        return contents, forms
+        return probes, forms
     if others:
         warnings.warn(f"no fields are in {', '.join(others[:5])}{' ...' * (len(others) > 5)}", UserWarning, 3)
-    contents, forms = zip(*known, strict=True)
-    return list(contents), list(forms)
+    probes, forms = zip(*known, strict=True)
+    return list(probes), list(forms)
 
 
-def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
-    if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
-        with _errors_of(form, *(content.path for content in contents)):
-            return radolan.open_radolan([content.path for content in contents])
-    if len(contents) == 1:
-        return _observations(form, [(contents[0].path, _read_one(form, contents[0]))])[0][1]
-    return _joined(form, contents)
+def _read(form: Format, probes: Sequence[FileProbe]) -> xr.Dataset:
+    if form.name == "RADOLAN":  # its reader joins several files, since one archive may hold many composites
+        with _translate_errors(form, *(probe.path for probe in probes)):
+            return radolan.open_radolan([probe.path for probe in probes])
+    if len(probes) == 1:
+        return _select_observations(form, [(probes[0].path, _read_one(form, probes[0]))])[0][1]
+    return _join_files(form, probes)
 
 
-def _read_one(form: Format, contents: Contents) -> xr.Dataset:
-    with _errors_of(form, contents.path):
-        return guard_values(form.read(contents), contents.path)
+def _read_one(form: Format, probe: FileProbe) -> xr.Dataset:
+    with _translate_errors(form, probe.path):
+        return guard_values(form.read(probe), probe.path)
 
 
 @contextlib.contextmanager
-def _errors_of(form: Format, *paths: pathlib.Path) -> Iterator[None]:
-    """A block that reads a file: what a library or a reader raises of other than the expected contents becomes an
-    error that names the file, or the folder of several."""
+def _translate_errors(form: Format, *paths: pathlib.Path) -> Iterator[None]:
+    """Context manager: make exceptions of readers and libraries name the file, or the folder of several files."""
     path = paths[0] if len(paths) == 1 else paths[0].parent
     try:
         yield
-    except _UNEXPECTED as error:
-        said = " ".join(str(error).split())
+    except _UNEXPECTED_ERRORS as error:
+        message = " ".join(str(error).split())
         raise ValueError(
-            f"{path} looks like {form.name} but has other contents than that format ({type(error).__name__}: {said})"
+            f"{path} looks like {form.name} but has other contents than that format ({type(error).__name__}: {message})"
         ) from error
     except Exception as error:
         if any(one.name in str(error) for one in paths) and isinstance(error, (ValueError, OSError)):
             raise
-        if type(error) is ValueError:  # of a reader, in its own words
+        if type(error) is ValueError:  # raised by a reader with a complete message
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-        found = unreadable(path, error, f"what looks like {form.name}")
+        found = make_read_error(path, error, f"what looks like {form.name}")
         if found is error:
             raise
         raise found from error
 
 
-def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
-    read = [(content.path, _lazily(form, content)) for content in contents]
-    own = "time" if "time" in read[0][1].variables else time_of(read[0][1]) or "time"
-    if own != "time":
-        read = [(path, part.rename({own: "time"}) if own in part.dims else part) for path, part in read]
-    read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
-    (first, expected), *others = named = _observations(form, read)
+def _join_files(form: Format, probes: Sequence[FileProbe]) -> xr.Dataset:
+    read = [(probe.path, _read_lazily(form, probe)) for probe in probes]
+    time = "time" if "time" in read[0][1].variables else find_dataset_time(read[0][1]) or "time"
+    if time != "time":
+        read = [(path, part.rename({time: "time"}) if time in part.dims else part) for path, part in read]
+    read = [(path, part if "time" in part.dims else _expand_time(part, path)) for path, part in read]
+    (first, expected), *others = named = _select_observations(form, read)
     for path, part in others:
-        check_alike(first, expected, path, part)
+        check_compatible(first, expected, path, part)
     _check_calendars(named)
-    parts = _with_changing_scalars([part for _, part in named])
-    parts = [part.assign_coords(_plane(expected, parts[0])) for part in parts]
+    parts = _expand_varying_scalars([part for _, part in named])
+    parts = [part.assign_coords(_get_time_independent_coordinates(expected, parts[0])) for part in parts]
     joined = xr.concat(
         parts,
         "time",
@@ -192,38 +203,42 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
         combine_attrs="override",
     )
     for name, variable in joined.variables.items():
-        if "calendar" in variable.encoding:  # days may do for the times of the first file, not for all
+        if "calendar" in variable.encoding:  # the time unit of the first file may be too coarse for the others
             variable.encoding = {}
-        elif not _stored_alike(name, parts):  # the packing of the first file does not hold the values of others
-            variable.encoding = {key: v for key, v in variable.encoding.items() if key not in _STORAGE}
+        elif not _is_stored_alike(name, parts):  # the packing of the first file may not hold the values of the others
+            variable.encoding = {key: v for key, v in variable.encoding.items() if key not in _STORAGE_KEYS}
     times = joined["time"].values
     if not np.all(times[:-1] < times[1:]):
         joined = joined.sortby("time")
         repeated = len(times) - len(np.unique(times))
         if repeated:
-            said = f"{repeated} of {len(times)} times are in several files, and so are they in what is read"
-            warnings.warn(said, UserWarning, stacklevel=4)
-    return joined if own == "time" else joined.rename(time=own)
+            message = f"{repeated} of {len(times)} times are in several files, and all of them are read"
+            warnings.warn(message, UserWarning, stacklevel=4)
+    return joined if time == "time" else joined.rename(time=time)
 
 
 def _check_calendars(parts: list[Part]) -> None:
-    """ValueError where the times of two files are of different calendars, naming both."""
-    (first, calendar), *others = ((path, _calendar(part)) for path, part in parts)
+    """Raise ValueError, naming both files, if the times of two files have different calendars."""
+    (first, calendar), *others = ((path, _get_calendar(part)) for path, part in parts)
     for path, other in others:
         if other != calendar:
-            raise ValueError(f"times are in the calendar {calendar} in {first} and {other} in {path}; join them apart")
+            raise ValueError(
+                f"times are in the calendar {calendar} in {first} and {other} in {path}; join them separately"
+            )
 
 
-def _calendar(dataset: xr.Dataset) -> str:
+def _get_calendar(dataset: xr.Dataset) -> str:
     values = dataset["time"].values
     if values.dtype.kind == "O" and values.size and hasattr(values.flat[0], "calendar"):
         return values.flat[0].calendar
     return "standard" if values.dtype.kind == "M" else "none"
 
 
-def _with_changing_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
-    """The parts of a series with the single coordinates that differ between them, such as a lead time, along time; one
-    that not all have is left out."""
+def _expand_varying_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Expand scalar coordinates that differ between the files, such as a lead time, along time.
+
+    A scalar coordinate that some files lack is dropped.
+    """
     names = {name for part in parts for name, c in part.coords.items() if c.ndim == 0}
     for name in sorted(names, key=str):
         if not all(name in part.coords and part[name].ndim == 0 for part in parts):
@@ -233,20 +248,22 @@ def _with_changing_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     return parts
 
 
-def _stored_alike(name: Hashable, parts: list[xr.Dataset]) -> bool:
+def _is_stored_alike(name: Hashable, parts: list[xr.Dataset]) -> bool:
     """Return True if all parts store a variable in the same dtype and packing, with the same fill value."""
     first, *others = (part[name].encoding for part in parts)
-    return all(_same(first.get(key), other.get(key)) for other in others for key in _STORAGE)
+    return all(_is_equal_or_nan(first.get(key), other.get(key)) for other in others for key in _STORAGE_KEYS)
 
 
-def _same(one: object, other: object) -> bool:
-    return one is other or bool(one == other) or (one != one and other != other)  # NaN is the same as NaN
+def _is_equal_or_nan(one: object, other: object) -> bool:
+    return one is other or bool(one == other) or (one != one and other != other)
 
 
-def _lazily(form: Format, contents: Contents) -> xr.Dataset:
-    """A file chunked, where dask is installed: joining many keeps none in memory. Fields that a reader loads are read
-    again when they are asked for."""
-    dataset = _read_one(form, contents)
+def _read_lazily(form: Format, probe: FileProbe) -> xr.Dataset:
+    """Open a file with dask arrays, if dask is installed, so that joining many files loads none.
+
+    Fields that a reader loads into memory are dropped and read again on access.
+    """
+    dataset = _read_one(form, probe)
     if importlib.util.find_spec("dask") is None:
         return dataset
     if any(not variable._in_memory for variable in dataset.variables.values()):
@@ -254,7 +271,7 @@ def _lazily(form: Format, contents: Contents) -> xr.Dataset:
     import dask
     import dask.array as da
 
-    later, fields = dask.delayed(_fields, pure=False)(form, contents.path), {}
+    later, fields = dask.delayed(_read_fields, pure=False)(form, probe.path), {}
     for name, variable in dataset.data_vars.items():
         if variable.ndim >= 2:
             values = da.from_delayed(later[name], variable.shape, variable.dtype)
@@ -262,8 +279,8 @@ def _lazily(form: Format, contents: Contents) -> xr.Dataset:
     return dataset.assign(fields)
 
 
-def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
-    """With the tasks of all files in one layer: of layers, dask looks at every one for each field that is read."""
+def _merge_dask_graphs(dataset: xr.Dataset) -> xr.Dataset:
+    """Merge the dask graphs of all files into one layer, since dask visits every layer for each field that is read."""
     if not any(variable.chunks for variable in dataset.variables.values()):
         return dataset
     import dask
@@ -271,60 +288,76 @@ def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
     return dask.optimize(dataset)[0]
 
 
-def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The values of a file's fields by name."""
-    with _errors_of(form, path):
-        return {name: variable.values for name, variable in form.read(Contents(path)).data_vars.items()}
+def _read_fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read the values of a file's fields by name."""
+    with _translate_errors(form, path):
+        return {name: variable.values for name, variable in form.read(FileProbe(path)).data_vars.items()}
 
 
-def _expanded(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
+def _expand_time(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
     if "time" not in dataset.variables:
         raise ValueError(f"{path} has no time, so it cannot be joined with other files")
     fields = [name for name, variable in dataset.data_vars.items() if variable.ndim >= 2]
     return dataset.assign({name: dataset[name].expand_dims("time") for name in fields})
 
 
-def _observations(form: Format, parts: list[Part]) -> list[Part]:
-    """The parts of lead 0, warning about others; all, warning, where they are forecasts of one lead."""
-    if form.name in _KEPT_LEADS:
+def _select_observations(form: Format, parts: list[Part]) -> list[Part]:
+    """Return the files of lead time 0, with a warning about the others.
+
+    If all files are forecasts of one lead time, all are returned with a warning.
+
+    Raises:
+        ValueError: All files are forecasts, of several lead times.
+    """
+    if form.name in _FORMATS_WITH_LEAD:
         return parts
-    leads = [_minutes(part) for _, part in parts]
+    leads = [_get_lead_minutes(part) for _, part in parts]
     ahead = sorted({lead for lead in leads if lead})
     if not ahead:
         return [(path, part.drop_vars("lead", errors="ignore")) for path, part in parts]
-    said = f"forecasts, {ahead[0]:g}{f' to {ahead[-1]:g}' if len(ahead) > 1 else ''} min ahead"
-    kept = [part for part, lead in zip(parts, leads, strict=True) if not lead]
-    if kept:
-        warnings.warn(f"{len(parts) - len(kept)} {said}, are left out", UserWarning, stacklevel=5)
+    forecasts = f"forecasts, {ahead[0]:g}{f' to {ahead[-1]:g}' if len(ahead) > 1 else ''} min ahead"
+    selected = [part for part, lead in zip(parts, leads, strict=True) if not lead]
+    if selected:
+        warnings.warn(f"{len(parts) - len(selected)} {forecasts}, are left out", UserWarning, stacklevel=5)
     elif len(ahead) == 1:
-        warnings.warn(f"the fields are {said}, and no observations", UserWarning, stacklevel=5)
-        kept = parts
+        warnings.warn(f"the fields are {forecasts}, and no observations", UserWarning, stacklevel=5)
+        selected = parts
     else:
-        raise ValueError(f"the files hold nothing but {said}, and no observation; take those of one lead")
-    return [(path, part.drop_vars("lead", errors="ignore")) for path, part in kept]
+        raise ValueError(f"the files hold nothing but {forecasts}, and no observation; take those of one lead")
+    return [(path, part.drop_vars("lead", errors="ignore")) for path, part in selected]
 
 
-def _minutes(part: xr.Dataset) -> float:
-    """Minutes of the coordinate `lead`, by which readers of radar formats tell forecasts from observations."""
+def _get_lead_minutes(part: xr.Dataset) -> float:
+    """Return the lead time in minutes that a reader of a radar format stored in the coordinate `lead`; 0 without."""
     return float(part["lead"].values / np.timedelta64(1, "m")) if "lead" in part.coords else 0.0
 
 
-def _plane(dataset: xr.Dataset, part: xr.Dataset) -> dict:
-    """The coordinates of a dataset that depend on time in no part."""
+def _get_time_independent_coordinates(dataset: xr.Dataset, part: xr.Dataset) -> dict:
+    """Return the coordinates of a dataset that also exist in `part` and do not depend on time there."""
     return {n: c.variable for n, c in dataset.coords.items() if n in part.coords and "time" not in part[n].dims}
 
 
-def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
-    """ValueError where two parts differ in variables, in what their numbers mean, or in grid, naming both files."""
+def check_compatible(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
+    """Check that two files can be joined along time.
+
+    Args:
+        first: Name of the first file.
+        expected: Dataset of the first file.
+        path: Name of the other file.
+        part: Dataset of the other file.
+
+    Raises:
+        ValueError: The files differ in variables, units, no-echo value or grid. The message names both files.
+    """
     if set(expected.data_vars) != set(part.data_vars):
         sets = (", ".join(map(str, d.data_vars)) for d in (expected, part))
-        said = f"{first} has the variables {next(sets)}, {path} has {next(sets)}"
-        raise ValueError(f"{said}; a pattern or a list takes files of one kind")
+        difference = f"{first} has the variables {next(sets)}, {path} has {next(sets)}"
+        raise ValueError(f"{difference}; a pattern or a list takes files of one kind")
     for name, variable in expected.data_vars.items():
         _check_meaning(first, variable, path, part[name])
-        for mapping in grid_mappings(expected, variable):
+        for mapping in find_grid_mappings(expected, variable):
             _check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
-    for name in _places(expected):
+    for name in _list_spatial_coordinates(expected):
         axis, other = expected.coords[name], part.coords.get(name)
         width = abs(float(axis[1] - axis[0])) if axis.ndim == 1 and axis.size > 1 and axis.dtype.kind == "f" else 0.0
         same = other is not None and other.shape == axis.shape
@@ -337,58 +370,83 @@ def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, p
 
 
 def _check_meaning(first: pathlib.Path, expected: xr.DataArray, path: pathlib.Path, field: xr.DataArray) -> None:
-    """ValueError where the numbers of a variable are in other units or another one stands for no echo."""
+    """Raise ValueError, naming both files, if units or no-echo value of a variable differ."""
     if expected.ndim < 2:
         return
     for name in ("units", "no_echo_value"):
-        own, other = expected.attrs.get(name), field.attrs.get(name)
-        same = same_units(own, other) if name == "units" else np.array_equal(own, other)
+        one, other = expected.attrs.get(name), field.attrs.get(name)
+        same = is_same_unit(one, other) if name == "units" else np.array_equal(one, other)
         if not same:
-            said = f"{name} of {expected.name}: {own} in {first}, {other} in {path}"
-            raise ValueError(f"{said}; a pattern or a list takes files of one kind")
+            difference = f"{name} of {expected.name}: {one} in {first}, {other} in {path}"
+            raise ValueError(f"{difference}; a pattern or a list takes files of one kind")
 
 
 def _check_projection(first: pathlib.Path, expected: dict, path: pathlib.Path, attrs: dict) -> None:
-    """ValueError where the parameters of a grid mapping that both tell differ; texts have many forms."""
+    """Raise ValueError, naming both files, if a parameter of the grid mapping that both declare differs.
+
+    Text is compared for grid_mapping_name only, since WKT of one projection has many forms.
+    """
     for name in expected.keys() & attrs.keys():
-        own, other = expected[name], attrs[name]
-        numbers = not isinstance(own, str) and not isinstance(other, str)
-        same = np.shape(own) == np.shape(other) and np.allclose(own, other) if numbers else own == other
+        one, other = expected[name], attrs[name]
+        numbers = not isinstance(one, str) and not isinstance(other, str)
+        same = np.shape(one) == np.shape(other) and np.allclose(one, other) if numbers else one == other
         if not same and (numbers or name == "grid_mapping_name"):
-            raise ValueError(f"{first} and {path} are on different grids: {name} is {own} and {other}")
+            raise ValueError(f"{first} and {path} are on different grids: {name} is {one} and {other}")
 
 
-def _places(dataset: xr.Dataset) -> list[Hashable]:
-    """Coordinates that place the fields: those of dimensions, and latitudes and longitudes over two that have none."""
-    of_two = [n for n, c in dataset.coords.items() if c.ndim == 2 and not set(c.dims) & {*dataset.coords, "time"}]
-    return [n for n, c in dataset.coords.items() if c.ndim == 1 and n != "time" and "time" not in c.dims] + of_two
+def _list_spatial_coordinates(dataset: xr.Dataset) -> list[Hashable]:
+    """List the coordinates that define the grid.
+
+    These are 1-D coordinates other than time, and 2-D coordinates whose dimensions have no coordinates.
+    """
+    curvilinear = [n for n, c in dataset.coords.items() if c.ndim == 2 and not set(c.dims) & {*dataset.coords, "time"}]
+    return [n for n, c in dataset.coords.items() if c.ndim == 1 and n != "time" and "time" not in c.dims] + curvilinear
 
 
-def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Dataset:
-    """The dataset's times from start to stop, both included; None: without a limit.
+def select_time_range(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Dataset:
+    """Select the times from `start` to `stop`.
 
-    Raises: ValueError for limits that are no dates, that leave no time, and for fields without times."""
+    Args:
+        dataset: Dataset.
+        start: First time; None: no limit.
+        stop: Last time (included); None: no limit.
+
+    Returns:
+        Dataset sorted by time, or the unchanged dataset without limits.
+
+    Raises:
+        ValueError: A limit is not a date, no time is left, or the dataset has no dimension of time.
+    """
     if start is None and stop is None:
         return dataset
-    time = time_of(dataset)
+    time = find_dataset_time(dataset)
     if time is None:
         raise ValueError(
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
     dataset = dataset.sortby(time)
     given = {name: date for name, date in (("start", start), ("stop", stop)) if date is not None}
-    limits = {name: _limit(dataset[time], name, date) for name, date in given.items()}
-    kept = dataset.sel({time: slice(limits.get("start"), limits.get("stop"))})
-    if not kept.sizes[time]:
+    limits = {name: _parse_limit(dataset[time], name, date) for name, date in given.items()}
+    selected = dataset.sel({time: slice(limits.get("start"), limits.get("stop"))})
+    if not selected.sizes[time]:
         first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))
-        asked = " and ".join(f"{name} {date}" for name, date in given.items())
-        raise ValueError(f"no time fits {asked}; the fields reach from {first} to {last}")
-    return kept
+        requested = " and ".join(f"{name} {date}" for name, date in given.items())
+        raise ValueError(f"no time fits {requested}; the fields reach from {first} to {last}")
+    return selected
 
 
-def _limit(times: xr.DataArray, name: str, date: str) -> str:
-    """A date in UTC as times are selected by it. Raises: ValueError unless it is one in the calendar of the times."""
-    text = utc_text(date)
+def _parse_limit(times: xr.DataArray, name: str, date: str) -> str:
+    """Convert a date to text in UTC that selects times.
+
+    Args:
+        times: Coordinate of times.
+        name: Name of the argument, for the message.
+        date: Date as given by the user.
+
+    Raises:
+        ValueError: `date` is not a date in the calendar of the times.
+    """
+    text = parse_utc_text(date)
     try:
         if text is not None:
             times.sel({times.dims[0]: slice(text, None)})

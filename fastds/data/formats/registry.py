@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats that are read, in the order in which they are tried, and what others are to be read with."""
+"""List of the supported file formats, in the order in which they are tried, and hints for unsupported ones."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,36 +7,42 @@ from typing import NamedTuple
 import xarray as xr
 
 from fastds.data.formats import cf, dpc, dx, fmi, geotiff, grib, knmi, mch, meteonet, nimrod, odim, radolan
-from fastds.data.formats.contents import Contents
+from fastds.data.formats.file_probe import FileProbe
 
 
 class Format(NamedTuple):
-    """How a format is called, told from others and read."""
+    """A file format.
+
+    Attributes:
+        name: Name for messages.
+        matches: Function that returns True if a file has this format.
+        read: Function that reads a file of this format.
+    """
 
     name: str
-    recognises: Callable[[Contents], bool]
-    read: Callable[[Contents], xr.Dataset]
+    matches: Callable[[FileProbe], bool]
+    read: Callable[[FileProbe], xr.Dataset]
 
 
 FORMATS = (
-    Format("ODIM HDF5", odim.recognises, odim.read),
-    Format("KNMI HDF5", knmi.recognises, knmi.read),
-    Format("Radar-DPC HDF5", dpc.recognises, dpc.read),
+    Format("ODIM HDF5", odim.matches, odim.read),
+    Format("KNMI HDF5", knmi.matches, knmi.read),
+    Format("Radar-DPC HDF5", dpc.matches, dpc.read),
     Format("NetCDF-4", cf.is_netcdf4, cf.read_netcdf4),
     Format("NetCDF-3", cf.is_netcdf3, cf.read_netcdf3),
     Format("Zarr", cf.is_zarr, cf.read_zarr),
-    Format("GRIB", grib.recognises, grib.read),
-    Format("MeteoNet npz", meteonet.recognises, meteonet.read),
-    Format("FMI PGM", fmi.recognises, fmi.read),
-    Format("MeteoSwiss GIF", mch.recognises, mch.read),
-    Format("GeoTIFF", geotiff.recognises, geotiff.read),
-    Format("Nimrod", nimrod.recognises, nimrod.read),
-    Format("DWD DX", dx.recognises, dx.read),
-    Format("RADOLAN", lambda contents: radolan.is_radolan(contents.path), lambda c: radolan.open_radolan(c.path)),
+    Format("GRIB", grib.matches, grib.read),
+    Format("MeteoNet npz", meteonet.matches, meteonet.read),
+    Format("FMI PGM", fmi.matches, fmi.read),
+    Format("MeteoSwiss GIF", mch.matches, mch.read),
+    Format("GeoTIFF", geotiff.matches, geotiff.read),
+    Format("Nimrod", nimrod.matches, nimrod.read),
+    Format("DWD DX", dx.matches, dx.read),
+    Format("RADOLAN", lambda probe: radolan.is_radolan(probe.path), lambda probe: radolan.open_radolan(probe.path)),
 )
 
-# First bytes of formats that others read, what they are, and with what.
-_ELSEWHERE = (
+# Signature, name and hint of formats that fastds does not read.
+_UNSUPPORTED_SIGNATURES = (
     (b"CDF\x05", "NetCDF of the format CDF-5", "nccopy -k nc4 converts it"),
     (b"AR2V", "a NEXRAD level II volume", "xradar reads it and wradlib grids it"),
     (b"ARCHIVE2", "a NEXRAD level II volume", "xradar reads it and wradlib grids it"),
@@ -54,19 +60,21 @@ _ELSEWHERE = (
 )
 
 
-def format_of(contents: Contents) -> Format | None:
-    """The format that recognises the contents; None for an unknown one."""
-    return next((form for form in FORMATS if form.recognises(contents)), None)
+def detect_format(probe: FileProbe) -> Format | None:
+    """Return the first format that matches a file, or None."""
+    return next(
+        (form for form in FORMATS if form.matches(probe)), None
+    )  # the order of FORMATS matters  # the order of FORMATS matters
 
 
-def refusal(contents: Contents) -> str:
-    """What is said of contents in no known format, with the tool that reads them where one is known."""
-    if not contents.start:
-        return f"{contents.path} is {'damaged: it cannot be unpacked' if contents.raw_start else 'empty'}"
-    if contents.members and all(name.endswith(".npy") for name in contents.members):
-        return f"{contents.path} is an npz archive {meteonet.without_fields(contents)}"
-    for magic, what, remedy in _ELSEWHERE:
-        if contents.start.startswith(magic):
-            return f"{contents.path} is {what}; {remedy}"
+def describe_unsupported(probe: FileProbe) -> str:
+    """Return the error message for a file of unknown format, with the tool that reads it if one is known."""
+    if not probe.header:
+        return f"{probe.path} is {'damaged: it cannot be unpacked' if probe.raw_header else 'empty'}"
+    if probe.members and all(name.endswith(".npy") for name in probe.members):
+        return f"{probe.path} is an npz archive {meteonet.describe_other_archive(probe)}"
+    for magic, what, remedy in _UNSUPPORTED_SIGNATURES:
+        if probe.header.startswith(magic):
+            return f"{probe.path} is {what}; {remedy}"
     known = ", ".join(form.name for form in FORMATS)
-    return f"{contents.path} is in no format that is known: {known}"
+    return f"{probe.path} is in no format that is known: {known}"

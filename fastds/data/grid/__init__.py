@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coordinates, times, units and variables of a file."""
+"""Coordinates, times, units, variables and metadata of a dataset."""

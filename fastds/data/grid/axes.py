@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dimension of a variable is time, y and x, and whether their coordinates are in order."""
+"""Identification of the dimensions time, y and x of a variable, and checks of their coordinates."""
 
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -14,24 +14,29 @@ _X_NAMES = ("x", "lon", "longitude", "xc", "rlon", "west_east", "nx", "easting",
 _Y_STANDARD = ("projection_y_coordinate", "latitude", "grid_latitude")
 _X_STANDARD = ("projection_x_coordinate", "longitude", "grid_longitude")
 
-# Steps of a coordinate may differ from their median by these shares: coordinates may be rounded.
+# Largest relative difference of a step of a coordinate from the median step; coordinates may be rounded.
 _SPACING_TOLERANCE, _ANGLE_TOLERANCE = 0.05, 0.5
 FULL_CIRCLE = 360.0  # degrees
 
 
 def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
-    """The variable as (time, y, x) without its dimensions of length 1, and notes about dropped ones.
+    """Transpose a variable to (time, y, x) and drop other dimensions of length 1.
 
-    Raises: ValueError if a dimension is missing, too many remain, or x or y are neither ascending nor descending.
+    Returns:
+        The variable, and a list of notes about dropped dimensions.
+
+    Raises:
+        ValueError: There is no dimension of time, y and x cannot be identified, another dimension is longer than 1, or
+            a coordinate of y or x is neither ascending nor descending.
     """
     dims = ", ".join(map(str, variable.dims))
-    time = time_dimension(variable)
+    time = find_time_dimension(variable)
     if time is None:
         raise ValueError(
             f"variable {variable.name} ({dims}) has no time dimension; expected (time, y, x), at least 2 times"
         )
     rest = [dim for dim in variable.dims if dim != time]
-    y, x = rows_and_columns(variable, rest)
+    y, x = find_rows_and_columns(variable, rest)
     if x is None or y is None:
         large = [dim for dim in rest if variable.sizes[dim] > 1]
         if len(large) != 2:
@@ -41,7 +46,7 @@ def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     long = [dim for dim in extra if variable.sizes[dim] > 1]
     if long:
         raise ValueError(
-            f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} beside "
+            f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} in addition to "
             "(time, y, x); select one element of it first"
         )
     check_rows_and_columns(variable, y, x)
@@ -49,23 +54,31 @@ def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
 
 
-def time_dimension(variable: xr.DataArray) -> Hashable | None:
-    """The dimension of time, by its coordinate or its name; None where there is none."""
-    return _pick(variable, variable.dims, _is_time)
+def find_time_dimension(variable: xr.DataArray) -> Hashable | None:
+    """Return the dimension of time of a variable, identified by its coordinate or its name, or None."""
+    return _find_dimension(variable, variable.dims, _is_time)
 
 
-def time_of(dataset: xr.Dataset) -> Hashable | None:
-    """The dimension of time of a dataset's variables, "time" where there is one of that name; None where there is none,
-    or there are several."""
+def find_dataset_time(dataset: xr.Dataset) -> Hashable | None:
+    """Return the dimension of time of a dataset: "time" if it exists, else the only one of its variables, else None."""
     if "time" in dataset.dims:
         return "time"
-    found = {time_dimension(variable) for variable in dataset.data_vars.values()} - {None}
+    found = {find_time_dimension(variable) for variable in dataset.data_vars.values()} - {None}
     return found.pop() if len(found) == 1 else None
 
 
-def with_time(dataset: xr.Dataset, name: Hashable) -> xr.Dataset:
-    """The dataset with a dimension of time for a variable that has a single time beside its dimensions."""
-    if time_dimension(dataset[name]) is not None:
+def expand_scalar_time(dataset: xr.Dataset, name: Hashable) -> xr.Dataset:
+    """Expand a variable that has a single scalar time coordinate along a dimension of time.
+
+    Args:
+        dataset: Dataset.
+        name: Name of the variable.
+
+    Returns:
+        The dataset with the expanded variable, or unchanged if the variable has a dimension of time or not exactly one
+        scalar time.
+    """
+    if find_time_dimension(dataset[name]) is not None:
         return dataset
     single = [n for n, c in dataset[name].coords.items() if c.ndim == 0 and _is_time(c, str(n))]
     if len(single) != 1:
@@ -73,16 +86,33 @@ def with_time(dataset: xr.Dataset, name: Hashable) -> xr.Dataset:
     return dataset.drop_vars(single).assign({name: dataset[name].expand_dims(single)})
 
 
-def rows_and_columns(variable: xr.DataArray, dims: Iterable[Hashable]) -> tuple[Hashable | None, Hashable | None]:
-    """Which of some dimensions are y and x, by their coordinates or names; None where nothing tells."""
-    x = _pick(variable, dims, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
+def find_rows_and_columns(variable: xr.DataArray, dims: Iterable[Hashable]) -> tuple[Hashable | None, Hashable | None]:
+    """Find the dimensions y and x among some dimensions by their coordinates or names.
+
+    Args:
+        variable: Variable.
+        dims: Candidates.
+
+    Returns:
+        y and x; None for a dimension that cannot be identified.
+    """
+    x = _find_dimension(variable, dims, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
     others = [dim for dim in dims if dim != x]
-    return _pick(variable, others, lambda c, dim: _matches(c, dim, "Y", _Y_STANDARD, _Y_NAMES)), x
+    return _find_dimension(variable, others, lambda c, dim: _matches(c, dim, "Y", _Y_STANDARD, _Y_NAMES)), x
 
 
 def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> None:
-    """ValueError unless there are two rows and columns, whose coordinates are in order, latitudes within the poles and
-    longitudes once around at most."""
+    """Check the dimensions y and x of a variable.
+
+    Args:
+        variable: Variable.
+        y: Name of the dimension of rows.
+        x: Name of the dimension of columns.
+
+    Raises:
+        ValueError: A dimension has fewer than two points, its coordinate is not monotonic, latitudes or longitudes are
+            in radians, a latitude is outside [-90, 90] degrees, or longitudes span more than 360 degrees.
+    """
     for dim in (y, x):
         if variable.sizes[dim] < 2:
             raise ValueError(
@@ -96,69 +126,74 @@ def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> 
                 check_latitudes(name, values)
             if is_longitude(attrs):
                 check_degrees(name, attrs)
-                check_longitudes(name, unwrap(values, attrs))
+                check_longitudes(name, unwrap_longitudes(values, attrs))
 
 
 def check_degrees(name: str, attrs: Mapping[str, Any]) -> None:
-    """ValueError for a latitude or longitude in radians, which would lie near 0 N, 0 E on cells of a few metres."""
+    """Raise ValueError for a latitude or longitude in radians."""
     units = str(attrs.get("units", "")).strip()
     if units.lower() in ("rad", "radian", "radians"):
         raise ValueError(f"{name} has units {units!r}, expected degrees: multiply it by 180 / pi first")
 
 
 def check_latitudes(name: str, values: np.ndarray) -> None:
-    """ValueError unless they lie between the poles."""
+    """Raise ValueError for a latitude outside [-90, 90] degrees."""
     highest = np.abs(values).max()
     if highest > 90 + 1e-6:
         raise ValueError(f"{name} reaches {highest:g}, expected degrees within 90; swapped with longitude?")
 
 
 def check_longitudes(name: str, values: np.ndarray) -> None:
-    """ValueError unless they, without jumps of 360 degrees, go round the globe once at most."""
+    """Raise ValueError if unwrapped longitudes span more than 360 degrees."""
     span = np.ptp(values)
     if span > FULL_CIRCLE + 1e-3:
         raise ValueError(f"{name} spans {span:g} degrees, expected {FULL_CIRCLE:g} at most")
 
 
 def check_order(variable: xr.DataArray, dim: Hashable) -> None:
-    """ValueError unless the coordinate of a dimension (if it has one) is numeric, finite and ascending or descending;
-    longitudes may wrap."""
+    """Raise ValueError if the coordinate of a dimension is not numeric, finite and monotonic; longitudes may wrap."""
     if dim not in variable.coords:
         return
     values = variable[dim].values
     if values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
         raise ValueError(f"coordinate {dim} must be finite numbers")
-    steps = np.diff(unwrap(values, variable[dim].attrs))
+    steps = np.diff(unwrap_longitudes(values, variable[dim].attrs))
     if steps.size and not (np.all(steps > 0) or np.all(steps < 0)):
         raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
 
 
-def rounding_of(values: np.ndarray) -> float:
-    """How far steps of coordinates may be off where these were stored in float32."""
+def estimate_rounding(values: np.ndarray) -> float:
+    """Return the largest error of a difference of two coordinates that were stored in float32."""
     return 4 * 2.0**-24 * float(np.abs(values).max(initial=0.0))
 
 
-def upright(field: xr.DataArray) -> tuple[Any, ...]:
-    """The index that brings arrays (..., y, x) of a field into rows from north to south and columns from west to east,
-    and back: a network gives a mirrored field another answer, and the order of a file's axes must not matter."""
+def get_north_up_index(field: xr.DataArray) -> tuple[Any, ...]:
+    """Return the index that flips arrays (..., y, x) of a field to rows from north to south, columns from west to east.
+
+    The same index flips the arrays back. Networks are not equivariant to flips, so it makes results independent of the
+    order of the axes in a file.
+    """
     steps = []
     for dim, wrong in zip(field.dims[-2:], (1, -1), strict=True):
-        ends = unwrap(field[dim].values, field[dim].attrs)[[0, -1]] if dim in field.coords else np.zeros(2)
+        ends = unwrap_longitudes(field[dim].values, field[dim].attrs)[[0, -1]] if dim in field.coords else np.zeros(2)
         steps.append(slice(None, None, -1 if (ends[1] - ends[0]) * wrong > 0 else 1))
     return (..., *steps)
 
 
 def check_spacing(variable: xr.DataArray) -> None:
-    """ValueError unless the coordinates of (..., y, x), where there are any, are evenly spaced: steps within 5 % of
-    their median, of latitudes and longitudes within half, which Gaussian and Mercator grids keep."""
+    """Raise ValueError if the coordinates of the last two dimensions are unevenly spaced.
+
+    Steps may differ from their median by 5 %. Steps of latitude and longitude may differ by 50 %, as on Gaussian and
+    Mercator grids.
+    """
     for dim in variable.dims[-2:]:
         if dim not in variable.coords:
             continue
         attrs = variable[dim].attrs
-        steps = np.abs(np.diff(unwrap(variable[dim].values, attrs)))
+        steps = np.abs(np.diff(unwrap_longitudes(variable[dim].values, attrs)))
         middle = float(np.median(steps))
         tolerance = _ANGLE_TOLERANCE if is_longitude(attrs) or is_latitude(attrs) else _SPACING_TOLERANCE
-        if np.any(np.abs(steps - middle) > max(tolerance * middle, rounding_of(variable[dim].values))):
+        if np.any(np.abs(steps - middle) > max(tolerance * middle, estimate_rounding(variable[dim].values))):
             units = f" {attrs['units']}" if "units" in attrs else ""
             raise ValueError(
                 f"coordinate {dim} is unevenly spaced, by {steps.min():g} to {steps.max():g}{units}, {middle:g} in the "
@@ -167,17 +202,17 @@ def check_spacing(variable: xr.DataArray) -> None:
 
 
 def is_longitude(attrs: Mapping[str, Any]) -> bool:
-    """True if the attributes of a coordinate say longitude."""
+    """Return True if the attributes of a coordinate declare a longitude."""
     return _is_angle(attrs, "longitude", ("east", "e"))
 
 
 def is_latitude(attrs: Mapping[str, Any]) -> bool:
-    """True if the attributes of a coordinate say latitude."""
+    """Return True if the attributes of a coordinate declare a latitude."""
     return _is_angle(attrs, "latitude", ("north", "n"))
 
 
 def promote_coordinates(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with 2-D latitudes and longitudes as coordinates, named by a `coordinates` attribute or not."""
+    """Return the dataset with all 2-D latitude and longitude variables as coordinates."""
     named = [
         name
         for name, variable in dataset.data_vars.items()
@@ -187,21 +222,22 @@ def promote_coordinates(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _is_angle(attrs: Mapping[str, Any], standard_name: str, letters: Collection[str]) -> bool:
-    """By the standard_name, or where there is none by units such as degrees_north, degree_N, degreesE."""
+    """Return True for this standard_name or, if there is none, for units such as degrees_north or degreesE."""
     if "standard_name" in attrs:
         return attrs["standard_name"] == standard_name
     return re.sub(r"^degrees?_?", "", str(attrs.get("units", "")).strip().lower()) in letters
 
 
-def unwrap(values: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
-    """Float64 coordinate values; longitudes without jumps of 360 degrees."""
+def unwrap_longitudes(values: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
+    """Return coordinate values as float64; jumps of 360 degrees are removed from longitudes."""
     values = np.asarray(values, dtype=np.float64)
     return np.unwrap(values, period=360.0) if is_longitude(attrs) else values
 
 
-def _pick(
+def _find_dimension(
     variable: xr.DataArray, dims: Iterable[Hashable], matches: Callable[[xr.DataArray | None, str], bool]
 ) -> Hashable | None:
+    """Return the first dimension whose coordinate and name satisfy `matches`, or None."""
     for dim in dims:
         if matches(variable.coords.get(dim), str(dim)):
             return dim
@@ -221,6 +257,15 @@ def _is_time(coordinate: xr.DataArray | None, dim: str) -> bool:
 def _matches(
     coordinate: xr.DataArray | None, dim: str, axis: str, standard_names: Collection[str], names: Collection[str]
 ) -> bool:
+    """Return True if a coordinate declares an axis or a standard name, or if the dimension has one of the usual names.
+
+    Args:
+        coordinate: Coordinate of the dimension, or None.
+        dim: Name of the dimension.
+        axis: CF axis, "X" or "Y".
+        standard_names: CF standard names of the axis.
+        names: Usual names of the dimension, in lower case.
+    """
     if coordinate is not None and (
         coordinate.attrs.get("axis") == axis or coordinate.attrs.get("standard_name") in standard_names
     ):

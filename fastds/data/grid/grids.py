@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Horizontal grids: centres and bounds of finer and coarser cells, projections, and the grid spacing in metres."""
+"""Horizontal grids: refined and coarsened coordinates, cell bounds, and grid spacing in metres."""
 
 from collections.abc import Hashable
 
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, rounding_of, unwrap
-from fastds.data.grid.units import metres_of
+from fastds.data.grid.axes import check_degrees, estimate_rounding, is_latitude, is_longitude, unwrap_longitudes
+from fastds.data.grid.units import get_metres_per_unit
 
 EARTH_RADIUS_M = 6_371_000.0
 _HIGHEST_LATITUDE, _HIGHEST_LONGITUDE = 90.0 + 1e-3, 540.0
@@ -15,33 +15,53 @@ _RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_
 
 
 def check_factor(factor: int) -> None:
-    """ValueError unless factor is a whole number >= 1."""
+    """Raise ValueError unless `factor` is an integer >= 1."""
     if int(factor) != factor or factor < 1:
         raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
 def refine_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr.Dataset:
-    """Horizontal coordinates, bounds and grid mapping of a field on cells cut into factor x factor.
+    """Refine the grid of a field: divide each cell into factor x factor cells.
 
-    The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ...
-    factor - 1; for factor 2 c - d/4 and c + d/4. Ascending or descending; longitudes may wrap and wrap again.
-    Coordinates over (y, x) are interpolated linearly, latitude and longitude on the sphere. Bounds that the file has
-    are cut, too. The width of an uneven cell is the mean distance to its neighbours.
+    A cell with centre c and width d gets the centres c + d ((k + 1/2) / factor - 1/2), k = 0, ..., factor - 1; for
+    factor 2 these are c - d/4 and c + d/4. The width of a cell on an uneven grid is the mean distance to its
+    neighbours. Coordinates may be ascending or descending; longitudes may wrap. Coordinates over (y, x) are
+    interpolated linearly, latitude and longitude on the sphere. Bounds of cells are divided accordingly.
 
     Args:
-        dataset: the Dataset that field belongs to (bounds and grid mapping are looked up in it).
-        field: DataArray (..., y, x). factor: whole number >= 1.
-    Returns: Dataset of coordinates (float64), bounds and grid mapping variables; bounds are data variables. Other
-        coordinates over y or x that are not numbers are left out.
-    Raises: ValueError for a coordinate with a single value and no bounds, and for factor < 1.
+        dataset: xarray.Dataset of the field, with its bounds and grid mapping.
+        field: DataArray (..., y, x).
+        factor: Integer >= 1.
+
+    Returns:
+        xarray.Dataset of coordinates (float64), and of bounds and grid mappings as data variables. Coordinates over y
+            or x
+        that are not numeric are left out.
+
+    Raises:
+        ValueError: `factor` is less than 1, or a coordinate has a single value.
     """
     check_factor(factor)
-    return _regrid(dataset, field, _offsets(factor), factor)
+    return _regrid(dataset, field, _compute_offsets(factor), factor)
 
 
 def coarsen_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr.Dataset:
-    """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes
-    cut to a multiple of factor. dataset, field: as in refine_grid, on the fine grid."""
+    """Coarsen the grid of a field, the inverse of `refine_grid`: combine blocks of factor x factor cells into one.
+
+    Rows and columns at the end that fill no block are left out. The centre of a new cell is the mean of the block's
+    centres.
+
+    Args:
+        dataset: xarray.Dataset of the field.
+        field: DataArray (..., y, x) on the fine grid.
+        factor: Integer >= 1.
+
+    Returns:
+        xarray.Dataset as that of `refine_grid`.
+
+    Raises:
+        ValueError: `factor` is less than 1.
+    """
     check_factor(factor)
     y, x = field.dims[-2:]
     cut = {dim: slice(0, field.sizes[dim] - field.sizes[dim] % factor) for dim in (y, x)}
@@ -50,25 +70,31 @@ def coarsen_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> x
 
 
 def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | None:
-    """Median spacing (y, x) of the grid of `field`, a DataArray (..., y, x), in metres, from its coordinates; None
-    where they do not tell.
+    """Return the median grid spacing (y, x) of a field in metres, or None if the coordinates do not determine it.
 
-    Projected coordinates in m or km, 1-D latitude and longitude in degrees, or 2-D latitude and longitude (great
-    circle, radius 6371 km).
+    Supported are projected coordinates in a unit of length, 1-D latitude and longitude in degrees, and 2-D latitude and
+    longitude (great circle, radius 6371 km).
+
+    Args:
+        field: DataArray (..., y, x).
+
+    Returns:
+        (dy, dx); with 2-D coordinates, None for a dimension of length 1.
     """
     y, x = field.dims[-2:]
-    lat, lon = latitude_longitude(field)
+    lat, lon = find_latitude_longitude(field)
     if lat is not None and lat.ndim == 2:
-        points = _unit_vectors(lat.values, lon.values)
+        points = _compute_unit_vectors(lat.values, lon.values)
         return tuple(
-            float(np.nanmedian(_distance(points, axis))) if points.shape[axis + 1] > 1 else None for axis in (0, 1)
+            float(np.nanmedian(_compute_distances(points, axis))) if points.shape[axis + 1] > 1 else None
+            for axis in (0, 1)
         )
     spacing = []
     for dim in (y, x):
         if dim not in field.coords or field.sizes[dim] < 2:
             return None
-        step = float(np.median(np.abs(np.diff(unwrap(field[dim].values, field[dim].attrs)))))
-        metres = metres_of(field[dim].attrs.get("units", ""))
+        step = float(np.median(np.abs(np.diff(unwrap_longitudes(field[dim].values, field[dim].attrs)))))
+        metres = get_metres_per_unit(field[dim].attrs.get("units", ""))
         if metres is not None:
             spacing.append(step * metres)
         elif lat is not None and dim in (lat.dims[0], lon.dims[0]):
@@ -79,8 +105,11 @@ def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | N
     return tuple(spacing)
 
 
-def grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
-    """Names of the grid mapping variables of a field that are in the dataset (also those that hold only crs_wkt)."""
+def find_grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
+    """Return the names of the grid mapping variables of a field that exist in the dataset.
+
+    If the field names none of them, a scalar variable `spatial_ref` counts as its grid mapping.
+    """
     text = str(field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "")
     names = [word.rstrip(":") for word in text.split()]
     found = [name for name in names if name in dataset.variables and dataset[name].ndim == 0]
@@ -89,8 +118,8 @@ def grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
     return found
 
 
-def scalar_coordinates(field: xr.DataArray) -> dict[Hashable, xr.Variable]:
-    """The coordinates of a field that are single values, such as its pressure; grid mappings are none."""
+def get_scalar_coordinates(field: xr.DataArray) -> dict[Hashable, xr.Variable]:
+    """Return the scalar coordinates of a field, such as its pressure, without grid mappings."""
     return {
         name: coordinate.variable
         for name, coordinate in field.coords.items()
@@ -98,14 +127,22 @@ def scalar_coordinates(field: xr.DataArray) -> dict[Hashable, xr.Variable]:
     }
 
 
-def without_geotransform(mapping: xr.Variable) -> xr.Variable:
-    """A copy of a grid mapping variable without the attribute GeoTransform that GDAL writes, which is of one grid."""
+def drop_geotransform(mapping: xr.Variable) -> xr.Variable:
+    """Return a copy of a grid mapping variable without GDAL's attribute GeoTransform, which describes one grid only."""
     mapping = mapping.copy()
     mapping.attrs.pop("GeoTransform", None)
     return mapping
 
 
 def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None, factor: int) -> xr.Dataset:
+    """Compute coordinates, bounds and grid mappings of the refined or coarsened grid of a field.
+
+    Args:
+        dataset: Dataset of the field.
+        field: DataArray (..., y, x).
+        offsets: Offsets of the new centres in cells; None: coarsen.
+        factor: Refinement or coarsening factor.
+    """
     y, x = field.dims[-2:]
     coords, bounds = {}, {}
     for name, coordinate in field.coords.items():
@@ -113,12 +150,12 @@ def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None
             continue
         if not set(coordinate.dims) <= {y, x}:
             continue
-        values = _coordinate_values(field, coordinate, offsets, factor)
+        values = _compute_coordinate(field, coordinate, offsets, factor)
         if values is None:
             continue
         attrs = {key: value for key, value in coordinate.attrs.items() if key not in _RANGE_ATTRIBUTES}
         bounds_name = attrs.pop("bounds", None) or coordinate.encoding.get("bounds")
-        new_bounds = _bounds(dataset, field, coordinate, bounds_name, offsets, factor)
+        new_bounds = _compute_bounds(dataset, field, coordinate, bounds_name, offsets, factor)
         if new_bounds is not None:
             attrs["bounds"] = bounds_name
             bounds[bounds_name] = new_bounds
@@ -126,29 +163,37 @@ def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None
         coords[name] = xr.Variable(dims, values, attrs)
     mappings = {
         name: _scale_geotransform(dataset[name].variable, factor if offsets is not None else 1.0 / factor)
-        for name in grid_mappings(dataset, field)
+        for name in find_grid_mappings(dataset, field)
     }
     return xr.Dataset({**bounds, **mappings}, coords)
 
 
-def _coordinate_values(
+def _compute_coordinate(
     field: xr.DataArray, coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int
 ) -> np.ndarray | None:
+    """Return the new values of a coordinate over y and x, or None if it has more than two dimensions.
+
+    Args:
+        field: DataArray (..., y, x).
+        coordinate: Coordinate.
+        offsets: Offsets of the new centres in cells; None: coarsen.
+        factor: Refinement or coarsening factor.
+    """
     if coordinate.ndim == 1:
-        return _centres(coordinate, offsets, factor)
+        return _compute_centres(coordinate, offsets, factor)
     if coordinate.ndim != 2:
         return None
     coordinate = coordinate.transpose(*field.dims[-2:])
-    lat, lon = latitude_longitude(field)
+    lat, lon = find_latitude_longitude(field)
     if lat is None or lat.ndim != 2 or coordinate.name not in (lat.name, lon.name):
         return _resample(coordinate.values.astype(np.float64), offsets, offsets, factor)
-    points = _resample(_unit_vectors(lat.values, lon.values), offsets, offsets, factor)
-    new_lat, new_lon = _angles(points, lon.values)
+    points = _resample(_compute_unit_vectors(lat.values, lon.values), offsets, offsets, factor)
+    new_lat, new_lon = _compute_angles(points, lon.values)
     return new_lat if coordinate.name == lat.name else new_lon
 
 
-def _centres(coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int) -> np.ndarray:
-    values = unwrap(coordinate.values, coordinate.attrs)
+def _compute_centres(coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int) -> np.ndarray:
+    values = unwrap_longitudes(coordinate.values, coordinate.attrs)
     if offsets is None:
         fine = values.reshape(-1, factor).mean(axis=1)
     else:
@@ -158,7 +203,7 @@ def _centres(coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int) 
             raise ValueError(
                 f"coordinate {coordinate.name} has a single value, so its cell width is unknown; at least 2 are needed"
             )
-        fine = (values[:, None] + _widths(values)[:, None] * offsets).reshape(-1)
+        fine = (values[:, None] + _compute_cell_widths(values)[:, None] * offsets).reshape(-1)
     if is_latitude(coordinate.attrs) and np.abs(values).max() <= 90.0:
         fine = np.clip(fine, -90.0, 90.0)
     if is_longitude(coordinate.attrs) and np.any(np.abs(np.diff(coordinate.values)) > 180.0):
@@ -167,17 +212,19 @@ def _centres(coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int) 
     return fine
 
 
-def _widths(values: np.ndarray) -> np.ndarray:
-    """Signed widths of cells: the mean step where steps agree to a thousandth (coordinates stored in float32), else
-    the local ones."""
+def _compute_cell_widths(values: np.ndarray) -> np.ndarray:
+    """Return the signed widths of cells.
+
+    If all steps agree to 0.1 % or to float32 rounding, the width is the mean step, else the local step.
+    """
     steps = np.diff(values)
     mean = (values[-1] - values[0]) / (len(values) - 1)
-    if np.all(np.abs(steps - mean) <= max(1e-3 * abs(mean), rounding_of(values))):
+    if np.all(np.abs(steps - mean) <= max(1e-3 * abs(mean), estimate_rounding(values))):
         return np.full(len(values), mean)
     return np.gradient(values)
 
 
-def _bounds(
+def _compute_bounds(
     dataset: xr.Dataset,
     field: xr.DataArray,
     coordinate: xr.DataArray,
@@ -185,7 +232,16 @@ def _bounds(
     offsets: np.ndarray | None,
     factor: int,
 ) -> xr.Variable | None:
-    """Bounds of the new cells as a Variable, or None if the file has none that can be used."""
+    """Return the bounds of the new cells, or None if the file has no usable ones.
+
+    Args:
+        dataset: Dataset of the field.
+        field: DataArray (..., y, x).
+        coordinate: Coordinate whose bounds are computed.
+        name: Name of the bounds in the dataset.
+        offsets: Offsets of the new centres in cells; None for coarsening.
+        factor: Refinement or coarsening factor.
+    """
     if name is None or name not in dataset.variables:
         return None
     old = dataset[name]
@@ -200,22 +256,22 @@ def _bounds(
             edges = pairs[:, :1] + (pairs[:, 1:] - pairs[:, :1]) * parts
             new = np.stack([edges[:, :-1], edges[:, 1:]], axis=-1).reshape(-1, 2)
         return xr.Variable((coordinate.dims[0], old.dims[-1]), new, old.attrs)
-    lat, lon = latitude_longitude(field)
+    lat, lon = find_latitude_longitude(field)
     if coordinate.ndim == 2 and lat is not None and lat.ndim == 2 and old.ndim == 3 and old.shape[-1] == 4:
-        corners = _corners(lat, lon, offsets, factor)
+        corners = _compute_corners(lat, lon, offsets, factor)
         return xr.Variable(
             (*field.dims[-2:], old.dims[-1]), corners[0 if coordinate.name == lat.name else 1], old.attrs
         )
     return None
 
 
-def _corners(
+def _compute_corners(
     lat: xr.DataArray, lon: xr.DataArray, offsets: np.ndarray | None, factor: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Latitudes and longitudes (H, W, 4) of the corners of the new cells, anticlockwise seen from above."""
-    points = _unit_vectors(lat.values, lon.values)
+    """Return latitudes and longitudes (H, W, 4) of the corners of the new cells, anticlockwise as seen from above."""
+    points = _compute_unit_vectors(lat.values, lon.values)
     if offsets is None:
-        points, factor, offsets = _resample(points, None, None, factor), 1, _offsets(1)
+        points, factor, offsets = _resample(points, None, None, factor), 1, _compute_offsets(1)
     half = 0.5 / factor
     around = [(-half, -half), (-half, half), (half, half), (half, -half)]
     corners = [_resample(points, offsets + row, offsets + column, factor) for row, column in around]
@@ -224,15 +280,21 @@ def _corners(
     outward = np.dot(np.cross(right[:, *middle], down[:, *middle]), corners[0][:, *middle])
     if outward < 0:
         corners = corners[::-1]
-    angles = [_angles(corner, lon.values) for corner in corners]
+    angles = [_compute_angles(corner, lon.values) for corner in corners]
     return tuple(np.stack([angle[part] for angle in angles], axis=-1) for part in (0, 1))
 
 
 def _resample(
     values: np.ndarray, row_offsets: np.ndarray | None, column_offsets: np.ndarray | None, factor: int
 ) -> np.ndarray:
-    """values (..., H, W) at index + offset along both axes, linear and linearly continued at the edges; offsets None:
-    means of blocks."""
+    """Interpolate linearly at index + offset along both axes, with linear extrapolation at the edges.
+
+    Args:
+        values: (..., H, W).
+        row_offsets: Offsets along rows in cells; None: return means of blocks instead.
+        column_offsets: Offsets along columns in cells.
+        factor: Side of the blocks.
+    """
     if row_offsets is None:
         *lead, height, width = values.shape
         return values.reshape(*lead, height // factor, factor, width // factor, factor).mean(axis=(-3, -1))
@@ -246,11 +308,14 @@ def _resample(
     return values
 
 
-def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
-    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None); 2-D ones
-    are missing where they cannot be.
+def find_latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
+    """Return the latitude and longitude coordinates of a field, both 1-D or both 2-D, or (None, None).
 
-    Raises: ValueError where they are in radians."""
+    Impossible values of 2-D coordinates become missing.
+
+    Raises:
+        ValueError: A coordinate is in radians.
+    """
     found = {}
     for name, coordinate in field.coords.items():
         named = "standard_name" not in coordinate.attrs
@@ -265,56 +330,69 @@ def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
         return None, None
     if lat.ndim == 2:
         lat, lon = lat.transpose(*field.dims[-2:]), lon.transpose(*field.dims[-2:])
-        wrong = impossible_places(lat.values, lon.values)
+        wrong = find_invalid_positions(lat.values, lon.values)
         return (lat.where(~wrong), lon.where(~wrong)) if wrong.any() else (lat, lon)
     return lat, lon
 
 
-def impossible_places(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Where latitudes or longitudes in degrees lie outside the globe or are infinite; missing ones do not."""
+def find_invalid_positions(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Return True where a latitude or longitude in degrees is outside its range or infinite; NaN counts as valid."""
     return (np.abs(latitude) > _HIGHEST_LATITUDE) | (np.abs(longitude) > _HIGHEST_LONGITUDE)
 
 
-def places_between(field: xr.DataArray, rows: np.ndarray, columns: np.ndarray) -> dict[Hashable, xr.Variable]:
-    """The 2-D latitude and longitude of a field (..., y, x), where it has them, at places of rows and columns with
-    fractions: linear on the sphere, and on beyond the edges."""
-    lat, lon = latitude_longitude(field)
+def interpolate_latitude_longitude(
+    field: xr.DataArray, rows: np.ndarray, columns: np.ndarray
+) -> dict[Hashable, xr.Variable]:
+    """Interpolate the 2-D latitude and longitude of a field at fractional rows and columns.
+
+    The interpolation is linear on the sphere, with extrapolation beyond the edges.
+
+    Args:
+        field: DataArray (..., y, x).
+        rows: (H,) fractional indices.
+        columns: (W,) fractional indices.
+
+    Returns:
+        Name -> Variable (H, W) of latitude and longitude; {} if the field has no 2-D latitude and longitude.
+    """
+    lat, lon = find_latitude_longitude(field)
     if lat is None or lat.ndim != 2:
         return {}
-    from scipy.interpolate import RegularGridInterpolator  # a third of a second, which most grids do without
+    from scipy.interpolate import RegularGridInterpolator  # slow import that only curvilinear grids need
 
     axes = tuple(np.arange(size, dtype=float) for size in lat.shape)
-    vectors = np.moveaxis(_unit_vectors(lat.values, lon.values), 0, -1)
+    vectors = np.moveaxis(_compute_unit_vectors(lat.values, lon.values), 0, -1)
     between = RegularGridInterpolator(axes, vectors, bounds_error=False, fill_value=None)
     points = between(np.stack(np.meshgrid(rows, columns, indexing="ij"), -1))
-    new = _angles(np.moveaxis(points, -1, 0), lon.values)
+    new = _compute_angles(np.moveaxis(points, -1, 0), lon.values)
     dims, ends = lat.dims, ("bounds", *_RANGE_ATTRIBUTES)
     attrs = [{key: value for key, value in c.attrs.items() if key not in ends} for c in (lat, lon)]
     return {c.name: xr.Variable(dims, values, a) for c, values, a in zip((lat, lon), new, attrs, strict=True)}
 
 
-def _unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+def _compute_unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     lat, lon = np.deg2rad(np.asarray(lat, dtype=np.float64)), np.deg2rad(np.asarray(lon, dtype=np.float64))
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
 
 
-def _angles(points: np.ndarray, like_longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude in degrees of vectors (3, ...), longitudes in 0 ... 360 if like_longitude has any above
-    180."""
+def _compute_angles(points: np.ndarray, like_longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return latitude and longitude in degrees of vectors (3, ...).
+
+    Longitudes are in [0, 360) if `like_longitude` has a value above 180.
+    """
     lat = np.rad2deg(np.arctan2(points[2], np.hypot(points[0], points[1])))
     lon = np.rad2deg(np.arctan2(points[1], points[0]))
     return lat, lon % 360.0 if np.nanmax(like_longitude) > 180.0 else lon
 
 
-def _distance(points: np.ndarray, axis: int) -> np.ndarray:
-    """Great circle distance of neighbours of (3, H, W) unit vectors along rows (0) or columns (1), metres."""
+def _compute_distances(points: np.ndarray, axis: int) -> np.ndarray:
+    """Return great-circle distances in metres between neighbours of unit vectors (3, H, W) along axis 0 (rows) or 1."""
     chord = np.linalg.norm(np.diff(points, axis=axis + 1), axis=0)
     return 2.0 * EARTH_RADIUS_M * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0))
 
 
 def _scale_geotransform(mapping: xr.Variable, factor: float) -> xr.Variable:
-    """A copy of a grid mapping variable; the pixel size in the GeoTransform attribute that GDAL writes is divided by
-    factor."""
+    """Return a copy of a grid mapping variable with the pixel sizes in GDAL's GeoTransform divided by `factor`."""
     mapping = mapping.copy()
     parts = str(mapping.attrs.get("GeoTransform", "")).split()
     if len(parts) == 6:
@@ -323,5 +401,5 @@ def _scale_geotransform(mapping: xr.Variable, factor: float) -> xr.Variable:
     return mapping
 
 
-def _offsets(factor: int) -> np.ndarray:
+def _compute_offsets(factor: int) -> np.ndarray:
     return (np.arange(factor) + 0.5) / factor - 0.5

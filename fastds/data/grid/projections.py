@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections as CF attributes that hold without their crs_wkt, too."""
+"""CF attributes of projections that are valid without crs_wkt."""
 
 import warnings
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 
 from fastds.data.packages import import_pyproj
 
-TOLERANCE = 1e-4  # degrees, some 10 m: what MLCast's validator allows
-_OF_OBLIQUE_MERCATOR = (
+TOLERANCE = 1e-4  # degrees, about 10 m: the tolerance of MLCast's validator
+_OBLIQUE_MERCATOR_ATTRIBUTES = (
     "azimuth_of_central_line",
     "longitude_of_projection_origin",
     "scale_factor_at_projection_origin",
@@ -19,59 +19,82 @@ _OF_OBLIQUE_MERCATOR = (
 _METRE = {"type": "LinearUnit", "name": "metre", "conversion_factor": 1}
 
 
-def in_metres(crs: Any) -> tuple[Any, float]:
-    """The same projection with axes and parameters in metres, and the metres in a unit of the given one.
+def convert_to_metres(crs: Any) -> tuple[Any, float]:
+    """Return a projection with axes and parameters in metres, and the number of metres in its original unit.
 
-    Args: crs: a projected pyproj.CRS in any unit of length."""
+    Args:
+        crs: Projected pyproj.CRS in any unit of length.
+    """
     factor = float(crs.axis_info[0].unit_conversion_factor)
     if factor == 1.0:
         return crs, 1.0
-    told = (crs.sub_crs_list[0] if crs.is_compound else crs.source_crs if crs.is_bound else crs).to_json_dict()
-    for axis in told["coordinate_system"]["axis"]:
+    json = (crs.sub_crs_list[0] if crs.is_compound else crs.source_crs if crs.is_bound else crs).to_json_dict()
+    for axis in json["coordinate_system"]["axis"]:
         axis["unit"] = _METRE
-    for parameter in told["conversion"].get("parameters", ()):
+    for parameter in json["conversion"].get("parameters", ()):
         unit = parameter.get("unit")
         if isinstance(unit, dict) and unit.get("type") == "LinearUnit":
             parameter["value"] *= unit["conversion_factor"]
             parameter["unit"] = _METRE
-    told.pop("id", None)
-    told["name"] = f"{told['name']} in metres"
-    return import_pyproj().CRS.from_json_dict(told), factor
+    json.pop("id", None)
+    json["name"] = f"{json['name']} in metres"
+    return import_pyproj().CRS.from_json_dict(json), factor
 
 
-def cf_attributes(crs: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """CF attributes of a grid mapping, with the exact crs_wkt.
+def make_cf_attributes(crs: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Return CF attributes of a grid mapping, including the exact crs_wkt.
 
-    CF has no angle that turns the axes of an oblique Mercator projection, so its attributes alone would swap x and y
-    of the Swiss grid. Where its central line runs along a parallel, they tell the Lambert cone that touches the
-    ellipsoid there instead, moved to lie nearest on the grid; the attribute comment says how near that is.
+    CF has no attribute for the rotation of the axes of an oblique Mercator projection, so that its attributes alone
+    would exchange x and y of the Swiss grid. If such a projection has its central line along a parallel, the attributes
+    describe a Lambert cone that is tangent to the ellipsoid there, shifted to fit the grid best. The attribute
+    `comment` states the remaining difference.
 
     Args:
-        crs: a pyproj.CRS. x, y: 1-D coordinates of the grid, metres."""
-    with warnings.catch_warnings():  # of the angle
+        crs: pyproj.CRS.
+        x: (W,) coordinates of the grid, metres.
+        y: (H,) coordinates of the grid, metres.
+    """
+    with warnings.catch_warnings():  # pyproj warns that the angle is lost
         warnings.simplefilter("ignore", UserWarning)
         attrs = crs.to_cf()
     if attrs.get("grid_mapping_name") != "oblique_mercator":
         return attrs
-    cone = _touching_cone(crs, attrs, x, y)
-    return cone if deviation(crs, cone, x, y) <= TOLERANCE else attrs
+    cone = _make_tangent_cone(crs, attrs, x, y)
+    return cone if compute_deviation(crs, cone, x, y) <= TOLERANCE else attrs
 
 
-def deviation(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.ndarray) -> float:
-    """The largest distance, degrees, between the places of a grid by a pyproj.CRS and by CF attributes without their
-    crs_wkt; infinite where these tell no projection."""
+def compute_deviation(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.ndarray) -> float:
+    """Return the largest difference in degrees between grid positions by a CRS and by CF attributes without crs_wkt.
+
+    Args:
+        crs: pyproj.CRS.
+        attrs: CF attributes of a grid mapping.
+        x: (W,) coordinates of the grid, metres.
+        y: (H,) coordinates of the grid, metres.
+
+    Returns:
+        float; infinity if the attributes do not describe a projection.
+    """
     pyproj = import_pyproj()
     alone = {name: value for name, value in attrs.items() if name not in ("crs_wkt", "spatial_ref", "proj4")}
     try:
-        told = pyproj.CRS.from_cf(alone)
+        declared = pyproj.CRS.from_cf(alone)
     except (pyproj.exceptions.CRSError, KeyError):
         return np.inf
-    return float(np.abs(_places(crs, x, y) - _places(told, x, y)).max())
+    return float(np.abs(_sample_positions(crs, x, y) - _sample_positions(declared, x, y)).max())
 
 
-def _touching_cone(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def _make_tangent_cone(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Return CF attributes of the Lambert cone that is tangent at the central line of an oblique Mercator projection.
+
+    Args:
+        crs: pyproj.CRS of the oblique Mercator projection.
+        attrs: Its CF attributes.
+        x: (W,) coordinates of the grid, metres.
+        y: (H,) coordinates of the grid, metres.
+    """
     pyproj = import_pyproj()
-    cone = {name: value for name, value in attrs.items() if name not in _OF_OBLIQUE_MERCATOR}
+    cone = {name: value for name, value in attrs.items() if name not in _OBLIQUE_MERCATOR_ATTRIBUTES}
     cone |= {
         "grid_mapping_name": "lambert_conformal_conic",
         "standard_parallel": attrs["latitude_of_projection_origin"],
@@ -79,24 +102,24 @@ def _touching_cone(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.ndarray
     }
     alone = {name: value for name, value in cone.items() if name != "crs_wkt"}
     project = pyproj.Transformer.from_crs("EPSG:4326", pyproj.CRS.from_cf(alone), always_xy=True)
-    off = np.stack(project.transform(*_places(crs, x, y))) - _points(x, y)
+    off = np.stack(project.transform(*_sample_positions(crs, x, y))) - _sample_points(x, y)
     middle = (off.min(1) + off.max(1)) / 2
     for name, shift in zip(("false_easting", "false_northing"), middle, strict=True):
         cone[name] -= float(shift)
     most = np.hypot(*(off - middle[:, None])).max()
-    said = (
+    comment = (
         "crs_wkt is exact; the other attributes tell a Lambert cone, as CF cannot turn the axes of an oblique Mercator"
     )
-    return cone | {"comment": f"{said} projection: up to {most:.0f} m from it on this grid"}
+    return cone | {"comment": f"{comment} projection: up to {most:.0f} m from it on this grid"}
 
 
-def _points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x and y (2, 25) of a grid's ends and between."""
+def _sample_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return x and y (2, 25) of a 5 x 5 sample of grid points that includes the corners."""
     chosen = (np.asarray(axis, float)[np.linspace(0, len(axis) - 1, 5).round().astype(int)] for axis in (x, y))
     return np.stack([values.ravel() for values in np.meshgrid(*chosen)])
 
 
-def _places(crs: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Longitudes and latitudes (2, 25) of those points."""
+def _sample_positions(crs: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return longitudes and latitudes (2, 25) of the sampled grid points."""
     to_degrees = import_pyproj().Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    return np.stack(to_degrees.transform(*_points(x, y)))
+    return np.stack(to_degrees.transform(*_sample_points(x, y)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units of any UDUNITS spelling, by pint; those that most files have without it."""
+"""Units in any UDUNITS spelling. Common units are parsed without pint, since its import is slow."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ _METRES = {
     **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), 1.0),
     **dict.fromkeys(("km", "kilometre", "kilometer", "kilometres", "kilometers"), 1e3),
 }
-# UDUNITS writes powers without a sign ("m-2", "s2"), pint with one.
+# Exponent of a UDUNITS unit ("m-2", "s2"), which pint writes with "**".
 _POWER = re.compile(r"(?<=[A-Za-z)])(?<![\d.][eE])([-+]?\d+)(?![A-Za-z0-9])")
 _DEFINITIONS = (
     "degrees_north = degree = degree_north = degree_N = degrees_N = degreeN = degreesN",
@@ -21,39 +21,38 @@ _DEFINITIONS = (
 )
 
 
-def metres_of(units: object) -> float | None:
-    """Metres in a unit of length, in any UDUNITS spelling ("km", "Kilometers", "US_survey_foot", "100 m"); None for
-    other units."""
+def get_metres_per_unit(units: object) -> float | None:
+    """Return the number of metres in a unit of length ("km", "US_survey_foot", "100 m"), or None for other units."""
     text = str(units).strip()
     if text.lower() in _METRES:
         return _METRES[text.lower()]
-    parsed = parse(text)
+    parsed = parse_unit(text)
     if parsed is None or not parsed.check("[length]"):
         return None
     return float(parsed.to("meter").magnitude)
 
 
 @functools.cache
-def parse(text: str) -> Any:
-    """The pint.Quantity of one such unit; None for what is no unit or has an offset, such as degrees Celsius."""
+def parse_unit(text: str) -> Any:
+    """Return the pint.Quantity of one unit, or None for text that is no unit and for units with an offset."""
     if not text or not re.search("[A-Za-z%]", text) or " since " in text:
         return None
-    registry = _registry()
-    plain = re.sub(r"\s+(?=\()", " * ", re.sub(r"(?<!\d)(\*\*|\^)", "", text)).replace(".", " ").replace("%", "percent")
-    plain = plain.replace("^", "**")
-    plain = re.sub(r"(\d) (\d)", r"\1.\2", plain)  # decimal points, which a dot between units is not
-    plain = re.sub(r"(?<=[A-Za-z0-9)]) +(?=[A-Za-z(])", " * ", _POWER.sub(r"**\1", plain))
-    for spelling in (plain, plain.lower()):
+    registry = _create_registry()
+    spelt = re.sub(r"\s+(?=\()", " * ", re.sub(r"(?<!\d)(\*\*|\^)", "", text)).replace(".", " ").replace("%", "percent")
+    spelt = spelt.replace("^", "**")
+    spelt = re.sub(r"(\d) (\d)", r"\1.\2", spelt)  # restore decimal points; dots between units stay spaces
+    spelt = re.sub(r"(?<=[A-Za-z0-9)]) +(?=[A-Za-z(])", " * ", _POWER.sub(r"**\1", spelt))
+    for spelling in (spelt, spelt.lower()):
         try:
             return registry.Quantity(1.0, "") * registry.parse_expression(spelling)
-        except Exception:  # pint raises errors of Python's tokenizer, of its own and of arithmetic
+        except Exception:  # pint raises its own errors, those of Python's tokenizer and arithmetic errors
             continue
     return None
 
 
 @functools.cache
-def _registry() -> Any:
-    import pint  # here, for it takes a while and most files have units that are known without it
+def _create_registry() -> Any:
+    import pint  # slow import that most files do not need
 
     registry = pint.UnitRegistry(on_redefinition="ignore")
     for definition in _DEFINITIONS:

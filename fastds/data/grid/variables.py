@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables of a file by their attributes, and units."""
+"""Selection of variables by their attributes, and units of rain."""
 
 import re
 from collections.abc import Hashable, Iterable
 
 import xarray as xr
 
-from fastds.data.grid.units import parse
+from fastds.data.grid.units import parse_unit
 
 _LENGTH_MM = {
     "mm": 1.0,
@@ -35,7 +35,7 @@ _TIME_S = {
     "day": 86400.0,
     "days": 86400.0,
 }
-# Parts of common units that no unit of rain has; others are looked up by pint, whose import takes a while.
+# Symbols that no unit of rain contains. Units with other unknown symbols are parsed by pint, whose import is slow.
 _NO_RAIN = {"k", "degc", "pa", "hpa", "mb", "j", "w", "n", "v", "mol", "deg", "degree", "rad", "sr", "gpm", "dbz"}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
 _COUNTED = re.compile(r"(?:(/)|\s)\s*\(?\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)?(-1)?$")  # "/5min", " (5 min)-1"
@@ -43,23 +43,26 @@ _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
 
 
 def is_dbz(units: object) -> bool:
-    """True for dBZ in any spelling of the letters' case."""
+    """Return True for dBZ, case-insensitively."""
     return isinstance(units, str) and units.strip().lower() == "dbz"
 
 
-def rain_units(units: object) -> tuple[float, float | None] | None:
-    """Millimetres (= kg m-2) and seconds of a unit of rain.
+def parse_rain_units(units: object) -> tuple[float, float | None] | None:
+    """Parse a unit of rain into millimetres (= kg m-2) and seconds.
 
-    "mm h-1" -> (1, 3600), "mm/5min" -> (1, 300), "kg m-2 s-1" -> (1, 1), "kg m-2" -> (1, None), "m" -> (1000, None);
-    None for anything else.
-    A value v is v * millimetres / seconds in mm s-1 (a rate), or v * millimetres in mm (an amount, seconds None).
+    A value v is v * millimetres / seconds in mm s-1 (a rate), or v * millimetres in mm (an amount; seconds is None).
+    Examples: "mm h-1" -> (1, 3600), "mm/5min" -> (1, 300), "kg m-2 s-1" -> (1, 1), "kg m-2" -> (1, None), "m" -> (1000,
+    None).
+
+    Returns:
+        (millimetres, seconds), or None for other units.
     """
-    units, count = _one_of_many(units)
-    powers = _powers(units)
+    units, count = _split_count(units)
+    powers = _parse_powers(units)
     known = powers is not None and all(name in _TIME_S or name in _LENGTH_MM or name == "kg" for name in powers)
     if not known:
         others = powers is not None and not _NO_RAIN.isdisjoint(powers)
-        return None if others else _rain_by_parts(str(units))
+        return None if others else _parse_rain_with_pint(str(units))
     times = [name for name in powers if name in _TIME_S]
     rest = {name: power for name, power in powers.items() if name not in _TIME_S}
     if rest == {"kg": 1, "m": -2}:
@@ -73,9 +76,9 @@ def rain_units(units: object) -> tuple[float, float | None] | None:
     return (millimetres, count * _TIME_S[times[0]]) if len(times) == 1 and powers[times[0]] == -1 else None
 
 
-def _rain_by_parts(text: str) -> tuple[float, float | None] | None:
-    """As rain_units, of any other spelling; of a rate the seconds are 1."""
-    quantity = parse(text)
+def _parse_rain_with_pint(text: str) -> tuple[float, float | None] | None:
+    """Parse any other spelling as in `parse_rain_units`, with 1 s for rates."""
+    quantity = parse_unit(text)
     if quantity is None:
         return None
     for unit, millimetres in (("meter", 1000.0), ("kilogram / meter ** 2", 1.0)):
@@ -86,17 +89,16 @@ def _rain_by_parts(text: str) -> tuple[float, float | None] | None:
     return None
 
 
-def _one_of_many(units: object) -> tuple[object, float]:
-    """A rate over several minutes, "mm/5min" or "mm (5 min)-1", as one over a minute and how many they are: "mm/min",
-    5."""
+def _split_count(units: object) -> tuple[object, float]:
+    """Split a rate over several units of time, "mm/5min" or "mm (5 min)-1", into "mm/min" and the number 5."""
     match = _COUNTED.search(units.strip().lower()) if isinstance(units, str) else None
     if match is None or bool(match[1]) == bool(match[4]):
         return units, 1.0
     return f"{units.strip().lower()[: match.start()]}/{match[3]}", float(match[2])
 
 
-def interval_seconds(text: str) -> float | None:
-    """Seconds of an interval such as "5 min" or "1 hour"; None if it is not one."""
+def parse_interval(text: str) -> float | None:
+    """Return the seconds of an interval such as "5 min" or "1 hour", or None."""
     parts = str(text).split()
     try:
         return float(parts[0]) * _TIME_S[parts[1].lower()] if len(parts) == 2 else None
@@ -104,8 +106,16 @@ def interval_seconds(text: str) -> float | None:
         return None
 
 
-def duration_seconds(text: str, name: str) -> float:
-    """Seconds of a duration such as "60min", "90 s" or "1h"; ValueError naming the argument for anything else."""
+def parse_duration(text: str, name: str) -> float:
+    """Return the seconds of a duration such as "60min", "90 s" or "1h".
+
+    Args:
+        text: Duration.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: The text is not a duration.
+    """
     match = _DURATION.match(str(text).strip().lower())
     seconds = float(match[1]) * _TIME_S[match[2]] if match and match[2] in _TIME_S else 0.0
     if not seconds > 0:
@@ -113,27 +123,29 @@ def duration_seconds(text: str, name: str) -> float:
     return seconds
 
 
-def same_units(one: object, other: object) -> bool:
-    """True for two spellings of a unit: "m**2 s**-2" and "m2/s2", "degC" and "Celsius", "%" and "percent"; "", "1" and
-    "(0 - 1)" are all no unit."""
-    if _plain_unit(one) == _plain_unit(other):
+def is_same_unit(one: object, other: object) -> bool:
+    """Return True for two spellings of one unit, such as "m**2 s**-2" and "m2/s2", or "degC" and "Celsius".
+
+    "", "1" and "(0 - 1)" all mean dimensionless.
+    """
+    if _normalise_unit(one) == _normalise_unit(other):
         return True
-    first, second = parse(str(one)), parse(str(other))
+    first, second = parse_unit(str(one)), parse_unit(str(other))
     if first is None or second is None or first.dimensionality != second.dimensionality:
         return False
     return bool(abs(float((first / second).to_base_units().magnitude) - 1.0) < 1e-9)
 
 
-def _plain_unit(units: object) -> str | frozenset:
-    """One form of all spellings of a unit: the powers of its parts where they can be read, else its letters."""
+def _normalise_unit(units: object) -> str | frozenset:
+    """Return one form for all spellings of a unit: the powers of its symbols, or else its letters."""
     text = re.sub(r"[\s_]+", " ", str(units)).strip().lower()
     text = _SPELLINGS.get(text, text)
-    powers = _powers(text)
+    powers = _parse_powers(text)
     return re.sub(r"[\s*^.]", "", text) if powers is None else frozenset(powers.items())
 
 
-def _powers(units: object) -> dict[str, int] | None:
-    """{"kg": 1, "m": -2, "s": -1} of "kg m-2 s-1", "kg/m2/s" or "kg m**-2 s**-1"; None if it cannot be read."""
+def _parse_powers(units: object) -> dict[str, int] | None:
+    """Return the powers of the symbols of a unit, {"kg": 1, "m": -2, "s": -1} for "kg m-2 s-1"; None if unparsable."""
     if not isinstance(units, str):
         return None
     text = units.strip().lower().replace("**", "").replace("^", "").replace("*", " ").replace(".", " ")
@@ -177,23 +189,33 @@ _REFLECTIVITY_NAMES = {
     "cappi",
     "base_reflectivity",
 }
-_RAIN_WORDS = re.compile(r"(?<!ter)(?<![dgt])rain|precip|snowfall|prate|(?<![a-z])(tp|rr)(?![a-z])")  # no terrain
+_RAIN_WORDS = re.compile(r"(?<!ter)(?<![dgt])rain|precip|snowfall|prate|(?<![a-z])(tp|rr)(?![a-z])")  # not "terrain"
 
 
 def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool = False) -> tuple[str, str, list[str]]:
-    """Name and kind ("reflectivity", "rate", "amount") of the variable to use, and notes about the choice.
+    """Choose the variable of reflectivity or rain of a dataset.
 
-    With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and
-    units, else the only one by name and units, else by units; if there is none, the only variable of rain, where
-    `convert` is set or it is the only field but for those without a unit, such as a quality. Otherwise ValueError with
-    the list of candidates.
+    Without `var`, this is the only variable that declares reflectivity by its standard_name and dBZ, else by its name
+    and dBZ, else by dBZ alone. If no variable declares reflectivity, it is the only variable of rain, provided that
+    `convert` is True or that all other fields are dimensionless, such as a quality index.
+
+    Args:
+        dataset: Dataset.
+        var: Name of a variable, which is taken whatever its kind; None: choose.
+        convert: Whether to choose rain although there are other fields.
+
+    Returns:
+        Name, kind ("reflectivity", "rate" or "amount"), and notes about the choice.
+
+    Raises:
+        ValueError: There is no such variable, or no unique choice. The message lists the candidates.
     """
     if var is not None:
         if var not in dataset.variables:
-            raise ValueError(f"there is no variable {var!r} in the file; {_candidates_sentence(dataset)}")
-        return var, _kind_or_refuse(dataset[var]), [f"variable {var} was asked for"]
-    fields = field_names(dataset)
-    by_standard_name = [name for name in fields if _standard_name(dataset[name]).startswith(_REFLECTIVITY_PREFIX)]
+            raise ValueError(f"there is no variable {var!r} in the file; {_describe_candidates(dataset)}")
+        return var, _determine_kind(dataset[var]), [f"variable {var} was requested"]
+    fields = list_fields(dataset)
+    by_standard_name = [name for name in fields if _get_standard_name(dataset[name]).startswith(_REFLECTIVITY_PREFIX)]
     by_name = [name for name in fields if str(name).lower() in _REFLECTIVITY_NAMES]
     by_units = [name for name in fields if is_dbz(dataset[name].attrs.get("units"))]
     for matches, reason in ((by_standard_name, "standard_name"), (by_name, "name"), (by_units, "kind")):
@@ -207,57 +229,65 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
                 [f"variable {right[0]} was chosen: the only one whose {reason} and units (dBZ) say reflectivity"],
             )
         if not right:
-            raise ValueError(_wrong_units(dataset[matches[0]]))
+            raise ValueError(_describe_wrong_units(dataset[matches[0]]))
         raise ValueError(
-            f"{len(right)} variables hold reflectivity: {_list(dataset, right)}; name one of them with the argument var"
+            f"{len(right)} variables hold reflectivity: {_format_variables(dataset, right)}; name one of them with the "
+            "argument var"
         )
-    rain = [name for name in fields if rain_kind(dataset[name])]
-    others = [name for name in fields if name not in rain and not _without_unit(dataset[name])]
+    rain = [name for name in fields if classify_rain(dataset[name])]
+    others = [name for name in fields if name not in rain and not _is_unitless(dataset[name])]
     if len(rain) == 1 and (convert or not others):
-        return rain[0], rain_kind(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
-    raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
+        return rain[0], classify_rain(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
+    raise ValueError(f"no variable of reflectivity was found; {_describe_candidates(dataset)}")
 
 
-def named_reflectivity(variable: xr.DataArray) -> bool:
-    """Whether name or standard_name of a variable say reflectivity, whatever its units."""
+def is_named_reflectivity(variable: xr.DataArray) -> bool:
+    """Return True if name or standard_name of a variable declare reflectivity, whatever its units."""
     by_name = str(variable.name).lower() in _REFLECTIVITY_NAMES
-    return by_name or _standard_name(variable).startswith(_REFLECTIVITY_PREFIX)
+    return by_name or _get_standard_name(variable).startswith(_REFLECTIVITY_PREFIX)
 
 
-def only_rain(dataset: xr.Dataset) -> str | None:
-    """The only field of rain; None where there are several or none."""
-    rain = [name for name in field_names(dataset) if rain_kind(dataset[name])]
+def find_only_rain_field(dataset: xr.Dataset) -> str | None:
+    """Return the name of the only field of rain, or None if there are none or several."""
+    rain = [name for name in list_fields(dataset) if classify_rain(dataset[name])]
     return rain[0] if len(rain) == 1 else None
 
 
-def _without_unit(variable: xr.DataArray) -> bool:
+def _is_unitless(variable: xr.DataArray) -> bool:
     return str(variable.attrs.get("units", "")).strip() in ("", "1", "%")
 
 
-def _kind_or_refuse(variable: xr.DataArray) -> str:
+def _determine_kind(variable: xr.DataArray) -> str:
     if not _is_field(variable):
-        raise ValueError(f"variable {variable.name} {_dims(variable)} is no field of numbers over (time, y, x)")
+        raise ValueError(f"variable {variable.name} {_format_dims(variable)} is no field of numbers over (time, y, x)")
     units = variable.attrs.get("units")
     if is_dbz(units):
         return "reflectivity"
-    kind = rain_kind(variable, named=True)
+    kind = classify_rain(variable, named=True)
     if kind is None:
-        raise ValueError(_wrong_units(variable))
+        raise ValueError(_describe_wrong_units(variable))
     return kind
 
 
-def rain_kind(variable: xr.DataArray, named: bool = False) -> str | None:
-    """ "rate", "amount" or None; a rate with cell_methods "time: mean" is an amount over its interval. named: by the
-    user, so that units of rain suffice, except m and m s-1, which are those of heights and winds."""
-    rain = rain_units(variable.attrs.get("units"))
-    words = f"{variable.name} {_standard_name(variable)} {variable.attrs.get('long_name', '')}".lower()
-    if rain is None or not (_RAIN_WORDS.search(words) or (named and rain[0] != _LENGTH_MM["m"])):
+def classify_rain(variable: xr.DataArray, named: bool = False) -> str | None:
+    """Return "rate", "amount" or None for a variable.
+
+    A rate with cell_methods "time: mean" is an amount over its interval.
+
+    Args:
+        variable: DataArray.
+        named: Whether the user named the variable. Units of rain then suffice, except m and m s-1, which are also units
+            of heights and winds; otherwise name, standard_name or long_name must also contain a word for rain.
+    """
+    rain = parse_rain_units(variable.attrs.get("units"))
+    text = f"{variable.name} {_get_standard_name(variable)} {variable.attrs.get('long_name', '')}".lower()
+    if rain is None or not (_RAIN_WORDS.search(text) or (named and rain[0] != _LENGTH_MM["m"])):
         return None
-    return "amount" if rain[1] is None or time_method(variable) in ("mean", "sum") else "rate"
+    return "amount" if rain[1] is None or get_time_method(variable) in ("mean", "sum") else "rate"
 
 
-def time_method(variable: xr.DataArray) -> str | None:
-    """The CF cell method over time ("sum", "mean", "point", ...), or None."""
+def get_time_method(variable: xr.DataArray) -> str | None:
+    """Return the CF cell method over time ("sum", "mean", "point", ...), or None."""
     words = str(variable.attrs.get("cell_methods", "")).split()
     for word, following in zip(words, words[1:], strict=False):
         if word in ("time:", "valid_time:", "t:"):
@@ -269,46 +299,46 @@ def _is_field(variable: xr.DataArray) -> bool:
     return variable.dtype.kind in "fiu" and variable.ndim >= 2
 
 
-def field_names(dataset: xr.Dataset) -> list[Hashable]:
-    """The variables of numbers over two dimensions or more, but bounds of coordinates."""
-    told = [attrs for c in dataset.variables.values() for attrs in (c.attrs, c.encoding)]
-    bounds = {attrs.get(key) for attrs in told for key in ("bounds", "climatology")}
+def list_fields(dataset: xr.Dataset) -> list[Hashable]:
+    """List the numeric variables with two or more dimensions, without bounds of coordinates."""
+    metadata = [attrs for c in dataset.variables.values() for attrs in (c.attrs, c.encoding)]
+    bounds = {attrs.get(key) for attrs in metadata for key in ("bounds", "climatology")}
     return [name for name in dataset.data_vars if name not in bounds and _is_field(dataset[name])]
 
 
-def _standard_name(variable: xr.DataArray) -> str:
+def _get_standard_name(variable: xr.DataArray) -> str:
     return str(variable.attrs.get("standard_name", ""))
 
 
-def _wrong_units(variable: xr.DataArray) -> str:
+def _describe_wrong_units(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
-    said = "has no units" if units is None else f"has units {str(units)!r}"
-    remedy = "; tell the right ones with the argument units"
-    if rain_units(units) is not None:
+    finding = "has no units" if units is None else f"has units {str(units)!r}"
+    remedy = "; give the right ones with the argument units"
+    if parse_rain_units(units) is not None:
         remedy = "; to convert it by Z-R name it with the argument var"
     return (
-        f"variable {variable.name} {said}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
+        f"variable {variable.name} {finding}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
         f"{remedy}"
     )
 
 
-def _candidates_sentence(dataset: xr.Dataset) -> str:
-    fields = field_names(dataset)
+def _describe_candidates(dataset: xr.Dataset) -> str:
+    fields = list_fields(dataset)
     if not fields:
         return "the file holds no field over (time, y, x)"
-    sentence = f"candidates: {_list(dataset, fields)}"
-    if any(rain_kind(dataset[name]) for name in fields):
-        sentence += "; rain is converted by Z-R when it is named with the argument var"
+    message = f"candidates: {_format_variables(dataset, fields)}"
+    if any(classify_rain(dataset[name]) for name in fields):
+        message += "; rain is converted by Z-R when it is named with the argument var"
     if any(not dataset[name].attrs.get("units") for name in fields):
-        sentence += "; units that a file does not tell are given with the argument units"
-    return sentence
+        message += "; units that the file does not declare are given with the argument units"
+    return message
 
 
-def _list(dataset: xr.Dataset, names: Iterable[Hashable]) -> str:
+def _format_variables(dataset: xr.Dataset, names: Iterable[Hashable]) -> str:
     return ", ".join(
-        f"{name} {_dims(dataset[name])} [{dataset[name].attrs.get('units', 'no units')}]" for name in names
+        f"{name} {_format_dims(dataset[name])} [{dataset[name].attrs.get('units', 'no units')}]" for name in names
     )
 
 
-def _dims(variable: xr.DataArray) -> str:
+def _format_dims(variable: xr.DataArray) -> str:
     return "(" + ", ".join(map(str, variable.dims)) + ")"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in and out."""
+"""Output files and static maps."""

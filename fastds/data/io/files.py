@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write fields to NetCDF-4 and Zarr."""
+"""Output of fields to NetCDF-4 and Zarr."""
 
 import asyncio
 import contextlib
@@ -15,147 +15,169 @@ import h5netcdf
 import xarray as xr
 from xarray.backends.common import ArrayWriter
 
-from fastds._argument_types import checks_types
-from fastds._outputs import place_of, replacing
-from fastds.data.errors import first_line_of
-from fastds.data.io.sink import sink
-from fastds.data.io.storage import choose_encoding, packing_of, storable_attributes
-from fastds.data.io.verification import Statistics, check_written, meant_statistics
+from fastds._argument_types import validate_arguments
+from fastds._outputs import atomic_write, resolve_target
+from fastds.data.errors import summarize_error
+from fastds.data.io.hdf5_writer import open_hdf5_writer
+from fastds.data.io.storage import choose_encoding, find_packing, make_attributes_storable
+from fastds.data.io.write_check import Statistics, check_written, compute_statistics
 from fastds.data.packages import require
 
-_SETTLED_S = 60  # that chunks under way are waited for
+_SETTLE_TIMEOUT_S = 60  # longest wait for pending writes of chunks after an error
 _OTHER_FORMATS = (
     ".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".gif", ".pgm", ".npy", ".npz", ".zip", ".gz",
     ".bz2", ".tar", ".json", ".txt", ".html", ".parquet", ".safetensors", ".onnx",
 )  # fmt: skip
-_UNPACKING = {"_FillValue", "missing_value", "scale_factor", "add_offset"}
+_DECODING_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset"}
 Encodings = dict[Hashable, dict[str, Any]]
 
 
-def check_format(path: str | os.PathLike) -> None:
-    """Raise ValueError for a name that promises another format than save_dataset writes."""
+def check_output_format(path: str | os.PathLike) -> None:
+    """Raise ValueError if the suffix of an output file belongs to a format that save_dataset does not write."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise ValueError(f"{path}: fields are written as NetCDF (.nc) or Zarr (.zarr), not as {suffix}")
 
 
-def names_zarr(path: str | os.PathLike) -> bool:
-    """Return True if the name of an output asks for a Zarr store."""
+def is_zarr_path(path: str | os.PathLike) -> bool:
+    """Return True if the name of an output ends in .zarr."""
     return pathlib.Path(path).suffix.lower() == ".zarr"
 
 
-@checks_types
+@validate_arguments
 def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
-    """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
-    until it is complete.
+    """Write a Dataset to compressed NetCDF-4, or to Zarr if the name ends in .zarr.
 
-    Variables keep their own `encoding` (units, calendar, _FillValue, packing) where it holds every value: a packing
-    that the values do not fit, as those of other files or after arithmetic, gives way to floating numbers, and a unit
-    of time to a finer one. Floating fields without an encoding are stored as they are with _FillValue NaN, zlib level
-    4 and one chunk a field. Smallest and largest value and the number of missing values of every variable are compared
-    with those that were to be written. An existing file is replaced in one step.
+    The file appears under `path` only when it is complete, and replaces an existing file atomically. After writing, the
+    smallest and largest value and the number of missing values of each variable are compared with those of the dataset.
 
-    Args: dataset: xarray.Dataset; path: file to write.
-    Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
-        be stored or come out otherwise, for the name of another format (.grib, .tif, ...) and for a device, pipe or
-        socket; OSError in one sentence where the disk is full. After an error the old file is untouched.
+    Variables use their own `encoding` (units, calendar, _FillValue, packing) if it can store every value. Otherwise,
+    for example with the packing of another file, floating-point values are stored unpacked and times in a finer unit.
+    Floating-point fields without an encoding have _FillValue NaN, zlib level 4 and one chunk a field.
+
+    Args:
+        dataset: xarray.Dataset.
+        path: File to write.
+
+    Returns:
+        pathlib.Path of the file.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        OSError: The disk is full. As after any other error, an old file is unchanged.
+        ValueError: A variable cannot be stored or would change its values, the suffix belongs to another format (.grib,
+            .tif, ...), or the path is a device, pipe or socket.
     """
     path = pathlib.Path(path)
-    check_format(path)
-    folder = place_of(path).parent
+    check_output_format(path)
+    folder = resolve_target(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    if names_zarr(path):
+    if is_zarr_path(path):
         require("zarr", "Zarr stores")
     try:
-        dataset = storable_attributes(dataset)
+        dataset = make_attributes_storable(dataset)
     except ValueError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
-            _write(dataset, temporary, _write_zarr if names_zarr(path) else _write_netcdf)
+            _write(dataset, temporary, _write_zarr if is_zarr_path(path) else _write_netcdf)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be written ({first_line_of(error)})") from error
+            raise ValueError(f"{path} cannot be written ({summarize_error(error)})") from error
     return path
 
 
 def _write(dataset: xr.Dataset, path: pathlib.Path, write: Callable) -> None:
-    """Write the dataset and compare the file with it; again where values of dask turned out not to fit a packing."""
+    """Write the dataset and compare the file with it.
+
+    Whether values of dask arrays fit their packing is known only after they were computed. If they do not, the file is
+    written again without this packing.
+
+    Args:
+        dataset: Dataset with storable attributes.
+        path: Temporary file.
+        write: `_write_zarr` or `_write_netcdf`.
+    """
     engine = "zarr" if write is _write_zarr else "h5netcdf"
     unpacked: frozenset[Hashable] = frozenset()
     while True:
         encodings = {name: choose_encoding(dataset, name, unpacked) for name in dataset.variables}
-        watched, meant = _watch(dataset, encodings)
-        write(watched, path, encodings)
-        unfit = {name for name, found in meant.items() if found.packing and not (found.fits and found.count)}
+        tracked, expected = _track_statistics(dataset, encodings)
+        write(tracked, path, encodings)
+        unfit = {name for name, found in expected.items() if found.packing and not (found.fits and found.count)}
         if not unfit - unpacked:
             break
         unpacked |= unfit
-    check_written(path, engine, meant, encodings)
+    check_written(path, engine, expected, encodings)
 
 
-def _watch(dataset: xr.Dataset, encodings: Encodings) -> tuple[xr.Dataset, dict[Hashable, Statistics]]:
-    """The dataset and the statistics of its variables; those of dask arrays are complete when they were computed."""
-    meant: dict[Hashable, Statistics] = {}
+def _track_statistics(dataset: xr.Dataset, encodings: Encodings) -> tuple[xr.Dataset, dict[Hashable, Statistics]]:
+    """Return the dataset and the statistics of its variables.
+
+    The statistics of dask arrays are complete only after the returned dataset was written.
+    """
+    statistics: dict[Hashable, Statistics] = {}
     for name, variable in dataset.variables.items():
         if not variable.chunks:
-            meant[name] = meant_statistics(variable)
+            statistics[name] = compute_statistics(variable)
             continue
         packed = "scale_factor" in encodings[name] or encodings[name].get("dtype") is not None
-        meant[name] = found = Statistics(packing_of(variable) if packed else None)
-        if variable.dtype.kind in "fMm" and not _UNPACKING & set(variable.attrs):  # which change what is read back
-            watched = variable.copy(deep=False, data=variable.data.map_blocks(found.add, dtype=variable.dtype))
+        statistics[name] = found = Statistics(find_packing(variable) if packed else None)
+        # Decoding attributes change the values on reading, so that these cannot be compared.
+        if variable.dtype.kind in "fMm" and not _DECODING_ATTRIBUTES & set(variable.attrs):
+            tracked = variable.copy(deep=False, data=variable.data.map_blocks(found.add, dtype=variable.dtype))
             dataset = (
-                dataset.assign_coords({name: watched}) if name in dataset.coords else dataset.assign({name: watched})
+                dataset.assign_coords({name: tracked}) if name in dataset.coords else dataset.assign({name: tracked})
             )
-    return dataset, meant
+    return dataset, statistics
 
 
 def _write_zarr(dataset: xr.Dataset, path: pathlib.Path, encodings: Encodings) -> None:
     for name, variable in dataset.variables.items():
         uneven = [dim for dim, sizes in variable.chunksizes.items() if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]]
-        if uneven:  # as of files of several lengths, which Zarr's chunks are not
+        if uneven:  # Zarr needs equal chunks, but files of a series may differ in length
             even = variable.chunk({dim: max(variable.chunksizes[dim]) for dim in uneven})
             dataset = dataset.assign({name: even})
-    with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
+    with warnings.catch_warnings():  # consolidated metadata are not yet part of the specification of Zarr 3
         warnings.filterwarnings("ignore", "Consolidated metadata")
-        with settled_writes():
+        with wait_for_zarr_writes():
             dataset.to_zarr(path, mode="w", encoding=encodings)
 
 
 @contextlib.contextmanager
-def settled_writes() -> Iterator[None]:
-    """A block that writes Zarr, at whose end, after an error too, nothing is being written any more.
+def wait_for_zarr_writes() -> Iterator[None]:
+    """Context manager for writing Zarr: after an exception, wait until no write is pending.
 
-    Zarr writes several chunks at once; those that are under way after an error would bring back a folder that was
-    removed."""
+    Zarr writes several chunks concurrently. A write that is pending after an error would create a removed folder again.
+    """
     from zarr.core.sync import sync
 
-    async def others() -> None:
+    async def wait_for_pending() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         if tasks:
-            await asyncio.wait(tasks, timeout=_SETTLED_S)
+            await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT_S)
 
     try:
         yield
     except BaseException:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each of the others would be told of, on a full disk
-        sync(others())
+        # On a full disk, asyncio would log one error for each pending write.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sync(wait_for_pending())
         raise
 
 
 def _write_netcdf(dataset: xr.Dataset, path: pathlib.Path, encodings: Encodings) -> None:
-    encoding = {name: encodings[name] | _compression(dataset[name].variable) for name in dataset.variables}
-    with sink(path) as target, h5netcdf.File(target, "w") as file:
-        writer = ArrayWriter(lock=threading.Lock())  # for what is dask's, which is written at sync
+    encoding = {name: encodings[name] | _choose_compression(dataset[name].variable) for name in dataset.variables}
+    with open_hdf5_writer(path) as target, h5netcdf.File(target, "w") as file:
+        writer = ArrayWriter(lock=threading.Lock())  # dask arrays are written by writer.sync()
         dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding, writer=writer)
         writer.sync()
 
 
-def _compression(variable: xr.Variable) -> dict[str, Any]:
+def _choose_compression(variable: xr.Variable) -> dict[str, Any]:
     if variable.dtype.kind not in "fiu" or variable.ndim < 2:
         return {}
-    how: dict[str, Any] = {"zlib": True, "complevel": 4, "shuffle": True}
+    options: dict[str, Any] = {"zlib": True, "complevel": 4, "shuffle": True}
     if variable.ndim >= 3 and all(variable.shape):
-        how["chunksizes"] = (1,) * (variable.ndim - 2) + variable.shape[-2:]
-    return how
+        options["chunksizes"] = (1,) * (variable.ndim - 2) + variable.shape[-2:]
+    return options

@@ -1,87 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields stored as integers, as those were that they are made from."""
+"""Packing of output fields as integers like the packed fields of the input."""
 
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.plausible import stored_kind
+from fastds.data.grid.value_checks import get_stored_kind
 
-STORED = ("input", "float32")
-# Steps of the result in one step of the input: what rounding adds is small beside what it has lost before.
-FINER = 8
-
-
-def check_stored(dtype: str) -> None:
-    """ValueError for what is none of STORED."""
-    if dtype not in STORED:
-        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+STORED_DTYPES = ("input", "float32")
+# Steps of the output per step of the input, so that the output's rounding error is small compared with the input's.
+STEPS_PER_INPUT_STEP = 8
 
 
-def packed_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
-    """The dataset with its floating fields as integers where the source holds the same variable, in the same units, so.
+def check_stored_dtype(dtype: str) -> None:
+    """Raise ValueError for a value that is not in STORED_DTYPES."""
+    if dtype not in STORED_DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(STORED_DTYPES)}, got {dtype!r}")
 
-    A step is an eighth of that of the source. Code 0 is the value of no echo (the attribute no_echo_value); else zero
-    where zero lies among the values, so that dry stays exactly dry; else the offset of the source. Codes are int16, or
-    int32 where those do not reach; fields that these do not hold either stay as they are.
 
-    Args: dataset: fields in memory. source: as open_dataset gives it, with the encoding of its file.
-    Returns: Dataset; attributes scale_factor, add_offset and _FillValue say how to read its integers.
+def pack_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
+    """Pack floating-point fields as integers if the source holds the same variable, in the same units, packed.
+
+    A step is an eighth of the source's step. Code 0 is the value of no echo (attribute no_echo_value); without one it
+    is zero if zero is in the range of the values, so that dry pixels stay exactly dry, else the offset of the source.
+    Codes are int16, or int32 if int16 is too small. Fields whose range exceeds int32 stay unpacked.
+
+    Args:
+        dataset: Dataset in memory.
+        source: Dataset as returned by `open_dataset`, with the encoding of its file.
+
+    Returns:
+        xarray.Dataset; attributes scale_factor, add_offset and _FillValue describe its integers.
     """
     fields = {
-        name: _packed(variable, source[name])
+        name: _pack(variable, source[name])
         for name, variable in dataset.data_vars.items()
-        if variable.dtype.kind == "f" and variable.ndim >= 2 and name in source and _alike(variable, source[name])
+        if variable.dtype.kind == "f"
+        and variable.ndim >= 2
+        and name in source
+        and _has_same_packing(variable, source[name])
     }
     return dataset.assign(fields)
 
 
 def _is_packed(variable: xr.DataArray) -> bool:
-    return stored_kind(variable) in "iu" and variable.encoding.get("scale_factor") is not None
+    return get_stored_kind(variable) in "iu" and variable.encoding.get("scale_factor") is not None
 
 
-def packing(variable: xr.DataArray, source: xr.DataArray) -> dict | None:
-    """The encoding with which a field of unknown values is stored as those of the source are, as int32; None where the
-    source has floating numbers or other units."""
-    if not _alike(variable, source):
+def make_packing_encoding(variable: xr.DataArray, source: xr.DataArray) -> dict | None:
+    """Return the int32 encoding of a field whose values are not yet known, like that of the source.
+
+    Args:
+        variable: Field of the output; only its attributes are used.
+        source: Variable of the input.
+
+    Returns:
+        dict, or None if the source is not packed or has other units.
+    """
+    if not _has_same_packing(variable, source):
         return None
-    step, origin = _step(source), _stored(variable.attrs.get("no_echo_value") or 0.0)
-    return _how(step, origin, np.int32) | {"dtype": "int32"}
+    step, origin = _compute_step(source), _round_to_float32(variable.attrs.get("no_echo_value") or 0.0)
+    return _make_encoding(step, origin, np.int32) | {"dtype": "int32"}
 
 
-def _alike(variable: xr.DataArray, source: xr.DataArray) -> bool:
-    """Whether the source holds packed numbers of the same units."""
+def _has_same_packing(variable: xr.DataArray, source: xr.DataArray) -> bool:
+    """Return True if the source holds packed numbers in the units of the variable."""
     return _is_packed(source) and variable.attrs.get("units") == source.attrs.get("units")
 
 
-def _step(source: xr.DataArray) -> float:
-    return _stored(abs(float(source.encoding["scale_factor"])) / FINER)
+def _compute_step(source: xr.DataArray) -> float:
+    return _round_to_float32(abs(float(source.encoding["scale_factor"])) / STEPS_PER_INPUT_STEP)
 
 
-def _stored(value: float) -> float:
-    """As a file holds a step or an origin, in float32: codes are counted in what they are read with."""
+def _round_to_float32(value: float) -> float:
+    """Round a step or an origin to float32, since files store them so and readers decode with the rounded value."""
     return float(np.float32(value))
 
 
-def _how(step: float, origin: float, dtype: type) -> dict:
-    """What a file says about its codes."""
+def _make_encoding(step: float, origin: float, dtype: type) -> dict:
+    """Return the attributes that describe codes."""
     missing = dtype(np.iinfo(dtype).min)
     return {"scale_factor": np.float32(step), "add_offset": np.float32(origin), "_FillValue": missing}
 
 
-def _packed(variable: xr.DataArray, source: xr.DataArray) -> xr.Variable:
-    values, step = variable.values, _step(source)
+def _pack(variable: xr.DataArray, source: xr.DataArray) -> xr.Variable:
+    values, step = variable.values, _compute_step(source)
     low, high = np.fmin.reduce(values, None, initial=np.inf), np.fmax.reduce(values, None, initial=-np.inf)
     origin = variable.attrs.get("no_echo_value")
     if origin is None:
         origin = 0.0 if low <= 0.0 <= high else source.encoding.get("add_offset", 0.0)
-    origin = _stored(origin)
-    reach = max((abs(float(v) - origin) for v in (low, high) if np.isfinite(v)), default=0.0) / step + 1
-    dtype = next((t for t in (np.int16, np.int32) if reach < np.iinfo(t).max), None)
+    origin = _round_to_float32(origin)
+    largest = max((abs(float(v) - origin) for v in (low, high) if np.isfinite(v)), default=0.0) / step + 1
+    dtype = next((t for t in (np.int16, np.int32) if largest < np.iinfo(t).max), None)
     if dtype is None:
         return variable.variable
     codes = np.empty(values.shape, dtype)
     for index in np.ndindex(values.shape[:-2]):
         field = np.rint((values[index].astype(np.float64) - origin) / step)
         codes[index] = np.where(np.isfinite(field), field, np.iinfo(dtype).min)
-    kept = {name: value for name, value in variable.attrs.items() if name not in ("missing_value", "valid_range")}
-    return xr.Variable(variable.dims, codes, kept | _how(step, origin, dtype))
+    attrs = {name: value for name, value in variable.attrs.items() if name not in ("missing_value", "valid_range")}
+    return xr.Variable(variable.dims, codes, attrs | _make_encoding(step, origin, dtype))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How variables are stored: encodings that hold every value, and attributes of kinds that files can hold."""
+"""Encodings that store every value of a variable, and attributes of storable types."""
 
 import math
 from collections.abc import Hashable, Iterator
@@ -10,33 +10,34 @@ import xarray as xr
 
 from fastds.data.grid.times import time_encoding
 
-_KEPT = ("_FillValue", "dtype", "scale_factor", "add_offset", "units", "calendar")
+_ENCODING_KEYS = ("_FillValue", "dtype", "scale_factor", "add_offset", "units", "calendar")
 _PACKING = ("dtype", "scale_factor", "add_offset", "_FillValue")
 _CALENDAR_UNITS = ("month", "year", "common_year")
 _STANDARD_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
-_BLOCK = 1 << 22  # values that are looked at in one go
-# Distance from the codes of a packing, as a share of its step, at which values still count as unpacked codes.
-_ON_CODES = 0.01
+_BLOCK_SIZE = 1 << 22  # number of values in memory while a variable is checked
+# Largest distance of a value from a code, in steps, at which the value counts as decoded from this code.
+_CODE_TOLERANCE = 0.01
 
 
 def iterate_blocks(variable: xr.Variable) -> Iterator[np.ndarray]:
-    """The values of a variable in parts along its first dimension, so that a map of a file is never copied whole."""
+    """Yield the values of a variable in blocks along its first dimension, so that a memory map is not copied whole."""
     if variable.ndim == 0:
         yield variable.values
         return
-    rows = max(1, _BLOCK // max(1, math.prod(variable.shape[1:])))
+    rows = max(1, _BLOCK_SIZE // max(1, math.prod(variable.shape[1:])))
     for start in range(0, variable.shape[0], rows):
         yield np.asarray(variable[start : start + rows].values)
 
 
 class Packing:
-    """The packing in an encoding: value = scale_factor * code + add_offset.
+    """Packing value = scale_factor * code + add_offset of an encoding.
 
     Args:
-        encoding: of a variable, with an integer dtype.
+        encoding: Encoding of a variable, with an integer dtype.
 
-    Attributes: tolerance, the largest distance from a code, as a share of a step, at which a value fits: half a step
-        where somebody asks for the packing, next to none where it is only that of the file the values were read from.
+    Attributes:
+        tolerance: Largest distance in steps between a value and its code. It is half a step for a packing that a user
+            requests, and nearly zero for the packing of the file from which the values were read.
     """
 
     def __init__(self, encoding: dict[str, Any]):
@@ -44,10 +45,13 @@ class Packing:
         self.scale = float(encoding.get("scale_factor", 1.0))
         self.offset = float(encoding.get("add_offset", 0.0))
         self.fill = encoding.get("_FillValue")
-        self.tolerance = _ON_CODES if "source" in encoding else 0.5
+        self.tolerance = _CODE_TOLERANCE if "source" in encoding else 0.5
 
     def fits(self, values: np.ndarray) -> bool:
-        """Return True if every value is the decoded value of a code, and of another code than _FillValue."""
+        """Return True if the packing can store every value.
+
+        Every value must be near a code other than _FillValue, and missing values need a _FillValue.
+        """
         present = values[~np.isnan(values)].astype(np.float64)
         if self.fill is None and present.size < values.size:
             return False
@@ -61,13 +65,13 @@ class Packing:
             return False
         if self.fill is not None and (codes == float(self.fill)).any():
             return False
-        rounding = 2 * np.finfo(values.dtype).eps * np.abs(present).max()  # of the arithmetic that decoded them
+        rounding = 2 * np.finfo(values.dtype).eps * np.abs(present).max()  # rounding error of decoding
         error = np.abs(codes * self.scale + self.offset - present).max()
         return bool(error <= max(self.tolerance * abs(self.scale) * (1 + 1e-6), rounding))
 
 
-def packing_of(variable: xr.Variable) -> Packing | None:
-    """The packing that the encoding of a floating variable asks for; None where it asks for none."""
+def find_packing(variable: xr.Variable) -> Packing | None:
+    """Return the packing in the encoding of a floating-point variable, or None."""
     dtype = variable.encoding.get("dtype")
     if variable.dtype.kind != "f" or dtype is None or np.dtype(dtype).kind not in "iu":
         return None
@@ -75,19 +79,20 @@ def packing_of(variable: xr.Variable) -> Packing | None:
 
 
 def choose_encoding(dataset: xr.Dataset, name: Hashable, unpacked: frozenset[Hashable]) -> dict[str, Any]:
-    """The encoding of a variable that holds all its values.
+    """Choose an encoding that stores all values of a variable.
 
-    The packing of the variable's own encoding is taken where every value fits it (Packing.fits), else floating numbers
-    are stored as they are. Of dask arrays that is found out while they are written. Times get the unit of their
-    encoding where whole numbers of it suffice, else a finer one.
+    The packing of the variable's encoding is used if every value fits it, else values are stored as floating-point
+    numbers. For dask arrays the packing is returned unchecked, since values are known only after writing. Times get the
+    unit of their encoding if whole numbers of it suffice, else a finer one.
 
     Args:
-        dataset: what is written. name: of the variable.
-        unpacked: variables that are stored as floating numbers whatever their encoding says.
+        dataset: Dataset that is written.
+        name: Name of the variable.
+        unpacked: Names of variables that are stored as floating-point numbers whatever their encoding.
     """
     variable = dataset[name].variable
-    encoding = {key: value for key, value in variable.encoding.items() if key in _KEPT}
-    if str(encoding.get("units", "")).strip().lower().startswith(_CALENDAR_UNITS):  # xarray reads but cannot write them
+    encoding = {key: value for key, value in variable.encoding.items() if key in _ENCODING_KEYS}
+    if str(encoding.get("units", "")).strip().lower().startswith(_CALENDAR_UNITS):  # xarray cannot write these
         del encoding["units"]
     kind = variable.dtype.kind
     if kind == "f":
@@ -100,7 +105,14 @@ def choose_encoding(dataset: xr.Dataset, name: Hashable, unpacked: frozenset[Has
 
 
 def _encode_floats(variable: xr.Variable, encoding: dict[str, Any], unpacked: bool) -> dict[str, Any]:
-    packing = packing_of(variable)
+    """Return an encoding of a floating-point variable that stores all its values.
+
+    Args:
+        variable: Variable.
+        encoding: Its encoding.
+        unpacked: Whether to store the values without packing.
+    """
+    packing = find_packing(variable)
     if packing is not None and not unpacked and (variable.chunks or all(map(packing.fits, iterate_blocks(variable)))):
         return encoding
     stored = np.dtype(encoding.get("dtype", variable.dtype))
@@ -120,7 +132,10 @@ def _encode_floats(variable: xr.Variable, encoding: dict[str, Any], unpacked: bo
 
 
 def _encode_integers(variable: xr.Variable, encoding: dict[str, Any]) -> dict[str, Any]:
-    """Whole numbers stay as they are: a narrower dtype, a packing or a _FillValue among them would change some."""
+    """Return an encoding that stores integers unchanged.
+
+    Narrower dtypes, packing and a _FillValue that occurs among the values are dropped.
+    """
     fill = encoding.get("_FillValue")
     encoding = {key: value for key, value in encoding.items() if key not in _PACKING}
     stored = fill is not None and not variable.chunks and np.can_cast(np.min_scalar_type(fill), variable.dtype)
@@ -130,42 +145,45 @@ def _encode_integers(variable: xr.Variable, encoding: dict[str, Any]) -> dict[st
 
 
 def _encode_times(dataset: xr.Dataset, name: Hashable) -> dict[str, Any]:
-    """An encoding that holds times and their bounds exactly; that of the variable where a time is missing."""
+    """Return an encoding that stores times and their bounds exactly; {} if a time is missing."""
     variable = dataset[name].variable
     times = [np.ravel(variable.values)]
-    told = variable.encoding | variable.attrs
-    bounds = told.get("bounds") or told.get("climatology")
+    metadata = variable.encoding | variable.attrs
+    bounds = metadata.get("bounds") or metadata.get("climatology")
     if bounds in dataset.variables and dataset[bounds].dtype.kind == variable.dtype.kind:
         times.append(np.ravel(dataset[bounds].values))
     values = np.concatenate(times)
     dated = values.dtype.kind == "M"
     if not values.size or (np.isnat(values).any() if dated else not all(hasattr(v, "calendar") for v in values)):
         return {}
-    told = dict(variable.encoding)
-    calendar = str(told.get("calendar", "")).lower()
+    encoding = dict(variable.encoding)
+    calendar = str(encoding.get("calendar", "")).lower()
     if calendar not in _STANDARD_CALENDARS if dated else calendar != values[0].calendar:
-        told.pop("calendar", None)
-    return time_encoding(values, told)
+        encoding.pop("calendar", None)
+    return time_encoding(values, encoding)
 
 
-def storable_attributes(dataset: xr.Dataset) -> xr.Dataset:
-    """A shallow copy whose attributes are of kinds that files hold: None is left out, truth values become 0 or 1, text
-    that a reader could not decode is read as Latin-1.
+def make_attributes_storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a shallow copy of a dataset whose attributes can be stored in files.
 
-    Raises: ValueError for an attribute of another kind, naming it."""
+    None is left out, booleans become 0 or 1, and text that is not valid UTF-8 is decoded as Latin-1.
+
+    Raises:
+        ValueError: An attribute has another type. The message names it.
+    """
     dataset = dataset.copy(deep=False)
     for holder, owner in [
         (dataset, "global attribute"),
         *((v, f"attribute of {n},") for n, v in dataset.variables.items()),
     ]:
         holder.attrs = {
-            key: _storable(value, f"{owner} {key}") for key, value in holder.attrs.items() if value is not None
+            key: _make_storable(value, f"{owner} {key}") for key, value in holder.attrs.items() if value is not None
         }
     return dataset
 
 
 def decode_text(text: str | bytes) -> str:
-    """The text of an attribute: UTF-8, or Latin-1 where it is no UTF-8."""
+    """Decode the text of an attribute as UTF-8, or as Latin-1 if it is not valid UTF-8."""
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     try:
         return raw.decode("utf-8")
@@ -173,7 +191,7 @@ def decode_text(text: str | bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _storable(value: Any, where: str) -> Any:
+def _make_storable(value: Any, where: str) -> Any:
     if isinstance(value, (bool, np.bool_)):
         return int(value)
     if isinstance(value, (str, bytes)):

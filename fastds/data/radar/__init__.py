@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reflectivity, rain and the preparation of radar fields."""
+"""Radar data: reflectivity, rain, preparation for networks, pixel codes and synthetic events."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reflectivity, rain rates and rain amounts, and the laws between them."""
+"""Radar input of a dataset as reflectivity: choice of the variable, no-echo codes, and Z-R conversion of rain."""
 
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
@@ -8,66 +8,76 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import check_spacing, find_axes, promote_coordinates, with_time
-from fastds.data.grid.plausible import (
+from fastds.data.fill_values import UndeclaredFills
+from fastds.data.grid.axes import check_spacing, expand_scalar_time, find_axes, promote_coordinates
+from fastds.data.grid.times import find_interval_bounds, find_regular_segments, sort_times, to_seconds
+from fastds.data.grid.value_checks import (
     ALL_MISSING,
     REMEDY,
     check_packing,
     check_plausible,
-    plausible_rain,
-    plausible_range,
-    stored_as_codes,
-    within,
-    without_missing,
+    compute_plausible_rain_range,
+    find_plausible_range,
+    is_stored_as_codes,
+    mask_fill_values,
+    mask_outside,
 )
-from fastds.data.grid.times import interval_bounds, regular_segments, sort_times, to_seconds
-from fastds.data.grid.variables import choose_variable, rain_units
+from fastds.data.grid.variables import choose_variable, parse_rain_units
 from fastds.data.radar.preparation import coarsen, refine_mask
-from fastds.data.undeclared import UndeclaredMissing
 
-# What picks frames of the first axis.
+# Index of frames along the first axis.
 Index: TypeAlias = int | slice | Sequence[int] | np.ndarray
 
-# Below this share of a cell's amount the model's rain is too little to say how the amount is distributed.
-_LEAST_SHARE = 0.01
+# If a model's rain is below this fraction of a cell's amount, the amount is distributed evenly.
+_MIN_SHARE = 0.01
 
 
 def split_amount(amount: np.ndarray, rates: Sequence[np.ndarray], hours: float, factor: int = 2) -> np.ndarray:
-    """Distribute the amounts of one interval over finer cells and the F shorter intervals that a model's rates cut it
-    into.
+    """Distribute rain amounts of one interval over finer cells and F shorter intervals by a model's rain rates.
 
-    Each short interval first gets the trapezoid of the rates at its ends, a_k = (R_k + R_(k+1)) / 2 * hours / F; then
-    the short amounts of a cell are scaled so that their sum, averaged over its finer cells, is the amount A of the
-    cell: a <- a A / mean(sum_k a_k). Where the model's rain is less than 1 % of A, A is spread evenly.
+    Each short interval first gets the trapezoidal integral of the rates at its ends, a_k = (R_k + R_(k+1)) / 2 * hours
+    / F. Then the short amounts of a cell are scaled so that their sum, averaged over its finer cells, is the amount A
+    of the cell: a_k <- a_k A / mean(sum_k a_k). If the model's rain is less than 1 % of A, A is distributed evenly.
 
     Args:
-        amount: (h, w) mm, NaN where missing. hours: length of the whole interval.
-        rates: F + 1 arrays (factor h, factor w) in mm/h at the ends of the short intervals; NaN: the cell's mean rate
-            is used.
-        factor: finer cells along each side of a cell.
-    Returns: (F, factor h, factor w) float32 mm; NaN where amount is. Deterministic.
+        amount: (h, w) mm, NaN where missing.
+        rates: F + 1 arrays (factor h, factor w) in mm/h at the ends of the short intervals. NaN is replaced by the mean
+            rate of the cell.
+        hours: Length of the interval in hours.
+        factor: Number of finer cells along each side of a cell.
+
+    Returns:
+        (F, factor h, factor w) float32 mm, NaN where `amount` is NaN. Deterministic.
     """
     mean_rate = refine_mask(amount / hours, factor)
     edges = [np.where(np.isnan(rate), mean_rate, rate) for rate in rates]
     step = hours / (len(edges) - 1)
     short = np.stack([(first + second) * (0.5 * step) for first, second in zip(edges, edges[1:], strict=False)])
     total = coarsen(short.sum(axis=0), factor)
-    enough = total > _LEAST_SHARE * amount
+    enough = total > _MIN_SHARE * amount
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where(enough, amount / total, 0.0)
     even = np.where(enough, 0.0, amount / len(short))
     return (short * refine_mask(scale, factor) + refine_mask(even, factor)).astype(np.float32)
 
 
-def interval_ends(number: int, frames: int, time_factor: int) -> np.ndarray:
-    """Which of a segment's fine frames lie at the ends of the short intervals of coarse interval `number`.
+def find_interval_ends(number: int, frames: int, time_factor: int) -> np.ndarray:
+    """Return the indices of a segment's fine frames at the ends of the short intervals of a coarse interval.
 
-    A model gives frames at the middles of the coarse intervals and time_factor - 1 between them, so the ends of
-    interval n are frames time_factor n - time_factor / 2, ..., time_factor n + time_factor / 2; beyond the ends of
-    the segment the first and last frame stand in.
+    A model gives frames at the centres of the coarse intervals and time_factor - 1 frames between them. The ends of the
+    short intervals of interval n are therefore frames time_factor n - time_factor / 2, ..., time_factor n + time_factor
+    / 2. Beyond the ends of the segment, the first or last frame is used.
+
+    Args:
+        number: Index n of the coarse interval in its segment.
+        frames: Number of fine frames of the segment.
+        time_factor: Even integer.
+
+    Returns:
+        (time_factor + 1,) integers.
     """
-    places = np.arange(time_factor + 1) + time_factor * number - time_factor // 2
-    return np.clip(places, 0, frames - 1)
+    indices = np.arange(time_factor + 1) + time_factor * number - time_factor // 2
+    return np.clip(indices, 0, frames - 1)
 
 
 NO_ECHO_DBZ = -32.0
@@ -98,8 +108,16 @@ _MISSING_MEANINGS = (
 def rate_to_reflectivity(
     rate: np.ndarray | float, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
 ) -> np.ndarray:
-    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape), z_r = (a, b); R <= 0 and
-    anything weaker than no_echo -> no_echo."""
+    """Convert rain rate to reflectivity z = 10 log10(a R^b).
+
+    Args:
+        rate: Rain rate R in mm/h, any shape.
+        z_r: (a, b) of Z = a R^b.
+        no_echo: dBZ that means no echo. R <= 0 and weaker reflectivity become `no_echo`.
+
+    Returns:
+        float32 dBZ, NaN where `rate` is NaN.
+    """
     a, b = z_r
     with np.errstate(divide="ignore", invalid="ignore"):
         z = 10.0 * np.log10(a) + 10.0 * b * np.log10(np.maximum(rate, 0.0))
@@ -109,8 +127,16 @@ def rate_to_reflectivity(
 def reflectivity_to_rate(
     z: np.ndarray | float, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
 ) -> np.ndarray:
-    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape), z_r = (a, b);
-    z <= no_echo -> 0."""
+    """Convert reflectivity to rain rate R = (10^(z / 10) / a)^(1 / b).
+
+    Args:
+        z: dBZ, any shape.
+        z_r: (a, b) of Z = a R^b.
+        no_echo: dBZ that means no echo; z <= no_echo becomes 0.
+
+    Returns:
+        float32 mm/h.
+    """
     a, b = z_r
     rate = (10.0 ** (np.asarray(z, dtype=np.float64) / 10.0) / a) ** (1.0 / b)
     return np.where(z <= no_echo, 0.0, rate).astype(np.float32)
@@ -118,21 +144,22 @@ def reflectivity_to_rate(
 
 @dataclasses.dataclass(frozen=True)
 class ReflectivityInput:
-    """The reflectivity of a dataset and everything needed to go back to the variable it came from.
+    """Reflectivity of a dataset, with the information that converts a result back to the original variable.
 
     Attributes:
-        raw: the chosen variable (time, y, x) in its own units and dimension names, sorted by time, not loaded.
-        kind: "reflectivity", "rate" (mm/h and the like at the time itself) or "amount" (a sum or mean over an
-            interval).
-        source_name: name of the variable in the file.
-        z_r: (a, b) of Z = a R^b, and z_r_origin, where it came from; None for reflectivity.
-        no_echo: dBZ that stands for no echo.
-        times: (T,) datetime64 or cftime; for amounts the middle of the interval.
-        bounds: (T, 2) of the intervals for amounts, else None.
-        segments: slices of frames that follow one another at the cadence; no frame is interpolated across a gap
+        raw: The chosen variable (time, y, x) in its units and dimension names, sorted by time, not loaded.
+        dataset: Dataset of the variable.
+        kind: "reflectivity", "rate" (instantaneous rain rate) or "amount" (sum or mean of rain over an interval).
+        source_name: Name of the variable in the file.
+        z_r: (a, b) of Z = a R^b; None for reflectivity.
+        z_r_origin: Source of `z_r`: "given", "from the file's attributes" or "the default"; None for reflectivity.
+        no_echo: dBZ that means no echo.
+        times: (T,) datetime64 or cftime; for amounts the centre of the interval.
+        bounds: (T, 2) bounds of the intervals for amounts, else None.
+        segments: Slices of frames that follow one another at the cadence. No frame is interpolated across the gap
             between two segments.
-        cadence: seconds between frames, NaN of a single one.
-        notes: sentences about what was found and done, for the user.
+        cadence: Seconds between frames; NaN for a single frame.
+        notes: Notes for the user about choices and changes.
     """
 
     raw: xr.DataArray
@@ -164,48 +191,57 @@ class ReflectivityInput:
         return self.raw.attrs["units"]
 
     def part(self, steps: slice) -> "ReflectivityInput":
-        """Some consecutive frames of one segment, read at once; what was found out about all of them stays as it is."""
+        """Load some consecutive frames of one segment.
+
+        Cadence, Z-R relation and no-echo value remain those of the whole input.
+        """
         raw, bounds = self.raw[steps].compute(), None if self.bounds is None else self.bounds[steps]
         return dataclasses.replace(
             self, raw=raw, times=self.times[steps], bounds=bounds, segments=(slice(0, raw.shape[0]),)
         )
 
     def frames(self, index: Index) -> np.ndarray:
-        """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
-        without infinities; what lies outside the plausible range is missing."""
+        """Return the reflectivity of some frames.
+
+        Args:
+            index: Index, slice or list along the first axis.
+
+        Returns:
+            float32 dBZ without infinities, NaN where missing or outside the plausible range.
+        """
         values = self.values(index)
         if self.kind == "reflectivity":
             return values
-        return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
+        return rate_to_reflectivity(values * self._compute_mm_per_hour(index), self.z_r, self.no_echo)
 
     def values(self, index: Index) -> np.ndarray:
-        """Some frames in the units of the file, float32, codes decoded; implausible values and missing ones are NaN."""
-        return within(self._decoded(index), self._limits)
+        """Return some frames in the units of the file, float32, codes decoded, NaN where missing or implausible."""
+        return mask_outside(self._decode_frames(index), self._limits)
 
     def to_rate(self, z: np.ndarray | float) -> np.ndarray:
-        """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
+        """Convert reflectivity in dBZ to rain rate in mm/h by the Z-R relation of this input."""
         return reflectivity_to_rate(z, self.z_r, self.no_echo)
 
     def amounts(self, index: Index) -> np.ndarray:
-        """Amounts in mm of some frames of an "amount" input, NaN = missing."""
+        """Return the amounts of some frames of an "amount" input in mm, NaN where missing."""
         seconds = self.interval_seconds(index)
-        return np.maximum(self.values(index), 0.0) * self._mm_per_hour(index) * seconds / 3600.0
+        return np.maximum(self.values(index), 0.0) * self._compute_mm_per_hour(index) * seconds / 3600.0
 
     def interval_seconds(self, index: Index) -> np.ndarray | np.float32:
-        """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""
+        """Return the interval lengths of some frames of an "amount" input in seconds, with a shape that broadcasts."""
         length = np.array([to_seconds(second - first) for first, second in self.bounds])[index]
         return length[..., None, None].astype(np.float32) if np.ndim(length) else np.float32(length)
 
     @property
     def field(self) -> xr.DataArray:
-        """All frames as a DataArray (time, y, x) in dBZ, float32, with the horizontal coordinates of the file."""
+        """All frames as a DataArray (time, y, x), float32 dBZ, with the horizontal coordinates of the file."""
         time = self.dims[0]
-        kept = {name: c for name, c in self.raw.coords.items() if time not in c.dims}
+        coords = {name: c for name, c in self.raw.coords.items() if time not in c.dims}
         attrs = {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ", "no_echo_value": self.no_echo}
         return xr.DataArray(
             self.frames(slice(None)),
             dims=self.dims,
-            coords={time: self.times, **kept},
+            coords={time: self.times, **coords},
             name="reflectivity",
             attrs=attrs,
         )
@@ -217,25 +253,40 @@ class ReflectivityInput:
         remedy: str = REMEDY,
         stacklevel: int = 2,
     ) -> None:
-        """Warn (UserWarning) where some values of the frames (None: of all), which are read once, are implausible or
-        infinite, or all are missing. Raises: ValueError where more than half are implausible, with the remedy."""
-        infinite = UndeclaredMissing()
+        """Check that the values of some frames are plausible. Every frame is read once.
+
+        Warns (UserWarning) about some implausible or infinite values, or if all values are missing.
+
+        Args:
+            frames: Indices of frames; None: all.
+            all_missing: Message for the case that all values are missing.
+            remedy: What the user can do, for messages.
+            stacklevel: As in warnings.warn.
+
+        Raises:
+            ValueError: More than half of the values are implausible.
+        """
+        infinite = UndeclaredFills()
         check_plausible(
             self.source_name,
-            (self._decoded(i, infinite) for i in (range(self.shape[0]) if frames is None else frames)),
+            (self._decode_frames(i, infinite) for i in (range(self.shape[0]) if frames is None else frames)),
             self._limits,
             self.units,
-            codes=stored_as_codes(self.raw),
-            hint="; a value that means no echo is told by the attribute no_echo_value",
+            codes=is_stored_as_codes(self.raw),
+            hint="; a value that means no echo is declared by the attribute no_echo_value",
             remedy=remedy,
             all_missing=all_missing,
             stacklevel=stacklevel + 1,
         )
         infinite.warn(self.source_name, stacklevel)
 
-    def _decoded(self, index: Index, infinite: UndeclaredMissing | None = None) -> np.ndarray:
-        """As values, implausible ones as they are; infinite: counts those that are infinite. -inf dBZ is no echo, the
-        logarithm of 0, and so is counted nowhere."""
+    def _decode_frames(self, index: Index, infinite: UndeclaredFills | None = None) -> np.ndarray:
+        """Return frames as `values` does, but without masking implausible values.
+
+        Args:
+            index: Index, slice or list along the first axis.
+            infinite: Counter of infinite values. -inf is not counted: as the logarithm of 0 it means no echo.
+        """
         values = self.raw[index].values
         if infinite is not None:
             infinite.count += int(np.count_nonzero(np.isposinf(values)))
@@ -243,18 +294,18 @@ class ReflectivityInput:
 
     @property
     def _limits(self) -> tuple[float, float]:
-        """The plausible range, in units of the file."""
+        """The plausible range in the units of the file."""
         if self.kind == "reflectivity":
-            return plausible_range("equivalent_reflectivity_factor", "dBZ")
-        return plausible_rain(self.units)
+            return find_plausible_range("equivalent_reflectivity_factor", "dBZ")
+        return compute_plausible_rain_range(self.units)
 
     @property
     def _no_echo_in_file(self) -> float:
         return self.no_echo if self.kind == "reflectivity" else 0.0
 
-    def _mm_per_hour(self, index: Index) -> Any:
-        """Factor from values of the file to mm/h."""
-        millimetres, seconds = rain_units(self.units)
+    def _compute_mm_per_hour(self, index: Index) -> Any:
+        """Return the factor that converts values of the file to mm/h."""
+        millimetres, seconds = parse_rain_units(self.units)
         seconds = self.interval_seconds(index) if seconds is None else seconds
         return millimetres * 3600.0 / seconds
 
@@ -262,28 +313,33 @@ class ReflectivityInput:
 def to_reflectivity(
     dataset: xr.Dataset, var: str | None = None, *, z_r: tuple[float, float] | None = None, least: int = 2
 ) -> ReflectivityInput:
-    """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
+    """Find the reflectivity of a dataset, or the rain from which it is computed.
 
-    A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the
-    only one whose name does. Rain rates and amounts are converted by Z = a R^b if they are named by `var`, or if there
-    is one such variable and no other field, or z_r is given.
+    A variable of reflectivity is chosen if it is the only one that declares reflectivity by standard_name and dBZ, else
+    by name and dBZ. Rain rates and amounts are converted by Z = a R^b if `var` names them, or if there is one variable
+    of rain and either no other field or a given `z_r`.
 
     Args:
-        dataset: xarray.Dataset with dimensions time, y, x (any names; dimensions of length 1 are dropped).
-        var: name of the variable to use.
-        z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: attributes zr_a and zr_b of the variable or file, else (200,
-            1.6).
-        least: times that are needed; of a single one, which may be a scalar coordinate, the cadence is NaN.
-    Returns: ReflectivityInput; its `field` is reflectivity (time, y, x) in dBZ, float32, sorted by time, NaN = missing.
-    Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or
-        absent units, fewer times than least, missing, undecoded or irregular times, different fields at one time, x or
-        y out of order or unevenly spaced, lost packing, amounts without an interval, amounts that run on from a fixed
-        start, intervals that leave gaps.
+        dataset: xarray.Dataset with dimensions time, y, x of any names; other dimensions of length 1 are dropped.
+        var: Name of the variable; None: choose.
+        z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: the attributes zr_a and zr_b of the variable or file, else
+            (200, 1.6).
+        least: Smallest number of times. With 1, the time may be a scalar coordinate, and the cadence of one time is
+            NaN.
+
+    Returns:
+        ReflectivityInput. Its `field` is reflectivity (time, y, x), float32 dBZ, sorted by time, NaN where missing.
+
+    Raises:
+        ValueError: There is no or no unique candidate (the message lists them), `var` does not exist, units are missing
+            or wrong, there are fewer than `least` times, times are missing, undecoded, irregular or repeated with
+            different fields, x or y is not monotonic or unevenly spaced, the packing is invalid, or amounts are running
+            totals, have no interval or intervals with gaps.
     """
     dataset = promote_coordinates(dataset)
     name, kind, notes = choose_variable(dataset, var, z_r is not None)
     if least < 2:
-        dataset = with_time(dataset, name)
+        dataset = expand_scalar_time(dataset, name)
     check_packing(dataset[name])
     raw, axes_notes = find_axes(dataset[name])
     check_spacing(raw)
@@ -291,22 +347,22 @@ def to_reflectivity(
     notes = [*notes, *axes_notes, *time_notes]
     times, bounds = raw[raw.dims[0]].values, None
     if kind == "amount":
-        bounds = interval_bounds(dataset, raw)
-        times = _middle(bounds)
-    segments, cadence, segment_notes = regular_segments(times)
+        bounds = find_interval_bounds(dataset, raw)
+        times = _compute_middle(bounds)
+    segments, cadence, segment_notes = find_regular_segments(times)
     if kind == "reflectivity":
-        law, origin = None, None
+        z_r, origin = None, None
     else:
-        law, origin = z_r_law(dataset, dataset[name], z_r)
-        notes.append(f"{name} ({raw.attrs['units']}) is converted by Z = {law[0]:g} R^{law[1]:g} ({origin})")
+        z_r, origin = find_z_r(dataset, dataset[name], z_r)
+        notes.append(f"{name} ({raw.attrs['units']}) is converted by Z = {z_r[0]:g} R^{z_r[1]:g} ({origin})")
     return ReflectivityInput(
         raw,
         dataset,
         kind,
         name,
-        law,
+        z_r,
         origin,
-        _no_echo(raw, kind),
+        _find_no_echo(raw, kind),
         times,
         bounds,
         segments,
@@ -315,46 +371,64 @@ def to_reflectivity(
     )
 
 
-def z_r_law(
+def find_z_r(
     dataset: xr.Dataset, variable: xr.DataArray, given: tuple[float, float] | None = None
 ) -> tuple[tuple[float, float], str]:
-    """(a, b) of Z = a R^b and where it came from: given, the attributes zr_a and zr_b of the variable or file, or the
-    default.
+    """Find the Z-R relation of a variable.
 
-    Raises: ValueError unless they are two positive numbers.
+    Args:
+        dataset: Dataset.
+        variable: Variable of rain.
+        given: (a, b) from the user, or None.
+
+    Returns:
+        (a, b) of Z = a R^b, and its origin: given, the attributes zr_a and zr_b of the variable or file, or the
+            default.
+
+    Raises:
+        ValueError: a and b are not two positive numbers.
     """
-    law, origin = MARSHALL_PALMER, "the default"
+    z_r, origin = MARSHALL_PALMER, "the default"
     attrs = {**dataset.attrs, **variable.attrs}
     if given is not None:
-        law, origin = given, "given"
+        z_r, origin = given, "given"
     elif "zr_a" in attrs and "zr_b" in attrs:
-        law, origin = (attrs["zr_a"], attrs["zr_b"]), "from the file's attributes"
+        z_r, origin = (attrs["zr_a"], attrs["zr_b"]), "from the file's attributes"
     try:
-        law = tuple(float(value) for value in law)
-        good = len(law) == 2 and all(np.isfinite(law)) and min(law) > 0
+        z_r = tuple(float(value) for value in z_r)
+        good = len(z_r) == 2 and all(np.isfinite(z_r)) and min(z_r) > 0
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {law} ({origin})")
-    return law, origin
+        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {z_r} ({origin})")
+    return z_r, origin
 
 
-def _no_echo(raw: xr.DataArray, kind: str) -> float:
+def _find_no_echo(raw: xr.DataArray, kind: str) -> float:
     if kind == "reflectivity":
-        for value in _no_echo_flags(raw):
-            # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
+        for value in _find_no_echo_flags(raw):
+            # A code far below any reflectivity, such as ODIM's -8888000, is replaced by the default.
             return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
     return NO_ECHO_DBZ
 
 
 def _decode_flags(values: np.ndarray, raw: xr.DataArray, no_echo: float) -> np.ndarray:
-    """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
-    values = without_missing(values, raw.attrs)
-    for flag in _no_echo_flags(raw):
+    """Replace codes of no echo and of missing values, which the variable's attributes declare, and -inf.
+
+    Args:
+        values: Values of the variable.
+        raw: Variable with the attributes.
+        no_echo: Value that replaces codes of no echo and -inf.
+
+    Returns:
+        float32 array; codes of missing values and +inf become NaN.
+    """
+    values = mask_fill_values(values, raw.attrs)
+    for flag in _find_no_echo_flags(raw):
         if flag != no_echo:
             values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)] = no_echo
     meanings = str(raw.attrs.get("flag_meanings", "")).lower().split()
-    for flag, meaning in zip(_unpacked(raw, _numbers(raw, "flag_values")), meanings, strict=False):
+    for flag, meaning in zip(_unpack(raw, _parse_numbers(raw, "flag_values")), meanings, strict=False):
         if meaning in _NO_ECHO_MEANINGS or meaning in _MISSING_MEANINGS:
             found = np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)
             values[found] = no_echo if meaning in _NO_ECHO_MEANINGS else np.nan
@@ -363,21 +437,24 @@ def _decode_flags(values: np.ndarray, raw: xr.DataArray, no_echo: float) -> np.n
     return values
 
 
-def _no_echo_flags(raw: xr.DataArray) -> list[float]:
-    """Values that stand for no echo; _Undetect is in the packed numbers of the file (FM 301), the others are not."""
-    plain = [value for name in _NO_ECHO_ATTRIBUTES for value in _numbers(raw, name)[:1]]
-    return plain + _unpacked(raw, _numbers(raw, "_Undetect")[:1])
+def _find_no_echo_flags(raw: xr.DataArray) -> list[float]:
+    """Return the values that mean no echo, decoded.
+
+    _Undetect is a packed number (FM 301); the other attributes hold decoded values.
+    """
+    decoded = [value for name in _NO_ECHO_ATTRIBUTES for value in _parse_numbers(raw, name)[:1]]
+    return decoded + _unpack(raw, _parse_numbers(raw, "_Undetect")[:1])
 
 
-def _unpacked(raw: xr.DataArray, numbers: Iterable[float]) -> list[float]:
+def _unpack(raw: xr.DataArray, numbers: Iterable[float]) -> list[float]:
     scale, offset = (
         float(raw.encoding.get(name) or default) for name, default in (("scale_factor", 1), ("add_offset", 0))
     )
     return [number * scale + offset for number in numbers]
 
 
-def _numbers(raw: xr.DataArray, name: str) -> list[float]:
-    """The numbers of an attribute (a number, an array, or text such as "1, 2"); [] where it is absent."""
+def _parse_numbers(raw: xr.DataArray, name: str) -> list[float]:
+    """Return the numbers of an attribute (a number, an array, or text such as "1, 2"); [] if it is absent."""
     value = raw.attrs.get(name, [])
     if isinstance(value, str):
         value = value.replace(",", " ").split()
@@ -387,5 +464,5 @@ def _numbers(raw: xr.DataArray, name: str) -> list[float]:
         raise ValueError(f"attribute {name} of {raw.name} must hold numbers, got {raw.attrs[name]!r}") from None
 
 
-def _middle(bounds: np.ndarray) -> np.ndarray:
+def _compute_middle(bounds: np.ndarray) -> np.ndarray:
     return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) / 2

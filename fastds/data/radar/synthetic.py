@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded synthetic rain events: growing and decaying cells in a stratiform field, carried by a wind, as a radar
-composite shows them."""
+"""Synthetic rain events from a seed: cells in stratiform rain, advected by a wind, as in a radar composite."""
 
 import dataclasses
 
 import numpy as np
-import scipy  # its parts are imported at first use
+import scipy  # its subpackages are imported lazily
 import xarray as xr
 
-from fastds._argument_types import checks_types
+from fastds._argument_types import validate_arguments
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ, rate_to_reflectivity, reflectivity_to_rate
 
 _WEAKEST_ECHO_DBZ = 0.0
@@ -21,7 +20,7 @@ _RANGES = {
 }  # fmt: skip
 
 
-@checks_types
+@validate_arguments
 def synthetic_event(
     seed: int = 0,
     frames: int = 12,
@@ -36,33 +35,41 @@ def synthetic_event(
     stratiform_dbz: float | None = 6.0,
     start: str = "2024-06-01T12:00",
 ) -> xr.Dataset:
-    """A rain event on a square grid: reflectivity (time, y, x) in dBZ every few minutes, from a seed alone.
+    """Make a rain event on a square grid: reflectivity (time, y, x) in dBZ, determined by a seed.
 
-    The field is z(p, t) = L(D(p, t), t): L develops in the frame of the moving air, D(p, t) is where the air at p was
-    at the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
+    The field is z(p, t) = L(D(p, t), t). L develops in the frame of the moving air, and D(p, t) is the position of the
+    air at p in the middle frame, so that advection does not smooth the field repeatedly. L is the sum, in mm/h, of
 
-    * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around
-      `stratiform_dbz`, limited smoothly at 32 dBZ; a wave of wavelength l decorrelates in 200 min (l / 100 km)^0.7, so
-      small scales change first;
+    * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around `stratiform_dbz`,
+      limited smoothly at 32 dBZ; a wave of wavelength l decorrelates in 200 min (l / 100 km)^0.7, so small scales
+      change first;
     * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life):
-      ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.
+      ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly rotating, with small-scale texture.
 
     Reflectivity is Z = 200 R^1.6; values below 0 dBZ are no echo (-32 dBZ).
 
     Args:
-        seed: whole number; the same seed and arguments give the same event.
-        frames: number of times, >= 2. shape: (H, W) in pixels, each >= 32.
-        cadence_minutes, spacing_m: time step and pixel size.
-        speed: mean wind in m/s, its direction is drawn. rotation: wind at the domain's edge that turns around its
-            middle, as a share of speed. gusts: root mean square of the wind in eddies of about 60 km, as a share of
-            speed.
-        cells_per_10000_km2: convective cells alive at a time. stratiform_dbz: mean of the stratiform field; None: no
-            such rain.
-        start: first time (UTC).
-    Returns: Dataset with `reflectivity`, the wind `eastward_wind`, `northward_wind` (y, x) in m/s, constant in time
-        and the true motion of every feature, and projection coordinates x, y in m (pixel centres, y descending).
-    Raises: TypeError for an argument of another type; ValueError for fewer than two frames, a side below 32 pixels and
-        numbers outside of what weather has.
+        seed: Integer; the same seed and arguments give the same event.
+        frames: Number of times, >= 2.
+        shape: (H, W) in pixels, each >= 32.
+        cadence_minutes: Time step in minutes.
+        spacing_m: Pixel size in metres.
+        speed: Mean wind in m/s, of random direction.
+        rotation: Speed, at the domain's edge, of a rotation around its centre, as a fraction of `speed`.
+        gusts: Root mean square of the wind in eddies of about 60 km, as a fraction of `speed`.
+        cells_per_10000_km2: Number of living convective cells in 10^4 km^2.
+        stratiform_dbz: Mean of the stratiform field in dBZ; None: no stratiform rain.
+        start: First time (UTC).
+
+    Returns:
+        xarray.Dataset with `reflectivity`; the wind `eastward_wind` and `northward_wind` (y, x) in m/s, which is
+            constant in
+        time and the true motion of every feature; and projection coordinates x and y in m (pixel centres, y
+            descending).
+
+    Raises:
+        TypeError: An argument has another type.
+        ValueError: There are fewer than two frames, a side has fewer than 32 pixels, or a number is outside its range.
     """
     if min(shape) < 32:
         raise ValueError(f"shape must be two sizes of at least 32 pixels, got {shape}")
@@ -81,29 +88,35 @@ def synthetic_event(
     seed, frames, shape = int(seed), int(frames), tuple(map(int, shape))
     rng = np.random.default_rng(seed)
     step_s = cadence_minutes * 60.0
-    reach = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)
-    pad = int(np.ceil(reach)) + 8
+    distance = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)
+    pad = int(np.ceil(distance)) + 8
     padded = tuple(scipy.fft.next_fast_len(size + 2 * pad, real=True) for size in shape)
-    air = _Air(padded, spacing_m, step_s, _ragged_places(rng, padded, spacing_m))
-    flow = _flow(rng, padded, shape, spacing_m, speed, rotation, gusts) * (step_s / spacing_m)
-    origins = _departures(flow, frames)
-    textures = _gaussian_fields(rng, frames, air)
+    air = _Air(padded, spacing_m, step_s, _displace_positions(rng, padded, spacing_m))
+    flow = _draw_flow(rng, padded, shape, spacing_m, speed, rotation, gusts) * (step_s / spacing_m)
+    origins = _trace_back(flow, frames)
+    textures = _draw_gaussian_fields(rng, frames, air)
     cells = _draw_cells(rng, frames, air, cells_per_10000_km2)
     z = np.empty((frames, *shape), dtype=np.float32)
     for number in range(frames):
-        rain = _rain(textures[number], cells, number * step_s, air, stratiform_dbz)
+        rain = _compute_rain(textures[number], cells, number * step_s, air, stratiform_dbz)
         where = [origin[pad : pad + shape[0], pad : pad + shape[1]] for origin in origins[number]]
         rain = scipy.ndimage.map_coordinates(rain, where, order=3, mode="nearest")
         dbz = rate_to_reflectivity(rain, no_echo=NO_ECHO_DBZ)
         z[number] = np.where(dbz < _WEAKEST_ECHO_DBZ, NO_ECHO_DBZ, np.minimum(dbz, _STRONGEST_ECHO_DBZ))
     wind = flow[:, pad : pad + shape[0], pad : pad + shape[1]] * (spacing_m / step_s)
-    return _dataset(z, wind, seed, cadence_minutes, spacing_m, first)
+    return _make_dataset(z, wind, seed, cadence_minutes, spacing_m, first)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Air:
-    """The frame of the moving air: its padded grid, time step, and displaced pixels (2, H, W) that make cells
-    ragged."""
+    """Padded grid in the frame of the moving air.
+
+    Attributes:
+        shape: (H, W) with padding.
+        spacing_m: Pixel size in metres.
+        step_s: Time step in seconds.
+        ragged: (2, H, W) displaced pixel positions, which make the outlines of cells irregular.
+    """
 
     shape: tuple
     spacing_m: float
@@ -111,15 +124,15 @@ class _Air:
     ragged: np.ndarray
 
 
-def _ragged_places(rng: np.random.Generator, padded: tuple[int, ...], spacing_m: float) -> np.ndarray:
-    """Pixel places (2, H, W) displaced by noise of 1 km with a length scale of 3 km."""
+def _displace_positions(rng: np.random.Generator, padded: tuple[int, ...], spacing_m: float) -> np.ndarray:
+    """Return pixel positions (2, H, W) displaced by noise of 1 km with a correlation length of 3 km."""
     grid = np.stack(np.meshgrid(*map(np.arange, padded), indexing="ij")).astype(np.float64)
-    smooth = np.exp(-0.5 * (2.0 * np.pi * _wavenumber(padded, spacing_m) * 2_000.0) ** 2)
-    noise = np.stack([_inverse(_noise(rng, padded) * smooth, padded) for _ in range(2)])
+    smooth = np.exp(-0.5 * (2.0 * np.pi * _compute_wavenumbers(padded, spacing_m) * 2_000.0) ** 2)
+    noise = np.stack([_invert(_draw_noise(rng, padded) * smooth, padded) for _ in range(2)])
     return grid + noise * (1_000.0 / spacing_m / noise.std())
 
 
-def _flow(
+def _draw_flow(
     rng: np.random.Generator,
     padded: tuple[int, ...],
     shape: tuple[int, int],
@@ -128,22 +141,32 @@ def _flow(
     rotation: float,
     gusts: float,
 ) -> np.ndarray:
-    """Motion (2, H, W) of the air along rows (southward) and columns (eastward) in m/s, without divergence."""
-    angle, turn = rng.uniform(0.0, 2.0 * np.pi), rng.choice([-1.0, 1.0])
+    """Draw a divergence-free motion (2, H, W) of the air along rows (southward) and columns (eastward) in m/s.
+
+    Args:
+        rng: Random generator.
+        padded: Shape of the padded grid.
+        shape: Shape of the domain.
+        spacing_m: Pixel size in metres.
+        speed: See `synthetic_event`.
+        rotation: See `synthetic_event`.
+        gusts: See `synthetic_event`.
+    """
+    angle, sense = rng.uniform(0.0, 2.0 * np.pi), rng.choice([-1.0, 1.0])
     rows, columns = (np.arange(size) - (size - 1) / 2.0 for size in padded)
     half = max(shape) / 2.0
     flow = np.empty((2, *padded))
-    flow[0] = speed * (np.sin(angle) + turn * rotation * columns[None, :] / half)
-    flow[1] = speed * (np.cos(angle) - turn * rotation * rows[:, None] / half)
-    wave = _wavenumber(padded, spacing_m)
-    stream = _inverse(_noise(rng, padded) * np.exp(-0.5 * (2.0 * np.pi * wave * _EDDY_M / 2.0) ** 2), padded)
+    flow[0] = speed * (np.sin(angle) + sense * rotation * columns[None, :] / half)
+    flow[1] = speed * (np.cos(angle) - sense * rotation * rows[:, None] / half)
+    wave = _compute_wavenumbers(padded, spacing_m)
+    stream = _invert(_draw_noise(rng, padded) * np.exp(-0.5 * (2.0 * np.pi * wave * _EDDY_M / 2.0) ** 2), padded)
     down, right = np.gradient(stream)
     eddies = np.stack([right, -down])
     return flow + eddies * (gusts * speed / max(float(np.sqrt(np.mean(np.sum(eddies**2, axis=0)))), 1e-12))
 
 
-def _departures(flow: np.ndarray, frames: int) -> list[np.ndarray]:
-    """For each frame the place (2, H, W), in pixels, where the air was at the middle frame."""
+def _trace_back(flow: np.ndarray, frames: int) -> list[np.ndarray]:
+    """Return for each frame the positions (2, H, W), in pixels, of the air in the middle frame."""
     grid = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float64) for size in flow.shape[1:]), indexing="ij"))
     moved = {frames // 2: np.zeros_like(flow)}
     for direction, numbers in ((-1.0, range(frames // 2 + 1, frames)), (1.0, range(frames // 2 - 1, -1, -1))):
@@ -154,56 +177,73 @@ def _departures(flow: np.ndarray, frames: int) -> list[np.ndarray]:
     return [grid + moved[number] for number in range(frames)]
 
 
-def _sample(field: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.stack([scipy.ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in field])
+def _sample(field: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return np.stack([scipy.ndimage.map_coordinates(part, positions, order=1, mode="nearest") for part in field])
 
 
-def _gaussian_fields(rng: np.random.Generator, frames: int, air: _Air) -> list[np.ndarray]:
-    """Gaussian fields (standard deviation 1) with a power-law spectrum, each scale with its own memory from frame to
-    frame."""
-    wave = _wavenumber(air.shape, air.spacing_m)
+def _draw_gaussian_fields(rng: np.random.Generator, frames: int, air: _Air) -> list[np.ndarray]:
+    """Draw Gaussian fields (standard deviation 1) with a power-law spectrum.
+
+    Small scales have a shorter autocorrelation in time than large scales.
+    """
+    wave = _compute_wavenumbers(air.shape, air.spacing_m)
     amplitude = np.maximum(wave, 1.0 / 150_000.0) ** -1.45
     amplitude[0, 0] = 0.0
     memory = np.exp(-air.step_s / (12_000.0 * (1e-5 / np.maximum(wave, 1e-6)) ** 0.7))
-    state, fields = _noise(rng, air.shape), []
-    scale = 1.0 / _inverse(state * amplitude, air.shape).std()
+    state, fields = _draw_noise(rng, air.shape), []
+    scale = 1.0 / _invert(state * amplitude, air.shape).std()
     for number in range(frames):
         if number:
-            state = memory * state + np.sqrt(1.0 - memory**2) * _noise(rng, air.shape)
-        fields.append(_inverse(state * amplitude, air.shape) * scale)
+            state = memory * state + np.sqrt(1.0 - memory**2) * _draw_noise(rng, air.shape)
+        fields.append(_invert(state * amplitude, air.shape) * scale)
     return fields
 
 
 def _draw_cells(rng: np.random.Generator, frames: int, air: _Air, density: float) -> dict[str, np.ndarray]:
-    """Parameters of all convective cells of the event, as a dict of arrays; places in pixels, times in seconds."""
+    """Draw the parameters of all convective cells as arrays; positions in pixels, times in seconds.
+
+    Args:
+        rng: Random generator.
+        frames: Number of frames.
+        air: Grid.
+        density: Number of living cells in 10^4 km^2.
+    """
     area = np.prod(air.shape) * (air.spacing_m / 1e5) ** 2
     duration, mean_life = frames * air.step_s, sum(_CELL_LIFE_S) / 2.0
     count = int(rng.poisson(density * area * (duration + mean_life) / mean_life))
     clusters = max(1, count // 4)
     parent = rng.integers(0, clusters, count)
-    places = rng.uniform(0.0, 1.0, (clusters, 2)) * air.shape
+    positions = rng.uniform(0.0, 1.0, (clusters, 2)) * air.shape
     band = rng.uniform(0.0, np.pi) + rng.normal(0.0, 0.25, clusters)
     along, across = rng.normal(0.0, 14_000.0, count), rng.normal(0.0, 4_000.0, count)
     directions = np.stack([np.sin(band), np.cos(band)])[:, parent]
     offset = (directions * along + np.stack([directions[1], -directions[0]]) * across) / air.spacing_m
     life = rng.uniform(*_CELL_LIFE_S, count)
     return {
-        "row": places[parent, 0] + offset[0],
-        "column": places[parent, 1] + offset[1],
+        "row": positions[parent, 0] + offset[0],
+        "column": positions[parent, 1] + offset[1],
         "life": life,
         "birth": rng.uniform(-mean_life, duration, count),
         "peak": np.minimum(rng.lognormal(np.log(12.0), 0.8, count), 110.0),
         "size": np.clip(rng.lognormal(np.log(2600.0), 0.35, count), 1500.0, 5000.0) / air.spacing_m,
         "aspect": rng.uniform(1.0, 2.5, count),
         "angle": band[parent] + rng.normal(0.0, 0.4, count),
-        "turning": rng.normal(0.0, 1.5e-4, count),
+        "rotation_rate": rng.normal(0.0, 1.5e-4, count),
     }
 
 
-def _rain(
+def _compute_rain(
     texture: np.ndarray, cells: dict[str, np.ndarray], seconds: float, air: _Air, stratiform_dbz: float | None
 ) -> np.ndarray:
-    """Rain rate in mm/h on the padded grid at one time, in the frame of the air."""
+    """Compute the rain rate in mm/h on the padded grid at one time, in the frame of the air.
+
+    Args:
+        texture: Gaussian field of this time.
+        cells: Parameters of the cells.
+        seconds: Time since the first frame.
+        air: Grid.
+        stratiform_dbz: See `synthetic_event`.
+    """
     rain = np.zeros(air.shape)
     age = seconds - cells["birth"]
     for number in np.flatnonzero((age > 0.0) & (age < cells["life"])):
@@ -219,37 +259,48 @@ def _rain(
 
 
 def _add_cell(rain: np.ndarray, cell: dict[str, float], age: float) -> None:
-    reach = int(4.0 * cell["size"] * np.sqrt(cell["aspect"])) + 1
+    """Add the rain of a convective cell of this age (s) to `rain`, in place."""
+    radius = int(4.0 * cell["size"] * np.sqrt(cell["aspect"])) + 1
     rows, columns = (int(round(cell[key])) for key in ("row", "column"))
-    top, left = max(rows - reach, 0), max(columns - reach, 0)
-    window = rain[top : max(rows + reach + 1, 0), left : max(columns + reach + 1, 0)]
+    top, left = max(rows - radius, 0), max(columns - radius, 0)
+    window = rain[top : max(rows + radius + 1, 0), left : max(columns + radius + 1, 0)]
     if not window.size:
         return
     down = np.arange(top, top + window.shape[0])[:, None] - cell["row"]
     right = np.arange(left, left + window.shape[1])[None, :] - cell["column"]
-    angle = cell["angle"] + cell["turning"] * age
+    angle = cell["angle"] + cell["rotation_rate"] * age
     along = (down * np.sin(angle) + right * np.cos(angle)) / (cell["size"] * np.sqrt(cell["aspect"]))
     across = (down * np.cos(angle) - right * np.sin(angle)) / (cell["size"] / np.sqrt(cell["aspect"]))
     strength = cell["peak"] * np.sin(np.pi * age / cell["life"]) ** 2
     window += strength * np.exp(-((along**2 + across**2) ** 0.75))
 
 
-def _wavenumber(shape: tuple[int, ...], spacing_m: float) -> np.ndarray:
-    """Waves per metre (H, W / 2 + 1) of a real Fourier transform."""
+def _compute_wavenumbers(shape: tuple[int, ...], spacing_m: float) -> np.ndarray:
+    """Return the wavenumbers (H, W / 2 + 1) of a real Fourier transform in 1/m."""
     return np.hypot(scipy.fft.fftfreq(shape[0], spacing_m)[:, None], scipy.fft.rfftfreq(shape[1], spacing_m)[None, :])
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def _draw_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return scipy.fft.rfft2(rng.standard_normal(shape))
 
 
-def _inverse(spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _invert(spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return scipy.fft.irfft2(spectrum, s=shape)
 
 
-def _dataset(
+def _make_dataset(
     z: np.ndarray, wind: np.ndarray, seed: int, cadence_minutes: float, spacing_m: float, first: np.datetime64
 ) -> xr.Dataset:
+    """Make the dataset of an event.
+
+    Args:
+        z: (T, H, W) dBZ.
+        wind: (2, H, W) wind along rows (southward) and columns (eastward) in m/s.
+        seed: Seed, for the attribute `source`.
+        cadence_minutes: Time step in minutes.
+        spacing_m: Pixel size in metres.
+        first: First time.
+    """
     frames, height, width = z.shape
     step = np.timedelta64(round(cadence_minutes * 60e9), "ns")
     times = first + step * np.arange(frames)

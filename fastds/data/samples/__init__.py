@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples."""
+"""Training samples of radar data and of gridded fields."""

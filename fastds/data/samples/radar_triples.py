@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and evaluation samples from radar files: two coarse frames in, three fine frames out."""
+"""Radar samples for training and evaluation of downscaling: two coarse frames in, three fine frames out."""
 
 import copy
 import dataclasses
@@ -13,19 +13,27 @@ import xarray as xr
 
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid import times
-from fastds.data.grid.plausible import MEND_FIRST
+from fastds.data.grid.value_checks import REPAIR_FIRST
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
-from fastds.data.samples.augmentation import augment
 from fastds.data.samples.dynamic_fields import DynamicFields
 
-_ATTEMPTS = 24
+_MAX_ATTEMPTS = 24  # positions that are tried for a crop with enough echo
+_MAX_DRAWS_PER_SAMPLE = 1000  # limit for draw_sets: most crops of dry times have too little echo
 _MISSING_CODE = np.uint8(255)
 
 
 class Draw(NamedTuple):
-    """Which sample it is: the number of its source, three frames of that, the coarsening of the truth, the way of
-    coarsening, and the first row and column of the crop in coarse pixels."""
+    """Identification of a random sample.
+
+    Attributes:
+        source: Index of the source.
+        triple: Indices of three frames of the source.
+        scale: Coarsening of the truth.
+        mode: Coarsening mode.
+        row: First row of the crop in coarse pixels.
+        column: First column of the crop in coarse pixels.
+    """
 
     source: int
     triple: tuple[int, ...]
@@ -37,8 +45,14 @@ class Draw(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TimeBlock:
-    """Some consecutive frames of the file `path`: indices start, ..., stop - 1 after sorting by time (stop None: to the
-    end) of the variable var (None: found as by to_reflectivity)."""
+    """Consecutive frames of a file.
+
+    Attributes:
+        path: File.
+        start: Index of the first frame, after sorting by time.
+        stop: Index after the last frame; None: the end.
+        var: Name of the variable; None: chosen as by `to_reflectivity`.
+    """
 
     path: str
     start: int = 0
@@ -50,83 +64,99 @@ Source: TypeAlias = str | os.PathLike | TimeBlock | xr.Dataset | xr.DataArray
 
 
 class FrameStore:
-    """The frames of one source in memory, one byte a pixel where the values lie on a 0.5 dBZ lattice, else float32.
+    """Frames of one source in memory: one byte a pixel if all values are on a lattice of 0.5 dBZ, else float32.
 
     Args:
-        source: a path, a TimeBlock, an xarray.Dataset, or a DataArray (time, y, x) in dBZ.
-    Attributes: name; seconds (T,) since the first frame; shape (T, H, W); data and table (None for float32 data);
-    missing, whether every pixel is.
+        source: A path, a TimeBlock, an xarray.Dataset, or a DataArray (time, y, x) in dBZ.
+
+    Attributes:
+        name: Description of the source for messages.
+        seconds: (T,) since the first frame.
+        cadence: Time step in seconds.
+        shape: (T, H, W).
+        data: (T, H, W) codes or float32 dBZ.
+        table: Code -> dBZ; None if `data` is float32.
+        missing: Whether every pixel is missing.
     """
 
     def __init__(self, source: Source):
-        field, self.name = _read(source)
-        self.seconds = times.seconds_since_first(field["time"].values)
-        self.cadence = times.most_frequent_step(self.seconds)
+        field, self.name = _read_source(source)
+        self.seconds = times.compute_seconds_since_first(field["time"].values)
+        self.cadence = times.estimate_time_step(self.seconds)
         values = np.asarray(field.values, dtype=np.float32)
         self.missing = bool(np.isnan(values).all())
-        self.data, self.table = _pack(values)
+        self.data, self.table = _pack_frames(values)
         self.shape = self.data.shape
 
     def dbz(
         self, frames: Sequence[int] | np.ndarray, rows: slice = slice(None), columns: slice = slice(None)
     ) -> np.ndarray:
-        """Reflectivity (len(frames), h, w) in dBZ, float32, NaN where missing."""
+        """Return reflectivity (len(frames), h, w) in dBZ, float32, NaN where missing."""
         part = np.stack([self.data[frame, rows, columns] for frame in frames])
         return part if self.table is None else self.table[part]
 
     def always_valid(self) -> np.ndarray:
-        """Pixels (H, W) that are missing in no frame."""
+        """Return the mask (H, W) of pixels that are missing in no frame."""
         missing = np.isnan if self.table is None else lambda codes: codes == _MISSING_CODE
         return ~np.logical_or.reduce([missing(frame) for frame in self.data])
 
     def triples(self, interval: int = 1, every: int = 1) -> np.ndarray:
-        """Index triples (n, 3) at `interval` times the cadence."""
+        """Return index triples (n, 3) at `interval` times the cadence, see `fastds.data.sequences`."""
         return self.sequences(3, interval, every)
 
     def sequences(self, length: int, interval: int = 1, every: int = 1) -> np.ndarray:
-        """Indices (n, length) of frames at `interval` times the cadence, see times.sequences."""
+        """Return indices (n, length) of frames at `interval` times the cadence, see `fastds.data.sequences`."""
         return times.sequences(self.seconds, length, interval * self.cadence, every)
 
 
 def check_not_missing(stores: Sequence[FrameStore]) -> None:
-    """ValueError where every pixel of every source is missing."""
+    """Raise ValueError if every pixel of every source is missing."""
     if all(store.missing for store in stores):
         names = ", ".join(store.name for store in stores)
         raise ValueError(f"there is nothing to learn from: every pixel of {names} is missing")
 
 
 class RadarTriples(torch.utils.data.Dataset):
-    """Random training samples: coarse frames t and t + 2 D in, fine frames t, t + D, t + 2 D out.
+    """Random training samples: coarse frames t and t + 2 D in, fine frames t, t + D and t + 2 D out.
 
-    A sample draws a source, an interval D (multiples of the cadence of the file), a scale (the truth itself is the
-    file coarsened by 1, 2 or 4), a way of coarsening (see `preparation.coarsen`), a crop on block borders, flips, a
-    transpose and the direction of time.
-    Users bring other grids and cadences than the training files: hence the mixture. To draw a value more often, repeat
-    it.
+    A sample draws a source, an interval D (a multiple of the cadence), a scale (the truth is the file coarsened by 1, 2
+    or 4), a coarsening mode (see `coarsen`), a crop on block borders, flips, a transpose and the direction of time. The
+    mixture makes networks applicable to grids and cadences other than those of the training files. A value that occurs
+    several times in a list is drawn more often.
 
     Args:
-        sources: paths, TimeBlocks, Datasets, DataArrays or FrameStores.
-        crop: side of the coarse crop in pixels; the fine crop has twice that.
-        samples: length of the dataset; sample i depends on (seed, i) only, and i >= samples is allowed (see
-            EpochSampler).
-        scales, intervals, modes: values to draw from.
-        weights: relative share of each source; None: equal.
-        floor, ceiling: dBZ, see `preparation.prepare`.
-        minimum_echo, minimum_valid: a crop needs this share of echo in its valid fine pixels (mean of three frames)
-            and this share of valid ones; after 24 attempts the attempt with most echo is taken.
-        augment: flips and transposes. reverse: time reversal; None: as augment.
-        fixed: the samples are these draws and no others: every one once in a pass over them, in an order drawn anew
-            for each pass; None: samples are drawn at random.
-        flow: None, or a callable on whole coarse frames: (2, h, w) float32 in [0, 1] -> (2, 2, h, w) displacements
-            (dy, dx) in pixels, [0] from the first frame to the second, [1] back. Computed once per (source, scale,
-            triple) from frames coarsened in dBZ.
-        statics: None, or per source its static maps (S, H, W), normalised; the sample gets their means over coarse
+        sources: Paths, TimeBlocks, Datasets, DataArrays or FrameStores.
+        crop: Side of the coarse crop in pixels; the fine crop has twice this side.
+        samples: Length of the dataset. Sample i depends on (seed, i) only; i >= samples is allowed (see EpochSampler).
+        scales: Scales to draw from.
+        intervals: Intervals to draw from, in multiples of the cadence.
+        modes: Coarsening modes to draw from.
+        weights: Relative frequency of each source; None: equal.
+        floor: dBZ that becomes 0, see `prepare`.
+        ceiling: dBZ that becomes 1, see `prepare`.
+        minimum_echo: Smallest fraction of echo in the valid fine pixels of a crop (mean of three frames). If 24
+            attempts find no such crop, the one with most echo is taken.
+        minimum_valid: Smallest fraction of valid pixels of a crop.
+        augment: Whether to flip and transpose.
+        reverse: Whether to reverse time; None: as `augment`.
+        flow: None, or a function of whole coarse frames (2, h, w) float32 in [0, 1] that returns displacements (2, 2,
+            h, w) (dy, dx) in pixels: [0] from the first frame to the second, [1] from the second to the first. It is
+            called once for each (source, scale, triple), with frames coarsened in dBZ.
+        statics: None, or the normalised static maps (S, H, W) of each source; samples contain their means over coarse
             pixels.
-        dynamics: None, or per source its DynamicFields, D more channels of x.
-    Sample: dict of x (2, 1 + D, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool:
-        the fine pixel is valid and so are the input blocks above it; flow (1, 2, 2, h, w) if asked for; static (S, h,
-        w) where there are statics.
-    Deterministic by (seed, index); safe in DataLoader workers (call `cache_flow()` before they start).
+        dynamics: None, or the DynamicFields of each source, which add D channels to x.
+        fixed: Draws that replace random samples; each pass contains every draw once, in a new order. None: random
+            samples.
+        seed: Seed.
+
+    Sample: dict of x (2, 1 + D, h, w) and y (3, 1, 2h, 2w), float32 in [0, 1] with 0 where missing; valid (3, 1, 2h,
+    2w) bool, True where the fine pixel and the blocks of the input are valid; flow (1, 2, 2, h, w) if requested; static
+    (S, h, w) with statics. Deterministic by (seed, index). DataLoader workers may be used; call `cache_flow()` before
+    they start.
+
+    Raises:
+        ValueError: A source is too small for the crop or has no triple of frames, all pixels are missing, or weights or
+            modes are invalid.
     """
 
     def __init__(
@@ -187,48 +217,60 @@ class RadarTriples(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, int(index)))
-        draw, z = self.draw(rng) if self.fixed is None else (self._fixed(int(index)), None)
+        draw, z = self.draw(rng) if self.fixed is None else (self._get_fixed_draw(int(index)), None)
         sample = self.read(draw, z)
         if self.augment or self.reverse:
-            turns = rng.integers(0, 2, 4).astype(bool) & [*3 * [self.augment], self.reverse]
-            sample = augment(sample, *turns)
+            chosen = rng.integers(0, 2, 4).astype(bool) & [*3 * [self.augment], self.reverse]
+            sample = augment(sample, *chosen)
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
 
-    def only(self, fixed: Sequence[Draw]) -> "RadarTriples":
-        """A dataset of these draws alone, never turned, of the same sources in memory."""
+    def select_draws(self, fixed: Sequence[Draw]) -> "RadarTriples":
+        """Return a dataset of these draws only, without augmentation, which shares the sources in memory."""
         other = copy.copy(self)
         other.fixed, other.samples, other.augment, other.reverse = fixed, len(fixed), False, False
         return other
 
     def read(self, draw: Draw, z: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The sample of a draw, not turned; z: its fields, where they are at hand."""
+        """Return the sample of a draw without augmentation.
+
+        Args:
+            draw: Draw.
+            z: Its fine frames (3, H, W) in dBZ if they are already in memory.
+        """
         number, triple, scale, mode, row, column = draw
         rows, columns = self.window(draw)
         z = self.stores[number].dbz(triple, rows, columns) if z is None else z
         sample = make_sample(z, scale=scale, mode=mode, floor=self.floor, ceiling=self.ceiling)
         if self.dynamics is not None:
-            further = self.dynamics[number].coarse(np.asarray(triple[::2]), 2 * scale, rows, columns)
+            further = self.dynamics[number].coarsen(np.asarray(triple[::2]), 2 * scale, rows, columns)
             sample["x"] = np.concatenate([sample["x"], further], 1)
         if self.flow is not None:
-            whole = self._coarse_flow(number, scale, triple)
+            whole = self._get_coarse_flow(number, scale, triple)
             sample["flow"] = whole[:, :, row : row + self.crop, column : column + self.crop].astype(np.float32)[None]
         if self.statics is not None:
             sample["static"] = preparation.coarsen(self.statics[number][:, rows, columns], 2 * scale)
         return sample
 
     def window(self, draw: Draw) -> tuple[slice, slice]:
-        """Rows and columns of a draw on the grid of its source."""
+        """Return rows and columns of a draw on the grid of its source."""
         block = 2 * draw.scale
         return tuple(slice(block * first, block * (first + self.crop)) for first in (draw.row, draw.column))
 
-    def _fixed(self, index: int) -> Draw:
-        """Of fixed draws the one of an index."""
-        turn, place = divmod(index, len(self.fixed))
-        return self.fixed[np.random.default_rng((self.seed, 1, turn)).permutation(len(self.fixed))[place]]
+    def _get_fixed_draw(self, index: int) -> Draw:
+        """Return the fixed draw of a sample index."""
+        epoch, position = divmod(index, len(self.fixed))
+        return self.fixed[np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.fixed))[position]]
 
-    def draw(self, rng: np.random.Generator, attempts: int = _ATTEMPTS) -> tuple[Draw, np.ndarray]:
-        """A sample at random and its fields (3, H, W) in dBZ; attempts: places among which one with echo is looked
-        for."""
+    def draw(self, rng: np.random.Generator, attempts: int = _MAX_ATTEMPTS) -> tuple[Draw, np.ndarray]:
+        """Draw a random sample.
+
+        Args:
+            rng: Random generator.
+            attempts: Number of positions that are tried for a crop with enough echo.
+
+        Returns:
+            Draw, and its fine frames (3, H, W) in dBZ.
+        """
         number = int(rng.choice(len(self.stores), p=self.share))
         store, scale = self.stores[number], int(rng.choice(self.scales[number]))
         triple = rng.choice(self.triples[number][int(rng.choice(self.intervals[number]))])
@@ -237,8 +279,11 @@ class RadarTriples(torch.utils.data.Dataset):
         return Draw(number, tuple(map(int, triple)), scale, mode, row, column), z
 
     def cache_flow(self, progress: Callable[[list], Iterable] | None = None) -> None:
-        """Compute the flow of every (source, scale, triple) now, so that DataLoader workers share it; progress wraps
-        the list of keys."""
+        """Compute the flow of every (source, scale, triple), so that DataLoader workers share it.
+
+        Args:
+            progress: Function that wraps the list of keys, for a progress bar; None: none.
+        """
         keys = [
             (number, scale, tuple(map(int, triple)))
             for number in range(len(self.stores))
@@ -247,11 +292,20 @@ class RadarTriples(torch.utils.data.Dataset):
             for triple in found
         ]
         for number, scale, triple in keys if progress is None else progress(keys):
-            self._coarse_flow(number, scale, triple)
+            self._get_coarse_flow(number, scale, triple)
 
     def _draw_crop(
         self, rng: np.random.Generator, store: FrameStore, scale: int, triple: np.ndarray, attempts: int
     ) -> tuple[np.ndarray, int, int]:
+        """Draw positions of a crop until one has enough echo, and return the best crop with its row and column.
+
+        Args:
+            rng: Random generator.
+            store: Source.
+            scale: Coarsening of the truth.
+            triple: Indices of three frames.
+            attempts: Largest number of positions.
+        """
         block, best = 2 * scale, None
         side = block * self.crop
         for _ in range(attempts):
@@ -266,11 +320,12 @@ class RadarTriples(torch.utils.data.Dataset):
         return best[1]
 
     def echo(self, z: np.ndarray) -> float:
-        """The share of echo of a crop (3, H, W), negative where too much of it is missing."""
+        """Return the fraction of echo of a crop (3, H, W); negative if too many pixels are missing."""
         covered = np.isfinite(z).mean()
         return preparation.echo_fraction(z, self.floor) if covered >= self.minimum_valid else -1.0 + covered
 
-    def _coarse_flow(self, number: int, scale: int, triple: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _get_coarse_flow(self, number: int, scale: int, triple: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the cached flow between the outer frames of a triple on the coarse grid."""
         key = number, scale, *map(int, triple[::2])
         if key not in self._flows:
             z = preparation.cut_to_multiple(self.stores[number].dbz(triple[::2]), 2 * scale)
@@ -279,17 +334,63 @@ class RadarTriples(torch.utils.data.Dataset):
         return self._flows[key]
 
 
+def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> list[list[Draw]]:
+    """Draw disjoint sets of fixed samples that satisfy samples.minimum_echo and samples.minimum_valid.
+
+    No two samples have the same frames, grid and position. Samples of different sets may overlap or lie a few minutes
+    apart.
+
+    Args:
+        samples: Source of the draws, with crop, scales, intervals, modes and weights.
+        counts: Number of samples of each set, such as (6000, 0, 1000).
+        seed: Seed of the draw.
+
+    Returns:
+        One list of draws for each set.
+
+    Raises:
+        ValueError: The sources have too few such samples.
+
+    Source: Chen, Qin and Dai 2022, "we randomly selected 7,000 sets of data, including 6,000 groups as the training
+    dataset and 1,000 groups as the test dataset".
+    """
+    rng, found, required = np.random.default_rng((seed, 2)), {}, sum(counts)
+    for _ in range(_MAX_DRAWS_PER_SAMPLE * max(1, required)):
+        if len(found) == required:
+            break
+        draw, z = samples.draw(rng, attempts=1)
+        if samples.echo(z) >= samples.minimum_echo:
+            found.setdefault(draw._replace(mode=""), draw)
+    if len(found) < required:
+        echo, valid = (f"{share:.0%}" for share in (samples.minimum_echo, samples.minimum_valid))
+        raise ValueError(
+            f"data.fixed_samples {list(counts)} are {required}, and {len(found)} different samples were found with "
+            f"{echo} of echo (data.minimum_echo) and {valid} of valid pixels (data.minimum_valid)"
+        )
+    drawn, ends = list(found.values()), np.cumsum(counts)
+    return [drawn[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
 class EvaluationTriples(torch.utils.data.Dataset):
-    """Whole frames in file order, without augmentation: the samples from which every reported number is made.
+    """Whole frames in the order of the file, without augmentation: the samples of all reported scores.
 
-    The truth is cut from the top left to multiples of `multiple` pixels. A pixel counts as valid if it is so in every
-    frame of the source and so is its block. With valid pixels more than two pixels away from others and from the edge
-    (see fastds.metrics.interior) these samples reproduce the published errors of trilinear interpolation on the
-    project's files.
+    The truth is cut at the end to multiples of `multiple` pixels. A pixel is valid if it and all pixels of its block
+    are valid in every frame of the source. With valid pixels more than two pixels away from invalid ones and from the
+    edge (see `fastds.metrics.interior`), these samples reproduce the published errors of trilinear interpolation.
 
-    Args: source, floor, ceiling, flow as in RadarTriples; interval: multiple of the cadence; scale: coarsening of the
-        truth; every: starts only at multiples of `every` intervals; mode: of the coarsening; static, dynamic: the
-        static maps and the DynamicFields of the source, or None.
+    Args:
+        source: A source or FrameStore, see RadarTriples.
+        interval: Interval D in multiples of the cadence.
+        scale: Coarsening of the truth.
+        every: Triples start only at multiples of `every` intervals.
+        mode: Coarsening mode.
+        multiple: Multiple to which the truth, after coarsening by `scale`, is cut.
+        floor: See RadarTriples.
+        ceiling: See RadarTriples.
+        flow: See RadarTriples.
+        static: Normalised static maps of the source, or None.
+        dynamic: DynamicFields of the source, or None.
+
     Sample: as in RadarTriples, with whole frames.
     """
 
@@ -325,7 +426,7 @@ class EvaluationTriples(torch.utils.data.Dataset):
         sample["valid"] = sample["valid"] & self.valid
         factor, rows, columns = 2 * self.scale, *(slice(0, n) for n in z.shape[1:])
         if self.dynamic is not None:
-            further = self.dynamic.coarse(self.index[number][::2], factor, rows, columns)
+            further = self.dynamic.coarsen(self.index[number][::2], factor, rows, columns)
             sample["x"] = np.concatenate([sample["x"], further], 1)
         if self.static is not None:
             sample["static"] = preparation.coarsen(self.static[:, rows, columns], factor)
@@ -335,8 +436,13 @@ class EvaluationTriples(torch.utils.data.Dataset):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Indices epoch * len(dataset), ... of a RadarTriples: new samples every epoch, also with persistent workers
-    (Lightning calls set_epoch)."""
+    """Sampler of a RadarTriples that gives new samples in every epoch, also with persistent workers.
+
+    Epoch e has the indices e * len(dataset), ..., (e + 1) * len(dataset) - 1. Lightning calls `set_epoch`.
+
+    Args:
+        dataset: RadarTriples.
+    """
 
     def __init__(self, dataset: RadarTriples):
         self.length, self.epoch = len(dataset), 0
@@ -359,8 +465,18 @@ def make_sample(
     floor: float = preparation.FLOOR_DBZ,
     ceiling: float = preparation.CEILING_DBZ,
 ) -> dict[str, np.ndarray]:
-    """Arrays x (2, 1, h, w), y (3, 1, 2h, 2w), valid (3, 1, 2h, 2w) from three frames z (3, H, W) in dBZ; H, W
-    multiples of 2 * scale."""
+    """Make the arrays of a sample from three fine frames.
+
+    Args:
+        z: (3, H, W) dBZ, NaN where missing; H and W multiples of 2 * scale.
+        scale: Coarsening of the truth.
+        mode: Coarsening mode.
+        floor: dBZ that becomes 0.
+        ceiling: dBZ that becomes 1.
+
+    Returns:
+        dict of x (2, 1, h, w), y (3, 1, 2h, 2w) and valid (3, 1, 2h, 2w).
+    """
     truth = preparation.coarsen(z, scale, mode, floor)
     coarse = preparation.coarsen(truth[::2], 2, mode, floor)
     blocks = preparation.refine_mask(preparation.valid_mask(coarse).all(axis=0), 2)
@@ -369,26 +485,55 @@ def make_sample(
     return {"x": x, "y": y, "valid": valid[:, None]}
 
 
-def _read(source: Source) -> tuple[xr.DataArray, str]:
+def augment(
+    sample: dict[str, np.ndarray], flip_rows: bool, flip_columns: bool, transpose: bool, reverse: bool
+) -> dict[str, np.ndarray]:
+    """Flip, transpose and reverse in time a sample; flow vectors (dy, dx) are transformed, too.
+
+    Args:
+        sample: Name -> array whose last two axes are rows and columns.
+        flip_rows: Whether to reverse the order of rows.
+        flip_columns: Whether to reverse the order of columns.
+        transpose: Whether to exchange rows and columns.
+        reverse: Whether to reverse time.
+    """
+    flow = sample.get("flow")
+    arrays = {key: value for key, value in sample.items() if key != "flow"}
+    for flip, axis, component in ((flip_rows, -2, 0), (flip_columns, -1, 1)):
+        if flip:
+            arrays = {key: np.flip(value, axis) for key, value in arrays.items()}
+            if flow is not None:
+                flow = np.flip(flow, axis).copy()
+                flow[:, :, component] *= -1
+    if transpose:
+        arrays = {key: np.swapaxes(value, -1, -2) for key, value in arrays.items()}
+        flow = None if flow is None else np.flip(np.swapaxes(flow, -1, -2), 2)
+    if reverse:
+        arrays = {key: value if key == "static" else np.flip(value, 0) for key, value in arrays.items()}
+        flow = None if flow is None else np.flip(flow, 1)
+    return arrays if flow is None else {**arrays, "flow": flow}
+
+
+def _read_source(source: Source) -> tuple[xr.DataArray, str]:
     if isinstance(source, (str, os.PathLike)):
         source = TimeBlock(os.fspath(source))
     if not isinstance(source, TimeBlock):
         if hasattr(source, "data_vars"):
-            return _checked(to_reflectivity(source), slice(None)), "the dataset"
+            return _load_checked(to_reflectivity(source), slice(None)), "the dataset"
         return source, str(source.name or "the field")
     with open_dataset(source.path) as dataset:
         name = f"{os.path.basename(source.path)}[{source.start}:{'' if source.stop is None else source.stop}]"
-        return _checked(to_reflectivity(dataset, source.var), slice(source.start, source.stop)), name
+        return _load_checked(to_reflectivity(dataset, source.var), slice(source.start, source.stop)), name
 
 
-def _checked(source: ReflectivityInput, part: slice) -> xr.DataArray:
-    """Some frames of a source in memory, whose values are plausible."""
+def _load_checked(source: ReflectivityInput, part: slice) -> xr.DataArray:
+    """Load some frames of an input and check that their values are plausible."""
     all_missing = "every pixel of a block to train on is missing"
-    source.check(range(source.shape[0])[part], all_missing, MEND_FIRST, stacklevel=4)
+    source.check(range(source.shape[0])[part], all_missing, REPAIR_FIRST, stacklevel=4)
     return source.field[part].load()
 
 
-def _pack(z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _pack_frames(z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     lowest = np.nanmin(z) if np.isfinite(z).any() else np.float32(0.0)
     table = np.append(lowest + 0.5 * np.arange(255, dtype=np.float32), np.float32(np.nan)).astype(np.float32)
     codes = np.rint((z - lowest) * 2.0)

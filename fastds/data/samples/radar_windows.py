@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of consecutive radar fields: m known ones in, the n that follow out."""
+"""Radar samples for nowcasting: windows of consecutive frames, m known and n future ones."""
 
 import numpy as np
 import torch
@@ -12,21 +12,31 @@ NOWCAST_CEILING_DBZ = 60.0
 
 
 class RadarWindows(torch.utils.data.Dataset):
-    """Whole fields of one source in windows of known + future frames at equal intervals, found by time stamp.
+    """Whole frames of one source in windows of known + future frames at equal intervals, found by their times.
 
-    No window has a gap in time inside. The grid is cut at its end to a multiple of `scale`.
+    No window spans a gap in time. Rows and columns at the end are cut to a multiple of `scale`. Deterministic.
 
     Args:
-        source: a path, TimeBlock, Dataset, DataArray in dBZ, or FrameStore.
-        known, future: m and n, frames.
-        interval: frames of the file from one frame of a window to the next (the paper's stride).
-        every: windows start only at multiples of `every` intervals after the first frame; known + future: windows do
-            not overlap, as in the paper; 1: at every frame.
-        scale: coarsening of the grid, and mode, its way, see `preparation.coarsen`.
-        floor, ceiling: dBZ of 0 and 1.
-    Sample: see `make_window`. Deterministic.
-    Attributes: store; index (number, known + future), frames of every window.
-    Raises: ValueError where the file holds no such window.
+        source: A path, TimeBlock, Dataset, DataArray in dBZ, or FrameStore.
+        known: Number of input frames, m.
+        future: Number of target frames, n.
+        interval: Interval between frames of a window in multiples of the cadence (the paper's stride).
+        every: Windows start only at multiples of `every` intervals after the first frame. With known + future, windows
+            do not overlap, as in the paper; with 1, a window starts at every frame.
+        scale: Coarsening of the grid.
+        mode: Coarsening mode, see `coarsen`.
+        floor: dBZ that becomes 0.
+        ceiling: dBZ that becomes 1.
+
+    Attributes:
+        store: FrameStore.
+        index: (number, known + future) indices of the frames of every window.
+
+    Sample: see `make_window`.
+
+    Raises:
+        ValueError: The source has no such window.
+
     Source: Ma, Zhang and Liu 2024, DB-RNN, section V-B.
     """
 
@@ -71,12 +81,19 @@ def make_window(
     floor: float = NOWCAST_FLOOR_DBZ,
     ceiling: float = NOWCAST_CEILING_DBZ,
 ) -> dict[str, np.ndarray]:
-    """A sample from consecutive fields z (m + n, H, W) in dBZ, NaN = missing; H, W multiples of scale.
+    """Make a sample from consecutive frames.
 
-    known: m. scale, mode: of the coarsening, see `coarsen`. floor, ceiling: dBZ that become 0 and 1.
+    Args:
+        z: (m + n, H, W) dBZ, NaN where missing; H and W multiples of `scale`.
+        known: m.
+        scale: Coarsening of the grid.
+        mode: Coarsening mode, see `coarsen`.
+        floor: dBZ that becomes 0.
+        ceiling: dBZ that becomes 1.
 
-    Returns: dict of x (m, 1, h, w) and y (n, 1, h, w), float32 in [0, 1] with missing -> 0, and valid (m + n, 1, h, w)
-        bool, False where a frame is missing.
+    Returns:
+        dict of x (m, 1, h, w) and y (n, 1, h, w), float32 in [0, 1] with 0 where missing, and valid (m + n, 1, h, w)
+            bool.
     """
     coarse = preparation.coarsen(z, scale, mode, floor)
     valid = preparation.valid_mask(coarse)[:, None]

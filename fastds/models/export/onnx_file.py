@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fastds.data.packages import how_to_install
+from fastds.data.packages import format_install_command
 from fastds.models.export.program import DEFORM, convert_export_errors
 from fastds.models.export.signatures import Signature
 
@@ -27,7 +27,7 @@ def check_installed() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         needed = "export to ONNX needs the packages onnx, onnxscript and onnxruntime"
-        raise ImportError(f"{needed}: {how_to_install(*_PACKAGES)}") from error
+        raise ImportError(f"{needed}: {format_install_command(*_PACKAGES)}") from error
 
 
 def write(program: ExportedProgram, given: Signature, notes: dict[str, str], path: Path) -> None:

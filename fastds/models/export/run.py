@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.models.export import onnx_file, package
 from fastds.models.export.program import OTHERS, TRACED, raise_to_least_size, trace
@@ -71,7 +71,7 @@ def export(
     say("1 of 3: the network as a graph")
     program = trace(given, keep_deform=form is onnx_file)
     notes = {"fastds.card": model.card.to_json(), "fastds.version": __version__}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         say(f"2 of 3: the graph as {path.suffix}{form.SLOW}")
         form.write(program, given, notes, temporary)
         say("3 of 3: compared with the network")

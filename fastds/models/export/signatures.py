@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
@@ -111,7 +111,7 @@ def build_signature(model: nn.Module, **options: int | None) -> Signature:
     if make is None:
         known = ", ".join(sorted(kind.__name__ for kinds, _ in _FAMILIES for kind in kinds))
         raise ValueError(
-            f"{with_article(type(model).__name__)} cannot be exported, expected one of {known}; export a custom "
+            f"{add_article(type(model).__name__)} cannot be exported, expected one of {known}; export a custom "
             'network by torch.onnx.export(..., dynamo=True) inside `with fastds.backend("reference"):`'
         )
     given = {name: value for name, value in options.items() if value is not None}

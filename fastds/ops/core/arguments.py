@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # default of all ops
 
@@ -30,7 +30,7 @@ def check_tensor(
         ValueError: the device or the number of dimensions differs.
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {with_article(type(tensor).__name__)}, expected a Tensor")
+        raise TypeError(f"{name} is {add_article(type(tensor).__name__)}, expected a Tensor")
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(d) for d in dict.fromkeys(dtypes))
         raise TypeError(f"{name} has dtype {tensor.dtype}, expected {expected}")
@@ -106,7 +106,7 @@ def to_float(name: str, value) -> float:
     if type(value) is float:
         return value
     if not isinstance(value, Real):
-        raise TypeError(f"{name} is {with_article(type(value).__name__)}, expected a number")
+        raise TypeError(f"{name} is {add_article(type(value).__name__)}, expected a number")
     return float(value)
 
 

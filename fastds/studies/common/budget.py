@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable
 
-from fastds.data.grid.variables import duration_seconds
+from fastds.data.grid.variables import parse_duration
 
 PAPER = "paper"
 LEAST_STEPS = 20
@@ -17,7 +17,7 @@ def budget_seconds(budget: str) -> float | None:
     if budget == PAPER:
         return None
     try:
-        return duration_seconds(budget, "budget")
+        return parse_duration(budget, "budget")
     except ValueError:
         raise ValueError(f"budget must be a duration such as 45min or the word {PAPER}, got {budget!r}") from None
 

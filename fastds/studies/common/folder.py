@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 
 
 class StudyFolder:
@@ -44,5 +44,5 @@ class StudyFolder:
 
 def _write(file: pathlib.Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")

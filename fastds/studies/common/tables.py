@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fastds._outputs import replacing
+from fastds._outputs import atomic_write
 from fastds.inference.tables import make_score_table, write_csv
 from fastds.studies.common.bootstrap import Estimate
 
@@ -53,7 +53,7 @@ class ResultTable:
 
     def write(self, folder: pathlib.Path, name: str) -> None:
         """Write folder/name.md and folder/name.csv, in which an estimate is three columns of six digits."""
-        with replacing(folder / f"{name}.md") as temporary:
+        with atomic_write(folder / f"{name}.md") as temporary:
             temporary.write_text(self.markdown(), encoding="utf-8")
         numbers = {k for row in self.rows for k, cell in enumerate(row) if isinstance(cell, Estimate)}
         heads = [[h, f"{h} low", f"{h} high"] if k in numbers else [h] for k, h in enumerate(self.heads)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastds import data as fd
-from fastds.data.grid.variables import duration_seconds
+from fastds.data.grid.variables import parse_duration
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.report import evenly
 from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
@@ -33,7 +33,7 @@ def test_block(config: DataConfig, name: str, part: list[int]) -> TestedBlock:
     windows = _windows(block, config, FUTURE)
     chosen = evenly(len(windows), config.test_samples)
     seconds = windows.store.seconds[windows.index[chosen, KNOWN - 1]]
-    length = duration_seconds(config.block, "data.block")
+    length = parse_duration(config.block, "data.block")
     samples = [dict(windows[k]) for k in chosen]
     _divide_valid(samples)
     echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastds import data as fd
 from fastds import metrics
 from fastds.data.radar.preparation import COARSENING_MODES
-from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
+from fastds.data.samples.fields import choose_field, coarsen_fields, get_pressure_hpa
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.ood.score import OODReport, assess_inputs
 from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
@@ -132,7 +132,7 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
         for level in levels:
             with fd.open_dataset(folder / file) as dataset:
                 field = choose_field(dataset, name, level)
-                pressure = pressure_hpa(field)
+                pressure = get_pressure_hpa(field)
                 whole = torch.from_numpy(field.values[:2, *where].astype(np.float32)).clamp(0, 105)
             for coarser in (1, 2, 4):
                 rows, columns = (n // (coarser * scale) * coarser * scale for n in whole.shape[1:])

@@ -10,7 +10,7 @@ import torch
 
 from fastds import data as fd
 from fastds import metrics
-from fastds.data.grid.variables import duration_seconds
+from fastds.data.grid.variables import parse_duration
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.radar_triples import Draw
 from fastds.report import evenly
@@ -68,7 +68,7 @@ def test_block(
         raise ValueError(f"data.minimum_echo: no time of the last part of {name} has {config.minimum_echo:.0%} of echo")
     chosen = chosen[evenly(len(chosen), config.test_samples)]
     seconds = triples.store.seconds[triples.index[chosen, 0]]
-    length = duration_seconds(config.block, "data.block")
+    length = parse_duration(config.block, "data.block")
     samples = [dict(triples[k]) for k in chosen]
     echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
     rows, columns = window_of(echo, config.window)
@@ -109,7 +109,7 @@ def fixed_blocks(config: DataConfig, training: TrainingData) -> list[TestedBlock
     """The test samples of data.split=random, by file; training: of a method that has all the channels of any."""
     data = RadarData(training, False, 0, len(training.statics), in_channels=1 + len(training.dynamics))
     data.setup()
-    length, found = duration_seconds(config.block, "data.block"), []
+    length, found = parse_duration(config.block, "data.block"), []
     for number, store in enumerate(data.training.stores):
         draws = [draw for draw in data.test_draws if draw.source == number]
         if not draws:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from fastds.data.grid.times import JITTER, most_frequent_step, same_times, seconds_since_first, text_of
+from fastds.data.grid.times import JITTER, compute_seconds_since_first, estimate_time_step, format_time, match_times
 from fastds.tasks.fields.geometry import Geometry, Plane
 
 MEMBER = "realization"  # dimension of ensemble members
@@ -26,7 +26,7 @@ def make_noise_seed(seed: int, member: int, time: object) -> list[int]:
 
     The seed depends on the time, and not on its index, so that it is the same in other files.
     """
-    return [seed, member, int.from_bytes(text_of(time).encode())]
+    return [seed, member, int.from_bytes(format_time(time).encode())]
 
 
 def select_grid_points(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, what: str) -> xr.DataArray:
@@ -112,7 +112,7 @@ def _adopt_times(field: xr.DataArray, like: xr.DataArray, lead: list[Hashable]) 
         own, other = like[dim].values, field[dim].values
         if own.dtype.kind not in "MO" or own.dtype.kind != other.dtype.kind or not np.all(own[:-1] < own[1:]):
             continue
-        found = same_times(own, other, JITTER * most_frequent_step(seconds_since_first(own)))
+        found = match_times(own, other, JITTER * estimate_time_step(compute_seconds_since_first(own)))
         if len(set(found[found >= 0])) == (found >= 0).sum():
             field = field.assign_coords({dim: np.where(found >= 0, own[found], other)})
     return field

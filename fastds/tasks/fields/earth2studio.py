@@ -14,7 +14,7 @@ from earth2studio.utils import handshake_coords, handshake_dim
 from earth2studio.utils.type import CoordSystem
 from torch import Tensor, nn
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.inference.files import load_model
 from fastds.models import INRDownscaler
 from fastds.tasks.fields.methods import DEFAULT_MODEL
@@ -60,7 +60,7 @@ class Downscaling(nn.Module):
         if not isinstance(self.model, INRDownscaler) or self.model.card.any_variable:
             what = f"{type(self.model).__name__} {self.model.card.name}".strip()
             raise ValueError(
-                f"model is {with_article(what)}, expected an INRDownscaler of named variables such as inr-small"
+                f"model is {add_article(what)}, expected an INRDownscaler of named variables such as inr-small"
             )
         self.inputs, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
         self.variables = np.array([f"{variable['name']}{level}" for variable in self.inputs])

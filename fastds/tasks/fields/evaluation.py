@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.samples.degradation import area_mean
+from fastds.data.samples.degradation import compute_area_mean
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, interpolate_at
@@ -141,7 +141,7 @@ def make_coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> t
     coarse = [int(n / s + 1e-6) for n, s in zip(truth.shape[2:], pair, strict=True)]
     fine = [round(n * s) for n, s in zip(coarse, pair, strict=True)]
     truth = truth[..., : fine[0], : fine[1]]
-    return area_mean(truth, coarse), truth
+    return compute_area_mean(truth, coarse), truth
 
 
 def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,11 +20,11 @@ from fastds.data.grid.axes import (
     check_degrees,
     check_latitudes,
     check_longitudes,
+    find_rows_and_columns,
     is_latitude,
     is_longitude,
-    rows_and_columns,
 )
-from fastds.data.grid.grids import latitude_longitude
+from fastds.data.grid.grids import find_latitude_longitude
 from fastds.metrics import latitude_weights
 from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, get_spacing
 
@@ -251,7 +251,7 @@ def _find_plane(dataset: xr.Dataset, var: str | None) -> Plane | None:
         return None
     considered = dataset[[var]] if var in dataset.data_vars else dataset
     fields = [v for v in considered.data_vars.values() if v.ndim >= 2 and v.dtype.kind in "fiu"]
-    found = dict.fromkeys(rows_and_columns(v, v.dims) for v in fields)
+    found = dict.fromkeys(find_rows_and_columns(v, v.dims) for v in fields)
     axes_names = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]
     if not axes_names:
         return _find_curvilinear_plane(dataset, fields)
@@ -275,9 +275,9 @@ def _find_curvilinear_plane(dataset: xr.Dataset, fields: Sequence[xr.DataArray])
     for field, dims in itertools.product(fields, planes):
         if not set(dims) <= set(field.dims) or set(dims) & set(field.coords):
             continue
-        named = rows_and_columns(field, dims)
+        named = find_rows_and_columns(field, dims)
         dims = dims if None in named else named
-        lat, lon = latitude_longitude(field.transpose(..., *dims))
+        lat, lon = find_latitude_longitude(field.transpose(..., *dims))
         if lat is None:
             continue
         east = np.unwrap(lon.values, period=FULL_CIRCLE)

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.data.io.statics import static_maps
 from fastds.inference.execution import get_device
 from fastds.inference.files import check_static
@@ -46,7 +46,7 @@ class FieldModel(Fields):
     ):
         if not isinstance(model, INRDownscaler):
             raise ValueError(
-                f"model is {with_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
+                f"model is {add_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
             )
         self.model, self.name, self.max_factor = model, model.card.name, model.max_scale
         dataset, grid = orient_north_up(dataset, grid)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fastds.data.grid.grids import latitude_longitude
-from fastds.data.grid.variables import same_units
+from fastds.data.grid.grids import find_latitude_longitude
+from fastds.data.grid.variables import is_same_unit
 from fastds.models.baselines.interpolation import METHODS
 from fastds.tasks.fields.alignment import MEMBER, align_dimensions, select_grid_points
 from fastds.tasks.fields.back_projection import BackProjection, make_back_projection
@@ -125,7 +125,7 @@ class Pairs:
 
     def _check_units(self, name: str, own: str | None, other: str | None, what: str) -> None:
         """Raise ValueError if both units are declared and differ; add a note if one is not declared."""
-        if own is not None and other is not None and not same_units(own, other):
+        if own is not None and other is not None and not is_same_unit(own, other):
             message = f"variable {name} is in {own!r} in {self.called} and in {other!r} in {what}"
             raise ValueError(f"{message}: convert one of them first")
         if (own is None) != (other is None):
@@ -256,7 +256,7 @@ def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry])
 
 def _find_points(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.DataArray | None, xr.DataArray | None]:
     """Return latitudes and longitudes of the fields on a grid."""
-    places = (latitude_longitude(dataset[n].transpose(..., *grid.names)) for n in list_fields(dataset, grid))
+    places = (find_latitude_longitude(dataset[n].transpose(..., *grid.names)) for n in list_fields(dataset, grid))
     return next(places, (None, None))
 
 

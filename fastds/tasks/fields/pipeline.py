@@ -17,8 +17,19 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset
 from fastds.data.grid.axes import FULL_CIRCLE
-from fastds.data.grid.grids import grid_mappings, places_between, scalar_coordinates, without_geotransform
-from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
+from fastds.data.grid.grids import (
+    drop_geotransform,
+    find_grid_mappings,
+    get_scalar_coordinates,
+    interpolate_latitude_longitude,
+)
+from fastds.data.grid.metadata import (
+    find_bounds,
+    get_coordinate_with_bounds,
+    get_field_attributes,
+    get_global_attributes,
+    get_preserved_attributes,
+)
 from fastds.inference.chunking import Chunk, make_independent_chunks
 from fastds.inference.execution import check_execution, inference_context, resolve_execution
 from fastds.inference.files import RunSummary, allocate_output
@@ -131,10 +142,10 @@ class FieldsPipeline:
         """See Pipeline."""
         method, given = self.method, self.dataset
         first = given[method.names[0]]
-        mappings = {name: without_geotransform(given[name].variable) for name in grid_mappings(given, first)}
-        result = xr.Dataset(mappings, attrs=global_attributes(given))
+        mappings = {name: drop_geotransform(given[name].variable) for name in find_grid_mappings(given, first)}
+        result = xr.Dataset(mappings, attrs=get_global_attributes(given))
         for name, (dims, _) in self.variables.items():
-            result[name] = (dims, values[name], field_attributes(given, given[name]))
+            result[name] = (dims, values[name], get_field_attributes(given, given[name]))
         for name, axis in zip(self.grid.names, self.target, strict=True):
             if name in given.coords:
                 result = result.assign(self._axis(name, axis))
@@ -144,19 +155,19 @@ class FieldsPipeline:
         if isinstance(self.grid, Plane):
             where = self.grid.positions(*self.target)
             result = result.assign_coords(
-                places_between(first.transpose(..., *self.grid.names), *(at.numpy() for at in where))
+                interpolate_latitude_longitude(first.transpose(..., *self.grid.names), *(at.numpy() for at in where))
             )
-        kept = [*(d for d in method.lead if d in given.coords), *along, *scalar_coordinates(first)]
+        kept = [*(d for d in method.lead if d in given.coords), *along, *get_scalar_coordinates(first)]
         for name in kept:
-            result = result.assign(with_bounds(given, first[name]))
+            result = result.assign(get_coordinate_with_bounds(given, first[name]))
         result = result.set_coords(kept).assign_attrs(self._settings())
         said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
         return add_history(result, "; ".join(filter(None, (said, method.origin))))
 
     def _axis(self, name: str, axis: Tensor) -> dict[str, xr.Variable]:
         """Return a coordinate of the target grid, with cell bounds if the dataset has bounds."""
-        given, bounds = self.dataset[name], bounds_of(self.dataset, name)
-        attrs = {key: value for key, value in kept_attributes(given).items() if key != "bounds"}
+        given, bounds = self.dataset[name], find_bounds(self.dataset, name)
+        attrs = {key: value for key, value in get_preserved_attributes(given).items() if key != "bounds"}
         written = (self.convention.to_file_convention(axis) if name == self.grid.names[1] else axis).numpy()
         if bounds is None or axis.numel() < 2:
             return {name: xr.Variable(name, written, attrs)}

@@ -10,8 +10,8 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 
-from fastds.data import opened
-from fastds.data.reading import Reading
+from fastds.data import open_input
+from fastds.data.reading import ReadOptions
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.plot import draw_rank_histogram
 from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, evenly, field_style
@@ -95,7 +95,7 @@ def report_files(
     report: str | os.PathLike,
     model: str | os.PathLike | None = None,
     var: str | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> None:
     """Write the report of a file of gridded fields that was downscaled.
 
@@ -107,7 +107,7 @@ def report_files(
         var: variable to draw; None: the first of the output.
         reading: options for reading the input, see fastds.data.reading.
     """
-    with opened(output) as fine, opened(given, var, **reading) as coarse:
+    with open_input(output) as fine, open_input(given, var, **reading) as coarse:
         field = fine[var or next(name for name, v in fine.data_vars.items() if v.ndim >= 2)]
         source = _select_level(coarse[field.name], field)
         maps = _make_maps(fine, field, source)

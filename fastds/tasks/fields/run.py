@@ -11,8 +11,8 @@ from typing import Unpack
 import xarray as xr
 from torch import nn
 
-from fastds.data import opened
-from fastds.data.reading import Reading
+from fastds.data import open_input
+from fastds.data.reading import ReadOptions
 from fastds.inference.chunking import compute_lazily, is_lazy, make_template
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.files import (
@@ -97,7 +97,7 @@ def downscale_file(
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
@@ -280,7 +280,7 @@ def query_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Query a file at the points of a CSV file and write the rows to another CSV file.
 
@@ -303,7 +303,7 @@ def query_file(
     check_target(source, target)
     check_target(points, target)
     options = {"threads": threads, "precision": precision, "device": device}
-    with opened(source, var, **reading) as dataset:
+    with open_input(source, var, **reading) as dataset:
         rows, name, note = _query(model, dataset, points, outside, var, static, **options)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return RunSummary(name, {}, [note, f"wrote {target}: {len(rows)} rows"])

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
-from fastds.data.grid.plausible import MEND_FIRST, plausible_values
-from fastds.data.grid.variables import field_names
+from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
+from fastds.data.grid.variables import list_fields
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
-from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
+from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, compute_statistics
 from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import compute_margin
@@ -71,7 +71,7 @@ def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
     everything, found = config.each == ["*"], []
     for path, names in _list_files(config):
         with open_dataset(path) as dataset:
-            for name in field_names(dataset) if everything else names:
+            for name in list_fields(dataset) if everything else names:
                 if name not in dataset:
                     raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
                 try:
@@ -110,7 +110,7 @@ def _read_values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
     """
     check_rows_and_columns(field, *field.dims[-2:])
     check_spacing(field)
-    values = torch.from_numpy(plausible_values(field, f" of {path}", MEND_FIRST))
+    values = torch.from_numpy(load_plausible_values(field, f" of {path}", REPAIR_FIRST))
     if not torch.isfinite(values).all():
         raise ValueError(f"{path}: expected fields without missing values, {field.name} has some")
     return values
@@ -180,7 +180,7 @@ class FieldData(BaseDataModule):
         if maps is not None:
             self.static_variables = maps.variables
             self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
-        self.mean, self.std = statistics([block])
+        self.mean, self.std = compute_statistics([block])
         flat = block.usable.transpose(0, 1).flatten(1)
         low, high = flat.amin(1), flat.amax(1)
         self.value_range = high - low

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fastds.data.grid.times import most_frequent_step, seconds_since_first
-from fastds.data.grid.variables import rain_kind, rain_units
+from fastds.data.grid.times import compute_seconds_since_first, estimate_time_step
+from fastds.data.grid.variables import classify_rain, parse_rain_units
 from fastds.inference.scoring import ScoreSums
 from fastds.inference.tables import ScoreTables, format_count, make_score_table, write_csv
 from fastds.metrics import EnsembleScores, FieldScores
@@ -91,13 +91,13 @@ def find_wet_threshold(field: xr.DataArray) -> float | None:
 
     For amounts, WET_RATE is multiplied by the most frequent time step, or by an hour if there is only one time.
     """
-    kind = rain_kind(field)
+    kind = classify_rain(field)
     if kind is None:
         return None
-    millimetres, seconds = rain_units(field.attrs["units"])
+    millimetres, seconds = parse_rain_units(field.attrs["units"])
     if seconds is None:
         times = next((field[d].values for d in field.dims if d in field.coords and field[d].dtype.kind in "MO"), [])
-        seconds = most_frequent_step(seconds_since_first(times)) if len(times) > 1 else 3600.0
+        seconds = estimate_time_step(compute_seconds_since_first(times)) if len(times) > 1 else 3600.0
     return WET_RATE / 3600.0 * seconds / millimetres
 
 

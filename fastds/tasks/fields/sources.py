@@ -10,10 +10,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fastds.data.grid.kept import kept_attributes
-from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
-from fastds.data.samples.degradation import area_mean
-from fastds.data.undeclared import UndeclaredMissing, without_undeclared
+from fastds.data.fill_values import UndeclaredFills, mask_undeclared_fills
+from fastds.data.grid.metadata import get_preserved_attributes
+from fastds.data.grid.value_checks import (
+    check_packing,
+    check_plausible,
+    is_stored_as_codes,
+    mask_fill_values,
+    mask_outside,
+)
+from fastds.data.samples.degradation import compute_area_mean
 from fastds.tasks.fields.geometry import Geometry, interpolate_axis
 from fastds.tasks.fields.variables import get_kind, get_limits
 
@@ -38,7 +44,7 @@ class Source:
         NaN.
         """
         part = self._read(at).transpose(..., *self.names)
-        return within(without_undeclared(without_missing(part.values, part.attrs)), self.limits)
+        return mask_outside(mask_undeclared_fills(mask_fill_values(part.values, part.attrs)), self.limits)
 
     def _read(self, at: dict[str, int]) -> xr.DataArray:
         """Return the field at indices. For dask arrays, a whole block is computed and cached for the next fields."""
@@ -57,10 +63,10 @@ class Source:
         lead = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
         parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)
-        infinite = UndeclaredMissing()
-        values = (infinite.removed(without_missing(part.values, part.attrs)) for part in parts)
+        infinite = UndeclaredFills()
+        values = (infinite.mask(mask_fill_values(part.values, part.attrs)) for part in parts)
         name = f"{self.field.name} of {self.what}"
-        form = {"codes": stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}
+        form = {"codes": is_stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}
         check_plausible(name, values, self.limits, self.field.attrs.get("units", ""), **form, stacklevel=5)
         infinite.warn(name, stacklevel=5)
 
@@ -81,7 +87,7 @@ class Source:
             coarse[place] = fine[::rows, ::columns] if how == "decimate" else _average_cells(fine, size)
         axes = {name: values.numpy() for name, values in zip(self.names, (grid.latitude, grid.longitude), strict=True)}
         return Source(
-            xr.DataArray(coarse, axes, (*lead, *self.names), self.field.name, kept_attributes(self.field)),
+            xr.DataArray(coarse, axes, (*lead, *self.names), self.field.name, get_preserved_attributes(self.field)),
             what,
             self.names,
         )
@@ -97,8 +103,8 @@ def _find_chunk(sizes: Sequence[int], place: int) -> tuple[int, int]:
 def _average_cells(fine: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Average a field (H, W) to `size` cells; cells with missing parts are missing."""
     missing = torch.isnan(fine)
-    lost = area_mean(missing.double(), size) > 1e-9
-    return torch.where(lost, torch.nan, area_mean(torch.where(missing, 0.0, fine), size))
+    lost = compute_area_mean(missing.double(), size) > 1e-9
+    return torch.where(lost, torch.nan, compute_area_mean(torch.where(missing, 0.0, fine), size))
 
 
 def make_coarser_grid(grid: Geometry, scale: Sequence[float], how: str) -> tuple[Geometry, tuple[int, int]]:

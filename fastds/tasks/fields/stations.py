@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.grid.grids import grid_mappings
-from fastds.data.grid.units import metres_of
+from fastds.data.grid.grids import find_grid_mappings
+from fastds.data.grid.units import get_metres_per_unit
 from fastds.data.packages import import_pyproj, require
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.variables import list_grid_variables
@@ -30,7 +30,7 @@ def find_projection(dataset: xr.Dataset, grid: Geometry) -> Any:
     if grid.indexed:
         raise ValueError(f"points need coordinates along rows and columns, and the fields are on {grid.description}")
     names = [
-        mapping for name in list_grid_variables(dataset, grid) for mapping in grid_mappings(dataset, dataset[name])
+        mapping for name in list_grid_variables(dataset, grid) for mapping in find_grid_mappings(dataset, dataset[name])
     ]
     if not names:
         raise ValueError(
@@ -76,7 +76,7 @@ def _get_metres(name: str, unit: str, projection_unit: float) -> float:
     """Return the length in metres of the unit of a coordinate. projection_unit: length in metres of the
     projection's unit, which is the default.
     """
-    metres = metres_of(unit) if unit else projection_unit
+    metres = get_metres_per_unit(unit) if unit else projection_unit
     if metres is None:
         raise ValueError(f"coordinate {name} is in {unit!r}, expected a unit of length: its projection is in such")
     return metres

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.grid.variables import rain_kind, same_units, time_method
+from fastds.data.grid.variables import classify_rain, get_time_method, is_same_unit
 
 _TOTAL_PATTERN = re.compile(r"since|accumulat|cumulat|running")
 _MAX_TIMES = 49  # number of times that are examined: two days of hours and a reset
@@ -36,7 +36,7 @@ def find_running_axis(field: xr.DataArray, lead: list[Hashable]) -> Hashable | N
         lead: leading dimensions. Totals of forecasts run along the lead time, others along the time.
     """
     is_named = _is_named_total(field)
-    if not (is_named or rain_kind(field) == "amount" or same_units(field.attrs.get("units"), "J m-2")):
+    if not (is_named or classify_rain(field) == "amount" or is_same_unit(field.attrs.get("units"), "J m-2")):
         return None
     along = [d for d in lead if d in field.coords and field[d].ndim == 1 and field[d].dtype.kind in "mMO"]
     along.sort(key=lambda d: field[d].dtype.kind != "m")
@@ -52,7 +52,7 @@ def find_running_axis(field: xr.DataArray, lead: list[Hashable]) -> Hashable | N
 
 def _is_named_total(field: xr.DataArray) -> bool:
     words = f"{field.name} {field.attrs.get('long_name', '')} {field.attrs.get('comment', '')}".lower()
-    return time_method(field) == "sum" or bool(_TOTAL_PATTERN.search(words))
+    return get_time_method(field) == "sum" or bool(_TOTAL_PATTERN.search(words))
 
 
 def _is_running_total(values: np.ndarray, min_growing: int) -> bool:

@@ -12,18 +12,18 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fastds.data.grid.plausible import (
-    NOT_NEGATIVE,
+from fastds.data.fill_values import UndeclaredFills, mask_undeclared_fills
+from fastds.data.grid.times import check_dates
+from fastds.data.grid.value_checks import (
+    NON_NEGATIVE,
     check_packing,
     check_plausible,
-    plausible_range,
-    stored_as_codes,
-    within,
-    without_missing,
+    find_plausible_range,
+    is_stored_as_codes,
+    mask_fill_values,
+    mask_outside,
 )
-from fastds.data.grid.times import check_dates
-from fastds.data.grid.variables import same_units
-from fastds.data.undeclared import UndeclaredMissing, without_undeclared
+from fastds.data.grid.variables import is_same_unit
 from fastds.inference.change_counts import ChangeCounts
 from fastds.inference.ood.score import OODReport
 from fastds.tasks.fields.geometry import Geometry
@@ -98,10 +98,10 @@ class Fields:
             ValueError: more than half of the values of a variable are implausible.
         """
         for n, limits in zip(self.names, self.limits, strict=True):
-            infinite = UndeclaredMissing()
-            variable, values = self.dataset[n], (infinite.removed(self._read(n, at)) for at in self._iterate_indices())
+            infinite = UndeclaredFills()
+            variable, values = self.dataset[n], (infinite.mask(self._read(n, at)) for at in self._iterate_indices())
             said = f"every value of variable {n} is missing, and so is the output"
-            form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
+            form = {"codes": is_stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
             infinite.warn(n, stacklevel + 1)
 
@@ -127,11 +127,11 @@ class Fields:
         if channel in self.running:
             return 0.0, math.inf
         standard_name, units = self.kinds[channel]
-        whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if same_units(units, unit)), None)
+        whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if is_same_unit(units, unit)), None)
         if standard_name == "relative_humidity" and whole is not None:
             present = field[torch.isfinite(field)]
             return 0.0, max(whole, float(present.max()) if present.numel() else whole)
-        low = 0.0 if _is_bounded_by_zero(field, 0.0 if standard_name in NOT_NEGATIVE else 0.01) else -math.inf
+        low = 0.0 if _is_bounded_by_zero(field, 0.0 if standard_name in NON_NEGATIVE else 0.01) else -math.inf
         return low, whole if whole is not None and _is_bounded_by_zero(whole - field, 0.01) else math.inf
 
     def clip(self, channel: int, field: Tensor, values: np.ndarray) -> None:
@@ -189,17 +189,17 @@ class Fields:
 
     def _field(self, at: dict) -> Tensor:
         """Return (1, C, H, W) float32 at indices of the leading dimensions; implausible and infinite values are NaN."""
-        fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
+        fields = [mask_outside(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
         return torch.from_numpy(np.stack(fields))[None]
 
     def _values(self, name: str, at: dict) -> np.ndarray:
         """Return (H, W) float32 of a variable at indices of its leading dimensions; infinite values are NaN."""
-        return without_undeclared(self._read(name, at))
+        return mask_undeclared_fills(self._read(name, at))
 
     def _read(self, name: str, at: dict) -> np.ndarray:
         """Return (H, W) float32 of a variable at indices of its leading dimensions, infinite values unchanged."""
         field = self.dataset[name].isel(at).transpose(*self.grid.names)
-        return without_missing(field.values, field.attrs)
+        return mask_fill_values(field.values, field.attrs)
 
 
 def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
@@ -250,7 +250,7 @@ def find_variable(dataset: xr.Dataset, entry: dict) -> str:
         if name == entry["name"] or variable.attrs.get("standard_name") == entry.get("standard_name", "-"):
             units = variable.attrs.get("units", "")
             check_packing(variable)
-            if not same_units(units, entry["units"]):
+            if not is_same_unit(units, entry["units"]):
                 raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {entry['units']!r}")
             return str(name)
     raise ValueError(
@@ -307,4 +307,4 @@ def get_kind(field: xr.DataArray) -> Kind:
 
 def get_limits(standard_name: str | None, units: str | None) -> tuple[float, float] | None:
     """Return the plausible range of a kind of variable, or None if it is unknown."""
-    return None if units is None else plausible_range(standard_name, units)
+    return None if units is None else find_plausible_range(standard_name, units)

@@ -14,15 +14,15 @@ import torch
 import xarray as xr
 
 import fastds
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.data import add_history, refine_grid
-from fastds.data.grid.axes import is_latitude, time_of, upright
-from fastds.data.grid.grids import scalar_coordinates
-from fastds.data.grid.kept import field_attributes, global_attributes, with_bounds
-from fastds.data.grid.plausible import plausible_values, without_missing
-from fastds.data.grid.times import text_of
-from fastds.data.grid.variables import same_units
-from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
+from fastds.data.grid.axes import find_dataset_time, get_north_up_index, is_latitude
+from fastds.data.grid.grids import get_scalar_coordinates
+from fastds.data.grid.metadata import get_coordinate_with_bounds, get_field_attributes, get_global_attributes
+from fastds.data.grid.times import format_time
+from fastds.data.grid.value_checks import load_plausible_values, mask_fill_values
+from fastds.data.grid.variables import is_same_unit
+from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, get_pressure_hpa
 from fastds.inference.change_counts import ChangeCounts
 from fastds.inference.chunking import Chunk, make_independent_chunks
 from fastds.inference.execution import MAX_COUNT, check_whole, get_device, inference_context, resolve_execution
@@ -64,7 +64,7 @@ class HumidityPipeline:
         self.wrap = WRAP_COLUMNS if _is_periodic(dataset, self.field) else 0
         self.dims = (("realization",) if members else ()) + self.field.dims
         # Decimated fields have the first value of each block in the order of the file, so the order must not change.
-        self.order = (...,) if model.card.coarsening == "decimate" else upright(self.field)
+        self.order = (...,) if model.card.coarsening == "decimate" else get_north_up_index(self.field)
         self.rows = _find_valid_rows(self.field, model.config["scale"], model.card.coarsening)
         count, _, columns = self.field.shape
         fine = count, self.rows.stop - self.rows.start, columns * model.config["scale"]
@@ -98,7 +98,7 @@ class HumidityPipeline:
         """Compute the fine values of a range of steps, which consists of whole sequences."""
         field = self.field[steps]
         seeds = _make_seeds(field, steps.start or 0, self.members, self.seed)
-        values = plausible_values(field, stacklevel=5)
+        values = load_plausible_values(field, stacklevel=5)
         check_values(values, f"variable {field.name}")
         self.max_input = max(self.max_input, float(values.max()))
         clipped = self._clip_input(values) if self.is_humidity else values
@@ -151,17 +151,19 @@ class HumidityPipeline:
             )
         out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
         dims = self.dims
-        out = out.assign({field.name: (dims, values[field.name], field_attributes(self.dataset, field))})
-        out = out.assign_coords({name: value for name, value in scalar_coordinates(field).items() if name not in dims})
+        out = out.assign({field.name: (dims, values[field.name], get_field_attributes(self.dataset, field))})
+        out = out.assign_coords(
+            {name: value for name, value in get_scalar_coordinates(field).items() if name not in dims}
+        )
         if field.dims[0] in field.coords:
-            out = out.assign(with_bounds(self.dataset, field[field.dims[0]]))
+            out = out.assign(get_coordinate_with_bounds(self.dataset, field[field.dims[0]]))
         along = {n: c.variable for n, c in field.coords.items() if c.dims == field.dims[:1] and n not in out.variables}
         out = out.assign_coords(along)
         if self.members:
             numbers = np.arange(self.members, dtype="int32")
             out = out.assign_coords(realization=("realization", numbers, {"standard_name": "realization"}))
         out = out.rename({new: old for old, new in self.names.items() if new in out.variables or new in out.dims})
-        out = out.assign_attrs(global_attributes(self.dataset) | self._settings())
+        out = out.assign_attrs(get_global_attributes(self.dataset) | self._settings())
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
     @functools.cached_property
@@ -196,7 +198,7 @@ class HumidityPipeline:
 
 def _check_arguments(model, members, seed):
     if not isinstance(model, HumidityGenerator):
-        raise ValueError(f"model is {with_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble")
+        raise ValueError(f"model is {add_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble")
     card = model.card
     if card.offset is None or card.range is None or card.coarsening is None:
         raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")
@@ -211,7 +213,7 @@ def _is_humidity(model, field):
     if "relative_humidity" not in names:
         return False
     units = str(field.attrs.get("units", "%")).strip()
-    if not same_units(units, "%"):
+    if not is_same_unit(units, "%"):
         raise ValueError(f"variable {field.name} has units {units!r}, expected relative humidity in %")
     return True
 
@@ -244,7 +246,7 @@ def _clip_humidity(values, name):
 
 def _map_time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
     """Return the renaming of variables that makes "time" the name of the time dimension."""
-    time = time_of(dataset)
+    time = find_dataset_time(dataset)
     if time in (None, "time"):
         return {}
     return {time: "time"} | ({"time": "_time"} if "time" in dataset.variables else {})
@@ -274,8 +276,8 @@ def _find_valid_rows(field: xr.DataArray, scale: int, coarsening: str) -> slice:
 def assess_field(card: ModelCard, field: xr.DataArray) -> OODReport:
     """Compare a field (time, y, x) with the training data of a model; issue a UserWarning if it is outside."""
     indices = select_evenly(len(field)) if card.input_ranges else []
-    fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in indices)
-    found = assess_statistics(card, pressure_hpa(field), [compute_texture(values) for values in fields])
+    fields = (torch.from_numpy(mask_fill_values(field[k].values, field.attrs)) for k in indices)
+    found = assess_statistics(card, get_pressure_hpa(field), [compute_texture(values) for values in fields])
     found.warn(stacklevel=4)
     return found
 
@@ -308,7 +310,7 @@ def _make_seeds(field: xr.DataArray, first: int, members: int | None, seed: int)
         seed: random seed of the ensemble.
     """
     time = field.dims[0]
-    names = [text_of(t) for t in field[time].values] if time in field.coords else range(first, first + len(field))
+    names = [format_time(t) for t in field[time].values] if time in field.coords else range(first, first + len(field))
     return [[_make_seed(seed + m, str(name)) for m in range(members or 0)] for name in names]
 
 

@@ -11,8 +11,8 @@ from typing import Unpack
 import xarray as xr
 from torch import nn
 
-from fastds.data.grid.variables import field_names
-from fastds.data.reading import Reading
+from fastds.data.grid.variables import list_fields
+from fastds.data.reading import ReadOptions
 from fastds.data.samples.fields import choose_field
 from fastds.inference.chunking import compute_lazily, is_lazy, make_template
 from fastds.inference.files import RunSummary, check_truth_file, describe_model, load_model, process_file
@@ -81,7 +81,7 @@ def downscale_file(
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
@@ -129,7 +129,7 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     expected = {str(v.get("standard_name")) for v in card.input_variables}
     if str(field.attrs.get("standard_name")) not in expected:
         needed = ", ".join(sorted(expected)).replace("_", " ")
-        raise ValueError(f"needs {needed}; this file has {', '.join(field_names(dataset)) if var is None else var}")
+        raise ValueError(f"needs {needed}; this file has {', '.join(list_fields(dataset)) if var is None else var}")
     parts = f"{field.name} at {card.space_factor} times the resolution", assess_field(card, field).text()
     return "; ".join(filter(None, parts))
 

@@ -11,8 +11,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastds.data.formats.opening import open_dataset
-from fastds.data.grid.plausible import MEND_FIRST, plausible_values
-from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days, thin_to_days
+from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
+from fastds.data.samples.fields import (
+    check_values,
+    choose_field,
+    coarsen_fields,
+    split_into_days,
+    split_validation_days,
+    thin_to_days,
+)
 from fastds.inference.ood.statistics import compute_texture
 from fastds.tasks.humidity.config import DataConfig
 from fastds.training.folders import scan_folder
@@ -46,7 +53,7 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
         with open_dataset(path) as dataset:
             field = choose_field(dataset, source.get("variable"), source.get("level"))
-            field = field.copy(data=plausible_values(field, f" of {path}", MEND_FIRST))
+            field = field.copy(data=load_plausible_values(field, f" of {path}", REPAIR_FIRST))
         check_values(field.values, path.name)
         if "validation_days" in source:
             regions += [normalise(day.values, config) for day in _select_days(field, source, config, role)]
@@ -85,9 +92,9 @@ def normalise(values: np.ndarray, config: DataConfig) -> torch.Tensor:
 
 def _select_days(field, source, config, role):
     """Return the days of a role. Validation days are drawn from all days, and are for training only if they "stay"."""
-    every = days(field, config.steps)
+    every = split_into_days(field, config.steps)
     overlap = source.get("validation_stays", False)
-    training, validation = split_days(len(every), source["validation_days"], overlap=overlap)
+    training, validation = split_validation_days(len(every), source["validation_days"], overlap=overlap)
     return [every[k] for k in {"train": training, "validation": validation}.get(role, [])]
 
 

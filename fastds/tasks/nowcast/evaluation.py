@@ -20,8 +20,8 @@ from fastds.data import (
     reflectivity_to_rate,
     to_reflectivity,
 )
-from fastds.data.grid.axes import upright
-from fastds.data.grid.times import text_of
+from fastds.data.grid.axes import get_north_up_index
+from fastds.data.grid.times import format_time
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.inference.tables import track_progress
@@ -68,7 +68,7 @@ class EvaluationItems:
         if observed is None:
             return None
         before, after, wet = observed
-        order = upright(self.fields.sources[0].raw)
+        order = get_north_up_index(self.fields.sources[0].raw)
         known, wet = before[order].copy(), wet[order].copy()
         made = {key: _compute_forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
         made[self.labels[0]] = self.forecasts.read_frames(number)
@@ -215,7 +215,7 @@ def check_truth(
 def _make_start_error(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
     return ValueError(
         f"no start has {known} observed fields before it and all {len(leads)} after it: forecasts start "
-        f"from {text_of(starts[0])}, the truth ends {text_of(truth.times[-1])}"
+        f"from {format_time(starts[0])}, the truth ends {format_time(truth.times[-1])}"
     )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
-from fastds.data.grid.grids import scalar_coordinates
-from fastds.data.grid.kept import global_attributes, mapping_attribute
-from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
-from fastds.data.radar.reflectivity import z_r_law
+from fastds.data.grid.grids import get_scalar_coordinates
+from fastds.data.grid.metadata import get_global_attributes, get_grid_mapping_attribute
+from fastds.data.grid.times import format_time, time_encoding, to_fine_resolution, to_seconds
+from fastds.data.radar.reflectivity import find_z_r
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.starts import Start
 
@@ -103,9 +103,9 @@ def make_forecast_dataset(
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount":
         attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
-    attrs |= mapping_attribute(source.dataset, raw)
+    attrs |= get_grid_mapping_attribute(source.dataset, raw)
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
-        scalar_coordinates(raw) | _make_times(source, starts, leads)
+        get_scalar_coordinates(raw) | _make_times(source, starts, leads)
     )
     dims, lead = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:]), ()
     if first is not None:
@@ -116,7 +116,7 @@ def make_forecast_dataset(
         out[name].attrs["ancillary_variables"] = OUTSIDE
         out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
     # the Z-R relation that was used is in the attributes of the variable
-    attributes = global_attributes(source.dataset, "zr_a", "zr_b")
+    attributes = get_global_attributes(source.dataset, "zr_a", "zr_b")
     return out.assign_attrs({"Conventions": "CF-1.8", **attributes})
 
 
@@ -126,7 +126,7 @@ def _convert_echo(field: np.ndarray, quantity: str, z_r: tuple[float, float]) ->
 
 def _make_times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
     label = source.raw[source.dims[0]]
-    references = fine_resolution(np.array([start.time for start in starts]))
+    references = to_fine_resolution(np.array([start.time for start in starts]))
     steps = np.array([datetime.timedelta(seconds=lead) for lead in leads])
     if references.dtype.kind == "M":
         steps = steps.astype("timedelta64[us]")
@@ -164,7 +164,7 @@ def to_valid_time(dataset: xr.Dataset) -> xr.Dataset:
     for variable in dataset.data_vars.values():
         variable.attrs.pop("ancillary_variables", None)
     if dataset[REFERENCE].ndim == 0:
-        return dataset.assign_attrs(fastds_start=text_of(dataset[REFERENCE].values))
+        return dataset.assign_attrs(fastds_start=format_time(dataset[REFERENCE].values))
     lead = float(dataset[PERIOD].values[0])
     one = dataset.isel({PERIOD: 0}, drop=True).swap_dims({REFERENCE: "time"}).drop_vars(REFERENCE)
     return one.assign_attrs(fastds_lead_s=lead)
@@ -205,7 +205,7 @@ class Forecasts:
         self.starts = dataset[REFERENCE].values.reshape(-1)
         leads = dataset[PERIOD].values
         self.leads = np.array([to_seconds(lead) for lead in leads]) if leads.dtype.kind == "m" else leads.astype(float)
-        self.z_r, _ = z_r_law(dataset, self.variable)
+        self.z_r, _ = find_z_r(dataset, self.variable)
         settings = dataset.attrs
         self.name, self.factor = str(settings["fastds_model"]), int(settings["fastds_coarsening"])
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import to_reflectivity
-from fastds.data.grid.times import text_of
+from fastds.data.grid.times import format_time
 from fastds.inference.tables import format_count
 from fastds.plot import forecast_strip, save_png
 from fastds.tasks.nowcast.forecasts import Forecasts
@@ -53,7 +53,7 @@ def write_picture(
         x=x,
         y=y,
         unit=unit,
-        title=f"Nowcast from {text_of(forecasts.starts[0])} with {forecasts.name}{of_members}",
+        title=f"Nowcast from {format_time(forecasts.starts[0])} with {forecasts.name}{of_members}",
     )
     save_png(figure, path)
 

@@ -19,8 +19,8 @@ from torch import nn
 import fastds
 from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
-from fastds.data.grid.axes import upright
-from fastds.data.radar.reflectivity import z_r_law
+from fastds.data.grid.axes import get_north_up_index
+from fastds.data.radar.reflectivity import find_z_r
 from fastds.inference.change_counts import ChangeCounts
 from fastds.inference.chunking import Chunk, split_range
 from fastds.inference.execution import (
@@ -176,7 +176,7 @@ class NowcastPipeline:
         self.method = method = method.to_ensemble_mean() if options.n_members else method
         self.options, self.source, card = options, source, method.card
         self.execution = resolve_execution(method.model, options.threads, options.precision, options.device)
-        self.z_r, origin = z_r_law(source.dataset, source.raw, options.z_r)
+        self.z_r, origin = find_z_r(source.dataset, source.raw, options.z_r)
         spacing = compute_mean_spacing(source)
         self.factor, interval = _find_factor(card, source, options, spacing), _find_interval(card, source, options)
         self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
@@ -283,7 +283,7 @@ class NowcastPipeline:
         """Index that orients rows and columns for the method, and back; some networks were trained in the file's
         orientation.
         """
-        return upright(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
+        return get_north_up_index(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
     def _compute_frames(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
         """Return the forecast, its members, or the exceedance probabilities, each (leads, h, w)."""

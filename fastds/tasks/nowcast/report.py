@@ -15,11 +15,11 @@ import torch
 from fastds.data import (
     RAIN_THRESHOLDS,
     ReflectivityInput,
-    opened,
+    open_input,
     reflectivity_to_rate,
     to_reflectivity,
 )
-from fastds.data.reading import Reading
+from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.inference.tables import format_count
@@ -149,7 +149,7 @@ def report_files(
     model: str | os.PathLike | None = None,
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> None:
     """Write the report of forecasts without a truth: maps of the first forecast and the observed fields, settings.
 
@@ -162,7 +162,7 @@ def report_files(
         z_r: a and b of Z = a R^b for the input.
         reading: options for reading the input, see fastds.data.reading.
     """
-    with opened(output) as made, opened(given, var, **reading) as observed:
+    with open_input(output) as made, open_input(given, var, **reading) as observed:
         source = to_reflectivity(observed, var, z_r=z_r)
         forecasts = Forecasts(made)
         maps = make_maps(forecasts, 0, *_read_observed(forecasts, source), {forecasts.name: forecasts.read_frames(0)})

@@ -14,8 +14,8 @@ from fastds.data import (
     ReflectivityInput,
     to_reflectivity,
 )
-from fastds.data.grid.times import text_of
-from fastds.data.io.mlcast import Origin
+from fastds.data.grid.times import format_time
+from fastds.data.io.mlcast import ArchiveMetadata
 from fastds.inference.chunking import compute_lazily, is_lazy
 from fastds.inference.files import (
     RunSummary,
@@ -70,7 +70,7 @@ def nowcast_file(
     units: str | None = None,
     stop: str | None = None,
     dtype: str = "input",
-    origin: Origin | None = None,
+    origin: ArchiveMetadata | None = None,
     **options,
 ) -> RunSummary:
     """Nowcast a file and write the result atomically.
@@ -151,7 +151,7 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
         ValueError: there is no possible initialization time.
     """
     pipeline = NowcastPipeline(model, source, Options())
-    leads, start = pipeline.leads, text_of(pipeline.starts[0].time)
+    leads, start = pipeline.leads, format_time(pipeline.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
     parts = steps, pipeline.note, pipeline.settings.get("fastds_resolution"), pipeline.ood.text()
     return "; ".join(filter(None, parts))

@@ -10,8 +10,15 @@ import numpy as np
 import pandas
 
 from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
-from fastds.data.grid.times import JITTER, find_times, seconds_since_first, text_of, to_seconds, utc_text
-from fastds.data.grid.variables import duration_seconds
+from fastds.data.grid.times import (
+    JITTER,
+    compute_seconds_since_first,
+    find_times,
+    format_time,
+    parse_utc_text,
+    to_seconds,
+)
+from fastds.data.grid.variables import parse_duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Timeline:
     """Sorted times of a file, accessed by seconds after the first time."""
 
     def __init__(self, times: np.ndarray, cadence: float):
-        self.times, self.seconds, self.cadence = times, seconds_since_first(times), cadence
+        self.times, self.seconds, self.cadence = times, compute_seconds_since_first(times), cadence
 
     def find(self, seconds: float) -> int | None:
         """Return the index of the time at `seconds`, or None."""
@@ -54,7 +61,7 @@ class Timeline:
         Raises:
             ValueError: the text is not a date.
         """
-        first, date = self.times[0], utc_text(text)
+        first, date = self.times[0], parse_utc_text(text)
         try:
             if date is None:
                 raise ValueError
@@ -62,7 +69,7 @@ class Timeline:
                 return self.seconds_at(type(first)(*(int(part) for part in re.split("[-T: ]", date))))
             return self.seconds_at(pandas.Timestamp(date).to_datetime64())
         except (TypeError, ValueError):
-            raise ValueError(f"start must be a date such as {text_of(first)}, got {text!r}") from None
+            raise ValueError(f"start must be a date such as {format_time(first)}, got {text!r}") from None
 
     def seconds_at(self, time) -> float:
         """Return the seconds of a time after the first time."""
@@ -81,7 +88,7 @@ def count_units(text: str, name: str, unit: float, whose: str) -> int:
     Raises:
         ValueError: the duration is not a positive multiple of the unit.
     """
-    ratio = duration_seconds(text, name) / unit
+    ratio = parse_duration(text, name) / unit
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
         raise ValueError(f"{name} must be a multiple of {whose} {unit:g} s, got {text!r}")
     return round(ratio)
@@ -110,7 +117,7 @@ def find_starts(
     if line.seconds[-1] < needed:
         raise ValueError(
             f"{known} fields every {interval:g} s are needed before a forecast, the file has {len(line.times)} from "
-            f"{text_of(line.times[0])} to {text_of(line.times[-1])}"
+            f"{format_time(line.times[0])} to {format_time(line.times[-1])}"
         )
     if every is None:
         return [_make_start(line, line.seconds[-1] if start is None else _find_start(line, start), known, interval)], []
@@ -135,8 +142,8 @@ def _find_start(line: Timeline, text: str) -> float:
     place = line.find(line.seconds_of(text))
     if place is None:
         raise ValueError(
-            f"start {text} is not one of the file's times, {text_of(line.times[0])} to {text_of(line.times[-1])} every "
-            f"{line.cadence:g} s"
+            f"start {text} is not one of the file's times, {format_time(line.times[0])} to "
+            f"{format_time(line.times[-1])} every {line.cadence:g} s"
         )
     return float(line.seconds[place])
 
@@ -146,7 +153,7 @@ def _make_start(line: Timeline, seconds: float, known: int, interval: float) -> 
     for back in range(known - 1, -1, -1):
         place = line.find(seconds - back * interval)
         if place is None:
-            missing, start = (text_of(line.time_at(at)) for at in (seconds - back * interval, seconds))
+            missing, start = (format_time(line.time_at(at)) for at in (seconds - back * interval, seconds))
             raise ValueError(
                 f"the forecast from {start} needs {known} fields every {interval:g} s; that of {missing} is missing"
             )

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import nn
 
 from fastds.data import ReflectivityInput
-from fastds.data.grid.variables import same_units
+from fastds.data.grid.variables import is_same_unit
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
 
@@ -150,7 +150,7 @@ def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset:
             f"{{{name}: [low, high]}}"
         )
     found = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
-    if units is not None and found is not None and not same_units(found, units):
+    if units is not None and found is not None and not is_same_unit(found, units):
         raise ValueError(
             f"{variable} is in {found!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in "
             f"the units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"

@@ -8,8 +8,8 @@ import os
 import xarray as xr
 
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
-from fastds.data.grid.times import JITTER, same_times
-from fastds.data.packages import how_to_install
+from fastds.data.grid.times import JITTER, match_times
+from fastds.data.packages import format_install_command
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
@@ -62,7 +62,7 @@ def check_truth(
         expected = [times[i : i + time_factor + 1] for times, i in starts]
         message = "it has nowhere all times from one input time to the next"
         tolerance = JITTER * source.cadence / time_factor
-    if not any((same_times(fields.times, times, tolerance) >= 0).all() for times in expected):
+    if not any((match_times(fields.times, times, tolerance) >= 0).all() for times in expected):
         raise ValueError(message)
     check_without_warnings(fields)
 
@@ -153,7 +153,7 @@ def evaluate(
     notes = tuple(
         notes
         if scores.HAS_TORCHMETRICS and scores.HAS_SCORES
-        else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {how_to_install(*_VERIFY)}"]
+        else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {format_install_command(*_VERIFY)}"]
     )
     axis = sums[scoring.name]
     table = EvaluationTable(rows, axis.count, round(axis.pixels / max(axis.count, 1)), notes, scoring.pairs.single)

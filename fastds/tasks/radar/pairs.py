@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from fastds.data import ReflectivityInput, prepare, refine_mask, restore
-from fastds.data.grid.axes import upright
-from fastds.data.grid.times import JITTER, same_times
+from fastds.data.grid.axes import get_north_up_index
+from fastds.data.grid.times import JITTER, match_times
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
@@ -122,7 +122,7 @@ class Pairs:
     def _match_times(self, source: ReflectivityInput) -> dict[int, int]:
         """Return a dict from frames of the prediction to frames of another source at the same times."""
         tolerance = JITTER * (60.0 if self.single else self.fine.cadence)
-        found = same_times(self.fine.times, source.times, tolerance)
+        found = match_times(self.fine.times, source.times, tolerance)
         return {int(frame): number for number, frame in enumerate(found) if frame >= 0}
 
     def _make_single_pair(self, places: list[dict]) -> list[tuple]:
@@ -173,7 +173,7 @@ class Pairs:
         coarse = torch.from_numpy(coarse)
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-        flipped = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
+        flipped = tuple(dim for dim in (-2, -1) if get_north_up_index(self.truth.raw)[dim].step < 0)
         drawn = None if len(members) == 1 else members
         return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], flipped, drawn)
 

@@ -15,8 +15,8 @@ import xarray as xr
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
-from fastds.data.grid.axes import upright
-from fastds.data.io.output import fine_dataset, fine_values
+from fastds.data.grid.axes import get_north_up_index
+from fastds.data.io.output import compute_fine_values, make_fine_dataset
 from fastds.data.radar.preparation import check_modes
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.inference.chunking import Chunk, split_range
@@ -139,13 +139,13 @@ class RadarPipeline:
         form = self.tiled.scale, self.time_factor
         out = allocate_output((*z.shape[:-3], *output_shape(source, *form)), folder)
         for fields, values in [(z, out)] if self.first is None else zip(z, out, strict=True):
-            fine_values(source, fields, *form, out=values)
+            compute_fine_values(source, fields, *form, out=values)
         return out
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Pipeline."""
         field = values[self.source.source_name]
-        out = fine_dataset(self.source, field, self.tiled.scale, self.time_factor, first=self.first)
+        out = make_fine_dataset(self.source, field, self.tiled.scale, self.time_factor, first=self.first)
         text = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
         text += "" if self.maps is None else f"; {self.maps.origin}"
         return add_history(out.assign_attrs(self._make_attributes()), text)
@@ -213,7 +213,7 @@ def assess_field(card: ModelCard, source: ReflectivityInput) -> OODReport:
     """
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
     selected = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
-    frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in selected)
+    frames = (torch.from_numpy(source.frames(list(pair))[get_north_up_index(source.raw)].copy()) for pair in selected)
     inputs = [compute_motion_statistics(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
     found = assess_statistics(card, compute_mean_spacing(source), source.cadence, inputs)
     found.warn(stacklevel=4)

@@ -8,10 +8,10 @@ from typing import Unpack
 
 import torch
 
-from fastds.data import ReflectivityInput, opened, to_reflectivity
-from fastds.data.grid.times import JITTER, same_times
-from fastds.data.radar.reflectivity import z_r_law
-from fastds.data.reading import Reading
+from fastds.data import ReflectivityInput, open_input, to_reflectivity
+from fastds.data.grid.times import JITTER, match_times
+from fastds.data.radar.reflectivity import find_z_r
+from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
@@ -89,7 +89,7 @@ class EvaluationReport:
 
 def make_maps(source: ReflectivityInput, panels: list[str]) -> Maps:
     """Return empty maps on the grid of a source, with its Z-R relation in the colour bar."""
-    law = z_r_law(source.dataset, source.raw, source.z_r)[0]
+    law = find_z_r(source.dataset, source.raw, source.z_r)[0]
     return Maps(MapGrid.of(source.raw), panels, radar_style(law))
 
 
@@ -101,7 +101,7 @@ def report_files(
     model: str | os.PathLike | None = None,
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[ReadOptions],
 ) -> None:
     """Write the report of a downscaled file without a truth: maps of output and input, settings.
 
@@ -114,13 +114,13 @@ def report_files(
         z_r: a and b of Z = a R^b for both files.
         reading: options for reading the input, see fastds.data.reading.
     """
-    with opened(output) as fine, opened(given, var, **reading) as coarse:
+    with open_input(output) as fine, open_input(given, var, **reading) as coarse:
         made = to_reflectivity(list_members(fine)[0], var, z_r=z_r, least=1)
         source = to_reflectivity(coarse, var, z_r=z_r, least=1)
         name = str(fine.attrs.get("fastds_model", "output")) + ", member 1" * (MEMBER in fine.dims)
         maps = make_maps(made, ["input", name])
         tolerance = JITTER * (60.0 if len(made.times) < 2 else made.cadence)
-        places = same_times(source.times, made.times, tolerance)  # -1 for times that the input does not have
+        places = match_times(source.times, made.times, tolerance)  # -1 for times that the input does not have
         shown = evenly(len(made.times), MAX_FRAMES)
         if len(shown) < len(made.times):
             maps.notes.append(f"Maps of {len(shown)} of {len(made.times)} times.")

@@ -15,9 +15,9 @@ from fastds.data import (
     ReflectivityInput,
     output_shape,
 )
-from fastds.data.grid.variables import field_names
-from fastds.data.io.mlcast import Origin
-from fastds.data.reading import Reading
+from fastds.data.grid.variables import list_fields
+from fastds.data.io.mlcast import ArchiveMetadata
+from fastds.data.reading import ReadOptions
 from fastds.inference.chunking import compute_lazily, is_lazy
 from fastds.inference.files import (
     RunSummary,
@@ -125,8 +125,8 @@ def downscale_file(
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
-    origin: Origin | None = None,
-    **reading: Unpack[Reading],
+    origin: ArchiveMetadata | None = None,
+    **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
@@ -183,7 +183,7 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
     channels = find_channels(model, source.dataset)
     if list_missing(channels, source.dataset):
         needs = f"variable{'s' * (len(channels) > 1)} {join_names([channel.variable for channel in channels])}"
-        raise ValueError(f"needs {needs}; this file has {join_names(field_names(source.dataset))}")
+        raise ValueError(f"needs {needs}; this file has {join_names(list_fields(source.dataset))}")
     read = join_names([source.source_name, *(channel.variable for channel in channels)])
     frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
     summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"

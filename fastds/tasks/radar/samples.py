@@ -8,7 +8,7 @@ import torch
 
 from fastds import data as fd
 from fastds.data.samples.dynamic_fields import DynamicFields
-from fastds.data.samples.fixed_sets import draw_sets
+from fastds.data.samples.radar_triples import draw_sets
 from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.inference.tables import track_progress
 from fastds.models.baselines import optical_flow
@@ -125,7 +125,7 @@ class RadarData(BaseDataModule):
         sets = draw_sets(self.training, self.config.fixed_samples, self.config.split_seed)
         self.training.fixed, *others = sets
         self.test_draws = sets[-1]
-        self.validation, self.test = (self.training.only(found) if found else None for found in others)
+        self.validation, self.test = (self.training.select_draws(found) if found else None for found in others)
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
         """See BaseDataModule."""

@@ -15,7 +15,7 @@ from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
-from fastds.data.grid.axes import upright
+from fastds.data.grid.axes import get_north_up_index
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.inference.execution import ExecutionConfig
 from fastds.inference.files import allocate_output
@@ -70,7 +70,7 @@ class TiledInference:
     ):
         self.model, self.source, self.execution, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
-        self.order = upright(source.raw)  # the network processes frames in north-up orientation
+        self.order = get_north_up_index(source.raw)  # the network processes frames in north-up orientation
         self.uses_flow = needs_flow(model)
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.receptive_field = None, None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastds._nearest import with_article
+from fastds._suggestions import add_article
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
@@ -277,7 +277,7 @@ def inr_query(
     if type(maps) is Proxy:
         return record_op(inr_query, locals())
     if not isinstance(where, GridSpec | PointSpec):
-        raise TypeError(f"where is {with_article(type(where).__name__)}, expected GridSpec or PointSpec")
+        raise TypeError(f"where is {add_article(type(where).__name__)}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
     maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _cast_for_autocast(

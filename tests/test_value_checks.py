@@ -11,8 +11,14 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, r
 
 import fastds
 from fastds.cli import main
-from fastds.data import coarsen_dataset, declared, save_dataset, synthetic_event
-from fastds.data.grid.plausible import PLAUSIBLE, check_plausible, plausible_rain, plausible_range, without_missing
+from fastds.data import apply_metadata, coarsen_dataset, save_dataset, synthetic_event
+from fastds.data.grid.value_checks import (
+    PLAUSIBLE_RANGES,
+    check_plausible,
+    compute_plausible_rain_range,
+    find_plausible_range,
+    mask_fill_values,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +35,31 @@ def spoilt(event, value, share, **attrs):
 
 
 def test_the_table():
-    for name, units, low, high in PLAUSIBLE:
-        assert low < high and plausible_range(name, units) == (low, high)
-    assert plausible_range("air_temperature", "m") is None and plausible_range("age_of_sea_ice", "s") is None
-    assert plausible_range("geopotential", "m**2 s**-2") == plausible_range("geopotential", "m2 s-2")
-    percent, kelvin = plausible_range("relative_humidity", "%"), plausible_range("air_temperature", "K")
-    np.testing.assert_allclose(plausible_range("relative_humidity", "1"), np.array(percent) / 100)
-    np.testing.assert_allclose(plausible_range("air_temperature", "degC"), np.array(kelvin) - 273)
-    np.testing.assert_allclose(plausible_rain("m s-1"), np.array([-0.5, 2000]) / 3.6e6)
-    np.testing.assert_allclose(plausible_rain("m"), [-0.0005, 2.0])
+    for name, units, low, high in PLAUSIBLE_RANGES:
+        assert low < high and find_plausible_range(name, units) == (low, high)
+    assert find_plausible_range("air_temperature", "m") is None and find_plausible_range("age_of_sea_ice", "s") is None
+    assert find_plausible_range("geopotential", "m**2 s**-2") == find_plausible_range("geopotential", "m2 s-2")
+    percent, kelvin = find_plausible_range("relative_humidity", "%"), find_plausible_range("air_temperature", "K")
+    np.testing.assert_allclose(find_plausible_range("relative_humidity", "1"), np.array(percent) / 100)
+    np.testing.assert_allclose(find_plausible_range("air_temperature", "degC"), np.array(kelvin) - 273)
+    np.testing.assert_allclose(compute_plausible_rain_range("m s-1"), np.array([-0.5, 2000]) / 3.6e6)
+    np.testing.assert_allclose(compute_plausible_rain_range("m"), [-0.0005, 2.0])
 
 
 def test_a_code_for_missing_takes_no_value_beside_it():
     """Light rain in m s-1 is 1e-7; a code that float32 holds only nearly is met."""
     values = np.float32([0.0, 1e-7, -9.96921e36, 9.96921e36])
-    assert np.isnan(without_missing(values, {"missing_value": 0.0})).tolist() == [True, False, False, False]
-    assert np.isnan(without_missing(values, {"missing_value": -9.969209968e36})).tolist() == [False, False, True, False]
-    both = without_missing(values, {"missing_value": [0.0, 9.96921e36]})
+    assert np.isnan(mask_fill_values(values, {"missing_value": 0.0})).tolist() == [True, False, False, False]
+    assert np.isnan(mask_fill_values(values, {"missing_value": -9.969209968e36})).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    both = mask_fill_values(values, {"missing_value": [0.0, 9.96921e36]})
     assert np.isnan(both).tolist() == [True, False, False, True]
     unpacked = np.float32([np.nextafter(np.float32(-327.68), np.float32(0)), -327.67])
-    assert np.isnan(without_missing(unpacked, {"missing_value": -327.68})).tolist() == [True, False]
+    assert np.isnan(mask_fill_values(unpacked, {"missing_value": -327.68})).tolist() == [True, False]
 
 
 def test_just_half_of_the_values_may_be_implausible():
@@ -177,16 +188,16 @@ def test_declared():
     data = xr.Dataset(
         {"a": (("y", "x"), np.ones((2, 2), "f4")), "b": (("y", "x"), np.ones((2, 2), "f4"), {"units": "m"})}
     )
-    out = declared(data, missing=1.0)
+    out = apply_metadata(data, missing=1.0)
     assert out["a"].attrs == {"missing_value": 1.0} and not data["a"].attrs
-    assert declared(data, units="dBZ", var="b")["b"].attrs["units"] == "dBZ" and data["b"].attrs["units"] == "m"
+    assert apply_metadata(data, units="dBZ", var="b")["b"].attrs["units"] == "dBZ" and data["b"].attrs["units"] == "m"
     for options, sentence in (
         ({"units": "K"}, "name it with the argument var: a, b"),
         ({"missing": np.nan}, "missing must be a finite number"),
         ({"missing": 1.0, "var": "c"}, "no variable 'c' in the file, which has a, b"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            declared(data, **options)
+            apply_metadata(data, **options)
 
 
 def test_units_are_told_on_the_command_line(event, tmp_path, capsys):
@@ -196,7 +207,7 @@ def test_units_are_told_on_the_command_line(event, tmp_path, capsys):
     save_dataset(data, tmp_path / "in.nc")
     run = ["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/out.nc", "--model", "persistence", "--steps", "1"]
     assert main([*run, "--var", "paramId_0"]) == 2
-    assert "tell the right ones with --units" in capsys.readouterr().err
+    assert "give the right ones with --units" in capsys.readouterr().err
     assert main([*run, "--var", "paramId_0", "--units", "dBZ"]) == 2
     assert "with --missing and --units" in capsys.readouterr().err
     assert main([*run, "--var", "paramId_0", "--units", "dBZ", "--missing", "-999"]) == 0

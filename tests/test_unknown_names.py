@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from fastds import _misspelt
-from fastds._misspelt import misspelt
-from fastds._nearest import did_you_mean, there_are
+from fastds import _unknown_names
 from fastds._parsers import COMMANDS
+from fastds._suggestions import suggest, suggest_and_list
+from fastds._unknown_names import find_unknown_name
 from fastds.cli import main
 from fastds.models.baselines.interpolation import METHODS
 from fastds.tasks.nowcast import methods as nowcasting
@@ -61,7 +61,7 @@ def test_the_nearest_is_named(command, tmp_path, monkeypatch, capsys):
     assert main(command.split()) == 2
     said = capsys.readouterr().err
     assert (EARLY | LATER)[command] in said and said.startswith("fastds") and said.count("\n") == 1
-    assert (misspelt(command.split()) is None) == (command in LATER)
+    assert (find_unknown_name(command.split()) is None) == (command in LATER)
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_the_nearest_is_named(command, tmp_path, monkeypatch, capsys):
 def test_what_is_known_is_left_to_the_parsers(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").touch()
-    assert misspelt(command.split()) is None
+    assert find_unknown_name(command.split()) is None
 
 
 def test_methods_are_those_that_there_are():
-    assert set(_misspelt.METHODS["downscale"]) == {*radar.BASELINES, *METHODS}
-    assert set(_misspelt.METHODS["nowcast"]) == set(nowcasting.BASELINES)
+    assert set(_unknown_names.METHODS["downscale"]) == {*radar.BASELINES, *METHODS}
+    assert set(_unknown_names.METHODS["nowcast"]) == set(nowcasting.BASELINES)
 
 
 def test_every_option_of_every_command_is_known():
     for name in COMMANDS.keys() - {"train", "study", "models", "info"}:
-        for action in _misspelt.build_command_parser(name)._actions:
+        for action in _unknown_names.build_command_parser(name)._actions:
             for option in action.option_strings:
-                assert misspelt([name, option]) is None, (name, option)
+                assert find_unknown_name([name, option]) is None, (name, option)
 
 
 def test_nothing_heavy_is_imported_for_it():
@@ -121,7 +121,7 @@ def test_a_program_of_someone_else_is_left_alone():
 
 
 def test_did_you_mean():
-    assert did_you_mean("--mem", ["--members", "--seed", "--member-of"]) == "; did you mean --members?"
-    assert did_you_mean("zzz", ["--members"]) == ""
-    assert did_you_mean("radr", ["radar", "road"], most=2) == "; did you mean radar or road?"
-    assert there_are("zzz", ["a", "b"]) == "; there are: a, b"
+    assert suggest("--mem", ["--members", "--seed", "--member-of"]) == "; did you mean --members?"
+    assert suggest("zzz", ["--members"]) == ""
+    assert suggest("radr", ["radar", "road"], most=2) == "; did you mean radar or road?"
+    assert suggest_and_list("zzz", ["a", "b"]) == "; there are: a, b"

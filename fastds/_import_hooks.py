@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for when a module of someone else is imported, which `import fastds` does not wait for."""
+"""Callbacks that run when another package is imported, so that `import fastds` does not import it."""
 
 import importlib.abc
 import importlib.util
@@ -9,12 +9,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def behind_import(name: str, work: Callable[[ModuleType], None]) -> None:
-    """Do some work with a module: now where it is imported already, else right after it is.
+def run_after_import(name: str, work: Callable[[ModuleType], None]) -> None:
+    """Call a function with a module: now if the module is imported, else right after its import.
 
     Args:
-        name: of the module, which may not be installed.
-        work: what is done with it, once.
+        name: Name of the module, which may not be installed.
+        work: Function that is called once.
     """
     if name in sys.modules:
         work(sys.modules[name])
@@ -23,7 +23,7 @@ def behind_import(name: str, work: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module as all other finders do, and lets the work follow its execution."""
+    """Meta path finder that finds one module by the other finders and calls `work` after its execution."""
 
     def __init__(self, name: str, work: Callable[[ModuleType], None]):
         self._name, self._work = name, work
@@ -34,7 +34,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)  # it may be installed later
+            sys.meta_path.insert(0, self)  # the package may be installed later
             return None
         execute = spec.loader.exec_module
 

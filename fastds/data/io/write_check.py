@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was written against what was meant: smallest and largest value and the number of missing values."""
+"""Comparison of a written file with the dataset: smallest and largest values and numbers of missing values."""
 
 import dataclasses
 import pathlib
@@ -17,8 +17,16 @@ _TIME_TOLERANCE = np.timedelta64(1, "us")
 
 @dataclasses.dataclass
 class Statistics:
-    """Of the values seen so far: how many there are, how many are missing, the ends of the others, and whether all fit
-    `packing` (None: any do). A copy in another process does not change this one."""
+    """Statistics of values that are added array by array; a copy in another process is independent of the original.
+
+    Attributes:
+        packing: Packing that the values should fit; None: any values fit.
+        count: Number of values.
+        missing: Number of missing values.
+        low: Smallest value; None without values.
+        high: Largest value; None without values.
+        fits: Whether all values fit the packing.
+    """
 
     packing: Packing | None = None
     count: int = 0
@@ -37,7 +45,7 @@ class Statistics:
         self.__init__(**state)
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Count the values and return them, as a function for dask's map_blocks."""
+        """Add the values and return them unchanged, as dask's map_blocks requires."""
         values = np.asarray(values)
         missing, low, high = _summarize(values)
         fits = self.packing is None or self.packing.fits(values)
@@ -52,7 +60,10 @@ class Statistics:
 
 
 def _summarize(values: np.ndarray) -> tuple[int, Any, Any]:
-    """The number of missing values and the ends of the others; None where there are no others or they have no order."""
+    """Return the number of missing values, and the smallest and largest value.
+
+    The latter are None if all values are missing or if the dtype has no order.
+    """
     kind = values.dtype.kind
     if kind == "f":
         missing = int(np.isnan(values).sum())
@@ -71,39 +82,43 @@ def _summarize(values: np.ndarray) -> tuple[int, Any, Any]:
     return values.size - present.size, *ends
 
 
-def meant_statistics(variable: xr.Variable) -> Statistics:
-    """Statistics of a variable in memory, unpacked where its attributes say how."""
+def compute_statistics(variable: xr.Variable) -> Statistics:
+    """Compute the statistics of a variable in memory, after decoding by its attributes."""
     found = Statistics()
-    for block in iterate_blocks(_unpacked(variable)):
+    for block in iterate_blocks(_unpack(variable)):
         found.add(block)
     return found
 
 
-def _unpacked(variable: xr.Variable) -> xr.Variable:
+def _unpack(variable: xr.Variable) -> xr.Variable:
     if variable.dtype.kind in "MmO":
         return variable
     return xr.conventions.decode_cf_variable("v", variable, decode_times=False, decode_timedelta=False)
 
 
-def check_written(path: pathlib.Path, engine: str, meant: dict[Hashable, Statistics], encodings: dict) -> None:
-    """Read a file back and compare every variable with what was meant to be written.
+def check_written(path: pathlib.Path, engine: str, statistics: dict[Hashable, Statistics], encodings: dict) -> None:
+    """Read a file back and compare every variable with the expected statistics.
 
     Args:
-        path: of the file or store. engine: of xarray, that reads it.
-        meant: by variable; one that counted nothing, since it was computed in other processes, is not compared.
-        encodings: of the variables; of packed ones half a step is allowed.
+        path: File or store.
+        engine: Engine of xarray that reads it.
+        statistics: Variable -> expected statistics. Statistics without values, of arrays that were computed in other
+            processes, are skipped.
+        encodings: Variable -> encoding. Packed variables may differ by half a step.
 
-    Raises: ValueError for the first variable that differs."""
+    Raises:
+        ValueError: A variable differs.
+    """
     with xr.open_dataset(path, engine=engine, decode_cf=False, cache=False) as stored:
-        timed = [name for name, expected in meant.items() if _is_time(expected.low)]
+        timed = [name for name, expected in statistics.items() if _is_time(expected.low)]
         times = (
             xr.decode_cf(stored[timed], decode_timedelta=True).variables if timed else {}
-        )  # together: bounds share the units of their times
-        for name, expected in meant.items():
+        )  # decoded together, since bounds use the units of their times
+        for name, expected in statistics.items():
             if not expected.count:
                 continue
-            found = meant_statistics(times[name] if name in times else stored[name].variable)
-            if not _agree(expected, found, encodings.get(name, {})):
+            found = compute_statistics(times[name] if name in times else stored[name].variable)
+            if not _is_match(expected, found, encodings.get(name, {})):
                 raise ValueError(
                     f"variable {name} would be stored as {_describe(found)} in place of {_describe(expected)}; "
                     "give it another encoding"
@@ -114,7 +129,8 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, np.datetime64 | np.timedelta64) or hasattr(value, "calendar")
 
 
-def _agree(expected: Statistics, found: Statistics, encoding: dict) -> bool:
+def _is_match(expected: Statistics, found: Statistics, encoding: dict) -> bool:
+    """Return True if two statistics agree, up to half a step of the packing and rounding."""
     if (expected.count, expected.missing) != (found.count, found.missing):
         return False
     if expected.low is None or found.low is None:

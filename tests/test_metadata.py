@@ -10,7 +10,7 @@ from test_verbs import generator, radar_model
 import fastds
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.data.formats.maps import rainfall_amount
+from fastds.data.formats.cf_builder import make_rain_amount_field
 
 STORED = {"valid_range": np.array([-9, 9], "int16"), "actual_range": [0.0, 1.0], "ancillary_variables": "quality"}
 BOUNDS = {"time": "time_bnds", "lat": "lat_bnds", "lon": "lon_bnds"}
@@ -114,7 +114,7 @@ def test_an_archive_of_another_calendar_is_appended_to_by_finer_times(tmp_path):
 def test_amounts_tell_the_length_of_their_interval_once():
     values = np.zeros((3, 16, 16), "float32")
     values[:, 4:8, 4:8] = 1.0
-    amount, attrs = rainfall_amount(values, 5)["rainfall_amount"]
+    amount, attrs = make_rain_amount_field(values, 5)["rainfall_amount"]
     time = np.datetime64("2024-06-01", "ns") + np.arange(3) * np.timedelta64(5, "m")
     space = {name: (name, 1000.0 * np.arange(16), {"units": "m"}) for name in ("y", "x")}
     data = xr.Dataset({"rain": (("time", "y", "x"), amount, attrs)}, {"time": time, **space})

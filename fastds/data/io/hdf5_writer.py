@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that HDF5 writes to. HDF5 does not survive a full disk: it prints at every close and may end the process."""
+"""File object for HDF5 that tolerates write errors.
+
+On a full disk HDF5 prints an error at every close and may end the process.
+"""
 
 import contextlib
 import os
@@ -7,9 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 
-class Sink:
-    """A file for h5py that keeps the first error of the system and takes everything after it without writing, so that
-    HDF5 closes in peace. Attributes: error, or None."""
+class DeferredErrorFile:
+    """File object that stores the first OSError and ignores all later writes, so that HDF5 can close it normally.
+
+    Attributes:
+        error: The first OSError, or None.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file, self.error = file, None
@@ -26,7 +32,7 @@ class Sink:
     def readinto(self, buffer: memoryview) -> int:
         return self._attempt(self._file.readinto, buffer, otherwise=0)
 
-    def read(self, size: int = -1) -> bytes:  # h5py knows a file by it
+    def read(self, size: int = -1) -> bytes:  # h5py requires this method of a file object
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -45,11 +51,17 @@ class Sink:
 
 
 @contextlib.contextmanager
-def sink(path: str | os.PathLike) -> Iterator[Sink]:
-    """A new file for h5netcdf.File or h5py.File in a block, at whose end the first error of writing is raised, OSError,
-    in place of what HDF5 made of it."""
+def open_hdf5_writer(path: str | os.PathLike) -> Iterator[DeferredErrorFile]:
+    """Context manager: yield a new file for h5netcdf.File or h5py.File.
+
+    Args:
+        path: File to create.
+
+    Raises:
+        OSError: The first error of writing, at the end of the block, in place of the exception that HDF5 raised.
+    """
     with open(path, "wb+", buffering=0) as file:
-        target = Sink(file)
+        target = DeferredErrorFile(file)
         try:
             yield target
         finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plausible ranges of variables; codes for missing values and units that a file does not tell."""
+"""Checks of values against plausible ranges, and declaration of missing values and units that a file lacks."""
 
 import math
 import warnings
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.variables import field_names, rain_units, same_units
+from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
 
-# Standard name, units, smallest and largest value. Wide on purpose: what lies outside is a code, another unit or
-# damage, never weather. Rain is compared in mm and mm h-1, whatever its units.
-PLAUSIBLE = (
+# Standard name, units, smallest and largest value. The ranges are wide, so that values outside are codes, values in
+# another unit, or damage. Rain is converted to mm or mm h-1 before it is compared.
+PLAUSIBLE_RANGES = (
     ("equivalent_reflectivity_factor", "dBZ", -60.0, 90.0),
     ("rainfall_rate", "mm h-1", -0.5, 2000.0),
     ("rainfall_amount", "mm", -0.5, 2000.0),
@@ -33,7 +33,7 @@ PLAUSIBLE = (
     ("northward_wind", "m s-1", -250.0, 250.0),
 )
 # Standard names of quantities that are never negative.
-NOT_NEGATIVE = {
+NON_NEGATIVE = {
     "air_pressure", "air_pressure_at_mean_sea_level", "surface_air_pressure", "atmosphere_boundary_layer_thickness",
     "wind_speed", "wind_speed_of_gust", "visibility_in_air", "surface_roughness_length", "surface_snow_thickness",
     "relative_humidity", "specific_humidity", "humidity_mixing_ratio", "atmosphere_mass_content_of_water_vapor",
@@ -45,44 +45,52 @@ NOT_NEGATIVE = {
 }  # fmt: skip
 Limits = tuple[float, float]
 REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
-MEND_FIRST = "mend the file first"  # where no argument says what the file does not
+REPAIR_FIRST = "mend the file first"  # remedy where no argument can declare the missing value or the units
 ALL_MISSING = "every pixel of the input is missing, and so is the output"
 
 
-def plausible_range(standard_name: object, units: object) -> Limits | None:
-    """(smallest, largest) plausible value of a standard name in these units; None where the table has none."""
-    for name, wanted, low, high in PLAUSIBLE:
-        if standard_name == name and same_units(units, wanted):
+def find_plausible_range(standard_name: object, units: object) -> Limits | None:
+    """Return the plausible range (smallest, largest) of a standard name in these units, or None if unknown."""
+    for name, unit, low, high in PLAUSIBLE_RANGES:
+        if standard_name == name and is_same_unit(units, unit):
             return low, high
     return None
 
 
-def plausible_rain(units: object) -> Limits:
-    """(smallest, largest) plausible value of rain in its own units, which rain_units reads."""
-    millimetres, seconds = rain_units(units)
+def compute_plausible_rain_range(units: object) -> Limits:
+    """Return (smallest, largest) plausible value of rain in `units`, which `parse_rain_units` must understand."""
+    millimetres, seconds = parse_rain_units(units)
     one = millimetres if seconds is None else millimetres * 3600.0 / seconds
     low, high = (
-        plausible_range("rainfall_amount", "mm") if seconds is None else plausible_range("rainfall_rate", "mm h-1")
+        find_plausible_range("rainfall_amount", "mm")
+        if seconds is None
+        else find_plausible_range("rainfall_rate", "mm h-1")
     )
     return low / one, high / one
 
 
-def declared(
+def apply_metadata(
     dataset: xr.Dataset, missing: float | None = None, units: str | None = None, var: str | None = None
 ) -> xr.Dataset:
-    """The dataset with what its file does not tell, in new attributes; values are not touched.
+    """Add metadata that a file lacks as attributes of its variables. Values do not change.
 
     Args:
-        missing: value that stands for a missing one, of the variable var, or None: of all fields.
-        units: of the variable var, or None: of the only field.
+        dataset: xarray.Dataset.
+        missing: Value that stands for missing data in the variable `var`, or in all fields if `var` is None.
+        units: Units of the variable `var`, or of the only field if `var` is None.
+        var: Name of a variable, or None.
 
-    Raises: ValueError for an infinite value, a variable that is not there, and units of several fields.
+    Returns:
+        xarray.Dataset with the new attributes.
+
+    Raises:
+        ValueError: `missing` is not finite, `var` does not exist, or `units` is given for several fields.
     """
     if missing is None and units is None:
         return dataset
     if missing is not None and not math.isfinite(missing):
         raise ValueError(f"missing must be a finite number, got {missing!r}")
-    fields = field_names(dataset)
+    fields = list_fields(dataset)
     if var is not None and var not in dataset.variables:
         raise ValueError(f"there is no variable {var!r} in the file, which has {', '.join(map(str, fields)) or 'none'}")
     chosen = fields if var is None else [var]
@@ -98,16 +106,16 @@ def declared(
     return dataset
 
 
-def without_missing(values: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
-    """float32 values, NaN where they equal the missing_value that a decoded variable still has as an attribute."""
+def mask_fill_values(values: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
+    """Return float32 values with NaN where they equal the attribute missing_value of a decoded variable."""
     values = np.array(values, dtype=np.float32)
     for flag in np.ravel(attrs.get("missing_value", [])):
         values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=0)] = np.nan
     return values
 
 
-def within(values: np.ndarray, limits: Limits | None) -> np.ndarray:
-    """The values, NaN where they lie outside the limits."""
+def mask_outside(values: np.ndarray, limits: Limits | None) -> np.ndarray:
+    """Return the values with NaN outside the limits; None: unchanged values."""
     if limits is None:
         return values
     return np.where((values < limits[0]) | (values > limits[1]), np.float32(np.nan), values)
@@ -126,13 +134,25 @@ def check_plausible(
     all_missing: str = ALL_MISSING,
     stacklevel: int = 2,
 ) -> None:
-    """Count what lies outside the limits in fields, NaN = missing, that are read one after another.
+    """Check arrays of values, one after another, against plausible limits.
 
-    name, units: of the variable. codes: they are whole numbers without a scale_factor, see stored_as_codes. refuse: a
-    single value outside is too much. hint: added to what is said about values outside. remedy: what to do about them.
-    all_missing: said where all are.
-    Warns (UserWarning) about some values outside and where all are missing. Raises: ValueError where more than half of
-    the values lie outside, or any with codes or refuse, naming the remedy.
+    Warns (UserWarning) if some values are outside the limits or if all values are missing.
+
+    Args:
+        name: Name of the variable, for messages.
+        fields: Arrays, NaN where missing.
+        limits: Smallest and largest plausible value; None: count missing values only.
+        units: Units of the variable, for messages.
+        codes: Whether the values may be packed codes, see `is_stored_as_codes`; then a single value outside is an
+            error.
+        refuse: Whether a single value outside is an error.
+        hint: Text that is appended to the messages about values outside.
+        remedy: What the user can do, for messages about values outside.
+        all_missing: Message for the case that all values are missing.
+        stacklevel: As in warnings.warn.
+
+    Raises:
+        ValueError: More than half of the values are outside the limits, or one value with `codes` or `refuse`.
     """
     count, total, ends = 0, 0, []
     for values in fields:
@@ -146,47 +166,57 @@ def check_plausible(
     if not count:
         return
     found = f"{min(ends):g}" if min(ends) == max(ends) else f"{min(ends):g} to {max(ends):g}"
-    said = (
+    finding = (
         f"{count} of {total} values of variable {name} are {found} {units}, outside the plausible "
         f"{limits[0]:g} to {limits[1]:g} {units}"
     )
     if codes:
         remedy = f"they are whole numbers without a scale_factor, so packed codes maybe: unpack them, or {remedy}"
     if codes or refuse or count > total / 2:
-        raise ValueError(f"{said}; {remedy}{hint}")
-    warnings.warn(f"{said}, and are taken as missing; {remedy}{hint}", UserWarning, stacklevel + 1)
+        raise ValueError(f"{finding}; {remedy}{hint}")
+    warnings.warn(f"{finding}, and are taken as missing; {remedy}{hint}", UserWarning, stacklevel + 1)
 
 
-def plausible_values(field: xr.DataArray, where: str = "", remedy: str = REMEDY, stacklevel: int = 2) -> np.ndarray:
-    """The values of a field float32, NaN where missing.
+def load_plausible_values(
+    field: xr.DataArray, where: str = "", remedy: str = REMEDY, stacklevel: int = 2
+) -> np.ndarray:
+    """Load the values of a field as float32, NaN where missing, and check that all are plausible.
 
-    where: added to its name in messages. Warns (UserWarning) where all are missing. Raises: ValueError, with the
-    remedy, where a single one is implausible, and what check_packing raises."""
+    Warns (UserWarning) if all values are missing.
+
+    Args:
+        field: DataArray.
+        where: Text that follows the name of the field in messages.
+        remedy: What the user can do, for messages.
+        stacklevel: As in warnings.warn.
+
+    Raises:
+        ValueError: A value is implausible, or the packing is invalid, see `check_packing`.
+    """
     check_packing(field)
     units = field.attrs.get("units")
-    limits = None if units is None else plausible_range(field.attrs.get("standard_name"), units)
-    values = without_missing(field.values, field.attrs)
-    form = {"codes": stored_as_codes(field), "refuse": True, "remedy": remedy, "stacklevel": stacklevel + 1}
+    limits = None if units is None else find_plausible_range(field.attrs.get("standard_name"), units)
+    values = mask_fill_values(field.values, field.attrs)
+    form = {"codes": is_stored_as_codes(field), "refuse": True, "remedy": remedy, "stacklevel": stacklevel + 1}
     check_plausible(f"{field.name}{where}", [values], limits, units, **form)
     return values
 
 
 def check_packing(variable: xr.DataArray) -> None:
-    """ValueError where a variable was unpacked by a scale_factor that is 0 or not finite, or by an add_offset that is
-    not finite."""
+    """Raise ValueError if scale_factor is 0, or if scale_factor or add_offset of a variable is not finite."""
     for name in ("scale_factor", "add_offset"):
         value = variable.encoding.get(name)
         number = isinstance(value, Real)
         if value is not None and (not number or not np.isfinite(value) or (name == "scale_factor" and value == 0)):
-            said = f"{value:g}" if number else repr(value)
-            raise ValueError(f"variable {variable.name} is packed with {name} {said}, so its values are lost")
+            text = f"{value:g}" if number else repr(value)
+            raise ValueError(f"variable {variable.name} is packed with {name} {text}, so its values are lost")
 
 
-def stored_kind(variable: xr.DataArray) -> str:
-    """The kind of the numbers in the file, as in numpy.dtype.kind."""
+def get_stored_kind(variable: xr.DataArray) -> str:
+    """Return the kind of the numbers in the file, as in numpy.dtype.kind."""
     return np.dtype(variable.encoding.get("dtype", variable.dtype)).kind
 
 
-def stored_as_codes(variable: xr.DataArray) -> bool:
-    """Whether the file holds whole numbers that no scale_factor or add_offset unpacks."""
-    return stored_kind(variable) in "iu" and not {"scale_factor", "add_offset"} & set(variable.encoding)
+def is_stored_as_codes(variable: xr.DataArray) -> bool:
+    """Return True if the file holds integers without scale_factor and add_offset."""
+    return get_stored_kind(variable) in "iu" and not {"scale_factor", "add_offset"} & set(variable.encoding)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a path holds, as far as telling its format needs; files unpacked."""
+"""Inspection of a file or Zarr store for format detection, with transparent decompression."""
 
 import bz2
 import contextlib
@@ -18,40 +18,44 @@ import h5py
 import xarray as xr
 
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
-HDF5 = b"\x89HDF\r\n\x1a\n"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class Contents:
-    """A file or Zarr store by its first bytes and names inside, each looked up when first asked for."""
+class FileProbe:
+    """File or Zarr store whose properties for format detection are computed once, on first use.
+
+    Args:
+        path: File or folder.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self.held: list[xr.Dataset] = []  # datasets that a reader opened lazily, to be closed with the result
+        self.open_datasets: list[xr.Dataset] = []  # opened lazily by a reader; closed together with the result
 
     @functools.cached_property
     def is_zarr(self) -> bool:
-        """Whether it is a folder that is a Zarr store."""
+        """Whether the path is a folder that holds a Zarr store."""
         names = (".zgroup", ".zmetadata", "zarr.json")
         return self.path.is_dir() and (
             self.path.suffix.lower() == ".zarr" or any((self.path / name).exists() for name in names)
         )
 
     @functools.cached_property
-    def raw_start(self) -> bytes:
-        """The first 8 bytes as they are; of a folder none."""
+    def raw_header(self) -> bytes:
+        """The first 8 bytes before decompression; empty for a folder."""
         if self.path.is_dir():
             return b""
         with self.path.open("rb") as stream:
             return stream.read(8)
 
     @property
-    def compressed(self) -> bool:
+    def is_compressed(self) -> bool:
         """Whether the file is a gzip or bzip2 stream."""
         return self._opener is not None
 
     @functools.cached_property
-    def start(self) -> bytes:
-        """The first 4096 bytes after unpacking; none of a damaged stream."""
+    def header(self) -> bytes:
+        """The first 4096 bytes after decompression; empty for a folder or a damaged stream."""
         if self.path.is_dir():
             return b""
         with contextlib.suppress(OSError, EOFError, zlib.error), self.open() as stream:
@@ -60,30 +64,34 @@ class Contents:
 
     @functools.cached_property
     def groups(self) -> frozenset[str]:
-        """Names at the top level of an HDF5 file; of other files and of what is damaged none."""
-        if self.start.startswith(HDF5):
-            with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError), self.hdf5() as file:
+        """Names in the root group of an HDF5 file; empty for other and for damaged files."""
+        if self.header.startswith(HDF5_SIGNATURE):
+            with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError), self.open_hdf5() as file:
                 return frozenset(file)
         return frozenset()
 
     @functools.cached_property
     def members(self) -> frozenset[str]:
-        """Names in a zip archive; of other files none."""
-        if self.start.startswith(b"PK"):
+        """Names in a zip archive; empty for other files."""
+        if self.header.startswith(b"PK"):
             with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(self.path) as file:
                 return frozenset(file.namelist())
         return frozenset()
 
     def open(self) -> BinaryIO:
-        """The unpacked file as a stream."""
+        """Open the decompressed file as a binary stream."""
         return (self._opener or open)(self.path, "rb")
 
-    def hdf5(self) -> h5py.File:
-        """The unpacked file, opened by h5py."""
-        return h5py.File(io.BytesIO(self.read()) if self.compressed else self.path)
+    def open_hdf5(self) -> h5py.File:
+        """Open the decompressed file with h5py."""
+        return h5py.File(io.BytesIO(self.read()) if self.is_compressed else self.path)
 
     def read(self) -> bytes:
-        """All of the unpacked file. Raises: ValueError for a truncated or damaged stream."""
+        """Return all bytes of the decompressed file.
+
+        Raises:
+            ValueError: The compressed stream is truncated or damaged.
+        """
         try:
             with self.open() as stream:
                 return stream.read()
@@ -91,9 +99,9 @@ class Contents:
             raise ValueError(f"{self.path} is truncated: its compressed data end early") from error
 
     @contextlib.contextmanager
-    def unpacked(self) -> Iterator[pathlib.Path]:
-        """The path of the unpacked file: itself, or a temporary one that goes with the block."""
-        if not self.compressed:
+    def unpack(self) -> Iterator[pathlib.Path]:
+        """Context manager: yield the path of the decompressed file, a temporary one if necessary."""
+        if not self.is_compressed:
             yield self.path
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -103,4 +111,4 @@ class Contents:
 
     @property
     def _opener(self):
-        return next((opener for magic, opener in _OPENERS.items() if self.raw_start.startswith(magic)), None)
+        return next((opener for magic, opener in _OPENERS.items() if self.raw_header.startswith(magic)), None)

@@ -8,7 +8,7 @@ import pytest
 from test_archive import files, made, same, small_pieces, stored, whole  # noqa: F401
 from test_pieces import event  # noqa: F401
 
-from fastds.archive import lost_workers, workers
+from fastds.archive import worker_watchdog, workers
 from fastds.cli import main
 
 dask = pytest.importorskip("dask", reason="archives need the package dask")
@@ -21,12 +21,12 @@ PRELOAD = """
 import os, pathlib, signal, time
 from fastds.archive import workers
 folder = pathlib.Path("FOLDER")
-workers.known = known = getattr(workers, "known", workers.make)  # dask runs this file twice in a process
+workers.known = known = getattr(workers, "known", workers.process_chunk)  # dask runs this file twice in a process
 (folder / f"{os.getpid()}.pid").touch()
-def make(job, store, piece):
+def process_chunk(pipeline, store, piece):
     HOW
-    return known(job, store, piece)
-workers.make = make
+    return known(pipeline, store, piece)
+workers.process_chunk = process_chunk
 """
 ALL_AT_ONCE = """
     if not (folder / "killed").exists():
@@ -66,7 +66,7 @@ def words(files, *more):  # noqa: F811
 
 
 def test_all_workers_killed_at_once_are_replaced(files, whole, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(workers, "WORTH", 0)
+    monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     with dask.config.set({"distributed.worker.preload": [preload(files, ALL_AT_ONCE)]}):
         assert main(words(files, "--workers", "2")) == 0
     assert (files / "ids" / "killed").exists() and same(stored(files / "out.zarr"), whole)
@@ -74,7 +74,7 @@ def test_all_workers_killed_at_once_are_replaced(files, whole, monkeypatch):  # 
 
 def test_workers_that_are_killed_again_and_again(files, whole, monkeypatch, capsys):  # noqa: F811
     """One death is enough here, dask's own number is four."""
-    monkeypatch.setattr(workers, "WORTH", 0)
+    monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     settings = {"distributed.scheduler.allowed-failures": 0}
     with dask.config.set(settings | {"distributed.worker.preload": [preload(files, EACH_AT_A_PIECE)]}):
         assert main(words(files, "--workers", "2")) == 2
@@ -84,14 +84,14 @@ def test_workers_that_are_killed_again_and_again(files, whole, monkeypatch, caps
 
 
 def test_workers_of_a_scheduler_that_end_for_good(files, whole, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(lost_workers, "LOOK", 0.2)
+    monkeypatch.setattr(worker_watchdog, "CHECK_INTERVAL_S", 0.2)
     with distributed.LocalCluster(n_workers=0, **HERE) as cluster:
         address = cluster.scheduler_address
         worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
         worker += ["--preload", preload(files, EACH_AT_A_PIECE)]
         with subprocess.Popen(worker, stderr=subprocess.DEVNULL) as process:
             cluster.wait_for_workers(1)
-            monkeypatch.setattr(lost_workers, "PATIENCE", 1.0)
+            monkeypatch.setattr(worker_watchdog, "TIMEOUT_S", 1.0)
             assert main(words(files, "--scheduler", address)) == 2
             assert process.wait() != 0
     assert "there has been no worker for 1 s; repeat the command when there are some" in capsys.readouterr().err
