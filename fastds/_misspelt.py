@@ -93,9 +93,9 @@ def _unknown_subject(command: str, words: Sequence[str]) -> str | None:
         from fastds.tasks.common.command import unknown_task
 
         return unknown_task(words[0])
-    from fastds.studies.command import unknown_study
+    from fastds.studies.command import explain_unknown_study
 
-    return unknown_study(words[0])
+    return explain_unknown_study(words[0])
 
 
 def _unknown_model(command: str, words: Sequence[str]) -> str | None:

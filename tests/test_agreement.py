@@ -97,7 +97,8 @@ def test_the_study_tells_it(data_dir):
     block = radar.Block("MeteoSwiss", 15.0, [sample], [0])
     network = fastds.load("fczsm-small").eval()
     known, unknown = (
-        radar.errors(block, radar.as_method(network, 15.0, coarsened))["mse_total"] for coarsened in ("linear_z", None)
+        radar.compute_errors(block, radar.wrap_network(network, 15.0, coarsened))["mse_total"]
+        for coarsened in ("linear_z", None)
     )
     assert known < 0.92 * unknown
 

@@ -10,7 +10,7 @@ import pytest
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
-from fastds.studies.command import configurations as studies
+from fastds.studies.command import find_configurations as studies
 from fastds.tasks.common.command import TASKS, configurations, option_names, with_options
 
 SHARED = {

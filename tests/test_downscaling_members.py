@@ -248,10 +248,10 @@ def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, caps
 
 
 def test_the_shipped_law_says_what_it_was_fitted_to():
-    from fastds.studies import radar, radar_law
+    from fastds.studies import radar, fit_downscaling_errors
 
     card = models.load_card(drawing.LAW)
-    assert card.licence and len(card.training_data) == len(radar_law.BLOCKS)
-    for block in radar_law.BLOCKS:
+    assert card.licence and len(card.training_data) == len(fit_downscaling_errors.BLOCKS)
+    for block in fit_downscaling_errors.BLOCKS:
         first, *_ = radar.TEST_BLOCKS.get(block.file, (10**6,))
         assert block.frames[1] <= first

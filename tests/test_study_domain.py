@@ -52,10 +52,12 @@ def test_cases(name, expected, few, data_dir):
 
 def test_a_foreign_level_has_a_large_score_and_error(data_dir):
     network = models.load("inr-small")
-    levels = [part for part in cases._four_variables(data_dir) if part[0] in ("NAM at 500 hPa", "NAM at 100 hPa")]
+    levels = [part for part in cases._read_four_variables(data_dir) if part[0] in ("NAM at 500 hPa", "NAM at 100 hPa")]
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "_four_variables", lambda folder: iter(levels))
-        own, foreign = ([c for c in cases.field_cases(network, data_dir) if level[0] == c.block] for level in levels)
+        patch.setattr(cases, "_read_four_variables", lambda folder: iter(levels))
+        own, foreign = (
+            [c for c in cases.iter_field_cases(network, data_dir) if level[0] == c.block] for level in levels
+        )
     assert max(case.ratio for case in own) < 1 < 10 < min(case.ratio for case in foreign)
     assert max(case.domain.score for case in own) < min(case.domain.score for case in foreign)
     assert "t mean" in {departure.what for departure in foreign[0].domain.outside}

@@ -17,9 +17,9 @@ from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.surroundings import FEATURES
 from fastds.models.mlcast.network import mlcast_card
-from fastds.studies import nowcast_ensembles, nowcast_law
-from fastds.studies.common.error_law import Pool, score
-from fastds.studies.nowcast_law import Block, Sample, fit, samples
+from fastds.studies import nowcast_ensembles, fit_nowcast_errors
+from fastds.studies.common.error_model_fit import Pool, score
+from fastds.studies.fit_nowcast_errors import Block, Sample, fit, make_samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
 LAW = (200.0, 1.6)
@@ -63,7 +63,7 @@ def test_a_fit_learns_what_is_there():
 
 
 def test_samples_are_the_pixels_of_both_methods_forwards_and_backwards(folder):
-    (found,) = samples(folder, [Block("a.nc", every=6, steps=3)])
+    (found,) = make_samples(folder, [Block("a.nc", every=6, steps=3)])
     assert all(part.features.shape == (FEATURES, part.truth.numel()) for part in found)
     leads = {round(math.exp(float(part.features[-6, 0])) - 1) for part in found}
     assert leads == {1, 2, 3} and len(found) == 2 * 2 * (3 + 3)
@@ -71,8 +71,8 @@ def test_samples_are_the_pixels_of_both_methods_forwards_and_backwards(folder):
 
 
 def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(nowcast_law, "BLOCKS", (Block("a.nc", every=8, steps=2),))
-    monkeypatch.setattr(nowcast_law.samples, "__defaults__", (nowcast_law.BLOCKS, 0))
+    monkeypatch.setattr(fit_nowcast_errors, "BLOCKS", (Block("a.nc", every=8, steps=2),))
+    monkeypatch.setattr(fit_nowcast_errors.make_samples, "__defaults__", (fit_nowcast_errors.BLOCKS, 0))
     target = tmp_path / "law.safetensors"
     assert (
         main(["study", "nowcast-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]) == 0
@@ -85,8 +85,8 @@ def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
 def test_the_shipped_law_says_what_it_was_fitted_to():
     card = models.load_card("nowcast-errors")
     assert models.load("nowcast-errors").config == ErrorLaw().config
-    assert card.licence and len(card.training_data) == len({block.file for block in nowcast_law.BLOCKS})
-    assert not {block.file for block in nowcast_law.BLOCKS} & set(nowcast_ensembles.RADARS)
+    assert card.licence and len(card.training_data) == len({block.file for block in fit_nowcast_errors.BLOCKS})
+    assert not {block.file for block in fit_nowcast_errors.BLOCKS} & set(nowcast_ensembles.RADARS)
 
 
 # ---- beside pysteps
@@ -106,13 +106,13 @@ def growing(folder):
 
 
 def test_the_window_has_most_echo(growing):
-    found = nowcast_ensembles._window(growing, 32)
+    found = nowcast_ensembles._crop_to_echo(growing, 32)
     assert found.y.equals(growing.y[30:62]) and found.x.equals(growing.x[40:72]) and found.sizes["time"] == 10
-    assert nowcast_ensembles._window(growing, 90).sizes["y"] == 80
+    assert nowcast_ensembles._crop_to_echo(growing, 90).sizes["y"] == 80
 
 
 def test_a_start_holds_what_is_known_and_what_came(growing):
-    start = nowcast_ensembles._start(nowcast_ensembles._window(growing, 32), "extrapolation", 6, 3)
+    start = nowcast_ensembles._make_start(nowcast_ensembles._crop_to_echo(growing, 32), "extrapolation", 6, 3)
     rates = reflectivity_to_rate(20.0 + np.arange(10))
     assert start.dataset.sizes["time"] == 7 and start.cadence == 5.0
     np.testing.assert_allclose(start.rain[:, -1, -1], rates[4:7], rtol=1e-5)
@@ -129,10 +129,10 @@ def test_scores_of_starts_add_up():
         together.add(0, x[:, 0], y)
         start = nowcast_ensembles.Start(None, None, 5.0, 1, y[None])
         parts.append(json.loads(json.dumps(nowcast_ensembles._score(lambda start, x=x: x, start))))
-    found, expected = nowcast_ensembles._rows(parts, 5.0), together.rows()
+    found, expected = nowcast_ensembles._sum_scores(parts, 5.0), together.rows()
     for name, values in expected.rows.items():
         np.testing.assert_allclose(found.rows[name], values, rtol=1e-9)
-    assert nowcast_ensembles._rows(parts, 10.0) is None
+    assert nowcast_ensembles._sum_scores(parts, 10.0) is None
 
 
 @pytest.mark.parametrize(("linear", "options"), [(False, {}), (False, {"precip_thr": -10.0}), (True, {"ar_order": 1})])
@@ -149,7 +149,7 @@ def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
         return made
 
     start = nowcast_ensembles.Start(None, rain, 5.0, 1, np.zeros((2, 40, 48)))
-    found = nowcast_ensembles._pysteps(peer, start, linear, **options)
+    found = nowcast_ensembles._run_pysteps(peer, start, linear, **options)
     expected = np.where(rain[-1] < 0.1, 0, rain[-1])
     expected[5] = 0
     np.testing.assert_allclose(found, np.broadcast_to(expected, (2, 2, 40, 48)), rtol=1e-5)

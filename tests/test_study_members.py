@@ -13,8 +13,8 @@ from fastds.data import save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
-from fastds.studies import radar, radar_law
-from fastds.studies.radar_members import SCORES, member_scores
+from fastds.studies import radar, fit_downscaling_errors
+from fastds.studies.radar_members import SCORES, score_members
 from fastds.tasks.radar.members import NEAR, Members, details
 from fastds.tasks.radar.motion import steady_flow
 
@@ -29,9 +29,9 @@ def folder(tmp_path_factory):
 
 
 def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder, tmp_path, monkeypatch, capsys):
-    blocks = (radar_law.Block(FILE, (0, None), 4),)
-    monkeypatch.setattr(radar_law.pools, "__defaults__", (blocks, 0))
-    sharp, smoothed = radar_law.pools(folder, models.load("fczsm-small").eval())
+    blocks = (fit_downscaling_errors.Block(FILE, (0, None), 4),)
+    monkeypatch.setattr(fit_downscaling_errors.make_pools, "__defaults__", (blocks, 0))
+    sharp, smoothed = fit_downscaling_errors.make_pools(folder, models.load("fczsm-small").eval())
     assert sharp.features.shape[0] == FEATURES and (sharp.features[ECHO] > NEAR).all()
     forecasts = 20 * sharp.features[0]
     assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
@@ -52,9 +52,9 @@ def test_the_shipped_law_has_the_form_of_the_fit():
 
 def test_scores_of_members_by_hand(folder, monkeypatch):
     monkeypatch.setitem(radar.TEST_BLOCKS, FILE, (0, None, 4))
-    model, block = models.load("fczsm-small").eval(), radar.test_block(folder, FILE, interval=2)
+    model, block = models.load("fczsm-small").eval(), radar.read_test_block(folder, FILE, interval=2)
     samples = block.samples[:1]
-    found = member_scores(samples, model, 5)
+    found = score_members(samples, model, 5)
     x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
     flow = steady_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
     with torch.inference_mode():

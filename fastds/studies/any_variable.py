@@ -17,7 +17,7 @@ from fastds import models
 from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import markdown
+from fastds.studies.common.tables import format_markdown
 from fastds.studies.fields.run import INTERPOLATIONS as OF_FIELDS
 from fastds.studies.report import write_rows
 from fastds.tasks.common.command import read_command_line
@@ -76,36 +76,36 @@ def study(config: StudyConfig) -> None:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
     gains = {}
     with computing(network, settle(network, config.threads)), torch.inference_mode():
-        for (label, name), fields in sources(pathlib.Path(config.data.path)):
-            gains[label, name] = {scale: gain(network, fields, scale, config.told) for scale in config.scales}
+        for (label, name), fields in read_sources(pathlib.Path(config.data.path)):
+            gains[label, name] = {scale: compute_gain(network, fields, scale, config.told) for scale in config.scales}
     told = ", all corrected to agree with the input," if config.told else ","
     print(
         f"Gain of PSNR over bicubic interpolation in dB{told} 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;"
     )
     print("in the last column over the best of four interpolations, at the worst factor:\n")
     head = ["fields", "variable", *(f"{scale:g}" for scale in config.scales), "least"]
-    print(markdown(head, [[*key, *_cells(row)] for key, row in gains.items()]))
+    print(format_markdown(head, [[*key, *_cells(row)] for key, row in gains.items()]))
     if config.leaderboard is not None:
-        write_rows(config, network.card.name, list(leaderboard_rows(gains)))
+        write_rows(config, network.card.name, list(make_leaderboard_rows(gains)))
 
 
 def _cells(row: dict[float, tuple[Estimate, float] | None]) -> list[str]:
-    cells = ["" if one is None else one[0].text(2, "+") for one in row.values()]
+    cells = ["" if one is None else one[0].format(2, "+") for one in row.values()]
     least = [one[1] for one in row.values() if one is not None]
     return [*cells, f"{min(least):+.2f}" if least else ""]
 
 
-def leaderboard_rows(gains: dict) -> Iterator[dict]:
+def make_leaderboard_rows(gains: dict) -> Iterator[dict]:
     """The mean gain over all fields at each factor, with an interval by drawing fields."""
     for scale in next(iter(gains.values())):
         found = [row[scale][0].mean for row in gains.values() if row[scale] is not None]
-        value = Estimate.of(np.array(found), np.arange(len(found))[:, None])
+        value = Estimate.from_samples(np.array(found), np.arange(len(found))[:, None])
         score = f"gain of PSNR over bicubic at factor {scale:g}, dB"
         row = {"task": "fields", "data": "mean of fields no training saw", "better": "higher"}
         yield row | {"score": score, "value": value, "cases": len(found)}
 
 
-def sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def read_sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """((label, variable), fields (T, 1, H, W)) of SOURCES, those with missing values left out."""
     for label, file, names, which, where in SOURCES:
         with fd.open_dataset(folder / file) as dataset:
@@ -117,7 +117,7 @@ def sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
                     yield (label, name), torch.from_numpy(values)[:, None]
 
 
-def gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
+def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
     """Of area means by `scale`: the gain of PSNR over bicubic interpolation (a = -0.5) with its interval, and that over
     the best of four interpolations, dB; None where the fields are too small. told: see StudyConfig."""
     if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
@@ -133,7 +133,7 @@ def gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -
         return 10 * np.log10((weight @ plain["bicubic"]) / (weight @ own))
 
     least = 10 * np.log10(min(errors.sum() for errors in plain.values()) / own.sum())
-    return Estimate.by(decibel, np.arange(len(own))[:, None]), float(least)
+    return Estimate.from_statistic(decibel, np.arange(len(own))[:, None]), float(least)
 
 
 def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:

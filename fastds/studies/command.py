@@ -18,9 +18,9 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
-    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the error model that members of nowcasts are drawn from"),
+    "nowcast-law": ("fastds.studies.fit_nowcast_errors", "the fit of the error model that members of nowcasts are drawn from"),
     "radar-law": (
-        "fastds.studies.radar_law",
+        "fastds.studies.fit_downscaling_errors",
         "the fit of the error model that members of downscaled fields are drawn from",
     ),
     "domain": ("fastds.studies.domain.run", "whether a network's error grows with the score of its inputs"),
@@ -47,18 +47,18 @@ class Files:
     path: str
 
 
-def configurations() -> dict[str, pathlib.Path]:
+def find_configurations() -> dict[str, pathlib.Path]:
     """The named configurations of studies that the package ships, name -> YAML file."""
     return {path.stem: path for path in sorted((pathlib.Path(__file__).parent / "configs").glob("*.yaml"))}
 
 
-def overview() -> str:
+def format_overview() -> str:
     """What `fastds study --help` prints."""
     lines = ["usage: fastds study NAME --data.path PATH ...", "", "Options of a study: fastds study NAME --help.", ""]
     return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
 
 
-def unknown_study(name: str) -> str | None:
+def explain_unknown_study(name: str) -> str | None:
     """The sentence of `fastds study` about a study that there is not, None for one that there is."""
     if name in STUDIES:
         return None
@@ -70,15 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     and status 2. arguments: without the program's name; None: those of the process."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["-h"], ["--help"]):
-        print(overview())
+        print(format_overview())
         return 0
     name = arguments.pop(0) if arguments else ""
     arguments = ["--plan=true" if word == "--plan" else word for word in arguments]
-    unknown = unknown_study(name)
+    unknown = explain_unknown_study(name)
     if unknown is not None:
         print(unknown, file=sys.stderr)
         return 2
-    chosen = ["--config", str(configurations()[name])] if name in configurations() else []
+    chosen = ["--config", str(find_configurations()[name])] if name in find_configurations() else []
 
     names = set()  # filled by the study, whose import may fail in a sentence, too
 

@@ -11,7 +11,7 @@ import torch
 from fastds import models
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
-from fastds.studies.wgan_gp.methods import variants
+from fastds.studies.wgan_gp.methods import make_variants
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
@@ -68,13 +68,13 @@ def study(config: StudyConfig) -> str | None:
         tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
     print("\n\n".join(format_table(table) for table in tables))
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(tables, config.training))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(tables, config.training))
     if config.json:
         pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
     return config.json
 
 
-def leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
+def make_leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
     """PSNR of the ensemble's mean and of the field without noise less bicubic interpolation's, of every test region."""
     rows = []
     for number, found in enumerate(tables, 1):
@@ -91,7 +91,7 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
     A variant whose folder holds a checkpoint goes on from there. Returns: score's table of every test region.
     """
     networks = {}
-    for name, variant in variants(config).items():
+    for name, variant in make_variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
         folder = str(pathlib.Path(config.output) / name.lower())
         bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}

@@ -32,7 +32,7 @@ RATES = (0.5, 2.0, 5.0)
 REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
-def file_scores(
+def score_file(
     model: nn.Module,
     folder: str | os.PathLike,
     file: str,
@@ -59,14 +59,14 @@ def file_scores(
     return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
-def comparison(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
+def compare_with_reference(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
     """By lead (n,): "mse", the error over the reference's, and "csi R", the gain over it at R mm/h (RATES)."""
     ours, theirs = table.rows[list(table.rows)[-1]], table.rows[reference]
     gains = {f"csi {rate:g}": (ours["csi"] - theirs["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
     return {"mse": ours["mse"] / theirs["mse"], **gains}
 
 
-def summary(table: NowcastTable) -> dict[str, float]:
+def summarize(table: NowcastTable) -> dict[str, float]:
     """Scores for a model card: means over leads of the model and the baselines, and the worst lead."""
     out, name = {"starts": table.starts}, list(table.rows)[-1]
     for method in (name, *REFERENCES):
@@ -74,7 +74,7 @@ def summary(table: NowcastTable) -> dict[str, float]:
         out[f"mse{suffix}"] = round(float(table.means(method, "mse")), 2)
         for rate in RATES:
             out[f"csi {rate:g}{suffix}"] = round(float(table.means(method, "csi")[RAIN_THRESHOLDS.index(rate)]), 4)
-    worst = comparison(table)
+    worst = compare_with_reference(table)
     out["mse over extrapolation's, worst lead"] = round(float(np.nanmax(worst["mse"])), 3)
     for rate in RATES:
         out[f"csi {rate:g} less extrapolation's, worst lead"] = round(float(np.nanmin(worst[f"csi {rate:g}"])), 4)
@@ -128,7 +128,7 @@ def study(config: StudyConfig) -> str | None:
             raise ValueError(f"report must be left out with against={config.against}")
         check_report(config.report)
     if config.members is not None:
-        return _ensembles(config)
+        return _compare_ensembles(config)
     if config.mlcast is not None:
         raise ValueError(f"mlcast must be left out, got {config.mlcast}; only members=N are compared with it")
     if config.leaderboard is not None and config.against is not None:
@@ -136,15 +136,15 @@ def study(config: StudyConfig) -> str | None:
     scores: dict[str, NowcastTable] = {}
     with computing(None, settle(None, config.threads)):
         options = config.starts, config.smooth, config.output, config.against, scores
-        results = table(config.data.path, config.model, *options)
+        results = print_scores(config.data.path, config.model, *options)
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(results))
     if config.report is not None:
         _write_report(config, scores)
     return config.output
 
 
-def leaderboard_rows(results: dict[str, dict]) -> list[dict]:
+def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
     """Of every file, with its summary, the squared error over extrapolation's and CSI at 2 mm/h less its, of means over
     leads."""
     rows = []
@@ -157,7 +157,7 @@ def leaderboard_rows(results: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def _ensembles(config: StudyConfig) -> str:
+def _compare_ensembles(config: StudyConfig) -> str:
     if config.members < 2 or config.window < 64:
         raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
     left_out = {"against": config.against is not None, "leaderboard": config.leaderboard is not None}
@@ -171,9 +171,9 @@ def _ensembles(config: StudyConfig) -> str:
         asked = config.members, config.starts, config.window, config.mlcast
         tables = compare(config.data.path, config.model, output, *asked)
     for table in tables:
-        print(f"\n{table.markdown()}")
+        print(f"\n{table.to_markdown()}")
     if config.report is not None:
-        write_study("Ensembles on the test radars", config, [table.rich() for table in tables])
+        write_study("Ensembles on the test radars", config, [table.to_rich() for table in tables])
     return output
 
 
@@ -188,7 +188,7 @@ def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:
     write_study("Scores on the test radars", config, tables, notes, charts)
 
 
-def table(
+def print_scores(
     data: str,
     model: str = "nowcast-small",
     starts: int | None = None,
@@ -207,15 +207,15 @@ def table(
         if rival is not None:
             _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
             continue
-        found = file_scores(network, data, file, starts=starts, smooth=smooth)
-        results[file] = summary(found)
+        found = score_file(network, data, file, starts=starts, smooth=smooth)
+        results[file] = summarize(found)
         if scores is not None:
             scores[file] = found
         print(
             f"{file}: {counted(found.starts, 'start')}, minutes " + " ".join(f"{lead / 60:g}" for lead in found.leads)
         )
         for reference in REFERENCES:
-            for name, values in comparison(found, reference).items():
+            for name, values in compare_with_reference(found, reference).items():
                 print(f"  {name:8s} vs {reference:20s}" + " ".join(f"{v:6.3f}" for v in values), flush=True)
     if output is not None:
         network.card.metrics["test"] = results
@@ -225,7 +225,7 @@ def table(
 
 def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
     """Mean CSI over leads of both, and the difference with its interval over starts."""
-    tables = [file_scores(network, data, file, baselines=(), **options) for network in (ours, theirs)]
+    tables = [score_file(network, data, file, baselines=(), **options) for network in (ours, theirs)]
     names = [next(iter(scores.rows)) for scores in tables]
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")

@@ -74,25 +74,27 @@ def compare(
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     beside = {} if mlcast is None else {"mlcast": mlcast}
     folder = StudyFolder(output, {"model": model, "members": members, "window": window} | beside)
-    methods = _methods(model, members, mlcast)
+    methods = _make_methods(model, members, mlcast)
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():
         with open_dataset(pathlib.Path(path) / file) as dataset:
-            dataset = _window(dataset, window).load()
+            dataset = _crop_to_echo(dataset, window).load()
         count = dataset.sizes["time"] - radar.steps
         for frame in list(range(_KNOWN - 1, count, radar.every))[:starts]:
-            start = _start(dataset, model, frame, radar.steps)
+            start = _make_start(dataset, model, frame, radar.steps)
             for name, make in methods.items():
                 place = f"scores/{file.removesuffix('.nc')}-{frame}-{name.replace(' ', '-')}"
-                found[name].append((file, folder.once(place, lambda make=make, start=start: _score(make, start))))
+                found[name].append(
+                    (file, folder.load_or_compute(place, lambda make=make, start=start: _score(make, start)))
+                )
         print(f"{file}: {len([one for one, _ in found[OURS] if one == file])} starts", flush=True)
-    tables = [*_by_lead(found), _crps_by_radar(found)]
+    tables = [*_tabulate_by_lead(found), _tabulate_by_radar(found)]
     for number, table in enumerate(tables):
         table.write(folder.path, f"table-{number + 1}")
     return tables
 
 
-def _window(dataset: xr.Dataset, side: int) -> xr.Dataset:
+def _crop_to_echo(dataset: xr.Dataset, side: int) -> xr.Dataset:
     """The square with most echo."""
     source = to_reflectivity(dataset)
     echo = np.mean([source.frames([k])[0] > 0 for k in range(0, source.shape[0], 4)], 0)
@@ -103,7 +105,7 @@ def _window(dataset: xr.Dataset, side: int) -> xr.Dataset:
     return dataset.isel({source.dims[1]: slice(top, top + h), source.dims[2]: slice(left, left + w)})
 
 
-def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
+def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     known = dataset.isel(time=slice(0, frame + 1))
     job = NowcastJob(model, to_reflectivity(known), Options(steps=steps))
     frames = list(range(frame - 2, frame + 1 + steps))
@@ -113,7 +115,7 @@ def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)
 
 
-def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
+def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
     """Name -> forecasts (M, n, h, w) in mm/h of a start."""
 
     method, _ = pick_method(model)
@@ -131,7 +133,7 @@ def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable
         from pysteps import nowcasts
 
     def peer(name: str, linear: bool = False, **options: Any) -> Callable[[Start], np.ndarray]:
-        return lambda start: _pysteps(nowcasts.get_method(name), start, linear, **options)
+        return lambda start: _run_pysteps(nowcasts.get_method(name), start, linear, **options)
 
     threshold = 10 * np.log10(WET_RATE)
     rival = None if mlcast is None else load(mlcast)
@@ -142,7 +144,7 @@ def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable
 
     return {
         OURS: lambda start: own(start, members=members),
-        MEAN: lambda start: _single(own(start, smooth=smooth)),
+        MEAN: lambda start: _duplicate(own(start, smooth=smooth)),
         STEPS: peer("steps", n_ens_members=members, kmperpixel=1.0, precip_thr=threshold, seed=1),
         SPROG: peer("sprog", precip_thr=threshold),
         EXTRAPOLATION: peer("extrapolation"),
@@ -152,12 +154,12 @@ def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable
     }
 
 
-def _single(fields: np.ndarray) -> np.ndarray:
+def _duplicate(fields: np.ndarray) -> np.ndarray:
     """A single forecast as two equal members, whose CRPS is its mean absolute error."""
     return np.stack([fields, fields])
 
 
-def _pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
+def _run_pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
     """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
     three fields, in dB of mm/h or, linear, in mm/h. What comes from outside is dry."""
     from pysteps import motion
@@ -175,7 +177,7 @@ def _pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np
     made = np.nan_to_num(made, nan=0.0 if linear else _DRY_DB)
     rates = made if linear else np.where(made >= 10 * np.log10(WET_RATE), 10 ** (made / 10), 0)
     rates = rates.astype(np.float32)
-    return rates if rates.ndim == 4 else _single(rates)
+    return rates if rates.ndim == 4 else _duplicate(rates)
 
 
 def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
@@ -194,7 +196,7 @@ def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
     }
 
 
-def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
+def _sum_scores(starts: list[dict], minutes: float) -> EnsembleRows | None:
     """The scores at one lead, summed over starts; None where none has that lead."""
     total = None
     for one in starts:
@@ -206,19 +208,19 @@ def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
     return None if total is None else total.rows()
 
 
-def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
+def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
     """CRPS, calibration, skill at 2 mm/h and seconds over all starts of all radars."""
     crps, calibration, skill = [], [], []
     names = tuple(found)
     others = names[1:2] + names[3:]
     for minutes in MINUTES:
-        rows = {name: _rows([one for _, one in starts], minutes) for name, starts in found.items()}
+        rows = {name: _sum_scores([one for _, one in starts], minutes) for name, starts in found.items()}
         if rows[OURS] is None:
             continue
-        own, steps = (_crps_of(found[name], minutes) for name in ENSEMBLES)
+        own, steps = (_list_crps(found[name], minutes) for name in ENSEMBLES)
         labels = np.arange(len(own))[:, None]
-        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in others)
-        difference = Estimate.of(own - steps, labels)
+        singles = (f"{_list_crps(found[name], minutes).mean():.4f}" for name in others)
+        difference = Estimate.from_samples(own - steps, labels)
         lead = f"{minutes:g}"
         crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
         judged = ("spread_skill", "flatness", "reliability", "calibration")
@@ -246,27 +248,27 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
             ),
             skill,
         ),
-        ResultTable("Seconds of the processor a start", names, [tuple(map(_seconds, found.values()))]),
+        ResultTable("Seconds of the processor a start", names, [tuple(map(_format_seconds, found.values()))]),
     ]  # fmt: skip
 
 
-def _crps_of(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
+def _list_crps(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
     """CRPS of every start that has this lead."""
-    rows = [_rows([one], minutes) for _, one in starts]
+    rows = [_sum_scores([one], minutes) for _, one in starts]
     return np.array([row.rows["crps"][0] for row in rows if row is not None])
 
 
-def _seconds(starts: list[tuple[str, dict]]) -> str:
+def _format_seconds(starts: list[tuple[str, dict]]) -> str:
     return f"{np.mean([one['seconds'] for _, one in starts]):.1f}"
 
 
-def _crps_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
+def _tabulate_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
     """CRPS of the members over that of STEPS."""
     lines = []
     for file in RADARS:
         pairs = [[part for part in found[name] if part[0] == file] for name in ENSEMBLES]
         ratios = (
-            _crps_of(pairs[0], m).mean() / _crps_of(pairs[1], m).mean() if len(_crps_of(pairs[0], m)) else np.nan
+            _list_crps(pairs[0], m).mean() / _list_crps(pairs[1], m).mean() if len(_list_crps(pairs[0], m)) else np.nan
             for m in MINUTES
         )
         lines.append((file, str(len(pairs[0])), *("-" if np.isnan(ratio) else f"{ratio:.3f}" for ratio in ratios)))

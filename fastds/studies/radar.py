@@ -21,8 +21,8 @@ from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.common.bootstrap import Estimate, labels_of
-from fastds.studies.radar_members import SCORES, member_scores
+from fastds.studies.common.bootstrap import Estimate, make_block_labels
+from fastds.studies.radar_members import SCORES, score_members
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -72,7 +72,7 @@ class Block:
     blocks: list[int]
 
 
-def test_block(
+def read_test_block(
     folder: str | os.PathLike,
     file: str,
     floor: float = 15.0,
@@ -99,7 +99,7 @@ def test_block(
     return Block(file, floor, samples, [int(start // seconds) for start in starts])
 
 
-def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
+def compute_sample_errors(block: Block, method: Callable) -> list[dict[str, float]]:
     """radar_errors of method(sample) -> (1, 3, 1, H, W), fields normalised above the block's floor, of each sample."""
     found = []
     with torch.inference_mode():
@@ -110,12 +110,12 @@ def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
     return found
 
 
-def errors(block: Block, method: Callable) -> dict[str, float]:
+def compute_errors(block: Block, method: Callable) -> dict[str, float]:
     """radar_errors of a method over all samples, see errors_of_samples."""
-    return pooled(errors_of_samples(block, method))
+    return pool_errors(compute_sample_errors(block, method))
 
 
-def pooled(found: list[dict[str, float]]) -> dict[str, float]:
+def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
     """radar_errors of all samples together from those of each."""
     pixels = np.array([one["pixels"] for one in found])
     if not pixels.any():
@@ -125,12 +125,12 @@ def pooled(found: list[dict[str, float]]) -> dict[str, float]:
     return means | {"pixels": int(pixels.sum())}
 
 
-def plainly(method: Callable) -> Callable:
+def wrap_baseline(method: Callable) -> Callable:
     """A function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for errors()."""
     return lambda sample: method(sample["x"][None])
 
 
-def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
+def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
     fastds.tasks.radar.agreement. smooth: fields between input times are those of least squared error; else they have
     the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
@@ -144,37 +144,37 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
     def method(sample: dict) -> Tensor:
         x, (before, behind) = sample["x"][:, 0], sample["beside"]
         if low > floor:
-            return _scaled(_refined(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
+            return _normalise(_refine_pair(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
         before, given, behind = (
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
         )
         flow = steady_flow(before, given, behind)
-        y = _network(model)(given[None, :, None], flow[None])
+        y = _wrap_flow(model)(given[None, :, None], flow[None])
         if coarsened is not None:
             agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
             y[0, 1, 0] = steadied_between(y[0, :, 0])
-        return _scaled(fd.restore(y, low, high), floor)
+        return _normalise(fd.restore(y, low, high), floor)
 
     return method
 
 
-def _network(model: torch.nn.Module) -> Callable:
+def _wrap_flow(model: torch.nn.Module) -> Callable:
     """network(x, flow), whether the model reads the flow or not."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 
-def _scaled(z: Tensor, floor: float) -> Tensor:
+def _normalise(z: Tensor, floor: float) -> Tensor:
     return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
 
 
-def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
+def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
     """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
-    refiner = FrameRefiner(_network(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
+    refiner = FrameRefiner(_wrap_flow(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
     return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
 
@@ -193,7 +193,7 @@ class Row:
     @functools.cached_property
     def errors(self) -> dict[str, dict[str, float]]:
         """Of each method those of all samples together."""
-        return {name: pooled(found) for name, found in self.samples.items()}
+        return {name: pool_errors(found) for name, found in self.samples.items()}
 
     def squares(self, method: str) -> np.ndarray:
         """The sum of the squared errors of each sample, 0 where no pixel counts."""
@@ -201,7 +201,7 @@ class Row:
         return np.array(found)
 
 
-def ratio(rows: Sequence[Row], baseline: str) -> Estimate:
+def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
     """The error of the model over that of a baseline, mean over the rows, with an interval by drawing blocks of time;
     a draw takes the mean of those rows that it has samples of."""
     ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
@@ -215,10 +215,10 @@ def ratio(rows: Sequence[Row], baseline: str) -> Estimate:
             warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any sample
             return np.nanmean(ratios, 0)
 
-    return Estimate.by(mean_ratio, labels_of(row.blocks for row in rows))
+    return Estimate.from_statistic(mean_ratio, make_block_labels(row.blocks for row in rows))
 
 
-def summary(results: dict) -> dict:
+def summarize(results: dict) -> dict:
     """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
     baselines mse_total}}; ", MODE" follows where the input is not coarsened as dbz.
     """
@@ -238,7 +238,7 @@ def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, ca
     network = models.load(weights)
     for key, value in card.items():
         setattr(network.card, key, value)
-    network.card.metrics["test"] = summary(table(data, str(weights), floors))
+    network.card.metrics["test"] = summarize(print_errors(data, str(weights), floors))
     models.save(network, target)
 
 
@@ -287,15 +287,15 @@ def study(config: StudyConfig) -> None:
     with computing(None, settle(None, config.threads)):
         seconds = duration_seconds(config.block, "block")
         c = config
-        results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
-        drawn = [] if config.members < 2 else [member_table(config)]
+        results = print_errors(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
+        drawn = [] if config.members < 2 else [print_member_table(config)]
     if config.report is not None:
-        write_study("Errors on the test radars", config, [_score_table(results), *drawn])
+        write_study("Errors on the test radars", config, [_tabulate_errors(results), *drawn])
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(results))
 
 
-def member_table(config: StudyConfig) -> Table:
+def print_member_table(config: StudyConfig) -> Table:
     """Print the scores of the members of every test block and way of coarsening, and return them as a table."""
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
@@ -307,8 +307,8 @@ def member_table(config: StudyConfig) -> Table:
 
     print(f"\n{made.title}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
-        block = test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
-        for times, scores in member_scores(block.samples, model, config.members).items():
+        block = read_test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
+        for times, scores in score_members(block.samples, model, config.members).items():
             add(file, mode, times, *map(number_text, scores))
             found.setdefault(times, []).append(scores)
     for times, rows in found.items():
@@ -316,23 +316,23 @@ def member_table(config: StudyConfig) -> Table:
     return made
 
 
-def leaderboard_rows(results: dict) -> list[dict]:
+def make_leaderboard_rows(results: dict) -> list[dict]:
     """The error over advection's of every file, and its mean over the files of a floor and way of coarsening with an
     interval by drawing files."""
     rows, means = [], {}
     for (file, floor, mode), row in results.items():
-        found = ratio([row], "advection")
+        found = compute_ratio([row], "advection")
         score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"
         rows.append({"data": file, "score": score, "value": found})
         means.setdefault(score, []).append(found.mean)
     for score, found in means.items():
         labels = np.arange(len(found)).reshape(-1, 1)
-        mean = Estimate.of(np.array(found), labels)
+        mean = Estimate.from_samples(np.array(found), labels)
         rows.append({"data": "mean of the test radars", "score": score, "value": mean, "cases": len(found)})
     return [{"task": "radar", "better": "lower"} | row for row in rows]
 
 
-def _score_table(results: dict) -> Table:
+def _tabulate_errors(results: dict) -> Table:
     """The errors, a line for each file, floor and way of coarsening."""
     columns = "mse_total", "mse_t2", "mse_t13"
     heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
@@ -340,12 +340,12 @@ def _score_table(results: dict) -> Table:
     for (file, floor, mode), row in results.items():
         for number, (method, errors) in enumerate(row.errors.items(), 1):
             cells = [*(number_text(errors[name]) for name in columns)]
-            cells.append(ratio([row], "advection").text() if method == "model" else "")
+            cells.append(compute_ratio([row], "advection").format() if method == "model" else "")
             rich.add_row(file, f"{floor:g}", mode, method, *cells, end_section=number == len(row.errors))
     return rich
 
 
-def table(
+def print_errors(
     data: str,
     model: str = "fczsm-small",
     floors: Sequence[float] = (),
@@ -366,10 +366,10 @@ def table(
     print("|---" * (len(BASELINES) + 6) + "|")
     for floor, mode in itertools.product(floors or metrics.EVALUATION_FLOORS, modes):
         for file in files or TEST_BLOCKS:
-            block = test_block(data, file, floor, mode=mode, seconds=seconds)
-            methods = {name: plainly(method) for name, method in BASELINES.items()}
-            methods["model"] = as_method(network, floor, mode if told else None, smooth)
-            row = Row({name: errors_of_samples(block, method) for name, method in methods.items()}, block.blocks)
+            block = read_test_block(data, file, floor, mode=mode, seconds=seconds)
+            methods = {name: wrap_baseline(method) for name, method in BASELINES.items()}
+            methods["model"] = wrap_network(network, floor, mode if told else None, smooth)
+            row = Row({name: compute_sample_errors(block, method) for name, method in methods.items()}, block.blocks)
             results[file, floor, mode] = row
             _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])
         rows = [row for (_, *case), row in results.items() if case == [floor, mode]]
@@ -379,5 +379,5 @@ def table(
 
 
 def _print_row(block: str, floor: float, mode: str, totals: list[str], rows: list[Row]) -> None:
-    ratios = [ratio(rows, name).text() for name in ("trilinear", "advection")]
+    ratios = [compute_ratio(rows, name).format() for name in ("trilinear", "advection")]
     print(f"| {' | '.join([block, f'{floor:g}', mode, *totals, *ratios])} |", flush=True)

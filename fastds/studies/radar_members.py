@@ -17,7 +17,7 @@ _BAND = (2.0, 4.0)
 _TIMES = {"at input times": (0, 2), "between": (1,)}
 
 
-def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
+def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
     """SCORES of so many members at input times and between: CRPS over the mean absolute error of the network's field,
     spread over skill, power at wavelengths of 2 to 4 pixels of a member and of the network's field over the truth's,
     area above the floor over the truth's; on pixels near echo.
@@ -25,7 +25,7 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
     samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside, see radar.Block.
     """
     members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
-    found = {times: _Sums() for times in _TIMES}
+    found = {times: _MemberSums() for times in _TIMES}
     for number, sample in enumerate(samples):
         x = sample["x"]
         before, behind = sample["beside"]
@@ -38,10 +38,10 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
                 drawn = members.between(read, number) if k == 1 else members.at_input(read[k], (number, k))
                 near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > NEAR)
                 found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
-    return {times: sums.means() for times, sums in found.items() if sums.count}
+    return {times: sums.compute_means() for times, sums in found.items() if sums.count}
 
 
-class _Sums:
+class _MemberSums:
     """What is added up over fields."""
 
     def __init__(self):
@@ -60,7 +60,7 @@ class _Sums:
         known = torch.where(valid, truth, torch.nan)[None]
         self.details.append([spectral_ratio(z[None], known, 0.0, (_BAND,))[_BAND] for z in (drawn[0], single)])
 
-    def means(self) -> list[float]:
+    def compute_means(self) -> list[float]:
         """SCORES."""
         scores, error = self.scores.means(), self.error[0] / self.error[1]
         detail = np.nanmean(self.details, 0)

@@ -30,13 +30,13 @@ def write_study(
 
 def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows of a model to the file config.leaderboard; values are numbers, or Estimates with their intervals."""
-    told = command_line(config)
-    made = [leaderboard.Row(model=model, command=told, **(row | _value(row["value"]))) for row in rows]
+    told = format_command(config)
+    made = [leaderboard.Row(model=model, command=told, **(row | _format_value(row["value"]))) for row in rows]
     leaderboard.add(config.leaderboard, made)
     print(f"added {len(made)} rows to {config.leaderboard}")
 
 
-def command_line(config: Any) -> str:
+def format_command(config: Any) -> str:
     """The command that a study was started by, with files of the machine by their names alone."""
     words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # and its file, a word of its own
@@ -46,7 +46,7 @@ def command_line(config: Any) -> str:
     return shlex.join(["fastds", *words])
 
 
-def _value(value: float | Estimate) -> dict[str, float | None]:
+def _format_value(value: float | Estimate) -> dict[str, float | None]:
     if not isinstance(value, Estimate):
         return {"value": value}
     low, high = (None if math.isnan(end) else round(end, 4) for end in value[1:])

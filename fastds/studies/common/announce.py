@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from fastds import models
 from fastds.studies.common.budget import PAPER
-from fastds.studies.common.quiet import quietly
+from fastds.studies.common.quiet import suppress_warnings
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.reports import flat
 
 
-class Announced(NamedTuple):
+class PlannedTraining(NamedTuple):
     """A training: its configuration, the parameters of its network, and seconds of a step, None where not measured."""
 
     config: RunConfig
@@ -24,13 +24,13 @@ class Announced(NamedTuple):
     seconds: float | None = None
 
 
-def announced(config: RunConfig, seconds: float | None = None) -> Announced:
+def plan_training(config: RunConfig, seconds: float | None = None) -> PlannedTraining:
     """A training as it is told."""
-    network = quietly(lambda: models.create(config.model.name, **config.model.options))
-    return Announced(config, sum(p.numel() for p in network.parameters()), seconds)
+    network = suppress_warnings(lambda: models.create(config.model.name, **config.model.options))
+    return PlannedTraining(config, sum(p.numel() for p in network.parameters()), seconds)
 
 
-def sentence_of(name: str, training: Announced) -> str:
+def describe_training(name: str, training: PlannedTraining) -> str:
     """What will be trained, in a line."""
     c = training.config
     return (
@@ -39,27 +39,27 @@ def sentence_of(name: str, training: Announced) -> str:
     )
 
 
-def training_rows(trainings: Mapping[str, Announced], seeds: int) -> ResultTable:
+def tabulate_trainings(trainings: Mapping[str, PlannedTraining], seeds: int) -> ResultTable:
     """The table of the trainings; seeds: how many each has."""
     rows, total = [], 0.0
     for name, (config, parameters, seconds) in trainings.items():
         hours = None if seconds is None else seconds * config.max_steps / 3600
         total += hours or 0.0
-        told = ("-", "-") if hours is None else (f"{seconds:.3g}", _hours(hours))
+        told = ("-", "-") if hours is None else (f"{seconds:.3g}", _format_hours(hours))
         steps = f"{config.max_steps:,}", str(config.data.batch_size), f"{config.learning_rate:g}"
         rows.append((name, config.model.name, f"{parameters:,}", *steps, *told))
     heads = ("method", "network", "parameters", "steps", "samples a step", "learning rate")
     title = f"Trainings of each of {seeds} seeds" if seeds > 1 else "Trainings"
     if total:
-        title += f"; about {_hours(total * seeds)} hours together on this machine, validations not counted"
+        title += f"; about {_format_hours(total * seeds)} hours together on this machine, validations not counted"
     return ResultTable(title, (*heads, "seconds of a step", "hours"), rows)
 
 
-def _hours(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def configuration_lines(trainings: Mapping[str, Announced]) -> list[str]:
+def format_configurations(trainings: Mapping[str, PlannedTraining]) -> list[str]:
     """Every option of the first training, and of each other one what differs from it."""
     lines: list[str] = []
     first: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def configuration_lines(trainings: Mapping[str, Announced]) -> list[str]:
     return lines
 
 
-def seconds_of_second(call: Callable[[], object]) -> float:
+def time_second_call(call: Callable[[], object]) -> float:
     """Seconds of the second of two calls: an estimate for calls that take long."""
     call()
     began = time.perf_counter()
@@ -83,17 +83,21 @@ def seconds_of_second(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def small_title(title: str, budget: str, steps: int) -> str:
+def format_title(title: str, budget: str, steps: int) -> str:
     """The title of a table of a study, which tells where its networks and trainings are not the paper's."""
     if budget == PAPER:
         return title
     return f"{title} (small networks, {steps} steps each, not the paper's training)"
 
 
-def plan_text(
-    command: str, samples: ResultTable, trainings: Mapping[str, Announced], seeds: Sequence[int], notes: Sequence[str]
+def format_plan(
+    command: str,
+    samples: ResultTable,
+    trainings: Mapping[str, PlannedTraining],
+    seeds: Sequence[int],
+    notes: Sequence[str],
 ) -> str:
     """What `--plan` prints. command: of the study. samples: the table of the files. notes: what is left out."""
-    tables = samples.markdown(), training_rows(trainings, len(seeds)).markdown()
+    tables = samples.format_markdown(), tabulate_trainings(trainings, len(seeds)).to_markdown()
     head = f"plan of {command}: nothing is trained yet", ""
-    return "\n".join([*head, *tables, *notes, *configuration_lines(trainings)])
+    return "\n".join([*head, *tables, *notes, *format_configurations(trainings)])

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from fastds.data.grid.variables import duration_seconds
 
 PAPER = "paper"
-LEAST_STEPS = 20
+MIN_STEPS = 20
 # Of a budget is left for what was not measured.
 _RESERVE = 0.12
 
 
-def budget_seconds(budget: str) -> float | None:
+def parse_budget(budget: str) -> float | None:
     """Seconds of a budget such as "45min", None for "paper": as much as the paper. Raises: ValueError for others."""
     if budget == PAPER:
         return None
@@ -22,7 +22,7 @@ def budget_seconds(budget: str) -> float | None:
         raise ValueError(f"budget must be a duration such as 45min or the word {PAPER}, got {budget!r}") from None
 
 
-def seconds_a_call(call: Callable[[], object], least: float = 1.0, most: int = 10) -> float:
+def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) -> float:
     """The mean time of a call after the first, over so many seconds and calls at most."""
     call()
     began, count = time.perf_counter(), 0
@@ -37,15 +37,15 @@ def has_time_for(seconds: float, spent: float) -> bool:
     return spent <= (1 - _RESERVE) * seconds
 
 
-def steps_within(seconds: float, a_step: float, fixed: float) -> int:
+def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
     """The steps that each training may take, all the same.
 
-    seconds: of the whole study. a_step: seconds that a step of every training takes, together. fixed: seconds of the
+    seconds: of the whole study. step_seconds: seconds that a step of every training takes, together. fixed: seconds of the
     rest, scores and figures.
     Raises: ValueError where that leaves too few.
     """
-    steps = int(((1 - _RESERVE) * seconds - fixed) / a_step)
-    if steps < LEAST_STEPS:
-        needed = (LEAST_STEPS * a_step + fixed) / (1 - _RESERVE) / 60
+    steps = int(((1 - _RESERVE) * seconds - fixed) / step_seconds)
+    if steps < MIN_STEPS:
+        needed = (MIN_STEPS * step_seconds + fixed) / (1 - _RESERVE) / 60
         raise ValueError(f"budget must be at least {needed:.0f}min on this machine for these files and methods")
     return steps

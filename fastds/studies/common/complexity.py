@@ -12,7 +12,7 @@ _OF_ADAM = 4  # tensors as large as the parameters: weights, gradients and Adam'
 COST_HEADS = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
 
 
-def cost_cells(cost: Mapping[str, float], seconds: float | None, digits: int) -> tuple[str, str, str, str]:
+def format_cost(cost: Mapping[str, float], seconds: float | None, digits: int) -> tuple[str, str, str, str]:
     """Format what a network costs as cells of a table below COST_HEADS.
 
     Args:
@@ -24,7 +24,7 @@ def cost_cells(cost: Mapping[str, float], seconds: float | None, digits: int) ->
     return *numbers, "-" if seconds is None else f"{seconds:.3g}"
 
 
-def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
+def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
     """The costs of a network on a CPU.
 
     Args:
@@ -38,14 +38,14 @@ def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> d
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = sum(p.numel() for p in network.parameters())
-    memory = _kept_for_gradients(network.train(), inputs(batch))
+    memory = _measure_saved_bytes(network.train(), inputs(batch))
     memory += _OF_ADAM * sum(p.numel() * p.element_size() for p in network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(*inputs(1))
     return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
 
 
-def _kept_for_gradients(network: nn.Module, arguments: tuple) -> int:
+def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
     """Bytes of the tensors that a forward keeps for the backward, parameters not counted."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Collection
 
 from fastds.studies.command import Files
-from fastds.studies.common.budget import budget_seconds
+from fastds.studies.common.budget import parse_budget
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class PaperConfig:
 
     def check(self, methods: Collection[str]) -> None:
         """Raises: ValueError for options that no study takes; methods: of this one."""
-        budget_seconds(self.budget)
+        parse_budget(self.budget)
         unknown = [name for name in self.run if name not in methods]
         if unknown:
             raise ValueError(f"run must name some of {', '.join(methods)}, got {', '.join(unknown)}")

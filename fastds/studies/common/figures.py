@@ -13,7 +13,7 @@ from fastds.plot import field_panel, training_curves
 from fastds.report import MapGrid
 
 
-def validation_curves(
+def draw_validation_curves(
     curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True, column: str = "error"
 ) -> Figure:
     """A score of the validation by step.
@@ -30,7 +30,7 @@ def validation_curves(
     return figure
 
 
-def radar_panel(
+def draw_radar_panel(
     fields: Mapping[str, np.ndarray], truth: np.ndarray, times: Sequence[str], grid: MapGrid, title: str, floor: float,
     inputs: Sequence[np.ndarray | None] | None = None,
 ) -> Figure:  # fmt: skip
@@ -44,7 +44,7 @@ def radar_panel(
         return [None if z is None else grid.up(z)[::-1] for z in maps]
 
     def shown(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:
-        return from_south(None if z is None else without_echo(z, floor) for z in maps)
+        return from_south(None if z is None else clear_below_floor(z, floor) for z in maps)
 
     kept = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
     rows = {"truth": shown(truth), **{name: shown(z) for name, z in kept.items()}}
@@ -53,12 +53,12 @@ def radar_panel(
     return field_panel(rows, times, differences=differences, inputs=known, unit="pixels", title=title)
 
 
-def without_echo(z: np.ndarray, floor: float) -> np.ndarray:
+def clear_below_floor(z: np.ndarray, floor: float) -> np.ndarray:
     """Reflectivity as it is drawn: at the floor, within the lattice of 0.5 dBZ, there is no echo."""
     return np.where(z < floor + 0.5, 0.0, z)
 
 
-def field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
+def draw_field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
     """The truth and the fields (H, W) above their differences from it. label: quantity and unit; title: of all."""
     count, (height, width) = 1 + len(fields), truth.shape
     side = 2.2

@@ -32,7 +32,7 @@ class StudyFolder:
                 f"{options.get(key)!r}; output=FOLDER begins one elsewhere"
             )
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
+    def load_or_compute(self, name: str, make: Callable[[], Any]) -> Any:
         """What make returned when this was called first, by whatever run; plain data, written to NAME.json."""
         file = self.path / f"{name}.json"
         if not file.exists():

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastds.studies.common.budget import LEAST_STEPS, PAPER, budget_seconds, has_time_for, seconds_a_call, steps_within
+from fastds.studies.common.budget import MIN_STEPS, PAPER, compute_steps, has_time_for, parse_budget, time_call
 from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.quiet import quietly
+from fastds.studies.common.quiet import suppress_warnings
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.training import SupervisedModule
 
@@ -25,7 +25,7 @@ _DRAWING = 20.0  # seconds of tables, figures and page
 class Costs(NamedTuple):
     """Seconds of a step by method, and of everything beside the steps for one seed: files, validations, scores."""
 
-    a_step: dict[str, float]
+    step_seconds: dict[str, float]
     fixed: float
 
 
@@ -42,28 +42,28 @@ def make_plan(
     began, seeds = time.perf_counter(), len(config.seeds)
     costs = measure(networks)
     fixed = seeds * costs.fixed + _DRAWING + time.perf_counter() - began
-    seconds = budget_seconds(config.budget)
+    seconds = parse_budget(config.budget)
     try:
-        steps = steps_within(seconds, seeds * sum(costs.a_step.values()), fixed)
+        steps = compute_steps(seconds, seeds * sum(costs.step_seconds.values()), fixed)
     except ValueError as error:
-        raise ValueError(f"{error}; {_what_fits(config.budget, seconds, seeds, costs)}") from None
-    return {"steps": steps, "seconds_a_step": {name: round(second, 4) for name, second in costs.a_step.items()}}
+        raise ValueError(f"{error}; {_suggest_methods(config.budget, seconds, seeds, costs)}") from None
+    return {"steps": steps, "seconds_a_step": {name: round(second, 4) for name, second in costs.step_seconds.items()}}
 
 
-def _what_fits(budget: str, seconds: float, seeds: int, costs: Costs) -> str:
+def _suggest_methods(budget: str, seconds: float, seeds: int, costs: Costs) -> str:
     """The end of a refusal: the quickest methods that a budget has time for, or that it has for none."""
     chosen, spent = [], _DRAWING
-    for name in sorted(costs.a_step, key=costs.a_step.__getitem__):
-        spent += seeds * (LEAST_STEPS * costs.a_step[name] + costs.fixed / len(costs.a_step))
+    for name in sorted(costs.step_seconds, key=costs.step_seconds.__getitem__):
+        spent += seeds * (MIN_STEPS * costs.step_seconds[name] + costs.fixed / len(costs.step_seconds))
         if has_time_for(seconds, spent):
             chosen.append(name)
-    if not chosen or len(chosen) == len(costs.a_step):
+    if not chosen or len(chosen) == len(costs.step_seconds):
         return "fewer files, seeds or test_samples take less, and max_steps sets the steps without a budget"
-    listed = ",".join(name for name in costs.a_step if name in chosen)
+    listed = ",".join(name for name in costs.step_seconds if name in chosen)
     return f"{budget} is enough for run=[{listed}], and max_steps sets the steps without a budget"
 
 
-def seconds_of_step(module: SupervisedModule, batch: dict) -> float:
+def time_step(module: SupervisedModule, batch: dict) -> float:
     """Seconds of loss and gradients of a batch."""
 
     def step() -> float:
@@ -71,10 +71,10 @@ def seconds_of_step(module: SupervisedModule, batch: dict) -> float:
         loss.backward()
         return float(loss.detach())
 
-    return seconds_a_call(step)
+    return time_call(step)
 
 
-def seconds_of_short_trainings(train: Callable[[RunConfig], object], config: RunConfig) -> float:
+def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
     """Seconds of a step, estimated by a training of one and one of four samples, one by one, after a first of one.
 
     config: of the training that is meant."""
@@ -85,24 +85,24 @@ def seconds_of_short_trainings(train: Callable[[RunConfig], object], config: Run
     def short(steps: int, folder: str) -> object:
         return train(dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False))
 
-    _, one, four = (_seconds_of_training(short, steps) for steps in (1, 1, 4))  # the first is slower than others
+    _, one, four = (_time_training(short, steps) for steps in (1, 1, 4))  # the first is slower than others
     return config.data.batch_size * max(four - one, 3e-3) / 3
 
 
-def _seconds_of_training(train: Callable[[int, str], object], steps: int) -> float:
+def _time_training(train: Callable[[int, str], object], steps: int) -> float:
     """Seconds of train(steps, folder) in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        quietly(lambda: train(steps, folder))
+        suppress_warnings(lambda: train(steps, folder))
         return time.perf_counter() - began
 
 
-def seconds_of_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
+def measure_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
     """Costs by two short trainings of each network, train(name, steps, folder), with as many validations as the whole
     one has."""
-    a_step, fixed = {}, 0.0
+    step_seconds, fixed = {}, 0.0
     for name in networks:
-        spent = [_seconds_of_training(functools.partial(train, name), steps) for steps in _SHORT]
-        a_step[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
-        fixed += max(spent[0] - _SHORT[0] * a_step[name], 0.0) + START
-    return Costs(a_step, fixed)
+        spent = [_time_training(functools.partial(train, name), steps) for steps in _SHORT]
+        step_seconds[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
+        fixed += max(spent[0] - _SHORT[0] * step_seconds[name], 0.0) + START
+    return Costs(step_seconds, fixed)

@@ -4,7 +4,7 @@
 import warnings
 
 
-def quietly(call):
+def suppress_warnings(call):
     """What call returns, without its warnings, which the study has shown before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

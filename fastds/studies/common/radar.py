@@ -20,7 +20,7 @@ _GAP = 2  # frames between the parts, which then share none
 _TEST, _VALIDATION = 0.25, 0.1
 
 
-def parts_of(frames: int, name: str, least: int, tested: int | None = None) -> dict[str, list[int]]:
+def split_frames(frames: int, name: str, least: int, tested: int | None = None) -> dict[str, list[int]]:
     """Frames [start, stop) to train, validate and test on, in this order, with a gap between them.
 
     least: of each part. tested: of the test; None: least."""
@@ -49,7 +49,7 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
             frames, *grid = fd.to_reflectivity(dataset, config.var).shape
         if min(grid) < side:
             raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
-        return parts_of(frames, file.name, least, tested)
+        return split_frames(frames, file.name, least, tested)
 
     root = pathlib.Path(config.path)
     if not root.exists():
@@ -64,18 +64,18 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
     return {name: parts(root / name) for name in config.files}
 
 
-def path_of(config: RadarFiles, name: str) -> pathlib.Path:
+def resolve_path(config: RadarFiles, name: str) -> pathlib.Path:
     """A file of find_files."""
     root = pathlib.Path(config.path)
     return root if root.is_file() else root / name
 
 
-def training_blocks(files: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+def select_training_parts(files: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
     """data.blocks of a training: the parts of every file that it may see."""
     return {name: {key: part[key] for key in ("train", "validation")} for name, part in files.items()}
 
 
-def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
+def find_echo_window(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
     """The square with most echo (H, W), on every such pixel; all of a smaller field."""
     sums = torch.nn.functional.pad(echo.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     height, width = (min(side, n) for n in echo.shape)
@@ -87,7 +87,7 @@ def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
 
 
 @dataclasses.dataclass
-class TestedBlock:
+class EvaluationBlock:
     """Samples of the last part of a file.
 
     Attributes: name of the file; samples, dicts with y and valid, in the window (rows, columns of the file's pixels);
@@ -103,7 +103,7 @@ class TestedBlock:
     windows: Sequence[tuple[slice, slice]] = ()
 
 
-def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBlock, int]:
+def find_most_echo(blocks: list[EvaluationBlock], above: float = 0.0) -> tuple[EvaluationBlock, int]:
     """The test sample whose fields are drawn, its block and its number there: that with the largest share of y above a
     value."""
     share = {
@@ -115,14 +115,14 @@ def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBloc
     return blocks[number], sample
 
 
-def grid_of(config: RadarFiles, block: TestedBlock, sample: int) -> MapGrid:
+def read_grid(config: RadarFiles, block: EvaluationBlock, sample: int) -> MapGrid:
     """Where the window of a sample of a block lies."""
     window = block.windows[sample] if block.windows else block.window
-    with fd.open_dataset(path_of(config, block.name)) as dataset:
+    with fd.open_dataset(resolve_path(config, block.name)) as dataset:
         return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window])
 
 
-def sample_rows(blocks: list[TestedBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
+def tabulate_samples(blocks: list[EvaluationBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
     """What was trained, validated and tested on."""
     rows = []
     for block in blocks:

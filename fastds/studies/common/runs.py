@@ -33,36 +33,36 @@ class Runs:
     score: Callable[[str, pathlib.Path | None], dict[str, Any]]
     progress: bool = True
 
-    def say(self, what: str) -> None:
+    def log(self, what: str) -> None:
         """A line of progress."""
         if self.progress:
             print(f"fastds study {self.study}: {what}", file=sys.stderr, flush=True)
 
-    def run_folder(self, name: str, seed: int) -> pathlib.Path:
+    def get_run_folder(self, name: str, seed: int) -> pathlib.Path:
         """The folder of a training."""
         return self.folder.path / "runs" / f"{name}-{seed}"
 
-    def weights(self, name: str, seed: int) -> pathlib.Path | None:
+    def get_weights(self, name: str, seed: int) -> pathlib.Path | None:
         """The weights of a network, trained now where they are not yet; None for a method without any."""
         if name not in self.networks:
             return None
-        run, number = self.run_folder(name, seed), list(self.networks).index(name) + 1
+        run, number = self.get_run_folder(name, seed), list(self.networks).index(name) + 1
 
         def trained() -> list[str]:
-            self.say(f"training {number} of {len(self.networks)}, {name}, seed {seed}")
+            self.log(f"training {number} of {len(self.networks)}, {name}, seed {seed}")
             self.train(name, seed, run)
             return sorted(path.name for path in run.glob("*.safetensors"))
 
-        self.folder.once(f"trained/{name}-{seed}", trained)
+        self.folder.load_or_compute(f"trained/{name}-{seed}", trained)
         return run / "best.safetensors"
 
-    def scores(self, name: str) -> list[dict[str, Any]]:
+    def get_scores(self, name: str) -> list[dict[str, Any]]:
         """The scores of a method, one of each seed."""
 
         def scored(seed: int) -> dict[str, Any]:
-            weights = self.weights(name, seed)
-            self.say(f"scores of {name}" + (f", seed {seed}" if weights else ""))
+            weights = self.get_weights(name, seed)
+            self.log(f"scores of {name}" + (f", seed {seed}" if weights else ""))
             return self.score(name, weights)
 
         seeds = self.seeds if name in self.networks else [0]
-        return [self.folder.once(f"scores/{name}-{seed}", lambda s=seed: scored(s)) for seed in seeds]
+        return [self.folder.load_or_compute(f"scores/{name}-{seed}", lambda s=seed: scored(s)) for seed in seeds]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
-from fastds.studies.common.announce import Announced, announced, plan_text, sentence_of, small_title
+from fastds.studies.common.announce import PlannedTraining, describe_training, format_plan, format_title, plan_training
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.folder import StudyFolder
@@ -56,19 +56,19 @@ class PaperStudy:
         trained = [name for name in names if name in networks]
 
         def make() -> dict[str, Any]:
-            return make_plan(config, trained, self.paper_steps, self.costs)
+            return make_plan(config, trained, self.paper_steps, self.measure_costs)
 
-        plan = make() if config.plan else self.folder.once("plan", make)
+        plan = make() if config.plan else self.folder.load_or_compute("plan", make)
         self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
         self.runs = Runs(self.name, self.folder, trained, config.seeds, self.train, self.score, config.progress)
 
     # ---- what a study gives
 
-    def costs(self, networks: list[str]) -> Costs:
+    def measure_costs(self, networks: list[str]) -> Costs:
         """How long trainings and the rest take on this machine."""
         raise NotImplementedError
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
         """The configuration of a training of a method into a folder."""
         raise NotImplementedError
 
@@ -76,11 +76,11 @@ class PaperStudy:
         """Train a method into a folder, or go on there."""
         raise NotImplementedError
 
-    def step_seconds(self, name: str) -> float:
+    def measure_step_seconds(self, name: str) -> float:
         """Seconds of a step of a training, estimated by one."""
         raise NotImplementedError
 
-    def sample_table(self) -> ResultTable:
+    def make_sample_table(self) -> ResultTable:
         """The files, and what of them is trained and tested on."""
         raise NotImplementedError
 
@@ -88,19 +88,19 @@ class PaperStudy:
         """The scores of a method, plain data."""
         raise NotImplementedError
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         """The tables by the names of their files, the most important first; results: method -> scores by seed."""
         raise NotImplementedError
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         """Write figures of fields of the first seed as PNG into the folder; the same for a page."""
         raise NotImplementedError
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         """The line figures by the names of their files."""
         raise NotImplementedError
 
-    def notes(self) -> list[str]:
+    def write_notes(self) -> list[str]:
         """What stands below the tables."""
         raise NotImplementedError
 
@@ -115,39 +115,39 @@ class PaperStudy:
     def curves(self) -> dict[str, pathlib.Path]:
         """The validation errors of the first seed: method -> CSV."""
         seed = self.config.seeds[0]
-        return {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+        return {name: self.runs.get_run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
 
-    def of_first_seed(self, name: str) -> pathlib.Path | None:
+    def get_first_weights(self, name: str) -> pathlib.Path | None:
         """The weights of a method that are drawn."""
-        return self.runs.weights(name, self.config.seeds[0])
+        return self.runs.get_weights(name, self.config.seeds[0])
 
-    def _announced(self, measured: bool) -> dict[str, Announced]:
+    def _plan_trainings(self, measured: bool) -> dict[str, PlannedTraining]:
         """The trainings of the first seed. measured: with seconds of a step."""
         found, seed = {}, self.config.seeds[0]
         for name in self.runs.networks:
             seconds = self.seconds.get(name)
             if measured and seconds is None:
-                self.runs.say(f"a step of {name} is measured")
-                seconds = self.step_seconds(name)
-            found[name] = announced(self.training(name, seed, self.runs.run_folder(name, seed)), seconds)
+                self.runs.log(f"a step of {name} is measured")
+                seconds = self.measure_step_seconds(name)
+            found[name] = plan_training(self.make_training(name, seed, self.runs.get_run_folder(name, seed)), seconds)
         return found
 
-    def optimiser_text(self) -> str:
+    def describe_optimiser(self) -> str:
         """The optimiser and the learning rate of the trainings of networks of one loss, for the notes."""
         if self.config.budget != PAPER:
             return "AdamW with warm-up and cosine decay"
         name = self.runs.networks[0] if self.runs.networks else None
         if name is None:
             return "the paper's optimiser"
-        c = self.training(name, 0, self.folder.path)
+        c = self.make_training(name, 0, self.folder.path)
         return f"{_OPTIMISERS[c.optimizer]}, {_SCHEDULES[c.schedule]}"
 
     def print_plan(self) -> None:
         """What --plan prints: files, trainings, hours on this machine, configurations."""
         budget = self.config.budget
-        left_out = [note for note in self.notes() if "left out" in note]
+        left_out = [note for note in self.write_notes() if "left out" in note]
         command = f"fastds study {self.name} --budget={budget}"
-        print(plan_text(command, self.sample_table(), self._announced(True), self.config.seeds, left_out))
+        print(format_plan(command, self.make_sample_table(), self._plan_trainings(True), self.config.seeds, left_out))
 
     def run(self) -> pathlib.Path:
         """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
@@ -155,30 +155,30 @@ class PaperStudy:
         Deterministic for given options and number of threads, killed or not; with a budget in time from the moment on
         that plan.json is there, which holds the number of steps.
         """
-        for name, told in self._announced(False).items():
-            self.runs.say(sentence_of(name, told))
-        results = {name: self.runs.scores(name) for name in self.names}
+        for name, told in self._plan_trainings(False).items():
+            self.runs.log(describe_training(name, told))
+        results = {name: self.runs.get_scores(name) for name in self.names}
         folder, budget = self.folder.path, self.config.budget
         shown = {
-            name: dataclasses.replace(table, title=small_title(table.title, budget, self.steps))
-            for name, table in self.tables(results).items()
+            name: dataclasses.replace(table, title=format_title(table.title, budget, self.steps))
+            for name, table in self.make_tables(results).items()
         }
-        notes = self.notes()
+        notes = self.write_notes()
         if self.seconds:
             notes.append("Seconds a step: " + ", ".join(f"{n} {s:.3g}" for n, s in self.seconds.items()) + ".")
         for name, table in shown.items():
             table.write(folder, name)
         (folder / "notes.txt").write_text("\n".join(notes) + "\n", encoding="utf-8")
-        self.runs.say("figures")
-        maps, charts = self.draw(results), self.charts(results)
+        self.runs.log("figures")
+        maps, charts = self.draw_fields(results), self.make_charts(results)
         for name, chart in charts.items():
             save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
             told = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
             told.pop("Model")
-            tables = [table.rich() for table in shown.values()]
+            tables = [table.to_rich() for table in shown.values()]
             Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)
-        print("\n".join([table.markdown() for table in shown.values()] + notes))
+        print("\n".join([table.to_markdown() for table in shown.values()] + notes))
         return folder / f"{next(iter(shown))}.md"
 
 

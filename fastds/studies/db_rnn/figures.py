@@ -14,11 +14,11 @@ from fastds import data as fd
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.plot import draw_panels_by_lead, save_png
 from fastds.report import Chart, MapGrid, Maps, radar_style
-from fastds.studies.common.figures import radar_panel, validation_curves, without_echo
+from fastds.studies.common.figures import clear_below_floor, draw_radar_panel, draw_validation_curves
 from fastds.studies.db_rnn.methods import ABLATION, CELLS, FUTURE
 from fastds.studies.db_rnn.published import RATES
-from fastds.studies.db_rnn.scores import Sums
-from fastds.studies.db_rnn.tables import long_scores
+from fastds.studies.db_rnn.scores import ScoreSums
+from fastds.studies.db_rnn.tables import compute_long_scores
 
 _DRAWN = (0, 2, 4)  # leads of the maps
 _ECHO_DBZ = 5.0  # the colours begin here
@@ -27,12 +27,12 @@ _ERROR = "validation error (1: persistence)"
 _CURVES = {"CSI": RATES, "HSS": RATES[:4]}
 
 
-def in_dbz(x: torch.Tensor) -> np.ndarray:
+def to_dbz(x: torch.Tensor) -> np.ndarray:
     """(n, 1, H, W) on the scale of the networks -> (n, H, W) dBZ."""
     return fd.restore(x, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)[:, 0].numpy()
 
 
-def groups(names: Iterable[str]) -> dict[str, list[str]]:
+def group_methods(names: Iterable[str]) -> dict[str, list[str]]:
     """The methods of every figure, by what they share: a cell, or none; extrapolation is in each."""
     kinds = {cell: [f"MS-{cell}", f"MS-{cell}-S", f"DB-{cell}"] for cell in CELLS}
     kinds |= {"others": ["persistence", "SimVP", "MS-LSTM", "PredRNN-V2"], "ablation": list(ABLATION)}
@@ -44,42 +44,42 @@ def draw_maps(
     folder: pathlib.Path, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str], grid: MapGrid, title: str
 ) -> None:
     """Write figure-maps-GROUP.png: forecasts (n, H, W) in dBZ from one start."""
-    truth = np.where(sample["valid"][:, 0].numpy(), in_dbz(sample["y"]), np.nan)
+    truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     times = [f"+{minutes[k]} min" for k in _DRAWN]
-    for kind, names in groups(fields).items():
+    for kind, names in group_methods(fields).items():
         chosen = {name: fields[name][list(_DRAWN)] for name in names}
-        figure = radar_panel(chosen, truth[list(_DRAWN)], times, grid, title, _ECHO_DBZ)
+        figure = draw_radar_panel(chosen, truth[list(_DRAWN)], times, grid, title, _ECHO_DBZ)
         save_png(figure, folder / f"figure-maps-{kind}.png")
 
 
-def line_charts(
-    curves: Mapping[str, pathlib.Path], results: Mapping[str, Sums], minutes: list[str]
+def make_line_charts(
+    curves: Mapping[str, pathlib.Path], results: Mapping[str, ScoreSums], minutes: list[str]
 ) -> dict[str, Chart]:
     """The line figures by the names of their files. curves: method -> CSV."""
     found, leads = {}, [float(m) for m in minutes]
-    for kind, names in groups(results).items():
+    for kind, names in group_methods(results).items():
         chosen = {name: curves[name] for name in names if name in curves}
         if chosen:
-            draw = functools.partial(validation_curves, chosen, _ERROR)
+            draw = functools.partial(draw_validation_curves, chosen, _ERROR)
             alt = f"Validation error by step of {', '.join(chosen)}"
             found[f"figure-validation-{kind}"] = Chart(f"Validation error, {kind}", alt, draw)
         for score, rates in _CURVES.items():
-            panels = {f"{score} at {rate} mm/h": _by_lead(results, names, f"{score} {rate}") for rate in rates}
+            panels = {f"{score} at {rate} mm/h": _collect_by_lead(results, names, f"{score} {rate}") for rate in rates}
             draw = functools.partial(draw_panels_by_lead, leads, panels)
             alt = f"{score} by lead of {', '.join(names)}, at {', '.join(rates)} mm/h"
             found[f"figure-04-{kind}-{score}"] = Chart(f"{score} by lead, {kind}", alt, draw)
     return found
 
 
-def _by_lead(results: Mapping[str, Sums], names: Iterable[str], score: str) -> dict[str, np.ndarray]:
+def _collect_by_lead(results: Mapping[str, ScoreSums], names: Iterable[str], score: str) -> dict[str, np.ndarray]:
     return {name: results[name].by_lead(score, np.ones((1, results[name].samples)))[0] for name in names}
 
 
-def long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str, Chart]:
+def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str, Chart]:
     """Figure 8, scores of long forecasts; none where there are none. counted: method -> see tables.long_scores."""
     if not counted:
         return {}
-    scores = {name: long_scores(found) for name, found in counted.items()}
+    scores = {name: compute_long_scores(found) for name, found in counted.items()}
     panels = {f"{kind} at 10 mm/h": {name: one[kind] for name, one in scores.items()} for kind in ("HSS", "POD")}
     draw = functools.partial(draw_panels_by_lead, [60 * float(h) for h in hours], panels)
     return {"figure-08": Chart("Long forecasts by lead", f"HSS and POD by lead of {', '.join(scores)}", draw)}
@@ -87,9 +87,9 @@ def long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str
 
 def maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
     """Forecasts of the sample for a page."""
-    truth = np.where(sample["valid"][:, 0].numpy(), in_dbz(sample["y"]), np.nan)
+    truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     drawn = Maps(grid, ["truth", *fields], radar_style())
-    shown = {name: without_echo(z, _ECHO_DBZ) for name, z in {"truth": truth, **fields}.items()}
+    shown = {name: clear_below_floor(z, _ECHO_DBZ) for name, z in {"truth": truth, **fields}.items()}
     for k in range(FUTURE):
         drawn.add(f"+{minutes[k]} min", {name: z[k] for name, z in shown.items()})
     return drawn

@@ -56,7 +56,7 @@ METHODS = {
     **ABLATION,
 }
 # What the paper finds better, and than what.
-ORDER = (
+PAPER_RANKING = (
     *((f"DB-{name}", f"MS-{name}") for name in CELLS),
     *((f"MS-{name}-S", f"MS-{name}") for name in CELLS),
     *((f"DB-{name}", f"MS-{name}-S") for name in CELLS),
@@ -64,7 +64,7 @@ ORDER = (
     ("DB-scheduled", "DB-fixed"), ("DB-gdl", "DB-scheduled"), ("DB-discriminator-S", "DB-gdl"),
     ("DB-discriminator-M", "DB-discriminator-S"), ("DB-discriminator-L", "DB-discriminator-S"),
 )  # fmt: skip
-ORDERED = ("CSI 5", "CSI 10", "CSI 30", "B-MAE")
+RANKED_SCORES = ("CSI 5", "CSI 10", "CSI 30", "B-MAE")
 KNOWN = FUTURE = 5
 CROP = 64  # pixels of a training sample, but with the paper's budget
 _SMALL_WIDTH = 8
@@ -73,7 +73,7 @@ _VALIDATIONS, VALIDATED = 8, 16  # of a training in the small, and samples of ea
 EPOCHS = 50  # of DB networks, in which their loss changes
 
 
-def preset(name: str, ablated: str) -> tuple[str, str]:
+def select_preset(name: str, ablated: str) -> tuple[str, str]:
     """Preset and cell of a method's network; ablated: the cell of the ablation, a name of CELLS."""
     method = METHODS[name]
     cell = method.cell or CELLS[ablated]
@@ -81,19 +81,19 @@ def preset(name: str, ablated: str) -> tuple[str, str]:
     return names[method.kind], cell
 
 
-def network_options(name: str, ablated: str, budget: str) -> dict[str, Any]:
+def make_network_options(name: str, ablated: str, budget: str) -> dict[str, Any]:
     """Arguments of the network beyond its preset's."""
     if budget == PAPER:
         return {}
-    _, cell = preset(name, ablated)
+    _, cell = select_preset(name, ablated)
     width = {} if METHODS[name].kind == "simvp" else {"hidden": _SMALL_WIDTH}
     return width | _SMALL.get("simvp" if METHODS[name].kind == "simvp" else cell, {})
 
 
-def paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
+def load_paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
     """The shipped configuration of a method, which has the paper's training; of networks that the paper has no row of,
     such as staged ones of other cells, that of the same kind with ConvLSTM cells."""
-    method, (network, _) = METHODS[name], preset(name, ablated)
+    method, (network, _) = METHODS[name], select_preset(name, ablated)
     shipped = "ms-lstm" if network == "ms-mk-lstm" else network
     if shipped not in configurations("nowcast"):
         shipped = "ms-convlstm-s" if method.kind == "staged" else "ms-convlstm"
@@ -107,7 +107,7 @@ def paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
     return dataclasses.replace(config, loss=loss)
 
 
-def training_config(
+def make_training_config(
     name: str, ablated: str, budget: str, steps: int, data: DataConfig, z_r: list[float], start: str | None = None,
     **run: Any,
 ) -> TrainingConfig:  # fmt: skip
@@ -119,7 +119,7 @@ def training_config(
     method = METHODS[name]
     stage = "deblurrer" if method.kind == "staged" else None
     if budget == PAPER:
-        paper = paper_config(name, ablated, data.path)
+        paper = load_paper_config(name, ablated, data.path)
         given = {key: getattr(data, key) for key in ("blocks", "var", "scales", "intervals")}
         return dataclasses.replace(
             paper,
@@ -142,7 +142,7 @@ def training_config(
         validation_samples=VALIDATED,
     )
     loss = LossConfig("db-rnn", *ABLATIONS[method.ablation], method.discriminator, EPOCHS, z_r=z_r)
-    model = ModelConfig(preset(name, ablated)[0], network_options(name, ablated, budget), start=start)
+    model = ModelConfig(select_preset(name, ablated)[0], make_network_options(name, ablated, budget), start=start)
     return TrainingConfig(
         data, loss, model, stage, max_steps=steps, learning_rate=2e-3, warmup_steps=min(40, steps // 10 + 1),
         ema_decay=0.98, **run,

@@ -7,13 +7,13 @@ import time
 
 import torch
 
-from fastds.studies.common.announce import seconds_of_second
-from fastds.studies.common.budget import seconds_a_call
-from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import TestedBlock
+from fastds.studies.common.announce import time_second_call
+from fastds.studies.common.budget import time_call
+from fastds.studies.common.plan import FORWARD, START, Costs, time_step
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.db_rnn.config import StudyConfig
-from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, training_config
+from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, make_training_config
 from fastds.studies.db_rnn.scores import score
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
@@ -24,34 +24,34 @@ from fastds.tasks.nowcast.training import NowcastModule, build_model
 _STEPS = 100  # of a training that is only measured
 
 
-def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestedBlock]) -> Costs:
+def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
     """Costs of methods; data: their samples; blocks: of the test."""
-    training = training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
+    training = make_training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
     began = time.perf_counter()
     samples = NowcastData(training, moving=False)
-    quietly(samples.setup)
+    suppress_warnings(samples.setup)
     setup, number = time.perf_counter() - began, iter(range(10_000))
-    a_sample = seconds_a_call(lambda: samples.training[next(number)], most=20)
+    a_sample = time_call(lambda: samples.training[next(number)], most=20)
     batch = [samples.training[k] for k in range(training.batch_size)]
     batch = {key: torch.stack([sample[key] for sample in batch]).to(resolved(config.device)) for key in batch[0]}
-    found = {name: _seconds_of(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
+    found = {name: _time_method(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
     tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
     validated = 8 * VALIDATED * training.crop**2
-    scoring = _scoring(blocks, config.data.z_r)
+    scoring = _time_scoring(blocks, config.data.z_r)
     fixed = sum(START + setup + scoring + (tested + validated) * a_pixel for _, a_pixel in found.values())
     return Costs({name: s + training.batch_size * a_sample for name, (s, _) in found.items()}, fixed + 2 * scoring)
 
 
-def seconds_of_one(training: TrainingConfig, device: str) -> float:
+def time_one_sample(training: TrainingConfig, device: str) -> float:
     """Seconds of a step, estimated by loss and gradients of one sample, samples and discriminator not counted."""
     c = training.data
     module = NowcastModule(build_model(training), training).to(resolved(device))
     frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
     batch = {"frames": frames, "valid": torch.ones_like(frames, dtype=torch.bool)}
-    return c.batch_size * seconds_of_second(lambda: module.loss(module(batch), batch).backward())
+    return c.batch_size * time_second_call(lambda: module.loss(module(batch), batch).backward())
 
 
-def _seconds_of(
+def _time_method(
     config: StudyConfig, name: str, data: TrainingData, batch: dict, known: torch.Tensor
 ) -> tuple[float, float]:
     """Seconds of a step without its samples, and of the forecasts of a pixel; known: the inputs of a test sample.
@@ -60,7 +60,7 @@ def _seconds_of(
     """
     staged = METHODS[name].kind == "staged"
     trained = name.removesuffix("-S") if staged else name
-    training = training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
+    training = make_training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
     device = next(iter(batch.values())).device
     module, known = NowcastModule(build_model(training), training).to(device), known[None].to(device)
 
@@ -68,13 +68,13 @@ def _seconds_of(
         with torch.no_grad():
             return float(module.model.forecast(known, FUTURE).sum())
 
-    step = seconds_of_step(module, batch) * (1 + FORWARD * staged)
+    step = time_step(module, batch) * (1 + FORWARD * staged)
     module.eval()
-    return step, seconds_a_call(forecast, most=3) / known[0, 0].numel() * (1 + staged)
+    return step, time_call(forecast, most=3) / known[0, 0].numel() * (1 + staged)
 
 
-def _scoring(blocks: list[TestedBlock], z_r: list[float]) -> float:
+def _time_scoring(blocks: list[EvaluationBlock], z_r: list[float]) -> float:
     """Seconds of the scores of one method."""
-    one = TestedBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
-    a_pixel = seconds_a_call(lambda: score(lambda s, steps: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
+    one = EvaluationBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
+    a_pixel = time_call(lambda: score(lambda s, steps: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
     return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

@@ -85,6 +85,6 @@ COMPLEXITY = {
 }
 
 
-def published(name: str, data: str = "hko-7") -> Mapping[str, float | None]:
+def get_published(name: str, data: str = "hko-7") -> Mapping[str, float | None]:
     """What the paper prints of a method on its data, hko-7 or dwd-12, by score; None: nothing."""
     return dict.fromkeys(SCORES) | PUBLISHED[data].get(name, {})

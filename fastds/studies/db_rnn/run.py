@@ -15,12 +15,12 @@ from fastds import models
 from fastds.data import FrameStore, TimeBlock, normalised_rates
 from fastds.models.db_rnn.discriminator import variant_of
 from fastds.report import Chart, Maps
-from fastds.studies.common.bootstrap import labels_of, told_of
+from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
 from fastds.studies.common.budget import PAPER
-from fastds.studies.common.complexity import cost_of
+from fastds.studies.common.complexity import measure_cost
 from fastds.studies.common.plan import Costs
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import find_files, grid_of, most_echo, path_of, sample_rows
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import find_files, find_most_echo, read_grid, resolve_path, tabulate_samples
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.db_rnn import figures, samples
@@ -31,15 +31,15 @@ from fastds.studies.db_rnn.methods import (
     FUTURE,
     KNOWN,
     METHODS,
-    network_options,
-    paper_config,
-    preset,
-    training_config,
+    load_paper_config,
+    make_network_options,
+    make_training_config,
+    select_preset,
 )
-from fastds.studies.db_rnn.plan import measure, seconds_of_one
+from fastds.studies.db_rnn.plan import measure_costs, time_one_sample
 from fastds.studies.db_rnn.published import ABSENT
-from fastds.studies.db_rnn.scores import Predict, Sums, score, score_long, with_prediction
-from fastds.studies.db_rnn.tables import complexity_rows, long_rows, tables
+from fastds.studies.db_rnn.scores import Predict, ScoreSums, call_with_prediction, score, score_long
+from fastds.studies.db_rnn.tables import make_tables, tabulate_complexity, tabulate_long_scores
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.training import train
 
@@ -53,16 +53,16 @@ def study(config: StudyConfig) -> pathlib.Path:
     return run_paper_study(DbRnnStudy, config)
 
 
-def needed(run: list[str], ablation: str) -> list[str]:
+def select_methods(run: list[str], ablation: str) -> list[str]:
     """The methods of a study that asks for some; a staged network needs its forecaster, and the ablation's row with the
     discriminator that the paper gives its cells is the DB network of the main table."""
     wanted = set(run or METHODS)
     wanted |= {name.removesuffix("-S") for name in wanted if METHODS[name].kind == "staged"}
-    wanted |= {f"DB-{ablation}"} if own_row(ablation) in wanted else set()
+    wanted |= {f"DB-{ablation}"} if get_shared_row(ablation) in wanted else set()
     return [name for name, method in METHODS.items() if name in wanted or not method.kind]
 
 
-def own_row(ablation: str) -> str:
+def get_shared_row(ablation: str) -> str:
     """The row of the ablation that is a row of the main table."""
     return f"DB-discriminator-{variant_of(CELLS[ablation])}"
 
@@ -74,50 +74,52 @@ class DbRnnStudy(PaperStudy):
     name, title = "db-rnn", "DB-RNN and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        least, tested = (samples.frames_of(config.data, leads) for leads in (1, max(1, config.long_leads)))
-        paper = paper_config("MS-ConvLSTM", config.ablation, config.data.path)
+        least, tested = (samples.count_frames(config.data, leads) for leads in (1, max(1, config.long_leads)))
+        paper = load_paper_config("MS-ConvLSTM", config.ablation, config.data.path)
         self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else CROP
         self.files = find_files(config.data, crop * config.data.scale, least, tested)
-        self.data = samples.training_data(config.data, self.files)
-        self.blocks = [samples.test_block(config.data, name, part["test"]) for name, part in self.files.items()]
-        self.labels = labels_of(block.blocks for block in self.blocks)
-        self.minutes = self._minutes(config)
-        names = [name for name in needed(config.run, config.ablation) if name != own_row(config.ablation)]
+        self.data = samples.make_training_data(config.data, self.files)
+        self.blocks = [samples.read_test_block(config.data, name, part["test"]) for name, part in self.files.items()]
+        self.labels = make_block_labels(block.blocks for block in self.blocks)
+        self.minutes = self._compute_minutes(config)
+        names = [
+            name for name in select_methods(config.run, config.ablation) if name != get_shared_row(config.ablation)
+        ]
         networks = [name for name in names if METHODS[name].kind]
         super().__init__(config, names, networks, {"files": self.files})
 
-    def _minutes(self, config: StudyConfig) -> list[str]:
+    def _compute_minutes(self, config: StudyConfig) -> list[str]:
         """Of the leads of the first file; others may have other steps."""
         cadence = FrameStore(
-            TimeBlock(str(path_of(config.data, next(iter(self.files)))), 0, 3, config.data.var)
+            TimeBlock(str(resolve_path(config.data, next(iter(self.files)))), 0, 3, config.data.var)
         ).cadence
         return [f"{cadence * config.data.interval * k / 60:g}" for k in range(1, FUTURE + 1)]
 
-    def costs(self, networks: list[str]) -> Costs:
-        return measure(self.config, networks, self.data, self.blocks)
+    def measure_costs(self, networks: list[str]) -> Costs:
+        return measure_costs(self.config, networks, self.data, self.blocks)
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         c = self.config
         options = self.run_options | {"seed": seed, "output": str(output)}
         start = str(output / "start.safetensors") if METHODS[name].kind == "staged" else None
-        return training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options)
+        return make_training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
         if METHODS[name].kind == "staged":
             self._save_forecaster(name, seed, output)
-        train(self.training(name, seed, output))
+        train(self.make_training(name, seed, output))
 
-    def step_seconds(self, name: str) -> float:
+    def measure_step_seconds(self, name: str) -> float:
         trained = name.removesuffix("-S")  # whose network is that of either stage
-        return seconds_of_one(self.training(trained, 0, self.folder.path), self.config.device)
+        return time_one_sample(self.make_training(trained, 0, self.folder.path), self.config.device)
 
-    def sample_table(self) -> ResultTable:
-        return sample_rows(self.blocks, self.files)
+    def make_sample_table(self) -> ResultTable:
+        return tabulate_samples(self.blocks, self.files)
 
     def _save_forecaster(self, name: str, seed: int, output: pathlib.Path) -> None:
         """Write a staged network whose forecaster is the trained MS network of its cell as start.safetensors."""
-        trained = quietly(lambda: models.load(self.runs.weights(name.removesuffix("-S"), seed)))
-        staged = models.create(preset(name, "")[0], **network_options(name, "", self.config.budget))
+        trained = suppress_warnings(lambda: models.load(self.runs.get_weights(name.removesuffix("-S"), seed)))
+        staged = models.create(select_preset(name, "")[0], **make_network_options(name, "", self.config.budget))
         staged.forecaster.load_state_dict(trained.state_dict())
         staged.card = trained.card
         output.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ class DbRnnStudy(PaperStudy):
         found = self._predicting(name, weights, self._score)
         if weights is None:
             return found
-        model = quietly(lambda: models.load(weights))
+        model = suppress_warnings(lambda: models.load(weights))
         width = model.config.get("hidden") or model.config["spatial"]
         return found | {"width": width, "parameters": sum(p.numel() for p in model.parameters())}
 
@@ -145,78 +147,80 @@ class DbRnnStudy(PaperStudy):
         return [
             sample
             for block in self.blocks
-            for sample in samples.long_samples(c.data, block, self.files[block.name]["test"], c.long_leads)
+            for sample in samples.make_long_samples(c.data, block, self.files[block.name]["test"], c.long_leads)
         ]
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
         c = self.config
-        return with_prediction(name, weights, c.threads, c.device, use, c.restart)
+        return call_with_prediction(name, weights, c.threads, c.device, use, c.restart)
 
-    def _sums(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Sums]:
+    def _sums(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ScoreSums]:
         """Of the fields to forecast, by row of the tables."""
-        sums, cell = {name: Sums(found) for name, found in results.items()}, self.config.ablation
-        same = {own_row(cell): f"DB-{cell}", "MS": f"MS-{cell}"}
+        sums, cell = {name: ScoreSums(found) for name, found in results.items()}, self.config.ablation
+        same = {get_shared_row(cell): f"DB-{cell}", "MS": f"MS-{cell}"}
         return sums | {row: sums[name] for row, name in same.items() if name in sums}
 
     def _long(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
         """Contingency tables of long forecasts, by method."""
         return {name: np.array([one["long"] for one in found]) for name, found in results.items() if "long" in found[0]}
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         sizes = {n: (one[0]["width"], one[0]["parameters"]) for n, one in results.items() if "width" in one[0]}
-        whole = {name: Sums([one["all"] for one in found]) for name, found in results.items() if "all" in found[0]}
-        made = tables(self._sums(results), whole, self.labels, sizes, self.minutes, self.config.published)
+        whole = {name: ScoreSums([one["all"] for one in found]) for name, found in results.items() if "all" in found[0]}
+        made = make_tables(self._sums(results), whole, self.labels, sizes, self.minutes, self.config.published)
         if long := self._long(results):
-            made["long"] = long_rows(long, self._hours())
+            made["long"] = tabulate_long_scores(long, self._hours())
         if costs := {name: self._cost(name) for name in self.runs.networks if name in results}:
-            made["complexity"] = complexity_rows(costs, self.seconds)
-        return made | {"samples": self.sample_table()}
+            made["complexity"] = tabulate_complexity(costs, self.seconds)
+        return made | {"samples": self.make_sample_table()}
 
-    def _hours(self) -> list[str]:
+    def _format_hours(self) -> list[str]:
         """Leads of long forecasts, their last fields."""
         return [f"{float(self.minutes[-1]) * k / 60:g}" for k in range(1, self.config.long_leads + 1)]
 
     def _cost(self, name: str) -> dict[str, float]:
         """See cost_of: of all frames that a network forecasts, on samples of its training."""
         c = self.config
-        network, options = preset(name, c.ablation)[0], network_options(name, c.ablation, c.budget)
-        training = training_config(name, c.ablation, c.budget, 1, self.data, c.data.z_r, "weights of the MS network")
+        network, options = select_preset(name, c.ablation)[0], make_network_options(name, c.ablation, c.budget)
+        training = make_training_config(
+            name, c.ablation, c.budget, 1, self.data, c.data.z_r, "weights of the MS network"
+        )
         side = training.data.crop
 
         def inputs(batch: int) -> tuple[torch.Tensor, int]:
             return torch.zeros(batch, KNOWN, 1, side, side), FUTURE
 
         def cost() -> dict[str, float]:
-            return cost_of(models.create(network, **options), inputs, training.data.batch_size)
+            return measure_cost(models.create(network, **options), inputs, training.data.batch_size)
 
-        return self.folder.once(f"costs/{name}", cost)
+        return self.folder.load_or_compute(f"costs/{name}", cost)
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        made = figures.line_charts(self.curves, self._sums(results), self.minutes)
-        return made | figures.long_charts(self._long(results), self._hours())
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        made = figures.make_line_charts(self.curves, self._sums(results), self.minutes)
+        return made | figures.make_long_charts(self._long(results), self._hours())
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        block, number = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        block, number = find_most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
         sample = block.samples[number]
 
         def fields(name: str) -> np.ndarray:
             def drawn(predict: Predict) -> np.ndarray:
-                return figures.in_dbz(predict(sample, FUTURE)[-FUTURE:])
+                return figures.to_dbz(predict(sample, FUTURE)[-FUTURE:])
 
-            return self._predicting(name, self.of_first_seed(name), drawn)
+            return self._predicting(name, self.get_first_weights(name), drawn)
 
-        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block, number)
+        made, grid = {name: fields(name) for name in self.names}, read_grid(self.config.data, block, number)
         title = f"{block.name}: truth, forecasts, differences"
         figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
         return figures.maps(grid, made, sample, self.minutes)
 
-    def notes(self) -> list[str]:
+    def write_notes(self) -> list[str]:
         paper = self.config.budget == PAPER
         small = "" if paper else "; networks in the small, those of the paper are 24 wide and SimVP 64"
         twice = ", DB networks in twice as many as in the paper" if paper else ", DB networks in as many as others"
         return [
             f"Every network is trained in {self.steps} steps on the same samples{twice} (the paper's losses, "
-            f"{self.optimiser_text()}, weights of the lowest validation error); a staged network's deblurrer "
+            f"{self.describe_optimiser()}, weights of the lowest validation error); a staged network's deblurrer "
             "takes as many again on the forecasts of the MS network. "
             f"Seeds {', '.join(map(str, self.config.seeds))}{small}.",
             f"Scores are means over the {FUTURE} frames to forecast; tables all-frames are means that include the four "
@@ -228,6 +232,6 @@ class DbRnnStudy(PaperStudy):
             "paper, and products with the zero states of the first step and of the embedding, which is folded into the "
             "first convolution, do not. Memory is that of the tensors kept for the gradients and of Adam's.",
             f"Losses and discriminators are tried on {self.config.ablation}; the paper's numbers are of PrecipLSTM. "
-            f"{own_row(self.config.ablation)} is DB-{self.config.ablation}.",
-            f"{told_of(self.labels)} Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",
+            f"{get_shared_row(self.config.ablation)} is DB-{self.config.ablation}.",
+            f"{describe_intervals(self.labels)} Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",
         ]

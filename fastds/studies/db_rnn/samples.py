@@ -9,27 +9,27 @@ from fastds import data as fd
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.report import evenly
-from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
+from fastds.studies.common.radar import EvaluationBlock, find_echo_window, resolve_path, select_training_parts
 from fastds.studies.db_rnn.config import DataConfig
 from fastds.studies.db_rnn.methods import FUTURE, KNOWN
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 
 
-def frames_of(config: DataConfig, leads: int = 1) -> int:
+def count_frames(config: DataConfig, leads: int = 1) -> int:
     """Frames of a file that a sample with forecasts of so many times FUTURE frames spans."""
     return (KNOWN + leads * FUTURE - 1) * config.interval + 1
 
 
-def training_data(config: DataConfig, files: dict[str, dict[str, list[int]]]) -> TrainingData:
+def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]]) -> TrainingData:
     """The samples of every training."""
     return TrainingData(
-        config.path, training_blocks(files), var=config.var, scales=[config.scale], intervals=[config.interval]
+        config.path, select_training_parts(files), var=config.var, scales=[config.scale], intervals=[config.interval]
     )
 
 
-def test_block(config: DataConfig, name: str, part: list[int]) -> TestedBlock:
+def read_test_block(config: DataConfig, name: str, part: list[int]) -> EvaluationBlock:
     """The test samples of a file, dicts of x (m, 1, h, w), y and valid (n, 1, h, w) in the window; part: its frames."""
-    block = fd.TimeBlock(str(path_of(config, name)), *part, var=config.var)
+    block = fd.TimeBlock(str(resolve_path(config, name)), *part, var=config.var)
     windows = _windows(block, config, FUTURE)
     chosen = evenly(len(windows), config.test_samples)
     seconds = windows.store.seconds[windows.index[chosen, KNOWN - 1]]
@@ -37,29 +37,31 @@ def test_block(config: DataConfig, name: str, part: list[int]) -> TestedBlock:
     samples = [dict(windows[k]) for k in chosen]
     _divide_valid(samples)
     echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
-    rows, columns = window_of(echo, config.window // config.scale)
-    samples = _cut(samples, rows, columns)
+    rows, columns = find_echo_window(echo, config.window // config.scale)
+    samples = _crop_samples(samples, rows, columns)
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
         raise ValueError(f"data.path: {name} has no valid pixels in its last part")
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     window = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
-    return TestedBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)
+    return EvaluationBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)
 
 
-def long_samples(config: DataConfig, block: TestedBlock, part: list[int], leads: int) -> list[dict[str, Tensor]]:
+def make_long_samples(
+    config: DataConfig, block: EvaluationBlock, part: list[int], leads: int
+) -> list[dict[str, Tensor]]:
     """Test samples of a file as those of test_block, with y and valid of leads times FUTURE frames.
 
     Args:
         config: the files. block: of the file, whose window is cut out. part: frames of the file. leads: how many times.
     Raises: ValueError where the part is too short.
     """
-    source = fd.TimeBlock(str(path_of(config, block.name)), *part, var=config.var)
+    source = fd.TimeBlock(str(resolve_path(config, block.name)), *part, var=config.var)
     windows = _windows(source, config, leads * FUTURE)
     samples = [dict(windows[k]) for k in evenly(len(windows), config.test_samples)]
     _divide_valid(samples)
     rows, columns = (slice(s.start // config.scale, s.stop // config.scale) for s in block.window)
-    return _cut(samples, rows, columns)
+    return _crop_samples(samples, rows, columns)
 
 
 def _windows(block: fd.TimeBlock, config: DataConfig, future: int) -> RadarWindows:
@@ -72,5 +74,5 @@ def _divide_valid(samples: list[dict[str, Tensor]]) -> None:
         sample["known"], sample["valid"] = sample["valid"][:KNOWN], sample["valid"][KNOWN:]
 
 
-def _cut(samples: list[dict[str, Tensor]], rows: slice, columns: slice) -> list[dict[str, Tensor]]:
+def _crop_samples(samples: list[dict[str, Tensor]], rows: slice, columns: slice) -> list[dict[str, Tensor]]:
     return [{key: z[..., rows, columns].contiguous() for key, z in sample.items()} for sample in samples]

@@ -15,8 +15,8 @@ from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, contingency_scores
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import TestedBlock
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.db_rnn.methods import FUTURE, METHODS
 from fastds.studies.db_rnn.published import RATES, SCORES
 from fastds.tasks.common.settings import computing, settle
@@ -28,22 +28,22 @@ LONG_RATE = 10.0  # mm/h, of the scores of long forecasts
 Predict = Callable[[dict[str, Tensor], int], Tensor]
 
 
-def score(predict: Predict, blocks: list[TestedBlock], z_r: Sequence[float]) -> dict[str, Any]:
+def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float]) -> dict[str, Any]:
     """What NowcastScores counts of every test sample, by lead, of the FUTURE frames that are forecast.
 
     Returns: counts (samples, n, thresholds, 4), errors (samples, n, 2), sums of B-MSE and B-MAE, and pixels (samples,
         n); "all": the same of all frames that a network forecasts, those of known frames included, where there are any.
     """
     thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))
-    found, whole = _nothing(), _nothing()
+    found, whole = _make_counts(), _make_counts()
     for sample in (sample for block in blocks for sample in block.samples):
         made = predict(sample, FUTURE)
-        _count(found, made[-FUTURE:], sample["y"], sample["valid"], thresholds)
+        _add_counts(found, made[-FUTURE:], sample["y"], sample["valid"], thresholds)
         earlier = len(made) - FUTURE
         if earlier:
             truth = torch.cat([sample["x"][-earlier:], sample["y"]])
             valid = torch.cat([sample["known"][-earlier:], sample["valid"]])
-            _count(whole, made, truth, valid, thresholds)
+            _add_counts(whole, made, truth, valid, thresholds)
     return found | ({"all": whole} if whole["counts"] else {})
 
 
@@ -52,18 +52,18 @@ def score_long(predict: Predict, samples: Sequence[dict[str, Tensor]], z_r: Sequ
     each FUTURE frames."""
     threshold, counts = normalised_rates([LONG_RATE], tuple(z_r)), []
     for sample in samples:
-        found, steps = _nothing(), len(sample["y"])
+        found, steps = _make_counts(), len(sample["y"])
         made = predict(sample, steps)[-steps:]
-        _count(found, made, sample["y"], sample["valid"], threshold, BALANCE_WEIGHTS[:2])
+        _add_counts(found, made, sample["y"], sample["valid"], threshold, BALANCE_WEIGHTS[:2])
         counts.append(np.array(found["counts"][0])[:, 0].reshape(-1, FUTURE, 4).sum(1).tolist())
     return counts
 
 
-def _nothing() -> dict[str, list]:
+def _make_counts() -> dict[str, list]:
     return {"counts": [], "errors": [], "pixels": []}
 
 
-def _count(
+def _add_counts(
     found: dict[str, list],
     made: Tensor,
     truth: Tensor,
@@ -79,7 +79,7 @@ def _count(
     found["pixels"].append(sums.pixels.tolist())
 
 
-class Sums:
+class ScoreSums:
     """The scores of a method over test samples that count as often as weights say; means over seeds and leads.
 
     found: what score returned, one of each seed.
@@ -109,7 +109,7 @@ class Sums:
         return mean_of_defined(self.by_lead(name, weights).T)
 
 
-def with_prediction(
+def call_with_prediction(
     name: str,
     weights: str | os.PathLike | None,
     threads: int | None,
@@ -132,7 +132,7 @@ def with_prediction(
 
         with computing(None, settle(None, threads)):
             return use(simple)
-    model = quietly(lambda: models.load(weights))
+    model = suppress_warnings(lambda: models.load(weights))
     settings = settle(model, threads, "fp32", device)
 
     def learned(sample: dict[str, Tensor], steps: int) -> Tensor:

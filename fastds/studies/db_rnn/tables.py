@@ -9,11 +9,11 @@ import numpy as np
 
 from fastds.metrics.nowcasts import contingency_scores
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.complexity import COST_HEADS, cost_cells
-from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, ORDER, ORDERED
-from fastds.studies.db_rnn.published import ABSENT, COMPLEXITY, SCORES, published
-from fastds.studies.db_rnn.scores import Sums
+from fastds.studies.common.complexity import COST_HEADS, format_cost
+from fastds.studies.common.tables import ResultTable, compare_with_paper
+from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, PAPER_RANKING, RANKED_SCORES
+from fastds.studies.db_rnn.published import ABSENT, COMPLEXITY, SCORES, get_published
+from fastds.studies.db_rnn.scores import ScoreSums
 
 # Table -> its title, its columns and the digits of their numbers.
 _KINDS = {
@@ -25,8 +25,8 @@ _KINDS = {
 _ALL_FRAMES = "all nine forecasts, those of known fields included, as in the paper's tables"
 
 
-def score_rows(
-    title: str, names: Iterable[str], columns: Iterable[str], results: Mapping[str, Sums], labels: np.ndarray,
+def tabulate_scores(
+    title: str, names: Iterable[str], columns: Iterable[str], results: Mapping[str, ScoreSums], labels: np.ndarray,
     sizes: Mapping[str, tuple[int, int]], digits: int = 3, data: str = "hko-7",
 ) -> ResultTable:  # fmt: skip
     """Scores of methods beside the paper's.
@@ -43,8 +43,10 @@ def score_rows(
         if name in ABSENT:
             ours[0] = "not in fastds"
         if name in results:
-            ours = [Estimate.by(lambda w, n=name, s=score: results[n].mean(s, w), labels) for score in columns]
-        paper = [(published(name, data)[score], _digits(score, digits)) for score in columns]
+            ours = [
+                Estimate.from_statistic(lambda w, n=name, s=score: results[n].mean(s, w), labels) for score in columns
+            ]
+        paper = [(get_published(name, data)[score], _digits(score, digits)) for score in columns]
         rows.append((name, *size, *ours, *("-" if v is None else f"{v:.{d}f}" for v, d in paper)))
     heads = ("method", "width", "parameters", *columns, *(f"paper: {score}" for score in columns))
     return ResultTable(f"{title}, with 95 % intervals over blocks of time", heads, rows, digits)
@@ -54,9 +56,9 @@ def _digits(score: str, others: int) -> int:
     return 1 if score in SCORES[-2:] else others
 
 
-def tables(
-    results: Mapping[str, Sums],
-    whole: Mapping[str, Sums],
+def make_tables(
+    results: Mapping[str, ScoreSums],
+    whole: Mapping[str, ScoreSums],
     labels: np.ndarray,
     sizes: Mapping[str, tuple[int, int]],
     minutes: list[str],
@@ -73,35 +75,37 @@ def tables(
     made = {}
     for key, (title, columns, digits) in _KINDS.items():
         names = [*shown, *ABSENT] if key == "csi" and data == "hko-7" else shown
-        made[key] = score_rows(title, names, columns, results, labels, sizes, digits, data)
-    made |= {"order": order_rows(results, labels, data)}
+        made[key] = tabulate_scores(title, names, columns, results, labels, sizes, digits, data)
+    made |= {"order": tabulate_ranking(results, labels, data)}
     title, columns = "Losses and discriminators of DB networks", ("CSI 10", "CSI 30", "B-MAE")
-    made["ablation"] = score_rows(title, ABLATION_ROWS, columns, results, labels, sizes)
+    made["ablation"] = tabulate_scores(title, ABLATION_ROWS, columns, results, labels, sizes)
     for key, (title, columns, digits) in _KINDS.items():
         names = [name for name in shown if name in whole]
         if names:
             title = f"{title}, {_ALL_FRAMES}"
-            made[f"{key}-all-frames"] = score_rows(title, names, columns, whole, labels, sizes, digits, data)
-    return {"csi": made.pop("csi"), "order": made.pop("order"), **made, "leads": lead_rows(results, minutes)}
+            made[f"{key}-all-frames"] = tabulate_scores(title, names, columns, whole, labels, sizes, digits, data)
+    return {"csi": made.pop("csi"), "order": made.pop("order"), **made, "leads": tabulate_leads(results, minutes)}
 
 
-def order_rows(results: Mapping[str, Sums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
+def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
     """Every step of the paper's order, by score."""
     rows = []
-    for better, other in ORDER:
+    for better, other in PAPER_RANKING:
         if better not in results or other not in results:
             continue
-        for score in ORDERED:
+        for score in RANKED_SCORES:
             pair = results[better], results[other]
-            ours = Estimate.by(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
-            told = [published(name, data)[score] for name in (better, other)]
+            ours = Estimate.from_statistic(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
+            told = [get_published(name, data)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]
-            rows.append((f"{better} less {other}", score, *beside_paper(ours, paper, 1 if score == "B-MAE" else 3)))
+            rows.append(
+                (f"{better} less {other}", score, *compare_with_paper(ours, paper, 1 if score == "B-MAE" else 3))
+            )
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, digits=3, sign="+")
 
 
-def lead_rows(results: Mapping[str, Sums], minutes: list[str]) -> ResultTable:
+def tabulate_leads(results: Mapping[str, ScoreSums], minutes: list[str]) -> ResultTable:
     """All scores by lead."""
     rows = []
     for name, sums in results.items():
@@ -110,22 +114,22 @@ def lead_rows(results: Mapping[str, Sums], minutes: list[str]) -> ResultTable:
     return ResultTable("Scores by lead in minutes", ("method", "score", *minutes), rows)
 
 
-def long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
+def compute_long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
     """HSS and POD (leads,) of long forecasts, means over seeds; tables_of: (seeds, samples, leads, 4)."""
     found = contingency_scores(np.asarray(tables_of, float).sum(1))
     return {kind: found[kind.lower()].mean(0) for kind in ("HSS", "POD")}
 
 
-def long_rows(results: Mapping[str, np.ndarray], hours: list[str]) -> ResultTable:
+def tabulate_long_scores(results: Mapping[str, np.ndarray], hours: list[str]) -> ResultTable:
     """Scores of long forecasts, as in figure 8. results: method -> see long_scores. hours: of the leads."""
     rows = []
     for name, counted in results.items():
-        scores = long_scores(counted)
+        scores = compute_long_scores(counted)
         rows += [(name, f"{kind} 10", *(f"{v:.3f}" for v in values)) for kind, values in scores.items()]
     return ResultTable("Long forecasts by lead in hours (figure 8)", ("method", "score", *hours), rows)
 
 
-def complexity_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
+def tabulate_complexity(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
     """What networks cost beside table V. found: method -> parameters, multiply_adds (1e9), memory (bytes).
 
     steps: seconds of a training step, by method, where they were measured."""
@@ -133,7 +137,7 @@ def complexity_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str
     for name, cost in found.items():
         paper = COMPLEXITY.get(name)
         told = ("-",) * 4 if paper is None else (f"{paper[0]:.2f}", f"{paper[1]:.1f}", f"{paper[2]:.2f}", f"{paper[3]}")
-        rows.append((name, *cost_cells(cost, steps.get(name), digits=2), *told))
+        rows.append((name, *format_cost(cost, steps.get(name), digits=2), *told))
     paper_names = "parameters, 1e6", "multiply-adds, 1e9", "memory, GB", "hours"
     heads = ("method", *COST_HEADS, *(f"paper: {name}" for name in paper_names))
     return ResultTable("What the networks cost (table V)", heads, rows)

@@ -17,8 +17,8 @@ from fastds import metrics
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
 from fastds.models.baselines import advection, interpolate, trilinear
-from fastds.studies.common.radar import window_of
-from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
+from fastds.studies.common.radar import find_echo_window
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, compute_errors, wrap_baseline, wrap_network
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.domain.score import Domain, domain_of
 from fastds.tasks.domain.statistics import of_echo, of_fields, texture
@@ -59,18 +59,18 @@ class Case(NamedTuple):
     ratio: float
 
 
-def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Of FC-ZSM: squared error above 15 dBZ over advection's, of a network without flow over trilinear's."""
     simple = advection if network.config.get("residual") == "advection" else trilinear
     for file, (start, stop, _) in RADARS.items():
         store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
-        spacing, cadence = _grid(folder / file)
+        spacing, cadence = _read_grid(folder / file)
         for interval, scale in COARSER:
             for mode in COARSENING_MODES if (interval, scale) == (1, 1) else ("dbz", "plain_dbz"):
                 if min(store.shape[1:]) < 32 * scale or not len(store.triples(interval)):
                     continue
                 triples = fd.EvaluationTriples(store, interval=interval, scale=scale, mode=mode)
-                found = [_radar_errors(network, simple, triples, k) for k in _places(len(triples))]
+                found = [_compute_radar_errors(network, simple, triples, k) for k in _sample_evenly(len(triples))]
                 found = [one for one in found if one is not None]
                 if found:
                     inputs, own, theirs = zip(*found, strict=True)
@@ -79,27 +79,29 @@ def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                     yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(own) / sum(theirs))
 
 
-def _radar_errors(network: nn.Module, simple: Callable, triples, place: int):
+def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
     """Statistics of the input, squared error of the network and of the simple method, in the window with most echo;
     None where there is hardly any."""
     one = triples[place]
-    window = window_of((one["x"] > 0).float().sum((0, 1)), _SIDE)
+    window = find_echo_window((one["x"] > 0).float().sum((0, 1)), _SIDE)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in window)
     x, y = one["x"][..., *window], one["y"][..., *fine]
     valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
     if (x > 0).float().mean() < 0.01:
         return None
     block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "beside": (None, None)}], [0])
-    own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), plainly(simple)))
+    own, theirs = (
+        compute_errors(block, method)["mse_total"] for method in (wrap_network(network, 15.0), wrap_baseline(simple))
+    )
     return of_echo(x[:, 0]), own, theirs
 
 
-def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Of nowcasters: squared error in dBZ over extrapolation's, mean of the first six leads."""
     methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
     known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
     for file in FORECAST:
-        spacing, cadence = _grid(folder / file)
+        spacing, cadence = _read_grid(folder / file)
         with fd.open_dataset(folder / file) as dataset:
             source = fd.to_reflectivity(dataset)
             for interval, scale in COARSER:
@@ -107,11 +109,11 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 if steps < 2:
                     continue
                 sums, inputs = np.zeros(2), []
-                for first in _places(source.shape[0] - (known + steps - 1) * interval):
+                for first in _sample_evenly(source.shape[0] - (known + steps - 1) * interval):
                     frames = [first + k * interval for k in range(known + steps)]
                     z = coarse_fields(source, frames, scale, low)
                     echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
-                    z = z[:, *window_of(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
+                    z = z[:, *find_echo_window(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
                     seen = of_echo(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
                     valid = np.isfinite(z).all(0)
                     if min(z.shape[1:]) < 16 or not seen or not valid.any():
@@ -125,7 +127,7 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                     yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
 
 
-def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Of humidity generators: squared error without noise over bicubic interpolation's."""
     card, scale = network.card, network.config["scale"]
     for file, name, levels, where in HUMIDITY:
@@ -142,17 +144,17 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
                 own = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
-                ratio = _mse(own, fine) / _mse(interpolate(coarse, scale, "bicubic", "center"), fine)
+                ratio = _compute_mse(own, fine) / _compute_mse(interpolate(coarse, scale, "bicubic", "center"), fine)
                 domain = humidity.judge(card, pressure, [texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
 
 
-def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables; of
     one of any variable of each of these."""
     names = [variable["name"] for variable in network.card.input_variables]
-    for label, whole in _four_variables(folder):
+    for label, whole in _read_four_variables(folder):
         apart = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
         for (variable, fields), coarser in itertools.product(apart.items(), (1, 2)):
             fine = torch.nn.functional.avg_pool2d(fields, coarser)
@@ -170,7 +172,7 @@ def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 yield Case(f"{what}, cells of {coarser}, x{scale:g}", label, domain, ratio)
 
 
-def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
+def _read_four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
     """Labels and fields (1, 4, H, W): parts of ERA5 that no training saw, and NAM at 19 levels."""
     with fd.open_dataset(folder / _ERA5) as dataset:
         era5 = np.stack([dataset[name].squeeze().values for name in "rtuz"], 1).astype(np.float32)
@@ -187,20 +189,25 @@ def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
             yield f"NAM at {level} hPa", torch.from_numpy(part.astype(np.float32))
 
 
-CASES = {"radar": radar_cases, "nowcast": nowcast_cases, "humidity": humidity_cases, "fields": field_cases}
+CASES = {
+    "radar": iter_radar_cases,
+    "nowcast": iter_nowcast_cases,
+    "humidity": iter_humidity_cases,
+    "fields": iter_field_cases,
+}
 
 
-def _grid(path: pathlib.Path) -> tuple[float | None, float]:
+def _read_grid(path: pathlib.Path) -> tuple[float | None, float]:
     """Spacing in metres and cadence in seconds of a radar file."""
     with fd.open_dataset(path) as dataset:
         source = fd.to_reflectivity(dataset)
         return mean_spacing_m(source), source.cadence
 
 
-def _places(count: int) -> list[int]:
+def _sample_evenly(count: int) -> list[int]:
     """At most _SAMPLES of so many, evenly taken."""
     return sorted({round(k) for k in np.linspace(0, count - 1, _SAMPLES)}) if count > 0 else []
 
 
-def _mse(ours: Tensor, truth: Tensor) -> float:
+def _compute_mse(ours: Tensor, truth: Tensor) -> float:
     return float((ours - truth).square().mean())

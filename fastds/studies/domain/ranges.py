@@ -45,22 +45,22 @@ def study(config: StudyConfig) -> str:
     if config.samples < 2:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
     model = models.load(config.model)
-    card, training = model.card, training_of(model, config.training or model.card.name, config.data.path)
+    card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
     fill_card(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
-    card.input_ranges = training_data(model, training).input_ranges(config.samples)
+    card.input_ranges = make_training_data(model, training).input_ranges(config.samples)
     for what, (low, high) in card.input_ranges.items():
         print(f"{what:20} {low:10.5g} to {high:.5g}")
     models.save(model, config.output)
     return config.output
 
 
-def training_of(model: nn.Module, name: str, path: str) -> RunConfig:
+def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
     """A configuration of the training of a model's task, given by its name or file."""
     options = importlib.import_module(f"fastds.tasks.{model.card.task}.config")
     return options.parse_arguments(["--config", name, "--data.path", path])
 
 
-def training_data(model: nn.Module, config: RunConfig) -> SampleData:
+def make_training_data(model: nn.Module, config: RunConfig) -> SampleData:
     """The samples of a training."""
     task = model.card.task
     data = importlib.import_module(f"fastds.tasks.{task}.samples")

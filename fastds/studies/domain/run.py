@@ -56,15 +56,15 @@ def study(config: StudyConfig) -> None:
         raise ValueError(f"model {config.model} has no input_ranges in its card; fastds study input-ranges makes them")
     with computing(None, settle(None, config.threads)), torch.inference_mode():
         cases = list(CASES[network.card.task](network, pathlib.Path(config.data.path)))
-    tables = [case_table(cases), summary(cases)]
-    print("\n".join(table.markdown() for table in tables))
+    tables = [tabulate_cases(cases), summarize(cases)]
+    print("\n".join(table.to_markdown() for table in tables))
     if config.report is not None:
-        write_study("Errors beside the score of the inputs", config, [table.rich() for table in tables])
+        write_study("Errors beside the score of the inputs", config, [table.to_rich() for table in tables])
     if config.leaderboard is not None:
-        write_rows(config, network.card.name, [leaderboard_row(network.card.task, cases)])
+        write_rows(config, network.card.name, [make_leaderboard_row(network.card.task, cases)])
 
 
-def case_table(cases: list[Case]) -> ResultTable:
+def tabulate_cases(cases: list[Case]) -> ResultTable:
     """Every case, that with the largest score last."""
     ordered = sorted(cases, key=lambda case: case.domain.score)
     rows = [
@@ -74,10 +74,10 @@ def case_table(cases: list[Case]) -> ResultTable:
     return ResultTable("Cases", ("case", "score", "outside", "error over the simple method's"), rows)
 
 
-def summary(cases: list[Case]) -> ResultTable:
+def summarize(cases: list[Case]) -> ResultTable:
     """The rank correlation, and the errors of both sides of the threshold."""
-    score, ratio, labels = _arrays(cases)
-    rows = [("rank correlation of score and error", str(len(cases)), rank_correlation(score, ratio, labels))]
+    score, ratio, labels = _to_arrays(cases)
+    rows = [("rank correlation of score and error", str(len(cases)), compute_rank_correlation(score, ratio, labels))]
     for name, of in (("inside", score <= TOLERANCE), ("outside", score > TOLERANCE)):
         rows.append((f"median error, {name}", str(int(of.sum())), f"{np.median(ratio[of]):.3f}" if of.any() else "-"))
     return ResultTable(
@@ -85,24 +85,24 @@ def summary(cases: list[Case]) -> ResultTable:
     )
 
 
-def leaderboard_row(task: str, cases: list[Case]) -> dict:
+def make_leaderboard_row(task: str, cases: list[Case]) -> dict:
     """The rank correlation of score and error."""
     told = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
     score = "rank correlation of fastds_out_of_domain and of the error over the simple method's"
-    return told | {"score": score, "value": rank_correlation(*_arrays(cases))}
+    return told | {"score": score, "value": compute_rank_correlation(*_to_arrays(cases))}
 
 
-def _arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _to_arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, errors and labels (cases, 1) of blocks."""
     labels = np.unique([c.block for c in cases], return_inverse=True)[1].reshape(-1, 1)
     return np.array([c.domain.score for c in cases]), np.array([c.ratio for c in cases]), labels
 
 
-def rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
+def compute_rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
     """Spearman's, with an interval over labels (cases, 1)."""
 
     def of(weights: np.ndarray) -> np.ndarray:
         drawn = (np.repeat(np.arange(len(score)), row.astype(int)) for row in weights)
         return np.array([np.corrcoef(rankdata(score[k]), rankdata(ratio[k]))[0, 1] for k in drawn])
 
-    return Estimate.by(of, labels)
+    return Estimate.from_statistic(of, labels)

@@ -14,7 +14,7 @@ from fastds import data as fd
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.plot import save_png
 from fastds.report import Chart, MapGrid, Maps, radar_style
-from fastds.studies.common.figures import radar_panel, validation_curves, without_echo
+from fastds.studies.common.figures import clear_below_floor, draw_radar_panel, draw_validation_curves
 from fastds.studies.fczsm.methods import FIGURES
 from fastds.studies.fczsm.scores import FLOOR_DBZ
 
@@ -38,7 +38,7 @@ def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid,
     for names, panel in FIGURES.values():
         chosen = {name: drawn[name] for name in dict.fromkeys(("trilinear", *names)) if name in drawn}
         if chosen:
-            figure = radar_panel(chosen, truth, TIMES, grid, title, FLOOR_DBZ, [first, None, last])
+            figure = draw_radar_panel(chosen, truth, TIMES, grid, title, FLOOR_DBZ, [first, None, last])
             save_png(figure, folder / f"figure-{panel}.png")
 
 
@@ -50,7 +50,7 @@ def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
         trained = {name: curves[name] for name in names if name in curves}
         if trained:
             alt = f"Validation MSE by step of {', '.join(trained)}"
-            draw = functools.partial(validation_curves, trained, _LOSS)
+            draw = functools.partial(draw_validation_curves, trained, _LOSS)
             found[f"figure-{number}"] = Chart(titles[number], alt, draw)
     return found
 
@@ -58,7 +58,7 @@ def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
 def maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
     """Fields of the sample for a page."""
     drawn = Maps(grid, ["truth", *fields], radar_style())
-    shown = {name: without_echo(z, FLOOR_DBZ) for name, z in {"truth": _truth(sample), **fields}.items()}
+    shown = {name: clear_below_floor(z, FLOOR_DBZ) for name, z in {"truth": _truth(sample), **fields}.items()}
     for k, time in enumerate(TIMES):
         drawn.add(time, {name: z[k] for name, z in shown.items()})
     return drawn

@@ -42,7 +42,7 @@ REDUCTIONS = {
     **{name: (2.452, METHODS[name].published[0]) for name in ("UNet", "UNet3D", "ZSM", "ZSM-D", "ZSM-S", "ZSM-DS")},
 }
 # What the paper finds better, and than what.
-ORDER = (
+PAPER_RANKING = (
     ("UNet", "trilinear"), ("UNet3D", "UNet"), ("ZSM", "UNet3D"), ("ZSM-D", "ZSM"), ("ZSM-S", "ZSM"),
     ("ZSM-DS", "ZSM"), ("ZSM-S", "ZSM-D"), ("ZSM-DS", "ZSM-S"), ("ZSM", "advection"),
 )  # fmt: skip
@@ -63,7 +63,7 @@ _SMALL = {
 _VALIDATIONS = 8  # of a training in the small
 
 
-def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
+def make_network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
     """Arguments of the network beyond its preset's. dynamics, statics: how many maps of each kind there are."""
     method = METHODS[name]
     options = {} if budget == PAPER else dict(_SMALL[method.preset.split("-")[0]])
@@ -74,18 +74,18 @@ def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict
     return options
 
 
-def paper_config(name: str, path: str) -> TrainingConfig:
+def load_paper_config(name: str, path: str) -> TrainingConfig:
     """The shipped configuration of a method, which has the paper's training."""
     return parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
 
 
-def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
     """The training of a method; data: where the samples are from. run: further options of the training.
 
     With the budget paper it is that of paper_config, but for data and steps."""
     method = METHODS[name]
     if budget == PAPER:
-        paper = paper_config(name, data.path)
+        paper = load_paper_config(name, data.path)
         given = ("blocks", "var", "split", "fixed_samples", "split_seed", "minimum_echo")
         data = dataclasses.replace(
             paper.data,
@@ -93,7 +93,7 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
             dynamics=data.dynamics if method.dynamic else {},
             **{key: getattr(data, key) for key in given},
         )
-        options = paper.model.options | network_options(name, budget, len(data.dynamics), len(data.statics))
+        options = paper.model.options | make_network_options(name, budget, len(data.dynamics), len(data.statics))
         model = dataclasses.replace(paper.model, options=options)
         return dataclasses.replace(paper, data=data, model=model, max_steps=steps, **run)
     batch = 4
@@ -109,13 +109,13 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         validation_samples=32,
         workers=0,
     )
-    options = network_options(name, budget, len(data.dynamics), len(data.statics))
+    options = make_network_options(name, budget, len(data.dynamics), len(data.statics))
     return TrainingConfig(
         data, ModelConfig(method.preset, options), loss="mse", max_steps=steps, learning_rate=2e-3, ema_decay=0.0,
         warmup_steps=min(50, steps // 10 + 1), **run,
     )  # fmt: skip
 
 
-def width_of(model: nn.Module) -> int:
+def get_width(model: nn.Module) -> int:
     """Feature maps of the first level of a network."""
     return model.config.get("num_features") or model.config["width"]

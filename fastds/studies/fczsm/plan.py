@@ -8,13 +8,13 @@ import time
 import torch
 
 from fastds import metrics
-from fastds.studies.common.announce import seconds_of_second
-from fastds.studies.common.budget import seconds_a_call
-from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import TestedBlock
+from fastds.studies.common.announce import time_second_call
+from fastds.studies.common.budget import time_call
+from fastds.studies.common.plan import FORWARD, START, Costs, time_step
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.fczsm.config import StudyConfig
-from fastds.studies.fczsm.methods import METHODS, training_config
+from fastds.studies.fczsm.methods import METHODS, make_training_config
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.config import TrainingConfig
@@ -24,36 +24,36 @@ from fastds.tasks.radar.training import RadarModule, build_model
 _STEPS = 100  # of a training that is only measured
 
 
-def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestedBlock]) -> Costs:
+def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
     """Costs of methods; data: their samples; blocks: of the test."""
-    setup, a_sample = _seconds_of_samples(config, names, data)
-    steps = {name: _seconds_of(config, name, data, a_sample) for name in names}
+    setup, a_sample = _time_samples(config, names, data)
+    steps = {name: _time_method(config, name, data, a_sample) for name in names}
     each = [_fixed(*found, setup, a_sample, blocks, data.crop) for found in steps.values()]
-    return Costs({name: found[0] for name, found in steps.items()}, sum(each) + len(METHODS) * _scoring(blocks))
+    return Costs({name: found[0] for name, found in steps.items()}, sum(each) + len(METHODS) * _time_scoring(blocks))
 
 
-def _seconds_of_samples(config: StudyConfig, names: list[str], data: TrainingData) -> tuple[float, float]:
+def _time_samples(config: StudyConfig, names: list[str], data: TrainingData) -> tuple[float, float]:
     """Seconds to read the files, and to make a sample of the method with most channels."""
-    training = training_config(max(names, key=lambda n: METHODS[n][2:]), config.budget, _STEPS, data)
+    training = make_training_config(max(names, key=lambda n: METHODS[n][2:]), config.budget, _STEPS, data)
     channels = 1 + len(training.data.dynamics)
     began = time.perf_counter()
     samples = RadarData(training.data, False, 0, len(training.data.statics), in_channels=channels)
-    quietly(samples.setup)
+    suppress_warnings(samples.setup)
     setup, number = time.perf_counter() - began, iter(range(10_000))
-    return setup, seconds_a_call(lambda: samples.training[next(number)], most=40)
+    return setup, time_call(lambda: samples.training[next(number)], most=40)
 
 
-def _seconds_of(config: StudyConfig, name: str, data: TrainingData, a_sample: float) -> tuple[float, int]:
+def _time_method(config: StudyConfig, name: str, data: TrainingData, a_sample: float) -> tuple[float, int]:
     """Seconds of a step, its samples included, and the samples of a batch."""
-    training = training_config(name, config.budget, _STEPS, data)
+    training = make_training_config(name, config.budget, _STEPS, data)
     size = training.data.batch_size
-    return seconds_of_step(*_module_and_batch(training, config.device, size)) + size * a_sample, size
+    return time_step(*_module_and_batch(training, config.device, size)) + size * a_sample, size
 
 
-def seconds_of_one(training: TrainingConfig, device: str) -> float:
+def time_one_sample(training: TrainingConfig, device: str) -> float:
     """Seconds of a step, estimated by loss and gradients of one sample, samples not counted."""
     module, batch = _module_and_batch(training, device, 1)
-    return training.data.batch_size * seconds_of_second(lambda: module.loss(module(batch), batch).backward())
+    return training.data.batch_size * time_second_call(lambda: module.loss(module(batch), batch).backward())
 
 
 def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple[RadarModule, dict]:
@@ -68,17 +68,19 @@ def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple
     return module, batch
 
 
-def _fixed(a_step: float, batch: int, setup: float, a_sample: float, blocks: list[TestedBlock], crop: int) -> float:
+def _fixed(
+    step_seconds: float, batch: int, setup: float, a_sample: float, blocks: list[EvaluationBlock], crop: int
+) -> float:
     """Seconds of a training beside its steps: files, validations, and the forwards of the test."""
-    a_forward = FORWARD * (a_step - batch * a_sample) / batch  # of one crop
+    a_forward = FORWARD * (step_seconds - batch * a_sample) / batch  # of one crop
     validations = 8 * 32 * (a_forward + a_sample)
     crops = sum(len(b.samples) * b.samples[0]["x"][0, 0].numel() for b in blocks) / crop**2
     return START + setup + validations + crops * a_forward
 
 
-def _scoring(blocks: list[TestedBlock]) -> float:
+def _time_scoring(blocks: list[EvaluationBlock]) -> float:
     """Seconds of the scores of one method."""
     sample = blocks[0].samples[0]
     y, valid = sample["y"][:, 0], sample["valid"][:, 0]
-    a_pixel = seconds_a_call(lambda: metrics.radar_errors(y, y, valid), most=2) / y.numel()
+    a_pixel = time_call(lambda: metrics.radar_errors(y, y, valid), most=2) / y.numel()
     return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

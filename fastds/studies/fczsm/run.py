@@ -13,19 +13,19 @@ import torch
 
 from fastds import models
 from fastds.report import Chart, Maps
-from fastds.studies.common.bootstrap import labels_of, told_of
+from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
 from fastds.studies.common.budget import PAPER
-from fastds.studies.common.complexity import cost_of
+from fastds.studies.common.complexity import measure_cost
 from fastds.studies.common.plan import Costs
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import TestedBlock, find_files, grid_of, most_echo, sample_rows
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import EvaluationBlock, find_files, find_most_echo, read_grid, tabulate_samples
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm import figures, samples, tables
 from fastds.studies.fczsm.config import StudyConfig, parse_arguments
-from fastds.studies.fczsm.methods import METHODS, paper_config, training_config, width_of
-from fastds.studies.fczsm.plan import measure, seconds_of_one
-from fastds.studies.fczsm.scores import SCORES, score, with_prediction
+from fastds.studies.fczsm.methods import METHODS, get_width, load_paper_config, make_training_config
+from fastds.studies.fczsm.plan import measure_costs, time_one_sample
+from fastds.studies.fczsm.scores import SCORES, call_with_prediction, score
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.training import train
 
@@ -44,79 +44,79 @@ class FczsmStudy(PaperStudy):
     name, title = "fczsm", "FC-ZSM and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        paper = paper_config("ZSM", config.data.path)
+        paper = load_paper_config("ZSM", config.data.path)
         self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else samples.CROP
         self.files = find_files(config.data, 2 * crop, samples.LEAST)
         self.left_out = dict(self._left_out(config))
         wanted = [n for n, method in METHODS.items() if n in config.run or not (config.run and method.preset)]
         names = [name for name in wanted if name not in self.left_out]
-        self.data = samples.training_data(config.data, self.files, crop)
+        self.data = samples.make_training_data(config.data, self.files, crop)
         self.blocks = self._test_blocks(config, names)
         networks = [name for name in names if METHODS[name].preset]
         basis = {"files": self.files if config.data.split == "time" else sorted(self.files)}
         super().__init__(config, names, networks, basis)
 
     def _left_out(self, config: StudyConfig) -> Iterator[tuple[str, str]]:
-        missing = samples.without_dynamics(config.data, list(self.files))
+        missing = samples.explain_missing_dynamics(config.data, list(self.files))
         for name, method in METHODS.items():
             if method.dynamic and missing:
                 yield name, missing
             elif method.static and not config.data.statics:
                 yield name, "data.statics names no maps"
 
-    def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[TestedBlock]:
+    def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[EvaluationBlock]:
         data, methods = config.data, [METHODS[name] for name in names]
         if data.split == "random":
             statics = data.statics if any(m.static for m in methods) else []
             dynamics = data.dynamics if any(m.dynamic for m in methods) else {}
-            training = training_config("ZSM", config.budget, 1, self.data).data
-            return samples.fixed_blocks(data, dataclasses.replace(training, statics=statics, dynamics=dynamics))
-        maps = samples.static_maps(data, list(self.files)) if any(m.static for m in methods) else {}
+            training = make_training_config("ZSM", config.budget, 1, self.data).data
+            return samples.read_fixed_blocks(data, dataclasses.replace(training, statics=statics, dynamics=dynamics))
+        maps = samples.read_static_maps(data, list(self.files)) if any(m.static for m in methods) else {}
         further = any(m.dynamic for m in methods)
-        return [samples.test_block(data, n, part["test"], maps.get(n), further) for n, part in self.files.items()]
+        return [samples.read_test_block(data, n, part["test"], maps.get(n), further) for n, part in self.files.items()]
 
-    def costs(self, networks: list[str]) -> Costs:
-        return measure(self.config, networks, self.data, self.blocks)
+    def measure_costs(self, networks: list[str]) -> Costs:
+        return measure_costs(self.config, networks, self.data, self.blocks)
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        return training_config(name, self.config.budget, self.steps, self.data, **options)
+        return make_training_config(name, self.config.budget, self.steps, self.data, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
-        train(self.training(name, seed, output))
+        train(self.make_training(name, seed, output))
 
-    def step_seconds(self, name: str) -> float:
-        return seconds_of_one(self.training(name, 0, self.folder.path), self.config.device)
+    def measure_step_seconds(self, name: str) -> float:
+        return time_one_sample(self.make_training(name, 0, self.folder.path), self.config.device)
 
-    def sample_table(self) -> ResultTable:
-        return sample_rows(self.blocks, self.files if self.config.data.split == "time" else {})
+    def make_sample_table(self) -> ResultTable:
+        return tabulate_samples(self.blocks, self.files if self.config.data.split == "time" else {})
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, lambda predict: score(predict, self.blocks))
         if weights is None:
             return found
-        model = quietly(lambda: models.load(weights))
-        return found | {"width": width_of(model), "parameters": sum(p.numel() for p in model.parameters())}
+        model = suppress_warnings(lambda: models.load(weights))
+        return found | {"width": get_width(model), "parameters": sum(p.numel() for p in model.parameters())}
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
-        return with_prediction(name, weights, self.config.threads, self.config.device, use)
+        return call_with_prediction(name, weights, self.config.threads, self.config.device, use)
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         sizes = {n: (one[0]["width"], one[0]["parameters"]) for n, one in results.items() if "width" in one[0]}
         means = {name: {s: np.mean([one[s] for one in found], 0) for s in SCORES} for name, found in results.items()}
         costs = {name: self._cost(name) for name in self.runs.networks if name in results}
         return {
-            "scores": tables.score_rows(means, self.blocks, sizes),
-            "order": tables.order_rows(means, self.blocks),
-            "reductions": tables.reduction_rows(means),
-            **({"complexity": tables.cost_rows(costs, self.seconds)} if costs else {}),
-            "files": tables.file_rows(means, self.blocks),
-            "samples": self.sample_table(),
+            "scores": tables.tabulate_scores(means, self.blocks, sizes),
+            "order": tables.tabulate_ranking(means, self.blocks),
+            "reductions": tables.tabulate_reductions(means),
+            **({"complexity": tables.tabulate_costs(costs, self.seconds)} if costs else {}),
+            "files": tables.tabulate_files(means, self.blocks),
+            "samples": self.make_sample_table(),
         }
 
     def _cost(self, name: str) -> dict[str, float]:
         """See cost_of: of a sample and a batch of the training."""
-        c = training_config(name, self.config.budget, 1, self.data)
+        c = make_training_config(name, self.config.budget, 1, self.data)
         model = models.create(c.model.name, **c.model.options)
         channels, maps = model.config["in_channels"], model.config.get("static_channels", 0)
 
@@ -124,31 +124,31 @@ class FczsmStudy(PaperStudy):
             x = torch.zeros(batch, 2, channels, c.data.crop, c.data.crop)
             return (x, torch.zeros(batch, maps, c.data.crop, c.data.crop)) if maps else (x,)
 
-        return self.folder.once(f"costs/{name}", lambda: cost_of(model, inputs, c.data.batch_size))
+        return self.folder.load_or_compute(f"costs/{name}", lambda: measure_cost(model, inputs, c.data.batch_size))
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         return figures.charts(self.curves)
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        block, number = most_echo(self.blocks)
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        block, number = find_most_echo(self.blocks)
         sample = block.samples[number]
 
         def fields(name: str) -> np.ndarray:
-            return self._predicting(name, self.of_first_seed(name), lambda predict: predict(sample).numpy())
+            return self._predicting(name, self.get_first_weights(name), lambda predict: predict(sample).numpy())
 
-        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block, number)
+        made, grid = {name: fields(name) for name in self.names}, read_grid(self.config.data, block, number)
         title = f"{block.name}: truth, methods, differences"
         figures.draw_maps(self.folder.path, made, sample, grid, title)
         return figures.maps(grid, made, sample)
 
-    def notes(self) -> list[str]:
+    def write_notes(self) -> list[str]:
         paper = self.config.budget == PAPER
         small = "" if paper else "; networks in the small, the paper's ZSM is 64 wide, and here UNet 64, UNet3D 72"
-        labels = labels_of(block.blocks for block in self.blocks)
+        labels = make_block_labels(block.blocks for block in self.blocks)
         notes = [
             f"Every network is trained in {self.steps} steps on the same samples (mean squared error, "
-            f"{self.optimiser_text()}, weights of the lowest validation error), "
+            f"{self.describe_optimiser()}, weights of the lowest validation error), "
             f"seeds {', '.join(map(str, self.config.seeds))}{small}.",
-            f"{told_of(labels)} The paper's unit and samples are others: compare reductions and order, not numbers.",
+            f"{describe_intervals(labels)} The paper's unit and samples are others: compare reductions and order, not numbers.",
         ]
         return notes + [f"{name} is left out: {why}." for name, why in self.left_out.items()]

@@ -14,7 +14,7 @@ from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.radar_triples import Draw
 from fastds.report import evenly
-from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
+from fastds.studies.common.radar import EvaluationBlock, find_echo_window, resolve_path, select_training_parts
 from fastds.studies.fczsm.config import DataConfig
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.samples import RadarData
@@ -24,46 +24,46 @@ CROP = 32  # coarse pixels of a training sample, but with the paper's budget
 MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
 
-def without_dynamics(config: DataConfig, names: list[str]) -> str:
+def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:
     """Why channels of config.dynamics are not to be had; "" where they are."""
     if not config.dynamics:
         return "data.dynamics names none"
     for name in names:
-        with fd.open_dataset(path_of(config, name)) as dataset:
+        with fd.open_dataset(resolve_path(config, name)) as dataset:
             missing = [variable for variable in config.dynamics if variable not in dataset.data_vars]
         if missing:
             return f"{name} has no {' and no '.join(missing)}"
     return ""
 
 
-def training_data(config: DataConfig, files: dict[str, dict[str, list[int]]], crop: int) -> TrainingData:
+def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]], crop: int) -> TrainingData:
     """The samples of every training."""
     shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
     if config.split == "time":
-        return TrainingData(config.path, training_blocks(files), **shared)
+        return TrainingData(config.path, select_training_parts(files), **shared)
     drawn = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
     return TrainingData(config.path, split="random", **drawn, **shared)
 
 
-def static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
+def read_static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
     """Static maps by file, normalised as in the trainings. Raises: ValueError where they do not cover a file."""
     if not config.statics:
         return {}
     reader = RadarData(TrainingData(config.path, var=config.var, statics=config.statics), False, 0, len(config.statics))
-    return dict(zip(names, reader.statics_of([str(path_of(config, name)) for name in names]), strict=True))
+    return dict(zip(names, reader.statics_of([str(resolve_path(config, name)) for name in names]), strict=True))
 
 
-def test_block(
+def read_test_block(
     config: DataConfig, name: str, part: list[int], static: np.ndarray | None, with_dynamics: bool
-) -> TestedBlock:
+) -> EvaluationBlock:
     """The test samples of a file, part: its frames; static: its maps or None."""
-    path = path_of(config, name)
+    path = resolve_path(config, name)
     dynamic = DynamicFields(path, config.dynamics, slice(*part), config.var) if with_dynamics else None
     block = fd.TimeBlock(str(path), *part, var=config.var)
     triples = fd.EvaluationTriples(block, static=static, dynamic=dynamic)
     if not len(triples):
         raise ValueError(f"data.path: {name} has no three times at equal intervals in its last part")
-    chosen = _with_echo(triples, config.minimum_echo)
+    chosen = _select_by_echo(triples, config.minimum_echo)
     if not len(chosen):
         raise ValueError(f"data.minimum_echo: no time of the last part of {name} has {config.minimum_echo:.0%} of echo")
     chosen = chosen[evenly(len(chosen), config.test_samples)]
@@ -71,16 +71,16 @@ def test_block(
     length = duration_seconds(config.block, "data.block")
     samples = [dict(triples[k]) for k in chosen]
     echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
-    rows, columns = window_of(echo, config.window)
-    samples = [_cut(sample, rows, columns) for sample in samples]
+    rows, columns = find_echo_window(echo, config.window)
+    samples = [_crop_samples(sample, rows, columns) for sample in samples]
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
         raise ValueError(f"data.path: {name} has no valid pixels in its last part")
-    return TestedBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
+    return EvaluationBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
 
 
-def _with_echo(triples: fd.EvaluationTriples, least: float) -> np.ndarray:
+def _select_by_echo(triples: fd.EvaluationTriples, least: float) -> np.ndarray:
     """Numbers of the samples whose whole fields have that share of echo."""
     if not least:
         return np.arange(len(triples))
@@ -102,10 +102,10 @@ class FixedSamples(Sequence):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         sample = self.triples.read(self.draws[number])
-        return _inside({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()})
+        return _exclude_margin({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()})
 
 
-def fixed_blocks(config: DataConfig, training: TrainingData) -> list[TestedBlock]:
+def read_fixed_blocks(config: DataConfig, training: TrainingData) -> list[EvaluationBlock]:
     """The test samples of data.split=random, by file; training: of a method that has all the channels of any."""
     data = RadarData(training, False, 0, len(training.statics), in_channels=1 + len(training.dynamics))
     data.setup()
@@ -118,18 +118,18 @@ def fixed_blocks(config: DataConfig, training: TrainingData) -> list[TestedBlock
         windows = [data.test.window(draw) for draw in draws]
         wet = [float((s["y"][s["valid"]] > 0).float().mean()) for s in samples]
         blocks = [int(store.seconds[draw.triple[0]] // length) for draw in draws]
-        found.append(TestedBlock(data.files[number], samples, blocks, windows[0], float(np.nanmean(wet)), windows))
+        found.append(EvaluationBlock(data.files[number], samples, blocks, windows[0], float(np.nanmean(wet)), windows))
     return found
 
 
-def _cut(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:
+def _crop_samples(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:
     """A window of a sample."""
     coarse = tuple(slice(s.start // 2, s.stop // 2) for s in (rows, columns))
     cut = {key: z[..., *((rows, columns) if key in ("y", "valid") else coarse)] for key, z in sample.items()}
-    return {key: z.contiguous() for key, z in _inside(cut).items()}
+    return {key: z.contiguous() for key, z in _exclude_margin(cut).items()}
 
 
-def _inside(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _exclude_margin(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A sample whose valid pixels are MARGIN from its edge and from missing ones."""
     valid = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
     return sample | {"valid": valid.contiguous()}

@@ -11,8 +11,8 @@ from torch import Tensor
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.studies.common.quiet import quietly
-from fastds.studies.common.radar import TestedBlock
+from fastds.studies.common.quiet import suppress_warnings
+from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.radar.methods import BASELINES
@@ -23,7 +23,7 @@ SCORES = ("mse_total", "mse_t2", "mse_t13", "ssim")
 Predict = Callable[[dict[str, Tensor]], Tensor]
 
 
-def score(predict: Predict, blocks: list[TestedBlock]) -> dict[str, list[float]]:
+def score(predict: Predict, blocks: list[EvaluationBlock]) -> dict[str, list[float]]:
     """The scores of radar_errors by name, one number for each sample of all blocks."""
     found = [
         metrics.radar_errors(predict(s), _dbz(s["y"])[:, 0], s["valid"][:, 0], FLOOR_DBZ)
@@ -33,14 +33,14 @@ def score(predict: Predict, blocks: list[TestedBlock]) -> dict[str, list[float]]
     return {name: [row[name] for row in found] for name in SCORES}
 
 
-def with_prediction(
+def call_with_prediction(
     name: str, weights: str | os.PathLike | None, threads: int | None, device: str, use: Callable[[Predict], object]
 ) -> object:
     """What use(predict) returns, predict being the method; weights: of a network, None: there are none."""
     if METHODS[name].preset is None:
         with computing(None, settle(None, threads)):
             return use(lambda sample: _dbz(BASELINES[name](sample["x"][None, :, :1], 2)[0, :, 0]))
-    model = quietly(lambda: models.load(weights))
+    model = suppress_warnings(lambda: models.load(weights))
     settings = settle(model, threads, "fp32", device)
 
     def predict(sample: dict[str, Tensor]) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastds.studies.common.bootstrap import Estimate, labels_of
-from fastds.studies.common.complexity import COST_HEADS, cost_cells
-from fastds.studies.common.radar import TestedBlock
-from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.fczsm.methods import METHODS, ORDER, REDUCTIONS
+from fastds.studies.common.bootstrap import Estimate, make_block_labels
+from fastds.studies.common.complexity import COST_HEADS, format_cost
+from fastds.studies.common.radar import EvaluationBlock
+from fastds.studies.common.tables import ResultTable, compare_with_paper
+from fastds.studies.fczsm.methods import METHODS, PAPER_RANKING, REDUCTIONS
 from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
@@ -19,14 +19,20 @@ Results = Mapping[str, Mapping[str, np.ndarray]]
 _HEADS = ("MSE", "MSE t2", "MSE t1, t3", "SSIM")
 
 
-def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
+def tabulate_scores(
+    results: Results, blocks: list[EvaluationBlock], sizes: Mapping[str, tuple[int, int]]
+) -> ResultTable:
     """The paper's tables 1 and 2. sizes: method -> width and parameters."""
-    labels, rows = labels_of(block.blocks for block in blocks), []
+    labels, rows = make_block_labels(block.blocks for block in blocks), []
     for name, method in METHODS.items():
         width, parameters = sizes.get(name, (0, 0))
         size = (str(width), f"{parameters:,}") if width else ("-", "-")
         found = results.get(name)
-        ours = [Estimate.of(found[s], labels) for s in SCORES] if found else ["not run"] + ["-"] * (len(SCORES) - 1)
+        ours = (
+            [Estimate.from_samples(found[s], labels) for s in SCORES]
+            if found
+            else ["not run"] + ["-"] * (len(SCORES) - 1)
+        )
         published = method.published
         paper = [f"{v:.3f}" for v in published] if published else ["-"] * len(SCORES)
         rows.append(
@@ -37,7 +43,7 @@ def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, 
     return ResultTable("Scores above 15 dBZ, MSE in dBZ^2, with 95 % intervals over blocks of time", heads, rows)
 
 
-def reduction_rows(results: Results) -> ResultTable:
+def tabulate_reductions(results: Results) -> ResultTable:
     """The paper's table 3, with the network of Serifi et al. on its own data, which is not run here."""
     rows = []
     for name in REDUCTIONS:
@@ -52,9 +58,9 @@ def reduction_rows(results: Results) -> ResultTable:
     )
 
 
-def cost_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
+def tabulate_costs(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
     """What networks cost; the paper prints nothing of it. found: method -> see cost_of. steps: seconds of a step."""
-    rows = [(name, *cost_cells(cost, steps.get(name), digits=1)) for name, cost in found.items()]
+    rows = [(name, *format_cost(cost, steps.get(name), digits=1)) for name, cost in found.items()]
     title = "What the networks cost, of one sample and a batch of the training"
     return ResultTable(title, ("method", *COST_HEADS), rows)
 
@@ -69,22 +75,22 @@ def _percent(value: float | None, trilinear: float) -> str:
     return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.2f}"
 
 
-def order_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
+def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:
     """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
-    labels, rows = labels_of(block.blocks for block in blocks), []
-    for better, other in ORDER:
+    labels, rows = make_block_labels(block.blocks for block in blocks), []
+    for better, other in PAPER_RANKING:
         if better not in results or other not in results:
             continue
         unit = 100 / results["trilinear"]["mse_total"].mean()
-        ours = Estimate.of(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
+        ours = Estimate.from_samples(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
         told = [METHODS[name].published for name in (better, other)]
         paper = 100 * (told[0][0] - told[1][0]) / 2.452 if all(told) else None
-        rows.append((f"{better} less {other}", *beside_paper(ours, paper, 2)))
+        rows.append((f"{better} less {other}", *compare_with_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
 
 
-def file_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
+def tabulate_files(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:
     """MSE by file."""
     rows, start = [], 0
     for block in blocks:

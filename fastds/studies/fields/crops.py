@@ -43,7 +43,7 @@ def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: in
     ]
 
 
-def crop_errors(
+def compute_crop_errors(
     predict: Callable,
     fields: Tensor,
     crops: list[Crop],

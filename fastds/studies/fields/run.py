@@ -15,8 +15,8 @@ from torch import Tensor
 from fastds import models
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
-from fastds.studies.command import configurations
-from fastds.studies.fields.crops import crop_errors, draw_crops
+from fastds.studies.command import find_configurations
+from fastds.studies.fields.crops import compute_crop_errors, draw_crops
 from fastds.studies.fields.table import render
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.fields import training as field_training
@@ -33,7 +33,7 @@ INTERPOLATIONS: dict[str, Callable] = {
     "bicubic-0.75": resize_bicubic_torch,
 }
 # What knows the place and nothing else; of whole regions (crop: null) by whole factors.
-OF_THE_PLACE = {"static residual": StaticResidual, "regression per point": LocationRidge}
+LOCATION_REGRESSIONS = {"static residual": StaticResidual, "regression per point": LocationRidge}
 WHOLE_FACTORS = ("2", "3", "4")
 
 
@@ -112,31 +112,31 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     folder = pathlib.Path(config.output)
     output = folder / "degraded" if config.degraded else folder
     output.mkdir(parents=True, exist_ok=True)
-    for name in (*INTERPOLATIONS, *(OF_THE_PLACE if config.crop is None else ())):
-        _once(output / f"{name}.json", score_untrained, config, name)
+    for name in (*INTERPOLATIONS, *(LOCATION_REGRESSIONS if config.crop is None else ())):
+        _load_or_compute(output / f"{name}.json", score_untrained, config, name)
     for name in config.weights:
-        _once(output / f"weights-{pathlib.Path(name).stem}.json", score_weights, config, name)
+        _load_or_compute(output / f"weights-{pathlib.Path(name).stem}.json", score_weights, config, name)
     for seed, name in itertools.product(config.seeds, config.run or config.methods):
-        run = _once(folder / f"{name}-{seed}.json", train_and_score, clean, name, seed)
+        run = _load_or_compute(folder / f"{name}-{seed}.json", train_and_score, clean, name, seed)
         if config.degraded:
-            _once(output / f"{name}-{seed}.json", score_again, config, run)
+            _load_or_compute(output / f"{name}-{seed}.json", rescore, config, run)
     table = output / "table.md"
     table.write_text(render([json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]))
     return table
 
 
-def _once(path: pathlib.Path, make: Callable[..., dict], *args) -> dict:
+def _load_or_compute(path: pathlib.Path, make: Callable[..., dict], *args) -> dict:
     if not path.exists():
         result = make(*args)
         path.write_text(json.dumps(result))
     return json.loads(path.read_text())
 
 
-def _folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
+def _get_run_folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
     return pathlib.Path(config.output) / f"{name}-{seed}"
 
 
-def training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig:
+def make_training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig:
     """The training of a method; its validation uses the factors it knows."""
     method = config.methods[name]
     data = config.data
@@ -145,7 +145,7 @@ def training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig
         data = dataclasses.replace(data, scales=method.scales, test_scales=tested)
     data = dataclasses.replace(data, degraded=method.degraded)
     return TrainingConfig(
-        data, method.model, output=str(_folder(config, name, seed)), seed=seed,
+        data, method.model, output=str(_get_run_folder(config, name, seed)), seed=seed,
         max_steps=config.max_steps, learning_rate=method.learning_rate, ema_decay=config.ema_decay,
         threads=config.threads,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig
 
 def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
     """One run: the errors of the weights that the validation region chose, on the test region."""
-    training = training_config(config, name, seed)
+    training = make_training_config(config, name, seed)
     before = time.process_time()
     model = models.load(field_training.train(training))
     seconds = time.process_time() - before
@@ -166,12 +166,12 @@ def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
 
 def score_run(config: StudyConfig, name: str, seed: int) -> dict:
     """The errors of the weights that a run has left."""
-    model = models.load(_folder(config, name, seed) / "best.safetensors").eval()
+    model = models.load(_get_run_folder(config, name, seed) / "best.safetensors").eval()
     with torch.no_grad():
         return score(lambda x, size: model(x, size=size), config, config.methods[name].test)
 
 
-def score_again(config: StudyConfig, run: dict) -> dict:
+def rescore(config: StudyConfig, run: dict) -> dict:
     """A finished run with its errors on what this configuration asks for."""
     return run | score_run(config, run["method"], run["seed"])
 
@@ -180,7 +180,7 @@ def score_untrained(config: StudyConfig, name: str) -> dict:
     """The errors of an interpolation or of a regression of the place."""
     if name in INTERPOLATIONS:
         return {"method": name, **score(INTERPOLATIONS[name], config)}
-    return {"method": name, **score(regression(OF_THE_PLACE[name], config), config, WHOLE_FACTORS)}
+    return {"method": name, **score(make_regression(LOCATION_REGRESSIONS[name], config), config, WHOLE_FACTORS)}
 
 
 def score_weights(config: StudyConfig, name: str) -> dict:
@@ -190,7 +190,7 @@ def score_weights(config: StudyConfig, name: str) -> dict:
         return {"method": f"weights {name}", **score(lambda x, size: model(x, size=size), config)}
 
 
-def regression(kind: type, config: StudyConfig) -> Callable:
+def make_regression(kind: type, config: StudyConfig) -> Callable:
     """predict(x, size) by a regression of the place, fitted on the training part for each factor and variable."""
     train = config.data.part(load_fields(config.data), config.data.train)
 
@@ -205,7 +205,7 @@ def regression(kind: type, config: StudyConfig) -> Callable:
     return predict
 
 
-def degradation(data: FieldData) -> Callable:
+def make_degradation(data: FieldData) -> Callable:
     """degrade(fine, size, seed): fields in physical units through the pipeline, normalised as in training."""
     mean, std = (t[:, None, None] for t in (data.mean, data.std))
     pipeline = Degradation(DegradationConfig(probability=1.0), data.training.degradation.value_range)
@@ -221,13 +221,13 @@ def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict
     data = FieldData(config.data)
     test = config.data.part(load_fields(config.data), config.data.test)
     crops = draw_crops(test.shape, config.crop, config.per_cell, seed=0)
-    degrade = degradation(data) if config.degraded else None
+    degrade = make_degradation(data) if config.degraded else None
     return {
         "variables": config.data.variables,
         "value_range": data.value_range.tolist(),
         "crops": crops,
         "together": config.together,
-        "mse": {n: crop_errors(predict, test, crops, config.crop, SCALES[n], degrade) for n in names or SCALES},
+        "mse": {n: compute_crop_errors(predict, test, crops, config.crop, SCALES[n], degrade) for n in names or SCALES},
     }
 
 
@@ -243,4 +243,4 @@ def study(config: StudyConfig) -> pathlib.Path:
 def parse_arguments(arguments: list[str]) -> StudyConfig:
     """Read `arguments`, a command line, into a StudyConfig; `--config` takes a shipped study by its name, or a file."""
     about = "Compare arbitrary-scale downscaling with its baselines."
-    return read_command_line(StudyConfig, arguments, "fastds study fields", about, configurations())
+    return read_command_line(StudyConfig, arguments, "fastds study fields", about, find_configurations())

@@ -39,7 +39,7 @@ METHODS = {
 NETWORKS = [name for name, method in METHODS.items() if method.preset]
 FACTORS = tuple(SCALES)
 # Pairs, and by how many dB the abstract has the first above the second at x2, at least.
-ORDER = (
+PAPER_RANKING = (
     ("ours", "EDSR-x2", 0.7), ("ours", "EDSR-x3", None), ("ours", "EDSR-x4", None),
     *(("ours", name, 0.48) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")),
     ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
@@ -49,7 +49,7 @@ _SMALL = "inr-small"  # ours in the small, whose encoder the others get
 _VALIDATIONS = 4  # of a training in the small
 
 
-def network(name: str, budget: str) -> ModelConfig:
+def make_model_config(name: str, budget: str) -> ModelConfig:
     """The network of a method: a preset, and the options that differ from it."""
     preset, dpfa, *_ = METHODS[name]
     options = {} if dpfa is None else {"dpfa": dpfa}
@@ -59,10 +59,10 @@ def network(name: str, budget: str) -> ModelConfig:
     return ModelConfig(preset if dpfa is None else _SMALL, options)
 
 
-def paper_config(name: str, path: str) -> TrainingConfig:
+def load_paper_config(name: str, path: str) -> TrainingConfig:
     """The shipped configuration of a method: what the abstract tells, and LIIF's training where it does not."""
     config = parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
-    options = config.model.options | network(name, PAPER).options
+    options = config.model.options | make_model_config(name, PAPER).options
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, options=options),
@@ -70,13 +70,13 @@ def paper_config(name: str, path: str) -> TrainingConfig:
     )
 
 
-def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
     """The training of a method; data: where the samples are from. run: further options of the training.
 
     With the budget paper it is that of paper_config, but for data and steps."""
     method = METHODS[name]
     if budget == PAPER:
-        paper = paper_config(name, data.path)
+        paper = load_paper_config(name, data.path)
         given = ("variables", "level", "vectors", "split", "train", "validation", "test")
         data = dataclasses.replace(paper.data, **{key: getattr(data, key) for key in given})
         return dataclasses.replace(paper, data=data, max_steps=steps, **run)
@@ -92,6 +92,6 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         degraded=method.degraded,
     )
     return TrainingConfig(
-        data, network(name, budget), max_steps=steps, learning_rate=3e-3, warmup_steps=min(100, steps // 10 + 1),
+        data, make_model_config(name, budget), max_steps=steps, learning_rate=3e-3, warmup_steps=min(100, steps // 10 + 1),
         ema_decay=0.98, **run,
     )  # fmt: skip

@@ -19,7 +19,7 @@ _MIRRORS = ((), (2,), (3,), (2, 3))  # axes that are turned round
 Predict = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
-def protocols(
+def make_protocols(
     predict: Predict, degrade: Callable, vectors: Sequence[int]
 ) -> dict[str, tuple[Predict, Callable | None]]:
     """Protocol -> what makes fields (B, C, h, w) finer, and what coarsens the truth for it, None: area means.

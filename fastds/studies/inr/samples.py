@@ -17,7 +17,7 @@ _GAP = 8  # columns between the parts, and between the last one and the first co
 _TRAIN, _VALIDATION = 5 / 9, 7 / 45
 
 
-def parts_of(columns: int) -> dict[str, list[int]]:
+def split_columns(columns: int) -> dict[str, list[int]]:
     """Columns [first, stop) to train, validate and test on."""
     train, validation = round(_TRAIN * columns), round(_VALIDATION * columns)
     first = train + _GAP
@@ -25,13 +25,13 @@ def parts_of(columns: int) -> dict[str, list[int]]:
     return {"train": [0, train], "validation": [first, first + validation], "test": [test, columns - _GAP]}
 
 
-def training_data(config: DataConfig) -> TrainingData:
+def make_training_data(config: DataConfig) -> TrainingData:
     """The samples of every training, and its test columns."""
     data = TrainingData(config.path, config.variables, level=config.level, vectors=config.vectors)
-    return dataclasses.replace(data, **parts_of(load_fields(data).shape[3]))
+    return dataclasses.replace(data, **split_columns(load_fields(data).shape[3]))
 
 
-def test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
+def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
     """The test fields (T, C, H, W) in their units, and crops of them. Raises: ValueError where these do not fit."""
     fields = data.part(load_fields(data), data.test)
     try:
@@ -40,6 +40,6 @@ def test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Cro
         raise ValueError(f"data.crop: {error}") from None
 
 
-def labels_of(crops: list[Crop], together: int) -> np.ndarray:
+def make_crop_labels(crops: list[Crop], together: int) -> np.ndarray:
     """(crops, 2): the group of times and the latitude band of each."""
     return np.array([(crop.time // together, crop.band) for crop in crops])

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable, beside_paper
+from fastds.studies.common.tables import ResultTable, compare_with_paper
 from fastds.studies.fields.crops import Crop
 from fastds.studies.inr.config import DataConfig
-from fastds.studies.inr.methods import FACTORS, METHODS, ORDER
+from fastds.studies.inr.methods import FACTORS, METHODS, PAPER_RANKING
 from fastds.studies.inr.protocols import PROTOCOLS
 from fastds.tasks.fields.config import DataConfig as TrainingData
 
@@ -21,13 +21,13 @@ _OURS_ALONE = ("agreeing", "mirrored")
 Errors = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def decibel(errors: np.ndarray, value_range: np.ndarray) -> np.ndarray:
+def compute_psnr(errors: np.ndarray, value_range: np.ndarray) -> np.ndarray:
     """PSNR of every crop, mean over the variables: (seeds, crops, variables) squared errors -> (crops,), mean over the
     seeds; value_range: (variables,), of the training fields."""
     return (10 * np.log10(np.square(value_range) / errors)).mean((0, 2))
 
 
-def psnr_rows(
+def tabulate_psnr(
     protocol: str, results: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray, sizes: Mapping[str, int]
 ) -> ResultTable:
     """PSNR of every method and factor. results: method -> factor -> dB of each crop; sizes: parameters."""
@@ -37,27 +37,27 @@ def psnr_rows(
         if found is None:
             rows.append((name, "-", "not run", *["-"] * (len(FACTORS) - 1)))
             continue
-        cells = [Estimate.of(found[f], labels) if f in found else "-" for f in FACTORS]
+        cells = [Estimate.from_samples(found[f], labels) if f in found else "-" for f in FACTORS]
         rows.append((name, f"{sizes[name]:,}" if name in sizes else "-", *cells))
     title = f"PSNR in dB {PROTOCOLS[protocol]}, mean over crops and variables"
     return ResultTable(title, ("method", "parameters", *(f"x{f}" for f in FACTORS)), rows, digits=2)
 
 
-def order_rows(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], labels: np.ndarray) -> ResultTable:
+def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], labels: np.ndarray) -> ResultTable:
     """Differences of PSNR by protocol and factor beside the abstract's, which are of x2 and at least so large; of the
     abstract's pairs also the first, asked in other ways, less the second as it is."""
     rows = []
-    ways = [(pair, p, p) for pair in ORDER for p in PROTOCOLS]
-    ways += [(pair, p, "clean") for pair in ORDER if pair[2] is not None for p in _OURS_ALONE]
+    ways = [(pair, p, p) for pair in PAPER_RANKING for p in PROTOCOLS]
+    ways += [(pair, p, "clean") for pair in PAPER_RANKING if pair[2] is not None for p in _OURS_ALONE]
     for (better, other, least), protocol, of_other in ways:
         first, second = results[protocol], results[of_other]
         if better not in first or other not in second:
             continue
         protocol = protocol if of_other == protocol else f"{protocol} less {of_other}"
         for factor in (f for f in FACTORS if f in first[better] and f in second[other]):
-            ours = Estimate.of(first[better][factor] - second[other][factor], labels)
+            ours = Estimate.from_samples(first[better][factor] - second[other][factor], labels)
             told = least if factor == "2" else None
-            *cells, verdict = beside_paper(ours, told, 2)
+            *cells, verdict = compare_with_paper(ours, told, 2)
             verdict = "reproduced" if told is not None and ours.low > told else verdict
             rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, verdict))
     title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero; reproduced: it is all above"
@@ -65,7 +65,7 @@ def order_rows(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], la
     return ResultTable(title, heads, rows, digits=2, sign="+")
 
 
-def variable_rows(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:
+def tabulate_variables(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:
     """Root mean squared errors of the clean protocol in the units of the variables."""
     rows = []
     for name, found in errors.items():
@@ -75,7 +75,7 @@ def variable_rows(errors: Errors, variables: list[str], units: list[str]) -> Res
     return ResultTable("Root mean squared errors from area means", heads, rows)
 
 
-def sample_rows(config: DataConfig, data: TrainingData, crops: list[Crop]) -> ResultTable:
+def tabulate_samples(config: DataConfig, data: TrainingData, crops: list[Crop]) -> ResultTable:
     """What is trained, validated and tested on. config: of the study. data: of its trainings. crops: of the test."""
     parts = [f"{first} to {stop - 1}" for first, stop in (data.train, data.validation, data.test)]
     counts = str(len({crop.time for crop in crops})), str(len(crops)), f"{config.crop} x {config.crop}"

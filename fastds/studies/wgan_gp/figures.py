@@ -11,7 +11,7 @@ import numpy as np
 
 from fastds.plot import draw_daily_series
 from fastds.report import Chart
-from fastds.studies.common.figures import validation_curves
+from fastds.studies.common.figures import draw_validation_curves
 from fastds.studies.wgan_gp.samples import Region
 
 _INDICATORS = {
@@ -19,7 +19,7 @@ _INDICATORS = {
 }  # fmt: skip
 
 
-def by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
+def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
     """The mean over the tiles of each day of one number for each sample."""
     found, start = [], 0
     for region in regions:
@@ -35,16 +35,16 @@ def charts(
     """The line figures by the names of their files. curves: method -> CSV."""
     found, days = {}, list(range(1, sum(len(region.days) for region in regions) + 1))
     if curves:
-        draw = functools.partial(validation_curves, curves, "validation CRPS of two members (%)")
+        draw = functools.partial(draw_validation_curves, curves, "validation CRPS of two members (%)")
         found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
         for score, label in _INDICATORS.items():
             options = {"column": f"val_{score}_one", "log_y": False}
-            draw = functools.partial(validation_curves, curves, f"validation {label}", **options)
+            draw = functools.partial(draw_validation_curves, curves, f"validation {label}", **options)
             alt = f"Validation {label} of {', '.join(curves)}"
             found[f"figure-08-{score}"] = Chart(f"Figure 8: validation {label} of one member", alt, draw)
     shown = [name for name in results if not name.endswith("misaligned")]
     for score, label in _INDICATORS.items():
-        lines = {name: by_day(results[name][score], regions) for name in shown}
+        lines = {name: average_by_day(results[name][score], regions) for name in shown}
         draw = functools.partial(draw_daily_series, days, lines, label)
         found[f"figure-09-{score}"] = Chart(f"Figure 9: {label} by day", f"{label} of {', '.join(lines)}", draw)
     return found

@@ -44,7 +44,7 @@ METHODS = {
 }
 NETWORKS = [name for name, method in METHODS.items() if not method.interpolation]
 # What the paper finds better, and than what.
-ORDER = (
+PAPER_RANKING = (
     ("SRCNN", "Lanczos"), ("SRCNN", "bicubic"), ("SRGAN", "SRCNN"), ("GAN", "SRGAN"), ("WGAN-GP", "GAN"),
     ("WGAN-GP", "SRGAN"), ("WGAN-GP", "SRCNN"), ("WGAN-GP", "Lanczos"), ("WGAN-GP", "no-residual-blocks"),
     ("WGAN-GP", "no-CBAM"), ("WGAN-GP", "sequential-kernels"), ("bicubic", "bicubic-misaligned"),
@@ -54,12 +54,12 @@ _VALIDATIONS = 8  # of a training in the small
 _SRGAN, _SRGAN_SMALL = ("srgan", 64), ("srgan-small", 16)
 
 
-def published(name: str) -> Mapping[str, float | None]:
+def get_published(name: str) -> Mapping[str, float | None]:
     """What the paper prints of a method, by score."""
     return dict(zip(SCORES, METHODS[name].published, strict=True))
 
 
-def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
+def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
     """The rows of the paper's tables that are trained: name -> configuration, config itself last.
 
     SRCNN: squared error alone. SRGAN: its generator and discriminator, in small but with the budget paper, absolute
@@ -67,7 +67,7 @@ def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConf
     networks; sequential-kernels has its kernels of 2 and 3 one after the other in place of two branches.
     """
     preset, width = _SRGAN if budget == PAPER else _SRGAN_SMALL
-    scale = scale_of(config)
+    scale = get_scale(config)
     align = "grid" if config.data.coarsening == "decimate" else "center"
     alone = dataclasses.replace(
         config.loss, content="mse", noise_free_weight=0.0, adversarial_weight=0.0, critic_steps=0
@@ -97,19 +97,19 @@ def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConf
     }
 
 
-def scale_of(config: TrainingConfig) -> int:
+def get_scale(config: TrainingConfig) -> int:
     """The factor of a training's generator."""
     return models.create(config.model.name, **config.model.options).config["scale"]
 
 
-def paper_steps(base: TrainingConfig) -> int:
+def count_paper_steps(base: TrainingConfig) -> int:
     """The steps of the epochs that a training names."""
     return (base.optimiser.epochs or 1) * (base.data.epoch_samples // base.data.batch_size)
 
 
-def training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
+def make_training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
     """The training of a method; base: of the generator. run: further options of the training."""
-    config = variants(base, budget)[name]
+    config = make_variants(base, budget)[name]
     batch = config.data.batch_size
     epoch = config.data.epoch_samples if budget == PAPER else batch * max(1, -(-steps // _VALIDATIONS))
     data = dataclasses.replace(config.data, epoch_samples=epoch)

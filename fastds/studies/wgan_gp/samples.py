@@ -32,7 +32,7 @@ class Region:
         return len(self.days) * len(self.tiles)
 
 
-def test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]:
+def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]:
     """The test regions of a training's data; scale: of its generator.
 
     Raises: FileNotFoundError, ValueError where there is none of a day and a tile.
@@ -61,7 +61,7 @@ def _cut(name: str, fields: Tensor, config: DataConfig, scale: int, tile: int) -
     return Region(name, days, coarsen_fields(days, scale, config.coarsening), tiles)
 
 
-def labels_of(regions: Iterable[Region]) -> np.ndarray:
+def make_sample_labels(regions: Iterable[Region]) -> np.ndarray:
     """(samples, 2): the numbers of the day and of the tile of each sample; samples are the tiles of each day."""
     labels, days, tiles = [], 0, 0
     for region in regions:

@@ -34,15 +34,15 @@ def score(predict: Predict, regions: list[Region], data_range: float) -> dict[st
                 if len(members) > 1:
                     further = {"crps": metrics.crps(part, truth), "spread_skill": metrics.spread_skill(part, truth)}
                     mean.append(metrics.field_scores(part.mean(0), truth, data_range) | further)
-    found = {"one": _columns(one, SCORES)}
-    return found | ({"mean": _columns(mean, (*SCORES, "crps", "spread_skill"))} if mean else {})
+    found = {"one": _collect_scores(one, SCORES)}
+    return found | ({"mean": _collect_scores(mean, (*SCORES, "crps", "spread_skill"))} if mean else {})
 
 
-def _columns(rows: list[dict[str, float]], names: tuple[str, ...]) -> dict[str, list[float]]:
+def _collect_scores(rows: list[dict[str, float]], names: tuple[str, ...]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def with_prediction(
+def call_with_prediction(
     name: str, weights: str | os.PathLike | None, scale: int, align: str, members: int, threads: int | None,
     device: str, use: Callable[[Predict], object],
 ) -> object:  # fmt: skip
@@ -65,13 +65,13 @@ def with_prediction(
         return use(predict)
 
 
-def brightest(regions: list[Region]) -> tuple[int, int]:
+def find_most_varied_day(regions: list[Region]) -> tuple[int, int]:
     """The region and the day that are drawn: those of the largest variance in space."""
     spread = {(r, d): float(day.var()) for r, region in enumerate(regions) for d, day in enumerate(region.days)}
     return max(spread, key=spread.get)
 
 
-def one_field(predict: Predict, regions: list[Region], chosen: tuple[int, int]) -> Tensor:
+def predict_field(predict: Predict, regions: list[Region], chosen: tuple[int, int]) -> Tensor:
     """(H, W): one member at the first time of a day."""
     region, day = chosen
     return torch.as_tensor(predict(regions[region].coarse[day])[0, 0])

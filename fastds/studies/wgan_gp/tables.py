@@ -8,51 +8,55 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.wgan_gp.methods import METHODS, ORDER, SCORES, published
+from fastds.studies.common.tables import ResultTable, compare_with_paper
+from fastds.studies.wgan_gp.methods import METHODS, PAPER_RANKING, SCORES, get_published
 from fastds.studies.wgan_gp.samples import Region
 
 # Method -> score -> one number for each sample, the mean over the seeds.
 Results = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def score_rows(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
+def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
     """The paper's tables 2 and 3."""
     rows = []
     for name in METHODS:
         found = results.get(name)
-        ours = [Estimate.of(found[s], labels) for s in SCORES] if found else ["not run"] + ["-"] * (len(SCORES) - 1)
+        ours = (
+            [Estimate.from_samples(found[s], labels) for s in SCORES]
+            if found
+            else ["not run"] + ["-"] * (len(SCORES) - 1)
+        )
         size = f"{parameters[name]:,}" if name in parameters else "-"
-        paper = ["-" if value is None else f"{value:.3f}" for value in published(name).values()]
+        paper = ["-" if value is None else f"{value:.3f}" for value in get_published(name).values()]
         rows.append((name, size, *ours, *paper))
     names = [score.upper() for score in SCORES]
     heads = ("method", "parameters", *names, *(f"paper: {name}" for name in names))
     return ResultTable("Scores of one member, with 95 % intervals over days and tiles", heads, rows)
 
 
-def order_rows(results: Results, labels: np.ndarray) -> ResultTable:
+def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
     """Every step of the paper's order, by score."""
     rows = []
-    for better, other in ORDER:
+    for better, other in PAPER_RANKING:
         if better not in results or other not in results:
             continue
         for score in SCORES:
-            ours = Estimate.of(results[better][score] - results[other][score], labels)
-            told = [published(name)[score] for name in (better, other)]
+            ours = Estimate.from_samples(results[better][score] - results[other][score], labels)
+            told = [get_published(name)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]
-            rows.append((f"{better} less {other}", score.upper(), *beside_paper(ours, paper, 3)))
+            rows.append((f"{better} less {other}", score.upper(), *compare_with_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, sign="+")
 
 
-def ensemble_rows(means: Results, labels: np.ndarray, members: int) -> ResultTable:
+def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> ResultTable:
     """Scores of the means of ensembles."""
     names = (*SCORES, "crps", "spread_skill")
-    rows = [(name, *(Estimate.of(found[s], labels) for s in names)) for name, found in means.items()]
+    rows = [(name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()]
     return ResultTable(f"Means of {members} members", ("method", *(name.upper() for name in names)), rows)
 
 
-def region_rows(results: Results, regions: list[Region]) -> ResultTable:
+def tabulate_regions(results: Results, regions: list[Region]) -> ResultTable:
     """MSE by test region."""
     rows, start = [], 0
     for region in regions:
@@ -62,7 +66,7 @@ def region_rows(results: Results, regions: list[Region]) -> ResultTable:
     return ResultTable("MSE by test region", ("region", *results), rows)
 
 
-def sample_rows(regions: list[Region]) -> ResultTable:
+def tabulate_samples(regions: list[Region]) -> ResultTable:
     """What was tested on."""
     rows = [
         (r.name, str(len(r.days)), str(r.days.shape[1]), f"{r.days.shape[2]} x {r.days.shape[3]}", str(len(r.tiles)))

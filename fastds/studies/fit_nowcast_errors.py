@@ -16,7 +16,7 @@ from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
 from fastds.models.ensembles import ErrorLaw, Surroundings
 from fastds.studies.command import Files
-from fastds.studies.common.error_law import Pool, fit_pools, score
+from fastds.studies.common.error_model_fit import Pool, fit_pools, score
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import tracked
@@ -77,26 +77,26 @@ class Sample(NamedTuple):
     z_r: tuple[float, float]
 
 
-def samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
+def make_samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
     """Of every block the samples of all its starts, forwards and backwards in time, so that no event teaches that rain
     grows; every second with its echo raised."""
-    methods = [_method(name) for name in METHODS]
+    methods = [_load_method(name) for name in METHODS]
     return [
         [
             sample
             for backwards in (False, True)
-            for sample in _of_block(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
+            for sample in _iter_samples(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
         ]
         for block in tracked(blocks, True, "blocks", "forecasting")
     ]
 
 
-def _method(name: str) -> Method:
+def _load_method(name: str) -> Method:
     method, _ = pick_method(name)
     return method if method.model is None else method.smoothed()
 
 
-def _of_block(
+def _iter_samples(
     folder: pathlib.Path, block: Block, backwards: bool, methods: Sequence[Method], rng: np.random.Generator
 ) -> Iterator[Sample]:
     with open_dataset(folder / block.file) as dataset:
@@ -126,7 +126,7 @@ def _of_block(
                 yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
 
 
-def _pool(parts: Sequence[Sample]) -> Pool:
+def _make_pool(parts: Sequence[Sample]) -> Pool:
     """The pixels of a block, all of its samples after one another, of lead k with a weight of 1 / k: the early ones,
     whose errors are small, count as well."""
     features, truth = torch.cat([part.features for part in parts], 1), torch.cat([part.truth for part in parts])
@@ -135,8 +135,8 @@ def _pool(parts: Sequence[Sample]) -> Pool:
 
 
 def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
-    """Fit a law to the samples of blocks, see fastds.studies.common.error_law; returns the losses."""
-    return fit_pools(law, [_pool(parts) for parts in blocks if parts], steps, seed, batch)
+    """Fit a law to the samples of blocks, see fastds.studies.common.error_model_fit; returns the losses."""
+    return fit_pools(law, [_make_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
 
 @dataclasses.dataclass
@@ -166,19 +166,20 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 def study(config: StudyConfig) -> str:
     """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
     with computing(None, settle(None, config.threads)):
-        blocks = samples(config.data.path, seed=config.seed)
+        blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
     law = ErrorLaw()
     losses = fit(law, blocks, config.steps, config.seed)
     law.card = ModelCard(**CARD)
     law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
-        f"{block.file}, every {block.stride}": _told(law, parts) for block, parts in zip(BLOCKS, blocks, strict=True)
+        f"{block.file}, every {block.stride}": _summarize(law, parts)
+        for block, parts in zip(BLOCKS, blocks, strict=True)
     }
     models.save(law, config.output)
     return config.output
 
 
-def _told(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
+def _summarize(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
     """Scores of the law on the pixels it was fitted to."""
     with torch.no_grad():
         found = [

@@ -20,7 +20,7 @@ from fastds.models.baselines import optical_flow
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies.command import Files
-from fastds.studies.common.error_law import Pool, fit_pools
+from fastds.studies.common.error_model_fit import Pool, fit_pools
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import tracked
@@ -64,7 +64,7 @@ CARD = {
 }
 
 
-class _Smoothed:
+class _SmoothedStore:
     """Frames of a store, smoothed by a Gaussian; echo below 5 dBZ counts as that."""
 
     def __init__(self, store: fd.FrameStore, width: float):
@@ -79,7 +79,7 @@ class _Smoothed:
         return np.where(np.isnan(z), np.nan, smooth).astype(z.dtype)
 
 
-def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
+def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
     """Of every block the pixels near echo of some fields that the model makes, at input times and between, and another
     pool of the smoothed block. Blocks coarsened by linear Z and by means of dBZ count alike."""
     generator, found = torch.Generator().manual_seed(seed), []
@@ -87,14 +87,14 @@ def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOC
     law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
     for block in tracked(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
-            parts = list(_fields(folder, block, smoothed, model, generator))
+            parts = list(_iter_fields(folder, block, smoothed, model, generator))
             if parts:
                 features, truth = torch.cat([f for f, _ in parts], 1), torch.cat([t for _, t in parts])
                 found.append(Pool(features, truth, torch.zeros_like(truth), law, spread=_SPREAD))
     return found
 
 
-def _fields(
+def _iter_fields(
     folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (F, n) and truth (n,), dB above the floor, of pixels of every field."""
@@ -105,7 +105,7 @@ def _fields(
             source, every=max(1, block.every // interval), interval=interval, floor=floor, mode=mode
         )
         if smoothed:
-            triples.store = _Smoothed(triples.store, _SMOOTH)
+            triples.store = _SmoothedStore(triples.store, _SMOOTH)
         for sample in itertools.islice((triples[i] for i in range(len(triples))), _TRIPLES):
             x, truth, valid = sample["x"], sample["y"][:, 0] * span, sample["valid"].all(0)[0]
             flow = optical_flow(x[None])
@@ -152,7 +152,7 @@ def study(config: StudyConfig) -> str:
     torch.manual_seed(config.seed)
     law = ErrorLaw(_HIDDEN, FEATURES, LACKING)
     with computing(None, settle(None, config.threads)):
-        learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
+        learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
     law.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
     law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
