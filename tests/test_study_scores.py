@@ -252,7 +252,8 @@ def test_nowcasts_of_all_test_files_are_printed_and_kept(scores, monkeypatch, ca
     monkeypatch.setattr(nowcast.models, "save", lambda *args: saved.append(args))
     monkeypatch.setattr(nowcast, "score_file", lambda *args, **options: asked.append((args, options)) or scores)
     assert (
-        nowcast.print_scores("data", "net") == dict.fromkeys(nowcast.TEST_STARTS, nowcast.summarize(scores)) and not saved
+        nowcast.print_scores("data", "net") == dict.fromkeys(nowcast.TEST_STARTS, nowcast.summarize(scores))
+        and not saved
     )
     assert asked == [((network, "data", f), {"starts": None, "smooth": False}) for f in nowcast.TEST_STARTS]
     lines = capsys.readouterr().out.splitlines()

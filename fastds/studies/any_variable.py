@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network of any variable on fields that no training saw: `fastds study any-variable --data.path FOLDER`."""
+"""Evaluation of a network of any variable on held-out fields: `fastds study any-variable --data.path FOLDER`."""
 
 from __future__ import annotations
 
@@ -44,15 +44,17 @@ _BLOCK = 16  # fine pixels a side of what the bootstrap draws
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Errors of a network and of interpolation on area means of fields.
+    """Errors of a network and of interpolations when area means of fields are downscaled.
 
     Args:
-        data: the folder with the files of fields.
-        model: a shipped name or a safetensors file, of a network of one variable.
-        scales: factors.
-        told: network and interpolations are told that the fields are means, as by `fastds downscale --coarsened mean`.
-        threads: of torch; None leaves them as they are.
-        leaderboard: a file of rows, see fastds/models/README.md, that gains are added to; None: none.
+        data: folder with the files of the fields.
+        model: name of a shipped network or path of a safetensors file; the network reads one variable.
+        scales: downscaling factors.
+        told: declare that the inputs are area means, as `fastds downscale --coarsened mean` does; all results are then
+            corrected so that their means equal the inputs.
+        threads: number of threads of torch; None leaves the number unchanged.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the gains are added; None adds
+            none.
     """
 
     data: Files
@@ -64,13 +66,13 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study any-variable`, into a StudyConfig."""
+    """Parse the command line of `fastds study any-variable` into a StudyConfig."""
     about = "Errors of a network of any variable on fields that no training saw."
     return read_command_line(StudyConfig, arguments, "fastds study any-variable", about, {})
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study any-variable` does: prints the gains over bicubic interpolation, writes config.leaderboard."""
+    """Run `fastds study any-variable`: print the gains over bicubic interpolation and add them to config.leaderboard."""
     network = models.load(config.model).eval()
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
@@ -96,7 +98,8 @@ def _cells(row: dict[float, tuple[Estimate, float] | None]) -> list[str]:
 
 
 def make_leaderboard_rows(gains: dict) -> Iterator[dict]:
-    """The mean gain over all fields at each factor, with an interval by drawing fields."""
+    """Yield a leaderboard row for each factor: the mean gain over all fields, with an interval by resampling the
+    fields."""
     for scale in next(iter(gains.values())):
         found = [row[scale][0].mean for row in gains.values() if row[scale] is not None]
         value = Estimate.from_samples(np.array(found), np.arange(len(found))[:, None])
@@ -106,7 +109,7 @@ def make_leaderboard_rows(gains: dict) -> Iterator[dict]:
 
 
 def read_sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """((label, variable), fields (T, 1, H, W)) of SOURCES, those with missing values left out."""
+    """Yield ((label, variable), fields) for SOURCES; fields (T, 1, H, W) exclude times with missing values."""
     for label, file, names, which, where in SOURCES:
         with fd.open_dataset(folder / file) as dataset:
             for name in names:
@@ -118,8 +121,17 @@ def read_sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor
 
 
 def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
-    """Of area means by `scale`: the gain of PSNR over bicubic interpolation (a = -0.5) with its interval, and that over
-    the best of four interpolations, dB; None where the fields are too small. told: see StudyConfig."""
+    """Compute the gain in PSNR of a network over interpolation when area means are downscaled.
+
+    Args:
+        network: network of one variable, called as network(x, size=size).
+        fields: (T, 1, H, W) fine fields.
+        scale: downscaling factor.
+        told: see StudyConfig.
+    Returns:
+        Gain over bicubic interpolation (a = -0.5) with its 95 % interval, and gain over the best of four
+            interpolations, both in dB. None if the fields are too small.
+    """
     if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
         return None
     x, truth = coarse_and_fine(fields, scale)
@@ -137,14 +149,14 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
 
 
 def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
-    """Squared errors of blocks of fine pixels, mean over the times."""
+    """Average squared errors over the times and over blocks of _BLOCK x _BLOCK pixels."""
     margin = scored_margin(scale)
     squared = (made - truth).double().square().mean((0, 1))[margin:-margin, margin:-margin]
     return F.avg_pool2d(squared[None], _BLOCK).flatten().numpy()
 
 
 def resize_lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) interpolated to cells of `size`."""
+    """Interpolate (B, C, H, W) to the grid `size` with a Lanczos kernel."""
     rows, columns = (
         torch.from_numpy(weights_at((np.arange(fine) + 0.5) * (n / fine) - 0.5, n, "lanczos").toarray())
         for fine, n in zip(size, x.shape[2:], strict=True)

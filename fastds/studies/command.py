@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds study`: many models beside each other on test data, and the tables of their scores."""
+"""The command `fastds study`: a table of the studies and its dispatch to their modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
-    "nowcast-law": ("fastds.studies.fit_nowcast_errors", "the fit of the error model that members of nowcasts are drawn from"),
+    "nowcast-law": (
+        "fastds.studies.fit_nowcast_errors",
+        "the fit of the error model that members of nowcasts are drawn from",
+    ),
     "radar-law": (
         "fastds.studies.fit_downscaling_errors",
         "the fit of the error model that members of downscaled fields are drawn from",
@@ -41,33 +44,40 @@ class Files:
     """The test data.
 
     Args:
-        path: a folder of the files.
+        path: folder of the files.
     """
 
     path: str
 
 
 def find_configurations() -> dict[str, pathlib.Path]:
-    """The named configurations of studies that the package ships, name -> YAML file."""
+    """Return the study configurations that are shipped with the package, name -> YAML file."""
     return {path.stem: path for path in sorted((pathlib.Path(__file__).parent / "configs").glob("*.yaml"))}
 
 
 def format_overview() -> str:
-    """What `fastds study --help` prints."""
+    """Format the text of `fastds study --help`."""
     lines = ["usage: fastds study NAME --data.path PATH ...", "", "Options of a study: fastds study NAME --help.", ""]
     return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
 
 
 def explain_unknown_study(name: str) -> str | None:
-    """The sentence of `fastds study` about a study that there is not, None for one that there is."""
+    """Return the error message for an unknown study, or None if the study exists."""
     if name in STUDIES:
         return None
     return f"fastds study: there is no study {name!r}{there_are(name, STUDIES)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `fastds study NAME ...`: prints the tables, returns the exit status; a user's error is one sentence
-    and status 2. arguments: without the program's name; None: those of the process."""
+    """Run `fastds study NAME ...`, which prints the tables of a study.
+
+    An error of the user is reported in one sentence and gives the exit status 2.
+
+    Args:
+        arguments: command line without the program's name; None reads the arguments of the process.
+    Returns:
+        The exit status.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["-h"], ["--help"]):
         print(format_overview())

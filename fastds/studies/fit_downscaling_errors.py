@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of the law of a downscaled field's errors: `fastds study radar-law --data.path FOLDER --output LAW`."""
+"""Fit of the error model of downscaled radar fields: `fastds study radar-law --data.path FOLDER --output FILE`."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,8 @@ _HIDDEN = 32
 
 
 class Block(NamedTuple):
-    """Frames of a file: first and behind the last, how many apart triples start, whether it is smoothed, too."""
+    """Frames of a file: (first, one after the last), spacing of the triples in frames, and whether a smoothed copy is
+    used, too."""
 
     file: str
     frames: tuple[int, int | None]
@@ -65,7 +66,7 @@ CARD = {
 
 
 class _SmoothedStore:
-    """Frames of a store, smoothed by a Gaussian; echo below 5 dBZ counts as that."""
+    """Frames of a store, smoothed by a Gaussian after values below 5 dBZ were raised to 5 dBZ."""
 
     def __init__(self, store: fd.FrameStore, width: float):
         self.store, self.width = store, width
@@ -80,8 +81,17 @@ class _SmoothedStore:
 
 
 def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
-    """Of every block the pixels near echo of some fields that the model makes, at input times and between, and another
-    pool of the smoothed block. Blocks coarsened by linear Z and by means of dBZ count alike."""
+    """Make a pool of pixels near echo for each block, and another for its smoothed copy.
+
+    The pixels are those of network outputs at input times and at interpolated times. Inputs coarsened by linear Z and
+    by means of dBZ are equally frequent.
+
+    Args:
+        folder: folder with the radar files.
+        model: network whose errors are modelled.
+        blocks: frames of the files.
+        seed: random seed of the pixels.
+    """
     generator, found = torch.Generator().manual_seed(seed), []
     a, b = MARSHALL_PALMER
     law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
@@ -97,7 +107,7 @@ def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] =
 def _iter_fields(
     folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features (F, n) and truth (n,), dB above the floor, of pixels of every field."""
+    """Yield features (F, n) and truth (n,), in dB above the floor, of random pixels of each network output."""
     floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz
     source = fd.TimeBlock(str(folder / block.file), *block.frames)
     for interval, mode in itertools.product(_INTERVALS, ("dbz", "linear_z")):
@@ -120,15 +130,15 @@ def _iter_fields(
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the error model that members of downscaled radar fields are drawn from.
+    """Fit of the error model from which members of downscaled radar fields are drawn.
 
     Args:
-        data: the folder with the radar files.
-        model: whose errors are learned, a shipped name or a weights file.
-        output: the weights file to write.
-        steps: of the fit.
-        seed: of samples and weights.
-        threads: of torch; None leaves them as they are.
+        data: folder with the radar files.
+        model: network whose errors are modelled: a shipped name or a weights file.
+        output: weights file to write.
+        steps: number of optimizer steps.
+        seed: random seed of samples and weights.
+        threads: number of threads of torch; None leaves the number unchanged.
     """
 
     data: Files
@@ -140,14 +150,14 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study radar-law`, into a StudyConfig."""
+    """Parse the command line of `fastds study radar-law` into a StudyConfig."""
     return read_command_line(
         StudyConfig, arguments, "fastds study radar-law", "The error model of downscaled fields.", {}
     )
 
 
 def study(config: StudyConfig) -> str:
-    """What `fastds study radar-law` does: fits the law, writes it, returns the file."""
+    """Run `fastds study radar-law`: fit the error model, write it and return the file."""
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
     law = ErrorLaw(_HIDDEN, FEATURES, LACKING)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of the law of a nowcast's errors: `fastds study nowcast-law --data.path FOLDER --output LAW.safetensors`."""
+"""Fit of the error model of nowcasts: `fastds study nowcast-law --data.path FOLDER --output FILE.safetensors`."""
 
 import dataclasses
 import pathlib
@@ -34,8 +34,13 @@ _LEAD = -6  # place of log(k + 1) among the features
 class Block(NamedTuple):
     """Frames of a file.
 
-    Attributes: file; frames: first and behind the last; stride: frames of the file between two; factor: of the coarser
-    grid; every: frames from start to start; steps: most leads.
+    Attributes:
+        file: name of the file.
+        frames: first frame, and the frame after the last.
+        stride: frames of the file from one used frame to the next.
+        factor: coarsening factor of the grid.
+        every: used frames from one initialization time to the next.
+        steps: largest number of lead times.
     """
 
     file: str
@@ -69,7 +74,14 @@ CARD = {
 
 
 class Sample(NamedTuple):
-    """Pixels of some leads of a start: features (FEATURES, N), truth (N,) dB above the floor, least echo, Z-R law."""
+    """Pixels of one lead time of a forecast.
+
+    Attributes:
+        features: (F, N) features of the error model.
+        truth: (N,) dB above the floor.
+        least: detection threshold in dB above the floor.
+        z_r: (a, b) of the Z-R relation.
+    """
 
     features: Tensor
     truth: Tensor
@@ -78,8 +90,11 @@ class Sample(NamedTuple):
 
 
 def make_samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
-    """Of every block the samples of all its starts, forwards and backwards in time, so that no event teaches that rain
-    grows; every second with its echo raised."""
+    """Make samples of all forecasts of each block.
+
+    Each block is used forwards and backwards in time, so that growth and decay of rain are equally frequent. The
+    reflectivity of every second forecast is shifted at random.
+    """
     methods = [_load_method(name) for name in METHODS]
     return [
         [
@@ -127,28 +142,38 @@ def _iter_samples(
 
 
 def _make_pool(parts: Sequence[Sample]) -> Pool:
-    """The pixels of a block, all of its samples after one another, of lead k with a weight of 1 / k: the early ones,
-    whose errors are small, count as well."""
+    """Concatenate the samples of a block. Pixels of lead time k have weight 1 / k, so that early lead times with small
+    errors matter."""
     features, truth = torch.cat([part.features for part in parts], 1), torch.cat([part.truth for part in parts])
     least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
     return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
 
 
 def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
-    """Fit a law to the samples of blocks, see fastds.studies.common.error_model_fit; returns the losses."""
+    """Fit an error model to the samples of blocks with fit_pools.
+
+    Args:
+        law: the error model.
+        blocks: samples of each block.
+        steps: number of optimizer steps.
+        seed: random seed of the draws.
+        batch: pixels of each block in a step.
+    Returns:
+        The loss of each step.
+    """
     return fit_pools(law, [_make_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the error model that members of ensemble nowcasts are drawn from, on radars that no study tests on.
+    """Fit of the error model from which members of ensemble nowcasts are drawn, on radars that no study tests on.
 
     Args:
-        data: the folder with the radar files.
-        output: the weights file to write.
-        steps: of the fit.
-        seed: of samples and weights.
-        threads: of torch; None leaves them as they are.
+        data: folder with the radar files.
+        output: weights file to write.
+        steps: number of optimizer steps.
+        seed: random seed of samples and weights.
+        threads: number of threads of torch; None leaves the number unchanged.
     """
 
     data: Files
@@ -159,12 +184,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study nowcast-law`, into a StudyConfig."""
+    """Parse the command line of `fastds study nowcast-law` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The error model of nowcasts.", {})
 
 
 def study(config: StudyConfig) -> str:
-    """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
+    """Run `fastds study nowcast-law`: fit the error model, write it with its scores by block, and return the file."""
     with computing(None, settle(None, config.threads)):
         blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
@@ -180,7 +205,7 @@ def study(config: StudyConfig) -> str:
 
 
 def _summarize(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
-    """Scores of the law on the pixels it was fitted to."""
+    """Compute the CRPS of the error model on the pixels it was fitted to."""
     with torch.no_grad():
         found = [
             score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts

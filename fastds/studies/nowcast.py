@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scores of a nowcaster on the test radars: `fastds study nowcast --data.path FOLDER`."""
+"""Scores of a nowcasting model on the test radars: `fastds study nowcast --data.path FOLDER`."""
 
 import dataclasses
 import os
@@ -41,10 +41,16 @@ def score_file(
     smooth: bool = False,
     baselines: Sequence[str] | None = None,
 ) -> NowcastTable:
-    """Scores of forecasts of a test file, and of the baselines, see evaluate.
+    """Score the forecasts of a model and of the baselines on a test file.
 
-    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see
-    fastds.tasks.nowcast.run.Options.
+    Args:
+        model: network with a model card.
+        folder: folder of the test files.
+        file: name of a file of TEST_STARTS.
+        steps: number of forecast frames; fewer if the file is shorter.
+        starts: largest number of initialization times; None uses all.
+        smooth: see fastds.tasks.nowcast.run.Options.
+        baselines: names of baselines, see fastds.tasks.nowcast.evaluation.evaluate.
     """
     every = TEST_STARTS[file]
     with open_dataset(pathlib.Path(folder) / file) as dataset:
@@ -60,14 +66,19 @@ def score_file(
 
 
 def compare_with_reference(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
-    """By lead (n,): "mse", the error over the reference's, and "csi R", the gain over it at R mm/h (RATES)."""
+    """Compare the last method of a table with a reference by lead time.
+
+    Returns:
+        Arrays (n,): "mse" is the ratio of the squared errors; "csi R" is the difference of CSI at R mm/h, for R in
+            RATES.
+    """
     ours, theirs = table.rows[list(table.rows)[-1]], table.rows[reference]
     gains = {f"csi {rate:g}": (ours["csi"] - theirs["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
     return {"mse": ours["mse"] / theirs["mse"], **gains}
 
 
 def summarize(table: NowcastTable) -> dict[str, float]:
-    """Scores for a model card: means over leads of the model and the baselines, and the worst lead."""
+    """Summarize scores for a model card: means over lead times of the model and the baselines, and the worst lead time."""
     out, name = {"starts": table.starts}, list(table.rows)[-1]
     for method in (name, *REFERENCES):
         suffix = "" if method == name else f" of {method}"
@@ -83,23 +94,23 @@ def summarize(table: NowcastTable) -> dict[str, float]:
 
 @dataclasses.dataclass
 class StudyConfig:
-    """How the model compares with the baselines on every test radar, by lead, and the means of all.
+    """Comparison of a model with baselines on every test radar: scores by lead time and their means.
 
     Args:
-        data: the folder with the radar files.
-        model: a shipped name or a safetensors file.
-        starts: forecasts of a file, at most.
-        smooth: of its mean forecasts, see fastds.tasks.nowcast.run.Options.
-        output: where to save the weights with the scores in their card; none: nowhere.
-        against: another model, compared with in place of the baselines, by CSI start by start.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
-        members: of ensembles, which are compared with methods of pysteps instead; output is then the folder that keeps
-            the scores of every start, none: study-nowcast.
-        mlcast: weights of MLCast's network, whose own members are compared, too; None: they are not.
-        window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
-        leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
-            against or members.
+        data: folder with the radar files.
+        model: name of a shipped model or path of a safetensors file.
+        starts: largest number of forecasts of a file.
+        smooth: score the model's mean forecasts, see fastds.tasks.nowcast.run.Options.
+        output: file to which the weights are saved with the scores in their model card; None saves nothing.
+        against: another model, with which CSI is compared by initialization time instead of the baselines.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the scores by lead time of every file; None writes none. Excludes against.
+        members: number of ensemble members; the ensembles are compared with methods of pysteps instead, and output is
+            then the folder that stores the scores of every start (default study-nowcast).
+        mlcast: weights of MLCast's network, whose own members are compared, too; None leaves it out.
+        window: for ensembles, side in pixels of the square with the largest echo area, in which forecasts are made.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the scores are added; None adds
+            none. Excludes against and members.
     """
 
     data: Files
@@ -117,12 +128,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study nowcast`, into a StudyConfig."""
+    """Parse the command line of `fastds study nowcast` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study nowcast", "Scores on the test radars.", {})
 
 
 def study(config: StudyConfig) -> str | None:
-    """What `fastds study nowcast` does: prints the scores, writes config.report, returns config.output."""
+    """Run `fastds study nowcast`: print the scores, write config.report and return config.output."""
     if config.report is not None:
         if config.against is not None:
             raise ValueError(f"report must be left out with against={config.against}")
@@ -145,8 +156,8 @@ def study(config: StudyConfig) -> str | None:
 
 
 def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
-    """Of every file, with its summary, the squared error over extrapolation's and CSI at 2 mm/h less its, of means over
-    leads."""
+    """Make two leaderboard rows for each file: the ratio of the squared error to extrapolation's, and the difference of
+    CSI at 2 mm/h from extrapolation's. Both are means over lead times."""
     rows = []
     for file, found in results.items():
         shared = {"task": "nowcast", "data": file, "cases": found["starts"]}
@@ -197,9 +208,14 @@ def print_scores(
     against: str | None = None,
     scores: dict[str, NowcastTable] | None = None,
 ) -> dict:
-    """Print the scores; arguments as in StudyConfig, data: the folder. scores: filled with the tables by file.
+    """Print the scores of a model on all test files.
 
-    Returns: {file: summary}, empty with against.
+    Args:
+        data: folder with the radar files.
+        model, starts, smooth, output, against: see StudyConfig.
+        scores: dict to which the tables are added, file -> NowcastTable.
+    Returns:
+        {file: summary}; empty with `against`.
     """
     network, results = models.load(model), {}
     rival = None if against is None else models.load(against)
@@ -224,7 +240,7 @@ def print_scores(
 
 
 def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
-    """Mean CSI over leads of both, and the difference with its interval over starts."""
+    """Print the mean CSI over lead times of two models, and the difference with its interval over initialization times."""
     tables = [score_file(network, data, file, baselines=(), **options) for network in (ours, theirs)]
     names = [next(iter(scores.rows)) for scores in tables]
     mse, csi = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ensemble nowcasts beside those of pysteps on the test radars: `fastds study nowcast --members 24`."""
+"""Comparison of ensemble nowcasts with those of pysteps on the test radars: `fastds study nowcast --members 24`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastds.tasks.nowcast.windows import WET_RATE
 
 
 class Radar(NamedTuple):
-    """A file: frames from one start to the next, and fields that are forecast."""
+    """Spacing of initialization times in frames, and number of forecast frames, for one file."""
 
     every: int
     steps: int
@@ -54,8 +54,15 @@ _DRY_DB = -15.0  # of pysteps' fields where it does not rain
 
 
 class Start(NamedTuple):
-    """What is forecast from: the dataset up to the start, and for pysteps the last three fields in mm/h on the cells of
-    the forecast, each `factor` of the file's; cadence in minutes; truth (n, h, w) in mm/h, NaN = missing."""
+    """Inputs and truth of one forecast.
+
+    Attributes:
+        dataset: all frames up to the initialization time.
+        rain: the last three frames in mm/h on the forecast grid, as input of pysteps.
+        cadence: minutes between forecast frames.
+        factor: cell size of the forecast grid over that of the file.
+        truth: (n, h, w) in mm/h, NaN where missing.
+    """
 
     dataset: xr.Dataset
     rain: np.ndarray
@@ -67,10 +74,23 @@ class Start(NamedTuple):
 def compare(
     path: str, model: str, output: str, members: int, starts: int | None, window: int, mlcast: str | None
 ) -> list[ResultTable]:
-    """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
-    only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
-    that is forecast, pixels. mlcast: weights of MLCast's network, or None. Raises: ImportError where a package of the
-    peers is missing, before the first."""
+    """Compare ensembles on all radars.
+
+    Scores of every start are stored in the folder `output`; a later run computes only those that are missing.
+
+    Args:
+        path: folder with the radar files.
+        model: name or path of the model.
+        output: folder of the scores.
+        members: number of ensemble members.
+        starts: largest number of initialization times of a file; None uses all.
+        window: side in pixels of the square with the largest echo area, in which forecasts are made.
+        mlcast: weights of MLCast's network, or None.
+    Returns:
+        Tables over all radars, and CRPS by radar.
+    Raises:
+        ImportError: if a package of the peers is missing; raised before the first forecast.
+    """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     beside = {} if mlcast is None else {"mlcast": mlcast}
     folder = StudyFolder(output, {"model": model, "members": members, "window": window} | beside)
@@ -95,7 +115,7 @@ def compare(
 
 
 def _crop_to_echo(dataset: xr.Dataset, side: int) -> xr.Dataset:
-    """The square with most echo."""
+    """Crop a dataset to the square with the largest echo area."""
     source = to_reflectivity(dataset)
     echo = np.mean([source.frames([k])[0] > 0 for k in range(0, source.shape[0], 4)], 0)
     sums = np.pad(echo.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -116,7 +136,7 @@ def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Star
 
 
 def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
-    """Name -> forecasts (M, n, h, w) in mm/h of a start."""
+    """Return the compared methods, name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
 
     method, _ = pick_method(model)
     smooth = method.mean() is not method  # where it has such forecasts
@@ -155,13 +175,23 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
 
 
 def _duplicate(fields: np.ndarray) -> np.ndarray:
-    """A single forecast as two equal members, whose CRPS is its mean absolute error."""
+    """Stack a single forecast twice, so that its CRPS as an ensemble is its mean absolute error."""
     return np.stack([fields, fields])
 
 
 def _run_pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
-    """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
-    three fields, in dB of mm/h or, linear, in mm/h. What comes from outside is dry."""
+    """Forecast with a method of pysteps, called as in its examples.
+
+    The motion is by Lucas-Kanade from the last three frames. Areas advected from outside the domain are dry.
+
+    Args:
+        method: nowcasting function of pysteps.
+        start: the inputs.
+        linear: pass rain rates in mm/h; otherwise dB of mm/h.
+        options: further arguments of the method.
+    Returns:
+        Forecasts (M, n, h, w) in mm/h.
+    """
     from pysteps import motion
 
     rain = np.where(start.rain < WET_RATE, 0, start.rain)
@@ -181,7 +211,7 @@ def _run_pysteps(method: Callable, start: Start, linear: bool, **options: Any) -
 
 
 def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
-    """What the scores of a method from one start are summed up of, and the processor's seconds that it took."""
+    """Forecast from one start; return the sums from which scores are computed, and the CPU time in seconds."""
     began = time.process_time()
     fields = make(start)
     seconds = time.process_time() - began
@@ -197,7 +227,7 @@ def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
 
 
 def _sum_scores(starts: list[dict], minutes: float) -> EnsembleRows | None:
-    """The scores at one lead, summed over starts; None where none has that lead."""
+    """Compute the scores at one lead time over all starts; None if no start has this lead time."""
     total = None
     for one in starts:
         if minutes in one["minutes"]:
@@ -209,7 +239,7 @@ def _sum_scores(starts: list[dict], minutes: float) -> EnsembleRows | None:
 
 
 def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
-    """CRPS, calibration, skill at 2 mm/h and seconds over all starts of all radars."""
+    """Tabulate CRPS, calibration, skill at 2 mm/h and CPU time over all starts of all radars."""
     crps, calibration, skill = [], [], []
     names = tuple(found)
     others = names[1:2] + names[3:]
@@ -253,7 +283,7 @@ def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[Resul
 
 
 def _list_crps(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
-    """CRPS of every start that has this lead."""
+    """Return the CRPS of every start that has this lead time."""
     rows = [_sum_scores([one], minutes) for _, one in starts]
     return np.array([row.rows["crps"][0] for row in rows if row is not None])
 
@@ -263,7 +293,7 @@ def _format_seconds(starts: list[tuple[str, dict]]) -> str:
 
 
 def _tabulate_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
-    """CRPS of the members over that of STEPS."""
+    """Tabulate the ratio of the CRPS of the ensemble to the CRPS of STEPS by radar."""
     lines = []
     for file in RADARS:
         pairs = [[part for part in found[name] if part[0] == file] for name in ENSEMBLES]

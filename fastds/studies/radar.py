@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of a model on the test blocks of radar files: `fastds study radar --data.path FOLDER`."""
+"""Errors of a downscaling model on test blocks of radar files: `fastds study radar --data.path FOLDER`."""
 
 import dataclasses
 import functools
@@ -59,11 +59,11 @@ class Block:
     """Samples of one test block.
 
     Attributes:
-        name: of its file.
-        floor: dBZ above which x and y are normalised.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs (2, h, w) before and behind x,
-            None where the block has none.
-        blocks: the number of the block of time of each sample.
+        name: name of the file.
+        floor: lower end in dBZ of the normalisation of x and y.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs of coarse frames (2, h, w)
+            before and after x, None where the block has none.
+        blocks: number of the block of time of each sample.
     """
 
     name: str
@@ -81,8 +81,16 @@ def read_test_block(
     mode: str = "dbz",
     seconds: float = 1800.0,
 ) -> Block:
-    """Read the test block of a file; interval and scale make coarser cadences and grids out of it, mode says how the
-    input is coarsened (see EvaluationTriples), seconds how long blocks of time are.
+    """Read the test block of a file.
+
+    Args:
+        folder: folder with the radar files.
+        file: name of a file of TEST_BLOCKS.
+        floor: lower end in dBZ of the normalisation.
+        interval: frames of the file from one frame of a sample to the next.
+        scale: additional coarsening factor of the grid.
+        mode: coarsening operator of the input, see EvaluationTriples.
+        seconds: length of a block of time.
     """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
@@ -100,7 +108,12 @@ def read_test_block(
 
 
 def compute_sample_errors(block: Block, method: Callable) -> list[dict[str, float]]:
-    """radar_errors of method(sample) -> (1, 3, 1, H, W), fields normalised above the block's floor, of each sample."""
+    """Compute radar_errors of a method for each sample.
+
+    Args:
+        block: the samples.
+        method: function from a sample to frames (1, 3, 1, H, W), normalised above the block's floor.
+    """
     found = []
     with torch.inference_mode():
         for sample in block.samples:
@@ -111,12 +124,12 @@ def compute_sample_errors(block: Block, method: Callable) -> list[dict[str, floa
 
 
 def compute_errors(block: Block, method: Callable) -> dict[str, float]:
-    """radar_errors of a method over all samples, see errors_of_samples."""
+    """Compute radar_errors of a method over all samples, see compute_sample_errors."""
     return pool_errors(compute_sample_errors(block, method))
 
 
 def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
-    """radar_errors of all samples together from those of each."""
+    """Combine the radar_errors of several samples, weighted by their pixels."""
     pixels = np.array([one["pixels"] for one in found])
     if not pixels.any():
         return found[0]
@@ -126,18 +139,23 @@ def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def wrap_baseline(method: Callable) -> Callable:
-    """A function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for errors()."""
+    """Wrap a function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for compute_errors."""
     return lambda sample: method(sample["x"][None])
 
 
 def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
-    """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
-    fastds.tasks.radar.agreement. smooth: fields between input times are those of least squared error; else they have
-    the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
+    """Wrap a network as a method for compute_errors.
 
-    The flow is that of `fastds downscale`, which the pairs beside make steadier. A model trained above 15 dBZ knows
-        nothing of weaker echo: where errors above a lower floor are asked for, the fields are those of `fastds
-        downscale` of the two fields alone, which interpolates weaker echo; no cell is known to be dry.
+    The flow is the one of `fastds downscale`, averaged with the flows of the neighbouring pairs. If the network was
+    trained above a higher floor than `floor`, the frames are those of `fastds downscale` applied to the two input
+    frames alone: weaker echo is interpolated, and no cell is known to be dry.
+
+    Args:
+        model: network with a model card.
+        floor: lower end in dBZ of the normalisation of the samples.
+        coarsened: known coarsening operator of the input, to which results are back-projected; None: unknown.
+        smooth: frames between input times minimise the squared error; otherwise they have the detail and the
+            intensities of frames at input times, as in `fastds downscale` without --smooth.
     """
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
@@ -161,7 +179,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
 
 
 def _wrap_flow(model: torch.nn.Module) -> Callable:
-    """network(x, flow), whether the model reads the flow or not."""
+    """Return network(x, flow) for networks with and without a flow argument."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 
@@ -170,7 +188,7 @@ def _normalise(z: Tensor, floor: float) -> Tensor:
 
 
 def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
-    """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
+    """Make fine frames (1, 3, 1, H, W) in dBZ from two coarse ones (2, h, w) in dBZ, as `fastds downscale` does."""
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
@@ -180,11 +198,11 @@ def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, 
 
 @dataclasses.dataclass
 class Row:
-    """What was found on one test block.
+    """Errors of all methods on one test block.
 
     Attributes:
-        samples: of each method radar_errors of each sample.
-        blocks: the number of the block of time of each sample.
+        samples: method -> radar_errors of each sample.
+        blocks: number of the block of time of each sample.
     """
 
     samples: dict[str, list[dict[str, float]]]
@@ -192,18 +210,20 @@ class Row:
 
     @functools.cached_property
     def errors(self) -> dict[str, dict[str, float]]:
-        """Of each method those of all samples together."""
+        """Errors over all samples, by method."""
         return {name: pool_errors(found) for name, found in self.samples.items()}
 
     def squares(self, method: str) -> np.ndarray:
-        """The sum of the squared errors of each sample, 0 where no pixel counts."""
+        """Return the sum of the squared errors of each sample, 0 for a sample without valid pixels."""
         found = [one["mse_total"] * one["pixels"] if one["pixels"] else 0.0 for one in self.samples[method]]
         return np.array(found)
 
 
 def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
-    """The error of the model over that of a baseline, mean over the rows, with an interval by drawing blocks of time;
-    a draw takes the mean of those rows that it has samples of."""
+    """Compute the ratio of the model's squared error to a baseline's, as a mean over rows with a 95 % interval.
+
+    The interval is by resampling blocks of time; a draw averages the rows that have samples in it.
+    """
     ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
     own, theirs = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
 
@@ -219,8 +239,11 @@ def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
 
 
 def summarize(results: dict) -> dict:
-    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
-    baselines mse_total}}; ", MODE" follows where the input is not coarsened as dbz.
+    """Summarize results for a model card.
+
+    Returns:
+        "FILE, floor F dBZ" -> the scores mse_total, mse_t2 and mse_t13, and mse_total of the baselines. ", MODE" is
+            appended to the key if the input is not coarsened by "dbz".
     """
     out = {}
     for (file, floor, mode), found in results.items():
@@ -232,8 +255,14 @@ def summarize(results: dict) -> dict:
 
 
 def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict, floors: list[float]) -> None:
-    """Evaluate a trained file on the test blocks, write the scores and the fields of `card` into its card and
-    save it as target.
+    """Score a trained network on the test blocks and save it with the scores in its model card.
+
+    Args:
+        weights: safetensors file of the training.
+        target: file to write.
+        data: folder with the radar files.
+        card: fields of the model card that are replaced.
+        floors: see StudyConfig.
     """
     network = models.load(weights)
     for key, value in card.items():
@@ -244,21 +273,22 @@ def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, ca
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Errors of the model and the baselines on every test block.
+    """Errors of a model and of baselines on every test block.
 
     Args:
-        data: the folder with the radar files.
-        model: a shipped name or a safetensors file.
-        floors: dBZ above which errors count; none: 15 and 0.
-        files: of TEST_BLOCKS; none: all.
-        modes: ways in which the input is coarsened, see fastds.data.coarsen.
-        told: tell the network in which way, as `fastds downscale --coarsened` does.
-        smooth: fields between input times are those of least squared error, as `fastds downscale --smooth` makes them.
-        block: time that the bootstrap draws at once.
-        members: of an ensemble whose scores are printed, too; 0: none.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the table; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that errors over advection's are added to; None: none.
+        data: folder with the radar files.
+        model: name of a shipped model or path of a safetensors file.
+        floors: floors in dBZ above which errors count; default 15 and 0.
+        files: names of files of TEST_BLOCKS; default all.
+        modes: coarsening operators of the input, see fastds.data.coarsen.
+        told: declare the coarsening operator to the network, as `fastds downscale --coarsened` does.
+        smooth: frames between input times minimise the squared error, as in `fastds downscale --smooth`.
+        block: length of the blocks of time that the bootstrap draws.
+        members: number of members of an ensemble whose scores are printed, too; 0: no ensemble.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the table; None writes none.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which ratios to advection's error are
+            added; None adds none.
     """
 
     data: Files
@@ -276,12 +306,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study radar`, into a StudyConfig."""
+    """Parse the command line of `fastds study radar` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study radar", "Errors on the test radars.", {})
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study radar` does: prints the table, writes config.report."""
+    """Run `fastds study radar`: print the table and write config.report."""
     if config.report is not None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
@@ -296,7 +326,7 @@ def study(config: StudyConfig) -> None:
 
 
 def print_member_table(config: StudyConfig) -> Table:
-    """Print the scores of the members of every test block and way of coarsening, and return them as a table."""
+    """Print the scores of the ensemble for every test block and coarsening operator, and return them as a table."""
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
     made = score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
@@ -317,8 +347,8 @@ def print_member_table(config: StudyConfig) -> Table:
 
 
 def make_leaderboard_rows(results: dict) -> list[dict]:
-    """The error over advection's of every file, and its mean over the files of a floor and way of coarsening with an
-    interval by drawing files."""
+    """Make leaderboard rows of the ratio to advection's error: one for each file, and the mean over the files for each
+    floor and coarsening operator, with an interval by resampling files."""
     rows, means = [], {}
     for (file, floor, mode), row in results.items():
         found = compute_ratio([row], "advection")
@@ -333,7 +363,7 @@ def make_leaderboard_rows(results: dict) -> list[dict]:
 
 
 def _tabulate_errors(results: dict) -> Table:
-    """The errors, a line for each file, floor and way of coarsening."""
+    """Tabulate the errors, one section for each file, floor and coarsening operator."""
     columns = "mse_total", "mse_t2", "mse_t13"
     heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
     rich = score_table("Squared errors", heads)
@@ -355,10 +385,14 @@ def print_errors(
     smooth: bool = False,
     seconds: float = 1800.0,
 ) -> dict[tuple[str, float, str], Row]:
-    """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
-    folder, seconds: of a block of time.
+    """Print the errors of the model and of the baselines on every test block.
 
-    Returns: {(file, floor, mode): Row}.
+    Args:
+        data: folder with the radar files.
+        model, floors, files, modes, told, smooth: see StudyConfig.
+        seconds: length of a block of time.
+    Returns:
+        {(file, floor, mode): Row}.
     """
     network = models.load(model).eval()
     results = {}

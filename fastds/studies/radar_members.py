@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of members of downscaled radar fields on the samples of a test block: `fastds study radar --members=10`."""
+"""Scores of ensembles of downscaled radar fields on a test block: `fastds study radar --members=10`."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,17 @@ _TIMES = {"at input times": (0, 2), "between": (1,)}
 
 
 def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
-    """SCORES of so many members at input times and between: CRPS over the mean absolute error of the network's field,
-    spread over skill, power at wavelengths of 2 to 4 pixels of a member and of the network's field over the truth's,
-    area above the floor over the truth's; on pixels near echo.
+    """Score an ensemble at input times and at interpolated times on pixels near echo.
 
-    samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside, see radar.Block.
+    Args:
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside (see
+            radar.Block).
+        model: the network.
+        count: number of members.
+    Returns:
+        The numbers of SCORES, by kind of time: CRPS over the mean absolute error of the network's field; spread over
+            skill; power at wavelengths of 2 to 4 pixels, of a member and of the network's field, over the truth's; area
+            above the floor over the truth's.
     """
     members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
     found = {times: _MemberSums() for times in _TIMES}
@@ -42,14 +48,22 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
 
 
 class _MemberSums:
-    """What is added up over fields."""
+    """Sums of errors, areas and spectra over fields."""
 
     def __init__(self):
         self.scores, self.count = EnsembleScores(), 0
         self.error, self.areas, self.details = np.zeros(2), np.zeros(2), []
 
     def add(self, drawn: Tensor, single: Tensor, truth: Tensor, near: Tensor, valid: Tensor) -> None:
-        """A field: members (M, H, W), the network's, the truth, dB above the floor; what counts, and what is known."""
+        """Add one field.
+
+        Args:
+            drawn: (M, H, W) members, dB above the floor.
+            single: (H, W) the network's field, dB above the floor.
+            truth: (H, W) dB above the floor.
+            near: (H, W) pixels that are scored.
+            valid: (H, W) pixels where the truth is known.
+        """
         if not near.any():
             return
         self.count += 1
@@ -61,7 +75,7 @@ class _MemberSums:
         self.details.append([spectral_ratio(z[None], known, 0.0, (_BAND,))[_BAND] for z in (drawn[0], single)])
 
     def compute_means(self) -> list[float]:
-        """SCORES."""
+        """Compute the numbers of SCORES."""
         scores, error = self.scores.means(), self.error[0] / self.error[1]
         detail = np.nanmean(self.details, 0)
         return [scores["crps"] / error, scores["spread_skill"], *detail, self.areas[0] / self.areas[1]]

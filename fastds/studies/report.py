@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies write: an HTML report of tables, curves and options, and rows of a leaderboard."""
+"""Outputs of studies: HTML reports and leaderboard rows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,24 @@ if TYPE_CHECKING:
 def write_study(
     title: str, config: Any, tables: Sequence[Table], notes: Sequence[str] = (), charts: Sequence[Chart] = ()
 ) -> None:
-    """Write the page config.report. title, tables, notes, charts: see Page; config: a StudyConfig with a model."""
+    """Write the HTML page config.report.
+
+    Args:
+        title, tables, notes, charts: see fastds.report.Page.
+        config: StudyConfig with the attribute model.
+    """
     told = facts(config.model, dict(flat(dataclasses.asdict(config))), {})
     Page(title, told, tables, notes, charts=charts).write(config.report)
 
 
 def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows of a model to the file config.leaderboard; values are numbers, or Estimates with their intervals."""
+    """Append leaderboard rows of a model to the file config.leaderboard.
+
+    Args:
+        config: StudyConfig.
+        model: name of the model.
+        rows: fields of the rows; values are numbers, or Estimates, of which the intervals are stored, too.
+    """
     told = format_command(config)
     made = [leaderboard.Row(model=model, command=told, **(row | _format_value(row["value"]))) for row in rows]
     leaderboard.add(config.leaderboard, made)
@@ -37,7 +48,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def format_command(config: Any) -> str:
-    """The command that a study was started by, with files of the machine by their names alone."""
+    """Return the command line of the running study, with the data folder replaced by FOLDER and without --leaderboard."""
     words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # and its file, a word of its own
         at = words.index("--leaderboard")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study would train, before anything is: networks, configurations, steps, and estimated hours."""
+"""Description of the planned trainings of a study: networks, configurations, steps and estimated hours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastds.tasks.common.reports import flat
 
 
 class PlannedTraining(NamedTuple):
-    """A training: its configuration, the parameters of its network, and seconds of a step, None where not measured."""
+    """A planned training: configuration, number of parameters, and seconds of a step (None: not measured)."""
 
     config: RunConfig
     parameters: int
@@ -25,13 +25,13 @@ class PlannedTraining(NamedTuple):
 
 
 def plan_training(config: RunConfig, seconds: float | None = None) -> PlannedTraining:
-    """A training as it is told."""
+    """Count the parameters of a training's network."""
     network = suppress_warnings(lambda: models.create(config.model.name, **config.model.options))
     return PlannedTraining(config, sum(p.numel() for p in network.parameters()), seconds)
 
 
 def describe_training(name: str, training: PlannedTraining) -> str:
-    """What will be trained, in a line."""
+    """Describe a planned training in one line."""
     c = training.config
     return (
         f"{name} will be trained: network {c.model.name}, {training.parameters:,} parameters, {c.max_steps:,} steps of "
@@ -40,7 +40,12 @@ def describe_training(name: str, training: PlannedTraining) -> str:
 
 
 def tabulate_trainings(trainings: Mapping[str, PlannedTraining], seeds: int) -> ResultTable:
-    """The table of the trainings; seeds: how many each has."""
+    """Tabulate the planned trainings.
+
+    Args:
+        trainings: method -> training.
+        seeds: number of seeds with which each is trained.
+    """
     rows, total = [], 0.0
     for name, (config, parameters, seconds) in trainings.items():
         hours = None if seconds is None else seconds * config.max_steps / 3600
@@ -60,7 +65,7 @@ def _format_hours(hours: float) -> str:
 
 
 def format_configurations(trainings: Mapping[str, PlannedTraining]) -> list[str]:
-    """Every option of the first training, and of each other one what differs from it."""
+    """List all options of the first training, and the differing options of the others."""
     lines: list[str] = []
     first: dict[str, Any] = {}
     for name, training in trainings.items():
@@ -76,7 +81,7 @@ def format_configurations(trainings: Mapping[str, PlannedTraining]) -> list[str]
 
 
 def time_second_call(call: Callable[[], object]) -> float:
-    """Seconds of the second of two calls: an estimate for calls that take long."""
+    """Return the seconds of the second of two calls, as an estimate for slow functions."""
     call()
     began = time.perf_counter()
     call()
@@ -84,7 +89,7 @@ def time_second_call(call: Callable[[], object]) -> float:
 
 
 def format_title(title: str, budget: str, steps: int) -> str:
-    """The title of a table of a study, which tells where its networks and trainings are not the paper's."""
+    """Append a note to a table's title if networks and trainings are smaller than the paper's."""
     if budget == PAPER:
         return title
     return f"{title} (small networks, {steps} steps each, not the paper's training)"
@@ -97,7 +102,15 @@ def format_plan(
     seeds: Sequence[int],
     notes: Sequence[str],
 ) -> str:
-    """What `--plan` prints. command: of the study. samples: the table of the files. notes: what is left out."""
+    """Format the text that `--plan` prints.
+
+    Args:
+        command: command line of the study.
+        samples: table of the files.
+        trainings: method -> training.
+        seeds: random seeds.
+        notes: methods that are left out, with the reasons.
+    """
     tables = samples.format_markdown(), tabulate_trainings(trainings, len(seeds)).to_markdown()
     head = f"plan of {command}: nothing is trained yet", ""
     return "\n".join([*head, *tables, *notes, *format_configurations(trainings)])

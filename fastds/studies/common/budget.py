@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a study takes: a time that its trainings share, told before the first one as a number of steps."""
+"""Time budget of a study, from which the number of training steps is computed."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,8 @@ _RESERVE = 0.12
 
 
 def parse_budget(budget: str) -> float | None:
-    """Seconds of a budget such as "45min", None for "paper": as much as the paper. Raises: ValueError for others."""
+    """Return the seconds of a budget such as "45min", or None for "paper", which has no limit. Raises ValueError for
+    other texts."""
     if budget == PAPER:
         return None
     try:
@@ -23,7 +24,13 @@ def parse_budget(budget: str) -> float | None:
 
 
 def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) -> float:
-    """The mean time of a call after the first, over so many seconds and calls at most."""
+    """Measure the mean seconds of a call after the first one.
+
+    Args:
+        call: the function.
+        least: calls are repeated for this many seconds,
+        most: but at most this many times.
+    """
     call()
     began, count = time.perf_counter(), 0
     while count < most and (count < 2 or time.perf_counter() - began < least):
@@ -33,16 +40,19 @@ def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) ->
 
 
 def has_time_for(seconds: float, spent: float) -> bool:
-    """Whether a study of so many seconds has time for what takes `spent`."""
+    """Return True if `spent` seconds fit into a budget, apart from a reserve."""
     return spent <= (1 - _RESERVE) * seconds
 
 
 def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
-    """The steps that each training may take, all the same.
+    """Compute the number of steps that all trainings take.
 
-    seconds: of the whole study. step_seconds: seconds that a step of every training takes, together. fixed: seconds of the
-    rest, scores and figures.
-    Raises: ValueError where that leaves too few.
+    Args:
+        seconds: budget of the whole study.
+        step_seconds: sum over all trainings of the seconds of a step.
+        fixed: seconds of scores and figures.
+    Raises:
+        ValueError: if fewer than MIN_STEPS steps fit.
     """
     steps = int(((1 - _RESERVE) * seconds - fixed) / step_seconds)
     if steps < MIN_STEPS:

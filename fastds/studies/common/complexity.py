@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs: its parameters, multiply-adds of a forward and memory of a training step."""
+"""Costs of a network: parameters, multiply-adds of a forward pass, and memory of a training step."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ COST_HEADS = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step
 
 
 def format_cost(cost: Mapping[str, float], seconds: float | None, digits: int) -> tuple[str, str, str, str]:
-    """Format what a network costs as cells of a table below COST_HEADS.
+    """Format the costs of a network as table cells, with the columns COST_HEADS.
 
     Args:
-        cost: see cost_of.
-        seconds: of a training step; None: not measured.
-        digits: of the multiply-adds.
+        cost: see measure_cost.
+        seconds: seconds of a training step; None: not measured.
+        digits: decimals of the multiply-adds.
     """
     numbers = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.{digits}f}", f"{cost['memory'] / 1e9:.2f}"
     return *numbers, "-" if seconds is None else f"{seconds:.3g}"
 
 
 def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
-    """The costs of a network on a CPU.
+    """Measure the costs of a network on a CPU.
 
     Args:
-        network: on a CPU.
-        inputs: batch -> the arguments of its forward, with tensors on a CPU.
+        network: network on a CPU.
+        inputs: function from a batch size to the arguments of the forward pass, on a CPU.
         batch: samples of a training step.
-
-    Returns: parameters; multiply_adds of the forward of one sample, 1e9, of convolutions and products; memory in bytes:
-        what a forward of a batch keeps for the gradients, and weights, gradients and Adam's moments.
+    Returns:
+        parameters: number of parameters. multiply_adds: 1e9 multiply-adds of convolutions and matrix products, for the
+            forward pass of one sample. memory: bytes of the tensors saved for the backward pass of a batch, and of
+            weights, gradients and Adam's moments.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +47,7 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
 
 
 def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
-    """Bytes of the tensors that a forward keeps for the backward, parameters not counted."""
+    """Return the bytes of the tensors that a forward pass saves for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
 

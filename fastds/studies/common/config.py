@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that the studies of papers share."""
+"""Options that the studies of papers share."""
 
 import dataclasses
 from collections.abc import Collection
@@ -10,20 +10,20 @@ from fastds.studies.common.budget import parse_budget
 
 @dataclasses.dataclass(kw_only=True)
 class PaperConfig:
-    """How a study is run.
+    """Options of a study.
 
     Args:
-        budget: a time that everything takes together, such as 45min, in which small networks are trained for equal
-            numbers of steps; or the word paper: its networks, steps and learning rate.
-        run: which networks, beside the methods without any; none: all that the data allow.
-        seeds: of weights and samples; scores are means over them.
-        max_steps: of each training, in place of what there is time for.
-        output: folder of the study; one that was killed goes on.
-        threads: of torch; None leaves them as they are.
-        device: "auto", a GPU where there is one, "cpu" or "cuda".
-        progress: say how far it is, on standard error.
-        report: an HTML page to write at the end; None: none.
-        plan: only print what would be trained: files, networks, configurations, steps and estimated hours.
+        budget: total time, such as 45min, in which small networks are trained, all for the same number of steps; or the
+            word paper: networks, steps and learning rates of the paper.
+        run: networks to include; default all that the data allow. Methods without a network are always included.
+        seeds: random seeds of weights and samples; scores are means over the seeds.
+        max_steps: steps of each training, instead of the number that fits the budget.
+        output: folder of the study; an interrupted study is resumed.
+        threads: number of threads of torch; None leaves the number unchanged.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        progress: print the progress on standard error.
+        report: HTML page to write at the end; None writes none.
+        plan: print files, networks, configurations, steps and estimated hours, and train nothing.
     """
 
     budget: str = "45min"
@@ -38,7 +38,7 @@ class PaperConfig:
     plan: bool = False
 
     def check(self, methods: Collection[str]) -> None:
-        """Raises: ValueError for options that no study takes; methods: of this one."""
+        """Check the options that all studies share; methods: names that `run` accepts. Raises ValueError."""
         parse_budget(self.budget)
         unknown = [name for name in self.run if name not in methods]
         if unknown:
@@ -51,15 +51,15 @@ class PaperConfig:
 
 @dataclasses.dataclass
 class RadarFiles(Files):
-    """The radar files, each of which is trained, validated and tested on, one after the other in time.
+    """Radar files; each is divided along time into parts for training, validation and test.
 
     Args:
-        path: a file or a folder of them.
-        files: names of files in the folder; none: all *.nc and *.npz that can be used.
-        var: name of the reflectivity variable; None finds it.
-        test_samples: at most so many of each file, evenly spread.
-        window: side of the part of each file that is tested on, the one with most echo; pixels.
-        block: time that the bootstrap draws at once.
+        path: file or folder.
+        files: names of files in the folder; default all usable *.nc and *.npz files.
+        var: name of the reflectivity variable; None detects it.
+        test_samples: largest number of test samples of each file, evenly spaced.
+        window: side in pixels of the test window, which is where the file has the largest echo area.
+        block: length of the blocks of time that the bootstrap draws.
     """
 
     files: list[str] = dataclasses.field(default_factory=list)
@@ -69,7 +69,7 @@ class RadarFiles(Files):
     block: str = "30min"
 
     def check(self, multiple: int) -> None:
-        """Raises: ValueError for no test samples or a window that is no such multiple of pixels."""
+        """Check the options; multiple: factor by which `window` must be divisible. Raises ValueError."""
         if self.test_samples < 1 or self.window < 32 or self.window % multiple:
             raise ValueError(
                 f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "

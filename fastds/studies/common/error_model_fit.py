@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of a law of errors by the CRPS of its distribution at pixels of blocks."""
+"""Fit of an error model to pixels, by the CRPS of its distribution."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _LEAST_VARIANCE = 0.05  # dB^2 that both sides of a ratio of variances are raise
 
 
 class Scores(NamedTuple):
-    """Of a law at pixels (N,): CRPS in dB and in mm/h, and the squared error of the mean rain in (mm/h)^2."""
+    """Scores (N,) of an error model: CRPS in dB, CRPS in mm/h, and squared error of the mean rain rate in (mm/h)^2."""
 
     echo: Tensor
     rain: Tensor
@@ -24,7 +24,15 @@ class Scores(NamedTuple):
 
 
 def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
-    """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
+    """Score an error model by numerical quadrature over NODES; differentiable.
+
+    Args:
+        law: the error model.
+        features: (F, N).
+        truth: (N,) dB above the floor.
+        least: (N,) detection threshold; applied as a soft threshold, so that it has a gradient.
+        z_r: (a, b) of the Z-R relation.
+    """
     z = echo(tuple(part[:, None] for part in law(features)), NODES)
     wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
     z = z.clamp(0, 60)
@@ -33,22 +41,27 @@ def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tu
 
 
 def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
-    """mm/h of echo in dBZ, 0 = none."""
+    """Convert reflectivity above the floor, where 0 means no echo, to mm/h."""
     return torch.where(z > 0, rain_rate(z, z_r), 0.0)
 
 
 def _crps(x: Tensor, truth: Tensor) -> Tensor:
-    """Of a distribution given by growing values (N, nodes) at NODES."""
+    """Compute the CRPS of distributions whose quantiles at NODES are x (N, nodes)."""
     place = 2 * WEIGHTS.cumsum(0) - WEIGHTS - 1
     return ((x - truth[:, None]).abs() * WEIGHTS).sum(1) - (x * WEIGHTS * place).sum(1)
 
 
 class Pool:
-    """Pixels of a block that are drawn from.
+    """Pixels of a block, from which batches are drawn.
 
-    Args: features: (F, N). truth, least: (N,), dB. z_r: (a, b) of rain rates. weights: (N,), of the draw; None: all
-    alike. spread: weight of (log of the mean variance over the mean squared error of the mean)^2 in the loss, which
-    keeps the spread of a whole block right where the CRPS of each pixel hardly feels it.
+    Args:
+        features: (F, N).
+        truth: (N,) dB above the floor.
+        least: (N,) detection threshold, dB above the floor.
+        z_r: (a, b) of the Z-R relation.
+        weights: (N,) weights of the draws; None: equal.
+        spread: weight in the loss of the squared logarithm of (mean variance / mean squared error of the mean). This
+            term calibrates the spread of the whole block, to which the CRPS of single pixels is insensitive.
     """
 
     def __init__(
@@ -67,13 +80,13 @@ class Pool:
         self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """So many pixels by their weights."""
+        """Draw `count` pixels by their weights."""
         places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
         return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
 
     def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
-        """CRPS in dB and in mm/h, each over the mean of the block's echo, a share of the error of the mean, and of that
-        of the spread."""
+        """Compute the loss on some pixels: CRPS in dB and in mm/h, each relative to the block's mean, the error of the
+        mean rain, and the spread term."""
         features, truth = self.features[:, index], self.truth[index]
         parts = score(law, features, truth, self.least[index], self.z_r)
         found = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
@@ -89,8 +102,17 @@ class Pool:
 
 
 def fit_pools(law: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
-    """Fit a law by the scores of so many pixels of every pool in each step, Adam, cosine decay; returns the losses.
-    Deterministic for one number of threads."""
+    """Fit an error model with Adam and cosine decay. The result is deterministic for a given number of threads.
+
+    Args:
+        law: the error model, fitted in place.
+        pools: pixels of the blocks.
+        steps: number of steps.
+        seed: random seed of the draws.
+        batch: pixels of each pool in a step.
+    Returns:
+        The loss of each step.
+    """
     generator, losses = torch.Generator().manual_seed(seed), []
     optimiser = torch.optim.Adam(law.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a study: what is done is a JSON file in it and is not done again, so that a killed study goes on."""
+"""Folder of a study, which stores each result as a JSON file so that an interrupted study can be resumed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from fastds._outputs import replacing
 
 
 class StudyFolder:
-    """Results by their names.
+    """Stored results of a study.
 
     Args:
-        path: of the folder, made where it is missing.
-        options: what the results depend on. A folder with results of others is refused.
-    Raises: ValueError for such a folder.
+        path: the folder; created with the first result.
+        options: options that the results depend on.
+    Raises:
+        ValueError: if the folder holds results of other options.
     """
 
     def __init__(self, path: str, options: dict[str, Any]):
@@ -33,7 +34,7 @@ class StudyFolder:
             )
 
     def load_or_compute(self, name: str, make: Callable[[], Any]) -> Any:
-        """What make returned when this was called first, by whatever run; plain data, written to NAME.json."""
+        """Load the result NAME.json, or compute it with make() and store it; the result must be JSON data."""
         file = self.path / f"{name}.json"
         if not file.exists():
             made = make()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many steps every training of a study takes: the same for all, as many as the budget has time for."""
+"""Number of steps of the trainings of a study, from the measured costs and the budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _DRAWING = 20.0  # seconds of tables, figures and page
 
 
 class Costs(NamedTuple):
-    """Seconds of a step by method, and of everything beside the steps for one seed: files, validations, scores."""
+    """Measured costs: seconds of a step by method, and seconds of everything else for one seed (files, validations,
+    scores)."""
 
     step_seconds: dict[str, float]
     fixed: float
@@ -32,10 +33,17 @@ class Costs(NamedTuple):
 def make_plan(
     config: PaperConfig, networks: list[str], paper_steps: int, measure: Callable[[list[str]], Costs]
 ) -> dict:
-    """{"steps": of every training, "seconds_a_step": by method, where they were measured}.
+    """Compute the number of training steps.
 
-    networks: the methods that are trained. paper_steps: of the paper. measure: how long they take.
-    Raises: ValueError for a budget that is too short.
+    Args:
+        config: options of the study.
+        networks: methods that are trained.
+        paper_steps: number of steps in the paper.
+        measure: function that measures the costs of methods.
+    Returns:
+        {"steps": steps of every training, "seconds_a_step": seconds by method, empty if nothing was measured}.
+    Raises:
+        ValueError: if the budget is too short.
     """
     if config.max_steps is not None or config.budget == PAPER or not networks:
         return {"steps": config.max_steps or paper_steps, "seconds_a_step": {}}
@@ -51,7 +59,7 @@ def make_plan(
 
 
 def _suggest_methods(budget: str, seconds: float, seeds: int, costs: Costs) -> str:
-    """The end of a refusal: the quickest methods that a budget has time for, or that it has for none."""
+    """Name the fastest methods that fit into the budget, for the error message."""
     chosen, spent = [], _DRAWING
     for name in sorted(costs.step_seconds, key=costs.step_seconds.__getitem__):
         spent += seeds * (MIN_STEPS * costs.step_seconds[name] + costs.fixed / len(costs.step_seconds))
@@ -64,7 +72,7 @@ def _suggest_methods(budget: str, seconds: float, seeds: int, costs: Costs) -> s
 
 
 def time_step(module: SupervisedModule, batch: dict) -> float:
-    """Seconds of loss and gradients of a batch."""
+    """Measure the seconds of loss and gradients of a batch."""
 
     def step() -> float:
         loss = module.loss(module(batch), batch)
@@ -75,9 +83,12 @@ def time_step(module: SupervisedModule, batch: dict) -> float:
 
 
 def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
-    """Seconds of a step, estimated by a training of one and one of four samples, one by one, after a first of one.
+    """Estimate the seconds of a step from short trainings of one and four steps with one sample each, after a warm-up.
 
-    config: of the training that is meant."""
+    Args:
+        train: function that runs a training.
+        config: configuration of the planned training.
+    """
     least = {"batch_size": 1, "validation_samples": 1, "epoch_samples": 4}
     known = {field.name for field in dataclasses.fields(config.data)}
     data = dataclasses.replace(config.data, **{key: value for key, value in least.items() if key in known})
@@ -90,7 +101,7 @@ def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfi
 
 
 def _time_training(train: Callable[[int, str], object], steps: int) -> float:
-    """Seconds of train(steps, folder) in a folder that is removed afterwards."""
+    """Measure train(steps, folder) in seconds, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         suppress_warnings(lambda: train(steps, folder))
@@ -98,8 +109,12 @@ def _time_training(train: Callable[[int, str], object], steps: int) -> float:
 
 
 def measure_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
-    """Costs by two short trainings of each network, train(name, steps, folder), with as many validations as the whole
-    one has."""
+    """Measure costs by two short trainings of each network, with as many validations as a full training has.
+
+    Args:
+        train: function of (name, steps, folder).
+        networks: names of the methods.
+    """
     step_seconds, fixed = {}, 0.0
     for name in networks:
         spent = [_time_training(functools.partial(train, name), steps) for steps in _SHORT]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls whose warnings have been shown before."""
+"""Suppression of repeated warnings."""
 
 import warnings
 
 
 def suppress_warnings(call):
-    """What call returns, without its warnings, which the study has shown before."""
+    """Return call() with UserWarning suppressed; for calls whose warnings the study has already shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return call()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of a study: every network trained once for each seed, every method scored once."""
+"""Trainings and scores of the methods of a study, each computed once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from fastds.studies.common.folder import StudyFolder
 
 @dataclasses.dataclass
 class Runs:
-    """Weights and scores of methods in the folder of a study.
+    """Weights and scores of all methods in the folder of a study.
 
     Attributes:
-        study: its name, for what is said. folder: of the results.
-        networks: the methods that are trained; others have one run, of seed 0, and no weights.
-        seeds: of the trainings.
-        train: (method, seed, folder of the run) trains, or goes on where a checkpoint is, and leaves best.safetensors.
-        score: (method, weights or None) -> scores, plain data.
-        progress: say on standard error what is done.
+        study: name of the study, for progress messages.
+        folder: stored results.
+        networks: methods that are trained; other methods have one run, with seed 0 and without weights.
+        seeds: random seeds of the trainings.
+        train: function of (method, seed, run folder); trains or resumes, and writes best.safetensors.
+        score: function of (method, weights or None) that returns scores as JSON data.
+        progress: print progress on standard error.
     """
 
     study: str
@@ -34,16 +35,16 @@ class Runs:
     progress: bool = True
 
     def log(self, what: str) -> None:
-        """A line of progress."""
+        """Print a progress message."""
         if self.progress:
             print(f"fastds study {self.study}: {what}", file=sys.stderr, flush=True)
 
     def get_run_folder(self, name: str, seed: int) -> pathlib.Path:
-        """The folder of a training."""
+        """Return the folder of a training."""
         return self.folder.path / "runs" / f"{name}-{seed}"
 
     def get_weights(self, name: str, seed: int) -> pathlib.Path | None:
-        """The weights of a network, trained now where they are not yet; None for a method without any."""
+        """Return the weights of a network, which is trained now if needed; None for a method without a network."""
         if name not in self.networks:
             return None
         run, number = self.get_run_folder(name, seed), list(self.networks).index(name) + 1
@@ -57,7 +58,7 @@ class Runs:
         return run / "best.safetensors"
 
     def get_scores(self, name: str) -> list[dict[str, Any]]:
-        """The scores of a method, one of each seed."""
+        """Return the scores of a method, one for each seed."""
 
         def scored(seed: int) -> dict[str, Any]:
             weights = self.get_weights(name, seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of a paper: every method trained and scored once, then tables, notes, figures and a page."""
+"""Base class of the studies of papers: trains and scores every method, then writes tables, notes, figures and a page."""
 
 from __future__ import annotations
 
@@ -31,18 +31,23 @@ _SCHEDULES = {
 
 
 class PaperStudy:
-    """A study in its folder; what has a result there is not done again, so that a killed one goes on.
+    """A study in its folder. Results in the folder are not computed again, so an interrupted study is resumed.
 
-    A subclass reads its files, calls this __init__ and gives costs, training, train, step_seconds, score, sample_table,
-    tables, draw and notes.
+    A subclass reads its files, calls this __init__, and implements the methods that raise NotImplementedError.
 
     Args:
-        config: the options.
-        names: of the methods that are scored, in the order of the tables.
-        networks: those methods that are trained.
-        basis: what results depend on beside the options, plain data.
-    Attributes: of the class: name, of the command; title, of the page. paper_steps: of each training with the budget
-        paper. Of the object: folder; steps of each training; seconds a step by method, where they were measured; runs.
+        config: options of the study.
+        names: methods that are scored, in the order of the tables.
+        networks: methods that are trained.
+        basis: JSON data on which results depend, in addition to the options.
+    Attributes:
+        name: name of the command (class attribute).
+        title: title of the page (class attribute).
+        paper_steps: number of steps of each training with the budget "paper".
+        folder: stored results.
+        steps: number of steps of each training.
+        seconds: seconds of a step by method, if measured.
+        runs: trainings and scores.
     """
 
     name: ClassVar[str]
@@ -65,43 +70,49 @@ class PaperStudy:
     # ---- what a study gives
 
     def measure_costs(self, networks: list[str]) -> Costs:
-        """How long trainings and the rest take on this machine."""
+        """Measure the time of trainings and of the rest on this machine."""
         raise NotImplementedError
 
     def make_training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
-        """The configuration of a training of a method into a folder."""
+        """Make the configuration of a training.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+        """
         raise NotImplementedError
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> object:
-        """Train a method into a folder, or go on there."""
+        """Train a method in a folder, or resume its training there."""
         raise NotImplementedError
 
     def measure_step_seconds(self, name: str) -> float:
-        """Seconds of a step of a training, estimated by one."""
+        """Estimate the seconds of a training step from one step."""
         raise NotImplementedError
 
     def make_sample_table(self) -> ResultTable:
-        """The files, and what of them is trained and tested on."""
+        """Tabulate the files and their training and test parts."""
         raise NotImplementedError
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        """The scores of a method, plain data."""
+        """Score a method; the result is JSON data."""
         raise NotImplementedError
 
     def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
-        """The tables by the names of their files, the most important first; results: method -> scores by seed."""
+        """Make the tables, file name -> table, the most important first; results: method -> scores by seed."""
         raise NotImplementedError
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        """Write figures of fields of the first seed as PNG into the folder; the same for a page."""
+        """Write maps of the first seed as PNG files into the folder, and return them for the page."""
         raise NotImplementedError
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        """The line figures by the names of their files."""
+        """Make the line charts, file name -> chart."""
         raise NotImplementedError
 
     def write_notes(self) -> list[str]:
-        """What stands below the tables."""
+        """Return the notes below the tables."""
         raise NotImplementedError
 
     # ---- what all share
@@ -113,16 +124,16 @@ class PaperStudy:
 
     @property
     def curves(self) -> dict[str, pathlib.Path]:
-        """The validation errors of the first seed: method -> CSV."""
+        """Validation logs of the first seed, method -> CSV file."""
         seed = self.config.seeds[0]
         return {name: self.runs.get_run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
 
     def get_first_weights(self, name: str) -> pathlib.Path | None:
-        """The weights of a method that are drawn."""
+        """Return the weights of a method for the first seed."""
         return self.runs.get_weights(name, self.config.seeds[0])
 
     def _plan_trainings(self, measured: bool) -> dict[str, PlannedTraining]:
-        """The trainings of the first seed. measured: with seconds of a step."""
+        """Describe the trainings of the first seed; measured: with the seconds of a step."""
         found, seed = {}, self.config.seeds[0]
         for name in self.runs.networks:
             seconds = self.seconds.get(name)
@@ -133,7 +144,7 @@ class PaperStudy:
         return found
 
     def describe_optimiser(self) -> str:
-        """The optimiser and the learning rate of the trainings of networks of one loss, for the notes."""
+        """Describe optimizer and schedule for the notes, for networks with a single loss."""
         if self.config.budget != PAPER:
             return "AdamW with warm-up and cosine decay"
         name = self.runs.networks[0] if self.runs.networks else None
@@ -143,17 +154,18 @@ class PaperStudy:
         return f"{_OPTIMISERS[c.optimizer]}, {_SCHEDULES[c.schedule]}"
 
     def print_plan(self) -> None:
-        """What --plan prints: files, trainings, hours on this machine, configurations."""
+        """Print the plan: files, trainings, estimated hours on this machine, and configurations."""
         budget = self.config.budget
         left_out = [note for note in self.write_notes() if "left out" in note]
         command = f"fastds study {self.name} --budget={budget}"
         print(format_plan(command, self.make_sample_table(), self._plan_trainings(True), self.config.seeds, left_out))
 
     def run(self) -> pathlib.Path:
-        """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
+        """Train and score what has no result yet; write tables, notes, figures and the page; return the path of the
+        first table.
 
-        Deterministic for given options and number of threads, killed or not; with a budget in time from the moment on
-        that plan.json is there, which holds the number of steps.
+        The result is deterministic for given options and number of threads, also after an interruption. With a time
+        budget, this holds once plan.json, which stores the number of steps, has been written.
         """
         for name, told in self._plan_trainings(False).items():
             self.runs.log(describe_training(name, told))
@@ -183,7 +195,7 @@ class PaperStudy:
 
 
 def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path | None:
-    """What the command of a study does; returns the path of its first table, None of a plan."""
+    """Run the command of a study; return the path of its first table, or None for a plan."""
     if config.report is not None:
         check_report(config.report, made=config.output)
     quieten_lightning()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a study: as CSV for programs, as Markdown and on a page for people."""
+"""Result tables of studies, written as CSV and Markdown and shown on HTML pages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def format_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"
 
 
 def compare_with_paper(ours: Estimate, paper: float | None, digits: int) -> tuple[str, Estimate, str]:
-    """Cells of a difference: what the paper has (None: nothing), ours, and whether they agree."""
+    """Make three table cells for a difference: the paper's value (None: not published), ours, and the comparison of
+    their signs."""
     if paper is None:
         return "-", ours, "not in the paper"
     return f"{paper:+.{digits}f}", ours, ours.compare_sign(paper)
@@ -33,8 +34,12 @@ def compare_with_paper(ours: Estimate, paper: float | None, digits: int) -> tupl
 class ResultTable:
     """A table of a study.
 
-    Attributes: title; heads, of the columns; rows of texts and Estimates; digits, of estimates where they are read;
-    sign: "+" where they are differences.
+    Attributes:
+        title: title.
+        heads: column heads.
+        rows: cells, texts or Estimates.
+        digits: decimals of Estimates in texts.
+        sign: "+" for tables of differences.
     """
 
     title: str
@@ -44,15 +49,15 @@ class ResultTable:
     sign: str = ""
 
     def format_rows(self) -> list[list[str]]:
-        """The rows as they are read, an estimate with its interval."""
+        """Format all cells as text, Estimates with their intervals."""
         return [[c if isinstance(c, str) else c.format(self.digits, self.sign) for c in row] for row in self.rows]
 
     def to_markdown(self) -> str:
-        """Title and table."""
+        """Format title and table as Markdown."""
         return f"{self.title}\n\n{format_markdown(self.heads, self.format_rows())}"
 
     def write(self, folder: pathlib.Path, name: str) -> None:
-        """Write folder/name.md and folder/name.csv, in which an estimate is three columns of six digits."""
+        """Write folder/name.md, and folder/name.csv with Estimates in three columns of six significant digits."""
         with replacing(folder / f"{name}.md") as temporary:
             temporary.write_text(self.to_markdown(), encoding="utf-8")
         numbers = {k for row in self.rows for k, cell in enumerate(row) if isinstance(cell, Estimate)}
@@ -61,7 +66,7 @@ class ResultTable:
         write_csv(folder / f"{name}.csv", sum(heads, []), lines)
 
     def to_rich(self) -> Table:
-        """For a terminal or a page."""
+        """Convert to a rich table for a terminal or a page."""
         table = score_table(self.title, self.heads)
         for row in self.format_rows():
             table.add_row(*row)
