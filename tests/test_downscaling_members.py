@@ -248,7 +248,7 @@ def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, caps
 
 
 def test_the_shipped_law_says_what_it_was_fitted_to():
-    from fastds.studies import radar, fit_downscaling_errors
+    from fastds.studies import fit_downscaling_errors, radar
 
     card = models.load_card(drawing.LAW)
     assert card.licence and len(card.training_data) == len(fit_downscaling_errors.BLOCKS)

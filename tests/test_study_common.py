@@ -85,7 +85,7 @@ def test_verdicts():
         Estimate(1.0, 0.5, 2.0).compare_sign(-1.0) == "opposite"
         and Estimate(1.0, 0.5, 2.0).compare_sign(2.0) == "agrees"
     )
-    assert lower.format(2, "+") == "-1.00 [-2.00, -0.50]" and Estimate(1, 1, 1).text(1, "+") == "+1.0 [+1.0, +1.0]"
+    assert lower.format(2, "+") == "-1.00 [-2.00, -0.50]" and Estimate(1, 1, 1).format(1, "+") == "+1.0 [+1.0, +1.0]"
 
 
 def test_estimates_draw_blocks():

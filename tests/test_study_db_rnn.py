@@ -183,8 +183,8 @@ def test_the_order_is_told_by_score():
 
 def test_tables_are_complete():
     results = {"MS-MIM": sums_of(2, 3, 2, 4, 2), "DB-gdl": sums_of(4, 4, 4, 4, 4)}
-    made = tables.make_tables(results, {"MS-MIM": sums_of(1, 1, 1, 1, 1)}, make_block_labels([range(5)]), {"MS-MIM": (8, 100705)},
-                         list("abcde"))  # fmt: skip
+    whole, labels = {"MS-MIM": sums_of(1, 1, 1, 1, 1)}, make_block_labels([range(5)])
+    made = tables.make_tables(results, whole, labels, {"MS-MIM": (8, 100705)}, list("abcde"))
     names = ["csi", "hss", "pod", "errors"]
     all_frames = [f"{name}-all-frames" for name in names]
     assert list(made) == ["csi", "order", *names[1:], "ablation", *all_frames, "leads"]

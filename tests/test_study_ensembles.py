@@ -17,7 +17,7 @@ from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.surroundings import FEATURES
 from fastds.models.mlcast.network import mlcast_card
-from fastds.studies import nowcast_ensembles, fit_nowcast_errors
+from fastds.studies import fit_nowcast_errors, nowcast_ensembles
 from fastds.studies.common.error_model_fit import Pool, score
 from fastds.studies.fit_nowcast_errors import Block, Sample, fit, make_samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums

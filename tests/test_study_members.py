@@ -13,7 +13,7 @@ from fastds.data import save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
-from fastds.studies import radar, fit_downscaling_errors
+from fastds.studies import fit_downscaling_errors, radar
 from fastds.studies.radar_members import SCORES, score_members
 from fastds.tasks.radar.members import NEAR, Members, details
 from fastds.tasks.radar.motion import steady_flow

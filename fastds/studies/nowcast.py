@@ -78,7 +78,7 @@ def compare_with_reference(table: NowcastTable, reference: str = "extrapolation"
 
 
 def summarize(table: NowcastTable) -> dict[str, float]:
-    """Summarize scores for a model card: means over lead times of the model and the baselines, and the worst lead time."""
+    """Summarize scores for a model card: means of the model and the baselines over lead times, and the worst one."""
     out, name = {"starts": table.starts}, list(table.rows)[-1]
     for method in (name, *REFERENCES):
         suffix = "" if method == name else f" of {method}"
@@ -240,7 +240,7 @@ def print_scores(
 
 
 def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
-    """Print the mean CSI over lead times of two models, and the difference with its interval over initialization times."""
+    """Print the mean CSI of two models over lead times, and the difference with its interval over start times."""
     tables = [score_file(network, data, file, baselines=(), **options) for network in (ours, theirs)]
     names = [next(iter(scores.rows)) for scores in tables]
     mse, csi = (

@@ -48,7 +48,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def format_command(config: Any) -> str:
-    """Return the command line of the running study, with the data folder replaced by FOLDER and without --leaderboard."""
+    """Return the command line of the running study, without --leaderboard; FOLDER stands for the data folder."""
     words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # and its file, a word of its own
         at = words.index("--leaderboard")

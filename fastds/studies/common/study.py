@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of the studies of papers: trains and scores every method, then writes tables, notes, figures and a page."""
+"""Base class of the studies of papers: train and score every method, write tables, notes, figures and a page."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class DbRnnStudy(PaperStudy):
         whole = {name: ScoreSums([one["all"] for one in found]) for name, found in results.items() if "all" in found[0]}
         made = make_tables(self._sums(results), whole, self.labels, sizes, self.minutes, self.config.published)
         if long := self._long(results):
-            made["long"] = tabulate_long_scores(long, self._hours())
+            made["long"] = tabulate_long_scores(long, self._format_hours())
         if costs := {name: self._cost(name) for name in self.runs.networks if name in results}:
             made["complexity"] = tabulate_complexity(costs, self.seconds)
         return made | {"samples": self.make_sample_table()}
@@ -197,7 +197,7 @@ class DbRnnStudy(PaperStudy):
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         made = figures.make_line_charts(self.curves, self._sums(results), self.minutes)
-        return made | figures.make_long_charts(self._long(results), self._hours())
+        return made | figures.make_long_charts(self._long(results), self._format_hours())
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, number = find_most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
@@ -233,5 +233,6 @@ class DbRnnStudy(PaperStudy):
             "first convolution, do not. Memory is that of the tensors kept for the gradients and of Adam's.",
             f"Losses and discriminators are tried on {self.config.ablation}; the paper's numbers are of PrecipLSTM. "
             f"{get_shared_row(self.config.ablation)} is DB-{self.config.ablation}.",
-            f"{describe_intervals(self.labels)} Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",
+            f"{describe_intervals(self.labels)} "
+            f"Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",
         ]

@@ -149,6 +149,7 @@ class FczsmStudy(PaperStudy):
             f"Every network is trained in {self.steps} steps on the same samples (mean squared error, "
             f"{self.describe_optimiser()}, weights of the lowest validation error), "
             f"seeds {', '.join(map(str, self.config.seeds))}{small}.",
-            f"{describe_intervals(labels)} The paper's unit and samples are others: compare reductions and order, not numbers.",
+            f"{describe_intervals(labels)} "
+            "The paper's unit and samples are others: compare reductions and order, not numbers.",
         ]
         return notes + [f"{name} is left out: {why}." for name, why in self.left_out.items()]

@@ -92,6 +92,11 @@ def make_training_config(name: str, budget: str, steps: int, data: DataConfig, *
         degraded=method.degraded,
     )
     return TrainingConfig(
-        data, make_model_config(name, budget), max_steps=steps, learning_rate=3e-3, warmup_steps=min(100, steps // 10 + 1),
-        ema_decay=0.98, **run,
-    )  # fmt: skip
+        data,
+        make_model_config(name, budget),
+        max_steps=steps,
+        learning_rate=3e-3,
+        warmup_steps=min(100, steps // 10 + 1),
+        ema_decay=0.98,
+        **run,
+    )

@@ -126,7 +126,7 @@ class WganGpStudy(PaperStudy):
             f"{self.config.training}, with generator, critic and losses of its method; seeds "
             f"{', '.join(map(str, self.config.seeds))}; weights of the lowest validation error. Factor {self.scale} "
             f"from {'first points' if self.align == 'grid' else 'means'} of blocks.",
-            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {MIN_BLOCKS} such "
-            "blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
+            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {MIN_BLOCKS} "
+            "such blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
             "The paper's numbers are of its own region, level and factor 8: compare the order, not numbers.",
         ]
