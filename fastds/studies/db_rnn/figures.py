@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of the study: forecasts of one start, scores by lead, curves of the validation."""
+"""Figures of the DB-RNN study: maps of one forecast, scores by lead time, and validation curves."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CURVES = {"CSI": RATES, "HSS": RATES[:4]}
 
 
 def to_dbz(x: torch.Tensor) -> np.ndarray:
-    """(n, 1, H, W) on the scale of the networks -> (n, H, W) dBZ."""
+    """Convert normalised frames (n, 1, H, W) to reflectivity (n, H, W) in dBZ."""
     return fd.restore(x, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)[:, 0].numpy()
 
 
 def group_methods(names: Iterable[str]) -> dict[str, list[str]]:
-    """The methods of every figure, by what they share: a cell, or none; extrapolation is in each."""
+    """Group the methods into figures by cell; extrapolation is in each group."""
     kinds = {cell: [f"MS-{cell}", f"MS-{cell}-S", f"DB-{cell}"] for cell in CELLS}
     kinds |= {"others": ["persistence", "SimVP", "MS-LSTM", "PredRNN-V2"], "ablation": list(ABLATION)}
     found = {kind: [name for name in group if name in names] for kind, group in kinds.items()}
@@ -43,7 +43,16 @@ def group_methods(names: Iterable[str]) -> dict[str, list[str]]:
 def draw_maps(
     folder: pathlib.Path, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str], grid: MapGrid, title: str
 ) -> None:
-    """Write figure-maps-GROUP.png: forecasts (n, H, W) in dBZ from one start."""
+    """Write figure-maps-GROUP.png, maps of forecasts from one start.
+
+    Args:
+        folder: folder of the figures.
+        fields: method -> (n, H, W) in dBZ.
+        sample: the test sample.
+        minutes: lead times.
+        grid: grid of the maps.
+        title: title of the figures.
+    """
     truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     times = [f"+{minutes[k]} min" for k in _DRAWN]
     for kind, names in group_methods(fields).items():
@@ -55,7 +64,13 @@ def draw_maps(
 def make_line_charts(
     curves: Mapping[str, pathlib.Path], results: Mapping[str, ScoreSums], minutes: list[str]
 ) -> dict[str, Chart]:
-    """The line figures by the names of their files. curves: method -> CSV."""
+    """Make the line charts, file name -> chart.
+
+    Args:
+        curves: method -> validation log.
+        results: method -> scores.
+        minutes: lead times.
+    """
     found, leads = {}, [float(m) for m in minutes]
     for kind, names in group_methods(results).items():
         chosen = {name: curves[name] for name in names if name in curves}
@@ -76,7 +91,8 @@ def _collect_by_lead(results: Mapping[str, ScoreSums], names: Iterable[str], sco
 
 
 def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str, Chart]:
-    """Figure 8, scores of long forecasts; none where there are none. counted: method -> see tables.long_scores."""
+    """Make the chart of long forecasts (figure 8), if there are any; counted: method -> contingency tables, see
+    compute_long_scores."""
     if not counted:
         return {}
     scores = {name: compute_long_scores(found) for name, found in counted.items()}
@@ -86,7 +102,7 @@ def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dic
 
 
 def maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
-    """Forecasts of the sample for a page."""
+    """Make the maps of forecasts of one sample for the page."""
     truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: clear_below_floor(z, _ECHO_DBZ) for name, z in {"truth": truth, **fields}.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+"""Methods of the DB-RNN paper: networks, published ranking, and training configurations."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ CELLS = {
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: kind: "" without training, "ms", "db", "staged" or "simvp"; cell: of the networks, as CELLS or
-    fastds.models name them, "" that of data for the ablation; ablation, discriminator: of the loss, see LossConfig.
+    Attributes:
+        kind: "" (no training), "ms", "db", "staged" or "simvp".
+        cell: name of the cell in fastds.models, or a key of CELLS; "" for the ablation, whose cell is an option.
+        ablation: loss of DB networks, see LossConfig.
+        discriminator: discriminator of DB networks, see LossConfig.
     """
 
     kind: str = ""
@@ -74,7 +77,7 @@ EPOCHS = 50  # of DB networks, in which their loss changes
 
 
 def select_preset(name: str, ablated: str) -> tuple[str, str]:
-    """Preset and cell of a method's network; ablated: the cell of the ablation, a name of CELLS."""
+    """Return the preset of a method's network and its cell; ablated: cell of the ablation, a key of CELLS."""
     method = METHODS[name]
     cell = method.cell or CELLS[ablated]
     names = {"ms": f"ms-{cell}", "db": f"db-{cell}", "staged": f"ms-{cell}-s", "simvp": "simvp"}
@@ -82,7 +85,13 @@ def select_preset(name: str, ablated: str) -> tuple[str, str]:
 
 
 def make_network_options(name: str, ablated: str, budget: str) -> dict[str, Any]:
-    """Arguments of the network beyond its preset's."""
+    """Return the network options that differ from the preset.
+
+    Args:
+        name: the method.
+        ablated: cell of the ablation, a key of CELLS.
+        budget: with "paper" there are none; otherwise the networks are small.
+    """
     if budget == PAPER:
         return {}
     _, cell = select_preset(name, ablated)
@@ -91,8 +100,16 @@ def make_network_options(name: str, ablated: str, budget: str) -> dict[str, Any]
 
 
 def load_paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
-    """The shipped configuration of a method, which has the paper's training; of networks that the paper has no row of,
-    such as staged ones of other cells, that of the same kind with ConvLSTM cells."""
+    """Load the shipped training configuration of a method, which follows the paper.
+
+    A network without a configuration of its own, such as a staged network of another cell, has the configuration of the
+    same kind with ConvLSTM cells.
+
+    Args:
+        name: the method.
+        ablated: cell of the ablation, a key of CELLS.
+        path: path of the data.
+    """
     method, (network, _) = METHODS[name], select_preset(name, ablated)
     shipped = "ms-lstm" if network == "ms-mk-lstm" else network
     if shipped not in configurations("nowcast"):
@@ -111,10 +128,20 @@ def make_training_config(
     name: str, ablated: str, budget: str, steps: int, data: DataConfig, z_r: list[float], start: str | None = None,
     **run: Any,
 ) -> TrainingConfig:  # fmt: skip
-    """The training of a method; data: where the samples are from. start: weights of a staged network's forecaster. run:
-    further options of the training.
+    """Make the training configuration of a method.
 
-    With the budget paper it is that of paper_config, but for data and steps, of which DB networks take twice as many.
+    With the budget "paper" it is the one of load_paper_config, except for data and steps; DB networks are trained for
+    twice the steps.
+
+    Args:
+        name: the method.
+        ablated: cell of the ablation, a key of CELLS.
+        budget: budget of the study.
+        steps: number of steps.
+        data: samples.
+        z_r: (a, b) of the Z-R relation.
+        start: weights of a staged network's forecaster.
+        run: further options of the training.
     """
     method = METHODS[name]
     stage = "deblurrer" if method.kind == "staged" else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the trainings of the study and the rest of it take on this machine."""
+"""Time measurements of the DB-RNN study on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ _STEPS = 100  # of a training that is only measured
 
 
 def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
-    """Costs of methods; data: their samples; blocks: of the test."""
+    """Measure the costs of methods.
+
+    Args:
+        config: options of the study.
+        names: methods that are trained.
+        data: samples of the trainings.
+        blocks: test samples.
+    """
     training = make_training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
     began = time.perf_counter()
     samples = NowcastData(training, moving=False)
@@ -43,7 +50,8 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
 
 
 def time_one_sample(training: TrainingConfig, device: str) -> float:
-    """Seconds of a step, estimated by loss and gradients of one sample, samples and discriminator not counted."""
+    """Estimate the seconds of a step from loss and gradients of one sample; reading samples and the discriminator are
+    not included."""
     c = training.data
     module = NowcastModule(build_model(training), training).to(resolved(device))
     frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
@@ -54,9 +62,16 @@ def time_one_sample(training: TrainingConfig, device: str) -> float:
 def _time_method(
     config: StudyConfig, name: str, data: TrainingData, batch: dict, known: torch.Tensor
 ) -> tuple[float, float]:
-    """Seconds of a step without its samples, and of the forecasts of a pixel; known: the inputs of a test sample.
+    """Measure the seconds of a step without reading samples, and of the forecast of one pixel.
 
-    Of a staged network, of which one half is trained behind the other, both are told by the MS network.
+    A staged network has two halves, trained one after the other; both are estimated from the MS network.
+
+    Args:
+        config: options of the study.
+        name: the method.
+        data: samples of the trainings.
+        batch: a batch of samples.
+        known: input frames of a test sample.
     """
     staged = METHODS[name].kind == "staged"
     trained = name.removesuffix("-S") if staged else name
@@ -74,7 +89,7 @@ def _time_method(
 
 
 def _time_scoring(blocks: list[EvaluationBlock], z_r: list[float]) -> float:
-    """Seconds of the scores of one method."""
+    """Estimate the seconds of scoring one method."""
     one = EvaluationBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
     a_pixel = time_call(lambda: score(lambda s, steps: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
     return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that the DB-RNN paper prints: its tables III to VIII."""
+"""Results published in the DB-RNN paper, tables III to VIII."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -67,7 +67,8 @@ ABSENT = ("Earthformer", "LPT-QPN")  # of table VII, not in fastds
 
 
 class Complexity(NamedTuple):
-    """A row of table V: 1e6 parameters, 1e9 multiply-adds of 9 steps at 160 x 160, GB of memory, hours of training."""
+    """A row of table V: 1e6 parameters, 1e9 multiply-adds of 9 steps at 160 x 160 pixels, GB of memory, hours of
+    training."""
 
     parameters: float
     multiply_adds: float
@@ -86,5 +87,5 @@ COMPLEXITY = {
 
 
 def get_published(name: str, data: str = "hko-7") -> Mapping[str, float | None]:
-    """What the paper prints of a method on its data, hko-7 or dwd-12, by score; None: nothing."""
+    """Return the published scores of a method on hko-7 or dwd-12; None for unpublished scores."""
     return dict.fromkeys(SCORES) | PUBLISHED[data].get(name, {})

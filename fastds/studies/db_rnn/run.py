@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study db-rnn`: every method of the paper's tables, trained and scored on the same samples."""
+"""The study of the DB-RNN paper, `fastds study db-rnn`."""
 
 from __future__ import annotations
 
@@ -49,13 +49,16 @@ _INTERVALS = {"hko-7": "second", "dwd-12": "fifth"}  # section V-B
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study db-rnn` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study db-rnn`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(DbRnnStudy, config)
 
 
 def select_methods(run: list[str], ablation: str) -> list[str]:
-    """The methods of a study that asks for some; a staged network needs its forecaster, and the ablation's row with the
-    discriminator that the paper gives its cells is the DB network of the main table."""
+    """Select the methods of a study.
+
+    A staged network needs its forecaster. The ablation's row with the discriminator that the paper uses for the cell
+    needs the DB network of the main table.
+    """
     wanted = set(run or METHODS)
     wanted |= {name.removesuffix("-S") for name in wanted if METHODS[name].kind == "staged"}
     wanted |= {f"DB-{ablation}"} if get_shared_row(ablation) in wanted else set()
@@ -63,13 +66,20 @@ def select_methods(run: list[str], ablation: str) -> list[str]:
 
 
 def get_shared_row(ablation: str) -> str:
-    """The row of the ablation that is a row of the main table."""
+    """Return the row of the ablation that is also a row of the main table."""
     return f"DB-discriminator-{variant_of(CELLS[ablation])}"
 
 
 class DbRnnStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: files and their parts; data, the samples of the trainings; blocks of
-    the test and their labels; minutes of the leads."""
+    """The study of the DB-RNN paper.
+
+    Attributes:
+        files: file -> its parts.
+        data: samples of the trainings.
+        blocks: test samples.
+        labels: block of time of each test sample.
+        minutes: lead times.
+    """
 
     name, title = "db-rnn", "DB-RNN and what it is compared with"
 
@@ -89,7 +99,7 @@ class DbRnnStudy(PaperStudy):
         super().__init__(config, names, networks, {"files": self.files})
 
     def _compute_minutes(self, config: StudyConfig) -> list[str]:
-        """Of the leads of the first file; others may have other steps."""
+        """Compute the lead times for the first file; those of other files may differ."""
         cadence = FrameStore(
             TimeBlock(str(resolve_path(config.data, next(iter(self.files)))), 0, 3, config.data.var)
         ).cadence
@@ -117,7 +127,7 @@ class DbRnnStudy(PaperStudy):
         return tabulate_samples(self.blocks, self.files)
 
     def _save_forecaster(self, name: str, seed: int, output: pathlib.Path) -> None:
-        """Write a staged network whose forecaster is the trained MS network of its cell as start.safetensors."""
+        """Write start.safetensors, a staged network whose forecaster has the weights of the trained MS network."""
         trained = suppress_warnings(lambda: models.load(self.runs.get_weights(name.removesuffix("-S"), seed)))
         staged = models.create(select_preset(name, "")[0], **make_network_options(name, "", self.config.budget))
         staged.forecaster.load_state_dict(trained.state_dict())
@@ -142,7 +152,7 @@ class DbRnnStudy(PaperStudy):
 
     @functools.cached_property
     def _long_samples(self) -> list[dict[str, torch.Tensor]]:
-        """The test samples of long forecasts, the same for every method."""
+        """Test samples of long forecasts, the same for every method."""
         c = self.config
         return [
             sample
@@ -155,13 +165,13 @@ class DbRnnStudy(PaperStudy):
         return call_with_prediction(name, weights, c.threads, c.device, use, c.restart)
 
     def _sums(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ScoreSums]:
-        """Of the fields to forecast, by row of the tables."""
+        """Collect the scores of the forecast frames by row of the tables."""
         sums, cell = {name: ScoreSums(found) for name, found in results.items()}, self.config.ablation
         same = {get_shared_row(cell): f"DB-{cell}", "MS": f"MS-{cell}"}
         return sums | {row: sums[name] for row, name in same.items() if name in sums}
 
     def _long(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-        """Contingency tables of long forecasts, by method."""
+        """Collect the contingency tables of long forecasts by method."""
         return {name: np.array([one["long"] for one in found]) for name, found in results.items() if "long" in found[0]}
 
     def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
@@ -175,11 +185,12 @@ class DbRnnStudy(PaperStudy):
         return made | {"samples": self.make_sample_table()}
 
     def _format_hours(self) -> list[str]:
-        """Leads of long forecasts, their last fields."""
+        """Format the last lead time of each part of long forecasts, in hours."""
         return [f"{float(self.minutes[-1]) * k / 60:g}" for k in range(1, self.config.long_leads + 1)]
 
     def _cost(self, name: str) -> dict[str, float]:
-        """See cost_of: of all frames that a network forecasts, on samples of its training."""
+        """Measure the costs of a network for all frames that it forecasts, on samples of its training; see
+        measure_cost."""
         c = self.config
         network, options = select_preset(name, c.ablation)[0], make_network_options(name, c.ablation, c.budget)
         training = make_training_config(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of the trainings and of the test."""
+"""Training and test samples of the DB-RNN study."""
 
 from __future__ import annotations
 
@@ -16,19 +16,28 @@ from fastds.tasks.nowcast.config import DataConfig as TrainingData
 
 
 def count_frames(config: DataConfig, leads: int = 1) -> int:
-    """Frames of a file that a sample with forecasts of so many times FUTURE frames spans."""
+    """Count the frames of a file that a sample spans; leads: length of the forecast in units of FUTURE frames."""
     return (KNOWN + leads * FUTURE - 1) * config.interval + 1
 
 
 def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]]) -> TrainingData:
-    """The samples of every training."""
+    """Make the data configuration of all trainings."""
     return TrainingData(
         config.path, select_training_parts(files), var=config.var, scales=[config.scale], intervals=[config.interval]
     )
 
 
 def read_test_block(config: DataConfig, name: str, part: list[int]) -> EvaluationBlock:
-    """The test samples of a file, dicts of x (m, 1, h, w), y and valid (n, 1, h, w) in the window; part: its frames."""
+    """Read the test samples of a file.
+
+    Args:
+        config: the files.
+        name: name of the file.
+        part: first frame, and the frame after the last.
+    Returns:
+        Samples are dicts of x (m, 1, h, w), y and valid (n, 1, h, w), cropped to the window, and known, the valid
+            pixels of x.
+    """
     block = fd.TimeBlock(str(resolve_path(config, name)), *part, var=config.var)
     windows = _windows(block, config, FUTURE)
     chosen = evenly(len(windows), config.test_samples)
@@ -50,11 +59,15 @@ def read_test_block(config: DataConfig, name: str, part: list[int]) -> Evaluatio
 def make_long_samples(
     config: DataConfig, block: EvaluationBlock, part: list[int], leads: int
 ) -> list[dict[str, Tensor]]:
-    """Test samples of a file as those of test_block, with y and valid of leads times FUTURE frames.
+    """Make test samples of a file as in read_test_block, with y and valid of leads * FUTURE frames.
 
     Args:
-        config: the files. block: of the file, whose window is cut out. part: frames of the file. leads: how many times.
-    Raises: ValueError where the part is too short.
+        config: the files.
+        block: test block of the file, whose window is used.
+        part: first frame, and the frame after the last.
+        leads: length of the forecast in units of FUTURE frames.
+    Raises:
+        ValueError: if the part is too short.
     """
     source = fd.TimeBlock(str(resolve_path(config, block.name)), *part, var=config.var)
     windows = _windows(source, config, leads * FUTURE)
@@ -69,7 +82,7 @@ def _windows(block: fd.TimeBlock, config: DataConfig, future: int) -> RadarWindo
 
 
 def _divide_valid(samples: list[dict[str, Tensor]]) -> None:
-    """Put what is valid of the known frames under known, and leave that of the others."""
+    """Move the valid pixels of the input frames to the key "known"."""
     for sample in samples:
         sample["known"], sample["valid"] = sample["valid"][:KNOWN], sample["valid"][KNOWN:]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contingency tables and errors of a method on every test sample, and the scores that any samples of them make."""
+"""Contingency tables and errors of a method by test sample, and scores of resampled samples."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ Predict = Callable[[dict[str, Tensor], int], Tensor]
 
 
 def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float]) -> dict[str, Any]:
-    """What NowcastScores counts of every test sample, by lead, of the FUTURE frames that are forecast.
+    """Count contingency tables and errors of the FUTURE forecast frames by sample and lead time.
 
-    Returns: counts (samples, n, thresholds, 4), errors (samples, n, 2), sums of B-MSE and B-MAE, and pixels (samples,
-        n); "all": the same of all frames that a network forecasts, those of known frames included, where there are any.
+    Args:
+        predict: the method.
+        blocks: test samples.
+        z_r: (a, b) of the Z-R relation.
+    Returns:
+        counts (samples, n, thresholds, 4); errors (samples, n, 2), sums of B-MSE and B-MAE; pixels (samples, n). "all":
+            the same for all frames that the network outputs, if it also outputs forecasts of the input frames.
     """
     thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))
     found, whole = _make_counts(), _make_counts()
@@ -48,8 +53,15 @@ def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float])
 
 
 def score_long(predict: Predict, samples: Sequence[dict[str, Tensor]], z_r: Sequence[float]) -> list:
-    """Contingency tables (samples, n / FUTURE, 4) at LONG_RATE of forecasts of the n frames y of samples, summed over
-    each FUTURE frames."""
+    """Count the contingency tables of long forecasts at LONG_RATE.
+
+    Args:
+        predict: the method.
+        samples: samples with n target frames.
+        z_r: (a, b) of the Z-R relation.
+    Returns:
+        (samples, n / FUTURE, 4), sums over FUTURE frames each.
+    """
     threshold, counts = normalised_rates([LONG_RATE], tuple(z_r)), []
     for sample in samples:
         found, steps = _make_counts(), len(sample["y"])
@@ -71,7 +83,7 @@ def _add_counts(
     thresholds: Sequence[float],
     weights: Sequence[float] = BALANCE_WEIGHTS,
 ) -> None:
-    """Add what NowcastScores counts of one sample to found."""
+    """Append the counts of one sample to found."""
     sums = NowcastScores(thresholds, len(truth), weights=weights)
     sums.add(made[None], truth[None], valid[None])
     found["counts"].append(sums.counts.tolist())
@@ -80,9 +92,10 @@ def _add_counts(
 
 
 class ScoreSums:
-    """The scores of a method over test samples that count as often as weights say; means over seeds and leads.
+    """Scores of a method for weighted test samples, as means over seeds and lead times.
 
-    found: what score returned, one of each seed.
+    Args:
+        found: results of score, one for each seed.
     """
 
     def __init__(self, found: Sequence[Mapping[str, Any]]):
@@ -92,11 +105,11 @@ class ScoreSums:
 
     @property
     def samples(self) -> int:
-        """How many test samples there are."""
+        """Number of test samples."""
         return self.counts.shape[1]
 
     def by_lead(self, name: str, weights: np.ndarray) -> np.ndarray:
-        """(draws, n) of a score of SCORES; weights (draws, samples)."""
+        """Compute a score of SCORES by lead time, (draws, n), for weights (draws, samples)."""
         if name in SCORES[-2:]:
             sums = np.einsum("ds,kst->kdt", weights, self.errors[..., SCORES[-2:].index(name)])
             return PIXELS * (sums / np.einsum("ds,kst->kdt", weights, self.pixels)).mean(0)
@@ -105,7 +118,7 @@ class ScoreSums:
         return contingency_scores(table)[kind.lower()].mean(0)
 
     def mean(self, name: str, weights: np.ndarray) -> np.ndarray:
-        """(draws,): the mean of a score over the leads where it is defined."""
+        """Compute the mean of a score over the lead times where it is defined, (draws,), for weights (draws, samples)."""
         return mean_of_defined(self.by_lead(name, weights).T)
 
 
@@ -117,11 +130,15 @@ def call_with_prediction(
     use: Callable[[Predict], object],
     restart: bool = False,
 ) -> object:
-    """What use(predict) returns, predict being the method.
+    """Call use(predict), where predict makes the forecasts of a method, and return its result.
 
     Args:
-        name: of METHODS. weights: of a network, None: there are none. threads, device: see settle.
-        restart: forecasts of more than FUTURE steps start anew from the last frames that were forecast.
+        name: name of the method.
+        weights: weights of the network; None for methods without one.
+        threads: number of threads of torch; None leaves the number unchanged.
+        device: device of the network.
+        use: function of predict.
+        restart: forecasts longer than FUTURE steps restart from the last forecast frames.
     """
     if not METHODS[name].kind:
         function, known = BASELINES[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the study: scores beside the paper's, the paper's order, the ablation, scores by lead."""
+"""Tables of the DB-RNN study: scores next to the published ones, ranking, ablation, scores by lead time."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ def tabulate_scores(
     title: str, names: Iterable[str], columns: Iterable[str], results: Mapping[str, ScoreSums], labels: np.ndarray,
     sizes: Mapping[str, tuple[int, int]], digits: int = 3, data: str = "hko-7",
 ) -> ResultTable:  # fmt: skip
-    """Scores of methods beside the paper's.
+    """Tabulate scores of methods next to the published ones.
 
     Args:
-        columns: of SCORES. sizes: method -> width and parameters. digits: of all columns but B-MAE, which has one.
-        data: of the paper, see published.
+        title: title of the table.
+        names: methods.
+        columns: scores, of SCORES.
+        results: method -> scores.
+        labels: block of time of each sample.
+        sizes: method -> width and number of parameters.
+        digits: decimals of all scores except B-MSE and B-MAE, which have one.
+        data: data set of the paper, see get_published.
     """
     columns, rows = list(columns), []
     for name in names:
@@ -64,12 +70,15 @@ def make_tables(
     minutes: list[str],
     data: str = "hko-7",
 ) -> dict[str, ResultTable]:
-    """All tables of scores by the names of their files.
+    """Make all tables of scores, file name -> table.
 
     Args:
-        results: of the fields to forecast, by method. whole: of all frames that networks forecast.
-        labels: the block of time of every sample. sizes: method -> width and parameters. minutes: of the leads.
-        data: whose published scores stand beside, see published.
+        results: method -> scores of the forecast frames.
+        whole: method -> scores of all frames that networks output.
+        labels: block of time of each sample.
+        sizes: method -> width and number of parameters.
+        minutes: lead times.
+        data: data set of the paper, see get_published.
     """
     shown = [name for name in METHODS if name not in ABLATION]
     made = {}
@@ -88,7 +97,7 @@ def make_tables(
 
 
 def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
-    """Every step of the paper's order, by score."""
+    """Tabulate the difference of each pair of the paper's ranking, by score."""
     rows = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -106,7 +115,7 @@ def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data:
 
 
 def tabulate_leads(results: Mapping[str, ScoreSums], minutes: list[str]) -> ResultTable:
-    """All scores by lead."""
+    """Tabulate all scores by lead time."""
     rows = []
     for name, sums in results.items():
         once = np.ones((1, sums.samples))
@@ -115,13 +124,19 @@ def tabulate_leads(results: Mapping[str, ScoreSums], minutes: list[str]) -> Resu
 
 
 def compute_long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
-    """HSS and POD (leads,) of long forecasts, means over seeds; tables_of: (seeds, samples, leads, 4)."""
+    """Compute HSS and POD (leads,) of long forecasts as means over seeds; tables_of: contingency tables (seeds,
+    samples, leads, 4)."""
     found = contingency_scores(np.asarray(tables_of, float).sum(1))
     return {kind: found[kind.lower()].mean(0) for kind in ("HSS", "POD")}
 
 
 def tabulate_long_scores(results: Mapping[str, np.ndarray], hours: list[str]) -> ResultTable:
-    """Scores of long forecasts, as in figure 8. results: method -> see long_scores. hours: of the leads."""
+    """Tabulate the scores of long forecasts (figure 8).
+
+    Args:
+        results: method -> contingency tables, see compute_long_scores.
+        hours: lead times.
+    """
     rows = []
     for name, counted in results.items():
         scores = compute_long_scores(counted)
@@ -130,9 +145,12 @@ def tabulate_long_scores(results: Mapping[str, np.ndarray], hours: list[str]) ->
 
 
 def tabulate_complexity(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
-    """What networks cost beside table V. found: method -> parameters, multiply_adds (1e9), memory (bytes).
+    """Tabulate the costs of networks next to table V.
 
-    steps: seconds of a training step, by method, where they were measured."""
+    Args:
+        found: method -> costs, see measure_cost.
+        steps: method -> seconds of a training step, if measured.
+    """
     rows = []
     for name, cost in found.items():
         paper = COMPLEXITY.get(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases that no training saw: errors of a network over those of the simple method, and the score of the inputs."""
+"""Held-out cases: error of a network relative to a baseline, and out-of-distribution score of the inputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,14 @@ HUMIDITY = (
 
 
 class Case(NamedTuple):
-    """label; block, of cases that are not independent; domain of the inputs; ratio, error over the simple method's."""
+    """A held-out case.
+
+    Attributes:
+        label: description.
+        block: label of dependent cases, for the bootstrap.
+        domain: out-of-distribution report of the inputs.
+        ratio: squared error of the network over the baseline's.
+    """
 
     label: str
     block: str
@@ -60,7 +67,8 @@ class Case(NamedTuple):
 
 
 def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of FC-ZSM: squared error above 15 dBZ over advection's, of a network without flow over trilinear's."""
+    """Yield cases of FC-ZSM: squared error above 15 dBZ relative to advection, or to trilinear interpolation for a
+    network without flow."""
     simple = advection if network.config.get("residual") == "advection" else trilinear
     for file, (start, stop, _) in RADARS.items():
         store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
@@ -80,8 +88,8 @@ def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
 
 
 def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
-    """Statistics of the input, squared error of the network and of the simple method, in the window with most echo;
-    None where there is hardly any."""
+    """Compute the statistics of the input and the squared errors of network and baseline, in the window with the
+    largest echo area; None if there is hardly any echo."""
     one = triples[place]
     window = find_echo_window((one["x"] > 0).float().sum((0, 1)), _SIDE)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in window)
@@ -97,7 +105,8 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
 
 
 def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of nowcasters: squared error in dBZ over extrapolation's, mean of the first six leads."""
+    """Yield cases of nowcasting networks: squared error in dBZ relative to extrapolation, as a mean over at most six
+    lead times."""
     methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
     known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
     for file in FORECAST:
@@ -128,7 +137,7 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
 
 
 def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of humidity generators: squared error without noise over bicubic interpolation's."""
+    """Yield cases of humidity generators: squared error without noise relative to bicubic interpolation."""
     card, scale = network.card, network.config["scale"]
     for file, name, levels, where in HUMIDITY:
         for level in levels:
@@ -151,8 +160,11 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
 
 
 def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables; of
-    one of any variable of each of these."""
+    """Yield cases of arbitrary-scale networks: squared error relative to bicubic interpolation.
+
+    For a network of r, t, u and z, the ratio is a geometric mean over the variables; a network of any variable is
+    evaluated on each of them.
+    """
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _read_four_variables(folder):
         apart = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
@@ -173,7 +185,7 @@ def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
 
 
 def _read_four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
-    """Labels and fields (1, 4, H, W): parts of ERA5 that no training saw, and NAM at 19 levels."""
+    """Yield labels and fields (1, 4, H, W): held-out parts of ERA5, and NAM at 19 levels."""
     with fd.open_dataset(folder / _ERA5) as dataset:
         era5 = np.stack([dataset[name].squeeze().values for name in "rtuz"], 1).astype(np.float32)
     for time, first in ((1, 10), (3, 63), (5, 116)):
@@ -198,14 +210,14 @@ CASES = {
 
 
 def _read_grid(path: pathlib.Path) -> tuple[float | None, float]:
-    """Spacing in metres and cadence in seconds of a radar file."""
+    """Return grid spacing in metres (None: unknown) and cadence in seconds of a radar file."""
     with fd.open_dataset(path) as dataset:
         source = fd.to_reflectivity(dataset)
         return mean_spacing_m(source), source.cadence
 
 
 def _sample_evenly(count: int) -> list[int]:
-    """At most _SAMPLES of so many, evenly taken."""
+    """Return at most _SAMPLES evenly spaced indices below count."""
     return sorted({round(k) for k in np.linspace(0, count - 1, _SAMPLES)}) if count > 0 else []
 
 

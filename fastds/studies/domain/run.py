@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether errors grow with the score of the inputs: `fastds study domain --data.path FOLDER --model fczsm-small`."""
+"""Rank correlation of a network's error with the out-of-distribution score of its inputs: `fastds study domain`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from fastds.tasks.domain.score import TOLERANCE
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Error of a network over that of the simple method, beside the score of the inputs, on cases that no training saw
-    and that are partly foreign on purpose.
+    """Error of a network relative to a baseline, compared with the out-of-distribution score of the inputs.
+
+    The cases are held-out, and some are chosen to be unlike the training data.
 
     Args:
-        data: the folder with the public files.
-        model: a shipped name or a safetensors file with ranges in its card.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the tables; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that the correlation is added to; None: none.
+        data: folder with the public files.
+        model: name of a shipped model or path of a safetensors file, with input ranges in its model card.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the tables; None writes none.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the correlation is added; None adds
+            none.
     """
 
     data: Files
@@ -43,12 +45,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study domain`, into a StudyConfig."""
+    """Parse the command line of `fastds study domain` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study domain", "Errors beside the score of inputs.", {})
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study domain` does: prints the tables, writes config.report."""
+    """Run `fastds study domain`: print the tables and write config.report."""
     if config.report is not None:
         check_report(config.report)
     network = models.load(config.model)
@@ -65,7 +67,7 @@ def study(config: StudyConfig) -> None:
 
 
 def tabulate_cases(cases: list[Case]) -> ResultTable:
-    """Every case, that with the largest score last."""
+    """Tabulate all cases in ascending order of the score."""
     ordered = sorted(cases, key=lambda case: case.domain.score)
     rows = [
         (c.label, f"{c.domain.score:.2f}", ", ".join(d.what for d in c.domain.outside), f"{c.ratio:.3f}")
@@ -75,7 +77,7 @@ def tabulate_cases(cases: list[Case]) -> ResultTable:
 
 
 def summarize(cases: list[Case]) -> ResultTable:
-    """The rank correlation, and the errors of both sides of the threshold."""
+    """Tabulate the rank correlation, and the median error inside and outside the tolerance of the score."""
     score, ratio, labels = _to_arrays(cases)
     rows = [("rank correlation of score and error", str(len(cases)), compute_rank_correlation(score, ratio, labels))]
     for name, of in (("inside", score <= TOLERANCE), ("outside", score > TOLERANCE)):
@@ -86,20 +88,20 @@ def summarize(cases: list[Case]) -> ResultTable:
 
 
 def make_leaderboard_row(task: str, cases: list[Case]) -> dict:
-    """The rank correlation of score and error."""
+    """Make the leaderboard row of the rank correlation of score and error."""
     told = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
     score = "rank correlation of fastds_out_of_domain and of the error over the simple method's"
     return told | {"score": score, "value": compute_rank_correlation(*_to_arrays(cases))}
 
 
 def _to_arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, errors and labels (cases, 1) of blocks."""
+    """Return scores, errors, and block labels (cases, 1)."""
     labels = np.unique([c.block for c in cases], return_inverse=True)[1].reshape(-1, 1)
     return np.array([c.domain.score for c in cases]), np.array([c.ratio for c in cases]), labels
 
 
 def compute_rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Spearman's, with an interval over labels (cases, 1)."""
+    """Compute Spearman's rank correlation with an interval; labels: (cases, 1) blocks."""
 
     def of(weights: np.ndarray) -> np.ndarray:
         drawn = (np.repeat(np.arange(len(score)), row.astype(int)) for row in weights)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of the study after the paper's 7 to 12: curves of the loss, fields and their differences."""
+"""Figures of the FC-ZSM study, after the paper's figures 7 to 12: validation curves, maps and their differences."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ Fields = Mapping[str, np.ndarray]
 
 
 def _truth(sample: dict[str, torch.Tensor]) -> np.ndarray:
-    """(3, H, W) dBZ, NaN outside what counts."""
+    """Return the truth (3, H, W) in dBZ, NaN at pixels that are not scored."""
     truth = fd.restore(sample["y"], FLOOR_DBZ, CEILING_DBZ)
     return torch.where(sample["valid"], truth, torch.nan)[:, 0].numpy()
 
 
 def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid, title: str) -> None:
-    """Write figure-NUMBER.png of the paper's numbers; fields: of the sample, on a grid, titled so."""
+    """Write figure-NUMBER.png, with the paper's numbers.
+
+    Args:
+        folder: folder of the figures.
+        fields: method -> (3, H, W) in dBZ.
+        sample: the test sample.
+        grid: grid of the maps.
+        title: title of the figures.
+    """
     truth = _truth(sample)
     first, last = fd.restore(sample["x"][:, 0], FLOOR_DBZ, CEILING_DBZ).numpy()
     drawn = {name: np.clip(z, FLOOR_DBZ, CEILING_DBZ) for name, z in fields.items()}
@@ -43,7 +51,7 @@ def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid,
 
 
 def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
-    """The curves of the loss by the names of their files; curves: method -> CSV."""
+    """Make the validation curves, file name -> chart; curves: method -> validation log."""
     titles = {"07": "Figure 7: validation MSE of the networks", "10": "Figure 10: of the variants"}
     found = {}
     for number, (names, _) in FIGURES.items():
@@ -56,7 +64,7 @@ def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
 
 
 def maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
-    """Fields of the sample for a page."""
+    """Make the maps of one sample for the page."""
     drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: clear_below_floor(z, FLOOR_DBZ) for name, z in {"truth": _truth(sample), **fields}.items()}
     for k, time in enumerate(TIMES):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+"""Methods of the FC-ZSM paper: networks, published scores and ranking, and training configurations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, p
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: preset, of the network, None: nothing to train; published: MSE total, t2, t1 + t3 (of an unknown unit),
-    SSIM, None where the paper has no such row; dynamic, static: whether it reads such channels.
+    Attributes:
+        preset: preset of the network; None for methods without training.
+        published: MSE total, t2, t1 + t3 (their unit is not given), SSIM; None if the paper has no such row.
+        dynamic: the network reads dynamic channels.
+        static: the network reads static channels.
     """
 
     preset: str | None
@@ -64,7 +67,14 @@ _VALIDATIONS = 8  # of a training in the small
 
 
 def make_network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
-    """Arguments of the network beyond its preset's. dynamics, statics: how many maps of each kind there are."""
+    """Return the network options that differ from the preset.
+
+    Args:
+        name: the method.
+        budget: with "paper" the network has its full size, otherwise it is small.
+        dynamics: number of dynamic channels.
+        statics: number of static channels.
+    """
     method = METHODS[name]
     options = {} if budget == PAPER else dict(_SMALL[method.preset.split("-")[0]])
     if method.dynamic:
@@ -75,14 +85,22 @@ def make_network_options(name: str, budget: str, dynamics: int, statics: int) ->
 
 
 def load_paper_config(name: str, path: str) -> TrainingConfig:
-    """The shipped configuration of a method, which has the paper's training."""
+    """Load the shipped training configuration of a method, which follows the paper."""
     return parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
 
 
 def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training.
+    """Make the training configuration of a method.
 
-    With the budget paper it is that of paper_config, but for data and steps."""
+    With the budget "paper" it is the one of load_paper_config, except for data and steps.
+
+    Args:
+        name: the method.
+        budget: budget of the study.
+        steps: number of steps.
+        data: samples.
+        run: further options of the training.
+    """
     method = METHODS[name]
     if budget == PAPER:
         paper = load_paper_config(name, data.path)
@@ -117,5 +135,5 @@ def make_training_config(name: str, budget: str, steps: int, data: DataConfig, *
 
 
 def get_width(model: nn.Module) -> int:
-    """Feature maps of the first level of a network."""
+    """Return the number of features of a network's first level."""
     return model.config.get("num_features") or model.config["width"]

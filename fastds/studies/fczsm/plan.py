@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the trainings of the study and the rest of it take on this machine."""
+"""Time measurements of the FC-ZSM study on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ _STEPS = 100  # of a training that is only measured
 
 
 def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
-    """Costs of methods; data: their samples; blocks: of the test."""
+    """Measure the costs of methods.
+
+    Args:
+        config: options of the study.
+        names: methods that are trained.
+        data: samples of the trainings.
+        blocks: test samples.
+    """
     setup, a_sample = _time_samples(config, names, data)
     steps = {name: _time_method(config, name, data, a_sample) for name in names}
     each = [_fixed(*found, setup, a_sample, blocks, data.crop) for found in steps.values()]
@@ -33,7 +40,7 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
 
 
 def _time_samples(config: StudyConfig, names: list[str], data: TrainingData) -> tuple[float, float]:
-    """Seconds to read the files, and to make a sample of the method with most channels."""
+    """Measure the seconds to read the files, and to make a sample of the method with the most channels."""
     training = make_training_config(max(names, key=lambda n: METHODS[n][2:]), config.budget, _STEPS, data)
     channels = 1 + len(training.data.dynamics)
     began = time.perf_counter()
@@ -44,20 +51,20 @@ def _time_samples(config: StudyConfig, names: list[str], data: TrainingData) -> 
 
 
 def _time_method(config: StudyConfig, name: str, data: TrainingData, a_sample: float) -> tuple[float, int]:
-    """Seconds of a step, its samples included, and the samples of a batch."""
+    """Measure the seconds of a step including its samples; return them and the batch size."""
     training = make_training_config(name, config.budget, _STEPS, data)
     size = training.data.batch_size
     return time_step(*_module_and_batch(training, config.device, size)) + size * a_sample, size
 
 
 def time_one_sample(training: TrainingConfig, device: str) -> float:
-    """Seconds of a step, estimated by loss and gradients of one sample, samples not counted."""
+    """Estimate the seconds of a step from loss and gradients of one sample; reading samples is not included."""
     module, batch = _module_and_batch(training, device, 1)
     return training.data.batch_size * time_second_call(lambda: module.loss(module(batch), batch).backward())
 
 
 def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple[RadarModule, dict]:
-    """The module of a training and so many random samples of it."""
+    """Make the module of a training and a random batch of `size` samples."""
     module = RadarModule(build_model(training), training).to(resolved(device))
     c, crop = module.model.config, training.data.crop
     device = next(module.parameters()).device
@@ -71,7 +78,7 @@ def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple
 def _fixed(
     step_seconds: float, batch: int, setup: float, a_sample: float, blocks: list[EvaluationBlock], crop: int
 ) -> float:
-    """Seconds of a training beside its steps: files, validations, and the forwards of the test."""
+    """Estimate the seconds of a training without its steps: files, validations, and forward passes of the test."""
     a_forward = FORWARD * (step_seconds - batch * a_sample) / batch  # of one crop
     validations = 8 * 32 * (a_forward + a_sample)
     crops = sum(len(b.samples) * b.samples[0]["x"][0, 0].numel() for b in blocks) / crop**2
@@ -79,7 +86,7 @@ def _fixed(
 
 
 def _time_scoring(blocks: list[EvaluationBlock]) -> float:
-    """Seconds of the scores of one method."""
+    """Estimate the seconds of scoring one method."""
     sample = blocks[0].samples[0]
     y, valid = sample["y"][:, 0], sample["valid"][:, 0]
     a_pixel = time_call(lambda: metrics.radar_errors(y, y, valid), most=2) / y.numel()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study fczsm`: every method of the paper's tables, trained and scored on the same samples."""
+"""The study of the FC-ZSM paper, `fastds study fczsm`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ __all__ = ["StudyConfig", "parse_arguments", "study"]
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study fczsm` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study fczsm`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(FczsmStudy, config)
 
 
 class FczsmStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: files and their parts; left_out: method -> why; data, the samples of
-    the trainings; blocks of the test."""
+    """The study of the FC-ZSM paper.
+
+    Attributes:
+        files: file -> its parts.
+        left_out: method -> reason why it is left out.
+        data: samples of the trainings.
+        blocks: test samples.
+    """
 
     name, title = "fczsm", "FC-ZSM and what it is compared with"
 
@@ -115,7 +121,7 @@ class FczsmStudy(PaperStudy):
         }
 
     def _cost(self, name: str) -> dict[str, float]:
-        """See cost_of: of a sample and a batch of the training."""
+        """Measure the costs of a network for a sample and a batch of its training; see measure_cost."""
         c = make_training_config(name, self.config.budget, 1, self.data)
         model = models.create(c.model.name, **c.model.options)
         channels, maps = model.config["in_channels"], model.config.get("static_channels", 0)

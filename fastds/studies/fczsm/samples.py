@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The times of every file to train, validate and test on, and the test samples."""
+"""Training and test samples of the FC-ZSM study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
 
 def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:
-    """Why channels of config.dynamics are not to be had; "" where they are."""
+    """Return the reason why channels of config.dynamics are missing, or "" if all are present."""
     if not config.dynamics:
         return "data.dynamics names none"
     for name in names:
@@ -37,7 +37,7 @@ def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:
 
 
 def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]], crop: int) -> TrainingData:
-    """The samples of every training."""
+    """Make the data configuration of all trainings; crop: side of the coarse crops in pixels."""
     shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
     if config.split == "time":
         return TrainingData(config.path, select_training_parts(files), **shared)
@@ -46,7 +46,7 @@ def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]
 
 
 def read_static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
-    """Static maps by file, normalised as in the trainings. Raises: ValueError where they do not cover a file."""
+    """Read the static fields by file, normalised as in the trainings. Raises ValueError if they do not cover a file."""
     if not config.statics:
         return {}
     reader = RadarData(TrainingData(config.path, var=config.var, statics=config.statics), False, 0, len(config.statics))
@@ -56,7 +56,15 @@ def read_static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarr
 def read_test_block(
     config: DataConfig, name: str, part: list[int], static: np.ndarray | None, with_dynamics: bool
 ) -> EvaluationBlock:
-    """The test samples of a file, part: its frames; static: its maps or None."""
+    """Read the test samples of a file.
+
+    Args:
+        config: the files.
+        name: name of the file.
+        part: first frame, and the frame after the last.
+        static: static fields, or None.
+        with_dynamics: read the dynamic channels.
+    """
     path = resolve_path(config, name)
     dynamic = DynamicFields(path, config.dynamics, slice(*part), config.var) if with_dynamics else None
     block = fd.TimeBlock(str(path), *part, var=config.var)
@@ -81,7 +89,7 @@ def read_test_block(
 
 
 def _select_by_echo(triples: fd.EvaluationTriples, least: float) -> np.ndarray:
-    """Numbers of the samples whose whole fields have that share of echo."""
+    """Return the indices of the samples whose whole fields have at least the fraction `least` of echo."""
     if not least:
         return np.arange(len(triples))
     shares = [fd.echo_fraction(triples.store.dbz(index), triples.floor) for index in triples.index]
@@ -89,9 +97,11 @@ def _select_by_echo(triples: fd.EvaluationTriples, least: float) -> np.ndarray:
 
 
 class FixedSamples(Sequence):
-    """Test samples that were drawn at random, read when they are asked for: dicts as test_block has them.
+    """Randomly drawn test samples, read on access; dicts as in read_test_block.
 
-    triples: of the files. draws: which samples.
+    Args:
+        triples: samples of the files.
+        draws: the samples that were drawn.
     """
 
     def __init__(self, triples: fd.RadarTriples, draws: Sequence[Draw]):
@@ -106,7 +116,8 @@ class FixedSamples(Sequence):
 
 
 def read_fixed_blocks(config: DataConfig, training: TrainingData) -> list[EvaluationBlock]:
-    """The test samples of data.split=random, by file; training: of a method that has all the channels of any."""
+    """Read the test samples of data.split=random by file; training: data of a method with all the channels of any
+    method."""
     data = RadarData(training, False, 0, len(training.statics), in_channels=1 + len(training.dynamics))
     data.setup()
     length, found = duration_seconds(config.block, "data.block"), []
@@ -123,13 +134,13 @@ def read_fixed_blocks(config: DataConfig, training: TrainingData) -> list[Evalua
 
 
 def _crop_samples(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:
-    """A window of a sample."""
+    """Crop a sample to a window."""
     coarse = tuple(slice(s.start // 2, s.stop // 2) for s in (rows, columns))
     cut = {key: z[..., *((rows, columns) if key in ("y", "valid") else coarse)] for key, z in sample.items()}
     return {key: z.contiguous() for key, z in _exclude_margin(cut).items()}
 
 
 def _exclude_margin(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A sample whose valid pixels are MARGIN from its edge and from missing ones."""
+    """Mark pixels within MARGIN of the edge or of missing pixels as invalid."""
     valid = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
     return sample | {"valid": valid.contiguous()}

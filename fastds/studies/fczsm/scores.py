@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of a method on every test sample, and its fields of one."""
+"""Errors of a method on every test sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Predict = Callable[[dict[str, Tensor]], Tensor]
 
 
 def score(predict: Predict, blocks: list[EvaluationBlock]) -> dict[str, list[float]]:
-    """The scores of radar_errors by name, one number for each sample of all blocks."""
+    """Compute the scores of radar_errors, score -> one number for each sample of all blocks."""
     found = [
         metrics.radar_errors(predict(s), _dbz(s["y"])[:, 0], s["valid"][:, 0], FLOOR_DBZ)
         for block in blocks
@@ -36,7 +36,15 @@ def score(predict: Predict, blocks: list[EvaluationBlock]) -> dict[str, list[flo
 def call_with_prediction(
     name: str, weights: str | os.PathLike | None, threads: int | None, device: str, use: Callable[[Predict], object]
 ) -> object:
-    """What use(predict) returns, predict being the method; weights: of a network, None: there are none."""
+    """Call use(predict), where predict makes the fields of a method, and return its result.
+
+    Args:
+        name: name of the method.
+        weights: weights of the network; None for methods without one.
+        threads: number of threads of torch; None leaves the number unchanged.
+        device: device of the network.
+        use: function of predict.
+    """
     if METHODS[name].preset is None:
         with computing(None, settle(None, threads)):
             return use(lambda sample: _dbz(BASELINES[name](sample["x"][None, :, :1], 2)[0, :, 0]))

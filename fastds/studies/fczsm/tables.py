@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the study: scores beside the paper's, the paper's order, scores by file, the test samples."""
+"""Tables of the FC-ZSM study: scores next to the published ones, ranking, reductions, costs, scores by file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEADS = ("MSE", "MSE t2", "MSE t1, t3", "SSIM")
 def tabulate_scores(
     results: Results, blocks: list[EvaluationBlock], sizes: Mapping[str, tuple[int, int]]
 ) -> ResultTable:
-    """The paper's tables 1 and 2. sizes: method -> width and parameters."""
+    """Tabulate scores as in the paper's tables 1 and 2; sizes: method -> width and number of parameters."""
     labels, rows = make_block_labels(block.blocks for block in blocks), []
     for name, method in METHODS.items():
         width, parameters = sizes.get(name, (0, 0))
@@ -44,7 +44,8 @@ def tabulate_scores(
 
 
 def tabulate_reductions(results: Results) -> ResultTable:
-    """The paper's table 3, with the network of Serifi et al. on its own data, which is not run here."""
+    """Tabulate the reductions of the MSE as in table 3; the network of Serifi et al. is listed with its published
+    numbers only."""
     rows = []
     for name in REDUCTIONS:
         found = "trilinear" in results and name in results
@@ -59,7 +60,12 @@ def tabulate_reductions(results: Results) -> ResultTable:
 
 
 def tabulate_costs(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
-    """What networks cost; the paper prints nothing of it. found: method -> see cost_of. steps: seconds of a step."""
+    """Tabulate the costs of networks, which the paper does not give.
+
+    Args:
+        found: method -> costs, see measure_cost.
+        steps: method -> seconds of a training step, if measured.
+    """
     rows = [(name, *format_cost(cost, steps.get(name), digits=1)) for name, cost in found.items()]
     title = "What the networks cost, of one sample and a batch of the training"
     return ResultTable(title, ("method", *COST_HEADS), rows)
@@ -76,7 +82,8 @@ def _percent(value: float | None, trilinear: float) -> str:
 
 
 def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:
-    """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
+    """Tabulate the difference in MSE of each pair of the paper's ranking, as a percentage of trilinear interpolation's
+    MSE."""
     labels, rows = make_block_labels(block.blocks for block in blocks), []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -91,7 +98,7 @@ def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultT
 
 
 def tabulate_files(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:
-    """MSE by file."""
+    """Tabulate the MSE by file."""
     rows, start = [], 0
     for block in blocks:
         stop = start + len(block.samples)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of the study: train, score, one JSON file each; what has a file is not run again."""
+"""Study of arbitrary-scale networks: trains and scores each run, and stores its result as a JSON file."""
 
 import dataclasses
 import functools
@@ -39,14 +39,14 @@ WHOLE_FACTORS = ("2", "3", "4")
 
 @dataclasses.dataclass
 class Method:
-    """One row of the study.
+    """A method of the study.
 
     Args:
         model: the network.
-        learning_rate: of its training.
-        scales: factors to train on instead of those of the data.
-        degraded: share of the training samples that goes through the degradation pipeline.
-        test: factors it is scored at, names of SCALES; none: all.
+        learning_rate: learning rate of the training.
+        scales: range of training factors, instead of that of the data.
+        degraded: fraction of the training samples from the degradation pipeline.
+        test: factors of the test, keys of SCALES; default all.
     """
 
     model: ModelConfig
@@ -58,22 +58,23 @@ class Method:
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The study; every method sees the same samples (seed, index) in the same number of steps.
+    """Options of the study; all methods are trained on the same samples (seed, index) for the same number of steps.
 
     Args:
-        data: samples and the parts to train on, to choose weights by and to test on.
+        data: samples, and the parts for training, validation and test.
         methods: name -> Method.
-        run: which of them; none: all.
-        seeds: of samples and initial weights.
-        weights: names or paths of trained weights that are scored beside.
-        max_steps: of each training.
-        ema_decay: of the averaged weights of each training.
-        crop: of the test, fine pixels; none: every field whole, with regressions of the place beside.
-        per_cell: test crops per time and latitude band.
-        together: successive times that the bootstrap draws as one (a day).
-        degraded: score on inputs of the degradation pipeline, the same draws for all, instead of area means.
+        run: names of the methods to run; default all.
+        seeds: random seeds of samples and initial weights.
+        weights: names or paths of trained weights that are scored for comparison.
+        max_steps: number of steps of each training.
+        ema_decay: decay of the averaged weights of each training.
+        crop: side of the test crops in fine pixels; None: every field whole, and regressions of the location are also
+            scored.
+        per_cell: test crops of each time and latitude band.
+        together: successive times that the bootstrap draws as one block, such as a day.
+        degraded: score on inputs of the degradation pipeline (the same draws for all methods) instead of area means.
         output: folder of the runs.
-        threads: of torch; None leaves them as they are.
+        threads: number of threads of torch; None leaves the number unchanged.
     """
 
     data: DataConfig
@@ -103,9 +104,9 @@ class StudyConfig:
 
 
 def run_study(config: StudyConfig) -> pathlib.Path:
-    """Run what has no JSON file in config.output yet, seed by seed, write table.md there and return its path.
+    """Run what has no JSON file in config.output yet, write table.md there and return its path.
 
-    Degraded inputs: scores and table are in its folder "degraded".
+    With degraded inputs, scores and table are in the subfolder "degraded".
     """
     load_fields(config.data)  # refuses before anything is written
     clean = dataclasses.replace(config, degraded=False)
@@ -137,7 +138,7 @@ def _get_run_folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
 
 
 def make_training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig:
-    """The training of a method; its validation uses the factors it knows."""
+    """Make the training configuration of a method, with validation at factors of its training."""
     method = config.methods[name]
     data = config.data
     if method.scales:
@@ -152,7 +153,7 @@ def make_training_config(config: StudyConfig, name: str, seed: int) -> TrainingC
 
 
 def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
-    """One run: the errors of the weights that the validation region chose, on the test region."""
+    """Train a method, and score the weights with the lowest validation error on the test part."""
     training = make_training_config(config, name, seed)
     before = time.process_time()
     model = models.load(field_training.train(training))
@@ -165,33 +166,34 @@ def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
 
 
 def score_run(config: StudyConfig, name: str, seed: int) -> dict:
-    """The errors of the weights that a run has left."""
+    """Score the weights of a finished run."""
     model = models.load(_get_run_folder(config, name, seed) / "best.safetensors").eval()
     with torch.no_grad():
         return score(lambda x, size: model(x, size=size), config, config.methods[name].test)
 
 
 def rescore(config: StudyConfig, run: dict) -> dict:
-    """A finished run with its errors on what this configuration asks for."""
+    """Return the result of a finished run with its errors on the inputs of this configuration."""
     return run | score_run(config, run["method"], run["seed"])
 
 
 def score_untrained(config: StudyConfig, name: str) -> dict:
-    """The errors of an interpolation or of a regression of the place."""
+    """Score an interpolation or a regression of the location."""
     if name in INTERPOLATIONS:
         return {"method": name, **score(INTERPOLATIONS[name], config)}
     return {"method": name, **score(make_regression(LOCATION_REGRESSIONS[name], config), config, WHOLE_FACTORS)}
 
 
 def score_weights(config: StudyConfig, name: str) -> dict:
-    """The errors of trained weights."""
+    """Score trained weights."""
     model = models.load(name).eval()
     with torch.no_grad():
         return {"method": f"weights {name}", **score(lambda x, size: model(x, size=size), config)}
 
 
 def make_regression(kind: type, config: StudyConfig) -> Callable:
-    """predict(x, size) by a regression of the place, fitted on the training part for each factor and variable."""
+    """Return predict(x, size) of a regression of the location, fitted on the training part for each factor and
+    variable."""
     train = config.data.part(load_fields(config.data), config.data.train)
 
     @functools.cache
@@ -206,7 +208,8 @@ def make_regression(kind: type, config: StudyConfig) -> Callable:
 
 
 def make_degradation(data: FieldData) -> Callable:
-    """degrade(fine, size, seed): fields in physical units through the pipeline, normalised as in training."""
+    """Return degrade(fine, size, seed), the degradation pipeline for fields in physical units, normalised as in
+    training."""
     mean, std = (t[:, None, None] for t in (data.mean, data.std))
     pipeline = Degradation(DegradationConfig(probability=1.0), data.training.degradation.value_range)
 
@@ -217,7 +220,15 @@ def make_degradation(data: FieldData) -> Callable:
 
 
 def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict:
-    """Errors of predict(x, size) on the test crops, by factor, with what is needed to read them."""
+    """Score predict(x, size) on the test crops by factor.
+
+    Args:
+        predict: the method.
+        config: options of the study.
+        names: factors, keys of SCALES; default all.
+    Returns:
+        Errors by factor under "mse", and variables, value ranges, crops and times per block.
+    """
     data = FieldData(config.data)
     test = config.data.part(load_fields(config.data), config.data.test)
     crops = draw_crops(test.shape, config.crop, config.per_cell, seed=0)
@@ -232,7 +243,7 @@ def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study fields-500hPa` does: run_study, and its table printed."""
+    """Run `fastds study fields` or one of its shipped configurations, and print the table."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     table = run_study(config)
@@ -241,6 +252,6 @@ def study(config: StudyConfig) -> pathlib.Path:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, a command line, into a StudyConfig; `--config` takes a shipped study by its name, or a file."""
+    """Parse the command line of a study of fields; `--config` accepts the name of a shipped study or a file."""
     about = "Compare arbitrary-scale downscaling with its baselines."
     return read_command_line(StudyConfig, arguments, "fastds study fields", about, find_configurations())

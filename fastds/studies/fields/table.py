@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study's tables: PSNR and RMSE by method and factor, differences with bootstrap intervals."""
+"""Tables of the study of fields: PSNR and RMSE by method and factor, and differences with bootstrap intervals."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,9 @@ REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per poin
 
 
 def render(runs: list[dict]) -> str:
-    """Markdown: PSNR per variable and factor, RMSE in units, differences of every method to the references.
+    """Format all tables as Markdown: PSNR and RMSE by variable and factor, differences from the references, and costs.
 
-    Runs of one method with several seeds are averaged; intervals are those of `interval`.
+    Runs of one method with several seeds are averaged. Intervals are by compute_interval.
     """
     methods = group_runs(runs)
     names = runs[0]["variables"]
@@ -27,7 +27,7 @@ def render(runs: list[dict]) -> str:
 
 
 def group_runs(runs: Iterable[dict]) -> dict[str, list[dict]]:
-    """Runs by method, in order of name and seed."""
+    """Group runs by method, sorted by name and seed."""
     methods: dict[str, list[dict]] = {}
     for run in sorted(runs, key=lambda r: (r["method"], r.get("seed", 0))):
         methods.setdefault(run["method"], []).append(run)
@@ -35,12 +35,12 @@ def group_runs(runs: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def compute_psnr(run: dict, scale: str) -> np.ndarray:
-    """(crops, channels) PSNR by the range of the training data."""
+    """Compute PSNR (crops, channels) relative to the range of the training data."""
     return 10 * np.log10(np.square(run["value_range"]) / np.asarray(run["mse"][scale]))
 
 
 def get_crop_labels(run: dict) -> np.ndarray:
-    """(crops, 2): what the bootstrap draws, group of times and latitude band."""
+    """Return (crops, 2), the labels that the bootstrap draws: group of times and latitude band."""
     return np.asarray(run["crops"])[:, :2] // [run.get("together", 1), 1]
 
 
@@ -58,7 +58,8 @@ def _format_scores(methods: dict, names: list[str]) -> str:
 
 
 def _format_differences(methods: dict, names: list[str], ours: str) -> str:
-    """A method minus each reference, with intervals, and the mean of each seed; weights against untrained methods."""
+    """Format the differences of a method from each reference, with intervals and the mean of each seed. Weights are
+    only compared with untrained methods."""
     rows, trained = [], "seed" in methods[ours][0]
     for other in (m for m in REFERENCES if m in methods and m != ours and (trained or "seed" not in methods[m][0])):
         pairs = list(_pair_runs(methods[ours], methods[other]))
@@ -73,7 +74,7 @@ def _format_differences(methods: dict, names: list[str], ours: str) -> str:
 
 
 def _pair_runs(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]:
-    """Runs of equal seed; an interpolation, which has none, goes with every run."""
+    """Pair runs of equal seed; an interpolation, which has no seed, is paired with every run."""
     if "seed" not in theirs[0]:
         return ((run, theirs[0]) for run in ours)
     by_seed = {run["seed"]: run for run in theirs}

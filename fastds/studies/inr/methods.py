@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods that the paper compares, what its abstract says of them, and how each is trained here."""
+"""Methods of the INR paper: networks, differences published in its abstract, and training configurations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig, 
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: preset of the network, "" of interpolations; dpfa: kind of the aggregation, None of other networks;
-    factor: the only one it knows, "" of all; degraded: share of its training samples from the degradation pipeline.
+    Attributes:
+        preset: preset of the network; "" for interpolations.
+        dpfa: kind of the aggregation; None for other networks.
+        factor: the only factor of a fixed-scale network; "" for arbitrary scales.
+        degraded: fraction of the training samples from the degradation pipeline.
     """
 
     preset: str = ""
@@ -50,7 +53,7 @@ _VALIDATIONS = 4  # of a training in the small
 
 
 def make_model_config(name: str, budget: str) -> ModelConfig:
-    """The network of a method: a preset, and the options that differ from it."""
+    """Make the model configuration of a method: a preset and the options that differ from it."""
     preset, dpfa, *_ = METHODS[name]
     options = {} if dpfa is None else {"dpfa": dpfa}
     if budget == PAPER:
@@ -60,7 +63,8 @@ def make_model_config(name: str, budget: str) -> ModelConfig:
 
 
 def load_paper_config(name: str, path: str) -> TrainingConfig:
-    """The shipped configuration of a method: what the abstract tells, and LIIF's training where it does not."""
+    """Load the shipped training configuration of a method; it follows the abstract, and LIIF's training where the
+    abstract gives no detail."""
     config = parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
     options = config.model.options | make_model_config(name, PAPER).options
     return dataclasses.replace(
@@ -71,9 +75,17 @@ def load_paper_config(name: str, path: str) -> TrainingConfig:
 
 
 def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training.
+    """Make the training configuration of a method.
 
-    With the budget paper it is that of paper_config, but for data and steps."""
+    With the budget "paper" it is the one of load_paper_config, except for data and steps.
+
+    Args:
+        name: the method.
+        budget: budget of the study.
+        steps: number of steps.
+        data: samples.
+        run: further options of the training.
+    """
     method = METHODS[name]
     if budget == PAPER:
         paper = load_paper_config(name, data.path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What methods are scored by: the inputs that they get, and how they are asked for fine fields."""
+"""Test protocols of the INR study: how the coarse inputs are made and how fine fields are computed from them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ Predict = Callable[[Tensor, tuple[int, int]], Tensor]
 def make_protocols(
     predict: Predict, degrade: Callable, vectors: Sequence[int]
 ) -> dict[str, tuple[Predict, Callable | None]]:
-    """Protocol -> what makes fields (B, C, h, w) finer, and what coarsens the truth for it, None: area means.
+    """Make the test protocols of a method.
 
-    predict(x, size): the method. degrade: as in crop_errors. vectors: channels of (u, v), -1 or none: absent."""
+    Args:
+        predict: predict(x, size) downscales fields with the method.
+        degrade: degradation of the inputs, see compute_crop_errors.
+        vectors: channels of (u, v); -1 or empty: absent.
+    Returns:
+        Protocol -> (function that downscales fields (B, C, h, w), function that makes the inputs; None: area means).
+    """
 
     def agreed(x: Tensor, size: tuple[int, int]) -> Tensor:
         return agreeing(predict(x, size), x)
@@ -40,7 +46,7 @@ def make_protocols(
 
 
 def _mirror(x: Tensor, axes: tuple[int, ...], vectors: Sequence[int]) -> Tensor:
-    """The fields turned round along axes; what points along one changes sign."""
+    """Flip the fields along axes; vector components along these axes change sign."""
     x = x.flip(axes)
     for axis, component in zip((3, 2), vectors, strict=False):
         if axis in axes and component >= 0:

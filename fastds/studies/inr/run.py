@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study inr`: arbitrary-scale networks and what they are compared with, trained and scored on the same
-samples."""
+"""The study of the INR paper, `fastds study inr`: arbitrary-scale networks, fixed-scale networks and interpolations."""
 
 from __future__ import annotations
 
@@ -39,13 +38,20 @@ _DRAWN = "2"  # factor of the maps
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study inr` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study inr`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(InrStudy, config)
 
 
 class InrStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: data, the samples of the trainings; samples, their statistics; fields
-    and crops of the test and labels of the crops."""
+    """The study of the INR paper.
+
+    Attributes:
+        data: data configuration of the trainings.
+        samples: statistics of the training fields.
+        fields: test fields.
+        crops: test crops.
+        labels: group of times and latitude band of each crop.
+    """
 
     name, title = "inr", "Arbitrary-scale downscaling and what it is compared with"
 
@@ -80,7 +86,7 @@ class InrStudy(PaperStudy):
         return tables.tabulate_samples(self.config.data, self.data, self.crops)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        """{protocol: {factor: (crops, variables) squared errors}}, and of networks the parameters."""
+        """Return {protocol: {factor: (crops, variables) squared errors}}, and for networks the number of parameters."""
         factors = [METHODS[name].factor] if METHODS[name].factor else FACTORS
 
         def errors(predict: Callable) -> dict[str, Any]:
@@ -97,7 +103,8 @@ class InrStudy(PaperStudy):
         return found | {"parameters": sum(p.numel() for p in models.load(weights).parameters())}
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use: Callable) -> Any:
-        """What use(predict) returns; predict(x, size) -> fine fields, in the units of the file."""
+        """Call use(predict), where predict(x, size) returns fine fields in the units of the file, and return its
+        result."""
         if weights is None:
             with computing(None, settle(None, self.config.threads)):
                 return use(INTERPOLATIONS[name])
@@ -111,14 +118,14 @@ class InrStudy(PaperStudy):
             return use(predict)
 
     def _errors(self, results: Mapping[str, list[dict[str, Any]]], protocol: str) -> dict[str, dict[str, np.ndarray]]:
-        """Method -> factor -> (seeds, crops, variables)."""
+        """Collect the errors, method -> factor -> (seeds, crops, variables)."""
         return {
             name: {f: np.array([one[protocol][f] for one in found]) for f in found[0][protocol]}
             for name, found in results.items()
         }
 
     def _compute_psnr(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-        """Protocol -> method -> factor -> dB of each crop."""
+        """Compute PSNR, protocol -> method -> factor -> dB of each crop."""
         ranges = self.samples.value_range.numpy()
         return {
             protocol: {
@@ -169,12 +176,12 @@ class InrStudy(PaperStudy):
         return maps
 
     def _read_crop(self, number: int) -> Tensor:
-        """(1, C, H, W) of a test crop."""
+        """Read a test crop (1, C, H, W)."""
         crop = self.crops[number]
         return cut_crop(self.fields[crop.time], crop, self.config.data.crop)[None]
 
     def _make_label(self) -> str:
-        """Name and unit of the variable that is drawn."""
+        """Return name and unit of the variable that is drawn."""
         first = describe(self.data)[0]
         return f"{first['name']} ({first.get('units', '')})"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the fields to train, validate and test on, and the test crops."""
+"""Training, validation and test parts of the fields of the INR study, and the test crops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRAIN, _VALIDATION = 5 / 9, 7 / 45
 
 
 def split_columns(columns: int) -> dict[str, list[int]]:
-    """Columns [first, stop) to train, validate and test on."""
+    """Divide the columns into training, validation and test, part -> [first, one after the last]."""
     train, validation = round(_TRAIN * columns), round(_VALIDATION * columns)
     first = train + _GAP
     test = first + validation + _GAP
@@ -26,13 +26,14 @@ def split_columns(columns: int) -> dict[str, list[int]]:
 
 
 def make_training_data(config: DataConfig) -> TrainingData:
-    """The samples of every training, and its test columns."""
+    """Make the data configuration of all trainings, including the test columns."""
     data = TrainingData(config.path, config.variables, level=config.level, vectors=config.vectors)
     return dataclasses.replace(data, **split_columns(load_fields(data).shape[3]))
 
 
 def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
-    """The test fields (T, C, H, W) in their units, and crops of them. Raises: ValueError where these do not fit."""
+    """Read the test fields (T, C, H, W) in their units and draw crops of them. Raises ValueError if the crops are too
+    large."""
     fields = data.part(load_fields(data), data.test)
     try:
         return fields, draw_crops(tuple(fields.shape), config.crop, config.per_cell, seed=0)
@@ -41,5 +42,5 @@ def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, lis
 
 
 def make_crop_labels(crops: list[Crop], together: int) -> np.ndarray:
-    """(crops, 2): the group of times and the latitude band of each."""
+    """Return (crops, 2), the group of times and the latitude band of each crop."""
     return np.array([(crop.time // together, crop.band) for crop in crops])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the study: PSNR by factor, the paper's differences, errors by variable."""
+"""Tables of the INR study: PSNR by factor, differences next to the published ones, errors by variable."""
 
 from __future__ import annotations
 
@@ -22,15 +22,28 @@ Errors = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def compute_psnr(errors: np.ndarray, value_range: np.ndarray) -> np.ndarray:
-    """PSNR of every crop, mean over the variables: (seeds, crops, variables) squared errors -> (crops,), mean over the
-    seeds; value_range: (variables,), of the training fields."""
+    """Compute the PSNR of every crop as a mean over variables and seeds.
+
+    Args:
+        errors: (seeds, crops, variables) squared errors.
+        value_range: (variables,) range of the training fields.
+    Returns:
+        (crops,) in dB.
+    """
     return (10 * np.log10(np.square(value_range) / errors)).mean((0, 2))
 
 
 def tabulate_psnr(
     protocol: str, results: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray, sizes: Mapping[str, int]
 ) -> ResultTable:
-    """PSNR of every method and factor. results: method -> factor -> dB of each crop; sizes: parameters."""
+    """Tabulate PSNR by method and factor.
+
+    Args:
+        protocol: name of the protocol.
+        results: method -> factor -> dB of each crop.
+        labels: group of times and latitude band of each crop.
+        sizes: method -> number of parameters.
+    """
     rows = []
     for name in METHODS:
         found = results.get(name)
@@ -44,8 +57,12 @@ def tabulate_psnr(
 
 
 def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], labels: np.ndarray) -> ResultTable:
-    """Differences of PSNR by protocol and factor beside the abstract's, which are of x2 and at least so large; of the
-    abstract's pairs also the first, asked in other ways, less the second as it is."""
+    """Tabulate differences of PSNR by protocol and factor, next to the minimum differences that the abstract gives for
+    x2.
+
+    For these pairs, the first method with back-projection or mirrored inputs is also compared with the second method
+    without them.
+    """
     rows = []
     ways = [(pair, p, p) for pair in PAPER_RANKING for p in PROTOCOLS]
     ways += [(pair, p, "clean") for pair in PAPER_RANKING if pair[2] is not None for p in _OURS_ALONE]
@@ -66,7 +83,7 @@ def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]
 
 
 def tabulate_variables(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:
-    """Root mean squared errors of the clean protocol in the units of the variables."""
+    """Tabulate the root mean squared errors of the protocol "clean", in the units of the variables."""
     rows = []
     for name, found in errors.items():
         for factor, mse in found.items():
@@ -76,7 +93,13 @@ def tabulate_variables(errors: Errors, variables: list[str], units: list[str]) -
 
 
 def tabulate_samples(config: DataConfig, data: TrainingData, crops: list[Crop]) -> ResultTable:
-    """What is trained, validated and tested on. config: of the study. data: of its trainings. crops: of the test."""
+    """Tabulate the training, validation and test parts.
+
+    Args:
+        config: data options of the study.
+        data: data configuration of the trainings.
+        crops: test crops.
+    """
     parts = [f"{first} to {stop - 1}" for first, stop in (data.train, data.validation, data.test)]
     counts = str(len({crop.time for crop in crops})), str(len(crops)), f"{config.crop} x {config.crop}"
     row = (config.path, ", ".join(config.variables), *parts, *counts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of the study after the paper's 8 to 10: curves of the training, scores by day, fields."""
+"""Line figures of the WGAN-GP study, after the paper's figures 8 and 9: validation scores and scores by day."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INDICATORS = {
 
 
 def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
-    """The mean over the tiles of each day of one number for each sample."""
+    """Average one number per sample over the tiles of each day."""
     found, start = [], 0
     for region in regions:
         part = np.reshape(values[start : start + len(region)], (len(region.days), len(region.tiles)))
@@ -32,7 +32,13 @@ def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
 def charts(
     curves: Mapping[str, pathlib.Path], results: Mapping[str, Mapping[str, np.ndarray]], regions: list[Region]
 ) -> dict[str, Chart]:
-    """The line figures by the names of their files. curves: method -> CSV."""
+    """Make the line charts, file name -> chart.
+
+    Args:
+        curves: method -> validation log.
+        results: method -> score -> one number for each sample.
+        regions: test regions.
+    """
     found, days = {}, list(range(1, sum(len(region.days) for region in regions) + 1))
     if curves:
         draw = functools.partial(draw_validation_curves, curves, "validation CRPS of two members (%)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+"""Methods of the WGAN-GP paper: networks, published scores and ranking, and training configurations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: interpolation: how a field is interpolated, "" of networks; aligned: by the convention that is true for
-    the coarse fields, else by the other; published: SCORES, None where the paper prints none.
+    Attributes:
+        interpolation: kernel of an interpolation; "" for networks.
+        aligned: interpolate by the grid convention of the coarse fields; otherwise by the other convention.
+        published: the paper's SCORES, None where it has none.
     """
 
     interpolation: str = ""
@@ -55,16 +57,20 @@ _SRGAN, _SRGAN_SMALL = ("srgan", 64), ("srgan-small", 16)
 
 
 def get_published(name: str) -> Mapping[str, float | None]:
-    """What the paper prints of a method, by score."""
+    """Return the published scores of a method, score -> number or None."""
     return dict(zip(SCORES, METHODS[name].published, strict=True))
 
 
 def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
-    """The rows of the paper's tables that are trained: name -> configuration, config itself last.
+    """Make the configurations of the networks in the paper's tables from the configuration of WGAN-GP.
 
-    SRCNN: squared error alone. SRGAN: its generator and discriminator, in small but with the budget paper, absolute
-    error, the GAN's losses. GAN: config's networks with the GAN's losses. The ablations without a part are of both
-    networks; sequential-kernels has its kernels of 2 and 3 one after the other in place of two branches.
+    SRCNN has squared error alone. SRGAN has its own generator and discriminator (small ones unless the budget is
+    "paper"), absolute error and the losses of a GAN. GAN has config's networks and the losses of a GAN. Ablations
+    change both networks; in sequential-kernels, kernels of sizes 2 and 3 follow each other instead of forming two
+    branches.
+
+    Returns:
+        Method -> configuration; `config` itself is the last.
     """
     preset, width = _SRGAN if budget == PAPER else _SRGAN_SMALL
     scale = get_scale(config)
@@ -98,17 +104,25 @@ def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, Trainin
 
 
 def get_scale(config: TrainingConfig) -> int:
-    """The factor of a training's generator."""
+    """Return the downscaling factor of a training's generator."""
     return models.create(config.model.name, **config.model.options).config["scale"]
 
 
 def count_paper_steps(base: TrainingConfig) -> int:
-    """The steps of the epochs that a training names."""
+    """Count the steps of a training's epochs."""
     return (base.optimiser.epochs or 1) * (base.data.epoch_samples // base.data.batch_size)
 
 
 def make_training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
-    """The training of a method; base: of the generator. run: further options of the training."""
+    """Make the training configuration of a method.
+
+    Args:
+        name: the method.
+        base: configuration of WGAN-GP.
+        budget: budget of the study.
+        steps: number of steps.
+        run: further options of the training.
+    """
     config = make_variants(base, budget)[name]
     batch = config.data.batch_size
     epoch = config.data.epoch_samples if budget == PAPER else batch * max(1, -(-steps // _VALIDATIONS))

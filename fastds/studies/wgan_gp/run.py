@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study wgan-gp`: every method of the paper's tables, trained and scored on the same samples."""
+"""The study of the humidity WGAN-GP paper, `fastds study wgan-gp`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,20 @@ _LABEL = "relative humidity (%)"
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study wgan-gp` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study wgan-gp`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(WganGpStudy, config)
 
 
 class WganGpStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: base, the training of the generator; scale, align: of the coarse
-    fields; regions of the test and labels of their samples."""
+    """The study of the humidity WGAN-GP paper.
+
+    Attributes:
+        base: training configuration of WGAN-GP.
+        scale: downscaling factor.
+        align: grid convention of the coarse fields.
+        regions: test regions.
+        labels: day and tile of each test sample.
+    """
 
     name, title = "wgan-gp", "Humidity WGAN-GP and what it is compared with"
 
@@ -84,7 +91,7 @@ class WganGpStudy(PaperStudy):
 
     @staticmethod
     def _means(results: Mapping[str, list[dict[str, Any]]], kind: str) -> dict[str, dict[str, np.ndarray]]:
-        """Means over the seeds of "one" or "mean", where there is such."""
+        """Average the scores "one" or "mean" over the seeds, for the methods that have them."""
         found = {name: [one[kind] for one in runs if kind in one] for name, runs in results.items()}
         return {name: {s: np.mean([o[s] for o in one], 0) for s in one[0]} for name, one in found.items() if one}
 

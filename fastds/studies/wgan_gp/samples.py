@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The days of the test regions, and the parts of them that are scored."""
+"""Test regions of the WGAN-GP study, divided into days and tiles."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from fastds.tasks.humidity.samples import read_regions, with_sources
 class Region:
     """A test region.
 
-    Attributes: name; days: fine fields (days, T, H, W) in the unit of the file; coarse: the same, coarsened; tiles: the
-    parts, (rows, columns), that are scored by themselves.
+    Attributes:
+        name: label.
+        days: fine fields (days, T, H, W) in the unit of the file.
+        coarse: the coarsened fields.
+        tiles: (rows, columns) of the tiles that are scored separately.
     """
 
     name: str
@@ -33,9 +36,14 @@ class Region:
 
 
 def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]:
-    """The test regions of a training's data; scale: of its generator.
+    """Read the test regions of a training.
 
-    Raises: FileNotFoundError, ValueError where there is none of a day and a tile.
+    Args:
+        config: data configuration of the training.
+        scale: downscaling factor of its generator.
+        tile: side of the tiles in grid points.
+    Raises:
+        FileNotFoundError, ValueError: if no region has a whole day and a whole tile.
     """
     found, config = [], with_sources(config)
     for name, source in (config.sources or {pathlib.Path(config.path).name: {}}).items():
@@ -52,7 +60,7 @@ def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]
 
 
 def _cut(name: str, fields: Tensor, config: DataConfig, scale: int, tile: int) -> Region:
-    """Whole days and multiples of the scale of fields (T, H, W)."""
+    """Crop fields (T, H, W) to whole days and to multiples of the scale."""
     count = len(fields) // config.steps
     h, w = (n - n % scale for n in fields.shape[1:])
     days = fields[: count * config.steps, :h, :w].unflatten(0, (count, config.steps))
@@ -62,7 +70,7 @@ def _cut(name: str, fields: Tensor, config: DataConfig, scale: int, tile: int) -
 
 
 def make_sample_labels(regions: Iterable[Region]) -> np.ndarray:
-    """(samples, 2): the numbers of the day and of the tile of each sample; samples are the tiles of each day."""
+    """Return (samples, 2), the numbers of day and tile of each sample; the samples are the tiles of each day."""
     labels, days, tiles = [], 0, 0
     for region in regions:
         labels += [(days + d, tiles + t) for d in range(len(region.days)) for t in range(len(region.tiles))]

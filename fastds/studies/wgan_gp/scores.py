@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scores of a method on every tile of every test day, and its fields of one day."""
+"""Scores of a method on every tile of every test day."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def score(predict: Predict, regions: list[Region], data_range: float) -> dict[str, Any]:
-    """By sample, the tiles of each day: "one", SCORES of one member, and of methods with noise "mean", those of the
-    mean of the members, with their crps and spread_skill."""
+    """Score a method for each sample, which is a tile of a day.
+
+    Args:
+        predict: the method.
+        regions: test regions.
+        data_range: range of the quantity, for PSNR and SSIM.
+    Returns:
+        "one": SCORES of one member. "mean", for methods with noise: SCORES of the ensemble mean, and crps and
+            spread_skill of the ensemble.
+    """
     one, mean = [], []
     for region in regions:
         for fine, coarse in zip(region.days, region.coarse, strict=True):
@@ -46,7 +54,18 @@ def call_with_prediction(
     name: str, weights: str | os.PathLike | None, scale: int, align: str, members: int, threads: int | None,
     device: str, use: Callable[[Predict], object],
 ) -> object:  # fmt: skip
-    """What use(predict) returns, predict being the method; weights: of a network, None: there are none."""
+    """Call use(predict), where predict makes the fields of a method, and return its result.
+
+    Args:
+        name: name of the method.
+        weights: weights of the network; None for interpolations.
+        scale: downscaling factor.
+        align: grid convention of the coarse fields.
+        members: number of ensemble members.
+        threads: number of threads of torch; None leaves the number unchanged.
+        device: device of the network.
+        use: function of predict.
+    """
     method = METHODS[name]
     if weights is None:
         other = {"grid": "center", "center": "grid"}[align]
@@ -66,12 +85,12 @@ def call_with_prediction(
 
 
 def find_most_varied_day(regions: list[Region]) -> tuple[int, int]:
-    """The region and the day that are drawn: those of the largest variance in space."""
+    """Return the indices of the region and day with the largest variance, which are drawn."""
     spread = {(r, d): float(day.var()) for r, region in enumerate(regions) for d, day in enumerate(region.days)}
     return max(spread, key=spread.get)
 
 
 def predict_field(predict: Predict, regions: list[Region], chosen: tuple[int, int]) -> Tensor:
-    """(H, W): one member at the first time of a day."""
+    """Return one member (H, W) at the first time of a day."""
     region, day = chosen
     return torch.as_tensor(predict(regions[region].coarse[day])[0, 0])

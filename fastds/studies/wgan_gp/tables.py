@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the study: scores beside the paper's, the paper's order, ensembles, scores by region."""
+"""Tables of the WGAN-GP study: scores next to the published ones, ranking, ensembles, scores by region."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Results = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
-    """The paper's tables 2 and 3."""
+    """Tabulate scores as in the paper's tables 2 and 3; parameters: method -> number of parameters."""
     rows = []
     for name in METHODS:
         found = results.get(name)
@@ -35,7 +35,7 @@ def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[st
 
 
 def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
-    """Every step of the paper's order, by score."""
+    """Tabulate the difference of each pair of the paper's ranking, by score."""
     rows = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -50,14 +50,14 @@ def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
 
 
 def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> ResultTable:
-    """Scores of the means of ensembles."""
+    """Tabulate the scores of ensemble means."""
     names = (*SCORES, "crps", "spread_skill")
     rows = [(name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()]
     return ResultTable(f"Means of {members} members", ("method", *(name.upper() for name in names)), rows)
 
 
 def tabulate_regions(results: Results, regions: list[Region]) -> ResultTable:
-    """MSE by test region."""
+    """Tabulate the MSE by test region."""
     rows, start = [], 0
     for region in regions:
         stop = start + len(region)
@@ -67,7 +67,7 @@ def tabulate_regions(results: Results, regions: list[Region]) -> ResultTable:
 
 
 def tabulate_samples(regions: list[Region]) -> ResultTable:
-    """What was tested on."""
+    """Tabulate the test regions."""
     rows = [
         (r.name, str(len(r.days)), str(r.days.shape[1]), f"{r.days.shape[2]} x {r.days.shape[3]}", str(len(r.tiles)))
         for r in regions
