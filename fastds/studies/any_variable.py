@@ -18,7 +18,7 @@ from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import format_markdown
-from fastds.studies.fields.run import INTERPOLATIONS as OF_FIELDS
+from fastds.studies.fields.run import INTERPOLATIONS as FIELD_INTERPOLATIONS
 from fastds.studies.report import write_rows
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -28,9 +28,9 @@ from fastds.tasks.fields.evaluation import coarse_and_fine, scored_margin
 _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
 _ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
-_EAST = np.s_[:, 288:360]  # columns that validate a training on this file
-# Label, file, variables, of all times and levels some, rows and columns. All but ERA5's are of files that no training
-# configuration names.
+_EAST = np.s_[:, 288:360]  # validation columns of trainings on this file
+# (label, file, variables, indices of times and levels, rows and columns). No training configuration uses the files,
+# except the last one.
 SOURCES = (
     ("ERA5 0.25°, United States", _CONUS, ("t2m", "d2m", "u10", "v10", "sp", "r2m"), (0,), np.s_[:, :]),
     ("ERA5 0.25°, British Isles", "era5_t2m_025deg_uk_201903_1h.grib", ("t2m",), (12, 300, 600), np.s_[:, :]),
@@ -39,7 +39,7 @@ SOURCES = (
     ("NAM, levels", _NAM, tuple(f"{v}_isobaricInhPa" for v in ("t", "r", "u", "gh")), (3, 10, 16), np.s_[:, :]),
     ("ERA5 1°, 500 hPa, east", _ERA5, ("r", "t", "u", "z"), (0, 3, 6), _EAST),
 )
-_BLOCK = 16  # fine pixels a side of what the bootstrap draws
+_BLOCK = 16  # side in fine pixels of the blocks that the bootstrap draws
 
 
 @dataclasses.dataclass
@@ -80,9 +80,9 @@ def study(config: StudyConfig) -> None:
     with computing(network, settle(network, config.threads)), torch.inference_mode():
         for (label, name), fields in read_sources(pathlib.Path(config.data.path)):
             gains[label, name] = {scale: compute_gain(network, fields, scale, config.told) for scale in config.scales}
-    told = ", all corrected to agree with the input," if config.told else ","
+    note = ", all corrected to agree with the input," if config.told else ","
     print(
-        f"Gain of PSNR over bicubic interpolation in dB{told} 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;"
+        f"Gain of PSNR over bicubic interpolation in dB{note} 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;"
     )
     print("in the last column over the best of four interpolations, at the worst factor:\n")
     head = ["fields", "variable", *(f"{scale:g}" for scale in config.scales), "least"]
@@ -138,14 +138,14 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
     size = tuple(truth.shape[2:])
     methods = {"": lambda x, size: network(x, size=size)} | INTERPOLATIONS
     made = {name: method(x, size) for name, method in methods.items()}
-    plain = {name: _errors(agreeing(y, x) if told else y, truth, scale) for name, y in made.items()}
-    own = plain.pop("")
+    errors_of_methods = {name: _errors(agreeing(y, x) if told else y, truth, scale) for name, y in made.items()}
+    errors_of_network = errors_of_methods.pop("")
 
     def decibel(weight: np.ndarray) -> np.ndarray:
-        return 10 * np.log10((weight @ plain["bicubic"]) / (weight @ own))
+        return 10 * np.log10((weight @ errors_of_methods["bicubic"]) / (weight @ errors_of_network))
 
-    least = 10 * np.log10(min(errors.sum() for errors in plain.values()) / own.sum())
-    return Estimate.from_statistic(decibel, np.arange(len(own))[:, None]), float(least)
+    least = 10 * np.log10(min(errors.sum() for errors in errors_of_methods.values()) / errors_of_network.sum())
+    return Estimate.from_statistic(decibel, np.arange(len(errors_of_network))[:, None]), float(least)
 
 
 def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
@@ -164,4 +164,4 @@ def resize_lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows @ x.double() @ columns.T).float()
 
 
-INTERPOLATIONS = OF_FIELDS | {"lanczos": resize_lanczos}
+INTERPOLATIONS = FIELD_INTERPOLATIONS | {"lanczos": resize_lanczos}

@@ -12,10 +12,10 @@ from fastds._nearest import there_are
 from fastds.tasks.common.command import guarded, option_names
 
 _FIELDS = "fastds.studies.fields.run"
-# Study -> module with parse_arguments(arguments) and study(config), and what it does.
+# Study -> (module with parse_arguments(arguments) and study(config), description).
 STUDIES = {
-    "radar": ("fastds.studies.radar", "errors of a model on the test radars, beside its baselines"),
-    "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
+    "radar": ("fastds.studies.radar", "errors of a model and of baselines on the test radars"),
+    "nowcast": ("fastds.studies.nowcast", "scores of a nowcasting model and of baselines on the test radars"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
     "nowcast-law": (
@@ -26,12 +26,15 @@ STUDIES = {
         "fastds.studies.fit_downscaling_errors",
         "the fit of the error model that members of downscaled fields are drawn from",
     ),
-    "domain": ("fastds.studies.domain.run", "whether a network's error grows with the score of its inputs"),
-    "input-ranges": ("fastds.studies.domain.ranges", "the ranges in a card that inputs are scored by"),
+    "domain": (
+        "fastds.studies.domain.run",
+        "correlation of a network's error with the out-of-distribution score of its inputs",
+    ),
+    "input-ranges": ("fastds.studies.domain.ranges", "the input ranges of a model card"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
     "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
     "wgan-gp": ("fastds.studies.wgan_gp.run", "the tables and figures of the humidity WGAN-GP paper, on your fields"),
-    "inr": ("fastds.studies.inr.run", "arbitrary-scale networks of the INR paper and their rivals, on your fields"),
+    "inr": ("fastds.studies.inr.run", "arbitrary-scale networks of the INR paper and other methods, on your fields"),
     "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
     "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),
     "fields-eraint": (_FIELDS, "the same on ERA-Interim fields of 500 hPa"),
@@ -88,13 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown is not None:
         print(unknown, file=sys.stderr)
         return 2
-    chosen = ["--config", str(find_configurations()[name])] if name in find_configurations() else []
+    shipped = ["--config", str(find_configurations()[name])] if name in find_configurations() else []
 
-    names = set()  # filled by the study, whose import may fail in a sentence, too
+    names = set()  # filled in study(), so that a failing import is reported like other errors
 
     def study() -> pathlib.Path | None:
         module = importlib.import_module(STUDIES[name][0])
         names.update(option_names(module.StudyConfig))
-        return module.study(module.parse_arguments([*chosen, *arguments]))
+        return module.study(module.parse_arguments([*shipped, *arguments]))
 
     return guarded(f"fastds study {name}", study, names)

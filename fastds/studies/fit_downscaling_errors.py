@@ -27,10 +27,10 @@ from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar.members import NEAR, details
 
 _INTERVALS = (1, 2, 3)
-_TRIPLES = 2  # of a block, an interval and a way of coarsening
-_PIXELS = 8000  # of a field
-_SMOOTH = 0.6  # pixels by which blocks are smoothed to look like radars of little detail
-_SPREAD = 0.3  # see Pool
+_TRIPLES = 2  # triples of a block for each interval and coarsening operator
+_PIXELS = 8000  # pixels drawn from a field
+_SMOOTH = 0.6  # width in pixels of the Gaussian that imitates radars with little detail
+_SPREAD = 0.3  # weight of the spread term of the loss, see Pool
 _HIDDEN = 32
 
 
@@ -44,7 +44,7 @@ class Block(NamedTuple):
     smoothed: bool = True
 
 
-# Files of the training of fczsm-small; of those of `fastds study radar` only earlier frames of two.
+# Training files of fczsm-small. Two of them are also test files of `fastds study radar`, with later frames.
 BLOCKS = (
     Block("radar_fmi_20160928_5min.nc", (0, 21), 4),
     Block("radar_knmi_20100826_5min.nc", (0, 75), 12, smoothed=False),
@@ -54,8 +54,7 @@ BLOCKS = (
 )
 CARD = {
     "name": "downscaling-errors",
-    "description": "The law of the errors of fczsm-small at a pixel, from what is known around it; members are drawn "
-    "from it.",
+    "description": "Error model of fczsm-small at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of FMI, KNMI and DWD (CC BY 4.0).",
     "training_data": [f"{block.file} of ../shared/data" for block in BLOCKS],
     "grid_spacing_m": (2000.0, 4000.0),
@@ -94,13 +93,13 @@ def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] =
     """
     generator, found = torch.Generator().manual_seed(seed), []
     a, b = MARSHALL_PALMER
-    law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
+    z_r = a / 10 ** (model.card.floor_dbz / 10), b  # Z-R relation for reflectivity above the floor
     for block in tracked(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
             parts = list(_iter_fields(folder, block, smoothed, model, generator))
             if parts:
                 features, truth = torch.cat([f for f, _ in parts], 1), torch.cat([t for _, t in parts])
-                found.append(Pool(features, truth, torch.zeros_like(truth), law, spread=_SPREAD))
+                found.append(Pool(features, truth, torch.zeros_like(truth), z_r, spread=_SPREAD))
     return found
 
 
@@ -160,11 +159,11 @@ def study(config: StudyConfig) -> str:
     """Run `fastds study radar-law`: fit the error model, write it and return the file."""
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
-    law = ErrorLaw(_HIDDEN, FEATURES, LACKING)
+    error_model = ErrorLaw(_HIDDEN, FEATURES, LACKING)
     with computing(None, settle(None, config.threads)):
         learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
-    losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
-    law.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
-    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
-    models.save(law, config.output)
+    losses = fit_pools(error_model, learned, config.steps, config.seed, batch=600)
+    error_model.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
+    error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
+    models.save(error_model, config.output)
     return config.output

@@ -24,11 +24,11 @@ from fastds.tasks.nowcast.members import known_echo, least_echo, paths_of
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
 
-METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
-_EVERY = 5  # pixels of a field from one that is learned from to the next
-_LEADS = 5  # of a start
-_SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
-_LEAD = -6  # place of log(k + 1) among the features
+METHODS = ("nowcast-small", "extrapolation")  # the model forecasts without matched intensities
+_EVERY = 5  # spacing of the sampled pixels
+_LEADS = 5  # lead times sampled from a forecast
+_SHIFTS = (-5.0, 8.0)  # range in dB of the random shift of every second forecast
+_LEAD = -6  # index of log(k + 1) among the features
 
 
 class Block(NamedTuple):
@@ -51,8 +51,7 @@ class Block(NamedTuple):
     steps: int = 24
 
 
-# What the law is fitted to: events that fastds study nowcast does not test on, and none that trained nowcast-small; all
-# of open licences.
+# Events with open licences that neither trained nowcast-small nor belong to the test of `fastds study nowcast`.
 BLOCKS = (
     Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
     Block("radar_dwd_yw_crop_20180513_5min.nc"),
@@ -65,7 +64,7 @@ BLOCKS = (
 
 CARD = {
     "name": "nowcast-errors",
-    "description": "The law of a nowcast's errors at a pixel, from what is known around it; members are drawn from it.",
+    "description": "Error model of a nowcast at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of DWD, KNMI and FMI (CC BY 4.0).",
     "training_data": [f"{block.file} of ../shared/data" for block in {block.file: block for block in BLOCKS}.values()],
     "grid_spacing_m": (1000.0, 1000.0),
@@ -116,7 +115,7 @@ def _iter_samples(
 ) -> Iterator[Sample]:
     with open_dataset(folder / block.file) as dataset:
         source = to_reflectivity(dataset)
-        law, _ = z_r_law(dataset, source.raw)
+        z_r, _ = z_r_law(dataset, source.raw)
         frames = range(source.shape[0])[slice(*block.frames, block.stride)]
         z = coarse_fields(source, list(frames), block.factor, 0.0)
     z = z[::-1] if backwards else z
@@ -126,7 +125,7 @@ def _iter_samples(
         part = z[start - most + 1 : start + 1 + block.steps]
         part = np.where(part > 0, (part + shift).clip(0, 60), part)
         leads = np.sort(rng.choice(len(part) - most, min(_LEADS, len(part) - most), replace=False))
-        least = least_echo(part[most - 1], law)
+        least = least_echo(part[most - 1], z_r)
         if np.isnan(part[most - 1]).all() or not (part[most - 1] >= least).any():
             continue
         for method in methods:
@@ -138,7 +137,7 @@ def _iter_samples(
                 chosen = (around.valid & ~truth.isnan())[::_EVERY, ::_EVERY]
                 features = around.features(int(lead), least)[:, ::_EVERY, ::_EVERY][:, chosen]
                 truth = truth[::_EVERY, ::_EVERY][chosen]
-                yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
+                yield Sample(features, torch.where(truth < least, 0.0, truth), least, z_r)
 
 
 def _make_pool(parts: Sequence[Sample]) -> Pool:
@@ -149,11 +148,13 @@ def _make_pool(parts: Sequence[Sample]) -> Pool:
     return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
 
 
-def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+def fit(
+    error_model: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000
+) -> list[float]:
     """Fit an error model to the samples of blocks with fit_pools.
 
     Args:
-        law: the error model.
+        error_model: the error model.
         blocks: samples of each block.
         steps: number of optimizer steps.
         seed: random seed of the draws.
@@ -161,7 +162,7 @@ def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int
     Returns:
         The loss of each step.
     """
-    return fit_pools(law, [_make_pool(parts) for parts in blocks if parts], steps, seed, batch)
+    return fit_pools(error_model, [_make_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
 
 @dataclasses.dataclass
@@ -193,22 +194,23 @@ def study(config: StudyConfig) -> str:
     with computing(None, settle(None, config.threads)):
         blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
-    law = ErrorLaw()
-    losses = fit(law, blocks, config.steps, config.seed)
-    law.card = ModelCard(**CARD)
-    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
-        f"{block.file}, every {block.stride}": _summarize(law, parts)
+    error_model = ErrorLaw()
+    losses = fit(error_model, blocks, config.steps, config.seed)
+    error_model.card = ModelCard(**CARD)
+    error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
+        f"{block.file}, every {block.stride}": _summarize(error_model, parts)
         for block, parts in zip(BLOCKS, blocks, strict=True)
     }
-    models.save(law, config.output)
+    models.save(error_model, config.output)
     return config.output
 
 
-def _summarize(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
+def _summarize(error_model: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
     """Compute the CRPS of the error model on the pixels it was fitted to."""
     with torch.no_grad():
         found = [
-            score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts
+            score(error_model, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r)
+            for part in parts
         ]
     return {
         "crps dB": round(float(torch.cat([one.echo for one in found]).mean()), 3),

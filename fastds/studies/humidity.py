@@ -86,8 +86,8 @@ def make_leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[
     for number, found in enumerate(tables, 1):
         for name in ("ensemble mean", "no noise"):
             gain = found[f"generator, {name}"]["psnr"] - found["bicubic"]["psnr"]
-            told = {"task": "humidity", "data": f"test region {number} of {training}", "better": "higher"}
-            rows.append(told | {"score": f"PSNR less bicubic's in dB, {name}", "value": round(gain, 4)})
+            row = {"task": "humidity", "data": f"test region {number} of {training}", "better": "higher"}
+            rows.append(row | {"score": f"PSNR less bicubic's in dB, {name}", "value": round(gain, 4)})
     return rows
 
 

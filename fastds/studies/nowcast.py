@@ -22,7 +22,7 @@ from fastds.tasks.nowcast.report import by_lead
 from fastds.tasks.nowcast.run import nowcast
 from fastds.tasks.nowcast.scores import NowcastTable, csi_difference
 
-# File: frames from one start to the next. Of these radars nothing was trained or validated on.
+# Held-out radars: file -> frames from one initialization time to the next.
 TEST_STARTS = {
     "radar_mch_20160711_5min.nc": 3,
     "radar_opera_20180824_15min.nc": 1,
@@ -72,9 +72,9 @@ def compare_with_reference(table: NowcastTable, reference: str = "extrapolation"
         Arrays (n,): "mse" is the ratio of the squared errors; "csi R" is the difference of CSI at R mm/h, for R in
             RATES.
     """
-    ours, theirs = table.rows[list(table.rows)[-1]], table.rows[reference]
-    gains = {f"csi {rate:g}": (ours["csi"] - theirs["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
-    return {"mse": ours["mse"] / theirs["mse"], **gains}
+    model, other = table.rows[list(table.rows)[-1]], table.rows[reference]
+    gains = {f"csi {rate:g}": (model["csi"] - other["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
+    return {"mse": model["mse"] / other["mse"], **gains}
 
 
 def summarize(table: NowcastTable) -> dict[str, float]:
@@ -179,8 +179,8 @@ def _compare_ensembles(config: StudyConfig) -> str:
 
     output = config.output or "study-nowcast"
     with computing(None, settle(None, config.threads)):
-        asked = config.members, config.starts, config.window, config.mlcast
-        tables = compare(config.data.path, config.model, output, *asked)
+        options = config.members, config.starts, config.window, config.mlcast
+        tables = compare(config.data.path, config.model, output, *options)
     for table in tables:
         print(f"\n{table.to_markdown()}")
     if config.report is not None:
@@ -218,10 +218,10 @@ def print_scores(
         {file: summary}; empty with `against`.
     """
     network, results = models.load(model), {}
-    rival = None if against is None else models.load(against)
+    other = None if against is None else models.load(against)
     for file in TEST_STARTS:
-        if rival is not None:
-            _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
+        if other is not None:
+            _print_difference(network, other, data, file, starts=starts, smooth=smooth)
             continue
         found = score_file(network, data, file, starts=starts, smooth=smooth)
         results[file] = summarize(found)

@@ -35,7 +35,7 @@ class Radar(NamedTuple):
     steps: int
 
 
-# Of these nothing was trained, and no law was fitted to them.
+# Held-out radars: neither networks nor error models were fitted to them.
 RADARS = {
     "radar_mch_20160711_5min.nc": Radar(4, 12),
     "radar_bom_melbourne_20180616_6min.nc": Radar(3, 10),
@@ -50,7 +50,7 @@ MLCAST = "MLCast"
 ENSEMBLES = (OURS, STEPS)
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
-_DRY_DB = -15.0  # of pysteps' fields where it does not rain
+_DRY_DB = -15.0  # value of pysteps' fields where it does not rain
 
 
 class Start(NamedTuple):
@@ -92,8 +92,8 @@ def compare(
         ImportError: if a package of the peers is missing; raised before the first forecast.
     """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
-    beside = {} if mlcast is None else {"mlcast": mlcast}
-    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | beside)
+    extra = {} if mlcast is None else {"mlcast": mlcast}
+    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | extra)
     methods = _make_methods(model, members, mlcast)
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():
@@ -139,9 +139,9 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
     """Return the compared methods, name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
 
     method, _ = pick_method(model)
-    smooth = method.mean() is not method  # where it has such forecasts
+    smooth = method.mean() is not method  # mean forecasts, if the method has them
 
-    def own(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
+    def forecast(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
         options |= {"coarsen": start.factor, "interval": f"{start.cadence:g}min", "steps": len(start.truth)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -149,28 +149,30 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
             name = next(iter(job.variables))
             return job.at_once(False, None)[name].values
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+    with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints the path of its configuration
         from pysteps import nowcasts
 
     def peer(name: str, linear: bool = False, **options: Any) -> Callable[[Start], np.ndarray]:
         return lambda start: _run_pysteps(nowcasts.get_method(name), start, linear, **options)
 
     threshold = 10 * np.log10(WET_RATE)
-    rival = None if mlcast is None else load(mlcast)
+    mlcast_network = None if mlcast is None else load(mlcast)
 
-    def theirs(start: Start) -> np.ndarray:
-        rival.card.input_steps = min(rival.card.input_steps, start.dataset.sizes["time"])  # 6, the first start has 5
-        return own(start, rival, members=members)
+    def forecast_mlcast(start: Start) -> np.ndarray:
+        mlcast_network.card.input_steps = min(
+            mlcast_network.card.input_steps, start.dataset.sizes["time"]
+        )  # the network takes up to 6 frames, the first start has 5
+        return forecast(start, mlcast_network, members=members)
 
     return {
-        OURS: lambda start: own(start, members=members),
-        MEAN: lambda start: _duplicate(own(start, smooth=smooth)),
+        OURS: lambda start: forecast(start, members=members),
+        MEAN: lambda start: _duplicate(forecast(start, smooth=smooth)),
         STEPS: peer("steps", n_ens_members=members, kmperpixel=1.0, precip_thr=threshold, seed=1),
         SPROG: peer("sprog", precip_thr=threshold),
         EXTRAPOLATION: peer("extrapolation"),
-        ANVIL: peer("anvil", linear=True, ar_order=1),  # of three fields
+        ANVIL: peer("anvil", linear=True, ar_order=1),  # ANVIL of order 1 needs three frames
         LINDA: peer("linda", linear=True, kmperpixel=1.0, add_perturbations=False),
-        **({} if rival is None else {MLCAST: theirs}),
+        **({} if mlcast_network is None else {MLCAST: forecast_mlcast}),
     }
 
 
@@ -247,12 +249,12 @@ def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[Resul
         rows = {name: _sum_scores([one for _, one in starts], minutes) for name, starts in found.items()}
         if rows[OURS] is None:
             continue
-        own, steps = (_list_crps(found[name], minutes) for name in ENSEMBLES)
-        labels = np.arange(len(own))[:, None]
+        ours, steps = (_list_crps(found[name], minutes) for name in ENSEMBLES)
+        labels = np.arange(len(ours))[:, None]
         singles = (f"{_list_crps(found[name], minutes).mean():.4f}" for name in others)
-        difference = Estimate.from_samples(own - steps, labels)
+        difference = Estimate.from_samples(ours - steps, labels)
         lead = f"{minutes:g}"
-        crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
+        crps.append((lead, str(len(ours)), f"{ours.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
         judged = ("spread_skill", "flatness", "reliability", "calibration")
         parts = [np.atleast_2d(rows[name].rows[score])[0] for score in judged for name in ENSEMBLES]
         calibration.append((lead, *(f"{part[_RATE if len(part) > 1 else 0]:.3f}" for part in parts)))

@@ -34,9 +34,9 @@ from fastds.tasks.radar.motion import steady_flow
 from fastds.tasks.radar.refinement import FrameRefiner
 from fastds.tasks.radar.steady import steadied_between
 
-# File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
-# of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
-# 2018-05-14 shows the region of two training files on the day between them.
+# File -> (first frame, frame after the last, spacing of the triples in intervals). The FMI and KNMI frames are later
+# than the training blocks of fastds/tasks/radar/configs/fczsm-small.yaml. No training configuration uses the other
+# files; the file of 2018-05-14 covers the region of two training files, of the days before and after.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),
@@ -51,7 +51,7 @@ TEST_BLOCKS = {
     "radar_unica_xband_20250416_5min.nc": (0, None, 4),
 }
 NO_ECHO_DBZ = -32.0
-MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
+MARGIN = 2  # fine pixels this close to the edge or to missing pixels are not scored
 
 
 @dataclasses.dataclass
@@ -133,8 +133,8 @@ def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
     pixels = np.array([one["pixels"] for one in found])
     if not pixels.any():
         return found[0]
-    there = [one for one in found if one["pixels"]]  # errors of the others are NaN
-    means = {key: float(np.average([one[key] for one in there], weights=pixels[pixels > 0])) for key in there[0]}
+    valid = [one for one in found if one["pixels"]]  # a sample without valid pixels has NaN errors
+    means = {key: float(np.average([one[key] for one in valid], weights=pixels[pixels > 0])) for key in valid[0]}
     return means | {"pixels": int(pixels.sum())}
 
 
@@ -225,14 +225,14 @@ def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
     The interval is by resampling blocks of time; a draw averages the rows that have samples in it.
     """
     ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
-    own, theirs = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
+    model, other = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
 
     def mean_ratio(weights: np.ndarray) -> np.ndarray:
-        sums = [[part.sum(1) for part in np.split(weights * squares, ends, axis=1)] for squares in (own, theirs)]
+        sums = [[part.sum(1) for part in np.split(weights * squares, ends, axis=1)] for squares in (model, other)]
         with np.errstate(invalid="ignore"):
             ratios = np.array(sums[0]) / np.array(sums[1])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any sample
+            warnings.simplefilter("ignore", RuntimeWarning)  # some draws have no sample
             return np.nanmean(ratios, 0)
 
     return Estimate.from_statistic(mean_ratio, make_block_labels(row.blocks for row in rows))

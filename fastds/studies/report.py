@@ -29,8 +29,8 @@ def write_study(
         title, tables, notes, charts: see fastds.report.Page.
         config: StudyConfig with the attribute model.
     """
-    told = facts(config.model, dict(flat(dataclasses.asdict(config))), {})
-    Page(title, told, tables, notes, charts=charts).write(config.report)
+    run = facts(config.model, dict(flat(dataclasses.asdict(config))), {})
+    Page(title, run, tables, notes, charts=charts).write(config.report)
 
 
 def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -41,16 +41,16 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
         model: name of the model.
         rows: fields of the rows; values are numbers, or Estimates, of which the intervals are stored, too.
     """
-    told = format_command(config)
-    made = [leaderboard.Row(model=model, command=told, **(row | _format_value(row["value"]))) for row in rows]
-    leaderboard.add(config.leaderboard, made)
-    print(f"added {len(made)} rows to {config.leaderboard}")
+    command = format_command(config)
+    added = [leaderboard.Row(model=model, command=command, **(row | _format_value(row["value"]))) for row in rows]
+    leaderboard.add(config.leaderboard, added)
+    print(f"added {len(added)} rows to {config.leaderboard}")
 
 
 def format_command(config: Any) -> str:
     """Return the command line of the running study, without --leaderboard; FOLDER stands for the data folder."""
     words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
-    if "--leaderboard" in words:  # and its file, a word of its own
+    if "--leaderboard" in words:  # followed by its value
         at = words.index("--leaderboard")
         del words[at : at + 2]
     words = [word.replace(config.data.path, "FOLDER") for word in words if not word.startswith("--leaderboard=")]

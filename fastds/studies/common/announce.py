@@ -50,9 +50,9 @@ def tabulate_trainings(trainings: Mapping[str, PlannedTraining], seeds: int) -> 
     for name, (config, parameters, seconds) in trainings.items():
         hours = None if seconds is None else seconds * config.max_steps / 3600
         total += hours or 0.0
-        told = ("-", "-") if hours is None else (f"{seconds:.3g}", _format_hours(hours))
+        cells = ("-", "-") if hours is None else (f"{seconds:.3g}", _format_hours(hours))
         steps = f"{config.max_steps:,}", str(config.data.batch_size), f"{config.learning_rate:g}"
-        rows.append((name, config.model.name, f"{parameters:,}", *steps, *told))
+        rows.append((name, config.model.name, f"{parameters:,}", *steps, *cells))
     heads = ("method", "network", "parameters", "steps", "samples a step", "learning rate")
     title = f"Trainings of each of {seeds} seeds" if seeds > 1 else "Trainings"
     if total:

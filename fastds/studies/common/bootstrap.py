@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
-MIN_BLOCKS = 5  # blocks that an interval can be drawn from
+MIN_BLOCKS = 5  # minimum number of blocks for an interval
 
 
 def make_block_labels(blocks: Iterable[Sequence[int]]) -> np.ndarray:
@@ -71,7 +71,7 @@ def compute_interval(
         seed: random seed.
     """
     weight = draw_weights(labels, draws, seed)
-    weight = weight[weight.sum(1) > 0]  # of several kinds a draw may have no sample
+    weight = weight[weight.sum(1) > 0]  # with several columns of labels a draw may be empty
     low, high = np.percentile(weight @ difference / weight.sum(1), [2.5, 97.5])
     return float(low), float(high)
 

@@ -8,7 +8,7 @@ from fastds.data.grid.variables import duration_seconds
 
 PAPER = "paper"
 MIN_STEPS = 20
-# Of a budget is left for what was not measured.
+# Fraction of the budget that is reserved for unmeasured work.
 _RESERVE = 0.12
 
 

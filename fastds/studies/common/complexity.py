@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-_OF_ADAM = 4  # tensors as large as the parameters: weights, gradients and Adam's two moments
+_ADAM_TENSORS = 4  # tensors as large as the parameters: weights, gradients and Adam's two moments
 COST_HEADS = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
 
 
@@ -40,7 +40,7 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
 
     parameters = sum(p.numel() for p in network.parameters())
     memory = _measure_saved_bytes(network.train(), inputs(batch))
-    memory += _OF_ADAM * sum(p.numel() * p.element_size() for p in network.parameters())
+    memory += _ADAM_TENSORS * sum(p.numel() * p.element_size() for p in network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(*inputs(1))
     return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
@@ -48,17 +48,17 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
 
 def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
     """Return the bytes of the tensors that a forward pass saves for the backward pass, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved: dict[int, tuple[Tensor, int]] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor, storage.nbytes()  # the tensor, so that no other gets its place
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = tensor, storage.nbytes()  # holds the tensor, so that its address is not reused
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         made = network(*arguments)
-    size = sum(count for _, count in kept.values())
+    size = sum(count for _, count in saved.values())
     del made
     return size

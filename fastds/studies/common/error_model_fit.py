@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastds.models.ensembles import ErrorLaw, echo, quadrature, rain_rate
 
-NODES, WEIGHTS = quadrature(25)  # in the scores of a distribution
-_MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
-_WIDTH = 0.5  # dB, of the soft threshold of the weakest echo
-_LEAST_VARIANCE = 0.05  # dB^2 that both sides of a ratio of variances are raised by
+NODES, WEIGHTS = quadrature(25)  # quadrature nodes of a standard normal distribution, and their weights
+_MEAN_WEIGHT = 0.1  # weight of the squared error of the mean rain, relative to the variance of rain
+_WIDTH = 0.5  # dB, width of the soft detection threshold
+_LEAST_VARIANCE = 0.05  # dB^2, added to both variances of the spread term
 
 
 class Scores(NamedTuple):
@@ -23,17 +23,17 @@ class Scores(NamedTuple):
     mean: Tensor
 
 
-def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
+def score(error_model: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
     """Score an error model by numerical quadrature over NODES; differentiable.
 
     Args:
-        law: the error model.
+        error_model: the error model.
         features: (F, N).
         truth: (N,) dB above the floor.
         least: (N,) detection threshold; applied as a soft threshold, so that it has a gradient.
         z_r: (a, b) of the Z-R relation.
     """
-    z = echo(tuple(part[:, None] for part in law(features)), NODES)
+    z = echo(tuple(part[:, None] for part in error_model(features)), NODES)
     wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
     z = z.clamp(0, 60)
     rain, seen = rain_rate(z, z_r) * wet, rain_of(truth, z_r)
@@ -84,28 +84,30 @@ class Pool:
         places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
         return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
 
-    def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
+    def loss(self, error_model: ErrorLaw, index: Tensor) -> Tensor:
         """Compute the loss on some pixels: CRPS in dB and in mm/h, each relative to the block's mean, the error of the
         mean rain, and the spread term."""
         features, truth = self.features[:, index], self.truth[index]
-        parts = score(law, features, truth, self.least[index], self.z_r)
+        parts = score(error_model, features, truth, self.least[index], self.z_r)
         found = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
-        return found + self.spread * self._wrong_spread(law(features), truth) if self.spread else found
+        return found + self.spread * self._compute_spread_term(error_model(features), truth) if self.spread else found
 
     @staticmethod
-    def _wrong_spread(law: tuple[Tensor, ...], truth: Tensor) -> Tensor:
-        z = echo(tuple(part[:, None] for part in law), NODES).clamp(0, 60)
+    def _compute_spread_term(distribution: tuple[Tensor, ...], truth: Tensor) -> Tensor:
+        z = echo(tuple(part[:, None] for part in distribution), NODES).clamp(0, 60)
         mean = (z * WEIGHTS).sum(1)
         variance = (z.square() * WEIGHTS).sum(1) - mean.square()
         both = (part.mean() + _LEAST_VARIANCE for part in (variance, (mean - truth).square()))
         return torch.log(torch.stack(list(both))).diff().square().sum()
 
 
-def fit_pools(law: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+def fit_pools(
+    error_model: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000
+) -> list[float]:
     """Fit an error model with Adam and cosine decay. The result is deterministic for a given number of threads.
 
     Args:
-        law: the error model, fitted in place.
+        error_model: the error model, fitted in place.
         pools: pixels of the blocks.
         steps: number of steps.
         seed: random seed of the draws.
@@ -114,10 +116,10 @@ def fit_pools(law: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, b
         The loss of each step.
     """
     generator, losses = torch.Generator().manual_seed(seed), []
-    optimiser = torch.optim.Adam(law.parameters(), 5e-3)
+    optimiser = torch.optim.Adam(error_model.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        loss = sum(pool.loss(law, pool.draw(batch, generator)) for pool in pools) / len(pools)
+        loss = sum(pool.loss(error_model, pool.draw(batch, generator)) for pool in pools) / len(pools)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

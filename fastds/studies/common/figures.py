@@ -49,15 +49,17 @@ def draw_radar_panel(
         inputs: inputs at these times, None where there is none.
     """
 
-    def from_south(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:  # first row at the bottom
+    def from_south(
+        maps: Iterable[np.ndarray | None],
+    ) -> list[np.ndarray | None]:  # matplotlib draws the first row at the bottom
         return [None if z is None else grid.up(z)[::-1] for z in maps]
 
     def shown(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:
         return from_south(None if z is None else clear_below_floor(z, floor) for z in maps)
 
-    kept = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
-    rows = {"truth": shown(truth), **{name: shown(z) for name, z in kept.items()}}
-    differences = {name: from_south(z - truth) for name, z in kept.items()}
+    masked = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
+    rows = {"truth": shown(truth), **{name: shown(z) for name, z in masked.items()}}
+    differences = {name: from_south(z - truth) for name, z in masked.items()}
     known = None if inputs is None else shown(inputs)
     return field_panel(rows, times, differences=differences, inputs=known, unit="pixels", title=title)
 

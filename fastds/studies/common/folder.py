@@ -38,7 +38,7 @@ class StudyFolder:
         file = self.path / f"{name}.json"
         if not file.exists():
             made = make()
-            _write(self.path / "options.json", self.options)  # last: a study that cannot begin leaves nothing
+            _write(self.path / "options.json", self.options)  # after make(), so that a failing study leaves no file
             _write(file, made)
         return json.loads(file.read_text(encoding="utf-8"))
 

@@ -16,10 +16,10 @@ from fastds.studies.common.quiet import suppress_warnings
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.training import SupervisedModule
 
-FORWARD = 0.4  # of the time of a step, which has the gradients, too
-START = 4.0  # seconds before and after a training, beside the reading of its files
-_SHORT = (8, 24)  # steps of trainings that are only measured
-_DRAWING = 20.0  # seconds of tables, figures and page
+FORWARD = 0.4  # time of a forward pass, as a fraction of a step with gradients
+START = 4.0  # seconds of a training without its steps and the reading of its files
+_SHORT = (8, 24)  # steps of the two measured trainings
+_DRAWING = 20.0  # seconds for tables, figures and page
 
 
 class Costs(NamedTuple):
@@ -96,7 +96,7 @@ def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfi
     def short(steps: int, folder: str) -> object:
         return train(dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False))
 
-    _, one, four = (_time_training(short, steps) for steps in (1, 1, 4))  # the first is slower than others
+    _, one, four = (_time_training(short, steps) for steps in (1, 1, 4))  # the first call is slower: warm-up
     return config.data.batch_size * max(four - one, 3e-3) / 3
 
 

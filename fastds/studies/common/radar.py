@@ -16,7 +16,7 @@ from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.folders import usable_files
 
-_GAP = 2  # frames between the parts, which then share none
+_GAP = 2  # frames between the parts, so that samples of different parts share no frame
 _TEST, _VALIDATION = 0.25, 0.1
 
 

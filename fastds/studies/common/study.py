@@ -21,7 +21,7 @@ from fastds.tasks.common.command import quieten_lightning
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.reports import facts, flat
 
-# Options that no result depends on, or that may grow in a later run.
+# Options on which no stored result depends: they may differ when a study is resumed.
 _FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
 
 _OPTIMISERS = {"adam": "Adam", "adamw": "AdamW"}
@@ -67,7 +67,7 @@ class PaperStudy:
         self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
         self.runs = Runs(self.name, self.folder, trained, config.seeds, self.train, self.score, config.progress)
 
-    # ---- what a study gives
+    # ---- implemented by each study
 
     def measure_costs(self, networks: list[str]) -> Costs:
         """Measure the time of trainings and of the rest on this machine."""
@@ -115,7 +115,7 @@ class PaperStudy:
         """Return the notes below the tables."""
         raise NotImplementedError
 
-    # ---- what all share
+    # ---- common to all studies
 
     @property
     def run_options(self) -> dict[str, Any]:
@@ -167,8 +167,8 @@ class PaperStudy:
         The result is deterministic for given options and number of threads, also after an interruption. With a time
         budget, this holds once plan.json, which stores the number of steps, has been written.
         """
-        for name, told in self._plan_trainings(False).items():
-            self.runs.log(describe_training(name, told))
+        for name, training in self._plan_trainings(False).items():
+            self.runs.log(describe_training(name, training))
         results = {name: self.runs.get_scores(name) for name in self.names}
         folder, budget = self.folder.path, self.config.budget
         shown = {
@@ -186,10 +186,10 @@ class PaperStudy:
         for name, chart in charts.items():
             save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
-            told = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
-            told.pop("Model")
+            run = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
+            run.pop("Model")
             tables = [table.to_rich() for table in shown.values()]
-            Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)
+            Page(self.title, run, tables, notes, maps, list(charts.values())).write(self.config.report)
         print("\n".join([table.to_markdown() for table in shown.values()] + notes))
         return folder / f"{next(iter(shown))}.md"
 

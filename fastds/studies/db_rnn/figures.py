@@ -20,10 +20,10 @@ from fastds.studies.db_rnn.published import RATES
 from fastds.studies.db_rnn.scores import ScoreSums
 from fastds.studies.db_rnn.tables import compute_long_scores
 
-_DRAWN = (0, 2, 4)  # leads of the maps
-_ECHO_DBZ = 5.0  # the colours begin here
+_DRAWN = (0, 2, 4)  # indices of the lead times that are drawn
+_ECHO_DBZ = 5.0  # lower end of the colour scale
 _ERROR = "validation error (1: persistence)"
-# Score -> rates of its curves, mm/h (figure 4).
+# Score -> rain rates in mm/h of its panels (figure 4).
 _CURVES = {"CSI": RATES, "HSS": RATES[:4]}
 
 

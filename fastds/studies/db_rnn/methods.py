@@ -58,7 +58,7 @@ METHODS = {
     "PredRNN-V2": Method("ms", "predrnn-v2"),
     **ABLATION,
 }
-# What the paper finds better, and than what.
+# Pairs (better, worse) in the ranking of the paper.
 PAPER_RANKING = (
     *((f"DB-{name}", f"MS-{name}") for name in CELLS),
     *((f"MS-{name}-S", f"MS-{name}") for name in CELLS),
@@ -69,11 +69,11 @@ PAPER_RANKING = (
 )  # fmt: skip
 RANKED_SCORES = ("CSI 5", "CSI 10", "CSI 30", "B-MAE")
 KNOWN = FUTURE = 5
-CROP = 64  # pixels of a training sample, but with the paper's budget
+CROP = 64  # side of training crops in pixels; the budget "paper" has its own
 _SMALL_WIDTH = 8
 _SMALL = {"simvp": {"spatial": 16, "temporal": 64}, "preciplstm": {"cell_options": {"window": 6}}}
-_VALIDATIONS, VALIDATED = 8, 16  # of a training in the small, and samples of each
-EPOCHS = 50  # of DB networks, in which their loss changes
+_VALIDATIONS, VALIDATED = 8, 16  # validations of the training of a small network, and samples of each
+EPOCHS = 50  # epochs over which the loss of DB networks changes
 
 
 def select_preset(name: str, ablated: str) -> tuple[str, str]:
@@ -116,8 +116,8 @@ def load_paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
         shipped = "ms-convlstm-s" if method.kind == "staged" else "ms-convlstm"
     config = parse_arguments(["--config", shipped, "--data.path", path])
     if method.kind != "db":
-        own = config.model.name if shipped == "ms-lstm" else network
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, name=own))
+        preset = config.model.name if shipped == "ms-lstm" else network
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, name=preset))
     terms, weights = ABLATIONS[method.ablation]
     discriminator = method.discriminator or (config.loss.discriminator if terms == "adversarial" else None)
     loss = dataclasses.replace(config.loss, terms=terms, weights=weights, discriminator=discriminator)

@@ -21,7 +21,7 @@ from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.samples import NowcastData
 from fastds.tasks.nowcast.training import NowcastModule, build_model
 
-_STEPS = 100  # of a training that is only measured
+_STEPS = 100  # number of steps in the measured configuration
 
 
 def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:

@@ -10,7 +10,7 @@ _HKO_SCORES = (*SCORES[:10], "B-MSE", "B-MAE")
 _DWD_SCORES = (*(f"{score} {rate}" for score in ("CSI", "HSS", "POD") for rate in RATES[:3]), "B-MSE", "B-MAE")
 
 _NONE = (None,) * 5
-# Tables III (MS, DB), VI (staged) and VII (others).
+# Tables III (MS, DB), VI (staged) and VII (other networks).
 _HKO_7: dict[str, tuple[float | None, ...]] = {
     "MS-ConvLSTM": (0.668, 0.615, 0.519, 0.381, 0.201, 0.785, 0.748, 0.669, 0.531, 0.309, 268.8, 971.7),
     "DB-ConvLSTM": (0.679, 0.626, 0.536, 0.406, 0.243, 0.794, 0.757, 0.684, 0.557, 0.367, 252.0, 926.3),
@@ -63,7 +63,7 @@ PUBLISHED = {
     | {name: dict(zip(("CSI 10", "B-MAE"), row, strict=True)) for name, row in _ABLATION.items()},
     "dwd-12": {name: dict(zip(_DWD_SCORES, row, strict=True)) for name, row in _DWD_12.items()},
 }
-ABSENT = ("Earthformer", "LPT-QPN")  # of table VII, not in fastds
+ABSENT = ("Earthformer", "LPT-QPN")  # networks of table VII that fastds does not have
 
 
 class Complexity(NamedTuple):

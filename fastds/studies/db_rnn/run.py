@@ -44,8 +44,8 @@ from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
-_HEAVY = 10.0  # mm/h: the start with most of it is drawn
-_INTERVALS = {"hko-7": "second", "dwd-12": "fifth"}  # section V-B
+_HEAVY = 10.0  # mm/h: the sample with the largest area above it is drawn
+_INTERVALS = {"hko-7": "second", "dwd-12": "fifth"}  # section V-B of the paper
 
 
 def study(config: StudyConfig) -> pathlib.Path:
@@ -59,10 +59,10 @@ def select_methods(run: list[str], ablation: str) -> list[str]:
     A staged network needs its forecaster. The ablation's row with the discriminator that the paper uses for the cell
     needs the DB network of the main table.
     """
-    wanted = set(run or METHODS)
-    wanted |= {name.removesuffix("-S") for name in wanted if METHODS[name].kind == "staged"}
-    wanted |= {f"DB-{ablation}"} if get_shared_row(ablation) in wanted else set()
-    return [name for name, method in METHODS.items() if name in wanted or not method.kind]
+    requested = set(run or METHODS)
+    requested |= {name.removesuffix("-S") for name in requested if METHODS[name].kind == "staged"}
+    requested |= {f"DB-{ablation}"} if get_shared_row(ablation) in requested else set()
+    return [name for name, method in METHODS.items() if name in requested or not method.kind]
 
 
 def get_shared_row(ablation: str) -> str:
@@ -120,7 +120,7 @@ class DbRnnStudy(PaperStudy):
         train(self.make_training(name, seed, output))
 
     def measure_step_seconds(self, name: str) -> float:
-        trained = name.removesuffix("-S")  # whose network is that of either stage
+        trained = name.removesuffix("-S")  # both stages have the network of this method
         return time_one_sample(self.make_training(trained, 0, self.folder.path), self.config.device)
 
     def make_sample_table(self) -> ResultTable:
@@ -241,7 +241,7 @@ class DbRnnStudy(PaperStudy):
             f"{' and '.join(ABSENT)} of the paper's table VII are not in fastds.",
             "Multiply-adds are those that are computed: the attention of PrecipLSTM counts, which it does not in the "
             "paper, and products with the zero states of the first step and of the embedding, which is folded into the "
-            "first convolution, do not. Memory is that of the tensors kept for the gradients and of Adam's.",
+            "first convolution, do not. Memory is that of the tensors saved for the gradients and of Adam's.",
             f"Losses and discriminators are tried on {self.config.ablation}; the paper's numbers are of PrecipLSTM. "
             f"{get_shared_row(self.config.ablation)} is DB-{self.config.ablation}.",
             f"{describe_intervals(self.labels)} "

@@ -22,9 +22,10 @@ from fastds.studies.db_rnn.published import RATES, SCORES
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.nowcast.methods import BASELINES
 
-PIXELS = 160**2  # of the paper's fields, to which B-MSE and B-MAE, sums over a field, are brought
-LONG_RATE = 10.0  # mm/h, of the scores of long forecasts
-# (sample, steps) -> forecasts (k + steps, 1, H, W) on the scale 0 to 60 dBZ = 0 to 1, the k first of known frames.
+PIXELS = 160**2  # pixels of the paper's fields; B-MSE and B-MAE are sums over a field and are scaled to this size
+LONG_RATE = 10.0  # mm/h, threshold of the scores of long forecasts
+# Function from (sample, steps) to forecasts (k + steps, 1, H, W), where 0 to 1 is 0 to 60 dBZ; the first k forecasts are
+# those of input frames.
 Predict = Callable[[dict[str, Tensor], int], Tensor]
 
 
@@ -118,7 +119,7 @@ class ScoreSums:
         return contingency_scores(table)[kind.lower()].mean(0)
 
     def mean(self, name: str, weights: np.ndarray) -> np.ndarray:
-        """Compute the mean of a score over the lead times where it is defined, (draws,), for weights (draws, samples)."""
+        """Average a score over the lead times where it is defined, (draws,), for weights (draws, samples)."""
         return mean_of_defined(self.by_lead(name, weights).T)
 
 

@@ -15,7 +15,7 @@ from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, PAPE
 from fastds.studies.db_rnn.published import ABSENT, COMPLEXITY, SCORES, get_published
 from fastds.studies.db_rnn.scores import ScoreSums
 
-# Table -> its title, its columns and the digits of their numbers.
+# Table -> (title, columns, decimals).
 _KINDS = {
     "csi": ("CSI at rain rates in mm/h", SCORES[:5], 3),
     "hss": ("HSS at rain rates in mm/h", SCORES[5:10], 3),
@@ -105,8 +105,8 @@ def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data:
         for score in RANKED_SCORES:
             pair = results[better], results[other]
             ours = Estimate.from_statistic(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
-            told = [get_published(name, data)[score] for name in (better, other)]
-            paper = None if None in told else told[0] - told[1]
+            printed = [get_published(name, data)[score] for name in (better, other)]
+            paper = None if None in printed else printed[0] - printed[1]
             rows.append(
                 (f"{better} less {other}", score, *compare_with_paper(ours, paper, 1 if score == "B-MAE" else 3))
             )
@@ -154,8 +154,10 @@ def tabulate_complexity(found: Mapping[str, Mapping[str, float]], steps: Mapping
     rows = []
     for name, cost in found.items():
         paper = COMPLEXITY.get(name)
-        told = ("-",) * 4 if paper is None else (f"{paper[0]:.2f}", f"{paper[1]:.1f}", f"{paper[2]:.2f}", f"{paper[3]}")
-        rows.append((name, *format_cost(cost, steps.get(name), digits=2), *told))
+        printed = (
+            ("-",) * 4 if paper is None else (f"{paper[0]:.2f}", f"{paper[1]:.1f}", f"{paper[2]:.2f}", f"{paper[3]}")
+        )
+        rows.append((name, *format_cost(cost, steps.get(name), digits=2), *printed))
     paper_names = "parameters, 1e6", "multiply-adds, 1e9", "memory, GB", "hours"
     heads = ("method", *COST_HEADS, *(f"paper: {name}" for name in paper_names))
     return ResultTable("What the networks cost (table V)", heads, rows)

@@ -31,16 +31,16 @@ from fastds.tasks.nowcast.starts import coarse_fields
 from fastds.tasks.radar import job as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
-# Radars that nowcast-small was not trained on.
+# Radars for nowcasting networks; those of the training of nowcast-small are excluded.
 _TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc")
 FORECAST = [f for f in RADARS if f not in _TRAINED]
 FORECAST += ["radar_dwd_yw_crop_20180516_5min.nc", "radar_dwd_dx_sw_20080602_5min.nc"]
-# Multiples of a file's cadence and of its grid spacing.
+# (multiple of a file's cadence, multiple of its grid spacing).
 COARSER = ((1, 1), (2, 1), (3, 1), (6, 1), (1, 2), (1, 4), (2, 2), (3, 4))
 _SIDE, _SAMPLES, _LEADS = 96, 3, 6
 _ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
-# File, variable of relative humidity, levels (None: the only one), rows and columns that no training saw.
+# (file, variable of relative humidity, levels, held-out rows and columns); level None: the only one.
 HUMIDITY = (
     (_ERA5, "r", (None,), np.s_[:176, 280:360]),
     ("meteonet_arpege_2m_NW_01deg_20180501_1h.nc", "r2m", (None,), np.s_[:56, 48:80]),
@@ -81,10 +81,10 @@ def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
                 found = [_compute_radar_errors(network, simple, triples, k) for k in _sample_evenly(len(triples))]
                 found = [one for one in found if one is not None]
                 if found:
-                    inputs, own, theirs = zip(*found, strict=True)
+                    inputs, model, baseline = zip(*found, strict=True)
                     size = None if spacing is None else 2 * scale * spacing
                     domain = radar.judge(network.card, size, 2 * interval * cadence, list(inputs))
-                    yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(own) / sum(theirs))
+                    yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(model) / sum(baseline))
 
 
 def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
@@ -98,10 +98,10 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
     if (x > 0).float().mean() < 0.01:
         return None
     block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "beside": (None, None)}], [0])
-    own, theirs = (
+    model, baseline = (
         compute_errors(block, method)["mse_total"] for method in (wrap_network(network, 15.0), wrap_baseline(simple))
     )
-    return of_echo(x[:, 0]), own, theirs
+    return of_echo(x[:, 0]), model, baseline
 
 
 def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
@@ -152,8 +152,8 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
                 fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
-                own = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
-                ratio = _compute_mse(own, fine) / _compute_mse(interpolate(coarse, scale, "bicubic", "center"), fine)
+                ours = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
+                ratio = _compute_mse(ours, fine) / _compute_mse(interpolate(coarse, scale, "bicubic", "center"), fine)
                 domain = humidity.judge(card, pressure, [texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
@@ -167,8 +167,8 @@ def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
     """
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _read_four_variables(folder):
-        apart = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
-        for (variable, fields), coarser in itertools.product(apart.items(), (1, 2)):
+        by_variable = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
+        for (variable, fields), coarser in itertools.product(by_variable.items(), (1, 2)):
             fine = torch.nn.functional.avg_pool2d(fields, coarser)
             for scale in (1.5, 2.0, 3.0, 4.0):
                 if min(fine.shape[2:]) < 12 * scale:
@@ -177,8 +177,8 @@ def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
                 size, edge = tuple(truth.shape[2:]), scored_margin(scale) - 2
                 inner = (..., slice(edge, -edge), slice(edge, -edge))
                 made = (network(x, size=size), resize_bicubic(x, size))
-                own, plain = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
-                ratio = float((own / plain).log().mean().exp())
+                ours, bicubic = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
+                ratio = float((ours / bicubic).log().mean().exp())
                 what = f"{variable} of {label}" if variable else label
                 domain = domain_of(network.card, inputs=[of_fields(x[0], names)])
                 yield Case(f"{what}, cells of {coarser}, x{scale:g}", label, domain, ratio)

@@ -46,7 +46,13 @@ class StudyConfig:
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
     """Parse the command line of `fastds study domain` into a StudyConfig."""
-    return read_command_line(StudyConfig, arguments, "fastds study domain", "Errors beside the score of inputs.", {})
+    return read_command_line(
+        StudyConfig,
+        arguments,
+        "fastds study domain",
+        "Errors compared with the out-of-distribution score of the inputs.",
+        {},
+    )
 
 
 def study(config: StudyConfig) -> None:
@@ -89,9 +95,9 @@ def summarize(cases: list[Case]) -> ResultTable:
 
 def make_leaderboard_row(task: str, cases: list[Case]) -> dict:
     """Make the leaderboard row of the rank correlation of score and error."""
-    told = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
+    row = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
     score = "rank correlation of fastds_out_of_domain and of the error over the simple method's"
-    return told | {"score": score, "value": compute_rank_correlation(*_to_arrays(cases))}
+    return row | {"score": score, "value": compute_rank_correlation(*_to_arrays(cases))}
 
 
 def _to_arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from fastds.studies.fczsm.scores import FLOOR_DBZ
 
 TIMES = ("t1", "t2", "t3")
 _LOSS = "validation MSE (dBZ$^2$)"
-# Method -> (3, H, W) dBZ.
+# Method -> (3, H, W) in dBZ.
 Fields = Mapping[str, np.ndarray]
 
 

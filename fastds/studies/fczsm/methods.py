@@ -39,22 +39,22 @@ METHODS = {
     "ZSM-S": Method("fczsm-s", (0.676, 1.333, 0.347, 0.960), static=True),
     "ZSM-DS": Method("fczsm-ds", (0.675, 1.318, 0.354, 0.960), dynamic=True, static=True),
 }
-# Table 3: MSE of the baseline and of the method. DCN is that of Serifi et al. 2021 on their data, in g/m^2.
+# Table 3: MSE of the baseline and of the method. DCN is the network of Serifi et al. (2021), on their data in g/m^2.
 REDUCTIONS = {
     "DCN": (1.740, 0.649),
     **{name: (2.452, METHODS[name].published[0]) for name in ("UNet", "UNet3D", "ZSM", "ZSM-D", "ZSM-S", "ZSM-DS")},
 }
-# What the paper finds better, and than what.
+# Pairs (better, worse) in the ranking of the paper.
 PAPER_RANKING = (
     ("UNet", "trilinear"), ("UNet3D", "UNet"), ("ZSM", "UNet3D"), ("ZSM-D", "ZSM"), ("ZSM-S", "ZSM"),
     ("ZSM-DS", "ZSM"), ("ZSM-S", "ZSM-D"), ("ZSM-DS", "ZSM-S"), ("ZSM", "advection"),
 )  # fmt: skip
-# Figures by the paper's numbers of curves, and of maps with their differences.
+# Number of the figure with curves -> (methods, number of the figure with maps).
 FIGURES = {
     "07": (("UNet", "UNet3D", "ZSM"), "08-09"),
     "10": (("ZSM", "ZSM-D", "ZSM-S", "ZSM-DS"), "11-12"),
 }
-# In the small: a thirtieth to an eightieth of the paper's parameters.
+# Small networks, with a thirtieth to an eightieth of the paper's parameters.
 _SMALL = {
     "fczsm": {
         "num_features": 16, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 3,
@@ -63,7 +63,7 @@ _SMALL = {
     "unet": {"width": 12},
     "unet3d": {"width": 8},
 }  # fmt: skip
-_VALIDATIONS = 8  # of a training in the small
+_VALIDATIONS = 8  # validations of the training of a small network
 
 
 def make_network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, build_model
 
-_STEPS = 100  # of a training that is only measured
+_STEPS = 100  # number of steps in the measured configuration
 
 
 def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
@@ -79,7 +79,7 @@ def _fixed(
     step_seconds: float, batch: int, setup: float, a_sample: float, blocks: list[EvaluationBlock], crop: int
 ) -> float:
     """Estimate the seconds of a training without its steps: files, validations, and forward passes of the test."""
-    a_forward = FORWARD * (step_seconds - batch * a_sample) / batch  # of one crop
+    a_forward = FORWARD * (step_seconds - batch * a_sample) / batch  # seconds for one crop
     validations = 8 * 32 * (a_forward + a_sample)
     crops = sum(len(b.samples) * b.samples[0]["x"][0, 0].numel() for b in blocks) / crop**2
     return START + setup + validations + crops * a_forward

@@ -54,8 +54,8 @@ class FczsmStudy(PaperStudy):
         self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else samples.CROP
         self.files = find_files(config.data, 2 * crop, samples.LEAST)
         self.left_out = dict(self._left_out(config))
-        wanted = [n for n, method in METHODS.items() if n in config.run or not (config.run and method.preset)]
-        names = [name for name in wanted if name not in self.left_out]
+        requested = [n for n, method in METHODS.items() if n in config.run or not (config.run and method.preset)]
+        names = [name for name in requested if name not in self.left_out]
         self.data = samples.make_training_data(config.data, self.files, crop)
         self.blocks = self._test_blocks(config, names)
         networks = [name for name in names if METHODS[name].preset]

@@ -19,9 +19,9 @@ from fastds.studies.fczsm.config import DataConfig
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.samples import RadarData
 
-LEAST = 3  # frames of a sample
-CROP = 32  # coarse pixels of a training sample, but with the paper's budget
-MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
+LEAST = 3  # minimum number of frames of a part
+CROP = 32  # side of training crops in coarse pixels; the budget "paper" has its own
+MARGIN = 2  # pixels this close to the edge or to missing pixels are not scored
 
 
 def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:

@@ -19,7 +19,7 @@ from fastds.tasks.radar.methods import BASELINES
 
 FLOOR_DBZ = 15.0
 SCORES = ("mse_total", "mse_t2", "mse_t13", "ssim")
-# A sample -> (3, H, W) dBZ.
+# Function from a sample to (3, H, W) in dBZ.
 Predict = Callable[[dict[str, Tensor]], Tensor]
 
 

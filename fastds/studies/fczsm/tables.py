@@ -14,7 +14,7 @@ from fastds.studies.common.tables import ResultTable, compare_with_paper
 from fastds.studies.fczsm.methods import METHODS, PAPER_RANKING, REDUCTIONS
 from fastds.studies.fczsm.scores import SCORES
 
-# Method -> score -> one number for each test sample, the mean over the seeds.
+# Method -> score -> one number for each test sample (mean over the seeds).
 Results = Mapping[str, Mapping[str, np.ndarray]]
 _HEADS = ("MSE", "MSE t2", "MSE t1, t3", "SSIM")
 
@@ -90,8 +90,8 @@ def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultT
             continue
         unit = 100 / results["trilinear"]["mse_total"].mean()
         ours = Estimate.from_samples(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
-        told = [METHODS[name].published for name in (better, other)]
-        paper = 100 * (told[0][0] - told[1][0]) / 2.452 if all(told) else None
+        printed = [METHODS[name].published for name in (better, other)]
+        paper = 100 * (printed[0][0] - printed[1][0]) / 2.452 if all(printed) else None
         rows.append((f"{better} less {other}", *compare_with_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastds.tasks.fields.evaluation import coarse_and_fine
 
-BANDS = 4  # of latitude; with the times they are what the bootstrap draws from
+BANDS = 4  # latitude bands; bands and times are drawn by the bootstrap
 _AT_ONCE = 8  # crops predicted in one batch
 
 

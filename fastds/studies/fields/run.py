@@ -32,7 +32,7 @@ INTERPOLATIONS: dict[str, Callable] = {
     "bicubic": resize_bicubic,
     "bicubic-0.75": resize_bicubic_torch,
 }
-# What knows the place and nothing else; of whole regions (crop: null) by whole factors.
+# Regressions on the location alone, for whole regions (crop: null) and integer factors.
 LOCATION_REGRESSIONS = {"static residual": StaticResidual, "regression per point": LocationRidge}
 WHOLE_FACTORS = ("2", "3", "4")
 
@@ -108,7 +108,7 @@ def run_study(config: StudyConfig) -> pathlib.Path:
 
     With degraded inputs, scores and table are in the subfolder "degraded".
     """
-    load_fields(config.data)  # refuses before anything is written
+    load_fields(config.data)  # raises errors before anything is written
     clean = dataclasses.replace(config, degraded=False)
     folder = pathlib.Path(config.output)
     output = folder / "degraded" if config.degraded else folder

@@ -9,7 +9,7 @@ from fastds.studies.common.bootstrap import compute_interval
 from fastds.studies.common.tables import format_markdown
 
 OURS = "inr-small"
-# What inr-small, its variants and trained weights are compared with.
+# Methods with which inr-small, its variants and trained weights are compared.
 REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per point", "liif", "lte", "edsr-x2", OURS)
 
 

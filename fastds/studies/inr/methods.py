@@ -34,22 +34,22 @@ METHODS = {
     **{name: Method() for name in INTERPOLATIONS},
     **{f"EDSR-x{factor}": Method(f"edsr-x{factor}", factor=factor) for factor in ("2", "3", "4")},
     **{name: Method(name.lower()) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")},
-    # The abstract's own method has its degradation strategy; its share of the samples is not given.
+    # The paper's method uses the degradation strategy; its fraction of the samples is not published.
     "ours": Method("inr", "deform", degraded=_DEGRADED),
     **{f"ours-{kind}": Method("inr", kind, degraded=_DEGRADED) for kind in KINDS if kind != "deform"},
     "ours-clean": Method("inr", "deform"),
 }
 NETWORKS = [name for name, method in METHODS.items() if method.preset]
 FACTORS = tuple(SCALES)
-# Pairs, and by how many dB the abstract has the first above the second at x2, at least.
+# (method, other method, minimum difference of PSNR in dB at x2 according to the abstract).
 PAPER_RANKING = (
     ("ours", "EDSR-x2", 0.7), ("ours", "EDSR-x3", None), ("ours", "EDSR-x4", None),
     *(("ours", name, 0.48) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")),
     ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
     ("ours", "ours-clean", None), *(("ours-clean", name, None) for name in ("EDSR-x2", "LIIF", "LTE", "bicubic")),
 )  # fmt: skip
-_SMALL = "inr-small"  # ours in the small, whose encoder the others get
-_VALIDATIONS = 4  # of a training in the small
+_SMALL = "inr-small"  # small preset, whose encoder all small networks use
+_VALIDATIONS = 4  # validations of the training of a small network
 
 
 def make_model_config(name: str, budget: str) -> ModelConfig:

@@ -12,10 +12,10 @@ from fastds.tasks.fields.agreement import agreeing
 PROTOCOLS = {
     "clean": "from area means (protocol A)",
     "agreeing": "from area means, corrected to agree with them",
-    "mirrored": "from area means, the mean of four mirrored answers, corrected to agree",
+    "mirrored": "from area means, the mean of four mirrored outputs, corrected to agree",
     "degraded": "from degraded fields (protocol B)",
 }
-_MIRRORS = ((), (2,), (3,), (2, 3))  # axes that are turned round
+_MIRRORS = ((), (2,), (3,), (2, 3))  # axes that are flipped
 Predict = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
@@ -32,15 +32,15 @@ def make_protocols(
         Protocol -> (function that downscales fields (B, C, h, w), function that makes the inputs; None: area means).
     """
 
-    def agreed(x: Tensor, size: tuple[int, int]) -> Tensor:
+    def back_projected(x: Tensor, size: tuple[int, int]) -> Tensor:
         return agreeing(predict(x, size), x)
 
     def mirrored(x: Tensor, size: tuple[int, int]) -> Tensor:
-        answers = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
-        return agreeing(sum(answers) / len(answers), x)
+        outputs = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
+        return agreeing(sum(outputs) / len(outputs), x)
 
     return {
-        "clean": (predict, None), "agreeing": (agreed, None), "mirrored": (mirrored, None),
+        "clean": (predict, None), "agreeing": (back_projected, None), "mirrored": (mirrored, None),
         "degraded": (predict, degrade),
     }  # fmt: skip
 

@@ -34,7 +34,7 @@ from fastds.tasks.fields.samples import FieldData, describe
 from fastds.tasks.fields.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
-_DRAWN = "2"  # factor of the maps
+_DRAWN = "2"  # factor of the maps that are drawn
 
 
 def study(config: StudyConfig) -> pathlib.Path:

@@ -13,7 +13,7 @@ from fastds.studies.inr.config import DataConfig
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.samples import load_fields
 
-_GAP = 8  # columns between the parts, and between the last one and the first column
+_GAP = 8  # columns between the parts; the test part also keeps this distance from the last column
 _TRAIN, _VALIDATION = 5 / 9, 7 / 45
 
 

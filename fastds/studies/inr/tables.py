@@ -15,9 +15,9 @@ from fastds.studies.inr.methods import FACTORS, METHODS, PAPER_RANKING
 from fastds.studies.inr.protocols import PROTOCOLS
 from fastds.tasks.fields.config import DataConfig as TrainingData
 
-# Ways of asking ours that are set beside the others as published.
+# Protocols of the first method of a pair that are also compared with the second method's "clean" protocol.
 _OURS_ALONE = ("agreeing", "mirrored")
-# Method -> factor -> (crops, variables) mean squared errors, the mean over the seeds.
+# Method -> factor -> (crops, variables) mean squared errors (mean over the seeds).
 Errors = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -73,9 +73,9 @@ def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]
         protocol = protocol if of_other == protocol else f"{protocol} less {of_other}"
         for factor in (f for f in FACTORS if f in first[better] and f in second[other]):
             ours = Estimate.from_samples(first[better][factor] - second[other][factor], labels)
-            told = least if factor == "2" else None
-            *cells, verdict = compare_with_paper(ours, told, 2)
-            verdict = "reproduced" if told is not None and ours.low > told else verdict
+            published = least if factor == "2" else None
+            *cells, verdict = compare_with_paper(ours, published, 2)
+            verdict = "reproduced" if published is not None and ours.low > published else verdict
             rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, verdict))
     title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero; reproduced: it is all above"
     heads = ("difference", "protocol", "factor", "paper", "ours", "verdict")

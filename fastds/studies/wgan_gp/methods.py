@@ -45,14 +45,14 @@ METHODS = {
     "WGAN-GP": Method(published=(36.185, 2.698, 0.766, 31.832, 0.951, 0.866)),
 }
 NETWORKS = [name for name, method in METHODS.items() if not method.interpolation]
-# What the paper finds better, and than what.
+# Pairs (better, worse) in the ranking of the paper.
 PAPER_RANKING = (
     ("SRCNN", "Lanczos"), ("SRCNN", "bicubic"), ("SRGAN", "SRCNN"), ("GAN", "SRGAN"), ("WGAN-GP", "GAN"),
     ("WGAN-GP", "SRGAN"), ("WGAN-GP", "SRCNN"), ("WGAN-GP", "Lanczos"), ("WGAN-GP", "no-residual-blocks"),
     ("WGAN-GP", "no-CBAM"), ("WGAN-GP", "sequential-kernels"), ("bicubic", "bicubic-misaligned"),
 )  # fmt: skip
-_VALIDATIONS = 8  # of a training in the small
-# Preset of SRGAN's generator and width of its discriminator: the paper's, and in the small.
+_VALIDATIONS = 8  # validations of the training of a small network
+# Preset of SRGAN's generator and width of its discriminator, for the budget "paper" and for other budgets.
 _SRGAN, _SRGAN_SMALL = ("srgan", 64), ("srgan-small", 16)
 
 

@@ -17,7 +17,8 @@ from fastds.studies.wgan_gp.samples import Region
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.humidity.evaluation import sample
 
-# Coarse fields (T, h, w) of a day -> members (M, T, H, W), one of methods without noise; in the unit of the field.
+# Function from coarse fields (T, h, w) of a day to members (M, T, H, W), both in the unit of the field; M = 1 without
+# noise.
 Predict = Callable[[Tensor], Tensor]
 
 

@@ -12,7 +12,7 @@ from fastds.studies.common.tables import ResultTable, compare_with_paper
 from fastds.studies.wgan_gp.methods import METHODS, PAPER_RANKING, SCORES, get_published
 from fastds.studies.wgan_gp.samples import Region
 
-# Method -> score -> one number for each sample, the mean over the seeds.
+# Method -> score -> one number for each test sample (mean over the seeds).
 Results = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -42,8 +42,8 @@ def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
             continue
         for score in SCORES:
             ours = Estimate.from_samples(results[better][score] - results[other][score], labels)
-            told = [get_published(name)[score] for name in (better, other)]
-            paper = None if None in told else told[0] - told[1]
+            printed = [get_published(name)[score] for name in (better, other)]
+            paper = None if None in printed else printed[0] - printed[1]
             rows.append((f"{better} less {other}", score.upper(), *compare_with_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, sign="+")
