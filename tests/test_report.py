@@ -18,8 +18,8 @@ import fastds
 from fastds.cli import main
 from fastds.data import RAIN_THRESHOLDS, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.plot.style import MISSING_COLOUR
-from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
-from fastds.report.maps import png
+from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, radar_style, select_evenly
+from fastds.report.maps import encode_png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
 from fastds.tasks.nowcast.forecasts import Forecasts
@@ -336,11 +336,11 @@ def field(rows, columns, y, x, units="m"):
 def test_north_is_up_and_east_is_right(up, units):
     y = np.linspace(40, 50, 6) if up else np.linspace(50, 40, 6)
     z = field(6, 8, y, np.linspace(0, 14, 8), units)
-    seen = pixels(png(MapGrid.of(z).up(z.values), radar_style()))
+    seen = pixels(encode_png(MapGrid.of(z).up(z.values), radar_style()))
     place = np.argwhere((seen != 255).any(-1)).tolist()
     assert place == [[5, 7]] if up else place == [[0, 7]]
     west = z.isel(x=slice(None, None, -1))
-    assert np.array_equal(pixels(png(MapGrid.of(west).up(west.values), radar_style())), seen)
+    assert np.array_equal(pixels(encode_png(MapGrid.of(west).up(west.values), radar_style())), seen)
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)])
@@ -374,7 +374,7 @@ def test_ticks_and_shape():
 def test_missing_is_not_dry():
     style = radar_style()
     z = np.array([[np.nan, -32.0, 4.9], [5.0, 74.0, 80.0]])
-    seen = pixels(png(z, style))
+    seen = pixels(encode_png(z, style))
     assert tuple(seen[0, 0]) == colour(MISSING_COLOUR) and (seen[0, 1:] == 255).all()
     assert [tuple(c) for c in seen[1]] == [colour(style.bars[0]), colour(style.bars[-1]), colour(style.bars[-1])]
     assert style.describe(z) == "up to 80 dBZ, 40 % of the area at least 15 dBZ, 17 % missing"
@@ -398,7 +398,7 @@ def test_many_frames_are_thinned(folder, tmp_path):
     shown = sum(frame["alt"].startswith("truth") for frame in page.all("img", "frame"))
     assert MAX_FRAMES - 3 <= shown <= MAX_FRAMES
     assert "Maps and spectra of 8 of 30 pairs of input times." in (tmp_path / "many.html").read_text()
-    assert evenly(3, 24) == [0, 1, 2] and evenly(100, 3) == [0, 50, 99]
+    assert select_evenly(3, 24) == [0, 1, 2] and select_evenly(100, 3) == [0, 50, 99]
 
 
 # ---- targets

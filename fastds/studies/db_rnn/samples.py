@@ -8,7 +8,7 @@ from torch import Tensor
 from fastds import data as fd
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.radar_windows import RadarWindows
-from fastds.report import evenly
+from fastds.report import select_evenly
 from fastds.studies.common.radar import EvaluationBlock, find_echo_window, resolve_path, select_training_parts
 from fastds.studies.db_rnn.config import DataConfig
 from fastds.studies.db_rnn.methods import FUTURE, KNOWN
@@ -40,7 +40,7 @@ def read_test_block(config: DataConfig, name: str, part: list[int]) -> Evaluatio
     """
     block = fd.TimeBlock(str(resolve_path(config, name)), *part, var=config.var)
     windows = _windows(block, config, FUTURE)
-    chosen = evenly(len(windows), config.test_samples)
+    chosen = select_evenly(len(windows), config.test_samples)
     seconds = windows.store.seconds[windows.index[chosen, KNOWN - 1]]
     length = duration_seconds(config.block, "data.block")
     samples = [dict(windows[k]) for k in chosen]
@@ -71,7 +71,7 @@ def make_long_samples(
     """
     source = fd.TimeBlock(str(resolve_path(config, block.name)), *part, var=config.var)
     windows = _windows(source, config, leads * FUTURE)
-    samples = [dict(windows[k]) for k in evenly(len(windows), config.test_samples)]
+    samples = [dict(windows[k]) for k in select_evenly(len(windows), config.test_samples)]
     _divide_valid(samples)
     rows, columns = (slice(s.start // config.scale, s.stop // config.scale) for s in block.window)
     return _crop_samples(samples, rows, columns)

@@ -24,8 +24,8 @@ from fastds.tasks.nowcast.methods import BASELINES
 
 PIXELS = 160**2  # pixels of the paper's fields; B-MSE and B-MAE are sums over a field and are scaled to this size
 LONG_RATE = 10.0  # mm/h, threshold of the scores of long forecasts
-# Function from (sample, steps) to forecasts (k + steps, 1, H, W), where 0 to 1 is 0 to 60 dBZ; the first k forecasts are
-# those of input frames.
+# Function from (sample, steps) to forecasts (k + steps, 1, H, W) on the scale 0 to 60 dBZ = 0 to 1; the first k are
+# forecasts of input frames.
 Predict = Callable[[dict[str, Tensor], int], Tensor]
 
 

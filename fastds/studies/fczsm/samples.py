@@ -13,7 +13,7 @@ from fastds import metrics
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.radar_triples import Draw
-from fastds.report import evenly
+from fastds.report import select_evenly
 from fastds.studies.common.radar import EvaluationBlock, find_echo_window, resolve_path, select_training_parts
 from fastds.studies.fczsm.config import DataConfig
 from fastds.tasks.radar.config import DataConfig as TrainingData
@@ -74,7 +74,7 @@ def read_test_block(
     chosen = _select_by_echo(triples, config.minimum_echo)
     if not len(chosen):
         raise ValueError(f"data.minimum_echo: no time of the last part of {name} has {config.minimum_echo:.0%} of echo")
-    chosen = chosen[evenly(len(chosen), config.test_samples)]
+    chosen = chosen[select_evenly(len(chosen), config.test_samples)]
     seconds = triples.store.seconds[triples.index[chosen, 0]]
     length = duration_seconds(config.block, "data.block")
     samples = [dict(triples[k]) for k in chosen]

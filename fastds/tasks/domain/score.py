@@ -110,7 +110,7 @@ def _compared(ranges: Iterable[Ranged]) -> list[Departure]:
     ]
 
 
-def evenly(count: int) -> list[int]:
+def select_evenly(count: int) -> list[int]:
     """At most MOST_INPUTS of so many places."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(MOST_INPUTS, count))})
 

@@ -18,7 +18,7 @@ from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index
 from fastds.tasks.common.inference import check_static
 from fastds.tasks.common.settings import device_of
-from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.score import Domain, domain_of, select_evenly
 from fastds.tasks.domain.statistics import of_fields
 from fastds.tasks.fields.geometry import Geometry, upright
 from fastds.tasks.fields.variables import Fields, Kind, alike, find
@@ -71,7 +71,7 @@ class FieldModel(Fields):
     def domain(self) -> Domain:
         """See Fields; by some fields evenly over all."""
         card, places = self.model.card, list(self._places())
-        looked_at = [places[k] for k in evenly(len(places))] if card.input_ranges else []
+        looked_at = [places[k] for k in select_evenly(len(places))] if card.input_ranges else []
         names = [variable["name"] for variable in card.input_variables]
         fields = [self._field(at)[0] for at in looked_at]
         found = domain_of(card, inputs=[of_fields(x[group], names) for x in fields for group in self.groups])

@@ -14,7 +14,7 @@ import xarray as xr
 from fastds.data import opened
 from fastds.data.reading import Reading
 from fastds.plot import draw_rank_histogram
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, evenly, field_style
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, field_style, select_evenly
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
 from fastds.tasks.fields.pairs import COARSE, TRUTH, Pair, Pairs
 from fastds.tasks.fields.places import MEMBER
@@ -45,7 +45,7 @@ class EvaluationReport:
         self.variable, *others = pairs.names
         self.truth = pairs.sources[TRUTH][self.variable]
         places = pairs.places(self.variable)
-        self.shown = [places[k] for k in evenly(len(places), MAX_FRAMES)]
+        self.shown = [places[k] for k in select_evenly(len(places), MAX_FRAMES)]
         panels = ["input", name, *([one_of(name)] if pairs.members > 1 else []), "truth", REFERENCE]
         there = panels if COARSE in pairs.sources else panels[1:-1]
         self.maps = Maps(MapGrid.of(self.truth.field), there, self._style())
@@ -122,7 +122,7 @@ def _maps(fine: xr.Dataset, field: xr.DataArray, source: xr.DataArray) -> Maps:
     made = {f"member {k + 1}": field.isel({MEMBER: k}) for k in members} or {"output": field}
     lead = [dim for dim in source.dims[:-2]]
     places = list(np.ndindex(*(source.sizes[dim] for dim in lead)))
-    chosen = [dict(zip(lead, places[k], strict=True)) for k in evenly(len(places), MAX_FRAMES)]
+    chosen = [dict(zip(lead, places[k], strict=True)) for k in select_evenly(len(places), MAX_FRAMES)]
     seen = [{"input": source.isel(at), **{name: part.isel(at) for name, part in made.items()}} for at in chosen]
     low, high = (f([f(np.ma.masked_invalid(part["input"].values)) for part in seen]) for f in (np.min, np.max))
     maps = Maps(MapGrid.of(field), ["input", *made], field_style(_label_of(field), float(low), float(high)))

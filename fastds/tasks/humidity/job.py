@@ -31,7 +31,7 @@ from fastds.tasks.common.inference import Report, loaded
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import MOST, check_whole, computing, device_of, settle
-from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.score import Domain, domain_of, select_evenly
 from fastds.tasks.domain.statistics import texture
 from fastds.tasks.fields.geometry import geometry
 
@@ -258,7 +258,7 @@ def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
 def humidity_domain(card: ModelCard, field: xr.DataArray) -> Domain:
     """A field (time, y, x) against a model's card, by some times evenly over all; warns (UserWarning) where it lies
     outside."""
-    looked_at = evenly(len(field)) if card.input_ranges else []
+    looked_at = select_evenly(len(field)) if card.input_ranges else []
     fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in looked_at)
     found = judge(card, pressure_hpa(field), [texture(values) for values in fields])
     found.warn(stacklevel=4)

@@ -32,7 +32,7 @@ from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import MOST, Settings, check_settings, check_whole, computing, settle
 from fastds.tasks.common.tables import counted
-from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
+from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, select_evenly
 from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.fields.places import members_of
 from fastds.tasks.nowcast.forecasts import (
@@ -291,7 +291,7 @@ class NowcastJob:
     def domain(self) -> Domain:
         """How far the last known fields lie from what the network was trained on; warns where they lie outside."""
         card, inputs = self.method.card, []
-        for k in evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
+        for k in select_evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
             z = self._known(self.starts[k].frames[-2:])
             inputs.append(of_echo(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz)))
         found = judge(card, self.spacing, self.interval, inputs)

@@ -21,7 +21,7 @@ from fastds.data import (
 )
 from fastds.data.reading import Reading
 from fastds.plot import draw_by_lead
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, evenly, radar_style
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
@@ -99,7 +99,7 @@ def draw(
     start, leads, before = forecasts.starts[number], forecasts.leads, before[-_BEFORE:]
     for back, field in enumerate(before, 1 - len(before)):
         maps.add(f"{utc(later(start, back * leads[0]))}, observed", {"observed": field})
-    chosen = evenly(len(leads), MAX_FRAMES - len(before))
+    chosen = select_evenly(len(leads), MAX_FRAMES - len(before))
     if len(chosen) < len(leads):
         maps.notes.append(f"Maps of {len(chosen)} of {len(leads)} leads.")
     for k in chosen:

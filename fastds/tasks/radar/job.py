@@ -28,7 +28,7 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
-from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.score import Domain, domain_of, select_evenly
 from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.fields.places import members_of
 from fastds.tasks.radar.dynamics import listed, read_channels
@@ -201,7 +201,7 @@ def radar_domain(card: ModelCard, source: ReflectivityInput) -> Domain:
     """A radar field against a model's card, by some pairs of frames evenly over all; warns (UserWarning) where it lies
     outside."""
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
-    looked_at = [pairs[k] for k in evenly(len(pairs))] if card.motion_px or card.input_ranges else []
+    looked_at = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
     frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in looked_at)
     inputs = [of_echo(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
     found = judge(card, mean_spacing_m(source), source.cadence, inputs)

@@ -12,7 +12,7 @@ from fastds.data import ReflectivityInput, opened, to_reflectivity
 from fastds.data.grid.times import JITTER, same_times
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.data.reading import Reading
-from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
+from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
@@ -41,7 +41,7 @@ class EvaluationReport:
         self.curves = Curves(None if spacing is None else spacing / 1e3)
         frames = len(source.pairs[0][1])
         every = len(source) * (frames - 1) < MAX_FRAMES
-        self.shown = set(range(len(source)) if every else evenly(len(source), MAX_FRAMES // frames))
+        self.shown = set(range(len(source)) if every else select_evenly(len(source), MAX_FRAMES // frames))
         if len(self.shown) < len(source):
             self.maps.notes.append(f"Maps and spectra of {len(self.shown)} of {len(source)} pairs of input times.")
         self.number = 0
@@ -108,7 +108,7 @@ def report_files(
         maps = maps_of(made, ["input", name])
         tolerance = JITTER * (60.0 if len(made.times) < 2 else made.cadence)
         places = same_times(source.times, made.times, tolerance)  # -1 where the input has no such time
-        shown = evenly(len(made.times), MAX_FRAMES)
+        shown = select_evenly(len(made.times), MAX_FRAMES)
         if len(shown) < len(made.times):
             maps.notes.append(f"Maps of {len(shown)} of {len(made.times)} times.")
         for k in shown:
