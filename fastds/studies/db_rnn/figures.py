@@ -101,7 +101,7 @@ def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dic
     return {"figure-08": Chart("Long forecasts by lead", f"HSS and POD by lead of {', '.join(scores)}", draw)}
 
 
-def maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
+def make_maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
     """Make the maps of forecasts of one sample for the page."""
     truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     drawn = Maps(grid, ["truth", *fields], radar_style())

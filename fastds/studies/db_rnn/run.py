@@ -223,7 +223,7 @@ class DbRnnStudy(PaperStudy):
         made, grid = {name: fields(name) for name in self.names}, read_grid(self.config.data, block, number)
         title = f"{block.name}: truth, forecasts, differences"
         figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
-        return figures.maps(grid, made, sample, self.minutes)
+        return figures.make_maps(grid, made, sample, self.minutes)
 
     def write_notes(self) -> list[str]:
         paper = self.config.budget == PAPER

@@ -50,7 +50,7 @@ def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid,
             save_png(figure, folder / f"figure-{panel}.png")
 
 
-def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
+def make_charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
     """Make the validation curves, file name -> chart; curves: method -> validation log."""
     titles = {"07": "Figure 7: validation MSE of the networks", "10": "Figure 10: of the variants"}
     found = {}
@@ -63,7 +63,7 @@ def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
     return found
 
 
-def maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
+def make_maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
     """Make the maps of one sample for the page."""
     drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: clear_below_floor(z, FLOOR_DBZ) for name, z in {"truth": _truth(sample), **fields}.items()}

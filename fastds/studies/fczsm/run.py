@@ -133,7 +133,7 @@ class FczsmStudy(PaperStudy):
         return self.folder.load_or_compute(f"costs/{name}", lambda: measure_cost(model, inputs, c.data.batch_size))
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        return figures.charts(self.curves)
+        return figures.make_charts(self.curves)
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, number = find_most_echo(self.blocks)
@@ -145,7 +145,7 @@ class FczsmStudy(PaperStudy):
         made, grid = {name: fields(name) for name in self.names}, read_grid(self.config.data, block, number)
         title = f"{block.name}: truth, methods, differences"
         figures.draw_maps(self.folder.path, made, sample, grid, title)
-        return figures.maps(grid, made, sample)
+        return figures.make_maps(grid, made, sample)
 
     def write_notes(self) -> list[str]:
         paper = self.config.budget == PAPER

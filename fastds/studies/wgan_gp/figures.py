@@ -29,7 +29,7 @@ def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
     return found
 
 
-def charts(
+def make_charts(
     curves: Mapping[str, pathlib.Path], results: Mapping[str, Mapping[str, np.ndarray]], regions: list[Region]
 ) -> dict[str, Chart]:
     """Make the line charts, file name -> chart.

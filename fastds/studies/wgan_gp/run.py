@@ -106,7 +106,7 @@ class WganGpStudy(PaperStudy):
         }
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        return figures.charts(self.curves, self._means(results, "one"), self.regions)
+        return figures.make_charts(self.curves, self._means(results, "one"), self.regions)
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         chosen = find_most_varied_day(self.regions)
