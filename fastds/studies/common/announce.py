@@ -111,6 +111,6 @@ def format_plan(
         seeds: random seeds.
         notes: methods that are left out, with the reasons.
     """
-    tables = samples.format_markdown(), tabulate_trainings(trainings, len(seeds)).to_markdown()
+    tables = samples.to_markdown(), tabulate_trainings(trainings, len(seeds)).to_markdown()
     head = f"plan of {command}: nothing is trained yet", ""
     return "\n".join([*head, *tables, *notes, *format_configurations(trainings)])
