@@ -79,7 +79,7 @@ def run(checkout, minutes, *command):
     not (ROOT / "setup.py").is_file() or importlib.util.find_spec("ninja") is None or shutil.which("g++") is None,
     reason="needs the sources, g++ and ninja",
 )
-def test_a_copied_template_builds_and_passes(checkout):
+def test_copied_template_builds_and_passes(checkout):
     copy_of_the_template(checkout)
     run(checkout, BUILD_MINUTES, "setup.py", "-q", "build_ext", "--inplace")
     (checkout / "tests" / "test_both.py").write_text(BOTH)
@@ -92,7 +92,7 @@ def test_a_copied_template_builds_and_passes(checkout):
         assert f"{test} PASSED" in results, test
 
 
-def test_the_template_has_no_other_spelling():
+def test_template_name_has_one_spelling():
     """What step 1 does not rename stays the template's."""
     for place in TEMPLATE:
         source = ROOT / place
@@ -102,6 +102,6 @@ def test_the_template_has_no_other_spelling():
             assert "null" not in text, file
 
 
-def test_the_recipe_names_what_the_test_copies():
+def test_recipe_lists_the_copied_files():
     recipe = (ROOT / "csrc" / "README.md").read_text()
     assert all(place in recipe for place in TEMPLATE) and all(f"`{name}`" in recipe for name in NAMES)

@@ -112,7 +112,7 @@ def test_no_import_circle():
     assert not circles, circles
 
 
-def test_a_public_name_is_a_function_or_a_module_and_not_both():
+def test_public_name_is_not_both_function_and_module():
     for package in (
         "fastds",
         "fastds.ops",
@@ -156,12 +156,12 @@ def test_subpackages_are_reachable_from_the_top():
         fastds.modles  # noqa: B018  misspelt on purpose
 
 
-def test_native_code_knows_nothing_of_torch():
+def test_native_code_includes_no_torch_header():
     for path in NATIVE:
         assert not re.search(r'#include *[<"](torch|ATen|c10)/', path.read_text()), relative(path)
 
 
-def test_no_flag_that_changes_floating_point_for_the_process():
+def test_no_compiler_flag_changes_the_floating_point_environment():
     for path in [*NATIVE, ROOT / "setup.py"]:
         assert not re.search(r"ffast-math|Ofast|funsafe", path.read_text()), relative(path)
 
@@ -178,7 +178,7 @@ def faults(text, longest=800):
         yield "a path of one machine"
 
 
-def test_files():
+def test_files_follow_the_rules():
     """The licence, no path of one machine, and a file is split before it has 800 lines."""
     found = {}
     for path in SOURCES:
@@ -187,14 +187,14 @@ def test_files():
     assert len(found) > 400 and not {name: said for name, said in found.items() if said}
 
 
-def test_every_fault_of_a_file_is_found():
+def test_file_checks_detect_every_fault():
     licence = "# SPDX-License-Identifier: Apache-2.0\n"
     assert list(faults(licence)) == []
     for text in ("", "\n" + licence, 2 * licence, licence + 801 * "\n", licence + "x = '/" + "tmp/x'"):
         assert len(list(faults(text))) == 1, text
 
 
-def test_the_script_of_ci_parses():
+def test_ci_script_parses():
     """bash reads it as it goes: an open quote at its end would show after ten minutes."""
     done = subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -38,12 +38,12 @@ def sweep(monkeypatch):
     return sweep
 
 
-def test_no_op_is_missing(sweep):
+def test_recorded_calls_cover_every_op(sweep):
     assert set(OPS) == set(sweep.OPS)
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_calls_drawn_at_random(name, sweep):
+def test_recorded_random_calls(name, sweep):
     for case, layout, _ in sweep.draw_cases(name, 40, seed=1):
         x, *constants = sweep.convert_tensors(case.tensors, layout, torch.float32)
         model = Drawn(case.own, constants)

@@ -42,7 +42,7 @@ def test_public_functions_are_annotated(package):
     assert not bare, bare
 
 
-def test_a_users_program_passes_the_type_checker():
+def test_user_program_passes_mypy():
     pytest.importorskip("mypy", reason="mypy belongs to the extra test")
     program = ROOT / "tests" / "typing" / "users_program.py"
     run = subprocess.run(
