@@ -186,7 +186,7 @@ def test_fields_are_reflected_to_whole_windows(size):
 
 
 @pytest.mark.parametrize("mode", ["replicate", "circular_x", "zeros"])
-def test_fields_go_on_as_the_convolutions_see_them(mode):
+def test_padding_matches_the_convolutions(mode):
     x = torch.randn(1, 2, 3, 4)
     rows = {"mode": "constant"} if mode == "zeros" else {"mode": "edge"}
     columns = {"mode": "wrap"} if mode == "circular_x" else rows

@@ -62,7 +62,7 @@ def test_the_best_row_comes_first():
         ([], "row 2: expected an object with the keys task, model"),
     ],
 )
-def test_a_bad_row_is_one_sentence(tmp_path, capsys, change, sentence):
+def test_invalid_row_is_rejected(tmp_path, capsys, change, sentence):
     bad = change if isinstance(change, list) else {k: v for k, v in (ROW | change).items() if v is not ...}
     (tmp_path / "board.json").write_text(json.dumps([ROW, bad]))
     assert main(["models", "--leaderboard", str(tmp_path / "board.json")]) == 2
@@ -73,13 +73,13 @@ def test_a_bad_row_is_one_sentence(tmp_path, capsys, change, sentence):
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("{}", "a list of rows, got dict"), ("[", "is not JSON")])
-def test_what_is_no_leaderboard_is_refused(tmp_path, text, sentence):
+def test_non_leaderboard_file_is_rejected(tmp_path, text, sentence):
     (tmp_path / "board.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         read(tmp_path / "board.json")
 
 
-def test_a_study_with_a_bad_row_writes_nothing(tmp_path):
+def test_study_with_invalid_row_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="the row of mine: value must be a number"):
         add(tmp_path / "board.json", [Row(**ROW | {"value": float("nan")})])
     assert not list(tmp_path.iterdir())
@@ -135,7 +135,7 @@ def test_radar_rows(tmp_path, capsys):
     assert mean.value == pytest.approx(0.9) and 0.8 < mean.low < mean.value < mean.high < 1 and mean.cases == 5
 
 
-def test_humidity_rows_and_their_refusal(tmp_path):
+def test_humidity_rows_and_errors(tmp_path):
     table = {"generator, ensemble mean": {"psnr": 23.0}, "generator, no noise": {"psnr": 22.5}, "bicubic": {"psnr": 22}}
     found = {row["score"]: row["value"] for row in humidity.make_leaderboard_rows([table], "small")}
     assert found == {"PSNR less bicubic's in dB, ensemble mean": 1.0, "PSNR less bicubic's in dB, no noise": 0.5}
@@ -166,7 +166,7 @@ def cases(noise=0.0):
     return made
 
 
-def test_errors_that_grow_with_the_score_are_found_and_others_not(tmp_path):
+def test_rank_correlation_detects_dependence(tmp_path):
     exact, none = (domain.make_leaderboard_row("radar", cases(noise)) for noise in (0.0, 100.0))
     assert exact["value"].mean == pytest.approx(1) and exact["value"].low == pytest.approx(1)
     assert abs(none["value"].mean) < 0.5 and none["value"].low < 0 < none["value"].high
