@@ -40,7 +40,7 @@ def test_card_and_size():
     assert set(card.metrics["test"]) >= set(STARTS) and card.grid_spacing_m and card.cadence_s
 
 
-def test_it_is_the_default_of_the_command():
+def test_shipped_nowcast_is_the_default():
     method, note = pick_method()
     assert method.name == "nowcast-small" and "model nowcast-small" in note
 
@@ -65,7 +65,7 @@ def test_scores_on_radars_never_trained_on(file, folder):
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("smooth", [False, True])
-def test_dry_stays_dry(folder, smooth):
+def test_shipped_nowcast_keeps_dry(folder, smooth):
     """No drizzle everywhere: exactly 0, or at least the rate that the attributes state (findings 2.1)."""
     with open_dataset(folder / SWISS) as dataset:
         known, truth = dataset.isel(time=slice(0, 12)).load(), to_reflectivity(dataset).frames(slice(12, 24))

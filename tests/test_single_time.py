@@ -39,7 +39,7 @@ def test_one_time_becomes_finer_in_space(coarse, tmp_path, capsys, model):
             np.testing.assert_allclose(out.reflectivity[0], both, atol=1e-4)
 
 
-def test_a_scalar_time_is_one(coarse):
+def test_scalar_time_is_one_frame(coarse):
     series = coarse.isel(time=[0])
     expected = fastds.downscale("bicubic", series)
     made = fastds.downscale("bicubic", coarse.isel(time=0))
@@ -71,7 +71,7 @@ def test_an_amount_needs_an_interval(coarse):
         fastds.downscale("bicubic", xr.Dataset({"amount": rain}))
 
 
-def test_what_needs_more_times_says_so(coarse, tmp_path, capsys):
+def test_single_time_errors(coarse, tmp_path, capsys):
     one, out = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc")), str(tmp_path / "o.zarr")
     with pytest.raises(ValueError, match="at least 2 times are needed, variable reflectivity has 1"):
         to_reflectivity(coarse.isel(time=[0]))

@@ -60,7 +60,7 @@ def test_autocast():
         assert gradient.dtype == torch.float32
 
 
-def test_transforms_take_the_library():
+def test_transforms_use_the_library():
     x, weight, bias = (t.detach() for t in tensors())
     _, tangent = torch.func.jvp(lambda w: strided_conv3x3(x, w, bias, 2), (weight,), (torch.ones_like(weight),))
     torch.testing.assert_close(tangent, own(x, torch.ones_like(weight), None, 2))

@@ -86,7 +86,7 @@ def test_errors_of_crops(scale):
     assert exact == [[0.0, 0.0, 0.0]]
 
 
-def test_a_factor_that_is_no_whole_number_leaves_out_the_next_whole_margin():
+def test_non_integer_factor_rounds_the_margin_up():
     """At 2.67 nine fine pixels, 3 + 6."""
     fields, spoilt = torch.zeros(1, 1, 48, 48), torch.zeros(1, 1, 48, 48)
     spoilt[..., 8, 20], spoilt[..., 20, 9], spoilt[..., 38, 20] = 7.0, 2.0, 3.0
@@ -103,7 +103,7 @@ def test_a_factor_that_is_no_whole_number_leaves_out_the_next_whole_margin():
     assert found == [[pytest.approx(4.0 / 27**2)]], "row 8 and row 38 are of the margin, column 9 is not"
 
 
-def test_bicubic_is_the_kernel_of_the_baselines():
+def test_bicubic_equals_the_baseline():
     from fastds.models.baselines import interpolate
 
     x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def test_degradation_is_the_same_for_every_method(path, tmp_path):
     assert not torch.equal(x, degrade(fine, (18, 18), 6)) and abs(x.mean() - 280) < 2
 
 
-def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
+def test_location_regression_beats_interpolation(path, tmp_path):
     """Fields that are one pattern times a factor: a regression of every point is exact, interpolation is not."""
     pattern = torch.randn(1, 33, 49, generator=torch.Generator().manual_seed(0))
     factor = 1 + 0.1 * torch.arange(40.0)[:, None, None] % 7
@@ -198,7 +198,7 @@ def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
     assert db["bicubic"] + 3 < db["static residual"] < db["regression per point"] - 10, db
 
 
-def test_parts_of_time_and_of_longitude(path):
+def test_splits_by_time_and_longitude(path):
     data = DataConfig(str(path), variables=["t"], split="time", train=[0, 1], validation=[1, 2])
     fields = torch.arange(2.0)[:, None, None, None].expand(2, 1, 3, 5)
     assert data.part(fields, data.validation).unique().tolist() == [1]
@@ -232,7 +232,7 @@ def test_difference_of_known_runs():
     assert "| inr-small - liif | 2 | +3.01 [+3.01, +3.01] |" in render(runs)
 
 
-def test_runs_are_compared_with_those_of_their_seed():
+def test_runs_are_paired_by_seed():
     """Of the seeds that both have: of 1 alone; a regression without a seed goes with all."""
     base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
     cost = {"steps": 1, "parameters": 2, "train_cpu_s": 60.0}
@@ -244,7 +244,7 @@ def test_runs_are_compared_with_those_of_their_seed():
     assert "| inr-small - bicubic | 2 | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] | +3.01, -3.01 |" in text, text
 
 
-def test_fixed_ratio_answers_at_its_fine_pixels():
+def test_fixed_ratio_network_is_sampled_at_its_pixels():
     torch.manual_seed(0)
     model = models.create("edsr-x3", in_channels=2, encoder_options=SMALL).eval()
     x = torch.randn(2, 2, 6, 7)
@@ -258,7 +258,7 @@ def test_fixed_ratio_answers_at_its_fine_pixels():
         model(x, size=(17, 21))
 
 
-def test_refusals(path, tmp_path, capsys):
+def test_study_rejects_invalid_options(path, tmp_path, capsys):
     c = config(path, tmp_path)
     with pytest.raises(ValueError, match="needs test columns"):
         dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))

@@ -22,13 +22,13 @@ from fastds.studies.common.study import PaperStudy
 from fastds.studies.common.tables import ResultTable
 
 
-def test_budgets():
+def test_parse_budget():
     assert [parse_budget(text) for text in ("45min", "90 s", "2h", "paper")] == [2700.0, 90.0, 7200.0, None]
     with pytest.raises(ValueError, match="budget must be a duration such as 45min or the word paper, got 'soon'"):
         parse_budget("soon")
 
 
-def test_steps_fill_the_budget():
+def test_compute_steps_fills_the_budget():
     """What is left of the reserve and of the fixed time, by the time of a step of every training."""
     assert compute_steps(1000.0, 2.0, 280.0) == int((0.88 * 1000 - 280) / 2)
     with pytest.raises(ValueError, match="budget must be at least 3min on this machine"):
@@ -36,7 +36,7 @@ def test_steps_fill_the_budget():
     assert compute_steps(60 * 2.85, 5.0, 50.0) == 20
 
 
-def test_the_first_call_is_not_measured(monkeypatch):
+def test_time_call_skips_the_first_call(monkeypatch):
     """The clock is moved by the calls themselves: 9 s the first, 2 s each of the others."""
     now, durations = [0.0], iter([9.0] + 20 * [2.0])
     monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
@@ -49,7 +49,7 @@ def test_the_first_call_is_not_measured(monkeypatch):
     assert time_call(call, least=0.0) == 2.0 and now[0] == 3 * 2  # two are measured at least
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
+def test_load_or_compute_runs_once(tmp_path):
     made = []
 
     def make():
@@ -64,7 +64,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
         StudyFolder(folder, {"steps": 5})
 
 
-def test_a_study_that_cannot_begin_leaves_nothing(tmp_path):
+def test_failed_study_leaves_no_file(tmp_path):
     def fails():
         raise ValueError("no time")
 
@@ -74,7 +74,7 @@ def test_a_study_that_cannot_begin_leaves_nothing(tmp_path):
     StudyFolder(tmp_path / "study", {"steps": 5})
 
 
-def test_verdicts():
+def test_estimate_compare_sign():
     lower, around = Estimate(-1.0, -2.0, -0.5), Estimate(-1.0, -2.0, 0.5)
     assert [lower.compare_sign(-3.0), lower.compare_sign(3.0), around.compare_sign(-3.0)] == [
         "agrees",
@@ -96,13 +96,13 @@ def test_estimates_draw_blocks():
     assert Estimate.from_samples(np.full(5, 0.7), np.arange(5)[:, None]) == pytest.approx((0.7, 0.7, 0.7))
 
 
-def test_few_blocks_have_no_interval_and_decide_nothing():
+def test_estimate_with_few_blocks_has_no_interval():
     found = Estimate.from_samples(np.array([-1.0, -1.0, -1.0, -1.0]), np.arange(4)[:, None])
     assert found.mean == -1.0 and np.isnan([found.low, found.high]).all()
     assert found.format() == "-1.000" and found.compare_sign(-1.0) == "undecided"
 
 
-def test_tables_for_programs_and_people(tmp_path):
+def test_result_table_csv_and_markdown(tmp_path):
     rows = [("a", Estimate(1 / 3, 0.25, 0.5), "2.0"), ("b", "not run", "-")]
     table = ResultTable("Scores", ("method", "MSE", "paper"), rows, digits=2)
     table.write(tmp_path, "scores")
@@ -117,7 +117,7 @@ def test_tables_for_programs_and_people(tmp_path):
     assert [column.header for column in table.to_rich().columns] == ["method", "MSE", "paper"]
 
 
-def test_steps_of_the_plan():
+def test_make_plan_steps():
     """Given, the paper's, or by what was measured: 3000 s less a reserve and what is fixed, for two seeds."""
     config, costs = PaperConfig(seeds=[0, 1], budget="3000s"), Costs({"a": 2.0, "b": 0.5}, 100.0)
     never = lambda names: pytest.fail("measured")  # noqa: E731
@@ -131,7 +131,7 @@ def test_steps_of_the_plan():
         make_plan(dataclasses.replace(config, budget="60s"), ["a", "b"], 90, lambda names: costs)
 
 
-def test_a_statistic_is_drawn_by_blocks():
+def test_estimate_of_a_statistic_resamples_blocks():
     """A ratio of sums: each of five blocks has its own, and one sample that outweighs the others."""
     hits, events = np.array([1, 1, 1, 1, 90.0]), np.array([2, 2, 2, 2, 100.0])
     found = Estimate.from_statistic(lambda w: (w @ hits) / (w @ events), np.arange(5)[:, None])
@@ -151,7 +151,7 @@ def test_a_statistic_is_drawn_by_blocks():
 # ---- radar files
 
 
-def test_parts_follow_each_other_without_a_common_frame():
+def test_split_frames_are_disjoint():
     assert split_frames(40, "a", 3) == {"train": [0, 22], "validation": [24, 28], "test": [30, 40]}
     assert split_frames(13, "a", 3) == {"train": [0, 3], "validation": [5, 8], "test": [10, 13]}
     with pytest.raises(ValueError, match="a has 12 times, too few to train, validate and test on: at least 13"):
@@ -161,14 +161,14 @@ def test_parts_follow_each_other_without_a_common_frame():
         split_frames(33, "a", 10)
 
 
-def test_the_window_has_most_echo():
+def test_find_echo_window():
     echo = torch.zeros(48, 40)
     echo[14:26, 21:33] = 1
     assert find_echo_window(echo, 16) == (slice(12, 28), slice(20, 36))
     assert find_echo_window(echo, 400) == (slice(0, 48), slice(0, 40))
 
 
-def test_fields_are_drawn_above_their_errors():
+def test_draw_field_maps_layout():
     """The truth first; differences on one scale, with their root mean square as title."""
     truth = np.arange(12.0).reshape(3, 4)
     figure = draw_field_maps({"a": truth + 2, "b": truth - 1}, truth, "humidity (%)", "one day")
@@ -179,11 +179,11 @@ def test_fields_are_drawn_above_their_errors():
     assert maps["b"].get_clim() == (0.0, 11.0)
 
 
-def test_echo_within_half_a_decibel_of_the_floor_is_none():
+def test_clear_below_floor():
     assert clear_below_floor(np.array([15.0, 15.4, 15.5, 40.0]), 15.0).tolist() == [0.0, 0.0, 15.5, 40.0]
 
 
-def test_curves_of_errors_in_decibels_are_drawn_below_zero(tmp_path):
+def test_validation_curves_with_negative_values(tmp_path):
     (tmp_path / "v.csv").write_text("step,error\n10,0.5\n20,-1.5\n")
     axes = draw_validation_curves({"LTE": tmp_path / "v.csv"}, "dB", log_y=False).axes[0]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] < -1.5

@@ -33,7 +33,7 @@ def config(tmp_path_factory):
     return DataConfig(str(folder), ["rain.nc"], test_samples=2, window=32, block="6min", scale=1)
 
 
-def test_test_samples_are_of_the_last_part(config):
+def test_read_test_block_uses_the_last_part(config):
     block = samples.read_test_block(config, "rain.nc", [27, 38])
     assert len(block.samples) == 2 and block.blocks == [4, 5]  # the times of the last known fields, 4 and 5 steps in
     with open_dataset(f"{config.path}/rain.nc") as dataset:
@@ -49,7 +49,7 @@ def test_test_samples_are_of_the_last_part(config):
 # ---- trainings
 
 
-def test_what_a_study_needs():
+def test_select_methods():
     """A staged network its forecaster; the ablation's row of the paper's discriminator is the DB network."""
     base = ["persistence", "extrapolation"]
     assert run.select_methods(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
@@ -123,7 +123,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
     assert [loss.discriminator for loss in variants] == ["S", "M", "L"]
 
 
-def test_costs_of_a_study(config):
+def test_measure_costs(config):
     """A staged network's step is that of its forecaster and a forward; steps and forecasts are measured."""
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
     data = samples.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
@@ -171,7 +171,7 @@ def sums_of(*heavy):
     return scores.ScoreSums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
 
 
-def test_the_order_is_told_by_score():
+def test_tabulate_ranking_by_score():
     results = {"MS-MIM": sums_of(2, 2, 2, 2, 2), "DB-MIM": sums_of(4, 4, 4, 4, 4), "extrapolation": sums_of(*5 * [6])}
     table = tables.tabulate_ranking(results, make_block_labels([range(5)]))
     rows = {row[:2]: row[2:] for row in map(tuple, table.format_rows())}
@@ -203,7 +203,7 @@ def test_tables_are_complete():
     assert ["MS-MIM", "CSI 30", *5 * ["0.260"]] in made["leads"].format_rows()
 
 
-def test_the_paper_is_quoted_with_its_headline():
+def test_published_scores_match_the_paper():
     """DB above MS at every threshold of every cell, as the abstract says, but for what table IV has otherwise."""
     otherwise = {("MotionRNN", "POD 0.5")}  # 0.548 and 0.546
     shown = {"hko-7": SCORES[:10], "dwd-12": [s for s in SCORES[:15] if s.split()[1] in ("0.5", "2", "5")]}
@@ -222,7 +222,7 @@ def test_the_paper_is_quoted_with_its_headline():
 # ---- all frames, long forecasts, costs
 
 
-def test_frames_of_known_times_count_in_the_tables_of_all_frames():
+def test_all_frames_tables_include_input_frames():
     """A network forecasts frames 1 to 9 of 10; the last five are scored alone, and all nine beside the truth."""
     g = torch.Generator().manual_seed(1)
     x, y, made = (0.3 + 0.5 * torch.rand(n, 1, 8, 8, generator=g) for n in (5, 5, 9))
@@ -274,7 +274,7 @@ def test_samples_are_taken_at_the_interval(config):
 
 
 @pytest.mark.usefixtures("native")
-def test_costs_are_those_of_the_network():
+def test_costs_equal_those_of_the_network():
     """Parameters of table V; of MS-ConvLSTM the multiply-adds less what the first step and the embedding save."""
     from fastds.studies.common.complexity import measure_cost
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 # ---- parts and samples
 
 
-def test_files_that_cannot_be_used_are_left_out(folder, tmp_path):
+def test_find_files_skips_unusable_files(folder, tmp_path):
     config = DataConfig(str(folder))
     first, second = (f"reflectivity_new_NW_2018_03.{k}.npz" for k in (1, 2))
     assert find_files(config, 64, 3) == {first: split_frames(20, "", 3), second: split_frames(17, "", 3)}
@@ -49,7 +49,7 @@ def test_files_that_cannot_be_used_are_left_out(folder, tmp_path):
     assert missing == "radar.nc has no probability and no measurement_height"
 
 
-def test_test_samples_are_of_the_last_part(folder):
+def test_read_test_block_uses_the_last_part(folder):
     config = DataConfig(str(folder), test_samples=3, window=32, block="10min")
     name = "reflectivity_new_NW_2018_03.1.npz"
     static = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
@@ -69,7 +69,7 @@ def test_test_samples_are_of_the_last_part(folder):
 # ---- methods and plan
 
 
-def test_the_paper_is_quoted_with_its_identity():
+def test_published_scores_satisfy_their_identity():
     """MSE total = (t2 + 2 t13) / 3 of every row, to rounding; the reductions of its table 2."""
     rows = {name: m.published for name, m in METHODS.items() if m.published}
     assert len(rows) == 7 and all(abs(t - (t2 + 2 * t13) / 3) < 0.001 for t, t2, t13, _ in rows.values())
@@ -119,7 +119,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
         assert made.data.split == "random" and not made.data.augment and not made.data.reverse
 
 
-def test_test_samples_drawn_at_random_are_in_no_training(folder):
+def test_random_test_samples_are_disjoint_from_training(folder):
     """The same for every seed of a training, with the echo that is asked for and the channels of every method."""
     config = StudyConfig(
         DataConfig(str(folder), split="random", fixed_samples=[12, 2, 5], minimum_echo=0.05, split_seed=4)
@@ -144,7 +144,7 @@ def test_test_samples_drawn_at_random_are_in_no_training(folder):
     np.testing.assert_allclose(15 + 55 * sample["y"][1, 0], np.nan_to_num(z, nan=15).clip(15, 70), atol=1e-4)
 
 
-def test_test_samples_may_need_echo(folder):
+def test_read_test_block_with_minimum_echo(folder):
     with pytest.raises(ValueError, match="data.minimum_echo: no time of the last part of .* has 100% of echo"):
         samples.read_test_block(
             DataConfig(str(folder), minimum_echo=1.0), "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True
@@ -154,7 +154,7 @@ def test_test_samples_may_need_echo(folder):
     assert StudyConfig(DataConfig("x"), budget="paper").data.split == "random"
 
 
-def test_costs_of_a_study(monkeypatch):
+def test_measure_costs_by_hand(monkeypatch):
     """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
     data, block = TrainingData("x", crop=32), EvaluationBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
@@ -166,7 +166,7 @@ def test_costs_of_a_study(monkeypatch):
     assert found.step_seconds == seconds and found.fixed == pytest.approx(fixed + len(METHODS))
 
 
-def test_measured_methods_are_those_trained(folder):
+def test_measure_costs_of_trained_methods(folder):
     """The plan of real trainings has a step for each."""
     config = StudyConfig(DataConfig(str(folder)), device="cpu")
     data = samples.make_training_data(config.data, find_files(config.data, 64, 3), 32)
@@ -192,7 +192,7 @@ def test_scores_of_a_method_by_hand(folder):
     assert moved["mse_t2"] != found["mse_t2"]
 
 
-def test_networks_get_their_channels(folder, tmp_path):
+def test_predictions_pass_the_required_channels(folder, tmp_path):
     """Reflectivity alone, all channels, static maps: as the method says."""
     sample = {"x": torch.rand(2, 3, 8, 8), "static": torch.rand(2, 8, 8)}
     tiny = {"num_features": 4, "offset_groups": 1, "extractor_blocks": 0, "reconstruction_blocks": 0}
@@ -228,7 +228,7 @@ def test_blocks_of_time_are_not_shared_by_files():
     assert make_block_labels(block.blocks for block in blocks_of(4, 3)).tolist() == [[0], [1], [2], [2], [3], [4], [4]]
 
 
-def test_the_table_of_scores():
+def test_tabulate_scores():
     found = results_of(trilinear=2.0, UNet=1.5, ZSM=0.5)
     table = tables.tabulate_scores(found, blocks_of(4, 3), {"UNet": (12, 1092195), "ZSM": (16, 233041)})
     rows = {row[0]: row for row in table.format_rows()}
@@ -240,7 +240,7 @@ def test_the_table_of_scores():
     assert rows["advection"][8:] == ["-"] * 5
 
 
-def test_reductions_stand_beside_table_3():
+def test_tabulate_reductions():
     """As printed, with two decimals; the network of Serifi et al. is quoted and not run."""
     rows = {row[0]: row[1:] for row in tables.tabulate_reductions(results_of(trilinear=2.0, ZSM=0.5)).format_rows()}
     assert rows["DCN"] == ["-", "-", "-", "1.740", "0.649", "-62.70"]
@@ -249,7 +249,7 @@ def test_reductions_stand_beside_table_3():
     assert all(abs(float(rows[name][-1]) - value) < 0.011 for name, value in printed.items())
 
 
-def test_the_table_of_the_order():
+def test_tabulate_ranking():
     """In percent of trilinear's mean; a difference that no sample doubts has an interval without width."""
     found = results_of(trilinear=2.0, advection=1.0, UNet=2.5, UNet3D=1.5, ZSM=1.5, ZSM_S=1.0)
     found["ZSM"]["mse_total"] = found["ZSM"]["mse_total"] + np.array([1, -1, 1, -1, 0, 1, -1]) * 0.1
@@ -262,7 +262,7 @@ def test_the_table_of_the_order():
     assert rows["ZSM-S less ZSM"][2] == "agrees" and not any("ZSM-D" in name for name in rows)
 
 
-def test_tables_of_files_and_samples():
+def test_tabulate_files_and_samples():
     found = results_of(trilinear=2.0, ZSM=0.5)
     blocks = blocks_of(4, 3)
     assert tables.tabulate_files(found, blocks).format_rows() == [

@@ -24,13 +24,13 @@ from fastds.tasks.fields.config import parse_arguments as parse_training
 from fastds.tasks.fields.samples import load_fields
 
 
-def test_parts_follow_each_other_with_gaps():
+def test_split_columns_with_gaps():
     """Of 360 columns those of the study of fields at 500 hPa; eight columns lie between any two, across 180 W, too."""
     assert samples.split_columns(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
     assert samples.split_columns(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
 
 
-def test_crops_are_of_the_test_columns(tmp_path):
+def test_read_test_crops_uses_the_test_columns(tmp_path):
     config = DataConfig(f"{make_waves(tmp_path)}/waves.nc", variables=["t", "u"], crop=32, per_cell=1)
     data = samples.make_training_data(config)
     assert (data.train, data.validation, data.test) == ([0, 120], [128, 162], [170, 208])
@@ -92,7 +92,7 @@ def results_of(**gains):
 LABELS = np.array([(t, b) for t in range(4) for b in range(2)])
 
 
-def test_the_order_is_told_by_protocol_and_factor():
+def test_tabulate_ranking_by_protocol_and_factor():
     results = {p: results_of(ours=0.6, EDSR_x2=0.1, LTE=0.1, bicubic=-1.0) for p in PROTOCOLS}
     rows = {row[:3]: row[3:] for row in map(tuple, tables.tabulate_ranking(results, LABELS).format_rows())}
     assert rows["ours less EDSR-x2", "clean", "x2"] == ("+0.70", "+0.50 [+0.50, +0.50]", "agrees")
@@ -126,7 +126,7 @@ def test_protocols_by_hand():
     torch.testing.assert_close(ways["mirrored"][0](x, (6, 8)), smooth, atol=5e-2, rtol=0)
 
 
-def test_mirrored_winds_change_sign():
+def test_mirrored_protocol_changes_the_sign_of_winds():
     """A method that answers with its input: mirrored back it is the same, its sign, too."""
 
     def predict(x, size):

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder, tmp_path, monkeypatch, capsys):
+def test_error_model_pools_of_sharp_and_smoothed_fields(folder, tmp_path, monkeypatch, capsys):
     blocks = (fit_downscaling_errors.Block(FILE, (0, None), 4),)
     monkeypatch.setattr(fit_downscaling_errors.make_pools, "__defaults__", (blocks, 0))
     sharp, smoothed = fit_downscaling_errors.make_pools(folder, models.load("fczsm-small").eval())
@@ -46,7 +46,7 @@ def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder
     assert (*law.card.valid_range, law.card.space_factor, law.card.task) == (15.0, 70.0, 2, "")
 
 
-def test_the_shipped_law_has_the_form_of_the_fit():
+def test_shipped_error_model_has_the_fitted_form():
     assert models.load("downscaling-errors").config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
 
 
@@ -72,7 +72,7 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     assert plain < 0.6 < detail < 2.5 and 0.3 < score < 0.95
 
 
-def test_the_command_prints_members(folder, monkeypatch, capsys):
+def test_study_radar_command_prints_member_scores(folder, monkeypatch, capsys):
     monkeypatch.setattr(radar, "TEST_BLOCKS", {FILE: (0, 5, 4)})
     words = ["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", "--members=3", "--threads=1"]
     assert main(words) == 0

@@ -124,7 +124,7 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
     }
 
 
-def test_inputs_coarsened_another_way(folder, one_file, capsys):
+def test_errors_with_other_coarsening_operators(folder, one_file, capsys):
     """Plain means take no echo, -32 dBZ, as a value; the truth stays as it is."""
     results = radar.print_errors(str(folder), "a model", [15.0], modes=["dbz", "plain_dbz"])
     assert list(radar.summarize(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
@@ -227,7 +227,7 @@ def test_summary_of_nowcasts(scores):
 @pytest.mark.parametrize(
     ("options", "read", "steps"), [({}, 18, 6), ({"steps": 12}, 12, 12), ({"steps": 30}, 4, 20), ({"starts": 2}, 7, 6)]
 )
-def test_which_fields_a_nowcast_of_a_test_file_sees(monkeypatch, tmp_path, options, read, steps):
+def test_score_file_uses_frames_before_the_start(monkeypatch, tmp_path, options, read, steps):
     """24 fields of 10 minutes, the model knows 4: forecasts every third field, whose truth is in the file."""
     times = np.datetime64("2024-06-01T12:00", "ns") + np.timedelta64(10, "m") * np.arange(24)
     event = synthetic_event(0, frames=2, shape=(32, 32)).isel(time=[0] * 24).assign_coords(time=times)
@@ -244,7 +244,7 @@ def test_which_fields_a_nowcast_of_a_test_file_sees(monkeypatch, tmp_path, optio
     assert calls["fields"].sizes["time"] == read and (calls["fields"].time[0] == event.time[0]).item()
 
 
-def test_nowcasts_of_all_test_files_are_printed_and_kept(scores, monkeypatch, capsys, tmp_path):
+def test_print_scores_of_all_test_files(scores, monkeypatch, capsys, tmp_path):
     asked, saved = [], []
     network = nn.Identity()
     network.card = models.ModelCard(name="net")
@@ -298,7 +298,7 @@ def test_crops_are_degraded_in_batches():
     assert found == [pytest.approx(z.double().square().mean((1, 2)).tolist()) for z in inner]
 
 
-def test_tables_of_the_study():
+def test_render_tables_by_hand():
     """Two variables, two seeds: dB of every crop, then its mean; RMSE from the mean of squares; costs."""
     base = {"variables": ["t", "u"], "value_range": [10.0, 20.0], "crops": [(0, b, 0, 0) for b in range(2)]}
     errors = {0: [[0.1, 0.4], [0.4, 0.1]], 1: [[0.2, 0.8], [0.1, 0.4]]}

@@ -29,7 +29,7 @@ def training(tmp_path_factory):
     return humidity_training(["--config", f"{folder}/tiny.yaml", "--data.path", str(folder)])
 
 
-def test_rows_of_the_tables():
+def test_make_variants_of_the_tables():
     """Tables 3 and 4 of the paper: what each variant changes."""
     config = humidity_training(["--config", "wgan-gp-small", "--data.path", "data"])
     found = methods.make_variants(config)
@@ -90,7 +90,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 # ---- test regions
 
 
-def test_days_and_tiles_of_a_region(training):
+def test_read_test_regions_days_and_tiles(training):
     """Of 5 times two days of 2, of 23 x 13 points 22 x 12, in tiles of 11: the first points of blocks are coarse."""
     regions = samples.read_test_regions(training.data, 2, 11)
     assert [(r.name, tuple(r.days.shape), len(r.tiles)) for r in regions] == [("rh.nc", (2, 2, 22, 12), 2)]
@@ -144,7 +144,7 @@ def test_a_network_with_noise_has_members(training, tmp_path):
     assert found["mean"]["crps"] == pytest.approx([(1 + 3) / 2 - 4 / 2] * 2, abs=1e-4)
 
 
-def test_the_paper_is_quoted_with_its_order():
+def test_published_scores_match_the_ranking():
     """The proposed network is the best of both tables."""
     for name, method in METHODS.items():
         for score, value, best in zip(SCORES, method.published, METHODS["WGAN-GP"].published, strict=True):
@@ -184,12 +184,12 @@ def test_days_of_an_hourly_file_span_24_hours(tmp_path):
         samples.read_test_regions(dataclasses.replace(config, steps=5), 2, 12)
 
 
-def test_the_mean_of_a_day_is_over_its_tiles(training):
+def test_average_by_day_is_over_tiles(training):
     (region,) = samples.read_test_regions(training.data, 2, 11)
     assert figures.average_by_day(np.array([1.0, 3, 5, 7, 2, 2, 0, 4]), [region, region]) == [2.0, 6.0, 2.0, 2.0]
 
 
-def test_costs_are_those_of_two_short_trainings(monkeypatch):
+def test_measure_trainings_by_two_short_runs(monkeypatch):
     """The clock is moved by the trainings: 5 s and half a second a step."""
     now = [0.0]
     monkeypatch.setattr("fastds.studies.common.plan.time.perf_counter", lambda: now[0])
