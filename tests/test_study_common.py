@@ -196,7 +196,7 @@ def test_notes_name_the_optimiser_of_the_trainings():
     def text(budget, **training):
         study = SimpleNamespace(
             config=SimpleNamespace(budget=budget), runs=SimpleNamespace(networks=["a"]),
-            folder=SimpleNamespace(path="x"), training=lambda *given: SimpleNamespace(**training),
+            folder=SimpleNamespace(path="x"), make_training=lambda *given: SimpleNamespace(**training),
         )  # fmt: skip
         return PaperStudy.describe_optimiser(study)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of csrc/README.md: a copy of the template, its word replaced, builds and passes the template's tests."""
+"""The instructions for a new op in csrc/README.md: a renamed copy of the template builds and passes its tests."""
 
 import importlib.util
 import os
@@ -34,7 +34,7 @@ def renamed(text):
 
 
 def copy_of_the_template(checkout):
-    """Step 1."""
+    """Do step 1 of the instructions."""
     for place in TEMPLATE:
         source = checkout / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
@@ -46,7 +46,7 @@ def copy_of_the_template(checkout):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """This checkout without the native code of the other ops, so that little is compiled."""
+    """Fixture: a copy of the checkout without the native code of the other ops, to save compilation."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("fastds", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
@@ -93,7 +93,7 @@ def test_copied_template_builds_and_passes(checkout):
 
 
 def test_template_name_has_one_spelling():
-    """What step 1 does not rename stays the template's."""
+    """Names that step 1 does not rename would still be the template's."""
     for place in TEMPLATE:
         source = ROOT / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in {".py", ".h", ".cpp"}]

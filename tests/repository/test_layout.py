@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules that a machine can check: where files are, who imports whom, how long they get."""
+"""Rules of the source tree: locations of files, import dependencies, and length of files."""
 
 import ast
 import importlib
@@ -52,7 +52,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__
 
 
 def imports(path):
-    """Absolute dotted names that a Python file imports anywhere; `from a import b` gives a.b."""
+    """Return the absolute dotted names that a Python file imports anywhere; `from a import b` gives a.b."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def relative(path):
 
 
 def module_of(name):
-    """The module of this checkout that a dotted name is or lies in, or None."""
+    """Return the module of this checkout that a dotted name is or lies in, or None."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
@@ -93,7 +93,7 @@ def test_import_arrows(package):
 
 
 def test_no_import_circle():
-    """No module imports itself by way of others; imports inside functions count."""
+    """No module imports itself through others, also not by imports inside functions."""
     graph = {name: {module_of(n) for n in imports(path)} - {None, name, "fastds"} for name, path in MODULES.items()}
     done, open_, circles = set(), [], []
 
@@ -167,7 +167,7 @@ def test_no_compiler_flag_changes_the_floating_point_environment():
 
 
 def faults(text, longest=800):
-    """What the house rules say against the text of a source file."""
+    """Return the violations of the rules by the text of a source file."""
     if text.count("\n") > longest:
         yield f"longer than {longest} lines: split it"
     if not re.match(r"(?:#|//) SPDX-License-Identifier: Apache-2.0\n", text) or text.count("\n# SPDX") + text.count(
@@ -179,7 +179,7 @@ def faults(text, longest=800):
 
 
 def test_files_follow_the_rules():
-    """The licence, no path of one machine, and a file is split before it has 800 lines."""
+    """Every file has a licence line, no machine-specific path, and at most 800 lines."""
     found = {}
     for path in SOURCES:
         name = relative(path)
@@ -195,6 +195,6 @@ def test_file_checks_detect_every_fault():
 
 
 def test_ci_script_parses():
-    """bash reads it as it goes: an open quote at its end would show after ten minutes."""
+    """bash parses a script while it runs, so that an unterminated quote would be found only at the end."""
     done = subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.mutants: which errors there are, what becomes of one, a log that is resumed."""
+"""Tests of python -m tests.mutants: mutants, their outcomes, and a log that is resumed."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building: what setup.py does with each kind of machine, and what ends up in the wheel and in the module."""
+"""Build tests: setup.py on different machines, and the content of the wheel and of the native module."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def run(command, cwd, **environment):
-    """Runs a command without any FASTDS_ variable but those given; None unsets a variable."""
+    """Run a command with only the given FASTDS_ variables; None unsets a variable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTDS_") and environment.get(k, v) is not None}
     given = {k: str(v) for k, v in environment.items() if v is not None}
     return subprocess.run(list(map(str, command)), cwd=cwd, env=kept | given, capture_output=True, text=True)
@@ -41,7 +41,7 @@ def copy_sources(to):
 
 
 def build(tree, out="out", temp=None, **environment):
-    """Builds the module of a source tree without optimisation into tree/out; returns the finished process."""
+    """Build the module of a source tree without optimisation into tree/out; return the finished process."""
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", out, "--build-temp", temp or f"{out}/temp"]
     return run(command, tree, **{"FASTDS_DEBUG": 1} | environment)
 
@@ -52,10 +52,8 @@ def load(folder, code="import _fastds; print(_fastds.build_info())"):
 
 @pytest.fixture(scope="session")
 def full_build(tmp_path_factory):
-    """A wheel of the whole package, CPU only and unoptimised, with its object files under build/.
-
-    Without bindings, a quarter of the time: what is looked at here are the kernels' objects and the names in the wheel.
-    """
+    """Fixture: a wheel of the whole package, built for CPU without optimisation and without bindings, with its object
+    files under build/."""
     tree = copy_sources(tmp_path_factory.mktemp("full"))
     (tree / "csrc" / "bind.cpp").write_text("")
     stale = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "stale_module.py"
@@ -68,7 +66,7 @@ def full_build(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_tree(tmp_path_factory):
-    """The package with null_op as its only op: the same build in seconds."""
+    """Fixture: the package with null_op as its only op, for fast builds."""
     tree = copy_sources(tmp_path_factory.mktemp("small"))
     for folder in (tree / "csrc").iterdir():
         if folder.is_dir() and folder.name not in {"core", "null_op"}:
@@ -78,7 +76,7 @@ def small_tree(tmp_path_factory):
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder to be used as PATH with nothing in it; programs are added by link."""
+    """Fixture: an empty folder for PATH; programs are added by link."""
     folder = tmp_path / "bin"
     folder.mkdir()
     return folder
@@ -187,7 +185,7 @@ def test_build_with_nvcc(small_tree):
 
 @pytest.mark.parametrize("cxx", ["{gxx} -pthread", "{launcher} {gxx}", "{launcher} {gxx} -pthread -m64", "{gxx}"])
 def test_nvcc_gets_the_compiler_without_options(small_tree, tools, cxx):
-    """Not its last word, which may be an option, nor the first, which may be ccache."""
+    """The compiler is neither the last word, which may be an option, nor always the first, which may be ccache."""
     gxx, launcher = shutil.which("g++"), tools / "ccache"
     launcher.write_text('#!/bin/sh\nexec "$@"\n')
     (tools / "nvcc").write_text("#!/bin/sh\nexit 1\n")

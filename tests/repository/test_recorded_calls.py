@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compile_graph of the calls that benchmarks draw at random: what is recorded takes the algorithm of a call, whatever
-the shape."""
+"""compile_graph of randomly drawn calls of the benchmarks: a recorded call uses the algorithm of the original call."""
 
 from pathlib import Path
 
@@ -17,7 +16,7 @@ OPS = (
 
 
 class Drawn(nn.Module):
-    """An op of which all but the first tensor is constant."""
+    """Module of one op with constant tensors except the first."""
 
     def __init__(self, op, constants):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FASTDS_REQUIRE_NATIVE=1 fails a test that skips for a reason which tests/conftest.py does not accept."""
+"""With FASTDS_REQUIRE_NATIVE=1, a test fails if it skips for a reason that tests/conftest.py does not accept."""
 
 from pathlib import Path
 

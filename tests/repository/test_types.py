@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the public interface: everything public is annotated, and a type checker reads a user's program."""
+"""Types of the public interface: all public functions are annotated, and mypy accepts a user's program."""
 
 import importlib
 import inspect
