@@ -175,7 +175,7 @@ def isa(request, native):
 
 @pytest.fixture
 def engine_isa(isa, native):
-    """Fixture: force each instruction set that has a Winograd kernel of conv3x3; x86 builds have none for "baseline"."""
+    """Fixture: force each instruction set with a Winograd kernel of conv3x3; x86 builds have none for "baseline"."""
     if not native.conv3x3_available():
         pytest.skip("no engine for this instruction set in this build")
     return isa

@@ -11,7 +11,7 @@ WAIT_CYCLES = 50_000_000  # about 30 ms, longer than any launch
 
 
 def dtypes(all_of_them):
-    """Return the dtype parameters of a test; under compute-sanitizer only float32, because every kernel is slow there."""
+    """Return the dtype parameters of a test; under compute-sanitizer only float32, because it is slow."""
     return [pytest.param(d, id=str(d), marks=[pytest.mark.sanitize] if d == torch.float32 else []) for d in all_of_them]
 
 
@@ -90,7 +90,7 @@ def check_stream(function, tensors):
 
 
 def check_graph(function, tensors):
-    """Check capture and replay of forward and backward: new inputs in the same memory give the results of an eager run."""
+    """Check capture and replay of forward and backward: new inputs in the same memory give eager results."""
     if without_gpu(tensors):
         return
     held = leaves(tensors)

@@ -54,7 +54,7 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Report the outcome of a marked test from the run under the interpreter; Triton reads its variable only at import."""
+    """Report the outcome of a marked test from the run under the interpreter; Triton reads the variable at import."""
     if pyfuncitem.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     path = Path(pyfuncitem.path)
