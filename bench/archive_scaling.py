@@ -18,12 +18,12 @@ from fastds.archive.manifest import Manifest
 from fastds.archive.run import compute_archive
 from fastds.archive.workers import Made, Packed, by_workers, cluster
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.tasks.common.pieces import Piece
+from fastds.inference.chunking import Chunk
 
 EVENT_FRAMES = 48  # length of the synthetic event that the files repeat
 
 
-def compute_nothing(packed: Packed, store: Path, piece: Piece) -> Made:
+def compute_nothing(packed: Packed, store: Path, piece: Chunk) -> Made:
     """Return an empty result, so that the scheduler is the only cost. Workers receive this function by pickle."""
     return Made(piece)
 
@@ -35,7 +35,7 @@ def measure_scheduler_rate(workers: int, count: int = 2000) -> float:
     original, module._make = module._make, compute_nothing
     try:
         with cluster(workers, None) as found:
-            pieces = [Piece((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
+            pieces = [Chunk((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
             list(by_workers(found, Packed(None), Path("."), pieces[:50]))
             began = time.perf_counter()
             list(by_workers(found, Packed(None), Path("."), pieces))

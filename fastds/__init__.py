@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
+"""fastds: downscaling and nowcasting of weather fields with deep networks on native kernels."""
 
 import gc as _gc
 import importlib as _importlib
@@ -12,21 +12,22 @@ from fastds._version import __version__
 
 _command = _outputs.is_command()
 if _command:
-    _outputs.end_at_once()  # from here on, while torch is imported, too
-    from fastds import _misspelt  # here, for it imports the parsers, and signals are handled first
+    _outputs.end_at_once()  # installed before torch is imported, so that signals are handled during the import, too
+    from fastds import _misspelt  # imports the parsers; must follow the installation of the signal handlers
 
     _misspelt.end_misspelt()
-    _gc.disable()  # what is imported stays; to look for garbage in it takes .3 s, and as much again at the end
-    # Threads of OpenMP that wait give the core away: where others work beside, spinning costs 4 to 12 times the time.
+    _gc.disable()  # garbage collection during the import finds nothing and takes 0.3 s
+    # Limits the busy-waiting of OpenMP threads, which slows down computations on a machine with other load.
     if "OMP_WAIT_POLICY" not in _os.environ:
         _os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-# In a checkout the Triton kernels lie beside this package as kernels/; installed they are fastds/kernels.
+# In a checkout the Triton kernels are in kernels/ next to this package; in an installed package they are in
+# fastds/kernels.
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
     __path__.append(str(_root))
 
-from fastds import _accessor, _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
+from fastds import _accessor, _mixins, ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds._behind_import import behind_import as _behind_import  # noqa: E402
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
@@ -39,19 +40,19 @@ if _command:
 
 if TYPE_CHECKING:
     from fastds.models.graph import compile_graph
-    from fastds.tasks.common.export import export
-    from fastds.tasks.common.fit import fit
-    from fastds.tasks.verbs import downscale, evaluate, nowcast, predict, query
+    from fastds.tasks.api import downscale, evaluate, nowcast, predict, query
+    from fastds.tasks.export import export
+    from fastds.tasks.fit import fit
 
-_verbs.register("export", "fastds.tasks.common.export:export")
-_verbs.register("compile_graph", "fastds.models.graph:compile_graph")
-_verbs.register("fit", "fastds.tasks.common.fit:fit")
-# What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
+_mixins.register_function("export", "fastds.tasks.export:export")
+_mixins.register_function("compile_graph", "fastds.models.graph:compile_graph")
+_mixins.register_function("fit", "fastds.tasks.fit:fit")
+# Implementations of fastds.NAME(...) and model.NAME(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
-    _verbs.register(_verb, f"fastds.tasks.verbs:{_verb}")
+    _mixins.register_function(_verb, f"fastds.tasks.api:{_verb}")
 
-# xarray takes a quarter of the time of this import, and networks do not need it.
-_behind_import("xarray", _accessor.register)
+# The accessors are registered when xarray is imported, because importing xarray takes a quarter of the import time.
+_behind_import("xarray", _accessor.register_accessor)
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",
@@ -64,11 +65,11 @@ _SUBPACKAGES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Subpackages and verbs are imported at first use."""
+    """Import subpackages and functions at first use."""
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"fastds.{name}")
-    if _verbs.registered(name):
-        globals()[name] = _verbs.function(name)
+    if _mixins.is_registered(name):
+        globals()[name] = _mixins.get_function(name)
         return globals()[name]
     raise AttributeError(f"module 'fastds' has no attribute {name!r}")
 
@@ -78,8 +79,17 @@ def __dir__() -> list[str]:
 
 
 def load(name_or_path: str | _os.PathLike) -> Any:
-    """Load a model, name_or_path being a shipped name or a safetensors file: fastds.models.load, whose errors it
-    raises."""
+    """Load a network with its weights. This is fastds.models.load.
+
+    Args:
+        name_or_path: name of shipped weights or path of a safetensors file.
+
+    Returns:
+        The network in evaluation mode on the CPU, with its card in the attribute `card`.
+
+    Raises:
+        Exception: as fastds.models.load.
+    """
     from fastds import models
 
     return models.load(name_or_path)

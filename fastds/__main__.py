@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m fastds` is the command fastds."""
+"""Entry point of `python -m fastds`, which is the command fastds."""
 
 import sys
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastds._nearest import did_you_mean
-from fastds._parsers import COMMANDS, parser_of
+from fastds._parsers import COMMANDS, build_command_parser
 
 _WEIGHTS = Path(__file__).parent / "models" / "weights"
 _PLACES = ("downscale", "nowcast", "query", "demo")  # commands whose option --model is weights or a method
@@ -54,7 +54,7 @@ def misspelt(argv: Sequence[str]) -> str | None:
     if name == "info":
         return None
     if name != "models":
-        known = [option for action in parser_of(name)._actions for option in action.option_strings]
+        known = [option for action in build_command_parser(name)._actions for option in action.option_strings]
     unknown = (_unknown_option(f"fastds {name}", word, known) for word in _options(words))
     return next(filter(None, unknown), None) or _unknown_model(name, words)
 
@@ -90,9 +90,9 @@ def _unknown_subject(command: str, words: Sequence[str]) -> str | None:
     if not words or words[0].startswith("-"):
         return None
     if command == "train":
-        from fastds.tasks.common.command import unknown_task
+        from fastds.training.command import format_unknown_task
 
-        return unknown_task(words[0])
+        return format_unknown_task(words[0])
     from fastds.studies.command import explain_unknown_study
 
     return explain_unknown_study(words[0])

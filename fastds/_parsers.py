@@ -1,316 +1,429 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of the command `fastds` and its subcommands; nothing heavy is imported for them."""
+"""Argument parsers of the command `fastds` and its subcommands. This module imports neither torch nor xarray."""
 
 from collections.abc import Callable
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from fastds._version import __version__
 
 
-def parser_of_all() -> ArgumentParser:
-    """The parser of the command with all its subcommands."""
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help formatter that appends neither type nor default to a help text, because the texts mention the defaults."""
+
+    def _get_help_string(self, action):
+        return action.help or ""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command with all its subcommands."""
     parser = ArgumentParser(
         prog="fastds",
         exit_on_error=False,
         allow_abbrev=False,
         version=__version__,
+        formatter_class=_HelpFormatter,
         description="Downscale and nowcast weather fields with deep networks.",
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
-        commands.add_subcommand(name, parser_of(name), help=text)
+        commands.add_subcommand(name, build_command_parser(name), help=text)
     return parser
 
 
-def parser_of(command: str) -> ArgumentParser:
-    """The parser of one of COMMANDS; train, study, models, export and info read their arguments themselves."""
+def build_command_parser(command: str) -> ArgumentParser:
+    """Build the parser of one of COMMANDS. train, study, models and info parse their arguments themselves."""
     return COMMANDS[command][0]()
 
 
-def _plain_parser(description: str | None = None) -> ArgumentParser:
-    # Abbreviations are refused: what is one today may be another option tomorrow.
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+def _create_parser(description: str | None = None) -> ArgumentParser:
+    # Abbreviated options are not allowed, because a new option could make an abbreviation ambiguous.
+    return ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description, formatter_class=_HelpFormatter
+    )
 
 
 def _downscale_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Radar fields: write IN.nc at twice the resolution and half the time step. Gridded fields: with "
-        "--scale, --grid or --like. Relative humidity: with --model wgan-gp-small-x2 or -x8. An OUT.nc that exists is "
-        "replaced."
+    parser = _create_parser(
+        "Downscale a file. Radar fields: to twice the resolution and half the time step. Gridded fields: to the grid "
+        "given by --scale, --grid or --like. Relative humidity: with --model wgan-gp-small-x2 or wgan-gp-small-x8. An "
+        "existing OUT.nc is replaced."
     )
     parser.add_argument(
         "input",
         metavar="IN",
-        help="file, folder or 'pattern': reflectivity, rain or fields (time, y, x)",
+        help="file, folder or 'pattern' with reflectivity, precipitation or gridded fields (time, y, x)",
     )
-    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
+    parser.add_argument("output", metavar="OUT.nc", help="file to write: NetCDF-4, or Zarr if the name ends in .zarr")
     parser.add_argument(
         "--model",
-        help="shipped weights, a .safetensors file, or trilinear, bicubic, advection (radar), bilinear, bicubic, "
-        "lanczos (fields); default: the shipped network that takes IN",
+        help="name of shipped weights, a .safetensors file, or a baseline: trilinear, bicubic or advection for radar "
+        "fields; bilinear, bicubic or lanczos for gridded fields (default: the shipped network that takes IN)",
     )
     parser.add_argument(
-        "--var", help="variable to downscale, where its attributes do not tell; of fields, the only one"
+        "--var",
+        help="variable to downscale (default: radar fields: found by its attributes; gridded fields: all variables)",
     )
-    parser.add_argument("--tile", type=int, help="side of a tile in input pixels, a multiple of 16; default: by memory")
     parser.add_argument(
-        "--halo", type=int, help="border read around a tile, a multiple of 16; default: network's reach"
+        "--tile",
+        type=int,
+        help="radar: side of a tile in input pixels, a multiple of 16 (default: depends on the available memory)",
     )
-    _add_computing(parser)
-    parser.add_argument("--time-factor", type=int, help="2, or 4 by applying the model twice in time; default: 2")
+    parser.add_argument(
+        "--halo",
+        type=int,
+        help="radar: width of the margin around a tile in input pixels, a multiple of 16 (default: the receptive field "
+        "of the network)",
+    )
+    _add_execution(parser)
+    parser.add_argument(
+        "--time-factor",
+        type=int,
+        help="radar: factor of the time resolution, 2 or 4; 4 applies the model twice (default: 2)",
+    )
     parser.add_argument(
         "--coarsened", choices=["linear_z", "dbz", "plain_dbz", "mean"],
-        help="how the cells of IN average finer ones, where that is known; the result, averaged that way, then nearly "
-        "gives IN. Radar: in linear Z, dBZ above a floor, or plain dBZ, no echo included; gridded fields: mean",
+        help="how the values of IN average finer cells, if that is known; the output is then corrected so that the "
+        "same average nearly gives IN. Radar fields: linear_z (mean of Z), dbz (mean of dBZ after raising values below "
+        "the floor to the floor) or plain_dbz (mean of unchanged dBZ). Gridded fields: mean (default: not known)",
     )  # fmt: skip
     parser.add_argument(
         "--smooth", action="store_const", const=True,
-        help="radar: keep the fields of least squared error between input times; by default they get the detail and "
-        "intensities of those at input times",
+        help="radar: between input times, write the smooth fields of least squared error (default: their detail and "
+        "intensities are adjusted to those at the input times)",
     )  # fmt: skip
-    parser.add_argument("--scale", type=float, help="gridded fields: this many times as fine, any real")
+    parser.add_argument("--scale", type=float, help="gridded fields: scale factor along both axes, any positive number")
     parser.add_argument(
         "--grid",
         type=float,
         metavar="SPACING",
-        help="gridded fields: grid spacing of the output, in degrees, or in the units of x and y",
+        help="gridded fields: grid spacing of the output in degrees, or in the units of x and y",
     )
-    parser.add_argument("--like", metavar="FILE", help="gridded fields: onto the grid of this file")
-    parser.add_argument("--members", type=int, help="radar, generators: members of the ensemble; default: one field")
-    parser.add_argument("--seed", type=int, help="seed of the members; default: 0")
-    parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
+    parser.add_argument("--like", metavar="FILE", help="gridded fields: file with the grid of the output")
+    parser.add_argument(
+        "--members", type=int, help="radar and humidity: number of ensemble members (default: a single field)"
+    )
+    parser.add_argument("--seed", type=int, help="random seed of the ensemble (default: 0)")
+    parser.add_argument("--level", type=float, help="humidity: value of the vertical coordinate to downscale")
     _add_static(parser)
     parser.add_argument(
         "--dynamics", metavar="VARIABLES",
-        help="radar: what a network such as fczsm-d reads beside the reflectivity, where IN has other names or units "
-        "than its card: probability=prob,measurement_height=height, or as in training '{prob: [0, 100], height: "
-        "[0, 20000]}', variables of IN with the ends of their ranges",
+        help="radar: additional input variables of a network such as fczsm-d, if their names or units in IN differ "
+        "from the model card: probability=prob,measurement_height=height, or variables of IN with their ranges as in "
+        "training: '{prob: [0, 100], height: [0, 20000]}' (default: the names and units in the model card)",
     )  # fmt: skip
-    _add_reading(parser)
+    _add_read_options(parser)
     _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
-    _add_form(parser, "mlcast: radar fields as an archive in MLCast's form, OUT.zarr; default: cf")
-    parser.add_argument("--truth", metavar="FILE", help="fine fields to compare the result with: prints the scores")
+    _add_format(
+        parser, "format of the output: cf, or for radar fields mlcast, an MLCast archive OUT.zarr (default: cf)"
+    )
+    parser.add_argument(
+        "--truth", metavar="FILE", help="file with the true fine fields: print the scores of the output"
+    )
     _add_report(parser)
     return parser
 
 
 def _nowcast_parser() -> ArgumentParser:
-    parser = _plain_parser("Forecast from the last fields of IN.nc. An OUT.nc that exists is replaced.")
-    parser.add_argument("input", metavar="IN", help="file, folder or 'pattern': reflectivity or rain (time, y, x)")
-    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
+    parser = _create_parser("Forecast radar fields from the last frames of a file. An existing OUT.nc is replaced.")
+    parser.add_argument(
+        "input", metavar="IN", help="file, folder or 'pattern' with reflectivity or precipitation (time, y, x)"
+    )
+    parser.add_argument("output", metavar="OUT.nc", help="file to write: NetCDF-4, or Zarr if the name ends in .zarr")
     parser.add_argument(
         "--model",
-        help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
-        "the shipped nowcaster, else extrapolation",
+        help="name of shipped weights, a .safetensors file, or a baseline: persistence, blurred-persistence, "
+        "extrapolation or pysteps (default: the shipped nowcasting network; extrapolation if no network is shipped)",
     )
-    parser.add_argument("--steps", type=int, help="number of forecast fields; default: 12")
+    parser.add_argument("--steps", type=int, help="number of forecast frames (default: 12)")
     parser.add_argument(
-        "--lead", metavar="DURATION", help="lead time of the last field, such as 60min; instead of --steps"
+        "--lead", metavar="DURATION", help="lead time of the last frame, such as 60min, instead of --steps"
     )
-    parser.add_argument("--start", metavar="TIME", help="last known field, such as 2010-08-26T03:00; default: the last")
-    parser.add_argument("--every", metavar="STEP", help="hindcasts from --start, or from the first possible time, on")
     parser.add_argument(
-        "--interval", metavar="DURATION", help="time step of the forecast; default: the shortest the model knows"
+        "--start", metavar="TIME", help="initialization time, such as 2010-08-26T03:00 (default: the last time of IN)"
+    )
+    parser.add_argument(
+        "--every",
+        metavar="STEP",
+        help="compute hindcasts at this interval, such as 30min, from --start or the first possible time on",
+    )
+    parser.add_argument(
+        "--interval",
+        metavar="DURATION",
+        help="time step of the forecast (default: the shortest that suits the data and the model)",
     )
     parser.add_argument(
         "--coarsen",
         type=int,
         metavar="N",
-        help="average N x N cells before forecasting; default: what the model was trained for",
+        help="average N x N cells before the forecast (default: depends on the grid spacing of the training)",
     )
     parser.add_argument(
-        "--block", type=int, metavar="N", help="after N fields use forecasts as new input; default: never"
+        "--block",
+        type=int,
+        metavar="N",
+        help="restart the network from its own forecasts after N frames (default: no restart)",
     )
     parser.add_argument(
         "--smooth", action="store_true",
-        help="keep the smooth forecast that minimises squared error; by default its intensities are matched to the "
-        "last field",
+        help="write the smooth forecast of least squared error (default: its intensities are matched to those of the "
+        "last frame)",
     )  # fmt: skip
     parser.add_argument(
         "--members",
         type=int,
         metavar="N",
-        help="ensemble of N forecasts, a dimension realization; default: one forecast",
+        help="number of ensemble members, written along the dimension realization (default: a single forecast)",
     )
-    parser.add_argument("--seed", type=int, help="seed of the members; default: 0. Member k is the same for every N")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="random seed of the ensemble (default: 0); member k does not depend on the number of members",
+    )
     parser.add_argument(
         "--probability", metavar="RATES",
-        help="rain rates in mm/h, such as 1,5,10: write the share of members that reach each rate, not the members; "
-        "--members N counts N, default: 24, one in memory at a time; for both, run it twice with the same --seed",
+        help="rain rates in mm/h, such as 1,5,10: write the exceedance probability of each rate in an ensemble of "
+        "--members members (default: 24) instead of the members",
     )  # fmt: skip
-    parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
-    parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
-    _add_computing(parser)
-    _add_reading(parser, start=False)
+    parser.add_argument(
+        "--quantity",
+        choices=["rate", "reflectivity"],
+        default="rate",
+        help="quantity of the output: rate in mm h-1 or reflectivity in dBZ (default: rate)",
+    )
+    parser.add_argument("--var", help="variable to forecast (default: found by its attributes)")
+    _add_execution(parser)
+    _add_read_options(parser, start=False)
     _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
-    _add_form(parser, "mlcast: one forecast, or hindcasts of one step, as an archive in its form; default: cf")
-    parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
+    _add_format(
+        parser,
+        "format of the output: cf, or mlcast, an MLCast archive OUT.zarr with a single forecast or hindcasts of one "
+        "step (default: cf)",
+    )
     parser.add_argument(
-        "--truth", metavar="FILE", help="fields after the starts (IN.nc, for hindcasts): prints the scores by lead"
+        "--picture", metavar="PNG", help="image to write: observed fields, forecast and their difference"
+    )
+    parser.add_argument(
+        "--truth",
+        metavar="FILE",
+        help="file with the observed fields of the forecast times (hindcasts: IN): print the scores by lead time",
     )
     _add_report(parser)
     return parser
 
 
 def _query_parser() -> ArgumentParser:
-    parser = _plain_parser("Write the values of IN.nc at stations, by the model and by bilinear interpolation.")
-    parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
-    parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
-    parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
-    parser.add_argument("--model", help="name or file of an arbitrary-scale model; default: inr-small or inr-any")
-    parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
-    parser.add_argument("--var", help="the only variable to read")
-    _add_computing(parser)
+    parser = _create_parser(
+        "Write the values of gridded fields at points, computed by a model and by bilinear interpolation."
+    )
+    parser.add_argument(
+        "input", metavar="IN.nc", help="file with the variables of the model over latitude and longitude"
+    )
+    parser.add_argument(
+        "--points",
+        metavar="CSV",
+        required=True,
+        help="points: columns lat and lon in degrees; other columns are copied to the output",
+    )
+    parser.add_argument("--output", "--out", metavar="CSV", required=True, help="CSV file to write")
+    parser.add_argument(
+        "--model", help="name or file of an arbitrary-scale model (default: inr-small if it takes IN, else inr-any)"
+    )
+    parser.add_argument(
+        "--outside",
+        choices=["error", "nan", "clamp"],
+        default="error",
+        help="points outside the fields: stop, write NaN, or move the points to the edge (default: error)",
+    )
+    parser.add_argument("--var", help="variable to read (default: all variables of the model)")
+    _add_execution(parser)
     _add_static(parser)
-    _add_reading(parser)
+    _add_read_options(parser)
     return parser
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Print the errors of PRED, downscaled fields, an ensemble (with a dimension realization) or forecasts, and of "
-        "the simple methods. Radar, gridded fields and forecasts are told by PRED."
+    parser = _create_parser(
+        "Print the scores of PRED and of the baselines. PRED has downscaled radar or gridded fields, an ensemble (with "
+        "a dimension realization) or forecasts; the kind is read from PRED."
     )
-    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts of fastds nowcast")
-    parser.add_argument("truth", metavar="TRUTH", help="fine file with the grid and times of PRED, or fields that came")
+    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts made by fastds nowcast")
+    parser.add_argument(
+        "truth",
+        metavar="TRUTH",
+        help="file with the true fields on the grid and at the times of PRED; for forecasts, the observed fields",
+    )
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="the input of PRED; default: of radar TRUTH averaged 2 x 2, of gridded fields TRUTH averaged by the "
-        "factor that PRED tells, of forecasts TRUTH",
+        help="file from which PRED was computed (default: radar: TRUTH averaged over 2 x 2 pixels; gridded fields: "
+        "TRUTH averaged by the scale factor in PRED; forecasts: TRUTH)",
     )
-    parser.add_argument("--var", help="variable to compare; default: as attributes tell, or all gridded fields")
-    _add_reading(parser)
+    parser.add_argument(
+        "--var", help="variable to compare (default: found by its attributes; gridded fields: all variables)"
+    )
+    _add_read_options(parser)
     _add_z_r(parser)
-    parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
+    parser.add_argument("--csv", metavar="FILE", help="CSV file to which the scores are also written")
     _add_workers(parser, "archives")
     _add_report(parser)
     return parser
 
 
 def _check_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Say what files are, what each command would do with them, and what stands in the way. The exit "
-        "status is 0 where some command takes every one of them, else 2.",
+    parser = _create_parser(
+        "Print format and contents of files, and the commands that accept them or the reasons why not. The exit "
+        "status is 0 if at least one command accepts each file, else 2.",
     )
     parser.add_argument(
-        "inputs", metavar="FILE", nargs="+", help="files, folders or 'patterns' of any format, one by one"
+        "inputs",
+        metavar="FILE",
+        nargs="+",
+        help="files, folders or 'patterns' of any format; each is checked separately",
     )
-    parser.add_argument("--var", help="variable to look at, where its attributes do not tell")
+    parser.add_argument("--var", help="variable to check (default: found by its attributes)")
     parser.add_argument(
         "--model", action="append", metavar="WEIGHTS",
-        help="weights, or a folder of them, of which it is said what takes each file; may be given again; default: the "
-        "*.safetensors of the current folder and the best.safetensors of trainings in it",
+        help="weights, or a folder of weights, to check in addition to the shipped weights; can be repeated (default: "
+        "*.safetensors in the current folder and best.safetensors of the training runs in it)",
     )  # fmt: skip
-    _add_reading(parser)
+    _add_read_options(parser)
     return parser
 
 
 def _convert_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Write raw files as CF NetCDF (OUT.nc), or as an archive in MLCast's form (OUT.zarr).",
+    parser = _create_parser(
+        "Convert files of any format to CF NetCDF (OUT.nc) or to an MLCast archive (OUT.zarr).",
     )
     parser.add_argument("inputs", metavar="IN", nargs="+", help="files of one format, a folder, or a 'pattern'")
-    parser.add_argument("output", metavar="OUT", help="OUT.nc or OUT.zarr; one that exists is replaced")
-    parser.add_argument("--var", help="variable of an archive, where its attributes do not tell")
-    _add_form(parser, "default: mlcast for OUT.zarr, else cf")
-    _add_reading(parser)
+    parser.add_argument("output", metavar="OUT", help="OUT.nc or OUT.zarr; an existing file is replaced")
+    parser.add_argument("--var", help="variable to write to an MLCast archive (default: found by its attributes)")
+    _add_format(parser, "format of the output: cf or mlcast (default: mlcast for OUT.zarr, else cf)")
+    _add_read_options(parser)
     return parser
 
 
 def _finetune_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Train weights further on files of your own; a block of each is held out, and the scores on it are printed "
-        "before and after."
+    parser = _create_parser(
+        "Fine-tune weights on your files. The last part of each file is held out; the scores on the held-out parts "
+        "before and after are printed."
     )
     parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
-    parser.add_argument("--data", metavar="FOLDER", required=True, help="a file or a folder of NetCDF files")
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="NetCDF file, or folder of NetCDF files")
     parser.add_argument(
-        "--output", metavar="DIR", default="finetuned", help="folder of the run; one that is there goes on"
+        "--output",
+        metavar="DIR",
+        default="finetuned",
+        help="folder of the run; an existing run is resumed (default: finetuned)",
     )
-    parser.add_argument("--max-minutes", type=float, help="length of the training; default: 30")
-    parser.add_argument("--max-steps", type=int, help="optimiser steps; default: as many as there is time for")
-    parser.add_argument("--learning-rate", type=float, help="highest learning rate; default: 5e-4")
-    parser.add_argument("--var", help="variable to train on, where its attributes do not tell")
+    parser.add_argument("--max-minutes", type=float, help="length of the training in minutes (default: 30)")
+    parser.add_argument("--max-steps", type=int, help="number of optimizer steps (default: limited by the time only)")
+    parser.add_argument("--learning-rate", type=float, help="highest learning rate (default: 5e-4)")
+    parser.add_argument("--var", help="variable to train on (default: found by its attributes)")
     _add_device(parser)
-    _add_reading(parser)
+    _add_read_options(parser)
     return parser
 
 
 def _demo_parser() -> ArgumentParser:
-    parser = _plain_parser("Downscale a seeded synthetic rain event and compare the result with the truth.")
-    parser.add_argument(
-        "--output", "--out", metavar="DIR", default="fastds-demo", help="folder for the files and the picture"
+    parser = _create_parser(
+        "Downscale a synthetic rain event and compare the result with the truth. No data are needed."
     )
-    parser.add_argument("--model", help="name of shipped weights or a .safetensors file")
-    parser.add_argument("--seed", type=int, help="seed of the rain event")
-    parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
+    parser.add_argument(
+        "--output",
+        "--out",
+        metavar="DIR",
+        default="fastds-demo",
+        help="folder for the files and the picture (default: fastds-demo)",
+    )
+    parser.add_argument("--model", help="name of shipped weights or a .safetensors file (default: fczsm-small)")
+    parser.add_argument("--seed", type=int, help="random seed of the rain event")
+    parser.add_argument("--size", type=int, help="side of the fine grid in pixels, a multiple of 32")
     _add_device(parser)
     return parser
 
 
 def _export_parser() -> ArgumentParser:
-    parser = _plain_parser(
-        "Write a network as ONNX or as a package of AOTInductor, checked against the network itself."
+    parser = _create_parser(
+        "Export a network to ONNX or to a package of AOTInductor, and compare the file with the network."
     )
     parser.prog = "fastds export"
     parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
-    parser.add_argument("output", metavar="OUT", help="file to write, .onnx or .pt2; one that exists is replaced")
-    parser.add_argument("--frames", type=int, help="fields that go in; default: as the card says, else 2, 5 or 8")
-    parser.add_argument("--steps", type=int, help="fields of a nowcast; default: 12")
+    parser.add_argument("output", metavar="OUT", help="file to write, .onnx or .pt2; an existing file is replaced")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="number of input frames (default: as in the model card, else 2 for fczsm, 5 for nowcasts, 8 for humidity)",
+    )
+    parser.add_argument("--steps", type=int, help="number of forecast frames of a nowcasting network (default: 12)")
     return parser
 
 
-def _add_computing(parser: ArgumentParser) -> None:
+def _add_execution(parser: ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="arithmetic of the network; default: bf16 on a GPU, else fp32"
+        "--precision", choices=["fp32", "bf16"], help="precision inside the network (default: bf16 on a GPU, else fp32)"
     )
 
 
 def _add_device(parser: ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: torch's setting)")
     parser.add_argument(
-        "--device", metavar="{auto,cpu,cuda}", default="auto", help="default: auto, a GPU where there is one"
+        "--device",
+        metavar="{auto,cpu,cuda}",
+        default="auto",
+        help="device of the network; auto selects a GPU if there is one (default: auto)",
     )
 
 
 def _add_static(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--static", action="append", metavar="FILE[:VAR]",
-        help="static maps (orography) of a model that reads some, on any grid; may be given again for the next map",
+        help="static map such as orography, on any grid, for a model that reads static maps; repeat the option for "
+        "further maps",
     )  # fmt: skip
 
 
-def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
-    parser.add_argument("--missing", type=float, metavar="VALUE", help="value that stands for a missing one")
-    parser.add_argument("--units", metavar="UNITS", help="units of the variable, where the file has none or wrong ones")
+def _add_read_options(parser: ArgumentParser, start: bool = True) -> None:
+    parser.add_argument(
+        "--missing", type=float, metavar="VALUE", help="value that marks missing data, if the file does not declare it"
+    )
+    parser.add_argument(
+        "--units", metavar="UNITS", help="units of the variable, if the file has no units or wrong units"
+    )
     if start:
-        parser.add_argument("--start", metavar="TIME", help="first time that is read, such as 2010-08-26T03:00")
-    parser.add_argument("--stop", metavar="TIME", help="last time that is read")
+        parser.add_argument(
+            "--start",
+            metavar="TIME",
+            help="first time to read, such as 2010-08-26T03:00 (default: the first in the file)",
+        )
+    parser.add_argument(
+        "--stop", metavar="TIME", help="last time to read, such as 2010-08-26T06:00 (default: the last in the file)"
+    )
 
 
 def _add_workers(parser: ArgumentParser, where: str) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help=f"{where}: processes that share the work")
+    parser.add_argument("--workers", type=int, metavar="N", help=f"{where}: number of worker processes")
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="archives: address or file of a dask scheduler, whose workers do the work",
+        help="archives: address or file of a dask scheduler whose workers compute the result",
     )
 
 
 def _add_archive(parser: ArgumentParser) -> None:
     _add_workers(parser, "archives, OUT.zarr")
     parser.add_argument(
-        "--append", action="store_true", help="archives: compute only what files bring that are new since OUT.zarr"
+        "--append",
+        action="store_true",
+        help="archives: compute only the files that were added since OUT.zarr was written",
     )
     parser.add_argument(
-        "--keep-going", action="store_true", help="archives: leave out files and times that fail, and say which"
+        "--keep-going", action="store_true", help="archives: skip files and times that fail, and list them"
     )
 
 
@@ -318,43 +431,54 @@ def _add_dtype(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["input", "float32"],
-        help="type of the values in OUT.nc; default: input, integers where IN.nc has packed ones",
+        help="type of the values in OUT.nc; input: packed integers if IN has packed integers (default: input)",
     )
 
 
-def _add_form(parser: ArgumentParser, form: str) -> None:
-    parser.add_argument("--to", choices=["cf", "mlcast"], help=form)
-    parser.add_argument("--license", metavar="SPDX", help="archives: licence of the data, such as CC-BY-4.0")
-    parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="archives: who makes it")
-    parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
+def _add_format(parser: ArgumentParser, text: str) -> None:
+    parser.add_argument("--to", choices=["cf", "mlcast"], help=text)
+    parser.add_argument("--license", metavar="SPDX", help="MLCast archives: licence of the data, such as CC-BY-4.0")
+    parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="MLCast archives: name and address of the creator")
     parser.add_argument(
-        "--created-with", metavar="URL", help="archives: address of the repository, for MLCast's catalogue"
+        "--identifier",
+        metavar="ID",
+        help="MLCast archives: identifier COUNTRY-ENTITY-VARIABLE, such as FI-FMI-reflectivity",
+    )
+    parser.add_argument(
+        "--created-with",
+        metavar="URL",
+        help="MLCast archives: address of a repository, which MLCast's catalogue requires",
     )
 
 
 def _add_report(parser: ArgumentParser) -> None:
-    parser.add_argument("--report", metavar="HTML", help="page to write: what was run, scores, maps and curves")
+    parser.add_argument("--report", metavar="HTML", help="HTML report to write: settings, scores, maps and curves")
 
 
 def _add_z_r(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
+        "--z-r",
+        type=float,
+        nargs=2,
+        metavar=("A", "B"),
+        help="Z-R relation Z = A R^B between reflectivity Z in mm^6 m^-3 and rain rate R in mm/h "
+        "(default: that of the file, else 200 1.6)",
     )
 
 
-# Command -> what makes its parser, and what it does.
+# Command -> function that builds its parser, and its description.
 COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
-    "downscale": (_downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
-    "nowcast": (_nowcast_parser, "forecast the next radar fields from the last ones"),
-    "query": (_query_parser, "read fields at stations with an arbitrary-scale model"),
-    "evaluate": (_evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
-    "check": (_check_parser, "say what files are and what each command would do with them"),
-    "convert": (_convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
+    "downscale": (_downscale_parser, "downscale radar fields in space and time, or gridded fields in space"),
+    "nowcast": (_nowcast_parser, "forecast radar fields from the last frames"),
+    "query": (_query_parser, "interpolate gridded fields to points with an arbitrary-scale model"),
+    "evaluate": (_evaluate_parser, "verify downscaled fields, ensembles or nowcasts against the truth"),
+    "check": (_check_parser, "print contents of files and the commands that accept them"),
+    "convert": (_convert_parser, "convert files to CF NetCDF or to an MLCast archive"),
     "demo": (_demo_parser, "downscale a synthetic rain event; needs no data and no network"),
-    "finetune": (_finetune_parser, "train weights further on files of one's own"),
-    "train": (_plain_parser, "train a model: fastds train --help"),
-    "study": (_plain_parser, "compare many models on test data: fastds study --help"),
-    "models": (_plain_parser, "list the weights in the package: fastds models --help"),
-    "export": (_export_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
-    "info": (_plain_parser, "print versions, compilers and devices"),
+    "finetune": (_finetune_parser, "fine-tune weights on your files"),
+    "train": (_create_parser, "train a model: fastds train --help"),
+    "study": (_create_parser, "compare many models on test data: fastds study --help"),
+    "models": (_create_parser, "list the shipped weights: fastds models --help"),
+    "export": (_export_parser, "export a network to ONNX or AOTInductor: fastds export --help"),
+    "info": (_create_parser, "print versions, compilers, instruction sets and devices"),
 }

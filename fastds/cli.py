@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds` with its subcommands; nothing heavy is imported before the arguments are read."""
+"""The command `fastds` with its subcommands. torch and xarray are imported only after the arguments have been
+parsed.
+"""
 
 from __future__ import annotations
 
@@ -14,230 +16,249 @@ from jsonargparse import ArgumentError
 
 from fastds._misspelt import misspelt, spelled
 from fastds._outputs import is_command
-from fastds._parsers import parser_of_all
+from fastds._parsers import build_parser
 from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
-from fastds.tasks.common.command import parser_sentence
+from fastds.training.command import format_parser_error
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
-_UNREAD = 141  # what a shell tells of programs that SIGPIPE ends
+_EXIT_SIGPIPE = 141  # exit status that shells report for programs ended by SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, 130 when interrupted, or
-    141 where nobody reads what it prints."""
+    """Run the command `fastds`.
+
+    Args:
+        argv: arguments; None: sys.argv[1:].
+
+    Returns:
+        Exit status: 0, 2 after an error of the user, 130 after an interruption, or 141 if standard output was closed.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if is_command():
-        sys.unraisablehook = _unraisable
-        _print_everything()
-    said = misspelt(argv)
-    if said is not None:
-        print(said, file=sys.stderr)
+        sys.unraisablehook = _suppress_close_errors
+        _escape_unprintable()
+    message = misspelt(argv)
+    if message is not None:
+        print(message, file=sys.stderr)
         return _FAILED
-    own = _OWN.get(argv[0] if argv else "")
-    if own is not None:
-        if own is not _info:
-            _keep_freed_memory()
-        return _guarded(f"fastds {argv[0]}", own, argv[1:])
+    command = _SELF_PARSING_COMMANDS.get(argv[0] if argv else "")
+    if command is not None:
+        if command is not _run_info:
+            _set_memory_retention()
+        return _run_with_error_handling(f"fastds {argv[0]}", command, argv[1:])
     try:
-        options = parser_of_all().parse_args([spelled(word) for word in argv])
+        options = build_parser().parse_args([spelled(word) for word in argv])
     except ArgumentError as error:
         command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
-        print(f"{command}: {parser_sentence(error, command, '-')}", file=sys.stderr)
+        print(f"{command}: {format_parser_error(error, command, '-')}", file=sys.stderr)
         return _FAILED
-    _keep_freed_memory()
+    _set_memory_retention()
     name = options.subcommand
-    return _guarded(f"fastds {name}", _COMMANDS[name], options[name])
+    return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
 
 
-def _keep_freed_memory(keep: bool = True) -> None:
-    """The command owns its process: large tensors reuse memory where the C library can (worth a third of the time)."""
+def _set_memory_retention(keep: bool = True) -> None:
+    """Set whether this process retains freed memory, which saves page faults for large tensors, if the C library allows
+    it.
+    """
     from fastds import memory
 
     if memory.refusal() is None:
-        with contextlib.suppress(RuntimeError):  # a preloaded allocator, or a heap that cannot grow: it works as well
+        with contextlib.suppress(RuntimeError):
+            # raised for a preloaded allocator or a heap that cannot grow; both work without the setting
             memory.keep_freed_memory(keep)
 
 
-def _given(options, names: Sequence[str]) -> dict:
-    """Those of the named options that were given."""
+def _collect_options(options, names: Sequence[str]) -> dict:
+    """Return the values of the given options that are not None."""
     return {name: options[name] for name in names if options[name] is not None}
 
 
-_READING = ("missing", "units", "start", "stop")
-_DOWNSCALE = (
+_READ_OPTIONS = ("missing", "units", "start", "stop")
+_DOWNSCALE_OPTIONS = (
     "var", "tile", "halo", "threads", "precision", "device", "time_factor", "scale", "grid", "like", "members", "seed",
-    "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READING,
+    "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READ_OPTIONS,
 )  # fmt: skip
 
 
-def _downscale(options) -> None:
-    from fastds.tasks.verbs import check_options, downscaling_task, task_function
+def _run_downscale(options) -> None:
+    from fastds.tasks.api import check_options, get_task_function, select_downscaling_task
 
     _check_files(options, "like", "truth")
-    report = _report(options, options.input, options.output, options.like, options.truth)
-    chosen = _given(options, _DOWNSCALE) | _law(options)
-    task = downscaling_task(options.model, chosen)
-    run = task_function(task, "downscale_file")
-    check_options(run, task, chosen, set(_READING))
-    form = _form(options, task)
-    if _archive(options):
+    report = _collect_report_options(options, options.input, options.output, options.like, options.truth)
+    chosen = _collect_options(options, _DOWNSCALE_OPTIONS) | _parse_z_r(options)
+    task = select_downscaling_task(options.model, chosen)
+    run = get_task_function(task, "downscale_file")
+    check_options(run, task, chosen, set(_READ_OPTIONS))
+    form = _parse_mlcast_origin(options, task)
+    if _is_archive_requested(options):
         _compute_archive(task, options, chosen)
         return
     if task == "fields":
-        # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
-        _keep_freed_memory(False)
+        # Retained memory of global fields becomes fragmented: 3.9 GB instead of 1.7 GB for 721 x 1440 points.
+        _set_memory_retention(False)
     chosen |= {"model": options.model, "truth": options.truth}
-    made = run(options.input, options.output, progress=True, **chosen, **form)
-    print(made.summary())
-    _compare(options, task, report, _reading(options))
+    summary = run(options.input, options.output, progress=True, **chosen, **form)
+    print(summary.summary())
+    _report_scores(options, task, report, _collect_read_options(options))
 
 
-def _compare(options, task: str, report: dict, read: dict) -> None:
-    """Print the errors of what was made, where the truth is known, and write the report. read: how files are read."""
-    from fastds.tasks.verbs import evaluate, task_function
+def _report_scores(options, task: str, report: dict, read: dict) -> None:
+    """Print the scores of the output if the truth is given, and write the HTML report.
+
+    Args:
+        options: parsed command line.
+        task: task that computed the output.
+        report: arguments of the report, see _collect_report_options.
+        read: options for reading files.
+    """
+    from fastds.tasks.api import evaluate, get_task_function
 
     if options.truth:
         evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report).print()
     elif report:
-        task_function(task, "report_files")(options.output, options.input, **read, **report)
+        get_task_function(task, "report_files")(options.output, options.input, **read, **report)
 
 
-def _nowcast(options) -> None:
+def _run_nowcast(options) -> None:
     from fastds.tasks.nowcast.run import nowcast_file
 
     _check_files(options, "truth")
-    report = _report(options, options.input, options.output, options.truth, options.picture)
+    report = _collect_report_options(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     names += ("members", "seed")
     names += ("threads", "precision", "device", "picture", "truth", "dtype", "stop")
-    read = _given(options, ("var", "missing", "units")) | _law(options)
-    chosen = _given(options, names) | read | _rates(options)
-    form = _form(options, "nowcast")
-    if _archive(options):
+    read = _collect_options(options, ("var", "missing", "units")) | _parse_z_r(options)
+    chosen = _collect_options(options, names) | read | _parse_probability(options)
+    form = _parse_mlcast_origin(options, "nowcast")
+    if _is_archive_requested(options):
         _compute_archive("nowcast", options, chosen)
         return
-    made = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
-    print(with_options(made.summary(), set(options.keys())))
-    _compare(options, "nowcast", report, read)
+    summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
+    print(with_options(summary.summary(), set(options.keys())))
+    _report_scores(options, "nowcast", report, read)
 
 
-_ARCHIVE = ("workers", "scheduler", "append", "keep_going")
-_ALONE = ("truth", "report", "picture")  # what takes a result as a whole
+_ARCHIVE_OPTIONS = ("workers", "scheduler", "append", "keep_going")
+_WHOLE_RESULT_OPTIONS = ("truth", "report", "picture")  # options that need the whole result in one file
 
 
-def _archive(options) -> bool:
-    """Whether an option of archives was given."""
-    return any(options[name] is not None and options[name] is not False for name in _ARCHIVE)
+def _is_archive_requested(options) -> bool:
+    """Return whether an option of archives was given."""
+    return any(options[name] is not None and options[name] is not False for name in _ARCHIVE_OPTIONS)
 
 
 def _compute_archive(task: str, options, chosen: dict) -> None:
     from fastds.archive.run import compute_archive
 
-    alone = [name for name in _ALONE if options.get(name)]
-    if alone:
-        raise ValueError(f"{alone[0]} is for results that are made at once; run fastds evaluate on an archive")
-    own = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
-    of_files = ("missing", "units", "stop") if task == "nowcast" else _READING  # start is that of a forecast
-    reading = {name: chosen.pop(name) for name in of_files if name in chosen}
-    form = {"model": options.model, "progress": True} | own | _given(options, _ARCHIVE)
-    made = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
-    print(with_options(made.summary(), set(options.keys())))
+    unsupported = [name for name in _WHOLE_RESULT_OPTIONS if options.get(name)]
+    if unsupported:
+        raise ValueError(f"{unsupported[0]} is for results that are made at once; run fastds evaluate on an archive")
+    execution = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
+    # for nowcasts, start is the initialization time
+    names = ("missing", "units", "stop") if task == "nowcast" else _READ_OPTIONS
+    reading = {name: chosen.pop(name) for name in names if name in chosen}
+    form = {"model": options.model, "progress": True} | execution | _collect_options(options, _ARCHIVE_OPTIONS)
+    summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
+    print(with_options(summary.summary(), set(options.keys())))
 
 
-def _query(options) -> None:
+def _run_query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
     chosen = {
         name: options[name]
-        for name in ("model", "outside", "var", "static", "threads", "precision", "device", *_READING)
+        for name in ("model", "outside", "var", "static", "threads", "precision", "device", *_READ_OPTIONS)
     }
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
-def _evaluate(options) -> None:
-    from fastds.tasks.common.inference import check_target
+def _run_evaluate(options) -> None:
+    from fastds.inference.files import check_target
 
     files = options.prediction, options.truth
     if options.csv:
         for file in files:
             check_target(file, options.csv)
-    report = _report(options, *files, options.input, options.csv)
-    chosen = _given(options, ("input", "workers", "scheduler")) | _reading(options) | report
+    report = _collect_report_options(options, *files, options.input, options.csv)
+    chosen = _collect_options(options, ("input", "workers", "scheduler")) | _collect_read_options(options) | report
     if "workers" in chosen or "scheduler" in chosen:
         from fastds.archive.evaluation import evaluate_archive as evaluate
     else:
-        from fastds.tasks.verbs import evaluate
+        from fastds.tasks.api import evaluate
     table = evaluate(*files, progress=True, **chosen)
-    if options.csv:  # before a reader of the table may go away
+    if options.csv:  # written first, because printing fails if standard output is closed
         table.to_csv(options.csv)
     table.print()
 
 
-def _check(options) -> int:
-    from fastds.tasks.common.check import check_all
+def _run_check(options) -> int:
+    from fastds.tasks.check import check_all
 
-    return check_all(options, _given(options, _READING))
-
-
-def _convert(options) -> None:
-    from fastds.tasks.common.convert import convert
-
-    print(convert(options, _given(options, _READING)))
+    return check_all(options, _collect_options(options, _READ_OPTIONS))
 
 
-def _finetune(options) -> None:
-    from fastds.tasks.common.finetune import finetune, scores
-    from fastds.tasks.common.verdict import verdict
+def _run_convert(options) -> None:
+    from fastds.tasks.convert import convert
 
-    chosen = _given(options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READING))
+    print(convert(options, _collect_options(options, _READ_OPTIONS)))
+
+
+def _run_finetune(options) -> None:
+    from fastds.tasks.finetune import finetune, format_scores
+    from fastds.training.baseline_comparison import format_comparison
+
+    chosen = _collect_options(
+        options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READ_OPTIONS)
+    )
     best = finetune(options.model, options.data, options.output, progress=True, **chosen)
-    print("\n".join(filter(None, [scores(best), verdict(best), f"wrote {best}"])))
+    print("\n".join(filter(None, [format_scores(best), format_comparison(best), f"wrote {best}"])))
 
 
-def _demo(options) -> None:
+def _run_demo(options) -> None:
     from fastds.tasks.radar.demo import demo
 
-    demo(options.output, progress=True, **_given(options, ("model", "seed", "size", "threads", "device")))
+    demo(options.output, progress=True, **_collect_options(options, ("model", "seed", "size", "threads", "device")))
 
 
-def _train(argv: list[str]) -> int:
-    from fastds.tasks.common.command import main as train
+def _run_train(argv: list[str]) -> int:
+    from fastds.training.command import main as train
 
     return train(argv)
 
 
-def _study(argv: list[str]) -> int:
+def _run_study(argv: list[str]) -> int:
     from fastds.studies.command import main as study
 
     return study(argv)
 
 
-def _models(argv: list[str]) -> None:
+def _run_models(argv: list[str]) -> None:
     from fastds.models.listing import main as models
 
     models(argv)
 
 
-def _export(argv: list[str]) -> None:
-    from fastds.tasks.common.export import main as export
+def _run_export(argv: list[str]) -> None:
+    from fastds.tasks.export import main as export
 
     export(argv)
 
 
-def _info(argv: list[str]) -> None:
+def _run_info(argv: list[str]) -> None:
     if argv:
-        wanted = "fastds info prints versions, compilers, instruction sets and devices; it takes no arguments"
+        text = "fastds info prints versions, compilers, instruction sets and devices; it takes no arguments"
         if argv[0] in ("-h", "--help"):
-            print(wanted)
+            print(text)
             return
-        raise ValueError(f"{wanted}, got {argv[0]!r}")
+        raise ValueError(f"{text}, got {argv[0]!r}")
     from fastds.info import main as info
 
     info()
 
 
-def _law(options) -> dict:
-    """The option --z-r as an argument, where it was given."""
+def _parse_z_r(options) -> dict:
+    """Return the option --z-r as an argument, if it was given."""
     if options.z_r is None:
         return {}
     a, b = options.z_r
@@ -246,8 +267,8 @@ def _law(options) -> dict:
     return {"z_r": (float(a), float(b))}
 
 
-def _rates(options) -> dict:
-    """The option --probability as an argument, where it was given."""
+def _parse_probability(options) -> dict:
+    """Return the option --probability as an argument, if it was given."""
     if options.probability is None:
         return {}
     if options.report:
@@ -255,35 +276,39 @@ def _rates(options) -> dict:
     try:
         return {"probability": [float(rate) for rate in options.probability.split(",")]}
     except ValueError:
-        wanted = "--probability must be growing rain rates in mm/h such as 1,5,10"
-        raise ValueError(f"{wanted}, got {options.probability!r}") from None
+        text = "--probability must be growing rain rates in mm/h such as 1,5,10"
+        raise ValueError(f"{text}, got {options.probability!r}") from None
 
 
-def _form(options, task: str) -> dict:
-    """What the options say of an archive in MLCast's form as the argument origin, where one is wanted."""
-    from fastds.tasks.common.convert import origin_of
+def _parse_mlcast_origin(options, task: str) -> dict:
+    """Return the metadata of an MLCast archive as the argument `origin`, if an archive was requested."""
+    from fastds.tasks.convert import make_origin
 
-    origin = origin_of(options)
+    origin = make_origin(options)
     if origin is None:
         return {}
     if task not in ("radar", "nowcast"):
         raise ValueError(f"--to mlcast is for radar fields, and the model is for {task}")
     if task == "nowcast" and (options.truth or options.report):
         raise ValueError("--to mlcast leaves the starts of forecasts out, which --truth and --report need")
-    if _archive(options):
+    if _is_archive_requested(options):
         raise ValueError("--to mlcast is for results that are made at once; fastds convert makes it of an archive")
     return {"origin": origin}
 
 
-def _reading(options) -> dict:
-    """How observed files are read: the options --var, --z-r and those of _READING."""
-    return _given(options, ("var", *_READING)) | _law(options)
+def _collect_read_options(options) -> dict:
+    """Return the options for reading files with observations: --var, --z-r and those in _READ_OPTIONS."""
+    return _collect_options(options, ("var", *_READ_OPTIONS)) | _parse_z_r(options)
 
 
 def _check_files(options, *names: str) -> None:
-    """Raise FileNotFoundError for a file of these options that is not there, which may be read only after a long
-    computation, and ValueError for one that the output would replace."""
-    from fastds.tasks.common.inference import check_target
+    """Check the files of options before a long computation.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: the output would replace a file.
+    """
+    from fastds.inference.files import check_target
 
     for name in names:
         path = options[name]
@@ -293,8 +318,10 @@ def _check_files(options, *names: str) -> None:
             check_target(path, options.output)
 
 
-def _report(options, *files: str | None) -> dict:
-    """The options --report and --model as arguments, where a report is wanted, which must be none of these files."""
+def _collect_report_options(options, *files: str | None) -> dict:
+    """Return --report and --model as arguments, if a report was requested, after checking that it replaces none of
+    `files`.
+    """
     if options.report is None:
         return {}
     from fastds.report import check_report
@@ -303,8 +330,17 @@ def _report(options, *files: str | None) -> dict:
     return {"report": options.report, "model": options.get("model")}
 
 
-def _guarded(name: str, run, options) -> int:
-    """Run a subcommand; errors become one sentence, warnings one line."""
+def _run_with_error_handling(name: str, run, options) -> int:
+    """Run a subcommand. Errors and warnings are printed as one line.
+
+    Args:
+        name: command for messages.
+        run: function of the options.
+        options: parsed options, or a list of arguments.
+
+    Returns:
+        Exit status.
+    """
     names = set(options.keys()) if hasattr(options, "keys") else set()
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
@@ -319,57 +355,65 @@ def _guarded(name: str, run, options) -> int:
                 sys.stdout.flush()
             return status
         except BrokenPipeError:
-            _print_nothing()
-            return _UNREAD
-        except SystemExit as end:  # what rich makes of it
+            _discard_stdout()
+            return _EXIT_SIGPIPE
+        except SystemExit as end:  # rich converts a BrokenPipeError to SystemExit
             if not isinstance(end.__context__, BrokenPipeError):
                 raise
-            return _UNREAD
+            return _EXIT_SIGPIPE
         except (ValueError, OSError, ImportError, MemoryError) as error:
             show_traceback()
             print(f"{name}: {with_options(sentence_of(error), names)}", file=sys.stderr)
             return _FAILED
-        except Exception as error:  # no user's error, and still no traceback
+        except Exception as error:  # a defect of fastds: reported without a traceback, too
             show_traceback()
-            print(f"{name}: {with_options(internal_error(error, _read(options)), names)}", file=sys.stderr)
+            print(f"{name}: {with_options(internal_error(error, _list_input_files(options)), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
 
 
-def _read(options) -> list[str]:
-    """The files that a command reads."""
+def _list_input_files(options) -> list[str]:
+    """Return the input files of a command."""
     names = ("input", "inputs", "prediction", "truth", "like", "points", "data")
     given = [options.get(name) for name in names] if hasattr(options, "get") else []
     return [file for one in given if one for file in ([one] if isinstance(one, str) else one)]
 
 
-def _print_everything() -> None:
-    """Let letters that a terminal or log does not have, in names of files, be printed as their codes."""
+def _escape_unprintable() -> None:
+    """Print characters that the terminal or log cannot encode as escape sequences."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_nothing() -> None:
-    """Let the rest of what is printed, whose reader has gone, go nowhere."""
+def _discard_stdout() -> None:
+    """Redirect standard output, whose reader has closed it, to the null device."""
     if is_command():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _unraisable(error) -> None:
-    """Suppress exceptions that h5netcdf and rasterio raise while closing a damaged file, whose error was reported."""
+def _suppress_close_errors(error) -> None:
+    """Suppress exceptions that h5netcdf and rasterio raise while closing a damaged file; its error was reported
+    before.
+    """
     place = str(getattr(error.object, "__module__", "") or error.object)
     if not place.startswith(("h5netcdf", "h5py", "rasterio")):
         sys.__unraisablehook__(error)
 
 
-# These have argument lists of their own, with their own help.
-_OWN = {"train": _train, "study": _study, "models": _models, "export": _export, "info": _info}
+# Commands that parse their own arguments and print their own help.
+_SELF_PARSING_COMMANDS = {
+    "train": _run_train,
+    "study": _run_study,
+    "models": _run_models,
+    "export": _run_export,
+    "info": _run_info,
+}
 _COMMANDS = {
-    "downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "check": _check,
-    "convert": _convert, "finetune": _finetune, "demo": _demo,
+    "downscale": _run_downscale, "nowcast": _run_nowcast, "query": _run_query, "evaluate": _run_evaluate,
+    "check": _run_check, "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
 }  # fmt: skip
 
 if __name__ == "__main__":

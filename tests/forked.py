@@ -25,7 +25,8 @@ COMMAND = """
 import sys
 sys.argv[0] = "fastds"
 import fastds.cli, lightning
-from fastds.tasks.common import command, training
+from fastds.training import modules
+from fastds.training import command
 import fastds.tasks.fields.training, fastds.tasks.humidity.training
 import fastds.tasks.nowcast.training, fastds.tasks.radar.training
 """

@@ -11,7 +11,7 @@ from fastds.data import EvaluationTriples, TimeBlock, coarsen, coarsen_dataset, 
 from fastds.models.baselines import advection, optical_flow, trilinear
 from fastds.studies import radar
 from fastds.tasks.radar import refinement
-from fastds.tasks.radar.agreement import CLEAR_DB, agree
+from fastds.tasks.radar.back_projection import CLEAR_DB, back_project
 from fastds.tasks.radar.run import downscale
 
 MODES = "dbz", "linear_z", "plain_dbz"
@@ -28,7 +28,7 @@ def fields(seed=3, size=48):
 
 def agreed(y, x, flow, mode, known=None):
     y = y.clone()
-    agree(y, x, flow, torch.ones_like(x).bool() if known is None else known, mode, SPAN)
+    back_project(y, x, flow, torch.ones_like(x).bool() if known is None else known, mode, SPAN)
     return y
 
 
@@ -120,7 +120,7 @@ def test_back_projection_in_bands_is_identical(mode, monkeypatch):
     x, flow, y = fields()
     assert len(list(refiner._bands(x.shape[1:], 0.0))) == 8
     banded, known = y.clone(), torch.ones_like(x).bool()
-    agree(banded, x, flow, known, mode, SPAN, refiner._bands)
+    back_project(banded, x, flow, known, mode, SPAN, refiner._bands)
     torch.testing.assert_close(banded, agreed(y, x, flow, mode), rtol=0, atol=2e-6)
 
 

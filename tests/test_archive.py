@@ -26,7 +26,7 @@ from fastds.archive.run import compute_archive
 from fastds.archive.workers import Made, threads_of
 from fastds.cli import main
 from fastds.data import save_dataset
-from fastds.tasks.radar.job import RadarJob
+from fastds.tasks.radar.pipeline import RadarPipeline
 
 zarr = pytest.importorskip("zarr", reason="archives need the package zarr")
 dask = pytest.importorskip("dask", reason="archives need the package dask")
@@ -34,7 +34,7 @@ dask = pytest.importorskip("dask", reason="archives need the package dask")
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(run, "steps_at_once", lambda job, workers=1: job.least)
+    monkeypatch.setattr(run, "choose_chunk_steps", lambda job, workers=1: job.step_multiple)
     request.dataset_of.cache_clear()
 
 
@@ -146,7 +146,7 @@ def test_killed_archive_resumes_without_recomputing(files, whole, monkeypatch, k
 def test_finished_archive_is_left_unchanged(files, monkeypatch):
     archive(files)
     computed, looked, known = [], [], manifest.stamp_of
-    counted(monkeypatch, RadarJob, computed)
+    counted(monkeypatch, RadarPipeline, computed)
     monkeypatch.setattr(manifest, "stamp_of", lambda file: looked.append(file) or known(file))
     report = archive(files)
     assert len(looked) == 6  # once at each file, which is slow on a network
@@ -158,7 +158,7 @@ def test_archive_killed_before_its_last_step_resumes(files, monkeypatch):
     archive(files)
     os.replace(files / "out.zarr.manifest", files / "out.zarr.part.manifest")
     computed = []
-    counted(monkeypatch, RadarJob, computed)
+    counted(monkeypatch, RadarPipeline, computed)
     archive(files)
     assert not computed and (files / "out.zarr.manifest").exists() and not (files / "out.zarr.part.manifest").exists()
 
@@ -177,7 +177,7 @@ def test_archive_appends_new_files(files, whole, monkeypatch, first):
     archive(files, names[:first], append=True)
     assert stored(files / "out.zarr").sizes["time"] < whole.sizes["time"]
     computed = []
-    counted(monkeypatch, RadarJob, computed)
+    counted(monkeypatch, RadarPipeline, computed)
     archive(files, names, append=True)
     assert same(stored(files / "out.zarr"), whole)
     assert len(computed) == {1: 5, 3: 3, 5: 3}[first]  # with the last piece of before, where no gap follows
@@ -264,7 +264,7 @@ def test_archive_started_on_gpu_is_not_resumed_on_cpu(files, monkeypatch):
     monkeypatch.setattr(
         run, "job_of", lambda request: pytest.fail("computed") if request.options["device"] == "cpu" else job
     )
-    job = RadarJob(radar_model(), fastds.data.open_dataset(files / "in"))
+    job = RadarPipeline(radar_model(), fastds.data.open_dataset(files / "in"))
     with pytest.raises(ValueError, match="device was 'cpu' and is 'cuda'"):
         archive(files, options={"device": "auto"}, append=True)
 
@@ -325,8 +325,8 @@ def test_archive_packing_rounds_like_netcdf(files, monkeypatch, event):  # noqa:
     packed, tie = event.copy(), np.float32(21.46875) - np.float32(1e-6)
     packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
     save_dataset(packed.isel(time=slice(0, 2)), files / "packed.nc")
-    known = RadarJob.compute
-    monkeypatch.setattr(RadarJob, "compute", lambda *a: {k: np.full_like(v, tie) for k, v in known(*a).items()})
+    known = RadarPipeline.compute
+    monkeypatch.setattr(RadarPipeline, "compute", lambda *a: {k: np.full_like(v, tie) for k, v in known(*a).items()})
     archive(files, "packed.nc", dtype="input")
     assert (stored(files / "out.zarr").reflectivity == 21.4375).all()
 
@@ -450,7 +450,7 @@ def test_workers_do_not_reopen_files(files, monkeypatch):
     monkeypatch.setattr("fastds.data.formats.opening.Contents", lambda path: pytest.fail(f"opened {path}"))
     for number in (0, 4, 5):
         os.remove(files / "in" / f"{number}.nc")
-    piece = job.pieces(4)[1]
+    piece = job.make_chunks(4)[1]
     (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).job, job))
     assert piece.reads == (2, 6) and np.array_equal(values, expected)
 

@@ -9,8 +9,8 @@ import pytest
 import fastds.models
 from fastds._argument_types import annotations_of, check_types
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.tasks.api import READ_OPTIONS, get_task_function
 from fastds.tasks.nowcast.run import Options
-from fastds.tasks.verbs import READING, task_function
 
 TRUTH = synthetic_event(seed=1, frames=5, shape=(32, 32))
 COARSE = coarsen_dataset(TRUTH)
@@ -22,9 +22,9 @@ def downscale(model):
 
 
 def keywords(task, verb):
-    parameters = inspect.signature(task_function(task, verb)).parameters.values()
+    parameters = inspect.signature(get_task_function(task, verb)).parameters.values()
     names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in NOT_TOLD]
-    return [*names, *READING]
+    return [*names, *READ_OPTIONS]
 
 
 VERBS = {

@@ -6,22 +6,22 @@ import pytest
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
-from fastds.tasks.common.card_of_run import fill_card_of_run, name_files
-from fastds.tasks.common.command import TASKS, configurations
 from fastds.tasks.fields.config import parse_arguments as fields
 from fastds.tasks.humidity.config import parse_arguments as humidity
 from fastds.tasks.nowcast.config import parse_arguments as nowcast
 from fastds.tasks.radar.config import parse_arguments as radar
+from fastds.training.command import TASKS, find_configurations
+from fastds.training.model_card import add_file_names, update_model_card
 
 PARSERS = {"radar": radar, "fields": fields, "humidity": humidity, "nowcast": nowcast}
-SHIPPED = [(task, name) for task in TASKS for name in configurations(task)]
+SHIPPED = [(task, name) for task in TASKS for name in find_configurations(task)]
 
 
 def card_of(config, *files):
     start = config.model.start
     model = models.load(start) if start in models.available(pretrained=True) else models.create(config.model.name)
-    fill_card_of_run(model.card, config)
-    name_files(model.card, config, files)
+    update_model_card(model.card, config)
+    add_file_names(model.card, config, files)
     return model.card
 
 

@@ -12,7 +12,7 @@ from test_verbs import TEMPERATURE, gridded
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
 from fastds.data.io.mlcast import Origin, save_mlcast
-from fastds.tasks.common import check
+from fastds.tasks import check
 
 pytest.importorskip("zarr", reason="archives need the package zarr")
 pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
@@ -142,8 +142,8 @@ def test_mlcast_output_is_checked_before_computation(event, tmp_path, monkeypatc
     def computed(*args, **options):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("fastds.tasks.nowcast.job.NowcastJob.at_once", computed)
-    monkeypatch.setattr("fastds.tasks.radar.job.RadarJob.at_once", computed)
+    monkeypatch.setattr("fastds.tasks.nowcast.pipeline.NowcastPipeline.compute_all", computed)
+    monkeypatch.setattr("fastds.tasks.radar.pipeline.RadarPipeline.compute_all", computed)
     monkeypatch.chdir(tmp_path)
     save_dataset(event, "event.nc")
     command, *chosen = words
@@ -369,7 +369,7 @@ def test_check_of_unusual_coordinates_and_times(event, tmp_path, capsys):
 
 def test_check_prints_a_warning_once(event, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        check, "_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
+        check, "_list_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
     )
     save_dataset(event, tmp_path / "event.nc")
     assert check.check(tmp_path / "event.nc") and capsys.readouterr().out.count("warning    so\n") == 1
@@ -378,7 +378,7 @@ def test_check_prints_a_warning_once(event, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(("fields", "more"), [(8, []), (10, ["and 2 more"])])
 def test_check_lists_eight_variables(fields, more):
     values = ("time", "latitude", "longitude"), np.zeros((2, 3, 4), np.float32), {"units": "K"}
-    facts = list(check._facts(xr.Dataset({f"v{k}": values for k in range(fields)})))
+    facts = list(check._list_facts(xr.Dataset({f"v{k}": values for k in range(fields)})))
     assert [text for name, text in facts if name == "variable"] == [
         f"v{k} [K] time 2, latitude 3, longitude 4" for k in range(8)
     ]
@@ -404,9 +404,9 @@ def test_check_of_unsupported_data(event, tmp_path, capsys):
     ],
 )
 def test_check_reports_monthly_data(times, said):
-    assert check._times(np.array(times, "datetime64[ns]")).endswith(f", {said}")
+    assert check._describe_times(np.array(times, "datetime64[ns]")).endswith(f", {said}")
     dates = xr.date_range("2000-01-01", periods=5, freq="MS", calendar="360_day", use_cftime=True)
-    assert check._times(dates.values).endswith(", monthly")
+    assert check._describe_times(dates.values).endswith(", monthly")
 
 
 def test_check_of_out_of_distribution_data(tmp_path, capsys):

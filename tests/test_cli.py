@@ -99,7 +99,7 @@ def test_interrupt_exits_130(folder, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastds.tasks.radar.job.to_reflectivity", interrupt)
+    monkeypatch.setattr("fastds.tasks.radar.pipeline.to_reflectivity", interrupt)
     arguments = ["downscale", f"{folder}/in.nc", f"{tmp_path}/o.nc", "--model", f"{folder}/tiny.safetensors"]
     assert main(arguments) == 130
     assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -180,7 +180,7 @@ def test_downscale_rejects_unsuitable_truth_before_the_run(folder, tmp_path, cap
     words = "it has nowhere all times" if kind == "later" else sentence.format("output will have")
     assert re.search(words, said) and not os.path.exists(out), said
     hindcast = [f"{folder}/truth.nc", out, "--model", "persistence", "--steps", "1"]
-    monkeypatch.setattr("fastds.tasks.nowcast.evaluation._installed", lambda: ["persistence"])
+    monkeypatch.setattr("fastds.tasks.nowcast.evaluation._list_installed", lambda: ["persistence"])
     start = str(synthetic_event(5, 3, (64, 64)).time.values[1])
     assert main(["nowcast", *hindcast, "--start", start, "--truth", other]) == 2
     said = capsys.readouterr().err.splitlines()[-1]

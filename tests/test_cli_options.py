@@ -22,11 +22,11 @@ from test_verbs import HUMIDITY, TEMPERATURE, generator, gridded, nowcaster, rad
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import cli, models
-from fastds._parsers import parser_of_all
+from fastds._parsers import build_parser
 from fastds.data import coarsen_dataset, synthetic_event
 from fastds.studies.command import STUDIES
-from fastds.tasks.common.command import TASKS
 from fastds.tasks.radar.demo import demo
+from fastds.training.command import TASKS
 
 LAW = 300.0, 1.4
 # Files that tell neither their unit nor their missing value, and have a law of their own.
@@ -355,7 +355,7 @@ def test_every_command_option_is_tested():
     tried = {}
     for words in map(str.split, RUNS):
         tried.setdefault(words[0], set()).update(word for word in words if word.startswith("--"))
-    commands = parser_of_all()._subcommands_action.choices
+    commands = build_parser()._subcommands_action.choices
     elsewhere = {"train", "study", "models", "info", "finetune", "export"}  # in files of their own
     assert set(tried) == set(commands) - elsewhere
     for name, words in tried.items():
@@ -367,7 +367,7 @@ def test_every_command_option_is_tested():
 
 @pytest.mark.parametrize("words", ["query a.nc --points b.csv --out DIR", "demo --out DIR"])
 def test_out_is_an_alias_of_output(words):
-    options = parser_of_all().parse_args(words.split())
+    options = build_parser().parse_args(words.split())
     assert options[words.split()[0]].output == "DIR"
 
 

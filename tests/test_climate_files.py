@@ -132,15 +132,15 @@ def curved(field):
         ),
         (
             lambda d: d.assign_coords(longitude=(d.longitude - 110) % 360).sortby("longitude"),
-            r"in one piece as \(longitude \+ 180\) % 360 - 180, sorted",
+            r"is contiguous as \(longitude \+ 180\) % 360 - 180, sorted",
         ),
         (
             lambda d: d.assign_coords(longitude=(d.longitude + 250) % 360 - 180).sortby("longitude"),
-            "in one piece as longitude % 360, sorted",
+            "is contiguous as longitude % 360, sorted",
         ),
         (
             lambda d: d.assign_coords(longitude=(d.longitude - 110) % 360).sortby("longitude", ascending=False),
-            r"longitude has a gap from .* in one piece as \(longitude \+ 180\) % 360 - 180, sorted",
+            r"longitude has a gap from .* contiguous as \(longitude \+ 180\) % 360 - 180, sorted",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_non_date_times_have_no_interval(tmp_path, capsys):
 
 def test_ensemble_dimension_is_named_in_the_error():
     members = region().expand_dims(member=["r1", "r2"])
-    with pytest.raises(ValueError, match="has no dimension member, .* are told by the name realization"):
+    with pytest.raises(ValueError, match="has no dimension member, .* must have the name realization"):
         fastds.evaluate(members, region())
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 from faulty.drawn_grib import write_regular
 from faulty.drawn_radar import write_geotiff
 
-from fastds.cli import _unraisable, main
+from fastds.cli import _suppress_close_errors, main
 from fastds.data import open_dataset
 from fastds.data.formats.opening import _errors_of
 from fastds.data.formats.registry import FORMATS
@@ -188,5 +188,5 @@ def test_library_messages_are_suppressed_after_an_error(monkeypatch, place, said
     """Such as what rasterio cannot decode of the messages of GDAL about a damaged image."""
     seen = []
     monkeypatch.setattr("sys.__unraisablehook__", seen.append)
-    _unraisable(SimpleNamespace(object=place))
+    _suppress_close_errors(SimpleNamespace(object=place))
     assert bool(seen) == said

@@ -14,7 +14,7 @@ import fastds.plot
 from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, synthetic_event
 from fastds.models.baselines import advection, trilinear
-from fastds.tasks.radar.demo import _rainiest_part, _write_picture, demo
+from fastds.tasks.radar.demo import _find_rainiest_part, _write_picture, demo
 
 
 @pytest.fixture
@@ -92,11 +92,11 @@ def test_demo_picture_content(tmp_path, monkeypatch):
 def test_demo_crop_has_most_rain():
     z = np.full((150, 300), 24.9)
     z[140, 200:210] = z[10, 5:13] = 25.0
-    assert _rainiest_part(z) == (slice(16, 144), slice(96, 224)), "the first of several"
-    assert _rainiest_part(z[:100]) == (slice(0, 100), slice(0, 100))
+    assert _find_rainiest_part(z) == (slice(16, 144), slice(96, 224)), "the first of several"
+    assert _find_rainiest_part(z[:100]) == (slice(0, 100), slice(0, 100))
     far = np.zeros((304, 320))
     far[-1, -1] = 25.0
-    assert _rainiest_part(far) == (slice(176, 304), slice(192, 320)), "the last of all"
+    assert _find_rainiest_part(far) == (slice(176, 304), slice(192, 320)), "the last of all"
 
 
 @pytest.mark.parametrize(

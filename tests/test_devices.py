@@ -13,7 +13,7 @@ from fastds import models
 from fastds.archive import workers
 from fastds.cli import main
 from fastds.data import coarsen_dataset, synthetic_event
-from fastds.tasks.common.settings import Settings, check_count, computing, settle
+from fastds.inference.execution import ExecutionConfig, check_count, inference_context, resolve_execution
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NETWORK = torch.nn.Linear(1, 1)
@@ -43,17 +43,17 @@ def test_resolve_device_selection(gpu_there):
         (("bf16", "cpu"), (CPU, "bf16")),
         *([((None, "cuda"), there)] if gpu_there else []),
     ):
-        assert settle(NETWORK, 2, *asked) == Settings(2, *wanted)
-    assert settle(None, None, None, "auto") == Settings(None, None, "fp32")
-    assert settle(torch.nn.Identity(), None, None, None).device == CPU
+        assert resolve_execution(NETWORK, 2, *asked) == ExecutionConfig(2, *wanted)
+    assert resolve_execution(None, None, None, "auto") == ExecutionConfig(None, None, "fp32")
+    assert resolve_execution(torch.nn.Identity(), None, None, None).device == CPU
 
 
 def test_resolve_device_rejects_unavailable_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=ABSENT.removeprefix("--")):
-        settle(NETWORK, None, None, "cuda")
+        resolve_execution(NETWORK, None, None, "cuda")
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'gpu'"):
-        settle(NETWORK, None, None, "gpu")
+        resolve_execution(NETWORK, None, None, "gpu")
 
 
 class Moved(torch.nn.Linear):
@@ -70,7 +70,7 @@ class Moved(torch.nn.Linear):
 
 def test_model_returns_to_its_device_after_an_error():
     model = Moved().train()
-    with contextlib.suppress(KeyError), computing(model, Settings(None, GPU, "bf16")):
+    with contextlib.suppress(KeyError), inference_context(model, ExecutionConfig(None, GPU, "bf16")):
         assert model.places == ["cuda"] and not model.training
         raise KeyError
     assert model.places == ["cuda", "cpu"] and model.training

@@ -11,7 +11,7 @@ from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import find_configurations as studies
-from fastds.tasks.common.command import TASKS, configurations, option_names, with_options
+from fastds.training.command import TASKS, find_configurations, insert_option_names, list_option_names
 
 SHARED = {
     "output": "folder", "seed": 3, "max_steps": 7, "max_minutes": 2.5, "learning_rate": 0.25, "ema_decay": 0.5,
@@ -151,7 +151,7 @@ def test_help_of_studies_and_trainings(capsys):
         text = capsys.readouterr().out
         assert all(f"--{name}" in text for name in (*SHARED, "model.name", "model.start", "data.path")), task
         unbroken = "".join(text.split())  # lines may end at a hyphen
-        assert all(name in unbroken for name in configurations(task)), task
+        assert all(name in unbroken for name in find_configurations(task)), task
 
 
 def test_options_of_the_command_are_named_as_such(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, 
 
 
 def test_values_are_not_mistaken_for_options():
-    names = option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
+    names = list_option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
     for text in (
         "data.path.nc is empty",
         "in /a/data.crop/x.nc",
@@ -205,7 +205,7 @@ def test_values_are_not_mistaken_for_options():
         "data.nc has no output",
         "'seed'",
     ):
-        assert with_options(text, names) == text
-    assert with_options("give resume=false or a smaller learning_rate", names) == (
+        assert insert_option_names(text, names) == text
+    assert insert_option_names("give resume=false or a smaller learning_rate", names) == (
         "give --resume=false or a smaller --learning_rate"
     )

@@ -64,7 +64,7 @@ def test_op_docstrings_have_returns_gradients_and_raises(op):
     [
         "tasks.radar.config",
         "tasks.fields.config",
-        "tasks.common.config",
+        "training.config",
         "tasks.nowcast.config",
         "tasks.humidity.config",
         "studies.fields.run",

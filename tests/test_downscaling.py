@@ -9,8 +9,8 @@ from torch import nn
 
 from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.inference import files as inference_files
 from fastds.models.baselines import trilinear
-from fastds.tasks.common import inference
 from fastds.tasks.radar import refinement, tiled_run
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.run import downscale, downscale_file
@@ -232,7 +232,7 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
 
 def test_single_tile_equals_untiled(coarse, monkeypatch):
     """Neither where the memory takes the whole grid of 48 x 64 nor where a tile does: no reach is measured."""
-    monkeypatch.setattr(tiled_run, "network_reach", None)
+    monkeypatch.setattr(tiled_run, "measure_receptive_field", None)
     for tile in (None, 64, 80):
         out = downscale(Stub(), coarse, tile=tile)
         assert (out.attrs["fastds_tile"], out.attrs["fastds_halo"]) == (0, 0)
@@ -289,7 +289,7 @@ def test_rates_are_returned_as_rates(coarse):
 def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
     given = rain(coarse, "kg m-2", standard_name="rainfall_amount", cell_methods="time: sum (interval: 10 min)")
     if mapped:
-        monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
+        monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
     save_dataset(given, tmp_path / "in.nc")
     downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=Stub(), var="rainfall")
     expected = downscale(Stub(), given, var="rainfall")
@@ -307,7 +307,7 @@ def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
 def test_large_outputs_use_an_unnamed_temporary_file(coarse, network, tmp_path, monkeypatch):
     save_dataset(coarse, tmp_path / "in.nc")
     expected = downscale(network, coarse)
-    monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
     downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=network)
     with open_dataset(tmp_path / "out.nc") as out:
         np.testing.assert_array_equal(out.reflectivity.values, expected.reflectivity.values)
@@ -426,7 +426,9 @@ def test_models_that_do_not_fit_are_refused(coarse):
         downscale(give_card(Stub(), floor_dbz=None), coarse)
     several = Stub()
     several.config["in_channels"] = 3
-    with pytest.raises(ValueError, match="stub reads 2 variables beside the reflectivity, and its card does not"):
+    with pytest.raises(
+        ValueError, match="stub reads 2 variables in addition to the reflectivity, and its card does not"
+    ):
         downscale(several, coarse)
     with pytest.raises(ValueError, match="stub reads no static maps"):
         downscale(Stub(), coarse, static=coarse)

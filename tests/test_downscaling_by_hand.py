@@ -110,13 +110,13 @@ def test_interpolated_part_of_a_frame():
     refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
     lower = refinement.FrameRefiner(None, scale=2, floor=-5.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
     z = torch.tensor([[-32.0, -10.0, 4.0, 30.0, float("nan")]])
-    channels = refiner._channels(z)
+    channels = refiner._make_channels(z)
     expected = [[0, 22, 36, 62, 0], [0, 128, 128, 128, 0], [0, 0, 4, 30, 0], [15, 15, 15, 30, 15]]
     torch.testing.assert_close(256 * channels[:, 0], torch.tensor(expected, dtype=torch.float32))
     mixed = torch.stack([channels[..., 3], channels[..., [0, 2]].mean(-1), channels[..., 0]], -1)
-    fine = refiner._fine(mixed)[:, 0]
+    fine = refiner._interpolate(mixed)[:, 0]
     torch.testing.assert_close(fine, torch.tensor([[30, 4, -32], [1, 0.5, 0], [30, 2, 0], [30, 15, 15.0]]))
-    torch.testing.assert_close(lower._fine(lower._channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
+    torch.testing.assert_close(lower._interpolate(lower._make_channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
 
 
 def test_near_echo_mask_radius():

@@ -179,7 +179,7 @@ def test_downscale_flipped_unsorted_file_with_gaps(folder, tmp_path, preset, til
 def test_archives_and_many_files(folder, tmp_path, preset, monkeypatch):
     pytest.importorskip("zarr", reason="archives need the package zarr")
     pytest.importorskip("dask", reason="archives need the package dask")
-    monkeypatch.setattr("fastds.archive.run.steps_at_once", lambda job, workers=1: job.least)
+    monkeypatch.setattr("fastds.archive.run.choose_chunk_steps", lambda job, workers=1: job.step_multiple)
     expected = by_hand(network(preset), tensors(folder), 32)
     words, files = ["--tile=32", "--halo=16"], folder / "npz" / "reflectivity*.npz"
     stored = downscaled(folder, files, tmp_path / "o.zarr", preset, *words, "--workers=1")
@@ -286,8 +286,8 @@ def test_variables_are_found_by_their_standard_names(folder):
 @pytest.mark.parametrize(
     ("source", "words", "sentence"),
     [
-        ("lacks.nc", [], "fczsm-d needs probability and measurement_height beside the reflectivity; lacks.nc lacks "
-         "measurement_height and holds reflectivity and probability; other names are told by --dynamics, as in"),
+        ("lacks.nc", [], "fczsm-d needs probability and measurement_height in addition to the reflectivity; lacks.nc "
+         "lacks measurement_height and holds reflectivity and probability; give other names with --dynamics, as in"),
         ("lacks.nc", ["--workers=1", "o.zarr"], "lacks.nc lacks measurement_height and holds"),
         ("radar.nc", ["--dynamics=probability=prob"], "radar.nc lacks prob and holds"),
         ("radar.nc", ["--dynamics=prob=probability"], "--dynamics names prob, and model fczsm-d reads probability and"),
@@ -332,7 +332,9 @@ def test_incomplete_model_cards_are_rejected(folder):
     with pytest.raises(ValueError, match="the card of model fczsm-d has no range of measurement_height: give it with"):
         fastds.downscale(model, coarse)
     model.card.input_variables = []
-    with pytest.raises(ValueError, match="reads 2 variables beside the reflectivity, and its card does not name them"):
+    with pytest.raises(
+        ValueError, match="reads 2 variables in addition to the reflectivity, and its card does not name them"
+    ):
         fastds.downscale(model, coarse)
     out = fastds.downscale(model, coarse, smooth=True, dynamics=RANGES)
     np.testing.assert_allclose(out.reflectivity, expected, rtol=0, atol=TOLERANCE)

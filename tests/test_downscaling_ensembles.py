@@ -11,7 +11,7 @@ import xarray as xr
 
 import fastds
 from fastds import cli, models
-from fastds.tasks.humidity import job
+from fastds.tasks.humidity import pipeline
 from fastds.tasks.humidity.run import downscale, downscale_file
 
 
@@ -303,9 +303,9 @@ def test_noise_is_periodic_in_longitude():
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
     fine = downscale(model, globe(), members=1, seed=4)["r"].values[0]
     whole = torch.arange(-16, 56) % 40
-    numbers = [step[0] for step in job._seeds(globe()["r"], 0, 1, 4)]
+    numbers = [step[0] for step in pipeline._make_seeds(globe()["r"], 0, 1, 4)]
     with torch.no_grad():
-        y = model(part[..., whole], noise=job._noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
+        y = model(part[..., whole], noise=pipeline._draw_noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
     np.testing.assert_allclose(fine, model.card.physical(y).clamp(0, 105), atol=0.05)
 
 
@@ -353,6 +353,6 @@ def test_the_shipped_weights_name_their_levels(name):
 @pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
 def test_progress_counts_sequences_of_all_members(bars_of, members, total):
     """Of eight times each."""
-    asked, done = bars_of(job)
+    asked, done = bars_of(pipeline)
     downscale(generator(), coarse(9), members=members, progress=True)
     assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

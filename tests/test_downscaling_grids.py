@@ -11,7 +11,7 @@ import xarray as xr
 from fastds.cli import main
 from fastds.models import create, load, save
 from fastds.tasks.fields import networks, run
-from fastds.tasks.fields.geometry import geometry, target_by_scale
+from fastds.tasks.fields.geometry import find_geometry, make_target_by_scale
 from fastds.tasks.fields.points import read_points
 from fastds.tasks.fields.run import downscale, downscale_file, query
 
@@ -143,9 +143,9 @@ def test_windowed_query_is_identical(monkeypatch):
 def test_large_outputs_use_temporary_files(tmp_path, monkeypatch):
     region().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     whole = downscale(model(trained=True), region(), scale=2.67)
-    monkeypatch.setattr("fastds.tasks.common.inference.MAPPED_BYTES", 0)
+    monkeypatch.setattr("fastds.inference.files.MAPPED_BYTES", 0)
     with xr.open_dataset(tmp_path / "in.nc") as lazy:
-        fine, _ = run._run(model(trained=True), lazy, scale=2.67, folder=tmp_path)
+        fine, _ = run._downscale(model(trained=True), lazy, scale=2.67, folder=tmp_path)
         assert isinstance(fine.t.variable._data, np.memmap) and np.array_equal(fine.t, whole.t)
         assert not lazy.t.variable._in_memory
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -165,7 +165,7 @@ def test_targets_outside_a_region_are_refused():
 def test_refinement_factor_of_a_grid():
     """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
     m = model()
-    fields = networks.FieldModel(m, region(), run.geometry(region()))
+    fields = networks.FieldModel(m, region(), run.find_geometry(region()))
     assert fields.factor(torch.arange(50, 40, -0.125), torch.arange(5, 19, 0.2)) == pytest.approx((4.0, 2.5))
     assert fields.factor(torch.tensor([45.1]), torch.tensor([7.0])) == (m.max_scale, m.max_scale)
 
@@ -232,7 +232,7 @@ def test_outer_rows_at_the_poles_stay_there(rows):
     """n points from pole to pole become s (n - 1) + 1; columns that go round become s times as many."""
     latitude, longitude = np.linspace(90, -90, rows), np.arange(0, 360, 30.0)
     axes = {"latitude": ("latitude", latitude), "longitude": ("longitude", longitude)}
-    rows_of, columns_of = target_by_scale(geometry(xr.Dataset(coords=axes)), 2.0)
+    rows_of, columns_of = make_target_by_scale(find_geometry(xr.Dataset(coords=axes)), 2.0)
     assert rows_of.shape == (2 * (rows - 1) + 1,) and columns_of.shape == (24,)
     np.testing.assert_allclose(rows_of, np.linspace(90, -90, 2 * rows - 1), atol=1e-9)
 

@@ -15,7 +15,7 @@ from fastds.models.ensembles import detail
 from fastds.models.ensembles.detail import ECHO, FEATURES, Detail, correlation, lost_detail, smooth_noise
 from fastds.tasks.radar import members as drawing
 from fastds.tasks.radar import refinement
-from fastds.tasks.radar.pairs import mean_above
+from fastds.tasks.radar.pairs import average_above
 
 NO_ECHO = -32.0
 
@@ -137,7 +137,7 @@ def test_member_does_not_depend_on_ensemble_size_or_times(coarse, drawn, monkeyp
     assert fewer.reflectivity.equals(drawn.reflectivity.isel(realization=slice(0, 2)))
     other = fastds.downscale("fczsm-small", coarse, members=2, seed=4)
     assert not np.array_equal(other.reflectivity, fewer.reflectivity)
-    monkeypatch.setattr(refinement, "steadied", lambda this, before, behind: this.flow)  # the same with fewer fields
+    monkeypatch.setattr(refinement, "smooth_flow", lambda this, before, behind: this.flow)  # the same with fewer fields
     whole, last = (
         fastds.downscale("fczsm-small", coarse.isel(time=slice(first, None)), members=2, seed=3) for first in (0, 1)
     )
@@ -216,7 +216,7 @@ def test_scores_of_members_by_hand(truth, coarse, drawn):
     frames = [0, 1, 2, 2, 3, 4]  # of two pairs
     assert rows[name]["crps_15"] == pytest.approx(crps(x[:, frames], t[frames]), rel=1e-5)
     assert rows[name]["mae_15"] == pytest.approx((x.mean(0) - t).abs()[frames].double().mean().item(), rel=1e-5)
-    errors = (mean_above(x, 15.0) - t).square()
+    errors = (average_above(x, 15.0) - t).square()
     total = errors[[1, 3]].mean() + errors[[0, 2, 2, 4]].mean() * 2
     assert rows[name]["mse_total_15"] == pytest.approx(total.item() / 3, rel=1e-4)
 
@@ -250,7 +250,7 @@ def test_downscale_command_writes_and_scores_members(truth, coarse, tmp_path, ca
 def test_shipped_error_model_card_names_its_data():
     from fastds.studies import fit_downscaling_errors, radar
 
-    card = models.load_card(drawing.LAW)
+    card = models.load_card(drawing.ERROR_MODEL)
     assert card.licence and len(card.training_data) == len(fit_downscaling_errors.BLOCKS)
     for block in fit_downscaling_errors.BLOCKS:
         first, *_ = radar.TEST_BLOCKS.get(block.file, (10**6,))

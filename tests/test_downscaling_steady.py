@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 import fastds
 from fastds.data import coarsen_dataset, open_dataset, synthetic_event, to_reflectivity
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.steady import match_end_frames
 
 FLOOR = 15.0  # of the shipped network
 
@@ -44,7 +44,7 @@ def smooth_of_two(seed=0, shape=(120, 140)):
 
 def test_middle_frame_gets_detail_and_distribution_of_its_neighbours():
     y = smooth_of_two()
-    out = steadied_between(y).numpy()
+    out = match_end_frames(y).numpy()
     ends = [y[k].numpy() for k in (0, 2)]
     assert ((out > 0) <= (y[1].numpy() > 0)).all(), "dry stays dry"
     wet = [np.sort(z.ravel())[-2000:] for z in (out, *ends)]
@@ -60,11 +60,11 @@ def test_middle_frame_gets_detail_and_distribution_of_its_neighbours():
 def test_similar_and_empty_middle_frames_are_unchanged():
     y = smooth_of_two()
     same = torch.stack([y[0], y[0], y[0]])
-    np.testing.assert_allclose(steadied_between(same), y[0], atol=5e-3)
+    np.testing.assert_allclose(match_end_frames(same), y[0], atol=5e-3)
     dry = y.clone()
     dry[2] = 0
-    torch.testing.assert_close(steadied_between(dry), y[1])
-    assert (steadied_between(torch.zeros(3, 8, 8)) == 0).all()
+    torch.testing.assert_close(match_end_frames(dry), y[1])
+    assert (match_end_frames(torch.zeros(3, 8, 8)) == 0).all()
 
 
 def test_large_fields_between_are_no_stronger_than_those_at_input_times():
@@ -74,7 +74,7 @@ def test_large_fields_between_are_no_stronger_than_those_at_input_times():
     y = ((y - 0.5) * 8).clamp(0, 0.6)
     for row in range(3, 9):
         y[1, row, 100 + 50 * row] = 0.9
-        assert 0.4 < float(steadied_between(y).max()) <= float(y[[0, 2]].max()) + 1 / 4096
+        assert 0.4 < float(match_end_frames(y).max()) <= float(y[[0, 2]].max()) + 1 / 4096
 
 
 @pytest.mark.usefixtures("native")

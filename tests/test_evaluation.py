@@ -17,10 +17,10 @@ from fastds.data import coarsen_dataset, save_dataset, synthetic_event, to_refle
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
-from fastds.tasks.common.radar_files import differ
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.evaluation import check_truth, evaluate
 from fastds.tasks.radar.methods import BASELINES
+from fastds.training.radar_files import are_different
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_means_are_not_labelled_as_sums(truth, coarse):
     for part in table.tables():
         Console(file=out, width=200).print(part)
     assert "MSE t1, t3" in out.getvalue() and "t1+t3" not in out.getvalue()
-    assert "t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3" in table.sentences()[0]
+    assert "t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3" in table.list_notes()[0]
 
 
 @pytest.mark.parametrize("top, left", [(0, 0), (3, 2)])
@@ -247,6 +247,6 @@ def test_grids_differ_by_more_than_a_tenth_of_a_cell():
     """Of 0.02 degrees or 1000 m; a single cell has no size."""
     for step in (0.02, -1000.0):
         a = step * np.arange(5)
-        assert not differ(a, a + 0.09 * step) and not differ(a, a - 0.09 * step)
-        assert differ(a, a + 0.11 * step) and differ(a, a - 0.11 * step) and differ(a, a[::-1])
-    assert not differ([1.0], [2.0])
+        assert not are_different(a, a + 0.09 * step) and not are_different(a, a - 0.09 * step)
+        assert are_different(a, a + 0.11 * step) and are_different(a, a - 0.11 * step) and are_different(a, a[::-1])
+    assert not are_different([1.0], [2.0])

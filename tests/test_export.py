@@ -21,7 +21,7 @@ from fastds.models.export import deform, onnx_file, run
 from fastds.models.export.program import at_least
 from fastds.nn import Conv3x3, ConvLSTMCell, GuidedDeformConv2d, SubPixel
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d
-from fastds.tasks.common import export as command
+from fastds.tasks import export as command
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra 'export')")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra 'export')")

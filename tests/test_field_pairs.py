@@ -10,7 +10,7 @@ from test_field_scores import KELVIN, TIMES, fields, means_of_blocks, run, smoot
 
 import fastds
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.tasks.verbs import evaluating_task
+from fastds.tasks.api import select_evaluation_task
 
 
 def test_truth_is_aligned_by_coordinates():
@@ -56,7 +56,9 @@ def test_unmatched_times_are_ignored():
     truth = smooth(times=3)
     later = smooth(times=3).assign_coords(time=TIMES[1:4])
     table = fastds.evaluate(later, truth)
-    assert table.fields == 2 and "left out: 1 of 3 values of time of PRED, which not all" in " ".join(table.sentences())
+    assert table.fields == 2 and "left out: 1 of 3 values of time of PRED, which not all" in " ".join(
+        table.list_notes()
+    )
     single = smooth(times=1).isel(time=0)  # times as a scalar, and no time at all
     assert fastds.evaluate(single, truth).rows["t"]["prediction"]["mae"] == 0
     assert fastds.evaluate(single.drop_vars("time"), single.drop_vars("time")).fields == 1
@@ -132,14 +134,14 @@ def test_missing_units_are_reported():
     bare = truth.assign(t=truth.t.drop_attrs())
     for made, known, what in ((bare, truth, "PRED"), (truth, bare, "TRUTH")):
         table = fastds.evaluate(made, known)
-        assert f"{what} tells no units of t; it is taken to be in K" in table.sentences()
-    assert "tells no units" not in " ".join(fastds.evaluate(bare, bare).sentences())
+        assert f"{what} declares no units of t; K is assumed" in table.list_notes()
+    assert "declares no units" not in " ".join(fastds.evaluate(bare, bare).list_notes())
 
 
 def test_unmatched_variables_are_reported():
     made = smooth().assign(q=smooth().t, b=smooth().t)
     table = fastds.evaluate(made, made.drop_vars("q"), input=means_of_blocks(made))
-    assert list(table.rows) == ["t"] and "not compared, as not all files have them: q, b" in table.sentences()
+    assert list(table.rows) == ["t"] and "not compared, as not all files have them: q, b" in table.list_notes()
     assert list(fastds.evaluate(made, made, var="b").rows) == ["b"]
 
 
@@ -151,7 +153,7 @@ def test_an_input_of_another_place_is_refused():
     with pytest.raises(ValueError, match="variable t is in 'K' in PRED and in 'degC' in COARSE"):
         fastds.evaluate(truth, truth, input=coarse.assign(t=coarse.t.assign_attrs(units="degC")))
     mixed = truth.assign(q=truth.t.expand_dims(realization=2))
-    with pytest.raises(ValueError, match="variables of PRED have other numbers of members; name one with"):
+    with pytest.raises(ValueError, match="variables of PRED have different numbers of members; name one with"):
         fastds.evaluate(mixed, mixed.isel(realization=0))
     with pytest.raises(ValueError, match="there is no field in PRED: a dimension of t has length 0"):
         fastds.evaluate(truth.isel(time=[]).drop_vars("time"), truth.isel(time=[]).drop_vars("time"))
@@ -187,9 +189,9 @@ def test_evaluate_selects_the_task_from_the_files():
         "nowcast": [fastds.nowcast("persistence", synthetic_event(1, 4, (32, 32)), steps=1)],
     }
     for task, datasets in expected.items():
-        assert [evaluating_task(dataset) for dataset in datasets] == [task] * len(datasets)
+        assert [select_evaluation_task(dataset) for dataset in datasets] == [task] * len(datasets)
     mixed = smooth().assign(dbz=smooth().t.assign_attrs(units="dBZ"))
-    assert [evaluating_task(mixed, var) for var in (None, "dbz", "t")] == ["radar", "radar", "fields"]
+    assert [select_evaluation_task(mixed, var) for var in (None, "dbz", "t")] == ["radar", "radar", "fields"]
     with pytest.raises(ValueError, match="z_r is no argument for fields, .* input, model, report, var$"):
         fastds.evaluate(smooth(), smooth(), z_r=(200, 1.6))
     made = fastds.downscale("trilinear", coarsen_dataset(event))

@@ -70,7 +70,7 @@ def test_numbers_by_hand():
     one = np.corrcoef([280, 280, 281, 281, 270, 274], [281, 281, 283, 283, 266, 274])[0, 1]
     assert row["correlation"] == pytest.approx((one + 1) / 2, rel=1e-5)
     assert (table.fields, table.cells, table.left_out, table.shape, table.members) == (2, 8, 0, (2, 2), 1)
-    assert "no rows of interpolation" in " ".join(table.sentences()) and list(table.rows["t"]) == ["prediction"]
+    assert "no rows of interpolation" in " ".join(table.list_notes()) and list(table.rows["t"]) == ["prediction"]
 
 
 def test_interpolation_rows_match_independent_code():
@@ -102,11 +102,11 @@ def test_without_an_input_the_truth_is_averaged_by_the_factor_of_the_attributes(
     assert given.shape == made.shape == (16, 20)
     for row in given.rows["t"]:
         assert made.rows["t"][row] == pytest.approx(given.rows["t"][row], rel=1e-3, abs=1e-4), row
-    said = " ".join(made.sentences())
+    said = " ".join(made.list_notes())
     assert "means of TRUTH over 2 cells each way" in said and "16 x 20 of the 17 x 21 points of TRUTH" in said
     odd = fine.assign_attrs(fastds_scale=[2.5, 3.0])  # 6 and 6 whole cells
     table = fastds.evaluate(odd, truth)
-    assert table.shape == (15, 18) and "means of TRUTH over 2.5 x 3 cells" in " ".join(table.sentences())
+    assert table.shape == (15, 18) and "means of TRUTH over 2.5 x 3 cells" in " ".join(table.list_notes())
 
 
 def test_decimated_input_points_are_preserved():
@@ -118,7 +118,7 @@ def test_decimated_input_points_are_preserved():
     error = np.zeros((8, 12)) + np.array([0] * 7 + [1])[:, None] - 2 * np.array([0] * 11 + [1])
     w = np.cos(np.deg2rad(plane.latitude.values))[:, None] + np.zeros(12)
     assert table.rows["t"]["bilinear"]["mae"] == pytest.approx(np.average(np.abs(error), weights=w), rel=1e-3)
-    assert table.rows["t"]["net"]["rmse"] == 0 and "points of TRUTH, one in 2" in " ".join(table.sentences())
+    assert table.rows["t"]["net"]["rmse"] == 0 and "points of TRUTH, one in 2" in " ".join(table.list_notes())
 
 
 def test_ensembles_by_hand():
@@ -134,7 +134,7 @@ def test_ensembles_by_hand():
     assert mean["spread"] == pytest.approx(1)  # variances 2 and 0
     assert mean["spread_skill"] == pytest.approx(math.sqrt(1.5 * 1 / 4.5))
     assert mean["outliers"] == pytest.approx(0.5) and table.ranks["t"] == pytest.approx([0.5, 0.5, 0])
-    assert table.members == 2 and "0.667 is right" in " ".join(table.sentences())
+    assert table.members == 2 and "0.667 is right" in " ".join(table.list_notes())
 
 
 @pytest.mark.parametrize("units,wet", [("mm h-1", 0.1), ("kg m-2 s-1", 0.1 / 3600), ("m", 0.6e-3), ("mm", 0.6)])
@@ -156,7 +156,7 @@ def test_cells_that_are_missing_anywhere_are_left_out_of_all_rows_and_counted():
     truth.t[0, 3, 4], made.t[1, 5, 6:8] = np.nan, 999.0  # implausible is missing
     with pytest.warns(UserWarning, match="2 of 640 values of variable t of PRED are 999 K"):
         table = fastds.evaluate(made, truth, input=coarse)
-    assert (table.cells, table.left_out) == (640, 3) and "3 of 640 cells are left out" in " ".join(table.sentences())
+    assert (table.cells, table.left_out) == (640, 3) and "3 of 640 cells are left out" in " ".join(table.list_notes())
     assert table.rows["t"]["prediction"]["mae"] == pytest.approx(1, abs=1e-4)
     assert table.rows["t"]["bicubic"]["mae"] != full.rows["t"]["bicubic"]["mae"]
     coarse.t[0, 4, 4] = np.nan  # its block of 2 x 2 cells, of all methods

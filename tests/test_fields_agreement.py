@@ -10,7 +10,7 @@ import fastds
 from fastds.cli import main
 from fastds.data import open_dataset
 from fastds.data.samples.degradation import area_mean
-from fastds.tasks.fields.agreement import Agreement, cell_means, cells_of
+from fastds.tasks.fields.back_projection import BackProjection, find_cells, make_averaging_matrix
 
 
 def waves(rows, columns, west=0.0, missing=False):
@@ -33,18 +33,18 @@ def means(ds, rows=2, columns=2):
 
 @pytest.mark.parametrize(("n", "m"), [(10, 20), (10, 15), (7, 19), (6, 6)])
 def test_means_over_cells_are_those_of_shared_areas(n, m):
-    weights, covered = cell_means(((2 * np.arange(m) + 1) * n - m) / (2 * m), n, False)
+    weights, covered = make_averaging_matrix(((2 * np.arange(m) + 1) * n - m) / (2 * m), n, False)
     fine = torch.rand(m, m, dtype=torch.float64)
     np.testing.assert_allclose(weights @ (weights @ fine.numpy().T).T, area_mean(fine, (n, n)), rtol=1e-12)
     assert covered.all()
 
 
 def test_cells_that_are_covered_in_part_correct_nothing():
-    assert cell_means(np.arange(20) / 2, 10, True)[1].all()  # around the globe
-    assert cell_means(np.arange(19) / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
-    assert cell_means(np.arange(19)[::-1] / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
+    assert make_averaging_matrix(np.arange(20) / 2, 10, True)[1].all()  # around the globe
+    assert make_averaging_matrix(np.arange(19) / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
+    assert make_averaging_matrix(np.arange(19)[::-1] / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
     with pytest.raises(ValueError, match="coarsened needs a grid that is finer"):
-        cell_means(np.arange(5) * 1.5, 8, False)
+        make_averaging_matrix(np.arange(5) * 1.5, 8, False)
 
 
 @pytest.mark.parametrize("model", ["bilinear", "bicubic", "inr-any"])
@@ -94,13 +94,13 @@ def test_back_projection_ignores_missing_cells():
 
 
 def test_positions_beyond_the_last_column_lie_in_the_first_cell():
-    assert cells_of(np.array([-0.5, 0.4, 9.5]), 10, True).tolist() == [0, 0, 0]
-    assert cells_of(np.array([-0.6, 0.5, 9.5]), 10, False).tolist() == [0, 1, 9]
+    assert find_cells(np.array([-0.5, 0.4, 9.5]), 10, True).tolist() == [0, 0, 0]
+    assert find_cells(np.array([-0.6, 0.5, 9.5]), 10, False).tolist() == [0, 1, 9]
 
 
 def test_a_cell_that_is_lost_in_part_corrects_nothing():
     """Two coarse cells of three fine ones, of which the middle one is half of each."""
-    agreement = Agreement((2, 2), [np.array([-1 / 6, 0.5, 7 / 6])] * 2)
+    agreement = BackProjection((2, 2), [np.array([-1 / 6, 0.5, 7 / 6])] * 2)
     x, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((3, 3))
     y[0, 0] = np.nan
     lone = y.copy()
@@ -170,7 +170,7 @@ def test_what_the_correction_loses_at_limits_is_counted():
     coarse = np.where(rng.random((8, 8)) < 0.5, 0.01, 60.0)
     fine = np.repeat(np.repeat(coarse, 3, 0), 3, 1)
     at = ((2 * np.arange(24) + 1) * 8 - 24) / 48
-    agreement, kept = Agreement((8, 8), [at, at]), fine.copy()
+    agreement, kept = BackProjection((8, 8), [at, at]), fine.copy()
     assert agreement.correct(coarse, kept, (0.0, np.inf)) == 0
     fine = rng.permuted(fine.ravel()).reshape(fine.shape)
     free = fine.copy()

@@ -15,8 +15,8 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import models
 from fastds.cli import main
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
-from fastds.tasks.common.finetune import _arguments, finetune, scores
-from fastds.tasks.radar.synthetic_scores import Errors, on_synthetic_events
+from fastds.tasks.finetune import _make_arguments, finetune, format_scores
+from fastds.tasks.radar.synthetic_scores import Errors, score_synthetic_events
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ def test_initial_score_is_of_the_given_weights(files, monkeypatch):
     """And not of a later validation."""
     from fastds.tasks.radar.training import ExportWeights
 
-    errors, known = [], ExportWeights.validated
+    errors, known = [], ExportWeights.validate
 
-    def validated(self, trainer, module):
+    def validate(self, trainer, module):
         errors.append(known(self, trainer, module)[2])
         return known(self, trainer, module)
 
-    monkeypatch.setattr(ExportWeights, "validated", validated)
+    monkeypatch.setattr(ExportWeights, "validate", validate)
     options(monkeypatch, max_steps=6)
     best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=1e-3)
     scores = models.load_card(best).metrics
@@ -90,7 +90,7 @@ def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
         models.load(best).state_dict().items(), models.load(files / "w.safetensors").state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    assert "no validation was better than the first: the weights are those it started from" in scores(best)
+    assert "no validation was better than the first: the weights are those it started from" in format_scores(best)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
 def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, without):
     card = models.load_card(name)
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    config = options.parse_arguments(_arguments(name, card, "mine", "out", 7.0, 1e-4))
+    config = options.parse_arguments(_make_arguments(name, card, "mine", "out", 7.0, 1e-4))
     assert {key: getattr(config.data, key) for key in own | without} == own | without
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
@@ -132,7 +132,7 @@ def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, wi
 def test_user_weights_are_finetuned_by_their_model_card(card, inputs):
     card = models.ModelCard(**card)
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    config = options.parse_arguments(_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    config = options.parse_arguments(_make_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
     assert {key: getattr(config.data, key) for key in inputs} == inputs
 
 
@@ -141,7 +141,7 @@ def test_user_weights_are_not_trained_by_paper_configurations():
     from fastds.tasks.nowcast.config import parse_arguments
 
     card = models.ModelCard(name="ms-convlstm-mine", input_steps=5)
-    config = parse_arguments(_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    config = parse_arguments(_make_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
     assert (config.data.crop, config.optimizer, config.loss.kind, config.max_epochs) == (96, "adamw", "rain", None)
 
 
@@ -234,7 +234,7 @@ def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, 
 def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after):
     """Where those they were made of win, on events of no radar."""
     made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
-    monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.on_synthetic_events", lambda model, device: next(made))
+    monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.score_synthetic_events", lambda model, device: next(made))
     options(monkeypatch)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -242,10 +242,10 @@ def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after)
     card, sentence = models.load_card(best), "no better than advection on two synthetic events, where tiny is"
     assert any(sentence in str(one.message) for one in said) == (after > 1)
     assert any(sentence in limit for limit in card.limits) == (after > 1)
-    assert f"synthetic events: 0.8 before, {after} after, advection 1" in scores(best)
+    assert f"synthetic events: 0.8 before, {after} after, advection 1" in format_scores(best)
 
 
 def test_shipped_radar_network_beats_baselines_on_other_data():
-    errors = on_synthetic_events(models.load("fczsm-small"))
+    errors = score_synthetic_events(models.load("fczsm-small"))
     assert errors.own < 0.97 * errors.advection
-    assert on_synthetic_events(models.create("fczsm-s")) is None
+    assert score_synthetic_events(models.create("fczsm-s")) is None

@@ -7,7 +7,7 @@ from test_verbs import TEMPERATURE, gridded
 from fastds import _sentences
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
-from fastds.tasks.common.command import with_options as of_training
+from fastds.training.command import insert_option_names as of_training
 
 UNEXPECTED = [
     KeyError("where"), TypeError("unsupported operand"), IndexError("list index out of range"), OverflowError("inf"),
@@ -58,7 +58,7 @@ def test_check_continues_after_an_internal_error(radar, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "  cannot     downscale: internal error (TypeError: x); this is a bug in fastds" in said
     assert "  can        convert: " in said
-    monkeypatch.setattr("fastds.tasks.common.check._facts", _raising(IndexError("x")))
+    monkeypatch.setattr("fastds.tasks.check._list_facts", _raising(IndexError("x")))
     assert main(["check", radar]) == 2
     assert f"  cannot be read: internal error while working on {radar} (IndexError: x)" in capsys.readouterr().out
 

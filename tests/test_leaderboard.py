@@ -9,13 +9,13 @@ import pytest
 
 from fastds import models
 from fastds.cli import main
+from fastds.inference.ood.score import Deviation, OODReport
 from fastds.models import leaderboard
 from fastds.models.leaderboard import Row, add, read, table
 from fastds.studies import humidity, nowcast, radar, report
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.domain import run as domain
 from fastds.studies.domain.cases import Case
-from fastds.tasks.domain.score import Departure, Domain
 
 ROW = {
     "task": "radar", "model": "mine", "data": "a.nc", "score": "error", "better": "lower", "value": 0.9,
@@ -161,8 +161,8 @@ def cases(noise=0.0):
     scores = rng.uniform(0, 3, 60)
     made = []
     for k, size in enumerate(scores):
-        what = Departure("grid spacing", 1.0, 2.0, 3.0, "m", float(size))
-        made.append(Case(f"case {k}", f"file {k % 6}", Domain("net", (what,)), float(size + noise * rng.normal())))
+        what = Deviation("grid spacing", 1.0, 2.0, 3.0, "m", float(size))
+        made.append(Case(f"case {k}", f"file {k % 6}", OODReport("net", (what,)), float(size + noise * rng.normal())))
     return made
 
 

@@ -13,8 +13,8 @@ from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.models.baselines.advection import advection
 from fastds.models.baselines.interpolation import interpolate, weights_at
+from fastds.tasks.api import select_downscaling_task
 from fastds.tasks.radar.methods import BASELINES, Baseline
-from fastds.tasks.verbs import downscaling_task
 
 
 def region(values=None, rows=12, columns=15):
@@ -237,6 +237,9 @@ def test_methods_of_the_other_task_are_refused(coarse):
 def test_methods_are_listed_once(monkeypatch):
     """A method of either list needs no weights, and is looked for in no other place."""
     monkeypatch.setitem(BASELINES, "nearest", BASELINES["bicubic"])
-    assert downscaling_task("nearest", {}) == "radar" and downscaling_task("lanczos", {"scale": 2}) == "fields"
+    assert (
+        select_downscaling_task("nearest", {}) == "radar"
+        and select_downscaling_task("lanczos", {"scale": 2}) == "fields"
+    )
     with pytest.raises(FileNotFoundError, match="'furthest' is neither a file nor one of the shipped weights"):
-        downscaling_task("furthest", {})
+        select_downscaling_task("furthest", {})

@@ -93,7 +93,7 @@ def test_suggested_methods_exist():
 
 def test_every_option_of_every_command_is_known():
     for name in COMMANDS.keys() - {"train", "study", "models", "info"}:
-        for action in _misspelt.parser_of(name)._actions:
+        for action in _misspelt.build_command_parser(name)._actions:
             for option in action.option_strings:
                 assert misspelt([name, option]) is None, (name, option)
 

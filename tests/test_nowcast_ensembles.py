@@ -15,7 +15,7 @@ from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
 from fastds.models.baselines.rims import local_mean
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, expected_rain, rain_rate
 from fastds.models.ensembles.surroundings import FEATURES, WIDTHS
-from fastds.tasks.nowcast.members import least_echo
+from fastds.tasks.nowcast.members import find_detection_threshold
 
 LEAST = 0.1  # mm/h: members know no weaker rain
 
@@ -330,11 +330,11 @@ def test_members_in_chunks_and_archives_are_identical(event, what, tmp_path, mon
     options = {"steps": 2, "every": "15min", **what}
     expected = fastds.nowcast("extrapolation", event, **options)
     (name,) = (key for key, value in expected.data_vars.items() if value.ndim == 5)
-    monkeypatch.setattr("fastds.tasks.common.pieces.steps_at_once", lambda job, workers=1: 1)
+    monkeypatch.setattr("fastds.inference.chunking.choose_chunk_steps", lambda job, workers=1: 1)
     lazy = fastds.nowcast("extrapolation", event.chunk(time=1), **options)
     assert np.array_equal(lazy[name], expected[name], equal_nan=True)
     pytest.importorskip("zarr", reason="archives need Zarr")
-    monkeypatch.setattr("fastds.archive.run.steps_at_once", lambda job, workers=1: 1)
+    monkeypatch.setattr("fastds.archive.run.choose_chunk_steps", lambda job, workers=1: 1)
     save_dataset(event, tmp_path / "in.nc")
     words = f"nowcast {tmp_path}/in.nc {tmp_path}/out.zarr --model extrapolation --steps 2 --every 15min --workers 1"
     words += " --members 2" + (" --seed 1" if "seed" in what else " --probability 1")
@@ -379,7 +379,7 @@ def test_members_are_scored_against_observations(event, tmp_path):
     table.to_csv(tmp_path / "t.csv")
     assert "ensemble crps" in (tmp_path / "t.csv").read_text()
     assert "Ensemble of 4 members" in str([part.title for part in table.tables()])
-    assert any("CRPS is fair" in sentence for sentence in table.sentences())
+    assert any("CRPS is fair" in sentence for sentence in table.list_notes())
 
 
 def test_reliability_counts_by_hand():
@@ -451,10 +451,10 @@ def test_probabilities_are_not_evaluated(known, event):
 
 def test_detection_threshold_of_a_field():
     field = np.zeros((50, 50), np.float32)
-    assert least_echo(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
+    assert find_detection_threshold(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
     field[:20] = np.linspace(12, 40, 1000).reshape(20, 50)
-    assert least_echo(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)
-    assert least_echo(field + 30, (200.0, 1.6)) == 20.0
+    assert find_detection_threshold(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)
+    assert find_detection_threshold(field + 30, (200.0, 1.6)) == 20.0
 
 
 def test_uniform_rain_is_preserved(known):

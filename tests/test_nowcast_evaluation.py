@@ -18,9 +18,9 @@ from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates
 from fastds.metrics import fss, spectral_ratio
 from fastds.models.baselines import blurred_persistence, extrapolation
 from fastds.studies import nowcast as study
-from fastds.tasks.nowcast.evaluation import evaluate, window_scores
+from fastds.tasks.nowcast.evaluation import compute_window_scores, evaluate
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.scores import BANDS, NowcastTable, csi_difference
+from fastds.tasks.nowcast.scores import BANDS, NowcastTable, compute_csi_difference
 
 STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
 
@@ -134,7 +134,7 @@ def test_starts_without_all_fields_are_left_out(event, hindcasts):
 def test_other_grids_and_files_are_refused(event, hindcasts):
     with pytest.raises(ValueError, match=r"the grids differ: PRED has \(42, 54\) cells of 1 x 1 pixels, the observed"):
         evaluate(hindcasts, event.isel(x=slice(0, 50)))
-    with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are other places"):
+    with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are different places"):
         evaluate(hindcasts, event.assign_coords(x=event.x + 5000.0))
     with pytest.raises(ValueError, match="the file holds no forecasts that fastds nowcast wrote"):
         evaluate(event, event)
@@ -167,14 +167,14 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
     ours, theirs = (table.counts[name] for name in ("extrapolation", "persistence"))
     assert ours.shape == (3, STEPS, 5, 4) and (ours.sum(-1) == theirs.sum(-1)).all()
     means = [table.means(name, "csi") for name in ("extrapolation", "persistence")]
-    mean, low, high = csi_difference(ours, theirs)
+    mean, low, high = compute_csi_difference(ours, theirs)
     np.testing.assert_allclose(mean, means[0] - means[1])
     assert (low[:3] <= mean[:3]).all() and (mean[:3] <= high[:3]).all() and (low[:3] < high[:3]).all()
-    assert (csi_difference(ours, ours)[:, :3] == 0).all()
+    assert (compute_csi_difference(ours, ours)[:, :3] == 0).all()
     alike = np.repeat(ours[:1], 4, 0), np.repeat(theirs[:1], 4, 0)
-    np.testing.assert_allclose(*csi_difference(*alike)[1:])
+    np.testing.assert_allclose(*compute_csi_difference(*alike)[1:])
     with pytest.raises(ValueError, match="both counts must have the same starts and leads"):
-        csi_difference(ours, theirs[:2])
+        compute_csi_difference(ours, theirs[:2])
 
 
 def test_interval_of_the_difference_holds_95_percent():
@@ -182,7 +182,7 @@ def test_interval_of_the_difference_holds_95_percent():
     n, counts = 400, np.zeros((2, 400, 1, 1, 4))
     hit = np.random.default_rng(1).random(n) < 0.3
     counts[0, hit, ..., 0], counts[0, ~hit, ..., 1], counts[1, ..., 1] = 1, 1, 1
-    mean, low, high = csi_difference(*counts, draws=4000)
+    mean, low, high = compute_csi_difference(*counts, draws=4000)
     expected = 1.96 * np.sqrt(hit.mean() * (1 - hit.mean()) / n)
     assert mean == pytest.approx(hit.mean()) and (high - low) / 2 == pytest.approx(expected, rel=0.07)  # 90 %: 0.84
 
@@ -210,7 +210,7 @@ def test_paper_windows_are_scored_on_all_frames(event):
     torch.manual_seed(0)
     model = models.create("db-convlstm-small").eval()
     windows = RadarWindows(event, known=3, future=2, every=5)
-    scores = window_scores(model, windows, HKO_Z_R)
+    scores = compute_window_scores(model, windows, HKO_Z_R)
     assert scores.frames == 4 and scores.future == 2 and scores.samples == len(windows) == 2
     with torch.no_grad():
         batch = torch.stack([windows[i]["x"] for i in range(2)])

@@ -9,8 +9,8 @@ import xarray as xr
 import fastds
 from fastds import models
 from fastds.data import synthetic_event, to_reflectivity
-from fastds.tasks.nowcast.starts import wet_shares
-from fastds.tasks.nowcast.wet_area import dry_beyond, wet_counts
+from fastds.tasks.nowcast.starts import compute_wet_shares
+from fastds.tasks.nowcast.wet_area import count_wet_cells, dry_weakest
 
 
 def test_wet_area_is_advected():
@@ -18,20 +18,20 @@ def test_wet_area_is_advected():
     wet = (y**2 + x**2 < 144).astype(np.float32)
     now = int(wet.sum())
     paths = torch.zeros(3, 2, 96, 96)
-    assert wet_counts(wet, paths, 3) == wet_counts(wet, None, 3) == [round(1.24 * now)] * 3
+    assert count_wet_cells(wet, paths, 3) == count_wet_cells(wet, None, 3) == [round(1.24 * now)] * 3
     paths[1], paths[2] = 10.0, 80.0  # inside; all of the shower has left
-    still, inside, left = wet_counts(wet, paths, 3)
+    still, inside, left = count_wet_cells(wet, paths, 3)
     assert still == inside == round(1.24 * now) and left == round(0.9 * now)
-    assert wet_counts(np.zeros((96, 96), np.float32), paths, 3) == [0, 0, 0], "a dry field stays dry"
+    assert count_wet_cells(np.zeros((96, 96), np.float32), paths, 3) == [0, 0, 0], "a dry field stays dry"
     wet[:40] = np.nan
-    assert wet_counts(wet, None, 1) == [round(1.24 * np.nansum(wet))]
+    assert count_wet_cells(wet, None, 1) == [round(1.24 * np.nansum(wet))]
 
 
 def test_cell_with_few_wet_pixels_has_small_wet_area():
     event = synthetic_event(2, shape=(48, 64))
     source = to_reflectivity(event)
     pixels = source.frames([3])[0]
-    shares = wet_shares(source, 3, 4, 0.0)
+    shares = compute_wet_shares(source, 3, 4, 0.0)
     assert shares.shape == (12, 16) and 0 < shares.mean() < (shares > 0).mean()
     expected = (pixels > 0).reshape(12, 4, 16, 4).mean((1, 3))
     np.testing.assert_allclose(shares[~np.isnan(shares)], expected[~np.isnan(shares)])
@@ -42,7 +42,7 @@ def test_weakest_cells_are_dried_first():
     fields = np.stack([np.arange(12.0).reshape(3, 4), np.ones((3, 4)), np.zeros((3, 4))]).astype(np.float32)
     valid = np.ones((3, 4), bool)
     valid[0, 3] = False
-    assert dry_beyond(fields, valid, [4, 5, 2], 0.0) == 6 + 6
+    assert dry_weakest(fields, valid, [4, 5, 2], 0.0) == 6 + 6
     assert sorted(fields[0][fields[0] > 0]) == [3, 8, 9, 10, 11], "3 takes no part"
     assert (fields[1] > 0).sum() == 5 + 1 and (fields[2] == 0).all()
     assert (fields[1][valid] > 0).tolist() == [False] * 6 + [True] * 5

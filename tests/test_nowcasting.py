@@ -9,8 +9,8 @@ import torch
 from fastds import models
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.inference import files as inference_files
 from fastds.models.baselines import blurred_persistence, extrapolation
-from fastds.tasks.common import inference
 from fastds.tasks.nowcast import methods
 from fastds.tasks.nowcast.run import nowcast, nowcast_file
 
@@ -179,7 +179,7 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
         model.nowcast(event, steps=1, interval="5min")
     save_dataset(event.drop_vars(["y", "x"]), tmp_path / "in.nc")
     report = nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model, steps=1)
-    assert "the file does not tell its grid spacing" in report.summary()
+    assert "the file declares no grid spacing" in report.summary()
 
 
 def test_coarser_forecast_warns(event, tmp_path, capsys):
@@ -204,9 +204,9 @@ def test_scalar_coordinates_are_preserved(event):
         assert out.height.item() == 1500.0 and out.height.attrs == {"units": "m"}
 
 
-@pytest.mark.parametrize("mapped_bytes", [inference.MAPPED_BYTES, 0], ids=["in memory", "in a file"])
+@pytest.mark.parametrize("mapped_bytes", [inference_files.MAPPED_BYTES, 0], ids=["in memory", "in a file"])
 def test_hindcasts(event, tmp_path, monkeypatch, mapped_bytes):
-    monkeypatch.setattr(inference, "MAPPED_BYTES", mapped_bytes)
+    monkeypatch.setattr(inference_files, "MAPPED_BYTES", mapped_bytes)
     gap = event.isel(time=[i for i in range(12) if i != 6])
     model = network()
     save_dataset(gap, tmp_path / "in.nc")

@@ -13,12 +13,12 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, n
 import fastds
 from fastds import models
 from fastds.data import coarsen_dataset, synthetic_event
+from fastds.inference.ood import statistics
+from fastds.inference.ood.score import assess_inputs, compute_ranges, select_evenly
+from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.models import ModelCard
-from fastds.tasks.domain import statistics
-from fastds.tasks.domain.score import domain_of, evenly, ranges_of
-from fastds.tasks.domain.statistics import of_echo, of_fields, texture
-from fastds.tasks.humidity import job as humidity_job
-from fastds.tasks.radar.job import judge
+from fastds.tasks.humidity import pipeline as humidity_job
+from fastds.tasks.radar.pipeline import assess_statistics
 
 
 def seen(make):
@@ -35,27 +35,29 @@ def seen(make):
 def test_texture_of_a_plane_and_of_noise():
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
     plane = 2 * x + 6 * y
-    assert texture(plane) == pytest.approx({"mean": float(plane.mean()), "gradient": 4.0, "slope": 1.0}, rel=0.02)
-    assert texture(torch.stack([plane, plane])) == pytest.approx(texture(plane))
-    noise = texture(torch.randn(200, 200))
+    assert compute_texture(plane) == pytest.approx(
+        {"mean": float(plane.mean()), "gradient": 4.0, "slope": 1.0}, rel=0.02
+    )
+    assert compute_texture(torch.stack([plane, plane])) == pytest.approx(compute_texture(plane))
+    noise = compute_texture(torch.randn(200, 200))
     assert noise["slope"] == pytest.approx(0, abs=0.01) and noise["gradient"] == pytest.approx(
         2 / math.pi**0.5, rel=0.02
     )
-    assert texture(torch.full((9, 9), 3.0)) == {"mean": 3.0, "gradient": 0.0}
-    assert set(texture(torch.rand(3, 3))) == {"mean", "gradient"}
-    assert set(texture((x + y) % 4)) == {"mean", "gradient"}  # pixels 4 apart are equal
+    assert compute_texture(torch.full((9, 9), 3.0)) == {"mean": 3.0, "gradient": 0.0}
+    assert set(compute_texture(torch.rand(3, 3))) == {"mean", "gradient"}
+    assert set(compute_texture((x + y) % 4)) == {"mean", "gradient"}  # pixels 4 apart are equal
 
 
 def test_ood_statistics_ignore_missing_pixels():
     field = torch.arange(64.0).reshape(8, 8)
     holed = field.clone()
     holed[2, 3] = float("nan")
-    assert texture(holed)["gradient"] == pytest.approx((54 * 8 + 54 * 1) / 108)  # 56 pairs each way, less two
-    assert texture(torch.full((8, 8), float("nan"))) == {}
+    assert compute_texture(holed)["gradient"] == pytest.approx((54 * 8 + 54 * 1) / 108)  # 56 pairs each way, less two
+    assert compute_texture(torch.full((8, 8), float("nan"))) == {}
 
 
 def test_field_statistics_are_named_by_variable():
-    found = of_fields(torch.stack([torch.rand(9, 9), 5 + torch.rand(9, 9)]), ["r", "t"])
+    found = compute_field_statistics(torch.stack([torch.rand(9, 9), 5 + torch.rand(9, 9)]), ["r", "t"])
     assert set(found) == {f"{name} {key}" for name in "rt" for key in ("mean", "gradient", "slope")}
     assert 5 < found["t mean"] < 6 and found["r mean"] < 1
 
@@ -67,31 +69,31 @@ def blobs(shift=0):
 
 
 def test_motion_statistics_of_pure_translation():
-    moved = of_echo(torch.stack([blobs(), blobs(3)]))
+    moved = compute_motion_statistics(torch.stack([blobs(), blobs(3)]))
     assert moved["motion"] == pytest.approx(3, abs=0.5)
     assert moved["flow residual"] < 0.5 and moved["flow disagreement"] < 0.3
 
 
 def test_echo_without_coherent_motion_has_a_residual():
-    steady = of_echo(torch.stack([blobs(), blobs(3)]))
-    torn = of_echo(torch.stack([blobs(), blobs(3) * (torch.rand(96, 96) > 0.5)]))
+    steady = compute_motion_statistics(torch.stack([blobs(), blobs(3)]))
+    torn = compute_motion_statistics(torch.stack([blobs(), blobs(3) * (torch.rand(96, 96) > 0.5)]))
     assert torn["flow residual"] > 3 * steady["flow residual"]
     assert torn["flow disagreement"] > 3 * steady["flow disagreement"]
-    assert of_echo(torch.stack([blobs(), torch.zeros(96, 96)])) == {}
+    assert compute_motion_statistics(torch.stack([blobs(), torch.zeros(96, 96)])) == {}
 
 
 def test_motion_statistics_use_the_window_with_echo():
     whole = torch.zeros(2, 900, 1400)
     whole[0, 700:796, 1200:1296], whole[1, 700:796, 1200:1296] = blobs(), blobs(3)
-    small = of_echo(torch.stack([blobs(), blobs(3)]))
-    assert of_echo(whole)["motion"] == pytest.approx(small["motion"], abs=0.3)
+    small = compute_motion_statistics(torch.stack([blobs(), blobs(3)]))
+    assert compute_motion_statistics(whole)["motion"] == pytest.approx(small["motion"], abs=0.3)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (420, 700), (899, 1399)])
 def test_motion_window_contains_a_single_echo_pixel(place):
     x = torch.zeros(2, 900, 1400)
     x[1, *place] = 0.5
-    rows, columns = statistics._window(x)
+    rows, columns = statistics._find_window(x)
     assert x[1, rows, columns].sum() == 0.5 and x[0, rows, columns].shape == (512, 512)
 
 
@@ -117,27 +119,29 @@ CARD = ModelCard(name="net", input_ranges={"mean": [10.0, 30.0], "gradient": [1.
     ],
 )
 def test_deviations_by_hand(inputs, score):
-    assert domain_of(CARD, inputs=[inputs]).score == pytest.approx(score)
+    assert assess_inputs(CARD, inputs=[inputs]).score == pytest.approx(score)
 
 
 def test_explicit_ranges_score_only_outside():
     def score(value):
-        return domain_of(CARD, [("grid spacing", value, (1000.0, 4000.0), "m")]).score
+        return assess_inputs(CARD, [("grid spacing", value, (1000.0, 4000.0), "m")]).score
 
     assert [score(v) for v in (1000, 2000, 4000, 8000, 250)] == [0, 0, 0, 2, 4]
-    assert domain_of(CARD, [("grid spacing", None, (1, 2), "m"), ("cadence", 3, None, "s")]).score is None
+    assert assess_inputs(CARD, [("grid spacing", None, (1, 2), "m"), ("cadence", 3, None, "s")]).score is None
 
 
 def test_median_of_the_inputs_is_scored():
     inputs = [{"mean": 20.0}, {"mean": 25.0}, {"mean": 500.0}, {}]
-    assert domain_of(CARD, inputs=inputs).score == pytest.approx(0.5)
-    assert domain_of(ModelCard(), inputs=inputs).attributes() == {} and domain_of(CARD).score is None
-    assert evenly(3) == [0, 1, 2] and evenly(101) == [0, 20, 40, 60, 80, 100]
+    assert assess_inputs(CARD, inputs=inputs).score == pytest.approx(0.5)
+    assert assess_inputs(ModelCard(), inputs=inputs).attributes() == {} and assess_inputs(CARD).score is None
+    assert select_evenly(3) == [0, 1, 2] and select_evenly(101) == [0, 20, 40, 60, 80, 100]
 
 
 def test_one_warning_names_all_deviations():
     ranges = [("grid spacing", 250.0, (1000.0, 4000.0), "m"), ("pace", 2.0, (1.0, 3.0), "")]
-    found = domain_of(CARD, ranges, [{"mean": 35.0, "gradient": 10.0}], [("pressure", 300.0, (500.0, 500.0), "hPa")])
+    found = assess_inputs(
+        CARD, ranges, [{"mean": 35.0, "gradient": 10.0}], [("pressure", 300.0, (500.0, 500.0), "hPa")]
+    )
     _, said = seen(lambda: found.warn(1))
     assert said == [
         "the grid spacing of 250 m, the pressure of 300 hPa and the mean of 35 are outside the ranges that net was "
@@ -145,7 +149,7 @@ def test_one_warning_names_all_deviations():
     ]
     by = "grid spacing, pressure, mean"
     assert found.attributes() == {"fastds_out_of_domain": 4.0, "fastds_out_of_domain_by": by}
-    assert seen(lambda: domain_of(CARD, inputs=[{"mean": 30.4}]).warn(1))[1] == []
+    assert seen(lambda: assess_inputs(CARD, inputs=[{"mean": 30.4}]).warn(1))[1] == []
 
 
 def test_ranges_of_training_inputs():
@@ -154,7 +158,7 @@ def test_ranges_of_training_inputs():
         {"mean": 5 + m, "gradient": float(np.exp(g)), "flow residual": 2 + r, "motion": 1.0, "slope": 0.5}
         for m, g, r in rng.normal(size=(4000, 3))
     ]
-    found = ranges_of(inputs)
+    found = compute_ranges(inputs)
     assert set(found) == {"mean", "gradient", "flow residual"}  # a slope that never varies has none
     assert found["mean"] == pytest.approx([2.5, 7.5], abs=0.15) and found["flow residual"][0] == 0
     assert found["flow residual"][1] == pytest.approx(4.5, abs=0.1)
@@ -188,8 +192,11 @@ def test_ood_score_of_radar():
 def test_motion_per_step_is_that_of_most_pairs():
     card = ModelCard(motion_px=(0.5, 2.0))
     inputs = [{"motion": 1.0}, {}, {"motion": 9.0}, {"motion": 1.5}]
-    assert judge(card, None, 300.0, inputs).score == 0 and judge(card, None, 300.0, inputs[2:3]).score == 4.5
-    assert judge(card, None, 300.0, [{}]).score is None
+    assert (
+        assess_statistics(card, None, 300.0, inputs).score == 0
+        and assess_statistics(card, None, 300.0, inputs[2:3]).score == 4.5
+    )
+    assert assess_statistics(card, None, 300.0, [{}]).score is None
 
 
 def test_ood_score_of_nowcasts():
@@ -213,7 +220,10 @@ def test_ood_score_of_humidity():
 
 def test_levels_between_those_of_the_training_are_inside():
     card = ModelCard(input_variables=[{"name": "r", "levels_hPa": [500.0, 850.0]}])
-    outside = {level: [one.what for one in humidity_job.judge(card, level, []).outside] for level in (300, 700, 1000)}
+    outside = {
+        level: [one.what for one in humidity_job.assess_statistics(card, level, []).outside]
+        for level in (300, 700, 1000)
+    }
     assert outside == {300: ["pressure"], 700: [], 1000: ["pressure"]}
 
 

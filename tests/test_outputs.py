@@ -17,8 +17,8 @@ from fastds import models
 from fastds._outputs import is_command, replacing
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
-from fastds.tasks.common import inference
-from fastds.tasks.common.tables import write_csv
+from fastds.inference import files as inference_files
+from fastds.inference.tables import write_csv
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +151,14 @@ import os
 import numpy as np
 from fastds import models
 from fastds.plot.style import save_png
-from fastds.tasks.common import inference
-from fastds.tasks.common.tables import write_csv
+from fastds.inference import files as inference_files
+from fastds.inference.tables import write_csv
 from matplotlib.figure import Figure
-inference.MAPPED_BYTES = 0
+inference_files.MAPPED_BYTES = 0
 os.chdir(sys.argv[1])
 for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda: save_png(Figure(), "a.png"),
               lambda: models.save(models.create("fczsm-small"), "a.safetensors"),
-              lambda: inference.store((1000, 1000), ".")):
+              lambda: inference_files.store((1000, 1000), ".")):
     try:
         write()
     except OSError as error:
@@ -171,8 +171,8 @@ for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda
 
 
 def test_large_fields_are_mapped_as_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
-    values = inference.store((3, 4), tmp_path)
+    monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
+    values = inference_files.allocate_output((3, 4), tmp_path)
     values[...] = 1.0
     assert isinstance(values, np.memmap) and values.sum() == 12
 

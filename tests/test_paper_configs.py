@@ -15,14 +15,16 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import data
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.tasks.common.command import TASKS, configurations
-from fastds.tasks.common.lightning_extra import L, callbacks
+from fastds.training.command import TASKS, find_configurations
+from fastds.training.lightning_extra import L, callbacks
 
 pytestmark = pytest.mark.usefixtures("native")
-ALL = [(task, name) for task in TASKS for name in configurations(task)]
+ALL = [(task, name) for task in TASKS for name in find_configurations(task)]
 # Those that made shipped weights tell a card.
 PAPERS = [
-    (task, name) for task, name in ALL if "card" not in yaml.safe_load(configurations(task)[name].read_text())["model"]
+    (task, name)
+    for task, name in ALL
+    if "card" not in yaml.safe_load(find_configurations(task)[name].read_text())["model"]
 ]
 SMALL = {  # sizes in place of the papers'; everything else is as the configuration has it
     "radar": {
@@ -76,7 +78,7 @@ def files(tmp_path_factory):
 
 def words_of(task, name, files):
     """The options of a run on the made files."""
-    given = yaml.safe_load(configurations(task)[name].read_text())
+    given = yaml.safe_load(find_configurations(task)[name].read_text())
     changed = dict(SMALL[task])
     path = {"radar": "radar", "nowcast": "radar", "fields": "fields.nc", "humidity": "humidity.nc"}[task]
     if given["data"].get("split") == "random":
@@ -294,15 +296,21 @@ def module_of(files, *words):
 def test_configured_schedules(files):
     """Factors of the rate: constant, in steps, with a warm-up or none; the cosine ends with the epochs."""
     constant = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=0")
-    assert {constant._rate(k) for k in range(12)} == {1.0}
+    assert {constant._compute_rate_factor(k) for k in range(12)} == {1.0}
     warm = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=4")
-    assert [warm._rate(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [warm._compute_rate_factor(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     steps = module_of(
         files, "--schedule=steps", "--milestones=[3,5]", "--gamma=0.1", "--max_steps=9", "--warmup_steps=0"
     )
-    assert [steps._rate(k) for k in (0, 2, 3, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    assert [steps._compute_rate_factor(k) for k in (0, 2, 3, 4, 5, 8)] == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    )
     epochs = module_of(files, "--max_epochs=3", "--data.epoch_samples=10", "--data.batch_size=4", "--warmup_steps=0")
-    assert epochs.config.last_step() == 6 and epochs._rate(6) == 0.0 and epochs._rate(3) == pytest.approx(0.5)
+    assert (
+        epochs.config.last_step() == 6
+        and epochs._compute_rate_factor(6) == 0.0
+        and epochs._compute_rate_factor(3) == pytest.approx(0.5)
+    )
     assert module_of(files, "--max_epochs=3", "--max_steps=5").config.last_step() == 5
     assert epochs.config.max_minutes is None, "epochs end a run as steps do"
 
@@ -449,17 +457,17 @@ def test_nowcast_samples_at_the_requested_interval(files):
 )
 def test_preset_names_as_in_the_papers(written, task, name):
     from fastds.models.registry import check_preset
-    from fastds.tasks.common.command import _task_of
+    from fastds.training.command import _find_task
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     assert options.parse_arguments(["--config", written, "--data.path=x"]).output == name
-    assert _task_of([f"--config={written}"]) == task and check_preset(written) == name
+    assert _find_task([f"--config={written}"]) == task and check_preset(written) == name
 
 
 @pytest.mark.parametrize(("task", "name"), PAPERS, ids=[name for _, name in PAPERS])
 def test_paper_configuration_names_the_source_of_each_line(task, name):
     """Section, table or equation, or that the paper leaves it open; of nothing that is turned, clipped or averaged."""
-    text = configurations(task)[name].read_text()
+    text = find_configurations(task)[name].read_text()
     for line in text.splitlines():
         key, _, rest = line.partition("#")
         bare = key.strip()

@@ -9,11 +9,11 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, n
 import fastds
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.data.radar.reflectivity import reflectivity_to_rate
-from fastds.tasks.common import pieces
-from fastds.tasks.fields.job import FieldsJob
-from fastds.tasks.humidity.job import HumidityJob
-from fastds.tasks.nowcast.job import prepare
-from fastds.tasks.radar.job import RadarJob
+from fastds.inference import chunking
+from fastds.tasks.fields.pipeline import FieldsPipeline
+from fastds.tasks.humidity.pipeline import HumidityPipeline
+from fastds.tasks.nowcast.pipeline import prepare
+from fastds.tasks.radar.pipeline import RadarPipeline
 
 pytest.importorskip("dask", reason="lazy results need dask")
 
@@ -66,15 +66,15 @@ CASES = {
 def test_lazy_downscale_equals_eager(event, case, monkeypatch):
     model, data, options = CASES[case](event)
     expected = fastds.downscale(model, data, **options)
-    monkeypatch.setattr(pieces, "steps_at_once", lambda job: job.least)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: job.step_multiple)
     computed = []
-    for job in (RadarJob, FieldsJob, HumidityJob):
+    for job in (RadarPipeline, FieldsPipeline, HumidityPipeline):
         known = job.compute
         monkeypatch.setattr(
             job, "compute", lambda self, piece, known=known: computed.append(piece) or known(self, piece)
         )
     found = fastds.downscale(model, data.chunk(time=3), **options)
-    assert not computed and pieces.is_lazy(found)
+    assert not computed and chunking.is_lazy(found)
     name = next(n for n, v in expected.data_vars.items() if v.ndim >= 3)
     last = found[name].isel(time=-1).load()
     assert len(computed) == 1 and np.array_equal(last, expected[name].isel(time=-1), equal_nan=True)
@@ -89,28 +89,28 @@ def test_lazy_nowcast_equals_eager(monkeypatch):
     data = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
     options = {"steps": 2, "every": "5min", "coarsen": 1, "interval": "5min"}
     expected = fastds.nowcast(nowcaster(), data, **options)
-    monkeypatch.setattr(pieces, "steps_at_once", lambda job: 3)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: 3)
     found = fastds.nowcast(nowcaster(), data.chunk(time=1), **options)
-    assert pieces.is_lazy(found) and len(found.rainfall_rate.chunks[0]) == 4
+    assert chunking.is_lazy(found) and len(found.rainfall_rate.chunks[0]) == 4
     assert found.load().drop_attrs().identical(expected.drop_attrs())
     alone = fastds.nowcast(nowcaster(), data.chunk(time=1), steps=2, coarsen=1, interval="5min")
-    assert not pieces.is_lazy(alone)  # there is one forecast
+    assert not chunking.is_lazy(alone)  # there is one forecast
 
 
 def test_lazy_output_file_is_complete(event, tmp_path):
     save_dataset(event, tmp_path / "a.nc")
     save_dataset(event.assign_coords(time=event.time + np.timedelta64(1, "D")), tmp_path / "b.nc")
     found = fastds.downscale("trilinear", [tmp_path / "a.nc", tmp_path / "b.nc"])
-    assert not pieces.is_lazy(found)
+    assert not chunking.is_lazy(found)
 
 
 def test_chunks_are_consecutive_and_read_their_neighbours(event):
-    job = RadarJob(radar_model(), event)
-    found = job.pieces(4)
+    job = RadarPipeline(radar_model(), event)
+    found = job.make_chunks(4)
     assert [piece.steps for piece in found] == [(0, 4), (4, 6), (6, 10), (10, 11), (11, 12)]
     assert [piece.reads for piece in found] == [(0, 6), (2, 6), (6, 11), (8, 11), (11, 12)]
     assert [piece.outputs for piece in found] == [(0, 8), (8, 11), (11, 19), (19, 20), (20, 21)]
-    line = prepare("persistence", synthetic_event(5, 12, (32, 32)), steps=2, every="5min").pieces(5)
+    line = prepare("persistence", synthetic_event(5, 12, (32, 32)), steps=2, every="5min").make_chunks(5)
     assert [piece.outputs for piece in line] == [(0, 5), (5, 10), (10, 12)] and line[1].reads == (5, 10)
 
 
@@ -123,15 +123,15 @@ def test_chunk_reads_each_frame_once(event):
 
     once = event.chunk(time=1)
     once["reflectivity"] = once.reflectivity.copy(data=once.reflectivity.data.map_blocks(seen, dtype=np.float32))
-    job = RadarJob("trilinear", once)
-    piece = job.pieces(4)[2]
+    job = RadarPipeline("trilinear", once)
+    piece = job.make_chunks(4)[2]
     job.compute(piece)
     assert sorted(read) == list(range(*piece.reads))
 
 
 def test_chunk_size_follows_memory_and_workers(event):
-    job = RadarJob(radar_model(), event)
-    assert pieces.steps_at_once(job) == pieces.MOST_STEPS
-    assert pieces.steps_at_once(job, workers=2) == job.least  # 12 steps for 2 workers with 4 pieces each
+    job = RadarPipeline(radar_model(), event)
+    assert chunking.choose_chunk_steps(job) == chunking.MAX_STEPS
+    assert chunking.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each
     job.variables = {"reflectivity": (("time", "y", "x"), (23, 2000, 2000))}
-    assert pieces.steps_at_once(job) == 4
+    assert chunking.choose_chunk_steps(job) == 4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of long work where there is no terminal."""
 
-from fastds.tasks.common import progress
+from fastds.inference import progress
 
 
 def test_progress_lines_without_a_terminal(capsys, monkeypatch):

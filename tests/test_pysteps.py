@@ -10,7 +10,7 @@ import pytest
 
 import fastds
 from fastds.data import synthetic_event
-from fastds.tasks.common.pysteps_fields import dataset_of
+from fastds.inference.pysteps_fields import make_dataset
 from fastds.tasks.nowcast.pysteps import forecast, register
 from fastds.tasks.radar.pysteps_diagnostic import diagnostic_fastds
 
@@ -56,7 +56,7 @@ def test_pysteps_nowcast_equals_fastds(rain, form, monkeypatch):
     given, metadata = FORMS[form](rain)
     made = nowcasts.get_method("fastds")(given, np.zeros((2, SIZE, SIZE)), 3, metadata, model="extrapolation")
     assert made.shape == (3, SIZE, SIZE)
-    expected = fastds.nowcast("extrapolation", dataset_of(in_rates(given, metadata), METADATA, 5.0), steps=3)
+    expected = fastds.nowcast("extrapolation", make_dataset(in_rates(given, metadata), METADATA, 5.0), steps=3)
     expected = expected.rainfall_rate.values
     found = in_rates(made, metadata)
     least = 0.0 if form in ("mm/h", "mm") else 0.1  # in dB what is weaker has the zero value
@@ -96,7 +96,7 @@ def test_pysteps_downscaling_equals_fastds(rain, form):
         mean = fine.reshape(3, 2, SIZE, 2, SIZE, 2).sum(1).mean((2, 4))
         np.testing.assert_allclose(mean, given[:3], rtol=1e-4, atol=1e-5)
         return
-    expected = fastds.downscale("bicubic", dataset_of(in_rates(given[:3], metadata), METADATA, 5.0))
+    expected = fastds.downscale("bicubic", make_dataset(in_rates(given[:3], metadata), METADATA, 5.0))
     expected = expected.rainfall_rate.values
     strong = expected > 0.11
     np.testing.assert_allclose(in_rates(fine, told)[strong], expected[strong], rtol=1e-4)
@@ -130,7 +130,7 @@ def test_pysteps_finds_the_entry_point(monkeypatch):
     ("change", "message"),
     [
         ({"metadata": None}, "metadata must be those that pysteps' importers give, it lacks unit, transform, accutime"),
-        ({"metadata": METADATA | {"transform": "sqrt"}}, "metadata must tell the transform None or 'dB', got 'sqrt'"),
+        ({"metadata": METADATA | {"transform": "sqrt"}}, "metadata must have the transform None or 'dB', got 'sqrt'"),
         ({"precip": np.zeros((8, 9))}, r"precip must be fields \(t, m, n\), got the shape \(8, 9\)"),
         ({"velocity": np.zeros((2, 8, 9))}, r"velocity must have the shape \(2, 64, 64\), got \(2, 8, 9\)"),
         ({"timesteps": [2, 1]}, r"timesteps must be a number or ascending whole numbers >= 1, got \[2, 1\]"),

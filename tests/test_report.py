@@ -23,8 +23,8 @@ from fastds.report.maps import encode_png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.report import EvaluationReport, by_lead
-from fastds.tasks.nowcast.scores import Compared
+from fastds.tasks.nowcast.report import EvaluationReport, make_lead_charts
+from fastds.tasks.nowcast.scores import ComparedFields
 from fastds.tasks.radar.report import report_files
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -161,7 +161,7 @@ def test_frames_of_forecasts(forecast):
 def test_curves_by_lead_are_of_their_scores(forecast):
     _, table = forecast
     columns = {"CSI at 0.5 mm/h": ("csi", 0.5), "CSI at 5 mm/h": ("csi", 5.0), "Squared error (dBZ²)": ("mse", None)}
-    for chart, (title, (score, rate)) in zip(by_lead(table), columns.items(), strict=False):
+    for chart, (title, (score, rate)) in zip(make_lead_charts(table), columns.items(), strict=False):
         assert chart.title == f"{title} by lead"
         for name, row in table.rows.items():
             values = row[score] if rate is None else row[score][:, RAIN_THRESHOLDS.index(rate)]
@@ -174,7 +174,7 @@ def test_maps_of_all_methods_share_the_mask(folder):
     holed[:, 3:5] = np.nan
     with open_dataset(folder / "now.nc") as made, open_dataset(folder / "truth.nc") as truth:
         page = EvaluationReport("x.html", Forecasts(made), [to_reflectivity(truth)] * 2, "ours", None)
-        page.add(Compared(0, z, z, {"ours": holed, "persistence": z}, None))
+        page.add(ComparedFields(0, z, z, {"ours": holed, "persistence": z}, None))
     np.testing.assert_array_equal(page.drawn[3]["persistence"], holed)
 
 

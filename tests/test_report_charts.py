@@ -7,8 +7,8 @@ import torch
 
 from fastds.metrics import error_sums, power_spectrum
 from fastds.report.curves import Curves
-from fastds.tasks.common import training_report
 from fastds.tasks.fields import report as fields_report
+from fastds.training import report as training_report
 
 
 def test_errors_by_intensity_by_hand():
@@ -53,14 +53,14 @@ def test_errors_are_drawn_at_class_centres():
 @pytest.mark.parametrize(("last", "scale"), [(0.19, "linear"), (0.21, "log"), (-2.1, "linear")])
 def test_wide_range_curves_are_logarithmic(tmp_path, last, scale):
     (tmp_path / "m.csv").write_text(f"step,loss\n1,0.02\n2,0.05\n3,{last}\n")
-    chart = training_report._chart("loss", {"": tmp_path / "m.csv"})
+    chart = training_report._make_chart("loss", {"": tmp_path / "m.csv"})
     assert chart.alt == f"loss by step: 0.02 at first, {last:.4g} at last"
     assert chart.draw().axes[0].get_yscale() == scale
 
 
 def test_rank_histogram_describes_its_ends():
-    (chart,) = fields_report._charts({"t": [0.5, 0.2, 0.1, 0.3]})
-    assert "t: 0.500 below and 0.300 above all members" in chart.alt and fields_report._charts({}) == []
+    (chart,) = fields_report._make_charts({"t": [0.5, 0.2, 0.1, 0.3]})
+    assert "t: 0.500 below and 0.300 above all members" in chart.alt and fields_report._make_charts({}) == []
 
 
 def test_empty_curves_are_omitted():

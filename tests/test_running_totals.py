@@ -6,9 +6,9 @@ import pytest
 import xarray as xr
 
 import fastds
-from fastds.tasks.common import pieces
-from fastds.tasks.fields.job import FieldsJob
-from fastds.tasks.fields.totals import RunningTotal, running_axis
+from fastds.inference import chunking
+from fastds.tasks.fields.pipeline import FieldsPipeline
+from fastds.tasks.fields.totals import RunningTotal, find_running_axis
 
 METHODS = ["inr-any", "bicubic", "lanczos"]
 
@@ -37,7 +37,7 @@ def dataset(values, units="mm", name="tp", dim="time", step="h", **attrs):
 
 def axis(data, name="tp"):
     """The dimension along which the variable of a dataset is a running total."""
-    return running_axis(data[name], [d for d in data[name].dims if d not in ("lat", "lon")])
+    return find_running_axis(data[name], [d for d in data[name].dims if d not in ("lat", "lon")])
 
 
 def test_running_totals_are_detected_by_growth_and_names():
@@ -83,12 +83,12 @@ def test_totals_do_not_accumulate_noise_or_gaps():
     total, counter = np.full((3, 3), 5.0, np.float32), RunningTotal()
     rng = np.random.default_rng(0)
     for _ in range(100):
-        fine = counter.increment(total + rng.normal(0, 1e-3, (3, 3)).astype(np.float32))
+        fine = counter.to_increment(total + rng.normal(0, 1e-3, (3, 3)).astype(np.float32))
         counter.add(fine)
         assert np.abs(fine - 5).max() < 5e-3
     counter = RunningTotal()
     for value, expected in ((1.0, 1.0), (np.nan, np.nan), (4.0, 4.0), (5.0, 5.0), (0.5, 0.5)):
-        fine = counter.increment(np.full((3, 3), value, np.float32))
+        fine = counter.to_increment(np.full((3, 3), value, np.float32))
         counter.add(fine)
         np.testing.assert_array_equal(fine, np.float32(expected))
 
@@ -97,11 +97,11 @@ def test_totals_in_chunks_are_identical(monkeypatch):
     day = hourly(7).cumsum(0)
     data = dataset(np.concatenate([day, day]))
     expected = fastds.downscale("bicubic", data, scale=2)
-    job = FieldsJob("bicubic", data, scale=2)
-    parts = [job.compute(piece)["tp"] for piece in job.pieces(3)]
+    job = FieldsPipeline("bicubic", data, scale=2)
+    parts = [job.compute(piece)["tp"] for piece in job.make_chunks(3)]
     assert [len(part) for part in parts] == [3, 3, 3, 3, 2]
     np.testing.assert_array_equal(np.concatenate(parts), expected.tp.values)
-    monkeypatch.setattr(pieces, "steps_at_once", lambda job: 3)
+    monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: 3)
     found = fastds.downscale("bicubic", data.chunk(time=3), scale=2)
     assert found.attrs["fastds_running_totals"] == "tp"
     np.testing.assert_array_equal(found.tp.values, expected.tp.values)

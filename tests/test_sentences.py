@@ -11,7 +11,7 @@ import xarray as xr
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.models import load_card
-from fastds.tasks.common.command import TASKS
+from fastds.training.command import TASKS
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 8)

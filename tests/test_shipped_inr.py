@@ -12,7 +12,7 @@ import xarray as xr
 from fastds import models
 from fastds.cli import main
 from fastds.tasks.fields.config import DataConfig
-from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, resize_bicubic_torch
+from fastds.tasks.fields.evaluation import make_coarse_and_fine, resize_bicubic, resize_bicubic_torch
 from fastds.tasks.fields.samples import FieldData
 
 FILE = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
@@ -22,7 +22,7 @@ def test_gain_over_both_bicubic_kernels_on_unseen_longitudes(data_dir):
     config = DataConfig(str(data_dir / FILE), train=[0, 256], validation=[264, 352])
     truth, model, gains = FieldData(config).validation[:1], models.load("inr-small"), {}
     for scale in (1.5, 2.0, 2.67, 4.0):
-        x, y = coarse_and_fine(truth, scale)
+        x, y = make_coarse_and_fine(truth, scale)
         size, inner = tuple(y.shape[2:]), (..., slice(10, -10), slice(10, -10))
         with torch.no_grad():
             ours = (model(x, size=size) - y)[inner].square().mean((0, 2, 3))

@@ -19,10 +19,10 @@ from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
 from fastds.studies.db_rnn.methods import CELLS, METHODS
 from fastds.studies.db_rnn.published import PUBLISHED, SCORES, get_published
-from fastds.tasks.common.command import configurations
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training
+from fastds.training.command import find_configurations
 
 Z_R = [200.0, 1.6]
 
@@ -96,7 +96,7 @@ def test_every_method_is_trained_alike(budget):
 def test_the_budget_paper_trains_the_shipped_configurations():
     """Adam at a constant rate without clipping; rows that the paper has not, as those of the same kind."""
     data = TrainingData("x", {"a.nc": {"train": [0, 9], "validation": [9, 19]}}, scales=[3], intervals=[5])
-    shipped = {name: parse_training(["--config", name, "--data.path=x"]) for name in configurations("nowcast")}
+    shipped = {name: parse_training(["--config", name, "--data.path=x"]) for name in find_configurations("nowcast")}
     for name, method in METHODS.items():
         if not method.kind or name in methods.ABLATION:
             continue

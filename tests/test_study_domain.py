@@ -40,7 +40,7 @@ def test_ood_cases_have_scores_and_errors(name, expected, few, data_dir):
     assert len(found) == expected and len({case.label for case in found}) == expected
     for case in found:
         assert 0.2 < case.ratio < 1.2 and 0 < case.domain.score < 3 and case.block in case.label.split(", cells")[0]
-    seen = [{one.what: one.value for one in case.domain.departures} for case in (found[0], found[-1])]
+    seen = [{one.what: one.value for one in case.domain.deviations} for case in (found[0], found[-1])]
     if network.card.task == "humidity":
         assert [case.label.split(", cells of ")[1] for case in found] == ["1", "2", "4"]
     if network.card.task in ("radar", "nowcast"):  # of input grids, which a network of radar makes finer

@@ -18,7 +18,7 @@ from fastds.studies.inr import methods, samples, tables
 from fastds.studies.inr.config import DataConfig
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_RANKING
 from fastds.studies.inr.protocols import PROTOCOLS, make_protocols
-from fastds.tasks.fields.agreement import agreeing
+from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.config import parse_arguments as parse_training
 from fastds.tasks.fields.samples import load_fields
@@ -122,7 +122,7 @@ def test_protocols_by_hand():
         torch.testing.assert_close(area_mean(y, (3, 4)), x, atol=2e-2, rtol=0)
     four = torch.stack([slope, slope.flip(0), slope.flip(1), slope.flip(0, 1)]).mean(0)
     assert (four == four[0, 0]).all() and flat.std(0).max() < 1e-5  # so that what mirrored adds is a constant
-    smooth = agreeing(x.repeat_interleave(2, 2).repeat_interleave(2, 3), x)
+    smooth = back_project(x.repeat_interleave(2, 2).repeat_interleave(2, 3), x)
     torch.testing.assert_close(ways["mirrored"][0](x, (6, 8)), smooth, atol=5e-2, rtol=0)
 
 

@@ -15,8 +15,8 @@ from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies import fit_downscaling_errors, radar
 from fastds.studies.radar_members import SCORES, score_members
-from fastds.tasks.radar.members import NEAR, Members, details
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
+from fastds.tasks.radar.motion import smooth_pair_flow
 
 FILE = "radar.nc"
 
@@ -32,7 +32,7 @@ def test_error_model_pools_of_sharp_and_smoothed_fields(folder, tmp_path, monkey
     blocks = (fit_downscaling_errors.Block(FILE, (0, None), 4),)
     monkeypatch.setattr(fit_downscaling_errors.make_pools, "__defaults__", (blocks, 0))
     sharp, smoothed = fit_downscaling_errors.make_pools(folder, models.load("fczsm-small").eval())
-    assert sharp.features.shape[0] == FEATURES and (sharp.features[ECHO] > NEAR).all()
+    assert sharp.features.shape[0] == FEATURES and (sharp.features[ECHO] > MIN_ECHO_SHARE).all()
     forecasts = 20 * sharp.features[0]
     assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
     rough, even = ((20 * pool.features[0] - pool.truth).square().mean() for pool in (sharp, smoothed))
@@ -56,13 +56,13 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     samples = block.samples[:1]
     found = score_members(samples, model, 5)
     x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
-    flow = steady_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
+    flow = smooth_pair_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
     with torch.inference_mode():
         made = model(x[None], flow=flow[None])[0, :, 0].clamp(0, 1)
-    members = Members(5, 0, model.card)
-    read = details(made, x[:, 0], flow, model.card)
-    drawn, share = members.between(read, 0), read[1].features(slice(0, 96))[ECHO]
-    near = valid[1, 0] & (share > NEAR)
+    members = RadarEnsemble(5, 0, model.card)
+    read = make_details(made, x[:, 0], flow, model.card)
+    drawn, share = members.draw_between(read, 0), read[1].features(slice(0, 96))[ECHO]
+    near = valid[1, 0] & (share > MIN_ECHO_SHARE)
     truth = y[1, 0]
     error = (made[1] - truth)[near].abs().mean().item()
     score, spread, detail, plain, area = found["between"]

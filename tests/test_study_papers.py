@@ -12,7 +12,7 @@ import forked
 from study_cases import CASES, outputs, words
 
 from fastds import cli
-from fastds.tasks.common import run_folder
+from fastds.training import trainer
 
 # What a tiny study leaves: scores of methods, figures, texts of the page.
 EXPECTED = {
@@ -92,7 +92,7 @@ def test_finished_study_trains_nothing(case, monkeypatch, capsys):
     name, folder, whole = case
     before = outputs(whole)
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "fit", lambda *arguments: pytest.fail("trained again"))
+        patched.setattr(trainer, "run_trainer", lambda *arguments: pytest.fail("trained again"))
         assert cli.main(words(name, folder, whole)) == 0 and outputs(whole) == before
     capsys.readouterr()
     assert cli.main(words(name, folder, whole, max_steps=4)) == 2
@@ -103,8 +103,8 @@ KILLED = """
 import os, signal, sys
 import fastds._outputs as outputs
 from fastds.cli import main
-from fastds.tasks.common.training import TimedModule
-left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, TimedModule.on_train_batch_start
+from fastds.training.modules import BaseLightningModule
+left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, BaseLightningModule.on_train_batch_start
 def counted(before):
     def call(*arguments):
         left[0] -= 1
@@ -112,7 +112,7 @@ def counted(before):
             os.kill(os.getpid(), signal.SIGKILL)
         return before(*arguments)
     return call
-outputs.put_in_place, TimedModule.on_train_batch_start = counted(rename), counted(step)
+outputs.put_in_place, BaseLightningModule.on_train_batch_start = counted(rename), counted(step)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -11,15 +11,15 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, coarsen, open_dataset, save_dataset, synthetic_event
+from fastds.inference.tiling import Tile
 from fastds.models.baselines import advection, trilinear
 from fastds.studies import humidity, nowcast, radar
 from fastds.studies.fields import crops as field_crops
 from fastds.studies.fields.table import render
-from fastds.tasks.common.tiling import Tile
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 from fastds.tasks.nowcast.scores import NowcastTable
 from fastds.tasks.radar.refinement import FrameRefiner
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.steady import match_end_frames
 
 # ---- radar
 
@@ -84,7 +84,7 @@ def refined_means(triple, smooth):
 def steadied(fields):
     """Fields (3, h, w) in dBZ of a network from 15 to 65 dBZ, as downscale makes them by default."""
     y = torch.from_numpy((fields - 15) / 50).float()
-    return np.stack([fields[0], 15 + 50 * steadied_between(y).numpy(), fields[2]])
+    return np.stack([fields[0], 15 + 50 * match_end_frames(y).numpy(), fields[2]])
 
 
 @pytest.mark.parametrize("smooth", [False, True])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fastds.tasks.common.tables import ScoreTables, score_table
+from fastds.inference.tables import ScoreTables, make_score_table
 
 HEADS = ("method", "score", *(f"{minutes}" for minutes in range(5, 65, 5)))
 NUMBERS = [[f"{10 * row + column + 0.123:.3f}" for column in range(12)] for row in range(2)]
@@ -18,12 +18,12 @@ class Tables(ScoreTables):
     title = "Scores"
 
     def tables(self):
-        table = score_table("Scores by lead in minutes", HEADS)
+        table = make_score_table("Scores by lead in minutes", HEADS)
         for name, numbers in zip(("extrapolation", "nowcast-small"), NUMBERS, strict=True):
             table.add_row(name, "CSI", *numbers, end_section=True)
         return [table]
 
-    def sentences(self):
+    def list_notes(self):
         return ["A sentence."]
 
 

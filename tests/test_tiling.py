@@ -9,8 +9,8 @@ from test_downscaling import awake
 from test_verbs import radar_model
 
 from fastds.data import coarsen_dataset, synthetic_event, to_reflectivity
-from fastds.tasks.common.settings import Settings
-from fastds.tasks.common.tiling import ALIGNMENT, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+from fastds.inference.execution import ExecutionConfig
+from fastds.inference.tiling import ALIGNMENT, choose_tile, measure_receptive_field, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar import tiled_run
 from fastds.tasks.radar.run import downscale
 
@@ -48,7 +48,7 @@ def blur(radius):
 
 @pytest.mark.parametrize("radius", [1, 5, 40])
 def test_receptive_field_is_measured(radius):
-    assert network_reach(blur(radius), 2, 55.0, motion=3.0) == radius
+    assert measure_receptive_field(blur(radius), 2, 55.0, motion=3.0) == radius
 
 
 def test_receptive_field_depends_on_motion():
@@ -57,7 +57,7 @@ def test_receptive_field_depends_on_motion():
         y = torch.roll(x[:, :, 0], shift, -1)
         return F.interpolate(y[:, [0, 0, 1]], scale_factor=2)[:, :, None]
 
-    assert network_reach(network, 2, 55.0, motion=7.0) == 7
+    assert measure_receptive_field(network, 2, 55.0, motion=7.0) == 7
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -69,7 +69,7 @@ def test_receptive_field_is_the_larger_side(side):
         y = F.interpolate((x + 0.5 * torch.roll(x, shift, -1))[:, [0, 0, 1], 0], scale_factor=2)
         return y[:, :, None]
 
-    assert network_reach(network, 2, 55.0, uses_flow=False) == 7
+    assert measure_receptive_field(network, 2, 55.0, uses_flow=False) == 7
 
 
 def test_receptive_field_below_a_coarse_pixel():
@@ -80,8 +80,8 @@ def test_receptive_field_below_a_coarse_pixel():
         y[..., 1::2] = 0.0
         return torch.roll(y, 10, -1)[:, :, None]
 
-    assert network_reach(network, 2, 55.0, uses_flow=False) == 5
-    assert network_reach(lambda x, flow: torch.zeros(1, 3, 1, 96, 512), 2, 55.0, uses_flow=False) == 0
+    assert measure_receptive_field(network, 2, 55.0, uses_flow=False) == 5
+    assert measure_receptive_field(lambda x, flow: torch.zeros(1, 3, 1, 96, 512), 2, 55.0, uses_flow=False) == 0
 
 
 @pytest.mark.parametrize("size", [(70, 90), (64, 33)], ids=str)
@@ -139,7 +139,7 @@ def test_windows_of_one_size_run_as_a_batch(at_once, calls):
         return F.interpolate(y, scale_factor=2)[:, :, None]
 
     tiles = plan_tiles(64, 80, 32, 0)
-    made = run_tiles(network, sequences, flows, tiles, 2, static=static, at_once=at_once)
+    made = run_tiles(network, sequences, flows, tiles, 2, static=static, batch_size=at_once)
     assert len(seen) == calls and max(seen) <= at_once and sum(seen) == 11
     for x, flow, y in zip(sequences, flows, made, strict=True):
         whole = network(x[None, :, None], flow[None], static[None])[0, :, 0]
@@ -173,7 +173,7 @@ def test_batched_pairs_and_tiles_are_identical(coarse, network, monkeypatch, at_
     """Three fields are two pairs, and four in the second pass of time factor 4."""
     form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
     alone = downscale(network, coarse, **form)
-    monkeypatch.setattr(tiled_run.TiledRun, "_windows_at_once", lambda self: at_once)
+    monkeypatch.setattr(tiled_run.TiledInference, "_find_batch_size", lambda self: at_once)
     sizes, forward = [], network.forward
     monkeypatch.setattr(network, "forward", lambda x, **given: sizes.append(len(x)) or forward(x, **given))
     together = downscale(network, coarse, **form)
@@ -199,6 +199,8 @@ def test_gpu_tile_size_uses_half_of_free_memory(coarse, network, monkeypatch, fr
     gpu = torch.device("cuda", 1)
     told = {gpu: (free, 1e13)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", told.pop)
-    monkeypatch.setattr(tiled_run, "network_reach", lambda *args: 0)
-    run = tiled_run.TiledRun(network, to_reflectivity(coarse), asked, asked and 0, Settings(None, gpu, "bf16"), 2)
-    assert (run.tile, run.refiner.at_once) == (tile, at_once)
+    monkeypatch.setattr(tiled_run, "measure_receptive_field", lambda *args: 0)
+    run = tiled_run.TiledInference(
+        network, to_reflectivity(coarse), asked, asked and 0, ExecutionConfig(None, gpu, "bf16"), 2
+    )
+    assert (run.tile, run.refiner.batch_size) == (tile, at_once)

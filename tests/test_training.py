@@ -14,14 +14,14 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
-from fastds.tasks.common.card_of_run import fill_card_of_run
-from fastds.tasks.common.command import TASKS, configurations, main
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
-from fastds.tasks.common.training import TimedModule
-from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, train
+from fastds.training.command import TASKS, find_configurations, main
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import BaseLightningModule
+from fastds.training.progress import TrainingProgress
+from fastds.training.radar_files import make_synthetic_events, make_time_blocks, share_weights
 
 TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
 
@@ -72,9 +72,9 @@ def module_of(event, **changes):
 
 
 def test_named_configurations_parse():
-    assert "fczsm-small" in configurations("radar")
-    assert len(configurations()) == sum(len(configurations(task)) for task in TASKS)  # no name twice
-    for name in configurations("radar"):
+    assert "fczsm-small" in find_configurations("radar")
+    assert len(find_configurations()) == sum(len(find_configurations(task)) for task in TASKS)  # no name twice
+    for name in find_configurations("radar"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7
         assert config.model.name in models.registry.PRESETS
@@ -90,7 +90,7 @@ def test_exclude_removes_a_radar():
     assert fmi in whole.data.blocks and list(config.data.blocks) == list(whole.data.blocks)[1:]
     assert config.data.weights == whole.data.weights[1:]
     card = models.ModelCard()
-    fill_card_of_run(card, config)
+    update_model_card(card, config)
     assert not card.training_data and card.cadence_s == [600.0, 1800.0]
 
 
@@ -137,7 +137,7 @@ def test_configuration_without_samples(event, change, message):
 
 
 def test_validation_uses_the_last_fifth(event):
-    (train_block,), (validation,) = time_blocks(DataConfig(str(event)))
+    (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)))
     assert (train_block.start, train_block.stop) == (0, 11) and (validation.start, validation.stop) == (13, 16)
 
 
@@ -153,7 +153,7 @@ def test_validation_uses_the_last_fifth(event):
 )
 def test_block_messages(event, change, error, message):
     with pytest.raises(error, match=message):
-        time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
+        make_time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
 
 
 def test_samples_carry_flow_and_depend_on_the_seed_alone(event):
@@ -197,7 +197,7 @@ def test_losses_by_hand(event):
 
 def test_synthetic_events_have_seeds_and_speeds_of_their_own():
     speeds = (5, 10, 15, 20, 25, 5)
-    events = synthetic_events(len(speeds), seed=7, frames=2)
+    events = make_synthetic_events(len(speeds), seed=7, frames=2)
     for k, (event, speed) in enumerate(zip(events, speeds, strict=True)):
         expected = data.synthetic_event(seed=7 + k, frames=2, speed=speed)
         assert list(event) == ["reflectivity"] and event["reflectivity"].identical(expected["reflectivity"])
@@ -205,21 +205,25 @@ def test_synthetic_events_have_seeds_and_speeds_of_their_own():
 
 def test_weights_of_sources():
     """Those of the files, then one that the events share."""
-    assert source_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
-    assert source_weights([3, 1], 2, 0) == [3, 1] and source_weights([], 2, 4) is None
+    assert share_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
+    assert share_weights([3, 1], 2, 0) == [3, 1] and share_weights([], 2, 4) is None
     for weights, events in (([3, 1], 4), ([3, 1, 2], 0)):
         with pytest.raises(ValueError, match="data.weights needs one number per training file"):
-            source_weights(weights, 2, events)
+            share_weights(weights, 2, events)
 
 
 def test_rate_warms_up_and_ends_at_zero(event):
     module = module_of(event, max_steps=100, warmup_steps=10)
-    assert module._rate(0) == pytest.approx(0.1, rel=0.01) and module._rate(10) > 0.95 and module._rate(100) == 0.0
+    assert (
+        module._compute_rate_factor(0) == pytest.approx(0.1, rel=0.01)
+        and module._compute_rate_factor(10) > 0.95
+        and module._compute_rate_factor(100) == 0.0
+    )
     module = module_of(event, max_steps=10**9, max_minutes=1.0, warmup_steps=1)
     module.elapsed = 30.0
-    assert module._rate(5) == pytest.approx(0.5, abs=0.01)
+    assert module._compute_rate_factor(5) == pytest.approx(0.5, abs=0.01)
     module.elapsed = 61.0
-    assert module._rate(5) == pytest.approx(0.0, abs=1e-6)
+    assert module._compute_rate_factor(5) == pytest.approx(0.0, abs=1e-6)
 
 
 class Broken(torch.nn.Module):
@@ -239,7 +243,7 @@ class Broken(torch.nn.Module):
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
     monkeypatch.setattr("fastds.tasks.radar.training.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda model, path: path.touch())
+    monkeypatch.setattr("fastds.training.trainer.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 
@@ -265,7 +269,7 @@ def test_run_exports(event, tmp_path):
 
 
 def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     config = tiny(event, tmp_path, progress=True)
     train(config)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
@@ -287,7 +291,9 @@ def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatc
 def test_remaining_time_uses_the_earlier_limit(steps, minutes, said, left):
     """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
-    module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps)
+    module = SimpleNamespace(
+        config=config, training_seconds=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps
+    )
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
     assert parts == [said, "0:00:30", f"about {left} left"]
 
@@ -295,11 +301,13 @@ def test_remaining_time_uses_the_earlier_limit(steps, minutes, said, left):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_processes_draw_numbers_of_their_own(rank):
     given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
-    given["finished"] = lambda: False
+    given["is_finished"] = lambda: False
     nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
         torch.manual_seed(11)
-        TimedModule.on_train_start(SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size, **nothing)))
+        BaseLightningModule.on_train_start(
+            SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size, **nothing))
+        )
         assert torch.initial_seed() == expected
 
 
@@ -317,10 +325,10 @@ def test_max_minutes_ends_the_run(event, tmp_path):
 
 def test_blocks_hold_a_sample_each(event):
     """The event has 16 frames; the last fifth, three of them, is too short for six."""
-    (train_block,), (validation,) = time_blocks(DataConfig(str(event)), 6)
+    (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)), 6)
     assert (train_block.stop, validation.start, validation.stop) == (8, 10, 16)
     with pytest.raises(ValueError, match="has 16 time steps, too few for .* blocks of at least 8 and 2 between them"):
-        time_blocks(DataConfig(str(event)), 8)
+        make_time_blocks(DataConfig(str(event)), 8)
 
 
 @pytest.mark.parametrize("name", ["srcnn", "ms-convlstm"])
@@ -406,4 +414,4 @@ def test_statics_must_match_the_network(event, relief, tmp_path):
 def test_help_names_every_task_and_configuration(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())
+    assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in find_configurations())

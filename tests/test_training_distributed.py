@@ -12,7 +12,7 @@ import torch.distributed as dist
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import models
-from fastds.tasks.common.command import main
+from fastds.training.command import main
 
 files = interrupted.files
 

@@ -110,7 +110,7 @@ def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dyn
     if dynamics:
         assert fine.attrs["fastds_dynamics"] == "probability (0 to 100 %), measurement_height (0 to 20000 m)"
         with pytest.raises(
-            ValueError, match="needs probability and measurement_height beside the reflectivity; the data"
+            ValueError, match="needs probability and measurement_height in addition to the reflectivity; the data"
         ):
             trained.downscale(coarse)
 
@@ -118,7 +118,10 @@ def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dyn
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dynamics": {}}, "data.dynamics: the network reads 2 variables beside the reflectivity and 0 were given"),
+        (
+            {"dynamics": {}},
+            "data.dynamics: the network reads 2 variables in addition to the reflectivity and 0 were given",
+        ),
         ({"synthetic_events": 2}, "and 2 were given, with 2 synthetic events"),
         ({"dynamics": RANGES | {"rain": [0, 1]}}, "reads 2 variables .* and 3 were given"),
         (

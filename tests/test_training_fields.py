@@ -10,11 +10,11 @@ import xarray as xr
 
 from fastds import cli, models
 from fastds.models.card import ANY
-from fastds.tasks.common.command import main
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
-from fastds.tasks.fields.evaluation import coarse_and_fine
+from fastds.tasks.fields.evaluation import make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, load_fields
 from fastds.tasks.fields.training import FieldModule, train
+from fastds.training.command import main
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_training_learns_and_exports(path, tmp_path):
     assert {name.split()[-1] for name in model.card.input_ranges} == {"mean", "gradient", "slope"}
     assert abs(model.mean[0] - 280) < 2 and model.config["in_channels"] == 2
     truth = load_fields(config(path, tmp_path).data)[:1, :, :, 60:]
-    x, y = coarse_and_fine(truth, 2.0)
+    x, y = make_coarse_and_fine(truth, 2.0)
     with torch.no_grad():
         error = (model(x, scale=2) - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))
     bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic")
@@ -324,7 +324,7 @@ def test_one_network_of_any_variable(folder, tmp_path):
     model = models.load(train(run))
     assert model.card.any_variable and model.card.task == "fields" and set(model.card.input_ranges) == {"slope"}
     truth = load_fields(config(folder / "waves.nc", tmp_path).data)[:1, :1, :, 60:]
-    x, y = coarse_and_fine(1e4 * (truth - 280), 1.5)
+    x, y = make_coarse_and_fine(1e4 * (truth - 280), 1.5)
     with torch.no_grad():
         error = (model(x, scale=1.5) - y)[..., 8:-8, 8:-8].square().mean()
     bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic")

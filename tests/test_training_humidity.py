@@ -12,8 +12,6 @@ import xarray as xr
 from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.studies import humidity as study
-from fastds.tasks.common.command import configurations
-from fastds.tasks.common.training import NewSamples, Share
 from fastds.tasks.humidity.config import (
     CriticConfig,
     DataConfig,
@@ -25,7 +23,9 @@ from fastds.tasks.humidity.config import (
 )
 from fastds.tasks.humidity.evaluation import format_table
 from fastds.tasks.humidity.samples import FieldSequences, HumidityData, read_regions
-from fastds.tasks.humidity.training import AdversarialModule, build, content_loss, train
+from fastds.tasks.humidity.training import AdversarialModule, build_module, compute_content_loss, train
+from fastds.training.command import find_configurations
+from fastds.training.modules import DistributedBatchSampler, OffsetSampler
 
 TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
 TINY_CRITIC = {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}
@@ -95,8 +95,8 @@ def test_resume_is_bit_identical(folder, monkeypatch):
 def test_max_steps_replaces_the_epochs(folder):
     """In place of optimiser.epochs, also inside an epoch, with a validation; a finished run is not trained on."""
     config = configuration(folder, max_steps=4, epochs=1)  # 3 steps an epoch
-    module = build(config)
-    rates = [module.rate() for module.steps in (2, 3, 4)]
+    module = build_module(config)
+    rates = [module.compute_rate_factor() for module.steps in (2, 3, 4)]
     assert rates == pytest.approx([1.0, 0.5 * (1 + math.cos(math.pi * 0.75)), 0.0], abs=1e-6)
     for _ in range(2):
         models.load(train(config))
@@ -111,7 +111,7 @@ def test_training_starts_from_given_weights(folder):
     first = train(configuration(folder, "first", max_steps=1))
     again = configuration(folder, "again", max_steps=1)
     again.model.start, again.learning_rate, again.critic.learning_rate, again.ema_decay = str(first), 0.0, 0.0, 0.0
-    generator = build(again).generator
+    generator = build_module(again).generator
     assert all(torch.equal(v, weights(first)[k]) for k, v in generator.state_dict().items())
     a, b = (dict(models.load(path).named_parameters()) for path in (first, train(again)))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -137,7 +137,7 @@ def test_every_loss_trains(folder, loss):
 
 def test_noise_free_field_and_ramp(folder):
     loss = LossConfig(content="crps", noise_free_weight=1.0, adversarial_weight=0.5, adversarial_ramp=2.0)
-    module = build(configuration(folder, loss=loss))
+    module = build_module(configuration(folder, loss=loss))
     weights = [module.adversarial_weight() for module.steps in range(8)]
     assert weights == pytest.approx([0.5 * min(1, (k + 1) / 6) for k in range(8)])  # 3 batches an epoch
     coarse = torch.rand(2, 2, 1, 4, 4)
@@ -184,28 +184,30 @@ def test_not_finite_loss_stops(folder):
 def test_fair_crps_of_two_members():
     members, truth = torch.tensor([[1.0, 4.0], [3.0, 4.0]]), torch.tensor([0.0, 5.0])
     expected = ((1 + 3) / 2 - 2 / 2 + (1 + 1) / 2 - 0) / 2
-    assert content_loss(members, truth, "crps") == pytest.approx(expected)
-    assert content_loss(members[:1], truth, "l1") == 1.0 and content_loss(members[:1], truth, "mse") == 1.0
+    assert compute_content_loss(members, truth, "crps") == pytest.approx(expected)
+    assert (
+        compute_content_loss(members[:1], truth, "l1") == 1.0 and compute_content_loss(members[:1], truth, "mse") == 1.0
+    )
     # Members drawn as the truth is score better than a collapsed ensemble.
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(3, 20000, generator=generator)
-    assert content_loss(draws[:2], draws[2], "crps") < content_loss(0 * draws[:2], draws[2], "crps")
+    assert compute_content_loss(draws[:2], draws[2], "crps") < compute_content_loss(0 * draws[:2], draws[2], "crps")
 
 
 def test_schedule_by_hand(folder):
     config = configuration(folder)
     config.optimiser = OptimiserConfig(warmup_epochs=2, epochs=10)
-    module = build(config)
+    module = build_module(config)
     rates = []
     for module.steps in range(33):
-        rates.append(module.rate())
+        rates.append(module.compute_rate_factor())
     assert rates[:6] == pytest.approx([k / 6 for k in range(1, 7)])
     assert rates[15] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5))) and rates[30] == pytest.approx(0, abs=1e-12)
     config.optimiser.literal_schedule = True
     module.steps = 0
-    assert module.rate() == pytest.approx(2 / 6)
+    assert module.compute_rate_factor() == pytest.approx(2 / 6)
     module.steps = 30
-    assert module.rate() == pytest.approx(0.5 * (1 + math.cos(1))), "without pi it ends at 0.77"
+    assert module.compute_rate_factor() == pytest.approx(0.5 * (1 + math.cos(1))), "without pi it ends at 0.77"
 
 
 def test_samples_depend_on_seed_and_index_only(folder):
@@ -253,10 +255,10 @@ def test_training_and_validation_draw_by_seeds_of_their_own(folder):
 
 
 def test_processes_share_every_batch():
-    sampler = NewSamples(12, lambda: 100)
-    shares = [list(Share(sampler, 2, 3, rank)) for rank in range(3)]
+    sampler = OffsetSampler(12, lambda: 100)
+    shares = [list(DistributedBatchSampler(sampler, 2, 3, rank)) for rank in range(3)]
     assert shares == [[100, 101, 106, 107], [102, 103, 108, 109], [104, 105, 110, 111]]
-    assert len(Share(sampler, 2, 3, 0)) == 4
+    assert len(DistributedBatchSampler(sampler, 2, 3, 0)) == 4
 
 
 def test_days_are_drawn_for_validation(folder):
@@ -296,9 +298,9 @@ def test_error_messages(folder):
         ("critic.name must be one of", lambda: CriticConfig("patch")),
         ("divide data.batch_size=2, got 3", lambda: TrainingConfig(data=config, devices=3)),
         ("max_minutes is for one process", lambda: TrainingConfig(data=config, devices=2, max_minutes=1.0)),
-        ("'srcnn' has none", lambda: build(
+        ("'srcnn' has none", lambda: build_module(
             TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
-        ("'fczsm-small' cannot be trained on humidity, which takes wgan-gp", lambda: build(
+        ("'fczsm-small' cannot be trained on humidity, which takes wgan-gp", lambda: build_module(
             TrainingConfig(data=config, model=ModelConfig("fczsm-small")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
@@ -311,7 +313,7 @@ def test_error_messages(folder):
 
 def test_shipped_configurations():
     small = {"wgan-gp-small", "wgan-gp-small-x8"}
-    assert set(configurations("humidity")) == {"wgan-gp", "humidity-gan", "srgan", "srcnn"} | small
+    assert set(find_configurations("humidity")) == {"wgan-gp", "humidity-gan", "srgan", "srcnn"} | small
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
     assert paper.critic.learning_rate == 1e-3 and paper.learning_rate == 1e-4 and paper.ema_decay == 0.0
     assert (
@@ -327,7 +329,7 @@ def test_shipped_configurations():
 def test_shipped_small_configuration_keeps_regions_apart(name, data_dir):
     config = parse_arguments(["--config", name, f"--data.path={data_dir}", "--max_minutes=1"])
     assert config.max_minutes == 1 and config.loss.content == "crps"
-    build(config)
+    build_module(config)
     for role in ("train", "validation", "test"):
         assert read_regions(config.data, role)
     for source in config.data.sources.values():

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import data, models
-from fastds.tasks.common.checkpoints import LastCheckpoint
-from fastds.tasks.common.command import main
+from fastds.training.checkpoints import LastCheckpoint
+from fastds.training.command import main
 
 SAMPLES = {"batch_size": 2, "epoch_samples": 8, "validation_samples": 4}  # epochs of 4 steps
 CROPS = {"minimum_echo": 0.0, "scales": [1], "intervals": [1], **SAMPLES}
@@ -85,14 +85,14 @@ def arguments(files, task, output, **changes):
 SIGNALLED = """
 import os, sys
 from fastds.cli import main
-from fastds.tasks.common.training import TimedModule
+from fastds.training.modules import BaseLightningModule
 number, step, hook = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
-before = getattr(TimedModule, hook)
+before = getattr(BaseLightningModule, hook)
 def signalled(self, *arguments):
     if self.steps_done() == step:
         os.kill(os.getpid(), number)
     return before(self, *arguments)
-setattr(TimedModule, hook, signalled)
+setattr(BaseLightningModule, hook, signalled)
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 
@@ -249,7 +249,7 @@ def test_checkpoint_executes_no_code(files, tmp_path, capfd):
 
 def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, monkeypatch):
     """The temporary file lies beside it, so that nothing is copied between file systems."""
-    from fastds.tasks.common import checkpoints
+    from fastds.training import checkpoints
 
     path, beside = tmp_path / "last.ckpt", []
     path.write_bytes(trained)
@@ -261,5 +261,5 @@ def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, mo
 
     monkeypatch.setattr(checkpoints.torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.CheckpointFile().save_checkpoint({}, str(path))
+        checkpoints.AtomicCheckpointIO().save_checkpoint({}, str(path))
     assert beside == [(tmp_path, True)] and path.read_bytes() == trained and os.listdir(tmp_path) == ["last.ckpt"]

@@ -16,11 +16,11 @@ from fastds import data, models
 from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
-from fastds.tasks.common.command import configurations, main
 from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.nowcast.rain_loss import RainLoss
-from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow
+from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow_motion
 from fastds.tasks.nowcast.training import NowcastModule, train
+from fastds.training.command import find_configurations, main
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -92,12 +92,12 @@ def test_uniform_drift_is_stationary_in_lagrangian_crops():
     g = torch.Generator().manual_seed(2)
     still = torch.nn.functional.interpolate(torch.rand(1, 1, 14, 14, generator=g), size=(112, 112), mode="bicubic")
     x = torch.stack([still[0, :, 40 - 2 * t : 104 - 2 * t, 20 + t : 84 + t] for t in range(8)]).clamp(0, 1)
-    moved, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [24, 24], 16)
+    moved, valid = follow_motion(x, torch.ones_like(x, dtype=torch.bool), 4, [24, 24], 16)
     assert moved.shape == valid.shape == (8, 1, 16, 16) and valid.all()
     change = (moved - moved[3]).abs().mean((1, 2, 3))
     assert torch.equal(moved[3], x[3, :, 24:40, 24:40])
     assert change.max() < 0.02 < 0.1 * (x[7] - x[3]).abs().mean()
-    _, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [48, 0], 16)  # moves out below and to the left
+    _, valid = follow_motion(x, torch.ones_like(x, dtype=torch.bool), 4, [48, 0], 16)  # moves out below and to the left
     assert valid[3].all() and not valid[7, 0, -4:].any() and not valid[7, 0, :, :2].any() and valid[7, 0, :6, 6:].all()
 
 
@@ -196,13 +196,13 @@ def test_ranges_of_inputs_are_of_the_last_known_fields_of_crops_on_the_ground(ev
     moving, fixed = (NowcastData(samples(event), moving=moving, seed=1) for moving in (True, False))
     for part in (moving, fixed):
         part.setup()
-    assert moving.input_ranges(6) == fixed.input_ranges(6) != {}
-    assert moving.input_ranges(6) != fixed.input_ranges(8)
+    assert moving.compute_input_ranges(6) == fixed.compute_input_ranges(6) != {}
+    assert moving.compute_input_ranges(6) != fixed.compute_input_ranges(8)
     sample = fixed.training[0]
-    found = fixed.statistics(sample)
+    found = fixed.compute_statistics(sample)
     sample["frames"][[0, 3, 4, 5]] = 0
-    assert found and fixed.statistics(sample) == found
-    assert NowcastData(samples(event, known=1), moving=False).input_ranges() == {}
+    assert found and fixed.compute_statistics(sample) == found
+    assert NowcastData(samples(event, known=1), moving=False).compute_input_ranges() == {}
 
 
 def test_the_second_network_of_two_is_validated(event):
@@ -246,8 +246,8 @@ def test_gradient_of_csi_is_that_of_many_batches():
     valid = torch.ones_like(x, dtype=torch.bool)
     for _ in range(300):
         for i in range(6):
-            loss.lack_of_csi(y[i : i + 1].detach(), x[i : i + 1], valid[:1])
-    total = sum(loss.lack_of_csi(y[i : i + 1], x[i : i + 1], valid[:1]) for i in range(6)) / 6
+            loss.compute_csi_deficit(y[i : i + 1].detach(), x[i : i + 1], valid[:1])
+    total = sum(loss.compute_csi_deficit(y[i : i + 1], x[i : i + 1], valid[:1]) for i in range(6)) / 6
     p, o = torch.sigmoid((y - 0.5) / 0.1), (x >= 0.5).double()
     whole = 1 - (p * o).sum() / (p + o - p * o).sum()
     assert total.item() == pytest.approx(whole.item(), abs=0.01)
@@ -405,7 +405,7 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
 
 
 def test_named_configurations_parse():
-    for name in configurations("nowcast"):
+    for name in find_configurations("nowcast"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model.name in models.available()
         for block in config.data.blocks.values():

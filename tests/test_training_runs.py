@@ -15,12 +15,12 @@ import torch
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import models
-from fastds.tasks.common.command import TASKS, main
-from fastds.tasks.common.training import SupervisedModule, TimedModule
 from fastds.tasks.fields import training as fields
 from fastds.tasks.humidity import training as humidity
 from fastds.tasks.nowcast import training as nowcast
 from fastds.tasks.radar import training as radar
+from fastds.training.command import TASKS, main
+from fastds.training.modules import BaseLightningModule, SupervisedModule
 
 files = interrupted.files
 # Task: the callback that exports, the score it goes by, which it logs, and the sign of what is better.
@@ -36,7 +36,7 @@ EXPORTS = {
 def run(request, files, tmp_path_factory):
     """A tiny training of two epochs of four steps: its folder, the batches and the weights after every step."""
     folder, batches, weights = tmp_path_factory.mktemp(request.param) / "o", [], []
-    after = TimedModule.on_train_batch_end
+    after = BaseLightningModule.on_train_batch_end
 
     def record(self, outputs, batch, index):
         batches.append([float(v.double().sum()) for v in batch.values()])
@@ -45,7 +45,7 @@ def run(request, files, tmp_path_factory):
         after(self, outputs, batch, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TimedModule, "on_train_batch_end", record)
+        patch.setattr(BaseLightningModule, "on_train_batch_end", record)
         assert main(interrupted.arguments(files, request.param, folder)) == 0
     return SimpleNamespace(task=request.param, folder=folder, batches=batches, weights=weights)
 
@@ -79,7 +79,7 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
     """Also over a resume, and never for a score that is no number."""
     export, name, sign = EXPORTS[task]
     saved = {}
-    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda n, path: saved.update({path.name: n.tag}))
+    monkeypatch.setattr("fastds.training.trainer.models.save", lambda n, path: saved.update({path.name: n.tag}))
 
     def validate(callback, tag, score):
         network = SimpleNamespace(tag=tag, card=models.ModelCard())
@@ -123,7 +123,7 @@ def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monk
     folder = shutil.copytree(run.folder, tmp_path / "o")
     assert main(interrupted.arguments(files, run.task, folder, max_steps=12, seed=seed)) == 0
     assert models.load_card(folder / "best.safetensors").seeds == [best]
-    assert ("samples are others than before: the best weights are chosen anew" in capfd.readouterr().out) == (seed > 0)
+    assert ("samples have changed: the best weights are selected again" in capfd.readouterr().out) == (seed > 0)
 
 
 def test_run_without_resume_restarts(files, tmp_path, capfd):
@@ -140,15 +140,15 @@ def test_run_without_resume_restarts(files, tmp_path, capfd):
 
 
 def test_time_limit_continues_after_resume():
-    module = TimedModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0))
+    module = BaseLightningModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0))
     module._trainer = SimpleNamespace(world_size=1, should_stop=False, optimizers=[], lr_scheduler_configs=[])
     module.exported = SimpleNamespace(card=models.ModelCard())
     checkpoint = {"elapsed": 119.0, "random_state": torch.get_rng_state()}
     module.on_load_checkpoint(checkpoint)
-    assert module.clock() == 119.0 and not module.finished()
+    assert module.training_seconds() == 119.0 and not module.is_finished()
     module.on_train_start()
     module._since -= 1.5  # seconds of training
-    assert module.finished()
+    assert module.is_finished()
     module.on_save_checkpoint(again := {})
     assert 120.5 <= again["elapsed"] < 130 and np.array_equal(again["random_state"], checkpoint["random_state"])
 

@@ -15,11 +15,11 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import cli, models
 from fastds.data import open_dataset, save_dataset
-from fastds.tasks.common import run_folder
-from fastds.tasks.common.command import TASKS, main
-from fastds.tasks.common.folders import usable_files
-from fastds.tasks.common.training_progress import TrainingProgress
-from fastds.tasks.common.verdict import against, verdict
+from fastds.training import trainer
+from fastds.training.baseline_comparison import compare_to_baseline, format_comparison
+from fastds.training.command import TASKS, main
+from fastds.training.folders import scan_folder
+from fastds.training.progress import TrainingProgress
 
 files = interrupted.files
 
@@ -48,7 +48,7 @@ def run(request, files, tmp_path_factory):
     folder, out, err = tmp_path_factory.mktemp(request.param) / "o", io.StringIO(), io.StringIO()
     words = interrupted.arguments(files, request.param, folder, progress=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+        patch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
         assert main(words) == 0
     return request.param, folder, out.getvalue(), err.getvalue()
 
@@ -72,7 +72,7 @@ def test_run_announces_its_end_and_duration(run):
 def test_remaining_time_uses_the_first_limit(last, minutes, step, left, end):
     """Of step 20 after a minute."""
     bounds = {"config": SimpleNamespace(max_minutes=minutes), "last_step": lambda: last}
-    module = SimpleNamespace(**bounds, clock=lambda: 60.0, steps_done=lambda: 20)
+    module = SimpleNamespace(**bounds, training_seconds=lambda: 60.0, steps_done=lambda: 20)
     found = TrainingProgress(SimpleNamespace(best=0.25))
     assert found._parts(module, {"loss": 2.0}) == [step, "loss 2", "lowest validation error 0.25", "0:01:00", left]
     found = TrainingProgress(SimpleNamespace(best=float("inf")))
@@ -80,7 +80,7 @@ def test_remaining_time_uses_the_first_limit(last, minutes, step, left, end):
 
 
 def test_remaining_time_with_epochs(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     optimiser = {"optimiser": {"warmup_epochs": 1, "epochs": 2}}
     bounds = {"max_steps": None, **optimiser}
     assert main(interrupted.arguments(files, "humidity", tmp_path / "o", progress=True, **bounds)) == 0
@@ -115,7 +115,7 @@ def test_tensorboard_has_the_log_of_every_task(run):
 
 
 def test_csv_log_without_tensorboard(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
     assert main(interrupted.arguments(files, "fields", tmp_path / "o")) == 0
     assert (tmp_path / "o" / "csv").is_dir() and not (tmp_path / "o" / "tensorboard").exists()
 
@@ -124,7 +124,7 @@ def test_csv_log_without_tensorboard(files, tmp_path, monkeypatch):
 @pytest.mark.parametrize("own", [1.0, 2.0, 3.0])
 def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
     model, path = models.create("fczsm-small", num_features=8, offset_groups=1), tmp_path / "w.safetensors"
-    model.card.metrics = against("advection", "squared error", own, 2.0, higher)
+    model.card.metrics = compare_to_baseline("advection", "squared error", own, 2.0, higher)
     models.save(model, path)
     lost = own <= 2.0 if higher else own >= 2.0
     with warnings.catch_warnings(record=True) as said:
@@ -132,7 +132,7 @@ def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
         assert models.load(path).card.lost_to == ("advection" if lost else "")
     wanted = "w.safetensors was no better than advection on the validation samples of its training"
     assert [str(one.message) for one in said] == [wanted] * lost
-    assert ("This is noted in the weights file; train longer" in verdict(path)) == lost
+    assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
 
 
 def test_weights_without_comparison_do_not_warn(tmp_path):
@@ -223,5 +223,5 @@ def test_a_folder_with_many_other_files_names_some(files, tmp_path):
         (tmp_path / f"{k:02d}.txt").write_text("")
     shutil.copy(files / "radar.nc", tmp_path)
     with pytest.warns(UserWarning, match=r"12 of 13 files .*: 00.txt .*; 07.txt \(.*\) and 4 more$") as said:
-        assert list(usable_files(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
+        assert list(scan_folder(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
     assert "08.txt" not in str(said[0].message)

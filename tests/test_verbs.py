@@ -10,16 +10,16 @@ import torch
 import xarray as xr
 
 import fastds
-from fastds import _accessor, _verbs, models
+from fastds import _accessor, _mixins, models
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.tasks import fields, humidity, nowcast, radar, verbs  # noqa: F401
+from fastds.tasks import api, fields, humidity, nowcast, radar  # noqa: F401
+from fastds.tasks.api import UnknownOptionError, get_task_function
 from fastds.tasks.fields import run as fields_run
 from fastds.tasks.humidity import run as humidity_run
 from fastds.tasks.nowcast import run as nowcast_run
 from fastds.tasks.radar import evaluation as radar_evaluation
 from fastds.tasks.radar import run as radar_run
-from fastds.tasks.radar.job import RadarJob
-from fastds.tasks.verbs import UnknownOptionError, task_function
+from fastds.tasks.radar.pipeline import RadarPipeline
 
 TEMPERATURE = {"name": "t", "standard_name": "air_temperature", "units": "K"}
 HUMIDITY = {"name": "r", "standard_name": "relative_humidity", "units": "%"}
@@ -119,8 +119,8 @@ def test_downscale_dispatches_by_task(event, tmp_path, task):
 
 def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     seen = []
-    monkeypatch.setattr(RadarJob, "at_once", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
-    monkeypatch.setattr(fields_run, "_run", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
+    monkeypatch.setattr(RadarPipeline, "compute_all", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
+    monkeypatch.setattr(fields_run, "_downscale", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
     fastds.downscale(None, coarsen_dataset(event))
     fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)
     assert seen == ["fczsm-small", None]  # which fields.methods.pick_method takes for inr-small, or inr-any
@@ -164,8 +164,8 @@ def test_arguments_that_no_task_takes_are_refused_by_python(event):
 def test_task_functions_have_explicit_signatures():
     """Of the functions, of loaded models' methods and of the accessor; every argument is one of a task's function."""
     kinds = {
-        "downscale": _verbs.DownscaleOptions, "nowcast": _verbs.NowcastOptions, "query": _verbs.QueryOptions,
-        "evaluate": _verbs.EvaluateOptions,
+        "downscale": _mixins.DownscaleOptions, "nowcast": _mixins.NowcastOptions, "query": _mixins.QueryOptions,
+        "evaluate": _mixins.EvaluateOptions,
     }  # fmt: skip
 
     def keywords(function):
@@ -176,13 +176,13 @@ def test_task_functions_have_explicit_signatures():
     for name, options in kinds.items():
         assert keywords(getattr(fastds, name)) == list(options.__annotations__)
         assert keywords(getattr(_accessor.Accessor, name)) == list(options.__annotations__)
-    assert keywords(_verbs.Downscales.downscale) == list(_verbs.DownscaleOptions.__annotations__)
-    assert keywords(_verbs.Nowcasts.nowcast) == list(_verbs.NowcastOptions.__annotations__)
+    assert keywords(_mixins.DownscaleMixin.downscale) == list(_mixins.DownscaleOptions.__annotations__)
+    assert keywords(_mixins.NowcastMixin.nowcast) == list(_mixins.NowcastOptions.__annotations__)
     both = {*keywords(fastds.downscale), *keywords(fastds.nowcast)}
-    assert set(_verbs.PredictOptions.__annotations__) == both
-    of_tasks = {*verbs.READING}
+    assert set(_mixins.PredictOptions.__annotations__) == both
+    of_tasks = {*api.READ_OPTIONS}
     for task in ("radar", "fields", "humidity"):
-        run = inspect.signature(task_function(task, "downscale")).parameters
+        run = inspect.signature(get_task_function(task, "downscale")).parameters
         of_tasks |= {p.name for p in run.values() if p.kind is p.KEYWORD_ONLY}
     assert set(keywords(fastds.downscale)) == of_tasks
     options = inspect.signature(nowcast_run.Options).parameters

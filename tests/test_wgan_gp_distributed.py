@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastds import models
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
-from fastds.tasks.common.command import main
+from fastds.training.command import main
 
 
 def problem():

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from fastds.archive.workers import AHEAD, check_workers, cluster, threads_of
 from fastds.data.packages import require
 from fastds.data.reading import Data, are_paths, opened
-from fastds.tasks.common.pieces import cut
-from fastds.tasks.common.scoring import Scoring, Sums, scores_of
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.verbs import READING, evaluated, given_name
+from fastds.inference.chunking import split_range
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.scoring import EvaluationItems, ScoreSums, score_item
+from fastds.tasks.api import READ_OPTIONS, evaluate_in_processes, get_input_name
 
 if TYPE_CHECKING:
-    from fastds.tasks.common.tables import ScoreTables
+    from fastds.inference.tables import ScoreTables
 
 _OWN = "var", "z_r", "baselines"  # options that items depend on
 _MOST_ITEMS = 8  # of a task
@@ -54,14 +54,14 @@ def evaluate_archive(
     """
     _check(workers, scheduler, options | {"prediction": prediction, "truth": truth})
     if workers == 1:
-        with computing(None, settle(None, threads)):
-            return evaluated(prediction, truth, None, **options)
+        with inference_context(None, resolve_execution(None, threads)):
+            return evaluate_in_processes(prediction, truth, None, **options)
     threads = threads_of(threads, workers, scheduler)
     files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
-    reading, own = ({name: options[name] for name in some if name in options} for some in (READING, _OWN))
+    reading, own = ({name: options[name] for name in some if name in options} for some in (READ_OPTIONS, _OWN))
     request = _Request(files, reading, own, threads)
     with cluster(workers or 0, scheduler) as (client, count, _):
-        return evaluated(prediction, truth, lambda task: _Far(client, count, request, task), **options)
+        return evaluate_in_processes(prediction, truth, lambda task: _Far(client, count, request, task), **options)
 
 
 def _check(workers: int | None, scheduler: str | None, options: dict[str, Any]) -> None:
@@ -97,14 +97,14 @@ def _names(data: Data | None) -> tuple[str, ...] | str | None:
 
 
 class _Far:
-    """See fastds.tasks.common.scoring.Elsewhere: the workers of a dask client, a few tasks ahead for each."""
+    """See fastds.inference.scoring.ScoreItems: the workers of a dask client, a few tasks ahead for each."""
 
     def __init__(self, client, workers: int, request: _Request, task: str):
         self.client, self.workers, self.request, self.task = client, workers, request, task
 
-    def __call__(self, count: int) -> Iterator[Sums]:
+    def __call__(self, count: int) -> Iterator[ScoreSums]:
         size = max(1, min(_MOST_ITEMS, math.ceil(count / (_TASKS_A_WORKER * self.workers))))
-        parts = itertools.starmap(range, cut(0, count, size))
+        parts = itertools.starmap(range, split_range(0, count, size))
         waiting = collections.deque(map(self._submit, itertools.islice(parts, AHEAD * self.workers)))
         while waiting:
             yield from waiting.popleft().result()
@@ -114,20 +114,20 @@ class _Far:
         return self.client.submit(_scores, self.request, self.task, numbers, pure=False)
 
 
-def _scores(request: _Request, task: str, numbers: Iterable[int]) -> list[Sums]:
+def _scores(request: _Request, task: str, numbers: Iterable[int]) -> list[ScoreSums]:
     """The scores of some items, one by one; this process has warned of the files already."""
-    with warnings.catch_warnings(), computing(None, settle(None, request.threads)):
+    with warnings.catch_warnings(), inference_context(None, resolve_execution(None, request.threads)):
         warnings.simplefilter("ignore")
         scoring = _opened(request, task)
-        return [scores_of(scoring, number) for number in numbers]
+        return [score_item(scoring, number) for number in numbers]
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(request: _Request, task: str) -> Scoring:
+def _opened(request: _Request, task: str) -> EvaluationItems:
     """The items of a request, opened once in every process and kept."""
     prediction, *others = request.files
     var = request.options.get("var")
     datasets = opened(prediction), *(opened(data, var, **request.reading) for data in others)
     p, t, source = (dataset.__enter__() for dataset in datasets)
     module = importlib.import_module(f"fastds.tasks.{task}.evaluation")
-    return module.Scoring(p, t, **{given_name(task): source}, **request.options)
+    return module.EvaluationItems(p, t, **{get_input_name(task): source}, **request.options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastds.archive.request import Request, stamp_of
-from fastds.tasks.common.pieces import Piece
+from fastds.inference.chunking import Chunk
 
 
 class Wanted(NamedTuple):
@@ -39,7 +39,7 @@ class Manifest:
         self.told: dict | None = None
         self.files: dict[str, list[int]] = {}
         self.steps = self.length = 0
-        self.done: set[Piece] = set()
+        self.done: set[Chunk] = set()
         if self.path.exists():
             for line in self.path.read_text().splitlines():
                 self._read(line)
@@ -53,14 +53,14 @@ class Manifest:
             self.told, self.files = entry["told"], entry["files"]
             self.steps, self.length = entry["steps"], entry["length"]
         else:
-            self.done.add(Piece(*(tuple(pair) for pair in entry["piece"])))
+            self.done.add(Chunk(*(tuple(pair) for pair in entry["piece"])))
 
     def begin(self, wanted: Wanted, steps: int, length: int) -> None:
         """Say what is computed from here on, in pieces of so many steps, in a store of this length."""
         (self.told, self.files), self.steps, self.length = wanted, steps, length
         self._add({"told": self.told, "files": self.files, "steps": steps, "length": length})
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         """A piece is done and on disk."""
         self.done.add(piece)
         self._add({"piece": [piece.steps, piece.reads, piece.outputs]})

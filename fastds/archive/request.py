@@ -16,7 +16,7 @@ import xarray as xr
 from fastds._version import __version__
 from fastds.data.formats.opening import Source, check_alike, files_of
 from fastds.data.reading import opened
-from fastds.tasks.common.pieces import Job
+from fastds.inference.chunking import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ def stamp_of(file: str | os.PathLike) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def job_of(request: Request) -> Job:
+def job_of(request: Request) -> Pipeline:
     """The job of a request. Raises what open_dataset and the task raise."""
-    return importlib.import_module(f"fastds.tasks.{request.task}.job").prepare(
+    return importlib.import_module(f"fastds.tasks.{request.task}.pipeline").prepare(
         request.model, dataset_of(request), threads=request.threads, **request.options
     )
 

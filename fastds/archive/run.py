@@ -25,11 +25,11 @@ from fastds.data.io.files import names_zarr
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading, opened
-from fastds.tasks.common.inference import Report, check_target, read_as
-from fastds.tasks.common.pieces import steps_at_once
-from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import resolved
-from fastds.tasks.common.tables import counted
+from fastds.inference.chunking import choose_chunk_steps
+from fastds.inference.execution import resolve_device
+from fastds.inference.files import RunSummary, check_target, describe_source
+from fastds.inference.progress import progress_bar
+from fastds.inference.tables import format_count
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -50,7 +50,7 @@ def compute_archive(
     dtype: str = "input",
     threads: int | None = None,
     progress: bool = False,
-) -> Report:
+) -> RunSummary:
     """Downscale or nowcast many files into one Zarr store.
 
     The work is cut into pieces along time. target.part is filled and becomes target at the end; beside it lies a
@@ -85,7 +85,7 @@ def compute_archive(
     threads = threads_of(threads, workers, scheduler)
     options = dict(options or {})
     if scheduler is None and "device" in options:  # a run that goes on elsewhere must not take another one
-        options["device"] = resolved(options["device"])
+        options["device"] = resolve_device(options["device"])
     form = {"dtype": dtype, "threads": threads}
     request = Request(task, files, model, options, dict(reading or {}), **form)
     if append and target.exists():  # before the files are opened, which may be many
@@ -106,8 +106,8 @@ def compute_archive(
                 store = Store(folder, job)
             _grow(store, manifest, wanted)
         else:
-            _begin(store, manifest, request, wanted, steps_at_once(job, _MANY if scheduler else workers))
-        pieces = job.pieces(manifest.steps)
+            _begin(store, manifest, request, wanted, choose_chunk_steps(job, _MANY if scheduler else workers))
+        pieces = job.make_chunks(manifest.steps)
         todo = [piece for piece in pieces if piece not in manifest.done]
         with contextlib.closing(made_of(job, folder.absolute(), todo, workers, scheduler)) as makes:
             made = _make(makes, len(todo), store, manifest, keep_going, progress)
@@ -116,8 +116,8 @@ def compute_archive(
             put_in_place(folder, target)
             manifest.move(target)
     _warn(made)
-    report = job.report()
-    report.notes[:0] = read_as(dataset_of(request))
+    report = job.make_summary()
+    report.notes[:0] = describe_source(dataset_of(request))
     report.notes += [*_told(len(pieces), made), *_some([*left_out, *failed]), f"wrote {target}"]
     return report
 
@@ -250,7 +250,7 @@ def _told(count: int, made: list[Made]) -> list[str]:
     told = f" by {made[0].by}" if len(by) == 1 else f" ({', '.join(f'{some} by {who}' for who, some in by.items())})"
     parts = [f"{len(made)} computed{told}"] * bool(made)
     parts += [f"{count - len(made)} kept from before"] * (len(made) < count)
-    notes = [f"{counted(count, 'piece')}: {', '.join(parts)}"]
+    notes = [f"{format_count(count, 'piece')}: {', '.join(parts)}"]
     if made:
         seconds, peak = sum(one.seconds for one in made) / len(made), max(one.peak_bytes for one in made)
         notes.append(f"{seconds:.2f} s a piece; peak memory {peak / 1e9:.1f} GB")

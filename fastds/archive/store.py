@@ -15,7 +15,7 @@ import xarray as xr
 
 from fastds.data.grid.times import text_of
 from fastds.data.io.packing import packing
-from fastds.tasks.common.pieces import Job, Piece, outline
+from fastds.inference.chunking import Chunk, Pipeline, make_template
 
 if TYPE_CHECKING:
     import zarr
@@ -29,7 +29,7 @@ class Store:
 
     Args: path: the folder. job: whose result it holds."""
 
-    def __init__(self, path: Path, job: Job):
+    def __init__(self, path: Path, job: Pipeline):
         self.path, self.job = path, job
 
     def create(self, source: xr.Dataset, dtype: str) -> None:
@@ -55,7 +55,7 @@ class Store:
         dims, shape = next(iter(self.job.variables.values()))
         return shape[dims.index(self.job.dim)]
 
-    def times(self, piece: Piece) -> str:
+    def times(self, piece: Chunk) -> str:
         """The first and the last time of a piece, in words."""
         with self._open() as dataset:
             first, last = (dataset[self.job.dim].values[at] for at in (piece.outputs[0], piece.outputs[1] - 1))
@@ -114,7 +114,7 @@ class Store:
         takes from files."""
         import dask.array as da
 
-        result = outline(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
+        result = make_template(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
         return result.assign({n: v.compute() for n, v in result.variables.items() if n not in self.job.variables})
 
 

@@ -23,9 +23,9 @@ import torch
 from fastds.archive.lost_workers import KILLED, lasting
 from fastds.archive.store import Store
 from fastds.data.packages import require
+from fastds.inference.chunking import Chunk, Pipeline, compute_chunk
+from fastds.inference.execution import check_count
 from fastds.memory import KEEPING_ENVIRONMENT
-from fastds.tasks.common.pieces import Job, Piece, computed
-from fastds.tasks.common.settings import check_count
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,7 +42,7 @@ class Made:
         made it, in words.
     """
 
-    piece: Piece
+    piece: Chunk
     error: str = ""
     said: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -50,13 +50,13 @@ class Made:
     by: str = "1 process"
 
 
-def make(job: Job, store: Path, piece: Piece) -> Made:
+def make(job: Pipeline, store: Path, piece: Chunk) -> Made:
     """Compute a piece and write it to the store; what a user can mend is no exception but an error in words."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         began, error = time.monotonic(), ""
         try:
-            Store(store, job).write(piece.outputs[0], computed(job, piece))
+            Store(store, job).write(piece.outputs[0], compute_chunk(job, piece))
         except (ValueError, OSError, ImportError, MemoryError) as failure:
             error = " ".join(str(failure).split()) or type(failure).__name__
     words = tuple(sorted({" ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)}))
@@ -82,7 +82,7 @@ def threads_of(threads: int | None, workers: int | None, scheduler: str | None) 
 
 
 def made_of(
-    job: Job, store: Path, pieces: Sequence[Piece], workers: int = 1, scheduler: str | None = None
+    job: Pipeline, store: Path, pieces: Sequence[Chunk], workers: int = 1, scheduler: str | None = None
 ) -> Iterator[Made]:
     """Compute pieces of a job, and write them to the store, in any order.
 
@@ -100,7 +100,7 @@ def made_of(
         yield from _by_workers_if_worth(job, store, pieces, workers)
 
 
-def _by_workers_if_worth(job: Job, store: Path, pieces: Sequence[Piece], workers: int) -> Iterator[Made]:
+def _by_workers_if_worth(job: Pipeline, store: Path, pieces: Sequence[Chunk], workers: int) -> Iterator[Made]:
     """The first piece, by this process, tells how long the others take. Another, or the first one where it takes long,
     is made here while the workers start."""
     packed, (first, *others) = Packed(job), pieces
@@ -168,13 +168,13 @@ def _keeping_freed_memory() -> Iterator[None]:
 class Packed:
     """A job as it is when this is made; what another process gets of it is packed, and unpacked where it is used."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Pipeline):
         import cloudpickle  # of dask
 
         self.packed = cloudpickle.dumps(job)
 
     @functools.cached_property
-    def job(self) -> Job:
+    def job(self) -> Pipeline:
         """The job, unpacked once in a process."""
         return pickle.loads(self.packed)
 
@@ -186,7 +186,7 @@ def _itself(packed: Packed) -> Packed:
     return packed
 
 
-def _make(packed: Packed, store: Path, piece: Piece) -> Made:
+def _make(packed: Packed, store: Path, piece: Chunk) -> Made:
     with _own_gpu():
         return make(packed.job, store, piece)
 
@@ -202,7 +202,7 @@ def _own_gpu() -> contextlib.AbstractContextManager:
     return torch.cuda.device(number % count)
 
 
-def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
+def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces: Iterable[Chunk]) -> Iterator[Made]:
     """Pieces handed to the workers of a cluster, a few ahead for each."""
     import dask
     from distributed import KilledWorker, as_completed
@@ -212,7 +212,7 @@ def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces:
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
         held = client.submit(_itself, job, pure=False)
 
-    def submit(piece: Piece):
+    def submit(piece: Chunk):
         future = client.submit(_make, held, store, piece, pure=False)
         handed[future.key] = piece
         return future

@@ -33,7 +33,8 @@ class ModelCard:
         grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
         cadence_s: (shortest, longest) input interval, seconds.
         motion_px: (smallest, largest) motion per input interval, pixels of the input grid.
-        input_ranges: by statistic of the inputs its range [low, high] in the training samples, see fastds.tasks.domain.
+        input_ranges: by statistic of the inputs its range [low, high] in the training samples, see
+            fastds.inference.ood.
         training_hours: of one process. seeds: of the trainings that it was chosen from.
         limits: where it does not win or is not meant for, sentences.
         picture: file of a picture of what it does, beside the sources.

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from fastds import data as fd
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import format_markdown
 from fastds.studies.fields.run import INTERPOLATIONS as FIELD_INTERPOLATIONS
 from fastds.studies.report import write_rows
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.fields.agreement import agreeing
-from fastds.tasks.fields.evaluation import coarse_and_fine, scored_margin
+from fastds.tasks.fields.back_projection import back_project
+from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine
+from fastds.training.command import read_command_line
 
 _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
@@ -77,7 +77,7 @@ def study(config: StudyConfig) -> None:
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
     gains = {}
-    with computing(network, settle(network, config.threads)), torch.inference_mode():
+    with inference_context(network, resolve_execution(network, config.threads)), torch.inference_mode():
         for (label, name), fields in read_sources(pathlib.Path(config.data.path)):
             gains[label, name] = {scale: compute_gain(network, fields, scale, config.told) for scale in config.scales}
     note = ", all corrected to agree with the input," if config.told else ","
@@ -132,13 +132,13 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
         Gain over bicubic interpolation (a = -0.5) with its 95 % interval, and gain over the best of four
             interpolations, both in dB. None if the fields are too small.
     """
-    if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
+    if min(fields.shape[2:]) < 2 * compute_margin(scale) + _BLOCK:
         return None
-    x, truth = coarse_and_fine(fields, scale)
+    x, truth = make_coarse_and_fine(fields, scale)
     size = tuple(truth.shape[2:])
     methods = {"": lambda x, size: network(x, size=size)} | INTERPOLATIONS
     made = {name: method(x, size) for name, method in methods.items()}
-    errors_of_methods = {name: _errors(agreeing(y, x) if told else y, truth, scale) for name, y in made.items()}
+    errors_of_methods = {name: _errors(back_project(y, x) if told else y, truth, scale) for name, y in made.items()}
     errors_of_network = errors_of_methods.pop("")
 
     def decibel(weight: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
 
 def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
     """Average squared errors over the times and over blocks of _BLOCK x _BLOCK pixels."""
-    margin = scored_margin(scale)
+    margin = compute_margin(scale)
     squared = (made - truth).double().square().mean((0, 1))[margin:-margin, margin:-margin]
     return F.avg_pool2d(squared[None], _BLOCK).flatten().numpy()
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 from fastds._nearest import there_are
-from fastds.tasks.common.command import guarded, option_names
+from fastds.training.command import list_option_names, run_command
 
 _FIELDS = "fastds.studies.fields.run"
 # Study -> (module with parse_arguments(arguments) and study(config), description).
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def study() -> pathlib.Path | None:
         module = importlib.import_module(STUDIES[name][0])
-        names.update(option_names(module.StudyConfig))
+        names.update(list_option_names(module.StudyConfig))
         return module.study(module.parse_arguments([*shipped, *arguments]))
 
-    return guarded(f"fastds study {name}", study, names)
+    return run_command(f"fastds study {name}", study, names)

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from fastds import data as fd
 from fastds import models
 from fastds.data.radar.reflectivity import MARSHALL_PALMER
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.baselines import optical_flow
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies.command import Files
 from fastds.studies.common.error_model_fit import Pool, fit_pools
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import tracked
-from fastds.tasks.radar.members import NEAR, details
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, make_details
+from fastds.training.command import read_command_line
 
 _INTERVALS = (1, 2, 3)
 _TRIPLES = 2  # triples of a block for each interval and coarsening operator
@@ -94,7 +94,7 @@ def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] =
     generator, found = torch.Generator().manual_seed(seed), []
     a, b = MARSHALL_PALMER
     z_r = a / 10 ** (model.card.floor_dbz / 10), b  # Z-R relation for reflectivity above the floor
-    for block in tracked(blocks, True, "blocks", "downscaling"):
+    for block in track_progress(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
             parts = list(_iter_fields(folder, block, smoothed, model, generator))
             if parts:
@@ -120,9 +120,9 @@ def _iter_fields(
             flow = optical_flow(x[None])
             with torch.inference_mode():
                 y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-            for k, detail in enumerate(details(y, x[:, 0], flow[0], model.card)):
+            for k, detail in enumerate(make_details(y, x[:, 0], flow[0], model.card)):
                 features = detail.whole()
-                places = (valid & (features[ECHO] > NEAR)).flatten().nonzero()[:, 0]
+                places = (valid & (features[ECHO] > MIN_ECHO_SHARE)).flatten().nonzero()[:, 0]
                 places = places[torch.randperm(len(places), generator=generator)[:_PIXELS]]
                 yield features.flatten(1)[:, places].clone(), truth[k].flatten()[places]
 
@@ -160,7 +160,7 @@ def study(config: StudyConfig) -> str:
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
     error_model = ErrorLaw(_HIDDEN, FEATURES, LACKING)
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(error_model, learned, config.steps, config.seed, batch=600)
     error_model.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))

@@ -13,16 +13,16 @@ from torch import Tensor
 from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
-from fastds.models.ensembles import ErrorLaw, Surroundings
+from fastds.models.error_model_fit import ErrorLaw, Surroundings
 from fastds.studies.command import Files
-from fastds.studies.common.error_model_fit import Pool, fit_pools, score
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import tracked
-from fastds.tasks.nowcast.members import known_echo, least_echo, paths_of
+from fastds.studies.common.error_law import Pool, fit_pools, score
+from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.starts import coarse_fields
+from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.training.command import read_command_line
 
 METHODS = ("nowcast-small", "extrapolation")  # the model forecasts without matched intensities
 _EVERY = 5  # spacing of the sampled pixels
@@ -101,13 +101,13 @@ def make_samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, s
             for backwards in (False, True)
             for sample in _iter_samples(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
         ]
-        for block in tracked(blocks, True, "blocks", "forecasting")
+        for block in track_progress(blocks, True, "blocks", "forecasting")
     ]
 
 
 def _load_method(name: str) -> Method:
     method, _ = pick_method(name)
-    return method if method.model is None else method.smoothed()
+    return method if method.model is None else method.with_smooth_forecasts()
 
 
 def _iter_samples(
@@ -117,7 +117,7 @@ def _iter_samples(
         source = to_reflectivity(dataset)
         z_r, _ = z_r_law(dataset, source.raw)
         frames = range(source.shape[0])[slice(*block.frames, block.stride)]
-        z = coarse_fields(source, list(frames), block.factor, 0.0)
+        z = read_coarse_frames(source, list(frames), block.factor, 0.0)
     z = z[::-1] if backwards else z
     most = max(method.known for method in methods)
     for number, start in enumerate(range(most - 1, len(z) - 2, block.every)):
@@ -125,13 +125,13 @@ def _iter_samples(
         part = z[start - most + 1 : start + 1 + block.steps]
         part = np.where(part > 0, (part + shift).clip(0, 60), part)
         leads = np.sort(rng.choice(len(part) - most, min(_LEADS, len(part) - most), replace=False))
-        least = least_echo(part[most - 1], z_r)
+        least = find_detection_threshold(part[most - 1], z_r)
         if np.isnan(part[most - 1]).all() or not (part[most - 1] >= least).any():
             continue
         for method in methods:
-            known = known_echo(part[most - method.known : most], 0.0)
+            known = scale_known_frames(part[most - method.known : most], 0.0)
             mean = torch.from_numpy(method(part[most - method.known : most], int(leads[-1]) + 1))
-            around = Surroundings(known, mean, paths_of(known, len(mean)))
+            around = Surroundings(known, mean, find_trajectories(known, len(mean)))
             for lead in leads:
                 truth = torch.from_numpy(part[most + lead]).clamp(0, 60)
                 chosen = (around.valid & ~truth.isnan())[::_EVERY, ::_EVERY]
@@ -191,7 +191,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 def study(config: StudyConfig) -> str:
     """Run `fastds study nowcast-law`: fit the error model, write it with its scores by block, and return the file."""
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
     error_model = ErrorLaw()

@@ -16,12 +16,12 @@ from fastds import models
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
 from fastds.studies.wgan_gp.methods import make_variants
-from fastds.tasks.common.command import read_command_line
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.evaluation import evaluate_region, format_table
 from fastds.tasks.humidity.samples import read_regions
 from fastds.tasks.humidity.training import train
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

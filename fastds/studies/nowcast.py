@@ -11,16 +11,16 @@ from torch import nn
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import format_count
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.evaluation import evaluate
-from fastds.tasks.nowcast.report import by_lead
+from fastds.tasks.nowcast.report import make_lead_charts
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.scores import NowcastTable, csi_difference
+from fastds.tasks.nowcast.scores import NowcastTable, compute_csi_difference
+from fastds.training.command import read_command_line
 
 # Held-out radars: file -> frames from one initialization time to the next.
 TEST_STARTS = {
@@ -145,7 +145,7 @@ def study(config: StudyConfig) -> str | None:
     if config.leaderboard is not None and config.against is not None:
         raise ValueError(f"leaderboard must be left out with against={config.against}")
     scores: dict[str, NowcastTable] = {}
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         options = config.starts, config.smooth, config.output, config.against, scores
         results = print_scores(config.data.path, config.model, *options)
     if config.leaderboard is not None:
@@ -178,7 +178,7 @@ def _compare_ensembles(config: StudyConfig) -> str:
     from fastds.studies.nowcast_ensembles import compare
 
     output = config.output or "study-nowcast"
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         options = config.members, config.starts, config.window, config.mlcast
         tables = compare(config.data.path, config.model, output, *options)
     for table in tables:
@@ -194,8 +194,8 @@ def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:
         for rich in found.tables():
             rich.title = f"{file}: {rich.title}"
             tables.append(rich)
-        notes += [f"{file}: {sentence}" for sentence in found.sentences()]
-        charts += [dataclasses.replace(chart, title=f"{file}: {chart.title}") for chart in by_lead(found)]
+        notes += [f"{file}: {sentence}" for sentence in found.list_notes()]
+        charts += [dataclasses.replace(chart, title=f"{file}: {chart.title}") for chart in make_lead_charts(found)]
     write_study("Scores on the test radars", config, tables, notes, charts)
 
 
@@ -228,7 +228,8 @@ def print_scores(
         if scores is not None:
             scores[file] = found
         print(
-            f"{file}: {counted(found.starts, 'start')}, minutes " + " ".join(f"{lead / 60:g}" for lead in found.leads)
+            f"{file}: {format_count(found.starts, 'start')}, minutes "
+            + " ".join(f"{lead / 60:g}" for lead in found.leads)
         )
         for reference in REFERENCES:
             for name, values in compare_with_reference(found, reference).items():
@@ -246,8 +247,8 @@ def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
     )
-    gain = csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
-    print(f"{file}: {counted(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
+    gain = compute_csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
+    print(f"{file}: {format_count(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
     for k, rate in enumerate(RAIN_THRESHOLDS):
         values = (csi[0][k], csi[1][k], *gain[:, k])
         print(

@@ -22,9 +22,9 @@ from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
-from fastds.tasks.nowcast.job import NowcastJob, Options
 from fastds.tasks.nowcast.methods import pick_method
-from fastds.tasks.nowcast.starts import coarse_fields
+from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
+from fastds.tasks.nowcast.starts import read_coarse_frames
 from fastds.tasks.nowcast.windows import WET_RATE
 
 
@@ -127,10 +127,10 @@ def _crop_to_echo(dataset: xr.Dataset, side: int) -> xr.Dataset:
 
 def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     known = dataset.isel(time=slice(0, frame + 1))
-    job = NowcastJob(model, to_reflectivity(known), Options(steps=steps))
+    job = NowcastPipeline(model, to_reflectivity(known), Options(steps=steps))
     frames = list(range(frame - 2, frame + 1 + steps))
-    z = coarse_fields(to_reflectivity(dataset), frames, job.factor, 0.0)
-    rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.law, 0.0))
+    z = read_coarse_frames(to_reflectivity(dataset), frames, job.factor, 0.0)
+    rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.z_r, 0.0))
     truth = np.where(np.isnan(rain[2]), np.nan, rain[3:])
     return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)
 
@@ -145,9 +145,9 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
         options |= {"coarsen": start.factor, "interval": f"{start.cadence:g}min", "steps": len(start.truth)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            job = NowcastJob(model, to_reflectivity(start.dataset), Options(**options))
+            job = NowcastPipeline(model, to_reflectivity(start.dataset), Options(**options))
             name = next(iter(job.variables))
-            return job.at_once(False, None)[name].values
+            return job.compute_all(False, None)[name].values
 
     with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints the path of its configuration
         from pysteps import nowcasts

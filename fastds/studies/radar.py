@@ -18,21 +18,21 @@ from fastds import data as fd
 from fastds import metrics, models
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.radar.preparation import COARSENING_MODES
-from fastds.metrics.errors import CEILING_DBZ
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.tables import format_number, make_score_table
+from fastds.inference.tiling import Estimate, make_block_labels
+from fastds.metrics.errors import SCORES, score_members
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.common.bootstrap import Estimate, make_block_labels
-from fastds.studies.radar_members import SCORES, score_members
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.radar_members import SCORES
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import number_text, score_table
-from fastds.tasks.common.tiling import Tile
-from fastds.tasks.radar.agreement import agree
+from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.methods import BASELINES, needs_flow
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.steady import match_end_frames
+from fastds.training.command import read_command_line
 
 # File -> (first frame, frame after the last, spacing of the triples in intervals). The FMI and KNMI frames are later
 # than the training blocks of fastds/tasks/radar/configs/fczsm-small.yaml. No training configuration uses the other
@@ -167,12 +167,12 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
         )
-        flow = steady_flow(before, given, behind)
+        flow = smooth_pair_flow(before, given, behind)
         y = _wrap_flow(model)(given[None, :, None], flow[None])
         if coarsened is not None:
-            agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
+            back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
-            y[0, 1, 0] = steadied_between(y[0, :, 0])
+            y[0, 1, 0] = match_end_frames(y[0, :, 0])
         return _normalise(fd.restore(y, low, high), floor)
 
     return method
@@ -314,7 +314,7 @@ def study(config: StudyConfig) -> None:
     """Run `fastds study radar`: print the table and write config.report."""
     if config.report is not None:
         check_report(config.report)
-    with computing(None, settle(None, config.threads)):
+    with inference_context(None, resolve_execution(None, config.threads)):
         seconds = duration_seconds(config.block, "block")
         c = config
         results = print_errors(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
@@ -329,7 +329,7 @@ def print_member_table(config: StudyConfig) -> Table:
     """Print the scores of the ensemble for every test block and coarsening operator, and return them as a table."""
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
-    made = score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
+    made = make_score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
 
     def add(*cells: str) -> None:
         made.add_row(*cells)
@@ -339,10 +339,10 @@ def print_member_table(config: StudyConfig) -> Table:
     for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
         block = read_test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
         for times, scores in score_members(block.samples, model, config.members).items():
-            add(file, mode, times, *map(number_text, scores))
+            add(file, mode, times, *map(format_number, scores))
             found.setdefault(times, []).append(scores)
     for times, rows in found.items():
-        add("mean", "", times, *map(number_text, np.mean(rows, 0)))
+        add("mean", "", times, *map(format_number, np.mean(rows, 0)))
     return made
 
 
@@ -366,10 +366,10 @@ def _tabulate_errors(results: dict) -> Table:
     """Tabulate the errors, one section for each file, floor and coarsening operator."""
     columns = "mse_total", "mse_t2", "mse_t13"
     heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
-    rich = score_table("Squared errors", heads)
+    rich = make_score_table("Squared errors", heads)
     for (file, floor, mode), row in results.items():
         for number, (method, errors) in enumerate(row.errors.items(), 1):
-            cells = [*(number_text(errors[name]) for name in columns)]
+            cells = [*(format_number(errors[name]) for name in columns)]
             cells.append(compute_ratio([row], "advection").format() if method == "model" else "")
             rich.add_row(file, f"{floor:g}", mode, method, *cells, end_section=number == len(row.errors))
     return rich

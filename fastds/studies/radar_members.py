@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.models.ensembles.detail import ECHO
-from fastds.tasks.radar.members import NEAR, Members, details
-from fastds.tasks.radar.motion import steady_flow
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
+from fastds.tasks.radar.motion import smooth_pair_flow
 
 SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
 _BAND = (2.0, 4.0)
@@ -30,19 +30,19 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
             skill; power at wavelengths of 2 to 4 pixels, of a member and of the network's field, over the truth's; area
             above the floor over the truth's.
     """
-    members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
+    members, span = RadarEnsemble(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
     found = {times: _MemberSums() for times in _TIMES}
     for number, sample in enumerate(samples):
         x = sample["x"]
         before, behind = sample["beside"]
-        flow = steady_flow(before, x[:, 0], behind)[None]
+        flow = smooth_pair_flow(before, x[:, 0], behind)[None]
         with torch.inference_mode():
             y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-        read = details(y, x[:, 0], flow[0], model.card)
+        read = make_details(y, x[:, 0], flow[0], model.card)
         for times, places in _TIMES.items():
             for k in places:
-                drawn = members.between(read, number) if k == 1 else members.at_input(read[k], (number, k))
-                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > NEAR)
+                drawn = members.draw_between(read, number) if k == 1 else members.draw_at_input(read[k], (number, k))
+                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > MIN_ECHO_SHARE)
                 found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
     return {times: sums.compute_means() for times, sums in found.items() if sums.count}
 

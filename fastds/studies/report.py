@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastds._outputs import is_command
+from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.models import leaderboard
 from fastds.report import Chart, Page
 from fastds.studies.common.bootstrap import Estimate
-from fastds.tasks.common.reports import facts, flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ def write_study(
         title, tables, notes, charts: see fastds.report.Page.
         config: StudyConfig with the attribute model.
     """
-    run = facts(config.model, dict(flat(dataclasses.asdict(config))), {})
+    run = describe_run(config.model, dict(flatten_options(dataclasses.asdict(config))), {})
     Page(title, run, tables, notes, charts=charts).write(config.report)
 
 

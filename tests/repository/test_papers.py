@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from fastds import models
-from fastds.tasks.common.command import configurations
+from fastds.training.command import find_configurations
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "fastds" / "models" / "PAPERS.md").read_text(encoding="utf-8")
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastds").rglob("*.py"))
-SHIPPED = configurations()
+SHIPPED = find_configurations()
 
 
 def rows():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds._verbs import Downscales
+from fastds._mixins import DownscaleMixin
 from fastds.models.baselines.interpolation import check_sequence, trilinear, upsample
 from fastds.models.card import ModelCard
 from fastds.models.inputs import check_input
@@ -17,7 +17,7 @@ from fastds.ops.core.layout import to_multiple
 _FRAMES = 2  # known fields; three come out
 
 
-class _Refines(Downscales, nn.Module):
+class _Refines(DownscaleMixin, nn.Module):
     """What both have in common: config and card, interpolation before the network, sizes of any number.
 
     Subclasses give levels, the halvings of the grid, interpolated(x) -> (B, ..., r*h, r*w), and refine(y) -> the same

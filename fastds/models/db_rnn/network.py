@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastds._verbs import Nowcasts
+from fastds._mixins import NowcastMixin
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
@@ -25,7 +25,7 @@ def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
 
 
-class NowcastModel(Nowcasts, nn.Module):
+class NowcastModel(NowcastMixin, nn.Module):
     """A network with forecast(frames, steps) and a card."""
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds._verbs import Downscales
+from fastds._mixins import DownscaleMixin
 from fastds.models.card import ModelCard
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
@@ -107,7 +107,7 @@ class Reconstruction(nn.Module):
         return torch.cat(out, 2)
 
 
-class FCZSM(Downscales, nn.Module):
+class FCZSM(DownscaleMixin, nn.Module):
     """Feature Constrained Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
 
         F = extractor(x);  F_{i,i+1} = interpolation(F_i, F_{i+1}; static)

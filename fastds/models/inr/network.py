@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds._verbs import Downscales
+from fastds._mixins import DownscaleMixin
 from fastds.models.card import ModelCard
 from fastds.models.graph import capturing
 from fastds.models.inputs import check_input
@@ -25,7 +25,7 @@ from fastds.ops import GridSpec, PointSpec
 REGISTRATIONS = ("cell", "node")
 
 
-class INRDownscaler(Downscales, nn.Module):
+class INRDownscaler(DownscaleMixin, nn.Module):
     """Implicit neural representation of a field: (B, C, H, W) in, values at any resolution or at any points out.
 
         F = encoder((x - mean) / std, static) with DPFA modules steered by the scale; maps = decoder.prepare(F)

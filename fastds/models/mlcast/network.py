@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds._verbs import Nowcasts
+from fastds._mixins import NowcastMixin
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.nn.convolutions import Conv3x3
@@ -71,7 +71,7 @@ class Coder(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for c in channels)
 
 
-class MLCastConvGRU(Nowcasts, nn.Module):
+class MLCastConvGRU(NowcastMixin, nn.Module):
     """MLCast's nowcasting network: ConvGRU blocks over ever coarser maps, and back.
 
         e_0 = x;  e_i = unshuffle(ConvGRU_i(e_{i-1})), i = 1 .. n;  d_n = 0 or noise

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastds._verbs import Downscales
+from fastds._mixins import DownscaleMixin
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
 from fastds.models.inputs import check_input
@@ -53,7 +53,7 @@ class Upsampler(nn.Module):
         return x
 
 
-class HumidityGenerator(Downscales, nn.Module):
+class HumidityGenerator(DownscaleMixin, nn.Module):
     """Generator of the humidity WGAN-GP. The defaults are the paper's network where it says what it is.
 
     stem (mixed kernels) -> noise -> SE -> residual blocks -> ConvGRU over the steps -> residual blocks -> sub-pixel x2

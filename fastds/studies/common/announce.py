@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastds import models
+from fastds.inference.run_facts import flatten_options
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.quiet import suppress_warnings
 from fastds.studies.common.tables import ResultTable
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.reports import flat
+from fastds.training.config import RunConfig
 
 
 class PlannedTraining(NamedTuple):
@@ -69,7 +69,7 @@ def format_configurations(trainings: Mapping[str, PlannedTraining]) -> list[str]
     lines: list[str] = []
     first: dict[str, Any] = {}
     for name, training in trainings.items():
-        options = dict(flat(dataclasses.asdict(training.config)))
+        options = dict(flatten_options(dataclasses.asdict(training.config)))
         options.pop("output", None)
         if not first:
             first = options

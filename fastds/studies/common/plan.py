@@ -13,8 +13,8 @@ from typing import NamedTuple
 from fastds.studies.common.budget import MIN_STEPS, PAPER, compute_steps, has_time_for, parse_budget, time_call
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.quiet import suppress_warnings
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.training import SupervisedModule
+from fastds.training.config import RunConfig
+from fastds.training.modules import SupervisedModule
 
 FORWARD = 0.4  # time of a forward pass, as a fraction of a step with gradients
 START = 4.0  # seconds of a training without its steps and the reading of its files

@@ -14,7 +14,7 @@ from fastds import data as fd
 from fastds.report import MapGrid
 from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
-from fastds.tasks.common.folders import usable_files
+from fastds.training.folders import scan_folder
 
 _GAP = 2  # frames between the parts, so that samples of different parts share no frame
 _TEST, _VALIDATION = 0.25, 0.1
@@ -71,7 +71,7 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
     if root.is_file():
         return {root.name: parts(root)}
     if not config.files:
-        return {file.name: found for file, found in usable_files(root, parts).items()}
+        return {file.name: found for file, found in scan_folder(root, parts).items()}
     missing = [name for name in config.files if not (root / name).is_file()]
     if missing:
         raise FileNotFoundError(f"data.files: no such file: {root / missing[0]}")

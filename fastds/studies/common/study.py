@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
 from fastds.studies.common.announce import PlannedTraining, describe_training, format_plan, format_title, plan_training
@@ -17,9 +18,8 @@ from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.runs import Runs
 from fastds.studies.common.tables import ResultTable
-from fastds.tasks.common.command import quieten_lightning
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.reports import facts, flat
+from fastds.training.command import quieten_lightning
+from fastds.training.config import RunConfig
 
 # Options on which no stored result depends: they may differ when a study is resumed.
 _FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
@@ -186,7 +186,7 @@ class PaperStudy:
         for name, chart in charts.items():
             save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
-            run = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
+            run = describe_run(None, dict(flatten_options(dataclasses.asdict(self.config))), {})
             run.pop("Model")
             tables = [table.to_rich() for table in shown.values()]
             Page(self.title, run, tables, notes, maps, list(charts.values())).write(self.config.report)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastds._outputs import replacing
+from fastds.inference.tables import make_score_table, write_csv
 from fastds.studies.common.bootstrap import Estimate
-from fastds.tasks.common.tables import score_table, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +67,7 @@ class ResultTable:
 
     def to_rich(self) -> Table:
         """Convert to a rich table for a terminal or a page."""
-        table = score_table(self.title, self.heads)
+        table = make_score_table(self.title, self.heads)
         for row in self.format_rows():
             table.add_row(*row)
         return table

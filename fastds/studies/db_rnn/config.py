@@ -6,7 +6,7 @@ import dataclasses
 from fastds.studies.common.config import PaperConfig, RadarFiles
 from fastds.studies.db_rnn.methods import CELLS, METHODS
 from fastds.studies.db_rnn.published import PUBLISHED
-from fastds.tasks.common.command import read_command_line
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.common.command import configurations
 from fastds.tasks.nowcast.config import (
     ABLATIONS,
     DataConfig,
@@ -16,6 +15,7 @@ from fastds.tasks.nowcast.config import (
     TrainingConfig,
     parse_arguments,
 )
+from fastds.training.command import find_configurations
 
 CELLS = {
     "ConvLSTM": "convlstm", "TrajGRU": "trajgru", "PredRNN": "predrnn", "PredRNN++": "predrnn++", "MIM": "mim",
@@ -112,7 +112,7 @@ def load_paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
     """
     method, (network, _) = METHODS[name], select_preset(name, ablated)
     shipped = "ms-lstm" if network == "ms-mk-lstm" else network
-    if shipped not in configurations("nowcast"):
+    if shipped not in find_configurations("nowcast"):
         shipped = "ms-convlstm-s" if method.kind == "staged" else "ms-convlstm"
     config = parse_arguments(["--config", shipped, "--data.path", path])
     if method.kind != "db":

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import time_second_call
 from fastds.studies.common.budget import time_call
 from fastds.studies.common.plan import FORWARD, START, Costs, time_step
@@ -15,7 +16,6 @@ from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.db_rnn.config import StudyConfig
 from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, make_training_config
 from fastds.studies.db_rnn.scores import score
-from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.samples import NowcastData
@@ -40,7 +40,7 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
     setup, number = time.perf_counter() - began, iter(range(10_000))
     a_sample = time_call(lambda: samples.training[next(number)], most=20)
     batch = [samples.training[k] for k in range(training.batch_size)]
-    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolved(config.device)) for key in batch[0]}
+    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolve_device(config.device)) for key in batch[0]}
     found = {name: _time_method(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
     tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
     validated = 8 * VALIDATED * training.crop**2
@@ -53,7 +53,7 @@ def time_one_sample(training: TrainingConfig, device: str) -> float:
     """Estimate the seconds of a step from loss and gradients of one sample; reading samples and the discriminator are
     not included."""
     c = training.data
-    module = NowcastModule(build_model(training), training).to(resolved(device))
+    module = NowcastModule(build_model(training), training).to(resolve_device(device))
     frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
     batch = {"frames": frames, "valid": torch.ones_like(frames, dtype=torch.bool)}
     return c.batch_size * time_second_call(lambda: module.loss(module(batch), batch).backward())

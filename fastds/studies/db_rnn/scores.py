@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, contingency_scores
 from fastds.studies.common.quiet import suppress_warnings
 from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.db_rnn.methods import FUTURE, METHODS
 from fastds.studies.db_rnn.published import RATES, SCORES
-from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.nowcast.methods import BASELINES
 
 PIXELS = 160**2  # pixels of the paper's fields; B-MSE and B-MAE are sums over a field and are scaled to this size
@@ -148,10 +148,10 @@ def call_with_prediction(
             x = torch.where(sample["known"], sample["x"], torch.nan)[None, -known:]
             return function(x, steps)[0].clamp(0, 1)
 
-        with computing(None, settle(None, threads)):
+        with inference_context(None, resolve_execution(None, threads)):
             return use(simple)
     model = suppress_warnings(lambda: models.load(weights))
-    settings = settle(model, threads, "fp32", device)
+    settings = resolve_execution(model, threads, "fp32", device)
 
     def learned(sample: dict[str, Tensor], steps: int) -> Tensor:
         x = sample["x"][None].to(settings.device)
@@ -163,5 +163,5 @@ def call_with_prediction(
         made = x[:, known:][:, :steps] if restart else model.forecast(x, steps)
         return made[0].float().cpu()
 
-    with computing(model, settings):
+    with inference_context(model, settings):
         return use(learned)

@@ -16,19 +16,19 @@ from fastds import data as fd
 from fastds import metrics
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
-from fastds.models.baselines import advection, interpolate, trilinear
-from fastds.studies.common.radar import find_echo_window
-from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, compute_errors, wrap_baseline, wrap_network
-from fastds.tasks.common.inference import mean_spacing_m
-from fastds.tasks.domain.score import Domain, domain_of
-from fastds.tasks.domain.statistics import of_echo, of_fields, texture
-from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, scored_margin
-from fastds.tasks.humidity import job as humidity
-from fastds.tasks.humidity.evaluation import sample
-from fastds.tasks.nowcast import job as nowcast
+from fastds.inference.files import compute_mean_spacing
+from fastds.inference.ood.score import find_echo_window
+from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
+from compute_errors, wrap_baseline, wrap_network
+from fastds.studies.common.radar import window_of
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
+from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
+from fastds.tasks.humidity import pipeline as humidity
+from fastds.tasks.humidity.evaluation import run_network
+from fastds.tasks.nowcast import pipeline as nowcast
 from fastds.tasks.nowcast.methods import pick_method
-from fastds.tasks.nowcast.starts import coarse_fields
-from fastds.tasks.radar import job as radar
+from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
 # Radars for nowcasting networks; those of the training of nowcast-small are excluded.
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
     label: str
     block: str
-    domain: Domain
+    domain: OODReport
     ratio: float
 
 
@@ -83,7 +83,7 @@ def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
                 if found:
                     inputs, model, baseline = zip(*found, strict=True)
                     size = None if spacing is None else 2 * scale * spacing
-                    domain = radar.judge(network.card, size, 2 * interval * cadence, list(inputs))
+                    domain = radar.assess_statistics(network.card, size, 2 * interval * cadence, list(inputs))
                     yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(model) / sum(baseline))
 
 
@@ -101,7 +101,7 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
     model, baseline = (
         compute_errors(block, method)["mse_total"] for method in (wrap_network(network, 15.0), wrap_baseline(simple))
     )
-    return of_echo(x[:, 0]), model, baseline
+    return compute_motion_statistics(x[:, 0]), model, baseline
 
 
 def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
@@ -120,10 +120,10 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
                 sums, inputs = np.zeros(2), []
                 for first in _sample_evenly(source.shape[0] - (known + steps - 1) * interval):
                     frames = [first + k * interval for k in range(known + steps)]
-                    z = coarse_fields(source, frames, scale, low)
+                    z = read_coarse_frames(source, frames, scale, low)
                     echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
                     z = z[:, *find_echo_window(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
-                    seen = of_echo(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
+                    seen = compute_motion_statistics(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
                     valid = np.isfinite(z).all(0)
                     if min(z.shape[1:]) < 16 or not seen or not valid.any():
                         continue
@@ -132,7 +132,7 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
                     sums += [np.square(y - z[known:])[:, valid].mean() for y in made]
                 if inputs:
                     size = None if spacing is None else scale * spacing
-                    domain = nowcast.judge(network.card, size, interval * cadence, inputs)
+                    domain = nowcast.assess_statistics(network.card, size, interval * cadence, inputs)
                     yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
 
 
@@ -152,9 +152,9 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
                 fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
-                ours = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
+                ours = card.physical(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
                 ratio = _compute_mse(ours, fine) / _compute_mse(interpolate(coarse, scale, "bicubic", "center"), fine)
-                domain = humidity.judge(card, pressure, [texture(one) for one in coarse])
+                domain = humidity.assess_statistics(card, pressure, [compute_texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
 
@@ -173,14 +173,14 @@ def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
             for scale in (1.5, 2.0, 3.0, 4.0):
                 if min(fine.shape[2:]) < 12 * scale:
                     continue
-                x, truth = coarse_and_fine(fine, scale)
-                size, edge = tuple(truth.shape[2:]), scored_margin(scale) - 2
+                x, truth = make_coarse_and_fine(fine, scale)
+                size, edge = tuple(truth.shape[2:]), compute_margin(scale) - 2
                 inner = (..., slice(edge, -edge), slice(edge, -edge))
                 made = (network(x, size=size), resize_bicubic(x, size))
                 ours, bicubic = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
                 ratio = float((ours / bicubic).log().mean().exp())
                 what = f"{variable} of {label}" if variable else label
-                domain = domain_of(network.card, inputs=[of_fields(x[0], names)])
+                domain = assess_inputs(network.card, inputs=[compute_field_statistics(x[0], names)])
                 yield Case(f"{what}, cells of {coarser}, x{scale:g}", label, domain, ratio)
 
 
@@ -213,7 +213,7 @@ def _read_grid(path: pathlib.Path) -> tuple[float | None, float]:
     """Return grid spacing in metres (None: unknown) and cadence in seconds of a radar file."""
     with fd.open_dataset(path) as dataset:
         source = fd.to_reflectivity(dataset)
-        return mean_spacing_m(source), source.cadence
+        return compute_mean_spacing(source), source.cadence
 
 
 def _sample_evenly(count: int) -> list[int]:

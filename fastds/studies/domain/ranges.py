@@ -11,10 +11,10 @@ from torch import nn
 
 from fastds import models
 from fastds.studies.command import Files
-from fastds.tasks.common.card_of_run import fill_card
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.training import SampleData
+from fastds.training.command import read_command_line
+from fastds.training.config import RunConfig
+from fastds.training.model_card import set_card_fields
+from fastds.training.modules import BaseDataModule
 
 
 @dataclasses.dataclass
@@ -49,8 +49,8 @@ def study(config: StudyConfig) -> str:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
     model = models.load(config.model)
     card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
-    fill_card(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
-    card.input_ranges = make_training_data(model, training).input_ranges(config.samples)
+    set_card_fields(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
+    card.input_ranges = make_training_data(model, training).compute_input_ranges(config.samples)
     for what, (low, high) in card.input_ranges.items():
         print(f"{what:20} {low:10.5g} to {high:.5g}")
     models.save(model, config.output)
@@ -69,7 +69,7 @@ def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
     return options.parse_arguments(["--config", name, "--data.path", path])
 
 
-def make_training_data(model: nn.Module, config: RunConfig) -> SampleData:
+def make_training_data(model: nn.Module, config: RunConfig) -> BaseDataModule:
     """Read the samples of a training."""
     task = model.card.task
     data = importlib.import_module(f"fastds.tasks.{task}.samples")

@@ -11,15 +11,15 @@ import torch
 from scipy.stats import rankdata
 
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.ood.score import TOLERANCE
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.domain.cases import CASES, Case
 from fastds.studies.report import write_rows, write_study
-from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.domain.score import TOLERANCE
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass
@@ -62,7 +62,7 @@ def study(config: StudyConfig) -> None:
     network = models.load(config.model)
     if not network.card.input_ranges:
         raise ValueError(f"model {config.model} has no input_ranges in its card; fastds study input-ranges makes them")
-    with computing(None, settle(None, config.threads)), torch.inference_mode():
+    with inference_context(None, resolve_execution(None, config.threads)), torch.inference_mode():
         cases = list(CASES[network.card.task](network, pathlib.Path(config.data.path)))
     tables = [tabulate_cases(cases), summarize(cases)]
     print("\n".join(table.to_markdown() for table in tables))

@@ -7,7 +7,7 @@ from fastds.data.radar.preparation import ECHO_FRACTION
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig, RadarFiles
 from fastds.studies.fczsm.methods import METHODS
-from fastds.tasks.common.command import read_command_line
+from fastds.training.command import read_command_line
 
 
 def _dynamics() -> dict[str, list[float]]:

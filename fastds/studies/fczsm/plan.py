@@ -8,6 +8,7 @@ import time
 import torch
 
 from fastds import metrics
+from fastds.inference.execution import resolve_device
 from fastds.studies.common.announce import time_second_call
 from fastds.studies.common.budget import time_call
 from fastds.studies.common.plan import FORWARD, START, Costs, time_step
@@ -15,7 +16,6 @@ from fastds.studies.common.quiet import suppress_warnings
 from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, make_training_config
-from fastds.tasks.common.settings import resolved
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData
@@ -65,7 +65,7 @@ def time_one_sample(training: TrainingConfig, device: str) -> float:
 
 def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple[RadarModule, dict]:
     """Make the module of a training and a random batch of `size` samples."""
-    module = RadarModule(build_model(training), training).to(resolved(device))
+    module = RadarModule(build_model(training), training).to(resolve_device(device))
     c, crop = module.model.config, training.data.crop
     device = next(module.parameters()).device
     y = torch.rand(size, 3, 1, 2 * crop, 2 * crop, device=device)

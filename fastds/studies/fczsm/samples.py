@@ -50,7 +50,7 @@ def read_static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarr
     if not config.statics:
         return {}
     reader = RadarData(TrainingData(config.path, var=config.var, statics=config.statics), False, 0, len(config.statics))
-    return dict(zip(names, reader.statics_of([str(resolve_path(config, name)) for name in names]), strict=True))
+    return dict(zip(names, reader.read_statics([str(resolve_path(config, name)) for name in names]), strict=True))
 
 
 def read_test_block(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.studies.common.quiet import suppress_warnings
 from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.fczsm.methods import METHODS
-from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.radar.methods import BASELINES
 
 FLOOR_DBZ = 15.0
@@ -46,10 +46,10 @@ def call_with_prediction(
         use: function of predict.
     """
     if METHODS[name].preset is None:
-        with computing(None, settle(None, threads)):
+        with inference_context(None, resolve_execution(None, threads)):
             return use(lambda sample: _dbz(BASELINES[name](sample["x"][None, :, :1], 2)[0, :, 0]))
     model = suppress_warnings(lambda: models.load(weights))
-    settings = settle(model, threads, "fp32", device)
+    settings = resolve_execution(model, threads, "fp32", device)
 
     def predict(sample: dict[str, Tensor]) -> Tensor:
         given = {"x": sample["x"][:, : model.config["in_channels"]]}
@@ -58,7 +58,7 @@ def call_with_prediction(
         y = model(**{key: z[None].to(settings.device) for key, z in given.items()})
         return _dbz(y[0, :, 0].float().cpu())
 
-    with computing(model, settings):
+    with inference_context(model, settings):
         return use(predict)
 
 

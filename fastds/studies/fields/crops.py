@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.tasks.fields.evaluation import coarse_and_fine
+from fastds.tasks.fields.evaluation import make_coarse_and_fine
 
 BANDS = 4  # latitude bands; bands and times are drawn by the bootstrap
 _AT_ONCE = 8  # crops predicted in one batch
@@ -73,7 +73,7 @@ def compute_crop_errors(
     shave = [int(-(-s // 1)) + 6 for s in scale]
     for first in range(0, len(crops), _AT_ONCE):
         windows = [cut_crop(fields[c.time], c, size) for c in crops[first:][:_AT_ONCE]]
-        x, y = coarse_and_fine(torch.stack(windows), scale)
+        x, y = make_coarse_and_fine(torch.stack(windows), scale)
         if degrade is not None:
             x = degrade(y, tuple(x.shape[2:]), first)
         error = (predict(x, tuple(y.shape[2:])) - y)[..., shave[0] : -shave[0], shave[1] : -shave[1]]

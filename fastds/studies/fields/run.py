@@ -18,11 +18,11 @@ from fastds.models.baselines.regression import LocationRidge, StaticResidual
 from fastds.studies.command import find_configurations
 from fastds.studies.fields.crops import compute_crop_errors, draw_crops
 from fastds.studies.fields.table import render
-from fastds.tasks.common.command import read_command_line
 from fastds.tasks.fields import training as field_training
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
-from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, resize_bicubic_torch, resize_bilinear
+from fastds.tasks.fields.evaluation import make_coarse_and_fine, resize_bicubic, resize_bicubic_torch, resize_bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields
+from fastds.training.command import read_command_line
 
 SCALES = {"1.5": (1.5, 1.5), "2": (2, 2), "2.67": (2.67, 2.67), "3": (3, 3), "4": (4, 4), "2x3": (2, 3)}
 
@@ -198,7 +198,7 @@ def make_regression(kind: type, config: StudyConfig) -> Callable:
 
     @functools.cache
     def fitted(factor: int) -> list:
-        coarse, fine = coarse_and_fine(train, factor)
+        coarse, fine = make_coarse_and_fine(train, factor)
         return [kind(factor).fit(coarse[:, c], fine[:, c]) for c in range(train.shape[1])]
 
     def predict(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 from fastds.studies.command import Files
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.inr.methods import NETWORKS
-from fastds.tasks.common.command import read_command_line
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

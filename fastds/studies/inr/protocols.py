@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fastds.tasks.fields.agreement import agreeing
+from fastds.tasks.fields.back_projection import back_project
 
 PROTOCOLS = {
     "clean": "from area means (protocol A)",
@@ -33,11 +33,11 @@ def make_protocols(
     """
 
     def back_projected(x: Tensor, size: tuple[int, int]) -> Tensor:
-        return agreeing(predict(x, size), x)
+        return back_project(predict(x, size), x)
 
     def mirrored(x: Tensor, size: tuple[int, int]) -> Tensor:
         outputs = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
-        return agreeing(sum(outputs) / len(outputs), x)
+        return back_project(sum(outputs) / len(outputs), x)
 
     return {
         "clean": (predict, None), "agreeing": (back_projected, None), "mirrored": (mirrored, None),

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from fastds import models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
 from fastds.studies.common.bootstrap import MIN_BLOCKS
@@ -27,10 +28,9 @@ from fastds.studies.inr.config import StudyConfig, parse_arguments
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, load_paper_config, make_training_config
 from fastds.studies.inr.protocols import PROTOCOLS, make_protocols
 from fastds.studies.inr.samples import make_crop_labels, make_training_data, read_test_crops
-from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.fields.config import TrainingConfig
-from fastds.tasks.fields.evaluation import coarse_and_fine
-from fastds.tasks.fields.samples import FieldData, describe
+from fastds.tasks.fields.evaluation import make_coarse_and_fine
+from fastds.tasks.fields.samples import FieldData, describe_variables
 from fastds.tasks.fields.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
@@ -106,15 +106,15 @@ class InrStudy(PaperStudy):
         """Call use(predict), where predict(x, size) returns fine fields in the units of the file, and return its
         result."""
         if weights is None:
-            with computing(None, settle(None, self.config.threads)):
+            with inference_context(None, resolve_execution(None, self.config.threads)):
                 return use(INTERPOLATIONS[name])
         model = models.load(weights)
-        settings = settle(model, self.config.threads, "fp32", self.config.device)
+        settings = resolve_execution(model, self.config.threads, "fp32", self.config.device)
 
         def predict(x: Tensor, size: tuple[int, int]) -> Tensor:
             return model(x.to(settings.device), size=size).float().cpu()
 
-        with computing(model, settings):
+        with inference_context(model, settings):
             return use(predict)
 
     def _errors(self, results: Mapping[str, list[dict[str, Any]]], protocol: str) -> dict[str, dict[str, np.ndarray]]:
@@ -146,7 +146,7 @@ class InrStudy(PaperStudy):
             name: {f: errors.mean(0) for f, errors in found.items()}
             for name, found in self._errors(results, "clean").items()
         }
-        units = [variable.get("units", "") for variable in describe(self.data)]
+        units = [variable.get("units", "") for variable in describe_variables(self.data)]
         first = made.pop("psnr-clean")
         return {
             "psnr-clean": first,
@@ -158,7 +158,7 @@ class InrStudy(PaperStudy):
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         roughest = max(range(len(self.crops)), key=lambda k: float(self._read_crop(k)[0, 0].std()))
-        coarse, fine = coarse_and_fine(self._read_crop(roughest), SCALES[_DRAWN])
+        coarse, fine = make_coarse_and_fine(self._read_crop(roughest), SCALES[_DRAWN])
         truth = fine[0, 0].numpy()
 
         def field(name: str) -> np.ndarray:
@@ -182,7 +182,7 @@ class InrStudy(PaperStudy):
 
     def _make_label(self) -> str:
         """Return name and unit of the variable that is drawn."""
-        first = describe(self.data)[0]
+        first = describe_variables(self.data)[0]
         return f"{first['name']} ({first.get('units', '')})"
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:

@@ -7,7 +7,7 @@ from fastds.studies.command import Files
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.wgan_gp.methods import NETWORKS
-from fastds.tasks.common.command import read_command_line
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastds.data.samples.fields import coarsen_fields
 from fastds.tasks.humidity.config import DataConfig
-from fastds.tasks.humidity.samples import read_regions, with_sources
+from fastds.tasks.humidity.samples import find_sources, read_regions
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]
     Raises:
         FileNotFoundError, ValueError: if no region has a whole day and a whole tile.
     """
-    found, config = [], with_sources(config)
+    found, config = [], find_sources(config)
     for name, source in (config.sources or {pathlib.Path(config.path).name: {}}).items():
         regions = read_regions(dataclasses.replace(config, sources={name: source}), "test")
         for k, region in enumerate(regions):

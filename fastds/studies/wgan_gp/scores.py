@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastds import metrics, models
+from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines import interpolate
 from fastds.studies.wgan_gp.methods import METHODS, SCORES
 from fastds.studies.wgan_gp.samples import Region
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.evaluation import run_network
 
 # Function from coarse fields (T, h, w) of a day to members (M, T, H, W), both in the unit of the field; M = 1 without
 # noise.
@@ -71,17 +71,17 @@ def call_with_prediction(
     if weights is None:
         other = {"grid": "center", "center": "grid"}[align]
         convention = align if method.aligned else other
-        with computing(None, settle(None, threads)):
+        with inference_context(None, resolve_execution(None, threads)):
             return use(lambda coarse: interpolate(coarse, scale, method.interpolation, convention)[None])
     model = models.load(weights)
-    settings, card = settle(model, threads, "fp32", device), model.card
+    settings, card = resolve_execution(model, threads, "fp32", device), model.card
 
     def predict(coarse: Tensor) -> Tensor:
         x = ((coarse - card.offset) / card.range)[None, :, None].float().to(settings.device)
-        y = model.ensemble(x, members) if hasattr(model, "noise_shape") else sample(model, x)[None]
+        y = model.ensemble(x, members) if hasattr(model, "noise_shape") else run_network(model, x)[None]
         return card.physical(y[:, 0, :, 0]).cpu()
 
-    with computing(model, settings):
+    with inference_context(model, settings):
         return use(predict)
 
 

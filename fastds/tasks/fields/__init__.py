@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latitude-longitude fields to any grid (INR)."""
+"""Downscaling of gridded fields to any finer grid, and queries at points."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds train fields`."""
+"""Options of `fastds train fields`."""
 
 import dataclasses
 import itertools
@@ -7,16 +7,16 @@ import itertools
 from torch import Tensor
 
 from fastds.models.card import ANY
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass
 class ModelConfig(config.ModelConfig):
-    """The network.
+    """Network to train.
 
     Args:
-        name: a name of fastds.models.available(), of an arbitrary-scale network or a baseline of it.
+        name: name of an arbitrary-scale network or of a baseline network in fastds.models.available().
     """
 
     name: str = "inr-small"
@@ -24,35 +24,39 @@ class ModelConfig(config.ModelConfig):
 
 @dataclasses.dataclass
 class DataConfig:
-    """The samples.
+    """Training samples.
 
     Args:
-        path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude); with `each` their folder.
-        variables: stacked as channels in this order.
-        each: FILE.nc:VARIABLE of the folder in place of `variables`: all times and levels of each are samples of one
-            channel, for a network that takes any variable; "*": every field of the file or folder. The first three
-            quarters of the columns train, the last fifth validates.
-        units: expected ones, checked where given.
-        level: value of the vertical coordinate, where there are several.
-        statics: maps that the encoder reads beside (orography): variables over (latitude, longitude) of the same file,
-            or FILE.nc:VARIABLE of another, on any grid.
-        split: what the next three divide, columns ("longitude") or steps of time ("time").
-        train: [first, stop) of what weights are fitted to; without train and validation the first three quarters train
-            and the last fifth validates.
-        validation: [first, stop) of what chooses the weights. Leave gaps, no two may overlap.
-        test: [first, stop) of what the study scores; nothing here reads it (none: empty).
-        crop: coarse pixels of a sample's side.
-        halo: coarse pixels around it that the degradation sees.
-        queries: fine pixels of a sample that are its targets.
-        scales: smallest and largest factor.
-        anisotropic: probability of a factor per axis.
-        whole_factors: probability of a whole factor, 2 at least.
-        flips: mirror samples at random.
-        vectors: channels of (u, v), wind components along x and y that flips turn round; -1 = absent, none: empty.
+        path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude), or with `each` a folder of
+            files.
+        variables: names of the variables, in the order of the network's channels.
+        each: list of FILE.nc:VARIABLE in the folder, in place of `variables`. All times and levels of each variable are
+            samples with one channel, for networks that take any variable. "*" selects all fields of the file or folder.
+            The first three quarters of the columns are for training, the last fifth is for validation.
+        units: expected units of the variables; empty: not checked.
+        level: value of the vertical coordinate, if the file has several levels.
+        statics: static maps (such as orography) that the encoder reads: variables over (latitude, longitude) of the
+            same file, or FILE.nc:VARIABLE of another file on any grid.
+        split: axis that train, validation and test divide: "longitude" (columns) or "time" (time steps).
+        train: [first, stop) of the training part. Default with an empty validation: the first three quarters for
+            training and the last fifth for validation.
+        validation: [first, stop) of the part by which the weights are selected. Parts must not overlap; leave a gap
+            between them.
+        test: [first, stop) of the part on which `fastds study` computes scores; a training does not read it. Empty: no
+            test part.
+        crop: side of a sample in coarse pixels.
+        halo: margin in coarse pixels around a sample that the degradation pipeline reads.
+        queries: number of target points of a sample.
+        scales: smallest and largest scale factor.
+        anisotropic: probability of different factors along rows and columns.
+        whole_factors: probability of an integer factor, at least 2.
+        flips: whether samples are flipped at random.
+        vectors: channels of the wind components (u, v) along x and y, whose sign changes with a flip; -1: component
+            absent; empty: no wind.
         degraded: probability of the degradation pipeline.
-        batch_size: samples per step.
-        epoch_samples: samples between validations.
-        test_scales: factors of the validation.
+        batch_size: number of samples in a step.
+        epoch_samples: number of samples between validations.
+        test_scales: scale factors of the validation.
     """
 
     path: str
@@ -95,7 +99,7 @@ class DataConfig:
                 raise ValueError(f"data: {one} {a} and {other} {b} of {self.split} overlap")
 
     def _check_each(self):
-        """Raises ValueError for options that are of variables in one file."""
+        """Raise ValueError if an option for variables of a single file is given together with data.each."""
         usual = DataConfig(self.path)
         for name in ("variables", "units", "level", "statics", "split", "train", "validation", "test", "vectors"):
             if getattr(self, name) != getattr(usual, name):
@@ -105,29 +109,31 @@ class DataConfig:
 
     @property
     def names(self) -> list[str]:
-        """Of the network's channels."""
+        """Names of the network's channels."""
         return [ANY] if self.each else self.variables
 
     def limits(self, size: int) -> tuple[list[int], list[int]]:
-        """Train and validation as given, or the first three quarters and the last fifth of `size` columns or times."""
+        """Return the ranges of training and validation; default: the first three quarters and the last fifth of
+        `size`.
+        """
         return (self.train, self.validation) if self.train else ([0, size * 3 // 4], [size - size // 5, size])
 
     def part(self, fields: Tensor, limits: list[int]) -> Tensor:
-        """The fields (T, C, H, W) of one split."""
+        """Return a part of the fields (T, C, H, W) along the split axis."""
         return fields[slice(*limits)] if self.split == "time" else fields[..., slice(*limits)]
 
     def static_part(self, static: Tensor | None, limits: list[int]) -> Tensor | None:
-        """The static maps (S, H, W) of one split."""
+        """Return a part of the static maps (S, H, W) along the split axis."""
         return static if static is None or self.split == "time" else static[..., slice(*limits)]
 
 
 @dataclasses.dataclass
 class TrainingConfig(config.SupervisedConfig):
-    """A training run of an arbitrary-scale network.
+    """Training of an arbitrary-scale network.
 
     Args:
-        data: the samples.
-        model: the network; weights to start from keep their normalisation.
+        data: training samples.
+        model: network; weights to start from keep their normalisation.
     """
 
     data: DataConfig
@@ -136,7 +142,6 @@ class TrainingConfig(config.SupervisedConfig):
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
-    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
-    name."""
+    """Parse a command line into a TrainingConfig. `--config NAME` selects a shipped configuration."""
     description = "Train arbitrary-scale downscaling of latitude-longitude fields."
     return read_command_line(TrainingConfig, arguments, "fastds train fields", description)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An arbitrary-scale network as a diagnostic model of NVIDIA's Earth2Studio."""
+"""Arbitrary-scale networks as diagnostic models of NVIDIA's Earth2Studio."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from earth2studio.utils.type import CoordSystem
 from torch import Tensor, nn
 
 from fastds._nearest import with_article
+from fastds.inference.files import load_model
 from fastds.models import INRDownscaler
-from fastds.tasks.common.inference import loaded
-from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import DEFAULT_MODEL
+from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.fields.run import downscale
 
 _DIMS = "batch", "lat", "lon"
@@ -29,17 +29,20 @@ _AXES = {
 
 
 class Downscaling(nn.Module):
-    """Fields of one pressure level on a finer grid, what fastds.downscale makes of them, for earth2studio.run.
+    """Diagnostic model for earth2studio.run that downscales fields of one pressure level with fastds.downscale.
+
+    Input and output: (x (..., variable, lat, lon), coords) -> (y (..., variable, lat', lon'), coords of y), float32.
 
     Args:
-        latitude, longitude: of the fields that come in, degrees, regular, ascending or descending.
-        level: their pressure, hPa; variables are named as Earth2Studio names them, "t500".
-        scale: factor > 0. grid: spacing of the new grid, degrees. Exactly one of both.
-        model: an arbitrary-scale network, a shipped name or a weights file.
+        latitude: latitudes of the input in degrees, equally spaced, ascending or descending.
+        longitude: longitudes of the input in degrees, equally spaced.
+        level: pressure level in hPa (default: 500). Variables are named as in Earth2Studio: "t500".
+        scale: scale factor, greater than 0.
+        grid: spacing of the output grid in degrees. Exactly one of scale and grid must be given.
+        model: arbitrary-scale network, shipped name or weights file (default: "inr-small").
 
-    Shapes: (x (..., variable, lat, lon), coords) -> (y (..., variable, lat', lon'), coords of y), float32.
-
-    Raises: ValueError for a model of another kind, coordinates that are not regular, and what fastds.downscale raises.
+    Raises:
+        ValueError: another kind of model, or coordinates that are not equally spaced. Else as fastds.downscale.
     """
 
     def __init__(
@@ -53,46 +56,50 @@ class Downscaling(nn.Module):
         model: nn.Module | str | os.PathLike = DEFAULT_MODEL,
     ):
         super().__init__()
-        self.model = loaded(model)
+        self.model = load_model(model)
         if not isinstance(self.model, INRDownscaler) or self.model.card.any_variable:
             what = f"{type(self.model).__name__} {self.model.card.name}".strip()
             raise ValueError(
                 f"model is {with_article(what)}, expected an INRDownscaler of named variables such as inr-small"
             )
-        self.wanted, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
-        self.variables = np.array([f"{variable['name']}{level}" for variable in self.wanted])
+        self.inputs, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
+        self.variables = np.array([f"{variable['name']}{level}" for variable in self.inputs])
         self.axes = {"lat": np.asarray(latitude), "lon": np.asarray(longitude)}
-        nothing = np.zeros((1, len(self.wanted), len(self.axes["lat"]), len(self.axes["lon"])), np.float32)
-        job = FieldsJob(self.model, self._dataset(nothing), **self.where)
-        self.predicted = [int(channel) for channel in job.method.predicted]
-        self.fine = {name: axis.numpy() for name, axis in zip(self.axes, job.target, strict=True)}
+        nothing = np.zeros((1, len(self.inputs), len(self.axes["lat"]), len(self.axes["lon"])), np.float32)
+        pipeline = FieldsPipeline(self.model, self._dataset(nothing), **self.where)
+        self.predicted = [int(channel) for channel in pipeline.method.predicted]
+        self.fine = {name: axis.numpy() for name, axis in zip(self.axes, pipeline.target, strict=True)}
 
     def input_coords(self) -> CoordSystem:
-        """Coordinates that x must have."""
+        """Return the coordinates that x must have."""
         return OrderedDict({"batch": np.empty(0), "variable": self.variables} | self.axes)
 
     @batch_coords()
     def output_coords(self, input_coords: CoordSystem) -> CoordSystem:
-        """Coordinates of y. Raises: KeyError or ValueError for others than input_coords."""
-        wanted = self.input_coords()
-        for index, name in enumerate(wanted):
+        """Return the coordinates of y.
+
+        Raises:
+            KeyError, ValueError: the input coordinates differ from input_coords.
+        """
+        expected = self.input_coords()
+        for index, name in enumerate(expected):
             handshake_dim(input_coords, name, index)
         for name in ("variable", *self.axes):
-            handshake_coords(input_coords, wanted, name)
+            handshake_coords(input_coords, expected, name)
         return OrderedDict(input_coords | {"variable": self.variables[self.predicted]} | self.fine)
 
     @torch.inference_mode()
     @batch_func()
     def __call__(self, x: Tensor, coords: CoordSystem) -> tuple[Tensor, CoordSystem]:
-        """The fine fields, on the device of x, and their coordinates."""
-        told = self.output_coords(coords)
+        """Return the fine fields, on the device of x, and their coordinates."""
+        output_coords = self.output_coords(coords)
         fine = downscale(self.model, self._dataset(x.float().cpu().numpy()), **self.where)
-        fields = [fine[self.wanted[channel]["name"]].values for channel in self.predicted]
-        return torch.from_numpy(np.stack(fields, 1)).to(x.device), told
+        fields = [fine[self.inputs[channel]["name"]].values for channel in self.predicted]
+        return torch.from_numpy(np.stack(fields, 1)).to(x.device), output_coords
 
     def _dataset(self, x: np.ndarray) -> xr.Dataset:
-        """Fields (batch, variable, lat, lon) by name, with the units that the network expects."""
+        """Make a dataset of fields (batch, variable, lat, lon) with the units that the network expects."""
         coords = {name: (name, values, _AXES[name]) for name, values in self.axes.items()}
-        attributes = [{key: v[key] for key in ("standard_name", "units") if key in v} for v in self.wanted]
-        named = zip(self.wanted, attributes, np.moveaxis(x, 1, 0), strict=True)
+        attributes = [{key: v[key] for key in ("standard_name", "units") if key in v} for v in self.inputs]
+        named = zip(self.inputs, attributes, np.moveaxis(x, 1, 0), strict=True)
         return xr.Dataset({v["name"]: (_DIMS, field, attrs) for v, attrs, field in named}, coords)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latitude-longitude grids, regular or Gaussian, and planes of evenly spaced x and y: that of a dataset, and finer ones
-by factor or spacing."""
+"""Horizontal grids of datasets: latitude-longitude grids, and planes with equally spaced x and y; finer target
+grids.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +30,20 @@ from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon,
 
 _ANGLES = (("latitude", is_latitude), ("longitude", is_longitude))
 _BRING = "bring them onto one first (cdo remapbil, xarray's interp)"
-MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
-_GAUSSIAN = 0.012  # share by which steps of latitudes may differ: Gaussian ones are 0.8 % shorter at the poles
+MAX_POINTS = 1 << 24  # largest number of points along an axis; 2 m spacing around the globe
+_GAUSSIAN = 0.012  # relative tolerance of the spacing of latitudes; Gaussian latitudes are 0.8 % closer at the poles
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Coordinates of a regular or Gaussian latitude-longitude grid, degrees float64; rows in the order of the file.
+    """Regular or Gaussian latitude-longitude grid.
 
-    longitude: without a jump of 360 degrees. west: lowest longitude of the file's convention where it has that jump
-    (350, ..., 359, 0, ..., 10), else None.
+    Attributes:
+        latitude: latitudes in degrees, float64, in the order of the file.
+        longitude: longitudes in degrees, float64, without a jump of 360 degrees.
+        names: names of the coordinates (latitude, longitude).
+        west: if the longitudes in the file have a jump of 360 degrees (350, ..., 359, 0, ..., 10), the lower limit of
+            the file's convention, -180 or 0; else None.
     """
 
     latitude: Tensor
@@ -46,18 +51,18 @@ class Geometry:
     names: tuple[str, str]
     west: float | None = None
 
-    def written(self, longitude: Tensor) -> Tensor:
-        """Longitudes in the convention of the file."""
+    def to_file_convention(self, longitude: Tensor) -> Tensor:
+        """Return longitudes in the convention of the file."""
         return longitude if self.west is None else self.west + torch.remainder(longitude - self.west, FULL_CIRCLE)
 
     @property
     def steps(self) -> tuple[float, float]:
-        """Degrees from row to row, their mean on a Gaussian grid, and from column to column."""
-        return _mean_step(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
+        """Steps from row to row (the mean step of a Gaussian grid) and from column to column, in degrees."""
+        return _find_mean_step(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
 
     @property
-    def turned(self) -> tuple[bool, bool]:
-        """Whether rows go from south to north, and columns from east to west."""
+    def flipped(self) -> tuple[bool, bool]:
+        """Whether rows are ordered from south to north, and whether columns are ordered from east to west."""
         rows, columns = self.steps
         return rows > 0, columns < 0
 
@@ -66,53 +71,63 @@ class Geometry:
         return abs(abs(self.steps[1]) * self.longitude.numel() - FULL_CIRCLE) < 1e-3
 
     @property
-    def nodes(self) -> bool:
-        """Outer rows are the poles: a grid of points, not of cells."""
+    def has_pole_rows(self) -> bool:
+        """Whether the outer rows are the poles, so that the values are at points and do not represent cells."""
         return bool((self.latitude[[0, -1]].abs() > 90 - 1e-6).all())
 
     def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns, fractions between, of coordinates; longitudes in either convention."""
+        """Return fractional row and column indices of coordinates. Longitudes may have any convention."""
         middle = (self.longitude[0] + self.longitude[-1]) / 2
         near = middle + torch.remainder(longitude - middle + 180, FULL_CIRCLE) - 180
-        return indices(self.latitude, latitude), indices(self.longitude, near)
+        return find_indices(self.latitude, latitude), find_indices(self.longitude, near)
 
-    def even(self, latitude: Tensor) -> Tensor:
-        """Where latitudes would be if those of the grid were evenly spaced. The outer cells of a Gaussian grid reach as
-        far as the poles, 0.77 steps from their centres."""
-        if _even_step(self.latitude) is not None:
+    def to_even_rows(self, latitude: Tensor) -> Tensor:
+        """Map latitudes to those of an equally spaced grid with the same row indices.
+
+        The outer cells of a Gaussian grid extend to the poles, 0.77 steps from their centres.
+        """
+        if _find_even_step(self.latitude) is not None:
             return latitude
         step, n = self.steps[0], self.latitude.numel()
         polar = self.latitude[[0, -1]].abs() + abs(step) > 90
         low, high = (-0.5 if polar[0] else -n, n - 0.5 if polar[1] else 2 * n)
-        return self.latitude[0] + step * indices(self.latitude, latitude).clamp(low, high)
+        return self.latitude[0] + step * find_indices(self.latitude, latitude).clamp(low, high)
 
     def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
-        """Scattered points by coordinates (Q,), longitudes in either convention; outside: see from_latlon."""
-        rows = self.even(latitude), self.even(self.latitude)
+        """Return scattered points with coordinates (Q,) in degrees. outside: see from_latlon."""
+        rows = self.to_even_rows(latitude), self.to_even_rows(self.latitude)
         return from_latlon(rows[0], longitude, rows[1], self.longitude, periodic_x=self.periodic, outside=outside)
 
     @property
     def weights(self) -> Tensor:
-        """(H, 1) by the area of the cells, sum 1."""
+        """Weights (H, 1) of the rows, proportional to the area of the cells, with sum 1."""
         return latitude_weights(self.latitude)
 
     @property
-    def said(self) -> str:
-        """What its coordinates are."""
+    def description(self) -> str:
+        """Description of the coordinates for messages."""
         return "latitudes and longitudes"
 
-    def finer(self, latitude: Tensor, longitude: Tensor) -> tuple[float | None, ...]:
-        """How many times as many rows and columns another grid has in the same place; None of a single one."""
+    def compute_factors(self, latitude: Tensor, longitude: Tensor) -> tuple[float | None, ...]:
+        """Return the ratios of row and of column density of another grid to this one; None for a single row or
+        column.
+        """
         axes = (self.latitude, latitude), (self.longitude, longitude)
-        spans = [(t.numel() - 1, float(indices(axis, t[[0, -1]]).diff().abs())) for axis, t in axes]
+        spans = [(t.numel() - 1, float(find_indices(axis, t[[0, -1]]).diff().abs())) for axis, t in axes]
         return tuple(count / max(1e-9, span) if count else None for count, span in spans)
 
 
 @dataclass(frozen=True)
 class Plane(Geometry):
-    """Evenly spaced coordinates other than latitudes and longitudes, such as y and x of a projection: y in the place of
-    latitude, x in that of longitude. units: theirs, "" where they have none. indexed: of a curvilinear grid, which has
-    latitudes and longitudes of every point alone, they are its rows and columns, counted to the north and east."""
+    """Plane with equally spaced coordinates other than latitude and longitude, such as y and x of a projection.
+
+    The attributes `latitude` and `longitude` hold y and x.
+
+    Attributes:
+        units: units of y and x; "" if the file has none.
+        indexed: whether the grid is curvilinear, with latitudes and longitudes of each point only. y and x are then row
+            and column numbers, which increase to the north and to the east.
+    """
 
     units: tuple[str, str] = ("", "")
     indexed: bool = False
@@ -122,11 +137,11 @@ class Plane(Geometry):
         return False
 
     @property
-    def nodes(self) -> bool:
+    def has_pole_rows(self) -> bool:
         return False
 
     def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
-        return indices(self.latitude, latitude), indices(self.longitude, longitude)
+        return find_indices(self.latitude, latitude), find_indices(self.longitude, longitude)
 
     def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
         at = torch.stack(self.positions(latitude, longitude), -1)
@@ -134,19 +149,19 @@ class Plane(Geometry):
 
     @property
     def weights(self) -> Tensor:
-        """All cells alike."""
+        """Equal weights of all rows."""
         return torch.full((self.latitude.numel(), 1), 1 / self.latitude.numel(), dtype=torch.float64)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         if self.indexed:
             return f"a curvilinear grid over {' and '.join(self.names)}"
         (y, x), (rows, columns) = self.names, (units or "no units" for units in self.units)
         return f"{y} [{rows}] and {x} [{columns}]"
 
 
-def _mean_step(name: str, latitude: Tensor) -> float:
-    """As spacing, of latitudes that may be Gaussian."""
+def _find_mean_step(name: str, latitude: Tensor) -> float:
+    """Return the step of latitudes, which may be Gaussian. Raises ValueError as `spacing`."""
     try:
         return spacing(name, latitude)
     except ValueError:
@@ -156,85 +171,94 @@ def _mean_step(name: str, latitude: Tensor) -> float:
         raise
 
 
-def _even_step(axis: Tensor) -> float | None:
-    """The step of an axis that is evenly spaced, else None."""
+def _find_even_step(axis: Tensor) -> float | None:
+    """Return the step of an equally spaced axis, else None."""
     try:
         return spacing("", axis)
     except ValueError:
         return None
 
 
-def indices(axis: Tensor, values: Tensor) -> Tensor:
-    """Where values lie among those of a sorted axis, fractions between; beyond its ends by the outer steps."""
-    if (step := _even_step(axis)) is not None:
+def find_indices(axis: Tensor, values: Tensor) -> Tensor:
+    """Return fractional indices of values along a sorted axis, extrapolated with the outer steps beyond its ends."""
+    if (step := _find_even_step(axis)) is not None:
         return (values - axis[0]) / step
-    way = 1.0 if axis[-1] > axis[0] else -1.0
-    before = (torch.searchsorted(way * axis, way * values, right=True) - 1).clamp(0, axis.numel() - 2)
+    sign = 1.0 if axis[-1] > axis[0] else -1.0
+    before = (torch.searchsorted(sign * axis, sign * values, right=True) - 1).clamp(0, axis.numel() - 2)
     return before + (values - axis[before]) / (axis[before + 1] - axis[before])
 
 
-def values_at(axis: Tensor, index: Tensor) -> Tensor:
-    """The inverse of indices."""
-    if (step := _even_step(axis)) is not None:
+def interpolate_axis(axis: Tensor, index: Tensor) -> Tensor:
+    """Return the values of an axis at fractional indices: the inverse of find_indices."""
+    if (step := _find_even_step(axis)) is not None:
         return axis[0] + step * index
     before = index.floor().long().clamp(0, axis.numel() - 2)
     return axis[before] + (index - before) * (axis[before + 1] - axis[before])
 
 
-def upright(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
-    """The dataset with rows from north to south and columns from west to east, and its grid: a network gives a mirrored
-    field another answer, and the order of a file's axes must not matter."""
-    mirrored = {name: slice(None, None, -1) for name, wrong in zip(grid.names, grid.turned, strict=True) if wrong}
+def orient_north_up(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
+    """Return the dataset with rows from north to south and columns from west to east, and its grid.
+
+    The output of a network is not equivariant under flips, and the result must not depend on the order of a file's
+    axes.
+    """
+    mirrored = {name: slice(None, None, -1) for name, wrong in zip(grid.names, grid.flipped, strict=True) if wrong}
     if not mirrored:
         return dataset, grid
     dataset = dataset.isel(mirrored)
-    if isinstance(grid, Plane):  # beside which the dataset may have fields on other ones
-        axes = zip((grid.latitude, grid.longitude), grid.turned, strict=True)
+    if isinstance(grid, Plane):  # the dataset may have further fields on other grids
+        axes = zip((grid.latitude, grid.longitude), grid.flipped, strict=True)
         rows, columns = (axis.flip(0) if wrong else axis for axis, wrong in axes)
         return dataset, replace(grid, latitude=rows, longitude=columns)
-    return dataset, geometry(dataset)
+    return dataset, find_geometry(dataset)
 
 
-def geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
-    """The grid of a dataset with one latitude and one longitude coordinate, or a Plane where it has neither but evenly
-    spaced coordinates along the rows and columns of its fields; var: the only one that counts.
+def find_geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
+    """Return the horizontal grid of a dataset.
+
+    Args:
+        dataset: dataset with one latitude and one longitude coordinate, or else with equally spaced coordinates along
+            the rows and columns of its fields.
+        var: the only variable to consider; None: all.
+
+    Returns:
+        A Geometry for latitudes and longitudes, else a Plane.
 
     Raises:
-        ValueError: none or several of either, or coordinates that are unsorted, repeated or unequally spaced.
+        ValueError: no or several coordinates, or coordinates that are unsorted, repeated or unequally spaced.
     """
-    plane = _plane_of(dataset, var)
+    plane = _find_plane(dataset, var)
     if plane is not None:
         return plane
-    found = [_axis_of(dataset, kind, test) for kind, test in _ANGLES]
+    found = [_find_axis(dataset, kind, test) for kind, test in _ANGLES]
     latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
     check_latitudes(found[0], latitude.numpy())
-    turned, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
-    if not torch.equal(turned, longitude):
+    unwrapped, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
+    if not torch.equal(unwrapped, longitude):
         west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
-    grid = Geometry(latitude, turned, tuple(found), west)
+    grid = Geometry(latitude, unwrapped, tuple(found), west)
     try:
-        _ = grid.steps  # refuses uneven axes, whose span means nothing
+        _ = grid.steps  # raises ValueError for an unevenly spaced axis, before its extent is checked
     except ValueError as error:
-        raise ValueError(_uneven(found[1], longitude, error)) from None
-    check_longitudes(found[1], turned.numpy())
+        raise ValueError(_describe_uneven_axis(found[1], longitude, error)) from None
+    check_longitudes(found[1], unwrapped.numpy())
     return grid
 
 
-def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
-    """The grid of fields without latitudes and longitudes along their dimensions; None where there are such, or no
-    coordinates at all."""
-    if any(c.ndim < 2 for kind in _ANGLES for _, c in _candidates(dataset, *kind)):
+def _find_plane(dataset: xr.Dataset, var: str | None) -> Plane | None:
+    """Return the grid of fields without latitudes and longitudes along their dimensions, else None."""
+    if any(c.ndim < 2 for kind in _ANGLES for _, c in _find_coordinates(dataset, *kind)):
         return None
     considered = dataset[[var]] if var in dataset.data_vars else dataset
     fields = [v for v in considered.data_vars.values() if v.ndim >= 2 and v.dtype.kind in "fiu"]
     found = dict.fromkeys(rows_and_columns(v, v.dims) for v in fields)
-    places = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]
-    if not places:
-        return _curvilinear(dataset, fields)
-    if len(places) > 1:
-        said = " and ".join(f"{y}, {x}" for y, x in places)
-        raise ValueError(f"expected fields on one grid, found {said}; name the variable with the argument var")
-    names = places[0]
+    axes_names = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]
+    if not axes_names:
+        return _find_curvilinear_plane(dataset, fields)
+    if len(axes_names) > 1:
+        message = " and ".join(f"{y}, {x}" for y, x in axes_names)
+        raise ValueError(f"expected fields on one grid, found {message}; name the variable with the argument var")
+    names = axes_names[0]
     axes = (dataset[n] for n in names)
     units = tuple(str(dataset[n].attrs.get("units", "")) for n in names)
     plane = Plane(*(torch.from_numpy(c.values.astype("float64")) for c in axes), names=names, units=units)
@@ -245,9 +269,9 @@ def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
     return plane
 
 
-def _curvilinear(dataset: xr.Dataset, fields: Sequence[xr.DataArray]) -> Plane | None:
-    """The rows and columns of the first of the fields that has 2-D latitudes and longitudes; None where none has."""
-    planes = [c.dims for _, c in _candidates(dataset, *_ANGLES[0]) if c.ndim == 2 and min(c.shape) > 1]
+def _find_curvilinear_plane(dataset: xr.Dataset, fields: Sequence[xr.DataArray]) -> Plane | None:
+    """Return row and column numbers of the first field with 2-D latitudes and longitudes, or None."""
+    planes = [c.dims for _, c in _find_coordinates(dataset, *_ANGLES[0]) if c.ndim == 2 and min(c.shape) > 1]
     for field, dims in itertools.product(fields, planes):
         if not set(dims) <= set(field.dims) or set(dims) & set(field.coords):
             continue
@@ -259,56 +283,64 @@ def _curvilinear(dataset: xr.Dataset, fields: Sequence[xr.DataArray]) -> Plane |
         east = np.unwrap(lon.values, period=FULL_CIRCLE)
         ascending = np.nanmean(lat.values[-1] - lat.values[0]) > 0, np.nanmean(east[:, -1] - east[:, 0]) > 0
         counted = (torch.arange(size, dtype=torch.float64) for size in lat.shape)
-        axes = (axis if way else -axis for axis, way in zip(counted, ascending, strict=True))
+        axes = (axis if sign else -axis for axis, sign in zip(counted, ascending, strict=True))
         return Plane(*axes, names=tuple(map(str, dims)), indexed=True)
     return None
 
 
-def _candidates(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> list[tuple[str, xr.DataArray]]:
-    """The coordinates of a kind, latitude or longitude."""
+def _find_coordinates(
+    dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]
+) -> list[tuple[str, xr.DataArray]]:
+    """Return the coordinates of a kind, "latitude" or "longitude"."""
     return [(str(n), c) for n, c in dataset.coords.items() if test(c.attrs) or str(n).lower() in (kind, kind[:3])]
 
 
-def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> str:
-    """The only coordinate of a kind along a dimension."""
-    named = _candidates(dataset, kind, test)
+def _find_axis(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> str:
+    """Return the name of the only coordinate of a kind that is along a dimension."""
+    named = _find_coordinates(dataset, kind, test)
     names = [n for n, c in named if c.ndim == 1 and c.size > 1]
     if len(names) == 1:
         check_degrees(names[0], dataset[names[0]].attrs)
         return names[0]
-    said = f"expected one {kind} coordinate along a dimension, found {names or 'none'}"
+    message = f"expected one {kind} coordinate along a dimension, found {names or 'none'}"
     if names:
-        raise ValueError(said)
+        raise ValueError(message)
     single = [n for n, c in named if c.size == 1]
     if single:
-        raise ValueError(f"{said}: {single[0]} has a single value, and a field has two rows and columns at least")
+        raise ValueError(f"{message}: {single[0]} has a single value, and a field has two rows and columns at least")
     curved = [f"{n} over {' and '.join(map(str, c.dims))}" for n, c in named if c.ndim == 2]
     where = f" (it has {curved[0]})" if curved else ""
-    raise ValueError(f"{said}: the fields are on no regular or Gaussian latitude-longitude grid{where}, {_BRING}")
+    raise ValueError(f"{message}: the fields are on no regular or Gaussian latitude-longitude grid{where}, {_BRING}")
 
 
-def _uneven(name: str, longitude: Tensor, error: ValueError) -> str:
-    """What is wrong with an axis that is not evenly spaced, and what to do about it."""
+def _describe_uneven_axis(name: str, longitude: Tensor, error: ValueError) -> str:
+    """Describe why an axis is not equally spaced and how to correct that."""
     steps = longitude.diff()
     if longitude.numel() > 2 and ((steps > 0).all() or (steps < 0).all()):
         half, text = FULL_CIRCLE / 2, "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
-        turned = longitude % FULL_CIRCLE if longitude.min() < 0 else (longitude + half) % FULL_CIRCLE - half
-        widths, gap = turned.sort().values.diff(), int(steps.abs().argmax())
+        unwrapped = longitude % FULL_CIRCLE if longitude.min() < 0 else (longitude + half) % FULL_CIRCLE - half
+        widths, gap = unwrapped.sort().values.diff(), int(steps.abs().argmax())
         if widths.max() < 1.5 * widths.median() < steps.abs().max():
             first, last = sorted(longitude[gap : gap + 2].tolist())
             return (
-                f"{name} has a gap from {first:g} to {last:g}: the region lies on both sides of the longitudes' seam, "
-                f"and is in one piece as {text}, sorted"
+                f"{name} has a gap from {first:g} to {last:g}: the region crosses the seam of the longitudes, "
+                f"and is contiguous as {text}, sorted"
             )
     return f"{error}; the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 
 
-def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
-    """Coordinates `scale` times as fine. Grids with both poles keep their outer rows, others their outer cell edges."""
+def make_target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
+    """Return target coordinates that are `scale` times finer.
+
+    Grids with both poles keep their outer rows; other grids keep their outer cell edges.
+    """
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale!r}")
     result = []
-    for values, keep_ends in ((grid.latitude, grid.nodes), (grid.longitude, grid.periodic and grid.nodes)):
+    for values, keep_ends in (
+        (grid.latitude, grid.has_pole_rows),
+        (grid.longitude, grid.periodic and grid.has_pole_rows),
+    ):
         n = values.numel()
         _check_count("scale", scale, n * scale)
         if keep_ends and values is grid.latitude:
@@ -320,27 +352,31 @@ def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
         else:
             m = max(1, round(n * scale))
             u = ((2 * torch.arange(m, dtype=torch.float64) + 1) * n - m) / (2 * m)
-        result.append(values_at(values, u))
+        result.append(interpolate_axis(values, u))
     return result[0], result[1]
 
 
 def _check_count(name: str, value: float, count: float) -> None:
-    """ValueError where an option asks for too many points along an axis."""
-    if count > MOST_POINTS:
+    """Raise ValueError if an option results in too many points along an axis."""
+    if count > MAX_POINTS:
         raise ValueError(
-            f"{name} must leave at most {MOST_POINTS} points along an axis, got {value:g}: {count:.3g} points"
+            f"{name} must leave at most {MAX_POINTS} points along an axis, got {value:g}: {count:.3g} points"
         )
 
 
-def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
-    """Coordinates `degrees` apart from the first row and column on, up to the last ones; on a Plane that is a number in
-    the units of its coordinates.
+def make_target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
+    """Return target coordinates from the first row and column to the last ones with a given spacing.
 
-    Raises: ValueError: degrees that are not positive, or a periodic grid they do not divide.
+    Args:
+        grid: grid of the fields.
+        degrees: spacing in degrees; for a Plane in the units of its coordinates.
+
+    Raises:
+        ValueError: the spacing is not positive, or does not divide the full circle of a periodic grid.
     """
     if isinstance(grid, Plane) and grid.indexed:
-        said = f"grid needs coordinates along rows and columns, and the fields are on {grid.said}"
-        raise ValueError(f"{said}; give the argument scale")
+        message = f"grid needs coordinates along rows and columns, and the fields are on {grid.description}"
+        raise ValueError(f"{message}; give the argument scale")
     if not 0 < degrees < (math.inf if isinstance(grid, Plane) else 90):
         unit = "the units of x and y" if isinstance(grid, Plane) else "degrees"
         raise ValueError(f"grid must be a spacing in {unit}, got {degrees!r}")

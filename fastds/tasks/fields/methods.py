@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What brings gridded fields onto other grids: interpolation, or a network by its name or file."""
+"""Selection of the method that downscales gridded fields: interpolation or a network."""
 
 from __future__ import annotations
 
 import os
 
 import numpy as np
-import scipy  # its parts are imported at first use
+import scipy  # submodules are imported at first use
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fastds.inference.files import check_reads_static, describe_model, load_model
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
-from fastds.tasks.common.inference import check_reads_static, loaded, named
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
-from fastds.tasks.fields.variables import Fields, alike
+from fastds.tasks.fields.variables import Fields, select_main_fields
 
-_REACH = 4  # columns beyond a seam; no kernel reaches farther
-DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # the second takes any variable
+_WRAP_COLUMNS = 4  # width in columns of the wrapped margin at the seam of a periodic grid; no kernel is wider
+DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # FALLBACK takes any variable
 
 
 def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
-    """Raise ValueError where a grid of coordinates reaches beyond the domain by more than half a cell."""
+    """Raise ValueError if a target grid extends beyond the fields by more than half a cell."""
     ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
     try:
         grid.points(*ends.T, outside="error")
@@ -40,39 +40,55 @@ def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
 
 
 class Interpolation(Fields):
-    """Every variable of a dataset on the grid by bilinear, bicubic or Lanczos interpolation, see
-    fastds.models.baselines.interpolation; columns go round the globe, beyond the outer rows their values are repeated.
+    """Interpolation of all variables of a dataset: bilinear, bicubic or Lanczos.
 
-    Variables of other dimensions than `alike` takes are left out. Values stay within Fields.bounds. Missing values take
-    the nearest ones to be interpolated; what lies in a missing cell is missing.
+    Columns are periodic on global grids; the outer rows are repeated beyond the edge. Variables with other dimensions
+    than those that select_main_fields selects are left out. Values are clipped to Fields.bounds. Missing values are
+    replaced by the nearest values before the interpolation; results inside a missing cell are missing.
 
-    Raises: ValueError for a dataset without such a field.
+    Args:
+        method: "bilinear", "bicubic" or "lanczos".
+        dataset: fields.
+        grid: grid of the fields.
+
+    Raises:
+        ValueError: the dataset has no field.
     """
 
     def __init__(self, method: str, dataset: xr.Dataset, grid: Geometry):
-        super().__init__(dataset, grid, *alike(dataset, grid))
+        super().__init__(dataset, grid, *select_main_fields(dataset, grid))
         self.name = method
 
-    def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
-        """(1, C, H, W) at a grid of coordinates, into one (H', W') array per variable; places outside a regional domain
-        have the values of its border."""
+    def predict_grid(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
+        """Interpolate fields (1, C, H, W) to a grid of coordinates.
+
+        Points outside a regional domain have the values of its edge.
+
+        Args:
+            x: fields.
+            latitude: latitudes (or y) of the target rows.
+            longitude: longitudes (or x) of the target columns.
+            out: one array (H', W') per variable, which is overwritten.
+        """
         u, v = (at.numpy() for at in self.grid.positions(latitude, longitude))
         rows = weights_at(u, x.shape[2], self.name)
         columns = weights_at(v, x.shape[3], self.name, periodic=self.grid.periodic)
         for channel, values in enumerate(out):
             field = x[0, channel]
             fine = rows @ (columns @ self._whole(field.numpy()).astype(np.float64).T).T
-            self.limit(channel, field, fine)
+            self.clip(channel, field, fine)
             values[:] = fine
-            self.lose_missing(field, u[:, None], v, values)
+            self.propagate_missing(field, u[:, None], v, values)
 
     def _whole(self, field: np.ndarray) -> np.ndarray:
-        """(H, W) with the nearest values in the place of missing ones, of two as near the northern and western."""
+        """Replace missing values of a field (H, W) by the nearest value; of two equally near, the northern or western
+        one.
+        """
         missing = np.isnan(field)
         if not missing.any() or missing.all():
             return field
-        upright = tuple(slice(None, None, -1 if turned else 1) for turned in self.grid.turned)
-        beyond = min(_REACH, field.shape[1]) if self.grid.periodic else 0
+        upright = tuple(slice(None, None, -1 if turned else 1) for turned in self.grid.flipped)
+        beyond = min(_WRAP_COLUMNS, field.shape[1]) if self.grid.periodic else 0
         wide = np.pad(field[upright], ((0, 0), (beyond, beyond)), "wrap")
         nearest = scipy.ndimage.distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)
         return wide[tuple(nearest)][:, beyond : wide.shape[1] - beyond][upright]
@@ -81,10 +97,20 @@ class Interpolation(Fields):
 def pick_method(
     model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, grid: Geometry, static=None
 ) -> tuple[Fields, str]:
-    """What brings a dataset onto other grids, and a sentence about it: a method of interpolation by its name, else what
-    pick_network takes.
+    """Select the method for a dataset.
 
-    Raises: ValueError where the dataset does not fit; what fastds.load raises."""
+    Args:
+        model: name of an interpolation, or see pick_network.
+        dataset: fields.
+        grid: grid of the fields.
+        static: static maps, see pick_network.
+
+    Returns:
+        The method, and a note about it.
+
+    Raises:
+        ValueError: the dataset does not fit the method. Else as fastds.load.
+    """
     if not isinstance(model, str) or model not in METHODS:
         return pick_network(model, dataset, grid, static)
     if static is not None:
@@ -95,29 +121,42 @@ def pick_method(
 def pick_network(
     model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, grid: Geometry, static=None
 ) -> tuple[FieldModel, str]:
-    """A network, its name or file set up for the grid of a dataset, and a sentence about it; None: inr-small where it
-    takes the dataset, else inr-any, which takes every variable by itself.
+    """Set up a network for the grid of a dataset.
 
-    Raises: as FieldModel and fastds.load."""
+    Args:
+        model: network, shipped name or weights file; None: inr-small if it takes the dataset, else inr-any, which
+            processes each variable independently.
+        dataset: fields.
+        grid: grid of the fields.
+        static: static maps for a network that reads static maps; None: none.
+
+    Returns:
+        The network with its grid, and a note about it.
+
+    Raises:
+        ValueError: the dataset does not fit the network. Else as FieldModel and fastds.load.
+    """
     if static is not None and model is None:
         raise ValueError(
             "no shipped network reads static maps: give one that does with the argument model, or leave out the "
             "argument static"
         )
     if model is not None:
-        network = loaded(model)
-        if static is not None:  # before what else the network may need of the dataset
+        network = load_model(model)
+        if static is not None:  # checked before other requirements of the network
             check_reads_static(network.card, getattr(network, "static_channels", 0))
         method = _set_up(network, dataset, grid, static)
-        return method, named(method.model, model)
+        return method, describe_model(method.model, model)
     try:
-        return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL}"
+        return _set_up(load_model(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL}"
     except ValueError:
-        return _set_up(loaded(FALLBACK), dataset, grid), f"model {FALLBACK} (any variable)"
+        return _set_up(load_model(FALLBACK), dataset, grid), f"model {FALLBACK} (any variable)"
 
 
 def _set_up(model: nn.Module, dataset: xr.Dataset, grid: Geometry, static=None) -> FieldModel:
     takes_any = isinstance(model, INRDownscaler) and model.card.any_variable
     if isinstance(grid, Plane) and not takes_any:
-        raise ValueError(f"model {model.card.name} is for latitude-longitude grids, and this one is of {grid.said}")
+        raise ValueError(
+            f"model {model.card.name} is for latitude-longitude grids, and this one is of {grid.description}"
+        )
     return (AnyVariableModel if takes_any else FieldModel)(model, dataset, grid, static)

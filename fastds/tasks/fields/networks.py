@@ -12,30 +12,33 @@ from torch import Tensor
 
 from fastds._nearest import with_article
 from fastds.data.io.statics import static_maps
+from fastds.inference.execution import get_device
+from fastds.inference.files import check_static
+from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
+from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.models.inr import INRDownscaler
 from fastds.models.inr.bands import Encoded
-from fastds.ops import GridSpec, PointSpec
+from fastds.ops import GridSpec, select_evenly
 from fastds.ops.impl.inr_query.points import from_index
-from fastds.tasks.common.inference import check_static
-from fastds.tasks.common.settings import device_of
-from fastds.tasks.domain.score import Domain, domain_of, select_evenly
-from fastds.tasks.domain.statistics import of_fields
-from fastds.tasks.fields.geometry import Geometry, upright
-from fastds.tasks.fields.variables import Fields, Kind, alike, find
+from fastds.tasks.fields.geometry import Geometry, orient_north_up
+from fastds.tasks.fields.variables import Fields, Kind, find_variable, select_main_fields
 
-WINDOW_QUERIES = 1 << 20  # fine pixels decoded at once; the result does not depend on it
+WINDOW_QUERIES = 1 << 20  # maximum number of target points that are decoded at a time; the result does not depend on it
 
 
 class FieldModel(Fields):
-    """A network set up for the grid of a dataset: variables by name, periodic longitude, registration, static maps.
+    """Network set up for a dataset: selects variables by name; handles periodic longitudes, registration and static
+    maps.
 
     Args:
         model: INRDownscaler with a card that names its variables.
-        dataset: fields (..., latitude, longitude). grid: its geometry.
-        static: what fastds.data.static_maps takes, for a model that reads static maps.
+        dataset: fields (..., latitude, longitude).
+        grid: grid of the fields.
+        static: see fastds.data.static_maps, for a model that reads static maps.
 
     Raises:
-        ValueError: another architecture, a card without variables, a variable or map that is missing or in other units.
+        ValueError: another architecture, a card without variables, or a variable or map that is missing or has other
+            units.
     """
 
     def __init__(
@@ -45,41 +48,45 @@ class FieldModel(Fields):
             raise ValueError(
                 f"model is {with_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
             )
-        self.model, self.name, self.most = model, model.card.name, model.max_scale
-        dataset, grid = upright(dataset, grid)
-        super().__init__(dataset, grid, *self._chosen(dataset, grid))
-        self.predicted = [channel for group in self.groups for channel in self._made_of(group)]
+        self.model, self.name, self.max_factor = model, model.card.name, model.max_scale
+        dataset, grid = orient_north_up(dataset, grid)
+        super().__init__(dataset, grid, *self._select_variables(dataset, grid))
+        self.predicted = [channel for group in self.groups for channel in self._select_predicted(group)]
         self.static, self.origin = self._static(static)
         model.set_periodic(grid.periodic)
 
-    def _chosen(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
-        """Names and kinds of the variables that the network reads."""
+    def _select_variables(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
+        """Return names and kinds of the variables that the network reads."""
         wanted = self.model.card.input_variables
         if len(wanted) != self.model.in_channels:
             raise ValueError("model: its card must name one variable per channel")
-        return [find(dataset, one) for one in wanted], [(one.get("standard_name"), one["units"]) for one in wanted]
+        return [find_variable(dataset, one) for one in wanted], [
+            (one.get("standard_name"), one["units"]) for one in wanted
+        ]
 
     @property
     def groups(self) -> list[list[int]]:
-        """The variables that the network reads together, group by group."""
+        """Channel numbers of the variables that the network reads together, by group."""
         return [list(range(len(self.names)))]
 
-    def _made_of(self, group: list[int]) -> list[int]:
+    def _select_predicted(self, group: list[int]) -> list[int]:
         return [group[channel] for channel in self.model.predicted]
 
     @functools.cached_property
-    def domain(self) -> Domain:
-        """See Fields; by some fields evenly over all."""
-        card, places = self.model.card, list(self._places())
+    def ood(self) -> OODReport:
+        """See Fields; computed from a sample of the fields, evenly distributed over all."""
+        card, places = self.model.card, list(self._iterate_indices())
         looked_at = [places[k] for k in select_evenly(len(places))] if card.input_ranges else []
         names = [variable["name"] for variable in card.input_variables]
         fields = [self._field(at)[0] for at in looked_at]
-        found = domain_of(card, inputs=[of_fields(x[group], names) for x in fields for group in self.groups])
+        found = assess_inputs(
+            card, inputs=[compute_field_statistics(x[group], names) for x in fields for group in self.groups]
+        )
         found.warn(stacklevel=4)
         return found
 
     def _static(self, static) -> tuple[Tensor | None, str]:
-        """The maps (1, S, H, W) that the model reads and where they came from."""
+        """Return the static maps (1, S, H, W) of the model and their origin."""
         card, needed = self.model.card, self.model.static_channels
         if static is None and not needed:
             return None, ""
@@ -89,58 +96,64 @@ class FieldModel(Fields):
         return torch.from_numpy(maps.values)[None], maps.origin
 
     def encode(self, x: Tensor, factor: tuple[float, float]) -> Encoded:
-        """What decode takes, of a group of fields (1, C, H, W) that become finer by a factor along rows and columns."""
-        device = device_of(self.model)
+        """Encode a group of fields (1, C, H, W) for scale factors along rows and columns."""
+        device = get_device(self.model)
         static = None if self.static is None else self.static.to(device)
         return self.model.encode(x.to(device), self._factor(factor), static)
 
     def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
-        """Values (1, Q, channels) at the places `where`, on the CPU, of a group of fields."""
+        """Return the values (1, Q, channels), on the CPU, of an encoded group of fields at the points `where`."""
         if isinstance(where, PointSpec):
-            where = where.to(device_of(self.model))
+            where = where.to(get_device(self.model))
         return self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
 
     def _factor(self, factor: tuple[float, float]) -> Tensor:
-        return torch.tensor([factor], dtype=torch.float32, device=device_of(self.model))
+        return torch.tensor([factor], dtype=torch.float32, device=get_device(self.model))
 
-    def at(self, x: Tensor, where: PointSpec, factor: tuple[float, float]) -> Tensor:
-        """Values (Q, predicted) of fields (1, C, H, W) at points."""
+    def predict_points(self, x: Tensor, where: PointSpec, factor: tuple[float, float]) -> Tensor:
+        """Return the values (Q, predicted channels) of fields (1, C, H, W) at points."""
         made = (self.decode(self.encode(x[:, group], factor), where, factor) for group in self.groups)
         y = torch.cat(list(made), 2)[0]
         rows, columns = (where.base + where.frac.double())[0].numpy().T
         for k, channel in enumerate(self.predicted):
-            self.limit(channel, x[0, channel], y[:, k].numpy())
-            self.lose_missing(x[0, channel], rows, columns, y[:, k].numpy())
+            self.clip(channel, x[0, channel], y[:, k].numpy())
+            self.propagate_missing(x[0, channel], rows, columns, y[:, k].numpy())
         return y
 
-    def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
-        """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""
+    def predict_grid(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
+        """Downscale fields (1, C, H, W) to a grid of coordinates, decoded in blocks of rows.
+
+        Args:
+            x: fields.
+            latitude: latitudes (or y) of the target rows.
+            longitude: longitudes (or x) of the target columns.
+            out: one array (H', W') per predicted variable, which is overwritten.
+        """
         factor = self.factor(latitude, longitude)
         u, v = self.grid.positions(latitude, longitude)
         rows = max(1, WINDOW_QUERIES // v.numel())
         waiting = iter(out)
         for group in self.groups:
             encoded = self.encode(x[:, group], factor)
-            targets = [next(waiting) for _ in self._made_of(group)]
+            targets = [next(waiting) for _ in self._select_predicted(group)]
             for first in range(0, u.numel(), rows):
                 part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
                 where = from_index(part, x.shape[2:], self.model.edge)
                 y = self.decode(encoded, where, factor)[0].unflatten(0, (-1, v.numel()))
                 for channel, values in enumerate(targets):
                     values[first : first + rows] = y[..., channel]
-            for channel, values in zip(self._made_of(group), targets, strict=True):
-                self.limit(channel, x[0, channel], values)
-                self.lose_missing(x[0, channel], u.numpy()[:, None], v.numpy(), values)
+            for channel, values in zip(self._select_predicted(group), targets, strict=True):
+                self.clip(channel, x[0, channel], values)
+                self.propagate_missing(x[0, channel], u.numpy()[:, None], v.numpy(), values)
 
 
 class AnyVariableModel(FieldModel):
-    """A network of one channel that takes any variable: every variable that alike takes, each by itself.
-
-    Arguments and errors: as FieldModel.
+    """Network with one channel that takes any variable; variables are processed independently. Arguments as in
+    FieldModel.
     """
 
-    def _chosen(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
-        return alike(dataset, grid)
+    def _select_variables(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
+        return select_main_fields(dataset, grid)
 
     @property
     def groups(self) -> list[list[int]]:

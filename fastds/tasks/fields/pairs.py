@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of a prediction, of the truth and of the coarse input at the same places and times, read one after another."""
+"""Matching fields of a prediction, the truth and the coarse input, read one after another."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ import xarray as xr
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import same_units
 from fastds.models.baselines.interpolation import METHODS
-from fastds.tasks.fields.agreement import Agreement, agreement_onto
-from fastds.tasks.fields.geometry import Geometry, Plane, geometry
+from fastds.tasks.fields.alignment import MEMBER, align_dimensions, select_grid_points
+from fastds.tasks.fields.back_projection import BackProjection, make_back_projection
+from fastds.tasks.fields.geometry import Geometry, Plane, find_geometry
 from fastds.tasks.fields.methods import Interpolation
-from fastds.tasks.fields.places import MEMBER, on_grid, same_places
-from fastds.tasks.fields.sources import Source, coarser
-from fastds.tasks.fields.variables import names_of_fields
+from fastds.tasks.fields.sources import Source, make_coarser_grid
+from fastds.tasks.fields.variables import list_fields
 
 TRUTH, COARSE = "TRUTH", "COARSE"
-AGREEING = "bicubic, agreeing"  # a baseline that is corrected as the prediction was
+BACK_PROJECTED = "bicubic, agreeing"  # baseline with the same back-projection as the prediction
 
 
 @dataclasses.dataclass
 class Pair:
-    """A field of the variable `name` at the indices `at` of its leading dimensions, float32, NaN = missing.
+    """A field of prediction, truth and coarse input, float32, NaN = missing.
 
-    truth (H, W); members (M, H, W), M = 1 where it is no ensemble; baselines: method -> (H, W); coarse: what these were
-    made of, (h, w), or None.
+    Attributes:
+        name: name of the variable.
+        at: index of each leading dimension.
+        truth: (H, W).
+        members: (M, H, W); M = 1 without an ensemble.
+        baselines: method -> (H, W).
+        coarse: input of the baselines (h, w), or None.
     """
 
     name: str
@@ -43,25 +48,33 @@ class Pair:
 
     @functools.cached_property
     def valid(self) -> np.ndarray:
-        """(H, W): what is missing in no field."""
+        """Mask (H, W) of the cells that are not missing in any field."""
         made = (~np.isnan(z) for z in (self.truth, *self.members, *self.baselines.values()))
         return functools.reduce(np.logical_and, made)
 
 
 class Pairs:
-    """The fields that prediction and truth have in common, variable by variable.
+    """The fields that prediction and truth have in common, by variable.
 
     Args:
-        prediction, truth, coarse: datasets; coarse None: truth made as coarse as the attribute fastds_scale of the
-            prediction tells, without it there are no baselines.
-        var: the only variable; None: all that prediction and truth have.
-        called: what the prediction is in errors.
+        prediction: dataset.
+        truth: dataset.
+        coarse: dataset; None: the truth is coarsened according to the attribute fastds_scale of the prediction; without
+            this attribute there are no baselines.
+        var: name of the only variable; None: all that prediction and truth have.
+        called: label of the prediction in error messages.
 
-    Attributes: prediction; grid, its Geometry without rows and columns that no coarse cell is of; names of the
-        variables; members, their number, 1 where it is no ensemble; notes; sources: what -> variable -> Source, PRED,
-        TRUTH and, where there are baselines, COARSE.
+    Attributes:
+        prediction: dataset.
+        grid: Geometry of the prediction without rows and columns that are not part of a whole coarse cell.
+        names: names of the variables.
+        members: number of ensemble members, 1 without an ensemble.
+        notes: notes for the user.
+        sources: label -> variable -> Source; labels are those of prediction and truth and, if there are baselines,
+            COARSE.
 
-    Raises: ValueError for grids, units, variables or times that do not fit.
+    Raises:
+        ValueError: grids, units, variables or times that do not fit.
     """
 
     def __init__(
@@ -73,15 +86,15 @@ class Pairs:
         called: str = "PRED",
     ):
         self.prediction, self.called, self.notes = prediction, called, []
-        self.grid = _geometry(prediction, called)
+        self.grid = _find_geometry(prediction, called)
         given = {called: prediction, TRUTH: truth} | ({} if coarse is None else {COARSE: coarse})
-        grids = {what: _geometry(dataset, what) for what, dataset in given.items()}
+        grids = {what: _find_geometry(dataset, what) for what, dataset in given.items()}
         if isinstance(self.grid, Plane) and self.grid.indexed:
             _check_same_points(given, grids)
-        self.names, others = _common_names(given, grids, var)
+        self.names, others = _find_common_names(given, grids, var)
         if others:
             self.notes.append(f"not compared, as not all files have them: {', '.join(others)}")
-        made = {name: self._fields_of(name, given, grids) for name in self.names}
+        made = {name: self._select_fields(name, given, grids) for name in self.names}
         if coarse is None:
             self._coarsen(made)
         else:
@@ -90,44 +103,44 @@ class Pairs:
         self.sources = {what: {name: made[name][what] for name in made} for what in next(iter(made.values()))}
         self.members, *more = {source.field.sizes.get(MEMBER, 1) for source in self.sources[called].values()}
         if more:
-            raise ValueError(f"variables of {called} have other numbers of members; name one with the argument var")
+            raise ValueError(f"variables of {called} have different numbers of members; name one with the argument var")
         if not len(self):
             raise ValueError(f"there is no field in {called}: a dimension of {self.names[0]} has length 0")
         here, there = ((g.latitude.numel(), g.longitude.numel()) for g in (self.grid, grids[TRUTH]))
         if here != there:
             self.notes.append("{} x {} of the {} x {} points of TRUTH are compared".format(*here, *there))
 
-    def _fields_of(self, name: str, given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> dict[str, Source]:
-        """One variable of all datasets at the places and times that all have."""
+    def _select_fields(self, name: str, given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> dict[str, Source]:
+        """Return one variable of all datasets, selected to common points and times."""
         fields = {what: dataset[name] for what, dataset in given.items()}
         for what in given:
             self._check_units(name, *(fields[w].attrs.get("units") for w in (self.called, what)), what)
-        fields[TRUTH] = on_grid(fields[TRUTH], grids[TRUTH], self.grid, self.called, TRUTH)
+        fields[TRUTH] = select_grid_points(fields[TRUTH], grids[TRUTH], self.grid, self.called, TRUTH)
         if COARSE in fields:
             swap = dict(zip(grids[COARSE].names, self.grid.names, strict=True))
             fields[COARSE] = fields[COARSE].rename({a: b for a, b in swap.items() if a != b})
-        fields, left_out = same_places(fields, self.grid.names)
+        fields, left_out = align_dimensions(fields, self.grid.names)
         self.notes += [note for note in left_out if note not in self.notes]
         return {what: Source(field, what, self.grid.names) for what, field in fields.items()}
 
     def _check_units(self, name: str, own: str | None, other: str | None, what: str) -> None:
-        """ValueError where both tell units and they differ, a note where one does not."""
+        """Raise ValueError if both units are declared and differ; add a note if one is not declared."""
         if own is not None and other is not None and not same_units(own, other):
-            said = f"variable {name} is in {own!r} in {self.called} and in {other!r} in {what}"
-            raise ValueError(f"{said}: convert one of them first")
+            message = f"variable {name} is in {own!r} in {self.called} and in {other!r} in {what}"
+            raise ValueError(f"{message}: convert one of them first")
         if (own is None) != (other is None):
             silent, units = (self.called, other) if own is None else (what, own)
-            self.notes.append(f"{silent} tells no units of {name}; it is taken to be in {units}")
+            self.notes.append(f"{silent} declares no units of {name}; {units} is assumed")
 
     def _coarsen(self, made: dict[str, dict[str, Source]]) -> None:
-        """Put coarse fields beside those of the truth, and cut all to whole coarse cells."""
+        """Add coarse fields made from the truth, and crop all fields to whole coarse cells."""
         scale, how = self.prediction.attrs.get("fastds_scale"), self.prediction.attrs.get("fastds_coarsening", "mean")
         if scale is None or np.min(scale) < 1 - 1e-6:
             self.notes.append(
-                f"no rows of interpolation: {self.called} tells no factor of at least 1, and no input was given"
+                f"no rows of interpolation: {self.called} declares no scale factor >= 1, and no input was given"
             )
             return
-        self.coarse_grid, size = coarser(self.grid, np.broadcast_to(scale, 2).tolist(), how)
+        self.coarse_grid, size = make_coarser_grid(self.grid, np.broadcast_to(scale, 2).tolist(), how)
         cut = {n: slice(0, m) for n, m in zip(self.grid.names, size, strict=True)}
         latitude, longitude = (
             t[part] for t, part in zip((self.grid.latitude, self.grid.longitude), cut.values(), strict=True)
@@ -136,14 +149,23 @@ class Pairs:
         for parts in made.values():
             for what, source in parts.items():
                 parts[what] = Source(source.field.isel(cut), what, self.grid.names)
-            parts[COARSE] = parts[TRUTH].coarsened(self.coarse_grid, how, COARSE)
+            parts[COARSE] = parts[TRUTH].coarsen(self.coarse_grid, how, COARSE)
         by = " x ".join(f"{s:.4g}" for s in np.atleast_1d(scale))
         kind = "points of TRUTH, one in" if how == "decimate" else "means of TRUTH over"
         self.notes.append(f"coarse input of the baselines: {kind} {by} cells each way")
 
     def check(self, quietly: bool = False, only: Sequence[str] = ()) -> None:
-        """Warn of implausible values and variables that are all missing; ValueError where more than half are
-        implausible, saying where. only: the sources, default all; all their values are read."""
+        """Check the values of the fields.
+
+        All values are read. Implausible values and variables without values cause a warning.
+
+        Args:
+            quietly: suppress warnings.
+            only: labels of the sources to check; empty: all.
+
+        Raises:
+            ValueError: more than half of the values of a variable are implausible.
+        """
         with warnings.catch_warnings():
             if quietly:
                 warnings.simplefilter("ignore")
@@ -151,33 +173,33 @@ class Pairs:
                 for source in self.sources[what].values():
                     source.check()
 
-    def places(self, name: str) -> list[dict[str, int]]:
-        """The indices of the leading dimensions of all fields of a variable."""
+    def list_indices(self, name: str) -> list[dict[str, int]]:
+        """Return the indices of the leading dimensions of all fields of a variable."""
         field = self.sources[TRUTH][name].field
         lead = [dim for dim in self.sources[self.called][name].field.dims if dim not in (MEMBER, *self.grid.names)]
         return [dict(zip(lead, index, strict=True)) for index in np.ndindex(*(field.sizes[dim] for dim in lead))]
 
     def __len__(self) -> int:
-        return sum(len(self.places(name)) for name in self.names)
+        return sum(len(self.list_indices(name)) for name in self.names)
 
     def __getitem__(self, number: int) -> Pair:
-        name, at = self._all_places[number]
+        name, at = self._all_indices[number]
         made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
         coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
-        baselines = {key: self._finer(method, coarse) for key, method in self._methods[name].items()}
-        if self._agreement is not None:
+        baselines = {key: self._interpolate(method, coarse) for key, method in self._methods[name].items()}
+        if self._back_projection is not None:
             bounds = self._methods[name]["bicubic"].bounds(0, torch.from_numpy(coarse))
-            baselines[AGREEING] = baselines["bicubic"].copy()
-            self._agreement.correct(coarse, baselines[AGREEING], bounds)
+            baselines[BACK_PROJECTED] = baselines["bicubic"].copy()
+            self._back_projection.correct(coarse, baselines[BACK_PROJECTED], bounds)
         return Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
 
     @functools.cached_property
-    def _all_places(self) -> list[tuple[str, dict[str, int]]]:
-        return [(name, at) for name in self.names for at in self.places(name)]
+    def _all_indices(self) -> list[tuple[str, dict[str, int]]]:
+        return [(name, at) for name in self.names for at in self.list_indices(name)]
 
     @functools.cached_property
     def _methods(self) -> dict[str, dict[str, Interpolation]]:
-        """The baselines of every variable, by name."""
+        """Baselines by variable and method name."""
         if COARSE not in self.sources:
             return {name: {} for name in self.names}
         grid = dataclasses.replace(self.coarse_grid, names=self.grid.names)
@@ -185,61 +207,61 @@ class Pairs:
         return {name: {m: Interpolation(m, dataset, grid) for m in METHODS} for name, dataset in coarse.items()}
 
     @functools.cached_property
-    def _agreement(self) -> Agreement | None:
-        """What a prediction that agrees with its input is compared with, too; None for others."""
+    def _back_projection(self) -> BackProjection | None:
+        """Back-projection for a baseline, if the prediction was back-projected; else None."""
         if COARSE not in self.sources or self.prediction.attrs.get("fastds_coarsened") != "mean":
             return None
-        return agreement_onto(self.coarse_grid, self.grid.latitude, self.grid.longitude)
+        return make_back_projection(self.coarse_grid, self.grid.latitude, self.grid.longitude)
 
-    def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
+    def _interpolate(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
         out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)
-        method.onto(torch.from_numpy(coarse)[None, None], self.grid.latitude, self.grid.longitude, [out])
+        method.predict_grid(torch.from_numpy(coarse)[None, None], self.grid.latitude, self.grid.longitude, [out])
         return out
 
 
-def _geometry(dataset: xr.Dataset, what: str) -> Geometry:
+def _find_geometry(dataset: xr.Dataset, what: str) -> Geometry:
     try:
-        return geometry(dataset)
+        return find_geometry(dataset)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
 
-def _common_names(
+def _find_common_names(
     given: dict[str, xr.Dataset], grids: dict[str, Geometry], var: str | None
 ) -> tuple[list[str], list[str]]:
-    """The variables on the grids that all datasets have, in the order of the first, and those that only it has."""
-    names = {what: names_of_fields(dataset, grids[what]) for what, dataset in given.items()}
+    """Return the variables that all datasets have, in the order of the first, and those that only the first has."""
+    names = {what: list_fields(dataset, grids[what]) for what, dataset in given.items()}
     for what, found in names.items():
         if var is not None and var not in found:
             raise ValueError(f"{what} has no field {var!r} over its grid; it has {', '.join(found) or 'none'}")
     first = next(iter(names.values()))
     common = [name for name in first if all(name in found for found in names.values())]
     if not common:
-        said = "; ".join(f"{what} has {', '.join(found) or 'none'}" for what, found in names.items())
-        raise ValueError(f"there is no variable that all files have: {said}")
+        message = "; ".join(f"{what} has {', '.join(found) or 'none'}" for what, found in names.items())
+        raise ValueError(f"there is no variable that all files have: {message}")
     return (common, [name for name in first if name not in common]) if var is None else ([var], [])
 
 
 def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> None:
-    """ValueError unless the datasets, of which the first is on a curvilinear grid, have the same points."""
+    """Raise ValueError unless the datasets have the same points. The first dataset is on a curvilinear grid."""
     if COARSE in given:
-        said = f"{COARSE} is on a curvilinear grid, whose place among finer points is not known"
-        raise ValueError(f"{said}; evaluate without the argument input")
+        message = f"{COARSE} is on a curvilinear grid, whose place among finer points is not known"
+        raise ValueError(f"{message}; evaluate without the argument input")
     called, what = given
-    first, second = (_points_of(dataset, grids[whose]) for whose, dataset in given.items())
+    first, second = (_find_points(dataset, grids[whose]) for whose, dataset in given.items())
     same = first[0] is not None and second[0] is not None and first[0].shape == second[0].shape
     if not same or not all(np.allclose(a, b, atol=1e-3) for a, b in zip(first, second, strict=True)):
-        raise ValueError(f"the grids differ: {called} and {what} are on curvilinear grids of other points")
+        raise ValueError(f"the grids differ: {called} and {what} are on curvilinear grids with different points")
 
 
-def _points_of(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.DataArray | None, xr.DataArray | None]:
-    """Latitudes and longitudes of the fields on a grid."""
-    places = (latitude_longitude(dataset[n].transpose(..., *grid.names)) for n in names_of_fields(dataset, grid))
+def _find_points(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+    """Return latitudes and longitudes of the fields on a grid."""
+    places = (latitude_longitude(dataset[n].transpose(..., *grid.names)) for n in list_fields(dataset, grid))
     return next(places, (None, None))
 
 
 def _check_covers(coarse: Geometry, fine: Geometry, called: str) -> None:
-    """ValueError unless the fine points lie on the coarse grid, or a coarse cell beyond at most."""
+    """Raise ValueError unless the fine points are inside the coarse grid or at most one coarse cell outside."""
     sizes = coarse.latitude.numel(), None if coarse.periodic else coarse.longitude.numel()
     for at, n in zip(coarse.positions(fine.latitude, fine.longitude), sizes, strict=True):
         if n is not None and (float(at.min()) < -1 or float(at.max()) > n):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points on the globe, from a CSV file, columns or pairs."""
+"""Points on the globe from a CSV file, columns or pairs."""
 
 import csv
 import os
@@ -10,9 +10,12 @@ from pathlib import Path
 Points = str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]]
 
 
-def _rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a CSV file, whose columns are apart by the first of comma, semicolon and tab that its head has.
-    Raises: ValueError for another encoding than UTF-8 and rows of another length."""
+def _read_rows(path: str | os.PathLike) -> list[dict]:
+    """Read the rows of a CSV file. The separator is the first of comma, semicolon and tab that the header contains.
+
+    Raises:
+        ValueError: the encoding is not UTF-8, or a row has the wrong number of values.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             head = file.readline()
@@ -32,7 +35,7 @@ def _rows(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def _in_memory(points: Mapping[str, Sequence] | Sequence[tuple[float, float]]) -> list[dict]:
+def _collect_rows(points: Mapping[str, Sequence] | Sequence[tuple[float, float]]) -> list[dict]:
     try:
         if not hasattr(points, "keys"):
             return [{"lat": latitude, "lon": longitude} for latitude, longitude in points]
@@ -44,16 +47,24 @@ def _in_memory(points: Mapping[str, Sequence] | Sequence[tuple[float, float]]) -
 
 
 def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
-    """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; TypeError for what are no points;
-    ValueError without a latitude and a longitude for each."""
+    """Read points, see fastds.query.
+
+    Returns:
+        Rows, latitudes and longitudes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: the argument is not a collection of points.
+        ValueError: a point has no latitude or no longitude.
+    """
     where = "points"
     if isinstance(points, str | os.PathLike):
         where = str(points)
         if not Path(points).is_file():
             raise FileNotFoundError(f"no such file: {points}")
-        stations = _rows(points)
+        stations = _read_rows(points)
     else:
-        stations = _in_memory(points)
+        stations = _collect_rows(points)
     columns = {str(name).strip().lower(): name for name in (stations[0] if stations else {})}
     pair = [
         next((columns[n] for n in names if n in columns), None) for names in (("lat", "latitude"), ("lon", "longitude"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscale gridded fields to any grid, or read them at stations, with an arbitrary-scale model."""
+"""Downscaling of gridded fields and queries at points: functions of datasets and of files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import nn
 
 from fastds.data import opened
 from fastds.data.reading import Reading
-from fastds.models.baselines.interpolation import bilinear_at
-from fastds.tasks.common.inference import (
-    Report,
+from fastds.inference.chunking import compute_lazily, is_lazy, make_template
+from fastds.inference.execution import inference_context, resolve_execution
+from fastds.inference.files import (
+    RunSummary,
     check_target,
     check_truth_file,
-    file_to_file,
+    process_file,
 )
-from fastds.tasks.common.pieces import is_lazy, lazy, outline
-from fastds.tasks.common.settings import computing, settle
-from fastds.tasks.common.tables import write_csv
+from fastds.inference.tables import write_csv
+from fastds.models.baselines.interpolation import bilinear_at
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.fields.geometry import geometry
-from fastds.tasks.fields.job import FieldsJob
+from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.networks import FieldModel
+from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.fields.points import Points, read_points
-from fastds.tasks.fields.stations import on_axes, projection_of
+from fastds.tasks.fields.stations import find_projection, project_points
 from fastds.tasks.fields.totals import RunningTotals
-from fastds.tasks.fields.variables import with_fields
+from fastds.tasks.fields.variables import select_field
 
 
 def downscale(
@@ -49,29 +49,35 @@ def downscale(
     coarsened: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
+    """Downscale the variables of a dataset to a finer grid. Exactly one of scale, grid and like must be given.
 
     Args:
-        model: INRDownscaler, or the name or path of its weights, or bilinear, bicubic or lanczos; None: inr-small where
-            it takes the dataset, else inr-any, which takes every variable by itself.
-        dataset: fields (..., latitude, longitude); for inr-any and the methods without weights also over evenly spaced
-            y and x, or on a curvilinear grid.
-        scale: factor > 0. grid: spacing of the new grid, degrees or units of y and x. like: dataset, or file, whose
-            coordinates are taken.
-        var: the only field that is read; None: those of the most dimensions, or those that the model names.
-        static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
-        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
-        coarsened: "mean" where every value of the dataset is known to be the mean of the finer cells in its own: the
-            result is corrected until its means are these values, see fastds.tasks.fields.agreement. None: not known.
+        model: INRDownscaler, shipped name, weights file, "bilinear", "bicubic" or "lanczos"; None: inr-small if it
+            takes the dataset, else inr-any, which processes each variable independently.
+        dataset: fields (..., latitude, longitude). inr-any and interpolation also take equally spaced y and x, and
+            curvilinear grids.
+        scale: scale factor, greater than 0.
+        grid: spacing of the output grid in degrees, or in the units of y and x.
+        like: dataset or file with the coordinates of the output.
+        var: name of the only variable; None: the variables with the most dimensions, or those in the model's card.
+        static: static maps for a model that reads static maps: a Dataset, or files FILE.nc or FILE.nc:VARIABLE on any
+            grid.
+        threads: number of CPU threads; None: torch's setting.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
+        device: "auto", "cpu" or "cuda"; None: the device of the model.
+        coarsened: "mean" if each value of the dataset is known to be the mean of the finer cells within its cell. The
+            result is then back-projected, see fastds.tasks.fields.back_projection. None: not known.
         progress: show a progress bar.
 
-    Returns: a new Dataset, lazy where dask holds the fields of the dataset; memory beyond it is that of one field.
+    Returns:
+        A new Dataset, lazy if the variables are dask arrays. The computation needs additional memory for one field.
 
-    Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
+    Raises:
+        ValueError: data, model or target grid that do not fit, or target points outside a regional domain.
     """
     where = {"scale": scale, "grid": grid, "like": like, "var": var}
-    computed = {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
-    return _run(model, dataset, static=static, progress=progress, folder=None, **where, **computed)[0]
+    execution = {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    return _downscale(model, dataset, static=static, progress=progress, folder=None, **where, **execution)[0]
 
 
 def downscale_file(
@@ -92,40 +98,73 @@ def downscale_file(
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[Reading],
-) -> Report:
-    """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
+) -> RunSummary:
+    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
-    Fine variables above 256 MB wait in unnamed files beside the target. truth: the file that the result will be
-    compared with; whether it fits is checked before it is computed. reading: see fastds.data.reading. dtype: of the
-    fields in target, "input" (integers where the input has packed ones) or "float32"."""
+    Variables above 256 MiB are stored in unnamed temporary files in the folder of the target.
+
+    Args:
+        source: input file.
+        target: output file, NetCDF or Zarr.
+        model: see downscale.
+        truth: file with which the result will be compared; it is checked before the computation.
+        dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
+        reading: options for reading the input, see fastds.data.reading.
+
+    Returns:
+        Summary of the run.
+    """
     chosen = {"scale": scale, "grid": grid, "like": like, "var": var, "static": static, "progress": progress}
     chosen |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
 
-    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(output: xr.Dataset) -> None:
             check_truth_file(truth, functools.partial(check_truth, output=output, coarse=dataset), var, **reading)
 
-        return _run(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
+        return _downscale(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
 
-    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
+    return process_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
 def plan(model: str | None, dataset: xr.Dataset, var: str | None = None) -> str:
-    """What `downscale` would make of a dataset by a network or method of this name, None: by its choice, for the user.
-    Raises: ValueError where it does not fit."""
-    grid = geometry(dataset, var)
-    method, note = pick_method(model, with_fields(dataset, grid, var), grid)
-    return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.domain.text())))
+    """Describe how `downscale` would process a dataset.
+
+    Args:
+        model: name of a network or an interpolation; None: the default model.
+        dataset: fields.
+        var: name of the only variable.
+
+    Raises:
+        ValueError: the dataset does not fit.
+    """
+    grid = find_geometry(dataset, var)
+    method, note = pick_method(model, select_field(dataset, grid, var), grid)
+    return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.ood.text())))
 
 
-def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
-    """The fine dataset and the report; options: of FieldsJob; folder: where large fields are kept in a file, None: in
-    memory; check: called with the result's outline before that is computed. Fields of dask stay lazy."""
-    job = FieldsJob(model, dataset, **options)
+def _downscale(model, dataset, *, progress=False, folder=None, check=None, **options):
+    """Downscale a dataset.
+
+    Args:
+        model: see downscale.
+        dataset: fields; dask arrays stay lazy if `folder` is None.
+        progress: show a progress bar.
+        folder: folder for memory-mapped files of large fields; None: in memory.
+        check: function that is called with the result before its values are execution; None: no function.
+        options: arguments of FieldsJob.
+
+    Returns:
+        The fine dataset and the summary of the run.
+    """
+    pipeline = FieldsPipeline(model, dataset, **options)
     if check is not None:
-        check(outline(job))
-    out = lazy(job) if folder is None and job.dim and is_lazy(dataset) else job.at_once(progress, folder)
-    return out, job.report()
+        check(make_template(pipeline))
+    out = (
+        compute_lazily(pipeline)
+        if folder is None and pipeline.dim and is_lazy(dataset)
+        else pipeline.compute_all(progress, folder)
+    )
+    return out, pipeline.make_summary()
 
 
 def query(
@@ -140,66 +179,78 @@ def query(
     precision: str | None = None,
     device: str | None = None,
 ) -> list[dict]:
-    """Values of every variable at points, by the model and by bilinear interpolation, one row per field and point.
+    """Compute the values of all variables at points, by the model and by bilinear interpolation.
 
     Args:
-        model, dataset, var, static, threads, precision, device: as in downscale.
-        points: pairs (latitude, longitude) in degrees, longitudes in either convention; or columns of equal length with
-            the names lat and lon (others are kept); or a CSV file of such columns.
-        outside: of a regional domain, "error", "nan" or "clamp".
+        model: see downscale.
+        dataset: see downscale.
+        points: pairs (latitude, longitude) in degrees, longitudes in any convention; or columns of equal length that
+            include lat and lon; or a CSV file with these columns.
+        outside: points outside a regional domain: "error" raises an exception, "nan" gives NaN, "clamp" moves them to
+            the edge.
+        var: name of the only variable.
+        static: see downscale.
+        threads: see downscale.
+        precision: see downscale.
+        device: see downscale.
 
-    Returns: rows {columns of the point, leading coordinates, name: model value, name_bilinear: interpolated value,
-        fastds_out_of_domain and, where something is outside, fastds_out_of_domain_by: see fastds.tasks.domain.score}.
+    Returns:
+        One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
+        NAME_bilinear, fastds_out_of_domain and, if an input is out of distribution, fastds_out_of_domain_by (see
+        fastds.inference.ood.score).
 
-    Raises: ValueError: data, model or points that do not fit; points with a column of a name that the rows have.
+    Raises:
+        ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
     """
     options = {"threads": threads, "precision": precision, "device": device}
     return _query(model, dataset, points, outside, var, static, **options)[0]
 
 
-def query_plan(dataset: xr.Dataset, var: str | None = None) -> str:
-    """What `query` would read of a dataset by its choice, for the user. Raises: ValueError where it does not fit."""
-    grid = geometry(dataset, var)
-    fields, note = pick_network(None, with_fields(dataset, grid, var), grid)
-    projection_of(fields.dataset, grid)
+def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
+    """Describe what `query` would compute from a dataset with the default model. Raises ValueError if it does not
+    fit.
+    """
+    grid = find_geometry(dataset, var)
+    fields, note = pick_network(None, select_field(dataset, grid, var), grid)
+    find_projection(fields.dataset, grid)
     return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
 
 
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
-    """The rows of query, the name of the model and a sentence about it; options: of settle."""
+    """Return the rows of query, the name of the model and a note. options: of resolve_execution."""
     stations, latitude, longitude = read_points(points)
-    grid = geometry(dataset, var)
-    fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
+    grid = find_geometry(dataset, var)
+    fields, note = pick_network(model, select_field(dataset, grid, var), grid, static)
     _check_columns(stations, fields)
     grid = fields.grid
-    at_rows, at_columns = on_axes(projection_of(fields.dataset, grid), grid, latitude, longitude)
-    settings = settle(fields.model, **options)
-    with computing(fields.model, settings):
+    at_rows, at_columns = project_points(find_projection(fields.dataset, grid), grid, latitude, longitude)
+    settings = resolve_execution(fields.model, **options)
+    with inference_context(fields.model, settings):
         fields.check(stacklevel=4)
-        judged = fields.domain.attributes()
+        ood = fields.ood.attributes()
         where = grid.points(at_rows, at_columns, outside=outside)
         factor = (fields.model.max_scale,) * 2
         rows = []
         fields.find_totals()
         totals = RunningTotals(fields.running)
-        for label, given in fields.fields():
-            x = totals.increments(label, given)
+        for label, given in fields.iterate_fields():
+            x = totals.to_increments(label, given)
             with settings.autocast():
-                y = fields.at(x, where, factor)
+                y = fields.predict_points(x, where, factor)
             for k, c in enumerate(fields.predicted):
                 totals.add(label, c, y[:, k].numpy())
-            plain = bilinear_at(given, where, fields.model.edge)[0]
+            bilinear = bilinear_at(given, where, fields.model.edge)[0]
             at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
             for q, station in enumerate(stations):
                 row = station | at
                 for k, c in enumerate(fields.predicted):
-                    row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(plain[q, c])}
-                rows.append(row | judged)
+                    row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(bilinear[q, c])}
+                rows.append(row | ood)
     return rows, fields.name, note
 
 
 def _check_columns(stations: list[dict], fields: FieldModel) -> None:
-    """Raise ValueError where points have a column of a name that the result needs, whose values it would replace."""
+    """Raise ValueError if a column of the points has the name of a column of the result."""
     names = [fields.names[c] for c in fields.predicted]
     made = [
         *fields.lead,
@@ -230,14 +281,29 @@ def query_file(
     precision: str | None = None,
     device: str | None = None,
     **reading: Unpack[Reading],
-) -> Report:
-    """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV.
+) -> RunSummary:
+    """Query a file at the points of a CSV file and write the rows to another CSV file.
 
-    reading: see fastds.data.reading."""
+    Args:
+        source: input file.
+        points: CSV file with the columns lat and lon.
+        target: CSV file to write.
+        model: see downscale.
+        outside: see query.
+        var: name of the only variable.
+        static: see downscale.
+        threads: see downscale.
+        precision: see downscale.
+        device: see downscale.
+        reading: options for reading the input, see fastds.data.reading.
+
+    Returns:
+        Summary of the run.
+    """
     check_target(source, target)
     check_target(points, target)
     options = {"threads": threads, "precision": precision, "device": device}
     with opened(source, var, **reading) as dataset:
         rows, name, note = _query(model, dataset, points, outside, var, static, **options)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
-    return Report(name, {}, [note, f"wrote {target}: {len(rows)} rows"])
+    return RunSummary(name, {}, [note, f"wrote {target}: {len(rows)} rows"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of latitude-longitude fields to training crops and whole fields for validation."""
+"""Training crops and validation fields from files of gridded fields."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from fastds.data.grid.variables import field_names
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
-from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import of_fields
+from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.tasks.fields.config import DataConfig
-from fastds.tasks.fields.evaluation import scored_margin
+from fastds.tasks.fields.evaluation import compute_margin
+from fastds.training.modules import BaseDataModule
 
 
 def load_fields(config: DataConfig) -> Tensor:
-    """(T, C, H, W) float32 in the units of the file.
+    """Read the variables of one file.
 
-    Raises: FileNotFoundError; ValueError for a missing variable, another unit, other dimensions or missing values.
+    Returns:
+        (T, C, H, W) float32 in the units of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a variable that is missing, has other units or dimensions, or has missing values.
     """
     if pathlib.Path(config.path).is_dir():
         raise ValueError(f"data.path must be one file of fields, got the folder {config.path}")
@@ -47,24 +52,30 @@ def load_fields(config: DataConfig) -> Tensor:
             field = choose_level(field, config.level)
             if field.ndim != 3 or not field.shape[0]:
                 raise ValueError(f"{name} has the shape {field.shape}, expected (time, latitude, longitude)")
-            stack.append(_values(field, config.path))
+            stack.append(_read_values(field, config.path))
     return torch.stack(stack, 1)
 
 
 def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
-    """Name of the file and (T, 1, H, W) float32 of each FILE.nc:VARIABLE of config.each, all its times and levels; for
-    ["*"] of every field of the file or folder, but for those that do not fit, of which a UserWarning tells.
+    """Read the variables in config.each with all their times and levels.
 
-    Raises: FileNotFoundError; ValueError for a missing variable, dimensions that do not fit or missing values.
+    ["*"] selects all fields of the file or folder; fields that do not fit are left out with a UserWarning.
+
+    Returns:
+        Pairs of file name and values (T, 1, H, W) float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a variable that does not exist, has other dimensions, or has missing values.
     """
     everything, found = config.each == ["*"], []
-    for path, names in _files_of(config):
+    for path, names in _list_files(config):
         with open_dataset(path) as dataset:
             for name in field_names(dataset) if everything else names:
                 if name not in dataset:
                     raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
                 try:
-                    values = _values(dataset[name], path)
+                    values = _read_values(dataset[name], path)
                 except ValueError as error:
                     if not everything:
                         raise
@@ -76,8 +87,8 @@ def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _files_of(config: DataConfig) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Each file of config.each with the variables that are named of it; of "*" none are."""
+def _list_files(config: DataConfig) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """Yield each file of config.each with the names of its variables; no names for "*"."""
     folder = pathlib.Path(config.path)
     if config.each == ["*"]:
         if not folder.exists():
@@ -91,8 +102,12 @@ def _files_of(config: DataConfig) -> Iterator[tuple[pathlib.Path, list[str]]]:
         yield folder / file, [source.rpartition(":")[2] for source in (first, *others)]
 
 
-def _values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
-    """(..., latitude, longitude) float32. Raises: ValueError for an uneven grid, implausible or missing values."""
+def _read_values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
+    """Read values (..., latitude, longitude) as float32.
+
+    Raises:
+        ValueError: an unevenly spaced grid, implausible or missing values.
+    """
     check_rows_and_columns(field, *field.dims[-2:])
     check_spacing(field)
     values = torch.from_numpy(plausible_values(field, f" of {path}", MEND_FIRST))
@@ -101,8 +116,8 @@ def _values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
     return values
 
 
-def describe(config: DataConfig) -> list[dict]:
-    """Name, standard name and units of config.variables for a model's card, as the file gives them."""
+def describe_variables(config: DataConfig) -> list[dict]:
+    """Return name, standard name and units of config.variables in the file, for the model card."""
     with open_dataset(config.path) as dataset:
         return [
             {
@@ -114,9 +129,10 @@ def describe(config: DataConfig) -> list[dict]:
 
 
 def load_statics(config: DataConfig) -> StaticMaps | None:
-    """Maps (S, H, W) on the grid of the fields, in the units of their files; None without.
+    """Read the static maps (S, H, W) on the grid of the fields, in the units of their files; None if there are none.
 
-    Raises: ValueError for one that is missing, has other dimensions, does not cover the fields or has missing values.
+    Raises:
+        ValueError: a map that does not exist, has other dimensions, does not cover the fields, or has missing values.
     """
     if not config.statics:
         return None
@@ -129,20 +145,20 @@ def load_statics(config: DataConfig) -> StaticMaps | None:
             raise ValueError(f"data.statics: {error}") from None
 
 
-class FieldData(SampleData):
-    """Random training crops; the validation region whole, one field at a time.
+class FieldData(BaseDataModule):
+    """Random training crops, and whole fields of the validation part, one field at a time.
 
     Args:
         config: see DataConfig.
-        seed: of the samples.
-        devices: see SampleData.
+        seed: random seed of the samples.
+        devices: see BaseDataModule.
     """
 
     def __init__(self, config: DataConfig, seed: int = 0, devices: int = 1):
         super().__init__(config, seed, devices)
         self.validation_batch = 1
         self.static_variables, self.validation_static = [], None
-        blocks = self._each() if config.each else [self._one()]
+        blocks = self._load_each() if config.each else [self._load_variables()]
         degradation = Degradation(DegradationConfig(probability=config.degraded), self.limits)
         vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
@@ -151,8 +167,8 @@ class FieldData(SampleData):
             flips=config.flips, vectors=vectors, samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
 
-    def _one(self) -> FieldBlock:
-        """The training part of the variables of one file; the rest of it becomes the validation."""
+    def _load_variables(self) -> FieldBlock:
+        """Load the variables of one file; set the validation fields and return the training part."""
         config = self.config
         fields = load_fields(config)
         self.files = [pathlib.Path(config.path).name]
@@ -171,48 +187,50 @@ class FieldData(SampleData):
         self.limits = (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
         self.validation = config.part(fields, validated)
         self.validation_static = config.static_part(static, validated)
-        if min(train.shape) < 1 or len(self.validation) < 1 or not self._large_enough(self.validation):
+        if min(train.shape) < 1 or len(self.validation) < 1 or not self._is_large_enough(self.validation):
             raise ValueError(
                 f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
-                f"validation, at least {self._least} rows and columns are needed for data.test_scales "
-                f"{config.test_scales}{self._way_out(fields)}"
+                f"validation, at least {self._min_size} rows and columns are needed for data.test_scales "
+                f"{config.test_scales}{self._suggest_option(fields)}"
             )
         return block
 
-    def _each(self) -> list[FieldBlock]:
-        """The training part of every source; of what is large enough for it the first and last field validate."""
+    def _load_each(self) -> list[FieldBlock]:
+        """Load each source; set the first and last field of each large enough validation part, return the training
+        parts.
+        """
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
-        self.limits = None  # nothing is degraded
+        self.limits = None  # no degradation pipeline
         blocks, self.validation = [], []
         for file, fields in load_each(self.config):
             self.files.append(file)
             trained, validated = self.config.limits(fields.shape[3])
             blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
             held_out = fields[..., slice(*validated)]
-            if self._large_enough(held_out):
+            if self._is_large_enough(held_out):
                 self.validation += [held_out[k] for k in sorted({0, len(held_out) - 1})]
         if not self.validation:
             raise ValueError(
-                f"data.each: no last fifth of columns has the {self._least} rows and columns that the validation needs "
-                f"for data.test_scales {self.config.test_scales}; take fields of {5 * self._least} columns, or one "
-                "variable by data.variables with data.split=time"
+                f"data.each: no last fifth of columns has the {self._min_size} rows and columns that the validation "
+                f"needs for data.test_scales {self.config.test_scales}; take fields of {5 * self._min_size} columns, "
+                "or one variable by data.variables with data.split=time"
             )
         return blocks
 
-    def _large_enough(self, fields: Tensor) -> bool:
-        return min(fields.shape[2:]) >= self._least
+    def _is_large_enough(self, fields: Tensor) -> bool:
+        return min(fields.shape[2:]) >= self._min_size
 
-    def _way_out(self, fields: Tensor) -> str:
-        """The end of a refusal: an option with which fields (T, C, H, W) are large enough, where there is one."""
-        if self.config.split != "time" and len(fields) >= 5 and self._large_enough(fields):
+    def _suggest_option(self, fields: Tensor) -> str:
+        """Return the end of an error message: an option with which the fields (T, C, H, W) are large enough, if any."""
+        if self.config.split != "time" and len(fields) >= 5 and self._is_large_enough(fields):
             return "; data.split=time validates on the last times and all columns"
         return ""
 
     @property
-    def _least(self) -> int:
-        """Rows and columns that the validation needs."""
-        return 2 * scored_margin(max(self.config.test_scales)) + 8
+    def _min_size(self) -> int:
+        """Smallest number of rows and columns of a validation field."""
+        return 2 * compute_margin(max(self.config.test_scales)) + 8
 
-    def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData."""
-        return of_fields(sample["x"], self.config.names)
+    def compute_statistics(self, sample: dict) -> dict[str, float]:
+        """See BaseDataModule."""
+        return compute_field_statistics(sample["x"], self.config.names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of gridded fields and ensembles: what is added up for every variable and method, and the table of them."""
+"""Scores of gridded fields and ensembles: accumulated sums by variable and method, and tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import xarray as xr
 
 from fastds.data.grid.times import most_frequent_step, seconds_since_first
 from fastds.data.grid.variables import rain_kind, rain_units
+from fastds.inference.scoring import ScoreSums
+from fastds.inference.tables import ScoreTables, format_count, make_score_table, write_csv
 from fastds.metrics import EnsembleScores, FieldScores
-from fastds.tasks.common.scoring import Sums
-from fastds.tasks.common.tables import ScoreTables, counted, score_table, write_csv
 from fastds.tasks.fields.pairs import Pair
 
 if TYPE_CHECKING:
@@ -24,67 +24,73 @@ if TYPE_CHECKING:
 
 WET_RATE = 0.1  # mm/h
 REFERENCE = "bicubic"
-# Score: its head in the table.
+# Score -> heading in the table.
 _ERRORS = {"mae": "MAE", "rmse": "RMSE", "bias": "bias"}
 _SHAPE = {"correlation": "corr.", "power": "detail"}
 _RAIN = {"wet": "wet area", "rain": "mean rain"}
 _ENSEMBLE = {"crps": "CRPS", "spread": "spread", "spread_skill": "spread/skill", "outliers": "outliers"}
-_IN_UNITS = {*_ERRORS, "crps", "spread"}  # written with the decimals of the variable; correlations have four
+# printed with the decimals of the variable; correlations have four decimals, other scores three
+_IN_UNITS = {*_ERRORS, "crps", "spread"}
 
 
-class Scores:
-    """The scores of one variable.
+class VariableScores:
+    """Accumulated scores of one variable.
 
-    Args: field: of the truth, for units and times; weights: (H, 1) of the rows; members: of the
-    prediction, 1 where it is no ensemble; name: of the prediction among the methods.
+    Args:
+        field: the variable in the truth, for its units and times.
+        weights: (H, 1) weights of the rows.
+        members: number of ensemble members of the prediction, 1 without an ensemble.
+        name: label of the prediction among the methods.
     """
 
     def __init__(self, field: xr.DataArray, weights: torch.Tensor, members: int, name: str):
         self.wet, self.weights, self.members, self.name = (
-            wet_threshold(field),
+            find_wet_threshold(field),
             weights,
             members,
             name,
         )
-        self.sums = Sums()  # by method
+        self.sums = ScoreSums()  # by method
         self.ensemble = EnsembleScores()
-        self.seen = 0
+        self.n_cells = 0
 
     def add(self, pair: Pair) -> None:
-        """Add a field, scored where it is missing in none."""
+        """Add a field. Cells that are missing in any of the fields are ignored."""
         truth = torch.from_numpy(np.where(pair.valid, pair.truth, np.nan))
         members = torch.from_numpy(pair.members)
         made = {key: torch.from_numpy(z) for key, z in pair.baselines.items()} | {self.name: members.mean(0)}
         if self.members > 1:
-            made[one_of(self.name)] = members[0]
+            made[label_single_member(self.name)] = members[0]
             self.ensemble.add(members, truth, self.weights)
         for key, z in made.items():
             self.sums.setdefault(key, FieldScores(self.wet)).add(z, truth, self.weights)
-        self.seen += truth.numel()
+        self.n_cells += truth.numel()
 
-    def __iadd__(self, other: Scores) -> Scores:
-        """Add the fields of another of the same variable."""
+    def __iadd__(self, other: VariableScores) -> VariableScores:
+        """Add the scores of other fields of the same variable."""
         self.sums += other.sums
         self.ensemble += other.ensemble
-        self.seen += other.seen
+        self.n_cells += other.n_cells
         return self
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """method -> score -> number, the ensemble's beside those of its mean."""
+        """Return method -> score -> value. The row of the ensemble mean also has the scores of the ensemble."""
         rows = {key: sums.means() for key, sums in self.sums.items()}
         if self.members > 1:
             rows[self.name] |= self.ensemble.means()
         return rows
 
 
-def one_of(name: str) -> str:
-    """The row of a single member beside that of the mean of an ensemble."""
+def label_single_member(name: str) -> str:
+    """Return the label of the row for a single member of an ensemble."""
     return f"{name.removesuffix(', mean')}, one member"
 
 
-def wet_threshold(field: xr.DataArray) -> float | None:
-    """WET_RATE in the unit of a variable of rain, of amounts over the most frequent step of time, an hour where there
-    is none; None for other variables."""
+def find_wet_threshold(field: xr.DataArray) -> float | None:
+    """Return WET_RATE in the units of a precipitation variable; None for other variables.
+
+    For amounts, WET_RATE is multiplied by the most frequent time step, or by an hour if there is only one time.
+    """
     kind = rain_kind(field)
     if kind is None:
         return None
@@ -100,15 +106,20 @@ class FieldTable(ScoreTables):
     """Scores by variable and method.
 
     Attributes:
-        rows: variable -> method -> score -> number. mae, rmse, bias in the unit of the variable, weighted means
-            over all cells of all fields; correlation over the cells of a field, mean over fields;
-            power: at wavelengths of 2 to 4 cells over the truth's; of rain wet and rain: area of at least WET_RATE, and
-            mean rain, over the truth's. In the row of an ensemble's mean also crps (fair), spread, spread_skill and
-            outliers, see fastds.metrics.EnsembleScores. NaN where a score is not defined.
-        units: variable -> its unit. fields, cells: numbers of fields, and of their cells; left_out: of these, missing
-        somewhere. shape: (H, W) of a field. members: of the ensemble, 1 where there is none. by_latitude: whether means
-        are weighted by the cosine of the latitude; else all cells count alike. notes: sentences below.
+        rows: variable -> method -> score -> value, NaN for a score that is not defined. mae, rmse and bias: in the
+            units of the variable, weighted means over all cells of all fields. correlation: over the cells of a field,
+            mean over fields. power: power at wavelengths of 2 to 4 cells relative to the truth. wet and rain
+            (precipitation only): area of at least WET_RATE and mean, relative to the truth. crps (fair), spread,
+            spread_skill and outliers (ensemble mean only): see fastds.metrics.EnsembleScores.
+        units: variable -> units.
+        fields: number of fields.
+        cells: number of cells of all fields.
+        left_out: number of cells that are missing in one of the fields.
+        shape: (H, W) of a field.
+        members: number of ensemble members, 1 without an ensemble.
+        by_latitude: whether means are weighted by the cosine of the latitude.
         ranks: variable -> rank histogram of the ensemble.
+        notes: further notes below the tables.
     """
 
     rows: dict[str, dict[str, dict[str, float]]]
@@ -123,7 +134,7 @@ class FieldTable(ScoreTables):
     notes: tuple[str, ...] = ()
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one line per variable and method, by a temporary name; scores that a row has not are empty."""
+        """Write one line per variable and method, atomically. Scores that a row does not have are empty."""
         rows = [(name, method, row) for name, methods in self.rows.items() for method, row in methods.items()]
         known = [score for part in (_ERRORS, _SHAPE, _RAIN, _ENSEMBLE) for score in part]
         columns = [score for score in known if any(score in row for *_, row in rows)]
@@ -132,78 +143,78 @@ class FieldTable(ScoreTables):
 
     @property
     def title(self) -> str:
-        """The heading of a page of the tables."""
+        """Heading of the HTML page."""
         return "Errors of downscaled fields"
 
     def tables(self) -> list[Table]:
-        """The tables as they are printed."""
+        """Return the tables as they are printed."""
         rain = [name for name, rows in self.rows.items() if any("wet" in row for row in rows.values())]
-        ensembles = [self._ensembles()] if self.members > 1 else []
-        return [*map(self._errors, self.rows), *map(self._rain, rain), *ensembles]
+        ensembles = [self._make_ensemble_table()] if self.members > 1 else []
+        return [*map(self._make_error_table, self.rows), *map(self._make_rain_table, rain), *ensembles]
 
-    def sentences(self) -> list[str]:
-        """What stands below the tables."""
+    def list_notes(self) -> list[str]:
+        """Return the notes below the tables."""
         height, width = self.shape
         weighted = "means are weighted by the cosine of the latitude" if self.by_latitude else "all cells count alike"
-        said = [
-            f"{counted(self.fields, 'field')} of {height} x {width} cells; {weighted}. Correlation: over the "
+        notes = [
+            f"{format_count(self.fields, 'field')} of {height} x {width} cells; {weighted}. Correlation: over the "
             "cells of a field, mean over fields; detail: power at wavelengths of 2 to 4 cells over the truth's."
         ]
         if self.left_out:
-            said.append(
+            notes.append(
                 f"{self.left_out} of {self.cells} cells are left out of all rows: missing in the prediction or the "
                 "truth, or interpolated from missing ones."
             )
         if any("wet" in row for methods in self.rows.values() for row in methods.values()):
-            said.append(f"Wet area: at least {WET_RATE:g} mm/h.")
+            notes.append(f"Wet area: at least {WET_RATE:g} mm/h.")
         if self.members > 1:
-            said.append(
+            notes.append(
                 "CRPS: fair, to be compared with the MAE of a single field; spread/skill: 1 is right, below 1 the "
                 "members differ too little; outliers: share of the truth outside all members, "
                 f"{2 / (self.members + 1):.3f} is right."
             )
-        return [*said, *self.notes]
+        return [*notes, *self.notes]
 
-    def _errors(self, name: str) -> Table:
-        rows, units, decimals = self.rows[name], self.units[name], self._decimals(name)
+    def _make_error_table(self, name: str) -> Table:
+        rows, units, decimals = self.rows[name], self.units[name], self._count_decimals(name)
         columns = _ERRORS | _SHAPE
-        heads, against = list(columns.values()), REFERENCE in rows
-        heads[2:2] = [f"vs {REFERENCE}"] * against
-        table = score_table(f"{name}, errors in {units}" if units else name, ("method", *heads))
+        heads, has_reference = list(columns.values()), REFERENCE in rows
+        heads[2:2] = [f"vs {REFERENCE}"] * has_reference
+        table = make_score_table(f"{name}, errors in {units}" if units else name, ("method", *heads))
         for method, row in rows.items():
-            cells = [_text(score, row[score], decimals) for score in columns]
-            if against:
-                cells.insert(2, _change(row["rmse"], rows[REFERENCE]["rmse"]) if method != REFERENCE else "")
+            cells = [_format_score(score, row[score], decimals) for score in columns]
+            if has_reference:
+                cells.insert(2, _format_change(row["rmse"], rows[REFERENCE]["rmse"]) if method != REFERENCE else "")
             table.add_row(method, *cells)
         return table
 
-    def _rain(self, name: str) -> Table:
-        table = score_table(f"{name} over the truth's", ("method", *_RAIN.values()))
+    def _make_rain_table(self, name: str) -> Table:
+        table = make_score_table(f"{name} over the truth's", ("method", *_RAIN.values()))
         for method, row in self.rows[name].items():
-            table.add_row(method, *(_text(score, row[score], 3) for score in _RAIN))
+            table.add_row(method, *(_format_score(score, row[score], 3) for score in _RAIN))
         return table
 
-    def _ensembles(self) -> Table:
-        table = score_table(f"Ensemble of {self.members} members", ("variable", *_ENSEMBLE.values()))
+    def _make_ensemble_table(self) -> Table:
+        table = make_score_table(f"Ensemble of {self.members} members", ("variable", *_ENSEMBLE.values()))
         for name, rows in self.rows.items():
             row = next(row for row in rows.values() if "crps" in row)
-            table.add_row(name, *(_text(score, row[score], self._decimals(name)) for score in _ENSEMBLE))
+            table.add_row(name, *(_format_score(score, row[score], self._count_decimals(name)) for score in _ENSEMBLE))
         return table
 
-    def _decimals(self, name: str) -> int:
-        """Those that write four digits of the smallest RMSE of a variable."""
+    def _count_decimals(self, name: str) -> int:
+        """Return the number of decimals that shows four digits of the smallest RMSE of a variable."""
         errors = [row["rmse"] for row in self.rows[name].values() if row["rmse"] > 0]
         return max(0, 3 - math.floor(math.log10(min(errors)))) if errors else 3
 
 
-def _text(score: str, value: float, decimals: int) -> str:
+def _format_score(score: str, value: float, decimals: int) -> str:
     if math.isnan(value):
         return "-"
     if score not in _IN_UNITS:
         return f"{value:.{4 if score == 'correlation' else 3}f}"
-    # Rounded first, and 0 added: no "-0.000".
+    # Adding 0 after rounding avoids "-0.000".
     return f"{round(value, decimals) + 0.0:.{decimals}f}" if decimals < 8 else f"{value:.3e}"
 
 
-def _change(value: float, reference: float) -> str:
+def _format_change(value: float, reference: float) -> str:
     return f"{100 * (value / reference - 1):+.1f} %" if reference > 0 else "-"

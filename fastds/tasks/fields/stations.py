@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where points of latitude and longitude lie on the axes of a grid."""
+"""Projection of points in latitude and longitude onto the axes of a grid."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from fastds.data.grid.grids import grid_mappings
 from fastds.data.grid.units import metres_of
 from fastds.data.packages import import_pyproj, require
 from fastds.tasks.fields.geometry import Geometry, Plane
-from fastds.tasks.fields.variables import on_grid
+from fastds.tasks.fields.variables import list_grid_variables
 
 
-def projection_of(dataset: xr.Dataset, grid: Geometry) -> Any:
-    """The pyproj.CRS of the fields on a Plane, None on latitudes and longitudes.
+def find_projection(dataset: xr.Dataset, grid: Geometry) -> Any:
+    """Return the pyproj.CRS of fields on a Plane; None on a latitude-longitude grid.
 
-    Raises: ValueError where no grid mapping tells it; ImportError without pyproj."""
+    Raises:
+        ValueError: there is no usable grid mapping.
+        ImportError: pyproj is not installed.
+    """
     if not isinstance(grid, Plane):
         return None
     if grid.indexed:
-        raise ValueError(f"points need coordinates along rows and columns, and the fields are on {grid.said}")
-    names = [mapping for name in on_grid(dataset, grid) for mapping in grid_mappings(dataset, dataset[name])]
+        raise ValueError(f"points need coordinates along rows and columns, and the fields are on {grid.description}")
+    names = [
+        mapping for name in list_grid_variables(dataset, grid) for mapping in grid_mappings(dataset, dataset[name])
+    ]
     if not names:
         raise ValueError(
-            f"points are latitudes and longitudes, and the fields are on {grid.said} without a grid mapping that tells "
-            "where that is"
+            f"points are latitudes and longitudes, and the fields are on {grid.description} without a grid "
+            "mapping that tells where that is"
         )
     require("pyproj", "points on projected grids")
     pyproj = import_pyproj()
@@ -40,24 +45,38 @@ def projection_of(dataset: xr.Dataset, grid: Geometry) -> Any:
         raise ValueError(f"the grid mapping {names[0]} cannot be read: {error}") from error
 
 
-def on_axes(crs: Any, grid: Geometry, latitude: Sequence[float], longitude: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Rows and columns in the coordinates of a grid, of points in degrees; crs: see projection_of."""
+def project_points(
+    crs: Any, grid: Geometry, latitude: Sequence[float], longitude: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return the coordinates of points on the axes of a grid.
+
+    Args:
+        crs: see find_projection.
+        grid: grid of the fields.
+        latitude: latitudes in degrees.
+        longitude: longitudes in degrees.
+
+    Returns:
+        Coordinates along the rows and along the columns.
+    """
     if crs is None:
         return torch.tensor(latitude, dtype=torch.float64), torch.tensor(longitude, dtype=torch.float64)
     pyproj = import_pyproj()
     found = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, latitude)
-    # Of a rotated pole both are degrees.
-    own = 1.0 if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
+    # coordinates with a rotated pole are in degrees
+    projection_unit = 1.0 if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
     rows, columns = (
-        np.asarray(at) * own / (1.0 if crs.is_geographic else _metres(name, unit, own))
+        np.asarray(at) * projection_unit / (1.0 if crs.is_geographic else _get_metres(name, unit, projection_unit))
         for at, name, unit in zip(found[::-1], grid.names, grid.units, strict=True)
     )
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
-def _metres(name: str, unit: str, own: float) -> float:
-    """Metres in the unit of a coordinate; own: those of its projection, which one without units is in."""
-    metres = metres_of(unit) if unit else own
+def _get_metres(name: str, unit: str, projection_unit: float) -> float:
+    """Return the length in metres of the unit of a coordinate. projection_unit: length in metres of the
+    projection's unit, which is the default.
+    """
+    metres = metres_of(unit) if unit else projection_unit
     if metres is None:
         raise ValueError(f"coordinate {name} is in {unit!r}, expected a unit of length: its projection is in such")
     return metres

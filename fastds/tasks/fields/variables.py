@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables of a dataset on a latitude-longitude grid, read one field after another."""
+"""Variables of a dataset on a horizontal grid, read field by field."""
 
 from __future__ import annotations
 
@@ -24,42 +24,50 @@ from fastds.data.grid.plausible import (
 from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
 from fastds.data.undeclared import UndeclaredMissing, without_undeclared
-from fastds.tasks.common.changes import Changes
-from fastds.tasks.domain.score import Domain
+from fastds.inference.change_counts import ChangeCounts
+from fastds.inference.ood.score import OODReport
 from fastds.tasks.fields.geometry import Geometry
-from fastds.tasks.fields.totals import running_axis
+from fastds.tasks.fields.totals import find_running_axis
 
 Kind = tuple[str | None, str | None]  # standard name and units of a variable
 Bounds = tuple[float, float]
-_NEAR = 1e-4  # of the scale of a field: closer to a limit is at it, which packing leaves
-_CHANGED = {
+_PACKING_TOLERANCE = 1e-4  # fraction of the scale of a field; packing moves values at a limit by up to this much
+_CHANGE_KINDS = {
     "clipped": "were cut at the limits of their variable",
     "cut_correction": "were cut at the limits of their variable after the correction to the means of the coarse cells",
 }
 
 
 class Fields:
-    """Variables of a dataset on a grid, read one field after another.
+    """Variables of a dataset on a grid, read field by field; base class of the methods.
 
     Args:
-        dataset: fields (..., latitude, longitude). grid: its geometry.
-        names: of the variables, of the same dimensions. kinds: their standard names and units, None where not told.
+        dataset: fields (..., latitude, longitude).
+        grid: grid of the fields.
+        names: names of the variables, which have the same dimensions.
+        kinds: standard name and units of each variable, None if not declared.
 
-    Attributes: lead, their leading dimensions; name, what the user calls the method; predicted, which of names the
-    method makes; origin of static maps; most, how many times finer it makes fields; model, a network or None; changes,
-    counts of what was cut; running, which of names are running totals, and along which dimension: their fields come as
-    increments.
+    Attributes:
+        lead: leading dimensions.
+        name: name of the method.
+        predicted: channels that the method computes.
+        origin: origin of the static maps.
+        max_factor: scale factor along an axis with a single point.
+        model: network, or None.
+        changes: counts of clipped values.
+        running: channel -> dimension along which the variable is a running total; its fields are given as increments.
 
-    Raises: ValueError: leading dimensions without a field or with missing dates.
+    Raises:
+        ValueError: a leading dimension of length 0, or missing dates.
     """
 
     model: nn.Module | None = None
-    name, origin, most = "", "", 1.0
+    name, origin, max_factor = "", "", 1.0
 
     def __init__(self, dataset: xr.Dataset, grid: Geometry, names: list[str], kinds: list[Kind]):
         self.dataset, self.grid, self.names, self.kinds = dataset, grid, names, kinds
-        self.limits = [limits_of(*kind) for kind in kinds]
-        self.begin()
+        self.limits = [get_limits(*kind) for kind in kinds]
+        self.reset_changes()
         self.predicted: list[int] = list(range(len(names)))
         self.running: dict[int, Hashable] = {}
         self.lead = [d for d in dataset[names[0]].dims if d not in grid.names]
@@ -70,41 +78,51 @@ class Fields:
             if d in dataset.coords and dataset[d].dtype.kind == "M":
                 check_dates(dataset[d])
 
-    def begin(self) -> None:
-        """Count what is cut from here on."""
-        self.changes = Changes(_CHANGED)
+    def reset_changes(self) -> None:
+        """Reset the counts of clipped values."""
+        self.changes = ChangeCounts(_CHANGE_KINDS)
 
-    def fields(self) -> Iterator[tuple[dict, Tensor]]:
-        """({leading dimension: index}, (1, C, H, W) float32), read one after another; NaN is what is implausible or
-        infinite."""
-        return ((at, self._field(at)) for at in self._places())
+    def iterate_fields(self) -> Iterator[tuple[dict, Tensor]]:
+        """Yield ({leading dimension: index}, (1, C, H, W) float32); implausible and infinite values are NaN."""
+        return ((at, self._field(at)) for at in self._iterate_indices())
 
     def check(self, stacklevel: int) -> None:
-        """Warn (UserWarning) where values of a variable are implausible, infinite or all missing. Raises: ValueError
-        where more than half are implausible."""
+        """Check the values of all variables, which reads them all.
+
+        Implausible, infinite or only missing values cause a UserWarning.
+
+        Args:
+            stacklevel: see warnings.warn.
+
+        Raises:
+            ValueError: more than half of the values of a variable are implausible.
+        """
         for n, limits in zip(self.names, self.limits, strict=True):
             infinite = UndeclaredMissing()
-            variable, values = self.dataset[n], (infinite.removed(self._read(n, at)) for at in self._places())
+            variable, values = self.dataset[n], (infinite.removed(self._read(n, at)) for at in self._iterate_indices())
             said = f"every value of variable {n} is missing, and so is the output"
             form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
             infinite.warn(n, stacklevel + 1)
 
     @functools.cached_property
-    def domain(self) -> Domain:
-        """How far the fields lie from what a network was trained on; warns (UserWarning) where they lie outside."""
-        return Domain(self.name)
+    def ood(self) -> OODReport:
+        """Out-of-distribution report of the fields for a network; its computation issues a UserWarning if one is
+        outside.
+        """
+        return OODReport(self.name)
 
     def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
-        """How many times finer a grid of coordinates is, along rows and columns; of a single one `most`."""
-        return tuple(finer or self.most for finer in self.grid.finer(latitude, longitude))
+        """Return the scale factors of target coordinates along rows and columns; `max_factor` for a single point."""
+        return tuple(finer or self.max_factor for finer in self.grid.compute_factors(latitude, longitude))
 
     def bounds(self, channel: int, field: Tensor) -> Bounds:
-        """What the finer values of a field (H, W) cannot be beyond, by what the variable is.
+        """Return the bounds of the fine values of a field (H, W), derived from the kind of variable.
 
-        Relative humidity ends at 0, and upwards where the field does, or at saturation where it stays below: over ice
-        it reaches far beyond 100 %. Other quantities end at 0 where the field has no negative value and the quantity
-        never has, or one value in a hundred is zero (rain, radiation, cover); at 1, or 100 %, likewise (cover, masks).
+        Relative humidity is bounded by 0 and by the maximum of the field, but at least by saturation; with respect to
+        ice it can far exceed 100 %. Other variables are bounded by 0 if the field has no negative value and either the
+        quantity cannot be negative or at least 1 % of the values are zero (precipitation, radiation, cover). They are
+        bounded by 1 or 100 % under the corresponding condition (cover, masks).
         """
         if channel in self.running:
             return 0.0, math.inf
@@ -113,12 +131,19 @@ class Fields:
         if standard_name == "relative_humidity" and whole is not None:
             present = field[torch.isfinite(field)]
             return 0.0, max(whole, float(present.max()) if present.numel() else whole)
-        low = 0.0 if _ends_at_zero(field, 0.0 if standard_name in NOT_NEGATIVE else 0.01) else -math.inf
-        return low, whole if whole is not None and _ends_at_zero(whole - field, 0.01) else math.inf
+        low = 0.0 if _is_bounded_by_zero(field, 0.0 if standard_name in NOT_NEGATIVE else 0.01) else -math.inf
+        return low, whole if whole is not None and _is_bounded_by_zero(whole - field, 0.01) else math.inf
 
-    def limit(self, channel: int, field: Tensor, values: np.ndarray) -> None:
-        """Cut finer values of a field (H, W) at its bounds, in place, and count those that this changes by more than
-        packing does."""
+    def clip(self, channel: int, field: Tensor, values: np.ndarray) -> None:
+        """Clip fine values of a field (H, W) to its bounds, in place.
+
+        Clipped values are counted if the change exceeds rounding by packing.
+
+        Args:
+            channel: channel of the variable.
+            field: coarse field.
+            values: fine values.
+        """
         low, high = self.bounds(channel, field)
         if not math.isfinite(low) and not math.isfinite(high):
             self.changes.add("clipped", 0, values.size)
@@ -129,110 +154,138 @@ class Fields:
 
     @staticmethod
     def slack(field: Tensor) -> float:
-        """How far beyond a limit a value made of a field (H, W) may lie without counting as cut."""
-        return _NEAR * _scale(field)
+        """Return how far a fine value of a field (H, W) may exceed a bound without counting as clipped."""
+        return _PACKING_TOLERANCE * _compute_scale(field)
 
     def find_totals(self) -> None:
-        """Find out which variables are running totals; a sample of each that may be one is read."""
-        found = {c: running_axis(self.dataset[self.names[c]], self.lead) for c in self.predicted}
+        """Detect the running totals among the variables; a sample of each candidate is read."""
+        found = {c: find_running_axis(self.dataset[self.names[c]], self.lead) for c in self.predicted}
         self.running = {channel: dim for channel, dim in found.items() if dim is not None}
 
-    def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-        """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
-        where the field is at the nearest point, of two the southern and eastern: coasts stay where they are."""
+    def propagate_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Set fine values to NaN, in place, where the nearest value of the coarse field is missing.
+
+        Of two equally near points, the southern or eastern one is used.
+
+        Args:
+            field: coarse field (H, W).
+            rows: fractional row indices of the fine values; broadcast with columns to their shape.
+            columns: fractional column indices.
+            values: fine values.
+        """
         missing = torch.isnan(field).numpy()
         if missing.any():
             height, width = missing.shape
             i, j = (
                 (np.ceil(at - 0.5) if turned else np.floor(at + 0.5)).astype(np.int64)
-                for at, turned in zip((rows, columns), self.grid.turned, strict=True)
+                for at, turned in zip((rows, columns), self.grid.flipped, strict=True)
             )
             j = j % width if self.grid.periodic else j.clip(0, width - 1)
             values[missing[i.clip(0, height - 1), j]] = np.nan
 
-    def _places(self) -> Iterator[dict]:
+    def _iterate_indices(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
             yield dict(zip(self.lead, index, strict=True))
 
     def _field(self, at: dict) -> Tensor:
-        """(1, C, H, W) float32 at an index of the leading dimensions; what is implausible or infinite is NaN."""
+        """Return (1, C, H, W) float32 at indices of the leading dimensions; implausible and infinite values are NaN."""
         fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
         return torch.from_numpy(np.stack(fields))[None]
 
     def _values(self, name: str, at: dict) -> np.ndarray:
-        """(H, W) float32 of a variable at an index of its leading dimensions; what is infinite is NaN."""
+        """Return (H, W) float32 of a variable at indices of its leading dimensions; infinite values are NaN."""
         return without_undeclared(self._read(name, at))
 
     def _read(self, name: str, at: dict) -> np.ndarray:
-        """As _values, infinite values as they are."""
+        """Return (H, W) float32 of a variable at indices of its leading dimensions, infinite values unchanged."""
         field = self.dataset[name].isel(at).transpose(*self.grid.names)
         return without_missing(field.values, field.attrs)
 
 
-def alike(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
-    """Names and kinds of the fields that have the dimensions of the first of those of the most, so that orography
-    before rain in a file does not stand in its place.
+def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
+    """Select the fields with the dimensions of the field that has the most dimensions.
 
-    Raises: ValueError where there is none, or one is packed by a scale_factor that loses it."""
-    names = names_of_fields(dataset, grid)
+    Of several with the most dimensions, the first counts. Static fields such as orography are thereby not selected.
+
+    Returns:
+        Names and kinds of the fields.
+
+    Raises:
+        ValueError: there is no field, or a scale_factor is too coarse for the values.
+    """
+    names = list_fields(dataset, grid)
     if not names:
         raise ValueError(f"there is no field over {' and '.join(grid.names)}")
     most = max(names, key=lambda n: sum(size > 1 for size in dataset[n].shape))
     names = [n for n in names if set(dataset[n].dims) == set(dataset[most].dims)]
     for n in names:
         check_packing(dataset[n])
-    return names, [kind_of(dataset[n]) for n in names]
+    return names, [get_kind(dataset[n]) for n in names]
 
 
-def with_fields(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
-    """The dataset with var as its only field; None: with all. Raises: ValueError where there is no such field."""
+def select_field(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
+    """Return the dataset with `var` as its only field; None: with all fields. Raises ValueError if there is no such
+    field.
+    """
     if var is None:
         return dataset
-    names = names_of_fields(dataset, grid)
+    names = list_fields(dataset, grid)
     if var not in names:
         there = ", ".join(names) or "none"
         raise ValueError(f"there is no field {var!r} over {' and '.join(grid.names)}; there are: {there}")
     return dataset.drop_vars([n for n in names if n != var])
 
 
-def find(dataset: xr.Dataset, wanted: dict) -> str:
-    """The variable of a dataset that a card wants."""
+def find_variable(dataset: xr.Dataset, entry: dict) -> str:
+    """Return the name of the variable that matches an entry of a model card.
+
+    Args:
+        dataset: fields.
+        entry: entry of input_variables: name, standard_name, units.
+
+    Raises:
+        ValueError: the variable does not exist or has other units.
+    """
     for name, variable in dataset.data_vars.items():
-        if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
+        if name == entry["name"] or variable.attrs.get("standard_name") == entry.get("standard_name", "-"):
             units = variable.attrs.get("units", "")
             check_packing(variable)
-            if not same_units(units, wanted["units"]):
-                raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {wanted['units']!r}")
+            if not same_units(units, entry["units"]):
+                raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {entry['units']!r}")
             return str(name)
     raise ValueError(
-        f"the model needs the variable {wanted['name']} ({wanted.get('standard_name', '')}), "
+        f"the model needs the variable {entry['name']} ({entry.get('standard_name', '')}), "
         f"the file has {', '.join(map(str, dataset.data_vars)) or 'none'}"
     )
 
 
-def on_grid(dataset: xr.Dataset, grid: Geometry) -> list[str]:
-    """Its variables of numbers on the grid."""
+def list_grid_variables(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+    """Return the names of the numeric variables on the grid."""
     return [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
 
 
-def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
-    """Its variables of numbers on the grid but flags, between whose values there is nothing."""
-    return [n for n in on_grid(dataset, grid) if not _is_flag(dataset[n].attrs)]
+def list_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+    """Return the names of the numeric variables on the grid without flags, which cannot be interpolated."""
+    return [n for n in list_grid_variables(dataset, grid) if not _is_flag(dataset[n].attrs)]
 
 
-def _ends_at_zero(field: Tensor, share: float) -> bool:
-    """Whether no value of a field is negative and at least a share of them is zero. What packing leaves beside zero is
-    zero; missing and infinite values count as neither."""
+def _is_bounded_by_zero(field: Tensor, share: float) -> bool:
+    """Return whether no value is negative and at least a fraction `share` of the values is zero.
+
+    Values that packing moved slightly off zero count as zero. Missing and infinite values count as neither.
+    """
     present = field[torch.isfinite(field)]
     if not present.numel():
         return False
-    near = _NEAR * _scale(present)
+    near = _PACKING_TOLERANCE * _compute_scale(present)
     return bool(present.min() >= -near) and float((present <= near).sum()) >= share * field.numel()
 
 
-def _scale(field: Tensor) -> float:
-    """How large the values of a field are: the 99th percentile of those that are not zero, without signs, and of few
-    the second largest, so that no single extreme value sets it; 0 where there are none."""
+def _compute_scale(field: Tensor) -> float:
+    """Return the scale of a field: the 99th percentile of the absolute values that are not zero.
+
+    For few values, the second largest is returned, so that a single extreme value has no effect; 0 if there are none.
+    """
     sizes = field[torch.isfinite(field) & (field != 0)].abs().numpy()
     if sizes.size < 2:
         return float(sizes.sum())
@@ -241,15 +294,17 @@ def _scale(field: Tensor) -> float:
 
 
 def _is_flag(attrs: dict) -> bool:
-    """Whether attributes are of a flag; a quantity, with flags of some values, has units."""
+    """Return whether the attributes are those of a flag variable. Flagged quantities with units are not flag
+    variables.
+    """
     return attrs.get("units", "1") in ("1", "") and not {"flag_values", "flag_masks", "flag_meanings"}.isdisjoint(attrs)
 
 
-def kind_of(field: xr.DataArray) -> Kind:
-    """What the attributes of a variable tell."""
+def get_kind(field: xr.DataArray) -> Kind:
+    """Return standard name and units of a variable."""
     return field.attrs.get("standard_name"), field.attrs.get("units")
 
 
-def limits_of(standard_name: str | None, units: str | None) -> tuple[float, float] | None:
-    """The plausible range of a kind of variable, None where nothing tells."""
+def get_limits(standard_name: str | None, units: str | None) -> tuple[float, float] | None:
+    """Return the plausible range of a kind of variable, or None if it is unknown."""
     return None if units is None else plausible_range(standard_name, units)

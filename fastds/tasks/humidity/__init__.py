@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ensembles of fine relative humidity (WGAN-GP)."""
+"""Downscaling of relative humidity to ensembles of finer fields (WGAN-GP)."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds train humidity`, an adversarial training."""
+"""Options of `fastds train humidity`, an adversarial training."""
 
 import dataclasses
 from typing import Any
 
 from fastds.data.samples.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 CRITICS = ("humidity", "srgan")
 CONTENTS = ("l1", "mse", "crps")
@@ -15,27 +15,27 @@ CONTENTS = ("l1", "mse", "crps")
 
 @dataclasses.dataclass
 class DataConfig:
-    """The samples: sequences of `steps` fields, cut at random from the training regions.
+    """Training samples: sequences of `steps` fields, cropped at random positions from the training regions.
 
     Args:
-        path: a file, or a folder.
-        sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
-            [first row, end row, first column, end column] in grid points. With "validation_days" N in place of regions
-            the file is cut into days of `steps` fields, N of them drawn for validation ("validation_stays" true: they
-            train too); of fields less than 24 h / steps apart those at that distance, with "daily" true in regions,
-            too. Empty: the file at path or every *.nc of the folder, the left three quarters for training, the rest
-            for validation.
-        steps: fields of a sequence.
-        crop: side of a fine training crop, grid points, a multiple of the generator's scale.
-        coarsening: "mean" over blocks or "decimate".
-        offset: normalised x = (value - offset) / range; 0 for percent.
-        range: see offset; 100 for percent.
-        batch_size: sequences per step.
-        epoch_samples: sequences between validations.
-        validation_samples: fixed crops.
-        flips: mirror crops at random.
-        each_once: every region, of validation_days every day, comes once before any comes again, in an order drawn
-            anew for each pass; false: regions are drawn at random, the larger the oftener.
+        path: file or folder of files.
+        sources: for each file name a dict with "variable", "level", and lists of regions "train", "validation" and
+            "test", each region [first row, end row, first column, end column] in grid points. With "validation_days" N
+            in place of regions, the file is divided into days of `steps` fields, and N random days are for validation;
+            "validation_stays" true uses these days for training, too. If the fields are less than 24 h / steps apart,
+            fields at that distance are selected; with regions, "daily" true does the same. Empty: the file at path or
+            each *.nc of the folder, with the left three quarters for training and the rest for validation.
+        steps: number of fields in a sequence.
+        crop: side of a fine training crop in grid points, a multiple of the generator's scale factor.
+        coarsening: "mean" over blocks, or "decimate" (the first point of each block).
+        offset: normalised value x = (value - offset) / range; 0 for percent.
+        range: normalised value x = (value - offset) / range; 100 for percent.
+        batch_size: number of sequences in a step.
+        epoch_samples: number of sequences between validations.
+        validation_samples: number of fixed validation crops.
+        flips: whether crops are flipped at random.
+        each_once: whether each region (or day of validation_days) is used once, in random order, before any is used
+            again. False: regions are drawn at random with probabilities proportional to their size.
     """
 
     path: str
@@ -58,19 +58,20 @@ class DataConfig:
 
 @dataclasses.dataclass
 class LossConfig:
-    """What is minimised.
+    """Loss function.
 
     Args:
-        adversary: "wgan_gp" or "gan" (the ablation).
-        penalty: lambda of the gradient penalty. The gradient norm settles near 1 + W / (2 lambda), W the distance of
-            generated from real samples that the critic finds: larger where they stay far apart.
-        content: "l1" or "mse" of one member, or "crps" of two: mean (|x1 - y| + |x2 - y| - |x1 - x2|) / 2, the fair
-            estimate of the continuous ranked probability score, which keeps the ensemble's spread.
-        content_weight: of the generator's content loss; 0 in the paper's Algorithm 1.
-        adversarial_weight: of the generator's adversarial loss; 1 in the paper's Algorithm 1.
-        adversarial_ramp: epochs in which the adversarial weight grows from 0.
-        noise_free_weight: of the mean squared error of the field without noise, which is then the mean of the ensemble.
-        critic_steps: of the critic per step of the generator.
+        adversary: "wgan_gp", or "gan" for the ablation.
+        penalty: weight lambda of the gradient penalty. The gradient norm converges to about 1 + W / (2 lambda) with the
+            critic's distance W between generated and real samples.
+        content: content loss: "l1" or "mse" of one member, or "crps" of two members, mean (|x1 - y| + |x2 - y| - |x1 -
+            x2|) / 2, the fair continuous ranked probability score, which preserves the spread of the ensemble.
+        content_weight: weight of the generator's content loss; 0 in the paper's Algorithm 1.
+        adversarial_weight: weight of the generator's adversarial loss; 1 in the paper's Algorithm 1.
+        adversarial_ramp: number of epochs in which the adversarial weight increases from 0.
+        noise_free_weight: weight of the mean squared error of the field without noise, which then approximates the
+            ensemble mean.
+        critic_steps: number of steps of the critic per step of the generator.
     """
 
     adversary: str = "wgan_gp"
@@ -93,16 +94,16 @@ class LossConfig:
 
 @dataclasses.dataclass
 class OptimiserConfig:
-    """Adam for both networks, at two time scales.
+    """Adam optimizers of both networks, with two learning rates.
 
     Args:
-        betas: of Adam.
-        warmup_epochs: linear growth of both rates.
-        epochs: of the cosine to zero, and of the run; max_steps replaces it where it is given. None: as many as
-            max_steps or max_minutes leave time for.
-        literal_schedule: the paper's printed formulas: batch_size / n_warm as the factor of the whole warm-up, and no
-            pi in the cosine.
-        bfloat16: autocast of everything but the penalty.
+        betas: coefficients of Adam.
+        warmup_epochs: number of epochs in which both learning rates increase linearly.
+        epochs: number of epochs after which the cosine schedule reaches zero and the run ends; ignored if max_steps is
+            given. Default: limited by max_steps or max_minutes.
+        literal_schedule: whether to use the formulas as printed in the paper: the constant factor batch_size / n_warm
+            during the warm-up, and no pi in the cosine.
+        bfloat16: whether everything but the penalty is computed with bfloat16 autocast.
     """
 
     betas: tuple[float, float] = (0.5, 0.9)
@@ -114,10 +115,10 @@ class OptimiserConfig:
 
 @dataclasses.dataclass
 class ModelConfig(config.ModelConfig):
-    """The generator.
+    """Generator.
 
     Args:
-        name: a name of fastds.models.available(), a HumidityGenerator or a network without noise (srcnn, srgan).
+        name: name in fastds.models.available() of a HumidityGenerator or a network without noise (srcnn, srgan).
     """
 
     name: str = "wgan-gp"
@@ -125,12 +126,12 @@ class ModelConfig(config.ModelConfig):
 
 @dataclasses.dataclass
 class CriticConfig:
-    """The critic.
+    """Critic.
 
     Args:
         name: "humidity" (HumidityCritic) or "srgan" (SRGANDiscriminator).
-        options: arguments that replace the critic's.
-        learning_rate: the highest of the critic.
+        options: arguments that override those of the critic.
+        learning_rate: highest learning rate of the critic.
     """
 
     name: str = "humidity"
@@ -145,20 +146,22 @@ class CriticConfig:
 
 @dataclasses.dataclass
 class TrainingConfig(config.RunConfig):
-    """An adversarial training run.
+    """Adversarial training.
 
     Args:
-        data: the samples.
-        loss: what is minimised.
-        optimiser: of both networks.
-        model: the generator.
-        critic: its opponent.
-        max_steps: of the generator; the learning rates reach zero here. None: after optimiser.epochs.
-        max_minutes: wall-clock bound; the learning rates reach zero there, if earlier. None: an hour where neither
-            max_steps nor optimiser.epochs is given, else no bound.
-        learning_rate: the highest of the generator.
-        devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged, batch
-            normalisation sees the share of its process. Only one process resumes bit by bit and takes max_minutes.
+        data: training samples.
+        loss: loss function.
+        optimiser: optimizers of both networks.
+        model: generator.
+        critic: critic.
+        max_steps: number of steps of the generator; the learning rates reach zero at the last step. Default:
+            optimiser.epochs.
+        max_minutes: time limit in minutes of wall-clock time; the learning rates reach zero there, if it is reached
+            first. Default: 60 if neither max_steps nor optimiser.epochs is given, else no limit.
+        learning_rate: highest learning rate of the generator.
+        devices: number of processes that share each batch, one per GPU or on the CPU. Gradients are averaged; batch
+            normalisation uses the share of its process. Only a training with one process accepts max_minutes and is
+            reproduced bit by bit when resumed.
     """
 
     data: DataConfig
@@ -170,12 +173,11 @@ class TrainingConfig(config.RunConfig):
     learning_rate: float = dataclasses.field(default=1e-4, kw_only=True)
     ema_decay: float = dataclasses.field(default=0.0, kw_only=True)
 
-    def ends(self) -> bool:
-        return super().ends() or self.optimiser.epochs is not None
+    def has_last_step(self) -> bool:
+        return super().has_last_step() or self.optimiser.epochs is not None
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
-    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
-    name."""
+    """Parse a command line into a TrainingConfig. `--config NAME` selects a shipped configuration."""
     description = "Train a generator of ensembles (WGAN-GP) on gridded fields."
     return read_command_line(TrainingConfig, arguments, "fastds train humidity", description)

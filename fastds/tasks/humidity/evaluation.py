@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of generators and of methods without noise on a region whose fine truth is known."""
+"""Scores of generators and of baselines on a region with known fine fields."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
 
 INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic") for align in ("center", "grid")]
-RIDGE_PENALTY = 10.0  # squared units of the field times samples
+RIDGE_PENALTY = 10.0  # penalty in squared units of the field times the number of samples
 
 
-def sample(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
-    """The network's fields; noise (of HumidityGenerator.forward) is for those that take any."""
+def run_network(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
+    """Run a network. noise: arguments of HumidityGenerator.forward, ignored for networks without noise."""
     return network(coarse, **noise) if hasattr(network, "noise_shape") else network(coarse)
 
 
-def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
-    """Fine fields (T, H, W) by every untrained method, and by the two that learn the region from its earlier times.
+def compute_baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
+    """Compute the baselines: interpolations, and two regressions that are fitted to earlier times of the region.
 
     Args:
-        coarse: (T, h, w), in the unit of the field. early: coarse and fine fields of other times of the same region.
-        scale: factor in space.
-        align: the convention that is true for these coarse fields, "center" or "grid".
+        coarse: (T, h, w), in the unit of the field.
+        early: coarse and fine fields of other times of the same region.
+        scale: scale factor.
+        align: convention of the coarse grid, "center" or "grid".
+
+    Returns:
+        Fine fields (T, H, W) by name.
     """
     fields = {}
     for method, convention in INTERPOLATIONS:
@@ -40,18 +44,19 @@ def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: s
 
 
 def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members: int, seed: int) -> dict[str, dict]:
-    """Scores of all methods on the later half of the times of one region.
+    """Compute the scores of all methods on the second half of the times of a region.
 
     Args:
-        networks: name -> network with .card (offset, range, coarsening), all of one scale and coarsening; their fields
-            are cut to the card's valid_range, as `fastds downscale` does.
+        networks: name -> network with .card (offset, range, coarsening), all with one scale factor and coarsening.
+            Their fields are clipped to the card's valid_range.
         fine: (T >= 4, H, W), in the unit of the field.
-        members: of the ensembles, at least 2.
-        seed: of the first member.
+        members: number of ensemble members, at least 2.
+        seed: random seed of the first member.
 
-    Returns: name -> scores: field_scores and "power" of the shortest wavelengths over the truth's. A network with noise
-        has three rows, without noise, one member and the ensemble's mean, the last also with "crps", "spread_skill"
-        and "rank_histogram".
+    Returns:
+        Name -> scores: field_scores and "power" at the shortest wavelengths relative to the truth. A network with noise
+        has three rows: without noise, one member, and the ensemble mean, which also has "crps", "spread_skill" and
+        "rank_histogram".
     """
     first = next(iter(networks.values()))
     card, scale = first.card, first.config["scale"]
@@ -60,16 +65,28 @@ def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members:
     fine = fine[:, :h, :w]
     coarse, half = coarsen_fields(fine, scale, card.coarsening), len(fine) // 2
     early, (x, truth) = (coarse[:half], fine[:half]), (coarse[half:], fine[half:])
-    table = {name: scores(field, truth, card.range) for name, field in baselines(x, early, scale, align).items()}
+    table = {
+        name: compute_scores(field, truth, card.range)
+        for name, field in compute_baselines(x, early, scale, align).items()
+    }
     for name, network in networks.items():
-        table |= network_rows(name, network, x, truth, members, seed)
+        table |= score_network(name, network, x, truth, members, seed)
     return table
 
 
-def network_rows(
+def score_network(
     name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int
 ) -> dict[str, dict]:
-    """The rows of a trained network in evaluate_region's table; coarse (T, h, w), truth (T, H, W)."""
+    """Return the rows of a network in the table of evaluate_region.
+
+    Args:
+        name: name of the network.
+        network: network with a card.
+        coarse: (T, h, w), in the unit of the field.
+        truth: (T, H, W), in the unit of the field.
+        members: number of ensemble members.
+        seed: random seed of the first member.
+    """
     card = network.card
     x = ((coarse - card.offset) / card.range)[None, :, None].float()
 
@@ -77,28 +94,28 @@ def network_rows(
         return card.physical(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():
-        noise_free = scores(physical(sample(network, x, noise="zero")), truth, card.range)
+        noise_free = compute_scores(physical(run_network(network, x, noise="zero")), truth, card.range)
     if not hasattr(network, "noise_shape"):
         return {name: noise_free}
     draws = physical(network.ensemble(x, members, seed))
-    mean = scores(draws.mean(0), truth, card.range) | {
+    mean = compute_scores(draws.mean(0), truth, card.range) | {
         "crps": metrics.crps(draws, truth),
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    rows = {"no noise": noise_free, "one member": scores(draws[0], truth, card.range), "ensemble mean": mean}
+    rows = {"no noise": noise_free, "one member": compute_scores(draws[0], truth, card.range), "ensemble mean": mean}
     return {f"{name}, {row}": values for row, values in rows.items()}
 
 
-def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
-    """field_scores, and the power at the shortest wavelengths over the truth's."""
+def compute_scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
+    """Return field_scores, and the power at the shortest wavelengths relative to the truth."""
     bands = ((2.0, 4.0), (4.0, 8.0))
     power = metrics.spectral_ratio(field, truth, floor=-math.inf, bands=bands)
     return metrics.field_scores(field, truth, data_range) | {f"power {a:g}-{b:g} px": power[a, b] for a, b in bands}
 
 
 def format_table(table: dict[str, dict]) -> str:
-    """The table of evaluate_region as text."""
+    """Format the table of evaluate_region as text."""
     columns = ["mse", "mae", "ssim", "psnr", "acc", "tcc", "power 2-4 px", "power 4-8 px"]
     lines = [f"{'':36}" + "".join(f"{c:>13}" for c in columns)]
     for name, row in table.items():

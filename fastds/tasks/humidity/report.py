@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML report of downscaled humidity: that of gridded fields."""
+"""HTML report of downscaled humidity: the same as for gridded fields."""
 
 from fastds.tasks.fields.report import report_files
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gridded fields to an ensemble of finer fields with a generator such as HumidityGenerator."""
+"""Downscaling of gridded fields to an ensemble with a generator: functions of datasets and of files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 from fastds.data.grid.variables import field_names
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import choose_field
+from fastds.inference.chunking import compute_lazily, is_lazy, make_template
+from fastds.inference.files import RunSummary, check_truth_file, describe_model, load_model, process_file
 from fastds.models import load_card
-from fastds.tasks.common.inference import Report, check_truth_file, file_to_file, loaded, named
-from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.humidity.job import HumidityJob, humidity_domain
+from fastds.tasks.humidity.pipeline import HumidityPipeline, assess_field
 
 
 def downscale(
@@ -34,32 +34,36 @@ def downscale(
     device: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Return the field at the model's finer grid, as one field or an ensemble.
+    """Downscale a field to a single field or an ensemble.
+
+    For models of area means, cells are divided into scale x scale cells. For models of decimated fields, the coarse
+    points are kept, and the new points follow them. Values are clipped to the card's valid_range; for humidity, that is
+    the range of the input, so that a result can be downscaled again. The result is deterministic.
 
     Args:
-        model: a generator with offset, range and coarsening in its card, or the name or path of its weights.
-        dataset: coarse fields over (time, y, x), in the unit the model was trained for.
-        members: number of members, along a new first dimension `realization`; None: one field without noise.
-        seed: of the first member; the noise of member k at a time depends on seed + k and the time, whatever other
-            members and times there are.
-        var, level: variable and value of its vertical coordinate where the file does not tell, see choose_field.
-        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+        model: generator with offset, range and coarsening in its card, shipped name or weights file.
+        dataset: coarse fields over (time, y, x), in the unit for which the model was trained.
+        members: number of ensemble members, along a new first dimension `realization`; None: one field without noise.
+        seed: random seed of the first member. The noise of member k at a time depends on seed + k and the time only.
+        var: name of the variable; None: the only one that fits, see choose_field.
+        level: value of the vertical coordinate; None: the only level.
+        threads: number of CPU threads; None: torch's setting.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
+        device: "auto", "cpu" or "cuda"; None: the device of the model.
         progress: show a progress bar.
 
     Returns:
-        a new Dataset with the coordinates of the finer cells, settings in its attributes, lazy where dask holds the
-        fields of the dataset. Cells are cut into factor x
-        factor for models of area means; for models of decimated fields the coarse points stay where they are and the
-        new ones lie behind them. Values are cut to the card's valid_range: for humidity what is taken as input, so that
-        a result can be refined again. Deterministic for given settings.
+        A new Dataset with the settings in its attributes, lazy if the variables are dask arrays.
 
     Raises:
-        ValueError: another model, members below 1, missing values, humidity far outside [0, 105] % or a fraction, or
-        a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %, and
-        of pressure and statistics of a field outside the ranges in the model's card.
+        ValueError: another kind of model, fewer than 1 member, missing values, humidity far outside [0, 105] % or in
+            fractions, or a variable or level that is missing or ambiguous.
+
+    A UserWarning is issued if humidity is clipped to [0, 105] %, or if pressure or statistics of the field are outside
+    the ranges in the model card.
     """
-    computed = {"threads": threads, "precision": precision, "device": device}
-    return _run(loaded(model), dataset, members, seed, var, level, computed, progress)[0]
+    execution = {"threads": threads, "precision": precision, "device": device}
+    return _downscale(load_model(model), dataset, members, seed, var, level, execution, progress)[0]
 
 
 def downscale_file(
@@ -78,43 +82,79 @@ def downscale_file(
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[Reading],
-) -> Report:
-    """Downscale the file source into a NetCDF or Zarr file, arguments as in `downscale`; `target` appears only when it
-    is complete. reading: see fastds.data.reading. truth: the file that the result will be compared with; whether it
-    fits is checked before it is computed. dtype: of the fields in target, "input" (integers where the input has packed
-    ones) or "float32"."""
+) -> RunSummary:
+    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
-    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+    Args:
+        source: input file.
+        target: output file, NetCDF or Zarr.
+        model: see downscale.
+        truth: file with which the result will be compared; it is checked before the computation.
+        dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
+        reading: options for reading the input, see fastds.data.reading.
+
+    Returns:
+        Summary of the run.
+    """
+
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(output: xr.Dataset) -> None:
             fits = functools.partial(check_truth, output=output, coarse=dataset)
             check_truth_file(truth, fits, var, **reading)
 
-        generator = loaded(model)
-        computed = {"threads": threads, "precision": precision, "device": device}
-        options = members, seed, var, level, computed, progress, None if truth is None else check
-        out, notes = _run(generator, dataset, *options)
-        return out, Report(generator.card.name, dict(out.attrs), [named(generator, model), *notes])
+        generator = load_model(model)
+        execution = {"threads": threads, "precision": precision, "device": device}
+        options = members, seed, var, level, execution, progress, None if truth is None else check
+        out, notes = _downscale(generator, dataset, *options)
+        return out, RunSummary(generator.card.name, dict(out.attrs), [describe_model(generator, model), *notes])
 
-    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
+    return process_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
 def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
-    """What `downscale` would make of a dataset by the weights of this name, for the user. Raises: ValueError where they
-    do not fit; warns of fields outside the ranges of the training."""
+    """Describe how `downscale` would process a dataset with shipped weights or a weights file.
+
+    A UserWarning is issued for fields outside the ranges of the training.
+
+    Args:
+        name: name or file of the weights.
+        dataset: fields.
+        var: name of the variable.
+
+    Raises:
+        ValueError: the dataset does not fit.
+    """
     card = load_card(name)
     field = choose_field(dataset, var)
-    wanted = {str(v.get("standard_name")) for v in card.input_variables}
-    if str(field.attrs.get("standard_name")) not in wanted:
-        needed = ", ".join(sorted(wanted)).replace("_", " ")
+    expected = {str(v.get("standard_name")) for v in card.input_variables}
+    if str(field.attrs.get("standard_name")) not in expected:
+        needed = ", ".join(sorted(expected)).replace("_", " ")
         raise ValueError(f"needs {needed}; this file has {', '.join(field_names(dataset)) if var is None else var}")
-    told = f"{field.name} at {card.space_factor} times the resolution", humidity_domain(card, field).text()
-    return "; ".join(filter(None, told))
+    parts = f"{field.name} at {card.space_factor} times the resolution", assess_field(card, field).text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> tuple[xr.Dataset, list[str]]:
-    """The fine dataset, and sentences about what was changed; check: called with its outline before it is computed."""
-    job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, **computed)
+def _downscale(
+    model, dataset, members, seed, var, level, execution, progress, check=None
+) -> tuple[xr.Dataset, list[str]]:
+    """Downscale a dataset.
+
+    Args:
+        model: generator.
+        dataset: see downscale.
+        members: see downscale.
+        seed: see downscale.
+        var: see downscale.
+        level: see downscale.
+        execution: threads, precision and device.
+        progress: show a progress bar.
+        check: function that is called with the result before its values are execution; None: no function.
+
+    Returns:
+        The fine dataset, and notes on changed values.
+    """
+    pipeline = HumidityPipeline(model, dataset, members=members, seed=seed, var=var, level=level, **execution)
     if check is not None:
-        check(outline(job))
-    out = lazy(job) if is_lazy(dataset) else job.at_once(progress)
-    return out, job.changes.notes()
+        check(make_template(pipeline))
+    out = compute_lazily(pipeline) if is_lazy(dataset) else pipeline.compute_all(progress)
+    return out, pipeline.changes.notes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random crops of sequences of fields, from regions kept apart."""
+"""Random crops of sequences of fields from disjoint training and validation regions."""
 
 import dataclasses
 import math
@@ -13,19 +13,28 @@ from torch.utils.data import DataLoader, Dataset
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days, thin_to_days
-from fastds.tasks.common.folders import usable_files
-from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import texture
+from fastds.inference.ood.statistics import compute_texture
 from fastds.tasks.humidity.config import DataConfig
+from fastds.training.folders import scan_folder
+from fastds.training.modules import BaseDataModule
 
-_CROP_STEP = 8  # what networks halve three times
+_CROP_STEP = 8  # networks halve the resolution three times
 ROLES = ("train", "validation", "test")
 
 
 def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
-    """The fields of a role's regions, each (times, H, W), normalised, float32.
+    """Read the regions of a role as normalised fields.
 
-    Raises: FileNotFoundError, ValueError where files, variables, regions or values do not fit.
+    Args:
+        config: see DataConfig.
+        role: "train", "validation" or "test".
+
+    Returns:
+        (times, H, W) float32 for each region.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: files, variables, regions or values that do not fit.
     """
     root = pathlib.Path(config.path)
     sources = config.sources or {root.name: {}}
@@ -40,7 +49,7 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             field = field.copy(data=plausible_values(field, f" of {path}", MEND_FIRST))
         check_values(field.values, path.name)
         if "validation_days" in source:
-            regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
+            regions += [normalise(day.values, config) for day in _select_days(field, source, config, role)]
             continue
         if source.get("daily"):
             try:
@@ -48,16 +57,16 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             except ValueError as error:
                 raise ValueError(f"data.sources[{name!r}] with daily: {error}") from None
         field = field.values
-        for box in source.get(role, [] if set(source) & set(ROLES) else _quarters(field.shape, role)):
+        for box in source.get(role, [] if set(source) & set(ROLES) else _split_columns(field.shape, role)):
             top, bottom, left, right = box
             if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
                 raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
-            regions.append(normalised(field[:, top:bottom, left:right], config))
+            regions.append(normalise(field[:, top:bottom, left:right], config))
     return regions
 
 
-def with_sources(config: DataConfig) -> DataConfig:
-    """The configuration with the files of its folder as sources, where it names none."""
+def find_sources(config: DataConfig) -> DataConfig:
+    """Return the configuration with the files of its folder as sources, if it names no sources."""
 
     def whole(path: pathlib.Path) -> dict:
         with open_dataset(path) as dataset:
@@ -66,38 +75,41 @@ def with_sources(config: DataConfig) -> DataConfig:
 
     if config.sources or not pathlib.Path(config.path).is_dir():
         return config
-    return dataclasses.replace(config, sources={p.name: part for p, part in usable_files(config.path, whole).items()})
+    return dataclasses.replace(config, sources={p.name: part for p, part in scan_folder(config.path, whole).items()})
 
 
-def normalised(values: np.ndarray, config: DataConfig) -> torch.Tensor:
-    """(values - offset) / range as a tensor."""
+def normalise(values: np.ndarray, config: DataConfig) -> torch.Tensor:
+    """Return (values - offset) / range as a tensor."""
     return torch.from_numpy(np.ascontiguousarray((values - config.offset) / config.range))
 
 
-def _days(field, source, config, role):
-    """The days of a role: the validation days are drawn from all, and leave the training days unless they stay."""
+def _select_days(field, source, config, role):
+    """Return the days of a role. Validation days are drawn from all days, and are for training only if they "stay"."""
     every = days(field, config.steps)
     overlap = source.get("validation_stays", False)
     training, validation = split_days(len(every), source["validation_days"], overlap=overlap)
     return [every[k] for k in {"train": training, "validation": validation}.get(role, [])]
 
 
-def _quarters(shape, role):
-    """Of a source without regions: the left three quarters train, the rest validates."""
+def _split_columns(shape, role):
+    """Return the regions of a file without regions: the left three quarters for training, the rest for validation."""
     split = 3 * shape[2] // 4
     return {"train": [[0, shape[1], 0, split]], "validation": [[0, shape[1], split, shape[2]]]}.get(role, [])
 
 
 class FieldSequences(Dataset):
-    """Sample i, the same for the same (seed, i): {"coarse" (T, 1, h, w), "fine" (T, 1, H, W)}, normalised.
+    """Samples {"coarse": (T, 1, h, w), "fine": (T, 1, H, W)}, normalised; sample i depends on (seed, i) only.
 
     Args:
-        regions: (times, H, W) tensors; one is drawn in proportion to its points, or with config.each_once taken in
-            turn, then times and crop in it. Regions with fewer times or points than asked for are refused.
-        samples: length.
-        scale: factor in space between coarse and fine.
+        regions: tensors (times, H, W). A region is drawn with a probability proportional to its size, or each is used
+            in round_ (config.each_once); then times and crop are drawn.
+        samples: number of samples.
+        scale: scale factor.
         config: steps, crop, coarsening, flips.
-        seed: of the draw.
+        seed: random seed.
+
+    Raises:
+        ValueError: a region is smaller than a sample.
     """
 
     def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: DataConfig, seed: int):
@@ -111,7 +123,7 @@ class FieldSequences(Dataset):
                 raise ValueError(
                     f"a region has {times} times, {rows} rows and {columns} columns, a sample "
                     f"data.steps={config.steps} times and data.crop={config.crop} rows and columns; of a file without "
-                    f"regions in data.sources the last quarter of the columns validates{_crop_that_fits(region, scale)}"
+                    f"regions in data.sources the last quarter of the columns validates{_suggest_crop(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])
@@ -122,7 +134,9 @@ class FieldSequences(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         c, rng = self.config, np.random.default_rng([self.seed, index])
-        region = self.regions[self._in_turn(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)]
+        region = self.regions[
+            self._select_region(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)
+        ]
         t, i, j = (
             int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, c.crop, c.crop), strict=True)
         )
@@ -131,28 +145,28 @@ class FieldSequences(Dataset):
         fine = fine.flip(flips) if flips else fine
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
 
-    def _in_turn(self, index: int) -> int:
-        """The region of an index where each comes once in every len(regions) samples."""
-        turn, place = divmod(int(index), len(self.regions))
-        return int(np.random.default_rng([self.seed, 1, turn]).permutation(len(self.regions))[place])
+    def _select_region(self, index: int) -> int:
+        """Return the region of an index if each region is used once in every len(regions) samples."""
+        round_, place = divmod(int(index), len(self.regions))
+        return int(np.random.default_rng([self.seed, 1, round_]).permutation(len(self.regions))[place])
 
 
-def _crop_that_fits(region: torch.Tensor, scale: int) -> str:
-    """The end of a refusal: the largest crop that a region has room for, where there is one."""
+def _suggest_crop(region: torch.Tensor, scale: int) -> str:
+    """Return the end of an error message: the largest crop that fits into a region, if any."""
     side = math.lcm(scale, _CROP_STEP)
     crop = min(region.shape[1:]) // side * side
     return f"; data.crop={crop} fits" if crop else ""
 
 
-class HumidityData(SampleData):
-    """Training crops, new in every epoch, and fixed validation crops.
+class HumidityData(BaseDataModule):
+    """Training crops, new in each epoch, and fixed validation crops.
 
     Args:
         config: see DataConfig.
-        scale: of the generator.
-        seed: of the samples.
-        start: gives the number of training samples seen so far, for an exact resume.
-        devices: see SampleData.
+        scale: scale factor of the generator.
+        seed: random seed of the samples.
+        start: function that returns the number of training samples used so far.
+        devices: see BaseDataModule.
     """
 
     def __init__(self, config: DataConfig, scale: int, seed: int, start: Callable[[], int], devices: int = 1):
@@ -162,16 +176,17 @@ class HumidityData(SampleData):
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
             return
-        c = with_sources(self.config)
+        c = find_sources(self.config)
         self.files = list(c.sources) or [pathlib.Path(c.path).name]
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed
 
-    def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData."""
-        return texture(sample["coarse"] * self.config.range + self.config.offset)
+    def compute_statistics(self, sample: dict) -> dict[str, float]:
+        """See BaseDataModule."""
+        return compute_texture(sample["coarse"] * self.config.range + self.config.offset)
 
-    def loader(self, samples: Dataset, **options) -> DataLoader:
-        # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.
-        return super().loader(samples, generator=torch.Generator().manual_seed(self.seed), **options)
+    def make_loader(self, samples: Dataset, **options) -> DataLoader:
+        # A loader draws a random number when it starts. Its separate generator keeps the noise of a resumed run
+        # unchanged.
+        return super().make_loader(samples, generator=torch.Generator().manual_seed(self.seed), **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of the WGAN-GP: alternating updates, two time scales, exact resume, the exported generator."""
+"""Training of the WGAN-GP: alternating updates, two learning rates, exact resuming, exported generator."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
-from fastds.tasks.common.card_of_run import fill_card_of_run
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, begin, run
-from fastds.tasks.common.training import TimedModule
-from fastds.tasks.common.verdict import against
 from fastds.tasks.humidity.config import TrainingConfig
-from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.humidity.samples import HumidityData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import BaseLightningModule
+from fastds.training.trainer import ExportBest, prepare_run, run_training
 
 
-def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
-    """Distance of members (M, ...) from the truth (...): "l1", "mse", or the fair CRPS of M >= 2 members.
+def compute_content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
+    """Return the distance of members from the truth.
 
-    CRPS = mean_m |x_m - y| - 1/(2 M (M-1)) sum_{m,k} |x_m - x_k|. Source: Ferro 2014, equation 8.
+    CRPS = mean_m |x_m - y| - 1/(2 M (M-1)) sum_{m,k} |x_m - x_k|.
+
+    Args:
+        members: (M, ...); M >= 2 for "crps".
+        truth: (...).
+        kind: "l1", "mse" or "crps" (fair).
+
+    Source: Ferro 2014, equation 8.
     """
     error = members - truth
     if kind == "mse":
@@ -42,17 +49,18 @@ def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
     return loss - pairs / (m * (m - 1))
 
 
-class AdversarialModule(TimedModule):
-    """Trains a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
+class AdversarialModule(BaseLightningModule):
+    """Training of a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
 
-    Logged: critic, penalty, gradient_norm (its mean, which goes to 1), content, adversarial, rate; val_mse of the mean
-    of two members, in squared units of the field, val_mse_noise_free of the field without noise, and val_mse_bicubic of
-    coordinate-true interpolation.
+    Logged values: critic, penalty, gradient_norm (mean, converges to about 1), content, adversarial, rate; val_mse of
+    the mean of two members in squared units of the field, val_mse_noise_free of the field without noise,
+    val_mse_bicubic of bicubic interpolation.
 
     Args:
-        generator, critic: the networks.
-        config: the run.
-        steps_per_epoch: mini-batches, for the schedule.
+        generator: generator.
+        critic: critic.
+        config: configuration of the training.
+        steps_per_epoch: number of batches in an epoch, for the schedule.
     """
 
     def __init__(
@@ -68,11 +76,11 @@ class AdversarialModule(TimedModule):
 
     @property
     def exported(self) -> torch.nn.Module:
-        """The generator that is validated and saved: the averaged one, where there is one."""
+        """Generator that is validated and saved: the averaged one, if weights are averaged."""
         return self.generator if self.average is None else self.average
 
     def steps_done(self) -> int:
-        return self.steps  # Lightning counts those of both optimisers
+        return self.steps  # Lightning's global_step counts the steps of both optimizers
 
     def last_step(self) -> int | None:
         epochs = self.config.optimiser.epochs
@@ -80,14 +88,12 @@ class AdversarialModule(TimedModule):
         return by_epochs if self.config.max_steps is None else self.config.max_steps
 
     def samples_seen(self) -> int:
-        """Training samples so far."""
+        """Return the number of training samples used so far."""
         return self.steps * self.config.data.batch_size
-
-    # ---- steps
 
     def training_step(self, batch: dict, batch_index: int) -> None:
         critic_optimiser, generator_optimiser = self.optimizers()
-        rate = self.rate()
+        rate = self.compute_rate_factor()
         for optimiser in (critic_optimiser, generator_optimiser):
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["initial_lr"]
@@ -99,19 +105,19 @@ class AdversarialModule(TimedModule):
         self.log("rate", rate)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 where the configuration asks for it."""
+        """Return the autocast context: bfloat16 if configured."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optimiser.bfloat16)
 
     def critic_input(self, batch: dict) -> Tensor | None:
-        """The coarse fields, for a critic that reads them."""
+        """Return the coarse fields if the critic reads them, else None."""
         return batch["coarse"] if getattr(self.critic_loss.critic, "config", {}).get("conditional") else None
 
     def critic_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         with torch.no_grad(), self.autocast():
-            fake = sample(self.generator, batch["coarse"])
+            fake = run_network(self.generator, batch["coarse"])
         with self.autocast():
             loss, logs = self.critic_loss(batch["fine"], fake.to(batch["fine"].dtype), self.critic_input(batch))
-        self.finite("the critic's loss", loss)
+        self.check_finite("the critic's loss", loss)
         optimiser.zero_grad()
         self.manual_backward(loss)
         optimiser.step()
@@ -120,37 +126,43 @@ class AdversarialModule(TimedModule):
     def generator_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         c = self.config.loss
         members, noise_free = self.draw(batch["coarse"])
-        content = content_loss(members.float(), batch["fine"], c.content)
+        content = compute_content_loss(members.float(), batch["fine"], c.content)
         loss = c.content_weight * content
         if noise_free is not None:
             loss = loss + c.noise_free_weight * (noise_free.float() - batch["fine"]).square().mean()
         if c.adversarial_weight > 0:
-            adversarial = self.adversarial(members[0], batch)
+            adversarial = self.compute_adversarial_loss(members[0], batch)
             loss = loss + self.adversarial_weight() * adversarial
             self.log("adversarial", adversarial.detach())
-        self.finite("the generator's loss", loss)
+        self.check_finite("the generator's loss", loss)
         optimiser.zero_grad()
         self.manual_backward(loss)
         optimiser.step()
         self.log("content", content.detach(), prog_bar=True)
 
     def draw(self, coarse: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Members (M, B, T, O, H, W) as the content loss wants them, and the field without noise where it is trained.
+        """Draw the members for the content loss, and the field without noise if it is trained.
 
-        Drawn as one batch: batch normalisation sees all.
+        All fields are computed as one batch, so that batch normalisation uses all of them.
+
+        Args:
+            coarse: (B, T, 1, h, w).
+
+        Returns:
+            Members (M, B, T, O, H, W), and the field without noise or None.
         """
         c = self.config.loss
-        draws, further = 2 if c.content == "crps" else 1, c.noise_free_weight > 0
-        coarse, noise = coarse.repeat(draws + further, 1, 1, 1, 1), {}
-        if further:
+        draws, with_noise_free = 2 if c.content == "crps" else 1, c.noise_free_weight > 0
+        coarse, noise = coarse.repeat(draws + with_noise_free, 1, 1, 1, 1), {}
+        if with_noise_free:
             noise["noise"] = torch.randn(self.generator.noise_shape(coarse), device=coarse.device)
             noise["noise"].unflatten(0, (draws + 1, -1))[draws] = 0
         with self.autocast():
-            fields = sample(self.generator, coarse, **noise).unflatten(0, (draws + further, -1))
-        return fields[:draws], fields[draws] if further else None
+            fields = run_network(self.generator, coarse, **noise).unflatten(0, (draws + with_noise_free, -1))
+        return fields[:draws], fields[draws] if with_noise_free else None
 
-    def adversarial(self, fake: Tensor, batch: dict) -> Tensor:
-        """The generator's adversarial loss; the critic gets no gradients."""
+    def compute_adversarial_loss(self, fake: Tensor, batch: dict) -> Tensor:
+        """Return the generator's adversarial loss, without gradients of the critic."""
         extra = self.critic_input(batch)
         critic = self.critic_loss.critic.requires_grad_(False)
         with self.autocast():
@@ -159,13 +171,13 @@ class AdversarialModule(TimedModule):
         return adversarial_loss(score, self.config.loss.adversary)
 
     def adversarial_weight(self) -> float:
-        """Of this step: it grows over loss.adversarial_ramp epochs."""
+        """Return the adversarial weight of this step, which increases over loss.adversarial_ramp epochs."""
         c = self.config.loss
         ramp = c.adversarial_ramp * self.steps_per_epoch
         return c.adversarial_weight * min(1.0, (self.steps + 1) / ramp if ramp else 1.0)
 
-    def finite(self, what: str, loss: Tensor) -> None:
-        """Raises: FloatingPointError for a loss that is not finite."""
+    def check_finite(self, what: str, loss: Tensor) -> None:
+        """Raise FloatingPointError if a loss is not finite."""
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"{what} was not finite (step {self.steps}); the last checkpoint is kept: resume with a smaller "
@@ -174,23 +186,23 @@ class AdversarialModule(TimedModule):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Moves the averaged generator towards the new weights."""
+        """Update the averaged generator with the new weights."""
         if self.average is None:
             return
         decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
-        for ours, new in zip(self.average.state_dict().values(), self.generator.state_dict().values(), strict=True):
-            if ours.is_floating_point():
-                ours.lerp_(new, 1 - decay)
+        for averaged, new in zip(self.average.state_dict().values(), self.generator.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(new, 1 - decay)
             else:
-                ours.copy_(new)
+                averaged.copy_(new)
 
-    # ---- schedule
+    def compute_rate_factor(self) -> float:
+        """Return the factor of both learning rates: warm-up by steps, then cosine.
 
-    def rate(self) -> float:
-        """Factor of both learning rates: warm-up by steps, then cosine by epochs, or by steps where max_steps is given
-        (or by the clock, if that ends first).
+        The cosine follows the epochs, or the steps if max_steps is given, or the time if the time limit comes first.
 
-        Source: Li et al. 2024, equation 7 and the warm-up above it, with the slips corrected unless literal_schedule.
+        Source: Li et al. 2024, equation 7 and the warm-up above it; misprints are corrected unless literal_schedule is
+        set.
         """
         o, last = self.config.optimiser, self.config.max_steps
         warm = o.warmup_epochs * self.steps_per_epoch
@@ -203,7 +215,7 @@ class AdversarialModule(TimedModule):
         elif o.epochs is not None:
             done = min(1.0, self.steps // self.steps_per_epoch / o.epochs)
         if self.config.max_minutes is not None:
-            done = max(done, min(1.0, self.clock() / (60.0 * self.config.max_minutes)))
+            done = max(done, min(1.0, self.training_seconds() / (60.0 * self.config.max_minutes)))
         return 0.5 * (1.0 + math.cos(done if o.literal_schedule else math.pi * done))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -215,30 +227,26 @@ class AdversarialModule(TimedModule):
             optimiser.param_groups[0]["initial_lr"] = rate
         return optimisers
 
-    # ---- validation
-
     def on_validation_model_eval(self) -> None:
         self.eval()
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
         coarse, fine, g = batch["coarse"], batch["fine"], self.exported
-        members = torch.stack([sample(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
+        members = torch.stack([run_network(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
         scale = self.config.data.range**2
         align = "grid" if self.config.data.coarsening == "decimate" else "center"
         reference = interpolate(coarse, g.config["scale"], "bicubic", align)
         values = {
             "val_mse": (members.mean(0) - fine).square().mean() * scale,
             "val_mse_bicubic": (reference - fine).square().mean() * scale,
-            "val_mse_noise_free": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
-            "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
+            "val_mse_noise_free": (run_network(g, coarse, noise="zero") - fine).square().mean() * scale,
+            "val_crps": compute_content_loss(members, fine, "crps") * self.config.data.range,
         }
-        # The scores of the paper's figure 8, of one member.
+        # scores in figure 8 of the paper, of one member
         peak = self.config.data.range
         one = field_scores(members[0][:, :, 0] * peak, fine[:, :, 0] * peak, peak)
         values |= {f"val_{name}_one": one[name] for name in ("mse", "mae", "psnr", "ssim", "acc", "tcc")}
         self.log_dict(values, batch_size=len(fine), prog_bar=True, sync_dist=self.trainer.world_size > 1)
-
-    # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -250,20 +258,21 @@ class AdversarialModule(TimedModule):
 
 
 class ExportGenerator(ExportBest):
-    """Lowest val_crps."""
+    """Export of the weights with the lowest val_crps."""
 
-    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
-        told = against("bicubic interpolation", *score)
-        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        comparison = compare_to_baseline("bicubic interpolation", *score)
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **comparison}
         return module.exported, scores, values["val_crps"]
 
 
-def build(config: TrainingConfig) -> AdversarialModule:
-    """The networks with fresh weights, card filled, in their training module.
+def build_module(config: TrainingConfig) -> AdversarialModule:
+    """Create the networks, or load model.start, fill the card, and return the training module.
 
-    Raises: ValueError for options that do not fit.
+    Raises:
+        ValueError: options that do not fit.
     """
     c = config.model
     generator = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
@@ -278,26 +287,32 @@ def build(config: TrainingConfig) -> AdversarialModule:
         raise ValueError(
             f"loss: content 'crps' and noise_free_weight are for a generator with noise; {c.start or c.name!r} has none"
         )
-    fill_card_of_run(generator.card, config)
+    update_model_card(generator.card, config)
     generator.card.offset, generator.card.range = config.data.offset, config.data.range
     generator.card.coarsening = config.data.coarsening
     return AdversarialModule(generator, critic, config, max(1, config.data.epoch_samples // config.data.batch_size))
 
 
 def train(config: TrainingConfig) -> pathlib.Path:
-    """Train, resume where config.output holds a checkpoint, and export the generator.
+    """Train, or resume if config.output has a checkpoint, and export the generator.
 
-    Returns: the path of best.safetensors; last.safetensors, checkpoints/ and csv/ lie beside it. Deterministic for a
-        given configuration and number of threads, interrupted or not, unless max_minutes ends the run.
-    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError for a loss that is not
-        finite.
+    The result is deterministic for a given configuration and number of threads, also after an interruption, unless
+    max_minutes ends the run.
+
+    Returns:
+        Path of best.safetensors.
+
+    Raises:
+        FileNotFoundError: no such data.
+        ValueError: data or options that do not fit.
+        FloatingPointError: a loss was not finite.
     """
-    begin(config)
-    module = build(config)
+    prepare_run(config)
+    module = build_module(config)
     scale = module.generator.config["scale"]
     data = HumidityData(config.data, scale, config.seed, module.samples_seen, config.devices)
     data.setup()
-    # The module ends the run at config.max_steps: the trainer would count the steps of the critic, too.
+    # config.max_steps is enforced by the module, because the trainer would also count the steps of the critic.
     epochs = config.optimiser.epochs if config.max_steps is None else None
     bounds = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
-    return run(config, module, data, ExportGenerator, **bounds)
+    return run_training(config, module, data, ExportGenerator, **bounds)

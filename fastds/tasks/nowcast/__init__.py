@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next radar fields from the last ones (DB-RNN)."""
+"""Nowcasting of radar fields from the last frames (DB-RNN and related networks)."""

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds train nowcast`."""
+"""Options of `fastds train nowcast`."""
 
 import dataclasses
 
 from fastds.models.db_rnn.discriminator import VARIANTS
 from fastds.models.db_rnn.losses import TERMS, WEIGHTS
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 LOSSES = ("rain", "db-rnn")
 STAGES = ("forecaster", "deblurrer")
-# The rows of the paper's Table VIII by the names of earlier versions: terms and weights.
+# Deprecated option loss.ablation: rows of the paper's Table VIII -> (terms, weights).
 ABLATIONS = {
     "fixed": ("none", "fixed"),
     "scheduled": ("none", "scheduled"),
@@ -21,36 +21,38 @@ ABLATIONS = {
 
 @dataclasses.dataclass
 class DataConfig:
-    """The samples.
+    """Training samples.
 
     Args:
-        path: a NetCDF file or a folder of them.
-        blocks: per file name its time blocks, see fastds.tasks.radar.config.DataConfig; empty: every *.nc under path.
-        var: name of the reflectivity variable; None finds it.
-        synthetic_events: number of seeded synthetic events that join the training samples.
-        weights: relative share of each training source, files in the order of blocks, then the synthetic events;
-            empty: equal.
-        known: m, frames.
-        future: n, frames.
-        fewest: of the future frames that a window needs; the rest counts as missing.
-        crop: side of a crop, pixels.
-        halo: pixels around a crop from which the motion is estimated and echo may come; of Lagrangian networks.
-        scales: coarsenings of the grid to draw from.
-        intervals: multiples of the cadence to draw from: [2] takes every second field of a file. The validation is at
-            the cadence itself where that is among them, else at all of them.
-        floor: dBZ that become 0.
-        ceiling: dBZ that become 1.
-        minimum_echo: share of echo above 15 dBZ that the last known field of a crop should have, also in the
+        path: NetCDF file or folder of NetCDF files.
+        blocks: time blocks of each file, see fastds.tasks.radar.config.DataConfig; empty: each *.nc under path.
+        var: name of the reflectivity variable; default: found by its attributes.
+        synthetic_events: number of synthetic events that are added to the training files.
+        weights: sampling weight of each training file in the order of blocks, then of all synthetic events; empty:
+            equal.
+        known: number m of input frames.
+        future: number n of forecast frames.
+        fewest: smallest number of forecast frames that a window needs; the others are treated as missing.
+        crop: side of a crop in pixels.
+        halo: margin in pixels around a crop, used to estimate the motion and as a source of incoming echo (Lagrangian
+            networks).
+        scales: coarsening factors of the grid, drawn at random.
+        intervals: multiples of the time step, drawn at random; [2] takes every second frame of a file. The validation
+            uses the time step itself if 1 is in the list, else all multiples.
+        floor: reflectivity in dBZ that is scaled to 0.
+        ceiling: reflectivity in dBZ that is scaled to 1.
+        minimum_echo: fraction of pixels above 15 dBZ that the last input frame of a crop should have, also in the
             validation.
-        augment: flips and transposes at random.
-        reverse: half of the training samples run backwards in time, so that no event teaches that rain only grows.
-        shift: lowest and highest number of dBZ that a training sample's echo is raised by, drawn evenly: a rain rate
-            that is rare in one event is common in another.
-        pool: number of different crops, kept in memory; 0: every sample is a new one.
-        batch_size: samples per step.
-        epoch_samples: samples between validations.
-        validation_samples: fixed crops.
-        workers: processes that prepare samples.
+        augment: whether to flip and transpose samples at random.
+        reverse: whether half of the training samples are reversed in time, so that growth and decay of rain are
+            balanced.
+        shift: smallest and largest number of dBZ that is added to the echo of a training sample, drawn uniformly, to
+            vary the distribution of intensities.
+        pool: number of different crops that are kept in memory; 0: each sample is new.
+        batch_size: number of samples in a step.
+        epoch_samples: number of samples between validations.
+        validation_samples: number of fixed validation crops.
+        workers: number of processes that prepare samples.
     """
 
     path: str
@@ -88,25 +90,29 @@ class DataConfig:
 
 @dataclasses.dataclass
 class LossConfig:
-    """What is minimised.
+    """Loss function.
 
     Args:
-        kind: "db-rnn": the paper's sums over pixels, over all forecast frames, known ones included. "rain": squared
-            error of each lead over that of the reference, plus csi_weight times what soft CSI lacks of 1; see
-            RainLoss. It is a ratio of sums, which each of several processes (devices) takes of its own samples.
-        terms: beside the errors of forecasts and deblurred forecasts, of networks with two outputs: "none"; "gdl", the
-            gradient difference loss; "adversarial", that and the adversarial loss, which is the paper's full method.
-        weights: of the errors of forecasts and deblurred forecasts: "fixed", 1 and 1; "scheduled", 1 and 0.01 at first,
-            0.01 and 1 from epoch 20 on; None: fixed without terms and scheduled with any.
-        discriminator: of "adversarial": "S", "M" or "L"; None: the paper's for the network's cells.
-        epochs: of scheduled weights, over the whole run; None: epochs of data.epoch_samples.
-        csi_weight: of "rain".
-        csi_width: of "rain": width of the soft threshold in dBZ.
-        rates: mm/h, of CSI.
+        kind: "db-rnn": sums over pixels as in the paper, over all predicted frames, including those of the input.
+            "rain": squared error of each lead time relative to that of the reference, plus csi_weight times (1 - soft
+            CSI), see RainLoss. It is a ratio of sums; with several processes (devices), each process computes it from
+            its samples.
+        terms: additional terms for networks with two outputs: "none"; "gdl" (gradient difference loss); "adversarial"
+            (gradient difference and adversarial loss, the full method of the paper).
+        weights: weights of the errors of forecasts and of deblurred forecasts: "fixed" (1 and 1); "scheduled" (1 and
+            0.01, from epoch 20 on 0.01 and 1). Default: fixed without terms, else scheduled.
+        discriminator: discriminator of "adversarial": "S", "M" or "L". Default: that of the paper for the cells of the
+            network.
+        epochs: number of epochs into which the run is divided for scheduled weights. Default: epochs of
+            data.epoch_samples.
+        csi_weight: weight of the CSI term of "rain".
+        csi_width: width of the soft threshold of "rain" in dBZ.
+        rates: rain rates of the CSI in mm/h.
         z_r: a and b of Z = a R^b.
-        scheduled_sampling: the probability that the truth is fed back falls from 1 to 0 over the training.
-        decoupling: weight of PredRNN-V2's decoupling loss; other networks have none.
-        ablation: deprecated: "fixed" and "scheduled" are weights, "gdl" and "adversarial" are terms.
+        scheduled_sampling: whether the probability with which true frames are fed back decreases from 1 to 0 during the
+            training.
+        decoupling: weight of the decoupling loss of PredRNN-V2; other networks have no such loss.
+        ablation: deprecated; "fixed" and "scheduled" set weights, "gdl" and "adversarial" set terms.
     """
 
     kind: str = "rain"
@@ -126,7 +132,7 @@ class LossConfig:
         if self.kind not in LOSSES:
             raise ValueError(f"loss.kind must be one of {', '.join(LOSSES)}, got {self.kind!r}")
         if self.ablation is not None:
-            self._take_ablation()
+            self._apply_ablation()
         if self.terms not in TERMS:
             raise ValueError(f"loss.terms must be one of {', '.join(TERMS)}, got {self.terms!r}")
         if self.weights not in (None, *WEIGHTS):
@@ -136,28 +142,31 @@ class LossConfig:
         if self.kind == "rain" and self.terms != "none":
             raise ValueError(f"loss.terms {self.terms!r} belong to the sums over pixels of loss.kind 'db-rnn'")
 
-    def _take_ablation(self) -> None:
-        """Set terms and weights as the earlier option `ablation` says. Raises: ValueError for a name that is none, and
-        for one beside terms or weights."""
+    def _apply_ablation(self) -> None:
+        """Set terms and weights from the deprecated option `ablation`.
+
+        Raises:
+            ValueError: an unknown name, or terms or weights are given, too.
+        """
         if self.ablation not in ABLATIONS:
             raise ValueError(f"loss.ablation must be one of {', '.join(ABLATIONS)}, got {self.ablation!r}")
         if self.terms != "none" or self.weights is not None:
             raise ValueError("loss.ablation is the earlier name of loss.terms and loss.weights: leave it out")
         self.terms, self.weights = ABLATIONS[self.ablation]
-        self.ablation = None  # what is written of the run has the names of now
+        self.ablation = None  # the configuration that is written has the present names
 
     @property
-    def scheduled(self) -> bool:
+    def has_scheduled_weights(self) -> bool:
         """Whether the weights change with the epoch."""
         return self.weights == "scheduled" or (self.weights is None and self.terms != "none")
 
 
 @dataclasses.dataclass
 class ModelConfig(config.ModelConfig):
-    """The network.
+    """Network to train.
 
     Args:
-        name: a name of fastds.models.available(), of the DB-RNN family.
+        name: name in fastds.models.available() of a network of the DB-RNN family.
     """
 
     name: str = "nowcast-small"
@@ -165,14 +174,14 @@ class ModelConfig(config.ModelConfig):
 
 @dataclasses.dataclass
 class TrainingConfig(config.SupervisedConfig):
-    """A training run of a nowcasting network.
+    """Training of a nowcasting network.
 
     Args:
-        data: the samples.
-        loss: what is minimised.
-        model: the network.
-        stage: of a StagedRNN: "forecaster" trains that one, "deblurrer" the other, on forecasts of the frozen first
-            (model.start then names the weights of the first stage).
+        data: training samples.
+        loss: loss function.
+        model: network.
+        stage: stage of a StagedRNN: "forecaster", or "deblurrer" with a frozen forecaster (model.start then names the
+            weights of the first stage). Default: the whole network.
     """
 
     data: DataConfig
@@ -193,7 +202,6 @@ class TrainingConfig(config.SupervisedConfig):
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
-    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
-    name."""
+    """Parse a command line into a TrainingConfig. `--config NAME` selects a shipped configuration."""
     description = "Train a nowcasting network on radar files."
     return read_command_line(TrainingConfig, arguments, "fastds train nowcast", description)

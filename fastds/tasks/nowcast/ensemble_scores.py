@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of ensemble nowcasts by lead: their sums over starts, and the tables of them."""
+"""Scores of ensemble nowcasts by lead time: accumulated sums and tables."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastds.inference.tables import format_number, make_score_table
 from fastds.metrics import EnsembleScores, reliability_counts
-from fastds.tasks.common.tables import number_text, score_table
-from fastds.tasks.nowcast.windows import WET_RATE, window_counts
+from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RATES = (0.5, 2.0, 5.0)  # mm/h, of reliability and FSS
-FEWEST = 1e-3  # share of the pixels that a forecast probability must have to be judged by its largest error
-# Score: its name in the tables.
+RATES = (0.5, 2.0, 5.0)  # mm/h, for reliability and FSS
+MIN_SHARE = (
+    1e-3  # a forecast probability must have this fraction of the pixels to count for the largest reliability error
+)
+# Score -> label in the tables.
 NAMES = {
     "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram from flat",
     "rain": "mean rain / truth's", "wet": "wet area / truth's",
@@ -32,21 +34,23 @@ BY_RATE = {
     "csi": "CSI of mean",
     "csi_matched": "CSI of matched mean",
 }
-_COLUMNS = 8  # leads shown
+_MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleRows:
-    """Scores of an ensemble by lead.
+    """Scores of an ensemble by lead time.
 
     Attributes:
-        members: M. leads: (n,) seconds.
-        rows: score -> array. (n,): crps (fair, mm/h), spread_skill, outliers (share of the truth outside all members),
-            flatness (of the rank histogram the largest difference from flat, over flat), rain and wet (mean rain, and
-            area of at least WET_RATE, of the members over the truth's). (n, RATES): reliability, the largest difference
-            between forecast probability and frequency, over probabilities of at least FEWEST of the pixels;
-            calibration, its mean over all pixels; fss of the probabilities; csi of the members' mean rain, and
-            csi_matched of that matched to the members: where it is highest, on the area that they have in the mean.
+        members: number M of members.
+        leads: (n,) lead times in seconds.
+        rows: score -> array. Shape (n,): crps (fair, mm/h), spread_skill, outliers (fraction of the truth outside all
+            members), flatness (largest relative deviation of the rank histogram from a flat one), rain and wet (mean
+            rain, and area of at least WET_RATE, of the members relative to the truth). Shape (n, RATES): reliability
+            (largest difference between forecast probability and frequency, for probabilities of at least a fraction
+            FEWEST of the pixels), calibration (mean difference over all pixels), fss (of the probabilities), csi (of
+            the ensemble mean), csi_matched (of the ensemble mean above the threshold that gives the mean area of the
+            members).
         ranks: (n, M + 1), rank histogram.
     """
 
@@ -55,8 +59,8 @@ class EnsembleRows:
     rows: dict[str, np.ndarray]
     ranks: np.ndarray
 
-    def lines(self, method: str) -> list[list[str]]:
-        """Of a CSV file: method, lead in minutes, score, rate in mm/h, value."""
+    def list_csv_rows(self, method: str) -> list[list[str]]:
+        """Return the rows of a CSV file: method, lead time in minutes, score, rate in mm/h, value."""
         return [
             [method, f"{lead / 60:g}", f"ensemble {score}", label, f"{value:.6g}"]
             for score in (*NAMES, *BY_RATE)
@@ -65,34 +69,39 @@ class EnsembleRows:
         ]
 
     def tables(self) -> list[Table]:
-        """As they are printed."""
-        every = -(-len(self.leads) // _COLUMNS)
+        """Return the tables as they are printed."""
+        every = -(-len(self.leads) // _MAX_COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
         heads = ("score", "mm/h", *(f"{self.leads[k] / 60:g}" for k in chosen))
-        table = score_table(f"Ensemble of {self.members} members by lead in minutes", heads)
+        table = make_score_table(f"Ensemble of {self.members} members by lead in minutes", heads)
         for score, name in NAMES.items():
-            table.add_row(name, "", *map(number_text, self.rows[score][chosen]))
+            table.add_row(name, "", *map(format_number, self.rows[score][chosen]))
         for score, name in BY_RATE.items():
             for column, rate in enumerate(RATES):
-                table.add_row(name, f"{rate:g}", *map(number_text, self.rows[score][chosen, column]))
+                table.add_row(name, f"{rate:g}", *map(format_number, self.rows[score][chosen, column]))
         return [table]
 
-    def sentences(self) -> list[str]:
-        """What stands below the tables."""
+    def list_notes(self) -> list[str]:
+        """Return the notes below the tables."""
         return [
             f"Of the ensemble: rain below {WET_RATE:g} mm/h counts as none; CRPS is fair and compares with the MAE of "
             "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share "
             f"of the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: its largest "
             "difference from flat; reliability: difference between forecast probability and frequency, largest over "
-            f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities; matched mean: "
+            f"probabilities that at least {MIN_SHARE:.1%} of the pixels have; FSS of the probabilities; matched mean: "
             "where the mean is highest, on the area that the members have."
         ]
 
 
 class EnsembleSums:
-    """What is added up of an ensemble of M members over starts. leads: seconds.
+    """Accumulated scores of an ensemble over initialization times.
 
-    Attributes: sums: name -> array (n, ...), those of several starts may be added.
+    Args:
+        members: number M of members.
+        leads: lead times in seconds.
+
+    Attributes:
+        sums: name -> array (n, ...); arrays of several initialization times can be added.
     """
 
     def __init__(self, members: int, leads: Sequence[float]):
@@ -102,7 +111,13 @@ class EnsembleSums:
         self.sums = {name: np.zeros((len(self.leads), *shape)) for name, shape in shapes.items()}
 
     def add(self, lead: int, members: np.ndarray, truth: np.ndarray) -> None:
-        """One field of a start: members (M >= 2, h, w) and truth (h, w) in mm/h, NaN = missing."""
+        """Add one frame.
+
+        Args:
+            lead: index of the lead time.
+            members: (M >= 2, h, w) in mm/h, NaN = missing.
+            truth: (h, w) in mm/h, NaN = missing.
+        """
         valid = torch.from_numpy(~(np.isnan(truth) | np.isnan(members).any(0)))
         if not valid.any():
             return
@@ -118,22 +133,22 @@ class EnsembleSums:
         for column, rate in enumerate(RATES):
             sums["reliability"][lead, column] += reliability_counts(x[:, valid], y[valid], rate).numpy()
             happened = y >= rate
-            events = mean >= rate, mean >= _highest(mean, int((x >= rate).sum()) / self.members)
+            events = mean >= rate, mean >= _find_threshold(mean, int((x >= rate).sum()) / self.members)
             hits = (part for event in events for part in (event & happened, event | happened))
             sums["hits"][lead, column] += [float(part.sum()) for part in hits]
             fields = torch.stack([(x >= rate).sum(0), happened.int() * self.members])
-            p, t = window_counts(fields).double()
+            p, t = count_in_windows(fields).double()
             sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
 
     def __iadd__(self, other: EnsembleSums) -> EnsembleSums:
-        """Add the starts of another of as many members and leads."""
+        """Add the scores of other initialization times."""
         self.sums = {name: values + other.sums[name] for name, values in self.sums.items()}
         return self
 
     def rows(self) -> EnsembleRows:
-        """The scores by lead."""
+        """Return the scores by lead time."""
         sums = self.sums
-        found = [_scores(*parts) for parts in zip(sums["scores"], sums["ranks"], strict=True)]
+        found = [_make_scores(*parts) for parts in zip(sums["scores"], sums["ranks"], strict=True)]
         means, ranks = [scores.means() for scores in found], np.array([scores.rank_histogram() for scores in found])
         rows = {name: np.array([mean[name] for mean in means]) for name in ("crps", "spread_skill", "outliers")}
         rows["flatness"] = np.abs(ranks * (self.members + 1) - 1).max(-1)
@@ -145,17 +160,17 @@ class EnsembleSums:
             rows["csi"], rows["csi_matched"] = (sums["hits"][..., k] / sums["hits"][..., k + 1] for k in (0, 2))
             rows["fss"] = 1 - sums["windows"][..., 0] / sums["windows"][..., 1]
             rows["calibration"] = (np.where(points > 0, error, 0) * points).sum(-1) / total[..., 0]
-        rows["reliability"] = np.where(points >= FEWEST * total, error, 0).max(-1)
+        rows["reliability"] = np.where(points >= MIN_SHARE * total, error, 0).max(-1)
         return EnsembleRows(self.members, self.leads, rows, ranks)
 
 
-def _highest(field: torch.Tensor, count: float) -> float:
-    """The value that the highest pixels of a field, so many, have at least; infinite for none."""
+def _find_threshold(field: torch.Tensor, count: float) -> float:
+    """Return the threshold that `count` pixels of a field reach; infinity for count 0."""
     count = round(count)
     return float(field.flatten().kthvalue(field.numel() - count + 1).values) if count else math.inf
 
 
-def _scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:
+def _make_scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:
     scores = EnsembleScores()
     scores.sums, scores.ranks = sums, ranks
     return scores

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of forecasts and of the baselines by lead, from the same starts and on the same pixels."""
+"""Verification of forecasts and baselines by lead time, from the same initialization times and on the same pixels."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from fastds.data import (
 from fastds.data.grid.axes import upright
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
+from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
+from fastds.inference.tables import track_progress
 from fastds.metrics import NowcastScores
-from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
-from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
-from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.members import known_echo, paths_of
-from fastds.tasks.nowcast.methods import BASELINES, Method, baseline
-from fastds.tasks.nowcast.scores import Compared, Comparison, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields, wet_shares
-from fastds.tasks.nowcast.wet_area import keep_wet_area
+from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
+from fastds.tasks.nowcast.methods import BASELINES, Method, make_baseline
+from fastds.tasks.nowcast.scores import ComparedFields, Comparison, NowcastTable
+from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, read_coarse_frames
+from fastds.tasks.nowcast.wet_area import limit_wet_area
+from fastds.training.radar_files import are_different, check_without_warnings, open_reflectivity
 
 _NAMES = ("the observed file", "TRUTH")
 
 
-class Scoring:
-    """Starts, the forecasts of every method from them and their scores; see fastds.tasks.common.scoring.Scoring.
-    Arguments as in evaluate."""
+class EvaluationItems:
+    """Items of an evaluation of nowcasts, see fastds.inference.scoring.EvaluationItems. Arguments as in evaluate."""
 
     def __init__(
         self,
@@ -53,43 +52,43 @@ class Scoring:
         baselines: Sequence[str] | None = None,
     ):
         self.forecasts = forecasts = Forecasts(prediction)
-        names = _installed() if baselines is None else list(baselines)
+        names = _list_installed() if baselines is None else list(baselines)
         name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
-        self.own = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
-        self.methods = {key: baseline(key) for key in names}
+        self.labels = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
+        self.methods = {key: make_baseline(key) for key in names}
         self.known = max((method.known for method in self.methods.values()), default=1)
-        self.fields = _Fields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
+        self.fields = _ObservedFields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
 
     def __len__(self) -> int:
         return len(self.forecasts.starts)
 
-    def item(self, number: int) -> Compared | None:
-        """See Scoring."""
-        observed = self.fields.around(number)
+    def read_item(self, number: int) -> ComparedFields | None:
+        """See EvaluationItems."""
+        observed = self.fields.read_frames(number)
         if observed is None:
             return None
         before, after, wet = observed
         order = upright(self.fields.sources[0].raw)
         known, wet = before[order].copy(), wet[order].copy()
-        made = {key: _forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
-        made[self.own[0]] = self.forecasts.fields(number)
-        members = self.forecasts.members(number) if self.forecasts.count else None
+        made = {key: _compute_forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
+        made[self.labels[0]] = self.forecasts.read_frames(number)
+        members = self.forecasts.read_members(number) if self.forecasts.count else None
         if members is not None:
-            made[self.own[1]] = rate_to_reflectivity(members[0], self.forecasts.z_r)
-        return Compared(number, before, after, made, members)
+            made[self.labels[1]] = rate_to_reflectivity(members[0], self.forecasts.z_r)
+        return ComparedFields(number, before, after, made, members)
 
-    def scores(self, start: Compared) -> Sums:
-        """See Scoring: of all methods, and of the members."""
+    def score(self, start: ComparedFields) -> ScoreSums:
+        """See EvaluationItems; scores of all methods and of the ensemble."""
         forecasts = self.forecasts
         comparison = Comparison(list(start.made), forecasts.leads, forecasts.z_r)
         valid = {key: np.nan_to_num(fields) for key, fields in start.made.items()}
-        comparison.add(np.where(np.isnan(start.made[self.own[0]]), np.nan, start.after), valid)
-        sums = Sums(comparison=comparison)
+        comparison.add(np.where(np.isnan(start.made[self.labels[0]]), np.nan, start.after), valid)
+        sums = ScoreSums(comparison=comparison)
         if forecasts.count > 1:
-            sums["members"] = self._members(start)
+            sums["members"] = self._score_members(start)
         return sums
 
-    def _members(self, start: Compared) -> EnsembleSums:
+    def _score_members(self, start: ComparedFields) -> EnsembleSums:
         forecasts = self.forecasts
         sums = EnsembleSums(forecasts.count, forecasts.leads)
         for lead, truth in enumerate(start.after):
@@ -98,14 +97,23 @@ class Scoring:
         return sums
 
 
-def _forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
-    """What `fastds nowcast` makes by a method of the known fields (n, h, w) in dBZ: (steps, h, w); wet: (h, w), see
-    wet_shares, of the last."""
+def _compute_forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
+    """Compute a forecast of a baseline as `fastds nowcast` does.
+
+    Args:
+        method: baseline.
+        known: input frames (n, h, w) in dBZ.
+        wet: (h, w), see wet_shares, of the last frame.
+        steps: number of forecast frames.
+
+    Returns:
+        (steps, h, w) in dBZ.
+    """
     known, floor = known[-method.known :], method.card.floor_dbz
     forecast = method(known, steps)
-    if method.keeps_area:
-        paths = paths_of(known_echo(known, floor), steps) if method.moves else None
-        keep_wet_area(forecast, wet, paths, floor)
+    if method.has_limited_wet_area:
+        paths = find_trajectories(scale_known_frames(known, floor), steps) if method.uses_motion else None
+        limit_wet_area(forecast, wet, paths, floor)
     return forecast
 
 
@@ -120,40 +128,44 @@ def evaluate(
     progress: bool = False,
     report: str | os.PathLike | None = None,
     model: str | os.PathLike | None = None,
-    elsewhere: Elsewhere | None = None,
+    score_items: ScoreItems | None = None,
 ) -> NowcastTable:
-    """Compare forecasts, and the baselines from the same starts, with the fields that came.
+    """Compare forecasts, and baselines from the same initialization times, with the observed fields.
 
-    Scores are those of the DB-RNN paper on reflectivity between 0 and 60 dBZ, with the Z-R law of the forecasts, FSS
-    and the CSI of nearby events in windows of 9 cells, and the power of the forecast over that of the truth by
-    wavelength; of members these of their mean rain and of the first of them, and CRPS, spread, ranks and reliability.
-    Pixels count that are missing neither in the truth nor in the forecast.
+    Scores are those of the DB-RNN paper on reflectivity between 0 and 60 dBZ with the Z-R relation of the forecasts,
+    FSS and the CSI of nearby events in windows of 9 cells, and the power of the forecast relative to the truth by
+    wavelength. For ensembles, these scores are computed for the mean rain and for the first member, and CRPS, spread,
+    ranks and reliability are added. Pixels that are missing in the truth or in the forecast are ignored.
 
     Args:
-        prediction: as fastds.nowcast gives it, with one start or several.
-        truth: the fields after the starts, on the grid the forecasts were made from; averaged to theirs where they are
-            coarser.
-        observed: the fields before the starts, for the baselines; None: truth holds them, too.
-        var, z_r: as in fastds.data.to_reflectivity, for truth and observed.
-        baselines: names of fastds.tasks.nowcast.methods.BASELINES; None: all, pysteps where it is installed.
+        prediction: output of fastds.nowcast with one or several initialization times.
+        truth: observed fields after the initialization times, on the grid from which the forecasts were made; averaged
+            if the forecasts are coarser.
+        observed: observed fields before the initialization times, for the baselines; None: truth contains them.
+        var: name of the variable in truth and observed, see fastds.data.to_reflectivity.
+        z_r: a and b of Z = a R^b for truth and observed; None: the default.
+        baselines: names in fastds.tasks.nowcast.methods.BASELINES; None: all, pysteps if it is installed.
         progress: show a progress bar.
-        report: an HTML page to write, with the scores, maps and curves. model: name or file of the weights whose card
-            it tells; None: as prediction names them. elsewhere: see fastds.tasks.common.scoring.
+        report: HTML file with scores, maps and curves; None: no report.
+        model: name or file of the weights whose card is in the report; None: the model named by the prediction.
+        score_items: function that computes the scores in other processes, see fastds.inference.scoring.
 
-    Returns: the NowcastTable, of starts with all fields.
+    Returns:
+        Scores over the initialization times for which all fields exist.
 
-    Raises: ValueError where grids do not fit or no start has all its fields.
+    Raises:
+        ValueError: grids do not fit, or no initialization time has all its fields.
     """
-    scoring = Scoring(prediction, truth, observed=observed, var=var, z_r=z_r, baselines=baselines)
+    scoring = EvaluationItems(prediction, truth, observed=observed, var=var, z_r=z_r, baselines=baselines)
     forecasts, fields = scoring.forecasts, scoring.fields
     page = None
     if report is not None:
         from fastds.tasks.nowcast.report import EvaluationReport
 
-        page = EvaluationReport(report, forecasts, fields.sources, scoring.own[0], model)
-    sums = added_up(scoring, "starts", progress, None if page is None else page.add, elsewhere)
+        page = EvaluationReport(report, forecasts, fields.sources, scoring.labels[0], model)
+    sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:
-        raise _no_start(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
+        raise _make_start_error(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
     comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
@@ -172,47 +184,63 @@ def check_truth(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
 ) -> None:
-    """What would make evaluate fail after the fields of source have been forecast; truth is read once for it.
+    """Check before the forecast that its result can be evaluated. All values of the truth are read.
 
-    starts: times. leads: seconds. Raises: ValueError where truth is on another grid or has the fields after no start,
-    source has not the fields before it that the baselines need, or truth is not plausible."""
+    Args:
+        truth: observed fields.
+        source: input of the forecast.
+        starts: initialization times.
+        leads: lead times in seconds.
+        var: name of the variable in truth.
+        z_r: a and b of Z = a R^b for truth.
+
+    Raises:
+        ValueError: the truth has another grid, lacks the fields after all initialization times or has implausible
+            values, or the source lacks the fields before that the baselines need.
+    """
     fields = to_reflectivity(truth, var, z_r=z_r)
     if fields.shape[1:] != source.shape[1:]:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
-        if dim in fields.raw.coords and own in source.raw.coords and differ(source.raw[own], fields.raw[dim]):
-            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
+        if dim in fields.raw.coords and own in source.raw.coords and are_different(source.raw[own], fields.raw[dim]):
+            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are different places")
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
-    known = max((baseline(name).known for name in _installed()), default=1)
+    known = max((make_baseline(name).known for name in _list_installed()), default=1)
     wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
     if not any(all(line.has(start, shifts) for line, shifts in wanted) for start in starts):
-        raise _no_start(known, leads, starts, after)
-    check_quietly(fields)
+        raise _make_start_error(known, leads, starts, after)
+    check_without_warnings(fields)
 
 
-def _no_start(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
+def _make_start_error(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
     return ValueError(
         f"no start has {known} observed fields before it and all {len(leads)} after it: forecasts start "
         f"from {text_of(starts[0])}, the truth ends {text_of(truth.times[-1])}"
     )
 
 
-def _installed() -> list[str]:
+def _list_installed() -> list[str]:
     return [name for name in BASELINES if name != "pysteps" or importlib.util.find_spec("pysteps")]
 
 
-def window_scores(
+def compute_window_scores(
     model: nn.Module, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
 ) -> NowcastScores:
-    """Scores over windows as in the tables of the DB-RNN paper: all m + n - 1 frames that the network predicts.
+    """Compute scores over windows as in the tables of the DB-RNN paper: of all m + n - 1 predicted frames.
 
-    model: with roll(frames, steps); its last output counts. windows: normalised as the model wants. z_r: for the
-    thresholds. progress: show a progress bar. Returns NowcastScores with the n future frames as `future`; its
-    means("all") is the paper's convention."""
+    Args:
+        model: network with roll(frames, steps), whose last output is scored.
+        windows: samples, normalised as for the model.
+        z_r: a and b of Z = a R^b, for the thresholds.
+        progress: show a progress bar.
+
+    Returns:
+        Scores with the n forecast frames as `future`; means("all") follows the paper.
+    """
     n = windows.index.shape[1] - windows.known
     thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, windows.floor, windows.ceiling)
     scores = NowcastScores(thresholds, windows.known + n - 1, future=n)
-    for sample in tracked(windows, progress, "windows"):
+    for sample in track_progress(windows, progress, "windows"):
         with torch.inference_mode():
             y = model.roll(sample["x"][None], n)[-1]
         truth = torch.cat([sample["x"], sample["y"]])[None, 1:]
@@ -220,8 +248,8 @@ def window_scores(
     return scores
 
 
-class _Fields:
-    """The known fields before starts and the true ones after them, in dBZ on the forecasts' grid."""
+class _ObservedFields:
+    """Observed fields before and after the initialization times, in dBZ on the grid of the forecasts."""
 
     def __init__(
         self,
@@ -239,8 +267,11 @@ class _Fields:
         for source, what in zip(self.sources, _NAMES, strict=True):
             _check_grid(forecasts, source, what)
 
-    def around(self, number: int) -> list[np.ndarray] | None:
-        """The fields before and after a start, and the wet shares of the last before; None where a field is missing."""
+    def read_frames(self, number: int) -> list[np.ndarray] | None:
+        """Return the frames before and after an initialization time, and the wet shares of the last frame before.
+
+        None if a frame is missing.
+        """
         forecasts = self.forecasts
         shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads
         found = []
@@ -250,14 +281,14 @@ class _Fields:
                 return None
             found.append((source, places))
         (source, places), form = found[0], (forecasts.factor, forecasts.floor)
-        return [*(self._read(*one) for one in found), wet_shares(source, places[-1], *form)]
+        return [*(self._read(*one) for one in found), compute_wet_shares(source, places[-1], *form)]
 
     def _read(self, source, places: list[int]) -> np.ndarray:
-        return coarse_fields(source, places, self.forecasts.factor, self.forecasts.floor)
+        return read_coarse_frames(source, places, self.forecasts.factor, self.forecasts.floor)
 
 
 def _check_grid(forecasts: Forecasts, source, what: str) -> None:
-    """ValueError where cells of a source do not make the cells of the forecasts, or lie elsewhere."""
+    """Raise ValueError if the cells of a source do not form the cells of the forecasts, or have other coordinates."""
     factor, grid = forecasts.factor, forecasts.variable.shape[-2:]
     if tuple(n // factor for n in source.shape[1:]) != grid:
         raise ValueError(
@@ -266,5 +297,5 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
     for dim, own in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
         if dim in source.raw.coords and own in forecasts.variable.coords:
             here, there = forecasts.variable[own].values, np.asarray(source.raw[dim].values, float)
-            if differ(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
-                raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are other places")
+            if are_different(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
+                raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are different places")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forecasts as a CF dataset, written and read again start by start."""
+"""Forecasts as CF datasets: creation, and reading by initialization time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.kept import global_attributes, mapping_attribute
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.radar.reflectivity import z_r_law
-from fastds.tasks.fields.places import MEMBER
+from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.starts import Start
 
 REFERENCE, PERIOD = "forecast_reference_time", "forecast_period"
@@ -24,7 +24,7 @@ QUANTITIES = {
     "reflectivity": ("reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}),
 }
 THRESHOLD, PROBABILITY = "threshold", "probability_of_rainfall_rate_above_threshold"
-# 1 where the air of a forecast was outside what was observed at its start.
+# Mask: 1 where the air of a forecast was outside the observed area at the initialization time.
 OUTSIDE = "from_outside"
 _OUTSIDE_ATTRS = {
     "long_name": "the air comes from outside the observed area, by the motion of the last fields, and the forecast "
@@ -36,57 +36,76 @@ _OUTSIDE_ATTRS = {
 _PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at least this rain rate"}
 
 
-def thresholds_of(rates: Sequence[float]) -> xr.Variable:
-    """The coordinate of rain rates that may be reached."""
+def make_threshold_coordinate(rates: Sequence[float]) -> xr.Variable:
+    """Return the coordinate of rain-rate thresholds."""
     attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
     return xr.Variable(
         (THRESHOLD,), np.array(rates, float), {**attrs, "spp__relative_to_threshold": "greater_than_or_equal_to"}
     )
 
 
-def forecast_values(
-    source: ReflectivityInput, z: np.ndarray, *, quantity: str, law: tuple[float, float], floor: float
+def convert_forecasts(
+    source: ReflectivityInput, z: np.ndarray, *, quantity: str, z_r: tuple[float, float], floor: float
 ) -> np.ndarray:
-    """Forecasts z (..., h, w) in dBZ, values <= floor = no echo, in units of the quantity; changes z."""
+    """Convert forecasts from dBZ to the units of the output quantity, in place.
+
+    Args:
+        source: input of the forecast.
+        z: (..., h, w) in dBZ; values <= floor are no echo.
+        quantity: key of QUANTITIES.
+        z_r: a and b of Z = a R^b.
+        floor: floor in dBZ.
+
+    Returns:
+        The array z.
+    """
     for field in z.reshape(-1, *z.shape[-2:]):
         dry = field <= floor
-        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
+        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _convert_echo(field, quantity, z_r))
     return z
 
 
-def forecast_dataset(
+def make_forecast_dataset(
     source: ReflectivityInput,
     starts: list[Start],
     leads: list[float],
     values: Any,
     *,
     quantity: str,
-    law: tuple[float, float],
+    z_r: tuple[float, float],
     factor: int,
     first: xr.Variable | None = None,
     outside: Any = None,
 ) -> xr.Dataset:
-    """The Dataset of forecasts, values (starts, leads, h, w) in units of the quantity, NaN = missing, of dask, too.
+    """Make the Dataset of forecasts.
 
-    One start: over (time, y, x), with the scalar forecast_reference_time, and forecast_period along time. Several: over
-    (forecast_reference_time, forecast_period, y, x), with the two-dimensional time.
+    Dimensions for one initialization time: (time, y, x), with a scalar forecast_reference_time, and forecast_period
+    along time. For several: (forecast_reference_time, forecast_period, y, x), with a two-dimensional time.
 
-    leads: seconds. quantity: of QUANTITIES. law: (a, b) of Z = a R^b. factor: cells of the source along a cell's side.
-    first: the coordinate of a dimension of values before all others, members_of or thresholds_of; None: there is none.
-    outside: (starts, leads, h, w), 1 where the air comes from outside the observed area, else 0; None: not told.
+    Args:
+        source: input of the forecast.
+        starts: initialization times.
+        leads: lead times in seconds.
+        values: (starts, leads, h, w) in units of the quantity, NaN = missing; NumPy or dask.
+        quantity: key of QUANTITIES.
+        z_r: a and b of Z = a R^b.
+        factor: number of source cells along the side of a forecast cell.
+        first: coordinate of an additional first dimension of values, for members or thresholds; None: no such
+            dimension.
+        outside: mask (starts, leads, h, w), 1 where the air comes from outside the observed area; None: unknown.
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
-    attrs = {**attrs, "zr_a": law[0], "zr_b": law[1]}
+    attrs = {**attrs, "zr_a": z_r[0], "zr_b": z_r[1]}
     if first is not None and first.dims == (THRESHOLD,):
-        name, attrs = PROBABILITY, {**_PROBABILITY_ATTRS, "zr_a": law[0], "zr_b": law[1]}
+        name, attrs = PROBABILITY, {**_PROBABILITY_ATTRS, "zr_a": z_r[0], "zr_b": z_r[1]}
     elif quantity == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount":
         attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
     attrs |= mapping_attribute(source.dataset, raw)
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
-        scalar_coordinates(raw) | _times(source, starts, leads)
+        scalar_coordinates(raw) | _make_times(source, starts, leads)
     )
     dims, lead = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:]), ()
     if first is not None:
@@ -96,15 +115,16 @@ def forecast_dataset(
     if outside is not None:
         out[name].attrs["ancillary_variables"] = OUTSIDE
         out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
-    kept = global_attributes(source.dataset, "zr_a", "zr_b")  # the variable says which law was used
-    return out.assign_attrs({"Conventions": "CF-1.8", **kept})
+    # the Z-R relation that was used is in the attributes of the variable
+    attributes = global_attributes(source.dataset, "zr_a", "zr_b")
+    return out.assign_attrs({"Conventions": "CF-1.8", **attributes})
 
 
-def _wet(field: np.ndarray, quantity: str, law: tuple[float, float]) -> np.ndarray:
-    return reflectivity_to_rate(field, law) if quantity == "rate" else field
+def _convert_echo(field: np.ndarray, quantity: str, z_r: tuple[float, float]) -> np.ndarray:
+    return reflectivity_to_rate(field, z_r) if quantity == "rate" else field
 
 
-def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
+def _make_times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
     label = source.raw[source.dims[0]]
     references = fine_resolution(np.array([start.time for start in starts]))
     steps = np.array([datetime.timedelta(seconds=lead) for lead in leads])
@@ -128,15 +148,18 @@ def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -
 
 
 def check_by_valid_time(starts: int, steps: int) -> None:
-    """Raise ValueError unless so many forecasts of so many fields have one field at each time, and two in all."""
+    """Raise ValueError unless the forecasts have one field at each valid time, and at least two fields."""
     if starts > 1 and steps > 1:
         raise ValueError(f"steps must be 1 for hindcasts in MLCast's form, which has one field a time, got {steps}")
     if starts == steps == 1:
         raise ValueError("steps must be at least 2 for one forecast in MLCast's form, which has a time step, got 1")
 
 
-def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
-    """Forecasts of one start, or of one lead, over (time, y, x) alone; attributes say the start or the lead."""
+def to_valid_time(dataset: xr.Dataset) -> xr.Dataset:
+    """Convert forecasts of one initialization time or one lead time to (time, y, x).
+
+    The attribute fastds_start or fastds_lead_s has the initialization time or the lead time.
+    """
     dataset = dataset.drop_vars(OUTSIDE, errors="ignore")
     for variable in dataset.data_vars.values():
         variable.attrs.pop("ancillary_variables", None)
@@ -148,17 +171,27 @@ def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def is_forecast(dataset: xr.Dataset) -> bool:
-    """Whether a dataset holds forecasts by their start and lead."""
+    """Return whether a dataset has forecasts by initialization and lead time."""
     return REFERENCE in dataset.coords and PERIOD in dataset.coords
 
 
 class Forecasts:
-    """The forecasts of a dataset.
+    """Forecasts of a dataset.
 
-    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,) times; leads (n,)
-    seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ,
-    between which the model works.
-    Raises: ValueError for a dataset that nowcast did not write.
+    Attributes:
+        dataset: the dataset.
+        variable: the forecast variable.
+        count: number of ensemble members, 0 without an ensemble.
+        starts: (S,) initialization times.
+        leads: (n,) lead times in seconds.
+        z_r: a and b of Z = a R^b.
+        name: name of the model.
+        factor: number of observed cells along the side of a forecast cell.
+        floor: lower limit of the model's range in dBZ.
+        ceiling: upper limit of the model's range in dBZ.
+
+    Raises:
+        ValueError: the dataset was not written by nowcast, or has probabilities.
     """
 
     def __init__(self, dataset: xr.Dataset):
@@ -177,23 +210,25 @@ class Forecasts:
         self.name, self.factor = str(settings["fastds_model"]), int(settings["fastds_coarsening"])
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
 
-    def fields(self, number: int) -> np.ndarray:
-        """The forecasts (n, h, w) of one start in dBZ, NaN where missing; of members their mean rain."""
+    def read_frames(self, number: int) -> np.ndarray:
+        """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing; for ensembles of the mean
+        rain.
+        """
         if not self.count:
-            return self._in_dbz(self._start(number))
-        rain = self.members(number).mean(0, dtype=np.float64).astype(np.float32)
+            return self._to_dbz(self._read_start(number))
+        rain = self.read_members(number).mean(0, dtype=np.float64).astype(np.float32)
         return rate_to_reflectivity(rain, self.z_r)
 
-    def members(self, number: int) -> np.ndarray:
-        """The members (M, n, h, w) of one start in mm/h, NaN where missing."""
-        values = self._start(number)
+    def read_members(self, number: int) -> np.ndarray:
+        """Return the members (M, n, h, w) of an initialization time in mm/h, NaN = missing."""
+        values = self._read_start(number)
         if self.variable.name != "reflectivity":
             return values
         return reflectivity_to_rate(values, self.z_r, self.floor)
 
-    def _start(self, number: int) -> np.ndarray:
+    def _read_start(self, number: int) -> np.ndarray:
         part = self.variable if REFERENCE not in self.variable.dims else self.variable.isel({REFERENCE: number})
         return part.values.astype(np.float32)
 
-    def _in_dbz(self, values: np.ndarray) -> np.ndarray:
+    def _to_dbz(self, values: np.ndarray) -> np.ndarray:
         return values if self.variable.name == "reflectivity" else rate_to_reflectivity(values, self.z_r)

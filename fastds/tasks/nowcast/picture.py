@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of a forecast and of what was observed, from the last known field on."""
+"""Image of a forecast and the observed fields."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import xarray as xr
 
 from fastds.data import to_reflectivity
 from fastds.data.grid.times import text_of
+from fastds.inference.tables import format_count
 from fastds.plot import forecast_strip, save_png
-from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 
-# Leads shown beside the start.
-_LEADS = 5
+# maximum number of lead times in the image
+_MAX_LEADS = 5
 
 
 def write_picture(
@@ -26,23 +26,28 @@ def write_picture(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
 ) -> None:
-    """Draw the first forecast of a dataset that nowcast made as a PNG, by a temporary name.
+    """Draw the first forecast of a dataset and write it as PNG, atomically.
 
-    observed: the dataset it was made from; fields after the start are drawn where it has them. var, z_r: as for
-    to_reflectivity.
+    Args:
+        path: file to write.
+        forecast: output of nowcast.
+        observed: input of the forecast; frames after the initialization time are drawn, too, if it has them.
+        var: name of the variable in observed, see to_reflectivity.
+        z_r: a and b of Z = a R^b for observed.
     """
     forecasts, source = Forecasts(forecast), to_reflectivity(observed, var, z_r=z_r)
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-    start, fields = line.seconds_at(forecasts.starts[0]), forecasts.fields(0)
-    columns = range(0, len(fields) + 1, -(-len(fields) // _LEADS))  # evenly, so that motion between them compares
+    start, fields = line.seconds_at(forecasts.starts[0]), forecasts.read_frames(0)
+    # equally spaced, so that the motion between columns is comparable
+    columns = range(0, len(fields) + 1, -(-len(fields) // _MAX_LEADS))
     leads = [0.0 if k == 0 else forecasts.leads[k - 1] for k in columns]
     places = [line.find(start + lead) for lead in leads]
-    (x, unit), (y, unit_y) = (_axis(forecast, dim) for dim in (source.dims[2], source.dims[1]))
+    (x, unit), (y, unit_y) = (_get_axis(forecast, dim) for dim in (source.dims[2], source.dims[1]))
     if unit != unit_y:
         x, y, unit = None, None, "pixels"
-    of_members = f", mean of {counted(forecasts.count, 'member')}" if forecasts.count else ""
+    of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""
     figure = forecast_strip(
-        [None if p is None else coarse_fields(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
+        [None if p is None else read_coarse_frames(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
         [None if k == 0 else fields[k - 1] for k in columns],
         [f"+{lead / 60:g} min" if lead else "start" for lead in leads],
         x=x,
@@ -53,8 +58,8 @@ def write_picture(
     save_png(figure, path)
 
 
-def _axis(dataset: xr.Dataset, dim: str) -> tuple[np.ndarray | None, str]:
-    """The coordinate in km where it is a length, or in degrees, and its unit; else None and pixels."""
+def _get_axis(dataset: xr.Dataset, dim: str) -> tuple[np.ndarray | None, str]:
+    """Return a coordinate in km or degrees with its unit, or (None, "pixels") for other units."""
     units = str(dataset[dim].attrs.get("units", "")).strip().lower() if dim in dataset.coords else ""
     scale = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "km": 1.0}.get(units)
     if units.startswith("degree"):

@@ -1,32 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loss that wants small squared errors and rain areas of the right place and size, lead by lead."""
+"""Training loss that combines relative squared error and soft CSI by lead time."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RainLoss(nn.Module):
-    """Mean over leads of squared error over that of the reference, plus weight (1 - soft CSI).
+    """Mean over lead times of the squared error relative to the reference, plus weight (1 - soft CSI).
 
-        error = mean over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e), x_0 the reference
-        soft CSI = H / U, H = sum p o, U = sum (p + o - p o);  p = sigmoid((y - tau) / width), o = [x >= tau]
+                    error = mean over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e), x_0 the
+                    reference
+                    soft CSI = H / U, H = sum p o, U = sum (p + o - p o);  p = sigmoid((y - tau) / width), o = [x >=
+                    tau]
 
-    A forecast of least squared error is smooth and misses heavy rain; the second term keeps the area above each
-    threshold. CSI is that of many batches, not the mean of theirs, which would favour forecasts of no rain: H and U are
-    decaying sums, and a batch has the gradient of H / U, (dH - H / U dU) / U, scaled to the share of one batch.
+    A forecast of least squared error is smooth and misses heavy rain; the second term preserves the area above each
+    threshold. CSI is computed over many batches, because the mean over batches would favour forecasts without rain: H
+    and U are exponentially decaying sums, and a batch has the gradient of H / U, (dH - H / U dU) / U, scaled to the
+    share of one batch.
+
+    Input: forward(y, truth, reference, valid), each (B, n, 1, H, W) on the scale of the fields; output: a scalar.
 
     Args:
         thresholds: tau, on the scale of the fields.
         floors: f, on the scale of the fields.
-        width: of the soft threshold, on that scale.
-        weight: of the second term.
-        unit: 1 dBZ on that scale; e is its square.
-        leads: n.
-
-    Shapes: forward(y, truth, reference, valid), each (B, n, 1, H, W) on the scale of the fields, -> a scalar.
+        width: width of the soft threshold, on the scale of the fields.
+        weight: weight of the second term.
+        unit: 1 dBZ on the scale of the fields; e is its square.
+        leads: number n of lead times.
     """
 
-    DECAY = 0.98  # of H and U per batch
+    DECAY = 0.98  # decay of H and U per batch
 
     def __init__(
         self, thresholds: list[float], floors: list[float], width: float, weight: float, unit: float, leads: int
@@ -37,19 +40,19 @@ class RainLoss(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
-        loss = self.relative_error(y, truth, reference, valid)
-        return loss + self.weight * self.lack_of_csi(y, truth, valid) if self.weight > 0 else loss
+        loss = self.compute_relative_error(y, truth, reference, valid)
+        return loss + self.weight * self.compute_csi_deficit(y, truth, valid) if self.weight > 0 else loss
 
-    def relative_error(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
+    def compute_relative_error(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
         total = 0.0
         for floor in self.floors:
             x = truth.clamp(min=floor)
-            error, least = (_mean_by_lead((z.clamp(min=floor) - x).square(), valid) for z in (y, reference))
+            error, least = (_average_by_lead((z.clamp(min=floor) - x).square(), valid) for z in (y, reference))
             total = total + (error / (least + self.unit**2)).mean()
         return total / len(self.floors)
 
-    def lack_of_csi(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """1 - CSI, mean over thresholds and leads; updates the sums."""
+    def compute_csi_deficit(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return 1 - CSI, averaged over thresholds and lead times, and update the sums."""
         parts = []
         for threshold in self.thresholds:
             p = torch.sigmoid((y - threshold) / self.width) * valid
@@ -63,5 +66,5 @@ class RainLoss(nn.Module):
         return (1 - csi - gain).mean()
 
 
-def _mean_by_lead(values: Tensor, valid: Tensor) -> Tensor:
+def _average_by_lead(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values, 0.0).sum((0, 2, 3, 4)) / valid.sum((0, 2, 3, 4)).clamp(min=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML report of forecasts: with a truth as they are evaluated, without one what was forecast from what."""
+"""HTML report of forecasts: scores if the truth is known, maps, settings."""
 
 from __future__ import annotations
 
@@ -20,27 +20,39 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.reading import Reading
+from fastds.inference.files import compute_mean_spacing
+from fastds.inference.run_facts import (
+    Page,
+    check_report,
+    describe_run,
+    format_utc,
+    get_file,
+    radar_style,
+    select_evenly,
+)
+from fastds.inference.tables import format_count
 from fastds.plot import draw_by_lead
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style
 from fastds.report.curves import Curves
-from fastds.tasks.common.inference import mean_spacing_m
-from fastds.tasks.common.reports import facts, file_of, settings_of, utc
-from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.scores import Compared, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
+from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 
-_BASELINES = ("extrapolation", "persistence")  # the first that was made is beside the forecast on the maps
-_BEFORE = 3  # observed fields on the maps before the forecast
-_HEAVY = 10.0  # mm/h: the start with most of it is drawn
-_RATES = (0.5, 5.0)  # mm/h, of the curves
+_BASELINES = ("extrapolation", "persistence")  # the first available one is next to the forecast on the maps
+_MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
+_HEAVY_RATE = 10.0  # mm/h; the maps show the initialization time with the most pixels above this rate
+_RATES = (0.5, 5.0)  # mm/h, for the curves
 
 
 class EvaluationReport:
-    """Maps and curves of an evaluation, filled start by start.
+    """Report of an evaluation with maps and curves, filled one initialization time after another.
 
-    Args: path: of the report; forecasts; sources: what was observed before and after the starts; name: of the
-    forecasts among the methods; model: see fastds.tasks.common.reports.facts.
+    Args:
+        path: HTML file to write.
+        forecasts: forecasts of the prediction.
+        sources: observed fields before and after the initialization times.
+        name: label of the forecasts among the methods.
+        model: see fastds.inference.run_facts.describe_run.
     """
 
     def __init__(
@@ -51,14 +63,14 @@ class EvaluationReport:
         name: str,
         model: str | os.PathLike | None,
     ):
-        check_report(path, *map(file_of, (forecasts.dataset, *(source.dataset for source in sources))))
+        check_report(path, *map(get_file, (forecasts.dataset, *(source.dataset for source in sources))))
         self.path, self.forecasts, self.sources, self.name, self.model = path, forecasts, sources, name, model
-        spacing = mean_spacing_m(sources[1])
+        spacing = compute_mean_spacing(sources[1])
         self.curves = Curves(None if spacing is None else forecasts.factor * spacing / 1e3)
         self.heaviest, self.drawn = -1.0, None
 
-    def add(self, start: Compared) -> None:
-        """One start."""
+    def add(self, start: ComparedFields) -> None:
+        """Add an initialization time."""
         after, there = start.after, ~np.isnan(start.made[self.name])
         valid = torch.from_numpy(there & ~np.isnan(after))
         fields = {name: torch.from_numpy(np.where(there, z, np.nan)) for name, z in start.made.items()}
@@ -66,56 +78,63 @@ class EvaluationReport:
         self.curves.add_errors(fields, truth, valid)
         last = {name: torch.where(valid[-1], z[-1], torch.nan) for name, z in {**fields, "truth": truth}.items()}
         self.curves.add_spectra(last)
-        heavy = float(np.sum(reflectivity_to_rate(after, self.forecasts.z_r) >= _HEAVY))
+        heavy = float(np.sum(reflectivity_to_rate(after, self.forecasts.z_r) >= _HEAVY_RATE))
         if heavy > self.heaviest:
             self.heaviest = heavy
             self.drawn = start.number, start.before, after, {name: z.numpy() for name, z in fields.items()}
 
     def write(self, table: NowcastTable) -> None:
-        """Write the page with the scores."""
+        """Write the report with the table of scores."""
         number, before, after, made = self.drawn
-        beside = next((name for name in _BASELINES if name in made), None)
-        shown = {name: made[name] for name in (self.name, beside) if name is not None}
-        maps = draw(self.forecasts, number, before, after, shown)
+        baseline = next((name for name in _BASELINES if name in made), None)
+        shown = {name: made[name] for name in (self.name, baseline) if name is not None}
+        maps = make_maps(self.forecasts, number, before, after, shown)
         if table.starts > 1:
             maps.notes.insert(0, f"Maps of the start with most rain, one of {table.starts}.")
         files = {"forecasts": (self.forecasts.dataset, self.forecasts.variable)}
         files |= {name: (s.dataset, s.raw) for name, s in zip(("observed", "truth"), self.sources, strict=True)}
-        told = facts(self.model, settings_of(self.forecasts.dataset), files)
-        charts = [*by_lead(table), *self.curves.charts(f"at {table.leads[-1] / 60:g} min")]
+        facts = describe_run(self.model, read_settings(self.forecasts.dataset), files)
+        charts = [*make_lead_charts(table), *self.curves.charts(f"at {table.leads[-1] / 60:g} min")]
         title = f"Forecasts: {self.forecasts.name} against the truth"
-        Page(title, told, table.tables(), table.sentences(), maps, charts).write(self.path)
+        Page(title, facts, table.tables(), table.list_notes(), maps, charts).write(self.path)
 
 
-def draw(
+def make_maps(
     forecasts: Forecasts, number: int, before: np.ndarray, after: Sequence, made: Mapping[str, np.ndarray]
 ) -> Maps:
-    """Maps of one start: observed fields before it, then those after it (None where there is none) and of every
-    method, in dBZ."""
+    """Return maps of one initialization time: observed frames before it, then observed and forecast frames.
+
+    Args:
+        forecasts: forecasts.
+        number: index of the initialization time.
+        before: observed frames (k, h, w) in dBZ.
+        after: observed frame at each lead time in dBZ, or None.
+        made: forecasts (n, h, w) in dBZ by method.
+    """
     grid = MapGrid.of(forecasts.variable)
     maps = Maps(grid, ["observed", *made], radar_style(forecasts.z_r))
     if forecasts.count:
-        maps.notes.append(f"Maps of the ensemble are the mean of its {counted(forecasts.count, 'member')}.")
-    start, leads, before = forecasts.starts[number], forecasts.leads, before[-_BEFORE:]
+        maps.notes.append(f"Maps of the ensemble are the mean of its {format_count(forecasts.count, 'member')}.")
+    start, leads, before = forecasts.starts[number], forecasts.leads, before[-_MAX_BEFORE:]
     for back, field in enumerate(before, 1 - len(before)):
-        maps.add(f"{utc(later(start, back * leads[0]))}, observed", {"observed": field})
+        maps.add(f"{format_utc(add_seconds(start, back * leads[0]))}, observed", {"observed": field})
     chosen = select_evenly(len(leads), MAX_FRAMES - len(before))
     if len(chosen) < len(leads):
         maps.notes.append(f"Maps of {len(chosen)} of {len(leads)} leads.")
     for k in chosen:
-        label = f"{utc(later(start, leads[k]))}, +{leads[k] / 60:g} min"
+        label = f"{format_utc(add_seconds(start, leads[k]))}, +{leads[k] / 60:g} min"
         maps.add(label, {"observed": after[k], **{name: fields[k] for name, fields in made.items()}})
     return maps
 
 
-def later(time, seconds: float):
-    """A time so many seconds after another."""
+def add_seconds(time, seconds: float):
+    """Return the time `seconds` after another time."""
     step = datetime.timedelta(seconds=float(seconds))
     return time + (np.timedelta64(step) if isinstance(time, np.datetime64) else step)
 
 
-def by_lead(table: NowcastTable) -> list[Chart]:
-    """CSI, squared error and mean rain of every method by lead; none of a single lead."""
+def make_lead_charts(table: NowcastTable) -> list[Chart]:
+    """Return charts of CSI, squared error and mean rain by lead time; none for a single lead time."""
     if len(table.leads) < 2:
         return []
     columns = {f"CSI at {rate:g} mm/h": ("csi", RAIN_THRESHOLDS.index(rate)) for rate in _RATES}
@@ -140,28 +159,35 @@ def report_files(
     z_r: tuple[float, float] | None = None,
     **reading: Unpack[Reading],
 ) -> None:
-    """Write a report of forecasts without a truth: maps of the first of them and of what was observed, where `given`
-    has it, and what was run.
+    """Write the report of forecasts without a truth: maps of the first forecast and the observed fields, settings.
 
-    output: the file that was made. given: the file it was made of. report: the page. model: as in EvaluationReport.
-    var, z_r: as in fastds.tasks.nowcast.run.nowcast_file. reading: of given, see fastds.data.reading.
+    Args:
+        output: file of the forecasts.
+        given: input of the forecasts.
+        report: HTML file to write.
+        model: see EvaluationReport.
+        var: name of the variable in the input.
+        z_r: a and b of Z = a R^b for the input.
+        reading: options for reading the input, see fastds.data.reading.
     """
     with opened(output) as made, opened(given, var, **reading) as observed:
         source = to_reflectivity(observed, var, z_r=z_r)
         forecasts = Forecasts(made)
-        maps = draw(forecasts, 0, *_observed(forecasts, source), {forecasts.name: forecasts.fields(0)})
+        maps = make_maps(forecasts, 0, *_read_observed(forecasts, source), {forecasts.name: forecasts.read_frames(0)})
         if len(forecasts.starts) > 1:
             maps.notes.insert(0, f"Maps of the first of {len(forecasts.starts)} starts.")
         files = {"forecasts": (made, forecasts.variable), "observed": (observed, source.raw)}
-        Page(f"Forecast with {forecasts.name}", facts(model, settings_of(made), files), maps=maps).write(report)
+        Page(f"Forecast with {forecasts.name}", describe_run(model, read_settings(made), files), maps=maps).write(
+            report
+        )
 
 
-def _observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Fields before the first start, and after it at every lead, None where the source has none."""
+def _read_observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    """Return the frames before the first initialization time, and the frame at each lead time or None."""
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
     start, form = line.seconds_at(forecasts.starts[0]), (forecasts.factor, forecasts.floor)
-    back = forecasts.leads[0] * np.arange(1 - _BEFORE, 1)
+    back = forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)
     known = [place for shift in back if (place := line.find(start + shift)) is not None]
     places = [line.find(start + lead) for lead in forecasts.leads]
-    after = [None if place is None else coarse_fields(source, [place], *form)[0] for place in places]
-    return coarse_fields(source, known, *form), after
+    after = [None if place is None else read_coarse_frames(source, [place], *form)[0] for place in places]
+    return read_coarse_frames(source, known, *form), after

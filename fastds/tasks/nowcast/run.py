@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nowcast radar fields: the last fields in, the next ones out, for datasets and files."""
+"""Nowcasting of radar fields: functions of datasets and of files."""
 
 from __future__ import annotations
 
@@ -16,43 +16,46 @@ from fastds.data import (
 )
 from fastds.data.grid.times import text_of
 from fastds.data.io.mlcast import Origin
-from fastds.tasks.common.inference import (
-    Report,
+from fastds.inference.chunking import compute_lazily, is_lazy
+from fastds.inference.files import (
+    RunSummary,
     check_target,
     check_truth_file,
-    file_to_file,
+    process_file,
 )
-from fastds.tasks.common.pieces import is_lazy, lazy
-from fastds.tasks.nowcast.forecasts import by_valid_time, check_by_valid_time
-from fastds.tasks.nowcast.job import NowcastJob, Options
+from fastds.tasks.nowcast.forecasts import check_by_valid_time, to_valid_time
+from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
 
 
 def nowcast(
     model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, *, progress: bool = False, **options
 ) -> xr.Dataset:
-    """Return forecasts of a dataset's radar field from its last fields before a start.
+    """Forecast radar fields from the last frames before an initialization time.
 
-    A pixel that is missing in the last known field is missing in the forecast; elsewhere the method takes missing
-    pixels by its own rule (networks of the DB-RNN family: as dry). Grids of any size are padded and cut back by the
-    network. Times are those of the file's labels: the rate made of an amount stands for the interval that its label
-    stands for in the file.
+    A pixel that is missing in the last frame is missing in the forecast; other missing pixels are treated by the method
+    (networks of the DB-RNN family: as dry). Networks pad grids to the size that they need. The times of the forecast
+    continue the time labels of the file.
 
     Args:
-        model: a network with .forecast and a card, as fastds.load gives it; its name or file; a name of
-            fastds.tasks.nowcast.methods.BASELINES; None: the shipped nowcaster, else extrapolation.
-        dataset: a field (time, y, x) of reflectivity, rain rates or rain amounts.
-        progress: show a progress bar. options: see fastds.tasks.nowcast.run.Options.
+        model: network with .forecast and a card, shipped name, weights file, or name in
+            fastds.tasks.nowcast.methods.BASELINES; None: the shipped nowcasting network, else extrapolation.
+        dataset: field (time, y, x) of reflectivity, rain rate or rain amount.
+        progress: show a progress bar.
+        options: see fastds.tasks.nowcast.pipeline.Options.
 
-    Returns: a new Dataset over (time, y, x), or with every over (forecast_reference_time, forecast_period, y, x), with
-        members over (realization, ...), with probability over (threshold, ...), with the settings in its attributes;
-        several forecasts are lazy where dask holds the dataset's field. Deterministic
-        for given settings.
+    Returns:
+        A new Dataset over (time, y, x), with the settings in its attributes. Option `every`: over
+        (forecast_reference_time, forecast_period, y, x), lazy if the variable is a dask array. Option `members`: with a
+        first dimension realization. Option `probability`: with a first dimension threshold. The result is
+        deterministic.
 
-    Raises: ValueError for data, settings or models that do not fit, too few fields, and gaps before the start;
-        TypeError for an option that is not there. Warns (UserWarning) where grid spacing, interval or statistics of
-        motion lie outside the ranges in the model's card.
+    Raises:
+        ValueError: data, options or models that do not fit, too few frames, or gaps before the initialization time.
+        TypeError: an unknown option.
+
+    A UserWarning is issued if grid spacing, interval or motion statistics are outside the ranges in the model card.
     """
-    return _run(model, dataset, Options(**options), progress, folder=None)[0]
+    return _nowcast(model, dataset, Options(**options), progress, folder=None)[0]
 
 
 def nowcast_file(
@@ -69,31 +72,48 @@ def nowcast_file(
     dtype: str = "input",
     origin: Origin | None = None,
     **options,
-) -> Report:
-    """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
+) -> RunSummary:
+    """Nowcast a file and write the result atomically.
 
-    model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
-    forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
-    they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: of both files, see
-    fastds.data.reading. stop: the last time that is read of source. dtype: of the fields in target, "input" (integers
-    where the input has packed ones of the same units) or "float32". origin: of an archive in MLCast's form, as which
-    target is written then; it has one field a time, so hindcasts have one step. Raises FileNotFoundError, ValueError.
+    Forecasts above 256 MiB are stored in an unnamed temporary file in the folder of the target.
+
+    Args:
+        source: input file.
+        target: output file, NetCDF or Zarr.
+        model: see nowcast.
+        picture: PNG file to write, with observed fields, first forecast and difference; None: no image.
+        truth: file with which the forecasts will be compared; it is checked before the computation.
+        progress: show a progress bar.
+        missing: value that marks missing data in source and truth, see fastds.data.reading.
+        units: units of the variable in source and truth, see fastds.data.reading.
+        stop: last time of source to use.
+        dtype: type of the fields in target: "input" (packed integers if the input is packed in the same units) or
+            "float32".
+        origin: metadata of an MLCast archive, the format of target then; hindcasts must have one step. None: CF output.
+        options: see nowcast.
+
+    Returns:
+        Summary of the run.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: data or options that do not fit.
     """
     if picture is not None:
         if origin is not None:
             raise ValueError("picture needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
     chosen = Options(**options)
-    if origin is not None and chosen.drawn:
+    if origin is not None and chosen.n_members:
         raise ValueError("MLCast's form has one field a time: leave out the arguments members and probability")
     if chosen.probability is not None and (picture is not None or truth is not None):
         raise ValueError(
             "the arguments picture and truth do not work with the argument probability; use the argument members"
         )
 
-    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
-        out, report = _run(model, dataset, chosen, progress, folder, check)
-        return out if origin is None else by_valid_time(out), report
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
+        out, report = _nowcast(model, dataset, chosen, progress, folder, check)
+        return out if origin is None else to_valid_time(out), report
 
     def check(source: ReflectivityInput, starts: list, leads: np.ndarray) -> None:
         if origin is not None:
@@ -117,26 +137,47 @@ def nowcast_file(
 
     then = None if picture is None else draw
     reading = {"missing": missing, "units": units, "stop": stop}
-    return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
+    return process_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
 
 
 def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> str:
-    """What `nowcast` would make of a radar field by weights, None: the default method, for the user.
+    """Describe how `nowcast` would process radar fields.
 
-    Raises: ValueError where no forecast can start."""
-    job = NowcastJob(model, source, Options())
-    leads, start = job.leads, text_of(job.starts[0].time)
+    Args:
+        source: radar fields.
+        model: weights; None: the default model.
+
+    Raises:
+        ValueError: there is no possible initialization time.
+    """
+    pipeline = NowcastPipeline(model, source, Options())
+    leads, start = pipeline.leads, text_of(pipeline.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
-    told = steps, job.note, job.settings.get("fastds_resolution"), job.domain.text()
-    return "; ".join(filter(None, told))
+    parts = steps, pipeline.note, pipeline.settings.get("fastds_resolution"), pipeline.ood.text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
-    """The forecasts and the report; folder: where large ones are kept in a file, None: in memory; check: called with
-    the source, the starts and the leads before anything is computed. Several forecasts from fields of dask stay
-    lazy."""
-    job = NowcastJob(model, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
+def _nowcast(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
+    """Nowcast a dataset.
+
+    Args:
+        model: see nowcast.
+        dataset: see nowcast; several forecasts from dask arrays stay lazy if `folder` is None.
+        options: options of the nowcast.
+        progress: show a progress bar.
+        folder: folder for memory-mapped files of large fields; None: in memory.
+        check: function of the source, the initialization times and the lead times that is called before the
+            computation; None: no function.
+
+    Returns:
+        The forecasts and the summary of the run.
+    """
+    pipeline = NowcastPipeline(model, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
     if check is not None:
-        check(job.source, [start.time for start in job.starts], np.array(job.leads))
-    out = lazy(job) if folder is None and job.dim and is_lazy(dataset) else job.at_once(progress, folder)
-    return out, job.report()
+        check(pipeline.source, [start.time for start in pipeline.starts], np.array(pipeline.leads))
+    out = (
+        compute_lazily(pipeline)
+        if folder is None and pipeline.dim and is_lazy(dataset)
+        else pipeline.compute_all(progress, folder)
+    )
+    return out, pipeline.make_summary()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar files to training sequences: crops fixed on the ground, or moving with the air."""
+"""Training sequences from radar files: crops at fixed positions, or crops that move with the echo."""
 
 import pathlib
 import warnings
@@ -11,37 +11,50 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
+from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks, usual
-from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.nowcast.config import DataConfig
+from fastds.training.modules import BaseDataModule
+from fastds.training.radar_files import (
+    make_synthetic_events,
+    make_time_blocks,
+    select_validation_values,
+    share_weights,
+)
 
-_ATTEMPTS = 24
+_MAX_ATTEMPTS = 24
 _ECHO_DBZ = 15.0
-_VALID = 0.5  # share of a crop
+_MIN_VALID = 0.5  # fraction of a crop
 
 
 class NowcastCrops(torch.utils.data.Dataset):
-    """Random crops of m + n consecutive fields.
+    """Random crops of m + n consecutive frames.
 
-    A sample draws a source, an interval, a scale, a window in time, a place, flips, a transpose and the direction of
-    time. With `moving` the crop moves with the optical flow of the known fields: every field is sampled where the air
-    of the start time's pixels is at its time, as LagrangianRNN does with its inputs; fields to forecast by bicubic
-    interpolation, so that the truth is hardly smoothed. With config.pool there are only so many crops, kept in half
-    precision once they are drawn; flips, transposes and shifts are drawn anew.
+    A sample is drawn by source, interval, scale, time window, position, flips, transpose and time direction. With
+    `moving`, the crop moves with the optical flow of the input frames: each frame is sampled at the positions, at its
+    time, of the air in the pixels of the last input frame, as for the inputs of LagrangianRNN. Forecast frames are
+    interpolated bicubically, which hardly smooths the truth. With config.pool, there is a limited number of crops,
+    which are cached in half precision; flips, transposes and shifts are drawn again for each sample.
 
     Args:
         sources: paths, TimeBlocks, Datasets or DataArrays, see FrameStore.
-        config: the rest. samples: length. scales, intervals: to draw from.
-        weights: relative share of each source; None: equal.
-        moving: see above.
-        augment: flips, transposes, reversal of time and raised echo, where config.augment, .reverse and .shift ask for
-            them; False: none of these.
-        seed: sample i depends on (seed, i) only; i >= samples is allowed.
-    Sample: dict of frames (m + n, 1, h, w) float32 in [0, 1], missing ones 0; valid (m + n, 1, h, w) bool.
-    Raises: ValueError for a source that is too small or too short.
+        config: see DataConfig.
+        samples: number of samples.
+        scales: coarsening factors to draw from.
+        intervals: multiples of the time step to draw from.
+        weights: relative sampling weight of each source; None: equal.
+        moving: whether crops move with the optical flow.
+        augment: whether config.augment (flips and transposes), config.reverse (time reversal) and config.shift (added
+            dBZ) are applied.
+        seed: random seed. Sample i depends on (seed, i) only; i >= samples is allowed.
+
+    Returns:
+        Samples are dicts of frames (m + n, 1, h, w) float32 in [0, 1], missing pixels 0, and valid (m + n, 1, h, w)
+        bool.
+
+    Raises:
+        ValueError: a source is too small or too short.
     """
 
     def __init__(
@@ -78,7 +91,7 @@ class NowcastCrops(torch.utils.data.Dataset):
         self._pool = {}
 
     def _windows(self, store: FrameStore, interval: int) -> list[np.ndarray]:
-        """Frames of every window; those that have fewer than m + n frames last."""
+        """Return the frame numbers of all windows; windows with fewer than m + n frames are last."""
         c, found = self.config, {}
         for future in range(c.future, c.fewest - 1, -1):
             for window in store.sequences(c.known + future, interval):
@@ -99,12 +112,12 @@ class NowcastCrops(torch.utils.data.Dataset):
         if self.augment:
             rng = np.random.default_rng((self.seed, int(index), 1))
             if self.config.augment:
-                frames, valid = _turn(rng, frames, valid)
-            frames = self._raise(frames.float(), float(rng.uniform(*self.config.shift)))
+                frames, valid = _flip_and_transpose(rng, frames, valid)
+            frames = self._add_dbz(frames.float(), float(rng.uniform(*self.config.shift)))
         return {"frames": frames.float().contiguous(), "valid": valid.contiguous()}
 
-    def _raise(self, frames: Tensor, dbz: float) -> Tensor:
-        """Echo raised by some dBZ; what is dry stays so."""
+    def _add_dbz(self, frames: Tensor, dbz: float) -> Tensor:
+        """Return the frames with `dbz` added to the echo; dry pixels stay dry."""
         shifted = (frames + dbz / (self.config.ceiling - self.config.floor)).clamp(0, 1)
         return torch.where(frames > 0, shifted, frames)
 
@@ -119,13 +132,15 @@ class NowcastCrops(torch.utils.data.Dataset):
         return self._read(store, scale, window, self._draw_place(rng, store, scale, window[c.known - 1]))
 
     def _draw_place(self, rng, store: FrameStore, scale: int, frame: int) -> list[int]:
-        """First row and column of a crop with enough echo, else of the attempt with most, on the coarse grid."""
+        """Return the first row and column, on the coarse grid, of a crop with enough echo, or of the attempt with most
+        echo.
+        """
         side, best = self.config.crop * scale, None
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             place = [int(rng.integers(size // scale - self.config.crop + 1)) for size in store.shape[1:]]
             z = store.dbz([frame], *(slice(p * scale, p * scale + side) for p in place))
             covered = np.isfinite(z).mean()
-            echo = fd.echo_fraction(z, _ECHO_DBZ) if covered >= _VALID else covered - 1.0
+            echo = fd.echo_fraction(z, _ECHO_DBZ) if covered >= _MIN_VALID else covered - 1.0
             if best is None or echo > best[0]:
                 best = echo, place
             if echo >= self.config.minimum_echo:
@@ -133,7 +148,7 @@ class NowcastCrops(torch.utils.data.Dataset):
         return best[1]
 
     def _read(self, store: FrameStore, scale: int, window: np.ndarray, place: list[int]) -> tuple[Tensor, Tensor]:
-        """Frames and valid (m + n, 1, crop, crop) of a crop, from the fields within reach of it."""
+        """Return frames and valid mask (m + n, 1, crop, crop) of a crop; a halo around the crop is read, too."""
         c, halo = self.config, self.config.halo if self.moving else 0
         spans = [
             (max(p - halo, 0), min(p + c.crop + halo, size // scale))
@@ -145,23 +160,26 @@ class NowcastCrops(torch.utils.data.Dataset):
         valid = ~x.isnan()
         corner = [p - a for p, (a, _) in zip(place, spans, strict=True)]
         if self.moving:
-            x, valid = follow(x, valid, c.known, corner, c.crop)
+            x, valid = follow_motion(x, valid, c.known, corner, c.crop)
         else:
             x = torch.where(valid, x, 0.0)
         absent = c.known + c.future - len(x)
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, absent)), F.pad(valid, (0, 0, 0, 0, 0, 0, 0, absent))
 
 
-def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
-    """Every field where the air of a crop at the start time, field known - 1, is at the field's own time.
+def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
+    """Sample each frame at the positions, at its time, of the air in a crop at the initialization time (frame known -
+    1).
 
     Args:
-        x: (T, 1, H, W) in [0, 1], NaN where missing. valid: the same shape, bool.
-        known: m, fields that the motion is estimated from.
-        corner: first row and column of the crop. crop: its side.
+        x: (T, 1, H, W) in [0, 1], NaN = missing.
+        valid: (T, 1, H, W) bool.
+        known: number m of frames from which the motion is estimated.
+        corner: first row and column of the crop.
+        crop: side of the crop.
 
     Returns:
-        Fields and valid (T, 1, crop, crop); what lies outside the given fields is not valid.
+        Frames and valid mask (T, 1, crop, crop); positions outside the given fields are not valid.
     """
     flow, inputs = backward_flow(x[None, :known]), fill_missing(x[None, :known])
     back, ahead = trajectories(flow, known - 1)[0], trajectories(-flow, max(len(x) - known, 1))[0]
@@ -181,55 +199,55 @@ def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -
     return torch.cat([moved, truth]), whole & inside
 
 
-def _turn(rng, *fields: Tensor) -> list[Tensor]:
-    """Random flips and transpose, the same of all fields."""
+def _flip_and_transpose(rng, *fields: Tensor) -> list[Tensor]:
+    """Apply the same random flips and transpose to all fields."""
     flips, transpose = [axis for axis in (-1, -2) if rng.integers(2)], rng.integers(2)
     fields = [field.flip(flips) for field in fields]
     return [field.transpose(-1, -2) for field in fields] if transpose else fields
 
 
-class NowcastData(SampleData):
-    """Training crops, and fixed validation crops of later times, at every scale; see DataConfig.intervals.
+class NowcastData(BaseDataModule):
+    """Training crops, and fixed validation crops of later times, at all scales; see DataConfig.intervals.
 
     Args:
         config: see DataConfig.
-        moving: see NowcastCrops; what LagrangianRNN is trained on.
-        seed: of the samples.
-        devices: see SampleData.
+        moving: see NowcastCrops; used for LagrangianRNN.
+        seed: random seed of the samples.
+        devices: see BaseDataModule.
     """
 
     def __init__(self, config: DataConfig, moving: bool, seed: int = 0, devices: int = 1):
         super().__init__(config, seed, devices)
         self.moving = moving
 
-    def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData; of the last two known fields."""
-        return of_echo(sample["frames"][self.config.known - 2 : self.config.known, 0])
+    def compute_statistics(self, sample: dict) -> dict[str, float]:
+        """See BaseDataModule; computed from the last two input frames."""
+        return compute_motion_statistics(sample["frames"][self.config.known - 2 : self.config.known, 0])
 
-    def input_ranges(self, *samples: int) -> dict[str, list[float]]:
-        """See SampleData; of crops that stay where they are, as those of a forecast do."""
+    def compute_input_ranges(self, *samples: int) -> dict[str, list[float]]:
+        """See BaseDataModule; computed from crops at fixed positions, as in a forecast."""
         if not self.moving or self.config.known < 2:
-            return super().input_ranges(*samples) if self.config.known > 1 else {}
+            return super().compute_input_ranges(*samples) if self.config.known > 1 else {}
         fixed = NowcastData(self.config, moving=False, seed=self.seed, devices=self.devices)
-        with warnings.catch_warnings():  # files that are left out were told of before
+        with warnings.catch_warnings():  # warnings about unusable files have been issued before
             warnings.simplefilter("ignore", UserWarning)
             fixed.setup()
-        return fixed.input_ranges(*samples)
+        return fixed.compute_input_ranges(*samples)
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
             return
         c = self.config
         least = (c.known + c.fewest - 1) * min(c.intervals) + 1
-        train, validation = time_blocks(c, least, c.crop * min(c.scales))
+        train, validation = make_time_blocks(c, least, c.crop * min(c.scales))
         self.files = [pathlib.Path(block.path).name for block in train]
-        events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
-        weights = source_weights(c.weights, len(train), len(events))
+        events = make_synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
+        weights = share_weights(c.weights, len(train), len(events))
         self.training = NowcastCrops(
             [*train, *events], c, samples=c.epoch_samples, scales=c.scales, intervals=c.intervals, weights=weights,
             moving=self.moving, augment=True, seed=self.seed,
         )  # fmt: skip
         self.validation = NowcastCrops(
-            validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)), intervals=usual(c.intervals),
-            moving=self.moving, augment=False, seed=self.seed + 1,
+            validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)),
+            intervals=select_validation_values(c.intervals), moving=self.moving, augment=False, seed=self.seed + 1,
         )  # fmt: skip

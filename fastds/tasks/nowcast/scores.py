@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of nowcasts by rain rate and lead: their sums over starts, and the table of them."""
+"""Scores of nowcasts by rain rate and lead time: accumulated sums and tables."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ import torch
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.inference.tables import ScoreTables, format_count, format_number, make_score_table, write_csv
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.fields import band_powers
-from fastds.tasks.common.tables import ScoreTables, counted, number_text, score_table, write_csv
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
-from fastds.tasks.nowcast.windows import WET_RATE, window_counts
+from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Wavelengths, cells.
+# wavelengths in cells
 BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
 _BY_THRESHOLD = ("csi", "hss", "pod", "far", "csi_near", "fss")
 _NAMES = {"csi_near": "CSI near"}
-# Score: rates in mm/h of its table by lead.
+# Score -> rain rates in mm/h of its table by lead time.
 _BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 10.0, 30.0)}
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
-# Ratios of the forecast to the truth, 1 without bias.
+# Ratios of forecast and truth, 1 without bias.
 _BIASES = {"wet": "Wet area", "rain": "Mean rain"}
-_COLUMNS = 8  # leads shown
+_MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
 @dataclasses.dataclass(frozen=True)
 class NowcastTable(ScoreTables):
-    """Scores by method and lead.
+    """Scores by method and lead time.
 
     Attributes:
-        rows: method -> score -> array. csi, hss, pod, far, fss (n, thresholds); csi_near (n, thresholds): CSI of "an
-            event in a window of WINDOW x WINDOW cells"; b_mse, b_mae (n,), sums over the field on [0, 1]; mse (dBZ^2),
-            mae (dBZ) (n,); wet, rain (n,): area of at least WET_RATE, and mean rain, over the truth's; power (n,
-            bands): of the forecast over that of the truth by wavelength, BANDS in cells. NaN where a score is not
-            defined.
-        leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
-        counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
-        notes: sentences below the table. ensemble: scores of the members, where the last two rows are the mean of some
-            and one of them.
+        rows: method -> score -> array, NaN for a score that is not defined. csi, hss, pod, far, fss (n, thresholds).
+            csi_near (n, thresholds): CSI of events in windows of WINDOW x WINDOW cells. b_mse, b_mae (n,): sums over
+            the field on the scale [0, 1]. mse (dBZ^2), mae (dBZ) (n,). wet, rain (n,): area of at least WET_RATE, and
+            mean rain, relative to the truth. power (n, bands): power relative to the truth by wavelength, BANDS in
+            cells.
+        leads: (n,) lead times in seconds.
+        z_r: a and b of Z = a R^b.
+        starts: number of initialization times.
+        pixels: mean number of valid pixels in a field.
+        counts: method -> (starts, n, thresholds, 4): TP, FN, FP and TN of each initialization time.
+        notes: further notes below the tables.
+        ensemble: scores of the ensemble, or None. With an ensemble, the last two rows are its mean and one member.
     """
 
     rows: dict[str, dict[str, np.ndarray]]
@@ -61,11 +64,13 @@ class NowcastTable(ScoreTables):
     ensemble: EnsembleRows | None = None
 
     def means(self, method: str, score: str) -> np.ndarray:
-        """One score of a method averaged over leads: (thresholds,), (bands,) or a number; undefined leads left out."""
+        """Return a score of a method averaged over lead times, ignoring undefined values: (thresholds,), (bands,) or a
+        number.
+        """
         return mean_of_defined(self.rows[method][score])
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one line per method, lead, score and threshold (mm/h) or wavelength (cells), by a temporary name."""
+        """Write one line per method, lead time, score and threshold (mm/h) or wavelength (cells), atomically."""
         lines = []
         for method, row in self.rows.items():
             for score in (*_BY_THRESHOLD, "power", *_ERRORS, *_BIASES):
@@ -77,108 +82,131 @@ class NowcastTable(ScoreTables):
                         for label, value in zip(labels, values, strict=True)
                     ]
         if self.ensemble is not None:
-            lines += self.ensemble.lines(list(self.rows)[-2])
+            lines += self.ensemble.list_csv_rows(list(self.rows)[-2])
         write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
 
     @property
     def title(self) -> str:
-        """The heading of a page of the tables."""
+        """Heading of the HTML page."""
         return "Scores of forecasts"
 
     def tables(self) -> list[Table]:
-        """The tables as they are printed."""
+        """Return the tables as they are printed."""
         skills = {
             score: {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
             for score, rates in _BY_LEAD.items()
         }
         return [
             *([] if self.ensemble is None else self.ensemble.tables()),
-            self._skill(),
-            self._errors(),
-            self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}),
-            *(self._by_lead(f"{name} / truth's", None, {"": (score, 0)}) for score, name in _BIASES.items()),
-            *(self._by_lead(_name(score), "mm/h", columns) for score, columns in skills.items()),
-            self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}),
+            self._make_skill_table(),
+            self._make_error_table(),
+            self._make_lead_table("MSE in dBZ²", None, {"": ("mse", 0)}),
+            *(self._make_lead_table(f"{name} / truth's", None, {"": (score, 0)}) for score, name in _BIASES.items()),
+            *(self._make_lead_table(_format_name(score), "mm/h", columns) for score, columns in skills.items()),
+            self._make_lead_table("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}),
         ]
 
-    def sentences(self) -> list[str]:
-        """What stands below the tables."""
-        said = (
-            f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
+    def list_notes(self) -> list[str]:
+        """Return the notes below the tables."""
+        text = (
+            f"{format_count(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
             f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
             "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells. Wet area: "
             f"at least {WET_RATE:g} mm/h."
         )
-        return [said, *([] if self.ensemble is None else self.ensemble.sentences()), *self.notes]
+        return [text, *([] if self.ensemble is None else self.ensemble.list_notes()), *self.notes]
 
-    def _skill(self) -> Table:
+    def _make_skill_table(self) -> Table:
         heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))
-        table = score_table("Scores at rain rates in mm/h, mean over leads", heads)
+        table = make_score_table("Scores at rain rates in mm/h, mean over leads", heads)
         for score in _BY_THRESHOLD:
             for number, method in enumerate(self.rows, 1):
-                values = map(number_text, self.means(method, score))
-                table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
+                values = map(format_number, self.means(method, score))
+                table.add_row(method, _format_name(score), *values, end_section=number == len(self.rows))
         return table
 
-    def _errors(self) -> Table:
+    def _make_error_table(self) -> Table:
         bands = (f"{low:g}-{high:g}" for low, high in BANDS)
         heads = ("method", "B-MSE", "B-MAE", "MSE dBZ²", *bands)
-        table = score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
+        table = make_score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
         for method in self.rows:
             errors = (f"{self.means(method, score):.1f}" for score in ("b_mse", "b_mae", "mse"))
-            table.add_row(method, *errors, *map(number_text, self.means(method, "power")))
+            table.add_row(method, *errors, *map(format_number, self.means(method, "power")))
         return table
 
-    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]) -> Table:
-        """A section of methods per label -> (score, column of its array), labels in a column of that head; sections
-        without any value are left out."""
-        every = math.ceil(len(self.leads) / _COLUMNS)
+    def _make_lead_table(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]) -> Table:
+        """Make a table by lead time.
+
+        Args:
+            title: title of the table.
+            head: heading of the label column; None: no label column.
+            columns: label of each section -> (score, column of its array). Sections without values are left out.
+        """
+        every = math.ceil(len(self.leads) / _MAX_COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
         minutes = (f"{self.leads[k] / 60:g}" for k in chosen)
         heads = ("method", *([head] if head else []), *minutes)
-        table = score_table(f"{title} by lead in minutes", heads)
+        table = make_score_table(f"{title} by lead in minutes", heads)
         for label, (score, column) in columns.items():
             values = {m: row[score].reshape(len(self.leads), -1)[chosen, column] for m, row in self.rows.items()}
             if all(np.isnan(v).all() for v in values.values()):
                 continue
             for number, (method, shown) in enumerate(values.items(), 1):
-                texts = (f"{v:.1f}" if score == "mse" else number_text(v) for v in shown)
+                texts = (f"{v:.1f}" if score == "mse" else format_number(v) for v in shown)
                 section = number == len(values)
                 table.add_row(method, *([label] if head else []), *texts, end_section=section)
         return table
 
 
-def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """CSI of one method less another's, mean over leads, and its interval over starts, (3, thresholds).
+def compute_csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Return the difference in CSI between two methods, averaged over lead times, and its 95 % confidence interval.
 
-    ours, theirs: counts (starts, n, thresholds, 4) of NowcastTable, the same starts. The interval holds 95 % of the
-    differences when as many starts are drawn with replacement; starts of one event are alike, so that another event may
-    lie outside. draws: how many; seed: of the draws. Deterministic.
+    The interval is computed by bootstrap over initialization times. Initialization times of one event are not
+    independent, so that the interval does not hold for other events.
+
+    Args:
+        ours: counts (starts, n, thresholds, 4) of NowcastTable.
+        theirs: counts of the other method for the same initialization times.
+        draws: number of bootstrap samples.
+        seed: random seed of the bootstrap.
+
+    Returns:
+        (3, thresholds): difference, lower and upper end of the interval.
+
+    Raises:
+        ValueError: the counts have different shapes.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"both counts must have the same starts and leads, got {ours.shape} and {theirs.shape}")
     drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
     drawn = np.concatenate([np.arange(len(ours))[None], drawn])
-    ours, theirs = (_mean_csi(counts, drawn) for counts in (ours, theirs))
+    ours, theirs = (_compute_mean_csi(counts, drawn) for counts in (ours, theirs))
     difference = ours - theirs
     return np.stack([difference[0], *np.nanquantile(difference[1:], (0.025, 0.975), axis=0)])
 
 
-def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """CSI (draws, thresholds) of the starts drawn (draws, starts), mean over leads."""
+def _compute_mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return the CSI (draws, thresholds), averaged over lead times, of bootstrap samples `drawn` (draws, starts)."""
     tp, fn, fp, _ = np.moveaxis(counts[drawn].sum(1, dtype=float), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
 
 
-def _name(score: str) -> str:
+def _format_name(score: str) -> str:
     return _NAMES.get(score, score.upper())
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
-    """What is compared from one start, by its number: fields (n, h, w) in dBZ on the forecasts' grid, NaN = missing,
-    observed before and after it, and made by every method; of an ensemble also members (M, n, h, w) in mm/h."""
+class ComparedFields:
+    """Fields of one initialization time on the forecasts' grid, NaN = missing.
+
+    Attributes:
+        number: index of the initialization time.
+        before: observed frames before it (k, h, w) in dBZ.
+        after: observed frames after it (n, h, w) in dBZ.
+        made: method -> forecast (n, h, w) in dBZ.
+        members: ensemble members (M, n, h, w) in mm/h, or None.
+    """
 
     number: int
     before: np.ndarray
@@ -188,9 +216,12 @@ class Compared:
 
 
 class Comparison:
-    """Sums of the scores of several methods, all for the same truth.
+    """Accumulated scores of several methods against the same truth.
 
-    methods: names. leads: seconds. z_r: (a, b), for rain rates.
+    Args:
+        methods: names of the methods.
+        leads: lead times in seconds.
+        z_r: a and b of Z = a R^b.
     """
 
     def __init__(self, methods: Sequence[str], leads: Sequence[float], z_r: tuple[float, float]):
@@ -205,12 +236,12 @@ class Comparison:
         self.starts = 0
 
     def add(self, truth: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        """Score the forecasts from one start: truth and every method's fields (n, h, w) in dBZ, truth NaN = missing."""
+        """Add the forecasts of one initialization time: truth (n, h, w) in dBZ, NaN = missing, and fields by method."""
         self.starts += 1
         valid = torch.from_numpy(~np.isnan(truth))
         x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
-        rain = _rain_sums(truth, valid.numpy(), self.z_r)
-        events = [self._events(*parts) for parts in zip(x, valid, strict=True)]
+        rain = _sum_rain(truth, valid.numpy(), self.z_r)
+        events = [self._count_events(*parts) for parts in zip(x, valid, strict=True)]
         power = np.array([band_powers(field, BANDS) for field in x])
         power[power == 0] = np.nan
         for name, z in fields.items():
@@ -218,18 +249,18 @@ class Comparison:
             before = self.scores[name].counts.copy()
             self.scores[name].add(y[None], x[None], valid[None])
             self.counts[name].append(self.scores[name].counts - before)
-            self.rain[name] += [_rain_sums(z, valid.numpy(), self.z_r), rain]
+            self.rain[name] += [_sum_rain(z, valid.numpy(), self.z_r), rain]
             for lead, happened in enumerate(events):
-                self.windows[name][lead] += _window_sums(self._events(y[lead], valid[lead]), happened)
+                self.windows[name][lead] += _sum_windows(self._count_events(y[lead], valid[lead]), happened)
             self.power[name].append([band_powers(field, BANDS) for field in y] / power)
 
-    def _events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Numbers (thresholds, h, w) of valid pixels in windows where a field (h, w) reaches each threshold."""
+    def _count_events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Count the valid pixels of each window where a field (h, w) reaches each threshold: (thresholds, h, w)."""
         events = torch.stack([(field >= threshold) & valid for threshold in self.thresholds])
-        return window_counts(events).to(torch.int16)  # squares of 81 fit
+        return count_in_windows(events).to(torch.int16)  # int16 holds the squares of up to 81 counts
 
     def __iadd__(self, other: Comparison) -> Comparison:
-        """Add the starts of another of the same methods and leads."""
+        """Add the scores of other initialization times of the same methods and lead times."""
         self.starts += other.starts
         for name in self.scores:
             self.scores[name] += other.scores[name]
@@ -240,7 +271,7 @@ class Comparison:
         return self
 
     def table(self, notes: Sequence[str] = (), ensemble: EnsembleRows | None = None) -> NowcastTable:
-        """The scores of every method by lead."""
+        """Return the scores of all methods by lead time."""
         rows = {}
         for name, scores in self.scores.items():
             row = scores.by_frame()
@@ -257,18 +288,21 @@ class Comparison:
         return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes), ensemble)
 
 
-def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
-    """(n, 2) of fields z in dBZ: numbers of pixels of at least WET_RATE, and sums of rain in mm/h.
+def _sum_rain(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
+    """Return (n, 2) of fields z (n, h, w) in dBZ: numbers of pixels of at least WET_RATE, and sums of rain in mm/h.
 
-    No echo is no rain, and echo above the ceiling counts as the ceiling.
+    No echo counts as no rain; echo above the ceiling counts as the ceiling.
     """
     rain = reflectivity_to_rate(np.minimum(z, NOWCAST_CEILING_DBZ), z_r, NOWCAST_FLOOR_DBZ)
     rain = np.where(valid, rain, 0.0)
     return np.stack([(rain >= WET_RATE).sum((1, 2)), rain.sum((1, 2), dtype=float)], -1)
 
 
-def _window_sums(p: torch.Tensor, t: torch.Tensor) -> np.ndarray:
-    """(thresholds, 4), of counts of events (thresholds, h, w) in windows: sums of (p - t)^2 and p^2 + t^2, and numbers
-    of windows with an event in both fields and in either."""
+def _sum_windows(p: torch.Tensor, t: torch.Tensor) -> np.ndarray:
+    """Return (thresholds, 4) of event counts p and t (thresholds, h, w) in windows.
+
+    The columns are the sums of (p - t)^2 and of p^2 + t^2, and the numbers of windows with events in both and in
+    either.
+    """
     parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
     return torch.stack([part.sum((1, 2)) for part in parts], -1).numpy()

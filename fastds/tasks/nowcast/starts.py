@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From which fields a forecast starts, by time stamp, so that a gap is noticed; and the fields themselves."""
+"""Selection of initialization times and input frames by time stamp, with detection of gaps; reading of the frames."""
 
 from __future__ import annotations
 
@@ -16,37 +16,43 @@ from fastds.data.grid.variables import duration_seconds
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The time a forecast starts from, the last known one, and the places of the known fields in the file."""
+    """Initialization time of a forecast.
+
+    Attributes:
+        time: time of the last input frame.
+        frames: indices of the input frames in the file.
+    """
 
     time: object
     frames: tuple[int, ...]
 
 
 class Timeline:
-    """The sorted times of a file, looked up by seconds after the first."""
+    """Sorted times of a file, accessed by seconds after the first time."""
 
     def __init__(self, times: np.ndarray, cadence: float):
         self.times, self.seconds, self.cadence = times, seconds_since_first(times), cadence
 
     def find(self, seconds: float) -> int | None:
-        """The place of the time at `seconds`, or None."""
+        """Return the index of the time at `seconds`, or None."""
         found = int(find_times(self.seconds, np.float64(seconds), JITTER * self.cadence))
         return None if found < 0 else found
 
     def has(self, time, shifts: np.ndarray) -> bool:
-        """Whether there is a time at every one of these seconds after a time."""
+        """Return whether the file has a time at each of the offsets `shifts` (seconds) from a time."""
         return all(self.find(self.seconds_at(time) + shift) is not None for shift in shifts)
 
     def time_at(self, seconds: float):
-        """The time `seconds` after the first."""
+        """Return the time `seconds` after the first."""
         if self.times.dtype.kind == "M":
             return self.times[0] + np.timedelta64(round(seconds * 1e6), "us")
         return self.times[0] + pandas.Timedelta(seconds=seconds).to_pytimedelta()
 
     def seconds_of(self, text: str) -> float:
-        """Seconds after the first time of a date such as 2010-08-26T03:00, in the calendar of the file, UTC.
+        """Return the seconds after the first time of a UTC date such as 2010-08-26T03:00, in the calendar of the file.
 
-        Raises: ValueError for text that is no date.
+        Raises:
+            ValueError: the text is not a date.
         """
         first, date = self.times[0], utc_text(text)
         try:
@@ -59,12 +65,22 @@ class Timeline:
             raise ValueError(f"start must be a date such as {text_of(first)}, got {text!r}") from None
 
     def seconds_at(self, time) -> float:
-        """Seconds of a time after the first."""
+        """Return the seconds of a time after the first time."""
         return to_seconds(time - self.times[0])
 
 
-def count_of(text: str, name: str, unit: float, whose: str) -> int:
-    """How many units of so many seconds a duration such as "60min" is; ValueError unless it is a multiple."""
+def count_units(text: str, name: str, unit: float, whose: str) -> int:
+    """Convert a duration such as "60min" to a number of units.
+
+    Args:
+        text: duration.
+        name: name of the argument for the message.
+        unit: length of the unit in seconds.
+        whose: description of the unit for the message.
+
+    Raises:
+        ValueError: the duration is not a positive multiple of the unit.
+    """
     ratio = duration_seconds(text, name) / unit
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
         raise ValueError(f"{name} must be a multiple of {whose} {unit:g} s, got {text!r}")
@@ -74,12 +90,21 @@ def count_of(text: str, name: str, unit: float, whose: str) -> int:
 def find_starts(
     line: Timeline, known: int, interval: float, start: str | None, every: str | None
 ) -> tuple[list[Start], list[str]]:
-    """The starts asked for, and notes.
+    """Find the initialization times of forecasts.
 
-    known: fields before each start, `interval` seconds apart. start: a date; None: the last time, or with every the
-    first that has enough fields before it. every: a duration such as 30min, for one forecast after another; starts with
-    a gap before them are left out.
-    Raises ValueError for too few fields, a gap, times the file does not have, and durations that do not fit.
+    Args:
+        line: times of the file.
+        known: number of input frames.
+        interval: time between input frames in seconds.
+        start: a date; None: the last time, or with `every` the first time with enough frames before it.
+        every: interval of hindcasts, such as "30min"; initialization times with gaps before them are left out. None: a
+            single forecast.
+
+    Returns:
+        Initialization times, and notes.
+
+    Raises:
+        ValueError: too few frames, a gap, a time that is not in the file, or an invalid duration.
     """
     needed = (known - 1) * interval
     if line.seconds[-1] < needed:
@@ -88,23 +113,25 @@ def find_starts(
             f"{text_of(line.times[0])} to {text_of(line.times[-1])}"
         )
     if every is None:
-        return [_at(line, line.seconds[-1] if start is None else _asked(line, start), known, interval)], []
-    step = line.cadence * count_of(every, "every", line.cadence, "the file's")
-    first = needed if start is None else _asked(line, start)
-    wanted = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
+        return [_make_start(line, line.seconds[-1] if start is None else _find_start(line, start), known, interval)], []
+    step = line.cadence * count_units(every, "every", line.cadence, "the file's")
+    first = needed if start is None else _find_start(line, start)
+    requested = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
     found = []
-    for seconds in wanted:
+    for seconds in requested:
         try:
-            found.append(_at(line, seconds, known, interval))
+            found.append(_make_start(line, seconds, known, interval))
         except ValueError as error:
             missing = error
     if not found:
         raise missing
-    left_out = len(wanted) - len(found)
-    return found, [f"{left_out} of {len(wanted)} starts were left out, fields before them are missing"] * bool(left_out)
+    left_out = len(requested) - len(found)
+    return found, [f"{left_out} of {len(requested)} starts were left out, fields before them are missing"] * bool(
+        left_out
+    )
 
 
-def _asked(line: Timeline, text: str) -> float:
+def _find_start(line: Timeline, text: str) -> float:
     place = line.find(line.seconds_of(text))
     if place is None:
         raise ValueError(
@@ -114,7 +141,7 @@ def _asked(line: Timeline, text: str) -> float:
     return float(line.seconds[place])
 
 
-def _at(line: Timeline, seconds: float, known: int, interval: float) -> Start:
+def _make_start(line: Timeline, seconds: float, known: int, interval: float) -> Start:
     frames = []
     for back in range(known - 1, -1, -1):
         place = line.find(seconds - back * interval)
@@ -127,17 +154,36 @@ def _at(line: Timeline, seconds: float, known: int, interval: float) -> Start:
     return Start(line.times[frames[-1]], tuple(frames))
 
 
-def coarse_fields(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
-    """Fields (n, H // factor, W // factor) in dBZ of a source on cells of factor x factor pixels, means of reflectivity
-    above the floor; a cell with a missing pixel is missing."""
+def read_coarse_frames(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
+    """Read frames in dBZ on cells of factor x factor pixels; cells with missing pixels are missing.
+
+    Args:
+        source: radar fields.
+        index: indices of the frames.
+        factor: side of a cell in pixels.
+        floor: lower values are raised to the floor (dBZ) before averaging.
+
+    Returns:
+        (n, H // factor, W // factor).
+    """
     z = source.frames(index)
     return z if factor == 1 else coarsen(cut_to_multiple(z, factor), factor, floor=floor)
 
 
-def wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
-    """The share (H // factor, W // factor) of the pixels of each cell that have echo above the floor, float32.
+def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
+    """Return the fraction of wet pixels (above the floor) in each cell; NaN for cells with missing pixels.
 
-    NaN where a pixel is missing. A cell with a few wet pixels has a mean above the floor, but is not all wet area."""
+    The mean reflectivity of a cell with few wet pixels is above the floor, too, so that it overestimates the wet area.
+
+    Args:
+        source: radar fields.
+        index: index of the frame.
+        factor: side of a cell in pixels.
+        floor: floor in dBZ.
+
+    Returns:
+        (H // factor, W // factor) float32.
+    """
     z = cut_to_multiple(source.frames(index), factor)
     wet = np.where(np.isnan(z), np.nan, z > floor).astype(np.float32)
     return coarsen(wet, factor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of nowcasting networks: losses, validation by scores, the run and the exported weights."""
+"""Training of nowcasting networks: losses, validation scores, exported weights."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from fastds.models.db_rnn.losses import discriminator_loss, generator_loss, pixe
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
-from fastds.tasks.common.card_of_run import fill_card_of_run
-from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
-from fastds.tasks.common.training import SupervisedModule
-from fastds.tasks.common.verdict import against
 from fastds.tasks.nowcast.config import STAGES, TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import SupervisedModule
+from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
 
 _FLOORS_DBZ = (0.0, 15.0)
 _DISCRIMINATOR_RATE = 3e-4
 
 
 class NowcastModule(SupervisedModule):
-    """Trains a network that rolls m known fields on over n - 1 forecast ones.
+    """Training of a network that is rolled over m input frames and n - 1 of its forecasts.
 
-    Batches: frames and valid (B, m + n, 1, H, W), see NowcastCrops. The reference is the last known field: persistence,
-    and of crops that move with the air, extrapolation.
-    Logged: loss; val_error, which picks the best weights, 1 of the reference: mean over leads of the squared error over
-    the reference's plus loss.csi_weight times what CSI falls short of the reference's; val_mse and val_mse_reference
-    (dBZ^2), val_csi_R and val_csi_R_reference at R mm/h, means over leads. Of a LagrangianRNN these are the scores of
-    its network, before forecasts are matched.
+    Batches: frames and valid (B, m + n, 1, H, W), see NowcastCrops. The reference is the last input frame, which is
+    persistence, or extrapolation for moving crops.
+
+    Logged values: loss. val_error, by which the best weights are selected: mean over lead times of the squared error
+    relative to the reference, plus loss.csi_weight times the shortfall of CSI relative to the reference. val_mse and
+    val_mse_reference (dBZ^2), val_csi_R and val_csi_R_reference at R mm/h: means over lead times. For LagrangianRNN,
+    these are scores of its network, before intensities are matched.
 
     Args:
         model: MSRNN, DBRNN, StagedRNN or LagrangianRNN.
-        config: the run.
-    Raises: ValueError for a stage without a StagedRNN, and for weights of two outputs without a DBRNN.
+        config: configuration of the training.
+
+    Raises:
+        ValueError: a stage without a StagedRNN, or weights of two outputs without a DBRNN.
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainingConfig):
@@ -55,20 +58,21 @@ class NowcastModule(SupervisedModule):
         floors = [(f - c.floor) / self.range_dbz for f in _FLOORS_DBZ if f >= c.floor]
         width = config.loss.csi_width / self.range_dbz
         options = (self.thresholds, floors, width, config.loss.csi_weight, 1.0 / self.range_dbz, c.future)
-        self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output
+        self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output of the network
         if (config.stage is not None) != isinstance(model, StagedRNN):
             stages = " or ".join(STAGES)
-            wanted = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
-            raise ValueError(f"{wanted}, got {config.stage!r}")
+            expected = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
+            raise ValueError(f"{expected}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
-        if (config.loss.terms != "none" or config.loss.scheduled) and not self.deblurs:
+        if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
             raise ValueError(
                 f"loss.terms {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
                 "(DBRNN)"
             )
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
-        if not config.loss.decoupling:  # nothing else gives what cells share a gradient, which DDP would wait for
+        if not config.loss.decoupling:
+            # without decoupling loss, the shared parameters of the cells have no gradient, for which DDP would wait
             for part in self.network.modules():
                 if isinstance(part, MSModule) and part.shared is not None:
                     part.shared.requires_grad_(False)
@@ -81,26 +85,24 @@ class NowcastModule(SupervisedModule):
 
     @property
     def network(self) -> torch.nn.Module:
-        """What rolls over the frames of a batch."""
+        """Network that is rolled over the frames of a batch."""
         return self.model.network if isinstance(self.model, LagrangianRNN) else self.model
 
-    # ---- training
-
     def feed_truth(self) -> float:
-        """Probability of scheduled sampling, from 1 to 0 over the training (steps or clock, whichever is further)."""
+        """Return the probability of scheduled sampling, which decreases from 1 to 0 over the training."""
         if not (self.config.loss.scheduled_sampling and self.training):
             return 0.0
-        return 1.0 - self.done(self.global_step)
+        return 1.0 - self.compute_progress(self.global_step)
 
     def forward(self, batch: dict) -> tuple[Tensor, ...]:
-        """Forecasts of frames 1 to m + n - 1, one tensor (B, m + n - 1, 1, H, W) per output of the network."""
+        """Return the predictions of frames 1 to m + n - 1, (B, m + n - 1, 1, H, W) for each output of the network."""
         if not (self.training and self.config.loss.decoupling):
             return self.roll(batch)
         with memory_similarities() as self._similarities:
             return self.roll(batch)
 
     def roll(self, batch: dict) -> tuple[Tensor, ...]:
-        """What forward returns, of the stage that is trained."""
+        """Return the predictions of the stage that is trained, see forward."""
         known, future = self.config.data.known, self.config.data.future
         inputs, truth = batch["frames"][:, :known], batch["frames"][:, known:]
         if self.config.stage == "forecaster":
@@ -112,9 +114,11 @@ class NowcastModule(SupervisedModule):
         return self.network.roll(inputs, future, truth, self.feed_truth())
 
     def epoch(self) -> int:
-        """Epochs so far, by steps: Lightning's count is one too high after a resume."""
+        """Return the number of epochs so far, computed from steps because Lightning's count is off by one after a
+        resume.
+        """
         if self.config.loss.epochs is not None:
-            return int(self.config.loss.epochs * self.done(self.global_step))
+            return int(self.config.loss.epochs * self.compute_progress(self.global_step))
         return self.global_step // max(1, self.config.data.epoch_samples // self.config.data.batch_size)
 
     def loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
@@ -124,14 +128,14 @@ class NowcastModule(SupervisedModule):
         return self.forecast_loss(prediction, batch) + decoupling
 
     def forecast_loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
-        """What the forecasts lack."""
+        """Return the loss of the predictions without the decoupling loss."""
         c = self.config.loss
-        weights = weights_of(self.epoch(), c.terms, c.scheduled) if self.deblurs else None
+        weights = weights_of(self.epoch(), c.terms, c.has_scheduled_weights) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
-            parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]
+            parts = [rain_loss(*self.select_future(y, batch)) for rain_loss, y in pairs]
             return parts[0] if weights is None else weights.forecast * parts[0] + weights.deblurred * parts[1]
-        frames = prediction[0].shape[1]  # all but the first, or of SimVP those to forecast
+        frames = prediction[0].shape[1]  # all frames but the first; SimVP predicts the forecast frames only
         truth, valid = batch["frames"][:, -frames:], batch["valid"][:, -frames:]
         prediction = [torch.where(valid, y, truth) for y in prediction]
         if weights is None:
@@ -143,7 +147,7 @@ class NowcastModule(SupervisedModule):
         return generator_loss(*prediction, truth, weights, self.discriminator)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        """The discriminator's own step, after the network's."""
+        """Make a step of the discriminator after the step of the network."""
         if self._judged is not None:
             self.discriminator.requires_grad_(True)
             loss = discriminator_loss(self.discriminator, *self._judged)
@@ -154,29 +158,27 @@ class NowcastModule(SupervisedModule):
             self.log("discriminator", loss.detach())
         super().on_train_batch_end(outputs, batch, batch_index)
 
-    def future(self, y: Tensor, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the frames to forecast: prediction, truth, reference and valid (B, n, 1, H, W)."""
+    def select_future(self, y: Tensor, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return prediction, truth, reference and valid mask (B, n, 1, H, W) of the forecast frames."""
         known, future = self.config.data.known, self.config.data.future
         last = batch["frames"][:, known - 1 : known]
         valid = batch["valid"][:, known:] & batch["valid"][:, known - 1 : known]
         return y[:, -future:], batch["frames"][:, known:], last.expand_as(valid), valid
 
-    # ---- validation
-
     def on_validation_epoch_start(self) -> None:
-        self._ours, self._reference = (
+        self._scores, self._reference = (
             NowcastScores(self.thresholds, self.config.data.future, weights=[1.0] * (len(self.thresholds) + 1))
             for _ in range(2)
         )
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
-        y, truth, reference, valid = self.future(self(batch)[-1], batch)
-        self._ours.add(y, truth, valid)
+        y, truth, reference, valid = self.select_future(self(batch)[-1], batch)
+        self._scores.add(y, truth, valid)
         self._reference.add(reference, truth, valid)
 
     def validation_scores(self) -> dict[str, float]:
-        """val_error and what it is made of, of the validation that just ran."""
-        scores = {"": self._ours.by_frame(), "_reference": self._reference.by_frame()}
+        """Return val_error and its components for the last validation."""
+        scores = {"": self._scores.by_frame(), "_reference": self._reference.by_frame()}
         values = {}
         for suffix, score in scores.items():
             values[f"val_mse{suffix}"] = float(mean_of_defined(score["mse"])) * self.range_dbz**2
@@ -190,8 +192,6 @@ class NowcastModule(SupervisedModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.validation_scores(), sync_dist=self.trainer.world_size > 1)
 
-    # ---- checkpoints
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.discriminator_optimiser is not None:
@@ -204,18 +204,24 @@ class NowcastModule(SupervisedModule):
 
 
 class ExportWeights(ExportBest):
-    """Lowest val_error."""
+    """Export of the weights with the lowest val_error."""
 
-    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = module.validation_scores()
         method = "extrapolation" if isinstance(module.model, LagrangianRNN) else "persistence"
-        told = against(method, "squared error in dBZ^2", values["val_mse"], values["val_mse_reference"])
-        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        comparison = compare_to_baseline(
+            method, "squared error in dBZ^2", values["val_mse"], values["val_mse_reference"]
+        )
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **comparison}
         return module.model, scores, values["val_error"]
 
 
 def build_model(config: TrainingConfig) -> torch.nn.Module:
-    """Create the network with its card, or load config.model.start."""
+    """Create the network with its card, or load config.model.start.
+
+    Raises:
+        ValueError: the network is not a nowcasting network.
+    """
     c = config.model
     model = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NowcastModel):
@@ -223,23 +229,27 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
             f"model.name: {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
             "family or simvp, such as nowcast-small or ms-convlstm"
         )
-    fill_card_of_run(model.card, config)
+    update_model_card(model.card, config)
     model.card.input_steps = config.data.known
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
 
 
 def train(config: TrainingConfig) -> pathlib.Path:
-    """Train, resume where config.output holds a checkpoint, and export best.safetensors, whose path is returned.
+    """Train, or resume if config.output has a checkpoint, and return the path of best.safetensors.
 
-    Deterministic for a given configuration and number of threads, interrupted or not, unless max_minutes ends the run.
-    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
-        not finite.
+    The result is deterministic for a given configuration and number of threads, also after an interruption, unless
+    max_minutes ends the run.
+
+    Raises:
+        FileNotFoundError: no such data.
+        ValueError: data or options that do not fit.
+        FloatingPointError: the loss was not finite in several consecutive steps.
     """
-    begin(config)
+    prepare_run(config)
     model = build_model(config)
     module = NowcastModule(model, config)
     moving = isinstance(model, LagrangianRNN)
     data = NowcastData(config.data, moving=moving, seed=config.seed, devices=config.devices)
     data.setup()
-    return run(config, module, data, ExportWeights, further=averaging(config))
+    return run_training(config, module, data, ExportWeights, further=make_averaging_callbacks(config))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar fields to twice the resolution (FC-ZSM)."""
+"""Downscaling of radar fields to twice the resolution in space and time (FC-ZSM)."""

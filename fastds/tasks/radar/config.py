@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds train radar`."""
+"""Options of `fastds train radar`."""
 
 import dataclasses
 
-from fastds.tasks.common import config
-from fastds.tasks.common.command import read_command_line
+from fastds.training import config
+from fastds.training.command import read_command_line
 
 LOSSES = ("mse", "charbonnier", "relative_mse")
 SPLITS = ("blocks", "random")
@@ -12,12 +12,12 @@ SPLITS = ("blocks", "random")
 
 @dataclasses.dataclass
 class ModelConfig(config.ModelConfig):
-    """The network.
+    """Network to train.
 
     Args:
-        name: a name of fastds.models.available(), of an FC-ZSM or a U-Net.
-        input_gain: of fresh weights: factor of the first convolution, see training.scale_initial_weights; 1 leaves all
-            weights alone.
+        name: name of an FC-ZSM or a U-Net in fastds.models.available().
+        input_gain: factor of the first convolution of random initial weights, see training.scale_initial_weights; 1:
+            initial weights are not scaled.
     """
 
     name: str = "fczsm-small"
@@ -26,43 +26,42 @@ class ModelConfig(config.ModelConfig):
 
 @dataclasses.dataclass
 class DataConfig:
-    """The samples.
+    """Training samples.
 
     Args:
-        path: a NetCDF file or a folder of them.
-        blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here
-            count.
-            Empty: every *.nc under path, its last fifth for validation with two frames left out between.
-        without: files of blocks to leave out, with their weights: a radar that the network shall be tested on.
-        synthetic_events: number of seeded synthetic events (wind 5 to 25 m/s) that join the training samples.
-        weights: relative share of each training source, files in the order of blocks, then the synthetic events;
-            empty: equal.
-        var: name of the reflectivity variable; None finds it.
-        statics: maps for a network with static_channels, such as fczsm-s: FILE.nc:VARIABLE for each of its channels, on
-            any grid that covers the files; not with synthetic events, which lie nowhere.
-        dynamics: further variables of the files, such as {probability: [0, 100]}: the ends of the range, in its units,
-            that become 0 and 1; one for each channel beyond the first of a network with in_channels, such as fczsm-d;
-            not with synthetic events, which have none.
-        crop: side of a coarse training crop, pixels.
-        scales: coarsenings of the truth to draw from.
-        intervals: multiples of the cadence to draw from.
-        modes: ways of coarsening to draw from, see fastds.data.coarsen: dbz, linear_z, plain_dbz.
-        floor: dBZ that become 0.
-        ceiling: dBZ that become 1.
-        minimum_echo: share of echo that a crop should have, also in the validation.
-        minimum_valid: share of its pixels that should not be missing.
-        augment: flips and transposes at random.
-        reverse: half of the training samples run backwards in time.
-        batch_size: samples per step.
-        epoch_samples: samples between validations.
-        validation_samples: fixed validation crops, of split "blocks".
-        split: "blocks": training and validation are those of blocks. "random": fixed samples are drawn from all times
-            of all files, each of at least minimum_echo and minimum_valid, none twice; a sample of the validation may be
-            some minutes away from one of the training.
-        fixed_samples: numbers of training, validation and test samples of split "random". Every training sample comes
-            once in a pass over them; the order is drawn anew for each pass.
-        split_seed: of the draw of the fixed samples, so that trainings of several seeds are tested on the same ones.
-        workers: processes that prepare samples.
+        path: NetCDF file or folder of NetCDF files.
+        blocks: for each file name the frames {"train": [start, stop], "validation": [start, stop]}; other files are not
+            used. Empty: each *.nc under path, with the last fifth for validation and a gap of two frames.
+        without: files of blocks to exclude together with their weights, for example a radar that is for tests only.
+        synthetic_events: number of synthetic events (motion of 5 to 25 m/s) that are added to the training files.
+        weights: sampling weight of each training file in the order of blocks, then of all synthetic events; empty:
+            equal.
+        var: name of the reflectivity variable; default: found by its attributes.
+        statics: static maps for a network with static_channels, such as fczsm-s: FILE.nc:VARIABLE for each channel, on
+            any grid that covers the files; not with synthetic events, which have no location.
+        dynamics: additional variables of the files, such as {probability: [0, 100]}, with the ends of the range, in the
+            units of the variable, that are scaled to 0 and 1; one for each channel beyond the first of a network such
+            as fczsm-d; not with synthetic events.
+        crop: side of a coarse training crop in pixels.
+        scales: coarsening factors of the truth, drawn at random.
+        intervals: multiples of the time step, drawn at random.
+        modes: coarsening operators, drawn at random, see fastds.data.coarsen: dbz, linear_z, plain_dbz.
+        floor: reflectivity in dBZ that is scaled to 0.
+        ceiling: reflectivity in dBZ that is scaled to 1.
+        minimum_echo: fraction of pixels with echo that a crop should have, also in the validation.
+        minimum_valid: fraction of pixels that should not be missing in a crop.
+        augment: whether to flip and transpose samples at random.
+        reverse: whether half of the training samples are reversed in time.
+        batch_size: number of samples in a step.
+        epoch_samples: number of samples between validations.
+        validation_samples: number of fixed validation crops with split "blocks".
+        split: "blocks": training and validation parts are those of blocks. "random": fixed samples are drawn from all
+            times of all files, each with at least minimum_echo and minimum_valid, without repetition; validation
+            samples may be some minutes away from training samples.
+        fixed_samples: numbers of training, validation and test samples with split "random". Each training sample is
+            used once in an epoch, in random order.
+        split_seed: random seed of the fixed samples, so that trainings with several seeds have the same test samples.
+        workers: number of processes that prepare samples.
     """
 
     path: str
@@ -101,7 +100,7 @@ class DataConfig:
         self.without = []
 
     def _check_split(self) -> None:
-        """ValueError for a split that there is not, and for options that do not fit it."""
+        """Raise ValueError for an unknown split, or for options that do not fit the split."""
         if self.split not in SPLITS:
             raise ValueError(f"data.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.split == "blocks":
@@ -117,7 +116,7 @@ class DataConfig:
             raise ValueError("data.split=random draws from whole files: leave out data.blocks and synthetic_events")
 
     def _leave_out(self, file: str) -> None:
-        """Take a file from blocks, and its weight."""
+        """Remove a file from blocks, together with its weight."""
         if file not in self.blocks:
             known = ", ".join(self.blocks) or "none"
             raise ValueError(f"data.without must name files of data.blocks, which are {known}, got {file}")
@@ -130,12 +129,12 @@ class DataConfig:
 
 @dataclasses.dataclass
 class TrainingConfig(config.SupervisedConfig):
-    """A training run of FC-ZSM or of a U-Net.
+    """Training of an FC-ZSM or a U-Net.
 
     Args:
-        data: the samples.
-        model: the network.
-        loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
+        data: training samples.
+        model: network.
+        loss: "mse", "charbonnier", or "relative_mse" (squared error of a sample relative to trilinear interpolation).
     """
 
     data: DataConfig
@@ -149,7 +148,6 @@ class TrainingConfig(config.SupervisedConfig):
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
-    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
-    name."""
+    """Parse a command line into a TrainingConfig. `--config NAME` selects a shipped configuration."""
     description = "Train a network on radar files; the best weights are exported as safetensors."
     return read_command_line(TrainingConfig, arguments, "fastds train radar", description)

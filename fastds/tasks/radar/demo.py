@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a synthetic rain event is coarsened, downscaled with shipped weights and compared with the truth."""
+"""Command `fastds demo`: downscale a coarsened synthetic rain event and compare the result with the truth."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from fastds.tasks.radar.scores import EvaluationTable
 SEED = 7
 SIZE = 256
 FRAMES = 7
-# Side of the part of the event that the picture shows, so that single pixels can be seen.
+# side in fine pixels of the part of the event in the picture; single pixels are visible
 _PICTURE_PIXELS = 128
-# Below the colour scale nothing is drawn, so differences there are left out of the picture.
+# lower limit of the colour scale; differences below it are not shown
 _PICTURE_FLOOR_DBZ = 5.0
 
 
@@ -47,14 +47,26 @@ def demo(
     device: str | None = None,
     progress: bool = False,
 ) -> EvaluationTable:
-    """Downscale a synthetic event, print the error table, write truth.nc, input.nc, OUT.nc and OUT.png to a folder.
+    """Downscale a synthetic event, print the table of errors, and write truth.nc, input.nc, OUT.nc and OUT.png.
 
-    The event (fastds.data.synthetic_event) is size x size pixels of 1 km every 5 minutes; the input is every second
-    frame averaged to 2 km. folder: made where it is missing. model: see fastds.tasks.radar.methods.pick_model. seed: of
-    the event. size: pixels a side, a multiple of 32, >= 64. frames: odd, >= 3. threads: CPU threads.
-    device: see downscale. progress: show progress bars.
+    The event (fastds.data.synthetic_event) has pixels of 1 km and frames every 5 minutes; the input is every second
+    frame averaged to 2 km. No network access is needed.
 
-    Returns the table. No network access. Raises ValueError for sizes that do not fit and what pick_model raises.
+    Args:
+        folder: output folder; created if it does not exist.
+        model: see fastds.tasks.radar.methods.pick_model.
+        seed: random seed of the event.
+        size: side of the event in pixels, a multiple of 32, at least 64.
+        frames: number of frames, odd, at least 3.
+        threads: number of CPU threads; None: torch's setting.
+        device: see downscale.
+        progress: show progress bars.
+
+    Returns:
+        Table of errors.
+
+    Raises:
+        ValueError: invalid size or number of frames. Else as pick_model.
     """
     if size % 32 or size < 64:
         raise ValueError(f"size must be a multiple of 32 and at least 64 pixels, got {size}")
@@ -80,14 +92,14 @@ def demo(
 
 
 def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Dataset, name: str) -> None:
-    """The pair of input frames with most rain: truth, input, baselines, model and their differences from the truth."""
+    """Draw the pair of input frames with most rain: truth, input, baselines, model and differences from the truth."""
     from fastds.plot import field_panel, save_png
 
     given, z, predicted = (to_reflectivity(d) for d in (coarse, truth, out))
     fields = z.frames(slice(None))
     start = 2 * max(range(len(given.times) - 1), key=lambda i: np.mean(fields[2 * i + 1] >= 20.0))
     chosen = slice(start, start + 3)
-    rows, columns = _rainiest_part(fields[start + 1])
+    rows, columns = _find_rainiest_part(fields[start + 1])
     pair = torch.from_numpy(given.frames(slice(start // 2, start // 2 + 2)))
     x = prepare(pair, 0.0, CEILING_DBZ)[None, :, None]
     products = {
@@ -112,8 +124,8 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
     save_png(figure, path)
 
 
-def _rainiest_part(field: np.ndarray) -> tuple[slice, slice]:
-    """The square of at most 128 pixels, on multiples of 16, with most echo of 25 dBZ and more."""
+def _find_rainiest_part(field: np.ndarray) -> tuple[slice, slice]:
+    """Return the square of at most 128 pixels, at multiples of 16, with most pixels of at least 25 dBZ."""
     side = min(_PICTURE_PIXELS, *field.shape)
     echo = field >= 25.0
     places = [(i, j) for i in range(0, field.shape[0] - side + 1, 16) for j in range(0, field.shape[1] - side + 1, 16)]

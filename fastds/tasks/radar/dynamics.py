@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which variables of a user's file a network reads beside the reflectivity, by its card or the argument dynamics."""
+"""Additional input variables of a network: selection by the model card or by the argument `dynamics`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from fastds.data.grid.variables import same_units
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
 
-# By variable another name in the data, or the ends of its range; text: as on a command line, see _read.
+# Variable -> its name in the data, or the ends of its range; or text as on the command line, see _parse_text.
 Dynamics: TypeAlias = Mapping[str, str | Sequence[float]] | str
 _FORM = "{VARIABLE: [low, high], ...} or NAME=VARIABLE,..."
 
 
 class Channel(NamedTuple):
-    """A variable of the data, the ends of the range that become 0 and 1, its name in the card of the network, "" where
-    that has none, and the units of the range, None where they are those of the data."""
+    """Additional input channel of a network.
+
+    Attributes:
+        variable: name of the variable in the data.
+        ends: ends of the range that is scaled to [0, 1].
+        name: name in the model card, "" if there is none.
+        units: units of the range; None: those of the data.
+    """
 
     variable: str
     ends: tuple[float, float]
@@ -30,102 +36,130 @@ class Channel(NamedTuple):
     units: str | None
 
 
-def count_of(model: nn.Module) -> int:
-    """How many variables beside the reflectivity a network reads."""
+def count_channels(model: nn.Module) -> int:
+    """Return the number of input variables of a network in addition to the reflectivity."""
     return getattr(model, "config", {}).get("in_channels", 1) - 1
 
 
 def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
-    """The variables of a dataset that a network reads beside the reflectivity, in the order of its channels.
+    """Find the additional input variables of a network in a dataset, in the order of the network's channels.
 
     Args:
-        model: with its card, which names the variables and their ranges in input_variables.
-        dataset: where they are found by name, then by standard name.
-        given: the argument dynamics of fastds.tasks.radar.run.downscale.
+        model: network with a card that has names and ranges of the variables in input_variables.
+        dataset: data; variables are found by name, then by standard name.
+        given: argument `dynamics` of fastds.tasks.radar.run.downscale.
 
-    Raises: ValueError for what is given to a network of reflectivity alone, names that the card does not have, a card
-        that does not tell enough, and variables in other units; not for variables that are missing.
+    Returns:
+        One Channel for each variable. Variables that the data lack are included.
+
+    Raises:
+        ValueError: the network reads reflectivity only, a name is not in the card, the card has too few entries, or a
+            variable has other units.
     """
-    card, count, told = model.card, count_of(model), _checked(given)
+    card, count, given_names = model.card, count_channels(model), _check_dynamics(given)
     if not count:
-        if told:
+        if given_names:
             raise ValueError(f"model {card.name} reads reflectivity alone; leave out the argument dynamics")
         return []
-    wanted = {str(variable["name"]): variable for variable in card.input_variables[1:]}
-    if len(told) == count and not set(told) <= set(wanted) and not any(isinstance(v, str) for v in told.values()):
-        names = list(wanted) if len(wanted) == count else count * [""]
-        return [Channel(v, ends, name, None) for (v, ends), name in zip(told.items(), names, strict=True)]
-    if len(wanted) != count:
+    expected = {str(variable["name"]): variable for variable in card.input_variables[1:]}
+    if (
+        len(given_names) == count
+        and not set(given_names) <= set(expected)
+        and not any(isinstance(v, str) for v in given_names.values())
+    ):
+        names = list(expected) if len(expected) == count else count * [""]
+        return [Channel(v, ends, name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)]
+    if len(expected) != count:
         raise ValueError(
-            f"model {card.name} reads {count} variables beside the reflectivity, and its card does not name them: give "
-            "them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
+            f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
+            "them: give them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
         )
-    if not set(told) <= set(wanted):
-        others = listed([name for name in told if name not in wanted])
-        raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {listed(wanted)}")
-    return [_channel(card, want, told.get(name), dataset) for name, want in wanted.items()]
+    if not set(given_names) <= set(expected):
+        others = join_names([name for name in given_names if name not in expected])
+        raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {join_names(expected)}")
+    return [_make_channel(card, entry, given_names.get(name), dataset) for name, entry in expected.items()]
 
 
 def read_channels(
     model: nn.Module, source: ReflectivityInput, given: Dynamics | None = None
 ) -> tuple[DynamicChannels | None, str]:
-    """The further channels of a network, on the grid and at the times of the reflectivity, and which they are, in
-    words; None and "" for a network that reads none. Arguments and errors as find_channels; ValueError also for
-    variables that are missing, or on another grid or at other times."""
+    """Return the additional input channels on the grid and at the times of the reflectivity, and their description.
+
+    Args:
+        model: see find_channels.
+        source: radar fields.
+        given: see find_channels.
+
+    Returns:
+        Channels and description; None and "" for a network without additional input.
+
+    Raises:
+        ValueError: a variable is missing, or has another grid or other times. Else as find_channels.
+    """
     channels = find_channels(model, source.dataset, given)
     if not channels:
         return None, ""
     place = source.dataset.encoding.get("path") or source.dataset.encoding.get("source") or "the data"
-    lacking = missing_in(channels, source.dataset)
+    lacking = list_missing(channels, source.dataset)
     if lacking:
-        needs = listed([channel.name or channel.variable for channel in channels])
+        needs = join_names([channel.name or channel.variable for channel in channels])
         raise ValueError(
-            f"model {model.card.name} needs {needs} beside the reflectivity; {place} lacks {listed(lacking)} and holds "
-            f"{listed(source.dataset.data_vars)}; other names are told by the argument dynamics, as in "
-            f"{channels[0].name or 'NAME'}=VARIABLE"
+            f"model {model.card.name} needs {needs} in addition to the reflectivity; {place} lacks "
+            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with the "
+            f"argument dynamics, as in {channels[0].name or 'NAME'}=VARIABLE"
         )
     ranges = [(channel.variable, channel.ends) for channel in channels]
-    told = ", ".join(_words(channel, source.dataset) for channel in channels)
-    return DynamicChannels(source.dataset, source.raw, ranges, place), told
+    given_names = ", ".join(_describe_channel(channel, source.dataset) for channel in channels)
+    return DynamicChannels(source.dataset, source.raw, ranges, place), given_names
 
 
-def missing_in(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
-    """The variables that the data lack."""
+def list_missing(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
+    """Return the names of variables that the data lack."""
     return [channel.variable for channel in channels if channel.variable not in dataset.data_vars]
 
 
-def listed(names: Sequence) -> str:
-    """ "a", "a and b", "a, b and c"."""
+def join_names(names: Sequence) -> str:
+    """Join names: "a", "a and b", "a, b and c"."""
     *others, last = map(str, names) if names else ["nothing"]
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _channel(card: ModelCard, want: Mapping, told: object, dataset: xr.Dataset) -> Channel:
-    """A variable of a card in the data; told: its name there, or its range, None: nothing."""
-    name, units, standard = str(want["name"]), want.get("units"), want.get("standard_name")
-    variable = told if isinstance(told, str) else name
-    if told is None and name not in dataset.data_vars and standard is not None:
+def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset: xr.Dataset) -> Channel:
+    """Return the channel for a variable of a model card.
+
+    Args:
+        card: model card.
+        entry: entry of card.input_variables.
+        given_names: name of the variable in the data, or its range, or None.
+        dataset: data.
+
+    Raises:
+        ValueError: the card has no range, or the data have other units.
+    """
+    name, units, standard = str(entry["name"]), entry.get("units"), entry.get("standard_name")
+    variable = given_names if isinstance(given_names, str) else name
+    if given_names is None and name not in dataset.data_vars and standard is not None:
         alike = [n for n, v in dataset.data_vars.items() if v.attrs.get("standard_name") == standard]
         variable = str(alike[0]) if len(alike) == 1 else name
-    if not isinstance(told, str | None):
-        return Channel(variable, told, name, None)
-    ends = want.get("range")
+    if not isinstance(given_names, str | None):
+        return Channel(variable, given_names, name, None)
+    ends = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
             f"the card of model {card.name} has no range of {name}: give it with the argument dynamics, as "
             f"{{{name}: [low, high]}}"
         )
-    own = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
-    if units is not None and own is not None and not same_units(own, units):
+    found = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
+    if units is not None and found is not None and not same_units(found, units):
         raise ValueError(
-            f"{variable} is in {own!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in the "
-            f"units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"
+            f"{variable} is in {found!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in "
+            f"the units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"
         )
     return Channel(variable, ends, name, units)
 
 
-def _words(channel: Channel, dataset: xr.Dataset) -> str:
-    """ "prob as probability, 0 to 100 %"."""
+def _describe_channel(channel: Channel, dataset: xr.Dataset) -> str:
+    """Describe a channel: "prob as probability (0 to 100 %)"."""
     low, high = channel.ends
     units = channel.units or dataset[channel.variable].attrs.get("units", "")
     units = "" if units == "1" else units
@@ -133,32 +167,32 @@ def _words(channel: Channel, dataset: xr.Dataset) -> str:
     return f"{channel.variable}{other} ({low:g} to {high:g}{f' {units}' * bool(units)})"
 
 
-def _checked(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
-    """By variable a name or two ends. Raises: ValueError for anything else."""
+def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
+    """Return the argument `dynamics` as a dict from variable to name or range. Raises ValueError for other values."""
     if given is None:
         return {}
-    told = _read(given) if isinstance(given, str) else given
+    given_names = _parse_text(given) if isinstance(given, str) else given
     good = (
-        isinstance(told, Mapping)
-        and len(told)
+        isinstance(given_names, Mapping)
+        and len(given_names)
         and all(
             isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
-            for name, value in told.items()
+            for name, value in given_names.items()
         )
     )
     if not good:
         raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
-    return dict(told)
+    return dict(given_names)
 
 
 def _is_pair(value: object) -> bool:
-    """Whether a value is two numbers."""
+    """Return whether a value is a sequence of two numbers."""
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return pair and all(isinstance(end, Real) and not isinstance(end, bool) for end in value)
 
 
-def _read(text: str) -> object:
-    """What the text of a command line says: a mapping in YAML, or NAME=VARIABLE with commas between."""
+def _parse_text(text: str) -> object:
+    """Parse text of the command line: a mapping in YAML, or NAME=VARIABLE separated by commas."""
     if text.lstrip().startswith("{"):
         import yaml
 

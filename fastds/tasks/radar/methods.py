@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes radar fields finer: networks by their weights, and methods without any."""
+"""Methods that downscale radar fields: networks and baselines."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import os
 import torch
 from torch import Tensor, nn
 
+from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines.advection import advection
 from fastds.models.baselines.interpolation import bicubic, trilinear
-from fastds.tasks.common.inference import named
 
-# Functions of a sequence (B, N, C, h, w) in [0, 1] and the factor.
+# functions of a sequence (B, N, C, h, w) in [0, 1] and the scale factor
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 OF_ONE_TIME = {name: method for name, method in BASELINES.items() if name != "advection"}
-# Taken where several shipped weights match and none is named.
+# default if several shipped weights match
 DEFAULT_MODEL = "fczsm-small"
 FLOOR_DBZ, CEILING_DBZ = 0.0, 70.0
 VARIABLE = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
 
 
 class Baseline(nn.Module):
-    """A method of BASELINES in the place of a network, between FLOOR_DBZ and CEILING_DBZ.
+    """Baseline with the interface of a network, between FLOOR_DBZ and CEILING_DBZ.
 
-    forward: (B, N, 1, h, w) in [0, 1] to (B, 2N - 1, 1, 2h, 2w); static is not used; flow: of the frames, or None.
+    forward maps (B, N, 1, h, w) in [0, 1] to (B, 2N - 1, 1, 2h, 2w). static is ignored; flow is the optical flow of the
+    frames, or None.
     """
 
     def __init__(self, name: str):
@@ -36,33 +37,37 @@ class Baseline(nn.Module):
             name=name, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ, space_factor=2, time_factor=2,
             input_variables=[VARIABLE], output_variables=[VARIABLE],
         )  # fmt: skip
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # has the device of the module
 
     def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
         return advection(x, 2, flow) if self.name == "advection" else BASELINES[self.name](x, 2)
 
 
 def needs_flow(model: nn.Module) -> bool:
-    """Whether the model reads optical flow."""
+    """Return whether a model reads the optical flow."""
     return bool(model.config.get("flow_guided")) or model.config.get("residual") == "advection"
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
-    """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
+    """Return a model and a note about it.
 
-    Names are those of BASELINES, too. Where several shipped weights match, "fczsm-small" is taken if it is among them
-    and the others are named. Raises ValueError with the list of candidates where that settles nothing, and for a module
-    without a card; what fastds.load raises.
+    Args:
+        model: network, shipped name, weights file or baseline; None: the shipped weights for reflectivity in dBZ, or
+            "fczsm-small" if several match.
+
+    Raises:
+        ValueError: no default can be selected (the message lists the candidates), or a network has no card. Else as
+            fastds.load.
     """
     if isinstance(model, nn.Module):
         if getattr(model, "card", None) is None:
             raise ValueError("model must have a card with its normalisation; load it with fastds.load")
-        return model, named(model, model)
+        return model, describe_model(model, model)
     if isinstance(model, str) and model in BASELINES:
         return Baseline(model), f"method {model}, which needs no weights"
     if model is not None:
         loaded = load(model)
-        return loaded, named(loaded, model)
+        return loaded, describe_model(loaded, model)
     names = available(pretrained=True)
     matches = [name for name in names if _takes_reflectivity(load_card(name))]
     if len(matches) == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motion between two radar fields, made steadier by the motion before and behind them."""
+"""Optical flow between two radar frames, averaged with the flow of neighbouring pairs of frames."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from fastds.models.baselines import optical_flow
 from fastds.models.baselines.advection import warp
 
-_NEAR = 2  # pixels around one, where echo makes its motion known
+_RADIUS = 2  # radius in pixels of the neighbourhood whose echo determines the confidence of the flow
 
 
 class Motion:
-    """The motion of two fields that follow one another, x (2, h, w) in [0, 1], found when it is first asked for.
+    """Optical flow of two consecutive frames x (2, h, w) in [0, 1], computed at first use.
 
-    Attributes: flow (1, 2, 2, h, w) as optical_flow gives it, fine or not, zero where both fields are dry everywhere;
-    known (2, 1, h, w), how well it is known: the share of echo near a pixel of each field.
+    Attributes:
+        flow: (1, 2, 2, h, w), see optical_flow; zero if both frames are dry.
+        confidence: (2, 1, h, w), confidence of the flow: fraction of echo near a pixel of each frame.
     """
 
     def __init__(self, x: Tensor, fine: bool = True):
@@ -32,32 +33,40 @@ class Motion:
         return optical_flow(self.x[None], self.fine)[0].float()
 
     @functools.cached_property
-    def known(self) -> Tensor:
-        around = F.pad((self.x > 0).float()[:, None], (_NEAR,) * 4)
-        return F.avg_pool2d(around, 2 * _NEAR + 1, 1)
+    def confidence(self) -> Tensor:
+        around = F.pad((self.x > 0).float()[:, None], (_RADIUS,) * 4)
+        return F.avg_pool2d(around, 2 * _RADIUS + 1, 1)
 
 
-def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tensor:
-    """The flow of two fields, (1, 2, 2, h, w), as the mean of the motion of the same air there and in the pairs of
-    fields before and behind, those counting as far as they know it.
+def smooth_flow(this: Motion, before: Motion | None, after: Motion | None) -> Tensor:
+    """Return the confidence-weighted temporal mean of the optical flow of neighbouring pairs of frames.
 
-    v(p) = (v0(p) + sum_k w_k(p_k) v_k(p_k)) / (1 + sum_k w_k(p_k)), p_k = p -+ v0(p), where the air was, will be. Where
-    a series begins or ends it is the flow of the pair, not searched finely: with one side alone the mean would be early
-    or late, and a fine search has errors of its own that want a mean (of fields every 20 minutes).
-    Motion is steady over some intervals, errors of the flow are not: of fczsm-small the squared error of the field
-    half-way is 1 to 9 % smaller by the mean, and 3 to 11 % by it and the finer search together (blocks of five training
-    files, fields every 10 to 20 minutes).
+    The flow of the neighbouring pairs is sampled along the trajectory:
+
+    v(p) = (v0(p) + sum_k w_k(p_k) v_k(p_k)) / (1 + sum_k w_k(p_k)), p_k = p -+ v0(p)
+
+    At the beginning and the end of a series, the flow of the pair itself is returned, without the fine search: a
+    one-sided mean would be biased in time, and the fine search needs averaging.
+
+    Args:
+        this: flow of the pair.
+        before: flow of the previous pair, or None.
+        after: flow of the next pair, or None.
+
+    Returns:
+        (1, 2, 2, h, w).
     """
-    if before is None or behind is None:
+    if before is None or after is None:
         return Motion(this.x, fine=False).flow if this.fine else this.flow
     flow = this.flow[0]
-    ahead = torch.stack([flow[0], -flow[1]])  # of the same air one interval later, for the flow of either field
-    total = torch.cat([flow, torch.ones_like(this.known)], 1)
-    for beside, where in ((before, -ahead), (behind, ahead)):
-        total = total + warp(torch.cat([beside.known * beside.flow[0], beside.known], 1), where)
+    # displacement of the same air one interval later, for the flow of each frame
+    ahead = torch.stack([flow[0], -flow[1]])
+    total = torch.cat([flow, torch.ones_like(this.confidence)], 1)
+    for other, where in ((before, -ahead), (after, ahead)):
+        total = total + warp(torch.cat([other.confidence * other.flow[0], other.confidence], 1), where)
     return (total[:, :2] / total[:, 2:])[None]
 
 
-def steady_flow(before: Tensor | None, this: Tensor, behind: Tensor | None) -> Tensor:
-    """steadied of pairs of fields (2, h, w) in [0, 1]."""
-    return steadied(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, behind)))
+def smooth_pair_flow(before: Tensor | None, this: Tensor, after: Tensor | None) -> Tensor:
+    """Apply smooth_flow to pairs of frames (2, h, w) in [0, 1]."""
+    return smooth_flow(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, after)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of coarse frames with the fine frames between them, from datasets of prediction, truth and coarse input."""
+"""Pairs of coarse frames and the fine frames between them, from datasets of prediction, truth and coarse input."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from fastds.data.grid.times import JITTER, same_times
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
-from fastds.tasks.common.radar_files import differ, open_reflectivity
-from fastds.tasks.fields.places import MEMBER
+from fastds.tasks.fields.alignment import MEMBER
+from fastds.training.radar_files import are_different, open_reflectivity
 
 SPACE_FACTOR = 2
 
 
 @dataclasses.dataclass
 class Pair:
-    """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing; the
-    (f + 1) times of these. Of a single time both coarse frames are the same and f is 0. there (H, W): where the coarse
-    frames are not missing; valid (H, W): what is scored. turned: dimensions along which they are not upright. members
-    (M, f + 1, H, W): of an ensemble, whose mean above the lower floor the prediction is then; else None."""
+    """Two coarse frames and the fine frames from one to the other, in dBZ, NaN = missing.
+
+    Attributes:
+        coarse: (2, h, w); two equal frames if there is a single time.
+        truth: (f + 1, H, W); f = 0 for a single time.
+        prediction: (f + 1, H, W); for an ensemble, the mean of the members above the lower floor.
+        there: (H, W), where the coarse frames are not missing.
+        valid: (H, W), pixels that are scored.
+        times: (f + 1) times of the fine frames.
+        flipped: dimensions that must be flipped to orient the frames north up.
+        members: (M, f + 1, H, W) of an ensemble, or None.
+    """
 
     coarse: torch.Tensor
     truth: torch.Tensor
@@ -35,28 +43,42 @@ class Pair:
     there: torch.Tensor
     valid: torch.Tensor
     times: np.ndarray
-    turned: tuple[int, ...] = ()
+    flipped: tuple[int, ...] = ()
     members: torch.Tensor | None = None
     _made: dict = dataclasses.field(default_factory=dict)
 
     def baseline(self, method: Callable, floor: float) -> torch.Tensor:
-        """The baseline's fields above the floor, (f + 1, H, W) in dBZ; f = 4 inserts the coarse middle frames first.
-        They are computed once."""
+        """Return the frames of a baseline above the floor, (f + 1, H, W) in dBZ; computed once.
+
+        For f = 4, the baseline first inserts the coarse middle frame.
+        """
         if (method, floor) not in self._made:
             self._made[method, floor] = self._baseline(method, floor)
         return self._made[method, floor]
 
     def _baseline(self, method: Callable, floor: float) -> torch.Tensor:
-        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.turned)
+        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.flipped)
         if len(self.truth) == 5:
             x = method(x, 1)
         fine = method(x, SPACE_FACTOR)[0, : len(self.truth), 0]
-        return restore(fine, floor, CEILING_DBZ).flip(self.turned)
+        return restore(fine, floor, CEILING_DBZ).flip(self.flipped)
 
 
 class Pairs:
-    """The pairs of coarse frames for which prediction and truth have all fine frames; of a prediction of a single time
-    its frame."""
+    """The pairs of coarse frames for which prediction and truth have all fine frames.
+
+    For a prediction with a single time, the only item has its frame.
+
+    Args:
+        prediction: downscaled fields.
+        truth: true fields.
+        coarse: input of the downscaling, or None.
+        var: name of the variable.
+        z_r: a and b of Z = a R^b.
+
+    Raises:
+        ValueError: grids or times do not fit.
+    """
 
     def __init__(
         self,
@@ -66,7 +88,7 @@ class Pairs:
         var: str | None,
         z_r: tuple[float, float] | None,
     ):
-        self.members = [open_reflectivity(member, var, z_r, "PRED", least=1) for member in members_in(prediction)]
+        self.members = [open_reflectivity(member, var, z_r, "PRED", least=1) for member in list_members(prediction)]
         self.fine = self.members[0]
         self.single = len(self.fine.times) == 1
         least = 1 if self.single else 2
@@ -91,26 +113,28 @@ class Pairs:
         if self.coarse is None:
             when = "" if self.single else " at every second time"
             self.notes.append(f"coarse input of the baselines: TRUTH averaged 2 x 2{when}")
-        places = [dict(enumerate(range(len(self.fine.times)))), self._places_of(self.truth)]
-        self.pairs = self._single(places) if self.single else self._find(places)
+        places = [dict(enumerate(range(len(self.fine.times)))), self._match_times(self.truth)]
+        self.pairs = self._make_single_pair(places) if self.single else self._find_pairs(places)
         if not self.pairs:
             common = "time" if self.single else "pair of input times with all times between them"
             raise ValueError(f"PRED, TRUTH and COARSE have no {common} in common")
 
-    def _places_of(self, source: ReflectivityInput) -> dict[int, int]:
-        """Numbers of the frames of another source by those of the prediction at the same times."""
+    def _match_times(self, source: ReflectivityInput) -> dict[int, int]:
+        """Return a dict from frames of the prediction to frames of another source at the same times."""
         tolerance = JITTER * (60.0 if self.single else self.fine.cadence)
         found = same_times(self.fine.times, source.times, tolerance)
         return {int(frame): number for number, frame in enumerate(found) if frame >= 0}
 
-    def _single(self, places: list[dict]) -> list[tuple]:
-        """As _find, of a prediction of one time."""
-        given = {0: 0} if self.coarse is None else self._places_of(self.coarse)
+    def _make_single_pair(self, places: list[dict]) -> list[tuple]:
+        """Return the item of a prediction with a single time, see _find_pairs."""
+        given = {0: 0} if self.coarse is None else self._match_times(self.coarse)
         there = 0 in places[1] and 0 in given
         return [((given[0], given[0]), [0], [places[1][0]])] if there else []
 
-    def _find(self, places: list[dict]) -> list[tuple]:
-        """Numbers of the two coarse frames, of the fine frames in the prediction and of those in the truth."""
+    def _find_pairs(self, places: list[dict]) -> list[tuple]:
+        """Return the numbers of the two coarse frames, of the fine frames in the prediction and of those in the
+        truth.
+        """
         count = len(self.fine.times)
         if self.coarse is None:
             factor = 2
@@ -120,7 +144,7 @@ class Pairs:
             if factor not in (2, 4):
                 steps = f"{self.fine.cadence:g} and {self.coarse.cadence:g} s"
                 raise ValueError(f"PRED must have a half or a quarter of COARSE's time step, got {steps}")
-            starts = {number: frame for frame, number in self._places_of(self.coarse).items()}
+            starts = {number: frame for frame, number in self._match_times(self.coarse).items()}
             pairs = [
                 ((i, i + 1), range(starts[i], starts[i] + factor + 1))
                 for segment in self.coarse.segments
@@ -139,7 +163,7 @@ class Pairs:
     def __getitem__(self, number: int) -> Pair:
         outer, in_prediction, in_truth = self.pairs[number]
         members = torch.stack([torch.from_numpy(member.frames(in_prediction)) for member in self.members])
-        prediction = members[0] if len(members) == 1 else mean_above(members, min(EVALUATION_FLOORS))
+        prediction = members[0] if len(members) == 1 else average_above(members, min(EVALUATION_FLOORS))
         truth = torch.from_numpy(self.truth.frames(in_truth))
         if self.coarse is None:
             form = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
@@ -149,29 +173,29 @@ class Pairs:
         coarse = torch.from_numpy(coarse)
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-        turned = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
+        flipped = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
         drawn = None if len(members) == 1 else members
-        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], turned, drawn)
+        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], flipped, drawn)
 
 
-def members_in(dataset: xr.Dataset) -> list[xr.Dataset]:
-    """The members of an ensemble, or the dataset alone."""
+def list_members(dataset: xr.Dataset) -> list[xr.Dataset]:
+    """Return the members of an ensemble, or a list of the dataset itself."""
     count = dataset.sizes.get(MEMBER)
     return [dataset] if count is None else [dataset.isel({MEMBER: k}, drop=True) for k in range(count)]
 
 
-def mean_above(members: torch.Tensor, floor: float) -> torch.Tensor:
-    """The mean (...) of members (M, ...) in dBZ, less than the floor counting as that."""
+def average_above(members: torch.Tensor, floor: float) -> torch.Tensor:
+    """Return the mean (...) of members (M, ...) in dBZ; values below the floor count as the floor."""
     return members.clamp(min=floor).mean(0)
 
 
 def _check_coordinates(first, second) -> None:
-    """ValueError where both have coordinates and they differ by more than a tenth of a cell."""
+    """Raise ValueError if both have coordinates that differ by more than a tenth of a cell."""
     for dim_a, dim_b in zip(first.dims[1:], second.dims[1:], strict=True):
         if dim_a not in first.raw.coords or dim_b not in second.raw.coords:
             continue
         a, b = (s.raw[d].values for s, d in ((first, dim_a), (second, dim_b)))
-        if differ(a, b):
+        if are_different(a, b):
             raise ValueError(
                 f"the grids differ: coordinate {dim_a} of PRED and {dim_b} of TRUTH are not the same places"
             )

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscaling as a post-processor of pysteps, which finds it by its entry point pysteps.plugins.diagnostic: an
-installed fastds has it in pysteps.postprocessing.get_method("diagnostic_fastds", "diagnostics")."""
+"""Downscaling as a post-processor of pysteps.
+
+pysteps finds this module by its entry point pysteps.plugins.diagnostic. If fastds is installed, the function is
+pysteps.postprocessing.get_method("diagnostic_fastds", "diagnostics").
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastds.tasks.common.pysteps_fields import Metadata
+    from fastds.inference.pysteps_fields import Metadata
 
 
 def diagnostic_fastds(
@@ -24,25 +27,28 @@ def diagnostic_fastds(
     threads: int | None = None,
     device: str | None = None,
 ) -> tuple[np.ndarray, Metadata]:
-    """Fields or forecasts at twice the resolution and half the time step.
+    """Downscale fields or forecasts to twice the resolution and half the time step.
 
     Args:
-        precip: (m, n), (t, m, n), or (members, t, m, n) of an ensemble, in the unit and transformation (None or dB) of
-            the metadata. NaN: missing.
-        metadata: as pysteps' importers, converters and transformers give them.
-        model: as fastds.downscale takes it for radar fields; None: the shipped network.
-        timestep: minutes between the fields; None: the accutime of the metadata.
-        threads, device: see fastds.tasks.common.settings.settle.
+        precip: (m, n), (t, m, n), or for ensembles (members, t, m, n), in the unit and transformation (None or dB) of
+            the metadata, NaN = missing.
+        metadata: metadata of pysteps.
+        model: see fastds.downscale, for radar fields; None: the shipped network.
+        timestep: time step of precip in minutes; None: accutime of the metadata.
+        threads: number of CPU threads; None: torch's setting.
+        device: "auto", "cpu" or "cuda"; None: the device of the model.
 
-    Returns: (2m, 2n), which a single time is made finer in, (2t - 1, 2m, 2n), or amounts in mm (2t, 2m, 2n), which stay
-        the same by cell and interval, all with members before them; and the metadata with the new pixel size and
-        accutime.
+    Returns:
+        Fields and metadata with the new pixel size and accutime. Shape (2m, 2n) for a single time, (2t - 1, 2m, 2n) for
+        rates and (2t, 2m, 2n) for amounts in mm, which are preserved for each cell and interval; ensembles have the
+        dimension of the members in front.
 
-    Raises: ValueError for another shape or metadata that tell too little, and what fastds.downscale raises; ImportError
-        without pysteps.
+    Raises:
+        ValueError: invalid shape or incomplete metadata. Else as fastds.downscale.
+        ImportError: pysteps is not installed.
     """
-    # pysteps imports this module whenever it is itself imported: what takes time is imported here.
-    from fastds.tasks.common.pysteps_fields import check_metadata, dataset_of, from_linear, to_linear
+    # pysteps imports this module at its import; slow imports are therefore inside the function
+    from fastds.inference.pysteps_fields import check_metadata, from_linear, make_dataset, to_linear
     from fastds.tasks.radar.run import downscale
 
     metadata = check_metadata(metadata)
@@ -52,16 +58,16 @@ def diagnostic_fastds(
     minutes = float(metadata["accutime"] if timestep is None else timestep)
     fields, linear = to_linear(precip, metadata, metadata["unit"] if metadata["unit"] == "mm" else "mm/h")
     series = fields.reshape(-1, *(1, *fields.shape)[-3:])
-    given = [dataset_of(one, linear, minutes) for one in series]
+    given = [make_dataset(one, linear, minutes) for one in series]
     (name,) = given[0].data_vars
     fine = np.stack([downscale(model, one, threads=threads, device=device)[name].values for one in given])
     shape = (*precip.shape[:-2], *fine.shape[-2:]) if precip.ndim == 2 else (*precip.shape[:-3], *fine.shape[-3:])
-    linear, given_form = (_finer(one, series.shape[1] > 1) for one in (linear, metadata))
+    linear, given_form = (_refine_metadata(one, series.shape[1] > 1) for one in (linear, metadata))
     return from_linear(fine.reshape(shape), linear, given_form)
 
 
-def _finer(metadata: Metadata, in_time: bool) -> Metadata:
-    """The metadata of fields at twice the resolution, and at half the time step."""
+def _refine_metadata(metadata: Metadata, in_time: bool) -> Metadata:
+    """Return the metadata of fields at twice the resolution, and at half the time step if `in_time`."""
     finer = dict(metadata)
     for name in ("xpixelsize", "ypixelsize"):
         if name in finer:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From coarse frames of reflectivity to fine frames at half the interval, pair by pair, with dry and weak pixels kept
-as they are.
+"""Refinement of coarse reflectivity frames to fine frames at half the interval, pair by pair.
 
-The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so weaker echo and no echo
-are the same to it. A fine pixel takes the network's value where that is above the floor and echo is near: at the rim of
-echo less what interpolation with cells below the floor gains by lifting those to the floor, and less and less of it
-where the interpolated input is below the floor. Elsewhere it takes the interpolated input (bicubic in space, along the
-optical flow in time), and it is no echo where the input is.
+The input of the network is reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so that it
+cannot distinguish weak echo from no echo. The network's value is used where it exceeds the floor near echo. At echo
+edges, the bias from raising sub-floor cells to the floor is subtracted. Where the interpolated input is below the
+floor, the network's value is blended into the interpolated input. Elsewhere, the interpolated input is used (bicubic in
+space, along the optical flow in time); pixels without echo in the interpolated input have no echo.
 """
 
 from __future__ import annotations
@@ -23,37 +22,44 @@ import torch
 
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
+from fastds.inference.tiling import Tile, run_tiles
 from fastds.memory import return_freed_memory
 from fastds.models.baselines import advection
 from fastds.models.baselines.interpolation import upsample
-from fastds.tasks.common.tiling import Tile, run_tiles
-from fastds.tasks.radar.agreement import agree
-from fastds.tasks.radar.members import Members, detail_at, details
-from fastds.tasks.radar.motion import Motion, steadied
-from fastds.tasks.radar.steady import steadied_between
+from fastds.tasks.radar.back_projection import back_project
+from fastds.tasks.radar.members import RadarEnsemble, make_detail, make_details
+from fastds.tasks.radar.motion import Motion, smooth_flow
+from fastds.tasks.radar.steady import match_end_frames
 
-# Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
-WEAKEST_DBZ = 0.0
-# The rim: the network's values within this many dB of its floor are corrected for cells below the floor nearby, less
-# and less upwards. Measured with fczsm-small on five radars: without it the squared error above 0 dBZ is 1.6 to 12
-# times as large and CSI at 15 dBZ 0.06 to 0.5 lower; the squared error above 15 dBZ is up to 4 % smaller.
-RIM_DB = 3.0
-# The network counts less and less where the interpolated input lies below its floor, and from this many dB below it not
-# at all: of what it says there more is wrong than right (blocks of training files, squared error above 0 dBZ with means
-# of linear Z 1.5 % smaller by it, above 15 dBZ level).
+# dBZ; weaker echo is preserved, but counts as this value in the interpolation next to stronger echo
+MIN_ECHO_DBZ = 0.0
+# Width in dB of the edge correction: values of the network up to this far above its floor are corrected for sub-floor
+# cells nearby, with a weight that decreases upwards. Without the correction, the squared error above 0 dBZ is much
+# larger, because echo areas grow.
+EDGE_DB = 3.0
+# Width in dB of the blending: the weight of the network decreases from 1 at the floor to 0 this far below it in the
+# interpolated input, where its values are mostly wrong.
 FADE_DB = 10.0
-# The network's echo counts within this many coarse pixels, plus the motion, of echo above the floor in the input.
+# Distance in coarse pixels, in addition to the motion, from input echo above the floor within which the network's echo
+# is used.
 NEAR_PIXELS = 4
-# Reflectivity is scaled by this many dB around warps, which expect numbers in [0, 1].
+# Reflectivity is divided by a multiple of this range before warps, which expect values in [0, 1].
 _DB_SPAN = 128.0
-# Below this share of echo the interpolated value means nothing.
-_LEAST_SHARE = 0.05
-# Coarse pixels that are interpolated at once, and rows read beyond the motion for the kernels of interpolation.
+# fraction of echo below which the interpolated reflectivity is undefined
+_MIN_ECHO_SHARE = 0.05
+# Number of coarse pixels in a band, and margin in rows for the kernels of interpolation.
 _BAND_PIXELS, _MARGIN = 1 << 20, 6
 
 
-class _Moving(NamedTuple):
-    """Two coarse frames in dBZ, scaled (2, H, W), and the flow of echo above the floor and of all echo."""
+class _MovingPair(NamedTuple):
+    """Two coarse frames and their motion.
+
+    Attributes:
+        pair: frames in dBZ.
+        x: scaled frames (2, H, W).
+        flow: optical flow of echo above the floor.
+        weak: optical flow of all echo.
+    """
 
     pair: tuple[torch.Tensor, torch.Tensor]
     x: torch.Tensor
@@ -62,15 +68,26 @@ class _Moving(NamedTuple):
 
 
 class FrameRefiner:
-    """Refine sequences of coarse frames (H, W) in dBZ, NaN = missing, values <= no_echo = no echo.
+    """Refines sequences of coarse frames (H, W) in dBZ, NaN = missing, values <= no_echo = no echo.
 
-    network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
-    list of Tile over the coarse grid. after_tile: called after each tile of each pair. static, at_once: see run_tiles.
-    coarsened: how the coarse frames average finer cells, see agreement.py; None: not known. members: what draws
-    members of every fine frame; None: none are drawn. steady: frames between two input times have the detail and the
-    intensities of those at the input times, see steady.py; members have their own.
-    Attributes: `observe`, a callable (x (2, H, W), flow, further (2, D, H, W) or None) run before the first pair of
-    those at once, or None.
+    Args:
+        network: function, see tiling.run_tiles.
+        scale: scale factor in space.
+        floor: floor of the network in dBZ.
+        ceiling: ceiling of the network in dBZ.
+        no_echo: value of pixels without echo in dBZ.
+        tiles: tiles of the coarse grid.
+        after_tile: function that is called after each tile of each pair.
+        static: see run_tiles.
+        batch_size: see run_tiles.
+        coarsened: how the coarse frames average finer cells, see back_projection.py; None: not known.
+        members: draws ensemble members of each fine frame; None: no ensemble.
+        steady: whether frames between input times are adjusted to detail and intensities of those at the input times,
+            see steady.py. Ignored with members.
+
+    Attributes:
+        observe: function (x (2, H, W), flow, channels (2, D, H, W) or None) that is called before the first pair of a
+            batch, or None.
     """
 
     def __init__(
@@ -84,18 +101,19 @@ class FrameRefiner:
         tiles: list[Tile],
         after_tile: Callable | None = None,
         static: torch.Tensor | None = None,
-        at_once: int = 1,
+        batch_size: int = 1,
         coarsened: str | None = None,
-        members: Members | None = None,
+        members: RadarEnsemble | None = None,
         steady: bool = False,
     ):
         self.steady = steady and members is None
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.static, self.coarsened, self.members = static, coarsened, members
-        self.at_once, self.pairs_at_once = at_once, max(1, at_once // max(1, len(tiles)))
+        self.batch_size, self.pair_batch = batch_size, max(1, batch_size // max(1, len(tiles)))
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
-        # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
-        self.low = min(floor, WEAKEST_DBZ)
+        # Weaker echo, and dry cells next to it, count as this value where strong echo is interpolated next to weak
+        # echo.
+        self.low = min(floor, MIN_ECHO_DBZ)
         self.observe = None
 
     def refine(
@@ -103,208 +121,272 @@ class FrameRefiner:
         frames: Iterable[np.ndarray],
         time_factor: int = 2,
         times: Iterable = itertools.repeat(None),
-        wanted: tuple[int, int] | None = None,
-        further: Callable[[int], torch.Tensor] | None = None,
+        requested: tuple[int, int] | None = None,
+        channels: Callable[[int], torch.Tensor] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield f N - f + 1 fine frames (rH, rW) for N coarse ones, f = time_factor 2 or 4; at least two frames. With
-        members: (members, rH, rW), drawn by the fine times.
+        """Yield f N - f + 1 fine frames for N >= 2 coarse frames, f = time_factor.
 
-        Inner input times belong to two pairs; their network output is the mean of both. Factor 4 puts the coarsened
-        middle frames of a first pass between the input frames and refines that sequence.
+        An inner input time belongs to two pairs; the network output there is the mean of both. With factor 4, the
+        coarsened middle frames of a first pass are inserted between the input frames, and the resulting sequence is
+        refined.
 
-        wanted: (first, stop), the coarse frames from and to which fine ones are wanted; None: all. Others tell the
-        motion, for which f / 2 + 1 of them are enough on either side, and are NaN where the network need not run.
-        further: gives of the number of a coarse frame what the network reads beside it, (D, H, W); only with factor 2,
-        since it has nothing of the times between. Asked for the frames of pairs that the network runs on, as they come.
+        Args:
+            frames: coarse frames (H, W).
+            time_factor: 2 or 4.
+            times: times of the fine frames, used as part of the seed of ensemble members.
+            requested: (first, stop), range of coarse frames for which fine frames are computed; None: all. Other frames
+                provide the motion (f / 2 + 1 frames on either side suffice), and their fine frames are NaN.
+            channels: function of the number of a coarse frame that returns the additional channels (D, H, W) of the
+                network, called in order for the pairs on which the network runs; None: no channels. Only with factor 2,
+                because channels are not available between input times.
+
+        Yields:
+            Fine frames (rH, rW), or for ensembles (members, rH, rW).
+
+        Raises:
+            ValueError: time_factor is 4 and `channels` is given.
         """
-        if time_factor == 4 and further is not None:
+        if time_factor == 4 and channels is not None:
             raise ValueError(
                 "time_factor must be 2 where a network reads further variables, which only input times have"
             )
-        first, stop = (0, sys.maxsize // 4) if wanted is None else wanted
+        first, stop = (0, sys.maxsize // 4) if requested is None else requested
         if time_factor == 4:
-            frames, first, stop = self._with_middle_frames(frames, range(first - 1, stop + 1)), 2 * first, 2 * stop
+            frames, first, stop = self._insert_middle_frames(frames, range(first - 1, stop + 1)), 2 * first, 2 * stop
         pending, times = None, iter(times)
-        for previous, current, result in self._pairs(frames, range(first - 1, stop), further):
+        for previous, current, result in self._iterate_pairs(frames, range(first - 1, stop), channels):
             now, between = next(times), next(times)
             if result is None:
-                yield from (self._nothing(previous), self._nothing(previous))
+                yield from (self._make_missing_frame(previous), self._make_missing_frame(previous))
                 pending = None
                 continue
             y, near, flow, strong = result
             ahead, ahead_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-            yield self._outer(self._at_input(ahead, previous, now), ahead_near, previous)
-            middle = self._between(y, previous, current, strong, between)
-            yield self._middle(middle, near, previous, current, flow)
+            yield self._make_input_frame(self._select_at_input(ahead, previous, now), ahead_near, previous)
+            middle = self._select_between(y, previous, current, strong, between)
+            yield self._make_middle_frame(middle, near, previous, current, flow)
             pending = y[2].clone(), near
         if pending is None:
-            yield self._nothing(current)
+            yield self._make_missing_frame(current)
         else:
-            yield self._outer(self._at_input(pending[0], current, next(times)), pending[1], current)
+            yield self._make_input_frame(self._select_at_input(pending[0], current, next(times)), pending[1], current)
 
-    def _nothing(self, given: torch.Tensor) -> np.ndarray:
-        """In the place of a fine frame that is not wanted."""
+    def _make_missing_frame(self, given: torch.Tensor) -> np.ndarray:
+        """Return a NaN frame for a fine frame that is not requested."""
         count = () if self.members is None else (self.members.count,)
         return np.full((*count, *(self.scale * size for size in given.shape)), np.nan, np.float32)
 
-    def _at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
-        """The network's field at an input time, or members of it."""
+    def _select_at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
+        """Return the network's frame at an input time, or ensemble members."""
         if self.members is None:
             return y
-        detail = detail_at(y, prepare(given, self.floor, self.ceiling), self.members.card)
-        return self.members.at_input(detail, time)
+        detail = make_detail(y, prepare(given, self.floor, self.ceiling), self.members.card)
+        return self.members.draw_at_input(detail, time)
 
-    def _between(
+    def _select_between(
         self, y: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor | None, time: object
     ) -> torch.Tensor:
-        """The network's field between two input times, or members of it; flow: of echo above the floor."""
+        """Return the network's frame between two input times, or ensemble members.
+
+        Args:
+            y: network output (3, rH, rW).
+            first: coarse frame before.
+            second: coarse frame after.
+            flow: optical flow of echo above the floor.
+            time: time of the frame.
+        """
         if self.members is None:
-            return self._steadied(y)
-        x = self._scaled(first, second, self.floor)
-        return self.members.between(details(y, x, flow, self.members.card, self._bands), time)
+            return self._select_middle(y)
+        x = self._scale_frames(first, second, self.floor)
+        return self.members.draw_between(make_details(y, x, flow, self.members.card, self._make_bands), time)
 
-    def _steadied(self, y: torch.Tensor) -> torch.Tensor:
-        """The middle one of a network's three fields."""
-        return steadied_between(y) if self.steady else y[1]
+    def _select_middle(self, y: torch.Tensor) -> torch.Tensor:
+        """Return the middle frame of the network output, adjusted to the others if requested."""
+        return match_end_frames(y) if self.steady else y[1]
 
-    def _with_middle_frames(self, frames: Iterable[np.ndarray], wanted: range) -> Iterator[np.ndarray]:
-        """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them; NaN
-        for those of pairs whose numbers are not wanted."""
+    def _insert_middle_frames(self, frames: Iterable[np.ndarray], requested: range) -> Iterator[np.ndarray]:
+        """Yield the coarse frames and, between them, the coarsened middle frames of a first pass.
+
+        Middle frames of pairs outside `requested` are NaN.
+        """
         mode = self.coarsened or "dbz"
-        for previous, current, result in self._pairs(frames, wanted):
+        for previous, current, result in self._iterate_pairs(frames, requested):
             yield previous.numpy()
             if result is None:
                 yield np.full_like(previous.numpy(), np.nan)
                 continue
             y, near, flow, _ = result
-            middle = self._middle(self._steadied(y), near, previous, current, flow)
+            middle = self._make_middle_frame(self._select_middle(y), near, previous, current, flow)
             yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
         yield current.numpy()
 
-    def _pairs(self, frames: Iterable[np.ndarray], wanted: range, further: Callable | None = None) -> Iterator[tuple]:
-        """Frames that follow one another, and what _results gives of them, computed for so many pairs at once, or None
-        for pairs whose numbers are not wanted. further: see refine."""
+    def _iterate_pairs(
+        self, frames: Iterable[np.ndarray], requested: range, channels: Callable | None = None
+    ) -> Iterator[tuple]:
+        """Yield consecutive frames with their results, see _compute_results, computed in batches of pairs.
+
+        The result is None for pairs whose numbers are not in `requested`. channels: see refine.
+        """
         pairs = itertools.pairwise(torch.from_numpy(np.ascontiguousarray(frame, np.float32)) for frame in frames)
-        moving = enumerate(self._with_motion(pairs))
-        while some := list(itertools.islice(moving, self.pairs_at_once)):
-            told = [(seen.pair, number in wanted) for number, seen in some]
-            runs = [number for number, _ in some if number in wanted]
-            beside = None if further is None else [torch.stack([further(n), further(n + 1)]) for n in runs]
-            results = self._results([seen for number, seen in some if number in wanted], beside)
-            some.clear()  # large
-            for pair, has_run in told:
+        moving = enumerate(self._add_motion(pairs))
+        while some := list(itertools.islice(moving, self.pair_batch)):
+            flags = [(seen.pair, number in requested) for number, seen in some]
+            runs = [number for number, _ in some if number in requested]
+            beside = None if channels is None else [torch.stack([channels(n), channels(n + 1)]) for n in runs]
+            results = self._compute_results([seen for number, seen in some if number in requested], beside)
+            some.clear()  # frees large tensors
+            for pair, has_run in flags:
                 yield *pair, next(results) if has_run else None
 
-    def _with_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_Moving]:
-        """Pairs of frames with their motion, which those before and behind make steadier."""
+    def _add_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_MovingPair]:
+        """Yield pairs of frames with their motion, averaged with the motion of the previous and the next pair."""
         before, this = [None, None], None
-        for behind in itertools.chain(map(self._seen, pairs), [None]):
+        for following in itertools.chain(map(self._prepare_pair, pairs), [None]):
             if this is not None:
                 pair, x, motions = this
-                after = [None, None] if behind is None else behind[2]
-                flows = [steadied(motion, before[k], after[k]) for k, motion in enumerate(motions)]
-                yield _Moving(pair, x, flows[0], flows[-1])
+                after = [None, None] if following is None else following[2]
+                flows = [smooth_flow(motion, before[k], after[k]) for k, motion in enumerate(motions)]
+                yield _MovingPair(pair, x, flows[0], flows[-1])
                 before = motions
-            this = behind
+            this = following
 
-    def _seen(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
-        """A pair, scaled, and the motion of its echo above the floor and, where weaker echo counts, of all echo."""
-        x = self._scaled(*pair, self.floor)
-        weak = [Motion(self._scaled(*pair, self.low), fine=False)] if self.low < self.floor else []
+    def _prepare_pair(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
+        """Return a pair, the scaled pair, and the flow of echo above the floor and, if weaker echo exists, of all
+        echo.
+        """
+        x = self._scale_frames(*pair, self.floor)
+        weak = [Motion(self._scale_frames(*pair, self.low), fine=False)] if self.low < self.floor else []
         return pair, x, [Motion(x), *weak]
 
-    def _results(self, moving: list[_Moving], further: list[torch.Tensor] | None) -> Iterator[tuple]:
-        """Of each pair: network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and
-        for members that of echo above the floor."""
+    def _compute_results(self, moving: list[_MovingPair], channels: list[torch.Tensor] | None) -> Iterator[tuple]:
+        """Run the network on pairs.
+
+        Args:
+            moving: pairs with their motion; the list is cleared.
+            channels: additional channels (2, D, H, W) of each pair, or None.
+
+        Yields:
+            For each pair: network output (3, rH, rW) in [0, 1], mask (H, W) of coarse pixels near echo, optical flow of
+            all echo, and for ensembles the flow of echo above the floor, else None.
+        """
         pairs, scaled, flows, weak = map(list, zip(*moving, strict=True))
         moving.clear()
         if self.observe is not None:
-            self.observe(scaled[0], flows[0], None if further is None else further[0])
-        form = {"after_tile": self.after_tile, "static": self.static, "at_once": self.at_once, "further": further}
+            self.observe(scaled[0], flows[0], None if channels is None else channels[0])
+        form = {
+            "after_tile": self.after_tile,
+            "static": self.static,
+            "batch_size": self.batch_size,
+            "channels": channels,
+        }
         made = run_tiles(self.network, scaled, flows, self.tiles, self.scale, **form)
         if len(self.tiles) > 1:
-            return_freed_memory()  # of the network, before the arrays of whole frames are made
+            return_freed_memory()  # frees memory of the network before the arrays of whole frames are allocated
         for pair in pairs:
-            x, flow, of_all, y = (some.pop(0) for some in (scaled, flows, weak, made))  # large, and freed one by one
+            # large tensors are freed one by one
+            x, flow, flow_of_all, y = (some.pop(0) for some in (scaled, flows, weak, made))
             echo, motion = (x > 0).any(0), 0.0
             if echo.any():
                 motion = torch.hypot(*flow[0].unbind(1))[:, echo].max().item()
             if self.coarsened is not None:
                 known = ~torch.stack(pair).isnan()
-                agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._bands)
+                back_project(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._make_bands)
             del x
             near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
-            yield y, near, of_all, None if self.members is None else flow
+            yield y, near, flow_of_all, None if self.members is None else flow
 
-    def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
-        """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
+    def _scale_frames(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
+        """Return both frames (2, H, W), scaled to [0, 1] between floor and ceiling, missing pixels 0."""
         return torch.stack([prepare(z, floor, self.ceiling) for z in (first, second)])
 
-    def _outer(self, y: torch.Tensor, near: torch.Tensor, given: torch.Tensor) -> np.ndarray:
-        """The frame at an input time of y (..., rH, rW): no pixel of an input cell without echo gets any."""
+    def _make_input_frame(self, y: torch.Tensor, near: torch.Tensor, given: torch.Tensor) -> np.ndarray:
+        """Make the frame at an input time from y (..., rH, rW). Input cells without echo have no echo in the result."""
         wet, out = given > self.no_echo, torch.empty_like(y)
-        for rows, window, inner in self._bands(given.shape, 0.0):
-            up = upsample(self._channels(given[window])[None, None], self.scale, "bicubic")[0, 0]
-            fine = self._fine(up[:, inner])
+        for rows, window, inner in self._make_bands(given.shape, 0.0):
+            up = upsample(self._make_channels(given[window])[None, None], self.scale, "bicubic")[0, 0]
+            fine = self._interpolate(up[:, inner])
             where = self._repeat(wet[rows])
             counts = self._repeat(near[rows]) & where
-            own = ..., self._finer(rows), slice(None)
-            out[own] = self._merge(y[own], counts, fine, where, given[rows].isnan())
+            index = ..., self._refine_rows(rows), slice(None)
+            out[index] = self._merge(y[index], counts, fine, where, given[rows].isnan())
         return out.numpy()
 
-    def _middle(
+    def _make_middle_frame(
         self, y: torch.Tensor, near: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor
     ) -> np.ndarray:
-        """The frame between two of y (..., rH, rW): the input's echo carried along the flow from both sides says where
-        it may be wet."""
+        """Make the frame between two input times from y (..., rH, rW).
+
+        The result may have echo only where echo of the input frames arrives along the flow.
+        """
         missing, out = first.isnan() | second.isnan(), torch.empty_like(y)
-        for rows, window, inner in self._bands(first.shape, flow.abs().max().item()):
-            channels = torch.stack([self._channels(z[window]) for z in (first, second)])
-            fine = self._fine(advection(channels[None], self.scale, flow[..., window, :][None])[0, 1])
-            counts = self._repeat(near[window]) & _dilate(fine[1] > _LEAST_SHARE, self.scale)
+        for rows, window, inner in self._make_bands(first.shape, flow.abs().max().item()):
+            channels = torch.stack([self._make_channels(z[window]) for z in (first, second)])
+            fine = self._interpolate(advection(channels[None], self.scale, flow[..., window, :][None])[0, 1])
+            counts = self._repeat(near[window]) & _dilate(fine[1] > _MIN_ECHO_SHARE, self.scale)
             fine = fine[:, inner]
-            own = ..., self._finer(rows), slice(None)
-            out[own] = self._merge(y[own], counts[inner], fine, fine[1] >= 0.5, missing[rows])
+            index = ..., self._refine_rows(rows), slice(None)
+            out[index] = self._merge(y[index], counts[inner], fine, fine[1] >= 0.5, missing[rows])
         return out.numpy()
 
-    def _bands(self, shape: torch.Size, motion: float) -> Iterator[tuple[slice, slice, slice]]:
-        """Rows of the coarse grid, band by band, the rows that are read for them, and their place on the fine grid of
-        those: large frames are interpolated piece by piece, so that memory does not grow with them."""
+    def _make_bands(self, shape: torch.Size, motion: float) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield bands of rows of the coarse grid, which limit the memory of the interpolation.
+
+        Args:
+            shape: (H, W) of the coarse grid.
+            motion: largest motion in pixels.
+
+        Yields:
+            Rows, rows that are read for them, and position of the rows in these on the fine grid.
+        """
         margin, height = _MARGIN + math.ceil(motion), shape[0]
         step = max(1, _BAND_PIXELS // max(shape[1], 1) - 2 * margin, margin)
         for start in range(0, height, step):
             rows = slice(start, min(start + step, height))
             window = slice(max(rows.start - margin, 0), min(rows.stop + margin, height))
-            yield rows, window, self._finer(slice(rows.start - window.start, rows.stop - window.start))
+            yield rows, window, self._refine_rows(slice(rows.start - window.start, rows.stop - window.start))
 
-    def _finer(self, rows: slice) -> slice:
+    def _refine_rows(self, rows: slice) -> slice:
         return slice(rows.start * self.scale, rows.stop * self.scale)
 
-    def _channels(self, z: torch.Tensor) -> torch.Tensor:
-        """What is interpolated of a frame (H, W), (4, H, W): echo alone, 0 where there is none; echo as 1; reflectivity
-        with dry cells at `low`; the same lifted to the floor. Scaled, so that overshoot stays in [0, 1], where the
-        interpolation cuts."""
+    def _make_channels(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the fields (4, H, W) of a frame that are interpolated, scaled so that overshoot stays in [0, 1].
+
+        Echo relative to no_echo, 0 without echo; echo mask; reflectivity with dry cells at `low`; the same raised to
+        the floor.
+        """
         echo = z > self.no_echo
         known = torch.where(echo, z.clamp(min=self.low), self.low)
         alone = torch.where(echo, z - self.no_echo, 0.0)
         channels = alone, echo * _DB_SPAN, known - self.low, known.clamp(min=self.floor) - self.low
         return torch.stack(channels) / (2 * _DB_SPAN)
 
-    def _fine(self, channels: torch.Tensor) -> torch.Tensor:
-        """The interpolated input without the network (4, rH, rW): reflectivity over its echo alone, share of echo,
-        reflectivity with dry cells at `low`, the last lifted to the floor; all dBZ but the share."""
+    def _interpolate(self, channels: torch.Tensor) -> torch.Tensor:
+        """Convert interpolated channels to the interpolated input (4, rH, rW).
+
+        Reflectivity of the echo alone in dBZ; fraction of echo; reflectivity with dry cells at `low` in dBZ; the same
+        raised to the floor.
+        """
         alone, share, known, lifted = (2 * _DB_SPAN * channels).unbind()
         share = share / _DB_SPAN
-        alone = torch.where(share > _LEAST_SHARE, self.no_echo + alone / share.clamp(min=_LEAST_SHARE), self.no_echo)
+        alone = torch.where(
+            share > _MIN_ECHO_SHARE, self.no_echo + alone / share.clamp(min=_MIN_ECHO_SHARE), self.no_echo
+        )
         return torch.stack([alone, share, known + self.low, lifted + self.low])
 
     def _merge(self, y, near, fine, wet, missing) -> torch.Tensor:
-        """Fine rows in dBZ from the network's y, or members of it, and the interpolated input `fine` (4, ...); missing:
-        coarse."""
+        """Merge the network output and the interpolated input into fine rows in dBZ.
+
+        Args:
+            y: network output or ensemble members, in [0, 1].
+            near: mask of fine pixels near echo.
+            fine: interpolated input (4, ...), see _interpolate.
+            wet: mask of fine pixels that may have echo.
+            missing: mask of missing coarse pixels.
+        """
         alone, _, known, lifted = fine
         z = self.floor + y * (self.ceiling - self.floor)
-        # The network saw cells below its floor as the floor; next to them it says too much by lifted - known.
-        weight = (1 - (z - self.floor) / RIM_DB).clamp(0, 1)
+        # For the network, cells below its floor are at the floor; next to them its values are biased by lifted - known.
+        weight = (1 - (z - self.floor) / EDGE_DB).clamp(0, 1)
         counts = ((known - self.floor) / FADE_DB + 1).clamp(0, 1)
         z = (known + counts * (z + weight * (known - lifted) - known)).clamp(max=self.ceiling)
         strong = near & (z > self.floor)
@@ -318,6 +400,6 @@ class FrameRefiner:
 
 
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """True within `radius` pixels of a true pixel, in rows and columns, (H, W) bool."""
+    """Return the mask (H, W) of pixels within `radius` rows and columns of a true pixel."""
     around = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * radius + 1, 2 * radius + 1))
     return torch.from_numpy(cv2.dilate(mask.numpy().astype(np.uint8), around)) > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscale radar fields: every 10 minutes in, every 5 minutes at twice the resolution out, for datasets and files."""
+"""Downscaling of radar fields to twice the resolution and half the time step: functions of datasets and of files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fastds.data import (
 from fastds.data.grid.variables import field_names
 from fastds.data.io.mlcast import Origin
 from fastds.data.reading import Reading
-from fastds.tasks.common.inference import (
-    Report,
+from fastds.inference.chunking import compute_lazily, is_lazy
+from fastds.inference.files import (
+    RunSummary,
     check_truth_file,
-    file_to_file,
+    process_file,
 )
-from fastds.tasks.common.pieces import is_lazy, lazy
-from fastds.tasks.common.tables import counted
-from fastds.tasks.radar.dynamics import Dynamics, find_channels, listed, missing_in
+from fastds.inference.tables import format_count
+from fastds.tasks.radar.dynamics import Dynamics, find_channels, join_names, list_missing
 from fastds.tasks.radar.evaluation import check_truth
-from fastds.tasks.radar.job import RadarJob, check_model, one_time, radar_domain, time_factor_of
 from fastds.tasks.radar.methods import pick_model
+from fastds.tasks.radar.pipeline import RadarPipeline, assess_field, check_model, describe_single_time, find_time_factor
 
 
 def downscale(
@@ -51,41 +51,56 @@ def downscale(
     smooth: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
+    """Downscale radar fields in space and time.
 
-    A fine pixel takes the model's reflectivity where that is above the model's floor and echo is near; weaker echo
-    keeps the interpolated value; cells without echo stay without echo; missing cells stay missing. Nothing is
-    interpolated across gaps in time; a single time becomes finer in space alone. Rates and amounts are converted by Z-R
-    and back; amounts keep the amount of each cell and interval.
+    The model's reflectivity is used where it exceeds the model's floor near echo; weaker echo is interpolated; pixels
+    without echo and missing pixels are preserved. Gaps in time are not interpolated. A single time is downscaled in
+    space only. Rates and amounts are converted with the Z-R relation and back; the amount of each cell and interval is
+    preserved. The result is deterministic.
 
-    model: with a card that holds floor, ceiling and factors, as fastds.load gives it; a shipped name or the path of a
-    weights file; None: the shipped weights for reflectivity, see pick_model. dataset: a field (time, y, x).
-    var: its variable, where the attributes do not tell. z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h.
-    tile, halo: pixels of the input, multiples of 16; None: one tile where the working memory allows, the network's
-    reach.
-    threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
-    time_factor: 2, or 4 by recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or
-    FILE.nc:VARIABLE, on any grid.
-    dynamics: variables that a model reads beside the reflectivity, at the times and on the grid of that, where its card
-    names others: by the card's name that of the dataset, {"probability": "prob"}, or the ends of its range in the
-    dataset's units, {"probability": [0, 1]}; or all by their names in the dataset with their ranges, in the order of
-    the model's channels, as a training's data.dynamics. Text is read as the option of the command line. The ends of a
-    range become 0 and 1, values beyond are cut, and missing ones are 0.
-    coarsened: how the dataset averages finer cells, where that is known: "linear_z", "dbz" or "plain_dbz", see
-    fastds.data.coarsen; the result, or what members are drawn around, then agrees with it, see agreement.py.
-    members: so many fields in place of each, along a new first dimension `realization`, with detail and errors as
-    truth has them, see members.py; None: one smooth field of least squared error. seed: of the members; None: 0.
-    smooth: keep the fields of least squared error between input times, which have less detail and less heavy rain than
-    those at input times, so that a series pulses; by default they have the detail and intensities of those, see steady.
-    progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
-    dask holds the dataset's field.
-    Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
-    Warns (UserWarning) where grid spacing, cadence or statistics of motion lie outside the ranges in the model's card.
+    Args:
+        model: network with a card that has floor, ceiling and factors, shipped name, weights file or baseline; None:
+            the shipped weights for reflectivity, see pick_model.
+        dataset: field (time, y, x) of reflectivity, rain rate or rain amount.
+        var: name of the variable; None: found by its attributes.
+        z_r: a and b of Z = a R^b, mm6 m-3 and mm/h; None: zr_a and zr_b of the dataset, else (200, 1.6).
+        tile: side of a tile in input pixels, a multiple of 16; None: the whole grid if the working memory suffices,
+            else chosen by memory.
+        halo: width of the halo of a tile in input pixels, a multiple of 16; None: the receptive field of the network.
+        threads: number of CPU threads; None: torch's setting.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
+        device: "auto", "cpu" or "cuda"; None: the device of the model.
+        time_factor: 2, or 4 by applying the model twice.
+        static: static maps for a model that reads static maps: a Dataset, or files FILE.nc or FILE.nc:VARIABLE on any
+            grid.
+        dynamics: additional input variables of the model, on the grid and at the times of the reflectivity, if names or
+            units differ from the model card: {"probability": "prob"} gives the name in the dataset, {"probability": [0,
+            1]} the range in the units of the dataset. Or all variables by their names in the dataset with their ranges,
+            in the order of the model's channels. Text is parsed as on the command line. The ends of a range are scaled
+            to 0 and 1; values outside are clipped, missing values are 0.
+        coarsened: how the dataset averages finer cells, if known: "linear_z", "dbz" or "plain_dbz", see
+            fastds.data.coarsen. The result, or the centre of the ensemble, is then back-projected, see
+            fastds.tasks.radar.back_projection.
+        members: number of ensemble members along a new first dimension `realization`, with realistic detail and errors;
+            None: a single field.
+        seed: random seed of the ensemble; None: 0.
+        smooth: keep the frames of least squared error between input times. They have less detail and less heavy rain
+            than those at input times, so that a series pulses. False: their detail and intensities are adjusted, see
+            fastds.tasks.radar.steady.
+        progress: show a progress bar.
+
+    Returns:
+        A new Dataset with the settings in its attributes, lazy if the variable is a dask array.
+
+    Raises:
+        ValueError: data, options or models that do not fit.
+
+    A UserWarning is issued if grid spacing, time step or motion statistics are outside the ranges in the model card.
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
-    return _run(model, dataset, progress=progress, **options)[0]
+    return _downscale(model, dataset, progress=progress, **options)[0]
 
 
 def downscale_file(
@@ -112,15 +127,28 @@ def downscale_file(
     dtype: str = "input",
     origin: Origin | None = None,
     **reading: Unpack[Reading],
-) -> Report:
-    """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
+) -> RunSummary:
+    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
 
-    model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
-    above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
-    truth: the file that the result will be compared with; whether it fits is checked before it is computed.
-    reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
-    or "float32". origin: of an archive in MLCast's form, as which target is written then. Raises FileNotFoundError,
-    ValueError."""
+    Fine fields above 256 MiB are stored in an unnamed temporary file in the folder of the target, so that memory does
+    not grow with the length of the series.
+
+    Args:
+        source: input file.
+        target: output file, NetCDF or Zarr.
+        model: see downscale.
+        truth: file with which the result will be compared; it is checked before the computation.
+        dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
+        origin: metadata of an MLCast archive, the format of target then; None: CF output.
+        reading: options for reading the input, see fastds.data.reading.
+
+    Returns:
+        Summary of the run.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: data or options that do not fit.
+    """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
@@ -128,39 +156,59 @@ def downscale_file(
     if origin is not None and members is not None:
         raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")
 
-    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(source: ReflectivityInput) -> None:
             fits = functools.partial(check_truth, source=source, var=var, z_r=z_r, time_factor=time_factor)
             check_truth_file(truth, fits, var, **reading)
 
-        return _run(model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options)
+        return _downscale(
+            model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
+        )
 
-    return file_to_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
+    return process_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
 
 
 def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> str:
-    """What `downscale` would make of a radar field by weights, None: the shipped ones, for the user; warns outside
-    their range. Raises: ValueError for weights that do not fit."""
+    """Describe how `downscale` would process radar fields; issue a UserWarning if they are out of distribution.
+
+    Args:
+        source: radar fields.
+        model: weights; None: the default model.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
     model, note = pick_model(model)
     check_model(model)
     channels = find_channels(model, source.dataset)
-    if missing_in(channels, source.dataset):
-        needs = f"variable{'s' * (len(channels) > 1)} {listed([channel.variable for channel in channels])}"
-        raise ValueError(f"needs {needs}; this file has {listed(field_names(source.dataset))}")
-    read = listed([source.source_name, *(channel.variable for channel in channels)])
-    frames, height, width = output_shape(source, model.config.get("scale", 2), time_factor_of(source))
-    made = f"{read} to {counted(frames, 'field')} of {height} x {width}"
+    if list_missing(channels, source.dataset):
+        needs = f"variable{'s' * (len(channels) > 1)} {join_names([channel.variable for channel in channels])}"
+        raise ValueError(f"needs {needs}; this file has {join_names(field_names(source.dataset))}")
+    read = join_names([source.source_name, *(channel.variable for channel in channels)])
+    frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
+    summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
     maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
-    beside = [f"with the argument static for {listed(maps)}"] * bool(maps)
-    told = made, *beside, *one_time(source), note, radar_domain(model.card, source).text()
-    return "; ".join(filter(None, told))
+    beside = [f"with the argument static for {join_names(maps)}"] * bool(maps)
+    parts = summary, *beside, *describe_single_time(source), note, assess_field(model.card, source).text()
+    return "; ".join(filter(None, parts))
 
 
-def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
-    """The fine dataset and the report; options: of RadarJob; folder: where large fields are kept in a file, None: in
-    memory; check: called with the field before anything is computed. Fields of dask stay lazy."""
-    job = RadarJob(model, dataset, **options)
+def _downscale(model, dataset, *, progress=False, folder=None, check=None, **options):
+    """Downscale a dataset.
+
+    Args:
+        model: see downscale.
+        dataset: see downscale; dask arrays stay lazy if `folder` is None.
+        progress: show a progress bar.
+        folder: folder for memory-mapped files of large fields; None: in memory.
+        check: function of the radar fields that is called before the computation; None: no function.
+        options: arguments of RadarPipeline.
+
+    Returns:
+        The fine dataset and the summary of the run.
+    """
+    pipeline = RadarPipeline(model, dataset, **options)
     if check is not None:
-        check(job.source)
-    out = lazy(job) if folder is None and is_lazy(dataset) else job.at_once(progress, folder)
-    return out, job.report()
+        check(pipeline.source)
+    out = compute_lazily(pipeline) if folder is None and is_lazy(dataset) else pipeline.compute_all(progress, folder)
+    return out, pipeline.make_summary()

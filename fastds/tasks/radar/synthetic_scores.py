@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of a network on synthetic events, which no radar's files are needed for, beside that of advection."""
+"""Error of a network and of advection on synthetic events, which needs no radar files."""
 
 import dataclasses
 import warnings
@@ -17,14 +17,14 @@ EVENTS = "two synthetic events"
 
 @dataclasses.dataclass
 class Errors:
-    """Mean squared errors in dBZ^2 above 15 dBZ."""
+    """Mean squared errors in dBZ^2 above 15 dBZ, of a network and of advection."""
 
     own: float
     advection: float
 
 
-def on_synthetic_events(model: nn.Module, device: str | None = None) -> Errors | None:
-    """The errors of a radar network at 2 km and 10 minutes; None for one that reads more than reflectivity."""
+def score_synthetic_events(model: nn.Module, device: str | None = None) -> Errors | None:
+    """Compute the errors of a radar network at 2 km and 10 minutes; None for a network with additional inputs."""
     if model.config.get("in_channels", 1) > 1 or model.config.get("static_channels", 0):
         return None
     found = []
@@ -32,7 +32,7 @@ def on_synthetic_events(model: nn.Module, device: str | None = None) -> Errors |
         truth = synthetic_event(seed, _FRAMES, (_SIDE, _SIDE))
         coarse = coarsen_dataset(truth)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of inputs unlike those of its own radar
+            warnings.simplefilter("ignore", UserWarning)  # warnings about out-of-distribution inputs
             fine = downscale(model, coarse, device=device).assign_attrs(fastds_model="own")
         rows = evaluate(fine, truth, coarse=coarse).rows
         found.append([rows[name]["mse_total_15"] for name in ("own", "advection")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of FC-ZSM and U-Nets: its loss on valid pixels, the run and the exported weights."""
+"""Training of FC-ZSM and U-Nets: loss on valid pixels, exported weights."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 from fastds import models
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
-from fastds.tasks.common.card_of_run import fill_card_of_run
-from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
-from fastds.tasks.common.training import SupervisedModule
-from fastds.tasks.common.verdict import against
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
+from fastds.training.baseline_comparison import compare_to_baseline
+from fastds.training.lightning_extra import L, callbacks
+from fastds.training.model_card import update_model_card
+from fastds.training.modules import SupervisedModule
+from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
 
 NETWORKS = (models.FCZSM, UNet, UNet3D)
-_METHODS = {"trilinear": "trilinear interpolation", "advection": "advection"}
+_BASELINE_NAMES = {"trilinear": "trilinear interpolation", "advection": "advection"}
 
 
 class RadarModule(SupervisedModule):
-    """Trains a model that maps two coarse fields to three fine ones, as config says.
+    """Training of a network that maps two coarse frames to three fine frames.
 
-    Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w)
-    where the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above
-    the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total over
-    val_mse_trilinear).
+    Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), and if the network reads them flow (B, 1, 2, 2, h,
+    w) and static (B, S, h, w); x and y are normalised to [0, 1]. Logged values: loss, learning rate, val_mse_total
+    (dBZ^2 above the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total divided
+    by val_mse_trilinear).
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainingConfig):
@@ -41,7 +41,7 @@ class RadarModule(SupervisedModule):
         return self.model(batch["x"], **{key: batch[key] for key in ("static", "flow") if key in batch})
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
-        """Mean over the samples of the mean error of each on its valid pixels; errors in dBZ."""
+        """Return the mean over samples of the mean error on valid pixels, with errors in dBZ."""
         valid = batch["valid"]
         error = torch.where(valid, prediction - batch["y"], 0.0) * self.range_dbz
         count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
@@ -50,7 +50,8 @@ class RadarModule(SupervisedModule):
         mse = error.square().sum(dim=(1, 2, 3, 4)) / count
         if self.config.loss == "mse":
             return mse.mean()
-        return (mse / (self._trilinear_mse(batch, count) + 0.25)).mean()  # 0.25 dBZ^2: nearly dry crops count less
+        # 0.25 dBZ^2 reduces the weight of nearly dry crops
+        return (mse / (self._trilinear_mse(batch, count) + 0.25)).mean()
 
     def _trilinear_mse(self, batch: dict, count: Tensor) -> Tensor:
         with torch.no_grad():
@@ -58,7 +59,7 @@ class RadarModule(SupervisedModule):
             return self._mse(trilinear(batch["x"][:, :, :1], r), batch, count)
 
     def _mse(self, prediction: Tensor, batch: dict, count: Tensor) -> Tensor:
-        """(B,) dBZ^2 on valid pixels."""
+        """Return the mean squared error (B,) in dBZ^2 on valid pixels."""
         error = torch.where(batch["valid"], prediction - batch["y"], 0.0) * self.range_dbz
         return error.square().sum(dim=(1, 2, 3, 4)) / count
 
@@ -80,24 +81,28 @@ class RadarModule(SupervisedModule):
 
 
 class ExportWeights(ExportBest):
-    """Lowest val_mse_total."""
+    """Export of the weights with the lowest val_mse_total."""
 
-    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         simple = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
         simple = {name: float(value) for name, value in simple.items() if value is not None}
         error = float(trainer.callback_metrics["val_mse_total"])
         scores = {"mse_total": error} | {f"mse_total_{name}": value for name, value in simple.items()}
         best = min(simple, key=simple.get)
-        told = against(_METHODS[best], "squared error in dBZ^2", error, simple[best])
-        return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **told}, error
+        comparison = compare_to_baseline(_BASELINE_NAMES[best], "squared error in dBZ^2", error, simple[best])
+        return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **comparison}, error
 
 
 def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
-    """Scale the fresh weights of an FCZSM so that the signal is not drowned by the biases.
+    """Scale the initial weights of an FCZSM so that the biases do not dominate the signal.
 
-    Normalised reflectivity varies by a few hundredths, and every default-initialised layer halves that: after the gates
-    a hundredth of the feature maps' variance depends on the input, and the first thousand steps learn next to nothing.
-    The first convolution is multiplied by gain, the mixing and upsampling layers by 2, and biases are set to zero.
+    Normalised reflectivity varies by a few hundredths, and each layer with default initialisation halves this
+    variation, so that feature maps hardly depend on the input and the training starts slowly. The first convolution is
+    multiplied by gain, mixing and upsampling layers by 2, and biases are set to zero.
+
+    Args:
+        model: network, changed in place.
+        gain: factor of the first convolution.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -110,7 +115,11 @@ def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
 
 
 def build_model(config: TrainingConfig) -> torch.nn.Module:
-    """Create the network with its card, or load config.model.start."""
+    """Create the network with its card, or load config.model.start.
+
+    Raises:
+        ValueError: the network is not an FC-ZSM or a U-Net.
+    """
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NETWORKS):
@@ -120,21 +129,27 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
         )
     if not c.start and c.input_gain != 1.0:
         scale_initial_weights(model, c.input_gain)
-    fill_card_of_run(model.card, config)
+    update_model_card(model.card, config)
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
 
 
 def train(config: TrainingConfig) -> pathlib.Path:
-    """Train, resume where config.output holds a checkpoint, and export the weights.
+    """Train, or resume if config.output has a checkpoint, and export the weights.
 
-    Returns: the path of best.safetensors (lowest validation error); last.safetensors lies beside it, with
-        checkpoints/, the logs csv/ and tensorboard/, and the configuration as config.yaml.
-    Deterministic for a given configuration and number of threads, interrupted or not, unless max_minutes ends the run.
-    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
-        not finite.
+    The result is deterministic for a given configuration and number of threads, also after an interruption, unless
+    max_minutes ends the run.
+
+    Returns:
+        Path of best.safetensors (lowest validation error), next to last.safetensors, checkpoints/, the logs csv/ and
+        tensorboard/, and config.yaml.
+
+    Raises:
+        FileNotFoundError: no such data.
+        ValueError: data or options that do not fit.
+        FloatingPointError: the loss was not finite in several consecutive steps.
     """
-    begin(config)
+    prepare_run(config)
     model = build_model(config)
     module = RadarModule(model, config)
     static = model.config.get("static_channels", 0), model.card.static_variables
@@ -144,5 +159,5 @@ def train(config: TrainingConfig) -> pathlib.Path:
     model.card.static_variables = data.static_variables
     if data.dynamic_variables:
         model.card.input_variables = [VARIABLE, *data.dynamic_variables]
-    further = [callbacks.LearningRateMonitor("step"), *averaging(config)]
-    return run(config, module, data, ExportWeights, further=further)
+    further = [callbacks.LearningRateMonitor("step"), *make_averaging_callbacks(config)]
+    return run_training(config, module, data, ExportWeights, further=further)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Input and output of inference: target checks, models, large arrays, file processing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from fastds._outputs import check_replaceable, place_of
+from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
+from fastds.data.formats.opening import Source, files_of
+from fastds.data.io.files import check_format, names_zarr
+from fastds.data.io.mlcast import Origin, check_mlcast, save_mlcast
+from fastds.data.io.packing import check_stored, packed_like
+from fastds.data.reading import Reading
+from fastds.models import ModelCard, load
+
+# Larger arrays are memory-mapped to a temporary file while a command runs.
+MAPPED_BYTES = 256 << 20
+
+
+@dataclasses.dataclass
+class RunSummary:
+    """Summary of a run.
+
+    Attributes:
+        model: name of the model.
+        settings: values written to the attributes of the output.
+        notes: messages for the user, one a line.
+    """
+
+    model: str
+    settings: dict
+    notes: list[str]
+
+    def summary(self) -> str:
+        """Return the notes, one a line."""
+        return "\n".join(self.notes)
+
+
+def check_target(source: Source, target: str | os.PathLike) -> None:
+    """Check that the output can be written, before anything is computed.
+
+    Args:
+        source: input files.
+        target: output path.
+
+    Raises:
+        ValueError: the output would replace an input (also under another name), or is not a regular file.
+        FileNotFoundError: the folder of the output does not exist.
+        PermissionError: the folder of the output is read-only.
+        IsADirectoryError: the output is a folder and not a Zarr store.
+    """
+    target = Path(target)
+    check_replaceable(target)
+    if target.exists() and any(os.path.samefile(file, target) for file in _list_existing(source)):
+        raise ValueError(f"the output must be another file than the input, got {target} twice")
+    folder = place_of(target).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    if target.is_dir() and not names_zarr(target):
+        raise IsADirectoryError(f"the output must be a file, {target} is a folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder of the output is read-only: {folder}")
+
+
+def _list_existing(source: Source) -> list[Path]:
+    """Return the existing files of an input, and the input itself if it is an existing file or folder."""
+    existing = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
+    with contextlib.suppress(FileNotFoundError):
+        return existing + files_of(source)
+    return existing
+
+
+def check_field_target(source: Source, target: str | os.PathLike) -> None:
+    """Check an output path as check_target does, and that its extension is one of NetCDF or Zarr.
+
+    Raises:
+        ValueError: the extension belongs to another format. Else as check_target.
+    """
+    check_target(source, target)
+    check_format(target)
+
+
+def check_reads_static(card: ModelCard, needed: int) -> None:
+    """Raise ValueError for a model that reads no static maps."""
+    if not needed:
+        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
+
+
+def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
+    """Raise ValueError if static maps are missing, not used by the model, or not listed in the model card.
+
+    Args:
+        card: model card.
+        needed: number of static maps that the network reads.
+        static: static maps given by the user.
+    """
+    if static is not None:
+        check_reads_static(card, needed)
+    if len(card.static_variables) != needed:
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads {needed} static maps, and its card names "
+            f"{len(card.static_variables)} in static_variables"
+        )
+    if static is None:
+        names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with the argument static "
+            "(FILE.nc, or FILE.nc:VARIABLE, one for each map)"
+        )
+
+
+def load_model(model: nn.Module | str | os.PathLike) -> nn.Module:
+    """Return the model itself, or load it from a shipped name or a weights file as fastds.load does."""
+    return model if isinstance(model, nn.Module) else load(model)
+
+
+def describe_model(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
+    """Return the name of a model for messages, with the file if it was given as a file."""
+    name = f"model {model.card.name or 'without a name'}"
+    return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
+
+
+def process_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    transform: Callable[[xr.Dataset, Path], tuple[xr.Dataset, RunSummary]],
+    finalize: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
+    *,
+    var: str | None = None,
+    dtype: str = "input",
+    origin: Origin | None = None,
+    **reading: Unpack[Reading],
+) -> RunSummary:
+    """Process a file and write the result atomically.
+
+    Args:
+        source: input file, folder or pattern.
+        target: output file, NetCDF or Zarr.
+        transform: function (dataset, folder for large arrays) -> (new dataset, run summary).
+        finalize: function (dataset, new dataset) -> one more note, called after the file is written; None: no further
+            note.
+        var: variable to read, see fastds.data.opened.
+        dtype: "input" (packed integers if the input is packed) or "float32".
+        origin: metadata of an MLCast archive, the format in which the radar field is then written, see
+            fastds.data.io.mlcast.save_mlcast; None: CF output.
+        reading: further options of fastds.data.opened.
+
+    Returns:
+        The run summary.
+
+    Raises:
+        ValueError: invalid input or options. Else as check_field_target and fastds.data.opened.
+    """
+    target = Path(target)
+    check_field_target(source, target)
+    check_stored(dtype)
+    with opened(source, var, **reading) as dataset:
+        if origin is not None:
+            check_mlcast(dataset, target, var)
+        out, summary = transform(dataset, target.absolute().parent)
+        summary.notes[:0] = describe_source(dataset)
+        if origin is not None:
+            save_mlcast(out, target, origin, var if var in out else None)
+        else:
+            save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
+        summary.notes.append(f"wrote {target}")
+        if finalize is not None:
+            summary.notes.append(finalize(dataset, out))
+    return summary
+
+
+def check_truth_file(
+    truth: str | os.PathLike,
+    check: Callable[[xr.Dataset], None],
+    var: str | None = None,
+    **reading: Unpack[Reading],
+) -> None:
+    """Check the file of true values before anything is computed.
+
+    Args:
+        truth: file, see fastds.data.opened.
+        check: function that raises ValueError if the dataset does not fit.
+        var: variable to read.
+        reading: further options of fastds.data.opened.
+
+    Raises:
+        ValueError: the check failed; the message begins with "truth: ".
+    """
+    try:
+        with opened(truth, var, **reading) as dataset:
+            check(dataset)
+    except ValueError as error:
+        raise ValueError(f"truth: {error}") from error
+
+
+def describe_source(dataset: xr.Dataset, always: bool = False) -> list[str]:
+    """Return a note on format and number of the input files. always: also for a single NetCDF file or Zarr store."""
+    form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
+    if not always and files == 1 and form.startswith(("NetCDF", "Zarr")):
+        return []
+    times = dataset.sizes.get("time", 1)
+    return [f"read {files} file{'s' * (files > 1)} of the format {form}, {times} time{'s' * (times > 1)}"]
+
+
+def allocate_output(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
+    """Allocate a float32 array, memory-mapped to an unnamed file in `folder` if it is large and a folder is given."""
+    if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), 4 * math.prod(shape), folder)
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
+    """Allocate disk space for a mapped file. Without allocated space, a full disk ends the process with a signal."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return
+        needed = f"{size / 1e9:.1f} GB are needed in {folder} while the fields are computed"
+        raise OSError(f"{needed}: {os.strerror(error.errno)}") from error
+
+
+def compute_mean_spacing(source: ReflectivityInput) -> float | None:
+    """Return the geometric mean of the grid spacings along y and x in metres, or None if it is unknown."""
+    spacing = grid_spacing_m(source.raw)
+    return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command `fastds check`: print a file's format and contents, and the commands that accept the file."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from jsonargparse import Namespace
+
+from fastds._parsers import COMMANDS, build_command_parser
+from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
+from fastds.data import ReflectivityInput, grid_spacing_m, opened, to_reflectivity
+from fastds.data.formats.opening import Source
+from fastds.data.grid.axes import FULL_CIRCLE, time_of
+from fastds.data.grid.grids import grid_mappings, latitude_longitude
+from fastds.data.grid.times import regular_segments, text_of
+from fastds.data.grid.variables import field_names, only_rain
+from fastds.data.io.mlcast import check_mlcast
+from fastds.inference.tables import format_count
+from fastds.models import available, load_card
+from fastds.tasks.api import DOWNSCALING, get_task_function, select_evaluation_task
+
+_MAX_LISTED = 8  # maximum number of variables in the list
+_RADAR_COMMANDS = ("downscale", "nowcast")
+_MAX_MIDDLE_SPREAD = 2.0  # days; largest spread of the positions of monthly time stamps within their months
+
+
+def check_all(options: Namespace, reading: dict) -> int:
+    """Run the command and print its results.
+
+    Args:
+        options: parsed command line.
+        reading: options of fastds.data.opened: missing, units, start, stop.
+
+    Returns:
+        Exit status: 0 if at least one command accepts each input, else 2.
+    """
+    good, weights = True, find_weights(options.model)
+    for number, path in enumerate(options.inputs):
+        print("" if number == 0 else "\n", end="")
+        good &= check(path, options.var, weights, **reading)
+    return 0 if good else 2
+
+
+def check(path: Source, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
+    """Print the contents of a file and the commands that accept it.
+
+    Args:
+        path: file, folder or pattern.
+        var: name of the variable; None: the only one that fits.
+        weights: names or files of weights that are tried in addition to the shipped weights.
+        reading: further options of fastds.data.opened.
+
+    Returns:
+        True if at least one command accepts the file.
+    """
+    print(path)
+    try:
+        with warnings.catch_warnings(record=True) as caught, opened(path, var, **reading) as dataset:
+            warnings.simplefilter("always", UserWarning)
+            for name, text in _list_facts(dataset):
+                print(f"  {name:10} {text}")
+            found = [_try_command(name, run) for name, run in _list_commands(dataset, var, weights)]
+    except Exception as error:
+        print(f"  cannot be read: {_format_reason(error, path)}")
+        return False
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"  warning    {with_options(text, _list_options())}")
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for name, takes, text in found:
+        alike.setdefault((takes, text), []).append(name)
+    for (takes, text), names in sorted(alike.items(), key=lambda one: not one[0][0]):  # accepting commands first
+        label = ", ".join(names)
+        if not takes and set(_RADAR_COMMANDS) <= set(names):
+            label = f"radar commands ({label})"
+        print(f"  {'can' if takes else 'cannot':10} {label}: {text}")
+    return any(takes for _, takes, _ in found)
+
+
+def _try_command(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
+    try:
+        return name, True, run()
+    except Exception as error:
+        return name, False, _format_reason(error).partition("; candidates: ")[0]  # the candidates are listed above
+
+
+def _format_reason(error: Exception, *files: Source) -> str:
+    """Return why a file cannot be read or a command does not accept it, with option names as on the command line."""
+    show_traceback()
+    users = isinstance(error, ValueError | OSError | ImportError | MemoryError)
+    return with_options(sentence_of(error) if users else internal_error(error, map(str, files)), _list_options())
+
+
+@functools.cache
+def _list_options() -> frozenset[str]:
+    """Return the options of all commands, spelled as Python arguments."""
+    return frozenset(action.dest for name in COMMANDS for action in build_command_parser(name)._actions)
+
+
+def _list_facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each fact about the files: format, times, variables, grid."""
+    files = dataset.encoding.get("files", 1)
+    yield "format", f"{dataset.encoding.get('format')}, {files} file{'s' * (files != 1)}"
+    for name in ("title", "institution"):
+        if name in dataset.attrs:
+            yield name, str(dataset.attrs[name])
+    time = time_of(dataset) or "time"
+    if time in dataset.variables:
+        yield "times", _describe_times(np.atleast_1d(dataset[time].values))
+    fields = [dataset[name] for name in field_names(dataset)]
+    for variable in fields[:_MAX_LISTED]:
+        sizes = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())
+        yield "variable", f"{variable.name} [{variable.attrs.get('units', 'no units')}] {sizes}"
+    if len(fields) > _MAX_LISTED:
+        yield "", f"and {len(fields) - _MAX_LISTED} more"
+    if fields:
+        empty = [dim for dim, size in fields[0].sizes.items() if size == 0]
+        yield "grid", f"none, dimension {empty[0]} has length 0" if empty else _describe_grid(dataset, fields[0])
+
+
+def _describe_times(times: np.ndarray) -> str:
+    if not times.size:
+        return "none"
+    different = np.unique(times)
+    ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
+    if len(different) < 2:
+        return text_of(times[0]) if len(times) == 1 else ends
+    if times.dtype.kind not in "MO":
+        return f"{ends}, which are no dates"
+    ends += f", {len(times) - len(different)} of them repeated" * (len(different) < len(times))
+    try:
+        segments, cadence, _ = regular_segments(different)
+    except ValueError as error:
+        return f"{ends}; {error}"
+    months = _count_months(different)
+    if months is not None:
+        gaps = int((np.diff(months) > 1).sum())
+        return f"{ends}, monthly" + f", {format_count(gaps, 'gap')}" * (gaps > 0)
+    gaps = len(segments) - 1
+    days, rest = divmod(cadence, 86400)
+    step = f"{cadence / 60:g} min" if rest else format_count(int(days), "day")
+    return f"{ends}, every {step}" + f", {format_count(gaps, 'gap')}" * (gaps > 0)
+
+
+def _count_months(times: np.ndarray) -> np.ndarray | None:
+    """Return month numbers if the times are monthly time stamps, else None.
+
+    Monthly means one time per month, at positions within the months that differ by at most _MAX_MIDDLE_SPREAD days.
+    """
+    if times.dtype.kind == "M":
+        months = times.astype("datetime64[M]")
+        begun = (times - months) / np.timedelta64(1, "D")
+        months = months.astype(int)
+    else:
+        months = np.array([12 * time.year + time.month for time in times])
+        begun = np.array([time.day + time.hour / 24 for time in times])
+    steps = np.diff(months)
+    # Monthly means may be stamped mid-month, on the 14th to the 16th.
+    return months if steps.min() == 1 and np.ptp(begun) <= _MAX_MIDDLE_SPREAD else None
+
+
+def _describe_grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
+    spacing = grid_spacing_m(field)
+    mappings = grid_mappings(dataset, field)
+    kind = str(dataset[mappings[0]].attrs.get("grid_mapping_name", "its own projection")) if mappings else ""
+    lat, lon = latitude_longitude(field)
+    if lat is not None:
+        kind += f"{' ' * bool(kind)}{float(lat.min()):.2f} to {float(lat.max()):.2f} N"
+        west, east = _find_longitude_ends(lon.values)
+        kind += f", {west:.2f} to {east:.2f} E"
+    cells = "" if spacing is None or None in spacing else f", cells of {spacing[0]:.0f} x {spacing[1]:.0f} m"
+    return (kind.replace("_", " ") or "no geographic coordinates") + cells
+
+
+def _find_longitude_ends(longitude: np.ndarray) -> tuple[float, float]:
+    """Return the western and eastern ends of longitudes in degrees; across the 360 degree jump, west exceeds east."""
+    turned = np.unwrap(longitude, period=FULL_CIRCLE) if longitude.ndim == 1 else longitude
+    return float(longitude.flat[np.argmin(turned)]), float(longitude.flat[np.argmax(turned)])
+
+
+def _list_commands(
+    dataset: xr.Dataset, var: str | None, weights: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield each command with a function that describes how the command would process the dataset.
+
+    The function raises ValueError with the reason if the command does not accept the dataset.
+    """
+    radar = functools.cache(lambda: _read_radar(dataset, var))
+    yield "downscale", lambda: get_task_function("radar", "plan")(radar())
+    yield "nowcast", lambda: get_task_function("nowcast", "plan")(_require_several_times(radar, dataset, var))
+    yield "downscale --scale 2", lambda: get_task_function("fields", "plan")(None, dataset, var)
+    for name in available(pretrained=True):
+        task = load_card(name).task
+        if task in DOWNSCALING and task not in ("radar", "fields"):
+            yield (
+                f"downscale --model {name}",
+                lambda task=task, name=name: _plan_without_warnings(task, name, dataset, var),
+            )
+    for name in weights:
+        yield _make_weights_command(name, dataset, var, radar)
+    yield "query", lambda: get_task_function("fields", "plan_query")(dataset, var)
+    yield "evaluate", lambda: _plan_evaluation(dataset, var, radar)
+    yield "convert", lambda: _plan_conversion(dataset)
+    yield "convert --to mlcast", lambda: _plan_mlcast(dataset, var)
+
+
+def find_weights(models: Sequence[str] | None = None) -> list[str]:
+    """Return the weights to try.
+
+    Args:
+        models: files, shipped names, or folders. A folder stands for its *.safetensors files and for the
+            best.safetensors of the training runs in it. None: the current folder.
+
+    Returns:
+        Names and paths without repetition.
+
+    Raises:
+        FileNotFoundError: a name that is neither a file nor shipped weights, or a folder without weights.
+    """
+    found = []
+    for name in ["."] if models is None else models:
+        folder, own = Path(name), [name]
+        if folder.is_dir():
+            files = [file for one in ("*.safetensors", "*/best.safetensors") for file in sorted(folder.glob(one))]
+            own = list(map(str, files))
+            if models is not None and not own:
+                raise FileNotFoundError(f"there are no weights, *.safetensors, in {name}")
+        elif not folder.exists():
+            load_card(name)  # raises an exception unless the name is one of the shipped weights
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def _make_weights_command(
+    name: str, dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]
+) -> tuple[str, Callable[[], str]]:
+    """Return the command for weights and a function that describes how the command would process the dataset."""
+    try:
+        task = load_card(name).task or "radar"  # the plan of the task "radar" reports missing card fields
+    except (ValueError, OSError) as error:
+        return f"downscale --model {name}", functools.partial(_raise, error)
+    if task == "nowcast":
+        return f"nowcast --model {name}", lambda: _plan_without_warnings(
+            task, _require_several_times(radar, dataset, var), name
+        )
+    if task == "radar":
+        return f"downscale --model {name}", lambda: _plan_without_warnings(task, radar(), name)
+    scale = " --scale 2" if task == "fields" else ""
+    return f"downscale --model {name}{scale}", lambda: _plan_without_warnings(task, name, dataset, var)
+
+
+def _raise(error: Exception) -> str:
+    raise error
+
+
+def _plan_without_warnings(task: str, *given: object) -> str:
+    """Describe how a task would process a dataset, without warnings of out-of-distribution inputs.
+
+    The plan mentions these inputs already, and the user did not choose the model.
+
+    Args:
+        task: name of the task.
+        given: arguments of the function `plan` of the task.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
+        return with_options(get_task_function(task, "plan")(*given), _list_options())
+
+
+def _read_radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
+    """Return the radar fields after checking that the values are plausible, which reads all values."""
+    source = to_reflectivity(dataset, var, least=1)
+    source.check(stacklevel=3)
+    return source
+
+
+def _require_several_times(
+    radar: Callable[[], ReflectivityInput], dataset: xr.Dataset, var: str | None
+) -> ReflectivityInput:
+    """Return the radar fields; raise ValueError if there is only one time."""
+    to_reflectivity(dataset, var)  # raises ValueError for a single time; reads no values
+    return radar()
+
+
+def _plan_evaluation(dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]) -> str:
+    """Describe the dataset as an input of `fastds evaluate`."""
+    task = select_evaluation_task(dataset, var)
+    if task == "nowcast":
+        return "forecasts, as PRED"
+    if task == "radar":
+        return f"{_require_several_times(radar, dataset, var).source_name}, as PRED or TRUTH of radar fields"
+    names = get_task_function(task, "plan_evaluate")(dataset, var)
+    listed = ", ".join(names[:_MAX_LISTED]) + f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED)
+    return f"{listed}, as PRED or TRUTH of gridded fields"
+
+
+def _plan_conversion(dataset: xr.Dataset) -> str:
+    if not field_names(dataset):
+        raise ValueError("there is no field")
+    return "to CF, OUT.nc, or OUT.zarr with --to cf"
+
+
+def _plan_mlcast(dataset: xr.Dataset, var: str | None) -> str:
+    chosen = var or only_rain(dataset)
+    check_mlcast(dataset, "OUT.zarr", chosen)
+    return "to an archive in MLCast's form"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The function fastds.export and the command `fastds export`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentError
+from torch import nn
+
+from fastds._parsers import build_command_parser
+from fastds.inference.files import check_target, load_model
+from fastds.models.export import Exported
+from fastds.models.export import export as export_loaded
+from fastds.training.command import format_parser_error
+
+
+def export(
+    model: nn.Module | str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    frames: int | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Exported:
+    """Export a network to a file that runs without fastds, and compare the file with the network at two sizes.
+
+    Optical flow, noise and query points are inputs of the exported network. `Exported.inputs` lists the names and
+    shapes of the inputs; the metadata of the file describe them.
+
+    Args:
+        model: loaded model, shipped name or weights file. A loaded model is not changed.
+        path: file to write; an existing file is replaced. OUT.onnx: ONNX with standard operators in float32, for
+            onnxruntime. OUT.pt2: package of AOTInductor, compiled for this kind of machine, for
+            torch._inductor.aoti_load_package. The model card is in the metadata as JSON.
+        frames: number of input frames, fixed in the file. Default: the number in the model card, else 2 (FC-ZSM), 5
+            (nowcasts) or 8 (humidity).
+        steps: number of forecast frames of a nowcast, fixed in the file (default: 12).
+        progress: print each stage to standard error (default: False).
+
+    Returns:
+        Exported, with the largest difference between file and network.
+
+    Raises:
+        ValueError: a network that cannot be exported, an option that the network does not have, another file extension,
+            or a file that differs from the network by more than 1e-4 of the output range (the file is then removed).
+        ImportError: a required package is missing.
+    """
+    check_target("" if isinstance(model, nn.Module) else model, path)
+    return export_loaded(load_model(model), path, frames, steps, _print_message if progress else _ignore_message)
+
+
+def _ignore_message(doing: str) -> None:
+    pass
+
+
+def _print_message(doing: str) -> None:
+    print(f"export: {doing}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `fastds export` and print a summary. Raises ValueError for an invalid command line, else as export."""
+    try:
+        options = build_command_parser("export").parse_args(list(arguments))
+    except ArgumentError as error:
+        message = format_parser_error(error, "fastds export", "-")
+        raise ValueError(message.replace("--model", "MODEL").replace("--output", "OUT")) from None
+    print(export(options.model, options.output, frames=options.frames, steps=options.steps, progress=True).summary())

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipeline that interpolates or downscales gridded fields one by one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fastds.data import add_history, open_dataset
+from fastds.data.grid.axes import FULL_CIRCLE
+from fastds.data.grid.grids import grid_mappings, places_between, scalar_coordinates, without_geotransform
+from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
+from fastds.inference.chunking import Chunk, make_independent_chunks
+from fastds.inference.execution import check_execution, inference_context, resolve_execution
+from fastds.inference.files import RunSummary, allocate_output
+from fastds.inference.progress import progress_bar
+from fastds.tasks.fields.back_projection import COARSENING_OPERATORS, make_back_projection
+from fastds.tasks.fields.geometry import (
+    Geometry,
+    Plane,
+    find_geometry,
+    interpolate_axis,
+    make_target_by_scale,
+    make_target_by_spacing,
+)
+from fastds.tasks.fields.methods import check_inside, pick_method
+from fastds.tasks.fields.totals import RunningTotals, find_last_reset
+from fastds.tasks.fields.variables import Fields, list_grid_variables, select_field
+
+
+class FieldsPipeline:
+    """Pipeline of a method and the fields of a dataset, see fastds.inference.chunking. Arguments as in `downscale`."""
+
+    step_multiple = 1
+
+    def __init__(
+        self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
+        precision=None, device=None, coarsened=None,
+    ):  # fmt: skip
+        if sum(v is not None for v in (scale, grid, like)) != 1:
+            raise ValueError("give exactly one of the arguments scale, grid and like")
+        check_execution(threads, precision, device)
+        self.grid = self.convention = find_geometry(dataset, var)
+        if like is not None:
+            self.convention = _find_target_grid(like, self.grid)
+            self.target = self.convention.latitude, self.convention.longitude
+        elif scale is not None:
+            self.target = make_target_by_scale(self.grid, scale)
+        else:
+            self.target = make_target_by_spacing(self.grid, grid)
+        self.dataset = dataset = select_field(dataset, self.grid, var)
+        self.method, self.note = pick_method(model, dataset, self.grid, static)
+        self.execution = resolve_execution(self.method.model, threads, precision, device)
+        check_inside(self.grid, *self.target)
+        if coarsened not in (None, *COARSENING_OPERATORS):
+            raise ValueError(
+                f"coarsened must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"
+            )
+        self.back_projection = None if coarsened is None else make_back_projection(self.method.grid, *self.target)
+        method, names = self.method, self.method.names
+        shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
+        self.variables = {names[c]: ((*method.lead, *self.grid.names), shape) for c in method.predicted}
+        self.dim = method.lead[0] if method.lead else ""
+        method.find_totals()
+        ends = self.grid.longitude[[0, -1]].tolist()
+        if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.grid, Plane):
+            twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
+            warnings.warn(f"{twice}; leave out the last column", UserWarning, stacklevel=4)
+        if min(method.factor(*self.target)) < 1 - 1e-6:
+            coarser = (
+                "the new grid is coarser than the input: its values are those at its points, not means of its cells"
+            )
+            warnings.warn(coarser, UserWarning, stacklevel=4)
+
+    def make_chunks(self, steps: int) -> list[Chunk]:
+        """See Pipeline; fields are independent."""
+        return make_independent_chunks(self.dataset.sizes[self.dim], steps)
+
+    def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
+        """See Pipeline; running totals are accumulated from their last reset."""
+        start, stop = chunk.steps
+        part, method = copy.copy(self.method), self.method
+        part.reset_changes()
+        fields = [method.dataset[method.names[c]] for c, dim in method.running.items() if dim == self.dim]
+        first = min((find_last_reset(field, self.dim, method.grid.names, start) for field in fields), default=start)
+        part.dataset = method.dataset.isel({self.dim: slice(first, stop)})
+        return {name: values[start - first :] for name, values in self._values(part, False, None).items()}
+
+    def compute_all(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
+        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
+        self.method.reset_changes()
+        values = self._values(self.method, progress, folder)
+        return self.make_result(values).assign_attrs(self.method.changes.attributes())
+
+    def _values(self, method: Fields, progress: bool, folder: str | os.PathLike | None) -> dict[str, np.ndarray]:
+        """Compute the values of the method's fields, which may be a part of the dataset."""
+        with inference_context(method.model, self.execution):
+            method.check(stacklevel=4)
+            lead = tuple(method.dataset.sizes[d] for d in method.lead)
+            size = tuple(axis.numel() for axis in self.target)
+            fine = {name: allocate_output((*lead, *size), folder) for name in self.variables}
+            with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
+                totals = RunningTotals(method.running)
+                for at, given in method.iterate_fields():
+                    x = totals.to_increments(at, given)
+                    made = [values[tuple(at.values())] for values in fine.values()]
+                    with self.execution.autocast():
+                        method.predict_grid(x, *self.target, made)
+                    if self.back_projection is not None:
+                        for channel, values in zip(method.predicted, made, strict=True):
+                            field = x[0, channel]
+                            bounds, slack = method.bounds(channel, field), method.slack(field)
+                            cut = self.back_projection.correct(field.numpy(), values, bounds, slack)
+                            method.changes.add("cut_correction", cut, values.size)
+                    for channel, values in zip(method.predicted, made, strict=True):
+                        totals.add(at, channel, values)
+                    if advance is not None:
+                        advance()
+        return fine
+
+    def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Pipeline."""
+        method, given = self.method, self.dataset
+        first = given[method.names[0]]
+        mappings = {name: without_geotransform(given[name].variable) for name in grid_mappings(given, first)}
+        result = xr.Dataset(mappings, attrs=global_attributes(given))
+        for name, (dims, _) in self.variables.items():
+            result[name] = (dims, values[name], field_attributes(given, given[name]))
+        for name, axis in zip(self.grid.names, self.target, strict=True):
+            if name in given.coords:
+                result = result.assign(self._axis(name, axis))
+        along = [
+            n for n, c in first.coords.items() if c.dims and set(c.dims) <= set(method.lead) and n not in method.lead
+        ]
+        if isinstance(self.grid, Plane):
+            where = self.grid.positions(*self.target)
+            result = result.assign_coords(
+                places_between(first.transpose(..., *self.grid.names), *(at.numpy() for at in where))
+            )
+        kept = [*(d for d in method.lead if d in given.coords), *along, *scalar_coordinates(first)]
+        for name in kept:
+            result = result.assign(with_bounds(given, first[name]))
+        result = result.set_coords(kept).assign_attrs(self._settings())
+        said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
+        return add_history(result, "; ".join(filter(None, (said, method.origin))))
+
+    def _axis(self, name: str, axis: Tensor) -> dict[str, xr.Variable]:
+        """Return a coordinate of the target grid, with cell bounds if the dataset has bounds."""
+        given, bounds = self.dataset[name], bounds_of(self.dataset, name)
+        attrs = {key: value for key, value in kept_attributes(given).items() if key != "bounds"}
+        written = (self.convention.to_file_convention(axis) if name == self.grid.names[1] else axis).numpy()
+        if bounds is None or axis.numel() < 2:
+            return {name: xr.Variable(name, written, attrs)}
+        index = torch.arange(axis.numel(), dtype=torch.float64)
+        edges = np.stack([written + (interpolate_axis(axis, index + side) - axis).numpy() for side in (-0.5, 0.5)], 1)
+        edges = edges.clip(-90, 90) if name == self.grid.names[0] and not isinstance(self.grid, Plane) else edges
+        pairs = self.dataset[bounds]
+        return {
+            name: xr.Variable(name, written, attrs | {"bounds": bounds}),
+            bounds: xr.Variable((name, pairs.dims[-1]), edges, pairs.attrs),
+        }
+
+    def _settings(self) -> dict:
+        """Return the attributes that record the settings; the scale factor is one number, or two for rows and
+        columns.
+        """
+        rows, columns = (
+            float(f"{finer:.12g}") for finer in self.method.factor(*self.target)
+        )  # rounded, because the factor may be 2.999999999999999
+        settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.execution.attributes()
+        settings |= self.method.ood.attributes()
+        if self._totals:
+            settings["fastds_running_totals"] = self._totals
+        settings |= {} if self.back_projection is None else {"fastds_coarsened": "mean"}
+        card = getattr(self.method.model, "card", None)
+        if card is not None and card.licence:
+            settings["fastds_model_licence"] = card.licence
+        return settings | {"fastds_scale": rows if abs(rows - columns) < 1e-9 * rows else [rows, columns]}
+
+    @property
+    def _totals(self) -> str:
+        """Names of the running totals."""
+        return ", ".join(str(self.method.names[channel]) for channel in self.method.running)
+
+    def make_summary(self) -> RunSummary:
+        """See Pipeline."""
+        size = " x ".join(str(axis.numel()) for axis in self.target)
+        names = ", ".join(map(str, self.variables))
+        others = [name for name in list_grid_variables(self.dataset, self.grid) if name not in self.method.names]
+        notes = [f"{self.note}: {names} on {size} points"]
+        notes += [f"not in the result: {', '.join(others)}"] if others else []
+        notes += [f"running totals, made finer as differences between times: {self._totals}"] if self._totals else []
+        notes += self.method.changes.notes()
+        return RunSummary(self.method.name, {}, notes)
+
+
+def _find_target_grid(like: xr.Dataset | str | os.PathLike, grid: Geometry) -> Geometry:
+    """Return the grid of a dataset or file, checked to have the kind of coordinates of the fields' grid."""
+    try:
+        if isinstance(like, xr.Dataset):
+            found = find_geometry(like)
+        else:
+            with open_dataset(like) as other:
+                found = find_geometry(other)
+    except ValueError as error:
+        raise ValueError(f"like: {error}") from error
+    if _get_units(found) != _get_units(grid) or (isinstance(grid, Plane) and grid.indexed):
+        raise ValueError(f"like: its grid is of {found.description}, and that of the fields is of {grid.description}")
+    return found
+
+
+def _get_units(grid: Geometry) -> tuple[str, str] | None:
+    return grid.units if isinstance(grid, Plane) else None
+
+
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsPipeline:
+    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.fields.run.downscale."""
+    return FieldsPipeline(model, dataset, **options)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning of shipped weights or a user's weights on the user's files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+import warnings
+from typing import Unpack
+
+import yaml
+
+from fastds.data.reading import Reading
+from fastds.models import ModelCard, load, load_card, save
+from fastds.training.command import find_configurations, import_training
+from fastds.training.rewriting import rewrite_with_metadata
+
+LEARNING_RATE, MINUTES = 5e-4, 30.0
+
+
+def finetune(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    output: str | os.PathLike = "finetuned",
+    *,
+    max_minutes: float = MINUTES,
+    max_steps: int | None = None,
+    learning_rate: float = LEARNING_RATE,
+    threads: int | None = None,
+    device: str = "auto",
+    progress: bool = False,
+    var: str | None = None,
+    **reading: Unpack[Reading],
+) -> pathlib.Path:
+    """Fine-tune weights on a folder of files, with the samples and the loss of the weights' original configuration.
+
+    The last fifth of each file is held out for validation. The weights are also validated before the first step. The
+    result has the lowest validation error, including the initial weights. Its card names the files and has both scores.
+    Radar networks are compared with advection on synthetic events, too: if the initial weights are better than
+    advection there and the result is not, a UserWarning is issued and the card mentions it.
+
+    Args:
+        model: shipped name or weights file.
+        data: file or folder, see `fastds train TASK --help`.
+        output: folder of the run; a run in it is resumed (default: "finetuned").
+        max_minutes: length of the training in minutes (default: 30).
+        max_steps: number of optimizer steps (default: no limit).
+        learning_rate: highest learning rate (default: 5e-4).
+        threads: number of CPU threads (default: torch's setting).
+        device: "auto" (a GPU if there is one), "cpu" or "cuda" (default: "auto").
+        progress: print the progress to standard error (default: False).
+        var: variable of data, for networks with one input variable (default: the only one that fits).
+        reading: missing, units, start and stop, see fastds.data.reading. If var or one of these is given, the files are
+            first rewritten into output/data with the given metadata.
+
+    Returns:
+        Path of best.safetensors.
+
+    Raises:
+        FileNotFoundError: no such weights or data.
+        ValueError: weights, data or options that do not fit.
+        ImportError: Lightning is not installed.
+    """
+    card = load_card(model)
+    if not card.task:
+        raise ValueError(f"the card of {model} does not declare a task for the weights, so they cannot be trained")
+    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
+    files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
+    config = options.parse_arguments(
+        _make_arguments(str(model), card, files, output, max_minutes, learning_rate, max_steps)
+    )
+    config.model.card = _describe_result(card, pathlib.Path(data).name)
+    if card.task in ("radar", "nowcast"):
+        config.data.var = var
+    config.threads, config.device, config.progress = threads, device, progress
+    with import_training(card.task) as training:
+        best = training.train(config)
+        if card.task == "radar":
+            _compare_on_synthetic_events(model, best, config.device)
+        return best
+
+
+def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
+    """Return the files to train on: `data`, or copies in `folder` with the metadata in var and reading."""
+    if var is None and not any(value is not None for value in reading.values()):
+        return data
+    names = [v.get("name") for v in card.input_variables]
+    if var is not None and len(names) > 1:
+        raise ValueError(f"var is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
+    named = names[0] if card.task == "fields" and names and not card.any_variable else None
+    return rewrite_with_metadata(data, folder, var, named, **reading)
+
+
+def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
+    """Compare the weights before and after with advection on synthetic events, and record the scores in the new
+    card.
+    """
+    from fastds.tasks.radar.synthetic_scores import EVENTS, score_synthetic_events
+
+    with warnings.catch_warnings():
+        # load warns of weights that are worse than a baseline; the command prints that itself
+        warnings.simplefilter("ignore", UserWarning)
+        start, tuned = load(model), load(best)
+    before, after = (score_synthetic_events(network, device) for network in (start, tuned))
+    if before is None or after is None:
+        return
+    tuned.card.metrics["elsewhere"] = {"before": before.own, "after": after.own, "advection": after.advection}
+    if before.own < before.advection and after.own >= after.advection:
+        said = f"no better than advection on {EVENTS}, where {start.card.name} is: for radars like those of its files"
+        tuned.card.limits = list(dict.fromkeys([*tuned.card.limits, said]))
+        warnings.warn(f"the result is {said} alone, which its card says", stacklevel=3)
+    save(tuned, best)
+
+
+# Options that clear file-specific settings of the shipped configurations, by task.
+_RESET_OPTIONS = {
+    "radar": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
+    "nowcast": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
+    "fields": ("--data.train=[]", "--data.validation=[]"),
+    "humidity": ("--data.sources={}",),
+}
+
+
+# Options of the samples that are set from the weights' card, by task: option -> card field.
+_CARD_FIELDS = {
+    "radar": {"floor": "floor_dbz", "ceiling": "ceiling_dbz"},
+    "nowcast": {"floor": "floor_dbz", "ceiling": "ceiling_dbz", "known": "input_steps"},
+    "fields": {},
+    "humidity": {"offset": "offset", "range": "range", "coarsening": "coarsening"},
+}
+
+
+def _make_arguments(
+    model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
+) -> list[str]:
+    """Return the options of the training: the shipped configuration that made the weights, the user's data, and the
+    input range and coarsening in the weights' card.
+    """
+    # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
+    # prefix.
+    shipped = {k: path for k, path in find_configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
+    variables = [v.get("name") for v in card.input_variables]
+    read = {k: yaml.safe_load(path.read_text()) for k, path in shipped.items()}
+    # Only configurations of shipped weights have a card. Configurations of papers have crops, steps and files that do
+    # not apply here.
+    names = [
+        k for k, told in read.items() if "card" in told["model"] and told["data"].get("variables") in (None, variables)
+    ]
+    named = ["--config", max(names, key=len)] if names else []
+    bounds = [
+        f"--max_minutes={minutes}",
+        f"--learning_rate={learning_rate}",
+        f"--max_steps={'null' if steps is None else steps}",
+    ]
+    files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
+    inputs = [
+        f"--data.{k}={value}"
+        for k, name in _CARD_FIELDS[card.task].items()
+        if (value := getattr(card, name)) is not None
+    ]
+    if card.any_variable:
+        inputs.append('--data.each=["*"]')
+    elif card.task == "fields":
+        statics = [v.get("name") for v in card.static_variables]
+        inputs += [f"--data.variables={json.dumps(variables)}", f"--data.statics={json.dumps(statics)}"]
+    return [*named, *_RESET_OPTIONS[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
+
+
+def _describe_result(card: ModelCard, files: str) -> dict:
+    """Return name and description of the result for its card. files: name of the training file or folder."""
+    return {
+        "name": f"{card.name}-finetuned",
+        "description": f"{card.name} trained further on {files}. {card.description}".strip(),
+    }
+
+
+def format_scores(weights: str | os.PathLike) -> str:
+    """Return the validation scores before and after a fine-tuning as text, one a line."""
+    metrics = load_card(weights).metrics
+    before, after = metrics.get("start", {}), metrics.get("validation", {})
+    lines = [
+        f"{name}: {before[name]:.4g} before, {after[name]:.4g} after"
+        for name in after
+        if isinstance(before.get(name), int | float)
+    ]
+    elsewhere = metrics.get("elsewhere")
+    if elsewhere:
+        errors = "{before:.4g} before, {after:.4g} after, advection {advection:.4g}".format(**elsewhere)
+        lines.append(f"squared error in dBZ^2 above 15 dBZ on synthetic events: {errors}")
+    if before == after:
+        lines.append("no validation was better than the first: the weights are those it started from")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The function fastds.fit: train a network with random initial weights on a user's files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from typing import Any
+
+from jsonargparse import ArgumentError
+from torch import nn
+
+from fastds import models
+from fastds._argument_types import checks_types
+from fastds._nearest import spelled
+from fastds.models.registry import task_of
+from fastds.training.command import format_parser_error, import_training
+
+
+@checks_types
+def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted", **options: Any) -> nn.Module:
+    """Train a network with random initial weights.
+
+    This is the command `fastds train TASK --model MODEL --data.path DATA` as a function. To train existing weights
+    further, use fastds.tasks.finetune.finetune.
+
+    Args:
+        model: name of a network in fastds.models.available(task=...); upper and lower case are equivalent.
+        data: file or folder.
+        output: folder of the run with best.safetensors; a run in it is resumed (default: "fitted").
+        options: options of `fastds train TASK --help`, such as max_minutes=10, seed=1 or **{"data.crop": 24}. The time
+            limit is 60 minutes if neither max_steps nor max_minutes is arguments.
+
+    Returns:
+        The network with the weights of lowest validation error, and its card.
+
+    Raises:
+        ValueError: unknown network or option, or data that do not fit.
+        FileNotFoundError: no such data.
+        ImportError: Lightning is not installed.
+    """
+    known = [name for name in models.available() if task_of(name)]
+    model, requested = spelled(model, known), model
+    if model is None:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
+    task, arguments = task_of(model), {"model.name": model, "data.path": data, "output": output}
+    config = _make_config(task, {"progress": False, **options, **arguments})
+    with import_training(task) as training:
+        return models.load(training.train(config))
+
+
+def _make_config(task: str, options: dict[str, Any]) -> Any:
+    """Return the configuration of a training. Raises ValueError for an unknown option or a value of the wrong type."""
+    read = importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments
+    try:
+        return read([f"--{name}={_format_value(value)}" for name, value in options.items()])
+    except ArgumentError as error:
+        raise ValueError(format_parser_error(error, f"fastds train {task}")) from None
+
+
+def _format_value(value: Any) -> str:
+    """Format a value as on the command line."""
+    return str(value) if isinstance(value, str | os.PathLike) else json.dumps(value)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: configuration, trainer, run directory, model card, and the command `fastds train`."""
