@@ -16,9 +16,9 @@ from fastds.data.radar.reflectivity import z_r_law
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
-from fastds.models.error_model_fit import ErrorLaw, Surroundings
+from fastds.models.ensembles import ErrorLaw, Surroundings
 from fastds.studies.command import Files
-from fastds.studies.common.error_law import Pool, fit_pools, score
+from fastds.studies.common.error_model_fit import Pool, fit_pools, score
 from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import read_coarse_frames

@@ -20,12 +20,12 @@ from fastds.data.grid.variables import duration_seconds
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_number, make_score_table
-from fastds.inference.tiling import Estimate, make_block_labels
-from fastds.metrics.errors import SCORES, score_members
+from fastds.inference.tiling import Tile
+from fastds.metrics.errors import CEILING_DBZ
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.radar_members import SCORES
+from fastds.studies.common.bootstrap import Estimate, make_block_labels
+from fastds.studies.radar_members import SCORES, score_members
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.methods import BASELINES, needs_flow

@@ -7,14 +7,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.nowcast.config import (
-    ABLATIONS,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    TrainingConfig,
-    parse_arguments,
-)
+from fastds.tasks.nowcast.config import ABLATIONS, DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.training.command import find_configurations
 
 CELLS = {

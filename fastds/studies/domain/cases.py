@@ -17,11 +17,11 @@ from fastds import metrics
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
 from fastds.inference.files import compute_mean_spacing
-from fastds.inference.ood.score import find_echo_window
+from fastds.inference.ood.score import OODReport, assess_inputs
 from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
-from compute_errors, wrap_baseline, wrap_network
-from fastds.studies.common.radar import window_of
-from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
+from fastds.models.baselines import advection, interpolate, trilinear
+from fastds.studies.common.radar import find_echo_window
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, compute_errors, wrap_baseline, wrap_network
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
 from fastds.tasks.humidity import pipeline as humidity
 from fastds.tasks.humidity.evaluation import run_network

@@ -18,7 +18,7 @@ from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_field_statistics
 from fastds.models.inr import INRDownscaler
 from fastds.models.inr.bands import Encoded
-from fastds.ops import GridSpec, select_evenly
+from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index
 from fastds.tasks.fields.geometry import Geometry, orient_north_up
 from fastds.tasks.fields.variables import Fields, Kind, find_variable, select_main_fields

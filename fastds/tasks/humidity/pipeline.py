@@ -31,7 +31,7 @@ from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_texture
 from fastds.inference.progress import progress_bar
 from fastds.models import ModelCard
-from fastds.models.baselines.interpolation import select_evenly
+from fastds.models.baselines.interpolation import weights_at
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.fields.geometry import find_geometry
 

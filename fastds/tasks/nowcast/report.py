@@ -12,27 +12,13 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from fastds.data import (
-    RAIN_THRESHOLDS,
-    ReflectivityInput,
-    opened,
-    reflectivity_to_rate,
-    to_reflectivity,
-)
+from fastds.data import RAIN_THRESHOLDS, ReflectivityInput, opened, reflectivity_to_rate, to_reflectivity
 from fastds.data.reading import Reading
 from fastds.inference.files import compute_mean_spacing
-from fastds.inference.run_facts import (
-    Page,
-    check_report,
-    describe_run,
-    format_utc,
-    get_file,
-    radar_style,
-    select_evenly,
-)
+from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.inference.tables import format_count
 from fastds.plot import draw_by_lead
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
