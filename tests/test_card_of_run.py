@@ -10,14 +10,8 @@ from fastds.tasks.fields.config import parse_arguments as fields
 from fastds.tasks.humidity.config import parse_arguments as humidity
 from fastds.tasks.nowcast.config import parse_arguments as nowcast
 from fastds.tasks.radar.config import parse_arguments as radar
-from fastds.training.command import (
-    TASKS,
-    find_configurations,
-)
-from fastds.training.model_card import (
-    add_file_names,
-    update_model_card,
-)
+from fastds.training.command import TASKS, find_configurations
+from fastds.training.model_card import add_file_names, update_model_card
 
 PARSERS = {"radar": radar, "fields": fields, "humidity": humidity, "nowcast": nowcast}
 SHIPPED = [(task, name) for task in TASKS for name in find_configurations(task)]

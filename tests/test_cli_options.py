@@ -21,15 +21,9 @@ from test_verbs import HUMIDITY, TEMPERATURE, generator, gridded, nowcaster, rad
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    cli,
-    models,
-)
+from fastds import cli, models
 from fastds._parsers import build_parser
-from fastds.data import (
-    coarsen_dataset,
-    synthetic_event,
-)
+from fastds.data import coarsen_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.tasks.radar.demo import demo
 from fastds.training.command import TASKS

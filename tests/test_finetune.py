@@ -14,20 +14,9 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import (
-    reflectivity_to_rate,
-    save_dataset,
-    synthetic_event,
-)
-from fastds.tasks.finetune import (
-    _make_arguments,
-    finetune,
-    format_scores,
-)
-from fastds.tasks.radar.synthetic_scores import (
-    Errors,
-    score_synthetic_events,
-)
+from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
+from fastds.tasks.finetune import _make_arguments, finetune, format_scores
+from fastds.tasks.radar.synthetic_scores import Errors, score_synthetic_events
 
 
 @pytest.fixture

@@ -9,14 +9,8 @@ import torch
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 import fastds
-from fastds import (
-    data,
-    models,
-)
-from fastds.training.command import (
-    TASKS,
-    main,
-)
+from fastds import data, models
+from fastds.training.command import TASKS, main
 
 TINY = {"data.crop": 16, "data.epoch_samples": 4, "data.validation_samples": 2, "data.workers": 0, "max_steps": 2}
 

@@ -15,14 +15,8 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import data
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.training.command import (
-    TASKS,
-    find_configurations,
-)
-from fastds.training.lightning_extra import (
-    L,
-    callbacks,
-)
+from fastds.training.command import TASKS, find_configurations
+from fastds.training.lightning_extra import L, callbacks
 
 pytestmark = pytest.mark.usefixtures("native")
 ALL = [(task, name) for task in TASKS for name in find_configurations(task)]

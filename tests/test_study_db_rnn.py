@@ -11,35 +11,14 @@ from study_cases import make_events
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
-from fastds.data import (
-    RAIN_THRESHOLDS,
-    normalised_rates,
-    open_dataset,
-)
+from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
 from fastds.metrics import NowcastScores
 from fastds.studies.common.bootstrap import make_block_labels
 from fastds.studies.common.radar import EvaluationBlock
-from fastds.studies.db_rnn import (
-    methods,
-    plan,
-    run,
-    samples,
-    scores,
-    tables,
-)
-from fastds.studies.db_rnn.config import (
-    DataConfig,
-    StudyConfig,
-)
-from fastds.studies.db_rnn.methods import (
-    CELLS,
-    METHODS,
-)
-from fastds.studies.db_rnn.published import (
-    PUBLISHED,
-    SCORES,
-    get_published,
-)
+from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
+from fastds.studies.db_rnn.config import DataConfig, StudyConfig
+from fastds.studies.db_rnn.methods import CELLS, METHODS
+from fastds.studies.db_rnn.published import PUBLISHED, SCORES, get_published
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training

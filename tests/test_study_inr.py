@@ -14,22 +14,10 @@ from study_cases import make_waves
 from fastds import models
 from fastds.data.samples.degradation import area_mean
 from fastds.studies.fields.crops import Crop
-from fastds.studies.inr import (
-    methods,
-    samples,
-    tables,
-)
+from fastds.studies.inr import methods, samples, tables
 from fastds.studies.inr.config import DataConfig
-from fastds.studies.inr.methods import (
-    FACTORS,
-    METHODS,
-    NETWORKS,
-    PAPER_RANKING,
-)
-from fastds.studies.inr.protocols import (
-    PROTOCOLS,
-    make_protocols,
-)
+from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_RANKING
+from fastds.studies.inr.protocols import PROTOCOLS, make_protocols
 from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.config import parse_arguments as parse_training

@@ -9,30 +9,13 @@ pytest.importorskip("lightning", reason="studies belong to the training extra")
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import (
-    save_dataset,
-    synthetic_event,
-)
+from fastds.data import save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
-from fastds.models.ensembles.detail import (
-    ECHO,
-    FEATURES,
-    LACKING,
-)
-from fastds.studies import (
-    fit_downscaling_errors,
-    radar,
-)
-from fastds.studies.radar_members import (
-    SCORES,
-    score_members,
-)
-from fastds.tasks.radar.members import (
-    MIN_ECHO_SHARE,
-    RadarEnsemble,
-    make_details,
-)
+from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
+from fastds.studies import fit_downscaling_errors, radar
+from fastds.studies.radar_members import SCORES, score_members
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
 from fastds.tasks.radar.motion import smooth_pair_flow
 
 FILE = "radar.nc"

@@ -9,11 +9,7 @@ import pytest
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 import forked
-from study_cases import (
-    CASES,
-    outputs,
-    words,
-)
+from study_cases import CASES, outputs, words
 
 from fastds import cli
 from fastds.training import trainer

@@ -10,23 +10,10 @@ from torch import nn
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
-from fastds.data import (
-    RAIN_THRESHOLDS,
-    coarsen,
-    open_dataset,
-    save_dataset,
-    synthetic_event,
-)
+from fastds.data import RAIN_THRESHOLDS, coarsen, open_dataset, save_dataset, synthetic_event
 from fastds.inference.tiling import Tile
-from fastds.models.baselines import (
-    advection,
-    trilinear,
-)
-from fastds.studies import (
-    humidity,
-    nowcast,
-    radar,
-)
+from fastds.models.baselines import advection, trilinear
+from fastds.studies import humidity, nowcast, radar
 from fastds.studies.fields import crops as field_crops
 from fastds.studies.fields.table import render
 from fastds.tasks.humidity.config import parse_arguments as humidity_training

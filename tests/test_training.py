@@ -11,36 +11,17 @@ import torch
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    data,
-    models,
-)
+from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
-from fastds.tasks.radar.config import (
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-    parse_arguments,
-)
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
-from fastds.tasks.radar.training import (
-    RadarModule,
-    train,
-)
-from fastds.training.command import (
-    TASKS,
-    find_configurations,
-    main,
-)
+from fastds.tasks.radar.training import RadarModule, train
+from fastds.training.command import TASKS, find_configurations, main
 from fastds.training.model_card import update_model_card
 from fastds.training.modules import BaseLightningModule
 from fastds.training.progress import TrainingProgress
-from fastds.training.radar_files import (
-    make_synthetic_events,
-    make_time_blocks,
-    share_weights,
-)
+from fastds.training.radar_files import make_synthetic_events, make_time_blocks, share_weights
 
 TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
 

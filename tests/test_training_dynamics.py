@@ -10,18 +10,10 @@ from meteonet_files import make_radar
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    cli,
-    data,
-    models,
-)
+from fastds import cli, data, models
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.models.baselines import trilinear
-from fastds.tasks.radar.config import (
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule
 

@@ -16,10 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    data,
-    models,
-)
+from fastds import data, models
 from fastds.training.checkpoints import LastCheckpoint
 from fastds.training.command import main
 

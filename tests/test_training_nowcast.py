@@ -12,43 +12,15 @@ import xarray as xr
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    data,
-    models,
-)
+from fastds import data, models
 from fastds.data.samples.radar_triples import FrameStore
-from fastds.models.db_rnn import (
-    DBRNN,
-    MSRNN,
-    LagrangianRNN,
-    StagedRNN,
-)
-from fastds.models.db_rnn.losses import (
-    Weights,
-    generator_loss,
-    pixel_loss,
-)
-from fastds.tasks.nowcast.config import (
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    TrainingConfig,
-    parse_arguments,
-)
+from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
+from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
+from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.nowcast.rain_loss import RainLoss
-from fastds.tasks.nowcast.samples import (
-    NowcastCrops,
-    NowcastData,
-    follow_motion,
-)
-from fastds.tasks.nowcast.training import (
-    NowcastModule,
-    train,
-)
-from fastds.training.command import (
-    find_configurations,
-    main,
-)
+from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow_motion
+from fastds.tasks.nowcast.training import NowcastModule, train
+from fastds.training.command import find_configurations, main
 
 pytestmark = pytest.mark.usefixtures("native")
 

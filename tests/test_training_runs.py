@@ -19,14 +19,8 @@ from fastds.tasks.fields import training as fields
 from fastds.tasks.humidity import training as humidity
 from fastds.tasks.nowcast import training as nowcast
 from fastds.tasks.radar import training as radar
-from fastds.training.command import (
-    TASKS,
-    main,
-)
-from fastds.training.modules import (
-    BaseLightningModule,
-    SupervisedModule,
-)
+from fastds.training.command import TASKS, main
+from fastds.training.modules import BaseLightningModule, SupervisedModule
 
 files = interrupted.files
 # Task: the callback that exports, the score it goes by, which it logs, and the sign of what is better.

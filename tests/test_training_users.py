@@ -13,23 +13,11 @@ import test_training_interrupted as interrupted
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
-from fastds import (
-    cli,
-    models,
-)
-from fastds.data import (
-    open_dataset,
-    save_dataset,
-)
+from fastds import cli, models
+from fastds.data import open_dataset, save_dataset
 from fastds.training import trainer
-from fastds.training.baseline_comparison import (
-    compare_to_baseline,
-    format_comparison,
-)
-from fastds.training.command import (
-    TASKS,
-    main,
-)
+from fastds.training.baseline_comparison import compare_to_baseline, format_comparison
+from fastds.training.command import TASKS, main
 from fastds.training.folders import scan_folder
 from fastds.training.progress import TrainingProgress
 
