@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small, fixed budget of the campaign `python -m tests.fuzz`, and that its judge sees what is wrong."""
+"""A small, fixed number of random calls as in `python -m tests.fuzz`, and tests of the comparison itself."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from fuzz import judge
+from fuzz import compare
 from fuzz.campaign import campaign, case_of, one, resumed, summary
 from fuzz.strategies import KINDS, STRATEGIES, draw
 from hypothesis import HealthCheck, given, settings
@@ -33,7 +33,7 @@ def test_fuzz_calls_agree_with_the_reference(op, kind, native):
     @given(st.randoms(use_true_random=False))
     def right(choose):
         case = draw(op, kind, choose)
-        assert judge.judged(case, kind) is None, case
+        assert compare.check_call(case, kind) is None, case
 
     right()
 

@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from forked import in_a_child
-from fuzz.of_ops import modules
+from fuzz.ops import modules
 from fuzz.registered import OPS, agrees, call, changes, detached, recorded
 
 

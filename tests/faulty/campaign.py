@@ -11,12 +11,12 @@ import numpy as np
 with contextlib.suppress(ImportError):
     import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
+from .compared import judge
 from .drawn import Drawn
 from .drawn_binary import write_meteonet, write_nimrod, write_radolan
 from .drawn_cf import write_cf
 from .drawn_grib import write_grib
 from .drawn_radar import write_geotiff, write_knmi, write_odim
-from .judged import judge
 
 _WRITERS = {
     "grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff, "radolan": write_radolan,

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from .cases import Case
-from .judge import judged
+from .compare import check_call
 from .strategies import KINDS, draw
 
 OUTCOMES = ("crashed", "wrong", "unclear")
@@ -31,7 +31,7 @@ def one(seed: int, op: str, kind: str, number: int):
     """Return the outcome of a call; an exception is "unclear"."""
     case = case_of(seed, op, kind, number)
     try:
-        return judged(case, kind)
+        return check_call(case, kind)
     except Exception as error:
         return "unclear", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

@@ -11,7 +11,7 @@ from fastds.ops.core import native
 
 from .cases import Case
 from .draws import Draw
-from .of_ops import modules
+from .ops import modules
 
 KINDS = ("valid", "special", "invalid")
 STRATEGIES = {name: strategy for module in modules() for name, strategy in module.STRATEGIES.items()}

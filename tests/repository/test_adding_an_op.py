@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
 TEMPLATE = (
     "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py",
-    "tests/fuzz/of_ops/null_op.py",
+    "tests/fuzz/ops/null_op.py",
 )  # fmt: skip
 BOTH = """
 import fastds, torch
@@ -58,7 +58,7 @@ def checkout(tmp_path):
     for name in ("conftest.py", "forked.py", "test_null_op.py", *OF_ALL):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     shutil.copytree(ROOT / "tests" / "fuzz", tmp_path / "tests" / "fuzz", ignore=ignore)
-    for path in (tmp_path / "tests" / "fuzz" / "of_ops").glob("[!_]*.py"):
+    for path in (tmp_path / "tests" / "fuzz" / "ops").glob("[!_]*.py"):
         if path.stem != "null_op":
             path.unlink()
     return tmp_path

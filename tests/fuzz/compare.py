@@ -24,7 +24,7 @@ MAIN = {"deform_conv2d": "input", "inr_query": "maps", "conv_gru_cell": "h"}  # 
 _pool = ThreadPoolExecutor(2)
 
 
-def judged(case: Case, kind: str) -> tuple[str, str] | None:
+def check_call(case: Case, kind: str) -> tuple[str, str] | None:
     """Run one call and classify any exception; the number of threads and the instruction set are set for it."""
     if torch.get_num_threads() != case.threads:
         torch.set_num_threads(case.threads)
