@@ -14,7 +14,7 @@ from fastds.models import leaderboard
 from fastds.models.leaderboard import Row, add, read, table
 from fastds.studies import humidity, nowcast, radar, report
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.domain import run as domain
+from fastds.studies.domain import study as domain
 from fastds.studies.domain.cases import Case
 
 ROW = {

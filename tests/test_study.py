@@ -16,15 +16,18 @@ from fastds import models
 from fastds.ops.impl.inr_query.points import GridSpec
 from fastds.studies.command import main
 from fastds.studies.fields.crops import BANDS, compute_crop_errors, draw_crops
-from fastds.studies.fields.run import (
+from fastds.studies.fields.study import (
     Method,
     StudyConfig,
+    compute_interval,
+    compute_psnr,
+    get_crop_labels,
     make_degradation,
     make_training_config,
     parse_arguments,
+    render,
     run_study,
 )
-from fastds.studies.fields.table import compute_interval, compute_psnr, get_crop_labels, render
 from fastds.tasks.fields.config import DataConfig, ModelConfig
 from fastds.tasks.fields.evaluation import resize_bicubic, resize_bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields

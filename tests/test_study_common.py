@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastds.studies.common import budget
+from fastds.studies.common import config
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.budget import compute_steps, parse_budget, time_call
-from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.config import PaperConfig, compute_steps, parse_budget, time_call
 from fastds.studies.common.figures import clear_below_floor, draw_field_maps, draw_validation_curves
-from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.radar import find_echo_window, split_frames
+from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.study import PaperStudy
 from fastds.studies.common.tables import ResultTable
 
@@ -39,7 +38,7 @@ def test_compute_steps_fills_the_budget():
 def test_time_call_skips_the_first_call(monkeypatch):
     """The clock is moved by the calls themselves: 9 s the first, 2 s each of the others."""
     now, durations = [0.0], iter([9.0] + 20 * [2.0])
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(config.time, "perf_counter", lambda: now[0])
 
     def call():
         now[0] += next(durations)

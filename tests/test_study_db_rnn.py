@@ -15,10 +15,9 @@ from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
 from fastds.metrics import NowcastScores
 from fastds.studies.common.bootstrap import make_block_labels
 from fastds.studies.common.radar import EvaluationBlock
-from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
+from fastds.studies.db_rnn import evaluation, methods, study, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
-from fastds.studies.db_rnn.methods import CELLS, METHODS
-from fastds.studies.db_rnn.published import PUBLISHED, SCORES, get_published
+from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED, SCORES, get_published
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training
@@ -34,14 +33,14 @@ def config(tmp_path_factory):
 
 
 def test_read_test_block_uses_the_last_part(config):
-    block = samples.read_test_block(config, "rain.nc", [27, 38])
+    block = evaluation.read_test_block(config, "rain.nc", [27, 38])
     assert len(block.samples) == 2 and block.blocks == [4, 5]  # the times of the last known fields, 4 and 5 steps in
     with open_dataset(f"{config.path}/rain.nc") as dataset:
         z = dataset.reflectivity.values[27:37, *block.window].clip(0, 60) / 60
     sample = block.samples[0]
     np.testing.assert_allclose(torch.cat([sample["x"], sample["y"]])[:, 0], np.nan_to_num(z), atol=1e-6)
     assert sample["x"].shape == (5, 1, 32, 32) and sample["known"].shape == sample["x"].shape
-    coarse = samples.read_test_block(dataclasses.replace(config, scale=2), "rain.nc", [27, 38])
+    coarse = evaluation.read_test_block(dataclasses.replace(config, scale=2), "rain.nc", [27, 38])
     assert coarse.samples[0]["y"].shape == (5, 1, 16, 16)
     assert [s.stop - s.start for s in coarse.window] == [32, 32]
 
@@ -52,10 +51,10 @@ def test_read_test_block_uses_the_last_part(config):
 def test_select_methods():
     """A staged network its forecaster; the ablation's row of the paper's discriminator is the DB network."""
     base = ["persistence", "extrapolation"]
-    assert run.select_methods(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
-    assert run.select_methods(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
-    assert run.select_methods(["DB-discriminator-S"], "MIM") == [*base, "DB-discriminator-S"]
-    assert run.select_methods([], "MIM") == list(METHODS) and len(METHODS) == 2 + 3 * 7 + 3 + 6
+    assert study.select_methods(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
+    assert study.select_methods(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
+    assert study.select_methods(["DB-discriminator-S"], "MIM") == [*base, "DB-discriminator-S"]
+    assert study.select_methods([], "MIM") == list(METHODS) and len(METHODS) == 2 + 3 * 7 + 3 + 6
 
 
 @pytest.mark.parametrize("budget", ["45min", "paper"])
@@ -126,9 +125,9 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 def test_measure_costs(config):
     """A staged network's step is that of its forecaster and a forward; steps and forecasts are measured."""
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
-    data = samples.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
-    block = samples.read_test_block(study.data, "rain.nc", [27, 38])
-    found = plan.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
+    data = evaluation.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
+    block = evaluation.read_test_block(study.data, "rain.nc", [27, 38])
+    found = study.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
     assert set(found.step_seconds) == {"MS-ConvLSTM", "MS-ConvLSTM-S"} and min(found.step_seconds.values()) > 0
     assert 0 < found.fixed < 600
 
@@ -148,7 +147,7 @@ def test_scores_are_those_of_all_samples_together():
     g = torch.Generator().manual_seed(0)
     truth, forecast = (0.3 + 0.5 * torch.rand(3, 5, 1, 8, 8, generator=g) for _ in range(2))
     given = iter(forecast)
-    found = scores.ScoreSums([scores.score(lambda sample, steps: next(given), blocks_of(truth), Z_R)])
+    found = evaluation.ScoreSums([evaluation.score(lambda sample, steps: next(given), blocks_of(truth), Z_R)])
     weights, index = np.array([[1.0, 1, 1], [2, 0, 1]]), ([0, 1, 2], [0, 0, 2])
     for draw, chosen in enumerate(index):
         expected = NowcastScores(normalised_rates(RAIN_THRESHOLDS, tuple(Z_R)), 5)
@@ -168,7 +167,7 @@ def sums_of(*heavy):
     for k, hits in enumerate(heavy):
         counts[k, :, 3:] = [hits, 10 - hits, 0, 50]
     errors = np.ones((len(heavy), 5, 2)) * (10 - np.array(heavy))[:, None, None]
-    return scores.ScoreSums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
+    return evaluation.ScoreSums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
 
 
 def test_tabulate_ranking_by_score():
@@ -228,11 +227,11 @@ def test_all_frames_tables_include_input_frames():
     x, y, made = (0.3 + 0.5 * torch.rand(n, 1, 8, 8, generator=g) for n in (5, 5, 9))
     block = blocks_of(y[None])
     block[0].samples[0] |= {"x": x, "known": torch.ones_like(x, dtype=torch.bool)}
-    found = scores.score(lambda sample, steps: made, block, Z_R)
+    found = evaluation.score(lambda sample, steps: made, block, Z_R)
     once, thresholds = np.ones((1, 1)), normalised_rates(RAIN_THRESHOLDS, tuple(Z_R))
     for sums, prediction, truth in (
-        (scores.ScoreSums([found]), made[4:], y),
-        (scores.ScoreSums([found["all"]]), made, torch.cat([x[1:], y])),
+        (evaluation.ScoreSums([found]), made[4:], y),
+        (evaluation.ScoreSums([found["all"]]), made, torch.cat([x[1:], y])),
     ):
         expected = NowcastScores(thresholds, len(truth))
         expected.add(prediction[None], truth[None])
@@ -247,7 +246,7 @@ def test_long_forecasts_are_scored_by_blocks_of_five():
     sample = {"y": heavy, "valid": torch.ones_like(heavy, dtype=torch.bool)}
     late = heavy.clone()
     late[5:] = 0  # nothing is forecast in the second block
-    found = scores.score_long(lambda sample, steps: late[:steps], [sample], Z_R)
+    found = evaluation.score_long(lambda sample, steps: late[:steps], [sample], Z_R)
     assert found == [[[40.0, 0.0, 0.0, 40.0], [0.0, 40.0, 0.0, 40.0]]]
     made = tables.compute_long_scores(np.array([found]))
     np.testing.assert_allclose(made["POD"], [1, 0])
@@ -259,24 +258,24 @@ def test_long_forecasts_are_scored_by_blocks_of_five():
 def test_samples_are_taken_at_the_interval(config):
     """Every second field of the file, in trainings and test; long ones are as many fields longer."""
     every_second = dataclasses.replace(config, interval=2)
-    assert samples.count_frames(every_second) == 19 and samples.count_frames(config, 7) == 40
-    block = samples.read_test_block(every_second, "rain.nc", [10, 34])
+    assert evaluation.count_frames(every_second) == 19 and evaluation.count_frames(config, 7) == 40
+    block = evaluation.read_test_block(every_second, "rain.nc", [10, 34])
     with open_dataset(f"{config.path}/rain.nc") as dataset:
         z = dataset.reflectivity.values[10:29:2, *block.window].clip(0, 60) / 60
     np.testing.assert_allclose(torch.cat([block.samples[0][k] for k in "xy"])[:, 0], np.nan_to_num(z), atol=1e-6)
-    assert samples.make_training_data(
+    assert evaluation.make_training_data(
         every_second, {"rain.nc": {"train": [0, 9], "validation": [9, 18]}}
     ).intervals == [2]
-    (long,) = samples.make_long_samples(config, block, [0, 15], 2)
+    (long,) = evaluation.make_long_samples(config, block, [0, 15], 2)
     assert long["x"].shape == (5, 1, 32, 32) and long["y"].shape == (10, 1, 32, 32) == long["valid"].shape
     with pytest.raises(ValueError, match="no 15 frames at equal intervals"):
-        samples.make_long_samples(config, block, [0, 14], 2)
+        evaluation.make_long_samples(config, block, [0, 14], 2)
 
 
 @pytest.mark.usefixtures("native")
 def test_costs_equal_those_of_the_network():
     """Parameters of table V; of MS-ConvLSTM the multiply-adds less what the first step and the embedding save."""
-    from fastds.studies.common.complexity import measure_cost
+    from fastds.studies.common.plan import measure_cost
 
     found = measure_cost(models.create("ms-convlstm"), lambda batch: (torch.zeros(batch, 5, 1, 32, 32), 5), 2)
     assert found["parameters"] == 250_057

@@ -14,7 +14,7 @@ from fastds import models
 from fastds.data import open_dataset, save_dataset, to_reflectivity
 from fastds.studies.common.bootstrap import make_block_labels
 from fastds.studies.common.radar import EvaluationBlock, find_files, split_frames, tabulate_samples
-from fastds.studies.fczsm import methods, plan, samples, scores, tables
+from fastds.studies.fczsm import evaluation, methods, study, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.radar.config import DataConfig as TrainingData
@@ -44,8 +44,8 @@ def test_find_files_skips_unusable_files(folder, tmp_path):
     save_dataset(small, tmp_path / "small.nc")
     with pytest.warns(UserWarning, match=r"small.nc \(the grid of small.nc is \(60, 64\), a sample needs 64 pixels"):
         assert list(find_files(DataConfig(str(tmp_path)), 64, 3)) == ["radar.nc"]
-    assert samples.explain_missing_dynamics(config, [first]) == ""
-    missing = samples.explain_missing_dynamics(dataclasses.replace(config, path=str(tmp_path)), ["radar.nc"])
+    assert evaluation.explain_missing_dynamics(config, [first]) == ""
+    missing = evaluation.explain_missing_dynamics(dataclasses.replace(config, path=str(tmp_path)), ["radar.nc"])
     assert missing == "radar.nc has no probability and no measurement_height"
 
 
@@ -53,7 +53,7 @@ def test_read_test_block_uses_the_last_part(folder):
     config = DataConfig(str(folder), test_samples=3, window=32, block="10min")
     name = "reflectivity_new_NW_2018_03.1.npz"
     static = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
-    block = samples.read_test_block(config, name, [12, 20], static, True)
+    block = evaluation.read_test_block(config, name, [12, 20], static, True)
     assert len(block.samples) == 3 and block.blocks == [0, 1, 2]  # starts 12, 14 (2.5 rounded), 17 of 12 to 17
     rows, columns = block.window
     with open_dataset(folder / name) as dataset:
@@ -124,9 +124,9 @@ def test_random_test_samples_are_disjoint_from_training(folder):
     config = StudyConfig(
         DataConfig(str(folder), split="random", fixed_samples=[12, 2, 5], minimum_echo=0.05, split_seed=4)
     )
-    data = samples.make_training_data(config.data, {}, 8)
+    data = evaluation.make_training_data(config.data, {}, 8)
     assert (data.split, data.fixed_samples, data.split_seed, data.minimum_echo) == ("random", [12, 2, 5], 4, 0.05)
-    found = samples.read_fixed_blocks(config.data, data)
+    found = evaluation.read_fixed_blocks(config.data, data)
     assert sum(len(block.samples) for block in found) == 5 == sum(len(block.blocks) for block in found)
     tested = {(block.name, draw.triple, draw.row, draw.column) for block in found for draw in block.samples.draws}
     for seed in (0, 1):
@@ -146,7 +146,7 @@ def test_random_test_samples_are_disjoint_from_training(folder):
 
 def test_read_test_block_with_minimum_echo(folder):
     with pytest.raises(ValueError, match="data.minimum_echo: no time of the last part of .* has 100% of echo"):
-        samples.read_test_block(
+        evaluation.read_test_block(
             DataConfig(str(folder), minimum_echo=1.0), "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True
         )
     with pytest.raises(ValueError, match="data.files is for data.split=time"):
@@ -158,10 +158,10 @@ def test_measure_costs_by_hand(monkeypatch):
     """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
     data, block = TrainingData("x", crop=32), EvaluationBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
-    monkeypatch.setattr(plan, "_time_samples", lambda *args: (3.0, 0.0))
-    monkeypatch.setattr(plan, "_time_method", lambda config, name, *args: (seconds[name], 4))
-    monkeypatch.setattr(plan, "_time_scoring", lambda blocks: 1.0)
-    found = plan.measure(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
+    monkeypatch.setattr(study, "_time_samples", lambda *args: (3.0, 0.0))
+    monkeypatch.setattr(study, "_time_method", lambda config, name, *args: (seconds[name], 4))
+    monkeypatch.setattr(study, "_time_scoring", lambda blocks: 1.0)
+    found = study.measure(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
     fixed = sum(7.0 + (8 * 32 + 1 / 16) * 0.4 * s / 4 for s in seconds.values())
     assert found.step_seconds == seconds and found.fixed == pytest.approx(fixed + len(METHODS))
 
@@ -169,9 +169,9 @@ def test_measure_costs_by_hand(monkeypatch):
 def test_measure_costs_of_trained_methods(folder):
     """The plan of real trainings has a step for each."""
     config = StudyConfig(DataConfig(str(folder)), device="cpu")
-    data = samples.make_training_data(config.data, find_files(config.data, 64, 3), 32)
-    block = samples.read_test_block(config.data, "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True)
-    found = plan.measure(config, ["UNet", "ZSM-D"], data, [block])
+    data = evaluation.make_training_data(config.data, find_files(config.data, 64, 3), 32)
+    block = evaluation.read_test_block(config.data, "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True)
+    found = study.measure(config, ["UNet", "ZSM-D"], data, [block])
     assert set(found.step_seconds) == {"UNet", "ZSM-D"} and 0 < found.step_seconds["UNet"] < 2 and 0 < found.fixed < 600
 
 
@@ -180,15 +180,19 @@ def test_measure_costs_of_trained_methods(folder):
 
 def test_scores_of_a_method_by_hand(folder):
     config = DataConfig(str(folder), test_samples=2)
-    block = samples.read_test_block(config, "reflectivity_new_NW_2018_03.2.npz", [10, 17], None, True)
-    found = scores.call_with_prediction("trilinear", None, 1, "cpu", lambda predict: scores.score(predict, [block]))
+    block = evaluation.read_test_block(config, "reflectivity_new_NW_2018_03.2.npz", [10, 17], None, True)
+    found = evaluation.call_with_prediction(
+        "trilinear", None, 1, "cpu", lambda predict: evaluation.score(predict, [block])
+    )
     for k, sample in enumerate(block.samples):
         up = torch.nn.functional.interpolate(sample["x"][:, :1], scale_factor=2, mode="bilinear")
         error = 55 * (torch.stack([up[0], up.mean(0), up[1]]) - sample["y"])
         each = [float(error[t][sample["valid"][t]].square().mean()) for t in range(3)]
         assert found["mse_t2"][k] == pytest.approx(each[1], rel=1e-4)
         assert found["mse_total"][k] == pytest.approx(sum(each) / 3, rel=1e-4) and 0 < found["ssim"][k] < 1
-    moved = scores.call_with_prediction("advection", None, 1, "cpu", lambda predict: scores.score(predict, [block]))
+    moved = evaluation.call_with_prediction(
+        "advection", None, 1, "cpu", lambda predict: evaluation.score(predict, [block])
+    )
     assert moved["mse_t2"] != found["mse_t2"]
 
 
@@ -200,7 +204,7 @@ def test_predictions_pass_the_required_channels(folder, tmp_path):
         static = {"static_channels": 2} if METHODS[name].static else {}
         model = models.create("fczsm", in_channels=channels, **static, **tiny)
         models.save(model, tmp_path / "w.safetensors")
-        y = scores.call_with_prediction(name, tmp_path / "w.safetensors", 1, "cpu", lambda predict: predict(sample))
+        y = evaluation.call_with_prediction(name, tmp_path / "w.safetensors", 1, "cpu", lambda predict: predict(sample))
         given = [sample["static"]] if static else []
         with torch.inference_mode():
             expected = 15 + 55 * model.eval()(sample["x"][None, :, :channels], *given)[0, :, 0]
@@ -219,7 +223,7 @@ def results_of(**means):
     """Scores of methods, the same of every sample but for a small pattern."""
     pattern = np.array([0.01, -0.01, 0.02, 0.0, -0.02, 0.01, -0.01])
     return {
-        name.replace("_", "-"): {s: mean + pattern * (s != "ssim") for s in scores.SCORES}
+        name.replace("_", "-"): {s: mean + pattern * (s != "ssim") for s in evaluation.SCORES}
         for name, mean in means.items()
     }
 

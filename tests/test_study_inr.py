@@ -14,10 +14,10 @@ from study_cases import make_waves
 from fastds import models
 from fastds.data.samples.degradation import area_mean
 from fastds.studies.fields.crops import Crop
-from fastds.studies.inr import methods, samples, tables
+from fastds.studies.inr import evaluation, methods, tables
 from fastds.studies.inr.config import DataConfig
+from fastds.studies.inr.evaluation import PROTOCOLS, make_protocols
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_RANKING
-from fastds.studies.inr.protocols import PROTOCOLS, make_protocols
 from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.config import parse_arguments as parse_training
@@ -26,18 +26,18 @@ from fastds.tasks.fields.samples import load_fields
 
 def test_split_columns_with_gaps():
     """Of 360 columns those of the study of fields at 500 hPa; eight columns lie between any two, across 180 W, too."""
-    assert samples.split_columns(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
-    assert samples.split_columns(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
+    assert evaluation.split_columns(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
+    assert evaluation.split_columns(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
 
 
 def test_read_test_crops_uses_the_test_columns(tmp_path):
     config = DataConfig(f"{make_waves(tmp_path)}/waves.nc", variables=["t", "u"], crop=32, per_cell=1)
-    data = samples.make_training_data(config)
+    data = evaluation.make_training_data(config)
     assert (data.train, data.validation, data.test) == ([0, 120], [128, 162], [170, 208])
-    fields, crops = samples.read_test_crops(config, data)
+    fields, crops = evaluation.read_test_crops(config, data)
     assert torch.equal(fields, load_fields(data)[..., 170:208]) and len(crops) == 2 * 4
     given = [Crop(0, 1, 0, 0), Crop(3, 2, 5, 5), Crop(4, 2, 0, 0)]
-    assert samples.make_crop_labels(given, 2).tolist() == [[0, 1], [1, 2], [2, 2]]
+    assert evaluation.make_crop_labels(given, 2).tolist() == [[0, 1], [1, 2], [2, 2]]
 
 
 @pytest.mark.parametrize("budget", ["45min", "paper"])

@@ -14,7 +14,7 @@ from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies import fit_downscaling_errors, radar
-from fastds.studies.radar_members import SCORES, score_members
+from fastds.studies.radar import SCORES, score_members
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
 from fastds.tasks.radar.motion import smooth_pair_flow
 

@@ -15,7 +15,7 @@ from fastds.inference.tiling import Tile
 from fastds.models.baselines import advection, trilinear
 from fastds.studies import humidity, nowcast, radar
 from fastds.studies.fields import crops as field_crops
-from fastds.studies.fields.table import render
+from fastds.studies.fields.study import render
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 from fastds.tasks.nowcast.scores import NowcastTable
 from fastds.tasks.radar.refinement import FrameRefiner

@@ -15,7 +15,7 @@ from study_cases import make_humidity
 from fastds import metrics, models
 from fastds.models.baselines import interpolate
 from fastds.studies.common.plan import measure_trainings
-from fastds.studies.wgan_gp import figures, methods, samples, scores, tables
+from fastds.studies.wgan_gp import evaluation, methods, tables
 from fastds.studies.wgan_gp.config import DataConfig as StudyData
 from fastds.studies.wgan_gp.config import StudyConfig
 from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, PAPER_RANKING, SCORES
@@ -92,35 +92,35 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 
 def test_read_test_regions_days_and_tiles(training):
     """Of 5 times two days of 2, of 23 x 13 points 22 x 12, in tiles of 11: the first points of blocks are coarse."""
-    regions = samples.read_test_regions(training.data, 2, 11)
+    regions = evaluation.read_test_regions(training.data, 2, 11)
     assert [(r.name, tuple(r.days.shape), len(r.tiles)) for r in regions] == [("rh.nc", (2, 2, 22, 12), 2)]
     region = regions[0]
-    fine = samples.read_regions(training.data, "test")[0] * 100
+    fine = evaluation.read_regions(training.data, "test")[0] * 100
     torch.testing.assert_close(region.days[1, 1], fine[3, :22, :12])
     torch.testing.assert_close(region.coarse, region.days[..., ::2, ::2])
     assert region.tiles == [(slice(0, 11), slice(0, 11)), (slice(11, 22), slice(0, 11))] and len(region) == 4
-    assert samples.make_sample_labels([region, region]).tolist() == [
+    assert evaluation.make_sample_labels([region, region]).tolist() == [
         [0, 0], [0, 1], [1, 0], [1, 1], [2, 2], [2, 3], [3, 2], [3, 3]
     ]  # fmt: skip
     with pytest.raises(ValueError, match="names no test region of 2 times and 64 x 64 points"):
-        samples.read_test_regions(training.data, 2, 64)
+        evaluation.read_test_regions(training.data, 2, 64)
 
 
 # ---- scores and tables
 
 
 def test_scores_of_an_interpolation_by_hand(training):
-    regions = samples.read_test_regions(training.data, 2, 11)
-    found = scores.call_with_prediction(
-        "bicubic", None, 2, "grid", 2, 1, "cpu", lambda predict: scores.score(predict, regions, 100.0)
+    regions = evaluation.read_test_regions(training.data, 2, 11)
+    found = evaluation.call_with_prediction(
+        "bicubic", None, 2, "grid", 2, 1, "cpu", lambda predict: evaluation.score(predict, regions, 100.0)
     )
     assert set(found) == {"one"} and all(len(values) == 4 for values in found["one"].values())
     day, (rows, columns) = regions[0].days[1], regions[0].tiles[1]
     up = interpolate(day[..., ::2, ::2], 2, "bicubic", "grid")
     expected = metrics.field_scores(up[:, rows, columns], day[:, rows, columns], 100.0)
     assert {s: found["one"][s][3] for s in SCORES} == pytest.approx({s: expected[s] for s in SCORES})
-    away = scores.call_with_prediction(
-        "bicubic-misaligned", None, 2, "grid", 2, 1, "cpu", lambda predict: scores.score(predict, regions, 100.0)
+    away = evaluation.call_with_prediction(
+        "bicubic-misaligned", None, 2, "grid", 2, 1, "cpu", lambda predict: evaluation.score(predict, regions, 100.0)
     )
     assert sum(away["one"]["mse"]) > 1.5 * sum(found["one"]["mse"]), "half a coarse cell away"
 
@@ -133,12 +133,12 @@ def test_a_network_with_noise_has_members(training, tmp_path):
     model.card.offset, model.card.range, model.card.valid_range = 0.0, 100.0, (0.0, 105.0)
     models.save(model, tmp_path / "w.safetensors")
     coarse = torch.full((2, 4, 4), 50.0)
-    y = scores.call_with_prediction("GAN", tmp_path / "w.safetensors", 2, "grid", 3, 1, "cpu", lambda p: p(coarse))
+    y = evaluation.call_with_prediction("GAN", tmp_path / "w.safetensors", 2, "grid", 3, 1, "cpu", lambda p: p(coarse))
     assert y.shape == (3, 2, 8, 8) and bool((y == 105.0).all())
-    regions = samples.read_test_regions(training.data, 2, 11)
+    regions = evaluation.read_test_regions(training.data, 2, 11)
     fields = torch.stack([regions[0].days[0] + 1, regions[0].days[0] - 3])
     one_day = dataclasses.replace(regions[0], days=regions[0].days[:1], coarse=regions[0].coarse[:1])
-    found = scores.score(lambda coarse: fields, [one_day], 100.0)
+    found = evaluation.score(lambda coarse: fields, [one_day], 100.0)
     assert found["one"]["mse"] == pytest.approx([1.0, 1.0], rel=1e-4)
     assert found["mean"]["mse"] == pytest.approx([1.0, 1.0], rel=1e-4)
     assert found["mean"]["crps"] == pytest.approx([(1 + 3) / 2 - 4 / 2] * 2, abs=1e-4)
@@ -178,15 +178,15 @@ def test_days_of_an_hourly_file_span_24_hours(tmp_path):
     field.to_dataset(name="r").to_netcdf(tmp_path / "hourly.nc", engine="h5netcdf")
     source = {"variable": "r", "daily": True, "test": [[0, 12, 0, 12]]}
     config = HumidityData(str(tmp_path), {"hourly.nc": source}, steps=8)
-    (region,) = samples.read_test_regions(config, 2, 12)
+    (region,) = evaluation.read_test_regions(config, 2, 12)
     np.testing.assert_allclose(region.days[:, :, 0, 0].flatten(), np.arange(0, 48, 3), atol=1e-4)
     with pytest.raises(ValueError, match="daily: the times are 1 h apart, of which no whole number makes the 4.8 h"):
-        samples.read_test_regions(dataclasses.replace(config, steps=5), 2, 12)
+        evaluation.read_test_regions(dataclasses.replace(config, steps=5), 2, 12)
 
 
 def test_average_by_day_is_over_tiles(training):
-    (region,) = samples.read_test_regions(training.data, 2, 11)
-    assert figures.average_by_day(np.array([1.0, 3, 5, 7, 2, 2, 0, 4]), [region, region]) == [2.0, 6.0, 2.0, 2.0]
+    (region,) = evaluation.read_test_regions(training.data, 2, 11)
+    assert tables.average_by_day(np.array([1.0, 3, 5, 7, 2, 2, 0, 4]), [region, region]) == [2.0, 6.0, 2.0, 2.0]
 
 
 def test_measure_trainings_by_two_short_runs(monkeypatch):

@@ -19,7 +19,7 @@ from fastds.models.baselines.interpolation import weights_at
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import format_markdown
-from fastds.studies.fields.run import INTERPOLATIONS as FIELD_INTERPOLATIONS
+from fastds.studies.fields.study import INTERPOLATIONS as FIELD_INTERPOLATIONS
 from fastds.studies.report import write_rows
 from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine

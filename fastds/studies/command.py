@@ -11,7 +11,7 @@ import sys
 from fastds._nearest import there_are
 from fastds.training.command import list_option_names, run_command
 
-_FIELDS = "fastds.studies.fields.run"
+_FIELDS = "fastds.studies.fields.study"
 # Study -> (module with parse_arguments(arguments) and study(config), description).
 STUDIES = {
     "radar": ("fastds.studies.radar", "errors of a model and of baselines on the test radars"),
@@ -27,14 +27,14 @@ STUDIES = {
         "the fit of the error model that members of downscaled fields are drawn from",
     ),
     "domain": (
-        "fastds.studies.domain.run",
+        "fastds.studies.domain.study",
         "correlation of a network's error with the out-of-distribution score of its inputs",
     ),
     "input-ranges": ("fastds.studies.domain.ranges", "the input ranges of a model card"),
-    "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
-    "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
-    "wgan-gp": ("fastds.studies.wgan_gp.run", "the tables and figures of the humidity WGAN-GP paper, on your fields"),
-    "inr": ("fastds.studies.inr.run", "arbitrary-scale networks of the INR paper and other methods, on your fields"),
+    "fczsm": ("fastds.studies.fczsm.study", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
+    "db-rnn": ("fastds.studies.db_rnn.study", "the tables and figures of the DB-RNN paper, on radar files of your own"),
+    "wgan-gp": ("fastds.studies.wgan_gp.study", "the tables and figures of the humidity WGAN-GP paper, on your fields"),
+    "inr": ("fastds.studies.inr.study", "arbitrary-scale networks of the INR paper and other methods, on your fields"),
     "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
     "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),
     "fields-eraint": (_FIELDS, "the same on ERA-Interim fields of 500 hPa"),

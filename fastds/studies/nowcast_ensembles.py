@@ -19,7 +19,7 @@ from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.packages import require
 from fastds.models import load
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
 from fastds.tasks.nowcast.methods import pick_method

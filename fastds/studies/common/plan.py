@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number of steps of the trainings of a study, from the measured costs and the budget."""
+"""Planning of a study's trainings: measured costs, number of steps within the budget, and the printed plan."""
 
 from __future__ import annotations
 
@@ -7,14 +7,83 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from fastds.studies.common.budget import MIN_STEPS, PAPER, compute_steps, has_time_for, parse_budget, time_call
-from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.quiet import suppress_warnings
+import torch
+from torch import Tensor, nn
+
+from fastds import models
+from fastds.inference.run_facts import flatten_options
+from fastds.studies.common.config import (
+    MIN_STEPS,
+    PAPER,
+    PaperConfig,
+    compute_steps,
+    has_time_for,
+    parse_budget,
+    time_call,
+)
+from fastds.studies.common.runs import suppress_warnings
+from fastds.studies.common.tables import ResultTable
 from fastds.training.config import RunConfig
 from fastds.training.modules import SupervisedModule
+
+_ADAM_TENSORS = 4  # tensors as large as the parameters: weights, gradients and Adam's two moments
+COST_HEADS = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
+
+
+def format_cost(cost: Mapping[str, float], seconds: float | None, digits: int) -> tuple[str, str, str, str]:
+    """Format the costs of a network as table cells, with the columns COST_HEADS.
+
+    Args:
+        cost: see measure_cost.
+        seconds: seconds of a training step; None: not measured.
+        digits: decimals of the multiply-adds.
+    """
+    numbers = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.{digits}f}", f"{cost['memory'] / 1e9:.2f}"
+    return *numbers, "-" if seconds is None else f"{seconds:.3g}"
+
+
+def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
+    """Measure the costs of a network on a CPU.
+
+    Args:
+        network: network on a CPU.
+        inputs: function from a batch size to the arguments of the forward pass, on a CPU.
+        batch: samples of a training step.
+    Returns:
+        parameters: number of parameters. multiply_adds: 1e9 multiply-adds of convolutions and matrix products, for the
+            forward pass of one sample. memory: bytes of the tensors saved for the backward pass of a batch, and of
+            weights, gradients and Adam's moments.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = sum(p.numel() for p in network.parameters())
+    memory = _measure_saved_bytes(network.train(), inputs(batch))
+    memory += _ADAM_TENSORS * sum(p.numel() * p.element_size() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(*inputs(1))
+    return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
+
+
+def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
+    """Return the bytes of the tensors that a forward pass saves for the backward pass, without parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved: dict[int, tuple[Tensor, int]] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = tensor, storage.nbytes()  # holds the tensor, so that its address is not reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        made = network(*arguments)
+    size = sum(count for _, count in saved.values())
+    del made
+    return size
+
 
 FORWARD = 0.4  # time of a forward pass, as a fraction of a step with gradients
 START = 4.0  # seconds of a training without its steps and the reading of its files
@@ -121,3 +190,103 @@ def measure_trainings(train: Callable[[str, int, str], object], networks: list[s
         step_seconds[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
         fixed += max(spent[0] - _SHORT[0] * step_seconds[name], 0.0) + START
     return Costs(step_seconds, fixed)
+
+
+class PlannedTraining(NamedTuple):
+    """A planned training: configuration, number of parameters, and seconds of a step (None: not measured)."""
+
+    config: RunConfig
+    parameters: int
+    seconds: float | None = None
+
+
+def plan_training(config: RunConfig, seconds: float | None = None) -> PlannedTraining:
+    """Count the parameters of a training's network."""
+    network = suppress_warnings(lambda: models.create(config.model.name, **config.model.options))
+    return PlannedTraining(config, sum(p.numel() for p in network.parameters()), seconds)
+
+
+def describe_training(name: str, training: PlannedTraining) -> str:
+    """Describe a planned training in one line."""
+    c = training.config
+    return (
+        f"{name} will be trained: network {c.model.name}, {training.parameters:,} parameters, {c.max_steps:,} steps of "
+        f"{c.data.batch_size} samples"
+    )
+
+
+def tabulate_trainings(trainings: Mapping[str, PlannedTraining], seeds: int) -> ResultTable:
+    """Tabulate the planned trainings.
+
+    Args:
+        trainings: method -> training.
+        seeds: number of seeds with which each is trained.
+    """
+    rows, total = [], 0.0
+    for name, (config, parameters, seconds) in trainings.items():
+        hours = None if seconds is None else seconds * config.max_steps / 3600
+        total += hours or 0.0
+        cells = ("-", "-") if hours is None else (f"{seconds:.3g}", _format_hours(hours))
+        steps = f"{config.max_steps:,}", str(config.data.batch_size), f"{config.learning_rate:g}"
+        rows.append((name, config.model.name, f"{parameters:,}", *steps, *cells))
+    heads = ("method", "network", "parameters", "steps", "samples a step", "learning rate")
+    title = f"Trainings of each of {seeds} seeds" if seeds > 1 else "Trainings"
+    if total:
+        title += f"; about {_format_hours(total * seeds)} hours together on this machine, validations not counted"
+    return ResultTable(title, (*heads, "seconds of a step", "hours"), rows)
+
+
+def _format_hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def format_configurations(trainings: Mapping[str, PlannedTraining]) -> list[str]:
+    """List all options of the first training, and the differing options of the others."""
+    lines: list[str] = []
+    first: dict[str, Any] = {}
+    for name, training in trainings.items():
+        options = dict(flatten_options(dataclasses.asdict(training.config)))
+        options.pop("output", None)
+        if not first:
+            first = options
+            lines += [f"configuration of {name}:", *(f"  {key}: {value}" for key, value in options.items())]
+            continue
+        differing = [key for key in {**first, **options} if first.get(key) != options.get(key)]
+        lines += [f"configuration of {name}, different:", *(f"  {key}: {options.get(key)}" for key in differing)]
+    return lines
+
+
+def time_second_call(call: Callable[[], object]) -> float:
+    """Return the seconds of the second of two calls, as an estimate for slow functions."""
+    call()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def format_title(title: str, budget: str, steps: int) -> str:
+    """Append a note to a table's title if networks and trainings are smaller than the paper's."""
+    if budget == PAPER:
+        return title
+    return f"{title} (small networks, {steps} steps each, not the paper's training)"
+
+
+def format_plan(
+    command: str,
+    samples: ResultTable,
+    trainings: Mapping[str, PlannedTraining],
+    seeds: Sequence[int],
+    notes: Sequence[str],
+) -> str:
+    """Format the text that `--plan` prints.
+
+    Args:
+        command: command line of the study.
+        samples: table of the files.
+        trainings: method -> training.
+        seeds: random seeds.
+        notes: methods that are left out, with the reasons.
+    """
+    tables = samples.to_markdown(), tabulate_trainings(trainings, len(seeds)).to_markdown()
+    head = f"plan of {command}: nothing is trained yet", ""
+    return "\n".join([*head, *tables, *notes, *format_configurations(trainings)])

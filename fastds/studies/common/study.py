@@ -11,12 +11,17 @@ from typing import Any, ClassVar
 from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
-from fastds.studies.common.announce import PlannedTraining, describe_training, format_plan, format_title, plan_training
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.folder import StudyFolder
-from fastds.studies.common.plan import Costs, make_plan
-from fastds.studies.common.runs import Runs
+from fastds.studies.common.config import PAPER, PaperConfig
+from fastds.studies.common.plan import (
+    Costs,
+    PlannedTraining,
+    describe_training,
+    format_plan,
+    format_title,
+    make_plan,
+    plan_training,
+)
+from fastds.studies.common.runs import Runs, StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.training.command import quieten_lightning
 from fastds.training.config import RunConfig

@@ -4,8 +4,7 @@
 import dataclasses
 
 from fastds.studies.common.config import PaperConfig, RadarFiles
-from fastds.studies.db_rnn.methods import CELLS, METHODS
-from fastds.studies.db_rnn.published import PUBLISHED
+from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED
 from fastds.training.command import read_command_line
 
 

@@ -4,8 +4,7 @@
 import dataclasses
 
 from fastds.data.radar.preparation import ECHO_FRACTION
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig, RadarFiles
+from fastds.studies.common.config import PAPER, PaperConfig, RadarFiles
 from fastds.studies.fczsm.methods import METHODS
 from fastds.training.command import read_command_line
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of the FC-ZSM paper: networks, published scores and ranking, and training configurations."""
+"""Methods of the FC-ZSM paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastds.studies.common.budget import PAPER
+from fastds.studies.common.config import PAPER
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 

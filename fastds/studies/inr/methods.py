@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of the INR paper: networks, differences published in its abstract, and training configurations."""
+"""Methods of the INR paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from fastds.models.inr.dpfa import KINDS
 from fastds.models.registry import PRESETS
-from fastds.studies.common.budget import PAPER
-from fastds.studies.fields.run import INTERPOLATIONS, SCALES
+from fastds.studies.common.config import PAPER
+from fastds.studies.fields.study import INTERPOLATIONS, SCALES
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the INR study: PSNR by factor, differences next to the published ones, errors by variable."""
+"""Tables of the INR study."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable, compare_with_paper
 from fastds.studies.fields.crops import Crop
 from fastds.studies.inr.config import DataConfig
+from fastds.studies.inr.evaluation import PROTOCOLS
 from fastds.studies.inr.methods import FACTORS, METHODS, PAPER_RANKING
-from fastds.studies.inr.protocols import PROTOCOLS
 from fastds.tasks.fields.config import DataConfig as TrainingData
 
 # Protocols of the first method of a pair that are also compared with the second method's "clean" protocol.

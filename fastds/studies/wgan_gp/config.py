@@ -4,8 +4,7 @@
 import dataclasses
 
 from fastds.studies.command import Files
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.config import PAPER, PaperConfig
 from fastds.studies.wgan_gp.methods import NETWORKS
 from fastds.training.command import read_command_line
 

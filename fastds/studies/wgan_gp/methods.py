@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of the WGAN-GP paper: networks, published scores and ranking, and training configurations."""
+"""Methods of the WGAN-GP paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastds import models
-from fastds.studies.common.budget import PAPER
+from fastds.studies.common.config import PAPER
 from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
 
 SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of the INR paper, `fastds study inr`: arbitrary-scale networks, fixed-scale networks and interpolations."""
+"""The study of the INR paper, `fastds study inr`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,23 @@ from fastds.studies.common.plan import Costs, estimate_step_seconds, measure_tra
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fields.crops import compute_crop_errors, cut_crop
-from fastds.studies.fields.run import INTERPOLATIONS, SCALES, make_degradation
-from fastds.studies.inr import tables
+from fastds.studies.fields.study import INTERPOLATIONS, SCALES, make_degradation
 from fastds.studies.inr.config import StudyConfig, parse_arguments
+from fastds.studies.inr.evaluation import (
+    PROTOCOLS,
+    make_crop_labels,
+    make_protocols,
+    make_training_data,
+    read_test_crops,
+)
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, load_paper_config, make_training_config
-from fastds.studies.inr.protocols import PROTOCOLS, make_protocols
-from fastds.studies.inr.samples import make_crop_labels, make_training_data, read_test_crops
+from fastds.studies.inr.tables import (
+    compute_psnr,
+    tabulate_psnr,
+    tabulate_ranking,
+    tabulate_samples,
+    tabulate_variables,
+)
 from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, describe_variables
@@ -83,7 +94,7 @@ class InrStudy(PaperStudy):
         return estimate_step_seconds(train, self.make_training(name, 0, self.folder.path))
 
     def make_sample_table(self) -> ResultTable:
-        return tables.tabulate_samples(self.config.data, self.data, self.crops)
+        return tabulate_samples(self.config.data, self.data, self.crops)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         """Return {protocol: {factor: (crops, variables) squared errors}}, and for networks the number of parameters."""
@@ -129,7 +140,7 @@ class InrStudy(PaperStudy):
         ranges = self.samples.value_range.numpy()
         return {
             protocol: {
-                name: {f: tables.compute_psnr(errors, ranges) for f, errors in found.items()}
+                name: {f: compute_psnr(errors, ranges) for f, errors in found.items()}
                 for name, found in self._errors(results, protocol).items()
             }
             for protocol in PROTOCOLS
@@ -139,7 +150,7 @@ class InrStudy(PaperStudy):
         sizes = {name: found[0]["parameters"] for name, found in results.items() if name in NETWORKS}
         decibel = self._compute_psnr(results)
         made = {
-            f"psnr-{protocol}": tables.tabulate_psnr(protocol, found, self.labels, sizes)
+            f"psnr-{protocol}": tabulate_psnr(protocol, found, self.labels, sizes)
             for protocol, found in decibel.items()
         }
         means = {
@@ -150,9 +161,9 @@ class InrStudy(PaperStudy):
         first = made.pop("psnr-clean")
         return {
             "psnr-clean": first,
-            "order": tables.tabulate_ranking(decibel, self.labels),
+            "order": tabulate_ranking(decibel, self.labels),
             **made,
-            "variables": tables.tabulate_variables(means, self.data.variables, units),
+            "variables": tabulate_variables(means, self.data.variables, units),
             "samples": self.make_sample_table(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,35 +14,136 @@ import torch
 
 from fastds import models
 from fastds.data import FrameStore, TimeBlock, normalised_rates
+from fastds.inference.execution import resolve_device
 from fastds.models.db_rnn.discriminator import variant_of
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.complexity import measure_cost
-from fastds.studies.common.plan import Costs
-from fastds.studies.common.quiet import suppress_warnings
-from fastds.studies.common.radar import find_files, find_most_echo, read_grid, resolve_path, tabulate_samples
+from fastds.studies.common.config import PAPER, time_call
+from fastds.studies.common.plan import FORWARD, START, Costs, measure_cost, time_second_call, time_step
+from fastds.studies.common.radar import (
+    EvaluationBlock,
+    find_files,
+    find_most_echo,
+    read_grid,
+    resolve_path,
+    tabulate_samples,
+)
+from fastds.studies.common.runs import suppress_warnings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
-from fastds.studies.db_rnn import figures, samples
 from fastds.studies.db_rnn.config import StudyConfig, parse_arguments
+from fastds.studies.db_rnn.evaluation import (
+    Predict,
+    ScoreSums,
+    call_with_prediction,
+    count_frames,
+    make_long_samples,
+    make_training_data,
+    read_test_block,
+    score,
+    score_long,
+)
 from fastds.studies.db_rnn.methods import (
+    ABSENT,
     CELLS,
     CROP,
     FUTURE,
     KNOWN,
     METHODS,
+    VALIDATED,
     load_paper_config,
     make_network_options,
     make_training_config,
     select_preset,
 )
-from fastds.studies.db_rnn.plan import measure_costs, time_one_sample
-from fastds.studies.db_rnn.published import ABSENT
-from fastds.studies.db_rnn.scores import Predict, ScoreSums, call_with_prediction, score, score_long
-from fastds.studies.db_rnn.tables import make_tables, tabulate_complexity, tabulate_long_scores
+from fastds.studies.db_rnn.tables import (
+    draw_maps,
+    make_line_charts,
+    make_long_charts,
+    make_maps,
+    make_tables,
+    tabulate_complexity,
+    tabulate_long_scores,
+    to_dbz,
+)
+from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import TrainingConfig
-from fastds.tasks.nowcast.training import train
+from fastds.tasks.nowcast.samples import NowcastData
+from fastds.tasks.nowcast.training import NowcastModule, build_model, train
+
+_STEPS = 100  # number of steps in the measured configuration
+
+
+def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[EvaluationBlock]) -> Costs:
+    """Measure the costs of methods.
+
+    Args:
+        config: options of the study.
+        names: methods that are trained.
+        data: samples of the trainings.
+        blocks: test samples.
+    """
+    training = make_training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
+    began = time.perf_counter()
+    samples = NowcastData(training, moving=False)
+    suppress_warnings(samples.setup)
+    setup, number = time.perf_counter() - began, iter(range(10_000))
+    a_sample = time_call(lambda: samples.training[next(number)], most=20)
+    batch = [samples.training[k] for k in range(training.batch_size)]
+    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolve_device(config.device)) for key in batch[0]}
+    found = {name: _time_method(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
+    tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
+    validated = 8 * VALIDATED * training.crop**2
+    scoring = _time_scoring(blocks, config.data.z_r)
+    fixed = sum(START + setup + scoring + (tested + validated) * a_pixel for _, a_pixel in found.values())
+    return Costs({name: s + training.batch_size * a_sample for name, (s, _) in found.items()}, fixed + 2 * scoring)
+
+
+def time_one_sample(training: TrainingConfig, device: str) -> float:
+    """Estimate the seconds of a step from loss and gradients of one sample; reading samples and the discriminator are
+    not included."""
+    c = training.data
+    module = NowcastModule(build_model(training), training).to(resolve_device(device))
+    frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
+    batch = {"frames": frames, "valid": torch.ones_like(frames, dtype=torch.bool)}
+    return c.batch_size * time_second_call(lambda: module.loss(module(batch), batch).backward())
+
+
+def _time_method(
+    config: StudyConfig, name: str, data: TrainingData, batch: dict, known: torch.Tensor
+) -> tuple[float, float]:
+    """Measure the seconds of a step without reading samples, and of the forecast of one pixel.
+
+    A staged network has two halves, trained one after the other; both are estimated from the MS network.
+
+    Args:
+        config: options of the study.
+        name: the method.
+        data: samples of the trainings.
+        batch: a batch of samples.
+        known: input frames of a test sample.
+    """
+    staged = METHODS[name].kind == "staged"
+    trained = name.removesuffix("-S") if staged else name
+    training = make_training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
+    device = next(iter(batch.values())).device
+    module, known = NowcastModule(build_model(training), training).to(device), known[None].to(device)
+
+    def forecast() -> float:
+        with torch.no_grad():
+            return float(module.model.forecast(known, FUTURE).sum())
+
+    step = time_step(module, batch) * (1 + FORWARD * staged)
+    module.eval()
+    return step, time_call(forecast, most=3) / known[0, 0].numel() * (1 + staged)
+
+
+def _time_scoring(blocks: list[EvaluationBlock], z_r: list[float]) -> float:
+    """Estimate the seconds of scoring one method."""
+    one = EvaluationBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
+    a_pixel = time_call(lambda: score(lambda s, steps: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
+    return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)
+
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
 _HEAVY = 10.0  # mm/h: the sample with the largest area above it is drawn
@@ -84,12 +186,12 @@ class DbRnnStudy(PaperStudy):
     name, title = "db-rnn", "DB-RNN and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        least, tested = (samples.count_frames(config.data, leads) for leads in (1, max(1, config.long_leads)))
+        least, tested = (count_frames(config.data, leads) for leads in (1, max(1, config.long_leads)))
         paper = load_paper_config("MS-ConvLSTM", config.ablation, config.data.path)
         self.paper_steps, crop = paper.last_step(), paper.data.crop if config.budget == PAPER else CROP
         self.files = find_files(config.data, crop * config.data.scale, least, tested)
-        self.data = samples.make_training_data(config.data, self.files)
-        self.blocks = [samples.read_test_block(config.data, name, part["test"]) for name, part in self.files.items()]
+        self.data = make_training_data(config.data, self.files)
+        self.blocks = [read_test_block(config.data, name, part["test"]) for name, part in self.files.items()]
         self.labels = make_block_labels(block.blocks for block in self.blocks)
         self.minutes = self._compute_minutes(config)
         names = [
@@ -157,7 +259,7 @@ class DbRnnStudy(PaperStudy):
         return [
             sample
             for block in self.blocks
-            for sample in samples.make_long_samples(c.data, block, self.files[block.name]["test"], c.long_leads)
+            for sample in make_long_samples(c.data, block, self.files[block.name]["test"], c.long_leads)
         ]
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
@@ -207,8 +309,8 @@ class DbRnnStudy(PaperStudy):
         return self.folder.load_or_compute(f"costs/{name}", cost)
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        made = figures.make_line_charts(self.curves, self._sums(results), self.minutes)
-        return made | figures.make_long_charts(self._long(results), self._format_hours())
+        made = make_line_charts(self.curves, self._sums(results), self.minutes)
+        return made | make_long_charts(self._long(results), self._format_hours())
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, number = find_most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
@@ -216,14 +318,14 @@ class DbRnnStudy(PaperStudy):
 
         def fields(name: str) -> np.ndarray:
             def drawn(predict: Predict) -> np.ndarray:
-                return figures.to_dbz(predict(sample, FUTURE)[-FUTURE:])
+                return to_dbz(predict(sample, FUTURE)[-FUTURE:])
 
             return self._predicting(name, self.get_first_weights(name), drawn)
 
         made, grid = {name: fields(name) for name in self.names}, read_grid(self.config.data, block, number)
         title = f"{block.name}: truth, forecasts, differences"
-        figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
-        return figures.make_maps(grid, made, sample, self.minutes)
+        draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
+        return make_maps(grid, made, sample, self.minutes)
 
     def write_notes(self) -> list[str]:
         paper = self.config.budget == PAPER

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of the humidity WGAN-GP paper, `fastds study wgan-gp`."""
+"""The study of the WGAN-GP paper, `fastds study wgan-gp`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ from fastds.studies.common.figures import draw_field_maps
 from fastds.studies.common.plan import Costs, estimate_step_seconds, measure_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
-from fastds.studies.wgan_gp import figures, tables
 from fastds.studies.wgan_gp.config import StudyConfig, parse_arguments
+from fastds.studies.wgan_gp.evaluation import (
+    call_with_prediction,
+    find_most_varied_day,
+    make_sample_labels,
+    predict_field,
+    read_test_regions,
+    score,
+)
 from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, count_paper_steps, get_scale, make_training_config
-from fastds.studies.wgan_gp.samples import make_sample_labels, read_test_regions
-from fastds.studies.wgan_gp.scores import call_with_prediction, find_most_varied_day, predict_field, score
+from fastds.studies.wgan_gp.tables import (
+    make_charts,
+    tabulate_ensembles,
+    tabulate_ranking,
+    tabulate_regions,
+    tabulate_samples,
+    tabulate_scores,
+)
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.training import train
@@ -77,7 +90,7 @@ class WganGpStudy(PaperStudy):
         return estimate_step_seconds(train, self.make_training(name, 0, self.folder.path))
 
     def make_sample_table(self) -> ResultTable:
-        return tables.tabulate_samples(self.regions)
+        return tabulate_samples(self.regions)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, lambda predict: score(predict, self.regions, self.base.data.range))
@@ -98,15 +111,15 @@ class WganGpStudy(PaperStudy):
     def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         one, sizes = self._means(results, "one"), {n: r[0]["parameters"] for n, r in results.items() if n in NETWORKS}
         return {
-            "scores": tables.tabulate_scores(one, self.labels, sizes),
-            "order": tables.tabulate_ranking(one, self.labels),
-            "ensembles": tables.tabulate_ensembles(self._means(results, "mean"), self.labels, self.config.members),
-            "regions": tables.tabulate_regions(one, self.regions),
+            "scores": tabulate_scores(one, self.labels, sizes),
+            "order": tabulate_ranking(one, self.labels),
+            "ensembles": tabulate_ensembles(self._means(results, "mean"), self.labels, self.config.members),
+            "regions": tabulate_regions(one, self.regions),
             "samples": self.make_sample_table(),
         }
 
     def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        return figures.make_charts(self.curves, self._means(results, "one"), self.regions)
+        return make_charts(self.curves, self._means(results, "one"), self.regions)
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         chosen = find_most_varied_day(self.regions)
