@@ -181,18 +181,14 @@ def test_measure_costs_of_trained_methods(folder):
 def test_scores_of_a_method_by_hand(folder):
     config = DataConfig(str(folder), test_samples=2)
     block = evaluation.read_test_block(config, "reflectivity_new_NW_2018_03.2.npz", [10, 17], None, True)
-    found = evaluation.call_with_prediction(
-        "trilinear", None, 1, "cpu", lambda predict: evaluation.score(predict, [block])
-    )
+    found = evaluation.call_with_prediction("trilinear", None, 1, "cpu", lambda p: evaluation.score(p, [block]))
     for k, sample in enumerate(block.samples):
         up = torch.nn.functional.interpolate(sample["x"][:, :1], scale_factor=2, mode="bilinear")
         error = 55 * (torch.stack([up[0], up.mean(0), up[1]]) - sample["y"])
         each = [float(error[t][sample["valid"][t]].square().mean()) for t in range(3)]
         assert found["mse_t2"][k] == pytest.approx(each[1], rel=1e-4)
         assert found["mse_total"][k] == pytest.approx(sum(each) / 3, rel=1e-4) and 0 < found["ssim"][k] < 1
-    moved = evaluation.call_with_prediction(
-        "advection", None, 1, "cpu", lambda predict: evaluation.score(predict, [block])
-    )
+    moved = evaluation.call_with_prediction("advection", None, 1, "cpu", lambda p: evaluation.score(p, [block]))
     assert moved["mse_t2"] != found["mse_t2"]
 
 

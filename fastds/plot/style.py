@@ -74,6 +74,12 @@ def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm,
 
 
 def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
-    """Write a figure as PNG atomically; dpi: pixels per inch."""
+    """Write a figure as PNG atomically.
+
+    Args:
+        figure: the figure.
+        path: PNG file; an existing file is replaced.
+        dpi: pixels per inch.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)

@@ -55,8 +55,11 @@ class MapStyle:
 
 
 def radar_style(z_r: tuple[float, float] | None = None) -> MapStyle:
-    """Return the colours of reflectivity in dBZ; if the Z-R relation (a, b) is given, the edges are also labelled in
-    mm/h."""
+    """Return the colours of reflectivity in dBZ.
+
+    Args:
+        z_r: (a, b) of the Z-R relation, with which the edges are also labelled in mm/h; None: no such labels.
+    """
     colour_map, _, edges = reflectivity_style()
     colours = (to_hex(colour_map.get_under()), *map(to_hex, colour_map.colors))
     rates = () if z_r is None else tuple(_format_rate(float(reflectivity_to_rate(edge, z_r))) for edge in edges)
