@@ -75,7 +75,7 @@ def stored(path):
 
 
 def same(a, b):
-    """Whether two stores hold the same but for the date in their history."""
+    """Return whether two stores are equal except for the date in their history."""
     return a.drop_attrs().identical(b.drop_attrs()) and all(a[name].attrs == b[name].attrs for name in a.variables)
 
 
@@ -416,7 +416,7 @@ def test_single_chunk_starts_no_workers(files, monkeypatch):
 
 
 def test_long_first_chunk_runs_alongside_workers(files, whole, monkeypatch):
-    """It ends when a worker has made the others."""
+    """The first chunk ends after a worker has computed the other chunks."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     known, done, latest = workers.make, files / "done", time.monotonic() + 60
 
@@ -443,7 +443,7 @@ def test_long_first_chunk_runs_alongside_workers(files, whole, monkeypatch):
 
 
 def test_workers_do_not_reopen_files(files, monkeypatch):
-    """What they get of a job computes with the same bits, and reads nothing but the fields of its pieces."""
+    """The part of a job that workers receive gives identical results and reads only the frames of their chunks."""
     asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
     job = request.job_of(asked)
     there = pickle.dumps(workers.Packed(job))

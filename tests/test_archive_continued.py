@@ -26,7 +26,7 @@ DOWNSCALE = ["downscale", "?.nc", "o.zarr", "--threads=1"]
 
 
 def _refusal(words, monkeypatch, capsys):
-    """What is said, before any file is opened."""
+    """Return the error message, which is raised before any file is opened."""
     with monkeypatch.context() as context:
         context.setattr(run, "job_of", lambda request: pytest.fail("the files were opened"))
         assert main(words) == 2

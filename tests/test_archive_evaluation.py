@@ -24,7 +24,7 @@ distributed = pytest.importorskip("distributed", reason="several workers need th
 
 @pytest.fixture(scope="module")
 def scheduler():
-    """Of two processes, one thread each."""
+    """The cluster has two processes with one thread each."""
     with cluster(2, None) as (client, *_):
         yield client.scheduler.address
 
@@ -85,7 +85,7 @@ def hindcasts():
 
 
 def same(ours, theirs):
-    """Whether tables, and what they hold, are equal bit for bit, NaN included."""
+    """Return whether tables and their contents are bitwise equal, NaN included."""
     if dataclasses.is_dataclass(theirs):
         return all(same(value, getattr(theirs, name)) for name, value in vars(ours).items())
     if isinstance(theirs, dict):

@@ -21,7 +21,7 @@ def test_archive_skips_late_files(files, event):  # noqa: F811
 
 
 def test_manifest_is_removed_with_its_store(files, event):  # noqa: F811
-    """What another command puts in its place is not taken for what was computed."""
+    """A store that another command writes in its place is not taken for a computed result."""
     archive(files, ["0.nc", "1.nc"])
     save_dataset(fastds.downscale("bicubic", event.isel(time=slice(0, 4)), threads=1), files / "out.zarr")
     with pytest.raises(ValueError, match=r"there is no out\.zarr\.manifest"):

@@ -36,7 +36,7 @@ def event():
 
 @pytest.fixture
 def failed(monkeypatch):
-    """What MLCast's own validator finds wrong with an archive."""
+    """Return the errors that MLCast's validator finds in an archive."""
     validator = pytest.importorskip(
         "mlcast_dataset_validator.specs.source_data.radar_precipitation",
         reason="MLCast's validator is not installed (optional peer)",

@@ -398,7 +398,7 @@ def another(kind, default=None):
 
 
 def configuration(*words):
-    """What --print_config says."""
+    """Return the output of --print_config."""
     with pytest.raises(SystemExit) as end:
         cli.main([*words, "--print_config"])
     assert end.value.code in (0, None)

@@ -131,7 +131,7 @@ def test_large_planes(native, isa, inputs, size):
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 9), (17, 24), (24, 17), (5, 130), (130, 3), (33, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_weight_gradient_reads_only_its_channels(native, isa, inputs, outputs, dtype):
-    """Those beside them in memory are NaN, in the images' last pixels, too."""
+    """The memory next to the tensors is NaN, also after the last pixels of the images."""
     for shape in ((1, 3, 5), (2, 16, 17), (3, 20, 40)):
         batch, height, width = shape
         wide = torch.full((batch, inputs + outputs + 40, height, width), torch.nan, dtype=dtype)

@@ -164,7 +164,7 @@ def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_read_outside_the_input(native, engine_isa, by_engine, dtype):
-    """What lies beside them in memory is NaN."""
+    """The memory next to the channels and pixels of the input is NaN."""
     wide = torch.full((2, 40, 9, 14), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     x, grad = wide[:, 3:9, :, 2:11], wide[:, 12:26, :, 2:11]
     x.copy_(torch.rand(x.shape)), grad.copy_(torch.rand(grad.shape))
@@ -232,7 +232,7 @@ def test_fastest_algorithm_is_selected(native, monkeypatch):
 
 
 def test_falls_back_to_torch_if_faster(native, monkeypatch):
-    """Of a training all passes are counted; who watches sees the op."""
+    """In a training the costs of all passes count; an active dispatch mode observes the op."""
     calls = []
     monkeypatch.setattr(costs, "op_pays", lambda directions, *args: calls.append(directions))
     monkeypatch.setattr(op, "_libraries", {})
@@ -251,7 +251,7 @@ def test_falls_back_to_torch_if_faster(native, monkeypatch):
 
 
 def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
-    """What was found out for one call is taken for no other one, and no error is passed over."""
+    """A decision cached for one call is not used for another kind of call, and no error is suppressed."""
     monkeypatch.setattr(op, "_libraries", {})
     monkeypatch.setattr(kernels, "op_pays", lambda *_: op.current() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)

@@ -32,7 +32,7 @@ def check_values(problem, y, expected):
 
 
 def pairs_of_gradients(problem, tensors, y):
-    """Those of y and those of float64 with the activation's derivative taken from y, as near 0 the signs may differ."""
+    """Return the gradients and their float64 reference, with the activation's derivative taken from y in both."""
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[problem.act]
@@ -147,7 +147,7 @@ def test_error_on_unit_variance_input(engine_isa, channels, outputs):
 
 
 def test_large_outputs_use_huge_pages(engine_isa):
-    """Of the system, whose list of this process's mappings says so; a block this large is a mapping of its own."""
+    """The mappings of the process in /proc show huge pages; a block this large has its own mapping."""
     smaps, settings = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not smaps.exists() or not settings.exists() or "[never]" in settings.read_text():
         pytest.skip("no Linux with transparent huge pages")

@@ -27,7 +27,7 @@ def machine(monkeypatch):
 
 
 def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
-    """Of the graph's node that gives the result before what follows the convolution."""
+    """Return the saved tensors of the convolution's graph node."""
     tensors = leaves(problem)
     return problem.run(tensors[:4] + [None], algorithm).grad_fn.name()
 

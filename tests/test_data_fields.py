@@ -77,7 +77,7 @@ def test_coarsening_of_arrays_and_tensors():
 
 
 def test_daily_samples_span_24_hours():
-    """Of three-hourly fields every second one makes four a day; fields without times are taken as they are."""
+    """Every second of three-hourly fields gives four a day; fields without times are not thinned."""
     eight = dataset()["r"]
     one, four = ff.days(eight, 8), ff.days(eight, 4)
     assert len(one) == len(four) == 1 and np.array_equal(one[0], eight) and np.array_equal(four[0], eight[::2])

@@ -255,7 +255,7 @@ def test_nimrod(raw, tmp_path):
 
 
 def test_nimrod_field_with_values_is_selected(raw, tmp_path):
-    """Of the quantity of the first, so that files of one series go together; which one is said."""
+    """The field with the quantity of the first file is selected, and a note names it."""
     nothing, echo = np.full((2, 3), -32767), np.full((2, 3), 2000)
     fields = [nimrod("K", echo), nimrod("dBZ*100", nothing), nimrod("mm/hr*32", echo), nimrod("dBZ*100", echo)]
     (tmp_path / "levels").write_bytes(b"".join(fields))

@@ -96,7 +96,7 @@ def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, s
 
 
 def test_input_of_plain_means(event):
-    """What lies below the floor pulls the mean of a block down, in the input alone."""
+    """Values below the floor lower the mean of a block, but only in the input."""
     data = RadarTriples([event], crop=16, scales=(1,), modes=("plain_dbz",), augment=False)
     drawn, read = [], data.stores[0].dbz
     data.stores[0].dbz = lambda *where: drawn.append(read(*where)) or drawn[-1]

@@ -54,7 +54,7 @@ def test_a_coarse_map_is_interpolated_and_a_fine_one_averaged(ascending, west):
 
 
 def test_statics_sampling_matches_the_finer_cells():
-    """Of cells 1.75 times as wide as those of the map, two a side: the mean of two points of a parabola."""
+    """Cells that are 1.75 times as wide as those of the static field average two points per side."""
     onto = on_angles(np.arange(1.75, -2, -0.25), np.arange(0, 4, 0.25), lambda a, b: 0 * (a + b))
     world = on_angles(np.arange(-3, 3, 1 / 7), np.arange(-1, 5, 1 / 7), lambda a, b: a**2 + 0 * b)
     assert np.abs(maps(world, onto) - onto.latitude.values[:, None] ** 2).min() > 0.003  # (1/16)^2

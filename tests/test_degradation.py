@@ -226,7 +226,7 @@ def test_crops_are_a_function_of_seed_and_index():
 
 
 def test_targets_match_their_coordinates():
-    """Of a field that is a ramp in both directions, interpolating the crop at the places gives the targets."""
+    """Interpolating the crop of a ramp at the target coordinates gives the targets."""
     rows, columns = torch.arange(80.0)[:, None], torch.arange(120.0)[None]
     block = FieldBlock(torch.stack([rows + 0 * columns, 0 * rows + columns])[None], (0, 120))
     clean = Degradation(DegradationConfig(probability=0.0))

@@ -65,7 +65,7 @@ def test_critic_options_are_spelled_like_model_options():
 
 
 def test_every_new_spelling_works():
-    """Of what the options of earlier versions are called now."""
+    """Options of earlier versions are accepted under their new names."""
     config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
     assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
@@ -93,7 +93,7 @@ def test_bounds_of_every_training(task):
 
 
 def test_shipped_configurations_keep_their_values():
-    """Of the humidity trainings, whose options have moved."""
+    """The values of the humidity trainings, whose options were renamed, are unchanged."""
     small, large = (parse("humidity", "--config", name) for name in ("wgan-gp-small", "wgan-gp-small-x8"))
     assert (small.learning_rate, small.critic.learning_rate, small.ema_decay) == (2e-3, 1e-3, 0.995)
     assert (large.learning_rate, large.critic.learning_rate, large.ema_decay) == (1e-3, 1e-3, 0.995)

@@ -247,7 +247,7 @@ def test_bf16_is_close(coarse, network):
 
 @pytest.mark.parametrize("time_factor", [2, 4])
 def test_progress_counts_every_tile_of_every_pass(coarse, network, bars_of, time_factor):
-    """Of three fields, a gap, and one alone: two pairs, at four times as many fields two more of each, and one."""
+    """The input has three frames, a gap, and a single frame."""
     asked, done = bars_of(tiled_run)
     minutes = np.array([0, 10, 20, 60]) * np.timedelta64(1, "m")
     apart = coarse.isel(time=[0, 1, 2, 0]).assign_coords(time=coarse.time.values[0] + minutes)

@@ -297,7 +297,7 @@ def test_a_globe_with_both_poles_is_scored(capsys):
 
 
 def test_noise_is_periodic_in_longitude():
-    """It is the same beyond either side, and that of a field of this size."""
+    """The noise continues across the seam and equals the noise of a field of this size."""
     model = generator()
     model.config["noise_std"] = 5.0
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
@@ -352,7 +352,7 @@ def test_the_shipped_weights_name_their_levels(name):
 
 @pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
 def test_progress_counts_sequences_of_all_members(bars_of, members, total):
-    """Of eight times each."""
+    """Each sequence has eight times."""
     asked, done = bars_of(pipeline)
     downscale(generator(), coarse(9), members=members, progress=True)
     assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

@@ -68,7 +68,7 @@ def test_similar_and_empty_middle_frames_are_unchanged():
 
 
 def test_large_fields_between_are_no_stronger_than_those_at_input_times():
-    """Of large fields every second or third row is counted: the strongest echo may lie on one that is not."""
+    """In large frames only every second or third row is counted, and the strongest echo may lie in another row."""
     rng = np.random.default_rng(5)
     y = torch.from_numpy(gaussian_filter(rng.random((3, 1100, 1000)), (0, 6, 6)).astype(np.float32))
     y = ((y - 0.5) * 8).clamp(0, 0.6)

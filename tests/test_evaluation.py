@@ -136,7 +136,7 @@ def test_means_are_not_labelled_as_sums(truth, coarse):
 
 @pytest.mark.parametrize("top, left", [(0, 0), (3, 2)])
 def test_larger_truth_is_cropped(truth, top, left):
-    """Of an odd side coarsen_dataset leaves the last row or column out."""
+    """coarsen_dataset drops the last row or column of an odd size."""
     coarse = coarsen_dataset(truth.isel(y=slice(top, top + 61), x=slice(left, left + 77)))
     fine, cut = fastds.downscale("trilinear", coarse), truth.isel(y=slice(top, top + 60), x=slice(left, left + 76))
     check_truth(truth, to_reflectivity(coarse))
@@ -244,7 +244,7 @@ def test_files_are_read(truth, coarse, tmp_path):
 
 
 def test_grids_differ_by_more_than_a_tenth_of_a_cell():
-    """Of 0.02 degrees or 1000 m; a single cell has no size."""
+    """The spacing is 0.02 degrees or 1000 m; a single cell has no size."""
     for step in (0.02, -1000.0):
         a = step * np.arange(5)
         assert not are_different(a, a + 0.09 * step) and not are_different(a, a - 0.09 * step)

@@ -77,7 +77,7 @@ def sizes(values):
 
 
 def by_command(model, file, frames, steps):
-    """What fastds.export says where the command calls it, which prints that."""
+    """Return the message of fastds.export, which the command prints."""
     done, made, weights = [], command.export, file.parent.parent / f"{file.parent.name}.safetensors"
     models.save(model, weights)
     file.write_text("before")
@@ -203,7 +203,7 @@ def test_a_package_needs_a_compiler(tmp_path, monkeypatch):
 
 
 def test_export_removes_a_file_that_differs(exported, tmp_path, monkeypatch):
-    """Of other weights than the network."""
+    """The exported file has other weights than the network."""
     file, other = tmp_path / "out.onnx", exported("SRCNN")[1].path
     file.write_bytes(b"before")
     monkeypatch.setattr(run, "trace", lambda *_, **__: None)

@@ -192,7 +192,7 @@ def test_flow_guidance_halves_the_flow_per_level():
 
 
 def test_flow_guidance_of_every_step():
-    """Of flows 1 to 4 of two pairs, each from the earlier field and from the later one."""
+    """The flows of two pairs are 1 to 4, each from the earlier and from the later frame."""
     flow = torch.arange(1.0, 5.0).view(1, 2, 2, 1, 1, 1).expand(1, 2, 2, 2, 8, 8)
     assert state_offsets(flow, 0, True, 1) is None
     for step, x_way, state_way in ((1, (1, 4), (2, 3)), (2, (1, 4), (2, 3)), (3, (3, 2), (4, 1)), (4, (3, 2), (4, 1))):
@@ -255,7 +255,7 @@ def test_static_features_are_computed_once_per_grid_and_never_stale():
 
 
 def test_bfloat16_autocast():
-    """Not worse than twice the step-by-step graph under the same autocast (measured: 0.9 to 1.2 of it)."""
+    """The error is at most twice that of the step-by-step graph under the same autocast."""
     model = network(torch.float32, spread=0.02)
     x, *_ = inputs(model, dtype=torch.float32)
     exact = ReferenceFCZSM({k: v.double() for k, v in model.state_dict().items()}, model.config)(x.double())

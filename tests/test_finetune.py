@@ -173,7 +173,7 @@ def test_finetune_rejects_untrainable_models(tmp_path, capsys):
 
 
 def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monkeypatch):
-    """Whatever its files hold, but for fields with missing values, which are named."""
+    """All variables are used, except fields with missing values, which are named."""
     (tmp_path / "mine").mkdir()
     rng = np.random.default_rng(4)
     dims = ("latitude", "longitude")

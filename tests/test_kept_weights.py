@@ -161,7 +161,7 @@ def test_cache_is_bounded(monkeypatch):
 
 
 def test_cache_keeps_the_most_recent_entry(monkeypatch):
-    """Of three that do not fit the one goes that was not used for longest."""
+    """If three entries exceed the limit, the least recently used one is evicted."""
     x, weights = torch.randn(2, 16, 5, 5), [torch.randn(16, 16, 3, 3) for _ in range(3)]
     with kept_weights.own() as entries:
         for weight in weights:

@@ -72,7 +72,7 @@ def test_other_libraries_are_refused(monkeypatch):
 
 
 def test_other_allocator_is_detected(monkeypatch):
-    """It takes the calls and puts large blocks elsewhere; then the settings go back."""
+    """The other allocator serves large blocks from elsewhere; the settings are then restored."""
     done = []
 
     class Library:

@@ -51,7 +51,7 @@ def test_transpose_matrices(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sums_over_pixels_by_channel(native, isa, dtype, monkeypatch):
-    """Of whole and broken vectors, of columns that share one, of several parts; NaN stays in its channel."""
+    """Channel counts include full and partial vectors and several parts; NaN stays in its channel."""
     monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
     for shape in (
         (1, 1, 1, 1),

@@ -83,7 +83,7 @@ def test_humidity_stays_within_its_range():
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos", "inr-any"])
 @pytest.mark.parametrize("scale", [2, 3])
 def test_nearest_interpolation_preserves_coasts(method, scale):
-    """What lies in a missing cell is missing, the rest is not, and the order of the axes does not matter."""
+    """Points in a missing cell are missing, other points are not, and the order of the axes does not matter."""
     land = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
     land.t2m[2:8, :6], land.t2m[10, 12], land.t2m[4, 3] = np.nan, np.nan, 250
     fine = fastds.downscale(method, land, scale=scale).t2m

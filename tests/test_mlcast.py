@@ -190,7 +190,7 @@ def test_results_equal_mlcast():
 
 
 def test_members_are_those_of_mlcast():
-    """Those that it draws with its noise, four together, whatever their number; dry stays dry."""
+    """Members are drawn with MLCast's noise in batches of four, whatever their number; dry stays dry."""
     torch.manual_seed(3)
     model = MLCastConvGRU(num_blocks=1).eval()
     for parameter in model.parameters():

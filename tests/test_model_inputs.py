@@ -53,7 +53,7 @@ def test_models_with_empty_batch(network):
 
 @torch.no_grad()
 def test_bfloat16_weights(network):
-    """Of a random field the optical flow is another after rounding: of those that estimate it the shape alone."""
+    """Rounding changes the optical flow of a random field, so models that estimate it are compared by shape only."""
     model, x, call = network
     expected = call(model, x)
     got = call(model.bfloat16(), x.bfloat16())

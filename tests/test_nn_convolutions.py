@@ -188,7 +188,7 @@ def every(*results):
     ids=lambda value: type(value).__name__,
 )
 def test_weights_made_by_hooks(module, call):
-    """Of layers that are read and not called: pruned ones follow their weights, as torch's own layers do."""
+    """Layers may be read without being called: pruned layers follow their weights, as in torch."""
     x = torch.randn(2, 3, 6, 7)
     layers = [m for m in module.modules() if hasattr(m, "weight")]
     for layer in layers:

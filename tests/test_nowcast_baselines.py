@@ -190,7 +190,7 @@ def test_pysteps_agrees_on_a_drift():
 
 
 def test_pysteps_is_called_per_sample(monkeypatch):
-    """What pysteps gets and gives, with methods of its names in its place."""
+    """The test replaces methods of pysteps and checks their arguments and results."""
     x = drifting(5)[:, :3].repeat(2, 1, 1, 1, 1)
     x[1] *= 0.5
     seen = []

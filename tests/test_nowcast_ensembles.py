@@ -311,7 +311,7 @@ def test_member_depends_only_on_seed_start_and_index(known, event, ensemble, mon
 
 
 def test_probabilities_are_shares_of_the_members(known, ensemble):
-    """Of all thresholds between members' values; the drier ones are the likelier."""
+    """Among all thresholds between member values, dry members are the more likely."""
     rates = [0.5, 2.25, 5.0]
     out = fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5, probability=rates)
     field = out.probability_of_rainfall_rate_above_threshold
@@ -389,7 +389,7 @@ def test_reliability_counts_by_hand():
 
 
 def test_windows_of_probabilities_score_as_fields_do(event):
-    """Of two equal members the FSS is that of the field."""
+    """The FSS of two equal members is that of the field."""
     from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
     pytest.importorskip("scores", reason="FSS by the package scores")
@@ -401,7 +401,7 @@ def test_windows_of_probabilities_score_as_fields_do(event):
 
 
 def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
-    """Of members their mean share of wet pixels and their mean rain; missing pixels count nowhere."""
+    """The mean wet area and mean rain of the members are compared; missing pixels are ignored."""
     from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
     truth = np.zeros((4, 8), np.float32)

@@ -167,7 +167,7 @@ def test_lazily_negated_views(channels, native):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded")
 def test_a_forked_child_runs_on_one_thread(native):
-    """What the docstring of fastds.ops says of a fork after use."""
+    """The behaviour is as documented in fastds.ops for a fork after use."""
     torch.set_num_threads(2)
     x, w = maps(16, size=(32, 32)), filters(16, 16)
     expected = ops.conv3x3(x, w)

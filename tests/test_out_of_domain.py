@@ -22,7 +22,7 @@ from fastds.tasks.radar.pipeline import assess_statistics
 
 
 def seen(make):
-    """What make() returns and the sentences of its warnings about ranges."""
+    """Return the result of make() and its warnings about ranges."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = make()

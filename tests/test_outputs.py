@@ -271,14 +271,14 @@ def test_names_as_long_as_file_systems_take(tmp_path):
 
 
 def test_empty_output_name_is_rejected(folder, tmp_path, capsys, monkeypatch):
-    """What a script with an unset variable gives."""
+    """A script with an unset variable passes an empty name."""
     monkeypatch.chdir(folder)
     assert main(["nowcast", "", str(tmp_path / "o.nc"), "--model=persistence"]) == 2
     assert "the name of the input is empty" in capsys.readouterr().err
 
 
 def printed(command, how="", **variables):
-    """What a shell prints of a command and how it ends, and its errors."""
+    """Return the output of a command in a shell, its exit status, and its errors."""
     line = f"set -o pipefail; {sys.executable} -m fastds {command} {how}"
     run = subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **variables})
     return run.stdout, run.stderr.decode(), run.returncode

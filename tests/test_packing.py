@@ -43,7 +43,7 @@ def test_packed_values_round_trip(values, packing, attrs, dtype):
 
 
 def test_packing_uses_the_stored_scale_and_offset():
-    """Those of ERA5 are no float32; rounding them leaves the values in place."""
+    """Packing parameters of ERA5 are not float32; rounding them leaves the values in place."""
     packing = {"dtype": np.dtype("int16"), "scale_factor": 0.000769426, "add_offset": 251.23456789}
     values = np.float32(np.linspace(226.3, 276.4, 40))
     back = read(packed_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))

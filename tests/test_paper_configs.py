@@ -156,7 +156,7 @@ def three_steps(monkeypatch, task, words):
 
 
 def moved(before, after, names):
-    """How weights differ, as one vector."""
+    """Return the differences of weights as one vector."""
     return torch.cat([(after[name] - before[name]).flatten() for name in names])
 
 
@@ -271,7 +271,7 @@ def adversarial_step(config, module, batch, state):
 
 @pytest.mark.parametrize(("task", "name"), ALL, ids=[name for _, name in ALL])
 def test_a_configuration_takes_three_steps(monkeypatch, files, task, name):
-    """Those of the papers take the first as plain torch does: Adam, the equation of the loss, nothing clipped."""
+    """The first step equals plain torch: Adam, the loss of the paper, no clipping."""
     config, module, steps = three_steps(monkeypatch, task, words_of(task, name, files))
     assert all(torch.isfinite(value).all() for value in steps.last.values())
     assert any(not torch.equal(value, steps.first[name]) for name, value in steps.last.items())
@@ -375,7 +375,7 @@ def random_sets(files, seed=0, **options):
 
 
 def test_random_sets_are_disjoint_and_depend_on_the_seed_alone(files):
-    """Of the sizes asked for, whatever the options of the training are; each draw once in a pass."""
+    """The sets have the requested sizes for any options of the training; each sample occurs once per pass."""
     made, sets = random_sets(files)
     assert [len(one) for one in sets] == [20, 6, 9] and len(set.union(*sets)) == 35
     assert random_sets(files, augment=False, epoch_samples=20, batch_size=2)[1] == sets

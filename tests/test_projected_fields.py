@@ -129,7 +129,7 @@ def test_targets_by_spacing_and_like():
 
 
 def test_all_cells_count_alike_in_scores(tmp_path, capsys):
-    """Of files of another method, too, which tell no task; latitudes weigh where they are an axis."""
+    """Files of another method without task attributes are accepted; latitude weights apply to latitude axes."""
     truth, made = projected(), projected()
     made.t2m[:, :10] += 1.0
     save_dataset(truth, tmp_path / "truth.nc")
@@ -175,7 +175,7 @@ def test_unsupported_grids_are_rejected(change, options, message):
 
 @pytest.mark.parametrize("units", ["m", "km"])
 def test_points_lie_where_the_projection_says(units):
-    """Of a plane of temperature, at the places of some cells."""
+    """Temperature is a plane, evaluated at the coordinates of some cells."""
     pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
     crs = pyproj.CRS.from_epsg(3067)
     data = projected(units=units).assign_coords()

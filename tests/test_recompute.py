@@ -38,7 +38,7 @@ class Allocations(TorchDispatchMode):
 
 
 def kept_bytes(function):
-    """What a call leaves in memory as long as its result is there, beside what was there before."""
+    """Return the memory that a call holds while its result exists."""
     with Allocations() as allocations:
         result = function()
     return allocations.alive(), result

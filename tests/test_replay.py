@@ -269,7 +269,7 @@ def test_unrepeatable_forwards_are_rejected(ask, native):
 
 
 def test_convolution_fast_only_without_call_overhead(native, monkeypatch):
-    """What takes little less by the engine is left to torch, also where the op is recorded."""
+    """A convolution that is only slightly faster by the op is left to torch, also in a recorded graph."""
     monkeypatch.setattr(costs, "_seconds", lambda *_: [0.99 * costs.SURE * 1e-4, 1e-4])
     for rule in ("engine_pays", "op_pays"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)

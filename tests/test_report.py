@@ -179,7 +179,7 @@ def test_maps_of_all_methods_share_the_mask(folder):
 
 
 def test_the_first_start_with_most_rain_is_drawn(tmp_path):
-    """Of fields that grow by 1 dB: from the sixth on both leads have 10 mm/h, 39.01 dBZ."""
+    """The fields grow by 1 dB per step; from the sixth on both lead times exceed 10 mm/h (39.01 dBZ)."""
     truth = synthetic_event(5, 10, (32, 32))[["reflectivity", "crs"]]
     grown = np.broadcast_to(34 + np.arange(10, dtype="f4")[:, None, None], (10, 32, 32))
     truth["reflectivity"] = truth.reflectivity.copy(data=grown)

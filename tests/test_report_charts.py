@@ -30,7 +30,7 @@ def test_spectrum_of_a_wave_peaks_at_its_wavelength():
 
 
 def test_spectrum_averages_over_rings():
-    """Of 4 x 5 pixels, with the DCT written out."""
+    """The spectrum of 4 x 5 pixels is compared with an explicit DCT."""
     field = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) + 20
     rows, columns = ([[np.cos(np.pi * k * (x + 0.5) / n) for x in range(n)] for k in range(n)] for n in (4, 5))
     modes = np.array(rows) @ field.double().numpy() @ np.array(columns).T

@@ -89,7 +89,7 @@ def test_forecasts_with_pool_are_identical(network, cell, monkeypatch):
 
 
 def test_memory_does_not_grow_with_forecast_length(monkeypatch):
-    """Of the maps of a whole step three remain beside the states: one input and two results."""
+    """Three tensors of a step remain besides the states: one input and two results."""
     taken = []
     make = torch.empty
 

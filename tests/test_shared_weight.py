@@ -122,7 +122,7 @@ def test_failed_backward_leaves_no_state(cell, unshared):
 
 
 def test_other_convolutions_of_the_same_weight():
-    """What has an activation, a rim or sub-pixels behind it calculates for itself."""
+    """Convolutions with an activation, border padding or pixel shuffle compute their own gradients."""
     tensors = torch.randn(2, 3, 4, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
     x, weight, bias = (t.double().requires_grad_() for t in tensors)
 

@@ -82,7 +82,7 @@ def test_single_time_errors(coarse, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*trained for")
 def test_scores_of_one_time(event, coarse, tmp_path, capsys):
-    """Those of its frame, of members, too; without advection, which needs two."""
+    """The scores are those of the frame, also for members; advection is left out because it needs two frames."""
     truth = save_dataset(event.isel(time=[0, 1]), tmp_path / "truth.nc")
     one = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc"))
     other = str(save_dataset(event.isel(time=[1]), tmp_path / "other.nc"))

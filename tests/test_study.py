@@ -129,7 +129,7 @@ def test_interval_draws_times_and_bands():
 
 
 def test_interval_holds_95_percent():
-    """Of many times and one band the mean is nearly normal: 1.96 standard errors either way."""
+    """With many times and one band the mean is nearly normal: the interval is 1.96 standard errors on either side."""
     n = 500
     values = np.random.default_rng(3).normal(size=n)
     labels = np.stack([np.arange(n), np.zeros(n, int)], 1)
@@ -236,7 +236,7 @@ def test_difference_of_known_runs():
 
 
 def test_runs_are_paired_by_seed():
-    """Of the seeds that both have: of 1 alone; a regression without a seed goes with all."""
+    """Runs are compared for common seeds, here 1 only; a regression without a seed is paired with all."""
     base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
     cost = {"steps": 1, "parameters": 2, "train_cpu_s": 60.0}
     errors = {("inr-small", 0): 0.1, ("inr-small", 1): 0.4, ("liif", 1): 0.2, ("liif", 2): 0.8}

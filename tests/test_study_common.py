@@ -28,7 +28,7 @@ def test_parse_budget():
 
 
 def test_compute_steps_fills_the_budget():
-    """What is left of the reserve and of the fixed time, by the time of a step of every training."""
+    """The steps fill the budget after subtracting the reserve and the fixed time."""
     assert compute_steps(1000.0, 2.0, 280.0) == int((0.88 * 1000 - 280) / 2)
     with pytest.raises(ValueError, match="budget must be at least 3min on this machine"):
         compute_steps(120.0, 5.0, 50.0)
