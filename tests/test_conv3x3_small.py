@@ -27,7 +27,7 @@ def machine(monkeypatch):
 
 
 def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
-    """Return the saved tensors of the convolution's graph node."""
+    """Return the name of the graph node of the convolution."""
     tensors = leaves(problem)
     return problem.run(tensors[:4] + [None], algorithm).grad_fn.name()
 

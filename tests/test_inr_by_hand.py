@@ -97,7 +97,7 @@ def test_metasr_place_by_place():
     constant, kernels = conv(features, decoder.constant), conv(features, decoder.kernels).unflatten(1, (2, 8))
 
     def expected(row, column):
-        """Return the value at the corner (row, column)."""
+        """Return the expected value at the position (row, column)."""
         i, j = int(row), int(column)
         a = torch.relu(decoder.first(torch.tensor([row - i, column - j, 0.5], dtype=f64)))
         return kernels[0, :, :, i, j] @ a + constant[0, :, i, j]

@@ -311,7 +311,7 @@ def test_member_depends_only_on_seed_start_and_index(known, event, ensemble, mon
 
 
 def test_probabilities_are_shares_of_the_members(known, ensemble):
-    """Among all thresholds between member values, dry members are the more likely."""
+    """The probability of each threshold is the fraction of members at or above it."""
     rates = [0.5, 2.25, 5.0]
     out = fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5, probability=rates)
     field = out.probability_of_rainfall_rate_above_threshold
