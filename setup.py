@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the native module _fastds: finds the compilers, writes one build.ninja, runs ninja. Never imports torch.
+"""Build the native module _fastds: find the compilers, write build.ninja and run ninja, without importing torch.
 
-Quick rebuild in a checkout: python setup.py -q build_ext --inplace
+Rebuild in a checkout: python setup.py -q build_ext --inplace
 
-Environment: FASTDS_CUDA=auto|0|1 (auto: when nvcc is found; 1: fail without it), CUDA_HOME (else PATH and
-/usr/local/cuda are searched), FASTDS_CUDA_ARCHS="80 90" (PTX is added), MAX_JOBS,
-FASTDS_DEBUG=0|1|asan|tsan; and CXX, which is setuptools' own.
+Environment variables:
+    CXX: C++ compiler.
+    FASTDS_CUDA: auto (build CUDA kernels if nvcc is found), 0 or 1 (fail without nvcc).
+    CUDA_HOME: folder of the CUDA toolkit; default: search PATH and /usr/local/cuda.
+    FASTDS_CUDA_ARCHS: compute capabilities such as "80 90"; PTX is added.
+    FASTDS_DEBUG: 0, 1, asan or tsan.
+    MAX_JOBS: number of parallel compilations.
 """
 
 import importlib.util
@@ -37,18 +41,19 @@ DEBUG_FLAGS = {
     + ["-fno-sanitize-recover=undefined"],
     "tsan": ["-O1", "-g", "-fsanitize=thread", "-DFASTDS_TSAN=1"],
 }
-# csrc/core/isa.cpp asks the processor for the same features. BF16 comes with the AVX-512 objects; AVX-512 machines
-# without it (Skylake-X to Ice Lake) run the AVX2 objects.
+# csrc/core/isa.cpp tests the processor for the same features. The AVX-512 objects need BF16; AVX-512 processors without
+# it (Skylake-X to Ice Lake) run the AVX2 objects.
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"],
 }
-# With code for newer GPUs only: vector atomics of sm_90.
+# Sources with code for newer GPUs only, such as vector atomics of sm_90; they need PTX for each architecture.
 PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
-# Ops without baseline objects where there are vector ones: "auto" never picks those, and forcing them is refused.
+# Ops for which baseline objects are built only if there are no vector objects; otherwise "auto" never selects baseline,
+# and forcing it is an error.
 VECTOR_OPS = {"conv1x1", "conv3x3", "conv_cells"}
-# Ops that lose 3 to 6 % with -O2.
+# Ops that are slower with -O2 than with -O3.
 FULLY_OPTIMISED = {"conv3x3", "deform_conv2d", "inr_query"}
 INSTALL_COMPILER = (
     "install a C++17 compiler with OpenMP (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
@@ -87,15 +92,17 @@ def find_cxx():
 
 
 def host_compiler(cxx):
-    """What nvcc takes of a C++ compiler command, which may begin with a launcher and end with options: the compiler,
-    and the options. "ccache g++ -pthread" gives "g++" and ["-pthread"]."""
+    """Split a C++ compiler command into the compiler and its options, for nvcc, without a launcher in front.
+
+    "ccache g++ -pthread" gives "g++" and ["-pthread"].
+    """
     options = next((k for k, word in enumerate(cxx) if word.startswith("-")), len(cxx))
     compiler = cxx[max(options - 1, 0)]
     return shutil.which(compiler) or compiler, cxx[options:]
 
 
 def find_isas(cxx):
-    """Those the compiler makes code for. It may be a cross compiler; on 64-bit Arm the baseline is NEON."""
+    """Return the instruction sets that the (possibly cross) compiler supports; on 64-bit Arm the baseline is NEON."""
     target = subprocess.run([*cxx, "-dumpmachine"], capture_output=True, text=True).stdout
     if not target.startswith("x86_64"):
         return ["baseline"]
@@ -109,7 +116,7 @@ def find_isas(cxx):
 
 
 def find_nvcc():
-    """Path of nvcc or None. Whether a GPU is visible does not matter."""
+    """Return the path of nvcc or None; a GPU is not needed."""
     wish = os.environ.get("FASTDS_CUDA", "auto")
     if wish not in {"auto", "0", "1"}:
         stop(f"FASTDS_CUDA must be auto, 0 or 1, got {wish!r}")
@@ -127,9 +134,9 @@ def find_nvcc():
 
 
 def find_cuda_archs(nvcc):
-    """Compute capabilities: FASTDS_CUDA_ARCHS, else 80 and 90; newer GPUs compile the PTX at first use.
+    """Return the compute capabilities: FASTDS_CUDA_ARCHS, by default 80 and 90.
 
-    Machine code of the newer majors, too, would more than double nvcc's time.
+    Newer GPUs compile the PTX at first use. Machine code for them would more than double the compilation time.
     """
     wish = re.split(r"[ ,;]+", os.environ.get("FASTDS_CUDA_ARCHS", "").replace(".", "").strip())
     if wish != [""]:
@@ -146,9 +153,10 @@ def find_cuda_archs(nvcc):
 
 
 class Ninja:
-    """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link.
+    """Writer of build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link.
 
-    All bindings are one object, csrc/bind.cpp: pybind11 is parsed once. ops.h names each csrc/<op>/bind.h for it.
+    All bindings are in one object, csrc/bind.cpp, so that pybind11 is parsed once; it includes ops.h, which lists each
+    csrc/<op>/bind.h.
     """
 
     def __init__(self, folder, target, include_dirs):
@@ -165,14 +173,16 @@ class Ninja:
         self.host = HOST_FLAGS + DEBUG_FLAGS[self.debug]
         parts = {"AVX2": "avx2" in self.isas, "AVX512": "avx512" in self.isas, "CUDA": self.nvcc is not None}
         self.defines = [f"-DFASTDS_BUILD_{name}={int(built)}" for name, built in parts.items()]
-        # Bindings do no arithmetic: -O1 saves a quarter of their compilation.
+        # Bindings do no arithmetic; -O1 saves compilation time.
         self.bind_flags = [f"-I{folder}"] + [flag for path in include_dirs for flag in ("-isystem", str(path))]
         self.bind_flags += ["-isystem", str(self.pybind11_headers())]
         self.bind_flags += ["-O1"] if self.debug == "0" else []
         self.objects, self.lines = [], []
 
     def pybind11_headers(self):
-        """A copy at one place: pip's isolated builds have pybind11 elsewhere each time, and would compile anew."""
+        """Copy pybind11's headers to a fixed folder: pip's isolated builds have them in a new folder each time,
+        which would recompile everything.
+        """
         copy = self.folder / f"pybind11-{pybind11.__version__}"
         if not copy.exists():
             unfinished = self.folder / f"pybind11.{os.getpid()}"
@@ -189,15 +199,16 @@ class Ninja:
         for source in sorted(CSRC.rglob("*.cpp")):
             stem = source.relative_to(CSRC).with_suffix("").as_posix()
             if source.name.startswith("cpu"):
-                # Nothing throws there, and the tables of exceptions are weak symbols; long vectors never cross a call.
-                # Aligned: else hot loops gain or lose some percent with every change of the code before them.
+                # Kernels do not throw, and exception tables are weak symbols, which the linker could take from another
+                # instruction set. No vector is passed between functions, so -Wpsabi does not apply. Alignment makes
+                # the speed of hot loops independent of the code before them.
                 quiet = ["-fno-exceptions", "-Wno-psabi", "-falign-functions=64"]
                 for isa in self.isas_of(source.parent.name):
                     defines = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}"]
                     flags = [*defines, *quiet, *ISA_FLAGS[isa], *self.level(isa, source)]
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
-                # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
+                # Only bindings include pybind11, so that a changed path of it recompiles no kernel.
                 self.compile("cxx", source, stem, self.bind_flags if stem == "bind" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
@@ -210,9 +221,10 @@ class Ninja:
         return self.isas[1:] if op in VECTOR_OPS and len(self.isas) > 1 else self.isas
 
     def level(self, isa, source):
-        """Most kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
+        """Return the optimisation flags.
 
-        Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them.
+        Most kernels are unrolled and vectorised by hand, so that -O3 only takes longer to compile. If there are AVX2
+        objects, baseline objects serve only x86 processors from before 2013 and are compiled with -O1.
         """
         if self.debug != "0":
             return []
@@ -221,7 +233,7 @@ class Ninja:
         return ["-O3"] if source.parent.name in FULLY_OPTIMISED else ["-O2", "-fpeel-loops"]
 
     def gencode(self, source):
-        """One PTX for all GPUs, so that nvcc's front end and optimiser run once; or one per GPU for PTX_PER_ARCH."""
+        """Return the code generation flags: one PTX for all GPUs, which runs nvcc's front end once, or one for each."""
         numbers = [arch.rstrip("af") for arch in self.archs]
         if source in PTX_PER_ARCH:
             flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
@@ -253,7 +265,7 @@ class Ninja:
 
     @staticmethod
     def words(command):
-        """Words of a command for the shell that ninja starts; a dollar sign is ninja's own where it is single."""
+        """Quote a command for the shell that ninja starts; ninja needs dollar signs doubled."""
         return shlex.join(command).replace("$", "$$")
 
     @staticmethod
@@ -261,7 +273,7 @@ class Ninja:
         return re.sub(r"([$ :])", r"$\1", str(path))
 
     def build_info(self):
-        """Writes the constants of csrc/core/common.h, in a file of their own: a new hash recompiles no binding."""
+        """Write the constants of csrc/core/common.h to their own source, so that a new hash recompiles only it."""
         source_hash = runpy.run_path(str(ROOT / "fastds" / "_source_hash.py"))["source_hash"]
         constants = {
             "build_source_hash": source_hash(ROOT),
@@ -277,7 +289,7 @@ class Ninja:
         return self.generate("build_info.cpp", text)
 
     def ops(self):
-        """Writes what csrc/bind.cpp includes: the bind.h of each op and the list of their names."""
+        """Write ops.h, which csrc/bind.cpp includes: the bind.h of each op and the list of their names."""
         names = sorted(path.parent.name for path in CSRC.glob("*/bind.h"))
         text = "#pragma once\n" + "".join(f'#include "{name}/bind.h"\n' for name in names)
         self.generate("ops.h", f"{text}#define FASTDS_OPS(X) {' '.join(f'X({name})' for name in names)}\n")
@@ -308,7 +320,7 @@ class NinjaBuildExt(build_ext):
 
 class CleanBuild(build):
     def run(self):
-        # A module of an earlier build left in build_lib would be packed into the wheel.
+        # A module of an earlier build in build_lib would be packed into the wheel.
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
@@ -318,7 +330,7 @@ setup(
     ext_modules=[
         Extension(
             "_fastds",
-            # Headers too: this list is what the source distribution carries.
+            # With headers, because this list determines the content of the source distribution.
             sources=sorted(
                 p.relative_to(ROOT).as_posix() for p in CSRC.rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"}
             ),

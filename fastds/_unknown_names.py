@@ -104,9 +104,9 @@ def _check_subject(command: str, arguments: Sequence[str]) -> str | None:
         from fastds.training.command import format_unknown_task
 
         return format_unknown_task(arguments[0])
-    from fastds.studies.command import unknown_study
+    from fastds.studies.command import explain_unknown_study
 
-    return unknown_study(arguments[0])
+    return explain_unknown_study(arguments[0])
 
 
 def _check_model(command: str, arguments: Sequence[str]) -> str | None:

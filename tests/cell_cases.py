@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every recurrent cell has to agree with, on any backend: three steps of its reference in float64."""
+"""Comparison of recurrent cells on any backend with three steps of the float64 reference."""
 
 import copy
 
@@ -20,7 +20,7 @@ def compare(got, expected, bound):
 
 
 def three_steps_of_a_cell(name, dtype, layer, channels=16, size=(6, 10)):
-    """Forward, states and all gradients; B = 2, previous maps as a network would give them."""
+    """Compare forward results, states and all gradients; B = 2, with previous states as in a network."""
     shape = (2, channels, *size)
     cell = build_cell(name, channels, layer, 6, **SMALL.get(name, {})).to(dtype)
     twin = copy.deepcopy(cell).double()

@@ -66,7 +66,7 @@ def pytest_make_collect_report():
 
 
 def pytest_collection_finish():
-    """What is imported stays: with a million objects of it to look through, collections took a tenth of the time."""
+    """Freeze imported objects, so that garbage collections do not traverse them."""
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
 
@@ -83,7 +83,7 @@ def pytest_report_header():
 
 @pytest.fixture(autouse=True)
 def threads_of_torch():
-    """A test that sets them, as a training does, leaves them as they were: bits of torch's float64 depend on them."""
+    """Fixture: restore the number of threads after a test, because float64 results of torch depend on it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -91,26 +91,26 @@ def threads_of_torch():
 
 @pytest.fixture
 def two_threads(threads_of_torch):
-    """Kernels share their work, as they do for users; else a process of the tests computes by one thread."""
+    """Fixture: use two threads at least, as kernels of users do."""
     torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Every test starts from the same random state; FASTDS_TEST_SEED tries another."""
+    """Fixture: start every test from the same random state; FASTDS_TEST_SEED changes it."""
     torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))
 
 
 @pytest.fixture(autouse=True)
 def instruction_set():
-    """FASTDS_TEST_ISA is in force where a test begins, for python -m tests.sanitize."""
+    """Fixture: force the instruction set FASTDS_TEST_ISA at the start of a test, for python -m tests.sanitize."""
     if "FASTDS_TEST_ISA" in os.environ:
         _native.get_module().set_isa(os.environ["FASTDS_TEST_ISA"])
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """torch.empty, numpy.empty and relatives give NaN, so that an element nobody wrote shows."""
+    """Fixture: fill torch.empty, numpy.empty and similar with NaN, so that unwritten elements are detected."""
 
     def poisoned(allocate):
         def empty(*args, **kwargs):
@@ -140,7 +140,7 @@ def poison(monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_dir():
-    """The folder of real radar files: $FASTDS_DATA, else ../shared/data beside the checkout."""
+    """Fixture: the folder of real radar files, $FASTDS_DATA or ../shared/data next to the checkout."""
     folder = Path(os.environ.get("FASTDS_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no radar files: {folder} is not there (set FASTDS_DATA)")
@@ -149,7 +149,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def native():
-    """The module _fastds; skips with the reason where it is missing, which FASTDS_REQUIRE_NATIVE=1 forbids."""
+    """Fixture: the module _fastds; the test is skipped if it is missing, unless FASTDS_REQUIRE_NATIVE=1."""
     if _native.get_missing_reason() is not None:
         pytest.skip(_native.get_missing_reason())
     return _native.get_module()
@@ -165,7 +165,7 @@ def has(native, isa):
 
 @pytest.fixture(params=ISAS)
 def isa(request, native):
-    """Every instruction set that this machine and build have, forced during the test."""
+    """Fixture: force each instruction set that this machine and the build have."""
     if not has(native, request.param):
         pytest.skip(f"{request.param} is not available on this machine or in this build")
     native.set_isa(request.param)
@@ -175,7 +175,7 @@ def isa(request, native):
 
 @pytest.fixture
 def engine_isa(isa, native):
-    """Those with an engine of conv3x3: an x86 build has none for "baseline"."""
+    """Fixture: force each instruction set with a Winograd kernel of conv3x3; x86 builds have none for "baseline"."""
     if not native.conv3x3_available():
         pytest.skip("no engine for this instruction set in this build")
     return isa
@@ -183,7 +183,8 @@ def engine_isa(isa, native):
 
 @pytest.fixture
 def each_isa(native):
-    """`for isa in each_isa():` forces one after the other, where a test's reference takes longer than the kernel."""
+    """Fixture: `for isa in each_isa():` forces one instruction set after the other, so that a slow reference is
+    computed once."""
 
     def sets():
         for isa in ISAS:
@@ -197,7 +198,7 @@ def each_isa(native):
 
 @pytest.fixture
 def bars_of(monkeypatch):
-    """bars_of(module): what the module asks progress bars with, and one entry for each step that these are told of."""
+    """Fixture: bars_of(module) records the progress bars of a module, with one entry for each reported step."""
 
     def watch(module):
         asked, done = [], []

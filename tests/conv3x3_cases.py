@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems for the tests of conv3x3, and its float64 result by torch."""
+"""Test problems for conv3x3, and float64 results by torch."""
 
 import random
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Problem:
         return "-".join([f"{self.B}x{self.C1}+{self.C2}to{self.O}x{self.H}x{self.W}", *extras])
 
     def tensors(self, dtype=None, layout=torch.channels_last):
-        """x, weight, bias, x2, residual: unit-variance images, weights that keep the variance."""
+        """Make x, weight, bias, x2, residual: images of unit variance, and weights that preserve the variance."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def image(channels, dtype):
@@ -55,13 +55,13 @@ class Problem:
         )  # fmt: skip
 
     def expected(self, tensors):
-        """In float64, from the same (already rounded) inputs."""
+        """Compute the result in float64 from the same (already rounded) inputs."""
         return reference(*(t if t is None else t.double() for t in tensors), self.act or "none", 0.1,
                          self.padding_mode, self.shuffle)  # fmt: skip
 
 
 def sampled(count: int, seed: int) -> list[Problem]:
-    """Problems over every tail of channels and sizes, with random epilogues."""
+    """Make problems with all remainders of channels and sizes, and with random epilogues."""
     choose = random.Random(seed)
     problems = []
     while len(problems) < count:
@@ -89,10 +89,10 @@ def leaves(problem, dtype=None):
 
 
 def gradients(y, tensors, grad_y, **options):
-    """Gradients of the tensors that are there."""
+    """Return the gradients of the tensors that are not None."""
     return torch.autograd.grad(y, [t for t in tensors if t is not None], grad_y, **options)
 
 
 def relative_error(got, expected):
-    """Largest difference in units of the expected values' standard deviation."""
+    """Return the largest difference in units of the standard deviation of the expected values."""
     return ((got.double() - expected).abs().max() / expected.std().clamp_min(1e-30)).item()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forks of this process, and programs in forks of one in which everything is imported: each saves four seconds.
+"""Forks of this process, and programs in forks of a process in which the imports are done, which saves start-up time.
 
-A fork is a process of its own: signals, exit status and what it does at its end are those of a fresh one.
+A fork is a separate process: signals, exit status and exit handlers behave as in a new one.
 """
 
 import atexit
@@ -59,9 +59,11 @@ def _server(imports, *variables):
 
 
 def run(code, *words, imports=COMMAND, **variables):
-    """Runs Python code where these imports are done, its arguments sys.argv[1:]; returns the finished process.
+    """Run Python code in a fork in which the imports are done, and return the finished process.
 
-    variables: of the environment in which the imports are done."""
+    Args:
+        variables: environment variables of the process in which the imports are done.
+    """
     server = _server(imports, *variables.items())
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps([code, list(map(str, words)), folder]), file=server.stdin, flush=True)
@@ -71,7 +73,7 @@ def run(code, *words, imports=COMMAND, **variables):
 
 
 def in_a_child(work):
-    """The lines that work(out) writes in a fork, and how that ended; a crash of it fails one test and not all."""
+    """Return the lines that work(out) writes in a fork, and its exit status; a crash fails only one test."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

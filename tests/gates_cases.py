@@ -95,7 +95,7 @@ class GateTests:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_gradient_of_a_sum(self, dtype, native):
-        """It comes as one number for all elements."""
+        """The gradient of a sum is a tensor expanded from one number."""
         tensors = self.inputs(dtype=dtype, grad=True)
         got = self.results(tensors)
         grads = torch.autograd.grad([y.sum() for y in got], tensors, retain_graph=True)
@@ -212,7 +212,7 @@ class GateTests:
             check(double, (*along, *grads, *tensors, *self.options, wanted))
 
     def test_gradients_that_do_not_fit_are_refused(self, native):
-        """Of the results, and of the tensors' gradients; None is zero."""
+        """Gradients of the results and gradients of the tensors are checked; None counts as zero."""
         tensors = self.inputs((2, 3, 4, 5))
         grads, along = [torch.randn_like(t) for t in self.results(tensors)], [torch.randn_like(t) for t in tensors]
         name = self.op.name().split("::")[1]

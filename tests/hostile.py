@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.hostile: loads shipped weights that were harmed at random.
+"""Load randomly corrupted weights files: `python -m tests.hostile`.
 
-A file may be refused in one sentence with its name ("refused"), or loaded: with its own numbers and configuration
-("same"), or with another value in its configuration or card that could be meant so ("other"). Faults: "wrong" (other
-numbers), "unclear" (another error, or no file name), "slow".
+A file may be rejected in one sentence with its name ("refused"). It may be loaded with its own numbers and
+configuration ("same"), or with another plausible value in its configuration or model card ("other"). Faults are "wrong"
+(other numbers), "unclear" (another error, or no file name) and "slow".
 """
 
 import argparse
@@ -27,7 +27,7 @@ FAULTS = ("wrong", "unclear", "slow")
 
 
 def split(data: bytes) -> tuple[dict, bytes]:
-    """The header of a safetensors file and what follows it."""
+    """Split a safetensors file into its header and the rest."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
@@ -38,7 +38,7 @@ def joined(header: dict, rest: bytes) -> bytes:
 
 
 def changed(tree, draw: random.Random):
-    """The tree of a JSON text with one of its nodes replaced, removed or renamed."""
+    """Replace, remove or rename one node of a JSON text."""
     places = []
     pending = [tree]
     while pending:
@@ -73,7 +73,7 @@ def other_header(data: bytes, draw: random.Random) -> bytes:
 
 
 def other_metadata(data: bytes, draw: random.Random) -> bytes:
-    """Another value in the configuration or in the card, or a text that nests without end."""
+    """Change a value of the configuration or of the model card, or insert deeply nested JSON."""
     header, rest = split(data)
     metadata, part = header["__metadata__"], draw.choice(("config", "config", "card"))
     deep = draw.random() < 0.02
@@ -85,7 +85,7 @@ HARM = {"cut": cut, "flipped": flipped, "header": other_header, "metadata": othe
 
 
 def outcome(path: Path, original: torch.nn.Module) -> tuple[str, str]:
-    """What became of a load, and what was said."""
+    """Load a file; return the outcome and the message."""
     began = time.monotonic()
     try:
         model = models.load(path)
@@ -103,7 +103,7 @@ def outcome(path: Path, original: torch.nn.Module) -> tuple[str, str]:
 
 
 def campaign(loads: int, seed: int) -> tuple[Counter, list[str]]:
-    """Counts of (harm, outcome), and the faults."""
+    """Return counts of (corruption, outcome), and the faults."""
     counts, faults = Counter(), []
     originals = {path: models.load(path) for path in sorted(WEIGHTS.glob("*.safetensors"))}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.kills: kills commands (SIGKILL) at random moments and starts them again.
+"""Kill commands at random moments by SIGKILL and start them again: `python -m tests.kills`.
 
-After a kill the output is absent or whole; after the second start it is, byte for byte, that of a run nobody killed. A
-training is killed three times before it may end, and so is an archive of 208 files by two workers, which is compared
-with that of one. Rounds are drawn by seed; each is a line of the log.
+After a kill, the output is absent or complete; after the restart it is byte for byte that of an uninterrupted run. A
+training is killed three times, and so is an archive of 208 files with two workers, which is compared with that of one
+worker. Rounds are drawn by seed; each is a line of the log.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FILES_OF_ARCHIVE = 208
 
 
 def write_archive(folder: Path) -> Path:
-    """A folder of so many files of one field each, of a synthetic event that comes again and again."""
+    """Write a folder of files with one field each, from a repeated synthetic event."""
     if folder.exists():
         return folder
     folder.mkdir()
@@ -58,7 +58,7 @@ def command(name: str, files: Path, folder: Path, workers: int = 2) -> list[str]
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """The results by their names: fields of a file, whose history tells the time, or files of weights."""
+    """Return the results by name: fields of a file without the time in its history, or weights files."""
     if (folder / "out.zarr").exists():
         with xr.open_zarr(folder / "out.zarr") as fields:
             return {str(name): variable.values.tobytes() for name, variable in fields.variables.items()}
@@ -80,7 +80,7 @@ def start(words: list[str]) -> subprocess.Popen:
 
 
 def finished(words: list[str]) -> float:
-    """Run to the end; the seconds it took."""
+    """Run to the end and return the seconds."""
     began = time.monotonic()
     process = start(words)
     said = process.communicate()[1]
@@ -90,7 +90,7 @@ def finished(words: list[str]) -> float:
 
 
 def killed(words: list[str], after: float) -> str:
-    """What became of a run killed after so many seconds: "killed", or "ended" where it was quicker."""
+    """Kill a run after some seconds; return "killed", or "ended" if it was faster."""
     process = start(words)
     try:
         process.communicate(timeout=after)
@@ -101,7 +101,7 @@ def killed(words: list[str], after: float) -> str:
 
 
 def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, seed: str) -> dict:
-    """Kill the command at moments drawn by seed, start it again; what was found."""
+    """Kill a command at random moments, restart it, and return the findings."""
     draw, faults, ends = random.Random(seed), [], []
     with tempfile.TemporaryDirectory() as folder:
         words = command(name, files, Path(folder))
@@ -117,7 +117,7 @@ def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, se
 
 
 def campaign(names, rounds: int, seed: int, log: Path) -> list[dict]:
-    """Rounds of every command; a log is gone on with."""
+    """Run rounds of every command; an existing log is continued."""
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = {row["seed"] for row in done}
     with tempfile.TemporaryDirectory() as folder:

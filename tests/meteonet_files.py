@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as MeteoNet hands them out, of a synthetic event: reflectivity, probability and height in one npz archive."""
+"""Files in MeteoNet's format from a synthetic event: reflectivity, probability and height in one npz archive."""
 
 import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ FIRST = datetime.datetime(2018, 3, 1)
 
 
 def make_radar(folder: Path, frames: int = 16, size: int = 64, seed: int = 3, part: int = 1) -> Path:
-    """reflectivity_new_NW_2018_03.PART.npz, and the coordinates beside it; a corner is missing."""
+    """Write reflectivity_new_NW_2018_03.PART.npz with one missing corner, and its coordinate file."""
     field = synthetic_event(seed=seed, frames=frames, shape=(size, size)).reflectivity
     z = field.values
     echo = z > -9

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.sanitize: builds ASan+UBSan and TSan and runs the op tests under them, in parts that are resumed.
+"""Run the op tests under ASan with UBSan, and under TSan: `python -m tests.sanitize`.
 
-A part is a sanitizer, an instruction set and a test file; under TSan only tests with "thread" in their names, because
-nothing else is computed by several threads at once. Parts that ended well are not run again while the sources of the
-native module stay the same; what a part said is in build/sanitize.
+A part is a sanitizer, an instruction set and a test file. Under TSan only tests with "thread" in their names run,
+because only they compute in several threads. Parts that passed are not run again while the sources of the native module
+are unchanged. The output of each part is in build/sanitize.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NAMES = ("op_arguments", "registered_ops", "fuzz", "packed_weight_cache", "memor
 
 
 def op_tests() -> list[str]:
-    """Test files of the ops; those that compare with other packages are about numbers alone."""
+    """Return the test files of the ops, except those that only compare numbers with other packages."""
     names = {*NAMES, *(name for name in ops.__all__ if name.islower())}
     names |= {module.name for module in iter_modules(ops.impl.__path__)}
     files = {path.name for path in (ROOT / "tests").glob("test_*.py") if any(n in path.name for n in names)}
@@ -39,13 +39,13 @@ def op_tests() -> list[str]:
 
 
 def isas() -> list[str]:
-    """Instruction sets to force one after the other: those that this machine and the build have."""
+    """Return the instruction sets to force: those that this machine and the build have."""
     info = native.get_module().build_info()
     return [isa for isa in info["isa_usable"] if isa in info["isa_built"] and isa != "baseline"] or ["baseline"]
 
 
 def built(kind: str) -> Path:
-    """The folder with the module of a sanitizer, made where there is none of these sources."""
+    """Return the folder with the sanitized module, built if there is none for these sources."""
     folder = ROOT / "build" / kind
     stamp = folder / "source_hash"
     if not stamp.exists() or stamp.read_text() != source_hash(ROOT):
@@ -67,7 +67,7 @@ def environment(kind: str, isa: str, folder: Path) -> dict[str, str]:
 
 
 def check_loaded(kind: str, folder: Path) -> None:
-    """Ends the program unless a part would load the module of this folder."""
+    """Exit unless a part would load the module of this folder."""
     command = [sys.executable, "-P", "-c", "import _fastds; print(_fastds.__file__)"]
     loaded = subprocess.run(command, cwd=ROOT, env=environment(kind, "auto", folder), capture_output=True, text=True)
     if not loaded.stdout.startswith(str(folder)):
@@ -75,7 +75,7 @@ def check_loaded(kind: str, folder: Path) -> None:
 
 
 def part(kind: str, isa: str, test: str, folder: Path, log: Path) -> dict:
-    """Runs one part; what it said goes to the log, its outcome comes back."""
+    """Run one part; write its output to the log and return its outcome."""
     # -P: a module that lies in the checkout does not come before the sanitized one.
     options = ["-s", "-q", "-p", "no:cacheprovider", *SELECTED[kind]]
     command = [sys.executable, "-P", "-m", "pytest", *options, f"tests/{test}"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files for the studies of papers, and the command line of a tiny study of each."""
+"""Small data files for the studies of papers, and the command line of a tiny study of each."""
 
 import numpy as np
 import xarray as xr
@@ -9,7 +9,7 @@ from fastds import data
 
 
 def make_meteonet(folder):
-    """Two archives of MeteoNet, and in masks/ the static maps."""
+    """Write two archives of MeteoNet, and static fields in masks/."""
     for part, (frames, seed) in enumerate(((20, 3), (17, 8)), 1):
         make_radar(folder, frames=frames, seed=seed, part=part)
     (folder / "masks").mkdir()
@@ -23,7 +23,7 @@ def make_meteonet(folder):
 
 
 def make_events(folder):
-    """Two rain events, of which one is too short."""
+    """Write two rain events, one of which is too short."""
     for name, frames, seed in (("rain", 38, 3), ("short", 20, 4)):
         event = data.synthetic_event(seed=seed, frames=frames, shape=(64, 64), cadence_minutes=6.0)
         data.save_dataset(event[["reflectivity"]], folder / f"{name}.nc")
@@ -31,7 +31,7 @@ def make_events(folder):
 
 
 def make_humidity(folder):
-    """Waves of humidity, and a training configuration of tiny networks on them."""
+    """Write wave-like humidity fields, and a training configuration of tiny networks."""
     rows, columns = np.arange(24.0)[:, None], np.arange(61.0)
     waves = np.stack([np.sin(1.1 * rows + 0.3 * t) * np.cos(0.9 * columns - t) for t in range(5)])
     attrs = {"standard_name": "relative_humidity", "units": "%"}
@@ -60,7 +60,7 @@ optimiser: {warmup_epochs: 1}
 
 
 def make_waves(folder):
-    """Waves of two variables, as columns enough for every part."""
+    """Write wave-like fields of two variables, with enough columns for every part."""
     rows, columns, g = np.arange(168.0)[:, None], np.arange(216.0), np.random.default_rng(0)
     waves = np.stack([np.sin(0.6 * rows + 0.3 * t) * np.cos(0.5 * columns - t) for t in range(2)])
     waves += 0.05 * g.standard_normal(waves.shape)
@@ -100,14 +100,14 @@ CASES = {
 
 
 def words(name, folder, output, **options):
-    """The command line of a tiny study."""
+    """Return the command line of a tiny study."""
     chosen = {"max_steps": 3, "threads": 1, "progress": "false", "data.path": folder, "output": output}
     chosen |= CASES[name][1] | options
     return ["study", name, *(f"--{key}={value}".replace("FOLDER", str(folder)) for key, value in chosen.items())]
 
 
 def outputs(folder):
-    """What a study leaves that a kill must not change, by name."""
+    """Return the outputs of a study by name, which an interruption must not change."""
     kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "runs/*/*.safetensors", "runs/*/*.csv")
     found = (p for kind in kinds for p in folder.glob(kind) if p.name[0] != ".")  # a kill leaves hidden parts
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}

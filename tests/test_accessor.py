@@ -21,19 +21,19 @@ USED = "\nprint(type(xarray.Dataset().fastds).__name__, type(xarray.DataArray(1)
         "import fastds, pandas\nimport xarray.core\nimport xarray",
     ],
 )
-def test_the_accessor_is_there(imports):
+def test_accessor_is_registered(imports):
     code = f"import warnings\nwarnings.simplefilter('error', UserWarning)\n{imports}{USED}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "Accessor Accessor\n", done.stderr
 
 
-def test_xarray_is_not_imported_for_it():
+def test_accessor_does_not_import_xarray():
     code = "import sys, fastds; print('xarray' in sys.modules, 'torch.utils.flop_counter' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False False\n", done.stderr
 
 
-def test_work_behind_an_import(tmp_path, monkeypatch):
+def test_deferred_work_runs_after_import(tmp_path, monkeypatch):
     (tmp_path / "late_module.py").write_text("value = 3\n")
     seen = []
     run_after_import("late_module", lambda module: seen.append(module.value))

@@ -33,7 +33,7 @@ def agreed(y, x, flow, mode, known=None):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_averages_of_the_result_are_the_coarse_field(mode):
+def test_back_projection_preserves_the_coarse_field(mode):
     """Nearly, of cells whose pixels are all clear of the floor: some are 4 dB off before."""
     x, flow, y = fields(size=96)
     way = "linear_z" if mode == "linear_z" else "dbz"
@@ -45,7 +45,7 @@ def test_averages_of_the_result_are_the_coarse_field(mode):
     assert after[clear].max() < 0.4 and after[clear].mean() < before[clear].mean() / 10
 
 
-def test_plain_means_correct_no_cell_with_a_pixel_near_the_floor():
+def test_back_projection_of_means_skips_cells_near_the_floor():
     x, flow, y = fields()
     low = F.max_pool2d(-y[::2], 2) >= -CLEAR_DB / SPAN
     alone = -F.max_pool2d(-low.float(), 3, stride=1, padding=1) == 1  # among such cells: no correction reaches them
@@ -53,7 +53,7 @@ def test_plain_means_correct_no_cell_with_a_pixel_near_the_floor():
     assert alone.sum() > 100 and same[alone.repeat_interleave(2, 1).repeat_interleave(2, 2)].all()
 
 
-def test_a_missing_cell_corrects_nothing():
+def test_back_projection_ignores_missing_cells():
     x, flow, y = fields()
     known = torch.ones_like(x).bool()
     known[:, 10:14, 20:24] = False
@@ -63,7 +63,7 @@ def test_a_missing_cell_corrects_nothing():
     assert torch.equal(*results) and not torch.equal(results[0], agreed(y, x, flow, "dbz"))
 
 
-def test_the_field_between_gets_the_mean_correction_moved():
+def test_back_projection_of_the_middle_frame_is_advected():
     """Against the corrections moved by the baseline's advection; and without motion their mean."""
     x, flow, y = fields()
     result = agreed(y, x, flow, "linear_z")
@@ -77,7 +77,7 @@ def test_the_field_between_gets_the_mean_correction_moved():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_told_how_it_was_coarsened_the_error_is_smaller(mode):
+def test_back_projection_reduces_the_error(mode):
     """The shipped weights on a synthetic event that no training saw."""
     truth = synthetic_event(11, 5, (128, 128))
     coarse = coarsen_dataset(truth, mode=mode)
@@ -90,19 +90,20 @@ def test_told_how_it_was_coarsened_the_error_is_smaller(mode):
     assert errors[1] < {"linear_z": 0.97, "dbz": 0.995, "plain_dbz": 0.998}[mode] * errors[0]
 
 
-def test_the_study_tells_it(data_dir):
+def test_study_radar_uses_back_projection(data_dir):
     """Means of linear Z of a radar that no training saw: 0.90 of the error."""
     frames = TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 0, 3)
     sample = dict(EvaluationTriples(frames, mode="linear_z")[0]) | {"beside": (None, None)}
     block = radar.Block("MeteoSwiss", 15.0, [sample], [0])
     network = fastds.load("fczsm-small").eval()
     known, unknown = (
-        radar.errors(block, radar.as_method(network, 15.0, coarsened))["mse_total"] for coarsened in ("linear_z", None)
+        radar.compute_errors(block, radar.wrap_network(network, 15.0, coarsened))["mse_total"]
+        for coarsened in ("linear_z", None)
     )
     assert known < 0.92 * unknown
 
 
-def test_dry_stays_dry_and_missing_missing():
+def test_back_projection_preserves_dry_and_missing():
     coarse = coarsen_dataset(synthetic_event(11, 3, (96, 96)))
     coarse.reflectivity[:, 5:9, 5:9] = np.nan
     plain, told = (downscale("advection", coarse, coarsened=mode).reflectivity for mode in (None, "linear_z"))
@@ -113,7 +114,7 @@ def test_dry_stays_dry_and_missing_missing():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_in_bands_it_is_the_same(mode, monkeypatch):
+def test_back_projection_in_bands_is_identical(mode, monkeypatch):
     monkeypatch.setattr(refinement, "_BAND_PIXELS", 1)
     refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=-32.0, tiles=[])
     x, flow, y = fields()
@@ -123,7 +124,7 @@ def test_in_bands_it_is_the_same(mode, monkeypatch):
     torch.testing.assert_close(banded, agreed(y, x, flow, mode), rtol=0, atol=2e-6)
 
 
-def test_another_way_is_refused():
+def test_unknown_coarsening_is_rejected():
     coarse = coarsen_dataset(synthetic_event(11, 2, (64, 64)))
     with pytest.raises(ValueError, match="coarsened must be one of dbz, linear_z, plain_dbz, got 'mean'"):
         fastds.downscale("advection", coarse, coarsened="mean")

@@ -75,11 +75,11 @@ def stored(path):
 
 
 def same(a, b):
-    """Whether two stores hold the same but for the date in their history."""
+    """Return whether two stores are equal except for the date in their history."""
     return a.drop_attrs().identical(b.drop_attrs()) and all(a[name].attrs == b[name].attrs for name in a.variables)
 
 
-def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
+def test_archive_equals_a_single_run(files, event):  # noqa: F811
     report = archive(files, model=str(files / "w.safetensors"))
     found = stored(files / "out.zarr")
     expected = fastds.downscale(files / "w.safetensors", event, threads=1)
@@ -90,7 +90,7 @@ def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
     assert sorted(p.name for p in files.iterdir()) == ["in", "out.zarr", "out.zarr.manifest", "w.safetensors"]
 
 
-def test_what_is_told_of_pieces():
+def test_archive_progress_messages():
     took = ((1, 2e9, "a"), (2, 5e9, "b"), (6, 1e9, "a"))
     made = [ChunkResult(chunk=None, seconds=seconds, peak_bytes=peak, worker=who) for seconds, peak, who in took]
     assert run._summarize(5, made) == [
@@ -105,14 +105,14 @@ def test_what_is_told_of_pieces():
     ]
 
 
-def test_workers_share_the_cores(monkeypatch):
+def test_archive_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert [choose_threads(None, workers, None) for workers in (None, 3, 9)] == [8, 2, 1]
     assert choose_threads(5, 3, None) == 5 and choose_threads(None, None, "tcp://x:1") is None
 
 
 @pytest.mark.parametrize("killed_after", [0, 3, 5])
-def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypatch, killed_after):
+def test_killed_archive_resumes_without_recomputing(files, whole, monkeypatch, killed_after):
     known, computed = workers.process_chunk, []
 
     def make(job, store, piece):
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypat
         small.undo()
 
 
-def test_a_finished_run_has_nothing_to_do(files, monkeypatch):
+def test_finished_archive_is_left_unchanged(files, monkeypatch):
     archive(files)
     computed, looked, known = [], [], manifest.get_file_stamp
     counted(monkeypatch, RadarPipeline, computed)
@@ -154,7 +154,7 @@ def test_a_finished_run_has_nothing_to_do(files, monkeypatch):
     assert not computed and any("5 already done" in note for note in report.notes)
 
 
-def test_a_run_killed_between_its_last_two_steps(files, monkeypatch):
+def test_archive_killed_before_its_last_step_resumes(files, monkeypatch):
     """The store has its name, the manifest not yet."""
     archive(files)
     os.replace(files / "out.zarr.manifest", files / "out.zarr.part.manifest")
@@ -164,7 +164,7 @@ def test_a_run_killed_between_its_last_two_steps(files, monkeypatch):
     assert not computed and (files / "out.zarr.manifest").exists() and not (files / "out.zarr.part.manifest").exists()
 
 
-def test_half_a_line_of_the_manifest_is_a_piece_to_compute(files):
+def test_truncated_manifest_line_is_recomputed(files):
     archive(files)
     manifest = files / "out.zarr.manifest"
     manifest.write_text(manifest.read_text()[:-9])
@@ -173,7 +173,7 @@ def test_half_a_line_of_the_manifest_is_a_piece_to_compute(files):
 
 
 @pytest.mark.parametrize("first", [1, 3, 5])
-def test_files_of_tomorrow_are_appended(files, whole, monkeypatch, first):
+def test_archive_appends_new_files(files, whole, monkeypatch, first):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[:first], append=True)
     assert stored(files / "out.zarr").sizes["time"] < whole.sizes["time"]
@@ -186,7 +186,7 @@ def test_files_of_tomorrow_are_appended(files, whole, monkeypatch, first):
         assert dataset.sizes["time"] == 21
 
 
-def test_an_append_tells_how_far_all_inputs_lie_from_the_training(files):
+def test_append_updates_the_ood_score(files):
     model = radar_model()
     model.card.input_ranges = {"flow residual": [0.0, 1.0]}
     models.save(model, files / "w.safetensors")
@@ -197,7 +197,7 @@ def test_an_append_tells_how_far_all_inputs_lie_from_the_training(files):
     assert scores[0] != scores[1] == scores[2]
 
 
-def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
+def test_killed_append_resumes(files, whole, monkeypatch):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[:3])
     known, computed = workers.process_chunk, []
@@ -220,7 +220,7 @@ def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
     assert len(computed) == len(set(computed)) and same(stored(files / "out.zarr"), whole)
 
 
-def test_what_cannot_be_appended_is_refused(files):
+def test_append_rejects_incompatible_files(files):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[1:4])
     for source, options, sentence in (
@@ -238,7 +238,7 @@ def test_what_cannot_be_appended_is_refused(files):
         archive(files, names[1:], append=True)
 
 
-def test_an_unfinished_store_of_other_options_is_not_touched(files, monkeypatch):
+def test_unfinished_archive_of_other_options_is_not_overwritten(files, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(workers, "process_chunk", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -250,14 +250,14 @@ def test_an_unfinished_store_of_other_options_is_not_touched(files, monkeypatch)
     assert stored(files / "out.zarr").attrs["fastds_time_factor"] == 4
 
 
-def test_another_request_replaces_a_store_at_its_end(files):
+def test_other_request_replaces_the_archive_when_finished(files):
     archive(files)
     archive(files, options={"time_factor": 4})
     assert stored(files / "out.zarr").sizes["time"] == 39
     assert Manifest(files / "out.zarr").fingerprint["options"] == {"time_factor": 4}
 
 
-def test_an_archive_begun_on_a_gpu_is_not_continued_without(files, monkeypatch):
+def test_archive_started_on_gpu_is_not_resumed_on_cpu(files, monkeypatch):
     """--device auto stands for what it was on the machine that began."""
     archive(files, ["0.nc", "1.nc"], options={"device": "auto"})
     assert Manifest(files / "out.zarr").fingerprint["options"]["device"] == "cpu"
@@ -270,7 +270,7 @@ def test_an_archive_begun_on_a_gpu_is_not_continued_without(files, monkeypatch):
         archive(files, options={"device": "auto"}, append=True)
 
 
-def test_a_file_that_cannot_be_read_ends_the_run_or_is_left_out(files, event):  # noqa: F811
+def test_unreadable_file_raises_or_is_skipped(files, event):  # noqa: F811
     whole = (files / "in" / "2.nc").read_bytes()
     (files / "in" / "2.nc").write_bytes(whole[: len(whole) // 2])
     other = event.isel(time=slice(4, 6), x=slice(0, 30))
@@ -283,7 +283,7 @@ def test_a_file_that_cannot_be_read_ends_the_run_or_is_left_out(files, event):  
     assert stored(files / "out.zarr").drop_attrs().equals(expected.drop_attrs())
 
 
-def test_a_piece_that_fails_ends_the_run_or_is_left_out(files, event):  # noqa: F811
+def test_failing_chunk_raises_or_is_skipped(files, event):  # noqa: F811
     """More than half of the values of four times are impossible."""
     for number in (3, 4):
         bad = event.isel(time=slice(2 * number, 2 * number + 2)).copy(deep=True)
@@ -301,7 +301,7 @@ def test_a_piece_that_fails_ends_the_run_or_is_left_out(files, event):  # noqa: 
     assert any("1 computed by 1 process, 4 already done" in note for note in report.notes)
 
 
-def test_warnings_of_pieces_are_told_once(files, recwarn):
+def test_chunk_warnings_are_printed_once(files, recwarn):
     weights = radar_model()
     weights.card.cadence_s = (3000.0, 6000.0)
     models.save(weights, files / "w.safetensors")
@@ -310,7 +310,7 @@ def test_warnings_of_pieces_are_told_once(files, recwarn):
     assert len(words) == 1
 
 
-def test_integers_where_the_input_has_packed_ones(files, event):  # noqa: F811
+def test_archive_is_packed_like_the_input(files, event):  # noqa: F811
     packed = event.copy()
     packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
     save_dataset(packed, files / "packed.nc")
@@ -321,7 +321,7 @@ def test_integers_where_the_input_has_packed_ones(files, event):  # noqa: F811
     assert float(abs(found - plain).max()) <= 0.0313 and ((plain == -32) == (found == -32)).all()
 
 
-def test_integers_are_rounded_as_in_a_file(files, monkeypatch, event):  # noqa: F811
+def test_archive_packing_rounds_like_netcdf(files, monkeypatch, event):  # noqa: F811
     """A value whose distance from no echo is rounded in float32 to the middle between two steps."""
     packed, tie = event.copy(), np.float32(21.46875) - np.float32(1e-6)
     packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
@@ -339,7 +339,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_the_command_takes_fields_and_ensembles(tmp_path, task, capsys):
+def test_archive_command_of_fields_and_ensembles(tmp_path, task, capsys):
     make, data_of, words, name = CASES[task]
     data = data_of()
     for number in range(2):
@@ -356,7 +356,7 @@ def test_the_command_takes_fields_and_ensembles(tmp_path, task, capsys):
         assert found[name].dims == expected[name].dims and np.array_equal(found[name], expected[name])
 
 
-def test_hindcasts_are_an_archive(files, tmp_path, capsys):
+def test_archive_of_hindcasts(files, tmp_path, capsys):
     models.save(nowcaster(), tmp_path / "n.safetensors")
     words = ["--model", str(tmp_path / "n.safetensors"), "--steps", "2", "--coarsen", "1", "--interval", "10min"]
     words += ["--every", "10min", "--dtype", "float32"]
@@ -380,7 +380,7 @@ def test_hindcasts_are_an_archive(files, tmp_path, capsys):
         (["o.zarr", "--append", "--report", "r.html"], "--report is for results that are made at once"),
     ],
 )
-def test_options_that_do_not_go_together(files, words, sentence, capsys):
+def test_archive_rejects_conflicting_options(files, words, sentence, capsys):
     target, *options = words
     model = ["--model", str(files / "w.safetensors")]
     options = [str(files / "r.html") if word == "r.html" else word for word in options]
@@ -389,7 +389,7 @@ def test_options_that_do_not_go_together(files, words, sentence, capsys):
     assert not list(files.glob("o.*"))
 
 
-def test_workers_of_a_scheduler(files, event):  # noqa: F811
+def test_archive_with_dask_scheduler(files, event):  # noqa: F811
     """By address and by file; a scheduler that is not there is an error in words."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     form = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threads_per_worker": 1}
@@ -403,21 +403,21 @@ def test_workers_of_a_scheduler(files, event):  # noqa: F811
         archive(files, target="third.zarr", scheduler="tcp://127.0.0.1:9")
 
 
-def test_little_work_starts_no_workers(files, whole, monkeypatch):
+def test_small_archive_starts_no_workers(files, whole, monkeypatch):
     monkeypatch.setattr(workers, "open_cluster", lambda *_: pytest.fail("workers were started"))
     report = archive(files, workers=2)
     assert any("5 computed by 1 process" in note for note in report.notes)
     assert same(stored(files / "out.zarr"), whole)
 
 
-def test_one_long_piece_starts_no_workers(files, monkeypatch):
+def test_single_chunk_starts_no_workers(files, monkeypatch):
     monkeypatch.setattr(workers, "open_cluster", lambda *_: pytest.fail("workers were started"))
     monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     assert any("1 chunk: 1 computed" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
 
 
-def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch):
-    """It ends when a worker has made the others."""
+def test_long_first_chunk_runs_alongside_workers(files, whole, monkeypatch):
+    """The first chunk ends after a worker has computed the other chunks."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     known, done, latest = workers.process_chunk, files / "done", time.monotonic() + 60
 
@@ -443,8 +443,8 @@ def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch
     assert same(stored(files / "out.zarr"), whole)
 
 
-def test_workers_open_no_files_again(files, monkeypatch):
-    """What they get of a job computes with the same bits, and reads nothing but the fields of its pieces."""
+def test_workers_do_not_reopen_files(files, monkeypatch):
+    """The part of a job that workers receive gives identical results and reads only the frames of their chunks."""
     asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
     job = request.create_pipeline(asked)
     there = pickle.dumps(workers.PickledPipeline(job))
@@ -473,7 +473,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
-def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, capsys, monkeypatch):
+def test_restarted_workers_give_identical_results(files, whole, capsys, monkeypatch):
     """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     monkeypatch.setattr(workers, "MIN_WORK_S", 0)

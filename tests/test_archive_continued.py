@@ -26,14 +26,14 @@ DOWNSCALE = ["downscale", "?.nc", "o.zarr", "--threads=1"]
 
 
 def _refusal(words, monkeypatch, capsys):
-    """What is said, before any file is opened."""
+    """Return the error message, which is raised before any file is opened."""
     with monkeypatch.context() as context:
         context.setattr(run, "create_pipeline", lambda request: pytest.fail("the files were opened"))
         assert main(words) == 2
     return capsys.readouterr().err
 
 
-def test_a_store_without_a_manifest(folder, monkeypatch, capsys):
+def test_resume_of_a_store_without_manifest(folder, monkeypatch, capsys):
     assert main([*DOWNSCALE, "--model=trilinear"]) == 0
     capsys.readouterr()
     said = _refusal([*DOWNSCALE, "--model=trilinear", "--append"], monkeypatch, capsys)
@@ -45,7 +45,7 @@ def test_a_store_without_a_manifest(folder, monkeypatch, capsys):
     assert "already done" in capsys.readouterr().out
 
 
-def test_a_store_of_other_options_or_files(folder, monkeypatch, capsys):
+def test_resume_of_a_store_with_other_options_or_files(folder, monkeypatch, capsys):
     assert main([*DOWNSCALE, "--model=trilinear", "--workers=1"]) == 0
     said = _refusal([*DOWNSCALE, "--model=bicubic", "--append"], monkeypatch, capsys)
     assert "cannot be continued: model was 'trilinear' and is 'bicubic'; without --append it is made anew" in said

@@ -24,7 +24,7 @@ distributed = pytest.importorskip("distributed", reason="several workers need th
 
 @pytest.fixture(scope="module")
 def scheduler():
-    """Of two processes, one thread each."""
+    """The cluster has two processes with one thread each."""
     with open_cluster(2, None) as (client, *_):
         yield client.scheduler.address
 
@@ -38,7 +38,7 @@ def one_thread():
 
 
 @pytest.mark.skipif(get_unsupported_reason() is not None, reason="memory of glibc")
-def test_workers_keep_freed_memory(scheduler):
+def test_workers_set_malloc_retention(scheduler):
     """Of 20 arrays of 2 MB, one after another; a fresh one has 512 pages, which cost more than what is computed."""
     faults = "[[np.ones(1 << 18), resource.getrusage(resource.RUSAGE_SELF).ru_minflt][1] for _ in range(21)]"
     names = {"np": np, "resource": resource}
@@ -47,7 +47,7 @@ def test_workers_keep_freed_memory(scheduler):
     assert counts[-1] - counts[0] < 1024
 
 
-def test_the_environment_of_this_process_is_as_before(monkeypatch):
+def test_starting_workers_preserves_the_environment(monkeypatch):
     """dask writes into it what its workers shall have, the threads of every library among it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     before = dict(os.environ)
@@ -85,7 +85,7 @@ def hindcasts():
 
 
 def same(ours, theirs):
-    """Whether tables, and what they hold, are equal bit for bit, NaN included."""
+    """Return whether tables and their contents are bitwise equal, NaN included."""
     if dataclasses.is_dataclass(theirs):
         return all(same(value, getattr(theirs, name)) for name, value in vars(ours).items())
     if isinstance(theirs, dict):
@@ -105,7 +105,7 @@ def same(ours, theirs):
         (hindcasts, {"baselines": ["persistence"]}),
     ],
 )
-def test_two_workers_give_the_bits_of_one_process(case, options, tmp_path, scheduler, one_thread):
+def test_evaluation_with_two_workers_is_identical(case, options, tmp_path, scheduler, one_thread):
     names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]
     for dataset, name in zip(case(), names, strict=True):
         if dataset is not None:
@@ -117,7 +117,7 @@ def test_two_workers_give_the_bits_of_one_process(case, options, tmp_path, sched
     assert len(vars(found)) > 3 and found.rows
 
 
-def test_the_command(tmp_path, scheduler, capsys):
+def test_evaluate_command_with_workers(tmp_path, scheduler, capsys):
     made, truth, coarse = radar()
     for dataset, name in ((made, "made.nc"), (truth, "truth.nc"), (coarse, "input.nc")):
         save_dataset(dataset, tmp_path / name)
@@ -136,7 +136,7 @@ def test_the_command(tmp_path, scheduler, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_one_worker_is_this_process_with_as_many_threads_as_asked(monkeypatch):
+def test_one_worker_runs_in_this_process_with_requested_threads(monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate_in_processes", lambda *files, **options: torch.get_num_threads())
     before = torch.get_num_threads()
     assert evaluate_archive("made.nc", "truth.nc", workers=1, threads=3) == 3 and torch.get_num_threads() == before

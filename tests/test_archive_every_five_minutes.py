@@ -10,7 +10,7 @@ from fastds.archive import workers
 from fastds.data import save_dataset
 
 
-def test_files_that_come_late_are_left_out_and_the_archive_goes_on(files, event):  # noqa: F811
+def test_archive_skips_late_files(files, event):  # noqa: F811
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[:2] + names[3:4])
     for _ in range(2):  # and once more, with nothing new
@@ -20,8 +20,8 @@ def test_files_that_come_late_are_left_out_and_the_archive_goes_on(files, event)
     assert stored(files / "out.zarr").drop_attrs().equals(expected.drop_attrs())
 
 
-def test_a_manifest_does_not_outlive_its_store(files, event):  # noqa: F811
-    """What another command puts in its place is not taken for what was computed."""
+def test_manifest_is_removed_with_its_store(files, event):  # noqa: F811
+    """A store that another command writes in its place is not taken for a computed result."""
     archive(files, ["0.nc", "1.nc"])
     save_dataset(fastds.downscale("bicubic", event.isel(time=slice(0, 4)), threads=1), files / "out.zarr")
     with pytest.raises(ValueError, match=r"there is no out\.zarr\.manifest"):
@@ -30,7 +30,7 @@ def test_a_manifest_does_not_outlive_its_store(files, event):  # noqa: F811
     assert stored(files / "out.zarr").attrs["fastds_model"] == "trilinear"
 
 
-def test_two_processes_do_not_make_one_archive(files, whole, monkeypatch):  # noqa: F811
+def test_archive_lock_excludes_a_second_process(files, whole, monkeypatch):  # noqa: F811
     """The second is refused while the first is at work, and the lock of a killed one holds nobody."""
     tried, known = [], workers.process_chunk
 

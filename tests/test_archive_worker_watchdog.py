@@ -72,7 +72,7 @@ def test_all_workers_killed_at_once_are_replaced(files, whole, monkeypatch):  # 
     assert (files / "ids" / "killed").exists() and same(stored(files / "out.zarr"), whole)
 
 
-def test_workers_that_are_killed_again_and_again(files, whole, monkeypatch, capsys):  # noqa: F811
+def test_repeatedly_killed_workers_end_the_run(files, whole, monkeypatch, capsys):  # noqa: F811
     """One death is enough here, dask's own number is four."""
     monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     settings = {"distributed.scheduler.allowed-failures": 0}
@@ -83,7 +83,7 @@ def test_workers_that_are_killed_again_and_again(files, whole, monkeypatch, caps
     goes_on(files, whole, "--workers", "1")
 
 
-def test_workers_of_a_scheduler_that_end_for_good(files, whole, monkeypatch, capsys):  # noqa: F811
+def test_permanently_lost_workers_end_the_run(files, whole, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(worker_watchdog, "CHECK_INTERVAL_S", 0.2)
     with distributed.LocalCluster(n_workers=0, **HERE) as cluster:
         address = cluster.scheduler_address
@@ -98,7 +98,7 @@ def test_workers_of_a_scheduler_that_end_for_good(files, whole, monkeypatch, cap
     goes_on_elsewhere(files, whole)
 
 
-def test_a_scheduler_that_ends(files, whole, capsys):  # noqa: F811
+def test_lost_scheduler_ends_the_run(files, whole, capsys):  # noqa: F811
     scheduler = [sys.executable, "-c", SCHEDULER.replace("PRELOAD", preload(files, EACH_AT_A_PIECE))]
     with subprocess.Popen(scheduler, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         address = process.stdout.readline().strip()

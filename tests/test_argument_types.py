@@ -46,7 +46,7 @@ VERBS = {
     "value", [object(), [object()], {}, b"x", np.array([[1.0]])], ids=lambda value: type(value).__name__
 )
 @pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, (_, names) in VERBS.items() for name in names])
-def test_another_type_is_named(verb, name, value):
+def test_wrong_type_is_named(verb, name, value):
     if name == "dynamics" and isinstance(value, dict):
         return  # a mapping of no variables
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b") as refused:
@@ -56,7 +56,7 @@ def test_another_type_is_named(verb, name, value):
 
 @pytest.mark.parametrize("name", ["steps", "members", "seed", "threads", "tile"])
 @pytest.mark.parametrize("value", ["3", float("nan"), float("inf"), 1.5, True, 1e30, -1])
-def test_no_whole_number(name, value):
+def test_non_integer_is_rejected(name, value):
     verb = "radar" if name == "tile" else "nowcast"
     if (name, value) in (("tile", 1e30), ("seed", 1e30)):
         return  # larger than any field, and as good as another
@@ -78,7 +78,7 @@ FUNCTIONS = {
     ("function", "name"), [(function, name) for function in FUNCTIONS for name in get_annotations(function)]
 )
 @pytest.mark.parametrize("value", [object(), {}, float("nan"), -1, np.array([1, 2])], ids=lambda v: type(v).__name__)
-def test_functions_of_files_name_what_they_refuse(function, name, value):
+def test_file_functions_name_the_rejected_argument(function, name, value):
     if isinstance(value, float | int) and name in ("floor", "stratiform_dbz"):
         return  # dBZ
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
@@ -105,7 +105,7 @@ def test_annotations(annotation, good, bad):
             check_types({"it": annotation}, {"it": value})
 
 
-def test_an_array_is_no_dataset():
+def test_array_is_rejected_as_dataset():
     for call in (lambda: coarsen_dataset(TRUTH.reflectivity), lambda: save_dataset(TRUTH.reflectivity, "out.nc")):
         with pytest.raises(TypeError, match="dataset must be an xarray Dataset, got a DataArray"):
             call()
@@ -118,7 +118,7 @@ def test_columns_of_points_have_one_length():
         fastds.query("inr-any", COARSE, {"lat": [1, 2], "lon": [3]}, var="reflectivity")
 
 
-def test_coarsened_to_nothing():
+def test_coarsening_to_zero_size_is_rejected():
     assert dict(coarsen_dataset(TRUTH, 32).sizes) == {"time": 3, "y": 1, "x": 1}
     for factor in (33, 1e30):
         with pytest.raises(ValueError, match="factor must be at most 32, the fewest pixels of a side, got"):
@@ -134,11 +134,11 @@ def test_coarsened_to_nothing():
         ("simvp", {"groups": 0}, "SimVP cannot be built from the configuration .*'groups': 0"),
     ],
 )
-def test_networks_of_no_size(name, options, said):
+def test_zero_sized_networks_are_rejected(name, options, said):
     with pytest.raises(ValueError, match=said):
         fastds.models.create(name, **options)
 
 
-def test_a_lead_that_no_memory_holds():
+def test_excessive_lead_time_is_rejected():
     with pytest.raises(ValueError, match="lead must be at most 10000 steps of 300 s, got '1000000min': 200000 steps"):
         fastds.nowcast("extrapolation", TRUTH, lead="1000000min")

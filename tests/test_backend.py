@@ -44,7 +44,7 @@ def no_native(monkeypatch):
     monkeypatch.setattr(sys.modules[select_backend.__module__], "_warned", set())
 
 
-def test_context_restores_what_was_there(native):
+def test_use_backend_restores_the_previous_backend(native):
     x = torch.ones(2)
     with fastds.backend("reference"):
         assert select_backend(OPS["null_op"], (x,)) == "reference"
@@ -72,7 +72,7 @@ def test_environment_variable():
     assert "FASTDS_BACKEND: expected one of" in python(code, FASTDS_BACKEND="fast").stderr
 
 
-def test_explain(native, monkeypatch):
+def test_explain_names_the_backend(native, monkeypatch):
     x = torch.ones(2)
     no_gpu = "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
     assert fastds.explain("null_op", x) == {"native": "chosen", "triton": no_gpu, "reference": "usable"}
@@ -83,7 +83,7 @@ def test_explain(native, monkeypatch):
     assert fastds.explain("null_op_backward", x, x, [True])["native"] == "chosen"
 
 
-def test_forced_backend_that_refuses_is_an_error(monkeypatch):
+def test_forced_unsupported_backend_raises(monkeypatch):
     monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
     with (
         fastds.backend("triton"),
@@ -100,7 +100,7 @@ def test_op_without_the_forced_backend_keeps_its_default(native):
 @pytest.mark.parametrize(
     "device,reason", [("xpu", "no native kernel for xpu"), ("cuda", "this build of _fastds has no")]
 )
-def test_refusals_by_device(device, reason, native, monkeypatch):
+def test_unsupported_reasons_by_device(device, reason, native, monkeypatch):
     monkeypatch.setattr(_native, "_module", object())
     tensor = torch.empty(2, device="meta")
     assert _native.unsupported_reason({"cpu": "f"}, tensor) is None
@@ -137,7 +137,7 @@ def test_missing_native_warns_at_import_with_the_reason():
     assert "pip install ." in run.stderr and "_fastds cannot be imported" in run.stdout
 
 
-def test_require_native():
+def test_require_native_raises_without_extension():
     run = python(HIDE_NATIVE + "import fastds", FASTDS_REQUIRE_NATIVE="1")
     assert run.returncode != 0 and "ImportError: FASTDS_REQUIRE_NATIVE=1, but the native module" in run.stderr
 
@@ -153,7 +153,7 @@ def checkout(tmp_path, native):
     return tmp_path
 
 
-def test_module_of_other_sources_stops(checkout):
+def test_extension_built_from_other_sources_raises(checkout):
     code = "import fastds, fastds.kernels; print(fastds.__file__)"
     run = python(code, checkout)
     assert run.returncode == 0 and run.stdout.startswith(str(checkout)), run.stderr
@@ -171,7 +171,7 @@ def test_installed_package_needs_no_sources(checkout):
     assert run.returncode == 0 and run.stdout.startswith(str(checkout)) and not run.stderr, run.stderr
 
 
-def test_info():
+def test_info_reports_backends():
     run = python("import fastds.info; fastds.info.main()")
     for word in ("fastds", "compiler", "instruction sets", "selected", "CUDA", "triton", "torch", "devices", "threads"):
         assert word in run.stdout

@@ -43,7 +43,7 @@ def test_bicubic_stays_in_range_and_keeps_constants():
 
 
 @pytest.mark.parametrize("step", [(3.0, -2.0), (0.0, 5.0)], ids=str)
-def test_flow_is_the_motion_both_ways(step):
+def test_optical_flow_is_symmetric_in_time(step):
     x = moving_blobs(3, step)
     flow = optical_flow(x)
     assert flow.shape == (1, 2, 2, 2, 96, 96) and flow.dtype == torch.float32
@@ -59,7 +59,7 @@ def test_flow_of_small_grids(size):
     assert flow.shape == (2, 1, 2, 2, *size) and torch.isfinite(flow).all()
 
 
-def test_warp_moves_by_whole_pixels_and_repeats_the_edge():
+def test_warp_by_integers_extends_the_edge():
     x = torch.rand(2, 3, 6, 8)
     displacement = torch.zeros(2, 2, 6, 8)
     displacement[:, 0] = 2.0
@@ -122,7 +122,7 @@ def test_advection_passes_gradients():
     ],
     ids=["one-frame", "four-dims", "integers", "factor", "flow-shape", "flow-dims", "nan"],
 )
-def test_messages(call, error, message):
+def test_baselines_error_messages(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
@@ -149,7 +149,7 @@ def plain_srresnet(p: dict, x: torch.Tensor, blocks: int, stages: int, training:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_srresnet_is_its_formula(training, dtype, tolerance):
+def test_srresnet_equals_its_formula(training, dtype, tolerance):
     torch.manual_seed(2)
     network = SRResNet(2, 4, width=16, blocks=2).to(dtype)
     for name, values in network.named_buffers():

@@ -26,7 +26,7 @@ def card_of(config, *files):
 
 
 @pytest.mark.parametrize(("task", "name"), SHIPPED)
-def test_a_shipped_configuration_with_its_own_files_keeps_its_card(task, name):
+def test_model_card_of_shipped_configuration_is_kept(task, name):
     given = ["--data.path=somewhere/era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"] if name == "inr-small" else []
     config = PARSERS[task]([f"--config={name}", *(given or ["--data.path=somewhere"])])
     card = card_of(config)
@@ -44,14 +44,14 @@ def test_a_shipped_configuration_with_its_own_files_keeps_its_card(task, name):
         ("humidity", "wgan-gp-small", ["--data.path=folder", "--data.sources={m.nc: {}}"], ["m.nc"]),
     ],
 )
-def test_with_other_files_it_tells_of_these(task, name, options, files):
+def test_model_card_describes_other_training_files(task, name, options, files):
     config = PARSERS[task]([f"--config={name}", "--output=runs/mine", *options])
     card = card_of(config, *reversed(files), files[0])
     assert card.training_data == files and card.name == f"{config.model.name}-mine"
     assert not card.licence and not card.limits and not card.picture and not card.training_hours
 
 
-def test_weights_that_are_trained_further_tell_of_both():
+def test_model_card_of_finetuned_weights_names_both_data_sets():
     config = nowcast(["--model=nowcast-small", "--model.start=nowcast-small", "--data.path=folder/mine.nc"])
     before = models.load_card("nowcast-small")
     card = card_of(config, "mine.nc")
@@ -59,7 +59,7 @@ def test_weights_that_are_trained_further_tell_of_both():
     assert card.name == "nowcast-small-training-nowcast" and card.licence == before.licence
 
 
-def test_a_name_of_its_own_stays():
+def test_model_card_keeps_a_custom_name():
     config = nowcast(["--model=ms-convlstm", "--data.path=.", "--model.card={name: ours, training_data: [x]}"])
     card = card_of(config, "mine.nc")
     assert (card.name, card.training_data) == ("ours", ["x"])
@@ -67,6 +67,6 @@ def test_a_name_of_its_own_stays():
         assert card_of(nowcast(["--model=ms-convlstm", "--data.path=.", f"--output={output}"])).name == name
 
 
-def test_the_card_of_own_weights_does_not_call_them_shipped():
+def test_model_card_of_user_weights_is_not_marked_shipped():
     for name in models.available():
         assert "shipped" not in models.create(name).card.description, name

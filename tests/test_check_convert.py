@@ -36,7 +36,7 @@ def event():
 
 @pytest.fixture
 def failed(monkeypatch):
-    """What MLCast's own validator finds wrong with an archive."""
+    """Return the errors that MLCast's validator finds in an archive."""
     validator = pytest.importorskip(
         "mlcast_dataset_validator.specs.source_data.radar_precipitation",
         reason="MLCast's validator is not installed (optional peer)",
@@ -56,7 +56,7 @@ def failed(monkeypatch):
     return found
 
 
-def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, failed):
+def test_mlcast_validator_reports_only_the_short_archive(event, tmp_path, failed):
     save_dataset(event, tmp_path / "event.nc")
     url = "https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
     out = tmp_path / "archive.zarr"
@@ -69,7 +69,7 @@ ARCHIVED = [*TOLD, URL, "--to=mlcast"]
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_an_archive_of_the_swiss_grid_passes_the_validator_of_mlcast(data_dir, tmp_path, failed, raw):
+def test_mlcast_archive_of_swiss_grid_is_valid(data_dir, tmp_path, failed, raw):
     """Its projection is an oblique Mercator, whose axes CF cannot turn: the attributes alone tell a cone near it."""
     words = [str(data_dir / "radar_mch_20160711_5min.nc"), str(tmp_path / "a.zarr"), "--stop=2016-07-11T20:55"]
     if raw:
@@ -81,7 +81,7 @@ def test_an_archive_of_the_swiss_grid_passes_the_validator_of_mlcast(data_dir, t
     assert failed(tmp_path / "a.zarr") == ["Minimum 3-year coverage"]
 
 
-def test_a_projection_that_cf_attributes_cannot_tell_is_said(event, tmp_path):
+def test_convert_reports_projection_without_cf_attributes(event, tmp_path):
     """An oblique Mercator whose central line runs to the north-east."""
     oblique = "+proj=omerc +lat_0=61 +lonc=24 +alpha=40 +gamma=40 +k=1 +x_0=300000 +y_0=6700000 +ellps=GRS80"
     event["crs"] = ((), 0, {"crs_wkt": pyproj.CRS(oblique).to_wkt()})
@@ -100,14 +100,14 @@ def test_a_projection_that_cf_attributes_cannot_tell_is_said(event, tmp_path):
     ids=" ".join,
 )
 @pytest.mark.filterwarnings("ignore:.*trained")
-def test_radar_output_in_mlcasts_form_passes_its_validator(event, tmp_path, failed, words):
+def test_mlcast_radar_output_is_valid(event, tmp_path, failed, words):
     save_dataset(event, tmp_path / "event.nc")
     out = tmp_path / "out.zarr"
     assert main([words[0], str(tmp_path / "event.nc"), str(out), *words[1:], *ARCHIVED]) == 0
     assert failed(out) == ["Minimum 3-year coverage"]
 
 
-def test_what_archives_of_forecasts_hold(event, tmp_path):
+def test_mlcast_forecast_archive_contents(event, tmp_path):
     event = event.isel(time=slice(3, None))  # 12:20, 12:25, 12:30
     source, told = str(save_dataset(event, tmp_path / "event.nc")), ["--model=persistence", *ARCHIVED]
     z = event.reflectivity.values.clip(max=60)
@@ -138,7 +138,7 @@ def test_what_archives_of_forecasts_hold(event, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_fits_no_archive_is_refused_before_it_is_computed(event, tmp_path, monkeypatch, capsys, words, message):
+def test_mlcast_output_is_checked_before_computation(event, tmp_path, monkeypatch, capsys, words, message):
     def computed(*args, **options):
         raise AssertionError("computed")
 
@@ -154,7 +154,7 @@ def test_what_fits_no_archive_is_refused_before_it_is_computed(event, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["event.nc"]
 
 
-def test_archives_hold_what_was_given(event, tmp_path):
+def test_convert_preserves_values(event, tmp_path):
     seen = []
     save_mlcast(event, tmp_path / "a.zarr", ORIGIN, watch=lambda blocks: seen.extend(blocks) or blocks)
     with open_dataset(tmp_path / "a.zarr") as archive:
@@ -170,7 +170,7 @@ def test_archives_hold_what_was_given(event, tmp_path):
     assert [block for part in seen for block in part] == list(range(6))
 
 
-def test_blocks_of_times_are_appended(event, tmp_path, monkeypatch):
+def test_convert_appends_blocks_of_times(event, tmp_path, monkeypatch):
     save_mlcast(event, tmp_path / "whole.zarr", ORIGIN)
     monkeypatch.setattr("fastds.data.io.mlcast._BLOCK_BYTES", 2 * 4 * 300 * 310)
     save_mlcast(event, tmp_path / "parts.zarr", ORIGIN)
@@ -181,7 +181,7 @@ def test_blocks_of_times_are_appended(event, tmp_path, monkeypatch):
         assert told[0] == told[1] and told[0]["license"] == ORIGIN.license
 
 
-def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):
+def test_convert_changes_rain_units(event, tmp_path):
     rain = event.reflectivity.clip(0) / 36e5
     rain.attrs = {"units": "m s-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
     save_mlcast(event[["crs"]].assign(rain=rain), tmp_path / "a.zarr", ORIGIN)
@@ -198,13 +198,13 @@ def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):
         ([TOLD[0], "--creator=A", TOLD[2]], "--creator must be Name <email>, got 'A'"),
     ],
 )
-def test_archives_without_their_origin_are_refused(event, tmp_path, capsys, words, message):
+def test_convert_requires_the_origin(event, tmp_path, capsys, words, message):
     save_dataset(event, tmp_path / "event.nc")
     assert main(["convert", str(tmp_path / "event.nc"), str(tmp_path / "a.zarr"), *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "a.zarr").exists()
 
 
-def test_archives_need_a_projection(event, tmp_path):
+def test_convert_requires_a_projection(event, tmp_path):
     with pytest.raises(ValueError, match=r"must be on a projection, .* got y \[no units\] and x \[no units\]"):
         save_mlcast(event.drop_vars(["x", "y"]), tmp_path / "a.zarr", ORIGIN)
     with pytest.raises(ValueError, match="their names end in .zarr"):
@@ -223,7 +223,7 @@ def test_archives_need_a_projection(event, tmp_path):
         ("radar_dpc_sardinia_20250416_5min.nc", "and longitude [degrees_east]; --to cf, in Python"),
     ],
 )
-def test_what_fits_no_archive_is_told_the_form_that_takes_it(data_dir, tmp_path, capsys, raw, message):
+def test_convert_suggests_another_format(data_dir, tmp_path, capsys, raw, message):
     source = data_dir / (f"raw/{raw}" if "/" in raw else raw)
     out = str(tmp_path / "o.zarr")
     assert main(["convert", str(source), out, *TOLD]) == 2
@@ -233,7 +233,7 @@ def test_what_fits_no_archive_is_told_the_form_that_takes_it(data_dir, tmp_path,
         assert written.sizes["time"]
 
 
-def test_several_files_are_converted_at_once(event, tmp_path, capsys):
+def test_convert_several_files(event, tmp_path, capsys):
     """Each counts days since its own first time."""
     names = []
     for k in range(event.sizes["time"]):
@@ -250,7 +250,7 @@ def test_several_files_are_converted_at_once(event, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "taken"), [([], "rainfall_flux"), (["--var=reflectivity"], "equivalent_reflectivity_factor")]
 )
-def test_archives_of_echo_and_rain_hold_the_rain(event, tmp_path, capsys, words, taken):
+def test_convert_prefers_rain_over_reflectivity(event, tmp_path, capsys, words, taken):
     """MLCast's networks learn rain; --var chooses the other."""
     rate = {"units": "mm h-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
     rain = event.reflectivity.clip(0).assign_attrs(rate)
@@ -261,7 +261,7 @@ def test_archives_of_echo_and_rain_hold_the_rain(event, tmp_path, capsys, words,
         assert set(archive.data_vars) == {taken, "crs"}
 
 
-def test_check_says_what_takes_a_file(event, tmp_path, capsys):
+def test_check_names_suitable_commands(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     assert main(["check", str(tmp_path / "event.nc")]) == 0
     said = capsys.readouterr().out
@@ -285,7 +285,7 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         assert text in said, said
 
 
-def test_check_of_fields_that_inr_small_does_not_take(tmp_path, capsys):
+def test_check_of_fields_unsuitable_for_inr_small(tmp_path, capsys):
     """inr-any takes them, but for those of other dimensions, which are named."""
     temperature = gridded(TEMPERATURE)
     save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
@@ -310,7 +310,7 @@ def test_check_of_fields(data_dir, capsys):
     assert "as downscale" not in said
 
 
-def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
+def test_check_of_default_networks_does_not_warn(data_dir, capsys):
     """Their line tells how far the inputs lie off."""
     assert main(["check", str(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc")]) == 0
     said = capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
         ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model inr-any"]),
     ],
 )
-def test_check_of_what_only_some_commands_take(data_dir, capsys, name, lines):
+def test_check_of_partly_supported_data(data_dir, capsys, name, lines):
     """A list of fifty variables is printed once; one time is enough for what needs no more."""
     if name.startswith("grib"):
         pytest.importorskip("cfgrib", reason="GRIB needs the package cfgrib")
@@ -350,7 +350,7 @@ def test_check_of_forecasts_and_of_no_field(event, tmp_path, capsys):
     assert "cannot     convert: there is no field" in capsys.readouterr().out
 
 
-def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):
+def test_check_of_unusual_coordinates_and_times(event, tmp_path, capsys):
     """A grid across Greenwich in longitudes of 0 to 360 degrees, and a time that is there twice; radians."""
     radar = event[["reflectivity"]].isel(time=[0, 1, 1, 2], y=slice(0, 40), x=slice(0, 40))
     east = {"standard_name": "longitude", "units": "degrees_east"}
@@ -367,7 +367,7 @@ def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):
     assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in said
 
 
-def test_check_says_a_warning_once(event, tmp_path, capsys, monkeypatch):
+def test_check_prints_a_warning_once(event, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         check, "_list_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
     )
@@ -385,7 +385,7 @@ def test_check_lists_eight_variables(fields, more):
     assert [text for name, text in facts if not name] == more
 
 
-def test_check_of_what_nothing_takes(event, tmp_path, capsys):
+def test_check_of_unsupported_data(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     (tmp_path / "notes").write_text("a bar")
     assert main(["check", str(tmp_path / "notes"), str(tmp_path / "none"), str(tmp_path / "event.nc")]) == 2
@@ -403,13 +403,13 @@ def test_check_of_what_nothing_takes(event, tmp_path, capsys):
         (["1980-01-01", "1980-02-01", "1980-02-03"], "every 2 days, 1 gap"),
     ],
 )
-def test_check_says_monthly(times, said):
+def test_check_reports_monthly_data(times, said):
     assert check._describe_times(np.array(times, "datetime64[ns]")).endswith(f", {said}")
     dates = xr.date_range("2000-01-01", periods=5, freq="MS", calendar="360_day", use_cftime=True)
     assert check._describe_times(dates.values).endswith(", monthly")
 
 
-def test_check_of_what_a_network_was_not_trained_for(tmp_path, capsys):
+def test_check_of_out_of_distribution_data(tmp_path, capsys):
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
     wanted = (

@@ -75,14 +75,14 @@ def test_load_leaves_the_random_state_alone(file):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_shipped_names(file, tmp_path, monkeypatch):
+def test_load_accepts_shipped_names(file, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
     assert models.available(pretrained=True) == ["small"]
     assert models.load("small").config == fastds.load(str(file)).config
     assert {"fczsm", "fczsm-d", "fczsm-ds", "fczsm-s", "fczsm-small"} <= set(models.available())
 
 
-def test_create():
+def test_create_builds_presets():
     model = models.create("fczsm-d", num_features=16, offset_groups=2)
     assert model.config["in_channels"] == 3 and model.config["num_features"] == 16 and model.card.name == "fczsm-d"
     with pytest.raises(
@@ -106,7 +106,7 @@ def test_unknown_name_or_path(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 200, 20_000, -1])
-def test_truncated(file, length):
+def test_load_rejects_truncated_file(file, length):
     content = file.read_bytes()
     file.write_bytes(content[:length])
     with pytest.raises(ValueError, match="no readable safetensors file, it is damaged or truncated"):
@@ -114,7 +114,7 @@ def test_truncated(file, length):
 
 
 @pytest.mark.parametrize("place", [0.3, 0.9999])
-def test_one_flipped_bit_in_the_weights(file, place):
+def test_load_rejects_flipped_bit(file, place):
     content = bytearray(file.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     content[start + int(place * (len(content) - start))] ^= 1
@@ -123,7 +123,7 @@ def test_one_flipped_bit_in_the_weights(file, place):
         models.load(file)
 
 
-def test_random_bytes(file):
+def test_load_rejects_random_bytes(file):
     file.write_bytes(bytes(range(8, 256)) * 40)
     with pytest.raises(ValueError, match="damaged or truncated"):
         models.load(file)
@@ -135,7 +135,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
-def test_pickles_are_refused_unread(tmp_path, monkeypatch, kind):
+def test_load_rejects_pickles_without_reading(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pt"
     if kind == "torch":
@@ -147,7 +147,7 @@ def test_pickles_are_refused_unread(tmp_path, monkeypatch, kind):
     assert not os.path.exists("exploded")
 
 
-def test_foreign_safetensors(tmp_path):
+def test_load_rejects_foreign_safetensors(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="has no fastds metadata"):
@@ -156,17 +156,17 @@ def test_foreign_safetensors(tmp_path):
         models.load_card(path)
 
 
-def test_missing_entry(file):
+def test_load_rejects_missing_entry(file):
     with pytest.raises(ValueError, match=r"lacks the metadata \['card'\]"):
         models.load(rewritten(file, card=None))
 
 
-def test_other_architecture(file):
+def test_load_rejects_other_architecture(file):
     with pytest.raises(ValueError, match=r"holds weights of 'ResNet'; this version knows \[.*'FCZSM'"):
         models.load(rewritten(file, architecture="ResNet"))
 
 
-def test_other_weights_than_configured(file):
+def test_load_rejects_weights_unlike_the_config(file):
     config = json.loads(metadata_of(file)["config"])
     with pytest.raises(
         ValueError, match="does not hold the weights of its own configuration: missing .*extractor.blocks.1"
@@ -185,13 +185,13 @@ def test_other_weights_than_configured(file):
         ('{"scale": 7}', "unreadable config: scale must be one of"),
     ],
 )
-def test_broken_config(file, config, message):
+def test_load_rejects_broken_config(file, config, message):
     with pytest.raises(ValueError, match=message):
         models.load(rewritten(file, config=config))
 
 
 @pytest.mark.parametrize("card", ["{", "[]", '{"colour": "blue"}'])
-def test_broken_card(file, card):
+def test_load_rejects_broken_card(file, card):
     rewritten(file, card=card)
     with pytest.raises(ValueError, match="unreadable card: the model card"):
         models.load_card(file)
@@ -199,7 +199,7 @@ def test_broken_card(file, card):
         models.load(file)
 
 
-def test_a_failed_save_leaves_the_old_file(file, monkeypatch):
+def test_failed_save_keeps_the_old_file(file, monkeypatch):
     before = file.read_bytes()
 
     def full(*_):
@@ -211,14 +211,14 @@ def test_a_failed_save_leaves_the_old_file(file, monkeypatch):
     assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
 
 
-def test_only_known_models_are_saved(tmp_path):
+def test_save_rejects_unknown_models(tmp_path):
     with pytest.raises(TypeError, match=r"model must be one of \[.*'FCZSM'.*, got Linear"):
         models.save(torch.nn.Linear(2, 2), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_refused_by_name(file, value):
+def test_load_names_non_finite_weights(file, value):
     from safetensors.torch import load_file
 
     state = load_file(file)
@@ -230,7 +230,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(file, value):
 
 
 @pytest.mark.parametrize("number", [10**7, 2**62, -(10**9)])
-def test_a_config_far_above_the_file_is_refused_before_anything_is_built(file, number, monkeypatch):
+def test_load_rejects_oversized_config_before_building(file, number, monkeypatch):
     config = json.loads(metadata_of(file)["config"])
     rewritten(file, config=json.dumps(config | {"reconstruction_blocks": number}))
     monkeypatch.setattr(checkpoint, "build", lambda *args: pytest.fail("built"))
@@ -238,7 +238,7 @@ def test_a_config_far_above_the_file_is_refused_before_anything_is_built(file, n
         models.load(file)
 
 
-def test_deep_json_is_one_sentence(file):
+def test_load_rejects_deeply_nested_json(file):
     rewritten(file, config="[" * 100_000 + "]" * 100_000)
     with pytest.raises(ValueError, match="unreadable config"):
         models.load(file)
@@ -259,7 +259,7 @@ def test_card_fields_have_their_types(file, field, value):
         models.load(file)
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path):
+def test_save_is_reproducible(tmp_path):
     """The safetensors library orders the metadata by chance; eight files show it."""
     model = small()
     for k in range(8):
@@ -268,6 +268,6 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     assert models.load(tmp_path / "0.safetensors").config == model.config
 
 
-def test_random_harm():
+def test_load_survives_random_corruption():
     counts, faults = campaign(60, 1)
     assert not faults and sum(counts.values()) == 60 and counts["flipped", "refused"]

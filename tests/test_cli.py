@@ -53,7 +53,7 @@ def test_evaluate_writes_a_csv(folder, tmp_path, capsys):
     assert "prediction" in capsys.readouterr().out and (tmp_path / "t.csv").read_text().startswith("method,")
 
 
-def test_the_version(capsys):
+def test_version_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"fastds {fastds.__version__}\n"
@@ -86,7 +86,7 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_a_users_error_is_one_sentence_and_exit_code_2(folder, tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_user_error_gives_one_line_and_exit_code_2(folder, tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     assert main([a.format(folder=folder) for a in arguments]) == 2
     printed = capsys.readouterr()
@@ -124,7 +124,7 @@ def test_info_prints_versions(capsys):
     assert "torch" in capsys.readouterr().out
 
 
-def test_module_runs_and_help_imports_nothing_heavy():
+def test_help_imports_no_heavy_modules():
     code = (
         "import sys; from fastds.cli import main\n"
         "for words in (['--help'], ['train', '--help'], ['study', '--help']):\n"
@@ -142,7 +142,7 @@ def test_module_runs_and_help_imports_nothing_heavy():
     assert run.returncode == 2 and "Traceback" not in run.stderr
 
 
-def test_downscaling_starts_without_parts_of_scipy_and_without_a_look_for_garbage_in_what_is_imported():
+def test_downscale_command_start_imports_and_garbage_collection():
     code = (
         "import gc, sys; gc.unfreeze(); sys.argv[0] = 'fastds'\n"
         "import fastds; assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
@@ -170,7 +170,7 @@ WRONG_TRUTHS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_TRUTHS)
-def test_a_truth_that_does_not_fit_is_refused_before_the_run(folder, tmp_path, capsys, monkeypatch, kind):
+def test_downscale_rejects_unsuitable_truth_before_the_run(folder, tmp_path, capsys, monkeypatch, kind):
     change, sentence = WRONG_TRUTHS[kind]
     other, out = moved(folder, tmp_path, change), str(tmp_path / "o.nc")
     weights = ["--model", f"{folder}/tiny.safetensors", "--truth", other]

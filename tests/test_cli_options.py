@@ -342,7 +342,7 @@ def asked(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*trained")
 @pytest.mark.parametrize("line", RUNS, ids=lambda line: " ".join(line.split()[:3]))
-def test_options_do_what_they_are_for(folder, monkeypatch, capsys, asked, line):
+def test_options_change_the_result(folder, monkeypatch, capsys, asked, line):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     monkeypatch.setattr("fastds.tasks.radar.demo.demo", functools.partial(demo, frames=3))
@@ -351,7 +351,7 @@ def test_options_do_what_they_are_for(folder, monkeypatch, capsys, asked, line):
     assert ("--threads 1" in line) == (asked[:1] == [1])
 
 
-def test_every_option_of_every_command_is_tried():
+def test_every_command_option_is_tested():
     tried = {}
     for words in map(str.split, RUNS):
         tried.setdefault(words[0], set()).update(word for word in words if word.startswith("--"))
@@ -366,7 +366,7 @@ def test_every_option_of_every_command_is_tried():
 
 
 @pytest.mark.parametrize("words", ["query a.nc --points b.csv --out DIR", "demo --out DIR"])
-def test_out_is_short_for_output(words):
+def test_out_is_an_alias_of_output(words):
     options = build_parser().parse_args(words.split())
     assert options[words.split()[0]].output == "DIR"
 
@@ -398,7 +398,7 @@ def another(kind, default=None):
 
 
 def configuration(*words):
-    """What --print_config says."""
+    """Return the output of --print_config."""
     with pytest.raises(SystemExit) as end:
         cli.main([*words, "--print_config"])
     assert end.value.code in (0, None)
@@ -415,7 +415,7 @@ CONFIGURED |= {("study", name): importlib.import_module(STUDIES[name][0]).StudyC
 
 
 @pytest.mark.parametrize("command", CONFIGURED, ids=" ".join)
-def test_every_option_of_a_configuration_is_read(command, tmp_path, capsys):
+def test_every_configuration_option_is_used(command, tmp_path, capsys):
     """From the command line, and again from the file that --print_config made."""
     options = {name: kind for name, kind in leaves(CONFIGURED[command]) if name != "methods"}
     configuration(*command, "--data.path=PATH")

@@ -24,17 +24,17 @@ from fastds.data.samples.fields import choose_field
         ("1", "", "(0 - 1)", "kg kg-1", "kg/kg", "fraction"),
     ],
 )
-def test_spellings_of_a_unit_are_the_same(spellings):
+def test_unit_spellings_are_equivalent(spellings):
     assert all(is_same_unit(one, other) for one in spellings for other in spellings)
 
 
 @pytest.mark.parametrize("pair", [("K", "degC"), ("g kg-1", "kg kg-1"), ("Pa", "hPa"), ("m s-1", "s m-1"), ("m", "1")])
-def test_other_units_are_not(pair):
+def test_different_units_are_distinguished(pair):
     assert not is_same_unit(*pair)
 
 
 @pytest.mark.parametrize(("units", "by"), [("Celsius", 0.0), ("degrees_C", 0.0), ("kelvin", -273.15)])
-def test_a_temperature_in_the_other_unit_is_seen_in_every_spelling(units, by):
+def test_temperature_units_are_recognised(units, by):
     field = region()
     field["t2m"] = (field.t2m + by).assign_attrs(field.t2m.attrs | {"units": units})
     with pytest.raises(ValueError, match=f"{units}, outside the plausible"):
@@ -51,7 +51,7 @@ def shower(rows=20, columns=24):
 
 @pytest.mark.parametrize("method", ["bicubic", "inr-any"])
 @pytest.mark.parametrize("zero", [-1e-6, 1e-6])
-def test_zeros_that_packing_moved_are_zeros(method, zero):
+def test_packed_zeros_are_zero(method, zero):
     """Rain that was packed, or is a difference of sums, has tiny values of either sign where it is dry."""
     rain = shower()
     rain["pr"] = rain.pr.where(rain.pr > 0, zero).assign_attrs(rain.pr.attrs)
@@ -61,7 +61,7 @@ def test_zeros_that_packing_moved_are_zeros(method, zero):
 
 
 @pytest.mark.parametrize(("units", "whole"), [("1", 1.0), ("%", 100.0)])
-def test_a_fraction_stays_one(units, whole):
+def test_fraction_is_preserved(units, whole):
     rain = shower()
     cover = (rain.pr / 12.0 * whole).assign_attrs(units=units, standard_name="cloud_area_fraction").to_dataset(name="c")
     fine = fastds.downscale("bicubic", cover, scale=4).c
@@ -70,14 +70,14 @@ def test_a_fraction_stays_one(units, whole):
     assert float(fastds.downscale("bicubic", cover, scale=4).c.max()) > 1.1 * whole
 
 
-def test_relative_humidity_of_one_ends_at_saturation():
+def test_fractional_relative_humidity_is_clipped_at_saturation():
     humid = region(np.where(np.indices((12, 15)).sum(0) % 5 < 2, 1.0, 0.02)).rename(t2m="hur")
     humid.hur.attrs = {"units": "1", "standard_name": "relative_humidity"}
     fine = fastds.downscale("bicubic", humid, scale=3).hur
     assert float(fine.min()) >= 0.0 and float(fine.max()) == 1.0
 
 
-def test_bounds_are_no_fields():
+def test_bounds_variables_are_not_fields():
     field = region().expand_dims(time=3)
     edges = np.stack([field.latitude - 1, field.latitude + 1], 1)
     field = field.assign(lat_bnds=(("latitude", "bnds"), edges))
@@ -85,7 +85,7 @@ def test_bounds_are_no_fields():
     assert list_fields(field) == ["t2m"] and choose_field(field).name == "t2m"
 
 
-def test_units_are_of_the_only_field_beside_bounds(tmp_path, capsys):
+def test_units_option_ignores_bounds(tmp_path, capsys):
     field = region()
     field = field.assign(lat_bnds=(("latitude", "bnds"), np.stack([field.latitude - 1, field.latitude + 1], 1)))
     field.latitude.attrs["bounds"] = "lat_bnds"
@@ -96,12 +96,12 @@ def test_units_are_of_the_only_field_beside_bounds(tmp_path, capsys):
     assert main([*command, "--units=degC"]) == 0
 
 
-def test_several_fields_are_named_by_the_option_that_chooses():
+def test_several_fields_error_names_the_option():
     with pytest.raises(ValueError, match="name one of a, b with the argument var"):
         choose_field(xr.Dataset({name: region().t2m.expand_dims(time=2) for name in "ab"}))
 
 
-def test_capitals_name_axes():
+def test_axis_names_are_case_insensitive():
     plain = region().drop_attrs()
     fine = fastds.downscale("bicubic", plain.rename(latitude="LAT", longitude="LON"), scale=2)
     np.testing.assert_array_equal(fine.t2m, fastds.downscale("bicubic", plain, scale=2).t2m)
@@ -144,7 +144,7 @@ def curved(field):
         ),
     ],
 )
-def test_grids_that_do_not_fit_are_told_with_a_remedy(change, message):
+def test_unsuitable_grid_error_suggests_a_remedy(change, message):
     field = region()
     field = change(field.assign_coords({n: field[n].assign_attrs(standard_name=n) for n in field.coords}))
     with pytest.raises(ValueError, match=message):
@@ -219,19 +219,19 @@ def test_months_of_thirty_days_are_written(months, tmp_path, capsys):
     assert main(["check", output]) == 0 and "monthly" in capsys.readouterr().out
 
 
-def test_months_of_other_calendars_are_told_with_a_remedy(months):
+def test_months_of_other_calendars_error_suggests_a_remedy(months):
     with pytest.raises(ValueError, match=r"'the default calendar'\); give them units such as days since") as caught:
         open_dataset(months(""))
     assert "decode_times" not in str(caught.value)
 
 
-def test_times_that_are_no_dates_have_no_interval(tmp_path, capsys):
+def test_non_date_times_have_no_interval(tmp_path, capsys):
     save_dataset(region().expand_dims(time=3).assign_coords(time=[200001.0, 200002.0, 200003.0]), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
     assert "200001.0 to 200003.0, which are no dates\n" in capsys.readouterr().out
 
 
-def test_an_ensemble_by_another_name_is_told_its_own():
+def test_ensemble_dimension_is_named_in_the_error():
     members = region().expand_dims(member=["r1", "r2"])
     with pytest.raises(ValueError, match="has no dimension member, .* must have the name realization"):
         fastds.evaluate(members, region())
@@ -281,12 +281,12 @@ def test_humidity_in_any_order_of_axes(humid, members):
     assert other.dims == expected.dims and other.equals(expected)
 
 
-def test_the_other_grid_is_named_where_it_does_not_fit():
+def test_mismatch_error_names_both_grids():
     with pytest.raises(ValueError, match="^like: expected one latitude coordinate .* lat over y and x"):
         fastds.downscale("bicubic", region(), like=curved(region()))
 
 
-def test_a_meridian_that_is_there_twice_is_told(recwarn):
+def test_duplicate_meridian_is_reported(recwarn):
     """As plotting programs add it; there is a seam then, and the result is wider than the globe."""
     globe = region(250.0 + np.zeros((12, 181)), columns=181).assign_coords(longitude=np.arange(-180.0, 181.0, 2.0))
     globe.longitude.attrs["units"] = "degrees_east"

@@ -130,8 +130,8 @@ def test_large_planes(native, isa, inputs, size):
 
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 9), (17, 24), (24, 17), (5, 130), (130, 3), (33, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_gradient_of_the_weight_sees_its_own_channels_alone(native, isa, inputs, outputs, dtype):
-    """Those beside them in memory are NaN, in the images' last pixels, too."""
+def test_weight_gradient_reads_only_its_channels(native, isa, inputs, outputs, dtype):
+    """The memory next to the tensors is NaN, also after the last pixels of the images."""
     for shape in ((1, 3, 5), (2, 16, 17), (3, 20, 40)):
         batch, height, width = shape
         wide = torch.full((batch, inputs + outputs + 40, height, width), torch.nan, dtype=dtype)
@@ -144,7 +144,7 @@ def test_gradient_of_the_weight_sees_its_own_channels_alone(native, isa, inputs,
         assert_close(got, want, dtype)
 
 
-def test_one_pixel_of_every_second_channel(native):
+def test_strided_channels_with_one_pixel(native):
     x, weight = torch.randn(2, 6, 1, 1)[:, ::2], torch.randn(4, 3, 1, 1)
     torch.testing.assert_close(conv1x1(x, weight), F.conv2d(x, weight))
     x = torch.randn(2, 6, 1, 5)[:, ::2, :, 2:3]
@@ -167,7 +167,7 @@ def test_gradients(native, isa):
             assert_close(a, b, problem.dtype)
 
 
-def test_numbers_do_not_depend_on_threads_or_on_other_pixels(native):
+def test_results_do_not_depend_on_threads_or_other_pixels(native):
     before = torch.get_num_threads()
     for dtype in (torch.float32, torch.bfloat16):
         x, x2 = torch.randn(2, 37, 19, 23).to(dtype), torch.randn(2, 5, 19, 23).to(dtype)
@@ -186,7 +186,7 @@ def test_numbers_do_not_depend_on_threads_or_on_other_pixels(native):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [3, 8, 33])
-def test_what_is_not_finite_stays_in_its_pixel(dtype, channels, native, isa):
+def test_non_finite_values_stay_in_their_pixel(dtype, channels, native, isa):
     if isa == "baseline" and dtype == torch.bfloat16:
         return  # torch's own product, which runs there, multiplies numbers of the next pixel by zero
     x = torch.randn(1, channels, 5, 30).to(dtype).contiguous(memory_format=LAST)
@@ -198,7 +198,7 @@ def test_what_is_not_finite_stays_in_its_pixel(dtype, channels, native, isa):
     assert (conv1x1(torch.full_like(x, -float("inf")), torch.ones(2, channels, 1, 1), act="relu") == 0).all()
 
 
-def test_nothing_is_written_beside_the_result(native, monkeypatch):
+def test_no_write_outside_the_result(native, monkeypatch):
     """Whole vectors are written behind short rows, which the next row writes over; behind the last there is none."""
     from fastds.ops.impl.conv1x1 import kernels
 

@@ -146,7 +146,7 @@ def test_threads(native, engine_isa, by_engine):
 
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("kernel", [3, 5, 11])
-def test_filters_packed_piece_by_piece(native, engine_isa, two_threads, by_engine, monkeypatch, kernel, layout):
+def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine, monkeypatch, kernel, layout):
     """The bits of filters that are kept: pieces of inputs end within blocks of taps."""
     x = torch.randn(1, 2 * 19, 9, 7, requires_grad=True)
     weight = (torch.randn(2 * 70, 19, kernel, kernel) / (4 * kernel)).contiguous(memory_format=layout)
@@ -163,8 +163,8 @@ def test_filters_packed_piece_by_piece(native, engine_isa, two_threads, by_engin
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_reads_its_own_channels_and_pixels_alone(native, engine_isa, by_engine, dtype):
-    """What lies beside them in memory is NaN."""
+def test_no_read_outside_the_input(native, engine_isa, by_engine, dtype):
+    """The memory next to the channels and pixels of the input is NaN."""
     wide = torch.full((2, 40, 9, 14), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     x, grad = wide[:, 3:9, :, 2:11], wide[:, 12:26, :, 2:11]
     x.copy_(torch.rand(x.shape)), grad.copy_(torch.rand(grad.shape))
@@ -173,7 +173,7 @@ def test_reads_its_own_channels_and_pixels_alone(native, engine_isa, by_engine, 
     assert all(result.isfinite().all() for result in results)
 
 
-def test_many_filters_are_not_kept(native, by_engine, monkeypatch):
+def test_large_packed_filters_are_not_cached(native, by_engine, monkeypatch):
     """They give the bits of kept ones, and push none of those out."""
     x, weight = torch.randn(1, 8, 20, 20, requires_grad=True), torch.randn(12, 4, 7, 7).transpose(2, 3)
 
@@ -190,14 +190,14 @@ def test_many_filters_are_not_kept(native, by_engine, monkeypatch):
     assert not costs.can_cache_filters(12, 4, 7) and costs.can_cache_filters(11, 4, 7)
 
 
-def test_a_weight_that_changes_in_place(native, by_engine):
+def test_weight_modified_in_place(native, by_engine):
     x, weight = torch.randn(1, 8, 20, 20), torch.randn(8, 4, 5, 5)
     conv2d(x, weight, groups=2)
     weight[-1, -1, -1, -1] += 10
     torch.testing.assert_close(conv2d(x, weight, groups=2), F.conv2d(x, weight, padding=2, groups=2), rtol=0, atol=1e-3)
 
 
-def test_what_the_engine_cannot_take(native):
+def test_unsupported_by_the_gemm_kernel(native):
     x, weight = torch.randn(1, 2, 30, 9), torch.randn(3, 2, 25, 25)
     torch.testing.assert_close(conv2d(x, weight), F.conv2d(x, weight, padding=12), rtol=0, atol=1e-4)
     with fastds.convolution("winograd"):
@@ -214,7 +214,7 @@ def on_a(monkeypatch, kind):
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
 
 
-def test_the_cheaper_one_is_taken(native, monkeypatch):
+def test_fastest_algorithm_is_selected(native, monkeypatch):
     """Engine and library each for some shapes, each gradient by itself, as the costs say."""
     on_a(monkeypatch, "amd")
     taken = []
@@ -231,8 +231,8 @@ def test_the_cheaper_one_is_taken(native, monkeypatch):
     assert costly["forward"] and not costly["grad_x"], costly
 
 
-def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
-    """Of a training all passes are counted; who watches sees the op."""
+def test_falls_back_to_torch_if_faster(native, monkeypatch):
+    """In a training the costs of all passes count; an active dispatch mode observes the op."""
     calls = []
     monkeypatch.setattr(costs, "is_op_faster", lambda directions, *args: calls.append(directions))
     monkeypatch.setattr(op, "_library_cache", {})
@@ -250,8 +250,8 @@ def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
     assert len(calls) == 3
 
 
-def test_what_is_known_of_tensors_alike(native, monkeypatch):
-    """What was found out for one call is taken for no other one, and no error is passed over."""
+def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
+    """A decision cached for one call is not used for another kind of call, and no error is suppressed."""
     monkeypatch.setattr(op, "_library_cache", {})
     monkeypatch.setattr(kernels, "is_op_faster", lambda *_: op.current_algorithm() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
@@ -292,7 +292,7 @@ def test_what_is_known_of_tensors_alike(native, monkeypatch):
     ids=str,
 )
 @pytest.mark.parametrize("direction", costs.PASSES)
-def test_costs_of_every_machine(monkeypatch, kind, dtype, direction):
+def test_costs_exist_for_every_cpu(monkeypatch, kind, dtype, direction):
     """Where nobody measured them they are scaled; more pixels never speak for the library."""
     on_a(monkeypatch, kind)
     shapes = [(1, 64, 64, size, size, 7, 2) for size in (4, 16, 64, 256)]
@@ -301,7 +301,7 @@ def test_costs_of_every_machine(monkeypatch, kind, dtype, direction):
     assert pays[-1] or dtype != torch.float32 or (kind, "float32") not in costs.COSTS
 
 
-def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
+def test_cost_of_grad_x_is_that_of_the_transposed_convolution():
     kind = "avx512", torch.float32
     assert costs.compute_terms("grad_x", *kind, 2, 5, 40, 9, 8, 7, 3) == costs.compute_terms(
         "forward", *kind, 2, 40, 5, 9, 8, 7, 3
@@ -311,13 +311,13 @@ def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
 @pytest.mark.parametrize("passes, outputs, pays", [
     ("forward", 1, False), ("forward", 64, True), ("grad_weight", 1, False), ("grad_x", 1, True), ("grad_x", 64, True),
 ])  # fmt: skip
-def test_few_outputs_in_bfloat16_with_avx2_are_left_to_torch(passes, outputs, pays):
+def test_bfloat16_with_few_outputs_on_avx2_falls_back(passes, outputs, pays):
     """Which has no quick products there, but unfolds maps for one output as fast as the engine transforms them."""
     assert costs.is_op_faster((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
 
 
 @pytest.mark.parametrize("has_products", [True, False])
-def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products):
+def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products):
     on_a(monkeypatch, "amd")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
     assert costs.is_engine_faster("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
@@ -341,7 +341,7 @@ def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, 
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
-def test_gradient_of_few_outputs_of_a_continued_map(native, monkeypatch, padding_mode):
+def test_gradient_of_few_outputs_with_border_padding(native, monkeypatch, padding_mode):
     monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
     x, weight = torch.randn(2, 6, 9, 7, requires_grad=True), torch.randn(4, 6, 3, 3)
     options = {"padding_mode": padding_mode, "algorithm": "direct"}

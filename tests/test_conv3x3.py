@@ -32,7 +32,7 @@ def check_values(problem, y, expected):
 
 
 def pairs_of_gradients(problem, tensors, y):
-    """Those of y and those of float64 with the activation's derivative taken from y, as near 0 the signs may differ."""
+    """Return the gradients and their float64 reference, with the activation's derivative taken from y in both."""
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[problem.act]
@@ -50,7 +50,7 @@ def check_gradients(problem, tensors, y):
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_samples(engine_isa, two_threads, part):
+def test_sampled_pixels_agree_with_float64(engine_isa, two_threads, part):
     """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
     for index, problem in enumerate(sampled(10, 100 * len(engine_isa) + part)):
         backward = index % 3 == 0
@@ -63,7 +63,7 @@ def test_samples(engine_isa, two_threads, part):
 
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("part", range(4))
-def test_planes(engine_isa, two_threads, part, side):
+def test_planes_algorithm(engine_isa, two_threads, part, side):
     """Few channels on one side, of every count to 20, in either layout, gradients of all."""
     layout = (torch.channels_last, torch.contiguous_format)[part % 2]
     for index, problem in enumerate(sampled(5, 1000 + 10 * part + len(engine_isa))):
@@ -76,7 +76,7 @@ def test_planes(engine_isa, two_threads, part, side):
         check_gradients(problem, tensors, y)
 
 
-def test_planes_of_large_maps(engine_isa, two_threads):
+def test_planes_algorithm_with_large_inputs(engine_isa, two_threads):
     """In bands, the last of them shorter; sums of many pixels stay exact to float32."""
     problem = Problem(B=2, C1=18, C2=3, O=3, H=131, W=203, padding_mode="circular_x")
     tensors = leaves(problem)
@@ -85,7 +85,7 @@ def test_planes_of_large_maps(engine_isa, two_threads):
     check_gradients(problem, tensors, y)
 
 
-def test_planes_keep_missing_values_where_they_are(engine_isa):
+def test_planes_algorithm_does_not_spread_nan(engine_isa):
     x, weight = torch.ones(1, 3, 20, 20), torch.ones(2, 3, 3, 3)
     x[0, 1, 9, 11] = float("nan")
     y = conv3x3(x, weight, act="relu", algorithm="planes")
@@ -146,8 +146,8 @@ def test_error_on_unit_variance_input(engine_isa, channels, outputs):
     assert relative_error(problem.run(tensors), problem.expected(tensors)) <= 2e-5
 
 
-def test_large_outputs_ask_for_huge_pages(engine_isa):
-    """Of the system, whose list of this process's mappings says so; a block this large is a mapping of its own."""
+def test_large_outputs_use_huge_pages(engine_isa):
+    """The mappings of the process in /proc show huge pages; a block this large has its own mapping."""
     smaps, settings = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not smaps.exists() or not settings.exists() or "[never]" in settings.read_text():
         pytest.skip("no Linux with transparent huge pages")
@@ -185,7 +185,7 @@ def test_missing_values_stay_in_their_tiles(engine_isa):
         assert (reached | ~around).all() and not (reached & ~tiles).any()
 
 
-def test_act_keeps_nan():
+def test_activation_propagates_nan():
     x = torch.full((1, 16, 8, 8), float("nan"))
     for act in ("relu", "leaky_relu"):
         assert conv3x3(x, torch.ones(16, 16, 3, 3), act=act, algorithm="winograd").isnan().all()
@@ -193,7 +193,7 @@ def test_act_keeps_nan():
 
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_gradient_of_the_activation_keeps_nan(native, algorithm, act):
+def test_activation_gradient_propagates_nan(native, algorithm, act):
     """An infinity times the slope 0 of relu is NaN, as in the reference."""
     x, weight = torch.ones(1, 8, 4, 4), torch.full((8, 8, 3, 3), -1.0)
     y = torch.tensor([-1.0, float("nan"), 1.0, 0.0]).expand(1, 8, 4, 4).contiguous()
@@ -224,7 +224,7 @@ def strided(x):
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "planes"])
-def test_strides(engine_isa, algorithm):
+def test_input_strides(engine_isa, algorithm):
     problem = Problem()
     x, weight, bias, x2, residual = problem.tensors()
 
@@ -245,7 +245,7 @@ def test_strides(engine_isa, algorithm):
 
 @pytest.mark.parametrize("channels", [1, 20])
 @pytest.mark.parametrize("algorithm", ["winograd", "planes"])
-def test_gradient_with_every_stride(algorithm, channels):
+def test_gradient_with_any_strides(algorithm, channels):
     problem = Problem(act="relu", residual=False, C1=channels, C2=0)
     x, weight, bias, _, _ = leaves(problem)
     y = problem.run([x, weight, bias, None, None], algorithm)
@@ -261,7 +261,7 @@ def test_gradient_with_every_stride(algorithm, channels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
 @pytest.mark.parametrize("sources", [(24, 24), (5, 40), (33, 0)], ids=str)
-def test_what_is_added_to_gradients(engine_isa, sources, padding_mode, dtype):
+def test_gradient_of_residual_and_skip(engine_isa, sources, padding_mode, dtype):
     problem = Problem(C1=sources[0], C2=sources[1], O=40, dtype=dtype)
     x, weight, _, x2, grad = problem.tensors()
     strided = torch.randn_like(torch.cat([x, x], 1))[:, : x.shape[1]]
@@ -309,7 +309,7 @@ def test_gradients_larger_than_the_caches(engine_isa, channels):
     ids=["winograd", "planes", "two lanes of few tiles", "shared", "shared by more than a block"],
 )
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_bits_do_not_depend_on_threads(engine_isa, threads, algorithm, sizes):
+def test_results_are_bitwise_independent_of_threads(engine_isa, threads, algorithm, sizes):
     problem = Problem(**sizes, act="leaky_relu", shuffle=2)
 
     def run(threads):
@@ -328,7 +328,7 @@ def test_bits_do_not_depend_on_threads(engine_isa, threads, algorithm, sizes):
 
 @pytest.mark.parametrize("algorithm", ["winograd", "planes"])
 @pytest.mark.parametrize("sizes", [(1, 16, 16, 8, 8), (2, 37, 70, 9, 11), (1, 128, 256, 8, 8), (1, 5, 1, 4, 4)])
-def test_nothing_is_calculated_with_what_memory_held(engine_isa, algorithm, sizes, monkeypatch, threads_of_torch):
+def test_results_do_not_depend_on_uninitialised_memory(engine_isa, algorithm, sizes, monkeypatch, threads_of_torch):
     """Its results would be thrown away, but memory often holds denormal numbers, a hundred times as slow on Intel. A
     signalling NaN raises a flag of the processor when it is calculated with."""
     monkeypatch.undo()  # filling what torch.empty gives raises the flag, too
@@ -350,7 +350,7 @@ def test_nothing_is_calculated_with_what_memory_held(engine_isa, algorithm, size
         assert not libm.fetestexcept(invalid)
 
 
-def test_numbers_of_a_tile_do_not_depend_on_the_field_around_it():
+def test_tile_results_do_not_depend_on_the_surrounding_field():
     """Tiled inference: a crop whose origin is a multiple of 4 has the same bits away from its rim."""
     problem = Problem(B=1, C1=32, C2=0, O=48, H=64, W=64, residual=False)
     x, *rest = problem.tensors()
@@ -358,13 +358,13 @@ def test_numbers_of_a_tile_do_not_depend_on_the_field_around_it():
     assert torch.equal(part[..., 1:-1, 1:-1], whole[..., 17:47, 33:63])
 
 
-def test_direct_is_the_library(native):
+def test_direct_equals_the_library(native):
     x, weight, bias, *_ = Problem(C1=25, C2=0).tensors()
     assert torch.equal(conv3x3(x, weight, bias, algorithm="direct"), F.conv2d(x, weight, bias, padding=1))
 
 
 @pytest.mark.parametrize("outputs", [1, 16])
-def test_direct_of_one_channel(outputs):
+def test_direct_with_one_channel(outputs):
     """Its strides are those of both layouts; the result has the one we promise."""
     x, weight, bias, *_ = Problem(B=2, C1=1, C2=0, O=outputs, H=7, W=9).tensors()
     for given in (x, x.contiguous(), x.transpose(2, 3)):
@@ -373,7 +373,7 @@ def test_direct_of_one_channel(outputs):
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_context_chooses_the_algorithm():
+def test_context_selects_the_algorithm():
     x, weight, *_ = Problem(C1=25, C2=0).tensors()
     direct = conv3x3(x, weight, algorithm="direct")
     with fastds.convolution("direct"):
@@ -388,7 +388,7 @@ def test_context_chooses_the_algorithm():
         fastds.convolution("fast").__enter__()
 
 
-def test_auto_is_one_of_them():
+def test_auto_equals_one_of_the_algorithms():
     for channels, size in ((1, 9), (3, 40), (16, 9), (64, 9), (256, 3)):
         x, weight, *_ = Problem(C1=channels, C2=0, O=channels, H=size, W=size).tensors()
         y = conv3x3(x, weight)
@@ -396,7 +396,7 @@ def test_auto_is_one_of_them():
 
 
 @pytest.mark.parametrize("problem", sampled(24, seed=11), ids=str)
-def test_product(problem):
+def test_im2col_algorithm(problem):
     tensors = leaves(problem)
     y, expected = problem.run(tensors, "product"), problem.expected([t if t is None else t.detach() for t in tensors])
     if problem.dtype == torch.float32:
@@ -453,12 +453,12 @@ def test_error_messages(change, error, message):
         conv3x3(**(CALL | change))
 
 
-def test_winograd_refuses_float64():
+def test_winograd_rejects_float64():
     with pytest.raises(RuntimeError, match="algorithm 'winograd' was requested, but the engine computes in float32"):
         conv3x3(CALL["x"].double(), CALL["weight"].double(), algorithm="winograd")
 
 
-def test_forcing_an_instruction_set_without_engine_is_refused(native):
+def test_forcing_an_unsupported_instruction_set_raises(native):
     native.set_isa("baseline")
     try:
         if native.conv3x3_available():

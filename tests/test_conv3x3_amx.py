@@ -30,7 +30,7 @@ def rounded(tensors):
 
 
 @pytest.mark.parametrize("part", range(6))
-def test_samples(part):
+def test_sampled_pixels_agree_with_float64(part):
     """Values of 10 seeded problems: every tail of channels and sizes, epilogues, paddings, two sources."""
     for problem in sampled(10, 1000 + part):
         problem = replace(problem, dtype=HALF, out_dtype=None)
@@ -40,7 +40,7 @@ def test_samples(part):
 
 @pytest.mark.parametrize("inputs", [1, 3, 10, 11, 31, 32, 33, 64, 96, 256, 1024])
 @pytest.mark.parametrize("outputs", [1, 16, 17, 33, 48, 300])
-def test_tails_of_channels(inputs, outputs):
+def test_channel_counts_not_multiple_of_tile(inputs, outputs):
     problem = Problem(B=3, C1=inputs, C2=0, O=outputs, H=11, W=5, dtype=HALF)  # 18 tiles: two and a part
     tensors = rounded(problem.tensors())
     check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
@@ -58,7 +58,7 @@ def test_few_channels(padding_mode, second, width):
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 16, 33, 70])
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
-def test_maps_with_channels_apart(channels, padding_mode):
+def test_inputs_with_strided_channels(channels, padding_mode):
     """They are read as they are, to the same bits: contiguous, cut out of larger ones, and beside others."""
     whole, weight = torch.randn(2, channels + 3, 9, 37).to(HALF), torch.randn(20, channels + 4, 3, 3).to(HALF)
     x, x2 = whole[:, 2 : channels + 2, 1:, 3:36], torch.randn(2, 4, 8, 33).to(HALF)
@@ -132,7 +132,7 @@ def test_slope_of_the_gradient():
     assert ((got.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-3).all()
 
 
-def test_bits_depend_on_no_threads_and_no_batch():
+def test_results_are_bitwise_independent_of_threads_and_batch():
     x, weight = torch.randn(3, 70, 23, 30).to(HALF), torch.randn(90, 70, 3, 3).to(HALF)
     torch.set_num_threads(3)
     y = conv3x3(x, weight, algorithm="amx")
@@ -143,7 +143,7 @@ def test_bits_depend_on_no_threads_and_no_batch():
 
 @pytest.mark.parametrize("channels", [3, 12, 40])
 @pytest.mark.parametrize("column", [0, 6, 11])
-def test_nan_stays_where_the_formula_has_it(channels, column):
+def test_nan_matches_the_reference(channels, column):
     x, weight = torch.randn(1, channels, 12, 12).to(HALF), torch.randn(8, channels, 3, 3).to(HALF)
     x[0, 2, 5, column] = torch.nan
     y = conv3x3(x, weight, algorithm="amx").isnan()
@@ -170,7 +170,7 @@ def test_lstm_cell(hidden, inputs):
         assert ((got.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-4).all()
 
 
-def test_refusals():
+def test_unsupported_calls_are_rejected():
     with pytest.raises(RuntimeError, match="'amx' was requested, but AMX tiles compute in torch.bfloat16"):
         conv3x3(torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3), algorithm="amx")
     x, weight = torch.randn(1, 4, 5, 5).to(HALF), torch.randn(4, 4, 3, 3).to(HALF)
@@ -178,7 +178,7 @@ def test_refusals():
         conv3x3(x, weight, out_dtype=torch.float32, algorithm="amx")
 
 
-def test_not_for_another_instruction_set(native):
+def test_amx_needs_its_instruction_set(native):
     x, weight = torch.randn(1, 4, 5, 5).to(HALF), torch.randn(4, 4, 3, 3).to(HALF)
     native.set_isa("avx2")
     try:
@@ -188,7 +188,7 @@ def test_not_for_another_instruction_set(native):
         native.set_isa("auto")
 
 
-def test_other_users_of_the_tiles():
+def test_amx_state_is_restored_for_other_libraries():
     """Torch's kernels configure the registers for themselves, and so do ours."""
     x, weight = torch.randn(2, 64, 20, 20).to(HALF), torch.randn(64, 64, 3, 3).to(HALF)
     a = torch.randn(256, 256).to(HALF)

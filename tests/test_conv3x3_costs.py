@@ -21,7 +21,7 @@ INTEL, AMD = {"cpu_name": "Intel Xeon"}, {"cpu_name": "AMD EPYC"}
         ("avx512", INTEL | {"amx_bf16": True}, "amx"),
     ],
 )
-def test_which_costs_a_machine_has(isa, has, row, monkeypatch):
+def test_costs_selected_for_a_cpu(isa, has, row, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert costs.cpu_profile.__wrapped__(isa, torch.bfloat16) == row
     plain = costs.cpu_profile.__wrapped__(isa, torch.float32)
@@ -30,8 +30,8 @@ def test_which_costs_a_machine_has(isa, has, row, monkeypatch):
 
 @pytest.mark.parametrize("name", costs.TERMS)
 @pytest.mark.parametrize("longer", range(5), ids=["batch", "inputs", "outputs", "height", "width"])
-def test_twice_the_work_is_counted_as_twice_the_multiplications(name, longer):
-    """Of lengths that no algorithm rounds up; columns beyond the field are few."""
+def test_cost_terms_scale_with_the_work(name, longer):
+    """The lengths are multiples of all tile sizes, and few columns lie outside the field."""
     lengths = [1, 64, 64, 64, 64]
     _, weights, products, *_ = costs.TERMS[name](*lengths)
     lengths[longer] *= 2
@@ -60,7 +60,7 @@ def test_twice_the_work_is_counted_as_twice_the_multiplications(name, longer):
     ],
     ids=str,
 )
-def test_terms_by_hand(name, lengths, expected):
+def test_cost_terms_by_hand(name, lengths, expected):
     assert costs.TERMS[name](*lengths) == expected
 
 
@@ -91,8 +91,8 @@ def test_terms_by_hand(name, lengths, expected):
         ),
     ],
 )
-def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, per_point, points):
-    """Of bfloat16 maps of 3 channels to 5, by algorithms whose own costs differ by a little less or more."""
+def test_cost_of_layout_and_epilogue(monkeypatch, named, spared, pays, call, per_point, points):
+    """The inputs are bfloat16 with 3 and 5 channels, and the costs of the algorithms differ slightly."""
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
     backward = named.get("backward", False)
     beside = {name: value for name, value in named.items() if name != "backward"}
@@ -105,7 +105,7 @@ def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, pe
     costs.select_fastest.cache_clear()
 
 
-def test_contiguous_maps_of_many_channels_are_turned_for_the_gradients_of_planes(monkeypatch):
+def test_planes_gradient_of_contiguous_input_transposes(monkeypatch):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
     turn = costs.LAYOUT_COST[0] + 2 * 5 * 100 * costs.LAYOUT_COST[1]
     for share, expected in ((0.99, "amx"), (1.01, "planes")):
@@ -148,7 +148,7 @@ def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
     costs.select_fastest.cache_clear()
 
 
-def test_cells_of_one_map_keep_the_bits_of_any_number_of_threads(monkeypatch):
+def test_recurrent_cells_are_bitwise_independent_of_threads(monkeypatch):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "avx512")
     shape = torch.float32, True, 1, 96, 96, 6, 8
     for of_cells, expected in (({}, "direct"), ({"gated": True}, "winograd"), ({"joined": True}, "winograd")):
@@ -156,13 +156,13 @@ def test_cells_of_one_map_keep_the_bits_of_any_number_of_threads(monkeypatch):
 
 
 @pytest.mark.parametrize(("has_products", "expected"), [(True, "direct"), (False, "winograd")])
-def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products, expected):
+def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products, expected):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "amd")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
     assert costs.select_fastest.__wrapped__("any", torch.float16, False, 8, 1, 32, 48, 55) == expected
 
 
-def test_auto_knows_that_planes_need_no_channels_last(monkeypatch):
+def test_auto_accounts_for_the_layout_of_planes(monkeypatch):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "amd")
     costs.select_fastest.cache_clear()
     shape = torch.bfloat16, False, 4, 64, 4, 160, 42
@@ -170,7 +170,7 @@ def test_auto_knows_that_planes_need_no_channels_last(monkeypatch):
     costs.select_fastest.cache_clear()
 
 
-def test_costs_have_rows_for_every_machine(native):
+def test_costs_exist_for_every_cpu(native):
     for isa in set(native.build_info()["isa_usable"]) - {"baseline"}:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for backward in (False, True):

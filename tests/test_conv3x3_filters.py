@@ -40,7 +40,7 @@ def value_and_gradient(x, weight, bias, shuffle):
 
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind):
+def test_filters_are_packed_in_parts(engine_isa, two_threads, monkeypatch, dtype, kind):
     """The bits of filters that are kept, with two threads and one; nothing is kept; and right in both directions."""
     for batch, inputs, outputs, height, width, shuffle in SHAPES:
         x = torch.randn(batch, inputs, height, width).to(dtype).requires_grad_()
@@ -69,7 +69,7 @@ def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind
         (True, [(4, 16, True), (5, 16, False), (16, 17, True), (17, 17, False), (17, 23, True)]),
     ],
 )
-def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, trained, cases):
+def test_large_packed_filters_with_few_tiles_are_not_cached(two_threads, monkeypatch, trained, cases):
     calls, known = [], winograd.get_packed_filters
     monkeypatch.setattr(winograd, "get_packed_filters", lambda *args: calls.append(args) or known(*args))
     # In units of 144 bytes, what a filter of 3 x 3 takes.
@@ -88,7 +88,7 @@ def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, traine
             assert bool(calls) == kept, (channels, side)
 
 
-def test_filters_that_do_not_fit_are_refused(native):
+def test_oversized_filters_are_rejected(native):
     """The module itself, as csrc relies on it."""
     described = (64, 0, 8, 8, 3, 72, 9, 3, 1, False, 1)
     geometry, map_of = (

@@ -27,7 +27,7 @@ def machine(monkeypatch):
 
 
 def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
-    """Of the graph's node that gives the result before what follows the convolution."""
+    """Return the name of the graph node of the convolution."""
     tensors = leaves(problem)
     return problem.run(tensors[:4] + [None], algorithm).grad_fn.name()
 
@@ -36,7 +36,7 @@ def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
 @pytest.mark.parametrize("shuffle", [1, 2])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
+def test_small_input_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
     """Against the reference in float64."""
     problem = Problem(**ONE_MAP, act=act, shuffle=shuffle, residual=residual)
     tensors = [t if t is None else t.requires_grad_() for t in problem.tensors(layout=layout)]
@@ -65,16 +65,16 @@ def test_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
     ],
     ids=str,
 )
-def test_what_the_op_keeps(changes):
+def test_saved_tensors_of_the_op(changes):
     assert name_of_node(Problem(**{**ONE_MAP, **changes})) == "_Conv3x3Backward"
 
 
-def test_what_torch_gets():
+def test_arguments_passed_to_torch():
     largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.ALWAYS_TORCH_ELEMENTS})
     assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
 
 
-def test_more_is_left_to_quick_products(machine, monkeypatch):
+def test_fallback_on_cpus_with_fast_gemm(machine, monkeypatch):
     """In a training many channels of few pixels, where torch's products are Intel's; of one map, and not of two."""
     problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
     two = Problem(**{**vars(problem), "B": 2})
@@ -100,12 +100,12 @@ def test_without_gradients_the_result_is_channels_last(machine):
 
 
 @pytest.mark.parametrize("maps, outputs, turns", [(1, 256, False), (1, 2, True), (2, 256, True)])
-def test_one_map_stays_contiguous_where_its_weight_would_be_rearranged(maps, outputs, turns):
+def test_single_contiguous_input_is_not_transposed(maps, outputs, turns):
     plan = library.plan_convolution(torch.randn(maps, 200, 5, 7), torch.randn(outputs, 200, 3, 3), 1, False)
     assert plan.permutes_input == turns and plan.permutes_weight == (turns and outputs > 2)
 
 
-def test_who_asks_for_the_op_gets_it(monkeypatch):
+def test_forced_op_is_used(monkeypatch):
     """By an algorithm or an implementation; and who compiles it or wants no gradients."""
     monkeypatch.setattr(op, "F", None)  # not asked
     problem = Problem(**ONE_MAP)
@@ -129,7 +129,7 @@ def test_arguments_are_checked(k, shape, message):
         Problem(**ONE_MAP).run(tensors, "auto")
 
 
-def test_sparse_maps_are_refused():
+def test_sparse_inputs_are_rejected():
     tensors = leaves(Problem(**ONE_MAP))
     tensors[0] = tensors[0].detach().to_sparse()
     with pytest.raises(TypeError, match="x is a tensor of layout torch.sparse_coo, expected a dense one"):

@@ -99,7 +99,7 @@ def test_requires_grad_subsets(wanted):
             torch.testing.assert_close(tensor.grad, grad, rtol=0, atol=2e-4)
 
 
-def test_no_graph_without_need():
+def test_no_graph_without_requires_grad():
     problem = Problem()
     assert not problem.run(problem.tensors()).requires_grad
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_no_graph_without_need():
     assert torch.equal(problem.run(problem.tensors()), inside)
 
 
-def test_input_changed_before_backward_is_refused():
+def test_input_modified_before_backward_raises():
     problem = Problem(act="relu")
     tensors = leaves(problem)
     y = problem.run(tensors)
@@ -154,7 +154,7 @@ def step(x, weight):
     conv3x3(x, weight).sum().backward()
 
 
-def test_short_calls_are_seen_by_those_who_watch():
+def test_dispatch_modes_observe_small_calls():
     """Without a watcher they pass the dispatcher by."""
     x, weight = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3, requires_grad=True)
     with Log() as mode:
@@ -316,7 +316,7 @@ def test_gradient_of_the_registered_op_called_directly():
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_explain():
+def test_explain_names_the_algorithm():
     arguments = op_arguments(Problem(), Problem().tensors(), "auto")
     assert fastds.explain("conv3x3", *arguments)["native"] == "chosen"
 

@@ -80,7 +80,7 @@ def test_every_instruction_set(isa, dtype, native):
     check(inputs(SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
-def test_shares_of_x_convolved_before():
+def test_precomputed_input_convolution():
     x, h, gates, gates_bias, candidate, candidate_bias = tensors = inputs((2, 5, 16, 9, 7))
     shares = [fastds.ops.conv3x3(x, w[:, :5], b) for w, b in ((gates, gates_bias), (candidate, candidate_bias))]
     got = conv_gru_cell(None, h, gates[:, 5:], None, candidate[:, 5:], None, shares=shares)
@@ -95,7 +95,7 @@ def test_shares_of_x_convolved_before():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_threads_do_not_change_a_bit():
+def test_results_are_bitwise_independent_of_threads():
     tensors = inputs((2, 24, 24, 33, 21))
 
     def run():
@@ -146,7 +146,7 @@ def test_requires_grad_subsets(mask):
             torch.testing.assert_close(t.grad, g, rtol=1e-5, atol=1e-5)
 
 
-def test_torch_machinery():
+def test_opcheck_compile_and_transforms():
     tensors = inputs((2, 16, 16, 5, 4))
     plain = [t.detach() for t in tensors]
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -177,7 +177,7 @@ def test_torch_machinery():
         torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain))
 
 
-def test_an_input_of_zeros_needs_no_convolution():
+def test_zero_input_skips_the_convolution():
     x, h, gates, bias, candidate, own_bias = inputs((1, 3, 2, 4, 3), grad=False)
     expected = conv_gru_cell(torch.zeros_like(x), h, gates, bias, candidate, own_bias)
     of_h = [t.double() for t in (h, gates[:, 3:], bias, candidate[:, 3:], own_bias)]

@@ -79,7 +79,7 @@ def test_layouts_and_no_bias(layout):
     ],
     ids=str,
 )
-def test_pre_activations_stored_past_the_caches(shape, dtype):
+def test_pre_activations_with_non_temporal_stores(shape, dtype):
     """More than 8 MB of them, see choose_store in csrc/conv3x3: whole vectors, pixels off their alignment, 16 bit."""
     check(inputs(shape, dtype), dtype)
 
@@ -94,7 +94,7 @@ def test_every_instruction_set(isa, dtype, native):
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 24, 33, 21), (1, 64, 70, 9, 14)], ids=["", "shared"])
-def test_threads_do_not_change_a_bit(shape):
+def test_results_are_bitwise_independent_of_threads(shape):
     """In the second the threads share the few tiles, each reads a part of the filters."""
     tensors = inputs(shape)
 
@@ -130,7 +130,7 @@ def test_requires_grad_subsets(mask):
             torch.testing.assert_close(t.grad, g, rtol=1e-5, atol=1e-5)
 
 
-def test_torch_machinery():
+def test_opcheck_compile_and_transforms():
     tensors = inputs((2, 16, 16, 5, 4))
     utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     plain = [t.detach() for t in tensors]
@@ -162,7 +162,7 @@ def test_torch_machinery():
 
 
 @pytest.mark.parametrize(("channels", "few", "fuses"), [(9, 9 * 63, True), (9, 9 * 63 - 1, False), (8, 0, True)])
-def test_gates_of_odd_channels_follow_the_convolution_where_maps_are_large(monkeypatch, channels, few, fuses):
+def test_odd_channels_use_separate_gates_for_large_inputs(monkeypatch, channels, few, fuses):
     calls, known = [], fused.run_engine
     monkeypatch.setattr(fused, "run_engine", lambda *args: calls.append(args) or known(*args))
     monkeypatch.setattr(fused, "SMALL_MAP_ELEMENTS", few)

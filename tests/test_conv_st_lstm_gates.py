@@ -81,7 +81,7 @@ def check(name, tensors, dtype, algorithm="winograd"):
 @pytest.mark.parametrize("mask", range(1, 8))
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("name", STAGES)
-def test_source_that_the_gates_read_too(name, place, mask):
+def test_source_shared_by_convolution_and_gates(name, place, mask):
     """Its gradient is the sum of both; in a cell the memory is one."""
     *maps, _, weight, bias = inputs(name, (2, 24, 24, 9, 7))[:5]
     residual = [torch.randn(2, 24, 9, 7)] if name == "conv_output_gate" else []
@@ -120,7 +120,7 @@ def test_every_instruction_set(name, isa, dtype, native):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_threads_do_not_change_a_bit(name):
+def test_results_are_bitwise_independent_of_threads(name):
     tensors = inputs(name, (2, 24, 24, 33, 21))
 
     def run():
@@ -160,7 +160,7 @@ def test_recomputed_gates_have_the_same_gradients(name, algorithm):
 
 
 @pytest.mark.parametrize("function", [conv_lstm_cell, conv_st_lstm_gates, conv_memory_gates])
-def test_no_state_is_a_state_of_zeros(function):
+def test_missing_state_equals_zero_state(function):
     name = "conv_memory_gates" if function is conv_memory_gates else "conv_st_lstm_gates"
     x, h, c, weight, bias = inputs(name, SHAPES[0])
     y, full = (function(x, state, c, weight, bias) for state in (None, torch.zeros_like(h)))
@@ -172,7 +172,7 @@ def test_no_state_is_a_state_of_zeros(function):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_torch_machinery(name):
+def test_opcheck_compile_and_transforms(name):
     tensors = inputs(name, (2, 16, 16, 5, 4))
     x, x2, other, weight, bias, *residual = (t.detach() for t in tensors)
     options = {"conv_st_lstm_gates": (), "conv_memory_gates": ("none",), "conv_output_gate": ("sigmoid",)}[name]

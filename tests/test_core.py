@@ -65,7 +65,7 @@ def pointer(array):
 
 @pytest.mark.parametrize("kind", ["f32", "scalar", "f64"])
 @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
-def test_functions_to_a_few_units_in_the_last_place(probe, function, kind):
+def test_vector_math_is_accurate_to_a_few_ulp(probe, function, kind):
     name = f"{function}_{kind}"
     dtype = torch.float64 if kind == "f64" else torch.float32
     edge = 700 if dtype == torch.float64 else 87

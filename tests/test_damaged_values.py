@@ -98,7 +98,7 @@ LAZY = [damaged_netcdf4, damaged_zarr2, damaged_zarr3, damaged_grib]
 
 
 @pytest.mark.parametrize("make", [*LAZY, damaged_tiff])
-def test_reading_says_what_cannot_be_read(tmp_path, make):
+def test_read_error_names_the_damaged_variable(tmp_path, make):
     path = make(tmp_path)
     for read in (
         lambda d: d.load(),
@@ -112,7 +112,7 @@ def test_reading_says_what_cannot_be_read(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [*LAZY, damaged_tiff])
-def test_check_tells_what_is_damaged(tmp_path, make, capfd):
+def test_check_reports_damaged_values(tmp_path, make, capfd):
     path = make(tmp_path)
     assert main(["check", str(path)]) in (0, 2)
     said = capfd.readouterr().out
@@ -121,7 +121,7 @@ def test_check_tells_what_is_damaged(tmp_path, make, capfd):
 
 
 @pytest.mark.parametrize("make", LAZY)
-def test_sound_values_of_a_damaged_file_are_read(tmp_path, make):
+def test_intact_values_of_a_damaged_file_are_read(tmp_path, make):
     with open_dataset(make(tmp_path)) as dataset:
         assert dataset["t2m"].shape[0] > 1 and np.isfinite(dataset["latitude"].values).all()
         if make in (damaged_netcdf4, damaged_grib):
@@ -163,19 +163,19 @@ def test_one_damaged_file_of_several_is_named(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("bad number"), OSError("CRC check failed"), EOFError(), LookupError("x"),
                                    RuntimeError("a\nb"), UnicodeDecodeError("utf-8", b"a", 0, 1, "bad")])  # fmt: skip
-def test_whatever_a_reader_raises_names_the_file(tmp_path, error):
+def test_reader_errors_name_the_file(tmp_path, error):
     with pytest.raises(ValueError, match="a.nc") as found, _translate_errors(FORMATS[0], tmp_path / "a.nc"):
         raise error
     assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("error", [MemoryError("so much"), ImportError("no zarr"), KeyboardInterrupt()])
-def test_what_is_no_fault_of_the_file_stays(tmp_path, error):
+def test_unrelated_errors_are_not_changed(tmp_path, error):
     with pytest.raises(type(error)), _translate_errors(FORMATS[0], tmp_path / "a.nc"):
         raise error
 
 
-def test_a_file_that_is_gone(tmp_path):
+def test_removed_file_is_reported(tmp_path):
     field().to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     dataset = pickle.loads(pickle.dumps(open_dataset(tmp_path / "a.nc")))
     (tmp_path / "a.nc").unlink()
@@ -184,7 +184,7 @@ def test_a_file_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize(("place", "said"), [("rasterio._env.log_error", False), (len, True), (h5py.File.close, False)])
-def test_words_of_libraries_beside_an_error_are_not_printed(monkeypatch, place, said):
+def test_library_messages_are_suppressed_after_an_error(monkeypatch, place, said):
     """Such as what rasterio cannot decode of the messages of GDAL about a damaged image."""
     seen = []
     monkeypatch.setattr("sys.__unraisablehook__", seen.append)

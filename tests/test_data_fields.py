@@ -29,7 +29,7 @@ def every(hours):
     return dataset()["r"].assign_coords(time=np.datetime64("2019-01-01") + np.asarray(hours) * np.timedelta64(1, "h"))
 
 
-def test_variable_and_level():
+def test_choose_field_by_variable_and_level():
     assert ff.choose_field(dataset()).name == "r"
     two = dataset(t="air_temperature", r="relative_humidity")
     assert ff.choose_field(two).name == "r" and ff.choose_field(two, "t").name == "t"
@@ -41,7 +41,7 @@ def test_variable_and_level():
     assert np.array_equal(ff.choose_field(dataset().isel(time=slice(None, None, -1))), dataset()["r"]), "times ascend"
 
 
-def test_messages():
+def test_error_messages():
     both = dataset(r="relative_humidity", rh2="relative_humidity")
     for message, call in [
         ("the variable is ambiguous, name one of r, rh2", lambda: ff.choose_field(both)),
@@ -68,7 +68,7 @@ def test_messages():
             call()
 
 
-def test_humidity_a_little_beyond_saturation_is_fine():
+def test_humidity_slightly_above_saturation_is_accepted():
     ff.check_values(np.array([0.0, 100.1, 105.0]), humidity=True)
 
 
@@ -79,8 +79,8 @@ def test_coarsening_of_arrays_and_tensors():
     assert torch.equal(ff.coarsen_fields(torch.from_numpy(x), 2), torch.from_numpy(ff.coarsen_fields(x, 2)))
 
 
-def test_days_span_a_day():
-    """Of three-hourly fields every second one makes four a day; fields without times are taken as they are."""
+def test_daily_samples_span_24_hours():
+    """Every second of three-hourly fields gives four a day; fields without times are not thinned."""
     eight = dataset()["r"]
     one, four = ff.split_into_days(eight, 8), ff.split_into_days(eight, 4)
     assert len(one) == len(four) == 1 and np.array_equal(one[0], eight) and np.array_equal(four[0], eight[::2])
@@ -88,7 +88,7 @@ def test_days_span_a_day():
     assert [p.sizes["time"] for p in parts] == [3, 3] and np.array_equal(parts[1], eight[3:6])
 
 
-def test_splits_of_the_paper():
+def test_dataset_splits_equal_the_paper():
     train, validation = ff.split_validation_days(731)
     assert len(train) == 365 and len(validation) == 366 and not set(train) & set(validation)
     assert (
@@ -97,12 +97,12 @@ def test_splits_of_the_paper():
     )
 
 
-def test_humidity_of_a_file(data_dir):
+def test_read_humidity_of_a_file(data_dir):
     with open_dataset(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc") as opened:
         assert ff.choose_field(opened).shape == (8, 181, 360)
 
 
-def test_fields_of_grib(data_dir):
+def test_read_fields_of_grib(data_dir):
     with open_dataset(data_dir / "era5_t2m_025deg_uk_201903_1h.grib") as opened:
         field = ff.choose_field(opened)
         assert field.shape == (744, 33, 49) and abs(float(field.mean()) - 280.774) < 1e-3

@@ -77,7 +77,7 @@ def test_missing_file_is_named(tmp_path):
     ],
     ids=["empty", "text", "grib", "gzip", "zip", "cdf5", "nexrad"],
 )
-def test_other_files_are_refused_by_name(tmp_path, content, message):
+def test_unsupported_files_are_named(tmp_path, content, message):
     path = tmp_path / "file.nc"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -129,7 +129,7 @@ def test_zarr_round_trip(event, tmp_path):
     assert os.listdir(tmp_path) == ["event.zarr"]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(event, tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(event, tmp_path, monkeypatch):
     path = save_dataset(event, tmp_path / "event.nc")
     before = path.read_bytes()
 
@@ -142,24 +142,24 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(event, tmp_path, mon
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["event.nc"]
 
 
-def test_what_cannot_be_stored_is_refused_in_one_sentence(event, tmp_path):
+def test_save_rejects_unsupported_values(event, tmp_path):
     with pytest.raises(ValueError, match=r"odd\.nc cannot be written") as caught:
         save_dataset(event.assign_attrs(bad={"a": 1}), tmp_path / "odd.nc")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
 
 
-def test_attributes_that_files_do_not_know(event, tmp_path):
+def test_save_converts_unsupported_attributes(event, tmp_path):
     path = save_dataset(event.assign_attrs(flag=True, nothing=None), tmp_path / "event.nc")
     with open_dataset(path) as back:
         assert back.attrs["flag"] == 1 and "nothing" not in back.attrs
 
 
-def test_no_such_folder(event, tmp_path):
+def test_save_into_missing_folder(event, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         save_dataset(event, tmp_path / "missing" / "event.nc")
 
 
-def test_packing_and_fill_value_of_the_encoding_are_kept(event, tmp_path):
+def test_encoding_is_preserved(event, tmp_path):
     packed = event.copy(deep=True)
     packed["reflectivity"][0, 0, 0] = np.nan
     packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
@@ -170,7 +170,7 @@ def test_packing_and_fill_value_of_the_encoding_are_kept(event, tmp_path):
         assert float(abs(back["reflectivity"] - packed["reflectivity"]).max()) <= 0.25
 
 
-def test_a_file_is_replaced_in_one_step(event, tmp_path):
+def test_save_replaces_a_file_atomically(event, tmp_path):
     """Whoever has the old file open goes on reading the old one: it is never written into."""
     path = save_dataset(event, tmp_path / "event.nc")
     with path.open("rb") as old:
@@ -187,7 +187,7 @@ def test_times_that_cannot_be_decoded(event, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_only_group_with_fields_is_read_and_one_of_several_is_not(tmp_path):
+def test_single_group_with_fields_is_read(tmp_path):
     event = synthetic_event(1, frames=2, shape=(32, 32))
     event.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", group="Grid")
     with pytest.warns(UserWarning, match="are those of its group Grid"), open_dataset(tmp_path / "a.nc") as found:
@@ -197,7 +197,7 @@ def test_the_only_group_with_fields_is_read_and_one_of_several_is_not(tmp_path):
         open_dataset(tmp_path / "a.nc")
 
 
-def test_a_process_that_reads_grib_ends_well(data_dir):
+def test_process_reading_grib_exits_cleanly(data_dir):
     """With pyproj loaded later, too: ecCodes brings a PROJ of its own."""
     pytest.importorskip("cfgrib", reason="GRIB files need the package cfgrib")
     path = data_dir / "era5_t2m_025deg_uk_201903_1h.grib"
@@ -208,7 +208,7 @@ def test_a_process_that_reads_grib_ends_well(data_dir):
     assert run.returncode == 0, run.stderr
 
 
-def test_projections_after_eccodes_was_loaded_by_others():
+def test_projections_after_loading_eccodes():
     """The process that has two PROJ libraries tells places and ends well."""
     pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     pytest.importorskip("pyproj", reason="projections need the package pyproj")
@@ -222,7 +222,7 @@ def test_projections_after_eccodes_was_loaded_by_others():
 
 
 @pytest.mark.parametrize("name", ["event.nc", "event.zarr"])
-def test_fields_of_dask_are_written(event, tmp_path, name):
+def test_save_dask_arrays(event, tmp_path, name):
     pytest.importorskip("dask", reason="lazy fields need dask")
     if name.endswith("zarr"):
         pytest.importorskip("zarr", reason="Zarr stores need the package zarr")

@@ -57,7 +57,7 @@ CORNERS = [
 
 
 @pytest.mark.parametrize(("name", "form", "field", "right", "left", "time"), CORNERS, ids=[c[0][:9] for c in CORNERS])
-def test_composites_lie_where_their_headers_say(raw, name, form, field, right, left, time):
+def test_composite_coordinates_match_their_headers(raw, name, form, field, right, left, time):
     with open_dataset(raw / name) as dataset:
         assert dataset.encoding["format"] == form
         assert str(dataset.time.values[0]).startswith(time) and dataset[field].dims[0] == "time"
@@ -76,7 +76,7 @@ PREPARED = [
 
 
 @pytest.mark.parametrize(("name", "field", "prepared", "variable"), PREPARED, ids=[c[0][:5] for c in PREPARED])
-def test_values_at_a_place_are_those_of_files_prepared_elsewhere(raw, data_dir, name, field, prepared, variable):
+def test_composite_values_match_independent_files(raw, data_dir, name, field, prepared, variable):
     """Missing where it is missing there, no echo where there is none, and the same numbers."""
     with open_dataset(raw / name) as dataset, open_dataset(data_dir / prepared) as other:
         known = other[variable].sel(time=dataset.time.values[0])
@@ -96,7 +96,7 @@ def test_values_at_a_place_are_those_of_files_prepared_elsewhere(raw, data_dir, 
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_classes_of_meteoswiss(raw, data_dir):
+def test_meteoswiss_classes_are_decoded(raw, data_dir):
     with open_dataset(raw / MCH) as dataset, open_dataset(data_dir / "radar_mch_20160711_5min.nc") as other:
         known = other.reflectivity.sel(time="2016-07-11T22:00").values
         amount = dataset.rainfall_amount[0].values
@@ -113,14 +113,14 @@ def test_classes_of_meteoswiss(raw, data_dir):
 
 
 @pytest.mark.parametrize("shape", [(641, 710), (640, 709)])
-def test_other_sizes_are_not_of_meteoswiss(tmp_path, shape):
+def test_meteoswiss_needs_its_grid_size(tmp_path, shape):
     path = tmp_path / MCH.split("/")[1]
     Image.fromarray(np.zeros(shape, np.uint8), "P").save(path, comment=b"Meteoswiss")
     with pytest.raises(ValueError, match="must be a palette image of 640 x 710 pixels, got "):
         open_dataset(path)
 
 
-def test_a_single_radar_lies_in_the_composite_made_of_it(raw, data_dir):
+def test_single_radar_matches_its_composite(raw, data_dir):
     """The bins of DX within 60 km, where neighbours are told apart; the map fits best where it is."""
     with open_dataset(raw / DX) as dataset, open_dataset(data_dir / "radar_dwd_dx_sw_20080602_5min.nc") as other:
         known = other.reflectivity.sel(time=dataset.time.values[0])
@@ -164,7 +164,7 @@ def test_mrms(raw, tmp_path):
         ("MergedReflectivityQCComposite", ECHO, [-999.0, -99.0, -5.0, 30.0], [np.nan, -32.0, -5.0, 30.0]),
     ],
 )
-def test_codes_of_mrms(product, field, codes, expected):
+def test_mrms_codes_are_decoded(product, field, codes, expected):
     """-1 and -3: no radar sees the place; of reflectivity -99 is no echo and -999 no radar."""
     axes = {"latitude": [40.0, 39.9], "longitude": [260.0, 260.1], "time": np.datetime64("2025-06-01", "ns")}
     dataset = xr.Dataset({"unknown": (("latitude", "longitude"), np.reshape(codes, (2, 2)))}, axes)
@@ -254,8 +254,8 @@ def test_nimrod(raw, tmp_path):
         open_dataset(tmp_path / "d.dat")
 
 
-def test_of_several_nimrod_fields_one_with_values_is_taken(raw, tmp_path):
-    """Of the quantity of the first, so that files of one series go together; which one is said."""
+def test_nimrod_field_with_values_is_selected(raw, tmp_path):
+    """The field with the quantity of the first file is selected, and a note names it."""
     nothing, echo = np.full((2, 3), -32767), np.full((2, 3), 2000)
     fields = [nimrod("K", echo), nimrod("dBZ*100", nothing), nimrod("mm/hr*32", echo), nimrod("dBZ*100", echo)]
     (tmp_path / "levels").write_bytes(b"".join(fields))
@@ -301,7 +301,7 @@ def test_odim(tmp_path):
             open_dataset(odim(tmp_path / "c.h5", "115500", "120000", **changes))
 
 
-def test_forecasts_are_no_observations(tmp_path):
+def test_forecasts_are_rejected_as_observations(tmp_path):
     odim(tmp_path / "a.h5", "115500", "120000", quantity="ACRR")
     odim(tmp_path / "b.h5", "120000", "120500", quantity="ACRR")
     odim(tmp_path / "c.h5", "120500", "121000", quantity="ACRR")
@@ -383,7 +383,7 @@ def test_times_of_other_calendars_are_chosen_and_joined(halves):
         assert [str(time) for time in dataset.time.values[[0, -1]]] == ["2020-02-30 00:05:00", "2020-02-30 00:25:00"]
 
 
-def test_files_that_do_not_go_together(halves, raw, tmp_path):
+def test_incompatible_files_are_not_joined(halves, raw, tmp_path):
     event, folder = halves
     shutil.copy(raw / FMI, folder / "c.pgm.gz")
     with pytest.raises(ValueError, match="holds files of the formats FMI PGM, NetCDF-4; a pattern or a list takes"):
@@ -431,7 +431,7 @@ def turned(event):
         (turned, r"a\.nc and .*c\.nc are on different grids: longitude_of_projection_origin is \S+ and 99"),
     ],
 )
-def test_a_radar_that_starts_anew_with_other_numbers_is_not_joined(halves, change, message):
+def test_files_with_changed_grid_are_not_joined(halves, change, message):
     """Their names and coordinates are the same, and what they mean is not."""
     event, folder = halves
     save_dataset(change(event.isel(time=slice(0, 3))), folder / "c.nc")
@@ -439,7 +439,7 @@ def test_a_radar_that_starts_anew_with_other_numbers_is_not_joined(halves, chang
         open_dataset([folder / "a.nc", folder / "c.nc"])
 
 
-def test_a_curved_grid_that_moved_is_not_joined(halves, tmp_path):
+def test_files_with_moved_curvilinear_grid_are_not_joined(halves, tmp_path):
     event, folder = halves
     curved = event[["reflectivity"]].isel(time=slice(0, 3)).drop_vars(["x", "y"])
     lat = xr.DataArray(np.add.outer(np.arange(event.sizes["y"]), 0.1 * np.arange(event.sizes["x"])), dims=("y", "x"))
@@ -450,7 +450,7 @@ def test_a_curved_grid_that_moved_is_not_joined(halves, tmp_path):
         open_dataset(tmp_path)
 
 
-def test_levels_of_several_kinds_in_one_grib(raw):
+def test_grib_with_several_kinds_of_levels(raw):
     pytest.importorskip("cfgrib", reason="GRIB files need the package cfgrib")
     with open_dataset(raw / "grib" / "nam.t00z.awp21100.tm00.grib2") as dataset:
         assert dataset["r_isobaricInhPa"].shape == (19, 65, 93) or dataset["r_isobaricInhPa"].ndim == 3
@@ -478,7 +478,7 @@ def test_truncated_raw_files_are_refused(raw, tmp_path, name, kept):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_commands_take_a_folder_like_one_file(halves):
+def test_commands_accept_a_folder(halves):
     """Pairs across the border of two files are there, and the output is the same."""
     event, folder = halves
     save_dataset(event, folder.parent / "whole.nc")
@@ -493,7 +493,7 @@ def test_commands_take_a_folder_like_one_file(halves):
     assert results[0].sizes["time"] == 11
 
 
-def test_an_output_among_the_inputs_is_refused(halves, capsys):
+def test_output_among_the_inputs_is_rejected(halves, capsys):
     _, folder = halves
     assert main(["downscale", str(folder / "*.nc"), str(folder / "b.nc"), "--model=trilinear"]) == 2
     assert "the output must be another file than the input" in capsys.readouterr().err

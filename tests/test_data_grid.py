@@ -32,7 +32,7 @@ def two_d(lat, lon):
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0], ids=["ascending", "descending"])
-def test_finer_centres_lie_a_quarter_of_a_cell_off(direction):
+def test_refined_centres_are_offset_by_a_quarter_cell(direction):
     y = direction * np.array([1000.0, 3000.0, 5000.0])
     data = field_on(y, [0.0, 2.0], x_attrs={"units": "km"})
     fine = refine_grid(data, data["z"])
@@ -60,7 +60,7 @@ def test_uneven_cells_keep_their_centres():
     np.testing.assert_allclose(refine_grid(data, data["z"])["y"].values.reshape(4, 2).mean(1), y)
 
 
-def test_longitudes_that_wrap_wrap_again():
+def test_refined_longitudes_wrap():
     lon = np.array([358.0, 359.0, 0.0, 1.0])
     data = field_on([50.0, 51.0], lon, LATITUDE, LONGITUDE)
     expected = [357.75, 358.25, 358.75, 359.25, 359.75, 0.25, 0.75, 1.25]
@@ -76,14 +76,14 @@ def test_global_longitudes_stay_in_order_and_latitudes_on_the_sphere():
     assert np.all(np.diff(fine["x"]) > 0) and np.all(np.abs(fine["y"]) <= 90.0) and np.all(np.diff(fine["y"]) < 0)
 
 
-def test_longitudes_go_round_once_at_most():
+def test_longitudes_span_at_most_360_degrees():
     """To the same meridian again; a row more is of another unit."""
     check_longitudes("lon", np.arange(0.0, 361.0))
     with pytest.raises(ValueError, match="lon spans 361 degrees, expected 360 at most"):
         check_longitudes("lon", np.arange(0.0, 362.0))
 
 
-def test_a_single_row_has_no_known_width():
+def test_single_row_has_no_cell_width():
     data = field_on([1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="coordinate y has a single value, so its cell width is unknown"):
         refine_grid(data, data["z"])
@@ -96,7 +96,7 @@ def test_bad_factors(factor):
         refine_grid(data, data["z"], factor)
 
 
-def test_bounds_are_cut_and_attributes_about_the_range_dropped():
+def test_bounds_are_refined_and_range_attributes_dropped():
     attrs = {"units": "m", "bounds": "y_bnds", "valid_max": 10.0, "long_name": "northing"}
     data = field_on([10.0, 8.0, 6.0], [0.0, 1.0], attrs)
     data["y_bnds"] = (("y", "nv"), np.array([[11.0, 9.0], [9.0, 7.0], [7.0, 5.0]]))
@@ -169,7 +169,7 @@ def test_corners_of_two_dimensional_cells():
     assert np.all(area > 0)  # anticlockwise
 
 
-def test_projections_are_kept(data_dir):
+def test_projections_are_preserved(data_dir):
     from fastds.data import open_dataset
 
     with open_dataset(data_dir / "radar_mch_20160711_5min.nc") as dataset:  # crs_wkt without grid_mapping_name
@@ -211,7 +211,7 @@ def test_grid_spacing(data_dir):
     assert grid_spacing_m(field_on([0.0, 1.0], [0.0, 1.0], {"units": "rad"})["z"]) is None
 
 
-def test_two_dimensional_coordinates_in_any_order_and_without_being_named():
+def test_two_dimensional_coordinates_are_found_by_attributes():
     lat, lon = np.meshgrid(50.0 - 0.01 * np.arange(6), 10.0 + 0.02 * np.arange(5), indexing="ij")
     plain = two_d(lat, lon)
     turned = plain.assign_coords(lat=plain["lat"].T, lon=plain["lon"].T)
@@ -236,5 +236,5 @@ def test_two_dimensional_coordinates_in_any_order_and_without_being_named():
         ({}, None),
     ],
 )
-def test_what_counts_as_latitude_and_longitude(attrs, expected):
+def test_latitude_longitude_detection(attrs, expected):
     assert is_longitude(attrs) == (expected == "longitude") and is_latitude(attrs) == (expected == "latitude")

@@ -58,7 +58,7 @@ def blocks(fine, factor=2):
     return fine.reshape(n, h // factor, factor, w // factor, factor).astype(np.float64).mean((2, 4))
 
 
-def test_a_fine_file_coarsened_and_refined_has_its_own_grid_and_times(event):
+def test_coarsen_then_refine_restores_grid_and_times(event):
     event["time"].encoding = {"units": "minutes since 2024-06-01", "calendar": "standard", "dtype": "int32"}
     coarse = coarsen_dataset(event)
     assert dict(coarse.sizes) == {"time": 3, "y": 16, "x": 24}
@@ -72,7 +72,7 @@ def test_a_fine_file_coarsened_and_refined_has_its_own_grid_and_times(event):
     assert out["reflectivity"].attrs == event["reflectivity"].attrs and out["reflectivity"].dtype == np.float32
 
 
-def test_real_file_comes_back_on_its_grid(data_dir, tmp_path):
+def test_coarsen_then_refine_restores_a_real_grid(data_dir, tmp_path):
     with open_dataset(data_dir / "radar_fmi_20160928_5min.nc") as dataset:
         truth = dataset.isel(time=slice(0, 3)).load()
     coarse = save_dataset(coarsen_dataset(truth), tmp_path / "coarse.nc")
@@ -89,14 +89,14 @@ def test_real_file_comes_back_on_its_grid(data_dir, tmp_path):
         assert "cadence_minutes" not in fine.attrs and fine.attrs["zr_a"] == 223.0
 
 
-def test_coarse_input_is_what_the_network_is_trained_on(event):
+def test_coarsening_equals_the_training_samples(event):
     z = event["reflectivity"].values
     coarse = coarsen_dataset(event)["reflectivity"].values
     np.testing.assert_allclose(prepare(coarse), prepare(coarsen(z[::2], 2, floor=15.0)), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", COARSENING_MODES)
-def test_coarsening_keeps_dry_dry_and_weak_weak(event, mode):
+def test_coarsening_preserves_dry_and_weak_echo(event, mode):
     z = np.full((5, 32, 48), -32.0, np.float32)
     z[:, 0, 0], z[:, 2:4, 0:2], z[:, 4, 4] = 8.0, 12.0, np.nan
     z[:, 6, 6] = 35.0
@@ -159,7 +159,7 @@ def test_fill_value(event, tmp_path, fill, dtype, expected):
         assert out["reflectivity"].dtype == np.float32
 
 
-def test_rates_come_back_in_their_units(event):
+def test_rates_keep_their_units(event):
     rates = rain(event, "kg m-2 s-1", None, scale=300.0)
     rates["rain"].attrs["standard_name"] = "rainfall_flux"
     source = to_reflectivity(rates, "rain")
@@ -184,7 +184,7 @@ def test_amounts_are_conserved_in_every_cell_and_interval(event, factor, time_fa
     assert float(out.min()) >= 0
 
 
-def test_amounts_follow_the_rates_of_the_model(event):
+def test_amounts_are_distributed_by_modelled_rates(event):
     """In a cell where rain begins in the middle, most of it lies in the later half and where the model put it."""
     amount = np.array([[1.0]])
     low, high = np.zeros((2, 2)), np.array([[12.0, 0.0], [0.0, 0.0]])
@@ -222,7 +222,7 @@ def test_knmi_amounts_are_conserved(data_dir):
 
 
 @pytest.mark.parametrize("position", [0, 1, 2], ids=["start", "middle", "end"])
-def test_intervals_keep_the_place_of_their_label(event, position, tmp_path):
+def test_interval_labels_are_preserved(event, position, tmp_path):
     starts = event["time"].values
     bounds = np.stack([starts, starts + np.timedelta64(5, "m")], axis=1)
     labels = starts + position * np.timedelta64(150, "s")

@@ -44,7 +44,7 @@ def test_prepare_and_restore(z, kind, floor):
     np.testing.assert_allclose(np.asarray(restore(kind(x), floor)), expected, atol=1e-5)
 
 
-def test_values_of_the_paper():
+def test_normalisation_of_the_paper():
     np.testing.assert_allclose(prepare(np.array([-32.0, 0.0, 15.0, 42.5, 70.0, 80.0])), [0, 0, 0, 0.5, 1, 1])
 
 
@@ -84,7 +84,7 @@ def test_coarsen_in_linear_z(kind):
 
 @BOTH
 @pytest.mark.parametrize("mode", COARSENING_MODES)
-def test_blocks_without_echo_are_at_the_floor_to_the_bit(kind, mode):
+def test_blocks_without_echo_are_exactly_at_the_floor(kind, mode):
     """Else dry pixels would count as echo above it."""
     for floor, factor in itertools.product((0.0, 7.0, 15.0), (1, 2, 3)):
         dry = np.full((6, 6), floor if mode == "plain_dbz" else -32.5, dtype=np.float32)
@@ -92,12 +92,12 @@ def test_blocks_without_echo_are_at_the_floor_to_the_bit(kind, mode):
 
 
 @BOTH
-def test_plain_means_know_no_floor(kind):
+def test_plain_means_are_not_floored(kind):
     blocks = np.array([[-32.0, 40.0], [40.0, -32.0]], dtype=np.float32)
     np.testing.assert_allclose(np.asarray(coarsen(kind(blocks), 2, "plain_dbz", floor=15.0)), [[4.0]])
 
 
-def test_coarsening_twice_is_coarsening_once(z):
+def test_coarsening_twice_equals_coarsening_once(z):
     for mode in COARSENING_MODES:
         z4 = np.nan_to_num(z[:, :, :16])
         np.testing.assert_allclose(coarsen(coarsen(z4, 2, mode), 2, mode), coarsen(z4, 4, mode), rtol=1e-4, atol=1e-4)
@@ -117,13 +117,13 @@ def test_coarsen_is_differentiable():
         ((2, "mean"), "mode must be one of dbz, linear_z, plain_dbz, got 'mean'"),
     ],
 )
-def test_coarsen_refuses(z, arguments, message):
+def test_coarsen_rejects_invalid_arguments(z, arguments, message):
     with pytest.raises(ValueError, match=message):
         coarsen(z, *arguments)
 
 
 @BOTH
-def test_masks(z, kind):
+def test_masks_of_missing_values(z, kind):
     valid = valid_mask(kind(z))
     coarse = coarsen_mask(valid)
     np.testing.assert_array_equal(np.asarray(coarse), ~np.isnan(np.asarray(coarsen(kind(z), 2))))
@@ -143,7 +143,7 @@ def test_echo_fraction_counts_valid_pixels_only(kind):
     assert echo_fraction(z * np.nan) == 0.0
 
 
-def test_twenty_percent_rule():
+def test_samples_need_twenty_percent_echo():
     z = np.full((3, 10, 10), -32.0)
     z[0, :6] = 30.0  # 60 of 300
     assert has_enough_echo(z)

@@ -96,7 +96,7 @@ def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, s
 
 
 def test_input_of_plain_means(event):
-    """What lies below the floor pulls the mean of a block down, in the input alone."""
+    """Values below the floor lower the mean of a block, but only in the input."""
     data = RadarTriples([event], crop=16, scales=(1,), modes=("plain_dbz",), augment=False)
     drawn, read = [], data.stores[0].dbz
     data.stores[0].dbz = lambda *where: drawn.append(read(*where)) or drawn[-1]
@@ -107,7 +107,7 @@ def test_input_of_plain_means(event):
     assert (prepare(plain) < prepare(floored) - 0.01).any()
 
 
-def test_unknown_way_of_coarsening_is_named_at_once(event):
+def test_unknown_coarsening_mode_is_rejected(event):
     with pytest.raises(ValueError, match="mode must be one of dbz, linear_z, plain_dbz, got 'mean'"):
         RadarTriples([event], crop=16, modes=("dbz", "mean"))
 
@@ -136,7 +136,7 @@ def test_sources_are_drawn_by_their_weights(event):
         assert found == pytest.approx(share, abs=0.07) and (share < 1 or found == 1), (weights, found)
 
 
-def test_echo_rule(event):
+def test_minimum_echo_of_samples(event):
     z = event["reflectivity"].values.copy()
     z[:, :, 75:] = -32.0
     data = RadarTriples([event.assign(reflectivity=event["reflectivity"].copy(data=z))], crop=16, scales=(1,))
@@ -156,7 +156,7 @@ def test_crops_avoid_missing_areas_and_mark_what_is_missing(event):
         assert torch.isfinite(sample["y"]).all() and not sample["y"][~sample["valid"]].gt(1).any()
 
 
-def test_blocks_with_a_missing_pixel_do_not_count():
+def test_coarse_cells_with_missing_pixels_are_invalid():
     z = np.full((3, 8, 8), 30.0, np.float32)
     z[0, 1, 1], z[1, 4, 4] = np.nan, np.nan
     sample = make_sample(z)
@@ -208,7 +208,7 @@ def test_flow_is_computed_once_per_pair_and_ahead_of_workers(event):
 
 
 @pytest.mark.parametrize("options", list(itertools.product([False, True], repeat=4)))
-def test_flow_turns_with_the_grid(options):
+def test_flow_is_rotated_with_the_grid(options):
     """Warping the first coarse frame along the flow gives the second, before and after any augmentation."""
     rng = np.random.default_rng(0)
     first = torch.from_numpy(rng.random((1, 1, 24, 24), dtype=np.float32))
@@ -243,7 +243,7 @@ def test_augmentation_changes_all_arrays_alike():
     np.testing.assert_array_equal(out["y"][0, 0], y[2, 0, ::-1].T)
 
 
-def test_one_byte_a_pixel_where_values_lie_on_half_dbz(event, data_dir):
+def test_cache_uses_one_byte_per_pixel_for_half_dbz_values(event, data_dir):
     store = FrameStore(TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 3, 6))
     assert store.data.dtype == np.uint8 and store.shape == (3, 640, 710)
     from fastds.data import open_dataset
@@ -275,7 +275,7 @@ def test_blocks_of_time_and_files(event, tmp_path):
     ],
     ids=["crop", "weights", "intervals"],
 )
-def test_refusals(event, options, message):
+def test_triples_reject_invalid_arguments(event, options, message):
     with pytest.raises(ValueError, match=message):
         RadarTriples([event], **{"crop": 16, **options})
 

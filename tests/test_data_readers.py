@@ -49,7 +49,7 @@ def test_rain_codes(tmp_path):
         assert rain.attrs["units"] == "kg m-2" and rain.attrs["cell_methods"] == "time: sum (interval: 5 min)"
 
 
-def test_cells_lie_where_the_format_description_says(tmp_path):
+def test_coordinates_match_the_format_description(tmp_path):
     pyproj = pytest.importorskip("pyproj", reason="pyproj is not installed")
     data = open_radolan(write(tmp_path, "a"))
     attrs = data.crs.attrs
@@ -63,7 +63,7 @@ def test_cells_lie_where_the_format_description_says(tmp_path):
     np.testing.assert_allclose(np.diff(data.y), -1000.0)
 
 
-def test_since_version_5_cells_lie_on_wgs_84(data_dir, tmp_path):
+def test_version_5_uses_wgs_84(data_dir, tmp_path):
     """The same corners as DWD's HDF5 files of the product tell; of the sphere they are 2 km away."""
     pyproj, h5py = pytest.importorskip("pyproj", reason="pyproj is not installed"), pytest.importorskip("h5py")
     with pytest.warns(UserWarning, match="left out"):
@@ -112,7 +112,7 @@ def rising(folder, count=4):
     return folder
 
 
-def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path, monkeypatch):
+def test_open_accepts_files_folders_patterns_and_archives(tmp_path, monkeypatch):
     folder = rising(tmp_path / "radar")
     later = open_radolan(sorted(folder.iterdir())).reflectivity
     assert later.chunks == ((1,) * 4, (900,), (900,))  # none of them in memory
@@ -139,7 +139,7 @@ def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path, m
         open_dataset(folder / "raa*")
 
 
-def test_the_command_reads_raw_composites(tmp_path, capsys):
+def test_nowcast_command_reads_raw_composites(tmp_path, capsys):
     folder = rising(tmp_path / "radar")
     command = ["nowcast", str(folder), str(tmp_path / "out.nc"), "--model=extrapolation", "--steps=2", "--coarsen=10"]
     assert main([*command, "--quantity=reflectivity"]) == 0
@@ -161,7 +161,7 @@ def test_real_archive_of_forecasts(data_dir):
     assert found.sizes["time"] == 25 and (np.diff(found.time) == np.timedelta64(5, "m")).all()
 
 
-def test_forecasts_are_no_observations(tmp_path):
+def test_forecasts_are_rejected_as_observations(tmp_path):
     """They are taken where they are asked for, with the times they stand for."""
     grid = (1200, 1100)
     files = [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
@@ -187,7 +187,7 @@ def test_real_composites(data_dir, name, variable, largest, missing):
     assert float(field.isnull().mean()) == pytest.approx(missing, abs=1e-6)
 
 
-def test_rain_lies_where_the_echo_is(data_dir):
+def test_rain_coordinates_match_reflectivity(data_dir):
     z, rain = (
         open_radolan(data_dir / "raw" / "radolan" / f"raa01-{product}_10000-1408102050-dwd---bin.gz")
         for product in ("rx", "ry")
@@ -267,7 +267,7 @@ def test_hko7_messages(hko7, tmp_path):
         open_hko7(tmp_path)
 
 
-def test_the_swiss_grid_lies_right_by_attributes_without_wkt(data_dir):
+def test_swiss_grid_coordinates_without_wkt(data_dir):
     """Against the corners that the PROJ string of its composite gives."""
     pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
     with open_dataset(data_dir / "raw/mch/AQC161932200V_00005.801.gif") as dataset:
@@ -290,7 +290,7 @@ def test_the_swiss_grid_lies_right_by_attributes_without_wkt(data_dir):
         (("rain",), "is an npz archive of rain; those of MeteoNet are read, which hold data and dates"),
     ],
 )
-def test_npz_archives_without_fields_are_told_apart(tmp_path, arrays, message):
+def test_npz_without_fields_is_recognised(tmp_path, arrays, message):
     np.savez(tmp_path / "radar_coords_NW.npz", **dict.fromkeys(arrays, np.zeros((3, 4))))
     with pytest.raises(ValueError, match=message):
         open_dataset(tmp_path / "radar_coords_NW.npz")

@@ -30,7 +30,7 @@ def ramp(lat, lon):
     return 3.0 * lat + 0.5 * np.cos(np.deg2rad(lon))
 
 
-def test_the_same_grid_is_taken_as_it_is():
+def test_statics_on_the_same_grid_are_unchanged():
     here = on_angles(np.arange(50, 40, -0.5), np.arange(5, 15, 0.5), lambda a, b: np.sin(99 * a + b))
     np.testing.assert_array_equal(maps(here, here), here.z)
     turned = here.transpose("longitude", "latitude")
@@ -53,8 +53,8 @@ def test_a_coarse_map_is_interpolated_and_a_fine_one_averaged(ascending, west):
     assert np.abs(checker.z).min() == 1 and np.abs(maps(checker, onto)).max() < 0.01  # its means, not its points
 
 
-def test_points_a_side_are_those_of_the_finer_cells():
-    """Of cells 1.75 times as wide as those of the map, two a side: the mean of two points of a parabola."""
+def test_statics_sampling_matches_the_finer_cells():
+    """Cells that are 1.75 times as wide as those of the static field average two points per side."""
     onto = on_angles(np.arange(1.75, -2, -0.25), np.arange(0, 4, 0.25), lambda a, b: 0 * (a + b))
     world = on_angles(np.arange(-3, 3, 1 / 7), np.arange(-1, 5, 1 / 7), lambda a, b: a**2 + 0 * b)
     assert np.abs(maps(world, onto) - onto.latitude.values[:, None] ** 2).min() > 0.003  # (1/16)^2
@@ -106,7 +106,7 @@ def test_projected_maps_need_the_same_projection():
 EXTRAPOLATED = {"fill_value": "extrapolate"}
 
 
-def test_maps_come_in_the_order_of_the_card(tmp_path):
+def test_statics_follow_the_order_of_the_model_card(tmp_path):
     grid = np.arange(50, 40, -0.5), np.arange(5, 15, 0.5)
     relief = on_angles(*grid, lambda a, b: a + b, "orog", units="m", standard_name="surface_altitude")
     both = relief.merge(on_angles(*grid, lambda a, b: 0 * a + (b > 10), "lsm", units="(0 - 1)"))
@@ -134,7 +134,7 @@ def test_maps_come_in_the_order_of_the_card(tmp_path):
         (lambda d: d, [{"name": "lsm"}], "no lsm over .y, x. was found, which holds z"),
     ],
 )
-def test_refusals(change, wanted, message):
+def test_statics_reject_unsuitable_fields(change, wanted, message):
     grid = np.arange(50, 40, -0.5), np.arange(5, 15, 0.5)
     onto = on_angles(*grid, ramp, units="m2 s-2")
     with pytest.raises(ValueError, match=message):

@@ -13,12 +13,12 @@ def event():
     return synthetic_event(3)
 
 
-def test_same_seed_same_event_other_seed_other_event(event):
+def test_synthetic_event_is_determined_by_the_seed(event):
     xr.testing.assert_identical(synthetic_event(3), event)
     assert not np.array_equal(synthetic_event(4)["reflectivity"], event["reflectivity"])
 
 
-def test_it_is_a_file_a_radar_user_could_have(event, tmp_path):
+def test_synthetic_event_has_radar_metadata(event, tmp_path):
     assert event["reflectivity"].shape == (12, 256, 256) and event["reflectivity"].dtype == np.float32
     with open_dataset(save_dataset(event, tmp_path / "event.nc")) as back:
         source = to_reflectivity(back)
@@ -38,7 +38,7 @@ def test_echo_cover_and_strength(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_spectrum_falls_like_that_of_rain(seed):
+def test_synthetic_spectrum_resembles_rain(seed):
     """Radial spectra of radar rain in dBZ fall with slopes of about -2.5 to -3.5 (FMI test file: -2.7 to -3.1)."""
     z = np.clip(synthetic_event(seed, frames=2)["reflectivity"].values[0], 0, None)
     taper = np.outer(np.hanning(256), np.hanning(256))
@@ -102,7 +102,7 @@ def test_cells_grow_and_decay():
     assert 0.3 < total[-1] / total[0] < 3.0
 
 
-def test_other_grids():
+def test_synthetic_event_on_other_grids():
     event = synthetic_event(0, frames=3, shape=(40, 64), spacing_m=500.0, cadence_minutes=2.5, start="2020-01-01")
     assert event["reflectivity"].shape == (3, 40, 64)
     assert event["time"].values[1] - event["time"].values[0] == np.timedelta64(150, "s")
@@ -118,7 +118,7 @@ def test_other_grids():
     ],
     ids=["frames", "small", "one-dimensional"],
 )
-def test_refusals(options, message):
+def test_synthetic_event_rejects_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         synthetic_event(0, **options)
 
@@ -130,7 +130,7 @@ def test_the_wind_has_no_divergence(event):
     assert np.abs(divergence).max() < 0.05 * np.abs(vorticity).max()
 
 
-def test_few_cells_appear_or_vanish_at_once():
+def test_synthetic_cells_change_gradually():
     event = synthetic_event(7, frames=12, stratiform_dbz=None)
     z = np.clip(event["reflectivity"].values, 0, None)
     wind = np.stack([event["eastward_wind"], event["northward_wind"]])
@@ -174,7 +174,7 @@ def test_the_event_of_a_seed_stays_the_same(seed, options, expected):
     "place",
     [(20.3, 31.6), (-2.2, 4.4), (38.7, 47.9), (-9.4, 20.0), (50.0, 20.0), (20.0, 60.4), (20.0, -25.5), (-25.5, 20.0)],
 )
-def test_a_cell_is_an_ellipse_that_turns(place):
+def test_synthetic_cell_is_a_rotating_ellipse(place):
     """Rain of peak sin^2(pi age / life) exp(-r^1.5), r in units of the axes 3 sqrt(2) and 3 / sqrt(2) pixels."""
     cell = {
         "row": place[0],
@@ -199,7 +199,7 @@ def test_a_cell_is_an_ellipse_that_turns(place):
     assert (rain[far[0]] == 0.5).all() and (rain[:, far[1]] == 0.5).all(), "beyond four axes and a pixel"
 
 
-def test_what_a_radar_user_reads_of_it(event):
+def test_synthetic_event_is_read_like_a_radar_file(event):
     """Times, places, units and where the grid lies on the globe."""
     assert event["time"].values[0] == np.datetime64("2024-06-01T12:00")
     assert event["time"].values[11] == np.datetime64("2024-06-01T12:55")

@@ -63,19 +63,19 @@ def test_triples_of_cftime_and_numbers():
     ],
     ids=["one", "unsorted", "duplicate", "zero"],
 )
-def test_triples_refuse(times, interval, message):
+def test_triples_reject_unsuitable_times(times, interval, message):
     with pytest.raises(ValueError, match=message):
         triples(times, interval)
 
 
-def test_unsorted_times_are_sorted_and_said(event):
+def test_unsorted_times_are_sorted_with_a_warning(event):
     source = to_reflectivity(event.isel(time=[3, 0, 5, 1, 4, 2]))
     assert "times were not in order and have been sorted" in source.notes
     np.testing.assert_array_equal(source.field, event["reflectivity"])
     assert np.all(np.diff(source.times) > np.timedelta64(0))
 
 
-def test_repeated_frames_are_dropped_and_said(event):
+def test_repeated_frames_are_dropped_with_a_warning(event):
     source = to_reflectivity(event.isel(time=[0, 1, 1, 2, 3]))
     assert source.shape[0] == 4 and "1 repeated frames were dropped" in source.notes
 
@@ -97,7 +97,7 @@ def test_times_without_units(event):
         to_reflectivity(event.assign_coords(time=np.arange(6.0)))
 
 
-def test_times_that_are_absent(event):
+def test_missing_times(event):
     with pytest.raises(ValueError, match="dimension time has no coordinate"):
         to_reflectivity(event.drop_vars("time"))
     times = event["time"].values.copy()
@@ -113,7 +113,7 @@ def test_irregular_times_are_refused_by_name(event):
         to_reflectivity(event.assign_coords(time=times_at(0, 5, 10, 17, 22, 27)))
 
 
-def test_small_jitter_is_kept():
+def test_small_jitter_is_preserved():
     times = times_at(0, 5, 10, 15) + np.array([0, 3, -4, 0]) * np.timedelta64(1, "s")
     segments, cadence, notes = find_regular_segments(times)
     assert segments == (slice(0, 4),) and abs(cadence - 300) < 10 and not notes
@@ -147,7 +147,7 @@ def test_steps_at_the_limits():
             find_regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)
 
 
-def test_a_gap_splits_the_series_and_no_frame_is_made_in_it(event):
+def test_refine_time_makes_no_frame_in_a_gap(event):
     source = to_reflectivity(event.assign_coords(time=times_at(0, 5, 10, 25, 30, 35)))
     assert source.segments == (slice(0, 3), slice(3, 6)) and output_frames(source) == 10
     assert any("gap from 2024-06-01T12:10:00 to 2024-06-01T12:25:00" in note for note in source.notes)
@@ -164,7 +164,7 @@ def test_a_single_frame_between_gaps_keeps_its_time(event):
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_refine_time_does_not_cut_halves(unit):
+def test_refine_time_keeps_half_units(unit):
     times = np.array(["2024-01-01T00:00:00", "2024-01-01T00:00:05"], dtype=f"datetime64[{unit}]")
     fine_times = refine_time(times)
     assert fine_times[1] - fine_times[0] == np.timedelta64(2500, "ms") and len(fine_times) == 3

@@ -94,7 +94,7 @@ def test_unknown_name_lists_the_candidates(event):
         to_reflectivity(event, "dbz")
 
 
-def test_no_reflectivity_lists_the_candidates_and_says_how_rain_is_used(event):
+def test_missing_reflectivity_error_explains_rain_input(event):
     rain = with_units(event, "mm h-1").assign(t=event.reflectivity.assign_attrs(units="K", standard_name="t"))
     with pytest.raises(
         ValueError, match=r"no variable of reflectivity was found; candidates: rain .*\[mm h-1\].*; rain is conv"
@@ -104,7 +104,7 @@ def test_no_reflectivity_lists_the_candidates_and_says_how_rain_is_used(event):
     assert to_reflectivity(rain, z_r=(200.0, 1.6)).kind == "rate"
 
 
-def test_rain_that_is_the_only_field_is_taken_and_its_law_is_said(event):
+def test_single_rain_field_is_converted_with_a_note(event):
     rain = with_units(event, "mm h-1")
     source = to_reflectivity(rain.assign(quality=0.5 + 0 * rain.rain.assign_attrs(units="1")))
     assert source.kind == "rate" and source.z_r == (200.0, 1.6)
@@ -128,7 +128,7 @@ def test_wrong_units_are_refused_by_name(event, units, var):
         to_reflectivity(event, var)
 
 
-def test_a_coordinate_is_no_field(event):
+def test_coordinates_are_not_fields(event):
     with pytest.raises(ValueError, match=r"variable x \(x\) is no field of numbers"):
         to_reflectivity(event, "x")
 
@@ -175,7 +175,7 @@ def test_opera_rates_agree_with_the_reflectivity_in_the_file(data_dir):
     assert np.abs(frames - truth)[wet].max() <= 0.26  # the file's reflectivity is rounded to 0.5 dBZ
 
 
-def test_laws_are_inverse_to_each_other():
+def test_z_r_conversions_are_inverse():
     rate = np.array([0.0, 0.1, 1.0, 50.0, np.nan], dtype=np.float32)
     z = rate_to_reflectivity(rate)
     np.testing.assert_allclose(z[1:4], 23.0103 + 16 * np.log10(rate[1:4]), rtol=1e-5)
@@ -185,7 +185,7 @@ def test_laws_are_inverse_to_each_other():
 
 
 @pytest.mark.parametrize("name", ["no_echo_value", "undetect", "_Undetect"])
-def test_a_flag_for_no_echo_far_below_any_reflectivity_is_replaced(event, name):
+def test_no_echo_flag_value_is_replaced(event, name):
     z = event["reflectivity"]
     del z.attrs["no_echo_value"]
     flagged = event.assign(reflectivity=z.where(z > -32, -8888000.0).assign_attrs(z.attrs | {name: -8888000.0}))
@@ -194,7 +194,7 @@ def test_a_flag_for_no_echo_far_below_any_reflectivity_is_replaced(event, name):
     np.testing.assert_array_equal(source.frames(slice(None)), z)
 
 
-def test_a_products_own_no_echo_value_is_kept(event):
+def test_no_echo_value_of_the_product_is_preserved(event):
     z = event["reflectivity"]
     source = to_reflectivity(
         event.assign(reflectivity=z.where(z > -32, -19.5).assign_attrs(z.attrs | {"no_echo_value": -19.5}))
@@ -237,7 +237,7 @@ def test_dimensions_without_coordinates_or_known_names(event):
     assert source.dims == ("time", "dim_a", "dim_b")
 
 
-def test_a_dimension_of_length_one_is_dropped_and_said(event):
+def test_singleton_dimension_is_dropped_with_a_warning(event):
     source = to_reflectivity(event.assign(reflectivity=event["reflectivity"].expand_dims(level=[2000.0], axis=1)))
     assert source.shape == (3, 32, 40) and "dimension level of length 1 was dropped" in source.notes
     assert float(source.raw["level"]) == 2000.0
@@ -270,7 +270,7 @@ def test_non_finite_grid_is_refused_by_name(event):
 
 
 @pytest.mark.parametrize("dim", ["x", "y"])
-def test_both_directions_of_the_grid(event, dim):
+def test_ascending_and_descending_axes(event, dim):
     turned = event.isel({dim: slice(None, None, -1)})
     np.testing.assert_array_equal(to_reflectivity(turned).field, turned["reflectivity"])
 
@@ -355,6 +355,6 @@ def test_an_uneven_grid_is_refused_with_its_spacings(event):
         ("rainfall", "mm h-1", "rate"), ("surfrain", "mm", "amount"), ("rr24", "mm", "amount"),
     ],
 )  # fmt: skip
-def test_rain_is_a_word_of_its_own(name, units, kind):
+def test_rain_is_matched_as_a_whole_word(name, units, kind):
     variable = xr.DataArray(np.zeros((2, 2), "f4"), name=name, attrs={"units": units})
     assert classify_rain(variable) == kind

@@ -28,13 +28,13 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_the_window_of_preciplstm_is_the_papers():
+def test_preciplstm_window_equals_the_paper():
     with torch.device("meta"):
         assert {m.window for m in MSRNN("preciplstm").modules() if hasattr(m, "window")} == {30}
 
 
 @pytest.mark.parametrize("key", PARAMETERS, ids=lambda key: "-".join(map(str, key)))
-def test_parameters(key):
+def test_db_rnn_parameter_counts(key):
     name, *options = key
     with torch.device("meta"):
         assert count(MSRNN(name, cell_options=dict(options))) == PARAMETERS[key]
@@ -65,14 +65,14 @@ def test_three_steps_of_a_cell(name, dtype, layer):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_three_steps_of_a_cell_in_plain_torch(name):
+def test_three_steps_of_a_cell_equal_torch(name):
     with fastds.backend("reference"):
         three_steps_of_a_cell(name, torch.float32, 1)
 
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("network,run", [(MSRNN, reference.ms_rnn), (DBRNN, reference.db_rnn)], ids=["ms", "db"])
-def test_networks(network, run, name):
+def test_db_rnn_networks_equal_the_reference(network, run, name):
     """2 known frames, 2 forecast ones: wiring, skips, zigzag across modules, feedback; forward and gradients."""
     model = network(name, 8, SMALL.get(name)).double()
     frames = torch.rand(2, 2, 1, 16, 24, dtype=torch.float64)

@@ -115,7 +115,7 @@ def test_published_weights_give_the_published_numbers(kind):
     assert model.config["cell"] == kind and model.config["hidden"] == C
 
 
-def test_they_nowcast(tmp_path):
+def test_converted_networks_nowcast(tmp_path):
     model = from_published(published("convlstm"), input_steps=4)
     assert (model.card.name, model.card.floor_dbz, model.card.ceiling_dbz) == ("ms-convlstm", -10.0, 60.0)
     models.save(model, tmp_path / "w.safetensors")
@@ -123,7 +123,7 @@ def test_they_nowcast(tmp_path):
     assert out.rainfall_rate.shape == (2, 32, 40)
 
 
-def test_refusals():
+def test_convert_rejects_unsuitable_checkpoints():
     state = published("predrnn")
     with pytest.raises(
         ValueError, match="state must be that of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell"

@@ -44,14 +44,14 @@ def test_missing_values_count_as_dry():
 
 
 @pytest.mark.parametrize("kind", [MSRNN, DBRNN, StagedRNN])
-def test_forecast(kind):
+def test_forecast_of_long_sequences(kind):
     model, frames = small(kind), torch.rand(2, 3, 1, 16, 16)
     with torch.no_grad():
         got = model.forecast(frames, 7)
         assert torch.equal(got, model(frames, 7)[-1][:, -7:].clamp(0, 1)) and got.shape == (2, 7, 1, 16, 16)
 
 
-def test_block_mode_starts_anew_from_the_forecast():
+def test_restart_uses_the_forecast_frames():
     model, frames = small(DBRNN), torch.rand(2, 3, 1, 16, 16)
     with torch.no_grad():
         first = model.forecast(frames, 2)
@@ -71,7 +71,7 @@ def test_scheduled_sampling_feeds_the_truth():
 
 
 @pytest.mark.parametrize("kind", [MSRNN, DBRNN])
-def test_residual_forecasts_changes(kind):
+def test_residual_network_predicts_changes(kind):
     """Without output weights a residual network persists; with them it differs from the plain one by what it saw."""
     frames = torch.rand(2, 3, 1, 16, 16)
     plain, model = small(kind), small(kind, residual=True)
@@ -161,7 +161,7 @@ def test_adversarial_terms():
         generator_loss(x, y, x, compute_scheduled_weights(0))
 
 
-def test_schedule():
+def test_schedule_of_the_loss():
     ends = [compute_scheduled_weights(e) for e in (0, 10, 20, 49)]
     assert [w.forecast for w in ends] == pytest.approx([1, 0.505, 0.01, 0.01])
     assert [w.deblurred for w in ends] == pytest.approx([0.01, 0.505, 1, 1])
@@ -179,7 +179,7 @@ def test_schedule():
 
 
 @pytest.mark.parametrize("variant,parameters", [("S", 11_701), ("M", 16_873), ("L", 26_881)])
-def test_discriminator(variant, parameters):
+def test_discriminator_shapes(variant, parameters):
     critic = Discriminator(variant)
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.rand(2, 1, 160, 160)).shape == (2, 1)

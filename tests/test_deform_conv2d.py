@@ -71,7 +71,7 @@ def test_float64(problem, offset_dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
 @pytest.mark.parametrize("problem", **by_id(FEW))
-def test_every_build(native, isa, dtype, problem):
+def test_every_instruction_set(native, isa, dtype, problem):
     assert native.isa() == isa
     if dtype == torch.float64:
         compare_float64(problem)
@@ -126,7 +126,7 @@ def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, mas
         assert mixed.is_contiguous() and torch.equal(y, mixed)
 
 
-def test_a_slice_beside_whole_maps():
+def test_sliced_and_whole_inputs():
     """One map alone whose pixels do not follow each other: offsets, or the mask."""
     problem = Problem("slices", 1, 4, 5, 6, 7, G=1)
     tensors = problem.tensors(torch.float32)
@@ -143,7 +143,7 @@ LAYOUTS = ["contiguous", "channel_slice", "every_other_pixel", "every_other_chan
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_do_not_matter(layout, dtype):
+def test_results_do_not_depend_on_strides(layout, dtype):
     problem = Problem("strides", 2, 16, 8, 6, 7, G=2)
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
     grad_y = torch.randn(2, 8, 6, 7).to(dtype)
@@ -184,7 +184,7 @@ def test_layout_of_the_result():
     assert problem.run(deform_conv2d, [x.contiguous(), *rest]).is_contiguous()
 
 
-def test_slices_of_a_guide_map_are_not_copied(native, monkeypatch):
+def test_guide_slices_are_not_copied(native, monkeypatch):
     G, seen = 2, {}
     forward, backward = native.deform_conv2d_forward, native.deform_conv2d_backward
 

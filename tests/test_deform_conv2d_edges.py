@@ -42,7 +42,7 @@ EDGES = [(a, b) for a in EDGES_Y for b in EDGES_X]
 
 @pytest.mark.parametrize("function", BOTH, ids=["ours", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_value_at_the_rim(function, dtype):
+def test_value_at_the_border(function, dtype):
     eye = torch.eye(3, dtype=dtype).reshape(3, 3, 1, 1)
     for start in range(0, len(EDGES), H * W):
         positions = EDGES[start : start + H * W]
@@ -52,7 +52,7 @@ def test_value_at_the_rim(function, dtype):
             torch.testing.assert_close(y[:, n], sample(x, a, b), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_at_the_rim_follow_the_floor_cell():
+def test_gradients_at_the_border_use_the_floor_cell():
     """Exactly at integers and at the rim the fused gradients equal those of the reference formula."""
     for start in range(0, len(EDGES), H * W):
         x, offset = at(EDGES[start : start + H * W])
@@ -69,7 +69,7 @@ def test_gradients_at_the_rim_follow_the_floor_cell():
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_derivative_at_an_integer_is_that_of_the_next_cell():
+def test_derivative_at_an_integer_uses_the_next_cell():
     x, offset = at([(2.0, 3.0)])
     offset.requires_grad_()
     y = deform_conv2d(x, offset, torch.ones(1, 3, 1, 1, dtype=torch.float64))
@@ -215,12 +215,12 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("changes,kind,text", [m[1:] for m in MESSAGES], ids=[m[0] for m in MESSAGES])
-def test_messages(changes, kind, text):
+def test_error_messages(changes, kind, text):
     with pytest.raises(kind, match=text):
         call(**changes)
 
 
-def test_the_registered_op_refuses_as_well():
+def test_registered_op_rejects_invalid_arguments():
     """Called directly the op never hands a wrong shape to the kernel."""
     x, offset, weight, _, mask = Problem("direct").tensors(torch.float32)
     with pytest.raises(ValueError, match="mask has shape"):
@@ -231,7 +231,7 @@ def test_the_registered_op_refuses_as_well():
         )
 
 
-def test_explain(native):
+def test_explain_names_the_backend(native):
     x, offset, weight, bias, mask = Problem("explain").tensors(torch.float32)
     answers = fastds.explain("deform_conv2d", x, offset, weight)
     triton = "refused: Triton kernels run on CUDA tensors, got a cpu tensor"

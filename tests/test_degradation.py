@@ -43,7 +43,7 @@ def smooth(*shape):
 ALWAYS = DegradationConfig(probability=1.0)
 
 
-def test_25_the_same_seed_gives_the_same_field():
+def test_degradation_is_determined_by_the_seed():
     degrade, x = Degradation(ALWAYS), smooth(2, 72, 80)[None]
     first = degrade(x, (24, 30), seeded(3))
     assert torch.equal(degrade(x, (24, 30), seeded(3)), first)
@@ -53,7 +53,7 @@ def test_25_the_same_seed_gives_the_same_field():
 
 
 @pytest.mark.parametrize("size", [(200, 200), (133, 117), (75, 100), (50, 50)])
-def test_25_a_ramp_stays_the_same_ramp(size):
+def test_degradation_preserves_a_ramp(size):
     """At every factor: half a pixel of shift anywhere in the pipeline would show in the mean."""
     config = DegradationConfig(probability=1.0, noise=(0.0, 0.0), packing=1.0, bits=((45,), (1.0,)))
     degrade, n = Degradation(config), 200
@@ -70,7 +70,7 @@ def test_25_a_ramp_stays_the_same_ramp(size):
 
 @pytest.mark.parametrize("kind", RESIZING)
 @pytest.mark.parametrize("n,m", [(90, 45), (90, 41), (90, 23), (41, 90), (90, 89), (7, 7), (90, 1)])
-def test_25_every_resizing_keeps_linear_functions(kind, n, m):
+def test_degradation_resizing_preserves_linear_functions(kind, n, m):
     w = make_resizing_matrix(n, m, kind)
     assert (w.sum(1) - 1).abs().max() < 1e-12
     expected = (torch.arange(m, dtype=f64) + 0.5) * n / m - 0.5
@@ -89,7 +89,7 @@ def test_25_every_resizing_keeps_linear_functions(kind, n, m):
 
 
 @pytest.mark.parametrize("size", [(90, 90), (45, 30), (41, 53), (23, 30)])
-def test_25_area_mean_keeps_ramps_and_means(size):
+def test_degradation_area_mean_preserves_ramps_and_means(size):
     at = (torch.arange(90, dtype=f64) + 0.5) / 90
     expected = [(torch.arange(m, dtype=f64) + 0.5) / m for m in size]
     ramp = at[:, None] + 2 * at[None]
@@ -104,7 +104,7 @@ def test_25_area_mean_keeps_ramps_and_means(size):
     assert torch.allclose(compute_area_mean(x, (45, 30)), torch.nn.functional.avg_pool2d(x, (2, 3)))
 
 
-def test_25_kernels_sum_to_one_and_keep_the_mean():
+def test_degradation_kernels_preserve_the_mean():
     x = smooth(1, 120, 120).double()
     inner = (slice(None), slice(20, -20), slice(20, -20))
     for cutoff in (math.pi / 5, math.pi / 3, 2.0, math.pi):
@@ -123,7 +123,7 @@ def test_25_kernels_sum_to_one_and_keep_the_mean():
     assert torch.allclose(make_gaussian_kernel(21, 3.0, 1.0, math.pi / 2), wide.T)
 
 
-def test_25_kernels_by_their_formulas():
+def test_degradation_kernels_equal_their_formulas():
     rows, columns = np.mgrid[-4:5, -4:5].astype(float)
     along, across = (
         (columns * np.cos(0.3) + rows * np.sin(0.3)) / 1.5,
@@ -143,7 +143,7 @@ def test_25_kernels_by_their_formulas():
         np.testing.assert_allclose(make_sinc_kernel(9, cutoff), k / k.sum(), rtol=1e-5)
 
 
-def test_25_noise_has_the_strength_that_was_asked_for():
+def test_degradation_noise_has_the_requested_strength():
     """Standard deviation drawn evenly up to the largest, whatever the correlation; non-negative fields by a factor."""
     degrade, zero = Degradation(ALWAYS), torch.zeros(1, 48, 48)
     found = torch.stack([degrade._noise(zero, 0.03, seeded(k)).std() for k in range(200)])
@@ -155,7 +155,7 @@ def test_25_noise_has_the_strength_that_was_asked_for():
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_25_packing(bits):
+def test_degradation_packing(bits):
     x = 250 + 30 * torch.randn(50, 60, dtype=f64)
     step = 2.0 ** math.ceil(math.log2(float(x.max() - x.min()) / (2**bits - 1)))
     y = pack(x, bits)
@@ -166,7 +166,7 @@ def test_25_packing(bits):
     assert torch.equal(pack(constant, bits), constant)
 
 
-def test_25_mantissa_rounding():
+def test_degradation_mantissa_rounding():
     x = torch.randn(1000)
     for bits in (6, 12):
         y = round_mantissa(x, bits)
@@ -184,7 +184,7 @@ OF_A_SEED = [
 ]  # fmt: skip
 
 
-def test_25_the_result_of_a_seed_stays_the_same():
+def test_degradation_result_of_a_seed_is_fixed():
     """Every step of the pipeline, in its order and strength."""
     config = DegradationConfig(probability=0.9, sinc=0.3, noise=(0.3, 0.2), non_negative=(1,), lower=(-0.5,))
     degrade = Degradation(config, torch.tensor([[-1.5, 1.5], [-0.5, 2.0]]))
@@ -195,7 +195,7 @@ def test_25_the_result_of_a_seed_stays_the_same():
     assert np.array(sums) == pytest.approx(np.array(OF_A_SEED), abs=2e-3)
 
 
-def test_25_bounds_and_finiteness():
+def test_degradation_is_bounded_and_finite():
     config = DegradationConfig(probability=1.0, non_negative=(1,), lower=(-0.5,))
     limits = torch.tensor([[-4.0, 4.0], [-0.5, 6.0]])
     degrade, x = Degradation(config, limits), smooth(2, 72, 72)[None]
@@ -225,8 +225,8 @@ def test_crops_are_a_function_of_seed_and_index():
     assert a["x"].shape == (2, 12, 12) and a["target"].shape == (500, 2) and a["base"].dtype == torch.int32
 
 
-def test_targets_lie_where_the_places_say():
-    """Of a field that is a ramp in both directions, interpolating the crop at the places gives the targets."""
+def test_targets_match_their_coordinates():
+    """Interpolating the crop of a ramp at the target coordinates gives the targets."""
     rows, columns = torch.arange(80.0)[:, None], torch.arange(120.0)[None]
     block = FieldBlock(torch.stack([rows + 0 * columns, 0 * rows + columns])[None], (0, 120))
     clean = Degradation(DegradationConfig(probability=0.0))
@@ -253,7 +253,7 @@ def test_flipped_winds_change_sign():
     assert {tuple(m) for m in torch.sign(means).tolist()} == {(1, 1), (-1, 1), (1, -1), (-1, -1)}
 
 
-def test_static_maps_go_with_their_window():
+def test_static_fields_are_cropped_with_the_window():
     block, _ = crops()
     block.static = block.values[0, :1] + 7.0
     block.values = block.values[:1]
@@ -272,7 +272,7 @@ def test_too_small_fields_are_refused():
 # ---- metrics
 
 
-def test_26_psnr_by_hand():
+def test_psnr_by_hand():
     truth = torch.zeros(2, 4, 5)
     prediction = torch.stack([torch.full((4, 5), 0.1), torch.full((4, 5), 0.2)])
     result = psnr(prediction, truth, 10.0)
@@ -286,7 +286,7 @@ def test_26_psnr_by_hand():
         psnr(truth, truth, 0.0)
 
 
-def test_26_latitude_weights():
+def test_psnr_latitude_weights():
     weights = latitude_weights(torch.linspace(90, -90, 19))
     assert math.isclose(weights.sum(), 1, rel_tol=1e-12) and weights.argmax() == 9 and weights[0] < 1e-12
     truth, prediction = torch.zeros(19, 4), torch.zeros(19, 4)
@@ -294,7 +294,7 @@ def test_26_latitude_weights():
     assert psnr(prediction, truth, 1.0, weights)["rmse"] < 1e-6
 
 
-def test_detail_ratio_sees_what_is_lost():
+def test_detail_ratio_measures_lost_detail():
     x = torch.randn(2, 64, 64)
     low = torch.nn.functional.interpolate(compute_area_mean(x, (32, 32))[None], (64, 64), mode="bilinear")[0]
     assert math.isclose(detail_ratio(x, x, 2), 1, rel_tol=1e-9) and detail_ratio(low, x, 2) < 0.2

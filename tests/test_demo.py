@@ -57,7 +57,7 @@ def test_demo_is_repeatable(tiny, tmp_path, capsys, monkeypatch):
         assert not a.reflectivity.equals(other.reflectivity)
 
 
-def test_what_the_picture_shows(tmp_path, monkeypatch):
+def test_demo_picture_content(tmp_path, monkeypatch):
     """The pair of frames with most echo of 20 dBZ in its middle, there the 128 pixels with most of 25 dBZ."""
     event = synthetic_event(3, 5, (160, 192))
     coarse, pictures = coarsen_dataset(event), []
@@ -89,7 +89,7 @@ def test_what_the_picture_shows(tmp_path, monkeypatch):
     np.testing.assert_allclose(options["y"], event.y.values[i : i + 128] / 1000)
 
 
-def test_the_part_with_most_rain():
+def test_demo_crop_has_most_rain():
     z = np.full((150, 300), 24.9)
     z[140, 200:210] = z[10, 5:13] = 25.0
     assert _find_rainiest_part(z) == (slice(16, 144), slice(96, 224)), "the first of several"

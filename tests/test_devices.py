@@ -27,14 +27,14 @@ def gpu_there(request, monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "most"), [(2, 64), (100, 400)])
-def test_threads_may_be_four_times_the_cores(monkeypatch, cores, most):
+def test_threads_are_limited_to_four_times_the_cores(monkeypatch, cores, most):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     check_count("threads", most)
     with pytest.raises(ValueError, match=f"threads must be a whole number from 1 to {most} on this machine, got"):
         check_count("threads", most + 1)
 
 
-def test_what_is_chosen(gpu_there):
+def test_resolve_device_selection(gpu_there):
     there = (GPU, "bf16") if gpu_there else (CPU, "fp32")
     for asked, wanted in (
         ((None, None), (CPU, "fp32")),
@@ -48,7 +48,7 @@ def test_what_is_chosen(gpu_there):
     assert resolve_execution(torch.nn.Identity(), None, None, None).device == CPU
 
 
-def test_what_is_refused(monkeypatch):
+def test_resolve_device_rejects_unavailable_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=ABSENT.removeprefix("--")):
         resolve_execution(NETWORK, None, None, "cuda")
@@ -68,7 +68,7 @@ class Moved(torch.nn.Linear):
         return self
 
 
-def test_the_model_is_back_where_it_was_after_an_error():
+def test_model_returns_to_its_device_after_an_error():
     model = Moved().train()
     with contextlib.suppress(KeyError), inference_context(model, ExecutionConfig(None, GPU, "bf16")):
         assert model.places == ["cuda"] and not model.training
@@ -94,7 +94,7 @@ def results():
 
 @pytest.mark.filterwarnings("ignore:.*trained")
 @pytest.mark.parametrize("task", ["radar", "fields", "humidity", "nowcast"])
-def test_the_result_tells(task, results, monkeypatch):
+def test_result_records_device_and_precision(task, results, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     exact, half = results[task](device="auto"), results[task](precision="bf16", device="cpu")
     assert [exact.attrs[f"fastds_{name}"] for name in ("device", "precision")] == ["cpu", "fp32"]
@@ -146,7 +146,7 @@ def test_every_command_refuses_a_gpu_that_is_not_there(case, folder, monkeypatch
     ("gpus", "name", "used"),
     [(0, 1, []), (1, 1, []), (2, 0, [0]), (2, 1, [1]), (2, 5, [1]), (3, 5, [2]), (2, "tcp://127.0.0.1:9", [])],
 )
-def test_a_worker_has_a_gpu_of_its_own(monkeypatch, gpus, name, used):
+def test_each_worker_has_its_own_gpu(monkeypatch, gpus, name, used):
     """Worker k computes on GPU k modulo their number."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     inside, asked = [], []

@@ -10,7 +10,7 @@ import pytest
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
-from fastds.studies.command import configurations as studies
+from fastds.studies.command import find_configurations as studies
 from fastds.training.command import TASKS, find_configurations, insert_option_names, list_option_names
 
 SHARED = {
@@ -30,7 +30,7 @@ def test_every_training_has_the_shared_options(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_network_is_named_and_changed_alike(task):
+def test_model_options_are_spelled_alike(task):
     options = ["--model.options.width=8", "--model.options.kind=plain", "--model.options.parts={blocks: 2}"]
     options += ["--model.options.wide=true", "--model.start=w.safetensors", "--model.card.licence=CC0"]
     for name in (["--model", "liif"], ["--model=liif"], ["--model.name=liif"], ["--model.name", "liif"]):
@@ -46,18 +46,18 @@ def test_hyphens_and_underscores_are_alike(task):
     assert (config.max_minutes, config.learning_rate, config.data.batch_size) == (2.0, 0.5, 4)
 
 
-def test_so_they_are_in_other_commands(capsys):
+def test_hyphens_and_underscores_in_other_commands(capsys):
     for option in ("--time_factor=3", "--time-factor=3"):
         assert main(["downscale", "none.nc", "o.nc", option, "--z_r", "1", "2"]) == 2
         assert "none.nc" in capsys.readouterr().err
 
 
-def test_a_shorthand_keeps_the_options_of_a_configuration():
+def test_shorthand_preserves_configured_options():
     model = parse("humidity", "--config", "wgan-gp-small-x8", "--model", "wgan-gp").model
     assert model.name == "wgan-gp" and model.options == {"scale": 8, "noise_std": 0.5} and model.card["name"]
 
 
-def test_the_critic_is_spelled_like_the_model():
+def test_critic_options_are_spelled_like_model_options():
     config = parse("humidity", "--critic=srgan", "--critic.options.width=16", "--critic.learning_rate=1e-4")
     assert dataclasses.asdict(config.critic) == {"name": "srgan", "options": {"width": 16}, "learning_rate": 1e-4}
     assert parse("humidity", "--critic", "srgan").critic.name == "srgan"
@@ -65,7 +65,7 @@ def test_the_critic_is_spelled_like_the_model():
 
 
 def test_every_new_spelling_works():
-    """Of what the options of earlier versions are called now."""
+    """Options of earlier versions are accepted under their new names."""
     config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
     assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
@@ -93,7 +93,7 @@ def test_bounds_of_every_training(task):
 
 
 def test_shipped_configurations_keep_their_values():
-    """Of the humidity trainings, whose options have moved."""
+    """The values of the humidity trainings, whose options were renamed, are unchanged."""
     small, large = (parse("humidity", "--config", name) for name in ("wgan-gp-small", "wgan-gp-small-x8"))
     assert (small.learning_rate, small.critic.learning_rate, small.ema_decay) == (2e-3, 1e-3, 0.995)
     assert (large.learning_rate, large.critic.learning_rate, large.ema_decay) == (1e-3, 1e-3, 0.995)
@@ -132,7 +132,7 @@ def test_shipped_configurations_keep_their_values():
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_errors_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, 
     assert capsys.readouterr().err.startswith(f"fastds train: {sentence}")
 
 
-def test_a_path_or_a_word_is_no_option():
+def test_values_are_not_mistaken_for_options():
     names = list_option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
     for text in (
         "data.path.nc is empty",

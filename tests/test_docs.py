@@ -31,7 +31,7 @@ def things(module):
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_public_names_say_what_their_arguments_are(module):
+def test_public_docstrings_describe_arguments(module):
     for name, thing in things(module):
         text = documentation(thing)
         assert text.strip(), f"{module}.{name} has no docstring"
@@ -40,20 +40,20 @@ def test_public_names_say_what_their_arguments_are(module):
         assert not unsaid, f"the docstring of {module}.{name} does not name {unsaid}"
 
 
-def test_layers_say_what_a_call_does():
+def test_layer_docstrings_describe_forward():
     """And not what torch says of every module."""
     for name, layer in things("fastds.nn"):
         assert (layer.forward.__doc__ or "").strip() not in ("", (torch.nn.Module.forward.__doc__ or "").strip()), name
 
 
 @pytest.mark.parametrize("module", ["fastds.data", "fastds.ops"])
-def test_a_package_shows_its_public_names_alone(module):
+def test_packages_list_only_public_names(module):
     found = importlib.import_module(module)
     assert dir(found) == sorted(found.__all__)
 
 
 @pytest.mark.parametrize("op", sorted(set(importlib.import_module("fastds.ops").__all__) - {"GridSpec", "PointSpec"}))
-def test_ops_say_returns_gradients_and_errors(op):
+def test_op_docstrings_have_returns_gradients_and_raises(op):
     text = documentation(getattr(importlib.import_module("fastds.ops"), op))
     for part in ("Args:", "Returns:", "[Gg]radients", "Raises:|errors: as"):
         assert re.search(part, text), f"the docstring of fastds.ops.{op} has no {part}"
@@ -67,7 +67,7 @@ def test_ops_say_returns_gradients_and_errors(op):
         "training.config",
         "tasks.nowcast.config",
         "tasks.humidity.config",
-        "studies.fields.run",
+        "studies.fields.study",
         "studies.radar",
         "studies.common.config",
         "studies.fczsm.config",
@@ -76,12 +76,12 @@ def test_ops_say_returns_gradients_and_errors(op):
         "studies.inr.config",
         "studies.nowcast",
         "studies.humidity",
-        "studies.domain.run",
+        "studies.domain.study",
         "studies.domain.ranges",
         "studies.command",
     ],
 )
-def test_every_option_of_a_training_has_its_text(module):
+def test_training_options_have_help_texts(module):
     """jsonargparse shows the line "name: text"; names that share a line have no help."""
     found = importlib.import_module(f"fastds.{module}")
     for name, kind in vars(found).items():

@@ -75,7 +75,7 @@ def fill(coarse, z):
     return coarse.assign(reflectivity=coarse.reflectivity.copy(data=np.broadcast_to(z, coarse.reflectivity.shape)))
 
 
-def test_real_radar_file_comes_out_sharper(data_dir, tmp_path, network):
+def test_downscale_sharpens_a_real_file(data_dir, tmp_path, network):
     with open_dataset(data_dir / "radar_fmi_20160928_5min.nc") as file:
         truth = file.isel(time=slice(0, 5), y=slice(256, 384), x=slice(192, 336)).load()
     save_dataset(coarsen_dataset(truth), tmp_path / "in.nc")
@@ -114,7 +114,7 @@ def far_from_echo(source, radius):
     return ~near.repeat(2, 1).repeat(2, 2)
 
 
-def test_a_model_that_sees_rain_everywhere_wets_no_dry_pixel(coarse):
+def test_dry_pixels_stay_dry_for_any_model(coarse):
     source = coarse.reflectivity.values.copy()
     source[:, :, :40] = NO_ECHO
     out = downscale(Stub(constants=[0.5, 0.5, 0.5]), fill(coarse, source)).reflectivity.values
@@ -203,7 +203,7 @@ def test_gap_in_time_is_not_filled(event):
     np.testing.assert_allclose(out.reflectivity[-1], out.reflectivity[0], atol=1e-4)
 
 
-def test_tiled_equals_untiled(coarse, network):
+def test_tiled_downscale_equals_untiled(coarse, network):
     whole = downscale(network, coarse)
     tiled = downscale(network, coarse, tile=16)
     assert tiled.attrs["fastds_tile"] == 16 and tiled.attrs["fastds_halo"] % 16 == 0
@@ -230,7 +230,7 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
     assert out.attrs["fastds_tile"] == 16
 
 
-def test_one_tile_is_no_tile(coarse, monkeypatch):
+def test_single_tile_equals_untiled(coarse, monkeypatch):
     """Neither where the memory takes the whole grid of 48 x 64 nor where a tile does: no reach is measured."""
     monkeypatch.setattr(tiled_run, "measure_receptive_field", None)
     for tile in (None, 64, 80):
@@ -247,7 +247,7 @@ def test_bf16_is_close(coarse, network):
 
 @pytest.mark.parametrize("time_factor", [2, 4])
 def test_progress_counts_every_tile_of_every_pass(coarse, network, bars_of, time_factor):
-    """Of three fields, a gap, and one alone: two pairs, at four times as many fields two more of each, and one."""
+    """The input has three frames, a gap, and a single frame."""
     asked, done = bars_of(tiled_run)
     minutes = np.array([0, 10, 20, 60]) * np.timedelta64(1, "m")
     apart = coarse.isel(time=[0, 1, 2, 0]).assign_coords(time=coarse.time.values[0] + minutes)
@@ -275,7 +275,7 @@ def rain(coarse, units, **attrs):
     return out
 
 
-def test_rates_come_back_as_rates(coarse):
+def test_rates_are_returned_as_rates(coarse):
     given = rain(coarse, "mm h-1", standard_name="rainfall_rate")
     out = downscale(Stub(), given, var="rainfall")
     assert out.rainfall.attrs["units"] == "mm h-1" and out.attrs["fastds_z_r"].startswith("Z = 200 R^1.6")
@@ -304,7 +304,7 @@ def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
     assert (np.diff(bounds, axis=1) == np.timedelta64(5, "m")).all()
 
 
-def test_large_fields_wait_in_a_file_without_a_name(coarse, network, tmp_path, monkeypatch):
+def test_large_outputs_use_an_unnamed_temporary_file(coarse, network, tmp_path, monkeypatch):
     save_dataset(coarse, tmp_path / "in.nc")
     expected = downscale(network, coarse)
     monkeypatch.setattr(inference_files, "MAPPED_BYTES", 0)
@@ -315,7 +315,7 @@ def test_large_fields_wait_in_a_file_without_a_name(coarse, network, tmp_path, m
 
 
 @pytest.mark.parametrize("moment", ["network", "writing"])
-def test_interrupted_write_leaves_nothing(coarse, tmp_path, monkeypatch, moment):
+def test_interrupted_write_leaves_no_file(coarse, tmp_path, monkeypatch, moment):
     save_dataset(coarse, tmp_path / "in.nc")
     (tmp_path / "out.nc").write_bytes(b"old")
 
@@ -434,7 +434,7 @@ def test_models_that_do_not_fit_are_refused(coarse):
         downscale(Stub(), coarse, static=coarse)
 
 
-def test_fields_that_are_no_radar_are_told_their_options():
+def test_non_radar_fields_error_names_the_options():
     axes = {
         "time": ("time", np.array(["2020-01-01T00", "2020-01-01T01"], "datetime64[ns]")),
         "latitude": ("latitude", np.arange(8.0), {"units": "degrees_north"}),
@@ -461,7 +461,7 @@ def test_files_that_do_not_fit_are_refused(coarse, tmp_path):
     assert not (tmp_path / "out.nc").exists()
 
 
-def test_the_only_matching_weights_are_taken(tmp_path, monkeypatch, network):
+def test_single_matching_weights_are_used(tmp_path, monkeypatch, network):
     from fastds.models import checkpoint
 
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)

@@ -24,7 +24,7 @@ class Blur(Stub):
         return y.expand(-1, 3, -1, -1).repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :, None]
 
 
-def test_the_stated_seam_error_is_that_of_the_tile_with_most_echo(coarse):
+def test_reported_seam_error_is_of_the_wettest_tile(coarse):
     """Between the tile alone and the whole grid, first pair of frames, in dB."""
     out = downscale(Blur(), coarse, tile=16, halo=0)
     x = (coarse.reflectivity.values[:2].clip(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR)
@@ -36,14 +36,14 @@ def test_the_stated_seam_error_is_that_of_the_tile_with_most_echo(coarse):
 
 
 @pytest.mark.filterwarnings("ignore:the motion")
-def test_the_halo_covers_the_motion_that_the_card_knows(coarse):
+def test_halo_covers_the_motion_of_the_model_card(coarse):
     """NEAR_PIXELS of 4 and the motion, as a multiple of 16: echo that moves so far comes from there."""
     for motion, halo in ((None, 16), ((0.0, 0.5), 16), ((0.0, 11.5), 16), ((0.0, 12.5), 32), ((0.0, 30.0), 48)):
         out = downscale(give_card(Blur(), motion_px=motion), coarse, tile=16)
         assert out.attrs["fastds_halo"] == halo, motion
 
 
-def test_the_network_counts_as_far_as_echo_moves(monkeypatch, coarse):
+def test_network_weight_extends_with_echo_motion(monkeypatch, coarse):
     """A cell of echo moves by 20 pixels: half way, 10 pixels from echo in either frame, the network's value holds."""
     flow = torch.zeros(1, 2, 2, 48, 64)
     flow[:, 0, 1], flow[:, 1, 1] = 20.0, -20.0
@@ -55,7 +55,7 @@ def test_the_network_counts_as_far_as_echo_moves(monkeypatch, coarse):
     np.testing.assert_allclose(middle, FLOOR + 0.8 * 55, atol=1e-3)
 
 
-def test_time_factor_4_is_factor_2_of_the_frames_and_the_middle_ones_made_coarse(coarse, network):
+def test_time_factor_4_applies_factor_2_twice(coarse, network):
     """Means of floored reflectivity where there is strong echo, else of the weak echo there is."""
     fine = downscale(network, coarse).reflectivity.values[1::2].astype(np.float64)
     cells = fine.reshape(2, 48, 2, 64, 2)
@@ -72,7 +72,7 @@ def test_time_factor_4_is_factor_2_of_the_frames_and_the_middle_ones_made_coarse
 
 
 @pytest.mark.parametrize("floor", [15.0, -5.0])
-def test_pixel_by_pixel_what_is_written(floor):
+def test_refinement_pixel_by_pixel(floor):
     """The network's value near echo, less what its floor adds at the rim, less and less where the input is weak; else
     the interpolated input; else none."""
     ceiling, low = 70.0, min(floor, 0.0)
@@ -105,7 +105,7 @@ def test_pixel_by_pixel_what_is_written(floor):
                 assert found[i, j].item() == pytest.approx(expected, abs=1e-4), (i, j)
 
 
-def test_what_is_interpolated_of_a_frame():
+def test_interpolated_part_of_a_frame():
     """Echo alone, its share, reflectivity with dry cells at the lowest, lifted to the floor; and back again."""
     refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
     lower = refinement.FrameRefiner(None, scale=2, floor=-5.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
@@ -119,7 +119,7 @@ def test_what_is_interpolated_of_a_frame():
     torch.testing.assert_close(lower._interpolate(lower._make_channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
 
 
-def test_echo_is_near_within_so_many_pixels():
+def test_near_echo_mask_radius():
     mask = torch.zeros(9, 12, dtype=torch.bool)
     mask[4, 5] = mask[0, 11] = True
     expected = torch.zeros_like(mask)

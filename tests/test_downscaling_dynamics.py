@@ -144,7 +144,7 @@ PRESETS = pytest.mark.parametrize("preset", ["fczsm-d", "fczsm-s", "fczsm-ds"])
 
 @PRESETS
 @pytest.mark.parametrize("tile", [None, 32])
-def test_an_archive_of_meteonet_gives_what_the_network_gives(folder, tmp_path, preset, tile):
+def test_downscale_meteonet_equals_the_network(folder, tmp_path, preset, tile):
     words = [] if tile is None else [f"--tile={tile}", "--halo=16"]
     source = folder / "npz" / "reflectivity_new_NW_2018_03.1.npz"
     out = downscaled(folder, source, tmp_path / "o.nc", preset, *words)
@@ -164,7 +164,7 @@ def test_an_archive_of_meteonet_gives_what_the_network_gives(folder, tmp_path, p
 
 @PRESETS
 @pytest.mark.parametrize("tile", [None, 32])
-def test_a_netcdf_file_with_gaps_turned_and_not_in_order(folder, tmp_path, preset, tile):
+def test_downscale_flipped_unsorted_file_with_gaps(folder, tmp_path, preset, tile):
     """Times 0, 1, 2, then 4 alone, then 7, 8."""
     words = [] if tile is None else [f"--tile={tile}", "--halo=16"]
     out = downscaled(folder, folder / "radar.nc", tmp_path / "o.nc", preset, *words)
@@ -210,7 +210,7 @@ def test_fields_are_read_once_and_as_they_are_needed(folder, monkeypatch):
     assert read == [0, 1, 2, 3, 4, 5]
 
 
-def test_values_beyond_the_range_are_cut(folder):
+def test_values_outside_the_range_are_clipped(folder):
     model, ends = network("fczsm-d"), torch.tensor([0.2, 0.6])
     with open_dataset(folder / "radar.nc") as file:
         coarse = file.sortby("time").isel(time=slice(0, 3)).load()
@@ -240,7 +240,7 @@ def test_tiles_with_the_halo_of_the_reach_and_with_none(folder):
     assert min(seams) > 0.1 and np.abs(np.array(seams) - none.attrs["fastds_seam_error_dBZ"]).min() < 2e-3
 
 
-def test_members_are_drawn_around_them(folder):
+def test_members_with_dynamic_channels(folder):
     with open_dataset(folder / "radar.nc") as file:
         coarse = file.sortby("time").isel(time=slice(0, 2)).load()
     model = network("fczsm-d")
@@ -259,7 +259,7 @@ def test_members_are_drawn_around_them(folder):
         "{measurement_height: height, probability: prob}",
     ],
 )
-def test_other_names_and_units_are_told(folder, tmp_path, words):
+def test_options_declare_names_and_units(folder, tmp_path, words):
     renamed = {"probability": "prob", "measurement_height": "height"}
     with open_dataset(folder / "radar.nc") as file:
         source = file.rename(renamed).load()
@@ -302,7 +302,7 @@ def test_variables_are_found_by_their_standard_names(folder):
         ("radar.nc", ["--model=fczsm.safetensors", "--dynamics=a=b"], "reads reflectivity alone; leave out --dynamics"),
     ],
 )  # fmt: skip
-def test_refusals(folder, tmp_path, monkeypatch, capsys, source, words, sentence):
+def test_dynamics_errors(folder, tmp_path, monkeypatch, capsys, source, words, sentence):
     """One sentence, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     for name in ("radar.nc", "lacks.nc", *(f"{p}.safetensors" for p in ("fczsm", "fczsm-d", "fczsm-ds"))):
@@ -322,7 +322,7 @@ def test_refusals(folder, tmp_path, monkeypatch, capsys, source, words, sentence
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_cards_that_tell_too_little(folder):
+def test_incomplete_model_cards_are_rejected(folder):
     """The names and ranges are then given, in the order of the channels."""
     model = network("fczsm-d")
     with open_dataset(folder / "radar.nc") as file:
@@ -354,7 +354,7 @@ LACKING = [
 ]
 
 
-def test_check_says_which_weights_of_a_folder_take_a_file(folder, tmp_path, monkeypatch, capsys):
+def test_check_names_suitable_weights_of_a_folder(folder, tmp_path, monkeypatch, capsys):
     for where, words in ((folder, []), (tmp_path, [f"--model={folder}"])):
         monkeypatch.chdir(where)
         capsys.readouterr()
@@ -365,7 +365,7 @@ def test_check_says_which_weights_of_a_folder_take_a_file(folder, tmp_path, monk
                 assert line in said, said
 
 
-def test_check_of_one_model_and_of_none(folder, tmp_path, monkeypatch, capsys):
+def test_check_of_one_model_and_no_model(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     radar, chosen = str(folder / "radar.nc"), str(folder / "fczsm-d.safetensors")
     assert main(["check", radar, "--model", chosen, "--model", "nowcast-small", "--model", "inr-any"]) == 0

@@ -45,7 +45,7 @@ def test_members_and_grid():
     assert np.array_equal(out["time"], coarse()["time"]) and out.attrs["fastds_seed"] == 5
 
 
-def test_the_level_is_kept_and_recorded():
+def test_level_is_preserved_and_recorded():
     levels = [coarse().expand_dims({"pressure_level": [level]}, 1) for level in (500.0, 850.0)]
     data = xr.concat(levels, "pressure_level")
     data["pressure_level"].attrs = {"units": "hPa"}
@@ -73,7 +73,7 @@ def test_any_number_of_times(times):
     assert out["r"].shape == (2, times, 12, 16) and np.isfinite(out["r"]).all()
 
 
-def test_sequences_of_eight_are_seen_alone_and_have_noise_of_their_own():
+def test_sequences_are_independent_with_separate_noise():
     """19 times: 8, 8 and the rest of 3, here all three the same fields."""
     model, eight = generator(), coarse(8)
     long = coarse(19).assign(r=eight["r"].isel(time=[*range(8), *range(8), 0, 1, 2]).drop_vars("time"))
@@ -98,7 +98,7 @@ def test_noise_depends_on_the_time_and_not_on_its_place_in_the_file(dates):
     assert not np.isclose(first, downscale(model, moved, members=2)["r"]).all((0, 2, 3)).any()
 
 
-def test_decimated_points_stay_where_they_are():
+def test_decimated_points_are_preserved():
     out = downscale(generator(4, "decimate"), coarse(), members=1)
     assert np.allclose(out["latitude"][::4], coarse()["latitude"]) and np.allclose(np.diff(out["longitude"]), 0.5)
 
@@ -169,7 +169,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, capsys, name, package
     assert f"python -m pip install {package}" in capsys.readouterr().err
 
 
-def test_command(tmp_path, capsys):
+def test_humidity_command(tmp_path, capsys):
     model = generator()
     models.save(model, tmp_path / "g.safetensors")
     coarse().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
@@ -202,7 +202,7 @@ def changed(values=None, **attrs):
     return dataset
 
 
-def test_messages(tmp_path):
+def test_humidity_error_messages(tmp_path):
     model = generator()
     bare = generator()
     bare.card.range = None
@@ -277,7 +277,7 @@ def poles(field):
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(("kind", "expected"), [("mean", np.arange(84.375, -90, -11.25)), ("decimate", None)])
-def test_no_row_lies_beyond_a_pole(kind, expected, order):
+def test_no_row_beyond_the_poles(kind, expected, order):
     """Half of the cells at the poles, and so half of their finer rows, are on no globe."""
     model, data = generator(4, kind), poles(globe()).isel(latitude=slice(None, None, order))
     region = data.assign_coords(latitude=data.latitude * 0.5)
@@ -296,8 +296,8 @@ def test_a_globe_with_both_poles_is_scored(capsys):
     assert "bicubic" in capsys.readouterr().out
 
 
-def test_the_noise_goes_round_the_globe():
-    """It is the same beyond either side, and that of a field of this size."""
+def test_noise_is_periodic_in_longitude():
+    """The noise continues across the seam and equals the noise of a field of this size."""
     model = generator()
     model.config["noise_std"] = 5.0
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
@@ -352,7 +352,7 @@ def test_the_shipped_weights_name_their_levels(name):
 
 @pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
 def test_progress_counts_sequences_of_all_members(bars_of, members, total):
-    """Of eight times each."""
+    """Each sequence has eight times."""
     asked, done = bars_of(pipeline)
     downscale(generator(), coarse(9), members=members, progress=True)
     assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

@@ -74,7 +74,7 @@ def test_global_field_to_a_factor():
     assert "time" not in no_times.coords and np.array_equal(no_times.t, fine.t)
 
 
-def test_single_coordinates_are_kept():
+def test_scalar_coordinates_are_preserved():
     data = globe().assign_coords(pressure_level=((), 500.0, {"units": "hPa"}))
     out = downscale(model(), data, scale=1.5)
     assert out.pressure_level.item() == 500.0 and out.pressure_level.attrs == {"units": "hPa"}
@@ -96,7 +96,7 @@ def test_a_region_may_cross_the_seam_of_its_longitudes(first):
     assert rows[0] == rows[1]
 
 
-def test_the_seam_is_a_place_like_any_other():
+def test_global_seam_is_continuous():
     fine = downscale(model(trained=True), globe(5.0), scale=4).t.values
     step = np.abs(np.diff(fine, axis=2)).mean(axis=(0, 1))
     seam = np.abs(fine[:, :, 0] - fine[:, :, -1]).mean()
@@ -134,13 +134,13 @@ def test_ascending_latitudes_and_the_other_longitude_convention():
     assert np.abs(like.t.values - fine.t.values).max() < 1e-3
 
 
-def test_windows_change_nothing(monkeypatch):
+def test_windowed_query_is_identical(monkeypatch):
     whole = downscale(model(trained=True), region(), scale=2.67)
     monkeypatch.setattr("fastds.tasks.fields.networks.WINDOW_QUERIES", 500)
     assert np.array_equal(downscale(model(trained=True), region(), scale=2.67).t, whole.t)
 
 
-def test_large_outputs_wait_in_files_and_inputs_are_read_one_by_one(tmp_path, monkeypatch):
+def test_large_outputs_use_temporary_files(tmp_path, monkeypatch):
     region().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     whole = downscale(model(trained=True), region(), scale=2.67)
     monkeypatch.setattr("fastds.inference.files.MAPPED_BYTES", 0)
@@ -162,7 +162,7 @@ def test_targets_outside_a_region_are_refused():
             downscale(model(), region(), like=other)
 
 
-def test_how_many_times_finer_a_grid_is():
+def test_refinement_factor_of_a_grid():
     """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
     m = model()
     fields = networks.FieldModel(m, region(), run.find_geometry(region()))
@@ -237,7 +237,7 @@ def test_outer_rows_at_the_poles_stay_there(rows):
     np.testing.assert_allclose(rows_of, np.linspace(90, -90, 2 * rows - 1), atol=1e-9)
 
 
-def test_commands(tmp_path, capsys):
+def test_grid_commands(tmp_path, capsys):
     coarse, weights = tmp_path / "in.nc", tmp_path / "m.safetensors"
     region().to_netcdf(coarse, engine="h5netcdf")
     save(model(), weights)
@@ -307,7 +307,7 @@ def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=
         ),
     ],
 )
-def test_bad_grids_are_refused(tmp_path, capsys, change, arguments, message):
+def test_invalid_grids_are_rejected(tmp_path, capsys, change, arguments, message):
     assert message in refusal(tmp_path, capsys, change, arguments)
 
 
@@ -321,7 +321,7 @@ def test_bad_grids_are_refused(tmp_path, capsys, change, arguments, message):
         ("x,y\n1,2\n", "columns lat and lon, found x, y"),
     ],
 )
-def test_bad_points_are_refused(tmp_path, capsys, stations, message):
+def test_invalid_points_are_rejected(tmp_path, capsys, stations, message):
     assert message in refusal(tmp_path, capsys, stations=stations)
 
 
@@ -357,20 +357,20 @@ def test_command_refuses_before_it_writes(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "m.safetensors"]
 
 
-def test_a_coarser_grid_is_said_to_be_no_mean():
+def test_coarser_grid_warns_that_values_are_not_means():
     with pytest.warns(UserWarning, match="coarser than the input"):
         downscale(model(), dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)), scale=0.5)
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
-def test_columns_of_stations_are_apart_by_semicolons_or_tabs(tmp_path, mark):
+def test_station_files_may_use_semicolons_or_tabs(tmp_path, mark):
     (tmp_path / "p.csv").write_text("name,lat,lon\nA,45.2,110\nB,10,1e2\n".replace(",", mark))
     rows, latitude, longitude = read_points(tmp_path / "p.csv")
     assert latitude == [45.2, 10.0] and longitude == [110.0, 100.0]
     assert rows[1] == {"name": "B", "lat": "10", "lon": "1e2"}
 
 
-def test_stations_are_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+def test_station_output_is_atomic(tmp_path, monkeypatch, capsys):
     save(model(), tmp_path / "m.safetensors")
     dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)).to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     points = tmp_path / "p.csv"

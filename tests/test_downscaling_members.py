@@ -45,7 +45,7 @@ def drawn(coarse):
 # ---- noise
 
 
-def test_lost_detail_is_white_and_blocks_of_it_have_no_mean():
+def test_lost_detail_is_white_with_zero_block_means():
     noise = draw_zero_block_mean_noise([1, 2], (400, 600), 2)
     blocks = noise.view(200, 2, 300, 2)
     assert blocks.mean((1, 3)).abs().max() < 1e-6
@@ -104,7 +104,7 @@ def test_features_by_hand_where_nothing_varies():
     assert found[WET_SHARE_INDEX, 30, 40] == pytest.approx(1.0)
 
 
-def test_in_bands_features_are_the_same(monkeypatch):
+def test_features_in_bands_are_identical(monkeypatch):
     whole = DownscalingFeatures(*fields(480, 64))
     expected = whole.compute(slice(0, 480))
     monkeypatch.setattr(detail, "_ROWS", 128)
@@ -126,7 +126,7 @@ def test_the_texture_is_the_variance_within_blocks():
 # ---- members
 
 
-def test_members_stand_along_a_dimension_of_their_own(coarse, drawn):
+def test_members_have_their_own_dimension(coarse, drawn):
     single = fastds.downscale("fczsm-small", coarse)
     assert drawn.reflectivity.dims == ("realization", *single.reflectivity.dims)
     assert drawn.realization.values.tolist() == [0, 1, 2, 3] and drawn.reflectivity.dtype == np.float32
@@ -139,7 +139,7 @@ def test_members_stand_along_a_dimension_of_their_own(coarse, drawn):
     assert np.abs(values.mean(0) - single.reflectivity.values).mean() < np.abs(values - values.mean(0)).mean()
 
 
-def test_a_member_is_the_same_among_more_and_alone_in_time(coarse, drawn, monkeypatch):
+def test_member_does_not_depend_on_ensemble_size_or_times(coarse, drawn, monkeypatch):
     fewer = fastds.downscale("fczsm-small", coarse, members=2, seed=3)
     assert fewer.reflectivity.equals(drawn.reflectivity.isel(realization=slice(0, 2)))
     other = fastds.downscale("fczsm-small", coarse, members=2, seed=4)
@@ -151,7 +151,7 @@ def test_a_member_is_the_same_among_more_and_alone_in_time(coarse, drawn, monkey
     np.testing.assert_array_equal(last.reflectivity[:, -1], whole.reflectivity[:, -1])
 
 
-def test_dry_is_dry_and_missing_is_missing_in_every_member(coarse):
+def test_members_preserve_dry_and_missing(coarse):
     coarse = coarse.copy(deep=True)
     coarse.reflectivity[:, 5:9, 5:9] = np.nan
     made = fastds.downscale("fczsm-small", coarse, members=2)
@@ -162,13 +162,13 @@ def test_dry_is_dry_and_missing_is_missing_in_every_member(coarse):
     assert dry.any() and (made.reflectivity.values[:, ::2][:, dry] == NO_ECHO).all()
 
 
-def test_without_echo_there_is_none(coarse):
+def test_members_without_input_echo_have_none(coarse):
     none = coarse.copy(deep=True)
     none.reflectivity[:] = NO_ECHO
     assert (fastds.downscale("fczsm-small", none, members=2).reflectivity == NO_ECHO).all()
 
 
-def test_lazily_and_in_pieces_they_are_the_same(coarse, drawn):
+def test_members_are_identical_lazily_and_in_chunks(coarse, drawn):
     pytest.importorskip("dask")
     lazy = fastds.downscale("fczsm-small", coarse.chunk(time=1), members=4, seed=3)
     assert lazy.reflectivity.chunks is not None
@@ -202,7 +202,7 @@ def test_twice_in_time_each_time_has_members(coarse):
         ("advection", {"members": 2}, "from 15 to 70 dBZ 2 times as fine, such as fczsm-small; advection is none"),
     ],
 )
-def test_what_is_refused(coarse, model, options, message):
+def test_members_reject_invalid_arguments(coarse, model, options, message):
     with pytest.raises(ValueError, match=message):
         fastds.downscale(model, coarse, **options)
 
@@ -228,7 +228,7 @@ def test_scores_of_members_by_hand(truth, coarse, drawn):
     assert rows[name]["mse_total_15"] == pytest.approx(total.item() / 3, rel=1e-4)
 
 
-def test_members_have_detail_and_tell_their_errors(truth, coarse, drawn):
+def test_members_have_detail_and_calibrated_spread(truth, coarse, drawn):
     rows = fastds.evaluate(drawn, truth, input=coarse).rows
     mean, member = (rows[name] for name in list(rows)[-2:])
     made = fastds.downscale("fczsm-small", coarse, smooth=True)
@@ -238,7 +238,7 @@ def test_members_have_detail_and_tell_their_errors(truth, coarse, drawn):
     assert member["spectrum"] > 2 * single["spectrum"] and 0.6 < mean["spread_skill_15"] < 1.6
 
 
-def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, capsys):
+def test_downscale_command_writes_and_scores_members(truth, coarse, tmp_path, capsys):
     for name, dataset in (("coarse", coarse), ("truth", truth)):
         save_dataset(dataset, tmp_path / f"{name}.nc")
     files = [str(tmp_path / f"{name}.nc") for name in ("coarse", "fine")]
@@ -254,11 +254,11 @@ def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, caps
     assert "member 1" in page.read_text()
 
 
-def test_the_shipped_law_says_what_it_was_fitted_to():
-    from fastds.studies import radar, radar_law
+def test_shipped_error_model_card_names_its_data():
+    from fastds.studies import fit_downscaling_errors, radar
 
     card = models.load_card(drawing.ERROR_MODEL)
-    assert card.licence and len(card.training_data) == len(radar_law.BLOCKS)
-    for block in radar_law.BLOCKS:
+    assert card.licence and len(card.training_data) == len(fit_downscaling_errors.BLOCKS)
+    for block in fit_downscaling_errors.BLOCKS:
         first, *_ = radar.TEST_BLOCKS.get(block.file, (10**6,))
         assert block.frames[1] <= first

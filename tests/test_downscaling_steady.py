@@ -42,7 +42,7 @@ def smooth_of_two(seed=0, shape=(120, 140)):
     return torch.from_numpy(np.stack([ends[0], middle * (middle > 0.01), ends[1]]).astype(np.float32))
 
 
-def test_the_middle_field_gets_detail_and_distribution_of_the_others():
+def test_middle_frame_gets_detail_and_distribution_of_its_neighbours():
     y = smooth_of_two()
     out = match_end_frames(y).numpy()
     ends = [y[k].numpy() for k in (0, 2)]
@@ -57,7 +57,7 @@ def test_the_middle_field_gets_detail_and_distribution_of_the_others():
     assert variance(y[1].numpy()) < 0.6 * target and variance(out) > variance(y[1].numpy()) * 1.3
 
 
-def test_a_middle_field_like_the_others_stays_and_empty_ones_do():
+def test_similar_and_empty_middle_frames_are_unchanged():
     y = smooth_of_two()
     same = torch.stack([y[0], y[0], y[0]])
     np.testing.assert_allclose(match_end_frames(same), y[0], atol=5e-3)
@@ -68,7 +68,7 @@ def test_a_middle_field_like_the_others_stays_and_empty_ones_do():
 
 
 def test_large_fields_between_are_no_stronger_than_those_at_input_times():
-    """Of large fields every second or third row is counted: the strongest echo may lie on one that is not."""
+    """In large frames only every second or third row is counted, and the strongest echo may lie in another row."""
     rng = np.random.default_rng(5)
     y = torch.from_numpy(gaussian_filter(rng.random((3, 1100, 1000)), (0, 6, 6)).astype(np.float32))
     y = ((y - 0.5) * 8).clamp(0, 0.6)
@@ -78,7 +78,7 @@ def test_large_fields_between_are_no_stronger_than_those_at_input_times():
 
 
 @pytest.mark.usefixtures("native")
-def test_a_series_does_not_pulse_and_smooth_keeps_the_least_squares():
+def test_intensities_do_not_pulse_and_smooth_keeps_least_squares():
     coarse = coarsen_dataset(synthetic_event(5, frames=9, shape=(192, 192)))
     steady, smooth = (fastds.downscale("fczsm-small", coarse, smooth=told) for told in (False, True))
     assert (steady.attrs["fastds_smooth"], smooth.attrs["fastds_smooth"]) == (0, 1)
@@ -92,7 +92,7 @@ def test_a_series_does_not_pulse_and_smooth_keeps_the_least_squares():
 
 
 @pytest.mark.usefixtures("native")
-def test_a_quarter_of_the_interval_does_not_pulse_either():
+def test_intensities_do_not_pulse_with_time_factor_4():
     coarse = coarsen_dataset(synthetic_event(5, frames=9, shape=(192, 192)), every=4)
     z = np.nan_to_num(fastds.downscale("fczsm-small", coarse, time_factor=4).reflectivity.values, nan=-32)
     inner = [rain(z[k::4][:2]) for k in (1, 2, 3)]
@@ -102,7 +102,7 @@ def test_a_quarter_of_the_interval_does_not_pulse_either():
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", ["radar_mch_20160711_5min.nc", "radar_opera_20180824_15min.nc"])
-def test_radars_do_not_pulse(name):
+def test_intensities_do_not_pulse_on_real_radars(name):
     path = Path(os.environ.get("FASTDS_DATA", "none")) / name
     if not path.exists():
         pytest.skip("needs the radar files")

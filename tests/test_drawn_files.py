@@ -12,7 +12,7 @@ for package in ("netCDF4", "zarr", "eccodes", "rasterio", "pyproj", "cftime"):
     pytest.importorskip(package, reason="the extra test brings the packages of all formats")
 
 
-def test_no_drawn_file_is_wrong(tmp_path):
+def test_random_files_are_read_correctly(tmp_path):
     found = [(number, outcome, said) for number, outcome, said, drawn in campaign(100, 20261129, tmp_path)
              if outcome not in ("right", "refused") or (outcome == "refused" and not drawn.damaged)]  # fmt: skip
     assert found == []
@@ -38,7 +38,7 @@ _FIRST = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(tmp_path, fault):
+def test_planted_reader_faults_are_detected(tmp_path, fault):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert find_fault(fault, 7, 400, tmp_path, _FIRST.get(fault, 0)) is not None

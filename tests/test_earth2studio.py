@@ -38,7 +38,7 @@ def coords_of(model, fields):
     return OrderedDict(lead | {name: own[name] for name in ("variable", "lat", "lon")})
 
 
-def test_fields_are_those_of_downscale(fields):
+def test_earth2studio_equals_downscale(fields):
     model = Downscaling(LATITUDE, LONGITUDE, scale=2)
     assert isinstance(model, DiagnosticModel)
     assert model.input_coords()["variable"].tolist() == ["r500", "t500", "u500", "z500"]
@@ -63,7 +63,7 @@ def test_a_spacing_and_missing_values(fields):
     assert y[:, 6, 8].isnan().all() and y[:, 20:, 30:].isfinite().all()
 
 
-def test_a_pipeline_of_earth2studio(fields):
+def test_earth2studio_pipeline(fields):
     """Forecasts by persistence, made finer."""
     model = Downscaling(LATITUDE, LONGITUDE, scale=2)
     axes = OrderedDict(lat=LATITUDE, lon=LONGITUDE)
@@ -80,7 +80,7 @@ def test_a_pipeline_of_earth2studio(fields):
 @pytest.mark.parametrize(
     ("name", "change"), [("lat", lambda v: v[::-1]), ("variable", lambda v: v[::-1]), ("lon", lambda v: v + 1)]
 )
-def test_other_coordinates_are_refused(fields, name, change):
+def test_earth2studio_rejects_other_coordinates(fields, name, change):
     model = Downscaling(LATITUDE, LONGITUDE, scale=2)
     coords = coords_of(model, fields)
     coords[name] = change(coords[name])
@@ -88,7 +88,7 @@ def test_other_coordinates_are_refused(fields, name, change):
         model(fields, coords)
 
 
-def test_arguments():
+def test_earth2studio_arguments():
     with pytest.raises(ValueError, match="expected an INRDownscaler of named variables such as inr-small"):
         Downscaling(LATITUDE, LONGITUDE, scale=2, model="nowcast-small")
     with pytest.raises(ValueError, match="model is an INRDownscaler inr-any, expected"):

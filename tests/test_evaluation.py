@@ -39,7 +39,7 @@ def shifted(truth, add):
     return truth.assign(reflectivity=z.where(z <= 20, z + add).assign_attrs(z.attrs)).assign_attrs(fastds_model="net")
 
 
-def test_truth_itself_has_no_error(truth, coarse):
+def test_truth_has_zero_error(truth, coarse):
     table = evaluate(truth, truth, coarse=coarse)
     row = table.rows["prediction"]
     assert list(table.rows) == [*BASELINES, "prediction"] and table.pairs == 2
@@ -126,7 +126,7 @@ def test_rows_of_the_baselines_by_hand(truth, coarse, method):
     assert row == pytest.approx(expected, rel=1e-3)
 
 
-def test_what_is_a_mean_is_not_called_a_sum(truth, coarse):
+def test_means_are_not_labelled_as_sums(truth, coarse):
     table, out = evaluate(truth, truth, coarse=coarse), io.StringIO()
     for part in table.tables():
         Console(file=out, width=200).print(part)
@@ -135,8 +135,8 @@ def test_what_is_a_mean_is_not_called_a_sum(truth, coarse):
 
 
 @pytest.mark.parametrize("top, left", [(0, 0), (3, 2)])
-def test_a_truth_that_covers_more_is_cut(truth, top, left):
-    """Of an odd side coarsen_dataset leaves the last row or column out."""
+def test_larger_truth_is_cropped(truth, top, left):
+    """coarsen_dataset drops the last row or column of an odd size."""
     coarse = coarsen_dataset(truth.isel(y=slice(top, top + 61), x=slice(left, left + 77)))
     fine, cut = fastds.downscale("trilinear", coarse), truth.isel(y=slice(top, top + 60), x=slice(left, left + 76))
     check_truth(truth, to_reflectivity(coarse))
@@ -162,7 +162,7 @@ def test_missing_pixels_of_any_file_count_for_none(truth, coarse):
         assert table.rows["prediction"]["mse_total_15"] == 0
 
 
-def test_input_is_made_from_the_truth_where_it_is_not_given(truth, coarse):
+def test_input_is_made_from_the_truth(truth, coarse):
     given, made = evaluate(truth, truth, coarse=coarse), evaluate(truth, truth)
     for name in BASELINES:
         for column, value in given.rows[name].items():
@@ -203,7 +203,7 @@ def test_table_is_printed_and_written(truth, coarse, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_without_the_packages_of_the_extra_errors_are_still_there(truth, coarse, monkeypatch):
+def test_errors_without_optional_packages(truth, coarse, monkeypatch):
     monkeypatch.setattr(scores, "HAS_TORCHMETRICS", False)
     monkeypatch.setattr(scores, "HAS_SCORES", False)
     table = evaluate(truth, truth, coarse=coarse)
@@ -244,7 +244,7 @@ def test_files_are_read(truth, coarse, tmp_path):
 
 
 def test_grids_differ_by_more_than_a_tenth_of_a_cell():
-    """Of 0.02 degrees or 1000 m; a single cell has no size."""
+    """The spacing is 0.02 degrees or 1000 m; a single cell has no size."""
     for step in (0.02, -1000.0):
         a = step * np.arange(5)
         assert not are_different(a, a + 0.09 * step) and not are_different(a, a - 0.09 * step)

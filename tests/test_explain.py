@@ -16,7 +16,7 @@ from fastds.ops.impl.conv2d import kernels
 
 @pytest.mark.filterwarnings("ignore:fastds.")
 @pytest.mark.parametrize("op", STRATEGIES)
-def test_it_names_what_runs_for_the_arguments_of_every_public_op(op, native, monkeypatch):
+def test_explain_names_the_backend_of_every_op(op, native, monkeypatch):
     monkeypatch.setattr(kernels, "is_op_faster", lambda *args: True)  # else conv2d may leave it to torch
     chosen, choose = [], registry.select_backend
     monkeypatch.setattr(registry, "select_backend", lambda op, args: chosen.append(choose(op, args)) or chosen[-1])
@@ -32,7 +32,7 @@ def test_it_names_what_runs_for_the_arguments_of_every_public_op(op, native, mon
         chosen.clear()
 
 
-def test_positions_are_those_of_the_function():
+def test_explain_accepts_positional_arguments():
     x = torch.rand(1, 4, 8, 8)
     assert "native" in fastds.explain("pixel_shuffle", x, 2)
     assert "native" in fastds.explain("conv3x3", x, torch.rand(2, 4, 3, 3), act="relu")
@@ -40,7 +40,7 @@ def test_positions_are_those_of_the_function():
         assert fastds.explain("conv1x1", x, torch.rand(2, 4, 1, 1))["reference"] == "chosen"
 
 
-def test_arguments_that_fit_nothing_show_the_function():
+def test_explain_shows_the_signature_for_wrong_arguments():
     with pytest.raises(TypeError, match=r"arguments do not fit .*; of the function: conv3x3\(x: .*, weight: "):
         fastds.explain("conv3x3", torch.rand(1, 4, 8, 8))
     with pytest.raises(TypeError, match="gates_weight"):
@@ -49,7 +49,7 @@ def test_arguments_that_fit_nothing_show_the_function():
         fastds.explain("conv3x3", 3, torch.rand(2, 4, 3, 3))
 
 
-def test_inside_a_transform_it_says_that_the_reference_runs():
+def test_explain_reports_the_reference_inside_transforms():
     def asked(x):
         with pytest.raises(RuntimeError, match="inside a functorch transform the reference runs"):
             fastds.explain("null_op", x)

@@ -77,7 +77,7 @@ def sizes(values):
 
 
 def by_command(model, file, frames, steps):
-    """What fastds.export says where the command calls it, which prints that."""
+    """Return the message of fastds.export, which the command prints."""
     done, made, weights = [], command.export, file.parent.parent / f"{file.parent.name}.safetensors"
     models.save(model, weights)
     file.write_text("before")
@@ -107,7 +107,7 @@ def exported(tmp_path_factory):
     return make
 
 
-def test_fields_are_larger_where_a_network_needs_more_than_eight_pixels():
+def test_export_example_size_follows_the_network():
     given = {"batch": 2, "height": 9, "width": 12}
     assert raise_to_least_size(given, 8) == given and raise_to_least_size(given, 20) == {
         "batch": 2,
@@ -142,7 +142,7 @@ def test_a_generator_at_a_third_size(exported):
         assert (model(x, noise) - model(x, 0 * noise)).abs().max() > 1e-3  # the noise does count
 
 
-def test_points_are_those_of_a_finer_grid(exported):
+def test_exported_points_match_a_finer_grid(exported):
     """Centres of the pixels of a size, in the file's convention, give what the network gives for that size."""
     model, done = exported("INRDownscaler")
     x, static = torch.rand(1, 2, 10, 12), torch.rand(1, 1, 10, 12)
@@ -172,7 +172,7 @@ def test_free_points_are_a_deform_conv(tmp_path):
     assert any(n.op_type == "DeformConv" for n in onnx.load(tmp_path / "out.onnx").graph.node)
 
 
-def test_package_runs_without_fastds(tmp_path):
+def test_exported_package_runs_without_fastds(tmp_path):
     torch.manual_seed(3)
     model = models.create("srcnn", scale=2, kernels=(3, 1, 3))
     file = tmp_path / "out.pt2"
@@ -206,8 +206,8 @@ def test_a_package_needs_a_compiler(tmp_path, monkeypatch):
         fastds.export(models.create("srcnn"), tmp_path / "out.pt2")
 
 
-def test_a_file_that_differs_is_not_left(exported, tmp_path, monkeypatch):
-    """Of other weights than the network."""
+def test_export_removes_a_file_that_differs(exported, tmp_path, monkeypatch):
+    """The exported file has other weights than the network."""
     file, other = tmp_path / "out.onnx", exported("SRCNN")[1].path
     file.write_bytes(b"before")
     monkeypatch.setattr(run, "trace", lambda *_, **__: None)
@@ -229,7 +229,7 @@ def test_a_file_that_differs_is_not_left(exported, tmp_path, monkeypatch):
         (Frozen, {}, "^the network cannot be exported, it does not leave its sizes open: .* batch"),
     ],
 )  # fmt: skip
-def test_refused_in_a_sentence(make, options, said, tmp_path):
+def test_export_error_messages(make, options, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         fastds.export(make(), tmp_path / "out.onnx", **options)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
@@ -311,7 +311,7 @@ class Own(torch.nn.Module):
         return self.up(self.align(maps[:, -1], states[:, -1], act="leaky_relu"))
 
 
-def test_torch_exports_a_network_of_ones_own(tmp_path):
+def test_torch_export_of_a_user_network(tmp_path):
     network, x = Own().eval(), torch.rand(1, 3, 1, 12, 16)
     with pytest.raises(
         ValueError, match=r'custom network by torch.onnx.export\(.* `with fastds.backend\("reference"\)'

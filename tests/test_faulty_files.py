@@ -9,7 +9,7 @@ def one_in_turn(number, refusing, commands):
     return [refusing[number % len(refusing)] if refusing else commands[1]]
 
 
-def test_faulty_files(tmp_path):
+def test_malformed_files_are_rejected(tmp_path):
     found = list(tries(tmp_path, pick=one_in_turn))
     assert len(found) > 60
     assert [f for f in found if f[3] != "right"] == []

@@ -105,7 +105,7 @@ def test_equals_the_reference(options, frames, batch):
 
 @pytest.mark.parametrize("options, frames, batch", CASES)
 @pytest.mark.parametrize("bytes_at_once", [0, 100_000], ids=["frame", "some"])
-def test_inference_in_pieces_equals_the_whole(options, frames, batch, bytes_at_once, monkeypatch):
+def test_inference_in_chunks_is_identical(options, frames, batch, bytes_at_once, monkeypatch):
     model = network(**options)
     x, static, flow = inputs(model, batch, frames)
     whole = model(x, static, flow).detach()
@@ -119,7 +119,7 @@ def test_inference_in_pieces_equals_the_whole(options, frames, batch, bytes_at_o
     assert asked == {8 * 20 * n for n in (4 * 8, r * r * head)}  # bytes of a row of gates and of the head's widest map
 
 
-def test_starts_with_half_convolutions():
+def test_guided_convolutions_start_with_half_masks():
     """Zero offset convolutions make every deformable convolution half an ordinary one plus bias."""
     model = FCZSM(**SMALL).double()
     x, *_ = inputs(model)
@@ -192,7 +192,7 @@ def test_flow_guidance_halves_the_flow_per_level():
 
 
 def test_flow_guidance_of_every_step():
-    """Of flows 1 to 4 of two pairs, each from the earlier field and from the later one."""
+    """The flows of two pairs are 1 to 4, each from the earlier and from the later frame."""
     flow = torch.arange(1.0, 5.0).view(1, 2, 2, 1, 1, 1).expand(1, 2, 2, 2, 8, 8)
     assert compute_state_offsets(flow, 0, True, 1) is None
     for step, x_way, state_way in ((1, (1, 4), (2, 3)), (2, (1, 4), (2, 3)), (3, (3, 2), (4, 1)), (4, (3, 2), (4, 1))):
@@ -255,7 +255,7 @@ def test_static_features_are_computed_once_per_grid_and_never_stale():
 
 
 def test_bfloat16_autocast():
-    """Not worse than twice the step-by-step graph under the same autocast (measured: 0.9 to 1.2 of it)."""
+    """The error is at most twice that of the step-by-step graph under the same autocast."""
     model = network(torch.float32, spread=0.02)
     x, *_ = inputs(model, dtype=torch.float32)
     exact = ReferenceFCZSM({k: v.double() for k, v in model.state_dict().items()}, model.config)(x.double())
@@ -317,7 +317,7 @@ def test_layout_is_channels_last_all_the_way():
         ((1, 2, 1, 8, 8), None, (1, 1, 2, 8, 8), r"flow must have shape \(1, 1, 2, 2, 8, 8\)"),
     ],
 )
-def test_bad_inputs_are_named(shape, static, flow, message):
+def test_invalid_inputs_are_named(shape, static, flow, message):
     model = FCZSM(**SMALL)
     static, flow = (None if s is None else torch.zeros(s) for s in (static, flow))
     with pytest.raises(ValueError, match=message):
@@ -325,7 +325,7 @@ def test_bad_inputs_are_named(shape, static, flow, message):
 
 
 @pytest.mark.parametrize("static, message", [(None, "static is missing"), ((2, 8, 7), "static must have shape")])
-def test_bad_static_is_named(static, message):
+def test_invalid_static_is_named(static, message):
     model = FCZSM(**SMALL, static_channels=2)
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(1, 2, 1, 8, 8), None if static is None else torch.zeros(static))
@@ -344,12 +344,12 @@ def test_bad_static_is_named(static, message):
         ({"scale": 1, "head_features": 4}, "scale 1 has no layer"),
     ],
 )
-def test_bad_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FCZSM(**{**SMALL, **options})
 
 
-def test_rows_in_pieces_are_rows_together(monkeypatch):
+def test_rows_in_chunks_are_identical(monkeypatch):
     """Frames of both directions worked on two at a time, of three: the same forecasts."""
     options = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
     model, x = create("fczsm-small", **options).eval(), torch.rand(3, 2, 1, 16, 16)

@@ -77,7 +77,7 @@ def test_the_original_configuration():
 
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "data-parallel"])
-def test_every_kind_of_key_finds_its_place(prefix):
+def test_converted_state_dict_has_every_key(prefix):
     state = original_state(n=8, groups=2, front=2, back=1, head=12, prefix=prefix)
     model = FCZSM.from_zooming_slomo(state)
     ours = model.state_dict()
@@ -87,7 +87,7 @@ def test_every_kind_of_key_finds_its_place(prefix):
     assert model(torch.rand(1, 2, 3, 8, 8)).shape == (1, 3, 3, 32, 32)
 
 
-def test_what_does_not_fit_is_named():
+def test_convert_names_mismatched_entries():
     state = original_state(n=8, groups=2, front=1, back=1)
     with pytest.raises(ValueError, match="has the key 'decoder', which Zooming Slow-Mo does not have"):
         FCZSM.from_zooming_slomo({**state, "decoder.weight": torch.zeros(1)})

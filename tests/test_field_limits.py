@@ -47,7 +47,7 @@ def fine(data, model, **options):
         (-np.inf, lambda w: w.clip(0, None), "m"),
     ],
 )
-def test_an_infinite_cell_is_missing_and_changes_no_other(model, value, change, units):
+def test_infinite_cell_is_missing_and_isolated(model, value, change, units):
     data = wave(change, units, cell=value)
     with pytest.warns(UserWarning, match="^1 infinite value of variable w is taken as missing$") as caught:
         out = fine(data, model)
@@ -60,7 +60,7 @@ def test_an_infinite_cell_is_missing_and_changes_no_other(model, value, change, 
 
 @pytest.mark.parametrize("model", METHODS)
 @pytest.mark.parametrize("value", [1e6, 3e38])
-def test_an_extreme_cell_is_no_scale_for_others(model, value):
+def test_extreme_cell_does_not_affect_others(model, value):
     out, plain = (fine(wave(cell=cell), model).isel(FAR) for cell in (value, None))
     assert out.min() < -0.9
     if model != "inr-any":  # which normalises by the field's own scale
@@ -88,7 +88,7 @@ def test_relative_humidity_ends_where_the_input_does(model, units, whole):
     assert dry.max() <= whole
 
 
-def test_what_is_cut_is_counted_and_told(tmp_path):
+def test_clipped_values_are_counted_and_reported(tmp_path):
     steps = wave(lambda w: np.where(w > 0.2, 10.0, 0.0), "mm")
     out = fastds.downscale("lanczos", steps, scale=3)
     free = fastds.downscale("lanczos", steps - 100, scale=3) + 100  # which has no limits

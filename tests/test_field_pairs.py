@@ -13,7 +13,7 @@ from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.tasks.api import select_evaluation_task
 
 
-def test_truth_may_be_larger_turned_and_of_another_convention():
+def test_truth_is_aligned_by_coordinates():
     truth = smooth()
     made = truth.isel(latitude=slice(3, 11), longitude=slice(2, 12), time=[1, 2])
     shifted = truth.assign(t=(truth.t - 1).assign_attrs(KELVIN))
@@ -39,7 +39,7 @@ def test_truth_may_be_larger_turned_and_of_another_convention():
     assert fastds.evaluate(close, world).rows["t"]["prediction"]["mae"] == 0
 
 
-def test_levels_of_the_truth_are_those_of_the_prediction():
+def test_truth_levels_are_selected():
     truth = xr.concat([smooth(), smooth(seed=1)], xr.DataArray([500, 850], dims="level", name="level"))
     truth["t"] = truth.t.transpose("time", "level", ...).assign_attrs(KELVIN)
     lower = smooth(seed=1).assign_coords(level=850.0)
@@ -52,7 +52,7 @@ def test_levels_of_the_truth_are_those_of_the_prediction():
         fastds.evaluate(lower.drop_vars("level"), truth)
 
 
-def test_times_that_only_one_has_are_left_out():
+def test_unmatched_times_are_ignored():
     truth = smooth(times=3)
     later = smooth(times=3).assign_coords(time=TIMES[1:4])
     table = fastds.evaluate(later, truth)
@@ -112,7 +112,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_does_not_fit_is_refused_in_a_sentence(kind, tmp_path, monkeypatch, capsys):
+def test_mismatched_pairs_are_rejected(kind, tmp_path, monkeypatch, capsys):
     """In Python, by evaluate, and before anything is computed by downscale --truth."""
     change, sentence = REFUSED[kind]
     truth = smooth()
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(kind, tmp_path, monkeypatch,
     assert len(said) == 1 and said[0].startswith("fastds downscale: --truth: ") and not Path("out.nc").exists()
 
 
-def test_units_that_a_file_does_not_tell_are_said():
+def test_missing_units_are_reported():
     truth = smooth()
     bare = truth.assign(t=truth.t.drop_attrs())
     for made, known, what in ((bare, truth, "PRED"), (truth, bare, "TRUTH")):
@@ -138,7 +138,7 @@ def test_units_that_a_file_does_not_tell_are_said():
     assert "declares no units" not in " ".join(fastds.evaluate(bare, bare).list_notes())
 
 
-def test_variables_that_only_the_prediction_has_are_said():
+def test_unmatched_variables_are_reported():
     made = smooth().assign(q=smooth().t, b=smooth().t)
     table = fastds.evaluate(made, made.drop_vars("q"), input=means_of_blocks(made))
     assert list(table.rows) == ["t"] and "not compared, as not all files have them: q, b" in table.list_notes()
@@ -179,7 +179,7 @@ def test_blocks_of_dask_are_computed_once_for_the_check_and_once_for_the_scores(
 # ---- which task it is
 
 
-def test_the_files_tell_which_task_evaluates():
+def test_evaluate_selects_the_task_from_the_files():
     event = synthetic_event(1, 3, (32, 32))[["reflectivity"]]
     rain = smooth().rename(t="rain").assign(rain=lambda d: d.rain.assign_attrs(units="mm h-1"))
     flat = rain.rename(latitude="y", longitude="x").drop_vars(["y", "x"])

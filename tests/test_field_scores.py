@@ -73,7 +73,7 @@ def test_numbers_by_hand():
     assert "no rows of interpolation" in " ".join(table.list_notes()) and list(table.rows["t"]) == ["prediction"]
 
 
-def test_rows_of_interpolation_are_those_of_other_code():
+def test_interpolation_rows_match_independent_code():
     truth = smooth()
     coarse = means_of_blocks(truth)
     made = truth.assign(t=(truth.t + 1).assign_attrs(KELVIN)).assign_attrs(fastds_model="net")
@@ -109,7 +109,7 @@ def test_without_an_input_the_truth_is_averaged_by_the_factor_of_the_attributes(
     assert table.shape == (15, 18) and "means of TRUTH over 2.5 x 3 cells" in " ".join(table.list_notes())
 
 
-def test_points_of_a_decimated_input_stay_where_they_are():
+def test_decimated_input_points_are_preserved():
     """A plane at every second point: bilinear gives it back between these, and its last value behind them."""
     truth = smooth(8, 12, 1)
     plane = truth.assign(t=(0 * truth.t + truth.latitude + 2 * truth.longitude + 200).assign_attrs(KELVIN))
@@ -246,7 +246,7 @@ def test_truth_of_members_is_checked_first(folder, capsys):
     assert "--truth: no such file: absent.nc" in capsys.readouterr().err
 
 
-def test_real_fields_one_coarsened(data_dir):
+def test_scores_of_real_fields(data_dir):
     """ERA5 over the United States: bicubic is better than bilinear in every variable, inr-any than both, and all scores
     are sane."""
     with open_dataset(data_dir / "era5_surface_025deg_conus_19950714T12.nc") as truth:

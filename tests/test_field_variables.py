@@ -39,7 +39,7 @@ def path(tmp_path):
     return tmp_path / "in.nc"
 
 
-def test_fields_of_the_most_dimensions_are_taken_whatever_their_order_and_no_flags(path, capsys):
+def test_field_selection_by_dimensions(path, capsys):
     assert main(["downscale", str(path), str(path.parent / "out.nc"), "--scale", "2", "--model", "bicubic"]) == 0
     assert "tp, t on 14 x 18 points\nnot in the result: orography, quality" in capsys.readouterr().out
     data = files_variables()
@@ -51,7 +51,7 @@ def test_fields_of_the_most_dimensions_are_taken_whatever_their_order_and_no_fla
 
 
 @pytest.mark.parametrize("model", ["inr-any", "bicubic"])
-def test_what_is_never_negative_stays_so(model):
+def test_non_negative_fields_stay_non_negative(model):
     """Wind speed, where no point of the file is calm; not a component of the wind, nor what is negative already."""
     calm = xr.where(np.hypot(*np.meshgrid(np.arange(12) - 5, np.arange(10) - 4)) < 3, 0.05, 20.0)
     data = files_variables()[["t"]].isel(time=[0]).interp(lat=np.linspace(48, 45, 10), lon=np.linspace(0, 4, 12))
@@ -97,7 +97,7 @@ def test_an_archive_of_one_variable(path):
         assert [*found.data_vars] == ["t"] and found.sizes["time"] == 2
 
 
-def test_the_file_of_weights_is_told(path, capsys):
+def test_result_records_the_weights_file(path, capsys):
     own = models.load("inr-any")
     models.save(own, path.parent / "own.safetensors")
     words = ["downscale", str(path), str(path.parent / "out.nc"), "--scale", "2", "--model"]

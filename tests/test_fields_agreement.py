@@ -49,7 +49,7 @@ def test_cells_that_are_covered_in_part_correct_nothing():
 
 @pytest.mark.parametrize("model", ["bilinear", "bicubic", "inr-any"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_means_are_the_input(model, turned):
+def test_back_projected_means_equal_the_input(model, turned):
     truth = waves(48, 96)
     coarse = means(truth)
     if turned:
@@ -66,7 +66,7 @@ def test_the_means_are_the_input(model, turned):
 
 
 @pytest.mark.parametrize("west", [0.0, -180.0])
-def test_globes_have_no_seam(west):
+def test_back_projection_is_periodic_in_longitude(west):
     """With rows at both poles, of which the new grid has half a cell, and columns that go round."""
     coarse = waves(24, 48, west).isel(time=[0])
     coarse = coarse.assign_coords(latitude=np.linspace(90, -90, 24))
@@ -82,7 +82,7 @@ def test_globes_have_no_seam(west):
     np.testing.assert_array_equal(told[[0, -1]], plain[[0, -1]])
 
 
-def test_missing_cells_stay_and_correct_nothing():
+def test_back_projection_ignores_missing_cells():
     coarse = means(waves(48, 96, missing=True))
     assert coarse.t.isnull().any()
     told, plain = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way) for way in ("mean", None))
@@ -127,7 +127,7 @@ def test_rain_stays_within_its_bounds_and_dry_cells_are_dry():
     assert told.mean() == pytest.approx(float(coarse.rain.mean()), rel=5e-3)
 
 
-def test_pieces_by_the_command_and_their_scores(tmp_path, capsys):
+def test_downscale_command_back_projects_in_chunks(tmp_path, capsys):
     truth, coarse = tmp_path / "truth.nc", tmp_path / "in.nc"
     waves(48, 96).to_netcdf(truth, engine="h5netcdf")
     means(waves(48, 96)).to_netcdf(coarse, engine="h5netcdf")
@@ -152,13 +152,13 @@ def test_pieces_by_the_command_and_their_scores(tmp_path, capsys):
     ],
 )
 @pytest.mark.filterwarnings("ignore:the new grid is coarser")
-def test_refused(options, said, tmp_path, capsys):
+def test_back_projection_rejects_unsuitable_grids(options, said, tmp_path, capsys):
     means(waves(48, 96)).to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), *options.split()]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "o.nc").exists()
 
 
-def test_radar_takes_no_plain_mean(tmp_path, capsys):
+def test_radar_rejects_plain_mean_coarsening(tmp_path, capsys):
     coarse = fastds.data.coarsen_dataset(fastds.data.synthetic_event(1, 3, (64, 64)))
     fastds.data.save_dataset(coarse, tmp_path / "in.nc")
     assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), "--coarsened=mean"]) == 2

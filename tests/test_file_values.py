@@ -76,7 +76,7 @@ def test_arithmetic_beyond_the_packing_of_the_file(tmp_path, lazy):
         np.testing.assert_array_equal(found["t2m"], changed["t2m"])
 
 
-def test_a_packing_that_fits_is_kept(tmp_path):
+def test_suitable_packing_is_preserved(tmp_path):
     source = write(gridded(), tmp_path / "a.nc", packed(0.0005, 280.0))
     assert main(["convert", str(source), str(tmp_path / "b.nc")]) == 0
     with xr.open_dataset(tmp_path / "b.nc", mask_and_scale=False, engine="h5netcdf") as found:
@@ -91,7 +91,7 @@ def test_a_value_equal_to_the_fill_value_is_not_lost(tmp_path):
         assert float(found["t2m"][0, 0, 0]) == -9999.0 and not found["t2m"].isnull().any()
 
 
-def test_a_file_that_would_hold_other_values_is_not_written(tmp_path, monkeypatch):
+def test_lossy_packing_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("fastds.data.io.storage.Packing.fits", lambda self, values: True)
     dataset = gridded()
     dataset["t2m"].encoding = packed(0.0005, 310.0)
@@ -147,7 +147,7 @@ def test_radar_files_of_drawn_units_and_codes(tmp_path, writer, seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_places_of_projected_grib_by_pyproj(tmp_path, seed):
+def test_projected_grib_coordinates_match_pyproj(tmp_path, seed):
     pytest.importorskip("eccodes", reason="the extra test brings it")
     drawn = write_projected(np.random.default_rng(seed), tmp_path)
     if drawn.refused:
@@ -230,7 +230,7 @@ def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(told):
     np.testing.assert_array_equal(decode_dataset(raw, default_fill=False)["v"], [[np.nan, -2.0], [60.0, np.nan]])
 
 
-def test_places_that_cannot_be_are_missing(tmp_path):
+def test_impossible_coordinates_are_missing(tmp_path):
     x, y = np.meshgrid(np.linspace(5, 9, 20), np.linspace(50, 46, 16))
     x[:3, :3] = y[:3, :3] = -9999
     names = {"lat": (y, "degrees_north", "latitude"), "lon": (x, "degrees_east", "longitude")}
@@ -266,7 +266,7 @@ def test_zero_as_the_fill_value_of_a_zarr_store(tmp_path, scale):
 
 
 @pytest.mark.parametrize("lead", [np.arange(2) * np.timedelta64(6, "h"), [1, 2]])
-def test_a_dimension_called_lead(tmp_path, lead):
+def test_lead_time_dimension(tmp_path, lead):
     dataset = gridded().expand_dims(lead=lead, axis=1)
     dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     source, target = str(tmp_path / "a.nc"), str(tmp_path / "b.nc")
@@ -284,7 +284,7 @@ def test_a_single_lead_is_kept_and_one_that_changes_lies_along_time(tmp_path):
         np.testing.assert_array_equal(both["lead"].values / np.timedelta64(1, "h"), [0, 6])
 
 
-def test_dates_that_wrf_writes_as_letters(tmp_path):
+def test_wrf_character_times(tmp_path):
     letters = np.array([list("2024-06-01_00:00:00"), list("2024-06-01_06:00:00")], "S1")
     dataset = gridded().drop_vars("time").rename(time="Time").assign(Times=(("Time", "DateStrLen"), letters))
     write(dataset, tmp_path / "a.nc")
@@ -293,7 +293,7 @@ def test_dates_that_wrf_writes_as_letters(tmp_path):
         assert "Times" not in found
 
 
-def test_files_of_two_calendars(tmp_path):
+def test_files_with_two_calendars(tmp_path):
     cftime = pytest.importorskip("cftime", reason="other calendars need the package cftime")
     gridded().to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     dates = [cftime.DatetimeNoLeap(2024, 6, 3, hour) for hour in (0, 6)]
@@ -335,7 +335,7 @@ def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("clock", "hour"), [("240000", 24), ("1200", 12), ("120000", 12)], ids=["24 h", "four digits", "six digits"]
 )
-def test_clocks_of_odim(tmp_path, clock, hour):
+def test_odim_times(tmp_path, clock, hour):
     drawn = write_odim(np.random.default_rng(0), tmp_path)
     with h5py.File(drawn.path, "a") as file:
         file["what"].attrs["time"] = np.bytes_(clock)
@@ -404,7 +404,7 @@ def test_coordinates_in_float32_are_evenly_spaced(tmp_path):
     assert main(["downscale", str(path), str(tmp_path / "b.nc"), "--scale", "2", "--model", "bilinear"]) == 0
 
 
-def test_a_store_takes_the_place_of_a_file(tmp_path):
+def test_zarr_store_replaces_a_file(tmp_path):
     pytest.importorskip("zarr", reason="Zarr stores need the package zarr")
     (tmp_path / "a.ZARR").write_text("a file")
     save_dataset(gridded(), tmp_path / "a.ZARR")
@@ -414,7 +414,7 @@ def test_a_store_takes_the_place_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("fill", [-9999.0, 1e20, 9.969209968386869e36])
-def test_undeclared_fill_values_are_missing_and_said(tmp_path, capsys, fill):
+def test_undeclared_fill_values_are_masked_with_a_warning(tmp_path, capsys, fill):
     dataset = gridded().rename(t2m="w")
     dataset["w"].attrs = {"units": "m"}
     dataset["w"].values[0, 5, 5:8] = fill

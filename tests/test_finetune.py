@@ -65,7 +65,7 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
     assert 0 < max(moved) < 1e-2  # from these weights on, by four small steps
 
 
-def test_the_score_before_is_that_of_the_weights_given(files, monkeypatch):
+def test_initial_score_is_of_the_given_weights(files, monkeypatch):
     """And not of a later validation."""
     from fastds.tasks.radar.training import ExportWeights
 
@@ -83,7 +83,7 @@ def test_the_score_before_is_that_of_the_weights_given(files, monkeypatch):
     assert scores["start"]["mse_total"] == errors[0] and scores["validation"]["mse_total"] == min(errors)
 
 
-def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
+def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
     options(monkeypatch)
     best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=3.0)
     for (name, a), b in zip(
@@ -103,7 +103,7 @@ def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
         ("wgan-gp-small-x8", {"coarsening": "mean", "crop": 64}, {"sources": {}}),
     ],
 )
-def test_the_shipped_configuration_is_taken_without_its_own_files(name, own, without):
+def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, without):
     card = models.load_card(name)
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     config = options.parse_arguments(_make_arguments(name, card, "mine", "out", 7.0, 1e-4))
@@ -129,14 +129,14 @@ def test_the_shipped_configuration_is_taken_without_its_own_files(name, own, wit
         ),
     ],
 )
-def test_own_weights_are_trained_on_what_their_card_tells(card, inputs):
+def test_user_weights_are_finetuned_by_their_model_card(card, inputs):
     card = models.ModelCard(**card)
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     config = options.parse_arguments(_make_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
     assert {key: getattr(config.data, key) for key in inputs} == inputs
 
 
-def test_own_weights_are_not_trained_as_in_a_paper():
+def test_user_weights_are_not_trained_by_paper_configurations():
     """A paper's crops and files are not a user's: networks of his own keep the task's usual options."""
     from fastds.tasks.nowcast.config import parse_arguments
 
@@ -165,7 +165,7 @@ def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
     assert (config.max_minutes, config.learning_rate) == (3.0, 5e-4)
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
+def test_finetune_rejects_untrainable_models(tmp_path, capsys):
     assert main(["finetune", "no-such", "--data", str(tmp_path)]) == 2
     assert "'no-such' is neither a file nor one of the shipped weights" in capsys.readouterr().err
     assert main(["finetune", "fczsm-small", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "o")]) == 2
@@ -173,7 +173,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
 
 
 def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monkeypatch):
-    """Whatever its files hold, but for fields with missing values, which are named."""
+    """All variables are used, except fields with missing values, which are named."""
     (tmp_path / "mine").mkdir()
     rng = np.random.default_rng(4)
     dims = ("latitude", "longitude")
@@ -231,7 +231,7 @@ def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, 
 
 
 @pytest.mark.parametrize("after", [0.9, 1.1])
-def test_weights_that_lose_elsewhere_are_marked(files, monkeypatch, after):
+def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after):
     """Where those they were made of win, on events of no radar."""
     made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
     monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.score_synthetic_events", lambda model, device: next(made))
@@ -245,7 +245,7 @@ def test_weights_that_lose_elsewhere_are_marked(files, monkeypatch, after):
     assert f"synthetic events: 0.8 before, {after} after, advection 1" in format_scores(best)
 
 
-def test_the_shipped_radar_network_wins_elsewhere():
+def test_shipped_radar_network_beats_baselines_on_other_data():
     errors = score_synthetic_events(models.load("fczsm-small"))
     assert errors.own < 0.97 * errors.advection
     assert score_synthetic_events(models.create("fczsm-s")) is None

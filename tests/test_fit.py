@@ -22,7 +22,7 @@ def event(tmp_path_factory):
     return path
 
 
-def test_a_network_is_trained_as_by_the_command(event, tmp_path):
+def test_fit_equals_the_train_command(event, tmp_path):
     before = torch.get_num_threads()
     model = fastds.fit("fczsm-small", event, tmp_path / "fit", threads=1, **TINY)
     assert torch.get_num_threads() == before and model.card.task == "radar"
@@ -46,14 +46,14 @@ def test_a_network_is_trained_as_by_the_command(event, tmp_path):
         (3, {}, "model must be a text|model"),
     ],
 )
-def test_what_cannot_be_trained(event, tmp_path, model, options, sentence):
+def test_fit_rejects_untrainable_arguments(event, tmp_path, model, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         fastds.fit(model, event, tmp_path / "fit", **options)
     assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_names_by_task_are_those_that_the_task_takes(task, tmp_path):
+def test_preset_names_by_task(task, tmp_path):
     options, training = (importlib.import_module(f"fastds.tasks.{task}.{name}") for name in ("config", "training"))
     names = models.available(task=task)
     assert names and set(names) < set(models.available())
@@ -68,6 +68,6 @@ def test_names_by_task_are_those_that_the_task_takes(task, tmp_path):
                     training.build_model(config)
 
 
-def test_another_task_is_named():
+def test_fit_error_names_the_other_task():
     with pytest.raises(ValueError, match="task must be one of 'radar', 'nowcast', 'fields', 'humidity', got 'rain'"):
         models.available(task="rain")

@@ -59,14 +59,14 @@ def test_convolutions_count_as_those_of_torch(ours, theirs, channels, wanted, ba
         assert counted(ours, maps(channels, wanted=wanted)) == counted(theirs, maps(channels, wanted=wanted))
 
 
-def test_of_groups(native):
+def test_flops_of_grouped_convolution(native):
     """torch counts the gradient of a weight as if there were none."""
     with fastds.backend("native"):
         forward, gradients = counted(layers.Conv2d(8, 12, 5, groups=4), maps(8))
     assert forward == counted(nn.Conv2d(8, 12, 5, padding=2), maps(8))[0] // 4 and gradients == 2 * forward
 
 
-def test_of_two_sources(native):
+def test_flops_of_multi_input_convolution(native):
     theirs = counted(nn.Conv2d(20, 12, 3, padding=1), maps(20))
     layer = layers.Conv3x3(20, 12)
     with fastds.backend("native"):
@@ -114,7 +114,7 @@ def test_every_op_of_products_is_counted():
 
 
 @pytest.mark.parametrize("first", ["fastds.ops", "torch.utils.flop_counter"])
-def test_the_counter_may_be_imported_before_or_behind(first):
+def test_flop_counter_import_order(first):
     second = "torch.utils.flop_counter" if first == "fastds.ops" else "fastds.ops"
     code = (
         f"import sys, torch\nimport {first}\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small, fixed budget of the campaign `python -m tests.fuzz`, and that its judge sees what is wrong."""
+"""A small, fixed number of random calls as in `python -m tests.fuzz`, and tests of the comparison itself."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from fuzz import judge
+from fuzz import compare
 from fuzz.campaign import campaign, case_of, one, resumed, summary
 from fuzz.strategies import KINDS, STRATEGIES, draw
 from hypothesis import HealthCheck, given, settings
@@ -28,12 +28,12 @@ def threads():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("op", STRATEGIES)
-def test_calls(op, kind, native):
+def test_fuzz_calls_agree_with_the_reference(op, kind, native):
     @settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms(use_true_random=False))
     def right(choose):
         case = draw(op, kind, choose)
-        assert judge.judged(case, kind) is None, case
+        assert compare.check_call(case, kind) is None, case
 
     right()
 
@@ -51,7 +51,7 @@ def test_every_public_op_has_a_strategy():
         ("valid", "pixel_shuffle", lambda y: y.mT if y.shape[2] == y.shape[3] else y[:, :, 1:]),
     ],
 )
-def test_what_is_wrong_is_seen(kind, op, wrong, native, monkeypatch):
+def test_fuzz_detects_wrong_results(kind, op, wrong, native, monkeypatch):
     right = getattr(ops, op)
 
     def planted(*args, **kwargs):
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_seen(kind, op, wrong, native, monkeypatch):
     assert "wrong" in {f[0] for f in found if f}
 
 
-def test_a_refusal_that_names_nothing_is_unclear(native, monkeypatch):
+def test_fuzz_detects_unclear_error_messages(native, monkeypatch):
     def refused(**kwargs):
         raise ValueError("no")
 
@@ -71,7 +71,7 @@ def test_a_refusal_that_names_nothing_is_unclear(native, monkeypatch):
     assert one(0, "null_op", "invalid", 0)[0] == "unclear"
 
 
-def test_a_call_can_be_made_again():
+def test_fuzz_call_is_reproducible():
     assert case_of(1, "conv3x3", "valid", 7) == case_of(1, "conv3x3", "valid", 7) != case_of(2, "conv3x3", "valid", 7)
 
 
@@ -82,7 +82,7 @@ runpy.run_module("tests.fuzz", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_killed_campaign_goes_on(tmp_path, native):
+def test_killed_fuzz_campaign_resumes(tmp_path, native):
     """A child that dies is one line; the line that a kill cut off is made again."""
     log = tmp_path / "log.jsonl"
     name = {"seed": 0, "op": "null_op", "kind": "valid"}
@@ -97,7 +97,7 @@ def test_a_killed_campaign_goes_on(tmp_path, native):
     assert summary(made, counts) in run.stdout
 
 
-def test_a_log_of_another_seed_is_refused(tmp_path, native):
+def test_fuzz_log_of_another_seed_is_rejected(tmp_path, native):
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps({"seed": 1, "op": "null_op", "kind": "valid", "stop": 5, "faults": {}}) + "\n")
     with pytest.raises(SystemExit, match="is of seed 1, expected 0"):

@@ -42,7 +42,7 @@ def deform(weight, bias):
 
 @pytest.mark.parametrize("name", ONE)
 @pytest.mark.parametrize("algorithm", ["winograd", "direct"])
-def test_one_element_whose_sign_is_not_in_memory(name, algorithm, native):
+def test_lazily_negated_single_element(name, algorithm, native):
     import fastds
 
     shape, function = ONE[name]
@@ -96,7 +96,7 @@ def test_conv_gru_cell_names_its_own_arguments(changed, text, grad, native):
         (lambda x, w: ops.conv3x3(x, w[:, :4], residual=x, out_dtype="no"), ValueError, "out_dtype must be .*, got no"),
     ],
 )
-def test_refusals_name_the_argument(call, error, text, native):
+def test_errors_name_the_argument(call, error, text, native):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=text):
         call(maps(), torch.ones(16, 8, 3, 3))
 
@@ -124,7 +124,7 @@ def test_inr_query_of_no_points_takes_no_sparse_maps(native):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_no_corner_of_the_skip_is_valid(backend, native):
+def test_all_corners_of_the_skip_invalid(backend, native):
     """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""
     mask = torch.tensor([[[False, True], [True, True]]])
     features = torch.ones(1, 2, 2, 2).requires_grad_()
@@ -137,7 +137,7 @@ def test_no_corner_of_the_skip_is_valid(backend, native):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_attention_to_nothing_but_minus_infinity(backend, native):
+def test_attention_with_all_logits_minus_infinity(backend, native):
     features = torch.ones(1, 4, 3, 3)
     features[:, 2] = -float("inf")  # keys; the contents are 1
     with ops.core.backends.backend(backend):

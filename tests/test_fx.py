@@ -70,7 +70,7 @@ def two_sizes(layer):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_is_one_node(name):
+def test_fx_layer_is_one_node(name):
     make, channels, count = LAYERS[name]
     torch.manual_seed(0)
     network, inputs = make().eval(), [maps(c, seed=k) for k, c in enumerate(channels)]
@@ -82,7 +82,7 @@ def test_a_layer_is_one_node(name):
     assert all(p.grad is not None for p in graph.parameters())
 
 
-def test_every_layer_is_tried():
+def test_fx_covers_every_layer():
     assert set(layers.__all__) <= set(LAYERS)
 
 
@@ -127,7 +127,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_op_is_one_node(name):
+def test_fx_op_is_one_node(name):
     function, inputs = CALLS[name]
 
     class Network(nn.Module):
@@ -148,5 +148,5 @@ def test_an_op_is_one_node(name):
     torch.testing.assert_close(graph(*inputs), function(*inputs), rtol=0, atol=0)
 
 
-def test_every_op_is_tried():
+def test_fx_covers_every_op():
     assert {name for name in ops.__all__ if name not in ("GridSpec", "PointSpec")} == set(CALLS)

@@ -52,7 +52,7 @@ def test_codes_of_fmi_are_those_of_its_pgm(data_dir, tmp_path):
             np.testing.assert_allclose(*places, atol=1e-9)
 
 
-def test_the_swiss_grid_lies_right_by_attributes_without_wkt(tmp_path):
+def test_geotiff_swiss_grid_without_wkt(tmp_path):
     """CF's oblique Mercator would put it 3 degrees to the east; the attributes tell a cone some metres off."""
     y, x = np.arange(305.5e3, 60e3, -1e3), np.arange(480.5e3, 840e3, 1e3)
     crs = pyproj.CRS.from_epsg(21781)
@@ -101,7 +101,7 @@ def test_other_units_stay_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     "form", [{}, {"ENDIANNESS": "BIG"}, {"BIGTIFF": "YES"}, {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}]
 )
-def test_the_tag_of_the_time_comes_before_the_name(tmp_path, form):
+def test_geotiff_time_tag_precedes_the_file_name(tmp_path, form):
     """In all four kinds of TIFF, which begin with other bytes."""
     y, x, codes = np.arange(3.0, 0, -1), np.arange(4.0), np.arange(12, dtype=np.uint16).reshape(3, 4)
     tags = {"Observation time": "202405011225"}
@@ -110,7 +110,7 @@ def test_the_tag_of_the_time_comes_before_the_name(tmp_path, form):
         np.testing.assert_array_equal(found["band_1"][0], codes)
 
 
-def test_an_untold_quantity_needs_units(tmp_path, capsys):
+def test_geotiff_unknown_quantity_needs_units(tmp_path, capsys):
     echo = np.zeros((16, 16), np.float32)
     echo[4:12, 4:12] = 30
     y, x = np.arange(16, 0, -1) * 1e3, np.arange(16) * 1e3
@@ -141,7 +141,7 @@ def test_an_untold_quantity_needs_units(tmp_path, capsys):
         ("202405011200.tif", {"cut": 300}, "is a damaged TIFF image"),
     ],
 )
-def test_refusals(tmp_path, name, change, said):
+def test_geotiff_errors(tmp_path, name, change, said):
     codes = np.zeros((change.get("bands", 1), 40, 50), np.uint8)
     options = {key: value for key, value in change.items() if key in ("crs", "transform")}
     path = write(tmp_path / name, codes, np.arange(40, 0, -1.0), np.arange(50.0), **options)
@@ -151,7 +151,7 @@ def test_refusals(tmp_path, name, change, said):
         open_dataset(path)
 
 
-def test_the_package_is_named(tmp_path, monkeypatch):
+def test_geotiff_error_names_the_package(tmp_path, monkeypatch):
     path = write(tmp_path / "202405011200.tif", np.zeros((3, 3), np.uint8), np.arange(3.0, 0, -1), np.arange(3.0))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="GeoTIFF images need the package rasterio: python -m pip install rasterio"):

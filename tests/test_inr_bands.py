@@ -29,7 +29,7 @@ def small_bands(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("registration", ["cell", "node"])
 @pytest.mark.parametrize("name", ["inr-small", "liif", "lte", "metasr"])
-def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
+def test_inr_bands_are_identical(monkeypatch, name, registration, dtype):
     model, x = model_of(name, dtype, registration=registration), torch.randn(1, 2, 37, 18).to(dtype)
     x[:, :, 20:22, 3:9] = torch.nan
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
     torch.testing.assert_close(banded, whole, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
-def test_19_a_band_makes_the_maps_of_its_own_rows(monkeypatch, small_bands):
+def test_inr_band_computes_only_its_rows(monkeypatch, small_bands):
     model, x, seen = model_of("liif"), torch.randn(1, 2, 64, 20), []
     prepare = model.decoder.prepare
     monkeypatch.setattr(model.decoder, "prepare", lambda f: seen.append(f.shape[2]) or prepare(f))
@@ -52,7 +52,7 @@ def test_19_a_band_makes_the_maps_of_its_own_rows(monkeypatch, small_bands):
     assert len(seen) == 22 and max(seen) <= 12
 
 
-def test_19_bands_leave_gradients_alone(small_bands):
+def test_inr_bands_do_not_change_gradients(small_bands):
     model, x = model_of("inr-small"), torch.randn(1, 2, 24, 20)
     y = model(x, scale=3)
     y.square().sum().backward()
@@ -63,7 +63,7 @@ def test_19_bands_leave_gradients_alone(small_bands):
 
 @pytest.mark.parametrize("name", ["inr-small", "metasr"])
 @pytest.mark.parametrize("scale", [0.2, 1, 3.3])
-def test_19_points_read_their_rows_alone(name, scale):
+def test_inr_points_read_only_their_rows(name, scale):
     """A cell per query, points at both ends and in the middle; a wide cell moves MetaSR's corner by rows."""
     model = model_of(name, torch.float64)
     encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
@@ -77,7 +77,7 @@ def test_19_points_read_their_rows_alone(name, scale):
         assert torch.equal(part, whole)
 
 
-def test_19_points_beyond_the_last_row_read_the_rows_at_the_border():
+def test_inr_points_beyond_the_last_row_use_the_border():
     model, edge = model_of("liif", torch.float64), ("clamp", "clamp")
     encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
     for row in (-50, 40, 90):
@@ -87,7 +87,7 @@ def test_19_points_beyond_the_last_row_read_the_rows_at_the_border():
             assert torch.equal(decoders.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge), whole)
 
 
-def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):
+def test_inr_query_cells_are_split_with_bands(small_bands):
     model = model_of("inr-small", torch.float64)
     encoded, grid = Encoded(torch.randn(1, 32, 30, 20).double(), None, None), GridSpec.cells((30, 20), (60, 40))
     cell = 0.5 + torch.rand(1, 2400, 2).double()
@@ -96,7 +96,7 @@ def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):
         assert torch.equal(decoders.decode(model.decoder, encoded, grid, cell, model.edge), whole)
 
 
-def test_19_grids_of_no_and_of_few_points(small_bands):
+def test_inr_grids_with_no_and_few_points(small_bands):
     model, x = model_of("liif"), torch.randn(1, 2, 9, 20)
     with torch.no_grad():
         assert model(x, size=(9, 3)).shape == (1, 2, 9, 3) and model(x[:, :, :1], size=(9, 3)).isfinite().all()

@@ -96,7 +96,7 @@ def test_metasr_place_by_place():
     constant, kernels = conv(features, decoder.constant), conv(features, decoder.kernels).unflatten(1, (2, 8))
 
     def expected(row, column):
-        """Of the corner at row and column, from the upper left of the field."""
+        """Return the expected value at the position (row, column)."""
         i, j = int(row), int(column)
         a = torch.relu(decoder.first(torch.tensor([row - i, column - j, 0.5], dtype=f64)))
         return kernels[0, :, :, i, j] @ a + constant[0, :, i, j]
@@ -185,7 +185,7 @@ def test_fields_are_reflected_to_whole_windows(size):
 
 
 @pytest.mark.parametrize("mode", ["replicate", "circular_x", "zeros"])
-def test_fields_go_on_as_the_convolutions_see_them(mode):
+def test_padding_matches_the_convolutions(mode):
     x = torch.randn(1, 2, 3, 4)
     rows = {"mode": "constant"} if mode == "zeros" else {"mode": "edge"}
     columns = {"mode": "wrap"} if mode == "circular_x" else rows

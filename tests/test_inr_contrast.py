@@ -71,7 +71,7 @@ def test_variables_of_a_batch_and_missing_values_are_apart():
     assert holed[2].isfinite().all() and (holed[2] != whole[2]).any(), "the others stand in for one missing pixel"
 
 
-def test_dry_is_dry_to_the_bit():
+def test_contrast_keeps_dry_exactly():
     """Zeros beyond the reach of the rain stay exactly zero, and so does an empty field."""
     network, x = small_network(), torch.zeros(1, 1, 40, 40, dtype=f64)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_dry_is_dry_to_the_bit():
     assert (y[..., 60:, :] == 0).all() and (y[..., :30, :40] != 0).any()
 
 
-def test_bands_change_nothing():
+def test_contrast_in_bands_is_identical():
     network, x = small_network(periodic_x=True), noisy(1, 1, 40, 12)
     y = network(x, scale=2)  # with gradients: at once
     with torch.no_grad():
@@ -99,6 +99,6 @@ def test_gradient_of_a_flat_input_is_finite():
 @pytest.mark.parametrize(
     "options", [{"contrast_window": 4}, {"contrast_window": 1}, {"contrast_window": 9, "skip": False}]
 )
-def test_windows_that_are_refused(options):
+def test_contrast_rejects_invalid_windows(options):
     with pytest.raises(ValueError, match="contrast_window must be 0 or an odd size from 3 on, with skip"):
         models.create("inr-any", **options)

@@ -63,14 +63,14 @@ def test_published_weights_give_the_published_numbers(decoder, target):
 
 
 @pytest.mark.parametrize("decoder", ["liif", "lte", "metasr"])
-def test_there_and_back(decoder):
+def test_conversion_round_trip(decoder):
     state = published(decoder)
     back = to_published(from_published(state))
     assert set(back) == {k for k in state if "sub_mean" not in k}
     assert all(torch.equal(back[k], state[k]) for k in back)
 
 
-def test_refusals():
+def test_convert_rejects_unsuitable_checkpoints():
     state = published("liif")
     with pytest.raises(ValueError, match="lacks 'imnet.layers.0.weight'"):
         from_published({k: v for k, v in state.items() if not k.startswith("imnet")})

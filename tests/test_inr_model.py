@@ -67,7 +67,7 @@ def test_parameter_counts_of_the_parts():
 @pytest.mark.parametrize("slope", [False, True], ids=["", "slope"])
 @pytest.mark.parametrize("scale", [0.6, 1, 2, 2.5, (2, 4.4)])
 @pytest.mark.filterwarnings("ignore:size .* is coarser")
-def test_04_untrained_is_bilinear(scale, slope):
+def test_untrained_inr_is_bilinear(scale, slope):
     options = {"width": 64, "heads": 4, "key_width": 8, "slope": slope}
     model = create("inr-small", in_channels=2, decoder_options=options).double().eval()
     x = 250 + 10 * torch.randn(2, 2, 11, 14, dtype=f64)
@@ -159,7 +159,7 @@ def test_dpfa_offsets_read_beyond_the_border_as_the_field_continues():
     assert (module(f, e) - expected).abs().max() < 1e-12
 
 
-def test_08_true_sizes_and_anisotropy():
+def test_inr_true_sizes_and_anisotropy():
     model = tiny()
     x = torch.randn(1, 2, 11, 7, dtype=f64)
     assert model(x, scale=2.67).shape == (1, 2, 29, 19)
@@ -167,7 +167,7 @@ def test_08_true_sizes_and_anisotropy():
     assert torch.equal(model(x, size=(29, 19)), model(x, scale=2.67))
 
 
-def test_09_coarser_than_the_input_warns_and_supersamples():
+def test_inr_coarser_output_warns_and_supersamples():
     model = tiny()
     x = torch.randn(1, 2, 12, 12, dtype=f64)
     with pytest.warns(UserWarning, match="coarser than the input"):
@@ -176,7 +176,7 @@ def test_09_coarser_than_the_input_warns_and_supersamples():
     assert (fine - F.avg_pool2d(x, 2)).abs().max() < 1e-12  # sub-points fall on the pixels
 
 
-def test_10_beyond_the_trained_scale_the_cell_is_clamped():
+def test_inr_cell_is_clamped_beyond_the_trained_scale():
     model = tiny(max_scale=4.0)
     x = torch.randn(1, 2, 6, 6, dtype=f64)
     where = from_index(torch.rand(20, 2, dtype=f64) * 5, (6, 6), dtype=f64)
@@ -185,12 +185,12 @@ def test_10_beyond_the_trained_scale_the_cell_is_clamped():
 
 
 @pytest.mark.parametrize("size", [(1, 5), (6, 1), (1, 1)])
-def test_11_single_rows_and_columns(size):
+def test_inr_single_rows_and_columns(size):
     model = tiny()
     assert torch.isfinite(model(torch.randn(1, 2, *size, dtype=f64), scale=3)).all()
 
 
-def test_13_periodic_longitude():
+def test_inr_is_periodic_in_longitude():
     model = tiny(periodic_x=True)
     x = torch.randn(1, 2, 6, 8, dtype=f64)
     y = model(x, scale=2)
@@ -199,7 +199,7 @@ def test_13_periodic_longitude():
     assert jump < 2 * y.diff(dim=3).abs().mean()  # the seam is a place like any other
 
 
-def test_14_poles():
+def test_inr_at_the_poles():
     x = torch.randn(1, 2, 9, 8, dtype=f64)
     z, halo = pad_across_poles(x, "node", [1])
     assert halo == 8 and torch.equal(z[:, :, halo:-halo], x)
@@ -214,7 +214,7 @@ def test_14_poles():
 
 
 @pytest.mark.parametrize("pole", ["clamp", "cross"])
-def test_14_a_zonally_constant_field_stays_so(pole):
+def test_inr_preserves_zonally_constant_fields(pole):
     model = tiny(periodic_x=True, registration="node", pole=pole)
     x = torch.randn(1, 2, 9, 1, dtype=f64).expand(1, 2, 9, 8).contiguous()
     y = model(x, scale=2)
@@ -223,7 +223,7 @@ def test_14_a_zonally_constant_field_stays_so(pole):
     assert (y[..., 0::2] - y[..., :1]).abs().max() < 1e-10 and (y[..., 1::2] - y[..., 1:2]).abs().max() < 1e-10
 
 
-def test_15_node_grids_keep_their_nodes():
+def test_inr_node_grids_keep_their_nodes():
     model = create("inr-small", in_channels=1, registration="node", periodic_x=True).double()
     x = torch.linspace(90, -90, 19, dtype=f64)[None, None, :, None].expand(1, 1, 19, 36)
     y = model(x, scale=4)
@@ -231,7 +231,7 @@ def test_15_node_grids_keep_their_nodes():
     assert (y[0, 0, :, 0] - torch.linspace(90, -90, 73, dtype=f64)).abs().max() < 1e-12
 
 
-def test_18_large_offsets_in_half_precision():
+def test_inr_large_offsets_in_half_precision():
     """Geopotential of 1.2e5 has steps of 512 in bfloat16: the skip must not see them."""
     model = create("inr-small", in_channels=1)
     model.mean.fill_(1.2e5), model.std.fill_(500.0)
@@ -242,7 +242,7 @@ def test_18_large_offsets_in_half_precision():
     assert y.dtype == torch.float32 and (y - expected).abs().max() < 0.05
 
 
-def test_19_chunks_change_nothing():
+def test_inr_chunks_are_identical():
     model = tiny()
     x = torch.randn(1, 2, 10, 12, dtype=f64)
     grid, factor = model.build_grid((10, 12), (23, 40)), torch.tensor([[2.3, 40 / 12]], dtype=f64)
@@ -263,7 +263,7 @@ def test_points_are_grid_values():
         assert (y.unflatten(1, (15, 20)).permute(0, 3, 1, 2) - model(x, scale=2.5)).abs().max() < 1e-10
 
 
-def test_21_missing_pixels():
+def test_inr_missing_pixels():
     model = tiny(mask_channel=True)
     x = torch.randn(1, 2, 12, 12, dtype=f64)
     x[:, 0, :3, :3] = math.nan
@@ -279,7 +279,7 @@ def test_21_missing_pixels():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_conserve():
+def test_inr_conserves_means():
     model = tiny()
     x = torch.randn(1, 2, 6, 7, dtype=f64)
     y = model(x, scale=3, conserve=True)
@@ -348,6 +348,6 @@ def test_saved_models_come_back(tmp_path, name):
         (lambda m, x: create("edsr-x2", scale=5), "scale must be 2, 3 or 4"),
     ],
 )
-def test_refusals(call, message):
+def test_inr_rejects_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny(), torch.randn(1, 2, 6, 7, dtype=f64))

@@ -51,7 +51,7 @@ def factored_liif(features, where, cell, layers, **options):
 
 
 @pytest.mark.parametrize("source,target", PAIRS)
-def test_01_liif(source, target):
+def test_inr_query_equals_liif(source, target):
     features, layers = normal(2, 4, *source), random_liif()
     cell = torch.tensor([2 / n for n in target], dtype=f64).expand(2, 2)
     expected = liif(features, grid_coordinates(target, 2), cell, layers)
@@ -63,7 +63,7 @@ def test_01_liif(source, target):
     assert (exact - expected)[:, keep].abs().max() < 1e-11
 
 
-def test_01_liif_points_beyond_the_domain():
+def test_inr_query_liif_points_outside():
     features, layers, source = normal(1, 4, 7, 9), random_liif(), (7, 9)
     coord = (torch.rand(1, 200, 2, dtype=f64) * 2 - 1) * 1.2
     u = ((coord + 1) * torch.tensor(source) - 1) / 2
@@ -77,7 +77,7 @@ def test_01_liif_points_beyond_the_domain():
     assert (y - expected).abs().max() < 1e-6  # far outside the areas are large and equal on both sides
 
 
-def test_01_degenerate_rows_of_the_published_areas():
+def test_inr_query_degenerate_rows_of_published_areas():
     """At s = 1 the last row and column sit on the clamped index: there and only there the published weights differ."""
     features, layers, source = normal(1, 4, 7, 9), random_liif(), (7, 9)
     cell = torch.tensor([[2 / 7, 2 / 9]], dtype=f64)
@@ -105,7 +105,7 @@ def test_areas_leave_the_skip_bilinear(factor, backend):
 
 
 @pytest.mark.parametrize("source,target", PAIRS[:4])
-def test_01_lte(source, target):
+def test_inr_query_equals_lte(source, target):
     features, field, half = normal(2, 4, *source), normal(2, 3, *source), 6
     coefficient = normal(2 * half, 4, 3, 3, scale=0.2), normal(2 * half)
     frequency = normal(2 * half, 4, 3, 3, scale=0.2), normal(2 * half)
@@ -120,7 +120,7 @@ def test_01_lte(source, target):
 
 
 @pytest.mark.parametrize("source,target", [((7, 9), (14, 18)), ((6, 5), (16, 13)), ((8, 8), (20, 12))])
-def test_01_meta_sr(source, target):
+def test_inr_query_equals_meta_sr(source, target):
     channels, outputs, hidden = 4, 3, 16
     features = normal(2, channels, *source)
     layers = [
@@ -139,7 +139,7 @@ def test_01_meta_sr(source, target):
     assert (y - expected).abs().max() < 1e-10
 
 
-def test_02_factored_first_layer_in_float32():
+def test_inr_query_factored_first_layer_in_float32():
     source, target = (7, 9), (17, 21)
     features, layers = normal(1, 4, *source), random_liif()
     cell = torch.tensor([[2 / n for n in target]], dtype=f64)
@@ -155,7 +155,7 @@ def test_02_factored_first_layer_in_float32():
 
 
 @pytest.mark.parametrize("n,m", [(180, 720), (721, 1801), (48, 133), (7, 7), (12, 36)])
-def test_03_grid_points_and_normalised_coordinates_agree(n, m):
+def test_inr_query_grid_points_and_normalised_coordinates_agree(n, m):
     maps, trunk, keywords = random_case("affine-early_attn", source=(n, 3), batch=1)
     grid = GridSpec.cells((n, 3), (m, 2))
     expected = query(maps, grid, trunk, **keywords)
@@ -164,7 +164,7 @@ def test_03_grid_points_and_normalised_coordinates_agree(n, m):
     assert (query(maps, points, trunk, **keywords) - expected).abs().max() < 1e-9
 
 
-def test_03_axes_are_exact_integers():
+def test_inr_query_axes_are_exact_integers():
     base, frac = GridSpec.cells((721, 1), (1801, 1)).rows.locate()
     u = ((2 * torch.arange(1801) + 1) * 721 - 1801).double() / 3602
     assert torch.equal(base, u.floor().long()) and (base + frac - u).abs().max() < 1e-12
@@ -172,7 +172,7 @@ def test_03_axes_are_exact_integers():
     assert GridSpec.cells((180, 3), (720, 3)).rows.locate()[1].unique().tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
-def test_03_window_is_a_part_of_the_grid():
+def test_inr_query_window_is_part_of_the_grid():
     maps, trunk, keywords = random_case("affine-early_area")
     grid = GridSpec.cells((7, 9), (17, 21))
     whole = query(maps, grid, trunk, **keywords).unflatten(1, (17, 21))
@@ -180,7 +180,7 @@ def test_03_window_is_a_part_of_the_grid():
     assert torch.equal(part, whole[:, 3:11, 5:21])
 
 
-def test_05_continuity():
+def test_inr_query_is_continuous():
     """Halving the step halves the largest increment, across cell lines too."""
     for kind in ("affine-early_attn", "affine-late", "fourier-late"):
         maps, trunk, keywords = random_case(kind, batch=1, skip=False)
@@ -193,7 +193,7 @@ def test_05_continuity():
         assert largest[1] < 0.55 * largest[0], kind
 
 
-def test_06_partition_of_unity():
+def test_inr_query_weights_sum_to_one():
     maps, trunk, keywords = random_case("affine-early_attn", skip=False)
     constant = maps[:, :, :1, :1].expand_as(maps)
     keywords = {k: v for k, v in keywords.items() if k not in ("rho_w", "rho_bias")}
@@ -201,7 +201,7 @@ def test_06_partition_of_unity():
     assert (y - y[:, :1]).abs().max() < 1e-12
 
 
-def test_06_attention_without_logits_is_area_weighting():
+def test_inr_query_attention_without_logits_is_area_weighting():
     maps, trunk, keywords = random_case("affine-early_attn")
     keywords["rho_bias"] = None
     silent = maps.clone()
@@ -212,7 +212,7 @@ def test_06_attention_without_logits_is_area_weighting():
     assert (y - area).abs().max() < 1e-12
 
 
-def test_07_translation():
+def test_inr_query_is_translation_equivariant():
     maps, trunk, keywords = random_case("affine-early_attn", source=(9, 12))
     u = torch.rand(50, 2, dtype=f64) * torch.tensor([4.0, 6.0]) + 1
     y = query(maps, from_index(u, (9, 12), dtype=f64), trunk, **keywords)
@@ -221,7 +221,7 @@ def test_07_translation():
     assert (query(maps.roll((2, 3), (2, 3)), shifted, trunk, **moved) - y).abs().max() < 1e-12
 
 
-def test_08_anisotropic_and_non_integer_sizes_use_the_true_ratio():
+def test_inr_query_uses_the_true_ratio_of_sizes():
     field = torch.linspace(0, 1, 11, dtype=f64)[None, None, :, None].expand(1, 1, 11, 6)
     y = query(field, GridSpec.cells((11, 6), (29, 8)), feature="affine", ensemble="early_area", act="none")
     expected = F.interpolate(field, (29, 8), mode="bilinear", align_corners=False)
@@ -230,7 +230,7 @@ def test_08_anisotropic_and_non_integer_sizes_use_the_true_ratio():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", [(1, 5), (6, 1), (1, 1)])
-def test_11_single_rows_and_columns(kind, source):
+def test_inr_query_single_rows_and_columns(kind, source):
     maps, trunk, keywords = random_case(kind, source=source, outputs=1)
     for target in ((3, 7), (1, 1)):
         y = query(maps, GridSpec.cells(source, target), trunk, **keywords)
@@ -238,7 +238,7 @@ def test_11_single_rows_and_columns(kind, source):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_11_empty_and_prime_numbers_of_queries(kind):
+def test_inr_query_empty_and_prime_numbers_of_queries(kind):
     maps, trunk, keywords = random_case(kind)
     assert query(maps, GridSpec.cells((7, 9), (0, 5)), trunk, **keywords).shape == (2, 0, 3)
     u = torch.rand(2, 13, 2, dtype=f64) * 5
@@ -248,7 +248,7 @@ def test_11_empty_and_prime_numbers_of_queries(kind):
 # ---- domain
 
 
-def test_12_outside_is_an_error_a_nan_or_clamped():
+def test_inr_query_outside_modes():
     u = torch.tensor([[0.0, 0.0], [-0.5, 8.5], [3.0, 9.7], [-2.0, 1.0]], dtype=f64)
     with pytest.raises(ValueError, match="2 of 4 points lie outside the domain, the farthest 2 pixels"):
         from_index(u, (7, 9))
@@ -259,7 +259,7 @@ def test_12_outside_is_an_error_a_nan_or_clamped():
     from_index(torch.tensor([[0.0, 25.0]], dtype=f64), (7, 9), edge=("clamp", "wrap"))
 
 
-def test_13_longitude_wraps():
+def test_inr_query_longitude_wraps():
     maps, trunk, keywords = random_case("affine-early_attn", source=(5, 8))
     wrap = {"edge": ("clamp", "wrap")}
     u = torch.rand(2, 60, 2, dtype=f64) * torch.tensor([4.0, 8.0]) - torch.tensor([0.0, 0.5])
@@ -271,7 +271,7 @@ def test_13_longitude_wraps():
     assert (query(maps.roll(3, 3), moved, trunk, **rolled, **wrap) - y).abs().max() < 1e-12
 
 
-def test_13_longitude_conventions_and_descending_latitude():
+def test_inr_query_longitude_conventions_and_descending_latitude():
     lat, lon = torch.arange(90.0, -91, -10, dtype=f64), torch.arange(0.0, 360, 20, dtype=f64)
     points_lat, points_lon = torch.tensor([12.0, -47.5, 90.0, -90.0]), torch.tensor([-180.0, -0.3, 179.9, 355.0])
     here = from_latlon(points_lat, points_lon, lat, lon, periodic_x=True, dtype=f64)
@@ -284,7 +284,7 @@ def test_13_longitude_conventions_and_descending_latitude():
     assert torch.allclose((flipped.base + flipped.frac)[..., 0], 18 - u[..., 0])
 
 
-def test_15_a_ramp_in_latitude_is_exact_for_nodes_and_cells():
+def test_inr_query_latitude_ramp_is_exact():
     for grid, fine in ((GridSpec.nodes((19, 36), (73, 144), periodic_x=True), torch.linspace(90, -90, 73)),
                        (GridSpec.cells((18, 36), (36, 72)), 87.5 - 5 * torch.arange(36.0) + 0.0)):  # fmt: skip
         n = 19 if fine.numel() == 73 else 18
@@ -296,7 +296,7 @@ def test_15_a_ramp_in_latitude_is_exact_for_nodes_and_cells():
         assert (y - fine.double()[:, None])[inner].abs().max() < 1e-10
 
 
-def test_18_large_offsets_survive_the_skip():
+def test_inr_query_skip_keeps_large_offsets():
     source, target = (7, 9), (14, 18)
     z = 1.2e5 + 10 * normal(1, 1, *source)
     maps, trunk, keywords = random_case("affine-early_area", batch=1, outputs=1, dtype=torch.bfloat16, skip=False)
@@ -311,7 +311,7 @@ def test_18_large_offsets_survive_the_skip():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_21_invalid_pixels_never_leak(kind):
+def test_inr_query_ignores_invalid_pixels(kind):
     maps, trunk, keywords = random_case(kind)
     mask = torch.rand(2, 7, 9) > 0.3
     mask[0, :3, :3] = False
@@ -324,7 +324,7 @@ def test_21_invalid_pixels_never_leak(kind):
     assert y.isnan().any() and y.unflatten(1, (15, 22))[0, 0, 0].isnan().all() and not y.isnan().all()
 
 
-def test_21_a_masked_point_has_no_gradient_and_others_a_finite_one():
+def test_inr_query_gradients_of_masked_points():
     maps, trunk, keywords = random_case("affine-early_attn")
     mask = torch.rand(2, 7, 9) > 0.4
     holed = torch.where(mask[:, None], maps, math.nan).requires_grad_()
@@ -338,7 +338,7 @@ def test_21_a_masked_point_has_no_gradient_and_others_a_finite_one():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_22_gradcheck(kind, backend):
+def test_inr_query_gradcheck(kind, backend):
     maps, trunk, keywords = random_case(kind, source=(3, 4), batch=1, outputs=2, depth=4)
     keywords["act"] = "none"
     trunk = trunk[-1:] if trunk and trunk[-1][0].shape[1] == 4 else [(normal(2, 4), normal(2))] if trunk else []
@@ -382,12 +382,12 @@ def test_22_gradcheck(kind, backend):
         (lambda: GridSpec.cells((4, 4), (8, 8)).window((0, 9), (0, 8)), "does not lie in"),
     ],
 )
-def test_points_refuse(call, message):
+def test_inr_query_rejects_invalid_points(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_points_refuse_half_precision():
+def test_inr_query_rejects_half_precision_points():
     with pytest.raises(TypeError, match="half precision cannot resolve pixels"):
         from_normalised(torch.zeros(3, 2, dtype=torch.float16), (4, 4))
     with pytest.raises(TypeError, match="base must be an int32"):

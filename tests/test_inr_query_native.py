@@ -47,7 +47,7 @@ TOLERANCES = {
 @pytest.mark.parametrize("where", ["grid", "points", "shared"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_17_forward(kind, dtype, where, each_isa):
+def test_inr_query_forward(kind, dtype, where, each_isa):
     maps, trunk, keywords = random_case(kind, depth=24) if dtype == f64 else single(kind, dtype, depth=24)
     place = places()[where]
     if where == "points":
@@ -63,7 +63,7 @@ def test_17_forward(kind, dtype, where, each_isa):
 
 
 @pytest.mark.parametrize("depth,hidden,outputs,heads,dk", [(128, 128, 4, 4, 16), (64, 64, 1, 1, 3), (30, 7, 5, 3, 8)])
-def test_17_widths(depth, hidden, outputs, heads, dk, isa):
+def test_inr_query_layer_widths(depth, hidden, outputs, heads, dk, isa):
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape):
@@ -120,7 +120,7 @@ def gradients(function, maps, where, trunk, keywords, grad, create_graph=False):
 @pytest.mark.parametrize("where", ["grid", "points"])
 @pytest.mark.parametrize("options", ["plain", "wrap", "mask", "cells"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_22_backward(kind, options, where, each_isa):
+def test_inr_query_backward(kind, options, where, each_isa):
     maps, trunk, keywords = random_case(kind)
     place = places()[where]
     queries = place.count
@@ -142,7 +142,7 @@ def test_22_backward(kind, options, where, each_isa):
 @pytest.mark.parametrize(
     "dtype,tolerance", [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)], ids=str
 )
-def test_22_backward_in_low_precision(kind, dtype, tolerance):
+def test_inr_query_backward_in_low_precision(kind, dtype, tolerance):
     maps, trunk, keywords = single(kind, dtype)
     grad = torch.randn(2, GRID.count, 3)
     ours, leaves = gradients(query, maps, GRID, trunk, keywords, grad)
@@ -171,7 +171,7 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, f64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_missing_values_and_infinities_pass(kind, dtype, value, each_isa):
+def test_missing_values_and_infinities_propagate(kind, dtype, value, each_isa):
     """Results and gradients have NaN and infinities where the reference has them: ReLU drops no NaN."""
     maps, trunk, keywords = random_case(kind) if dtype == f64 else single(kind, dtype)
     maps[0, 3, 2, 4] = value
@@ -186,7 +186,7 @@ def test_missing_values_and_infinities_pass(kind, dtype, value, each_isa):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_19_chunks_change_no_bit(kind, isa):
+def test_inr_query_is_bitwise_independent_of_chunk_size(kind, isa):
     maps, trunk, keywords = single(kind, torch.float32)
     whole = query(maps, GRID, trunk, **keywords).unflatten(1, GRID.size)
     for rows in ((0, 1), (3, 11), (14, 15)):
@@ -201,7 +201,7 @@ def test_19_chunks_change_no_bit(kind, isa):
         torch.set_num_threads(threads)
 
 
-def test_19_backward_chunks_and_threads(monkeypatch):
+def test_inr_query_backward_chunks_and_threads(monkeypatch):
     maps, trunk, keywords = single("affine-late", torch.float32)
     where, grad = GridSpec.cells((7, 9), (90, 110)), torch.randn(2, 9900, 3)
     first, _ = gradients(query, maps, where, trunk, keywords, grad)
@@ -221,7 +221,7 @@ def test_19_backward_chunks_and_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("axis", ["batch", "rows", "columns"])
-def test_20_element_offsets_are_64_bit(axis, tmp_path, isa):
+def test_inr_query_element_offsets_are_64_bit(axis, tmp_path, isa):
     """The last sample, row or column of the maps lies 2^33 bytes from the first, in a file without content between."""
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     near = maps.contiguous(memory_format=torch.channels_last)
@@ -238,7 +238,7 @@ def test_20_element_offsets_are_64_bit(axis, tmp_path, isa):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_20_coordinates_are_64_bit(isa):
+def test_inr_query_coordinates_are_64_bit(isa):
     """Numerators beyond 2^31: the last cells of a grid of 2^30 by 2^30."""
     maps, trunk, keywords = random_case("affine-early_area")
     n = 1 << 30
@@ -249,7 +249,7 @@ def test_20_coordinates_are_64_bit(isa):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_23_double_backward(kind):
+def test_inr_query_double_backward(kind):
     maps, trunk, keywords = random_case(kind, batch=1, source=(4, 5), depth=8)
     where, grad = GridSpec.cells((4, 5), (5, 7)), torch.randn(1, 35, 3, dtype=f64)
     result = []
@@ -265,7 +265,7 @@ def test_23_double_backward(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_24_opcheck(kind):
+def test_inr_query_opcheck(kind):
     maps, trunk, keywords = single(kind, torch.float32)
     args = list(flat_arguments(maps, GRID, trunk, **keywords))
     torch.library.opcheck(torch.ops.fastds.inr_query.default, tuple(args))
@@ -275,7 +275,7 @@ def test_24_opcheck(kind):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_24_fake_gradients_lie_as_real_ones(layout):
+def test_inr_query_fake_gradients_have_the_real_layout(layout):
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     args = flat_arguments(maps.contiguous(memory_format=layout), GRID, trunk, **keywords)
     backward, grad_y = torch.ops.fastds.inr_query_backward, torch.ones(2, GRID.count, 3)
@@ -290,7 +290,7 @@ def test_24_fake_gradients_lie_as_real_ones(layout):
 
 
 @pytest.mark.parametrize("kind", ["affine-early_attn", "affine-late"])
-def test_24_compile(kind):
+def test_inr_query_compile(kind):
     maps, trunk, keywords = single(kind, torch.float32)
     w, b = (t.requires_grad_() for t in trunk[0])
     maps.requires_grad_()
@@ -305,7 +305,7 @@ def test_24_compile(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_24_layouts_and_subsets(kind):
+def test_inr_query_layouts_and_gradient_subsets(kind):
     maps, trunk, keywords = single(kind, torch.float32)
     expected = query(maps, GRID, trunk, **keywords)
     assert torch.equal(query(maps.contiguous(memory_format=torch.channels_last), GRID, trunk, **keywords), expected)
@@ -321,7 +321,7 @@ def test_24_layouts_and_subsets(kind):
         assert torch.isfinite(w.grad).all()
 
 
-def test_24_autocast_leaves_coordinates_and_skip():
+def test_inr_query_autocast_excludes_coordinates_and_skip():
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     keywords["skip"] = keywords["skip"] + 1.2e5
     with torch.autocast("cpu", torch.bfloat16):
@@ -343,7 +343,7 @@ def test_gradients_of_coordinates_come_from_the_reference():
     assert ((value[0] - value[1]) / 2e-6 - grad[:, 0]).abs().max() < 1e-4
 
 
-def test_16_coordinates_are_never_of_the_maps_dtype():
+def test_inr_query_coordinates_keep_their_dtype():
     """u = 1800.25 would be 1800 in bfloat16: the value must be that of the fraction."""
     ramp = torch.arange(3600.0)[None, None, None].expand(1, 1, 1, 3600)
     where = from_index(torch.tensor([[0.0, 1800.25]]), (1, 3600))
@@ -358,7 +358,7 @@ def test_outside_points_are_nan():
     assert torch.isfinite(y[:, 0]).all() and y[:, 1].isnan().all()
 
 
-def test_empty():
+def test_inr_query_empty():
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     assert query(maps, GridSpec.cells((7, 9), (0, 4)), trunk, **keywords).shape == (2, 0, 3)
     keywords = {k: v[:0] if is_number(v) and k in ("cell", "skip") else v for k, v in keywords.items()}
@@ -406,12 +406,12 @@ def refused(change, kind="affine-early_attn"):
         (lambda c: c.update(phase=torch.zeros(8, 2)), ValueError, "phase belongs to feature 'fourier'"),
     ],
 )
-def test_refusals(change, error, message):
+def test_inr_query_rejects_invalid_arguments(change, error, message):
     with pytest.raises(error, match=message):
         refused(change)()
 
 
-def test_explain():
+def test_inr_query_explain():
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     report = fastds.explain("inr_query", *flat_arguments(maps, GRID, trunk, **keywords))
     assert report["native"] == "chosen" and report["reference"] == "usable"

@@ -28,7 +28,7 @@ def _raising(error):
 
 
 @pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
-def test_no_command_ends_in_a_traceback(radar, tmp_path, monkeypatch, capsys, error):
+def test_commands_do_not_print_tracebacks(radar, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("fastds.tasks.nowcast.run.Options", _raising(error))
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
     said = capsys.readouterr().err
@@ -38,7 +38,7 @@ def test_no_command_ends_in_a_traceback(radar, tmp_path, monkeypatch, capsys, er
 
 
 @pytest.mark.parametrize("error", [UNEXPECTED[0], ValueError("a user's")], ids=["bug", "user"])
-def test_the_traceback_is_shown_where_it_is_asked_for(radar, tmp_path, monkeypatch, capsys, error):
+def test_debug_variable_shows_the_traceback(radar, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("fastds.tasks.nowcast.run.Options", _raising(error))
     monkeypatch.setenv("FASTDS_DEBUG", "1")
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
@@ -46,13 +46,13 @@ def test_the_traceback_is_shown_where_it_is_asked_for(radar, tmp_path, monkeypat
     assert said.startswith("Traceback (most recent call last):") and "\nfastds nowcast: " in said
 
 
-def test_while_a_file_is_read(radar, tmp_path, monkeypatch, capsys):
+def test_internal_error_while_reading(radar, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fastds.data.formats.opening.list_files", _raising(TypeError("x")))
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
     assert f"internal error while reading {radar} (TypeError: x)" in capsys.readouterr().err
 
 
-def test_check_goes_on(radar, monkeypatch, capsys):
+def test_check_continues_after_an_internal_error(radar, monkeypatch, capsys):
     monkeypatch.setattr("fastds.tasks.radar.run.plan", _raising(TypeError("x")))
     assert main(["check", radar]) == 0
     said = capsys.readouterr().out
@@ -66,14 +66,14 @@ def test_check_goes_on(radar, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "module"), [("train radar", "tasks.radar.config"), ("study radar", "studies.radar")]
 )
-def test_trainings_and_studies(command, module, monkeypatch, capsys):
+def test_internal_errors_of_trainings_and_studies(command, module, monkeypatch, capsys):
     monkeypatch.setattr(f"fastds.{module}.parse_arguments", _raising(TypeError("x")))
     assert main(command.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"fastds {command.split()[0]}: internal error (TypeError: x); this is a bug in fastds")
 
 
-def test_too_little_memory_is_no_bug(radar, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_is_not_reported_as_bug(radar, tmp_path, monkeypatch, capsys):
     error = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
     monkeypatch.setattr("fastds.tasks.nowcast.run.Options", _raising(error))
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
@@ -100,17 +100,17 @@ NAMES = {"outside", "var", "time_factor", "scale", "grid", "static", "members", 
         ("the argument bounds is wrong, static_channels=0", "the argument bounds is wrong, static_channels=0"),
     ],
 )
-def test_sentences_have_the_options(python, command):
+def test_errors_name_the_command_options(python, command):
     assert _messages.replace_arguments_by_options(python, NAMES) == command
 
 
-def test_those_of_trainings_have_theirs():
+def test_training_errors_name_the_training_options():
     assert of_training("name one with the argument level", {"data.level"}) == "name one with --data.level"
     assert of_training("name one with the argument model", {"model"}) == "name one with --model"
     assert of_training("name one with the argument level", {"model"}) == "name one with the argument level"
 
 
-def test_stations_outside_are_told_the_option(tmp_path, capsys):
+def test_stations_outside_error_names_the_option(tmp_path, capsys):
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     (tmp_path / "p.csv").write_text("lat,lon\n-80,10\n")
     command = ["query", f"{tmp_path}/t.nc", "--points", f"{tmp_path}/p.csv", "--output", f"{tmp_path}/o.csv"]

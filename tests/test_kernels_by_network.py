@@ -38,7 +38,7 @@ def test_a_network_calls_the_ops_of_the_table(name):
     assert rows(kernels_by_network.format_page(calls))[name] == rows(TABLE)[name]
 
 
-def test_a_network_that_stops_using_an_op_is_seen():
+def test_table_detects_an_unused_op():
     layers = {"Conv2d": torch.nn.Conv2d(1, 4, 3, padding=1), "Conv3x3": fastds.nn.Conv3x3(1, 4)}
     calls = {
         name: kernels_by_network.count_calls(kernels_by_network.make_single_input(n, 1, 1, 8, 8))

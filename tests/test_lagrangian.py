@@ -49,7 +49,7 @@ def test_untrained_network_extrapolates(network):
     torch.testing.assert_close(y, extrapolation(x, 3, flow).clamp(0, 1), rtol=0, atol=1e-6)
 
 
-def test_every_known_field_is_brought_to_where_its_air_is_at_the_start(monkeypatch):
+def test_input_frames_are_advected_to_the_start(monkeypatch):
     """In a uniform motion of (1, -3) pixels a step the field j steps back is displaced by j times that."""
     model, seen = LagrangianRNN("MSRNN", "convgru", 4), []
     x, back = torch.rand(1, 4, 1, 24, 24), torch.tensor([-1.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 24, 24)
@@ -68,7 +68,7 @@ def test_every_known_field_is_brought_to_where_its_air_is_at_the_start(monkeypat
         torch.testing.assert_close(y[:, k - 1, :, 6:-10, 6:-10], expected[..., 6:-10, 6:-10])
 
 
-def test_what_is_learned_moves_with_the_air():
+def test_learned_changes_are_advected():
     """In a uniform motion the forecast is that of the still field, displaced."""
     torch.manual_seed(1)
     model = LagrangianRNN("MSRNN", "convlstm", 4).eval()
@@ -83,7 +83,7 @@ def test_what_is_learned_moves_with_the_air():
         torch.testing.assert_close(a[0, k, 0, 24:40, columns], b[0, k, 0, 24:40, 24:36], rtol=0, atol=2e-3)
 
 
-def test_matching_gives_the_distribution_and_keeps_the_order():
+def test_matching_preserves_distribution_and_order():
     g = torch.Generator().manual_seed(7)
     y, field = torch.rand(1, 2, 1, 9, 8, generator=g) * 0.3, torch.rand(1, 1, 9, 8, generator=g)
     valid = torch.rand(1, 1, 9, 8, generator=g) > 0.3

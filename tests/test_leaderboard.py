@@ -14,7 +14,7 @@ from fastds.models import leaderboard
 from fastds.models.leaderboard import Row, add, read, table
 from fastds.studies import humidity, nowcast, radar, report
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.domain import run as domain
+from fastds.studies.domain import study as domain
 from fastds.studies.domain.cases import Case
 
 ROW = {
@@ -62,7 +62,7 @@ def test_the_best_row_comes_first():
         ([], "row 2: expected an object with the keys task, model"),
     ],
 )
-def test_a_bad_row_is_one_sentence(tmp_path, capsys, change, sentence):
+def test_invalid_row_is_rejected(tmp_path, capsys, change, sentence):
     bad = change if isinstance(change, list) else {k: v for k, v in (ROW | change).items() if v is not ...}
     (tmp_path / "board.json").write_text(json.dumps([ROW, bad]))
     assert main(["models", "--leaderboard", str(tmp_path / "board.json")]) == 2
@@ -73,13 +73,13 @@ def test_a_bad_row_is_one_sentence(tmp_path, capsys, change, sentence):
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("{}", "a list of rows, got dict"), ("[", "is not JSON")])
-def test_what_is_no_leaderboard_is_refused(tmp_path, text, sentence):
+def test_non_leaderboard_file_is_rejected(tmp_path, text, sentence):
     (tmp_path / "board.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         read(tmp_path / "board.json")
 
 
-def test_a_study_with_a_bad_row_writes_nothing(tmp_path):
+def test_study_with_invalid_row_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="the row of mine: value must be a number"):
         add(tmp_path / "board.json", [Row(**ROW | {"value": float("nan")})])
     assert not list(tmp_path.iterdir())
@@ -126,7 +126,7 @@ def test_radar_rows(tmp_path, capsys):
         for mode in ("dbz", "linear_z")
         for k, value in enumerate((1.6, 1.8, 2.0, 1.7, 1.9))
     }
-    report.write_rows(config(tmp_path, radar), "net", radar.leaderboard_rows(results))
+    report.write_rows(config(tmp_path, radar), "net", radar.make_leaderboard_rows(results))
     rows = {(row.data, row.score): row for row in read(tmp_path / "board.json")}
     assert len(rows) == 12 and "added 12 rows" in capsys.readouterr().out
     score = "squared error above 15 dBZ over advection's, coarsened by dbz"
@@ -135,9 +135,9 @@ def test_radar_rows(tmp_path, capsys):
     assert mean.value == pytest.approx(0.9) and 0.8 < mean.low < mean.value < mean.high < 1 and mean.cases == 5
 
 
-def test_humidity_rows_and_their_refusal(tmp_path):
+def test_humidity_rows_and_errors(tmp_path):
     table = {"generator, ensemble mean": {"psnr": 23.0}, "generator, no noise": {"psnr": 22.5}, "bicubic": {"psnr": 22}}
-    found = {row["score"]: row["value"] for row in humidity.leaderboard_rows([table], "small")}
+    found = {row["score"]: row["value"] for row in humidity.make_leaderboard_rows([table], "small")}
     assert found == {"PSNR less bicubic's in dB, ensemble mean": 1.0, "PSNR less bicubic's in dB, no noise": 0.5}
     with pytest.raises(ValueError, match="leaderboard needs the argument model"):
         humidity.study(config(tmp_path, humidity))
@@ -145,7 +145,7 @@ def test_humidity_rows_and_their_refusal(tmp_path):
 
 def test_nowcast_rows():
     found = {"starts": 3, "mse": 8.0, "mse of extrapolation": 10.0, "csi 2": 0.5, "csi 2 of extrapolation": 0.45}
-    error, skill = nowcast.leaderboard_rows({"a.nc": found})
+    error, skill = nowcast.make_leaderboard_rows({"a.nc": found})
     assert (error["value"], error["better"], error["cases"], error["data"]) == (0.8, "lower", 3, "a.nc")
     assert (skill["value"], skill["better"], skill["cases"], skill["data"]) == (0.05, "higher", 3, "a.nc")
 
@@ -166,18 +166,18 @@ def cases(noise=0.0):
     return made
 
 
-def test_errors_that_grow_with_the_score_are_found_and_others_not(tmp_path):
-    exact, none = (domain.leaderboard_row("radar", cases(noise)) for noise in (0.0, 100.0))
+def test_rank_correlation_detects_dependence(tmp_path):
+    exact, none = (domain.make_leaderboard_row("radar", cases(noise)) for noise in (0.0, 100.0))
     assert exact["value"].mean == pytest.approx(1) and exact["value"].low == pytest.approx(1)
     assert abs(none["value"].mean) < 0.5 and none["value"].low < 0 < none["value"].high
     report.write_rows(config(tmp_path, domain), "net", [exact])
     (row,) = read(tmp_path / "board.json")
     assert (row.value, row.low, row.high, row.cases) == (1.0, 1.0, 1.0, 60)
-    text = domain.summary(cases()).markdown()
+    text = domain.summarize(cases()).to_markdown()
     assert "Of 6 files" in text and "1.00 [1.00, 1.00]" in text
     outside = sum(case.domain.score > 1.05 for case in cases())
     assert f"| median error, outside | {outside} |" in text
-    assert domain.case_table(cases()).rows[-1][2] == "grid spacing"
+    assert domain.tabulate_cases(cases()).rows[-1][2] == "grid spacing"
 
 
 @pytest.mark.parametrize("board", [["--leaderboard=/data/board.json"], ["--leaderboard", "/data/board.json"]])
@@ -185,9 +185,9 @@ def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypat
     monkeypatch.setattr(report, "is_running_as_cli", lambda: True)
     words = ["study", "radar", "--data.path=/data/folder", *board, "--floors=[15]"]
     monkeypatch.setattr(sys, "argv", ["fastds", *words])
-    assert report.command_line(config(tmp_path, radar)) == "fastds study radar --data.path=FOLDER '--floors=[15]'"
+    assert report.format_command(config(tmp_path, radar)) == "fastds study radar --data.path=FOLDER '--floors=[15]'"
 
 
 def test_estimates_without_an_interval():
-    assert report._value(Estimate(0.5, np.nan, np.nan)) == {"value": 0.5, "low": None, "high": None}
+    assert report._format_value(Estimate(0.5, np.nan, np.nan)) == {"value": 0.5, "low": None, "high": None}
     assert leaderboard.LEADERBOARD.name == "leaderboard.json"

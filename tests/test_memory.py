@@ -35,7 +35,7 @@ print(default, kept, again, faults(), start, held, between, returned)
 
 
 @glibc
-def test_freed_memory_is_used_again_and_given_back():
+def test_malloc_retention_reuses_and_releases_memory():
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     default, kept, again, after, start, held, between, returned = map(int, out.split())
     pages = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
@@ -71,8 +71,8 @@ def test_other_libraries_are_refused(monkeypatch):
         fastds.keep_freed_memory()
 
 
-def test_another_allocator_is_noticed(monkeypatch):
-    """It takes the calls and puts large blocks elsewhere; then the settings go back."""
+def test_other_allocator_is_detected(monkeypatch):
+    """The other allocator serves large blocks from elsewhere; the settings are then restored."""
     done = []
 
     class Library:

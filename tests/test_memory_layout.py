@@ -15,7 +15,7 @@ SIZES = [(1, 16, 4, 4), (2, 3, 5, 7), (3, 33, 1, 17), (1, 100, 13, 9), (2, 64, 4
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_values_are_moved_as_they_are(monkeypatch, native, isa, size, dtype, threads):
+def test_transpose_preserves_bits(monkeypatch, native, isa, size, dtype, threads):
     """NaN and infinity, too."""
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = (100 * torch.randn(size)).to(dtype)
@@ -42,7 +42,7 @@ def test_nothing_is_written_beyond_the_result(native, isa, dtype):
     assert (memory[:32] == 7).all() and (memory[-32:] == 7).all()
 
 
-def test_matrices(monkeypatch):
+def test_transpose_matrices(monkeypatch):
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(45, 77)
     assert torch.equal(layout.transpose_matrix(x), x.t()) and layout.transpose_matrix(x).is_contiguous()
@@ -50,8 +50,8 @@ def test_matrices(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_channel_sums(native, isa, dtype, monkeypatch):
-    """Of whole and broken vectors, of columns that share one, of several parts; NaN stays in its channel."""
+def test_sums_over_pixels_by_channel(native, isa, dtype, monkeypatch):
+    """Channel counts include full and partial vectors and several parts; NaN stays in its channel."""
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     for shape in (
         (1, 1, 1, 1),
@@ -85,20 +85,20 @@ def test_channel_sums_do_not_depend_on_threads(native):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_a_map_in_its_layout_is_not_copied():
+def test_matching_layout_is_not_copied():
     x = torch.randn(2, 4, 5, 6)
     last = x.contiguous(memory_format=CHANNELS_LAST)
     assert layout.to_channels_last(last) is last and layout.as_nhwc(last) is last and layout.to_contiguous(x) is x
 
 
-def test_gradients_pass(monkeypatch):
+def test_layout_conversion_is_differentiable(monkeypatch):
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(2, 4, 5, 6, requires_grad=True)
     (grad,) = torch.autograd.grad((layout.to_channels_last(x) * 3).sum(), x)
     assert torch.equal(grad, torch.full_like(x, 3))
 
 
-def test_tracers_see_the_copy(monkeypatch):
+def test_tracers_record_the_copy(monkeypatch):
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(3, 2, 4, 5, 6)
     grad = torch.func.grad(lambda t: layout.to_channels_last(t).square().sum())(x[0])

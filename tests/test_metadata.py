@@ -47,7 +47,7 @@ def climate(times=(0.5, 1.5, 2.5), length=1.0, standard_name="air_temperature", 
 
 
 @pytest.mark.parametrize("task", ["fields", "humidity"])
-def test_bounds_and_projection(task, tmp_path):
+def test_bounds_and_projection_are_preserved(task, tmp_path):
     data = climate() if task == "fields" else climate(standard_name="relative_humidity", units="%")
     save_dataset(data.isel(time=[1, 0, 2] if task == "humidity" else slice(None)), tmp_path / "in.nc")
     given = {"scale": 2} if task == "fields" else {}
@@ -73,7 +73,7 @@ def test_bounds_of_cells_at_a_pole_and_across_greenwich():
     assert np.array_equal(fine.lon_bnds[5:7], [[352.5, 357.5], [-2.5, 2.5]])
 
 
-def test_names_of_what_is_not_there_are_not_kept():
+def test_references_to_missing_variables_are_dropped():
     fine = fastds.downscale("bicubic", climate().v, scale=2)  # a DataArray has no bounds and no projection
     assert not any("bounds" in fine[name].attrs for name in BOUNDS) and "grid_mapping" not in fine.v.attrs
     event = synthetic_event(seed=1, frames=2, shape=(32, 32))
@@ -82,7 +82,7 @@ def test_names_of_what_is_not_there_are_not_kept():
     assert "grid_mapping" not in fine.reflectivity.attrs
 
 
-def test_coarse_radar_fields_keep_the_bounds_of_their_times():
+def test_coarse_radar_frames_keep_time_bounds():
     event = synthetic_event(seed=1, frames=4, shape=(32, 32))
     start = event.time.values - np.timedelta64(60, "s")
     event["time_bnds"] = ("time", "bnds"), np.stack([start, event.time.values], 1)
@@ -111,7 +111,7 @@ def test_an_archive_of_another_calendar_is_appended_to_by_finer_times(tmp_path):
         assert np.array_equal(found.time_bnds, expected.time_bnds) and found.height == 2.0
 
 
-def test_amounts_tell_the_length_of_their_interval_once():
+def test_amounts_record_their_interval_once():
     values = np.zeros((3, 16, 16), "float32")
     values[:, 4:8, 4:8] = 1.0
     amount, attrs = make_rain_amount_field(values, 5)["rainfall_amount"]

@@ -37,7 +37,7 @@ def test_positions_of_a_finer_grid_give_interpolate(method):
         np.testing.assert_allclose(rows @ x.numpy() @ columns.T.toarray(), interpolate(x, r, method), atol=1e-12)
 
 
-def test_a_line_that_goes_round():
+def test_linear_interpolation_is_periodic():
     x = np.random.default_rng(0).normal(size=8)
     at = np.array([-0.3, 7.4, 7.9, 12.25])
     for method in ("bilinear", "bicubic", "lanczos"):
@@ -57,7 +57,7 @@ def test_weights_are_those_of_scipys_linear_interpolation():
 
 @pytest.mark.parametrize("options", [{"scale": 2.5}, {"grid": 0.75}])
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
-def test_a_plane_stays_a_plane(method, options):
+def test_linear_interpolation_preserves_planes(method, options):
     """The values of a plane at the coordinates of the result, away from the edges that are repeated."""
     fine = fastds.downscale(method, region(), **options)
     inside = fine.t2m.sel(latitude=slice(17, 25), longitude=slice(108, 120))
@@ -86,8 +86,8 @@ def test_humidity_stays_within_its_range():
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos", "inr-any"])
 @pytest.mark.parametrize("scale", [2, 3])
-def test_a_coast_stays_where_it_is(method, scale):
-    """What lies in a missing cell is missing, the rest is not, and the order of the axes does not matter."""
+def test_nearest_interpolation_preserves_coasts(method, scale):
+    """Points in a missing cell are missing, other points are not, and the order of the axes does not matter."""
     land = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
     land.t2m[2:8, :6], land.t2m[10, 12], land.t2m[4, 3] = np.nan, np.nan, 250
     fine = fastds.downscale(method, land, scale=scale).t2m
@@ -213,12 +213,12 @@ def test_advection_moves_echo_and_trilinear_fades_it():
     assert (halfway["advection"] > 30).sum() >= 14 > (halfway["trilinear"] > 30).sum()
 
 
-def test_the_baseline_in_the_place_of_a_network_is_the_baseline():
+def test_baseline_as_model_equals_the_baseline():
     x = torch.rand(1, 2, 1, 20, 24, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(Baseline("advection")(x), advection(x, 2), rtol=0, atol=0)
 
 
-def test_xarray_objects_have_the_verbs(coarse, tmp_path):
+def test_xarray_accessor_has_the_task_functions(coarse, tmp_path):
     xr.testing.assert_identical(
         coarse.fastds.downscale("trilinear").reflectivity, fastds.downscale("trilinear", coarse).reflectivity
     )

@@ -69,7 +69,7 @@ def test_interior_is_an_erosion():
         assert np.array_equal(interior(valid, margin).numpy(), expected)
 
 
-def test_ssim_equals_the_formula():
+def test_ssim_equals_its_formula():
     prediction, truth = fields((3, 32, 32))
     x = np.arange(-5, 6)
     kernel = np.exp(-(x**2) / (2 * 1.5**2))
@@ -108,7 +108,7 @@ def test_fss_forgives_a_small_shift_in_large_windows():
     assert math.isnan(fss(truth, truth, 60.0, 5))
 
 
-def test_spectral_ratio_tells_scales_apart():
+def test_spectral_ratio_distinguishes_scales():
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(30.0 + rng.normal(0.0, 2.0, (2, 64, 64)))
     doubled = 30.0 + 2.0 * (truth - 30.0)
@@ -131,6 +131,6 @@ def test_spectral_ratio_tells_scales_apart():
     ],
     ids=["shape", "nan", "window", "csi", "spectrum", "margin"],
 )
-def test_messages(call, message):
+def test_metrics_error_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call(*fields())

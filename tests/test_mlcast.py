@@ -59,7 +59,7 @@ def small(channels=1, blocks=3, **options):
 
 
 @pytest.mark.parametrize(("channels", "batch", "size"), [(1, 2, (16, 24)), (2, 1, (8, 8)), (1, 1, (72, 64))])
-def test_is_the_formula(channels, batch, size):
+def test_convgru_equals_its_formula(channels, batch, size):
     model, x = small(channels).double(), torch.randn(batch, 4, channels, *size, dtype=torch.float64)
     expected = oracle(model, x, 3)
     torch.testing.assert_close(model(x, 3), expected)
@@ -133,7 +133,7 @@ def test_compiles_to_one_graph_and_exports(dtype):
         torch.testing.assert_close(torch.export.export(model, (x, 2)).module()(x, 2), model(x, 2))
 
 
-def test_errors():
+def test_mlcast_errors():
     model = small()
     for arguments, words in (
         ((torch.zeros(1, 2, 8, 8), 2), r"x must be a Tensor \(B, T, 1, H, W\)"),
@@ -174,7 +174,7 @@ def test_nowcasts_a_dataset():
     assert (out["reflectivity"].values[~wet] == out["reflectivity"].attrs["no_echo_value"]).all()
 
 
-def test_numbers_are_those_of_mlcast():
+def test_results_equal_mlcast():
     peer = pytest.importorskip("mlcast.models.convgru", reason="mlcast is not installed (optional peer)")
     peer = peer.ConvGruModel(1, 4)
     ours = small(blocks=4)
@@ -189,8 +189,8 @@ def test_numbers_are_those_of_mlcast():
         torch.testing.assert_close(ours(x, 3, ensemble_size=2), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_members_of_a_nowcast_are_its_own():
-    """Those that it draws with its noise, four together, whatever their number; dry stays dry."""
+def test_members_are_those_of_mlcast():
+    """Members are drawn with MLCast's noise in batches of four, whatever their number; dry stays dry."""
     torch.manual_seed(3)
     model = MLCastConvGRU(num_blocks=1).eval()
     for parameter in model.parameters():

@@ -51,7 +51,7 @@ def test_every_nowcaster_has_mlcasts_interface(name):
 
 
 @pytest.mark.parametrize("name", ["ms-convlstm-small", "nowcast-small", "mlcast-convgru"])
-def test_a_checkpoint_says_whose_weights_it_holds(name, tmp_path):
+def test_checkpoint_names_its_network(name, tmp_path):
     network = wrapped(name)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "one.ckpt")
@@ -67,7 +67,7 @@ def test_a_checkpoint_says_whose_weights_it_holds(name, tmp_path):
         from_mlcast(state)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_non_checkpoint_is_rejected(tmp_path):
     (tmp_path / "notes.ckpt").write_text("a bar")
     torch.save({"epoch": 3}, tmp_path / "other.ckpt")
     for name in ("notes.ckpt", "other.ckpt"):
@@ -77,7 +77,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         from_mlcast(tmp_path / "none.ckpt")
 
 
-def test_what_mlcast_cannot_train_is_refused():
+def test_untrainable_networks_are_rejected():
     with pytest.raises(ValueError, match="name must be a nowcaster's, .* got 'fczsm-small'"):
         MLCastNetwork("fczsm-small")
     with pytest.raises(ValueError, match="input_channels must be 1, .* for ms-convlstm-small, got 2"):

@@ -27,7 +27,7 @@ def network(request):
     return models.create(request.param, **options).eval(), torch.rand(shape), call
 
 
-def test_inputs_of_another_kind_are_named(network):
+def test_models_reject_inputs_of_another_type(network):
     model, x, call = network
     for wrong, words in (
         (x.double(), "has dtype torch.float64, expected torch.float32 as the weights have"),
@@ -42,7 +42,7 @@ def test_inputs_of_another_kind_are_named(network):
 
 
 @torch.no_grad()
-def test_no_sample_gives_none_or_is_refused(network):
+def test_models_with_empty_batch(network):
     model, x, call = network
     expected = call(model, x).shape[1:]
     try:
@@ -53,7 +53,7 @@ def test_no_sample_gives_none_or_is_refused(network):
 
 @torch.no_grad()
 def test_bfloat16_weights(network):
-    """Of a random field the optical flow is another after rounding: of those that estimate it the shape alone."""
+    """Rounding changes the optical flow of a random field, so models that estimate it are compared by shape only."""
     model, x, call = network
     expected = call(model, x)
     got = call(model.bfloat16(), x.bfloat16())

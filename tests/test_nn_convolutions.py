@@ -57,7 +57,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", [Conv3x3, Conv1x1])
-def test_convolutions_and_what_follows_them(kind, name):
+def test_convolutions_with_epilogues(kind, name):
     options = dict(CASES[name])
     with_x2, with_residual = options.pop("with_x2", False), options.pop("with_residual", False)
     made = {key: options.pop(key) for key in ("bias", "stride") if key in options}
@@ -83,7 +83,7 @@ LAYERS = pytest.mark.parametrize(
 
 
 @LAYERS
-def test_what_would_be_broadcast_is_refused(layer, size):
+def test_broadcasting_operands_are_rejected(layer, size):
     x = torch.ones(2, 4, 7, 7)
     for call, words in (
         (lambda: layer(x[:, :3]), r"^x has 3 channels, weight takes 4: weight has shape .*, expected \(6, 3,"),
@@ -107,7 +107,7 @@ def test_float32_weights_take_16_bit_maps(layer, size):
 
 
 @LAYERS
-def test_vmap_is_a_loop(layer, size):
+def test_vmap_equals_a_loop(layer, size):
     """Over samples with a residual each, and over the weights of several layers."""
     x, residual = torch.randn(3, 1, 4, 7, 7), torch.randn(3, 1, 6, size, size)
     got = torch.func.vmap(lambda x, r: layer(x, None, r, act="relu"))(x, residual)
@@ -136,12 +136,12 @@ def test_vmap_is_a_loop(layer, size):
         (LocalAttentionDecoder, (4, 1, "replicate", 16, 3), "heads must divide width, got 3 heads and width 16"),
     ],
 )
-def test_sizes_that_no_module_has(kind, arguments, words):
+def test_modules_reject_invalid_sizes(kind, arguments, words):
     with pytest.raises(ValueError, match=words):
         kind(*arguments)
 
 
-def test_sizes_may_be_numpys():
+def test_modules_accept_numpy_integers():
     assert Conv3x3(np.int64(2), np.int64(3), stride=np.int32(1))(torch.ones(1, 2, 4, 4)).shape == (1, 3, 4, 4)
     assert DeformConv2d(2, 3, np.int64(3), padding=np.int64(1)).padding == (1, 1)
 
@@ -187,8 +187,8 @@ def every(*results):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_weights_that_hooks_make(module, call):
-    """Of layers that are read and not called: pruned ones follow their weights, as torch's own layers do."""
+def test_weights_made_by_hooks(module, call):
+    """Layers may be read without being called: pruned layers follow their weights, as in torch."""
     x = torch.randn(2, 3, 6, 7)
     layers = [m for m in module.modules() if hasattr(m, "weight")]
     for layer in layers:
@@ -247,7 +247,7 @@ def test_sub_pixel_by_torch(scale, steps):
     assert_equal_with_gradients(layer, lambda: layer(x) * 1.0, theirs, x)
 
 
-def test_sub_pixel_refuses():
+def test_sub_pixel_rejects_invalid_arguments():
     with pytest.raises(ValueError, match="scale must be 1, 2, 3 or 4, got 5"):
         SubPixel(3, 3, 5)
     with pytest.raises(ValueError, match="scale 1 has no layer to turn 3 channels into 2"):
@@ -257,7 +257,7 @@ def test_sub_pixel_refuses():
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("channels", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (1, 2, 3, 2, 1)], ids=len)
 @pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 3), (SummedConv5x5, 5)])
-def test_sums_are_those_of_a_convolution_per_source(kind, size, channels, with_residual):
+def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_residual):
     module = kind(channels, 5).double()
     sources = [torch.randn(2, c, 6, 7, dtype=torch.float64, requires_grad=True) for c in channels]
     residual = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True) if with_residual else None
@@ -271,7 +271,7 @@ def test_sums_are_those_of_a_convolution_per_source(kind, size, channels, with_r
 
 
 @pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 9), (SummedConv5x5, 25)])
-def test_first_weights_of_summands(kind, size):
+def test_multi_input_conv_initial_weights(kind, size):
     """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""
     module = kind((3, 12), 2048)
     for part, bias, channels in zip(module.weights(), module.bias, (3, 12), strict=True):
@@ -284,7 +284,7 @@ def test_first_weights_of_summands(kind, size):
 # ---- pieces
 
 
-def test_pieces_are_as_large_as_the_working_set(monkeypatch):
+def test_chunk_size_follows_the_working_set(monkeypatch):
     """Frames of 64 KB, and bands of four rows, or of as many as fit; each reads the rows around it."""
     x = torch.zeros(20, 16, 32, 32)
     for bytes_at_once, frames in ((0, 1), (1 << 18, 4), ((1 << 18) + 1, 4)):

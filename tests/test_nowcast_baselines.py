@@ -85,7 +85,7 @@ def test_blur_grows_with_lead_by_the_rate_of_the_known_fields():
 
 
 @pytest.mark.parametrize("growth", GROWTHS)
-def test_blur_goes_on_as_it_began(growth):
+def test_blur_continues_its_growth(growth):
     first = torch.rand(40, 50, generator=torch.Generator().manual_seed(3)).numpy()
     second = gaussian_filter(first, growth, mode="nearest")
     forecast = blurred_persistence(torch.from_numpy(np.stack([first, second]))[None, :, None], 2)
@@ -93,7 +93,7 @@ def test_blur_goes_on_as_it_began(growth):
         np.testing.assert_allclose(field, gaussian_filter(second, growth * k, mode="nearest"), atol=1e-6)
 
 
-def test_inflow_goes_from_the_edge_to_the_mean_near_it():
+def test_inflow_fades_from_the_edge_value_to_the_local_mean():
     """Stripes along the flow, the east of them not observed, move west for 60 pixels."""
     x, flow = torch.zeros(1, 2, 1, 96, 160), torch.zeros(1, 2, 96, 160)
     x[..., ::4, :], flow[:, 1], x[..., 120:] = 0.8, 5.0, math.nan
@@ -105,7 +105,7 @@ def test_inflow_goes_from_the_edge_to_the_mean_near_it():
         np.testing.assert_allclose(moved[:, 59 + distance], expected, atol=0.004)
 
 
-def test_inflow_is_wet_on_no_larger_an_area_than_what_was_observed():
+def test_inflow_is_not_wetter_than_observed():
     """A mean of stripes of rain, a quarter of the field, is wet everywhere; cut, on the quarter where it is largest."""
     last, paths = torch.zeros(1, 1, 96, 160), torch.zeros(1, 1, 2, 96, 160)
     last[..., ::4, :], paths[:, :, 1] = 0.8, 1000.0
@@ -122,7 +122,7 @@ def test_inflow_is_wet_on_no_larger_an_area_than_what_was_observed():
     assert torch.equal(fill_inflow(moved, last[..., 2:, :].new_ones(last.shape), still, 0.1), moved)  # all observed
 
 
-def test_echo_that_enters_is_not_drawn_out_to_a_fan():
+def test_inflow_echo_does_not_spread():
     """A cell comes in over the rim of a disc; the motion there is that of the cells inside, which are seen as well."""
     rows, columns = np.mgrid[:160, :160]
     fields = []
@@ -144,7 +144,7 @@ def test_echo_that_enters_is_not_drawn_out_to_a_fan():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_missing_pixels_take_the_nearest_value(method):
+def test_missing_pixels_are_filled_by_the_nearest_value(method):
     x = drifting(4)
     x[..., 30:, :] = math.nan
     filled = torch.where(x.isnan(), x[..., 29:30, :], x)
@@ -176,7 +176,7 @@ def test_a_flow_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize("file", ["radar_bom_melbourne_20180616_6min.nc", "radar_mch_20160711_5min.nc"])
-def test_order_of_the_methods_on_real_radar(data_dir, file):
+def test_ranking_of_the_methods_on_real_radar(data_dir, file):
     sample = RadarWindows(data_dir / file, known=5, future=6, scale=4, every=11)[1]
     x, y = torch.where(sample["valid"][:5], sample["x"], math.nan)[None], sample["y"]
     valid = sample["valid"].all(0)[0]
@@ -192,8 +192,8 @@ def test_pysteps_agrees_on_a_drift():
     assert error < 0.2 * (persistence(x, 4) - truth).square().mean()
 
 
-def test_pysteps_is_asked_sample_by_sample(monkeypatch):
-    """What pysteps gets and gives, with methods of its names in its place."""
+def test_pysteps_is_called_per_sample(monkeypatch):
+    """The test replaces methods of pysteps and checks their arguments and results."""
     x = drifting(5)[:, :3].repeat(2, 1, 1, 1, 1)
     x[1] *= 0.5
     seen = []
@@ -219,7 +219,7 @@ def test_pysteps_is_asked_sample_by_sample(monkeypatch):
     assert got.dtype == x.dtype and torch.equal(got, expected)
 
 
-def test_pysteps_where_it_is_missing_says_how_to_get_it(monkeypatch):
+def test_missing_pysteps_error_suggests_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "pysteps", None)
     with pytest.raises(ImportError, match="python -m pip install pysteps"):
         pysteps_extrapolation(drifting(2), 1)

@@ -39,7 +39,7 @@ def test_thresholds_of_the_published_tables(z_r, scale):
 
 
 @pytest.mark.parametrize("scale", PIXEL_SCALES)
-def test_pixel_codes_return_exactly(scale):
+def test_pixel_codes_round_trip_exactly(scale):
     codes = np.arange(256, dtype=np.uint8)
     assert np.array_equal(to_pixels(from_pixels(codes, scale), scale), codes)
     np.testing.assert_allclose(prepare(from_pixels(codes, scale), *PIXEL_SCALES[scale]), codes / 255, atol=1e-6)
@@ -55,7 +55,7 @@ def test_pixel_codes_follow_equation_9():
 
 
 @pytest.mark.parametrize("z_r", [HKO_Z_R, DWD_Z_R])
-def test_rates_return(z_r):
+def test_rain_rates_round_trip(z_r):
     rates = np.array([0.1, 0.5, 7.0, 90.0], np.float32)
     np.testing.assert_allclose(reflectivity_to_rate(rate_to_reflectivity(rates, z_r), z_r), rates, rtol=1e-5)
 

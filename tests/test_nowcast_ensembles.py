@@ -80,7 +80,7 @@ def test_noise_is_standard_normal_everywhere_and_has_the_spectrum_of_the_field()
     assert all(0.6 < ratio < 1.6 for ratio in ratios.values()), ratios
 
 
-def test_noise_moves_with_the_air_and_large_scales_live_longer():
+def test_noise_is_advected_and_large_scales_persist():
     large, small = texture(1, width=8.0), texture(2, width=1.5)
     noise = noise_of(large + small, large + texture(3, width=1.5), shift=4)
     drawn = [np.stack(list(noise.draw([0, k]))) for k in range(12)]
@@ -92,7 +92,7 @@ def test_noise_moves_with_the_air_and_large_scales_live_longer():
     assert abs(np.corrcoef(np.stack(drawn)[:, 0].ravel(), np.stack(drawn)[:, 1].ravel())[0, 1]) < correlations[0] - 0.1
 
 
-def test_pixels_that_do_not_count_leave_no_trace_in_the_texture():
+def test_masked_pixels_do_not_affect_the_texture():
     """A disc of a smooth field in a field of single pixels."""
     rows, columns = np.mgrid[:150, :130]
     disc = np.hypot(rows - 70, columns - 60) < 55
@@ -142,7 +142,7 @@ def test_windows_are_means():
     np.testing.assert_allclose(compute_local_mean(x, 4)[0][inside], expected[inside], atol=0.02)
 
 
-def test_echo_is_growing_in_the_noise():
+def test_sampled_reflectivity_increases_with_noise():
     law = tuple(torch.tensor(v) for v in (3.0, 2.0, 0.7, 0.4))
     z = sample_reflectivity(law, torch.linspace(-4, 4, 81))
     assert (z.diff() > 0).all() and sample_reflectivity(law, torch.tensor(0.5)) == 4.0
@@ -150,7 +150,7 @@ def test_echo_is_growing_in_the_noise():
     assert sample_reflectivity(law, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
 
 
-def test_a_new_law_is_the_forecast_and_what_it_lacks():
+def test_untrained_error_model_is_centred_on_the_forecast():
     features = torch.rand(FEATURES, 5, generator=torch.Generator().manual_seed(1))
     m, s, g, e = ErrorModel(8)(features)
     lacking = (10 * features[2 + 3 * len(WIDTHS) + 1]).square()
@@ -165,7 +165,7 @@ def rain_of(z):
     return torch.where(z < 7.0, 0.0, convert_to_rain_rate(z, (200.0, 1.6)))
 
 
-def test_the_mean_rain_of_a_law_is_that_of_its_members():
+def test_error_model_mean_rain_equals_member_mean():
     z = sample_reflectivity(EXAMPLE, torch.randn(400, 96, 110, generator=torch.Generator().manual_seed(0)))
     found = compute_expected_rain(EXAMPLE, rain_of)
     assert found.mean().item() == pytest.approx(rain_of(z).mean().item(), rel=0.03)
@@ -175,7 +175,7 @@ def test_the_mean_rain_of_a_law_is_that_of_its_members():
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.7])
-def test_a_balanced_law_has_the_mean_rain_of_a_field_and_its_shape_stays(factor):
+def test_mean_rain_matching_preserves_the_shape(factor):
     valid = torch.ones(96, 110, dtype=torch.bool)
     valid[:20, :30] = False
     target = torch.where(valid, factor * compute_expected_rain(EXAMPLE, rain_of), 1e3)
@@ -197,7 +197,7 @@ def test_one_strong_pixel_makes_no_drizzle_around():
     assert (m - dry[0]).max() <= 6.0 and (sample_reflectivity((m, *dry[1:]), torch.tensor(3.0)) < 7.0).all()
 
 
-def test_a_field_moves_with_the_forecast():
+def test_features_are_advected_with_the_forecast():
     z = torch.zeros(2, 96, 96)
     z[:, 40:56, 40:56] = 30.0
     z[:, 0] = 10.0
@@ -208,7 +208,7 @@ def test_a_field_moves_with_the_forecast():
     assert (moved[0] > 0).all() and (moved[0] < 4).all()  # a mean: from outside
 
 
-def test_air_from_outside_brings_no_stripes():
+def test_inflow_has_no_stripes():
     """A line of echo along the edge where the air comes in: far from the edge nothing of it is left but a mean."""
     z = torch.zeros(2, 128, 128)
     z[:, ::8, :] = 40.0  # stripes along the flow
@@ -236,7 +236,7 @@ def test_features_of_an_even_field():
 # ---- members
 
 
-def test_members_are_dry_or_wet_and_missing_where_the_last_field_is(known, ensemble):
+def test_members_are_missing_like_the_last_frame(known, ensemble):
     values, hole = rain(ensemble), np.isnan(known.reflectivity.values[-1])
     assert ensemble.rainfall_rate.dims == ("realization", "time", "y", "x") and values.shape == (3, 3, 96, 110)
     assert ensemble.realization.attrs["standard_name"] == "realization" and hole[3, 5]
@@ -248,7 +248,7 @@ def test_members_are_dry_or_wet_and_missing_where_the_last_field_is(known, ensem
     assert [ensemble.attrs[f"fastds_{key}"] for key in ("members", "seed", "errors")] == [3, 5, "nowcast-errors"]
 
 
-def test_the_file_says_where_it_rests_on_no_observation(known):
+def test_result_marks_unobserved_areas(known):
     """Air that comes from the west by 4 pixels a step: after k steps it is not observed in the first 4 k columns, and
     as far behind the hole."""
     z = np.stack([texture(1, (96, 140), 4.0)[:, 30 - 4 * k : 140 - 4 * k] for k in range(5)]) * 10 + 25
@@ -267,13 +267,13 @@ def test_the_file_says_where_it_rests_on_no_observation(known):
 
 
 @pytest.mark.parametrize("members", [{"members": 2}, {"probability": [1.0]}])
-def test_nothing_comes_of_no_echo(known, members):
+def test_members_without_echo_are_dry(known, members):
     dry = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), -32.0))
     out = next(v for v in fastds.nowcast("extrapolation", dry, steps=2, **members).data_vars.values() if v.ndim == 4)
     assert (out.values[~np.isnan(out.values)] == 0).all()
 
 
-def test_where_there_is_no_rain_for_miles_members_are_dry():
+def test_members_far_from_rain_are_dry():
     z = np.full((3, 200, 240), -32.0, np.float32)
     z[:, 30:60, 30:60] = 30 + 5 * texture(1, (30, 30))
     event = synthetic_event(3, frames=3, shape=(200, 240))[["reflectivity"]]
@@ -302,7 +302,7 @@ def test_members_have_the_observed_texture_and_rain(event):
     assert 0.75 < np.nanmean(made) / np.nanmean(np.where(hole, np.nan, truth)) < 1.33
 
 
-def test_a_member_depends_on_seed_start_and_number_alone(known, event, ensemble, monkeypatch):
+def test_member_depends_only_on_seed_start_and_index(known, event, ensemble, monkeypatch):
     def again(**options):
         return rain(fastds.nowcast("extrapolation", known, **{"steps": 3, "members": 3, "seed": 5, **options}))
 
@@ -321,7 +321,7 @@ def test_a_member_depends_on_seed_start_and_number_alone(known, event, ensemble,
 
 
 def test_probabilities_are_shares_of_the_members(known, ensemble):
-    """Of all thresholds between members' values; the drier ones are the likelier."""
+    """The probability of each threshold is the fraction of members at or above it."""
     rates = [0.5, 2.25, 5.0]
     out = fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5, probability=rates)
     field = out.probability_of_rainfall_rate_above_threshold
@@ -335,7 +335,7 @@ def test_probabilities_are_shares_of_the_members(known, ensemble):
 
 
 @pytest.mark.parametrize("what", [{"members": 2, "seed": 1}, {"members": 2, "probability": [1.0]}])
-def test_pieces_and_archives_have_the_bits_of_all_at_once(event, what, tmp_path, monkeypatch):
+def test_members_in_chunks_and_archives_are_identical(event, what, tmp_path, monkeypatch):
     pytest.importorskip("dask", reason="lazy results need dask")
     options = {"steps": 2, "every": "15min", **what}
     expected = fastds.nowcast("extrapolation", event, **options)
@@ -353,7 +353,7 @@ def test_pieces_and_archives_have_the_bits_of_all_at_once(event, what, tmp_path,
     assert np.array_equal(stored[name], expected[name], equal_nan=True)
 
 
-def test_a_network_that_rolls_over_fields_has_members_too(known):
+def test_members_of_an_autoregressive_network(known):
     values = rain(fastds.nowcast(nowcaster(), known, steps=2, members=2, coarsen=1))
     assert values.shape == (2, 2, 96, 110) and not np.array_equal(values[0], values[1], equal_nan=True)
 
@@ -361,7 +361,7 @@ def test_a_network_that_rolls_over_fields_has_members_too(known):
 # ---- scores
 
 
-def test_members_are_scored_against_what_came(event, tmp_path):
+def test_members_are_scored_against_observations(event, tmp_path):
     made = fastds.nowcast("extrapolation", event.isel(time=slice(0, 10)), steps=2, every="10min", members=4)
     save_dataset(made, tmp_path / "members.nc")
     table = fastds.evaluate(made, event, baselines=["persistence"])
@@ -392,14 +392,14 @@ def test_members_are_scored_against_what_came(event, tmp_path):
     assert any("CRPS is fair" in sentence for sentence in table.list_notes())
 
 
-def test_reliability_is_counted():
+def test_reliability_counts_by_hand():
     members = torch.tensor([[0.0, 3.0, 1.0, 4.0], [2.0, 3.0, 0.0, 0.0]])
     truth = torch.tensor([2.0, 1.0, 5.0, 2.0])
     assert reliability_counts(members, truth, 2.0).tolist() == [[1, 1], [2, 2], [1, 0]]
 
 
 def test_windows_of_probabilities_score_as_fields_do(event):
-    """Of two equal members the FSS is that of the field."""
+    """The FSS of two equal members is that of the field."""
     from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
     pytest.importorskip("scores", reason="FSS by the package scores")
@@ -411,7 +411,7 @@ def test_windows_of_probabilities_score_as_fields_do(event):
 
 
 def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
-    """Of members their mean share of wet pixels and their mean rain; missing pixels count nowhere."""
+    """The mean wet area and mean rain of the members are compared; missing pixels are ignored."""
     from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
     truth = np.zeros((4, 8), np.float32)
@@ -443,7 +443,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_what_cannot_be_asked_for_is_said_in_a_sentence(event, words, tmp_path, monkeypatch, capsys):
+def test_invalid_ensemble_options_are_rejected(event, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_dataset(event, "in.nc")
     target = "out.zarr" if "mlcast" in words else "out.nc"
@@ -459,7 +459,7 @@ def test_probabilities_are_not_evaluated(known, event):
         fastds.evaluate(made, event)
 
 
-def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
+def test_detection_threshold_of_a_field():
     field = np.zeros((50, 50), np.float32)
     assert find_detection_threshold(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
     field[:20] = np.linspace(12, 40, 1000).reshape(20, 50)
@@ -467,7 +467,7 @@ def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
     assert find_detection_threshold(field + 30, (200.0, 1.6)) == 20.0
 
 
-def test_even_rain_stays(known):
+def test_uniform_rain_is_preserved(known):
     even = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), 35.0))
     values = rain(fastds.nowcast("extrapolation", even, steps=3, members=2))
     for field in np.moveaxis(values, 1, 0):  # no event is even

@@ -206,7 +206,7 @@ def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, ca
         assert "difference +0.0000 [+0.0000, +0.0000]" in line
 
 
-def test_windows_are_scored_on_all_frames_as_in_the_paper(event):
+def test_paper_windows_are_scored_on_all_frames(event):
     torch.manual_seed(0)
     model = models.create("db-convlstm-small").eval()
     windows = RadarWindows(event, known=3, future=2, every=5)
@@ -221,7 +221,7 @@ def test_windows_are_scored_on_all_frames_as_in_the_paper(event):
     np.testing.assert_allclose(scores.by_frame()["mae"], error.sum((0, 2, 3, 4)) / valid.sum((0, 2, 3, 4)), rtol=1e-4)
 
 
-def test_what_the_table_shows():
+def test_table_content_by_hand():
     """Means over leads by rate, errors, and by lead those leads that fit; undefined scores are "-"."""
     leads, rates, bands = 12, len(RAIN_THRESHOLDS), len(BANDS)
     by_rate = 0.9 - 0.1 * np.arange(rates) - 0.01 * np.arange(leads)[:, None]

@@ -16,7 +16,7 @@ def event():
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_extrapolation_is_named_and_works(event, tmp_path, capsys, count):
+def test_few_frames_error_suggests_extrapolation(event, tmp_path, capsys, count):
     few = event.isel(time=slice(0, count))
     with pytest.raises(ValueError, match=f"5 fields every 300 s are needed .*{HINT}"):
         fastds.nowcast(None, few, steps=1)
@@ -28,7 +28,7 @@ def test_extrapolation_is_named_and_works(event, tmp_path, capsys, count):
     assert "; --model takes extrapolation, too, which needs 2 every 300 s\n" in capsys.readouterr().out
 
 
-def test_behind_a_gap_too(event):
+def test_few_frames_after_a_gap(event):
     gap = event.isel(time=[0, 1, 2, 4, 5, 6])
     with pytest.raises(ValueError, match=f"that of .* is missing{HINT}"):
         fastds.nowcast(None, gap, steps=1)
@@ -36,7 +36,7 @@ def test_behind_a_gap_too(event):
         fastds.nowcast(None, gap, steps=1, interval="10min")
 
 
-def test_not_where_it_would_not_work(event):
+def test_few_frames_error_without_suggestion(event):
     gap = event.isel(time=[0, 1, 2, 3, 5])
     for options in ({}, {"start": "2024-06-01T13:00"}, {"model": "extrapolation"}):
         with pytest.raises(ValueError) as refused:

@@ -96,7 +96,7 @@ def test_all_frames_and_future_frames_are_averages_of_frames():
             np.testing.assert_allclose(value, by_frame[name][kept].mean(0))
 
 
-def test_frames_without_events_are_left_out():
+def test_frames_without_events_are_ignored():
     prediction, truth = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     truth[:, 1, :2], prediction[:, 1, :4] = 0.9, 0.9
     scores = NowcastScores(THRESHOLDS, 2)
@@ -112,12 +112,12 @@ def test_frames_without_events_are_left_out():
         (lambda p, t: (p * math.nan, t), "missing values on valid pixels"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(change, sentence):
+def test_mismatched_frames_are_rejected(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         NowcastScores(THRESHOLDS, FRAMES).add(*change(*fields()))
 
 
-def test_settings_that_do_not_fit_are_refused():
+def test_invalid_settings_are_rejected():
     with pytest.raises(ValueError, match="thresholds must ascend"):
         NowcastScores(THRESHOLDS[::-1], 2)
     with pytest.raises(ValueError, match="future must lie in 1..2"):

@@ -13,7 +13,7 @@ from fastds.tasks.nowcast.starts import compute_wet_shares
 from fastds.tasks.nowcast.wet_area import count_wet_cells, dry_weakest
 
 
-def test_the_area_moves_with_the_air_and_leaves_with_it():
+def test_wet_area_is_advected():
     y, x = np.mgrid[:96, :96] - 48.0
     wet = (y**2 + x**2 < 144).astype(np.float32)
     now = int(wet.sum())
@@ -27,7 +27,7 @@ def test_the_area_moves_with_the_air_and_leaves_with_it():
     assert count_wet_cells(wet, None, 1) == [round(1.24 * np.nansum(wet))]
 
 
-def test_a_cell_of_few_wet_pixels_is_a_small_area():
+def test_cell_with_few_wet_pixels_has_small_wet_area():
     event = synthetic_event(2, shape=(48, 64))
     source = to_reflectivity(event)
     pixels = source.frames([3])[0]
@@ -38,7 +38,7 @@ def test_a_cell_of_few_wet_pixels_is_a_small_area():
     assert np.array_equal(np.isnan(shares), np.isnan(pixels).reshape(12, 4, 16, 4).any((1, 3)))
 
 
-def test_the_weakest_cells_are_dried_and_equal_ones_one_by_one():
+def test_weakest_cells_are_dried_first():
     fields = np.stack([np.arange(12.0).reshape(3, 4), np.ones((3, 4)), np.zeros((3, 4))]).astype(np.float32)
     valid = np.ones((3, 4), bool)
     valid[0, 3] = False
@@ -50,7 +50,7 @@ def test_the_weakest_cells_are_dried_and_equal_ones_one_by_one():
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("model", [None, "extrapolation"])
-def test_a_single_nowcast_is_about_as_wet_as_the_last_field(model):
+def test_nowcast_wet_area_matches_the_last_frame(model):
     event = synthetic_event(2, shape=(96, 96))
     source = to_reflectivity(event)
     last = source.frames([source.shape[0] - 1])[0]
@@ -65,7 +65,7 @@ def test_a_single_nowcast_is_about_as_wet_as_the_last_field(model):
         assert (free.rainfall_rate.values[-1] > 0).sum() > (out.rainfall_rate.values[-1] > 0).sum()
 
 
-def test_what_was_dried_is_told(tmp_path):
+def test_dried_fraction_is_recorded(tmp_path):
     event = synthetic_event(2, shape=(96, 96))
     event.to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     from fastds.tasks.nowcast.run import nowcast_file

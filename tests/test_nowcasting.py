@@ -61,7 +61,7 @@ def check_forecast(out, expected):
     assert out.attrs["fastds_dried_share"] == pytest.approx(dried.sum() / there.sum(), rel=5e-3)
 
 
-def test_a_network_gets_the_last_fields_and_its_forecast_is_written(event):
+def test_nowcast_passes_the_last_frames_to_the_network(event):
     model = network()
     with torch.no_grad():
         expected = rate(model.eval().forecast(normalised(event, slice(9, 12)), steps=4))
@@ -73,7 +73,7 @@ def test_a_network_gets_the_last_fields_and_its_forecast_is_written(event):
     assert model.training is False
 
 
-def test_long_forecasts_may_start_anew_from_themselves(event):
+def test_long_forecasts_may_restart(event):
     model = network()
     with torch.no_grad():
         expected = rate(model.eval().forecast(normalised(event, slice(9, 12)), steps=5, block=2))
@@ -84,7 +84,7 @@ def test_long_forecasts_may_start_anew_from_themselves(event):
         nowcast("extrapolation", event, block=2)
 
 
-def test_smooth_forecasts_do_not_take_the_intensities_of_the_last_field(event):
+def test_smooth_forecasts_are_not_intensity_matched(event):
     torch.manual_seed(0)
     model = models.create("nowcast-small", hidden=4).eval()
     for name, value in {**CARD, "name": "moving"}.items():
@@ -134,7 +134,7 @@ def test_baselines_are_methods(event):
         assert "fastds_dried_share" not in out.attrs
 
 
-def test_reflectivity_and_rates_by_the_law_asked_for(event):
+def test_requested_z_r_relation_is_used(event):
     z = nowcast("persistence", event, steps=1, quantity="reflectivity").reflectivity
     given = event["reflectivity"].values[-1]
     there, echo = ~np.isnan(given), given > 0
@@ -153,7 +153,7 @@ def test_reflectivity_and_rates_by_the_law_asked_for(event):
     np.testing.assert_allclose(back.frames(0)[echo], np.minimum(given[echo], 60), atol=1e-3)
 
 
-def test_rates_and_amounts_come_back_as_rates(event):
+def test_rates_and_amounts_return_rates(event):
     rates = np.where(event["reflectivity"] > 0, (10 ** (event["reflectivity"] / 10) / 200) ** (1 / 1.6), 0.0)
     attrs = {"units": "kg m-2", "standard_name": "rainfall_amount", "cell_methods": "time: sum"}
     amounts = event.drop_vars("reflectivity").assign(rain=(("time", "y", "x"), rates / 12, attrs))
@@ -182,7 +182,7 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
     assert "the file declares no grid spacing" in report.summary()
 
 
-def test_a_forecast_coarser_than_the_file_says_so(event, tmp_path, capsys):
+def test_coarser_forecast_warns(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "in.nc")
     models.save(network(grid_spacing_m=(4000.0, 4000.0), cadence_s=(600.0, 1200.0)), tmp_path / "w.safetensors")
     said = "coarser than the file: cells of 4 x 4 of the file (4000 instead of 1000 m), fields every 600 s of the"
@@ -197,7 +197,7 @@ def test_a_forecast_coarser_than_the_file_says_so(event, tmp_path, capsys):
     assert "fastds_resolution" not in fine.attrs
 
 
-def test_single_coordinates_are_kept(event):
+def test_scalar_coordinates_are_preserved(event):
     high = event.assign_coords(height=((), 1500.0, {"units": "m"}))
     for options in ({"steps": 1}, {"steps": 1, "every": "10min"}):
         out = nowcast("persistence", high, **options)
@@ -225,7 +225,7 @@ def test_hindcasts(event, tmp_path, monkeypatch, mapped_bytes):
             np.testing.assert_array_equal(out.rainfall_rate.values[number], alone.rainfall_rate.values)
 
 
-def test_calendars_that_are_not_the_worlds(event):
+def test_non_standard_calendars(event):
     times = [cftime.Datetime360Day(2020, 2, 30, 23, 5 * k) for k in range(12)]
     event = event.assign_coords(time=times)
     out = nowcast("persistence", event, steps=2)
@@ -235,7 +235,7 @@ def test_calendars_that_are_not_the_worlds(event):
         nowcast("persistence", event, start="2020-02-31")
 
 
-def test_files_and_memory_agree_and_a_picture_is_drawn(event, tmp_path):
+def test_files_and_memory_agree_and_picture_is_written(event, tmp_path):
     save_dataset(event, tmp_path / "in.nc")
     options = {"steps": 2, "start": "2020-06-01T12:50", "quantity": "reflectivity"}
     picture = tmp_path / "out.png"
@@ -248,7 +248,7 @@ def test_files_and_memory_agree_and_a_picture_is_drawn(event, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc", "out.png"]
 
 
-def test_the_command(event, tmp_path, capsys):
+def test_nowcast_command(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "in.nc")
     code = main(["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/o.nc", "--model", "extrapolation", "--lead", "30min"])
     printed = capsys.readouterr().out
@@ -309,7 +309,7 @@ def folder(event, tmp_path_factory):
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
-def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, sentence):
+def test_user_error_is_one_line(folder, tmp_path, capsys, file, options, sentence):
     chosen = [] if "--model" in options else ["--model", f"{folder}/tiny.safetensors"]
     options = [option.format(folder=folder) for option in options]
     assert main(["nowcast", f"{folder}/{file}", f"{tmp_path}/o.nc", *chosen, *options]) == 2
@@ -327,7 +327,7 @@ def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, 
     ],
     ids=["none", "one", "default", "several"],
 )
-def test_the_method_where_none_is_named(monkeypatch, shipped, chosen):
+def test_default_method(monkeypatch, shipped, chosen):
     monkeypatch.setattr(methods, "available", lambda pretrained: list(shipped))
     monkeypatch.setattr(methods, "load_card", lambda name: models.ModelCard(name=name, input_steps=shipped[name]))
     monkeypatch.setattr(methods, "load", lambda name: network(name=name))
@@ -347,7 +347,7 @@ def test_output_over_input_and_unknown_options_are_refused(folder, tmp_path):
         nowcast_file(folder / "good.nc", tmp_path / "o.nc", model="persistence", leads=3)
 
 
-def test_downscaling_refuses_a_nowcaster(event):
+def test_downscale_rejects_a_nowcasting_model(event):
     from fastds.tasks.radar.run import downscale
 
     with pytest.raises(ValueError, match="model tiny forecasts and does not downscale; use nowcast"):

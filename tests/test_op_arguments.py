@@ -66,7 +66,7 @@ def test_float16_weights_under_bfloat16_autocast(name, native):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_of_an_output_gate_are_read_as_they_are_under_autocast(dtype, native):
+def test_output_gate_values_keep_their_dtype_under_autocast(dtype, native):
     x, value, weight = maps(dtype=torch.bfloat16), maps(dtype=dtype), filters(4, 8)
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen:
         ops.output_gate(x, value)
@@ -77,7 +77,7 @@ def test_values_of_an_output_gate_are_read_as_they_are_under_autocast(dtype, nat
 @pytest.mark.parametrize(
     "stride,padding,dilation", [(1 << 31, 0, 1), (1, 1 << 31, 1), (1, 1, 1 << 31), (1, 1 << 40, 1 << 41)]
 )
-def test_deform_conv2d_refuses_distances_that_no_position_has(stride, padding, dilation):
+def test_deform_conv2d_rejects_excessive_dilation(stride, padding, dilation):
     name = "stride" if stride > 1 else "padding" if dilation == 1 or padding > 1 else "dilation"
     with pytest.raises(ValueError, match=f"{name} must be an int or a pair of ints from . to 16777215, got"):
         ops.deform_conv2d(maps(), maps(2, size=(1, 1)), torch.ones(3, 4, 1, 1), None, stride, padding, dilation)
@@ -86,7 +86,7 @@ def test_deform_conv2d_refuses_distances_that_no_position_has(stride, padding, d
 @pytest.mark.parametrize(
     "numbers", [(1 << 62, 1, 0, 1), (4, 1 << 62, 0, 1), (4, 1, 1 << 62, 1), (4, 1 << 61, 0, 1 << 20)]
 )
-def test_an_axis_beyond_64_bits_is_refused(numbers):
+def test_axis_beyond_64_bits_is_rejected(numbers):
     with pytest.raises(ValueError, match="Axis needs integers .* below 2.62, and coordinates within 2.31 pixels"):
         Axis(*numbers)
     flat = (maps(8), [], [], None, None, [4, 1, 0, 1, *numbers], *8 * (None,), "affine", "late", 1, 0, "none")
@@ -94,7 +94,7 @@ def test_an_axis_beyond_64_bits_is_refused(numbers):
         torch.ops.fastds.inr_query(*flat, "bilinear", [False, False], torch.float32)
 
 
-def test_a_grid_of_more_points_than_any_memory_holds():
+def test_excessive_grid_is_rejected():
     with pytest.raises(ValueError, match="where has 1099511627776 x 1099511627776 points, expected fewer than 2.40"):
         ops.inr_query(maps(8), GridSpec.cells((5, 6), (1 << 40, 1 << 40)), ensemble="late")
 
@@ -124,13 +124,13 @@ def test_a_grid_of_more_points_than_any_memory_holds():
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_tensor_or_number_is_named(call, text, native):
+def test_non_tensor_arguments_are_named(call, text, native):
     with pytest.raises(TypeError, match=text):
         call()
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_nothing_keeps_its_shape(backend, native):
+def test_empty_tensors_keep_their_shape(backend, native):
     """Empty batches, and their gradients."""
     fine = maps(3, 0, (4, 6)).requires_grad_()
     features = maps(8, 0).requires_grad_()
@@ -145,7 +145,7 @@ def test_nothing_keeps_its_shape(backend, native):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_views_whose_sign_is_not_in_memory(channels, native):
+def test_lazily_negated_views(channels, native):
     """The imaginary part of a conjugate is a view that is negated when it is read."""
 
     def view(tensor):
@@ -167,7 +167,7 @@ def test_views_whose_sign_is_not_in_memory(channels, native):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded")
 def test_a_forked_child_runs_on_one_thread(native):
-    """What the docstring of fastds.ops says of a fork after use."""
+    """The behaviour is as documented in fastds.ops for a fork after use."""
     torch.set_num_threads(2)
     x, w = maps(16, size=(32, 32)), filters(16, 16)
     expected = ops.conv3x3(x, w)

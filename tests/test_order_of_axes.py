@@ -26,12 +26,12 @@ def same(make, given, turns, rtol=0.0):
 
 @pytest.mark.parametrize("turns", TURNED)
 @pytest.mark.parametrize("method", ["network", "advection"])
-def test_downscaled(event, turns, method):
+def test_downscale_in_any_axis_order(event, turns, method):
     model = radar_model() if method == "network" else method
     same(lambda d: fastds.downscale(model, d), coarsen_dataset(event), turns)
 
 
-def test_downscaled_in_tiles_and_as_rain(event):
+def test_downscale_rain_in_tiles_in_any_axis_order(event):
     rain = coarsen_dataset(event)
     rain["reflectivity"] = (rain.reflectivity.clip(0) / 20).assign_attrs(units="kg m-2", cell_methods="time: sum")
     same(lambda d: fastds.downscale("advection", d, var="reflectivity", tile=16, halo=16), rain, TURNED[2], rtol=1e-6)
@@ -41,18 +41,18 @@ def test_downscaled_in_tiles_and_as_rain(event):
 @pytest.mark.parametrize(
     "options", [{}, {"members": 2}, {"coarsen": 4, "quantity": "reflectivity"}, {"probability": [0.5, 2.0]}]
 )
-def test_forecast(event, turns, options):
+def test_nowcast_in_any_axis_order(event, turns, options):
     event = event.isel(y=slice(0, 64), x=slice(0, 96))  # blocks of cells begin at the first ones of a file
     rtol = 1e-5 if "coarsen" in options else 0.0  # sums of blocks are rounded in another order: 3e-7 measured
     same(lambda d: fastds.nowcast("extrapolation", d, steps=2, **options), event, turns, rtol)
 
 
-def test_forecast_by_a_network(event):
+def test_network_nowcast_in_any_axis_order(event):
     same(lambda d: fastds.nowcast(nowcaster(), d, steps=2), event, TURNED[2])
 
 
-def test_scores(event):
-    """Of the simple methods, which are made again."""
+def test_evaluate_in_any_axis_order(event):
+    """The rows of the baselines are computed again."""
     fine, turns = fastds.downscale("advection", coarsen_dataset(event)), TURNED[2]
     rain = fastds.nowcast("persistence", event, start=str(event.time.values[5]), steps=2)
     for prediction, options in ((fine, {}), (rain, {"baselines": ["extrapolation"]})):
@@ -62,7 +62,7 @@ def test_scores(event):
                 np.testing.assert_allclose(there[method][name], value, rtol=1e-5, err_msg=f"{method} {name}")
 
 
-def test_upright_is_from_north_to_south_and_from_west_to_east(event):
+def test_north_up_orientation(event):
     field = event.reflectivity
     assert get_north_up_index(field) == (..., slice(None, None, 1), slice(None, None, 1))
     assert get_north_up_index(field.isel(TURNED[2])) == (..., slice(None, None, -1), slice(None, None, -1))

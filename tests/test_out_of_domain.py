@@ -22,7 +22,7 @@ from fastds.tasks.radar.pipeline import assess_statistics
 
 
 def seen(make):
-    """What make() returns and the sentences of its warnings about ranges."""
+    """Return the result of make() and its warnings about ranges."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = make()
@@ -48,7 +48,7 @@ def test_texture_of_a_plane_and_of_noise():
     assert set(compute_texture((x + y) % 4)) == {"mean", "gradient"}  # pixels 4 apart are equal
 
 
-def test_missing_pixels_do_not_count():
+def test_ood_statistics_ignore_missing_pixels():
     field = torch.arange(64.0).reshape(8, 8)
     holed = field.clone()
     holed[2, 3] = float("nan")
@@ -56,7 +56,7 @@ def test_missing_pixels_do_not_count():
     assert compute_texture(torch.full((8, 8), float("nan"))) == {}
 
 
-def test_variables_have_their_names():
+def test_field_statistics_are_named_by_variable():
     found = compute_field_statistics(torch.stack([torch.rand(9, 9), 5 + torch.rand(9, 9)]), ["r", "t"])
     assert set(found) == {f"{name} {key}" for name in "rt" for key in ("mean", "gradient", "slope")}
     assert 5 < found["t mean"] < 6 and found["r mean"] < 1
@@ -68,7 +68,7 @@ def blobs(shift=0):
     return torch.from_numpy(np.where(z > 0.05, z, 0).astype("f4"))
 
 
-def test_motion_is_that_of_the_echo_and_leaves_nothing():
+def test_motion_statistics_of_pure_translation():
     moved = compute_motion_statistics(torch.stack([blobs(), blobs(3)]))
     assert moved["motion"] == pytest.approx(3, abs=0.5)
     assert moved["flow residual"] < 0.5 and moved["flow disagreement"] < 0.3
@@ -82,7 +82,7 @@ def test_echo_without_coherent_motion_has_a_residual():
     assert compute_motion_statistics(torch.stack([blobs(), torch.zeros(96, 96)])) == {}
 
 
-def test_of_a_large_field_the_part_with_echo_is_looked_at():
+def test_motion_statistics_use_the_window_with_echo():
     whole = torch.zeros(2, 900, 1400)
     whole[0, 700:796, 1200:1296], whole[1, 700:796, 1200:1296] = blobs(), blobs(3)
     small = compute_motion_statistics(torch.stack([blobs(), blobs(3)]))
@@ -90,7 +90,7 @@ def test_of_a_large_field_the_part_with_echo_is_looked_at():
 
 
 @pytest.mark.parametrize("place", [(0, 0), (420, 700), (899, 1399)])
-def test_the_part_that_is_looked_at_holds_a_single_pixel_of_echo(place):
+def test_motion_window_contains_a_single_echo_pixel(place):
     x = torch.zeros(2, 900, 1400)
     x[1, *place] = 0.5
     rows, columns = statistics._find_window(x)
@@ -118,11 +118,11 @@ CARD = ModelCard(name="net", input_ranges={"mean": [10.0, 30.0], "gradient": [1.
         ({"gradient": 0.0}, 99.0),
     ],
 )
-def test_departures_by_hand(inputs, score):
+def test_deviations_by_hand(inputs, score):
     assert assess_inputs(CARD, inputs=[inputs]).score == pytest.approx(score)
 
 
-def test_hand_written_ranges_count_outside_only():
+def test_explicit_ranges_score_only_outside():
     def score(value):
         return assess_inputs(CARD, [("grid spacing", value, (1000.0, 4000.0), "m")]).score
 
@@ -130,14 +130,14 @@ def test_hand_written_ranges_count_outside_only():
     assert assess_inputs(CARD, [("grid spacing", None, (1, 2), "m"), ("cadence", 3, None, "s")]).score is None
 
 
-def test_the_median_of_the_inputs_counts():
+def test_median_of_the_inputs_is_scored():
     inputs = [{"mean": 20.0}, {"mean": 25.0}, {"mean": 500.0}, {}]
     assert assess_inputs(CARD, inputs=inputs).score == pytest.approx(0.5)
     assert assess_inputs(ModelCard(), inputs=inputs).attributes() == {} and assess_inputs(CARD).score is None
     assert select_evenly(3) == [0, 1, 2] and select_evenly(101) == [0, 20, 40, 60, 80, 100]
 
 
-def test_one_warning_names_all_that_is_outside():
+def test_one_warning_names_all_deviations():
     ranges = [("grid spacing", 250.0, (1000.0, 4000.0), "m"), ("pace", 2.0, (1.0, 3.0), "")]
     found = assess_inputs(
         CARD, ranges, [{"mean": 35.0, "gradient": 10.0}], [("pressure", 300.0, (500.0, 500.0), "hPa")]
@@ -167,7 +167,7 @@ def test_ranges_of_training_inputs():
 
 
 @pytest.mark.parametrize("limits", [[2, 1], [1], [1, "2"], [0, math.inf], None, [1, 1]])
-def test_a_card_with_ranges_that_are_none_is_refused(limits):
+def test_invalid_input_ranges_are_rejected(limits):
     text = ModelCard(input_ranges={"mean": limits}).to_json()
     with pytest.raises(ValueError, match="input_ranges has .* for mean, expected two growing numbers"):
         ModelCard.from_json(text)
@@ -176,7 +176,7 @@ def test_a_card_with_ranges_that_are_none_is_refused(limits):
 # ---- every verb
 
 
-def test_radar():
+def test_ood_score_of_radar():
     model, coarse = radar_model(), coarsen_dataset(synthetic_event(5, 5, (64, 64)))
     assert "fastds_out_of_domain" not in fastds.downscale(model, coarse).attrs
     model.card.input_ranges = {"flow residual": [0.0, 1e6]}
@@ -199,7 +199,7 @@ def test_motion_per_step_is_that_of_most_pairs():
     assert assess_statistics(card, None, 300.0, [{}]).score is None
 
 
-def test_nowcasts():
+def test_ood_score_of_nowcasts():
     model, known = nowcaster(), synthetic_event(3, frames=12, shape=(40, 44))
     model.card.input_ranges = {"flow disagreement": [0.0, 0.1]}
     out, said = seen(lambda: fastds.nowcast(model, known, steps=2))
@@ -211,7 +211,7 @@ def test_nowcasts():
     assert again.attrs["fastds_out_of_domain"] == out.attrs["fastds_out_of_domain"]
 
 
-def test_humidity():
+def test_ood_score_of_humidity():
     model, field = generator(), gridded(HUMIDITY)
     model.card.input_ranges = {"mean": [-100.0, -90.0]}
     out, said = seen(lambda: fastds.downscale(model, field))
@@ -230,7 +230,7 @@ def test_levels_between_those_of_the_training_are_inside():
 @pytest.mark.parametrize(("make", "variable", "options"), [
     (generator, HUMIDITY, {}), (field_model, TEMPERATURE, {"scale": 2}),
 ])  # fmt: skip
-def test_a_last_time_that_is_others_changes_the_score(make, variable, options):
+def test_score_includes_the_last_time(make, variable, options):
     model, fields = make(), gridded(variable)
     model.card.input_ranges = {"mean": [0.0, 1000.0], "t mean": [0.0, 1000.0]}
     other = fields.copy(deep=True)
@@ -239,7 +239,7 @@ def test_a_last_time_that_is_others_changes_the_score(make, variable, options):
     assert scores[1] - scores[0] == pytest.approx(0.01, abs=1e-3)  # half of 10 of 500
 
 
-def test_fields_and_queries():
+def test_ood_score_of_fields_and_queries():
     torch.manual_seed(1)
     options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
     model = models.create("inr-small", in_channels=1, **options, decoder_options={"width": 16, "heads": 2})

@@ -34,7 +34,7 @@ def nowcast(folder, output, *options):
     return ["nowcast", f"{folder}/in.nc", str(output), "--model", "persistence", *options]
 
 
-def test_what_is_no_regular_file_is_not_replaced(folder, tmp_path, capsys):
+def test_special_files_are_not_replaced(folder, tmp_path, capsys):
     pipe = tmp_path / "pipe.nc"
     os.mkfifo(pipe)
     link = tmp_path / "link.nc"
@@ -78,7 +78,7 @@ def test_the_input_is_not_replaced_under_any_name(folder, tmp_path, capsys):
         ("python program.py -m", "program.py", False),
     ],
 )
-def test_the_command_is_told_from_programs(words, script, expected, monkeypatch):
+def test_command_line_is_distinguished_from_programs(words, script, expected, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", words.split())
     monkeypatch.setattr(sys, "argv", [script])
     assert is_running_as_cli() == expected
@@ -100,7 +100,7 @@ def limited(size, code, *arguments):
 
 
 @pytest.mark.parametrize("suffix", ["nc", "zarr"])
-def test_a_full_disk_is_one_sentence_and_keeps_the_old_output(folder, tmp_path, suffix):
+def test_full_disk_error_keeps_the_old_output(folder, tmp_path, suffix):
     """Whenever it fills up: one process tries several sizes."""
     sizes = [1000, 60_000, 500_000]
     if suffix == "zarr":
@@ -122,7 +122,7 @@ for size in map(int, sys.argv[1].split()):
         assert kept.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
 
 
-def test_chunks_that_are_still_written_do_not_bring_back_what_failed(tmp_path, monkeypatch):
+def test_pending_chunks_do_not_restore_a_failed_output(tmp_path, monkeypatch):
     """Zarr writes several at once: one fails, the others take a while longer."""
     pytest.importorskip("zarr", reason="zarr is not installed")
     from zarr.storage import LocalStore
@@ -145,7 +145,7 @@ def test_chunks_that_are_still_written_do_not_bring_back_what_failed(tmp_path, m
     assert late and not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_under_tables_pictures_weights_and_waiting_fields(tmp_path):
+def test_full_disk_with_tables_pictures_weights_and_temporary_files(tmp_path):
     code = """
 import os
 import numpy as np
@@ -242,7 +242,7 @@ def test_a_folder_is_replaced_and_kept_after_an_error(tmp_path):
     assert (store / "a").read_text() == "two" and os.listdir(tmp_path) == ["s.zarr"]
 
 
-def test_a_link_stays_and_what_it_points_to_is_written(folder, tmp_path, capsys):
+def test_symbolic_link_is_followed(folder, tmp_path, capsys):
     (tmp_path / "real").mkdir()
     for name in ("o.nc", "o.zarr"):
         link, place = tmp_path / name, tmp_path / "real" / name
@@ -270,21 +270,21 @@ def test_names_as_long_as_file_systems_take(tmp_path):
         (tmp_path / name).unlink()
 
 
-def test_an_empty_name_is_not_this_folder(folder, tmp_path, capsys, monkeypatch):
-    """What a script with an unset variable gives."""
+def test_empty_output_name_is_rejected(folder, tmp_path, capsys, monkeypatch):
+    """A script with an unset variable passes an empty name."""
     monkeypatch.chdir(folder)
     assert main(["nowcast", "", str(tmp_path / "o.nc"), "--model=persistence"]) == 2
     assert "the name of the input is empty" in capsys.readouterr().err
 
 
 def printed(command, how="", **variables):
-    """What a shell prints of a command and how it ends, and its errors."""
+    """Return the output of a command in a shell, its exit status, and its errors."""
     line = f"set -o pipefail; {sys.executable} -m fastds {command} {how}"
     run = subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **variables})
     return run.stdout, run.stderr.decode(), run.returncode
 
 
-def test_nobody_reads_what_is_printed(tmp_path):
+def test_closed_stdout_is_handled(tmp_path):
     """A reader that goes away ends a program quietly, with the status that SIGPIPE gives, and loses no file."""
     save_dataset(synthetic_event(1, 5, (64, 64))[["reflectivity"]], tmp_path / "t.nc")
     same = f"{tmp_path}/t.nc {tmp_path}/t.nc"
@@ -293,7 +293,7 @@ def test_nobody_reads_what_is_printed(tmp_path):
     assert (tmp_path / "scores.csv").read_text().startswith("method,")
 
 
-def test_letters_that_a_log_does_not_have(folder, tmp_path):
+def test_unencodable_characters_are_escaped(folder, tmp_path):
     name = tmp_path / "ü.nc"
     name.symlink_to(folder / "in.nc")
     out, error, status = printed(f"nowcast {name} {tmp_path}/ö.nc --model persistence", PYTHONIOENCODING="ascii")

@@ -66,7 +66,7 @@ CHANGES = [fused_optimiser, data_write, data_swap, numpy_write]
 
 @all_ways
 @pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
-def test_changed_weights_are_seen(run, change):
+def test_cache_detects_changed_weights(run, change):
     x, weight = torch.randn(2, 16, 9, 9), torch.nn.Parameter(torch.randn(16, 16, 3, 3))
     with torch.no_grad():
         before = run(x, weight)
@@ -101,7 +101,7 @@ def test_load_state_dict_and_deepcopy(run):
 
 
 @all_ways
-def test_weights_at_the_address_of_freed_ones(run):
+def test_cache_detects_reused_addresses(run):
     x = torch.randn(2, 16, 9, 9)
     for _ in range(20):
         weight = torch.randn(16, 16, 3, 3)
@@ -120,7 +120,7 @@ def _in_child(run, x, weight, before, queue):
 
 
 @all_ways
-def test_fork(run):
+def test_cache_after_fork(run):
     threads = torch.get_num_threads()
     x, weight = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
     torch.set_num_threads(1)  # a forked child of a process with running OpenMP threads may not start more
@@ -137,7 +137,7 @@ def test_fork(run):
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "direct"])
-def test_threads_of_python(algorithm):
+def test_cache_is_per_python_thread(algorithm):
     problems = [Problem(seed=i, C1=16 + i, C2=0) for i in range(8)]
     tensors = [p.tensors() for p in problems]
     alone = [p.run(t, algorithm) for p, t in zip(problems, tensors, strict=True)]
@@ -150,7 +150,7 @@ def test_threads_of_python(algorithm):
 # ---- how many are kept
 
 
-def test_they_are_bounded(monkeypatch):
+def test_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 1 << 20)
     weights = [torch.randn(16, 16, 3, 3) for _ in range(40)]
     x = torch.randn(2, 16, 5, 5)
@@ -162,8 +162,8 @@ def test_they_are_bounded(monkeypatch):
     assert held == packed_weight_cache._cache.bytes <= 1 << 20
 
 
-def test_the_one_used_last_stays(monkeypatch):
-    """Of three that do not fit the one goes that was not used for longest."""
+def test_cache_keeps_the_most_recent_entry(monkeypatch):
+    """If three entries exceed the limit, the least recently used one is evicted."""
     x, weights = torch.randn(2, 16, 5, 5), [torch.randn(16, 16, 3, 3) for _ in range(3)]
     with packed_weight_cache.private_cache() as entries:
         for weight in weights:
@@ -175,7 +175,7 @@ def test_the_one_used_last_stays(monkeypatch):
         assert second not in entries and {first, third} < set(entries)
 
 
-def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
+def test_cache_evicts_among_the_oldest_entries(monkeypatch):
     """A search of all that other networks have left took more time than the convolutions of a small one."""
     seen = []
 
@@ -229,7 +229,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("kind", ["channels_last", "contiguous", "part"])
 @pytest.mark.parametrize(("run", "size", "options", "groups"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_prepared_once(asked, run, size, options, groups, dtype, layout, kind):
+def test_weights_are_packed_once(asked, run, size, options, groups, dtype, layout, kind):
     """For maps of any size, in the same bits as torch's own; a bfloat16 map's weight may be float32."""
     bias, whole = torch.randn(12), torch.randn(12, 9, size, size)
     weight = whole[:, 1 : 1 + 8 // groups]
@@ -258,7 +258,7 @@ def test_one_weight_for_several_convolutions(asked):
 
 
 @here
-def test_not_for_what_is_trained_or_watched(asked):
+def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
     """Nothing would differentiate the call, or see it; and a next step has another weight."""
     x, weight, bias = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5), torch.randn(6)
     for trained in (x, weight, bias):
@@ -283,7 +283,7 @@ def test_not_for_what_is_trained_or_watched(asked):
 
 
 @here
-def test_what_conv2d_knows_of_tensors_alike(asked):
+def test_conv2d_decision_cache(asked):
     """Filters are kept, and not taken for a call that differs in what shapes and strides do not show."""
     x, weight = torch.randn(2, 8, 9, 7).contiguous(memory_format=LAST), torch.randn(2, 8, 5, 5)
     with fastds.convolution("direct"):
@@ -302,7 +302,7 @@ def test_what_conv2d_knows_of_tensors_alike(asked):
 
 
 @here
-def test_not_of_weights_that_take_long_to_compare(asked, monkeypatch):
+def test_cache_is_bypassed_for_large_weights(asked, monkeypatch):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     monkeypatch.setattr(onednn, "MAX_CACHED_BYTES", 2 * weight.nbytes - 1)
     library.conv2d(x, weight, None, 1)
@@ -313,7 +313,7 @@ def test_not_of_weights_that_take_long_to_compare(asked, monkeypatch):
 
 
 @here
-def test_kept_in_inference_mode_and_used_outside(asked):
+def test_cache_entries_of_inference_mode_are_usable_outside(asked):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     with torch.inference_mode():
         first = library.conv2d(x, weight, None, 1)

@@ -32,7 +32,7 @@ BYTES = {"dtype": np.dtype("uint8"), "scale_factor": 0.5, "add_offset": -32.0}
         ([np.nan] * 4, BYTES, {"units": "dBZ"}, np.int16),
     ],
 )
-def test_values_come_back(values, packing, attrs, dtype):
+def test_packed_values_round_trip(values, packing, attrs, dtype):
     fine = fields(values, **attrs)
     packed = pack_like(fine, fields([0.0] * 4, packing, **attrs))
     back, values = read(packed), np.float32(values)
@@ -42,8 +42,8 @@ def test_values_come_back(values, packing, attrs, dtype):
     assert np.array_equal(back == lowest, values == lowest)
 
 
-def test_codes_are_counted_in_the_step_and_from_the_origin_that_are_stored():
-    """Those of ERA5 are no float32; rounding them leaves the values in place."""
+def test_packing_uses_the_stored_scale_and_offset():
+    """Packing parameters of ERA5 are not float32; rounding them leaves the values in place."""
     packing = {"dtype": np.dtype("int16"), "scale_factor": 0.000769426, "add_offset": 251.23456789}
     values = np.float32(np.linspace(226.3, 276.4, 40))
     back = read(pack_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))
@@ -59,12 +59,12 @@ def test_codes_are_counted_in_the_step_and_from_the_origin_that_are_stored():
         (fields([0.0] * 4, BYTES | {"scale_factor": 1e-8}, units="dBZ"), [1.0, 2.0, 3.0, 400.0]),
     ],
 )
-def test_others_stay_as_they_are(source, values):
+def test_other_variables_are_not_packed(source, values):
     fine = fields(values, units="dBZ")
     assert pack_like(fine, source).identical(fine)
 
 
-def test_the_command_packs_as_the_input(tmp_path, capsys):
+def test_command_packs_like_the_input(tmp_path, capsys):
     event = coarsen_dataset(synthetic_event(seed=2, frames=5, shape=(64, 64)))
     z = event["reflectivity"]
     z.encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}

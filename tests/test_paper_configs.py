@@ -156,7 +156,7 @@ def three_steps(monkeypatch, task, words):
 
 
 def moved(before, after, names):
-    """How weights differ, as one vector."""
+    """Return the differences of weights as one vector."""
     return torch.cat([(after[name] - before[name]).flatten() for name in names])
 
 
@@ -271,7 +271,7 @@ def adversarial_step(config, module, batch, state):
 
 @pytest.mark.parametrize(("task", "name"), ALL, ids=[name for _, name in ALL])
 def test_a_configuration_takes_three_steps(monkeypatch, files, task, name):
-    """Those of the papers take the first as plain torch does: Adam, the equation of the loss, nothing clipped."""
+    """The first step equals plain torch: Adam, the loss of the paper, no clipping."""
     config, module, steps = three_steps(monkeypatch, task, words_of(task, name, files))
     assert all(torch.isfinite(value).all() for value in steps.last.values())
     assert any(not torch.equal(value, steps.first[name]) for name, value in steps.last.items())
@@ -293,7 +293,7 @@ def module_of(files, *words):
     return training.RadarModule(torch.nn.Linear(2, 1), options)
 
 
-def test_schedules(files):
+def test_configured_schedules(files):
     """Factors of the rate: constant, in steps, with a warm-up or none; the cosine ends with the epochs."""
     constant = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=0")
     assert {constant._compute_rate_factor(k) for k in range(12)} == {1.0}
@@ -316,7 +316,7 @@ def test_schedules(files):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_optimisers(files, name, kind):
+def test_configured_optimisers(files, name, kind):
     words = (f"--optimizer={name}", "--betas=[0.5,0.75]", "--weight_decay=0.25", "--learning_rate=0.01")
     made = module_of(files, *words, "--warmup_steps=0").configure_optimizers()["optimizer"]
     assert type(made) is kind and made.defaults["betas"] == (0.5, 0.75)
@@ -324,7 +324,7 @@ def test_optimisers(files, name, kind):
 
 
 @pytest.mark.parametrize(("clip", "norm"), [("null", 3700.0), ("1.0", 1.0), ("5000.0", 3700.0)])
-def test_gradients_are_clipped_or_left_alone(files, clip, norm):
+def test_configured_gradient_clipping(files, clip, norm):
     module = module_of(files, f"--gradient_clip={clip}")
     optimiser = torch.optim.SGD(module.parameters(), 1.0)
     module.model.weight.grad, module.model.bias.grad = torch.tensor([[3700.0 * 0.6, 3700.0 * 0.8]]), torch.zeros(1)
@@ -354,7 +354,7 @@ def test_gradients_are_clipped_or_left_alone(files, clip, norm):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_are_refused(files, words, message):
+def test_invalid_options_are_rejected(files, words, message):
     with pytest.raises(ValueError, match=message):
         module_of(files, *words)
 
@@ -375,7 +375,7 @@ def random_sets(files, seed=0, **options):
 
 
 def test_random_sets_are_disjoint_and_depend_on_the_seed_alone(files):
-    """Of the sizes asked for, whatever the options of the training are; each draw once in a pass."""
+    """The sets have the requested sizes for any options of the training; each sample occurs once per pass."""
     made, sets = random_sets(files)
     assert [len(one) for one in sets] == [20, 6, 9] and len(set.union(*sets)) == 35
     assert random_sets(files, augment=False, epoch_samples=20, batch_size=2)[1] == sets
@@ -387,7 +387,7 @@ def test_random_sets_are_disjoint_and_depend_on_the_seed_alone(files):
     assert len(made.validation) == 6 and len(made.test) == 9 and made.training.stores is made.test.stores
 
 
-def test_random_sets_have_the_echo_and_the_valid_pixels_asked_for(files):
+def test_random_sets_meet_the_required_echo_and_valid_pixels(files):
     made, _ = random_sets(files, minimum_echo=0.3, minimum_valid=1.0)
     for samples in (made.training, made.validation, made.test):
         for draw in samples.fixed:
@@ -398,7 +398,7 @@ def test_random_sets_have_the_echo_and_the_valid_pixels_asked_for(files):
         radar_data(files, split="random", fixed_samples=[1, 1, 0], minimum_echo=1.0, floor=60.0)
 
 
-def test_samples_that_are_not_turned(files):
+def test_samples_without_rotation(files):
     """augment and reverse switch off one by one; without both a sample is that of the file."""
     both, plain = radar_data(files).training, radar_data(files, augment=False, reverse=False).training
     turned, reversed_ = radar_data(files, reverse=False).training, radar_data(files, augment=False).training
@@ -426,7 +426,7 @@ def nowcast_data(files, **options):
     return made
 
 
-def test_nowcast_samples_are_those_of_the_file_at_the_interval_asked_for(files):
+def test_nowcast_samples_at_the_requested_interval(files):
     """In training and validation; turned and reversed by options of their own."""
     field = data.open_dataset(files / "radar" / "event.nc")["reflectivity"].values
     frames = np.where(np.isfinite(field), field, 0.0).clip(0.0, 60.0) / 60.0
@@ -455,7 +455,7 @@ def test_nowcast_samples_are_those_of_the_file_at_the_interval_asked_for(files):
         ("EDSR-x2", "fields", "edsr-x2"),
     ],
 )
-def test_names_as_the_papers_write_them(written, task, name):
+def test_preset_names_as_in_the_papers(written, task, name):
     from fastds.models.registry import resolve_preset
     from fastds.training.command import _find_task
 
@@ -465,7 +465,7 @@ def test_names_as_the_papers_write_them(written, task, name):
 
 
 @pytest.mark.parametrize(("task", "name"), PAPERS, ids=[name for _, name in PAPERS])
-def test_a_paper_s_configuration_says_where_each_line_is_from(task, name):
+def test_paper_configuration_names_the_source_of_each_line(task, name):
     """Section, table or equation, or that the paper leaves it open; of nothing that is turned, clipped or averaged."""
     text = find_configurations(task)[name].read_text()
     for line in text.splitlines():

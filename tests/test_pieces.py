@@ -63,7 +63,7 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore:the grid spacing:UserWarning", "ignore:the cadence:UserWarning")
 @pytest.mark.parametrize("case", CASES)
-def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
+def test_lazy_downscale_equals_eager(event, case, monkeypatch):
     model, data, options = CASES[case](event)
     expected = fastds.downscale(model, data, **options)
     monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: job.step_multiple)
@@ -85,7 +85,7 @@ def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the grid spacing:UserWarning", "ignore:the interval:UserWarning")
-def test_lazy_forecasts_are_those_made_at_once(monkeypatch):
+def test_lazy_nowcast_equals_eager(monkeypatch):
     data = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
     options = {"steps": 2, "every": "5min", "coarsen": 1, "interval": "5min"}
     expected = fastds.nowcast(nowcaster(), data, **options)
@@ -97,14 +97,14 @@ def test_lazy_forecasts_are_those_made_at_once(monkeypatch):
     assert not chunking.is_lazy(alone)  # there is one forecast
 
 
-def test_a_file_of_lazy_fields_is_read_as_a_whole(event, tmp_path):
+def test_lazy_output_file_is_complete(event, tmp_path):
     save_dataset(event, tmp_path / "a.nc")
     save_dataset(event.assign_coords(time=event.time + np.timedelta64(1, "D")), tmp_path / "b.nc")
     found = fastds.downscale("trilinear", [tmp_path / "a.nc", tmp_path / "b.nc"])
     assert not chunking.is_lazy(found)
 
 
-def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
+def test_chunks_are_consecutive_and_read_their_neighbours(event):
     job = RadarPipeline(radar_model(), event)
     found = job.make_chunks(4)
     assert [piece.steps for piece in found] == [(0, 4), (4, 6), (6, 10), (10, 11), (11, 12)]
@@ -114,7 +114,7 @@ def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
     assert [piece.outputs for piece in line] == [(0, 5), (5, 10), (10, 12)] and line[1].reads == (5, 10)
 
 
-def test_a_piece_reads_every_field_once(event):
+def test_chunk_reads_each_frame_once(event):
     read = []
 
     def seen(values, block_info=None):
@@ -129,7 +129,7 @@ def test_a_piece_reads_every_field_once(event):
     assert sorted(read) == list(range(*piece.reads))
 
 
-def test_pieces_are_as_large_as_memory_and_workers_let_them(event):
+def test_chunk_size_follows_memory_and_workers(event):
     job = RadarPipeline(radar_model(), event)
     assert chunking.choose_chunk_steps(job) == chunking.MAX_STEPS
     assert chunking.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each

@@ -80,7 +80,7 @@ def test_every_instruction_set(dtype, isa):
 @pytest.mark.parametrize("channels,size", [(1, (3, 5)), (64, (130, 131))], ids=["whole pixels", "streamed"])
 @pytest.mark.parametrize("r", [2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_paths_by_size(dtype, r, channels, size, native):
+def test_kernels_by_size(dtype, r, channels, size, native):
     """One channel goes by whole pixels; results of 16 MiB and more with whole lines of channels go past the caches."""
     if channels > 1:
         size = [n * 2 // r for n in size]
@@ -101,7 +101,7 @@ def test_paths_by_size(dtype, r, channels, size, native):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CL], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_by_places_and_planes(dtype, layout, isa):
+def test_both_permutation_kernels(dtype, layout, isa):
     """Any factor and number of channels: rows of several chunks, the last of them shorter; rows of a vector or less."""
     shapes = ((1, 131), (3, 101), (12, 67), (40, 50), (2, 32), (2, 5))
     for r, (channels, width) in itertools.product(FACTORS, shapes):
@@ -207,7 +207,7 @@ def test_adjoint():
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
-def test_second_order_reaches_every_leaf_of_a_mixed_graph(act, native):
+def test_second_order_gradients_of_a_mixed_graph(act, native):
     """f(x)*x and a penalty on its gradient: a backward that hides an input loses terms here without an error."""
     x, bias = problem(2, 3)
     weight = torch.randn(2, 3, 6, 8, dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_second_order_reaches_every_leaf_of_a_mixed_graph(act, native):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_for_any_number_of_threads(dtype, native):
+def test_results_are_bitwise_independent_of_threads(dtype, native):
     x, bias = problem(2, 24, (33, 9), dtype=dtype)
     grad_y = torch.randn(2, 24, 66, 18).to(dtype)
 

@@ -215,7 +215,7 @@ def test_forecast_strip_map_by_map():
         forecast_strip(observed, forecast[:2], ["a", "b", "c"])
 
 
-def test_single_maps():
+def test_field_and_difference_maps():
     axes = Figure().subplots(1, 3)
     image = draw_difference(axes[0], [[np.nan, 4.0]], limit=5.0)
     assert image.norm.boundaries.tolist() == pytest.approx([-5, -4, -3, -2, -1, -0.25, 0.25, 1, 2, 3, 4, 5])
@@ -227,7 +227,7 @@ def test_single_maps():
         draw_field(axes[2], np.zeros(3))
 
 
-def test_what_is_written_at_the_curves(tmp_path):
+def test_curve_labels(tmp_path):
     (tmp_path / "a.csv").write_text("epoch,step,train_loss\n1,30,0.5\n0,10,1.0\n")
     axes = training_curves({"a": tmp_path / "a.csv"}, x="epoch", log_y=False).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0, 1.0], [1, 0.5]], "in order"
@@ -242,7 +242,7 @@ def test_what_is_written_at_the_curves(tmp_path):
     assert axes.get_legend() and draw_daily_series([1], {"a": [2.0]}, "MSE").axes[0].get_xlabel() == "day"
 
 
-def test_plot_leaves_matplotlib_alone():
+def test_plot_does_not_change_matplotlib_settings():
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy(); import fastds.plot;"
         "assert 'matplotlib.pyplot' not in sys.modules; assert dict.__eq__(matplotlib.rcParams.copy(), before)"

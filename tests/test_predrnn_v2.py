@@ -32,7 +32,7 @@ def similarities_by_hand(model, frames, steps):
     return found, watched, lambda: reference.ms_rnn(model, frames, steps)
 
 
-def test_similarities_against_the_reference(monkeypatch):
+def test_decoupling_loss_equals_the_reference(monkeypatch):
     """Every cell and step, value and gradients, in float64; the forecasts are those without the block."""
     torch.manual_seed(2)
     model, frames = MSRNN("predrnn-v2", 8).double(), torch.rand(2, 2, 1, 16, 24, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_similarities_against_the_reference(monkeypatch):
     assert all(g.abs().max() > 0 for g in grads)
 
 
-def test_only_asked_for_cells_of_the_kind_measure():
+def test_decoupling_is_measured_only_on_request():
     frames = torch.rand(1, 2, 1, 16, 16)
     with memory_similarities() as similarities:
         MSRNN("predrnn", 4)(frames, 1)

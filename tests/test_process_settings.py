@@ -55,13 +55,13 @@ def overlapping_threads(block, value):
 
 
 @every_switch
-def test_blocks_that_overlap_in_two_threads(name):
+def test_settings_in_two_threads(name):
     block, asked, value, default = SWITCHES[name]
     assert overlapping_threads(block, value) == [asked, asked, asked, default]
 
 
 @every_switch
-def test_blocks_that_overlap_in_two_generators(name):
+def test_settings_in_two_generators(name):
     block, asked, value, default = SWITCHES[name]
     first, second = opened(block), opened(block)
     next(first), next(second)
@@ -72,7 +72,7 @@ def test_blocks_that_overlap_in_two_generators(name):
 
 
 @every_switch
-def test_nested_blocks_and_errors(name):
+def test_nested_settings_and_errors(name):
     block, asked, value, default = SWITCHES[name]
     with block():
         with pytest.raises(KeyError), block():
@@ -81,7 +81,7 @@ def test_nested_blocks_and_errors(name):
     assert value() == default
 
 
-def test_the_last_that_was_entered_is_in_force():
+def test_last_entered_setting_is_active():
     switch = ProcessSetting(0)
     blocks = [opened(lambda n=n: switch.set(n)) for n in (1, 2, 3)]
     for block in blocks:
@@ -91,7 +91,7 @@ def test_the_last_that_was_entered_is_in_force():
         assert switch.value == left
 
 
-def test_other_threads_see_a_block():
+def test_setting_is_visible_in_other_threads():
     """Autograd runs the backward of a device in a thread of its own."""
     seen = []
     with recompute_gates():
@@ -145,7 +145,7 @@ def test_similarities_of_two_threads_stay_apart(cell):
     assert counts == {"a": 1, "b": 3}
 
 
-def test_similarities_of_equal_lists_are_told_apart():
+def test_similarities_distinguish_equal_lists():
     """Two lists without a term are equal, and not the same."""
     first, second = memory_similarities(), memory_similarities()
     first.__enter__()
@@ -158,7 +158,7 @@ def test_similarities_of_equal_lists_are_told_apart():
 
 
 @pytest.mark.parametrize("name", ["convolution", "recomputed_gates"])
-def test_blocks_inside_a_compiled_function(name):
+def test_settings_inside_a_compiled_function(name):
     """Networks enter blocks in their forward."""
     block, asked, value, default = SWITCHES[name]
 

@@ -4,7 +4,7 @@
 from fastds.inference import progress
 
 
-def test_lines_without_a_terminal(capsys, monkeypatch):
+def test_progress_lines_without_a_terminal(capsys, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with progress.progress_bar(True, 10, "downscaling", "tiles") as advance:
@@ -16,7 +16,7 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
     assert [line.split()[1] for line in lines] == ["2", "4", "6", "8"]
 
 
-def test_nothing_where_it_is_not_wanted(capsys):
+def test_progress_can_be_disabled(capsys):
     with progress.progress_bar(False, 10, "downscaling", "tiles") as advance:
         assert advance is None
     assert capsys.readouterr() == ("", "")

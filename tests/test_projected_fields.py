@@ -30,7 +30,7 @@ def projected(rows=20, columns=24, step=3e3, units="m", name="projection_{}_coor
 
 
 @pytest.mark.parametrize("model", [None, "bicubic", "bilinear", "lanczos"])
-def test_a_file_of_one_projected_variable_has_an_answer(tmp_path, capsys, model):
+def test_downscale_of_one_projected_variable(tmp_path, capsys, model):
     save_dataset(projected(), tmp_path / "t.nc")
     words = ["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale=2"]
     assert main([*words, *([f"--model={model}"] if model else [])]) == 0
@@ -45,7 +45,7 @@ def test_a_file_of_one_projected_variable_has_an_answer(tmp_path, capsys, model)
         np.testing.assert_allclose(out.t2m[inside], expected.t2m[inside], atol=0.05)
 
 
-def test_rotated_and_turned_grids_are_planes_too():
+def test_rotated_and_flipped_projected_grids():
     """Degrees of a rotated pole are no latitudes: columns that span 360 are no circle. The order does not matter."""
     data = projected().drop_vars("crs")
     turned = data.isel(y=slice(None, None, -1), x=slice(None, None, -1))
@@ -59,7 +59,7 @@ def test_rotated_and_turned_grids_are_planes_too():
         np.testing.assert_array_equal(fine, fastds.downscale(method, rotated, scale=2).t2m)
 
 
-def test_latitudes_and_longitudes_of_the_points_come_along():
+def test_result_has_latitudes_and_longitudes():
     """Linear on the sphere, beyond the outer points, too."""
     data = projected()
     lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 179.5 + data.x.values / 60e3)
@@ -95,7 +95,7 @@ def test_a_curvilinear_grid_becomes_finer_among_its_points(model):
     np.testing.assert_allclose(other.lat.transpose("y", "x"), fine.lat, atol=1e-9)
 
 
-def test_what_needs_more_than_the_points_of_a_curvilinear_grid_says_so():
+def test_curvilinear_grid_errors():
     data = curvilinear()
     with pytest.raises(ValueError, match="grid needs coordinates along rows and columns, .* a curvilinear grid over y"):
         fastds.downscale("bicubic", data, grid=0.5)
@@ -129,7 +129,7 @@ def test_targets_by_spacing_and_like():
 
 
 def test_all_cells_count_alike_in_scores(tmp_path, capsys):
-    """Of files of another method, too, which tell no task; latitudes weigh where they are an axis."""
+    """Files of another method without task attributes are accepted; latitude weights apply to latitude axes."""
     truth, made = projected(), projected()
     made.t2m[:, :10] += 1.0
     save_dataset(truth, tmp_path / "truth.nc")
@@ -152,7 +152,7 @@ def staggered(data):
     return data.assign(u=data.t2m.rename(x="xc").assign_coords(xc=data.x.values + 1500.0))
 
 
-def test_of_two_grids_one_is_chosen_by_a_variable():
+def test_grid_is_selected_by_variable():
     data = staggered(projected()).isel(y=slice(None, None, -1))
     for model in ("bicubic", "inr-any"):
         fine = fastds.downscale(model, data, scale=2, var="u")
@@ -168,14 +168,14 @@ def test_of_two_grids_one_is_chosen_by_a_variable():
         (lambda d: d, {"model": "inr-small"}, "model inr-small is for latitude-longitude grids, and this one is of y"),
     ],
 )
-def test_other_grids_are_refused_in_a_sentence(change, options, message):
+def test_unsupported_grids_are_rejected(change, options, message):
     with pytest.raises(ValueError, match=message):
         fastds.downscale(options.get("model", "bicubic"), change(projected()), scale=2)
 
 
 @pytest.mark.parametrize("units", ["m", "km"])
 def test_points_lie_where_the_projection_says(units):
-    """Of a plane of temperature, at the places of some cells."""
+    """Temperature is a plane, evaluated at the coordinates of some cells."""
     pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
     crs = pyproj.CRS.from_epsg(3067)
     data = projected(units=units).assign_coords()

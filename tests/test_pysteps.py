@@ -48,7 +48,7 @@ def in_rates(values, metadata):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nowcasts_are_those_of_fastds_in_the_units_of_pysteps(rain, form, monkeypatch):
+def test_pysteps_nowcast_equals_fastds(rain, form, monkeypatch):
     from pysteps import nowcasts
 
     monkeypatch.setattr(nowcasts.interface, "_nowcast_methods", dict(nowcasts.interface._nowcast_methods))
@@ -78,7 +78,7 @@ def test_chosen_steps_members_and_time(rain):
     assert forecast(rain, None, 1, METADATA).shape == (1, SIZE, SIZE)
 
 
-def test_the_first_row_may_be_the_southern_one(rain):
+def test_pysteps_grid_with_southern_first_row(rain):
     """A network gives a mirrored field another answer, so it matters where north is."""
     expected = forecast(rain, None, 2, METADATA)
     turned = forecast(rain[:, ::-1], None, 2, METADATA | {"yorigin": "lower"})
@@ -86,7 +86,7 @@ def test_the_first_row_may_be_the_southern_one(rain):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_downscaling_is_that_of_fastds_in_the_units_of_pysteps(rain, form):
+def test_pysteps_downscaling_equals_fastds(rain, form):
     given, metadata = FORMS[form](rain)
     fine, told = diagnostic_fastds(given[:3], metadata, model="bicubic")
     assert fine.shape == (6 if form == "mm" else 5, 2 * SIZE, 2 * SIZE)
@@ -139,7 +139,7 @@ def test_pysteps_finds_the_entry_point(monkeypatch):
         ({"precip": np.zeros((4, 64, 64))}, "5 fields every 300 s are needed"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(rain, change, message):
+def test_pysteps_errors(rain, change, message):
     given = {"precip": rain, "velocity": None, "timesteps": 2, "metadata": METADATA} | change
     with pytest.raises(ValueError, match=message):
         forecast(**given)
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(rain, change, message):
             diagnostic_fastds(given["precip"], given["metadata"])
 
 
-def test_other_shapes_are_not_downscaled():
+def test_pysteps_downscaling_rejects_other_shapes():
     with pytest.raises(
         ValueError, match=r"precip must be \(m, n\), \(t, m, n\) or \(members, t, m, n\), got the shape"
     ):

@@ -37,7 +37,7 @@ def same_bits(a, b):
     return all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in zip(a, b, strict=True))
 
 
-def test_calls_at_once_do_not_disturb_each_other():
+def test_concurrent_calls_are_independent():
     cases = [case_of(5, op, "valid", number) for number in range(EACH) for op in STRATEGIES]
     alone = [computed(case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
@@ -47,7 +47,7 @@ def test_calls_at_once_do_not_disturb_each_other():
 
 
 @pytest.mark.parametrize("op", STRATEGIES)
-def test_the_same_call_at_once(op):
+def test_concurrent_equal_calls(op):
     """On the same caches of weights and workspaces."""
     case = case_of(5, op, "valid", EACH)
     alone = computed(case)

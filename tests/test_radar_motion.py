@@ -21,7 +21,7 @@ def motion(rows, columns, known=1.0, size=(24, 32)):
     return made
 
 
-def test_the_mean_of_three_by_how_well_they_are_known():
+def test_flow_is_averaged_by_confidence():
     this, before, behind = motion(2.0, 4.0), motion(5.0, 1.0, 0.5), motion(-1.0, 1.0, 0.25)
     expected = torch.tensor([(2 + 0.5 * 5 - 0.25) / 1.75, (4 + 0.5 + 0.25) / 1.75])
     found = smooth_flow(this, before, behind)
@@ -33,8 +33,8 @@ def test_the_mean_of_three_by_how_well_they_are_known():
 
 @pytest.mark.parametrize("way", [0, 1])
 @pytest.mark.parametrize(("beside", "sign"), [("before", 1), ("behind", -1)])
-def test_the_motion_of_the_same_air(way, beside, sign):
-    """What another pair knows at one pixel counts where the air from there is, or comes from: 4 columns away."""
+def test_flow_is_averaged_along_trajectories(way, beside, sign):
+    """The flow of another pair counts at the pixel to or from which the air moves, 4 columns away."""
     this, other, nothing = motion(0.0, 4.0), motion(0.0, 8.0, 0.0), motion(0.0, 0.0, 0.0)
     other.known[way, 0, 10, 16] = 1.0
     found = smooth_flow(this, **{"before": nothing, "behind": nothing, beside: other})[0, way, 1].abs()
@@ -43,7 +43,7 @@ def test_the_motion_of_the_same_air(way, beside, sign):
     assert found[10, column] == pytest.approx(6.0)
 
 
-def test_dry_fields_do_not_move():
+def test_flow_of_dry_frames_is_zero():
     x = torch.zeros(2, 24, 32)
     still = Motion(x)
     assert not still.flow.any() and not still.known.any() and still.flow.shape == (1, 2, 2, 24, 32)
@@ -56,7 +56,7 @@ def test_dry_fields_do_not_move():
         assert torch.equal(smooth_pair_flow(ends[0], this, ends[1]), optical_flow(this[None])[0])
 
 
-def test_the_middle_field_is_nearer_to_the_truth():
+def test_averaged_flow_reduces_the_error():
     """An event of the shape of rain that moves by 15 m/s: the error half-way becomes smaller."""
     z = fd.synthetic_event(seed=4, frames=7, speed=15.0)["reflectivity"].values
     x = torch.from_numpy(fd.prepare(fd.coarsen(np.nan_to_num(z, nan=-32.0), 2), 15.0, 70.0)).float()
@@ -69,7 +69,7 @@ def test_the_middle_field_is_nearer_to_the_truth():
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_pieces_have_the_bits_of_the_whole(factor):
+def test_flow_in_chunks_is_identical(factor):
     """Each with the fields that it reads beside."""
     many = fd.coarsen_dataset(fd.synthetic_event(seed=2, frames=23, shape=(64, 64)))
     job = RadarPipeline(radar_model(), many, time_factor=factor)

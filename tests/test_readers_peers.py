@@ -43,7 +43,7 @@ def edges(dataset, field):
 
 
 @pytest.mark.parametrize("name", RADOLAN)
-def test_radolan_as_wradlib(raw, name):
+def test_radolan_equals_wradlib(raw, name):
     wradlib = pytest.importorskip("wradlib", reason="wradlib is not installed (optional peer)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,7 +60,7 @@ def test_radolan_as_wradlib(raw, name):
         assert dataset.time.values[0] == np.datetime64(attrs["datetime"])
 
 
-def test_odim_as_wradlib(raw):
+def test_odim_equals_wradlib(raw):
     wradlib = pytest.importorskip("wradlib", reason="wradlib is not installed (optional peer)")
     path = raw / "opera" / "T_PAAH21_C_EUOC_20180824200000.hdf"
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def test_odim_as_wradlib(raw):
 
 
 @pytest.mark.parametrize("name", ["era5_t2m_20221001T00.grib1", "nam.t00z.awp21100.tm00.grib2"])
-def test_grib_as_eccodes(raw, name):
+def test_grib_equals_eccodes(raw, name):
     """Three points of every field by the iterator of ecCodes."""
     eccodes = pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     path, rng, count = raw / "grib" / name, np.random.default_rng(0), 0
@@ -111,7 +111,7 @@ def test_grib_as_eccodes(raw, name):
 @pytest.mark.parametrize(
     ("folder", "name"), [("bom", "2_20180616_130000.prcp-cscn.nc"), ("netcdf3", "era5_500hPa_cds_int16.nc")]
 )
-def test_netcdf_as_netcdf4(raw, folder, name):
+def test_netcdf_equals_netcdf4(raw, folder, name):
     netcdf4 = pytest.importorskip("netCDF4", reason="the extra test brings netCDF4")
     with netcdf4.Dataset(raw / folder / name) as file, open_dataset(raw / folder / name) as dataset:
         for variable in dataset.data_vars:
@@ -129,7 +129,7 @@ def test_netcdf_as_netcdf4(raw, folder, name):
                 np.testing.assert_allclose(dataset[axis].values, np.asarray(file[axis][:]), rtol=1e-6)
 
 
-def test_knmi_corners_by_pyproj(raw):
+def test_knmi_corners_equal_pyproj(raw):
     """The corners that the files name in degrees, in their own projection, against ours."""
     for path in sorted((raw / "knmi").glob("*.h5")):
         with h5py.File(path) as file, open_dataset(path) as dataset:

@@ -111,14 +111,14 @@ def _fields(step):
 
 
 @pytest.mark.parametrize("readme, text", blocks("python"))
-def test_python(readme, text, tmp_path, monkeypatch):
+def test_python_examples_run(readme, text, tmp_path, monkeypatch):
     (tmp_path / "block.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     runpy.run_path("block.py", run_name="__main__")
 
 
 @pytest.mark.parametrize("readme, text", blocks("bash"))
-def test_commands(readme, text, files, monkeypatch, capfd):
+def test_command_examples_run(readme, text, files, monkeypatch, capfd):
     """The first of the main README as it is typed; the others of `fastds` run here, where torch is imported already."""
     monkeypatch.chdir(files)
     typed = readme == "README.md"
@@ -144,7 +144,7 @@ def test_the_main_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
 
 
-def test_links_lead_somewhere():
+def test_links_are_valid():
     for path in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path}: {target}"

@@ -38,7 +38,7 @@ class Allocations(TorchDispatchMode):
 
 
 def kept_bytes(function):
-    """What a call leaves in memory as long as its result is there, beside what was there before."""
+    """Return the memory that a call holds while its result exists."""
     with Allocations() as allocations:
         result = function()
     return allocations.alive(), result
@@ -46,7 +46,7 @@ def kept_bytes(function):
 
 @pytest.mark.parametrize("cell", ["predrnn", "mim", "preciplstm", "convlstm"])
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
-def test_gradients_of_a_network_are_the_same_bits(network, cell):
+def test_recomputed_gradients_are_bitwise_equal(network, cell):
     """Against recompute=False, which keeps everything."""
     options = {"cell_options": {"window": 4}} if cell == "preciplstm" else {}
     kept, light = (network(cell, 8, recompute=on, **options) for on in (False, True))
@@ -60,13 +60,13 @@ def test_gradients_of_a_network_are_the_same_bits(network, cell):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_gates_are_computed_again_as_they_were(monkeypatch):
+def test_recomputed_gates_are_bitwise_equal(monkeypatch):
     """Where the costs take another algorithm for a convolution that no pass follows."""
     monkeypatch.setattr(algorithm, "select_fastest", lambda *case: "winograd" if case[2] or case[8] else "planes")
-    test_gradients_of_a_network_are_the_same_bits(MSRNN, "convlstm")
+    test_recomputed_gradients_are_bitwise_equal(MSRNN, "convlstm")
 
 
-def test_second_gradients_of_a_network():
+def test_second_order_gradients_with_recomputation():
     """The penalty of a gradient's norm, against the network that keeps everything; float64."""
     results = []
     for recompute in (False, True):
@@ -108,7 +108,7 @@ def test_rematerialize_under_the_autocast_of_the_forward():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_halved_maximum(layout):
+def test_activation_memory_is_halved(layout):
     """Values, gradients and their gradients as of torch's pooling, ties included; nothing kept beside x and y."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64).round().contiguous(memory_format=layout).requires_grad_()
     kept, y = kept_bytes(lambda: max_pool_2x2(x))
@@ -121,7 +121,7 @@ def test_halved_maximum(layout):
     assert torch.func.vmap(max_pool_2x2)(x.detach()[:, None]).shape == (2, 1, 3, 3, 4)
 
 
-def test_what_a_training_step_keeps():
+def test_saved_memory_of_a_training_step():
     """Of PredRNN after the forward, in maps per cell and step: hidden state, two memories and q (4, and what is small)
     against more than 14 with everything kept.
     """
@@ -132,7 +132,7 @@ def test_what_a_training_step_keeps():
 
 
 @pytest.mark.parametrize("network, cell, bound", [(MSRNN, "predrnn", 14), (DBRNN, "convlstm", 16)])
-def test_what_a_forecast_holds_at_its_peak(network, cell, bound, monkeypatch):
+def test_peak_memory_of_a_forecast(network, cell, bound, monkeypatch):
     """Without gradients, in full maps: all states, and of one layer what enters, what leaves and what it makes.
 
     Memory that is kept for maps to come does not count; tests/test_reuse.py counts it.

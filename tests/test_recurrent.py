@@ -86,7 +86,7 @@ def test_three_steps(name, how, with_state, dtype):
 
 @pytest.mark.parametrize("name", ["gru", "gru-1-z"])
 def test_gradient_penalty(name):
-    """What WGAN-GP's critic does: the gradient of a gradient norm with respect to the weights."""
+    """The penalty of WGAN-GP: the gradient of a gradient norm with respect to the weights."""
     kind, options, oracle = CELLS[name]
     cell = kind(3, 16, **options)
     frames = torch.randn(2, 3, 3, 8, 8)

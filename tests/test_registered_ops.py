@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from forked import in_a_child
-from fuzz.of_ops import modules
+from fuzz.ops import modules
 from fuzz.registered import OPS, agrees, call, changes, detached, recorded
 
 
@@ -61,7 +61,7 @@ def leaves(tensors):
     return found
 
 
-def test_every_registered_op_is_recorded(native):
+def test_registered_schemas_are_recorded(native):
     assert set(recording()) == set(OPS)
 
 
@@ -90,7 +90,7 @@ def longer(change):
 
 @pytest.mark.parametrize("name", sorted(OPS))
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded", "ignore:fastds.guided")
-def test_one_thing_changed(name, native):
+def test_schema_change_is_detected(name, native):
     calls = recording()[name][:4]
     said, status = in_a_child(lambda out: [faults(OPS[name], args, out) for args in calls])
     assert status == 0, f"{name} died of {status} at {said[-1]}"

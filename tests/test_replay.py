@@ -34,7 +34,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_networks(name, dtype, native):
+def test_graph_equals_eager_networks(name, dtype, native):
     torch.manual_seed(3)
     model = create(name, **NETWORKS[name]).eval()
     steps = {"steps": 3} if hasattr(model, "forecast") else {}
@@ -50,7 +50,7 @@ def test_networks(name, dtype, native):
 
 
 @pytest.mark.parametrize(("name", "fields"), [("nowcast-small", 3), ("fczsm-small", 2)])
-def test_flow_is_that_of_the_fields_of_each_call(name, fields, native):
+def test_graph_computes_flow_per_call(name, fields, native):
     model = create(name).eval()
     given = [torch.rand(1, fields, 1, 32, 32) for _ in range(3)]
     fast = fastds.compile_graph(model, given[0])
@@ -115,7 +115,7 @@ class Steps(nn.Module):
         return h
 
 
-def test_memory_is_used_again_and_stays(native):
+def test_graph_reuses_memory(native):
     model, x = Steps(), torch.randn(1, 8, 16, 16)
     graph = CPUForwardGraph(model, Arguments((x,), {}, CPU), torch.float32)
     taken = sum(block.nbytes for blocks in graph.pool._free.values() for block in blocks)
@@ -132,7 +132,7 @@ def test_memory_is_used_again_and_stays(native):
     assert torch.equal(first, expected)
 
 
-def test_other_threads_are_not_recorded_and_nothing_is_left(native):
+def test_recording_excludes_other_threads(native):
     stop, failures = threading.Event(), []
 
     def work():
@@ -179,7 +179,7 @@ class Weighs(nn.Module):
     ],
     ids=["constant", "view of a constant", "input", "in place", "in place by the input", "into a constant"],
 )
-def test_what_follows_from_weights_alone_is_calculated_once(scaled, calls, native):
+def test_graph_folds_constant_computations(scaled, calls, native):
     model, x = Weighs(scaled), torch.randn(2, 5)
     graph = CPUForwardGraph(model, Arguments((x,), {}, CPU), torch.float32)
     assert len(graph.calls) == calls
@@ -225,18 +225,18 @@ def prepares_itself(x, weight, bias):
     ],
     ids=["groups", "stride", "by name", "two", "filters of the input", "transposed", "of rows", "empty"],
 )
-def test_filters_are_prepared_once(convolve, filters, dtype, native, monkeypatch):
+def test_graph_packs_weights_once(convolve, filters, dtype, native, monkeypatch):
     asked, prepared = [], onednn.prepare_filters
     monkeypatch.setattr(onednn, "prepare_filters", lambda *args: asked.append(1) or prepared(*args))
     check_replay(Convolves(convolve), torch.randn(2, 12, 9, 8), dtype)
     assert len(asked) == (filters if onednn.can_prepare_filters(dtype) else 0)
 
 
-def test_filters_that_the_forward_prepares(native):
+def test_weights_packed_by_the_forward(native):
     check_replay(Convolves(prepares_itself), torch.randn(2, 12, 9, 8))
 
 
-def test_filters_stay_where_a_bit_would_change(native, monkeypatch):
+def test_weights_are_not_packed_if_results_would_change(native, monkeypatch):
     monkeypatch.setattr(onednn, "convolve", lambda x, filters, bias, *_: torch.zeros(2, 24, 7, 6))
     check_replay(Convolves(lambda x, w, b: F.conv2d(x, w, b, groups=3)), torch.randn(2, 12, 9, 8))
 
@@ -262,14 +262,14 @@ class Asks(nn.Module):
     ],
     ids=["branch", "mask", "number", "random", "dropout", "numpy"],
 )
-def test_what_cannot_be_repeated_is_refused(ask, native):
+def test_unrepeatable_forwards_are_rejected(ask, native):
     with pytest.raises(RuntimeError, match="the forward cannot be repeated"):
         fastds.compile_graph(Asks(ask), torch.randn(2, 5))
     assert loader.get_module() is native
 
 
-def test_a_convolution_that_pays_but_for_the_call(native, monkeypatch):
-    """What takes little less by the engine is left to torch, also where the op is recorded."""
+def test_convolution_fast_only_without_call_overhead(native, monkeypatch):
+    """A convolution that is only slightly faster by the op is left to torch, also in a recorded graph."""
     monkeypatch.setattr(costs, "_estimate_seconds", lambda *_: [0.99 * costs.MARGIN * 1e-4, 1e-4])
     for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
@@ -297,7 +297,7 @@ def test_missing_values_spread_and_other_threads_fill_theirs(native):
     assert seen == [False] and not is_capturing()
 
 
-def test_messages(native):
+def test_graph_error_messages(native):
     model, x = Steps(), torch.randn(1, 8, 6, 6)
     with pytest.raises(ValueError, match="train: a step is captured on a CUDA device alone, the model is on cpu"):
         fastds.compile_graph(model, x, train=True)

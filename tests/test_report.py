@@ -18,8 +18,8 @@ import fastds
 from fastds.cli import main
 from fastds.data import RAIN_THRESHOLDS, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.plot.style import MISSING_COLOUR
-from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
-from fastds.report.maps import png
+from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, radar_style, select_evenly
+from fastds.report.maps import encode_png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
 from fastds.tasks.nowcast.forecasts import Forecasts
@@ -104,7 +104,7 @@ def forecast(folder):
 
 
 @pytest.mark.parametrize("kind", ["downscaled", "forecast"])
-def test_a_page_is_complete_in_itself(request, kind):
+def test_page_is_self_contained(request, kind):
     path, _ = request.getfixturevalue(kind)
     page = parsed(path)
     for tag, attrs in page.tags:
@@ -119,7 +119,7 @@ def test_a_page_is_complete_in_itself(request, kind):
 
 
 @pytest.mark.parametrize("kind", ["downscaled", "forecast"])
-def test_numbers_are_those_of_the_table(request, kind):
+def test_page_numbers_equal_the_table(request, kind):
     path, table = request.getfixturevalue(kind)
     page = parsed(path)
     cells = iter(page.texts("td", "th"))
@@ -132,7 +132,7 @@ def test_numbers_are_those_of_the_table(request, kind):
 
 
 @pytest.mark.parametrize("kind", ["downscaled", "forecast"])
-def test_a_page_that_shows_everything_says_nothing_of_parts(request, kind):
+def test_complete_page_has_no_note_on_omissions(request, kind):
     path, _ = request.getfixturevalue(kind)
     assert not re.search(r"(Maps|spectra) of \d+ of \d+", path.read_text())
 
@@ -168,7 +168,7 @@ def test_curves_by_lead_are_of_their_scores(forecast):
             assert f"{name}: {values[0]:.3g} to {values[-1]:.3g}" in chart.alt
 
 
-def test_maps_of_all_methods_lack_what_the_forecast_lacks(folder):
+def test_maps_of_all_methods_share_the_mask(folder):
     z = np.full((3, 64, 80), 20.0, np.float32)
     holed = z.copy()
     holed[:, 3:5] = np.nan
@@ -179,7 +179,7 @@ def test_maps_of_all_methods_lack_what_the_forecast_lacks(folder):
 
 
 def test_the_first_start_with_most_rain_is_drawn(tmp_path):
-    """Of fields that grow by 1 dB: from the sixth on both leads have 10 mm/h, 39.01 dBZ."""
+    """The fields grow by 1 dB per step; from the sixth on both lead times exceed 10 mm/h (39.01 dBZ)."""
     truth = synthetic_event(5, 10, (32, 32))[["reflectivity", "crs"]]
     grown = np.broadcast_to(34 + np.arange(10, dtype="f4")[:, None, None], (10, 32, 32))
     truth["reflectivity"] = truth.reflectivity.copy(data=grown)
@@ -192,7 +192,7 @@ def test_the_first_start_with_most_rain_is_drawn(tmp_path):
     assert told[5:7] == [f"persistence (PRED), 2024-06-01 {label}: up to 39" for label, _ in observed[3:]]
 
 
-def test_what_was_run_is_told(downscaled):
+def test_page_describes_the_run(downscaled):
     page = parsed(downscaled[0])
     told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
     card = fastds.models.load_card("fczsm-small")
@@ -202,7 +202,7 @@ def test_what_was_run_is_told(downscaled):
     assert told["times"] == "2024-06-01 12:00 UTC to 2024-06-01 12:40 UTC"
 
 
-def test_the_command_is_told(folder):
+def test_page_shows_the_command(folder):
     words = ["downscale", "in.nc", "again.nc", "--truth", "truth.nc", "--report", "again.html"]
     code = f"import os, sys; from fastds.cli import main; os.chdir({str(folder)!r}); sys.exit(main())"
     done = forked.run(code, *words)
@@ -227,19 +227,19 @@ def test_without_a_truth_a_page_has_the_maps(folder, monkeypatch, verb):
         assert told[:5] == [f"observed, 2024-06-01 12:{label}: up to {z:.0f}" for label, z in shown]
 
 
-def test_tables_alone(downscaled, forecast, tmp_path):
+def test_page_with_tables_only(downscaled, forecast, tmp_path):
     for _, table in (downscaled, forecast):
         table.to_html(tmp_path / "table.html")
         page = parsed(tmp_path / "table.html")
         assert page.texts("caption") == [rich.title for rich in table.tables()] and not page.all("img")
 
 
-def test_text_of_users_is_escaped():
+def test_user_text_is_escaped():
     text = Page("<b>bold</b>", {"Run": {"title": "<script>alert(1)</script>"}}).html()
     assert "<b>" not in text and "<script>" not in text and "&lt;script&gt;" in text
 
 
-def test_a_card_is_that_of_the_weights(folder, tmp_path):
+def test_page_shows_the_model_card(folder, tmp_path):
     """A user's weights of a shipped name have not the shipped card."""
     network = fastds.load("fczsm-small")
     network.card.licence, network.card.training_data = "", ["my own radar"]
@@ -302,7 +302,7 @@ def test_learning_curves(folder, tmp_path, capfd):
     assert "--report must be a file that ends in .html" in capfd.readouterr().err
 
 
-def test_studies(folder, tmp_path, monkeypatch, capsys):
+def test_study_reports(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_radar, "TEST_BLOCKS", {"truth.nc": (0, None, 2)})
     monkeypatch.setattr(study_nowcast, "TEST_STARTS", {"truth.nc": 1})
     path = tmp_path / "study.html"
@@ -333,14 +333,14 @@ def field(rows, columns, y, x, units="m"):
 
 @pytest.mark.parametrize("up", [True, False])
 @pytest.mark.parametrize("units", ["m", "degrees"])
-def test_north_is_up_and_east_is_right(up, units):
+def test_maps_are_north_up(up, units):
     y = np.linspace(40, 50, 6) if up else np.linspace(50, 40, 6)
     z = field(6, 8, y, np.linspace(0, 14, 8), units)
-    seen = pixels(png(MapGrid.of(z).up(z.values), radar_style()))
+    seen = pixels(encode_png(MapGrid.of(z).up(z.values), radar_style()))
     place = np.argwhere((seen != 255).any(-1)).tolist()
     assert place == [[5, 7]] if up else place == [[0, 7]]
     west = z.isel(x=slice(None, None, -1))
-    assert np.array_equal(pixels(png(MapGrid.of(west).up(west.values), radar_style())), seen)
+    assert np.array_equal(pixels(encode_png(MapGrid.of(west).up(west.values), radar_style())), seen)
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)])
@@ -371,10 +371,10 @@ def test_ticks_and_shape():
     assert "50°S" in {label for _, label in globe.ticks()[1]}
 
 
-def test_missing_is_not_dry():
+def test_maps_distinguish_missing_and_dry():
     style = radar_style()
     z = np.array([[np.nan, -32.0, 4.9], [5.0, 74.0, 80.0]])
-    seen = pixels(png(z, style))
+    seen = pixels(encode_png(z, style))
     assert tuple(seen[0, 0]) == colour(MISSING_COLOUR) and (seen[0, 1:] == 255).all()
     assert [tuple(c) for c in seen[1]] == [colour(style.bars[0]), colour(style.bars[-1]), colour(style.bars[-1])]
     assert style.describe(z) == "up to 80 dBZ, 40 % of the area at least 15 dBZ, 17 % missing"
@@ -382,7 +382,7 @@ def test_missing_is_not_dry():
     assert style.describe(np.full((2, 2), -32.0)).startswith("no echo, 0 %")
 
 
-def test_large_fields_are_drawn_smaller():
+def test_large_fields_are_subsampled():
     maps = Maps(MapGrid.of(field(4, 4, np.arange(4.0), np.arange(4.0))), ["a", "b"], radar_style())
     maps.add("now", {"a": np.zeros((1000, 1600)), "b": np.zeros((500, 700))})
     assert pixels(maps.pictures["a"][0].uri).shape[:2] == (333, 533)
@@ -390,7 +390,7 @@ def test_large_fields_are_drawn_smaller():
     assert maps.notes == ["Maps of 1000 x 1600 pixels show every 3rd pixel each way."]
 
 
-def test_many_frames_are_thinned(folder, tmp_path):
+def test_long_series_are_thinned(folder, tmp_path):
     truth = synthetic_event(5, 5, (32, 32))[["reflectivity"]].isel(time=np.arange(61) % 5)
     truth = truth.assign_coords(time=truth.time.values[0] + np.arange(61) * np.timedelta64(5, "m"))
     fastds.evaluate(truth, truth, report=tmp_path / "many.html")
@@ -398,13 +398,13 @@ def test_many_frames_are_thinned(folder, tmp_path):
     shown = sum(frame["alt"].startswith("truth") for frame in page.all("img", "frame"))
     assert MAX_FRAMES - 3 <= shown <= MAX_FRAMES
     assert "Maps and spectra of 8 of 30 pairs of input times." in (tmp_path / "many.html").read_text()
-    assert evenly(3, 24) == [0, 1, 2] and evenly(100, 3) == [0, 50, 99]
+    assert select_evenly(3, 24) == [0, 1, 2] and select_evenly(100, 3) == [0, 50, 99]
 
 
 # ---- targets
 
 
-def test_a_report_replaces_no_input(folder, tmp_path, capsys):
+def test_report_does_not_replace_inputs(folder, tmp_path, capsys):
     (tmp_path / "x.html").write_text("")
     (tmp_path / "y.html").symlink_to(tmp_path / "x.html")
     for path, error, words in (
@@ -421,7 +421,7 @@ def test_a_report_replaces_no_input(folder, tmp_path, capsys):
     assert "--report must be a file that ends in .html, got page.txt" in capsys.readouterr().err
 
 
-def test_a_failed_report_leaves_the_old_page(tmp_path, monkeypatch):
+def test_failed_report_keeps_the_old_page(tmp_path, monkeypatch):
     (tmp_path / "page.html").write_text("old")
     monkeypatch.setattr("pathlib.Path.write_text", lambda *args, **options: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
@@ -477,7 +477,7 @@ def test_the_slider_in_a_browser(downscaled, browse, width):
     assert len({row[-1] for row in rows}) > 1 and fits == "true" and hidden == str(4 * 8)
 
 
-def test_the_console_tells_errors(browse):
+def test_browser_console_reports_errors(browse):
     _, console = browse("<body><script>nonsense()</script></body>", 800)
     assert len(console) == 1 and "nonsense is not defined" in console[0]
 

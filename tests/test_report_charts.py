@@ -19,7 +19,7 @@ def test_errors_by_intensity_by_hand():
     assert sums.tolist() == [[1, 2, 4], [1, 3, 9]]
 
 
-def test_a_wave_has_its_power_at_its_wavelength():
+def test_spectrum_of_a_wave_peaks_at_its_wavelength():
     wave = 30 + 10 * torch.cos(2 * np.pi * (torch.arange(64) + 0.5) / 16).expand(64, 64)
     wavenumber, power = power_spectrum(wave)
     assert abs(wavenumber[power.argmax()] - 1 / 16) <= 1 / 128
@@ -29,8 +29,8 @@ def test_a_wave_has_its_power_at_its_wavelength():
         power_spectrum(torch.zeros(3))
 
 
-def test_power_of_a_ring_is_the_mean_of_its_modes():
-    """Of 4 x 5 pixels, with the DCT written out."""
+def test_spectrum_averages_over_rings():
+    """The spectrum of 4 x 5 pixels is compared with an explicit DCT."""
     field = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) + 20
     rows, columns = ([[np.cos(np.pi * k * (x + 0.5) / n) for x in range(n)] for k in range(n)] for n in (4, 5))
     modes = np.array(rows) @ field.double().numpy() @ np.array(columns).T
@@ -42,7 +42,7 @@ def test_power_of_a_ring_is_the_mean_of_its_modes():
     np.testing.assert_allclose(power, [np.mean(modes[ring] ** 2) for ring in rings], rtol=1e-6)
 
 
-def test_errors_are_drawn_at_the_middle_of_their_classes():
+def test_errors_are_drawn_at_class_centres():
     curves, truth = Curves(None), torch.full((8, 8), 22.0)
     curves.add_errors({"a": truth + 3}, truth, torch.ones(8, 8, dtype=torch.bool))
     for axes in curves.charts()[0].draw().axes:  # mean and rms error
@@ -51,19 +51,19 @@ def test_errors_are_drawn_at_the_middle_of_their_classes():
 
 
 @pytest.mark.parametrize(("last", "scale"), [(0.19, "linear"), (0.21, "log"), (-2.1, "linear")])
-def test_a_curve_over_more_than_a_power_of_ten_is_logarithmic(tmp_path, last, scale):
+def test_wide_range_curves_are_logarithmic(tmp_path, last, scale):
     (tmp_path / "m.csv").write_text(f"step,loss\n1,0.02\n2,0.05\n3,{last}\n")
     chart = training_report._make_chart("loss", {"": tmp_path / "m.csv"})
     assert chart.alt == f"loss by step: 0.02 at first, {last:.4g} at last"
     assert chart.draw().axes[0].get_yscale() == scale
 
 
-def test_the_rank_histogram_tells_its_ends():
+def test_rank_histogram_describes_its_ends():
     (chart,) = fields_report._make_charts({"t": [0.5, 0.2, 0.1, 0.3]})
     assert "t: 0.500 below and 0.300 above all members" in chart.alt and fields_report._make_charts({}) == []
 
 
-def test_curves_of_nothing_are_left_out():
+def test_empty_curves_are_omitted():
     curves = Curves(None)
     dry = torch.zeros(16, 16)
     curves.add_errors({"a": dry}, dry, torch.ones(16, 16, dtype=torch.bool))

@@ -22,7 +22,7 @@ def like():
     return torch.rand(SHAPE)
 
 
-def test_a_freed_map_is_the_next_of_its_size(like):
+def test_pool_reuses_freed_buffers(like):
     with torch.no_grad(), _reuse.reuse_memory():
         first = _reuse.allocate_map(SHAPE, torch.float32, like)
         address = first.data_ptr()
@@ -39,19 +39,19 @@ def test_a_freed_map_is_the_next_of_its_size(like):
     assert (kept == 4).all(), "a map outlives the block"
 
 
-def test_small_maps_are_left_to_glibc(like, monkeypatch):
+def test_pool_ignores_small_buffers(like, monkeypatch):
     with torch.no_grad(), _reuse.reuse_memory():
         monkeypatch.setattr(_reuse, "MIN_POOLED_BYTES", like.nbytes + 1)
         assert _reuse.make_out_argument(SHAPE, like) == {} and _reuse.make_out_argument((*SHAPE[:3], 6), like) != {}
 
 
-def test_bfloat16_takes_half(like):
+def test_pool_accounts_for_bfloat16(like):
     with torch.no_grad(), _reuse.reuse_memory():
         x = _reuse.allocate_map(SHAPE, torch.bfloat16, like)
         assert x.dtype == torch.bfloat16 and x.untyped_storage().nbytes() == 2 * x.numel()
 
 
-def test_only_where_no_graph_keeps_maps(like):
+def test_pool_is_disabled_while_recording_gradients(like):
     with _reuse.reuse_memory(), torch.no_grad():
         assert _reuse.make_out_argument(SHAPE, like) == {}
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_only_where_no_graph_keeps_maps(like):
 
 @pytest.mark.parametrize("cell", ["convlstm", "convgru", "predrnn", "predrnn-v2"])
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
-def test_forecasts_are_the_same_bits(network, cell, monkeypatch):
+def test_forecasts_with_pool_are_identical(network, cell, monkeypatch):
     """And hidden states that a hook keeps stay what they were."""
     model, frames = network(cell, 8), torch.rand(2, 2, 1, 16, 24)
     held, copies = [], []
@@ -88,8 +88,8 @@ def test_forecasts_are_the_same_bits(network, cell, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_longer_forecasts_take_no_more_memory(monkeypatch):
-    """Of the maps of a whole step three remain beside the states: one input and two results."""
+def test_memory_does_not_grow_with_forecast_length(monkeypatch):
+    """Three tensors of a step remain besides the states: one input and two results."""
     taken = []
     make = torch.empty
 
@@ -109,7 +109,7 @@ def test_longer_forecasts_take_no_more_memory(monkeypatch):
     assert counts[0] == counts[1] == 8 + 3
 
 
-def test_resized_maps_are_the_same_bits(like):
+def test_resize_with_pool_is_identical(like):
     from fastds.models.db_rnn.module import upsample as up
 
     x = like[:, :, :, :4].contiguous(memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ def test_resized_maps_are_the_same_bits(like):
         assert torch.equal(a, b) and a.stride() == b.stride()
 
 
-def test_traced_networks():
+def test_pool_with_traced_networks():
     """Compilers and tracers see a network without kept memory."""
     model, frames = DBRNN("convlstm", 8), torch.rand(1, 2, 1, 16, 16)
     with torch.no_grad():

@@ -40,7 +40,7 @@ def axis(data, name="tp"):
     return find_running_axis(data[name], [d for d in data[name].dims if d not in ("lat", "lon")])
 
 
-def test_totals_are_told_by_growth_and_names():
+def test_running_totals_are_detected_by_growth_and_names():
     rain = hourly()
     total = rain.cumsum(0)
     assert axis(dataset(total)) == "time" and axis(dataset(total, dim="step")) == "step"
@@ -72,14 +72,14 @@ def test_no_step_of_a_fine_total_is_negative(model):
 
 
 @pytest.mark.parametrize("model", METHODS)
-def test_a_total_that_begins_anew_does_so_on_the_fine_grid(model):
+def test_reset_of_a_total_is_preserved(model):
     day = hourly().cumsum(0)
     fine = fastds.downscale(model, dataset(np.concatenate([day, day])), scale=2).tp.values
     np.testing.assert_array_equal(fine[12:], fine[:12])
     assert np.diff(fine[:12], axis=0).min() >= 0 and fine[12].max() < 0.5 * fine[11].max()
 
 
-def test_noise_does_not_add_up_and_missing_fields_are_bridged():
+def test_totals_do_not_accumulate_noise_or_gaps():
     total, counter = np.full((3, 3), 5.0, np.float32), RunningTotal()
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -93,7 +93,7 @@ def test_noise_does_not_add_up_and_missing_fields_are_bridged():
         np.testing.assert_array_equal(fine, np.float32(expected))
 
 
-def test_pieces_of_a_total_have_the_bits_of_the_whole(monkeypatch):
+def test_totals_in_chunks_are_identical(monkeypatch):
     day = hourly(7).cumsum(0)
     data = dataset(np.concatenate([day, day]))
     expected = fastds.downscale("bicubic", data, scale=2)
@@ -107,7 +107,7 @@ def test_pieces_of_a_total_have_the_bits_of_the_whole(monkeypatch):
     np.testing.assert_array_equal(found.tp.values, expected.tp.values)
 
 
-def test_stations_get_totals_that_grow():
+def test_totals_at_stations_do_not_decrease():
     total = hourly().cumsum(0)
     places = [(47.3, 4.1), (44.9, 7.7), (43.2, 5.4)]
     rows = fastds.query("inr-any", dataset(total), places, threads=1)
@@ -117,7 +117,7 @@ def test_stations_get_totals_that_grow():
     np.testing.assert_allclose(values, plain, atol=1.0)
 
 
-def test_members_of_a_forecast_are_added_up_one_by_one():
+def test_totals_of_members_are_separate():
     first, second = (dataset(hourly(8, seed).cumsum(0), dim="step") for seed in (1, 2))
     both = xr.concat([first, second], "number", combine_attrs="override").transpose("step", "number", "lat", "lon")
     both["lat"].attrs, both["lon"].attrs = first.lat.attrs, first.lon.attrs

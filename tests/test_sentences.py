@@ -84,7 +84,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence(folder, monkeypatch, capsys, case):
+def test_errors_are_one_sentence(folder, monkeypatch, capsys, case):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     arguments, sentence = CASES[case]
@@ -96,7 +96,7 @@ def test_one_sentence(folder, monkeypatch, capsys, case):
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_csv_file_as_spreadsheets_write_it(folder, tmp_path, capsys):
+def test_csv_file_with_byte_order_mark(folder, tmp_path, capsys):
     output = tmp_path / "o.csv"
     command = ["query", f"{folder}/grid.nc", "--points", f"{folder}/excel.csv", "--output", str(output)]
     assert main(command) == 0, capsys.readouterr().err
@@ -113,7 +113,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_damaged_files_say_nothing_after_the_sentence(folder, tmp_path):
+def test_damaged_file_error_is_the_last_output(folder, tmp_path):
     content, rng, files = (folder / "radar.nc").read_bytes(), np.random.default_rng(0), []
     for number in range(25):
         damaged = bytearray(content)

@@ -59,7 +59,7 @@ def test_float32_paths(channels, size, monkeypatch):
         assert bool(calls) == (channels == 128)
 
 
-def test_a_pass_that_does_not_reach_the_kernel():
+def test_backward_that_misses_the_kernel():
     x, weight, bias, residual = tensors()
     expected = penalty_gradients(own_kernels, (x, weight, bias, residual))
     y = chain(x, weight, bias, residual)
@@ -71,7 +71,7 @@ def test_a_pass_that_does_not_reach_the_kernel():
             torch.testing.assert_close(a, b)
 
 
-def test_a_failed_pass_leaves_nothing_behind():
+def test_failed_backward_leaves_no_state():
     inputs = tensors()
     expected = torch.autograd.grad(own_kernels(*inputs).sum(), inputs)
     y = chain(*inputs)

@@ -51,7 +51,7 @@ def assert_same(ours, expected, tolerance=1e-12):
 
 @pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
 @pytest.mark.parametrize(("pixels", "together"), [(4096, {9}), (240, {8, 1})], ids=["at the end", "once in between"])
-def test_gradients(cell, unshared, monkeypatch, inputs, pixels, together):
+def test_shared_weight_gradients(cell, unshared, monkeypatch, inputs, pixels, together):
     cell, x = cell(inputs), frames(inputs)
     expected, found = unshared(gradients, cell, x), set()
     settle = shared_weight_grad._flush_pending
@@ -66,7 +66,7 @@ def test_gradients(cell, unshared, monkeypatch, inputs, pixels, together):
     assert found == together
 
 
-def test_frozen_parts(cell, unshared):
+def test_frozen_weight_or_bias(cell, unshared):
     for name in ("weight", "bias"):
         part = cell(3)
         for conv in part.children():
@@ -87,7 +87,7 @@ def nodes(total):
     return found
 
 
-def test_passes_that_do_not_reach_the_weight(cell, unshared, monkeypatch):
+def test_backward_that_misses_the_weight(cell, unshared, monkeypatch):
     """They calculate nothing for it; no pass leaves anything."""
     cell, x = cell(3), frames(3)
     monkeypatch.setattr(shared_weight_grad, "_BATCH_PIXELS", 240)
@@ -102,7 +102,7 @@ def test_passes_that_do_not_reach_the_weight(cell, unshared, monkeypatch):
         assert weights and not any(node.pending for node in weights)
 
 
-def test_a_pass_that_fails_half_way(cell, unshared):
+def test_failed_backward_leaves_no_state(cell, unshared):
     """The next one is right."""
     cell, x = cell(3), frames(3)
     expected, total, calls = unshared(gradients, cell, x), loss(cell, x), []
@@ -122,7 +122,7 @@ def test_a_pass_that_fails_half_way(cell, unshared):
 
 
 def test_other_convolutions_of_the_same_weight():
-    """What has an activation, a rim or sub-pixels behind it calculates for itself."""
+    """Convolutions with an activation, border padding or pixel shuffle compute their own gradients."""
     tensors = torch.randn(2, 3, 4, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
     x, weight, bias = (t.double().requires_grad_() for t in tensors)
 

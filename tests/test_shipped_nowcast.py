@@ -10,7 +10,7 @@ import fastds
 from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.models.checkpoint import WEIGHTS
-from fastds.studies.nowcast import RATES, comparison, file_scores, summary
+from fastds.studies.nowcast import RATES, compare_with_reference, score_file, summarize
 from fastds.tasks.nowcast.methods import pick_method
 
 SWISS, OPERA = "radar_mch_20160711_5min.nc", "radar_opera_20180824_15min.nc"
@@ -40,7 +40,7 @@ def test_card_and_size():
     assert set(card.metrics["test"]) >= set(STARTS) and card.grid_spacing_m and card.cadence_s
 
 
-def test_it_is_the_default_of_the_command():
+def test_shipped_nowcast_is_the_default():
     method, note = pick_method()
     assert method.name == "nowcast-small" and "model nowcast-small" in note
 
@@ -48,24 +48,24 @@ def test_it_is_the_default_of_the_command():
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("file", STARTS)
 def test_scores_on_radars_never_trained_on(file, folder):
-    scores = file_scores(models.load("nowcast-small"), folder, file, starts=STARTS[file])
+    scores = score_file(models.load("nowcast-small"), folder, file, starts=STARTS[file])
     if file == OPERA:
         # All of its starts: what the card says is what these weights do.
         said = models.load_card("nowcast-small").metrics["test"][file]
-        assert summary(scores) == pytest.approx(said, rel=0.005, abs=2e-3)
-    gain = comparison(scores)
+        assert summarize(scores) == pytest.approx(said, rel=0.005, abs=2e-3)
+    gain = compare_with_reference(scores)
     wet = scores.rows["nowcast-small"]["wet"]
     assert wet.min() > 0.8 and wet.max() < 1.28
-    assert gain["mse"].max() < 1.0 and comparison(scores, "persistence")["mse"].max() < 1.0
+    assert gain["mse"].max() < 1.0 and compare_with_reference(scores, "persistence")["mse"].max() < 1.0
     for rate in RATES:
         assert gain[f"csi {rate:g}"].min() > -0.01, rate
-        assert comparison(scores, "persistence")[f"csi {rate:g}"].min() > 0, rate
-        assert comparison(scores, "blurred-persistence")[f"csi {rate:g}"].min() > 0, rate
+        assert compare_with_reference(scores, "persistence")[f"csi {rate:g}"].min() > 0, rate
+        assert compare_with_reference(scores, "blurred-persistence")[f"csi {rate:g}"].min() > 0, rate
 
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("smooth", [False, True])
-def test_dry_stays_dry(folder, smooth):
+def test_shipped_nowcast_keeps_dry(folder, smooth):
     """No drizzle everywhere: exactly 0, or at least the rate that the attributes state (findings 2.1)."""
     with open_dataset(folder / SWISS) as dataset:
         known, truth = dataset.isel(time=slice(0, 12)).load(), to_reflectivity(dataset).frames(slice(12, 24))
@@ -83,7 +83,7 @@ def test_smooth_forecasts_have_less_squared_error_than_blurred_persistence(data_
     """Of the first hour; at 15 minutes from field to field no training saw later truth, see README."""
     file, options = OPERA, {"steps": 4, "starts": 2}
     model = models.load("nowcast-small")
-    smooth = file_scores(model, data_dir, file, smooth=True, baselines=("blurred-persistence",), **options)
-    kept = file_scores(model, data_dir, file, baselines=(), **options)
-    assert comparison(smooth, "blurred-persistence")["mse"].max() < 0.95
+    smooth = score_file(model, data_dir, file, smooth=True, baselines=("blurred-persistence",), **options)
+    kept = score_file(model, data_dir, file, baselines=(), **options)
+    assert compare_with_reference(smooth, "blurred-persistence")["mse"].max() < 0.95
     assert (smooth.rows["nowcast-small"]["mse"] < kept.rows["nowcast-small"]["mse"]).all()

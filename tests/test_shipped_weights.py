@@ -15,7 +15,15 @@ from fastds import models
 from fastds.metrics import interior
 from fastds.models.checkpoint import WEIGHTS
 from fastds.ops.impl.conv3x3.algorithm import winograd_unsupported_reason
-from fastds.studies.radar import BASELINES, MARGIN, TEST_BLOCKS, as_method, errors, plainly, test_block
+from fastds.studies.radar import (
+    BASELINES,
+    MARGIN,
+    TEST_BLOCKS,
+    compute_errors,
+    read_test_block,
+    wrap_baseline,
+    wrap_network,
+)
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs of floored means, of plain ones
     "radar_fmi_20160928_5min.nc": (0.58, 0.95, 0.59, 0.97),
@@ -31,7 +39,7 @@ MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs
     "radar_unica_xband_20250416_5min.nc": (0.91, 0.99, 0.93, 0.94),
 }
 SIDE = 160
-test_block.__test__ = False
+read_test_block.__test__ = False
 
 
 def rainiest(sample):
@@ -56,7 +64,7 @@ def first_sample(folder, file, *options, **named):
     start, stop, _ = TEST_BLOCKS[file]
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(TEST_BLOCKS, file, (start, stop, 1000))
-        block = test_block(folder, file, *options, **named)
+        block = read_test_block(folder, file, *options, **named)
     (sample,) = block.samples
     return dataclasses.replace(block, samples=[rainiest(sample)])
 
@@ -88,16 +96,16 @@ def test_card_of_radar_weights(name):
 def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
     for mode, most in (("dbz", MOST[file][:2]), ("plain_dbz", MOST[file][2:])):
         block = first_sample(data_dir, file, mode=mode)
-        ours = errors(block, as_method(small, 15.0))["mse_total"]
+        ours = compute_errors(block, wrap_network(small, 15.0))["mse_total"]
         for share, name in zip(most, ("trilinear", "advection"), strict=True):
-            assert ours <= share * errors(block, plainly(BASELINES[name]))["mse_total"], (mode, name)
+            assert ours <= share * compute_errors(block, wrap_baseline(BASELINES[name]))["mse_total"], (mode, name)
 
 
 def test_errors_with_weak_echo(small, data_dir):
     """Above 0 dBZ: dry pixels are dry, and not at the network's floor."""
     block = first_sample(data_dir, "radar_mch_20160711_5min.nc", 0.0)
-    ours = errors(block, as_method(small, 0.0))["mse_total"]
-    assert ours <= 1.1 * errors(block, plainly(BASELINES["advection"]))["mse_total"]
+    ours = compute_errors(block, wrap_network(small, 0.0))["mse_total"]
+    assert ours <= 1.1 * compute_errors(block, wrap_baseline(BASELINES["advection"]))["mse_total"]
 
 
 @pytest.mark.skipif(
@@ -108,7 +116,7 @@ def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_d
     found = {}
     for algorithm in ("direct", "winograd"):
         with fastds.convolution(algorithm):
-            found[algorithm] = errors(block, as_method(small, 15.0))
+            found[algorithm] = compute_errors(block, wrap_network(small, 15.0))
     assert found["winograd"] == pytest.approx(found["direct"], rel=1e-4, nan_ok=True)
 
 
@@ -116,5 +124,5 @@ def test_weights_without_flow_beat_interpolation(data_dir):
     model = models.load("fczsm-small-pure")
     assert not model.config["flow_guided"] and model.config["residual"] is None
     block = first_sample(data_dir, "radar_mch_20160711_5min.nc")
-    ours = errors(block, as_method(model, 15.0))["mse_total"]
-    assert ours <= 0.8 * errors(block, plainly(BASELINES["trilinear"]))["mse_total"]
+    ours = compute_errors(block, wrap_network(model, 15.0))["mse_total"]
+    assert ours <= 0.8 * compute_errors(block, wrap_baseline(BASELINES["trilinear"]))["mse_total"]

@@ -68,7 +68,7 @@ def oracle(model, frames):
     return torch.stack(out, 1)
 
 
-def test_against_its_layers():
+def test_simvp_equals_its_layers():
     """Two samples, two passes, forward and all gradients in float64."""
     torch.manual_seed(4)
     model, frames = SimVP(**SMALL).double(), torch.rand(2, 3, 1, 12, 16, dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_parameters():
     assert sum(p.numel() for p in model.parameters()) == 38_933_889  # the paper's Table VII: 38.9 M
 
 
-def test_use(tmp_path):
+def test_simvp_forecast(tmp_path):
     """Any size and number of steps, missing values, saving, float32."""
     model = models.create("simvp", **SMALL).eval()
     frames = torch.rand(1, 3, 1, 13, 18)
@@ -133,7 +133,7 @@ def test_wrong_arguments(make, words):
         make()
 
 
-def test_weights_lie_as_the_maps_do(tmp_path):
+def test_weights_follow_the_memory_format(tmp_path):
     """Else every convolution rearranges them first, which is a third of a forward pass."""
     model = models.create("simvp", **SMALL)
     models.save(model, tmp_path / "w.safetensors")

@@ -39,7 +39,7 @@ def test_one_time_becomes_finer_in_space(coarse, tmp_path, capsys, model):
             np.testing.assert_allclose(out.reflectivity[0], both, atol=1e-4)
 
 
-def test_a_scalar_time_is_one(coarse):
+def test_scalar_time_is_one_frame(coarse):
     series = coarse.isel(time=[0])
     expected = fastds.downscale("bicubic", series)
     made = fastds.downscale("bicubic", coarse.isel(time=0))
@@ -71,7 +71,7 @@ def test_an_amount_needs_an_interval(coarse):
         fastds.downscale("bicubic", xr.Dataset({"amount": rain}))
 
 
-def test_what_needs_more_times_says_so(coarse, tmp_path, capsys):
+def test_single_time_errors(coarse, tmp_path, capsys):
     one, out = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc")), str(tmp_path / "o.zarr")
     with pytest.raises(ValueError, match="at least 2 times are needed, variable reflectivity has 1"):
         to_reflectivity(coarse.isel(time=[0]))
@@ -82,7 +82,7 @@ def test_what_needs_more_times_says_so(coarse, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*trained for")
 def test_scores_of_one_time(event, coarse, tmp_path, capsys):
-    """Those of its frame, of members, too; without advection, which needs two."""
+    """The scores are those of the frame, also for members; advection is left out because it needs two frames."""
     truth = save_dataset(event.isel(time=[0, 1]), tmp_path / "truth.nc")
     one = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc"))
     other = str(save_dataset(event.isel(time=[1]), tmp_path / "other.nc"))

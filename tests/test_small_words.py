@@ -16,7 +16,7 @@ from fastds.data import save_dataset, synthetic_event
 from fastds.tasks.nowcast import picture
 
 
-def test_the_version_is_that_of_the_changelog():
+def test_version_equals_the_changelog():
     changelog = Path(__file__).parents[1] / "CHANGELOG.md"
     if not changelog.exists():
         pytest.skip("no checkout")
@@ -24,20 +24,20 @@ def test_the_version_is_that_of_the_changelog():
     assert fastds.__version__.startswith(f"{newest[1]}.")
 
 
-def test_articles():
+def test_articles_in_messages():
     assert [add_article(name) for name in ("ErrorModel", "Tensor", "int")] == ["an ErrorModel", "a Tensor", "an int"]
     with pytest.raises(ValueError, match="model is an ErrorModel, expected an INRDownscaler"):
         fastds.downscale(fastds.load("nowcast-errors"), gridded(TEMPERATURE), scale=2)
 
 
 @pytest.mark.parametrize("scale", [3, 2.5])
-def test_the_factor_is_the_one_that_was_asked_for(scale):
+def test_message_names_the_requested_factor(scale):
     data = gridded(TEMPERATURE)
     data["longitude"] = data.longitude.copy(data=10.1 + 0.3 * np.arange(10))  # whose steps are not exact in binary
     assert fastds.downscale("bicubic", data, scale=scale).attrs["fastds_scale"] == scale
 
 
-def test_longitudes_on_both_sides_of_the_seam_are_called_so(tmp_path, capsys):
+def test_message_about_longitudes_across_the_seam(tmp_path, capsys):
     data = gridded(TEMPERATURE)
     longitude = np.concatenate([np.arange(0, 20.25, 0.25), np.arange(350, 360, 0.25)])
     values = np.full((1, data.sizes["latitude"], longitude.size), 280.0, "f4")
@@ -62,7 +62,7 @@ def test_longitudes_on_both_sides_of_the_seam_are_called_so(tmp_path, capsys):
         (["--steps=3", "--members=2"], ["start", "+5 min", "+10 min", "+15 min"], "extrapolation, mean of 2 members"),
     ],
 )
-def test_pictures_of_nowcasts(tmp_path, monkeypatch, words, leads, title):
+def test_nowcast_picture_options(tmp_path, monkeypatch, words, leads, title):
     drawn = []
 
     def strip(observed, forecast, times, **options):

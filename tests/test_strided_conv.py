@@ -20,7 +20,7 @@ def own(x, weight, bias, stride):
 
 
 def gradients(function, inputs, stride):
-    """Of |df/dx|^2 + f^2, which need the second derivatives and the first."""
+    """Return gradients of |df/dx|^2 + f^2, which need first and second derivatives."""
     y = function(*inputs, stride)
     (gradient,) = torch.autograd.grad((y**3).sum(), inputs[0], create_graph=True)
     return torch.autograd.grad(gradient.square().sum() + y.square().sum(), inputs)
@@ -60,7 +60,7 @@ def test_autocast():
         assert gradient.dtype == torch.float32
 
 
-def test_transforms_take_the_library():
+def test_transforms_use_the_library():
     x, weight, bias = (t.detach() for t in tensors())
     _, tangent = torch.func.jvp(lambda w: strided_conv3x3(x, w, bias, 2), (weight,), (torch.ones_like(weight),))
     torch.testing.assert_close(tangent, own(x, torch.ones_like(weight), None, 2))

@@ -15,16 +15,19 @@ import xarray as xr
 from fastds import models
 from fastds.ops.impl.inr_query.points import GridSpec
 from fastds.studies.command import main
-from fastds.studies.fields.crops import BANDS, crop_errors, draw_crops
-from fastds.studies.fields.run import (
+from fastds.studies.fields.crops import BANDS, compute_crop_errors, draw_crops
+from fastds.studies.fields.study import (
     Method,
     StudyConfig,
-    degradation,
+    compute_interval,
+    compute_psnr,
+    get_crop_labels,
+    make_degradation,
+    make_training_config,
     parse_arguments,
+    render,
     run_study,
-    training_config,
 )
-from fastds.studies.fields.table import decibel, drawn, interval, render
 from fastds.tasks.fields.config import DataConfig, ModelConfig
 from fastds.tasks.fields.evaluation import resize_bicubic, resize_bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields
@@ -72,7 +75,7 @@ def test_crops_cover_times_and_bands():
 def test_errors_of_crops(scale):
     fields = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(0))
     crops = draw_crops(fields.shape, 48, 1, seed=1)
-    found = np.array(crop_errors(resize_bilinear, fields, crops, 48, scale))
+    found = np.array(compute_crop_errors(resize_bilinear, fields, crops, 48, scale))
     assert found.shape == (len(crops), 3)
     c = crops[3]
     fine = fields[c.time, :, c.row : c.row + 48, c.column : c.column + 48]
@@ -82,11 +85,11 @@ def test_errors_of_crops(scale):
         x = fine.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).mean((2, 4))
         up = torch.nn.functional.interpolate(x[None], fine.shape[1:], mode="bilinear")[0]
         assert np.allclose(found[3], (up - fine)[:, 8:-8, 8:-8].square().mean((1, 2)), rtol=1e-5)
-    exact = crop_errors(lambda x, size: fine[None], fields, [c], 48, scale)
+    exact = compute_crop_errors(lambda x, size: fine[None], fields, [c], 48, scale)
     assert exact == [[0.0, 0.0, 0.0]]
 
 
-def test_a_factor_that_is_no_whole_number_leaves_out_the_next_whole_margin():
+def test_non_integer_factor_rounds_the_margin_up():
     """At 2.67 nine fine pixels, 3 + 6."""
     fields, spoilt = torch.zeros(1, 1, 48, 48), torch.zeros(1, 1, 48, 48)
     spoilt[..., 8, 20], spoilt[..., 20, 9], spoilt[..., 38, 20] = 7.0, 2.0, 3.0
@@ -97,13 +100,13 @@ def test_a_factor_that_is_no_whole_number_leaves_out_the_next_whole_margin():
         size.append(fine)
         return spoilt[..., : fine[0], : fine[1]]
 
-    found = crop_errors(predict, fields, crop, None, (2.67, 2.67))
+    found = compute_crop_errors(predict, fields, crop, None, (2.67, 2.67))
     rows, columns = size[0]  # 45 coarse pixels times 2.67 is 48.06: 17 x 2.67 = 45.4
     assert (rows, columns) == (45, 45)
     assert found == [[pytest.approx(4.0 / 27**2)]], "row 8 and row 38 are of the margin, column 9 is not"
 
 
-def test_bicubic_is_the_kernel_of_the_baselines():
+def test_bicubic_equals_the_baseline():
     from fastds.models.baselines import interpolate
 
     x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))
@@ -113,24 +116,24 @@ def test_bicubic_is_the_kernel_of_the_baselines():
 
 def test_interval_draws_times_and_bands():
     crops = [(t, b, 0, 0) for t in range(8) for b in range(4)]
-    labels = drawn({"crops": crops})
-    assert interval(np.full(32, 0.7), labels) == pytest.approx((0.7, 0.7))
+    labels = get_crop_labels({"crops": crops})
+    assert compute_interval(np.full(32, 0.7), labels) == pytest.approx((0.7, 0.7))
     one_band = np.array([1.0 if b == 0 else 0.0 for _, b, _, _ in crops])
-    low, high = interval(one_band, labels)
+    low, high = compute_interval(one_band, labels)
     assert low == 0 and high >= 0.5  # four bands of which one differs: wide, however many times there are
     noise = np.random.default_rng(0).normal(size=32)
-    low, high = interval(noise, labels)
+    low, high = compute_interval(noise, labels)
     assert low < noise.mean() < high
-    two_days = drawn({"crops": crops, "together": 4})
+    two_days = get_crop_labels({"crops": crops, "together": 4})
     assert set(two_days[:, 0]) == {0, 1} and set(two_days[:, 1]) == {0, 1, 2, 3}
 
 
 def test_interval_holds_95_percent():
-    """Of many times and one band the mean is nearly normal: 1.96 standard errors either way."""
+    """With many times and one band the mean is nearly normal: the interval is 1.96 standard errors on either side."""
     n = 500
     values = np.random.default_rng(3).normal(size=n)
     labels = np.stack([np.arange(n), np.zeros(n, int)], 1)
-    low, high = interval(values, labels)
+    low, high = compute_interval(values, labels)
     expected = 1.96 * values.std() / np.sqrt(n)
     assert (high - low) / 2 == pytest.approx(expected, rel=0.08)  # 90 %: 0.84 of it
     assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
@@ -153,7 +156,7 @@ def test_study_trains_once_and_renders(path, tmp_path):
     assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
     run = json.loads((tmp_path / "inr-small-0.json").read_text())
     assert len(run["mse"]["4"]) == len(run["crops"]) == 2 * BANDS * 2
-    db = decibel(run, "2")
+    db = compute_psnr(run, "2")
     assert np.allclose(db, 20 * np.log10(run["value_range"][0]) - 10 * np.log10(run["mse"]["2"]))
 
 
@@ -172,14 +175,14 @@ def test_degraded_inputs_score_the_same_weights(path, tmp_path):
 
 
 def test_degradation_is_the_same_for_every_method(path, tmp_path):
-    degrade = degradation(FieldData(config(path, tmp_path).data))
+    degrade = make_degradation(FieldData(config(path, tmp_path).data))
     fine = 280 + torch.randn(2, 1, 36, 36, generator=torch.Generator().manual_seed(0))
     x = degrade(fine, (18, 18), 5)
     assert x.shape == (2, 1, 18, 18) and torch.equal(x, degrade(fine, (18, 18), 5))
     assert not torch.equal(x, degrade(fine, (18, 18), 6)) and abs(x.mean() - 280) < 2
 
 
-def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
+def test_location_regression_beats_interpolation(path, tmp_path):
     """Fields that are one pattern times a factor: a regression of every point is exact, interpolation is not."""
     pattern = torch.randn(1, 33, 49, generator=torch.Generator().manual_seed(0))
     factor = 1 + 0.1 * torch.arange(40.0)[:, None, None] % 7
@@ -192,13 +195,13 @@ def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
     ).read_text()
     assert "| regression per point | 4 |" in table and "| static residual | 2x3 |" not in table
     db = {
-        n: decibel(json.loads((tmp_path / f"box/{n}.json").read_text()), "2").mean()
+        n: compute_psnr(json.loads((tmp_path / f"box/{n}.json").read_text()), "2").mean()
         for n in ("bicubic", "static residual", "regression per point")
     }
     assert db["bicubic"] + 3 < db["static residual"] < db["regression per point"] - 10, db
 
 
-def test_parts_of_time_and_of_longitude(path):
+def test_splits_by_time_and_longitude(path):
     data = DataConfig(str(path), variables=["t"], split="time", train=[0, 1], validation=[1, 2])
     fields = torch.arange(2.0)[:, None, None, None].expand(2, 1, 3, 5)
     assert data.part(fields, data.validation).unique().tolist() == [1]
@@ -218,7 +221,7 @@ def test_shipped_configurations_fit_their_files(name, data_dir):
 
 def test_methods_see_the_same_samples(path, tmp_path):
     c = config(path, tmp_path)
-    one, fixed = training_config(c, "inr-small", 3), training_config(c, "edsr-x2", 3)
+    one, fixed = make_training_config(c, "inr-small", 3), make_training_config(c, "edsr-x2", 3)
     assert one.seed == fixed.seed == 3 and one.max_steps == fixed.max_steps and one.data.scales == [1.5, 2.5]
     assert fixed.data == dataclasses.replace(one.data, scales=[2.0, 2.0], test_scales=[2.0])
 
@@ -232,8 +235,8 @@ def test_difference_of_known_runs():
     assert "| inr-small - liif | 2 | +3.01 [+3.01, +3.01] |" in render(runs)
 
 
-def test_runs_are_compared_with_those_of_their_seed():
-    """Of the seeds that both have: of 1 alone; a regression without a seed goes with all."""
+def test_runs_are_paired_by_seed():
+    """Runs are compared for common seeds, here 1 only; a regression without a seed is paired with all."""
     base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
     cost = {"steps": 1, "parameters": 2, "train_cpu_s": 60.0}
     errors = {("inr-small", 0): 0.1, ("inr-small", 1): 0.4, ("liif", 1): 0.2, ("liif", 2): 0.8}
@@ -244,7 +247,7 @@ def test_runs_are_compared_with_those_of_their_seed():
     assert "| inr-small - bicubic | 2 | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] | +3.01, -3.01 |" in text, text
 
 
-def test_fixed_ratio_answers_at_its_fine_pixels():
+def test_fixed_ratio_network_is_sampled_at_its_pixels():
     torch.manual_seed(0)
     model = models.create("edsr-x3", in_channels=2, encoder_options=SMALL).eval()
     x = torch.randn(2, 2, 6, 7)
@@ -258,7 +261,7 @@ def test_fixed_ratio_answers_at_its_fine_pixels():
         model(x, size=(17, 21))
 
 
-def test_refusals(path, tmp_path, capsys):
+def test_study_rejects_invalid_options(path, tmp_path, capsys):
     c = config(path, tmp_path)
     with pytest.raises(ValueError, match="needs test columns"):
         dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))

@@ -39,7 +39,7 @@ def test_gains_by_hand(folder, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| waves")]
     assert [line.split("|")[2].strip() for line in lines] == ["a", "b"]
     network = models.load("inr-any").eval()
-    for line, (_, fields) in zip(lines, any_variable.sources(folder), strict=True):
+    for line, (_, fields) in zip(lines, any_variable.read_sources(folder), strict=True):
         x = F.avg_pool2d(fields, 2)
         fine = {"bicubic": F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True)}
         fine["bicubic 0.75"] = F.interpolate(x, scale_factor=2, mode="bicubic")
@@ -75,6 +75,6 @@ def test_shipped_weights_are_above_every_interpolation(data_dir):
     network = models.load("inr-any").eval()
     least = {}
     with torch.inference_mode():
-        for key, fields in any_variable.sources(data_dir):
-            _, least[key] = any_variable.gain(network, fields[:1], 2.0)
+        for key, fields in any_variable.read_sources(data_dir):
+            _, least[key] = any_variable.compute_gain(network, fields[:1], 2.0)
     assert len(least) == 17 and min(least.values()) > 0.15, least

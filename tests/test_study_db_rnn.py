@@ -13,12 +13,11 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
 from fastds.metrics import NowcastScores
-from fastds.studies.common.bootstrap import labels_of
-from fastds.studies.common.radar import TestedBlock
-from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
+from fastds.studies.common.bootstrap import make_block_labels
+from fastds.studies.common.radar import EvaluationBlock
+from fastds.studies.db_rnn import evaluation, methods, study, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
-from fastds.studies.db_rnn.methods import CELLS, METHODS
-from fastds.studies.db_rnn.published import PUBLISHED, SCORES, published
+from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED, SCORES, get_published
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training
@@ -33,15 +32,15 @@ def config(tmp_path_factory):
     return DataConfig(str(folder), ["rain.nc"], test_samples=2, window=32, block="6min", scale=1)
 
 
-def test_test_samples_are_of_the_last_part(config):
-    block = samples.test_block(config, "rain.nc", [27, 38])
+def test_read_test_block_uses_the_last_part(config):
+    block = evaluation.read_test_block(config, "rain.nc", [27, 38])
     assert len(block.samples) == 2 and block.blocks == [4, 5]  # the times of the last known fields, 4 and 5 steps in
     with open_dataset(f"{config.path}/rain.nc") as dataset:
         z = dataset.reflectivity.values[27:37, *block.window].clip(0, 60) / 60
     sample = block.samples[0]
     np.testing.assert_allclose(torch.cat([sample["x"], sample["y"]])[:, 0], np.nan_to_num(z), atol=1e-6)
     assert sample["x"].shape == (5, 1, 32, 32) and sample["known"].shape == sample["x"].shape
-    coarse = samples.test_block(dataclasses.replace(config, scale=2), "rain.nc", [27, 38])
+    coarse = evaluation.read_test_block(dataclasses.replace(config, scale=2), "rain.nc", [27, 38])
     assert coarse.samples[0]["y"].shape == (5, 1, 16, 16)
     assert [s.stop - s.start for s in coarse.window] == [32, 32]
 
@@ -49,20 +48,20 @@ def test_test_samples_are_of_the_last_part(config):
 # ---- trainings
 
 
-def test_what_a_study_needs():
+def test_select_methods():
     """A staged network its forecaster; the ablation's row of the paper's discriminator is the DB network."""
     base = ["persistence", "extrapolation"]
-    assert run.needed(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
-    assert run.needed(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
-    assert run.needed(["DB-discriminator-S"], "MIM") == [*base, "DB-discriminator-S"]
-    assert run.needed([], "MIM") == list(METHODS) and len(METHODS) == 2 + 3 * 7 + 3 + 6
+    assert study.select_methods(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
+    assert study.select_methods(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
+    assert study.select_methods(["DB-discriminator-S"], "MIM") == [*base, "DB-discriminator-S"]
+    assert study.select_methods([], "MIM") == list(METHODS) and len(METHODS) == 2 + 3 * 7 + 3 + 6
 
 
 @pytest.mark.parametrize("budget", ["45min", "paper"])
 def test_every_method_is_trained_alike(budget):
     data, start = TrainingData("x", scales=[2]), "a.safetensors"
     made = {
-        name: methods.training_config(
+        name: methods.make_training_config(
             name, "MIM", budget, 80, data, Z_R, start if m.kind == "staged" else None, seed=3, output="run"
         )
         for name, m in METHODS.items()
@@ -101,7 +100,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
         if not method.kind or name in methods.ABLATION:
             continue
         start = "a.safetensors" if method.kind == "staged" else None
-        made = methods.training_config(name, "PrecipLSTM", "paper", 60_900, data, Z_R, start)
+        made = methods.make_training_config(name, "PrecipLSTM", "paper", 60_900, data, Z_R, start)
         steps = 121_800 if method.kind == "db" else 60_900
         assert (made.max_steps, made.data.intervals, made.data.blocks) == (steps, [5], data.blocks)
         assert (made.optimizer, made.schedule, made.gradient_clip, made.learning_rate) == (
@@ -117,19 +116,19 @@ def test_the_budget_paper_trains_the_shipped_configurations():
             back["model"] = dataclasses.replace(made.model, start=None)
             back["loss"] = dataclasses.replace(made.loss, z_r=own.loss.z_r)
             assert dataclasses.replace(made, **back) == own
-    other = methods.training_config("MS-MIM-S", "PrecipLSTM", "paper", 60_900, data, Z_R, "a.safetensors")
+    other = methods.make_training_config("MS-MIM-S", "PrecipLSTM", "paper", 60_900, data, Z_R, "a.safetensors")
     assert (other.model.name, other.stage, other.model.start) == ("ms-mim-s", "deblurrer", "a.safetensors")
-    variants = [methods.training_config(f"DB-discriminator-{v}", "MIM", "paper", 9, data, Z_R).loss for v in "SML"]
+    variants = [methods.make_training_config(f"DB-discriminator-{v}", "MIM", "paper", 9, data, Z_R).loss for v in "SML"]
     assert [loss.discriminator for loss in variants] == ["S", "M", "L"]
 
 
-def test_costs_of_a_study(config):
+def test_measure_costs(config):
     """A staged network's step is that of its forecaster and a forward; steps and forecasts are measured."""
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
-    data = samples.training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
-    block = samples.test_block(study.data, "rain.nc", [27, 38])
-    found = plan.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
-    assert set(found.a_step) == {"MS-ConvLSTM", "MS-ConvLSTM-S"} and min(found.a_step.values()) > 0
+    data = evaluation.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
+    block = evaluation.read_test_block(study.data, "rain.nc", [27, 38])
+    found = study.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
+    assert set(found.step_seconds) == {"MS-ConvLSTM", "MS-ConvLSTM-S"} and min(found.step_seconds.values()) > 0
     assert 0 < found.fixed < 600
 
 
@@ -140,7 +139,7 @@ def blocks_of(fields):
     """A test block of the truths (samples, 5, 1, H, W), each in a block of time of its own."""
     valid = torch.ones(fields.shape[1:], dtype=torch.bool)
     found = [{"y": y, "valid": valid} for y in fields]
-    return [TestedBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
+    return [EvaluationBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
 
 
 def test_scores_are_those_of_all_samples_together():
@@ -148,7 +147,7 @@ def test_scores_are_those_of_all_samples_together():
     g = torch.Generator().manual_seed(0)
     truth, forecast = (0.3 + 0.5 * torch.rand(3, 5, 1, 8, 8, generator=g) for _ in range(2))
     given = iter(forecast)
-    found = scores.Sums([scores.score(lambda sample, steps: next(given), blocks_of(truth), Z_R)])
+    found = evaluation.ScoreSums([evaluation.score(lambda sample, steps: next(given), blocks_of(truth), Z_R)])
     weights, index = np.array([[1.0, 1, 1], [2, 0, 1]]), ([0, 1, 2], [0, 0, 2])
     for draw, chosen in enumerate(index):
         expected = NowcastScores(normalised_rates(RAIN_THRESHOLDS, tuple(Z_R)), 5)
@@ -168,13 +167,13 @@ def sums_of(*heavy):
     for k, hits in enumerate(heavy):
         counts[k, :, 3:] = [hits, 10 - hits, 0, 50]
     errors = np.ones((len(heavy), 5, 2)) * (10 - np.array(heavy))[:, None, None]
-    return scores.Sums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
+    return evaluation.ScoreSums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
 
 
-def test_the_order_is_told_by_score():
+def test_tabulate_ranking_by_score():
     results = {"MS-MIM": sums_of(2, 2, 2, 2, 2), "DB-MIM": sums_of(4, 4, 4, 4, 4), "extrapolation": sums_of(*5 * [6])}
-    table = tables.order_rows(results, labels_of([range(5)]))
-    rows = {row[:2]: row[2:] for row in map(tuple, table.texts())}
+    table = tables.tabulate_ranking(results, make_block_labels([range(5)]))
+    rows = {row[:2]: row[2:] for row in map(tuple, table.format_rows())}
     assert rows["DB-MIM less MS-MIM", "CSI 30"] == ("+0.049", "+0.200 [+0.200, +0.200]", "agrees")
     assert rows["DB-MIM less MS-MIM", "CSI 5"][2] == "undecided"
     assert rows["DB-MIM less MS-MIM", "B-MAE"][0] == "-36.9"
@@ -183,54 +182,56 @@ def test_the_order_is_told_by_score():
 
 def test_tables_are_complete():
     results = {"MS-MIM": sums_of(2, 3, 2, 4, 2), "DB-gdl": sums_of(4, 4, 4, 4, 4)}
-    made = tables.tables(results, {"MS-MIM": sums_of(1, 1, 1, 1, 1)}, labels_of([range(5)]), {"MS-MIM": (8, 100705)},
-                         list("abcde"))  # fmt: skip
+    whole, labels = {"MS-MIM": sums_of(1, 1, 1, 1, 1)}, make_block_labels([range(5)])
+    made = tables.make_tables(results, whole, labels, {"MS-MIM": (8, 100705)}, list("abcde"))
     names = ["csi", "hss", "pod", "errors"]
     all_frames = [f"{name}-all-frames" for name in names]
     assert list(made) == ["csi", "order", *names[1:], "ablation", *all_frames, "leads"]
-    (row,) = made["csi-all-frames"].texts()
+    (row,) = made["csi-all-frames"].format_rows()
     assert row[0] == "MS-MIM" and row[7].startswith("0.100 [") and row[8] == "0.676"
-    rows = {row[0]: row for row in made["csi"].texts()}
+    rows = {row[0]: row for row in made["csi"].format_rows()}
     assert rows["LPT-QPN"][3] == "not in fastds" and rows["LPT-QPN"][8:] == ["0.602", "-", "0.409", "-", "0.092"]
     assert len(rows) == len(METHODS) - 6 + 2 and all(len(row) == len(made["csi"].heads) for row in made["csi"].rows)
     assert rows["MS-MIM"][1:3] == ["8", "100,705"] and rows["MS-MIM"][7].startswith("0.260 [")
     assert rows["MS-MIM"][8:] == ["0.676", "0.624", "0.536", "0.408", "0.233"]
     assert rows["DB-MIM"][3] == "not run" and rows["DB-MIM"][-1] == "0.282" and rows["MS-MIM-S"][-1] == "-"
-    ablation = {row[0]: row for row in made["ablation"].texts()}
+    ablation = {row[0]: row for row in made["ablation"].format_rows()}
     assert ablation["DB-gdl"][3] == "0.400 [0.400, 0.400]" and ablation["DB-gdl"][6:] == ["0.443", "-", "868.1"]
     assert ablation["MS"][6:] == ["0.430", "-", "884.2"]
     assert ablation["DB-discriminator-L"][6:] == ["0.448", "-", "862.3"]
-    assert ["MS-MIM", "CSI 30", *5 * ["0.260"]] in made["leads"].texts()
+    assert ["MS-MIM", "CSI 30", *5 * ["0.260"]] in made["leads"].format_rows()
 
 
-def test_the_paper_is_quoted_with_its_headline():
+def test_published_scores_match_the_paper():
     """DB above MS at every threshold of every cell, as the abstract says, but for what table IV has otherwise."""
     otherwise = {("MotionRNN", "POD 0.5")}  # 0.548 and 0.546
     shown = {"hko-7": SCORES[:10], "dwd-12": [s for s in SCORES[:15] if s.split()[1] in ("0.5", "2", "5")]}
     assert set(shown) == set(PUBLISHED)
     for data, printed in shown.items():
         for cell in CELLS:
-            ms, db = (published(f"{kind}-{cell}", data) for kind in ("MS", "DB"))
+            ms, db = (get_published(f"{kind}-{cell}", data) for kind in ("MS", "DB"))
             assert {(cell, s) for s in printed if db[s] <= ms[s]} <= otherwise
             assert db["B-MAE"] < ms["B-MAE"] and all(ms[s] is None for s in SCORES[:15] if s not in printed)
-    assert published("SimVP")["CSI 30"] == 0.161 and published("persistence")["CSI 30"] is None
-    assert published("DB-PrecipLSTM", "dwd-12")["POD 5"] == 0.208 and published("SimVP", "dwd-12")["CSI 5"] is None
+    assert get_published("SimVP")["CSI 30"] == 0.161 and get_published("persistence")["CSI 30"] is None
+    assert (
+        get_published("DB-PrecipLSTM", "dwd-12")["POD 5"] == 0.208 and get_published("SimVP", "dwd-12")["CSI 5"] is None
+    )
 
 
 # ---- all frames, long forecasts, costs
 
 
-def test_frames_of_known_times_count_in_the_tables_of_all_frames():
+def test_all_frames_tables_include_input_frames():
     """A network forecasts frames 1 to 9 of 10; the last five are scored alone, and all nine beside the truth."""
     g = torch.Generator().manual_seed(1)
     x, y, made = (0.3 + 0.5 * torch.rand(n, 1, 8, 8, generator=g) for n in (5, 5, 9))
     block = blocks_of(y[None])
     block[0].samples[0] |= {"x": x, "known": torch.ones_like(x, dtype=torch.bool)}
-    found = scores.score(lambda sample, steps: made, block, Z_R)
+    found = evaluation.score(lambda sample, steps: made, block, Z_R)
     once, thresholds = np.ones((1, 1)), normalised_rates(RAIN_THRESHOLDS, tuple(Z_R))
     for sums, prediction, truth in (
-        (scores.Sums([found]), made[4:], y),
-        (scores.Sums([found["all"]]), made, torch.cat([x[1:], y])),
+        (evaluation.ScoreSums([found]), made[4:], y),
+        (evaluation.ScoreSums([found["all"]]), made, torch.cat([x[1:], y])),
     ):
         expected = NowcastScores(thresholds, len(truth))
         expected.add(prediction[None], truth[None])
@@ -245,39 +246,41 @@ def test_long_forecasts_are_scored_by_blocks_of_five():
     sample = {"y": heavy, "valid": torch.ones_like(heavy, dtype=torch.bool)}
     late = heavy.clone()
     late[5:] = 0  # nothing is forecast in the second block
-    found = scores.score_long(lambda sample, steps: late[:steps], [sample], Z_R)
+    found = evaluation.score_long(lambda sample, steps: late[:steps], [sample], Z_R)
     assert found == [[[40.0, 0.0, 0.0, 40.0], [0.0, 40.0, 0.0, 40.0]]]
-    made = tables.long_scores(np.array([found]))
+    made = tables.compute_long_scores(np.array([found]))
     np.testing.assert_allclose(made["POD"], [1, 0])
     np.testing.assert_allclose(made["HSS"], [1, 0])
-    table = tables.long_rows({"MS-MIM": np.array([found])}, ["1", "2"])
-    assert table.texts() == [["MS-MIM", "HSS 10", "1.000", "0.000"], ["MS-MIM", "POD 10", "1.000", "0.000"]]
+    table = tables.tabulate_long_scores({"MS-MIM": np.array([found])}, ["1", "2"])
+    assert table.format_rows() == [["MS-MIM", "HSS 10", "1.000", "0.000"], ["MS-MIM", "POD 10", "1.000", "0.000"]]
 
 
 def test_samples_are_taken_at_the_interval(config):
     """Every second field of the file, in trainings and test; long ones are as many fields longer."""
     every_second = dataclasses.replace(config, interval=2)
-    assert samples.frames_of(every_second) == 19 and samples.frames_of(config, 7) == 40
-    block = samples.test_block(every_second, "rain.nc", [10, 34])
+    assert evaluation.count_frames(every_second) == 19 and evaluation.count_frames(config, 7) == 40
+    block = evaluation.read_test_block(every_second, "rain.nc", [10, 34])
     with open_dataset(f"{config.path}/rain.nc") as dataset:
         z = dataset.reflectivity.values[10:29:2, *block.window].clip(0, 60) / 60
     np.testing.assert_allclose(torch.cat([block.samples[0][k] for k in "xy"])[:, 0], np.nan_to_num(z), atol=1e-6)
-    assert samples.training_data(every_second, {"rain.nc": {"train": [0, 9], "validation": [9, 18]}}).intervals == [2]
-    (long,) = samples.long_samples(config, block, [0, 15], 2)
+    assert evaluation.make_training_data(
+        every_second, {"rain.nc": {"train": [0, 9], "validation": [9, 18]}}
+    ).intervals == [2]
+    (long,) = evaluation.make_long_samples(config, block, [0, 15], 2)
     assert long["x"].shape == (5, 1, 32, 32) and long["y"].shape == (10, 1, 32, 32) == long["valid"].shape
     with pytest.raises(ValueError, match="no 15 frames at equal intervals"):
-        samples.long_samples(config, block, [0, 14], 2)
+        evaluation.make_long_samples(config, block, [0, 14], 2)
 
 
 @pytest.mark.usefixtures("native")
-def test_costs_are_those_of_the_network():
+def test_costs_equal_those_of_the_network():
     """Parameters of table V; of MS-ConvLSTM the multiply-adds less what the first step and the embedding save."""
-    from fastds.studies.common.complexity import cost_of
+    from fastds.studies.common.plan import measure_cost
 
-    found = cost_of(models.create("ms-convlstm"), lambda batch: (torch.zeros(batch, 5, 1, 32, 32), 5), 2)
+    found = measure_cost(models.create("ms-convlstm"), lambda batch: (torch.zeros(batch, 5, 1, 32, 32), 5), 2)
     assert found["parameters"] == 250_057
     assert 0.7 < found["multiply_adds"] / (25.17 / 25) < 1.0
     assert found["memory"] > 16 * 250_057
-    table = tables.complexity_rows({"MS-ConvLSTM": found}, {"MS-ConvLSTM": 0.5})
-    (row,) = table.texts()
+    table = tables.tabulate_complexity({"MS-ConvLSTM": found}, {"MS-ConvLSTM": 0.5})
+    (row,) = table.format_rows()
     assert row[1] == "0.25" and row[4:] == ["0.5", "0.25", "25.2", "0.96", "1.12"]

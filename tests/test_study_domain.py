@@ -33,7 +33,7 @@ def few(monkeypatch):
         ("inr-small", 8),
     ],
 )
-def test_cases(name, expected, few, data_dir):
+def test_ood_cases_have_scores_and_errors(name, expected, few, data_dir):
     network = models.load(name)
     with torch.inference_mode():
         found = list(itertools.islice(cases.CASES[network.card.task](network, data_dir), expected))
@@ -50,18 +50,20 @@ def test_cases(name, expected, few, data_dir):
         assert times == [300 * finer] * 2
 
 
-def test_a_foreign_level_has_a_large_score_and_error(data_dir):
+def test_unseen_level_has_large_score_and_error(data_dir):
     network = models.load("inr-small")
-    levels = [part for part in cases._four_variables(data_dir) if part[0] in ("NAM at 500 hPa", "NAM at 100 hPa")]
+    levels = [part for part in cases._read_four_variables(data_dir) if part[0] in ("NAM at 500 hPa", "NAM at 100 hPa")]
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "_four_variables", lambda folder: iter(levels))
-        own, foreign = ([c for c in cases.field_cases(network, data_dir) if level[0] == c.block] for level in levels)
+        patch.setattr(cases, "_read_four_variables", lambda folder: iter(levels))
+        own, foreign = (
+            [c for c in cases.iter_field_cases(network, data_dir) if level[0] == c.block] for level in levels
+        )
     assert max(case.ratio for case in own) < 1 < 10 < min(case.ratio for case in foreign)
     assert max(case.domain.score for case in own) < min(case.domain.score for case in foreign)
     assert "t mean" in {departure.what for departure in foreign[0].domain.outside}
 
 
-def test_ranges_are_written_and_the_weights_stay(data_dir, tmp_path, capsys):
+def test_input_ranges_are_written_without_changing_weights(data_dir, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
     words = ["--data.path", str(data_dir / ERA5), "--model=inr-small", f"--output={target}", "--samples=12"]
     assert main(["study", "input-ranges", *words]) == 0
@@ -77,7 +79,7 @@ def test_ranges_are_written_and_the_weights_stay(data_dir, tmp_path, capsys):
     assert "--samples must be at least 2, got 1" in capsys.readouterr().err
 
 
-def test_weights_without_ranges_are_refused(tmp_path, data_dir, capsys):
+def test_weights_without_ranges_are_rejected(tmp_path, data_dir, capsys):
     model = models.load("inr-small")
     model.card.input_ranges = {}
     models.save(model, tmp_path / "bare.safetensors")

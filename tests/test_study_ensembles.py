@@ -17,9 +17,9 @@ from fastds.metrics import crps
 from fastds.models.ensembles import ErrorModel, sample_reflectivity
 from fastds.models.ensembles.forecast_features import FEATURES
 from fastds.models.mlcast.network import build_card
-from fastds.studies import nowcast_ensembles, nowcast_law
-from fastds.studies.common.error_law import Pool, score
-from fastds.studies.nowcast_law import Block, Sample, fit, samples
+from fastds.studies import fit_nowcast_errors, nowcast_ensembles
+from fastds.studies.common.error_model_fit import Pool, score
+from fastds.studies.fit_nowcast_errors import Block, Sample, fit, make_samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
 LAW = (200.0, 1.6)
@@ -53,7 +53,7 @@ def test_the_score_is_the_crps_of_members():
     assert found.echo.mean().item() == pytest.approx(crps(members.T, sample.truth), rel=0.03)
 
 
-def test_a_fit_learns_what_is_there():
+def test_fit_recovers_the_distribution():
     torch.manual_seed(0)
     law = ErrorModel(4)
     losses = fit(law, [[made()]], 150, batch=500)
@@ -63,16 +63,16 @@ def test_a_fit_learns_what_is_there():
 
 
 def test_samples_are_the_pixels_of_both_methods_forwards_and_backwards(folder):
-    (found,) = samples(folder, [Block("a.nc", every=6, steps=3)])
+    (found,) = make_samples(folder, [Block("a.nc", every=6, steps=3)])
     assert all(part.features.shape == (FEATURES, part.truth.numel()) for part in found)
     leads = {round(math.exp(float(part.features[-6, 0])) - 1) for part in found}
     assert leads == {1, 2, 3} and len(found) == 2 * 2 * (3 + 3)
     assert all(((part.truth == 0) | (part.truth >= part.least)).all() for part in found)
 
 
-def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(nowcast_law, "BLOCKS", (Block("a.nc", every=8, steps=2),))
-    monkeypatch.setattr(nowcast_law.samples, "__defaults__", (nowcast_law.BLOCKS, 0))
+def test_nowcast_law_command_writes_an_error_model(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit_nowcast_errors, "BLOCKS", (Block("a.nc", every=8, steps=2),))
+    monkeypatch.setattr(fit_nowcast_errors.make_samples, "__defaults__", (fit_nowcast_errors.BLOCKS, 0))
     target = tmp_path / "law.safetensors"
     assert (
         main(["study", "nowcast-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]) == 0
@@ -82,11 +82,11 @@ def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
     assert f"wrote {target}" in capsys.readouterr().out
 
 
-def test_the_shipped_law_says_what_it_was_fitted_to():
+def test_shipped_error_model_card_names_its_data():
     card = models.load_card("nowcast-errors")
     assert models.load("nowcast-errors").config == ErrorModel().config
-    assert card.licence and len(card.training_data) == len({block.file for block in nowcast_law.BLOCKS})
-    assert not {block.file for block in nowcast_law.BLOCKS} & set(nowcast_ensembles.RADARS)
+    assert card.licence and len(card.training_data) == len({block.file for block in fit_nowcast_errors.BLOCKS})
+    assert not {block.file for block in fit_nowcast_errors.BLOCKS} & set(nowcast_ensembles.RADARS)
 
 
 # ---- beside pysteps
@@ -105,14 +105,14 @@ def growing(folder):
     return event
 
 
-def test_the_window_has_most_echo(growing):
-    found = nowcast_ensembles._window(growing, 32)
+def test_crop_to_echo(growing):
+    found = nowcast_ensembles._crop_to_echo(growing, 32)
     assert found.y.equals(growing.y[30:62]) and found.x.equals(growing.x[40:72]) and found.sizes["time"] == 10
-    assert nowcast_ensembles._window(growing, 90).sizes["y"] == 80
+    assert nowcast_ensembles._crop_to_echo(growing, 90).sizes["y"] == 80
 
 
-def test_a_start_holds_what_is_known_and_what_came(growing):
-    start = nowcast_ensembles._start(nowcast_ensembles._window(growing, 32), "extrapolation", 6, 3)
+def test_start_holds_inputs_and_truth(growing):
+    start = nowcast_ensembles._make_start(nowcast_ensembles._crop_to_echo(growing, 32), "extrapolation", 6, 3)
     rates = reflectivity_to_rate(20.0 + np.arange(10))
     assert start.dataset.sizes["time"] == 7 and start.cadence == 5.0
     np.testing.assert_allclose(start.rain[:, -1, -1], rates[4:7], rtol=1e-5)
@@ -129,14 +129,14 @@ def test_scores_of_starts_add_up():
         together.add(0, x[:, 0], y)
         start = nowcast_ensembles.Start(None, None, 5.0, 1, y[None])
         parts.append(json.loads(json.dumps(nowcast_ensembles._score(lambda start, x=x: x, start))))
-    found, expected = nowcast_ensembles._rows(parts, 5.0), together.rows()
+    found, expected = nowcast_ensembles._sum_scores(parts, 5.0), together.rows()
     for name, values in expected.rows.items():
         np.testing.assert_allclose(found.rows[name], values, rtol=1e-9)
-    assert nowcast_ensembles._rows(parts, 10.0) is None
+    assert nowcast_ensembles._sum_scores(parts, 10.0) is None
 
 
 @pytest.mark.parametrize(("linear", "options"), [(False, {}), (False, {"precip_thr": -10.0}), (True, {"ar_order": 1})])
-def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
+def test_pysteps_methods_convert_units(linear, options):
     """A peer that keeps the last field: in dB of mm/h, or, linear, in mm/h; what it leaves missing is dry."""
     pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
     rain = np.random.default_rng(0).gamma(0.5, 2.0, (3, 40, 48))
@@ -149,7 +149,7 @@ def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
         return made
 
     start = nowcast_ensembles.Start(None, rain, 5.0, 1, np.zeros((2, 40, 48)))
-    found = nowcast_ensembles._pysteps(peer, start, linear, **options)
+    found = nowcast_ensembles._run_pysteps(peer, start, linear, **options)
     expected = np.where(rain[-1] < 0.1, 0, rain[-1])
     expected[5] = 0
     np.testing.assert_allclose(found, np.broadcast_to(expected, (2, 2, 40, 48)), rtol=1e-5)
@@ -165,7 +165,7 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
     assert pool.loss(law, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_loss_may_count_a_wrong_spread():
+def test_loss_with_spread_term():
     """By members: log of the mean variance over the mean squared error of the mean, squared."""
     torch.manual_seed(1)
     law, sample = ErrorModel(4), made(300)
@@ -179,7 +179,7 @@ def test_the_loss_may_count_a_wrong_spread():
     assert found == pytest.approx(0.5 * torch.log(ratio).item() ** 2, rel=0.05) and found > 0.1
 
 
-def test_a_missing_package_of_the_peers_is_named_first(tmp_path, monkeypatch):
+def test_missing_package_is_named_before_computing(tmp_path, monkeypatch):
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: name != "skimage" or None)
     with pytest.raises(ImportError, match="pip install scikit-image$"):
         nowcast_ensembles.compare(str(tmp_path), "extrapolation", str(tmp_path / "study"), 3, None, 64, None)

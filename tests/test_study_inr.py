@@ -14,36 +14,36 @@ from study_cases import make_waves
 from fastds import models
 from fastds.data.samples.degradation import compute_area_mean
 from fastds.studies.fields.crops import Crop
-from fastds.studies.inr import methods, samples, tables
+from fastds.studies.inr import evaluation, methods, tables
 from fastds.studies.inr.config import DataConfig
-from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, ORDER
-from fastds.studies.inr.protocols import PROTOCOLS, protocols
+from fastds.studies.inr.evaluation import PROTOCOLS, make_protocols
+from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_RANKING
 from fastds.tasks.fields.back_projection import back_project
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.config import parse_arguments as parse_training
 from fastds.tasks.fields.samples import load_fields
 
 
-def test_parts_follow_each_other_with_gaps():
+def test_split_columns_with_gaps():
     """Of 360 columns those of the study of fields at 500 hPa; eight columns lie between any two, across 180 W, too."""
-    assert samples.parts_of(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
-    assert samples.parts_of(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
+    assert evaluation.split_columns(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
+    assert evaluation.split_columns(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
 
 
-def test_crops_are_of_the_test_columns(tmp_path):
+def test_read_test_crops_uses_the_test_columns(tmp_path):
     config = DataConfig(f"{make_waves(tmp_path)}/waves.nc", variables=["t", "u"], crop=32, per_cell=1)
-    data = samples.training_data(config)
+    data = evaluation.make_training_data(config)
     assert (data.train, data.validation, data.test) == ([0, 120], [128, 162], [170, 208])
-    fields, crops = samples.test_crops(config, data)
+    fields, crops = evaluation.read_test_crops(config, data)
     assert torch.equal(fields, load_fields(data)[..., 170:208]) and len(crops) == 2 * 4
     given = [Crop(0, 1, 0, 0), Crop(3, 2, 5, 5), Crop(4, 2, 0, 0)]
-    assert samples.labels_of(given, 2).tolist() == [[0, 1], [1, 2], [2, 2]]
+    assert evaluation.make_crop_labels(given, 2).tolist() == [[0, 1], [1, 2], [2, 2]]
 
 
 @pytest.mark.parametrize("budget", ["45min", "paper"])
 def test_every_method_is_trained_alike(budget):
     data = TrainingData("x", train=[0, 20], validation=[30, 40])
-    made = {name: methods.training_config(name, budget, 80, data, seed=3, output="run") for name in NETWORKS}
+    made = {name: methods.make_training_config(name, budget, 80, data, seed=3, output="run") for name in NETWORKS}
     first = made["ours"]
     assert first.data.epoch_samples == (16_000 if budget == "paper" else 160)  # a fourth of 80 batches of 8
     for name, config in made.items():
@@ -77,9 +77,9 @@ def test_every_method_is_trained_alike(budget):
 def test_psnr_by_hand():
     """Two seeds, two crops, two variables of ranges 10 and 1: the means of 20 and 40 dB, and of 30 and 10 dB."""
     errors = np.array([[[1.0, 1e-4], [0.1, 0.1]], [[1.0, 1e-4], [0.1, 0.1]]])
-    np.testing.assert_allclose(tables.decibel(errors, np.array([10.0, 1.0])), [30.0, 20.0])
+    np.testing.assert_allclose(tables.compute_psnr(errors, np.array([10.0, 1.0])), [30.0, 20.0])
     with_seeds = np.array([errors[0], errors[0] * 10])
-    np.testing.assert_allclose(tables.decibel(with_seeds, np.array([10.0, 1.0])), [25.0, 15.0])
+    np.testing.assert_allclose(tables.compute_psnr(with_seeds, np.array([10.0, 1.0])), [25.0, 15.0])
 
 
 def results_of(**gains):
@@ -92,9 +92,9 @@ def results_of(**gains):
 LABELS = np.array([(t, b) for t in range(4) for b in range(2)])
 
 
-def test_the_order_is_told_by_protocol_and_factor():
+def test_tabulate_ranking_by_protocol_and_factor():
     results = {p: results_of(ours=0.6, EDSR_x2=0.1, LTE=0.1, bicubic=-1.0) for p in PROTOCOLS}
-    rows = {row[:3]: row[3:] for row in map(tuple, tables.order_rows(results, LABELS).texts())}
+    rows = {row[:3]: row[3:] for row in map(tuple, tables.tabulate_ranking(results, LABELS).format_rows())}
     assert rows["ours less EDSR-x2", "clean", "x2"] == ("+0.70", "+0.50 [+0.50, +0.50]", "agrees")
     assert rows["ours less LTE", "degraded", "x2"] == ("+0.48", "+0.50 [+0.50, +0.50]", "reproduced")
     assert rows["ours less LTE", "clean", "x4"] == ("-", "+0.50 [+0.50, +0.50]", "not in the paper")
@@ -112,7 +112,7 @@ def test_protocols_by_hand():
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3) + slope * torch.tensor([1.0, 2.0])[:, None, None]
 
     x = torch.randn(3, 2, 3, 4)
-    ways = protocols(predict, lambda: None, [])
+    ways = make_protocols(predict, lambda: None, [])
     assert ways["clean"] == (predict, None) and ways["degraded"][0] is predict and ways["degraded"][1] is not None
     flat = predict(x, (6, 8)).mean((2, 3)) - x.mean((2, 3))
     for way in ("agreeing", "mirrored"):
@@ -126,7 +126,7 @@ def test_protocols_by_hand():
     torch.testing.assert_close(ways["mirrored"][0](x, (6, 8)), smooth, atol=5e-2, rtol=0)
 
 
-def test_mirrored_winds_change_sign():
+def test_mirrored_protocol_changes_the_sign_of_winds():
     """A method that answers with its input: mirrored back it is the same, its sign, too."""
 
     def predict(x, size):
@@ -134,7 +134,7 @@ def test_mirrored_winds_change_sign():
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     x, seen = torch.randn(1, 3, 4, 4), []
-    y = protocols(predict, lambda: None, [1, 2])["mirrored"][0](x, (8, 8))
+    y = make_protocols(predict, lambda: None, [1, 2])["mirrored"][0](x, (8, 8))
     torch.testing.assert_close(compute_area_mean(y, (4, 4)), x, atol=1e-5, rtol=0)
     plain, down, across, both = seen
     assert torch.equal(down, x.flip(2) * torch.tensor([1.0, 1.0, -1.0])[:, None, None])
@@ -143,12 +143,12 @@ def test_mirrored_winds_change_sign():
 
 
 def test_tables_are_complete():
-    table = tables.psnr_rows("clean", results_of(ours=0.6, EDSR_x2=0.1), LABELS, {"ours": 1234})
-    rows = {row[0]: row for row in table.texts()}
+    table = tables.tabulate_psnr("clean", results_of(ours=0.6, EDSR_x2=0.1), LABELS, {"ours": 1234})
+    rows = {row[0]: row for row in table.format_rows()}
     assert list(rows) == list(METHODS) and all(len(row) == len(table.heads) for row in table.rows)
     assert rows["ours"][1] == "1,234" and rows["ours"][3].startswith("34.10 [")
     assert rows["EDSR-x2"][2:] == ["-", rows["EDSR-x2"][3], *4 * ["-"]] and rows["LIIF"][2] == "not run"
     errors = {"ours": {"2": np.array([[4.0, 1.0], [0.0, 1.0]])}}
-    rows = tables.variable_rows(errors, ["t", "u"], ["K", "m s-1"]).texts()
+    rows = tables.tabulate_variables(errors, ["t", "u"], ["K", "m s-1"]).format_rows()
     assert rows == [["ours", "x2", "1.414", "1"]]
-    assert all(name in METHODS for better, other, _ in ORDER for name in (better, other))
+    assert all(name in METHODS for better, other, _ in PAPER_RANKING for name in (better, other))

@@ -13,8 +13,8 @@ from fastds.data import save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorModel
 from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
-from fastds.studies import radar, radar_law
-from fastds.studies.radar_members import SCORES, member_scores
+from fastds.studies import fit_downscaling_errors, radar
+from fastds.studies.radar import SCORES, score_members
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
 from fastds.tasks.radar.motion import smooth_pair_flow
 
@@ -28,10 +28,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder, tmp_path, monkeypatch, capsys):
-    blocks = (radar_law.Block(FILE, (0, None), 4),)
-    monkeypatch.setattr(radar_law.pools, "__defaults__", (blocks, 0))
-    sharp, smoothed = radar_law.pools(folder, models.load("fczsm-small").eval())
+def test_error_model_pools_of_sharp_and_smoothed_fields(folder, tmp_path, monkeypatch, capsys):
+    blocks = (fit_downscaling_errors.Block(FILE, (0, None), 4),)
+    monkeypatch.setattr(fit_downscaling_errors.make_pools, "__defaults__", (blocks, 0))
+    sharp, smoothed = fit_downscaling_errors.make_pools(folder, models.load("fczsm-small").eval())
     assert sharp.features.shape[0] == FEATURES and (sharp.features[WET_SHARE_INDEX] > MIN_ECHO_SHARE).all()
     forecasts = 20 * sharp.features[0]
     assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
@@ -46,15 +46,15 @@ def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder
     assert (*law.card.valid_range, law.card.space_factor, law.card.task) == (15.0, 70.0, 2, "")
 
 
-def test_the_shipped_law_has_the_form_of_the_fit():
+def test_shipped_error_model_has_the_fitted_form():
     assert models.load("downscaling-errors").config == {"hidden": 32, "features": FEATURES, "lacking": ERROR_INDEX}
 
 
 def test_scores_of_members_by_hand(folder, monkeypatch):
     monkeypatch.setitem(radar.TEST_BLOCKS, FILE, (0, None, 4))
-    model, block = models.load("fczsm-small").eval(), radar.test_block(folder, FILE, interval=2)
+    model, block = models.load("fczsm-small").eval(), radar.read_test_block(folder, FILE, interval=2)
     samples = block.samples[:1]
-    found = member_scores(samples, model, 5)
+    found = score_members(samples, model, 5)
     x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
     flow = smooth_pair_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     assert plain < 0.6 < detail < 2.5 and 0.3 < score < 0.95
 
 
-def test_the_command_prints_members(folder, monkeypatch, capsys):
+def test_study_radar_command_prints_member_scores(folder, monkeypatch, capsys):
     monkeypatch.setattr(radar, "TEST_BLOCKS", {FILE: (0, 5, 4)})
     words = ["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", "--members=3", "--threads=1"]
     assert main(words) == 0

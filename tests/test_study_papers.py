@@ -55,7 +55,7 @@ def case(request, folders, tmp_path_factory):
     return name, folder, output
 
 
-def test_a_plan_trains_nothing(case, tmp_path, capsys):
+def test_plan_trains_nothing(case, tmp_path, capsys):
     """It names files, networks, steps, hours and configurations; nothing is written."""
     name, folder, whole = case
     output = tmp_path / "planned"
@@ -69,7 +69,7 @@ def test_a_plan_trains_nothing(case, tmp_path, capsys):
     assert set(trained) == networks and all(row[4].strip() == "3" for row in trained.values())
 
 
-def test_a_study_is_complete(case):
+def test_study_writes_all_outputs(case):
     name, _, whole = case
     ran, figures, texts = EXPECTED[name]
     found = outputs(whole)
@@ -87,7 +87,7 @@ def test_a_study_is_complete(case):
     assert name != "wgan-gp" or re.search(r"\bday [12]\b", page)  # the test has two
 
 
-def test_a_finished_study_trains_nothing(case, monkeypatch, capsys):
+def test_finished_study_trains_nothing(case, monkeypatch, capsys):
     """And gives the same; other options are refused."""
     name, folder, whole = case
     before = outputs(whole)
@@ -117,7 +117,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_killed_anywhere_it_ends_the_same(case, tmp_path):
+def test_killed_study_resumes_identically(case, tmp_path):
     """SIGKILL before a file gets its name or a step is taken, again and again, at moments further and further on."""
     name, folder, whole = case
     output, ends = tmp_path / "killed", []
@@ -174,7 +174,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("name", "options", "sentence"), [(name, *wrong) for name, every in WRONG.items() for wrong in every]
 )
-def test_errors_are_one_sentence(folders, tmp_path, capsys, name, options, sentence):
+def test_study_errors_are_one_sentence(folders, tmp_path, capsys, name, options, sentence):
     assert cli.main(words(name, folders[name], tmp_path / "o", **options)) == 2
     *warnings, said = capsys.readouterr().err.splitlines()
     assert sentence in said and said.startswith("fastds study: ") and all(w.startswith("warning: ") for w in warnings)

@@ -15,7 +15,7 @@ from fastds.inference.tiling import Tile
 from fastds.models.baselines import advection, trilinear
 from fastds.studies import humidity, nowcast, radar
 from fastds.studies.fields import crops as field_crops
-from fastds.studies.fields.table import render
+from fastds.studies.fields.study import render
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 from fastds.tasks.nowcast.scores import NowcastTable
 from fastds.tasks.radar.refinement import FrameRefiner
@@ -91,7 +91,7 @@ def steadied(fields):
 def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
     """Above 15 dBZ the model's, above 0 dBZ what downscale makes of it."""
     heads = "block", "floor", "coarsened", *radar.BASELINES, "a model", "of trilinear", "of advection"
-    results = radar.table(str(folder), "a model", modes=["dbz"], smooth=smooth)
+    results = radar.print_errors(str(folder), "a model", modes=["dbz"], smooth=smooth)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "| " + " | ".join(heads) + " |"
     assert printed[1] == "|---|---|---|---|---|---|---|---|---|" and len(printed) == 4
@@ -116,7 +116,7 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
         cells = [f"{row[name]['mse_total']:.3f}" for name in (*radar.BASELINES, "model")]
         ratios = [f"{row['model']['mse_total'] / row[name]['mse_total']:.3f}" for name in ("trilinear", "advection")]
         assert line == f"| event.nc | {floor:g} | dbz | " + " | ".join([*cells, *ratios]) + " |"
-    scores = radar.summary(results)["event.nc, floor 15 dBZ"]
+    scores = radar.summarize(results)["event.nc, floor 15 dBZ"]
     row = results["event.nc", 15.0, "dbz"].errors
     assert scores == {
         **{key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")},
@@ -124,10 +124,10 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
     }
 
 
-def test_inputs_coarsened_another_way(folder, one_file, capsys):
+def test_errors_with_other_coarsening_operators(folder, one_file, capsys):
     """Plain means take no echo, -32 dBZ, as a value; the truth stays as it is."""
-    results = radar.table(str(folder), "a model", [15.0], modes=["dbz", "plain_dbz"])
-    assert list(radar.summary(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
+    results = radar.print_errors(str(folder), "a model", [15.0], modes=["dbz", "plain_dbz"])
+    assert list(radar.summarize(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
     truth, there = truth_of(folder)
     first, middle, last = mse([interpolated(t, 15, 70, trilinear, "plain_dbz") for t in truth], truth, there, 15)
     found = results["event.nc", 15.0, "plain_dbz"].errors["trilinear"]
@@ -150,23 +150,23 @@ def test_ratios_of_blocks_of_time():
     """Sums over samples by their pixels; an interval of five blocks or more, by drawing blocks."""
     row = row_of([1.0, 3.0, np.nan], [2.0, 2.0, np.nan], [0, 0, 1], [3, 1, 0])
     assert row.errors["model"] == {"mse_total": 1.5, "pixels": 4}
-    found = radar.ratio([row], "advection")
+    found = radar.compute_ratio([row], "advection")
     assert found.mean == pytest.approx(0.75) and np.isnan(found.low)
     ours = np.array([0.6, 0.7, 0.8, 0.9, 1.0])
     alike = row_of(2 * ours, [2.0] * 5, range(5))
-    found = radar.ratio([alike], "advection")
+    found = radar.compute_ratio([alike], "advection")
     drawn = np.random.default_rng(0).choice(ours, (4000, 5)).mean(1)
     assert found.mean == pytest.approx(0.8)
     assert found[1:] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
     paired = row_of([*ours, *ours], [1.0] * 10, [0, 1, 2, 3, 4] * 2)  # samples of a block are drawn together
-    assert radar.ratio([paired], "advection")[1:] == pytest.approx(found[1:], abs=0.02)
-    both = radar.ratio([alike, row_of([1.2], [1.0], [0])], "advection")  # the mean of 0.8 and 1.2
+    assert radar.compute_ratio([paired], "advection")[1:] == pytest.approx(found[1:], abs=0.02)
+    both = radar.compute_ratio([alike, row_of([1.2], [1.0], [0])], "advection")  # the mean of 0.8 and 1.2
     assert both.mean == pytest.approx(1.0) and both.low < 0.85 < 1.0 < both.high
 
 
 def test_other_cadences_and_grids_of_the_radars(folder, one_file):
     """Coarser cadences start at every frame; a margin of two pixels does not count."""
-    block = radar.test_block(folder, "event.nc", 10.0, interval=2)
+    block = radar.read_test_block(folder, "event.nc", 10.0, interval=2)
     assert (block.name, block.floor, len(block.samples)) == ("event.nc", 10.0, 1)
     with open_dataset(folder / "event.nc") as dataset:
         z = dataset["reflectivity"].values[1::2]
@@ -176,7 +176,7 @@ def test_other_cadences_and_grids_of_the_radars(folder, one_file):
     valid = sample["valid"][:, 0].numpy()
     assert valid.shape == (3, 44, 52) and (valid == valid[0]).all()
     assert valid[0, 2:-2, 2:18].all() and not valid[0, :2].any() and not valid[0, :, -2:].any()
-    assert radar.test_block(folder, "event.nc", scale=2).samples[0]["y"].shape == (3, 1, 20, 24)
+    assert radar.read_test_block(folder, "event.nc", scale=2).samples[0]["y"].shape == (3, 1, 20, 24)
 
 
 def test_scores_go_into_the_card(folder, one_file, monkeypatch, tmp_path):
@@ -189,7 +189,7 @@ def test_scores_go_into_the_card(folder, one_file, monkeypatch, tmp_path):
     assert list(card.metrics["test"]) == [f"event.nc, floor 15 dBZ{mode}" for mode in modes]
 
 
-radar.test_block.__test__ = False
+radar.read_test_block.__test__ = False
 
 # ---- nowcasts
 
@@ -205,16 +205,16 @@ def scores():
 
 
 def test_comparison_of_nowcasts(scores):
-    found = nowcast.comparison(scores, "persistence")
+    found = nowcast.compare_with_reference(scores, "persistence")
     assert list(found) == ["mse", "csi 0.5", "csi 2", "csi 5"]
     np.testing.assert_allclose(found["mse"], [13 / 12, 29 / 24])
     for name in ("csi 0.5", "csi 2", "csi 5"):
         np.testing.assert_allclose(found[name], [-0.01, -0.013])
-    np.testing.assert_allclose(nowcast.comparison(scores)["mse"], [13 / 10, 29 / 20])
+    np.testing.assert_allclose(nowcast.compare_with_reference(scores)["mse"], [13 / 10, 29 / 20])
 
 
 def test_summary_of_nowcasts(scores):
-    found = nowcast.summary(scores)
+    found = nowcast.summarize(scores)
     assert found["starts"] == 7 and found["mse"] == 21.0 and found["mse of persistence"] == 18.0
     for method, k in (("", 3), (" of extrapolation", 0), (" of blurred-persistence", 1), (" of persistence", 2)):
         for rate in nowcast.RATES:
@@ -227,7 +227,7 @@ def test_summary_of_nowcasts(scores):
 @pytest.mark.parametrize(
     ("options", "read", "steps"), [({}, 18, 6), ({"steps": 12}, 12, 12), ({"steps": 30}, 4, 20), ({"starts": 2}, 7, 6)]
 )
-def test_which_fields_a_nowcast_of_a_test_file_sees(monkeypatch, tmp_path, options, read, steps):
+def test_score_file_uses_frames_before_the_start(monkeypatch, tmp_path, options, read, steps):
     """24 fields of 10 minutes, the model knows 4: forecasts every third field, whose truth is in the file."""
     times = np.datetime64("2024-06-01T12:00", "ns") + np.timedelta64(10, "m") * np.arange(24)
     event = synthetic_event(0, frames=2, shape=(32, 32)).isel(time=[0] * 24).assign_coords(time=times)
@@ -239,19 +239,22 @@ def test_which_fields_a_nowcast_of_a_test_file_sees(monkeypatch, tmp_path, optio
     network = nn.Identity()
     network.card = models.ModelCard(name="net", input_steps=4)
     options = {"steps": 6} | options
-    assert nowcast.file_scores(network, tmp_path, "event.nc", baselines=["x"], **options) == (24, ["x"])
+    assert nowcast.score_file(network, tmp_path, "event.nc", baselines=["x"], **options) == (24, ["x"])
     assert calls["given"] == {"steps": steps, "every": "30min", "smooth": False}
     assert calls["fields"].sizes["time"] == read and (calls["fields"].time[0] == event.time[0]).item()
 
 
-def test_nowcasts_of_all_test_files_are_printed_and_kept(scores, monkeypatch, capsys, tmp_path):
+def test_print_scores_of_all_test_files(scores, monkeypatch, capsys, tmp_path):
     asked, saved = [], []
     network = nn.Identity()
     network.card = models.ModelCard(name="net")
     monkeypatch.setattr(nowcast.models, "load", lambda name: network)
     monkeypatch.setattr(nowcast.models, "save", lambda *args: saved.append(args))
-    monkeypatch.setattr(nowcast, "file_scores", lambda *args, **options: asked.append((args, options)) or scores)
-    assert nowcast.table("data", "net") == dict.fromkeys(nowcast.TEST_STARTS, nowcast.summary(scores)) and not saved
+    monkeypatch.setattr(nowcast, "score_file", lambda *args, **options: asked.append((args, options)) or scores)
+    assert (
+        nowcast.print_scores("data", "net") == dict.fromkeys(nowcast.TEST_STARTS, nowcast.summarize(scores))
+        and not saved
+    )
     assert asked == [((network, "data", f), {"starts": None, "smooth": False}) for f in nowcast.TEST_STARTS]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 * (1 + 3 * 4) and lines[0] == f"{next(iter(nowcast.TEST_STARTS))}: 7 starts, minutes 5 10"
@@ -260,7 +263,7 @@ def test_nowcasts_of_all_test_files_are_printed_and_kept(scores, monkeypatch, ca
     assert lines[9] == "  mse      vs persistence         " + " 1.083  1.208"
     config = nowcast.StudyConfig(nowcast.Files("data"), "net", output=str(tmp_path / "out"))
     assert nowcast.study(config) == config.output and saved == [(network, config.output)]
-    assert network.card.metrics["test"]["radar_mch_20160711_5min.nc"] == nowcast.summary(scores)
+    assert network.card.metrics["test"]["radar_mch_20160711_5min.nc"] == nowcast.summarize(scores)
 
 
 # ---- fields
@@ -289,13 +292,13 @@ def test_crops_are_degraded_in_batches():
     def predict(x, size):
         return x.new_zeros(len(x), 2, *size)
 
-    found = field_crops.crop_errors(predict, fields, crops, 24, (2, 3), degrade)
+    found = field_crops.compute_crop_errors(predict, fields, crops, 24, (2, 3), degrade)
     assert calls == [((8, 2, 24, 24), (12, 8), 0), ((4, 2, 24, 24), (12, 8), 8)]
     inner = [fields[0, :, c.row + 8 : c.row + 16, c.column + 9 : c.column + 15] for c in crops]
     assert found == [pytest.approx(z.double().square().mean((1, 2)).tolist()) for z in inner]
 
 
-def test_tables_of_the_study():
+def test_render_tables_by_hand():
     """Two variables, two seeds: dB of every crop, then its mean; RMSE from the mean of squares; costs."""
     base = {"variables": ["t", "u"], "value_range": [10.0, 20.0], "crops": [(0, b, 0, 0) for b in range(2)]}
     errors = {0: [[0.1, 0.4], [0.4, 0.1]], 1: [[0.2, 0.8], [0.1, 0.4]]}

@@ -34,13 +34,13 @@ def _printed(width: int, terminal: bool) -> str:
 
 
 @pytest.mark.parametrize("width", [20, 80])
-def test_whole_where_there_is_no_terminal(width):
+def test_table_is_whole_without_terminal(width):
     lines = [line for line in _printed(width, terminal=False).splitlines() if "CSI" in line]
     assert [re.findall(r"\d+\.\d{3}", line) for line in lines] == NUMBERS
 
 
 @pytest.mark.parametrize("width", [30, 47, 80, 200])
-def test_in_parts_on_a_narrow_terminal(width):
+def test_table_is_split_on_a_narrow_terminal(width):
     printed = _printed(width, terminal=True)
     assert "…" not in printed and all(len(line) <= width for line in printed.splitlines())
     lines = [line for line in printed.splitlines() if "CSI" in line]
@@ -51,12 +51,12 @@ def test_in_parts_on_a_narrow_terminal(width):
     assert printed.count("Scores by lead") == 1
 
 
-def test_a_terminal_that_holds_no_column_beside_the_labels():
+def test_table_on_a_very_narrow_terminal():
     lines = [line for line in _printed(12, terminal=True).splitlines() if "CSI" in line]
     assert len(lines) == 24 and all(re.search(r"\d+\.\d{3}", line) for line in lines)
 
 
-def test_a_console_keeps_its_width():
+def test_table_in_a_console_of_fixed_width():
     console = Console(file=io.StringIO(), width=40)
     Tables().print(console)
     assert console.width == 40

@@ -47,11 +47,11 @@ def blur(radius):
 
 
 @pytest.mark.parametrize("radius", [1, 5, 40])
-def test_reach_is_found_by_trial(radius):
+def test_receptive_field_is_measured(radius):
     assert measure_receptive_field(blur(radius), 2, 55.0, motion=3.0) == radius
 
 
-def test_reach_follows_the_motion():
+def test_receptive_field_depends_on_motion():
     def network(x, flow):
         shift = int(flow[0, 0, 0, 1, 0, 0])
         y = torch.roll(x[:, :, 0], shift, -1)
@@ -61,7 +61,7 @@ def test_reach_follows_the_motion():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_reach_is_that_of_the_farther_side(side):
+def test_receptive_field_is_the_larger_side(side):
     """Of a network that sees seven pixels to one side alone."""
 
     def network(x, flow):
@@ -72,7 +72,7 @@ def test_reach_is_that_of_the_farther_side(side):
     assert measure_receptive_field(network, 2, 55.0, uses_flow=False) == 7
 
 
-def test_reach_of_less_than_a_coarse_pixel():
+def test_receptive_field_below_a_coarse_pixel():
     """A single fine column moves, at the right end of the last coarse pixel: it counts."""
 
     def network(x, flow):
@@ -85,7 +85,7 @@ def test_reach_of_less_than_a_coarse_pixel():
 
 
 @pytest.mark.parametrize("size", [(70, 90), (64, 33)], ids=str)
-def test_tiled_equals_whole_where_the_halo_covers_the_reach(size):
+def test_tiled_equals_whole_with_sufficient_halo(size):
     x = torch.rand(2, *size)
     flow = torch.randn(1, 2, 2, *size)
     network = blur(6)
@@ -96,7 +96,7 @@ def test_tiled_equals_whole_where_the_halo_covers_the_reach(size):
     assert (cut - whole).abs().max() > 1e-3
 
 
-def test_flow_is_cut_with_the_tile():
+def test_flow_is_cropped_with_the_tile():
     seen = []
 
     def network(x, flow):
@@ -109,7 +109,7 @@ def test_flow_is_cut_with_the_tile():
     torch.testing.assert_close(seen[1][0], flow[..., 16:48, :])
 
 
-def test_tiles_without_echo_are_not_run():
+def test_dry_tiles_are_skipped():
     calls = []
 
     def network(x, flow):
@@ -169,7 +169,7 @@ def network():
     ("at_once", "tile", "time_factor", "most"),
     [(2, None, 2, 2), (16, None, 4, 4), (2, 16, 2, 2), (16, 32, 4, 4)],
 )
-def test_pairs_and_tiles_at_once_change_nothing(coarse, network, monkeypatch, at_once, tile, time_factor, most):
+def test_batched_pairs_and_tiles_are_identical(coarse, network, monkeypatch, at_once, tile, time_factor, most):
     """Three fields are two pairs, and four in the second pass of time factor 4."""
     form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
     alone = downscale(network, coarse, **form)
@@ -194,7 +194,7 @@ PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 featur
         (1, None, 16, 1),
     ],
 )
-def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypatch, free, asked, tile, at_once):
+def test_gpu_tile_size_uses_half_of_free_memory(coarse, network, monkeypatch, free, asked, tile, at_once):
     """Asked once, before the network runs and torch keeps some of it."""
     gpu = torch.device("cuda", 1)
     told = {gpu: (free, 1e13)}

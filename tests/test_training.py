@@ -83,7 +83,7 @@ def test_named_configurations_parse():
             assert block["train"][1] <= block["validation"][0] and block["validation"][1] <= start - 1, file
 
 
-def test_a_radar_is_left_out():
+def test_exclude_removes_a_radar():
     """With its weight, and with what the card tells of training on it."""
     fmi, words = "radar_fmi_20160928_5min.nc", ["--config", "fczsm-small", "--data.path=elsewhere"]
     whole, config = parse_arguments(words), parse_arguments([*words, f"--data.without=[{fmi}]"])
@@ -97,7 +97,7 @@ def test_a_radar_is_left_out():
 @pytest.mark.parametrize(
     ("without", "message"), [(["x.nc"], "data.without must name files of data.blocks.*got x.nc"), (None, "no file")]
 )
-def test_radars_that_cannot_be_left_out(without, message):
+def test_exclude_rejects_invalid_radars(without, message):
     blocks = parse_arguments(["--config", "fczsm-small", "--data.path=elsewhere"]).data.blocks
     with pytest.raises(ValueError, match=message):
         DataConfig("elsewhere", blocks, without or list(blocks))
@@ -130,13 +130,13 @@ def test_configuration_messages(event, changes, message):
         ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
     ],
 )
-def test_samples_that_there_are_none_of(event, change, message):
+def test_configuration_without_samples(event, change, message):
     config = tiny(event, "unused")
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, data=dataclasses.replace(config.data, **change))
 
 
-def test_last_fifth_is_kept_apart(event):
+def test_validation_uses_the_last_fifth(event):
     (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)))
     assert (train_block.start, train_block.stop) == (0, 11) and (validation.start, validation.stop) == (13, 16)
 
@@ -248,11 +248,11 @@ def run_broken(event, tmp_path, monkeypatch, bad_steps):
     return model
 
 
-def test_a_step_that_is_not_finite_is_left_out(event, tmp_path, monkeypatch):
+def test_non_finite_step_is_skipped(event, tmp_path, monkeypatch):
     assert torch.isfinite(run_broken(event, tmp_path, monkeypatch, {2, 4}).weight)
 
 
-def test_a_loss_that_stays_not_finite_stops_the_run(event, tmp_path, monkeypatch):
+def test_persistent_non_finite_loss_stops_the_run(event, tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match="not finite in 5 steps in a row"):
         run_broken(event, tmp_path, monkeypatch, set(range(2, 99)))
 
@@ -268,7 +268,7 @@ def test_run_exports(event, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= made
 
 
-def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, capsys):
+def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     config = tiny(event, tmp_path, progress=True)
     train(config)
@@ -288,7 +288,7 @@ def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, ca
         (15, 1.0, "step 10 of 15", "0:00:15"),
     ],
 )
-def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
+def test_remaining_time_uses_the_earlier_limit(steps, minutes, said, left):
     """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
     module = SimpleNamespace(
@@ -311,7 +311,7 @@ def test_processes_draw_numbers_of_their_own(rank):
         assert torch.initial_seed() == expected
 
 
-def test_the_least_that_a_training_may_be(event):
+def test_smallest_valid_training(event):
     least = tiny(event, "unused", max_steps=1, ema_decay=0.0)
     assert dataclasses.replace(least, max_minutes=1e-3).max_minutes == 1e-3
     with pytest.raises(ValueError, match="max_steps and max_minutes must be positive, got 1 and 0"):
@@ -332,7 +332,7 @@ def test_blocks_hold_a_sample_each(event):
 
 
 @pytest.mark.parametrize("name", ["srcnn", "ms-convlstm"])
-def test_networks_that_a_radar_field_cannot_feed_are_refused(event, tmp_path, name):
+def test_unsuitable_networks_are_rejected(event, tmp_path, name):
     with pytest.raises(ValueError, match=f"model.name: '{name}' cannot be trained on radar files"):
         train(dataclasses.replace(tiny(event, tmp_path / "o"), model=ModelConfig(name)))
     assert not (tmp_path / "o").exists()
@@ -398,7 +398,7 @@ def test_a_run_with_static_maps_downscales_with_them(event, relief, tmp_path):
     assert fine.attrs["fastds_static_maps"] == "height of relief.nc" and fine.sizes["x"] == 64
 
 
-def test_static_maps_and_networks_that_do_not_go_together_are_refused(event, relief, tmp_path):
+def test_statics_must_match_the_network(event, relief, tmp_path):
     config = with_relief(event, tmp_path, relief)
     config.data.statics = []
     with pytest.raises(ValueError, match="network reads 1 static maps and 0 were given"):

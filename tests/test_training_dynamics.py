@@ -32,7 +32,7 @@ def samples(file, **changes):
     return DataConfig(str(file), **chosen)
 
 
-def test_channels_are_means_of_what_is_there(file):
+def test_dynamic_channels_average_valid_values(file):
     """A block of four pixels of which one is missing is the mean of three, of four 0; times are the block's."""
     fields = DynamicFields(file, RANGES, slice(3, 9))
     with np.load(file) as archive:
@@ -89,7 +89,7 @@ def test_scores_are_of_the_reflectivity_alone(file):
     [("fczsm-d", TINY, RANGES), ("unet", {"width": 2}, {}), ("unet3d", {"width": 2, "in_channels": 3}, RANGES)],
     ids=["fczsm-d", "unet", "unet3d-d"],
 )
-def test_the_command_trains_them(file, tmp_path, capsys, model, options, dynamics):
+def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dynamics):
     given = [f"--model.options.{key}={value}" for key, value in options.items()] + [f"--data.dynamics={dynamics}"]
     given += ["--data.crop=16", "--data.scales=[1]", "--data.intervals=[1]", "--data.minimum_echo=0", "--threads=1"]
     given += ["--data.batch_size=2", "--data.epoch_samples=4", "--data.validation_samples=2", "--data.workers=0"]
@@ -132,7 +132,7 @@ def test_the_command_trains_them(file, tmp_path, capsys, model, options, dynamic
         ({"dynamics": RANGES | {"probability": [5]}}, r"range of probability must be \[low, high\], got \[5\]"),
     ],
 )
-def test_refusals(file, changes, message):
+def test_dynamics_errors(file, changes, message):
     with pytest.raises(ValueError, match=message):
         RadarData(dataclasses.replace(samples(file), **changes), False, in_channels=3).setup()
 

@@ -201,7 +201,7 @@ def refused(run, change, message):
         ({"level": 500.0}, "level 500 was requested, but variable 't' has no vertical"),
     ],
 )
-def test_refusals(path, tmp_path, change, message):
+def test_configuration_errors(path, tmp_path, change, message):
     run = config(path, tmp_path, max_steps=1)
     refused(run, change, message)
 
@@ -211,13 +211,13 @@ def test_overlapping_splits_are_refused():
         DataConfig("x.nc", train=[0, 50], validation=[40, 90])
 
 
-def test_command(path, tmp_path, capsys):
+def test_train_fields_command(path, tmp_path, capsys):
     arguments = ["--config", "inr-small", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]
     assert main(arguments) == 2
     assert "no such file" in capsys.readouterr().err
 
 
-def test_a_run_that_cannot_start_leaves_nothing_and_touches_no_other(path, tmp_path, capsys):
+def test_failed_start_leaves_no_files(path, tmp_path, capsys):
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--max_steps=1", "--threads=1"]
     for wrong in ("--data.path=none.nc", "--data.variables=[x]", "--data.crop=500", "--model=nope", "--threads=0"):
         assert main(["fields", *arguments, wrong, f"--output={tmp_path}/new"]) == 2
@@ -233,7 +233,7 @@ def test_a_run_that_cannot_start_leaves_nothing_and_touches_no_other(path, tmp_p
         assert sentence in error and error.startswith("fastds train: ") and error.count("\n") == 1
 
 
-def test_defaults_fit_a_file_of_ones_own(path, tmp_path, capsys):
+def test_defaults_suit_a_user_file(path, tmp_path, capsys):
     """Split, card and wind components follow from the file; the weights work in the command."""
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
     arguments += ["--data.batch_size=2", "--data.epoch_samples=4", "--max_steps=2", "--threads=1"]
@@ -263,7 +263,7 @@ def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(path, tmp_path):
     assert torch.load(tmp_path / "short" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_resuming_inside_an_epoch_is_no_reason_to_worry(path, tmp_path):
+def test_resume_inside_an_epoch_does_not_warn(path, tmp_path):
     """Lightning warns of samples that come again; ours go on."""
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
     arguments += ["--data.batch_size=2", "--data.epoch_samples=8", "--data.train=[0,55]", "--data.validation=[60,90]"]
@@ -280,7 +280,7 @@ def test_resuming_inside_an_epoch_is_no_reason_to_worry(path, tmp_path):
     assert not [w for w in seen if "resuming" in str(w.message)]
 
 
-def test_a_run_without_a_finite_score_says_so(path, tmp_path, monkeypatch):
+def test_run_without_finite_score_warns(path, tmp_path, monkeypatch):
     monkeypatch.setattr(FieldModule, "validation_step", lambda self, x, i: self.log("val_gain_db", float("nan")))
     with pytest.raises(ValueError, match="ended at step 3 without a finite validation error"):
         train(config(path, tmp_path, max_steps=3))
@@ -363,7 +363,7 @@ def test_loss_of_any_variable_by_hand(folder, tmp_path):
         ({"crop": 30}, r"fields of \(40, 67\) are too small for crop 30 and halo 1 at factor 1.5"),
     ],
 )
-def test_refusals_of_each(folder, tmp_path, change, message):
+def test_any_variable_errors(folder, tmp_path, change, message):
     run = config_of_each(folder, tmp_path, max_steps=1)
     refused(run, change, message)
 
@@ -376,7 +376,7 @@ def test_options_of_one_file_are_refused_beside_each(option):
         DataConfig("x", each=["a.nc:t"], degraded=0.5)
 
 
-def test_whole_factors(path):
+def test_integer_factors(path):
     """With whole_factors=1 every factor is one, 2 at least; a field too small for 2 keeps its own."""
     data = config(path, "").data
     data.whole_factors, data.scales = 1.0, [1.2, 2.9]

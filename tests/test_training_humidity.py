@@ -128,7 +128,7 @@ def test_training_starts_from_given_weights(folder):
     ],
     ids=["gan", "crps", "content only", "algorithm 1", "noise-free"],
 )
-def test_losses_train(folder, loss):
+def test_every_loss_trains(folder, loss):
     config = configuration(folder, loss=loss, epochs=1)
     config.optimiser.epochs = 1
     state = weights(train(config))
@@ -147,7 +147,7 @@ def test_noise_free_field_and_ramp(folder):
     torch.testing.assert_close(noise_free, module.generator(coarse, "zero"))
 
 
-def test_study_trains_every_row(folder):
+def test_study_humidity_trains_every_variant(folder):
     data = dataclasses.replace(configuration(folder).data, sources={"rh.nc": {
         "train": [[0, 24, 0, 24]], "validation": [[0, 24, 24, 36]], "test": [[0, 24, 36, 48]]}})  # fmt: skip
     loss = LossConfig(content="crps", noise_free_weight=1.0)
@@ -194,7 +194,7 @@ def test_fair_crps_of_two_members():
     assert compute_content_loss(draws[:2], draws[2], "crps") < compute_content_loss(0 * draws[:2], draws[2], "crps")
 
 
-def test_schedule(folder):
+def test_schedule_by_hand(folder):
     config = configuration(folder)
     config.optimiser = OptimiserConfig(warmup_epochs=2, epochs=10)
     module = build_module(config)

@@ -147,7 +147,7 @@ def rate_of(step):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_are_those_written_by_hand(name):
+def test_training_step_by_hand(name):
     loss, module = CASES[name], module_of(configuration(CASES[name]))
     double = lambda x: x.detach().double().clone().requires_grad_()  # noqa: E731
     scale = double(module.generator.scale)
@@ -177,7 +177,7 @@ def test_steps_are_those_written_by_hand(name):
 
 
 @pytest.mark.parametrize(("steps", "decay"), [(0, 1 / 10), (1, 2 / 11), (2, DECAY), (9, DECAY)])
-def test_the_average_warms_up(steps, decay):
+def test_weight_average_warms_up(steps, decay):
     """Its decay is (1 + steps) / (10 + steps) until that is larger than ema_decay."""
     module = module_of(configuration(LossConfig()))
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_validation_scores_by_hand(averaged):
     assert module.logged == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
-def test_rates_reach_zero_by_the_clock_where_it_ends_first():
+def test_learning_rate_reaches_zero_at_the_time_limit():
     module = module_of(configuration(LossConfig(), max_minutes=2.0))
     module.steps = 4  # two of three epochs
     for seconds, done in ((0.0, 2 / 3), (30.0, 2 / 3), (100.0, 100 / 120), (150.0, 1.0)):

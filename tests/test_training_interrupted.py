@@ -133,9 +133,7 @@ def whole(files, tmp_path_factory):
         ("humidity", signal.SIGINT, 3, 4),
     ],
 )
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_as_if_nothing_were(
-    files, tmp_path, capfd, whole, task, number, step, kept
-):
+def test_signal_leaves_a_checkpoint_that_resumes_exactly(files, tmp_path, capfd, whole, task, number, step, kept):
     cut = tmp_path / "cut"
     command = arguments(files, task, cut)
     done = signalled(command, number, step)
@@ -149,7 +147,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_as_if_nothing_were(
     assert same_weights(uncut, cut) and same_weights(uncut, cut, "best.safetensors")
 
 
-def test_a_signal_during_the_validation_waits_for_its_end(files, tmp_path):
+def test_signal_during_validation_is_deferred(files, tmp_path):
     command = arguments(files, "radar", tmp_path / "o")
     done = signalled(command, signal.SIGINT, 4, "on_validation_start")
     assert done.returncode == 130 and "interrupted, step 4 is in" in done.stderr
@@ -195,7 +193,7 @@ def trained(four_steps):
     return (four_steps / "checkpoints" / "last.ckpt").read_bytes()
 
 
-def test_a_checkpoint_holds_tensors_numbers_and_words_only(four_steps, trained):
+def test_checkpoint_holds_only_tensors_numbers_and_strings(four_steps, trained):
     """So that it loads with weights_only; its averaged weights are those that the run exports."""
     state = torch.load(io.BytesIO(trained), weights_only=True)
     kinds = {type(leaf) for leaf in tree_leaves(state)}
@@ -230,7 +228,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_or_foreign_checkpoint_is_one_sentence(files, tmp_path, capfd, trained, kind):
+def test_damaged_or_foreign_checkpoint_error(files, tmp_path, capfd, trained, kind):
     last = tmp_path / "o" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.write_bytes(DAMAGE[kind](trained))
@@ -241,7 +239,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_sentence(files, tmp_path, capfd,
     assert said.count("\n") == 1 and len(said) < 500 and last.read_bytes() == damaged
 
 
-def test_nothing_in_a_checkpoint_is_carried_out(files, tmp_path, capfd):
+def test_checkpoint_executes_no_code(files, tmp_path, capfd):
     last = tmp_path / "o" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     torch.save({"state_dict": Harm(tmp_path / "harm")}, last)
@@ -249,7 +247,7 @@ def test_nothing_in_a_checkpoint_is_carried_out(files, tmp_path, capfd):
     assert "is damaged, or no checkpoint of fastds" in capfd.readouterr().err
 
 
-def test_the_checkpoint_before_is_kept_until_the_next_one_is_whole(files, tmp_path, trained, monkeypatch):
+def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, monkeypatch):
     """The temporary file lies beside it, so that nothing is copied between file systems."""
     from fastds.training import checkpoints
 

@@ -78,7 +78,7 @@ def test_samples_depend_on_the_seed_alone(event):
     assert all(torch.equal(a[key], b[key]) for key in a) and not torch.equal(a["frames"], c["frames"])
 
 
-def test_crops_on_the_ground_are_those_of_the_file(event):
+def test_eulerian_crops_equal_the_file(event):
     frames = crops(event, moving=False, augment=False)[0]["frames"].numpy()
     store = FrameStore(str(event))
     z = data.prepare(store.dbz(range(20)), 0.0, 60.0)
@@ -88,7 +88,7 @@ def test_crops_on_the_ground_are_those_of_the_file(event):
     assert any(np.allclose(views[tuple(place)], frames[:, 0], atol=1e-6) for place in places)
 
 
-def test_a_drift_stands_still_in_the_frame_of_the_air():
+def test_uniform_drift_is_stationary_in_lagrangian_crops():
     g = torch.Generator().manual_seed(2)
     still = torch.nn.functional.interpolate(torch.rand(1, 1, 14, 14, generator=g), size=(112, 112), mode="bicubic")
     x = torch.stack([still[0, :, 40 - 2 * t : 104 - 2 * t, 20 + t : 84 + t] for t in range(8)]).clamp(0, 1)
@@ -133,14 +133,14 @@ def test_sources_are_drawn_by_their_weights(event):
     assert shares == pytest.approx([0.5, 1.0, 0.8], abs=0.1) and shares[1] == 1.0
 
 
-def test_a_shift_raises_echo_and_leaves_the_dry_dry(event):
+def test_shift_raises_echo_and_keeps_dry(event):
     plain, raised = (crops(event, shift=[dbz, dbz])[2]["frames"].double() for dbz in (0.0, 6.0))
     expected = torch.where(plain > 0, (plain + 6.0 / 60).clamp(max=1), 0.0)
     assert (plain == 0).any() and (plain > 0.5).any()
     torch.testing.assert_close(raised, expected, rtol=0, atol=1e-6)
 
 
-def test_the_validation_reads_the_files_as_they_are(tmp_path):
+def test_validation_uses_unaugmented_files(tmp_path):
     """Of later times, in order, unturned, without a shift, at every scale of the training and its shortest interval."""
     fields = constant(30.0, frames=30, size=64)
     rows, columns, frames = np.arange(64)[:, None], np.arange(64), np.arange(30)[:, None, None]
@@ -178,7 +178,7 @@ def test_the_crops_of_a_seed_stay_the_same(event, tmp_path):
     assert np.array(sums) == pytest.approx(np.array(OF_A_SEED), abs=2e-2)
 
 
-def test_where_hardly_anything_is_measured_the_crop_with_most_of_it(event, tmp_path):
+def test_sparse_coverage_uses_the_best_crop(event, tmp_path):
     with data.open_dataset(event) as fields:
         fields = fields.load()
     fields["reflectivity"][:, :, 11:] = np.nan
@@ -352,7 +352,7 @@ def test_resume_is_exact(event, tmp_path):
     assert any(not torch.equal(judges[0][f"discriminator.{k}"], v) for k, v in fresh.items())
 
 
-def test_stages(event, tmp_path):
+def test_staged_training(event, tmp_path):
     model, options = ModelConfig("ms-convgru-s", {"hidden": 4}), dict(max_steps=4, ema_decay=0.0)
     first = train(tiny(event, tmp_path / "a", stage="forecaster", model=model, **options))
     model = dataclasses.replace(model, start=str(first))
@@ -438,7 +438,7 @@ def test_named_configurations_parse():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_refused_configurations(event, change, message):
+def test_invalid_configurations_are_rejected(event, change, message):
     with pytest.raises(ValueError, match=message):
         if "loss" in change:
             LossConfig(**change["loss"])
@@ -466,14 +466,14 @@ def test_refused_configurations(event, change, message):
     ],
     ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits", "network"],
 )
-def test_refused_runs(event, tmp_path, change, message):
+def test_invalid_runs_are_rejected(event, tmp_path, change, message):
     config = tiny(event, tmp_path, **{k: v for k, v in change.items() if k != "data"})
     config.data = dataclasses.replace(config.data, **change.get("data", {}))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(config)
 
 
-def test_command(tmp_path, capsys):
+def test_train_nowcast_command(tmp_path, capsys):
     arguments = ["--config", "nowcast-small", f"--data.path={tmp_path}/none", f"--output={tmp_path}/out"]
     assert main(arguments) == 2
     assert "no such file or folder" in capsys.readouterr().err

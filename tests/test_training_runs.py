@@ -116,7 +116,7 @@ def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
 
 @pytest.mark.parametrize("run", ["nowcast", "humidity"], indirect=True)
 @pytest.mark.parametrize(("seed", "best"), [(0, 0), (5, 5)])
-def test_the_best_weights_are_the_best_on_the_samples_of_now(run, files, tmp_path, monkeypatch, capfd, seed, best):
+def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monkeypatch, capfd, seed, best):
     """The error of before was that of other samples, here one that no weights reach."""
     load = EXPORTS[run.task][0].load_state_dict
     monkeypatch.setattr(EXPORTS[run.task][0], "load_state_dict", lambda self, state: load(self, state | {"best": -1e9}))
@@ -126,7 +126,7 @@ def test_the_best_weights_are_the_best_on_the_samples_of_now(run, files, tmp_pat
     assert ("samples have changed: the best weights are selected again" in capfd.readouterr().out) == (seed > 0)
 
 
-def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
+def test_run_without_resume_restarts(files, tmp_path, capfd):
     """And ends as one in a folder of its own."""
 
     def trained(folder, **options):
@@ -139,7 +139,7 @@ def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
     assert not trained("p", max_steps=2) and trained("p", max_steps=4)
 
 
-def test_the_clock_goes_on_after_a_resume():
+def test_time_limit_continues_after_resume():
     module = BaseLightningModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0))
     module._trainer = SimpleNamespace(world_size=1, should_stop=False, optimizers=[], lr_scheduler_configs=[])
     module.exported = SimpleNamespace(card=models.ModelCard())
@@ -154,7 +154,7 @@ def test_the_clock_goes_on_after_a_resume():
 
 
 @pytest.mark.parametrize("bound", [{"max_steps": 4}, {"max_steps": None, "max_minutes": 1e-4}])
-def test_a_run_that_had_ended_says_that_nothing_is_left(files, tmp_path, run, bound, capfd):
+def test_finished_run_reports_nothing_to_do(files, tmp_path, run, bound, capfd):
     shutil.copytree(run.folder, tmp_path / "o")
     words = interrupted.arguments(files, run.task, tmp_path / "o", progress=True, **bound)
     assert main(words) == 0
@@ -164,7 +164,7 @@ def test_a_run_that_had_ended_says_that_nothing_is_left(files, tmp_path, run, bo
     assert interrupted.same_weights(run.folder, tmp_path / "o")
 
 
-def test_after_a_kill_the_run_goes_on_as_if_nothing_were(files, tmp_path, run):
+def test_killed_run_resumes_exactly(files, tmp_path, run):
     """SIGKILL in the second epoch, after which the checkpoint of the first is there."""
     done = interrupted.signalled(interrupted.arguments(files, run.task, tmp_path / "o"), signal.SIGKILL, 5)
     last = tmp_path / "o" / "checkpoints" / "last.ckpt"

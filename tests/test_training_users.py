@@ -53,7 +53,7 @@ def run(request, files, tmp_path_factory):
     return request.param, folder, out.getvalue(), err.getvalue()
 
 
-def test_it_says_where_it_ends_and_how_long_that_takes(run):
+def test_run_announces_its_end_and_duration(run):
     _, _, _, said = run
     assert "training ends" not in said  # the command gave --max_steps
     lines = [line for line in said.splitlines() if line.startswith("training: ")]
@@ -69,7 +69,7 @@ def test_it_says_where_it_ends_and_how_long_that_takes(run):
         (80, 40.0, "step 20 of 80", "about 0:03:00 left", "after 80 steps or after 40 minutes"),
     ],
 )
-def test_the_bound_that_comes_first_tells_the_time_left(last, minutes, step, left, end):
+def test_remaining_time_uses_the_first_limit(last, minutes, step, left, end):
     """Of step 20 after a minute."""
     bounds = {"config": SimpleNamespace(max_minutes=minutes), "last_step": lambda: last}
     module = SimpleNamespace(**bounds, training_seconds=lambda: 60.0, steps_done=lambda: 20)
@@ -79,7 +79,7 @@ def test_the_bound_that_comes_first_tells_the_time_left(last, minutes, step, lef
     assert found._parts(module, None) == [step, "0:01:00", left] and found._end(module) == end
 
 
-def test_epochs_tell_the_time_left_too(files, tmp_path, capsys, monkeypatch):
+def test_remaining_time_with_epochs(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fastds.training.progress.LINE_EVERY", 0.0)
     optimiser = {"optimiser": {"warmup_epochs": 1, "epochs": 2}}
     bounds = {"max_steps": None, **optimiser}
@@ -91,7 +91,7 @@ def test_epochs_tell_the_time_left_too(files, tmp_path, capsys, monkeypatch):
     )
 
 
-def test_the_card_compares_the_weights_with_the_simple_method(run):
+def test_model_card_compares_with_the_baseline(run):
     task, folder, said, _ = run
     metrics = models.load_card(folder / "best.safetensors").metrics
     found, scores = metrics["simple_method"], metrics["validation"]
@@ -114,7 +114,7 @@ def test_tensorboard_has_the_log_of_every_task(run):
     assert list((folder / "tensorboard").glob("events.out.tfevents.*")) and (folder / "csv" / "metrics.csv").exists()
 
 
-def test_without_tensorboard_there_is_the_other_log(files, tmp_path, monkeypatch):
+def test_csv_log_without_tensorboard(files, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
     assert main(interrupted.arguments(files, "fields", tmp_path / "o")) == 0
     assert (tmp_path / "o" / "csv").is_dir() and not (tmp_path / "o" / "tensorboard").exists()
@@ -122,7 +122,7 @@ def test_without_tensorboard_there_is_the_other_log(files, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("higher", [False, True])
 @pytest.mark.parametrize("own", [1.0, 2.0, 3.0])
-def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
+def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
     model, path = models.create("fczsm-small", num_features=8, offset_groups=1), tmp_path / "w.safetensors"
     model.card.metrics = compare_to_baseline("advection", "squared error", own, 2.0, higher)
     models.save(model, path)
@@ -135,7 +135,7 @@ def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
     assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
 
 
-def test_weights_without_a_verdict_say_nothing(tmp_path):
+def test_weights_without_comparison_do_not_warn(tmp_path):
     model = models.create("fczsm-small", num_features=8, offset_groups=1)
     for metrics in ({}, {"simple_method": "advection"}):
         model.card.metrics = metrics
@@ -180,7 +180,7 @@ NO_RADAR = "grid.nc (no variable of reflectivity was found"
         ("humidity", ["radar.nc", "short.nc", "narrow.nc"], REASONS),
     ],
 )
-def test_files_of_other_kinds_are_named_and_left_out(mixed, tmp_path, capfd, task, others, reasons):
+def test_other_files_are_named_and_skipped(mixed, tmp_path, capfd, task, others, reasons):
     for name in others:
         (mixed / name).unlink()
     assert train_on(mixed, task, tmp_path / "o") == 0
@@ -204,7 +204,7 @@ def test_the_card_names_the_files_of_all_runs_in_a_folder(files, tmp_path, task)
         assert models.load_card(output / "last.safetensors").training_data == wanted
 
 
-def test_a_folder_of_nothing_to_train_on_is_one_sentence(mixed, tmp_path, capfd):
+def test_folder_without_usable_files_error(mixed, tmp_path, capfd):
     for name in ("radar.nc", "grid.nc", "short.nc", "narrow.nc"):
         (mixed / name).unlink()
     for task in ("radar", "nowcast", "humidity"):

@@ -86,7 +86,7 @@ def test_flops_of_the_specification(name, gflop):
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("shape", [(2, 2, 1, 16, 24), (1, 2, 3, 13, 9)], ids=str)
-def test_against_plain_torch(name, shape):
+def test_unet_equals_torch(name, shape):
     """Values and every gradient; sizes that are no multiples, more variables than one."""
     torch.manual_seed(0)
     model = models.create(name, width=4, in_channels=shape[2])
@@ -114,7 +114,7 @@ def test_the_interpolation_before_unet3d_is_that_of_the_baseline():
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_weights_go_through_a_file(name, tmp_path):
+def test_unet_weights_round_trip(name, tmp_path):
     model = models.create(name, width=2, scale=3)
     models.save(model, tmp_path / "w.safetensors")
     loaded, x = fastds.load(tmp_path / "w.safetensors"), torch.rand(1, 2, 1, 8, 8)
@@ -122,7 +122,7 @@ def test_weights_go_through_a_file(name, tmp_path):
     assert loaded(x).shape == (1, 3, 1, 24, 24) and loaded.card.space_factor == 3
 
 
-def test_refusals():
+def test_unet_rejects_invalid_arguments():
     for name in PLAIN:
         model = models.create(name, width=2)
         for shape in ((1, 3, 1, 8, 8), (1, 2, 2, 8, 8)):

@@ -56,7 +56,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("command", EARLY | LATER)
-def test_the_nearest_is_named(command, tmp_path, monkeypatch, capsys):
+def test_nearest_name_is_suggested(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     said = capsys.readouterr().err
@@ -80,13 +80,13 @@ def test_the_nearest_is_named(command, tmp_path, monkeypatch, capsys):
         "",
     ],
 )
-def test_what_is_known_is_left_to_the_parsers(command, tmp_path, monkeypatch):
+def test_known_words_are_left_to_the_parsers(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").touch()
     assert find_unknown_name(command.split()) is None
 
 
-def test_methods_are_those_that_there_are():
+def test_suggested_methods_exist():
     assert set(_unknown_names.METHODS["downscale"]) == {*radar.BASELINES, *METHODS}
     assert set(_unknown_names.METHODS["nowcast"]) == set(nowcasting.BASELINES)
 
@@ -114,7 +114,7 @@ def test_nothing_heavy_is_imported_for_it():
         assert done.stderr.startswith("fastds")
 
 
-def test_a_program_of_someone_else_is_left_alone():
+def test_other_programs_are_unaffected():
     program = "import sys; sys.argv[:] = ['fastds', 'downscal']; import fastds; print('imported')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "imported\n", done

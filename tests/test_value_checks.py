@@ -34,7 +34,7 @@ def spoilt(event, value, share, **attrs):
     return event
 
 
-def test_the_table():
+def test_value_limits_table():
     for name, units, low, high in PLAUSIBLE_RANGES:
         assert low < high and find_plausible_range(name, units) == (low, high)
     assert find_plausible_range("air_temperature", "m") is None and find_plausible_range("age_of_sea_ice", "s") is None
@@ -46,7 +46,7 @@ def test_the_table():
     np.testing.assert_allclose(compute_plausible_rain_range("m"), [-0.0005, 2.0])
 
 
-def test_a_code_for_missing_takes_no_value_beside_it():
+def test_missing_code_does_not_mask_neighbouring_values():
     """Light rain in m s-1 is 1e-7; a code that float32 holds only nearly is met."""
     values = np.float32([0.0, 1e-7, -9.96921e36, 9.96921e36])
     assert np.isnan(mask_fill_values(values, {"missing_value": 0.0})).tolist() == [True, False, False, False]
@@ -89,7 +89,7 @@ def test_some_implausible_echo_is_counted_and_missing(event, value, verb):
 
 
 @pytest.mark.parametrize("verb", ["downscale", "nowcast"])
-def test_more_than_half_is_refused_with_the_remedy(event, verb):
+def test_mostly_implausible_values_error_suggests_a_remedy(event, verb):
     model = radar_model() if verb == "downscale" else "persistence"
     with pytest.raises(ValueError, match="outside the plausible -60 to 90 dBZ; .* the arguments missing and units"):
         getattr(fastds, verb)(model, spoilt(event, -9999.0, 0.75))
@@ -106,7 +106,7 @@ def test_evaluate_reads_with_the_same_rules(event):
     assert table.pixels < 64 * 64 / 2
 
 
-def test_packed_codes(event, tmp_path):
+def test_packed_missing_codes(event, tmp_path):
     codes = event.copy(deep=True)
     values = np.where(event["reflectivity"] > 0, 2 * event["reflectivity"] + 64, 0).astype("uint8")
     codes["reflectivity"] = event["reflectivity"].copy(data=values)
@@ -120,7 +120,7 @@ def test_packed_codes(event, tmp_path):
 
 
 @pytest.mark.parametrize(("scale", "sentence"), [(0.0, "packed with scale_factor 0"), (1e30, "outside the plausible")])
-def test_packing_that_loses_the_values(event, tmp_path, scale, sentence):
+def test_lossy_packing_is_detected(event, tmp_path, scale, sentence):
     import h5py
 
     event = event.copy(deep=True)
@@ -148,7 +148,7 @@ def test_temperatures(value, word):
     assert np.isfinite(rows[0]["t_bilinear"])
 
 
-def test_all_missing_is_said_by_every_verb(event):
+def test_all_missing_input_is_reported_by_every_function(event):
     missing, cold = spoilt(event, np.nan, 1.0), gridded(TEMPERATURE)
     cold["t"][:] = np.nan
     for run in (
@@ -184,7 +184,7 @@ def test_relative_humidity_leaves_between_0_and_105():
     assert out.min() >= 0 and out.max() <= 105
 
 
-def test_declared():
+def test_declared_metadata_is_applied():
     data = xr.Dataset(
         {"a": (("y", "x"), np.ones((2, 2), "f4")), "b": (("y", "x"), np.ones((2, 2), "f4"), {"units": "m"})}
     )
@@ -200,7 +200,7 @@ def test_declared():
             apply_metadata(data, **options)
 
 
-def test_units_are_told_on_the_command_line(event, tmp_path, capsys):
+def test_units_option_of_the_command(event, tmp_path, capsys):
     """As MRMS files have them: no standard name, units unknown, -99 and -999 for missing."""
     data = spoilt(event, -999.0, 0.7).rename(reflectivity="paramId_0")
     data["paramId_0"].attrs = {"units": "unknown", "no_echo_value": -32.0}

@@ -84,7 +84,7 @@ CASES = {
 }
 
 
-def test_cards_name_their_task():
+def test_model_cards_name_their_task():
     made = {"radar": radar_model, "fields": field_model, "humidity": generator, "nowcast": nowcaster}
     assert {task: make().card.task for task, make in made.items()} == {task: task for task in made}
     assert models.ModelCard().task == ""
@@ -96,7 +96,7 @@ def test_cards_name_their_task():
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_downscale_does_what_the_task_of_the_card_does(event, tmp_path, task):
+def test_downscale_dispatches_by_task(event, tmp_path, task):
     """With a model, its file and its method; of a Dataset, a file and, of one variable, a DataArray."""
     make, data_of, function, options = CASES[task]
     model, data = make(), data_of(event)
@@ -126,7 +126,7 @@ def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     assert seen == ["fczsm-small", None]  # which fields.methods.pick_method takes for inr-small, or inr-any
 
 
-def test_options_of_another_task_are_named(event):
+def test_error_names_options_of_another_task(event):
     refusals = [
         (generator(), gridded(HUMIDITY), {"tile": 32}, "tile is no argument for humidity, .* members, precision, seed"),
         (field_model(), gridded(TEMPERATURE), {"scale": 2, "members": 2}, "members is no argument for fields"),
@@ -161,7 +161,7 @@ def test_arguments_that_no_task_takes_are_refused_by_python(event):
             call(**{name: 2})
 
 
-def test_signatures_are_explicit_and_alike():
+def test_task_functions_have_explicit_signatures():
     """Of the functions, of loaded models' methods and of the accessor; every argument is one of a task's function."""
     kinds = {
         "downscale": _mixins.DownscaleOptions, "nowcast": _mixins.NowcastOptions, "query": _mixins.QueryOptions,
@@ -204,7 +204,7 @@ def test_models_and_data_of_another_kind_are_refused(event):
         fastds.nowcast("extrapolation", "none.nc")
 
 
-def test_nowcast(event, tmp_path):
+def test_nowcast_dispatch(event, tmp_path):
     model = nowcaster()
     save_dataset(event, tmp_path / "in.nc")
     models.save(model, tmp_path / "m.safetensors")
@@ -216,7 +216,7 @@ def test_nowcast(event, tmp_path):
     np.testing.assert_allclose(again.rainfall_rate, nowcast_run.nowcast(model, event, steps=2).rainfall_rate)
 
 
-def test_predict_does_what_the_card_is_for(event, tmp_path):
+def test_predict_dispatches_by_task(event, tmp_path):
     coarse = coarsen_dataset(event)
     models.save(nowcaster(), tmp_path / "nowcaster.safetensors")
     for model in (nowcaster(), tmp_path / "nowcaster.safetensors", "extrapolation"):
@@ -242,7 +242,7 @@ def test_query_of_pairs_columns_and_a_file(tmp_path):
         fastds.query(model, data, {"x": [1.0], "y": [2.0]})
 
 
-def test_evaluate_tells_forecasts_from_downscaled_fields(event, tmp_path):
+def test_evaluate_distinguishes_forecasts(event, tmp_path):
     coarse = coarsen_dataset(event)
     fine = fastds.downscale(radar_model(), coarse)
     expected = radar_evaluation.evaluate(fine, event, coarse=coarse).rows["tiny"]
@@ -257,7 +257,7 @@ def test_evaluate_tells_forecasts_from_downscaled_fields(event, tmp_path):
     assert set(table.rows) == {"persistence", "persistence (PRED)"} and table.starts == 1
 
 
-def test_verbs_are_imported_at_first_use_and_run_without_lightning():
+def test_task_functions_are_imported_lazily_without_lightning():
     code = (
         "import sys, fastds\n"
         "assert not [m for m in sys.modules if m.startswith('fastds.tasks')], 'imported with fastds'\n"

@@ -78,7 +78,7 @@ def test_no_gradients_of_weights(case, made, create_graph, leaf):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "strided_conv3x3"])
-def test_leaves_are_asked_about_without_exceptions(name, made, monkeypatch):
+def test_leaf_gradients_are_queried_without_exceptions(name, made, monkeypatch):
     function, shapes = CASES[name]
     tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
     answers, answer = [], torch._C._will_engine_execute_node
@@ -93,7 +93,7 @@ def test_leaves_are_asked_about_without_exceptions(name, made, monkeypatch):
     assert answers and all(answers)
 
 
-def test_a_pass_to_all(case):
+def test_backward_to_all_inputs(case):
     function, tensors = case
     y = function(*tensors).square().sum()
     expected = torch.autograd.grad(y, tensors, retain_graph=True)

@@ -44,7 +44,7 @@ def region(tmp_path_factory):
     ],
     ids=["fields", "humidity"],
 )
-def test_trainings_on_a_region(region, tmp_path, capsys, height, width, words, option):
+def test_error_suggests_options_for_a_region(region, tmp_path, capsys, height, width, words, option):
     pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
     command = ["train", *words, f"--data.path={region(height, width)}", "--max_steps=1", f"--output={tmp_path}/o"]
     command += ["--data.batch_size=2", "--data.epoch_samples=2", "--progress=false", "--threads=1"]
@@ -54,7 +54,7 @@ def test_trainings_on_a_region(region, tmp_path, capsys, height, width, words, o
     assert main([*command, found[0]]) == 0, capsys.readouterr().err
 
 
-def test_a_training_on_each_field_of_a_small_region(region, tmp_path, capsys):
+def test_error_suggests_options_for_a_small_region(region, tmp_path, capsys):
     pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
     command = ["train", "fields", "--model=inr-any", '--data.each=["*"]', f"--data.path={region(53, 80)}"]
     assert main([*command, f"--output={tmp_path}/o"]) == 2
@@ -62,7 +62,7 @@ def test_a_training_on_each_field_of_a_small_region(region, tmp_path, capsys):
     assert "take fields of 140 columns, or one variable by --data.variables with --data.split=time" in said
 
 
-def test_a_budget_that_is_too_short_names_the_methods_that_fit():
+def test_short_budget_error_names_affordable_methods():
     costs = Costs({"slow": 20.0, "quick": 0.5, "quicker": 0.1}, 30.0)
     config = PaperConfig(budget="2min")
     with pytest.raises(ValueError, match=r"must be at least 9min .*; 2min is enough for run=\[quick,quicker\]"):
@@ -75,7 +75,7 @@ def test_a_budget_that_is_too_short_names_the_methods_that_fit():
 
 @pytest.mark.parametrize("model", [None, "inr-small", "inr-any"])
 @pytest.mark.parametrize("verb", ["downscale", "query"])
-def test_static_maps_that_no_network_reads(tmp_path, capsys, model, verb):
+def test_error_about_unused_statics(tmp_path, capsys, model, verb):
     """And not that the network needs humidity."""
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     (tmp_path / "p.csv").write_text("lat,lon\n45,110\n")
@@ -91,7 +91,7 @@ def test_static_maps_that_no_network_reads(tmp_path, capsys, model, verb):
 
 
 @pytest.mark.parametrize("column", ["t", "t_bilinear", "time", "fastds_out_of_domain"])
-def test_columns_of_stations_that_the_result_would_replace(tmp_path, capsys, monkeypatch, column):
+def test_error_about_reserved_station_columns(tmp_path, capsys, monkeypatch, column):
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     (tmp_path / "p.csv").write_text(f"lat,lon,{column},name\n45,110,99.5,A\n")
     command = ["query", f"{tmp_path}/t.nc", f"--points={tmp_path}/p.csv", f"--output={tmp_path}/o.csv"]

@@ -95,7 +95,7 @@ def test_parameter_counts_of_blocks(block, count):
     assert parameters(on_meta(block)) == count
 
 
-def test_flop_of_a_day():
+def test_flops_of_a_day():
     g, d = HumidityGenerator(), HumidityCritic()
     for model, run, shape, giga in [
         (g, reference.generator, (1, 8, 1, 8, 8), 54.7),
@@ -195,7 +195,7 @@ def test_hoisted_recurrence_equals_the_loop():
 
 
 @pytest.mark.parametrize(("batch", "channels"), [(1, 128), (16, 32)])
-def test_the_recurrence_inside_and_outside_of_a_critics_loss(batch, channels):
+def test_recurrence_in_and_outside_critic_loss(batch, channels):
     """On the fused cell, and on kernels that its calls share: results to 1e-6; gradients, each wrong by 2e-6,
     differ by 1e-6."""
     gru = ConvGRU(channels, channels)
@@ -263,7 +263,7 @@ def test_presets_and_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["width", "pre_blocks", "scale", "mixing", "noise", "upsampling", "residual"])
-def test_generator_refuses(field):
+def test_generator_rejects_invalid_arguments(field):
     bad = {"width": 0, "pre_blocks": -1, "scale": 6}.get(field, "other")
     with pytest.raises(ValueError, match=f"{field} must be .*{bad}"):
         HumidityGenerator(**{field: bad})

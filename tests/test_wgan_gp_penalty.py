@@ -74,7 +74,7 @@ def test_steps_of_a_critic_that_scores_each_are_averaged():
     torch.testing.assert_close(penalty.detach(), (length - 1) ** 2)
 
 
-def test_gradient_zero_is_no_nan():
+def test_zero_gradient_gives_no_nan():
     real, fake = days()
     d = Linear(real[0].numel())
     d.a.data.zero_()
@@ -275,7 +275,7 @@ def test_penalty_is_float32_under_autocast():
         assert torch.equal(gradient_penalty(d, real, fake, None, epsilon)[0], expected)
 
 
-def test_spectral_norm_stands_still_in_the_penalty():
+def test_penalty_does_not_update_spectral_norm():
     d, (real, fake) = critic(norm="spectral"), days()
     before = {k: v.clone() for k, v in d.named_buffers()}
     gradient_penalty(d, real, fake)

@@ -64,7 +64,7 @@ def test_every_instruction_set(isa, dtype):
     check(inputs((2, 29, 4, 18), dtype), 5, dtype)
 
 
-def test_slices_and_the_reference():
+def test_sliced_inputs_equal_the_reference():
     packed = torch.randn(2, 72, 6, 9).contiguous(memory_format=torch.channels_last)
     q, k, v = packed.chunk(3, 1)
     got = window_attention2d(q, k, v, window=7)
@@ -82,7 +82,7 @@ def test_large_logits_do_not_overflow():
     torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_threads_do_not_change_a_bit():
+def test_results_are_bitwise_independent_of_threads():
     tensors = inputs((2, 24, 9, 20))
 
     def run():
@@ -109,7 +109,7 @@ def test_requires_grad_subsets(mask):
         assert t.grad is None or torch.equal(t.grad, g)
 
 
-def test_torch_machinery():
+def test_opcheck_compile_and_transforms():
     tensors = inputs((1, 3, 4, 5))
     torch.library.opcheck(torch.ops.fastds.window_attention2d.default, (*tensors, 4))
     y, lse = torch.ops.fastds.window_attention2d(*tensors, 4)

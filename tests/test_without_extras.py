@@ -19,7 +19,7 @@ def run(code):
     return forked.run(HIDDEN + code, imports=forked.TORCH)
 
 
-def test_help_and_every_name_that_completion_offers():
+def test_help_and_completion_without_extras():
     done = run("""
 import fastds
 help(fastds)
@@ -33,7 +33,7 @@ print("end", len(dir(fastds)))
     assert "Help on package fastds:" in done.stdout and int(done.stdout.split()[-1]) > 15
 
 
-def test_scores_of_an_ensemble():
+def test_ensemble_scores_without_extras():
     """CRPS, spread and ranks, as a table."""
     done = run("""
 import numpy as np

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the tests of ops: the same bits for any number of threads."""
+"""Test of ops: bitwise equal results for any number of threads."""
 
 import torch
 
 
 def assert_same_bits(run, threads=(1, 3)):
-    """run() -> tensors gives the same bits on every number of threads."""
+    """Check that run() returns bitwise equal tensors for every number of threads."""
     before, seen = torch.get_num_threads(), []
     try:
         for count in threads:

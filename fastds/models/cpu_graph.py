@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastds.ops.core import buffer_pool, packed_weight_cache, native, onednn
+from fastds.ops.core import buffer_pool, native, onednn, packed_weight_cache
 from fastds.ops.core.registry import OPS
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)

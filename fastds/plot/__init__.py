@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures for radar fields: maps in dBZ, differences, training curves, spectra, scores; pyplot is never touched."""
+"""Figures of radar fields and scores: maps, differences, training curves, spectra. They do not use pyplot."""
 
 from fastds.plot.curves import (
     draw_by_factor,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line figures: training curves from a CSV log, power spectra, scores over the days, rank histograms."""
+"""Line figures: training curves from CSV logs, power spectra, scores by day and lead time, rank histograms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _dash_many(axes: Axes) -> None:
-    """Lines beyond the tenth, whose colours come again, are dashed."""
+    """Dash the lines after the tenth, because the colours repeat."""
     axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
 
 
@@ -32,11 +32,16 @@ def training_curves(
     x: str = "step",
     log_y: bool = True,
 ) -> Figure:
-    """Draw the columns of one or more CSV training logs against step or epoch and return the Figure.
+    """Draw columns of CSV training logs against step or epoch and return the Figure.
 
-    logs: label -> path of a metrics.csv as Lightning's CSVLogger writes it (empty cells are left out). columns: the
-    columns to draw where a log has them. x: "step" or "epoch". log_y: logarithmic ordinate. Raises ValueError where no
-    log holds any of them."""
+    Args:
+        logs: label -> path of a metrics.csv by Lightning's CSVLogger; empty cells are ignored.
+        columns: columns to draw; columns that a log lacks are ignored.
+        x: "step" or "epoch".
+        log_y: use a logarithmic y axis.
+    Raises:
+        ValueError: if no log has any of the columns.
+    """
     figure, axes = _figure(6.4, 4.0)
     found = set()
     for label, path in logs.items():
@@ -60,10 +65,12 @@ def training_curves(
 
 
 def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: str = "km") -> Figure:
-    """Draw radially averaged power spectra against wavelength on logarithmic axes, long waves left, and return the
-    Figure.
+    """Draw radially averaged power spectra against wavelength on logarithmic axes, with long waves on the left, and
+    return the Figure.
 
-    curves: label -> (wavenumber in cycles per `unit`, power in dB^2); wavenumber 0 is left out.
+    Args:
+        curves: label -> (wavenumber in cycles per `unit`, power in dB^2); wavenumber 0 is ignored.
+        unit: unit of length.
     """
     figure, axes = _figure(6.0, 4.0)
     for label, (wavenumber, power) in curves.items():
@@ -79,10 +86,14 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit:
 
 
 def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], score: str) -> Figure:
-    """Draw a score of several methods over the days and return the Figure.
+    """Draw a score of several methods by day and return the Figure.
 
-    days: dates or numbers. curves: label -> one number a day, as fastds.metrics.daily_series gives them. score: its
-    name and unit. Raises ValueError for a curve of another length.
+    Args:
+        days: dates or numbers.
+        curves: label -> one number per day, such as from fastds.metrics.daily_series.
+        score: name and unit of the score.
+    Raises:
+        ValueError: if a curve has another length than days.
     """
     figure, axes = _figure(8.0, 3.4)
     for label, values in curves.items():
@@ -97,9 +108,12 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
 
 
 def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]], score: str) -> Figure:
-    """Draw a score of several methods by lead and return the Figure.
+    """Draw a score of several methods by lead time and return the Figure.
 
-    minutes: leads. curves: label -> one number a lead, NaN where it is not defined. score: its name and unit.
+    Args:
+        minutes: lead times.
+        curves: label -> one number per lead time, NaN where undefined.
+        score: name and unit of the score.
     """
     figure, axes = _figure(6.0, 4.0)
     _lines(axes, minutes, curves, "lead (min)", score)
@@ -108,9 +122,11 @@ def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]]
 
 
 def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw several scores of the same methods by lead, beside each other, and return the Figure.
+    """Draw several scores of the same methods by lead time in adjacent panels and return the Figure.
 
-    minutes: leads. panels: name of the score -> label -> one number a lead, NaN where it is not defined.
+    Args:
+        minutes: lead times.
+        panels: name of the score -> label -> one number per lead time, NaN where undefined.
     """
     figure = Figure(figsize=(3.2 * len(panels) + 0.6, 3.4), layout="constrained")
     for axes, (score, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -121,10 +137,12 @@ def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[s
 
 
 def draw_by_factor(factors: Sequence[str], curves: Mapping[str, Mapping[str, float]], score: str) -> Figure:
-    """Draw a score of several methods by factor and return the Figure.
+    """Draw a score of several methods by downscaling factor and return the Figure.
 
-    factors: names, in their order. curves: label -> factor -> number; a method may know some factors only. score: its
-    name and unit.
+    Args:
+        factors: names of the factors, in order.
+        curves: label -> factor -> number; factors may be missing.
+        score: name and unit of the score.
     """
     figure, axes = _figure(6.4, 4.4)
     for label, values in curves.items():
@@ -141,9 +159,12 @@ def draw_by_factor(factors: Sequence[str], curves: Mapping[str, Mapping[str, flo
 def draw_errors_by_intensity(
     intensity: Sequence[float], bias: Mapping[str, Sequence[float]], rmse: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """Draw mean and root mean square error by the intensity of the truth, one above the other; return the Figure.
+    """Draw mean error and root mean square error by intensity of the truth, in two panels, and return the Figure.
 
-    intensity: middles of the classes, dBZ. bias, rmse: label -> one number a class, dB, NaN in empty ones.
+    Args:
+        intensity: centres of the intensity classes in dBZ.
+        bias: label -> mean error of each class in dB, NaN for empty classes.
+        rmse: label -> root mean square error of each class in dB, NaN for empty classes.
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -164,9 +185,11 @@ def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]]
 
 
 def draw_rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw how often the truth has each rank among the members, flat for a reliable ensemble, and return the Figure.
+    """Draw the frequency of each rank of the truth among the members and return the Figure; it is uniform for a
+    reliable ensemble.
 
-    shares: label -> shares as fastds.metrics.rank_histogram gives them.
+    Args:
+        shares: label -> frequencies, such as from fastds.metrics.rank_histogram.
     """
     figure, axes = _figure(6.0, 3.4)
     for label, values in shares.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of radar fields: panels, strips over time, differences."""
+"""Maps of radar fields: panels, sequences over time, differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastds.plot.style import difference_style, reflectivity_style
 
 
 def _edges(centres: np.ndarray | None, size: int) -> np.ndarray:
-    """Cell edges of equally spaced centres; pixel numbers where no centres are given."""
+    """Return the cell edges of equally spaced centres, or pixel numbers if there are no centres."""
     if centres is None:
         return np.arange(size + 1, dtype=float)
     centres = np.asarray(centres, dtype=float)
@@ -49,10 +49,16 @@ def _image(
 def draw_field(
     axes: Axes, field: ArrayLike, x: ArrayLike | None = None, y: ArrayLike | None = None, scale: str = "nws"
 ) -> QuadMesh:
-    """Draw reflectivity on axes as cells in the colours of `scale` and return the artist.
+    """Draw reflectivity as cells on axes and return the artist.
 
-    field: (H, W) in dBZ, NaN = missing (grey). x (W,), y (H,): cell centres, equally spaced, any unit; without them
-    pixel numbers with row 0 at the top. Raises ValueError for another number of dimensions or of coordinates.
+    Args:
+        axes: matplotlib axes.
+        field: (H, W) in dBZ, NaN where missing (grey).
+        x: (W,) equally spaced cell centres in any unit; None: pixel numbers.
+        y: (H,) equally spaced cell centres in any unit; None: pixel numbers with row 0 at the top.
+        scale: colour scale, see reflectivity_style.
+    Raises:
+        ValueError: if field is not two-dimensional, or x or y have another length.
     """
     return _image(axes, field, x, y, reflectivity_style(scale))
 
@@ -60,10 +66,13 @@ def draw_field(
 def draw_difference(
     axes: Axes, difference: ArrayLike, x: ArrayLike | None = None, y: ArrayLike | None = None, limit: float = 10.0
 ) -> QuadMesh:
-    """Draw a reflectivity difference on axes in blue (too weak) to red (too strong) and return the artist.
+    """Draw a difference of reflectivity from blue (too low) to red (too high) on axes and return the artist.
 
-    difference: (H, W) in dB, prediction minus truth, NaN = missing (grey). x, y as in draw_field; limit: last class
-    edge in dB.
+    Args:
+        axes: matplotlib axes.
+        difference: (H, W) prediction minus truth in dB, NaN where missing (grey).
+        x, y: see draw_field.
+        limit: last class edge in dB.
     """
     return _image(axes, difference, x, y, difference_style(limit))
 
@@ -81,14 +90,22 @@ def field_panel(
     limit: float = 10.0,
     title: str | None = None,
 ) -> Figure:
-    """Draw a panel of maps, one row per product and one column per time, differences beside them; return the Figure.
+    """Draw maps in one row per product and one column per time, with differences to the right, and return the Figure.
 
-    fields: row name -> one (h, w) field in dBZ per time, None where a product has none; grids may differ in resolution
-    but cover the same area. times: column titles. differences: row name -> one (H, W) difference in dB per time, drawn
-    to the right of the fields of that name. inputs: fields drawn to the right of the first row. x (W,), y (H,): cell
-    centres of the finest grid in `unit`; without them pixel numbers. limit: last class edge of the differences in dB.
-    scale: of colours, see reflectivity_style. title: above the panel.
-    Raises ValueError where a row has another number of maps than there are times, or differences have no row.
+    Args:
+        fields: row name -> one field (h, w) in dBZ per time, None where there is none; resolutions may differ, but all
+            fields cover the same area.
+        times: column titles.
+        differences: row name -> one difference (H, W) in dB per time, drawn to the right of the row of that name.
+        inputs: fields drawn to the right of the first row.
+        x: (W,) cell centres of the finest grid in `unit`; None: pixel numbers.
+        y: (H,) cell centres of the finest grid in `unit`; None: pixel numbers.
+        unit: unit of x and y.
+        scale: colour scale, see reflectivity_style.
+        limit: last class edge of the differences in dB.
+        title: title of the figure.
+    Raises:
+        ValueError: if a row has another number of maps than times, or differences name no row of fields.
     """
     differences = differences or {}
     for name, maps in (*fields.items(), *differences.items(), ("input", inputs)):
@@ -129,7 +146,15 @@ def field_panel(
 
 
 def label_map(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> None:
-    """Title, ticks and grid of one map; names of the axes at the left and at the bottom of a panel."""
+    """Set title, ticks and grid lines of a map.
+
+    Args:
+        axes: matplotlib axes.
+        title: title.
+        unit: unit of the axes.
+        left: label the y axis.
+        bottom: label the x axis.
+    """
     axes.set_title(title, fontsize=8, pad=3)
     axes.tick_params(labelsize=7, labelbottom=bottom, labelleft=left)
     axes.grid(True, color="0.55", linewidth=0.3)
@@ -142,7 +167,7 @@ def label_map(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> No
 def _block_centres(
     x: ArrayLike | None, y: ArrayLike | None, shape: Sequence[int], finest: Sequence[int]
 ) -> list[np.ndarray]:
-    """Cell centres of a grid `shape` that covers the area of the finest grid with centres x and y."""
+    """Return the cell centres of a grid `shape` that covers the area of the finest grid with centres x and y."""
     centres = []
     for values, size, fine in ((x, shape[1], finest[1]), (y, shape[0], finest[0])):
         values = np.arange(fine) + 0.5 if values is None else np.asarray(values, dtype=float)
@@ -155,7 +180,7 @@ def _block_centres(
 def colour_bar(
     figure: Figure, image: QuadMesh, axes: np.ndarray, levels: Sequence[float], label: str, extend: str
 ) -> None:
-    """One colour bar below some maps."""
+    """Draw one colour bar below several maps."""
     bar = figure.colorbar(
         image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
     )
@@ -163,7 +188,7 @@ def colour_bar(
     bar.ax.set_xticklabels([f"{level:g}" for level in levels])
 
 
-# Below the colour scale nothing is drawn, so differences there are left out.
+# Values below the colour scale are not drawn, so both fields are clipped to it before they are subtracted.
 _FLOOR_DBZ = 5.0
 
 
@@ -177,13 +202,21 @@ def forecast_strip(
     unit: str = "km",
     title: str = "",
 ) -> Figure:
-    """Draw observed fields over forecasts over their difference, one column per time, and return the Figure; in one row
-    where no time has both.
+    """Draw observations, forecasts and their differences in three rows, with one column per time, and return the
+    Figure.
 
-    observed, forecast: one (H, W) field in dBZ per time, None where there is none; a column with both has a difference,
-    taken of fields lifted to 5 dBZ. times: column titles. x (W,), y (H,): cell centres in `unit`; without them pixel
-    numbers. title: above the strip.
-    Raises ValueError where observed and forecast have another number of fields than there are times.
+    If no time has both an observation and a forecast, all fields are in one row.
+
+    Args:
+        observed: one field (H, W) in dBZ per time, None where there is none.
+        forecast: one field (H, W) in dBZ per time, None where there is none.
+        times: column titles.
+        x: (W,) cell centres in `unit`; None: pixel numbers.
+        y: (H,) cell centres in `unit`; None: pixel numbers.
+        unit: unit of x and y.
+        title: title of the figure.
+    Raises:
+        ValueError: if observed or forecast have another length than times.
     """
     if len(observed) != len(times) or len(forecast) != len(times):
         raise ValueError(f"expected {len(times)} fields, one per time, got {len(observed)} and {len(forecast)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours of radar maps, and figures to files."""
+"""Colour scales of radar maps, and writing of figures."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ REFLECTIVITY_LEVELS = {name: levels for name, (levels, _) in _SCALES.items()}
 
 
 def reflectivity_style(scale: str = "nws") -> tuple[ListedColormap, BoundaryNorm, tuple[int, ...]]:
-    """Return colour map, norm and class edges (dBZ) of a reflectivity scale; below the first edge is white, missing is
-    grey.
+    """Return colour map, norm and class edges (dBZ) of a reflectivity scale; values below the first edge are white,
+    missing values grey.
 
-    scale: "nws" (5 dBZ classes from 5 dBZ) or "meteonet" (the MeteoNet class edges from -9 dBZ).
-    Raises ValueError for another name.
+    Args:
+        scale: "nws" (classes of 5 dBZ from 5 dBZ) or "meteonet" (class edges of MeteoNet, from -9 dBZ).
+    Raises:
+        ValueError: for another scale.
     """
     if scale not in _SCALES:
         raise ValueError(f"scale must be one of {', '.join(_SCALES)}, got {scale!r}")
@@ -52,9 +54,12 @@ def reflectivity_style(scale: str = "nws") -> tuple[ListedColormap, BoundaryNorm
 
 
 def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm, tuple[float, ...]]:
-    """Return colour map, norm and class edges of a difference in dB: eleven classes, white within limit/20 of zero.
+    """Return colour map, norm and class edges of a difference in dB: eleven classes, white within limit / 20 of zero.
 
-    limit: the last class edge in dB, > 0; larger differences take the end colours. Raises ValueError for a limit <= 0.
+    Args:
+        limit: last class edge in dB, > 0; larger differences have the end colours.
+    Raises:
+        ValueError: if limit <= 0.
     """
     if not limit > 0:
         raise ValueError(f"limit must be a positive difference in dB, got {limit!r}")
@@ -69,7 +74,12 @@ def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm,
 
 
 def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
-    """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete; dpi: pixels
-    an inch."""
+    """Write a figure as PNG atomically.
+
+    Args:
+        figure: the figure.
+        path: PNG file; an existing file is replaced.
+        dpi: pixels per inch.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)

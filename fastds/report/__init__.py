@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: one HTML page that opens without a network, with what was run, scores, maps over time and curves.
+"""HTML reports: one self-contained page with the run's description, scores, maps over time, and charts.
 
-This package knows no task: the modules report of fastds.tasks.radar, nowcast and fields fill the pages.
+This package does not depend on a task; the tasks fill the pages.
 """
 
 from fastds.report.charts import Chart
 from fastds.report.grid import MapGrid
-from fastds.report.maps import MAX_FRAMES, MAX_PIXELS, Maps, MapStyle, evenly, field_style, radar_style
+from fastds.report.maps import MAX_FRAMES, MAX_PIXELS, Maps, MapStyle, field_style, radar_style, select_evenly
 from fastds.report.page import Page, check_report
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Maps",
     "Page",
     "check_report",
-    "evenly",
+    "select_evenly",
     "field_style",
     "radar_style",
 ]

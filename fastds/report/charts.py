@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line figures for a page, once for light and once for dark surroundings."""
+"""Line charts for the page, drawn for light and for dark backgrounds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from collections.abc import Callable
 import matplotlib
 from matplotlib.figure import Figure
 
-from fastds.report.maps import data_uri
+from fastds.report.maps import encode_data_uri
 
 _INKS = {"light": "#1c2330", "dark": "#dfe4ec"}
-_SIZE, _DPI = (5.0, 3.5), 150  # inches: text keeps its size on a narrow screen
+_SIZE, _DPI = (5.0, 3.5), 150  # inches; small, so that the text is readable on a narrow screen
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A line figure. Attributes: title; alt: what it shows, in words; draw: makes the Figure."""
+    """A line chart.
+
+    Attributes:
+        title: title.
+        alt: description of the chart, for the alt text.
+        draw: function that makes the Figure.
+    """
 
     title: str
     alt: str
     draw: Callable[[], Figure]
 
     def uri(self, theme: str) -> str:
-        """A PNG with a transparent ground as a data URI; theme: "light" or "dark"."""
+        """Return a PNG with transparent background as a data URI; theme: "light" or "dark"."""
         ink = _INKS[theme]
         colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
         grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none")
@@ -34,4 +40,4 @@ class Chart:
             figure.set_size_inches(_SIZE)
             file = io.BytesIO()
             figure.savefig(file, format="png", dpi=_DPI)
-        return data_uri(file.getvalue())
+        return encode_data_uri(file.getvalue())

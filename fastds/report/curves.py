@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves of radar fields, summed method by method: errors by intensity and power spectra."""
+"""Charts of radar fields, accumulated over frames: errors by intensity, and power spectra."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from fastds.metrics import error_sums, power_spectrum
 from fastds.plot import draw_errors_by_intensity, spectra
 from fastds.report.charts import Chart
 
-_EDGES = np.arange(5.0, 65.0, 5.0)  # dBZ
-_FEWEST = 30  # pixels of a class that is drawn
-_FLOOR = 5.0  # dBZ, of the spectra
+_EDGES = np.arange(5.0, 65.0, 5.0)  # class edges in dBZ
+_MIN_PIXELS = 30  # minimum number of pixels of a class that is drawn
+_FLOOR = 5.0  # dBZ, floor of the spectra
 
 
 class Curves:
-    """Sums over fields. Args: spacing: of their grid in km; None: wavelengths are told in pixels."""
+    """Sums over frames, by method.
+
+    Args:
+        spacing: grid spacing in km; None: wavelengths are in pixels.
+    """
 
     def __init__(self, spacing: float | None):
         self.spacing = spacing
@@ -27,28 +31,34 @@ class Curves:
         self.spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add_errors(self, fields: Mapping[str, torch.Tensor], truth: torch.Tensor, valid: torch.Tensor) -> None:
-        """Errors of fields, method -> the shape of truth and valid, dBZ."""
+        """Add the errors of fields.
+
+        Args:
+            fields: method -> dBZ, in the shape of truth.
+            truth: dBZ.
+            valid: mask of the scored pixels.
+        """
         for name, field in fields.items():
             self.errors[name] = self.errors.get(name, 0) + error_sums(field, truth, valid, _EDGES)
 
     def add_spectra(self, fields: Mapping[str, torch.Tensor]) -> None:
-        """Power of fields, method -> (H, W), dBZ, NaN = missing."""
+        """Add the power spectra of fields, method -> (H, W) in dBZ, NaN where missing."""
         for name, field in fields.items():
             self.spectra.setdefault(name, []).append(power_spectrum(field, _FLOOR))
 
     def charts(self, of_spectra: str = "") -> list[Chart]:
-        """Those there is something to draw of; of_spectra: which fields they are of."""
+        """Make the charts for which there are data; of_spectra: description of the fields whose spectra are drawn."""
         return [*self._errors(), *self._spectra(of_spectra)]
 
     def _errors(self) -> list[Chart]:
         bias, rmse = {}, {}
         for name, sums in self.errors.items():
-            pixels, error, square = np.where(sums[:, :1] >= _FEWEST, sums, np.nan).T
+            pixels, error, square = np.where(sums[:, :1] >= _MIN_PIXELS, sums, np.nan).T
             bias[name], rmse[name] = error / pixels, np.sqrt(square / pixels)
         if not any(np.isfinite(values).any() for values in bias.values()):
             return []
         draw = functools.partial(draw_errors_by_intensity, (_EDGES[:-1] + _EDGES[1:]) / 2, bias, rmse)
-        alt = "; ".join(f"{name}: {_range(rmse[name])} dB rms" for name in rmse)
+        alt = "; ".join(f"{name}: {_format_range(rmse[name])} dB rms" for name in rmse)
         return [Chart("Error by intensity of the truth", f"Mean and rms error in classes of 5 dBZ. {alt}", draw)]
 
     def _spectra(self, of: str) -> list[Chart]:
@@ -63,5 +73,5 @@ class Curves:
         return [Chart(f"Power spectra{', ' * bool(of)}{of}", alt, draw)]
 
 
-def _range(values: np.ndarray) -> str:
+def _format_range(values: np.ndarray) -> str:
     return f"{np.nanmin(values):.1f} to {np.nanmax(values):.1f}" if np.isfinite(values).any() else "no"

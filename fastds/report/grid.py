@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a map lies: which way is up, its shape on the ground, ticks in km or degrees."""
+"""Grid of maps: orientation, aspect ratio, and ticks in km or degrees."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TICKS = 4
 
 @dataclasses.dataclass(frozen=True)
 class MapGrid:
-    """The domain of maps, whose panels all cover it.
+    """The grid that all panels of a map figure cover.
 
     Attributes:
-        left, right, bottom, top: outer edges, in `unit`; right > left, and top is the north.
+        left, right, bottom, top: outer edges in `unit`; right > left, and top is the northern edge.
         unit: "km", "degrees" or "pixels".
-        flip: whether rows, columns of a field are turned round, so that north is up and east is right.
+        flip: whether rows and columns of a field must be flipped so that north is up and east is right.
         aspect: width over height on the ground.
     """
 
@@ -38,9 +38,9 @@ class MapGrid:
 
     @classmethod
     def of(cls, field: xr.DataArray) -> MapGrid:
-        """The grid of a field (..., y, x), by its coordinates; without any, row 0 is the top."""
+        """Make the grid of a field (..., y, x) from its coordinates; without coordinates, row 0 is the top."""
         y, x = (_axis(field, dim) for dim in field.dims[-2:])
-        flip = _turned(field, y, x)
+        flip = _is_flipped(field, y, x)
         unit = y.unit if x.unit == y.unit else "pixels"
         if unit == "pixels":
             height, width = field.shape[-2:]
@@ -50,14 +50,20 @@ class MapGrid:
         return cls(left, right, bottom, top, unit, flip, across * (right - left) / (top - bottom))
 
     def up(self, field: np.ndarray) -> np.ndarray:
-        """A field (H, W) with north up and east right."""
+        """Flip a field (H, W) so that north is up and east is right."""
         return field[:: -1 if self.flip[0] else 1, :: -1 if self.flip[1] else 1]
 
     def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
-        """(share from the left, label) and (share from the top, label)."""
+        """Return the ticks as (fraction from the left, label) and (fraction from the top, label)."""
         return (
-            [((v - self.left) / (self.right - self.left), self._label(v, "EW")) for v in _round(self.left, self.right)],
-            [((self.top - v) / (self.top - self.bottom), self._label(v, "NS")) for v in _round(self.bottom, self.top)],
+            [
+                ((v - self.left) / (self.right - self.left), self._label(v, "EW"))
+                for v in _make_ticks(self.left, self.right)
+            ],
+            [
+                ((self.top - v) / (self.top - self.bottom), self._label(v, "NS"))
+                for v in _make_ticks(self.bottom, self.top)
+            ],
         )
 
     def _label(self, value: float, ends: str) -> str:
@@ -69,7 +75,7 @@ class MapGrid:
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """Cell centres of an axis, None where it has no coordinate, in their unit; "pixels" where that is not known."""
+    """Cell centres of an axis (None without a coordinate) and their unit ("pixels" if it is unknown)."""
 
     values: np.ndarray | None
     unit: str
@@ -90,8 +96,8 @@ def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
     return _Axis(values, "pixels") if metres is None else _Axis(values * metres / 1e3, "km")
 
 
-def _turned(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
-    """Whether rows, columns are turned round: by their coordinates, else by 2-D latitudes and longitudes."""
+def _is_flipped(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
+    """Return whether rows and columns must be flipped, from 1-D coordinates or from 2-D latitudes and longitudes."""
     lat, lon = find_latitude_longitude(field)
     if (y.values is None or x.values is None) and lat is not None and lat.ndim == 2:
         north, east = np.diff(lat.values, axis=0), np.diff(np.unwrap(lon.values, period=360.0))
@@ -100,6 +106,6 @@ def _turned(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
     return bool(rows), bool(x.values is not None and x.values[0] > x.values[-1])
 
 
-def _round(low: float, high: float) -> np.ndarray:
+def _make_ticks(low: float, high: float) -> np.ndarray:
     ticks = MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return ticks[(ticks >= low) & (ticks <= high)]

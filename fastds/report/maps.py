@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of several methods beside each other over time, as small PNGs in the colours of fastds.plot."""
+"""Maps of several methods over time, encoded as small PNGs in the colours of fastds.plot."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ class MapStyle:
     """Colours of a quantity.
 
     Attributes:
-        label: its name and unit, such as "reflectivity (dBZ)".
-        edges: of the classes, ascending. colours: one more than edges, the first for what lies below all of them.
-        labels: of the edges; second: more labels of the edges in another unit, and second_label its name.
-        below: name of the first class where it stands apart, such as "no echo"; "" where it is as the others.
-        describe: (H, W) measured and missing values -> a few words about them.
+        label: name and unit, such as "reflectivity (dBZ)".
+        edges: class edges, ascending.
+        colours: colours of the classes, one more than edges; the first is for values below all edges.
+        labels: labels of the edges.
+        describe: function from a field (H, W) with NaN for missing values to a short description.
+        below: name of the first class if it is shown separately, such as "no echo"; otherwise "".
+        second: labels of the edges in a second unit.
+        second_label: name of the second unit.
     """
 
     label: str
@@ -47,41 +50,57 @@ class MapStyle:
 
     @property
     def bars(self) -> tuple[str, ...]:
-        """Colours of the bar; `below` is told beside it."""
+        """Colours of the colour bar, without the class `below`."""
         return self.colours[1:] if self.below else self.colours
 
 
-def radar_style(law: tuple[float, float] | None = None) -> MapStyle:
-    """The scale of reflectivity in dBZ, with rain rates in mm/h where the law (a, b) of Z = a R^b is known."""
+def radar_style(z_r: tuple[float, float] | None = None) -> MapStyle:
+    """Return the colours of reflectivity in dBZ.
+
+    Args:
+        z_r: (a, b) of the Z-R relation, with which the edges are also labelled in mm/h; None: no such labels.
+    """
     colour_map, _, edges = reflectivity_style()
     colours = (to_hex(colour_map.get_under()), *map(to_hex, colour_map.colors))
-    rates = () if law is None else tuple(_short(float(reflectivity_to_rate(edge, law))) for edge in edges)
-    said = "" if law is None else f"rain rate (mm/h) by Z = {law[0]:g} R^{law[1]:g}"
+    rates = () if z_r is None else tuple(_format_rate(float(reflectivity_to_rate(edge, z_r))) for edge in edges)
+    second_label = "" if z_r is None else f"rain rate (mm/h) by Z = {z_r[0]:g} R^{z_r[1]:g}"
     labels = tuple(map(str, edges))
     return MapStyle(
-        "reflectivity (dBZ)", edges[:-1], colours, labels[:-1], _echo, "below 5 or no echo", rates[:-1], said
+        "reflectivity (dBZ)",
+        edges[:-1],
+        colours,
+        labels[:-1],
+        _describe_echo,
+        "below 5 or no echo",
+        rates[:-1],
+        second_label,
     )
 
 
 def field_style(label: str, low: float, high: float) -> MapStyle:
-    """A scale of about a dozen classes. label: name and unit. low, high: the range of the values."""
+    """Make a colour scale of about twelve classes.
+
+    Args:
+        label: name and unit.
+        low, high: range of the values.
+    """
     edges = MaxNLocator(12).tick_values(low, high if high > low else low + 1)[1:-1]
     colours = tuple(map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(edges) + 1))))
-    return MapStyle(label, tuple(edges.tolist()), colours, tuple(f"{edge:g}" for edge in edges), _extremes)
+    return MapStyle(label, tuple(edges.tolist()), colours, tuple(f"{edge:g}" for edge in edges), _describe_range)
 
 
-def _extremes(field: np.ndarray) -> str:
+def _describe_range(field: np.ndarray) -> str:
     if np.isnan(field).all():
         return "all missing"
     return f"{np.nanmin(field):.4g} to {np.nanmax(field):.4g}, mean of the cells {np.nanmean(field):.4g}"
 
 
-def _short(number: float) -> str:
+def _format_rate(number: float) -> str:
     return f"{number:.{2 if number < 1 else int(number < 10)}f}"
 
 
-def _echo(field: np.ndarray) -> str:
-    """Strongest echo, its share of the measured area, and what is missing."""
+def _describe_echo(field: np.ndarray) -> str:
+    """Describe the maximum, the area with rain, and the missing fraction of a reflectivity field."""
     measured = field[~np.isnan(field)]
     if not measured.size:
         return "all missing"
@@ -93,18 +112,24 @@ def _echo(field: np.ndarray) -> str:
 
 @dataclasses.dataclass
 class Picture:
-    """A map: its PNG as a data URI, its title, and words about the field."""
+    """A map: PNG as a data URI, title, and description of the field."""
 
     uri: str
     title: str
-    words: str
+    description: str
 
 
 class Maps:
     """Panels of maps over time.
 
-    Args: grid that all panels cover; panels: their names, in order; style of all.
-    Attributes: times: labels of the frames; pictures: panel -> one Picture a frame, None where it has no field; notes.
+    Args:
+        grid: grid that all panels cover.
+        panels: names of the panels, in order.
+        style: colours of all panels.
+    Attributes:
+        times: labels of the frames.
+        pictures: panel -> one Picture for each frame, None where it has no field.
+        notes: notes below the maps.
     """
 
     def __init__(self, grid: MapGrid, panels: Sequence[str], style: MapStyle):
@@ -114,47 +139,55 @@ class Maps:
         self.notes: list[str] = []
 
     def add(self, time: str, fields: Mapping[str, np.ndarray | None]) -> None:
-        """Add a frame: panel -> field (H, W), NaN = missing; panels without one have no field at that time."""
+        """Add a frame.
+
+        Args:
+            time: label of the frame.
+            fields: panel -> field (H, W), NaN where missing; panels without a field are empty at this time.
+        """
         self.times.append(time)
         for name, pictures in self.pictures.items():
             field = fields.get(name)
-            pictures.append(None if field is None else self._picture(f"{name}, {time}", np.asarray(field)))
+            pictures.append(None if field is None else self._make_picture(f"{name}, {time}", np.asarray(field)))
 
     @property
     def first(self) -> int:
-        """The frame that is seen at first: the first in which every panel has a field, else the first."""
+        """Index of the frame that is shown first: the first in which every panel has a field, otherwise 0."""
         full = (k for k in range(len(self.times)) if all(pictures[k] for pictures in self.pictures.values()))
         return next(full, 0)
 
-    def _picture(self, title: str, field: np.ndarray) -> Picture:
-        words = self.style.describe(field)
+    def _make_picture(self, title: str, field: np.ndarray) -> Picture:
+        description = self.style.describe(field)
         step = math.ceil(max(field.shape) / MAX_PIXELS)
         if step > 1:
-            self._note(f"Maps of {field.shape[0]} x {field.shape[1]} pixels show every {step}th pixel each way.")
-        return Picture(png(self.grid.up(field[step // 2 :: step, step // 2 :: step]), self.style), title, words)
+            self._add_note(f"Maps of {field.shape[0]} x {field.shape[1]} pixels show every {step}th pixel each way.")
+        return Picture(
+            encode_png(self.grid.up(field[step // 2 :: step, step // 2 :: step]), self.style), title, description
+        )
 
-    def _note(self, text: str) -> None:
+    def _add_note(self, text: str) -> None:
         text = text.replace("2th", "2nd").replace("3th", "3rd")
         if text not in self.notes:
             self.notes.append(text)
 
 
-def png(field: np.ndarray, style: MapStyle) -> str:
-    """A field (H, W), row 0 at the top, NaN = missing, as the data URI of a PNG with a palette, one pixel a cell."""
+def encode_png(field: np.ndarray, style: MapStyle) -> str:
+    """Encode a field (H, W) with NaN for missing values as the data URI of a palette PNG, one pixel per cell; row 0 is
+    the top."""
     classes = np.digitize(field, style.edges).astype(np.uint8)
     classes[np.isnan(field)] = len(style.colours)
     image = Image.fromarray(classes)
     image.putpalette([round(255 * part) for colour in (*style.colours, MISSING_COLOUR) for part in to_rgb(colour)])
     file = io.BytesIO()
     image.save(file, "png", optimize=True)
-    return data_uri(file.getvalue())
+    return encode_data_uri(file.getvalue())
 
 
-def data_uri(content: bytes) -> str:
-    """A PNG inside a page."""
+def encode_data_uri(content: bytes) -> str:
+    """Encode a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """At most so many numbers below count, from the first to the last, evenly spread."""
+def select_evenly(count: int, most: int) -> list[int]:
+    """Select at most `most` evenly spaced indices from range(count), including the first and the last."""
     return sorted(set(np.linspace(0, count - 1, max(1, min(count, most))).round().astype(int).tolist()))

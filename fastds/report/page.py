@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page: its parts, and the one HTML file they become."""
+"""The HTML page of a report."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class Page:
     """A report.
 
     Attributes:
-        title: its heading.
-        facts: what was run, heading -> rows of name -> text.
-        tables: of scores, as they are printed. notes: sentences below them.
-        maps: over time. charts: of curves.
+        title: heading.
+        facts: description of the run, heading -> name -> text.
+        tables: tables of scores.
+        notes: sentences below the tables.
+        maps: maps over time, or None.
+        charts: line charts.
     """
 
     title: str
@@ -40,25 +42,25 @@ class Page:
     charts: Sequence[Chart] = ()
 
     def html(self) -> str:
-        """The page, complete in itself: no link, script or picture lies elsewhere."""
+        """Render the page; it refers to no other file and no network address."""
         from jinja2 import Environment
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         template = environment.from_string(importlib.resources.files(__package__).joinpath("page.html").read_text())
         drawn = {"maps": self.maps, "missing": MISSING_COLOUR}
         made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        tables = [_cells(table) for table in self.tables]
+        tables = [_extract_cells(table) for table in self.tables]
         return template.render(page=self, tables=tables, **drawn, made=made, version=__version__)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write the page by a temporary name; path: of the HTML file."""
+        """Write the page atomically; path: of the HTML file."""
         text = self.html()
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _cells(table: Table) -> dict:
-    """A rich table as plain text: title, heads, rows, and which rows end a section."""
+def _extract_cells(table: Table) -> dict:
+    """Return the content of a rich table: title, heads, rows, and which rows end a section."""
     rows = zip(*(column.cells for column in table.columns), strict=True)
     return {
         "title": str(table.title),
@@ -70,17 +72,22 @@ def _cells(table: Table) -> dict:
 def check_report(
     path: str | os.PathLike, *files: str | os.PathLike | None, made: str | os.PathLike | None = None
 ) -> None:
-    """What would make writing a report fail, before anything is computed.
+    """Check before a computation that a report can be written.
 
-    path: of the report. files: inputs and outputs that it must not replace; None is no file. made: a folder
-        that will be there.
-    Raises: ValueError where it is one of them, by another name, too, or no HTML file; FileNotFoundError where its
-        folder is missing, IsADirectoryError for a folder, PermissionError for a folder that is read-only.
+    Args:
+        path: path of the report.
+        files: inputs and outputs that the report must not replace; None is ignored.
+        made: folder that will be created before the report is written.
+    Raises:
+        ValueError: if the path is no HTML file or is one of `files`, also by another name.
+        FileNotFoundError: if the folder does not exist.
+        IsADirectoryError: if the path is a folder.
+        PermissionError: if the folder is read-only.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"report must be a file that ends in .html, got {path}")
-    if any(_same(path, Path(file)) for file in files if file is not None):
+    if any(_is_same_file(path, Path(file)) for file in files if file is not None):
         raise ValueError(f"report must be another file than the input and the output, got {path} twice")
     if path.is_dir():
         raise IsADirectoryError(f"report must be a file, {path} is a folder")
@@ -92,5 +99,5 @@ def check_report(
         raise PermissionError(f"report: the folder is read-only: {path.parent}")
 
 
-def _same(a: Path, b: Path) -> bool:
+def _is_same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many trainings beside each other, and the tables of their scores."""
+"""Studies: trainings and evaluations of several methods on the same data, and tables of their scores."""

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's table: every baseline and ablation trained for the same samples, scored on the test regions:
-`fastds study humidity --data.path FOLDER --epochs 4`. With `--model` that model is scored and nothing is trained."""
+"""Comparison of humidity generators, ablations and baselines on test regions: `fastds study humidity --data.path
+FOLDER`.
+
+Every network is trained on the same number of samples. With `--model`, only this model is scored and nothing is
+trained.
+"""
 
 import dataclasses
 import json
@@ -11,7 +15,7 @@ import torch
 from fastds import models
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
-from fastds.studies.wgan_gp.methods import variants
+from fastds.studies.wgan_gp.methods import make_variants
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.evaluation import evaluate_region, format_table
@@ -25,16 +29,17 @@ class StudyConfig:
     """Generators, ablations and baselines on the test regions of a training configuration.
 
     Args:
-        data: the folder with the files of the training.
-        training: name or file of a training configuration that names the regions, and that is trained in variants.
-        model: a shipped name or a safetensors file that is scored alone, without any training; none: train.
-        epochs: of every training, with its whole schedule.
-        members: of the ensembles.
-        seed: of the first member.
+        data: folder with the files of the training.
+        training: name or file of a training configuration; its regions are used, and its variants are trained.
+        model: name of a shipped model or path of a safetensors file that is scored without any training; None trains.
+        epochs: number of epochs of each training; the schedule spans all of them.
+        members: number of ensemble members.
+        seed: random seed of the first member.
         output: folder of the trainings.
-        threads: of torch; None leaves them as they are.
-        json: file for all numbers.
-        leaderboard: a file of rows, see fastds/models/README.md, that the scores of model are added to; None: none.
+        threads: number of threads of torch; None leaves the number unchanged.
+        json: file to which all numbers are written.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the scores of model are added; None
+            adds none.
     """
 
     data: Files
@@ -50,12 +55,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study humidity`, into a StudyConfig."""
+    """Parse the command line of `fastds study humidity` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study humidity", "Scores on the test regions.", {})
 
 
 def study(config: StudyConfig) -> str | None:
-    """What `fastds study humidity` does: prints the tables, returns the JSON file, where one was asked for."""
+    """Run `fastds study humidity`: print the tables and return config.json."""
     if config.leaderboard is not None and config.model is None:
         raise ValueError("leaderboard needs the argument model, whose scores are added")
     training = parse_training(["--config", config.training, "--data.path", config.data.path])
@@ -68,30 +73,40 @@ def study(config: StudyConfig) -> str | None:
         tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
     print("\n\n".join(format_table(table) for table in tables))
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(tables, config.training))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(tables, config.training))
     if config.json:
         pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
     return config.json
 
 
-def leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
-    """PSNR of the ensemble's mean and of the field without noise less bicubic interpolation's, of every test region."""
+def make_leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
+    """Make leaderboard rows for each test region: PSNR of the ensemble mean, and of the field without noise, minus PSNR
+    of bicubic interpolation."""
     rows = []
     for number, found in enumerate(tables, 1):
         for name in ("ensemble mean", "no noise"):
             gain = found[f"generator, {name}"]["psnr"] - found["bicubic"]["psnr"]
-            told = {"task": "humidity", "data": f"test region {number} of {training}", "better": "higher"}
-            rows.append(told | {"score": f"PSNR less bicubic's in dB, {name}", "value": round(gain, 4)})
+            row = {"task": "humidity", "data": f"test region {number} of {training}", "better": "higher"}
+            rows.append(row | {"score": f"PSNR less bicubic's in dB, {name}", "value": round(gain, 4)})
     return rows
 
 
 def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
-    """Train every variant into a folder of its own under config.output, for the same samples, and score all.
+    """Train every variant on the same number of samples, each in its own subfolder of config.output, and score all of
+    them.
 
-    A variant whose folder holds a checkpoint goes on from there. Returns: score's table of every test region.
+    A variant whose folder holds a checkpoint is resumed.
+
+    Args:
+        config: training configuration from which the variants are derived.
+        epochs: number of epochs of each training.
+        members: number of ensemble members.
+        seed: random seed of the first member.
+    Returns:
+        One table of scores for each test region, see score.
     """
     networks = {}
-    for name, variant in variants(config).items():
+    for name, variant in make_variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
         folder = str(pathlib.Path(config.output) / name.lower())
         bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
@@ -102,7 +117,16 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
 def score(
     networks: dict[str, torch.nn.Module], config: TrainingConfig, members: int = 10, seed: int = 0
 ) -> list[dict[str, dict]]:
-    """evaluate_region of every test region of config.data with at least four times."""
+    """Score networks with evaluate_region on every test region of config.data that has at least four times.
+
+    Args:
+        networks: name -> network.
+        config: training configuration that names the test regions.
+        members: number of ensemble members.
+        seed: random seed of the first member.
+    Returns:
+        One table of scores for each test region.
+    """
     offset, unit = config.data.offset, config.data.range
     regions = [region * unit + offset for region in read_regions(config.data, "test")]
     return [evaluate_region(networks, region, members, seed) for region in regions if len(region) >= 4]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scores of a nowcaster on the test radars: `fastds study nowcast --data.path FOLDER`."""
+"""Scores of a nowcasting model on the test radars: `fastds study nowcast --data.path FOLDER`."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from fastds.tasks.nowcast.run import nowcast
 from fastds.tasks.nowcast.scores import NowcastTable, compute_csi_difference
 from fastds.training.command import read_command_line
 
-# File: frames from one start to the next. Of these radars nothing was trained or validated on.
+# Held-out radars: file -> frames from one initialization time to the next.
 TEST_STARTS = {
     "radar_mch_20160711_5min.nc": 3,
     "radar_opera_20180824_15min.nc": 1,
@@ -32,7 +32,7 @@ RATES = (0.5, 2.0, 5.0)
 REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
-def file_scores(
+def score_file(
     model: nn.Module,
     folder: str | os.PathLike,
     file: str,
@@ -41,10 +41,16 @@ def file_scores(
     smooth: bool = False,
     baselines: Sequence[str] | None = None,
 ) -> NowcastTable:
-    """Scores of forecasts of a test file, and of the baselines, see evaluate.
+    """Score the forecasts of a model and of the baselines on a test file.
 
-    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see
-    fastds.tasks.nowcast.run.Options.
+    Args:
+        model: network with a model card.
+        folder: folder of the test files.
+        file: name of a file of TEST_STARTS.
+        steps: number of forecast frames; fewer if the file is shorter.
+        starts: largest number of initialization times; None uses all.
+        smooth: see fastds.tasks.nowcast.run.Options.
+        baselines: names of baselines, see fastds.tasks.nowcast.evaluation.evaluate.
     """
     every = TEST_STARTS[file]
     with open_dataset(pathlib.Path(folder) / file) as dataset:
@@ -59,22 +65,27 @@ def file_scores(
     return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
-def comparison(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
-    """By lead (n,): "mse", the error over the reference's, and "csi R", the gain over it at R mm/h (RATES)."""
-    ours, theirs = table.rows[list(table.rows)[-1]], table.rows[reference]
-    gains = {f"csi {rate:g}": (ours["csi"] - theirs["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
-    return {"mse": ours["mse"] / theirs["mse"], **gains}
+def compare_with_reference(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
+    """Compare the last method of a table with a reference by lead time.
+
+    Returns:
+        Arrays (n,): "mse" is the ratio of the squared errors; "csi R" is the difference of CSI at R mm/h, for R in
+            RATES.
+    """
+    model, other = table.rows[list(table.rows)[-1]], table.rows[reference]
+    gains = {f"csi {rate:g}": (model["csi"] - other["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
+    return {"mse": model["mse"] / other["mse"], **gains}
 
 
-def summary(table: NowcastTable) -> dict[str, float]:
-    """Scores for a model card: means over leads of the model and the baselines, and the worst lead."""
+def summarize(table: NowcastTable) -> dict[str, float]:
+    """Summarize scores for a model card: means of the model and the baselines over lead times, and the worst one."""
     out, name = {"starts": table.starts}, list(table.rows)[-1]
     for method in (name, *REFERENCES):
         suffix = "" if method == name else f" of {method}"
         out[f"mse{suffix}"] = round(float(table.means(method, "mse")), 2)
         for rate in RATES:
             out[f"csi {rate:g}{suffix}"] = round(float(table.means(method, "csi")[RAIN_THRESHOLDS.index(rate)]), 4)
-    worst = comparison(table)
+    worst = compare_with_reference(table)
     out["mse over extrapolation's, worst lead"] = round(float(np.nanmax(worst["mse"])), 3)
     for rate in RATES:
         out[f"csi {rate:g} less extrapolation's, worst lead"] = round(float(np.nanmin(worst[f"csi {rate:g}"])), 4)
@@ -83,23 +94,23 @@ def summary(table: NowcastTable) -> dict[str, float]:
 
 @dataclasses.dataclass
 class StudyConfig:
-    """How the model compares with the baselines on every test radar, by lead, and the means of all.
+    """Comparison of a model with baselines on every test radar: scores by lead time and their means.
 
     Args:
-        data: the folder with the radar files.
-        model: a shipped name or a safetensors file.
-        starts: forecasts of a file, at most.
-        smooth: of its mean forecasts, see fastds.tasks.nowcast.run.Options.
-        output: where to save the weights with the scores in their card; none: nowhere.
-        against: another model, compared with in place of the baselines, by CSI start by start.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
-        members: of ensembles, which are compared with methods of pysteps instead; output is then the folder that keeps
-            the scores of every start, none: study-nowcast.
-        mlcast: weights of MLCast's network, whose own members are compared, too; None: they are not.
-        window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
-        leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
-            against or members.
+        data: folder with the radar files.
+        model: name of a shipped model or path of a safetensors file.
+        starts: largest number of forecasts of a file.
+        smooth: score the model's mean forecasts, see fastds.tasks.nowcast.run.Options.
+        output: file to which the weights are saved with the scores in their model card; None saves nothing.
+        against: another model, with which CSI is compared by initialization time instead of the baselines.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the scores by lead time of every file; None writes none. Excludes against.
+        members: number of ensemble members; the ensembles are compared with methods of pysteps instead, and output is
+            then the folder that stores the scores of every start (default study-nowcast).
+        mlcast: weights of MLCast's network, whose own members are compared, too; None leaves it out.
+        window: for ensembles, side in pixels of the square with the largest echo area, in which forecasts are made.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the scores are added; None adds
+            none. Excludes against and members.
     """
 
     data: Files
@@ -117,18 +128,18 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study nowcast`, into a StudyConfig."""
+    """Parse the command line of `fastds study nowcast` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study nowcast", "Scores on the test radars.", {})
 
 
 def study(config: StudyConfig) -> str | None:
-    """What `fastds study nowcast` does: prints the scores, writes config.report, returns config.output."""
+    """Run `fastds study nowcast`: print the scores, write config.report and return config.output."""
     if config.report is not None:
         if config.against is not None:
             raise ValueError(f"report must be left out with against={config.against}")
         check_report(config.report)
     if config.members is not None:
-        return _ensembles(config)
+        return _compare_ensembles(config)
     if config.mlcast is not None:
         raise ValueError(f"mlcast must be left out, got {config.mlcast}; only members=N are compared with it")
     if config.leaderboard is not None and config.against is not None:
@@ -136,17 +147,17 @@ def study(config: StudyConfig) -> str | None:
     scores: dict[str, NowcastTable] = {}
     with inference_context(None, resolve_execution(None, config.threads)):
         options = config.starts, config.smooth, config.output, config.against, scores
-        results = table(config.data.path, config.model, *options)
+        results = print_scores(config.data.path, config.model, *options)
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(results))
     if config.report is not None:
         _write_report(config, scores)
     return config.output
 
 
-def leaderboard_rows(results: dict[str, dict]) -> list[dict]:
-    """Of every file, with its summary, the squared error over extrapolation's and CSI at 2 mm/h less its, of means over
-    leads."""
+def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
+    """Make two leaderboard rows for each file: the ratio of the squared error to extrapolation's, and the difference of
+    CSI at 2 mm/h from extrapolation's. Both are means over lead times."""
     rows = []
     for file, found in results.items():
         shared = {"task": "nowcast", "data": file, "cases": found["starts"]}
@@ -157,7 +168,7 @@ def leaderboard_rows(results: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def _ensembles(config: StudyConfig) -> str:
+def _compare_ensembles(config: StudyConfig) -> str:
     if config.members < 2 or config.window < 64:
         raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
     left_out = {"against": config.against is not None, "leaderboard": config.leaderboard is not None}
@@ -168,12 +179,12 @@ def _ensembles(config: StudyConfig) -> str:
 
     output = config.output or "study-nowcast"
     with inference_context(None, resolve_execution(None, config.threads)):
-        asked = config.members, config.starts, config.window, config.mlcast
-        tables = compare(config.data.path, config.model, output, *asked)
+        options = config.members, config.starts, config.window, config.mlcast
+        tables = compare(config.data.path, config.model, output, *options)
     for table in tables:
-        print(f"\n{table.markdown()}")
+        print(f"\n{table.to_markdown()}")
     if config.report is not None:
-        write_study("Ensembles on the test radars", config, [table.rich() for table in tables])
+        write_study("Ensembles on the test radars", config, [table.to_rich() for table in tables])
     return output
 
 
@@ -188,7 +199,7 @@ def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:
     write_study("Scores on the test radars", config, tables, notes, charts)
 
 
-def table(
+def print_scores(
     data: str,
     model: str = "nowcast-small",
     starts: int | None = None,
@@ -197,18 +208,23 @@ def table(
     against: str | None = None,
     scores: dict[str, NowcastTable] | None = None,
 ) -> dict:
-    """Print the scores; arguments as in StudyConfig, data: the folder. scores: filled with the tables by file.
+    """Print the scores of a model on all test files.
 
-    Returns: {file: summary}, empty with against.
+    Args:
+        data: folder with the radar files.
+        model, starts, smooth, output, against: see StudyConfig.
+        scores: dict to which the tables are added, file -> NowcastTable.
+    Returns:
+        {file: summary}; empty with `against`.
     """
     network, results = models.load(model), {}
-    rival = None if against is None else models.load(against)
+    other = None if against is None else models.load(against)
     for file in TEST_STARTS:
-        if rival is not None:
-            _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
+        if other is not None:
+            _print_difference(network, other, data, file, starts=starts, smooth=smooth)
             continue
-        found = file_scores(network, data, file, starts=starts, smooth=smooth)
-        results[file] = summary(found)
+        found = score_file(network, data, file, starts=starts, smooth=smooth)
+        results[file] = summarize(found)
         if scores is not None:
             scores[file] = found
         print(
@@ -216,7 +232,7 @@ def table(
             + " ".join(f"{lead / 60:g}" for lead in found.leads)
         )
         for reference in REFERENCES:
-            for name, values in comparison(found, reference).items():
+            for name, values in compare_with_reference(found, reference).items():
                 print(f"  {name:8s} vs {reference:20s}" + " ".join(f"{v:6.3f}" for v in values), flush=True)
     if output is not None:
         network.card.metrics["test"] = results
@@ -225,8 +241,8 @@ def table(
 
 
 def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
-    """Mean CSI over leads of both, and the difference with its interval over starts."""
-    tables = [file_scores(network, data, file, baselines=(), **options) for network in (ours, theirs)]
+    """Print the mean CSI of two models over lead times, and the difference with its interval over start times."""
+    tables = [score_file(network, data, file, baselines=(), **options) for network in (ours, theirs)]
     names = [next(iter(scores.rows)) for scores in tables]
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ensemble nowcasts beside those of pysteps on the test radars: `fastds study nowcast --members 24`."""
+"""Comparison of ensemble nowcasts with those of pysteps on the test radars: `fastds study nowcast --members 24`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.packages import require
 from fastds.models import load
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
 from fastds.tasks.nowcast.methods import pick_method
@@ -29,13 +29,13 @@ from fastds.tasks.nowcast.windows import WET_RATE
 
 
 class Radar(NamedTuple):
-    """A file: frames from one start to the next, and fields that are forecast."""
+    """Spacing of initialization times in frames, and number of forecast frames, for one file."""
 
     every: int
     steps: int
 
 
-# Of these nothing was trained, and no law was fitted to them.
+# Held-out radars: neither networks nor error models were fitted to them.
 RADARS = {
     "radar_mch_20160711_5min.nc": Radar(4, 12),
     "radar_bom_melbourne_20180616_6min.nc": Radar(3, 10),
@@ -50,12 +50,19 @@ MLCAST = "MLCast"
 ENSEMBLES = (OURS, STEPS)
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
-_DRY_DB = -15.0  # of pysteps' fields where it does not rain
+_DRY_DB = -15.0  # value of pysteps' fields where it does not rain
 
 
 class Start(NamedTuple):
-    """What is forecast from: the dataset up to the start, and for pysteps the last three fields in mm/h on the cells of
-    the forecast, each `factor` of the file's; cadence in minutes; truth (n, h, w) in mm/h, NaN = missing."""
+    """Inputs and truth of one forecast.
+
+    Attributes:
+        dataset: all frames up to the initialization time.
+        rain: the last three frames in mm/h on the forecast grid, as input of pysteps.
+        cadence: minutes between forecast frames.
+        factor: cell size of the forecast grid over that of the file.
+        truth: (n, h, w) in mm/h, NaN where missing.
+    """
 
     dataset: xr.Dataset
     rain: np.ndarray
@@ -67,33 +74,48 @@ class Start(NamedTuple):
 def compare(
     path: str, model: str, output: str, members: int, starts: int | None, window: int, mlcast: str | None
 ) -> list[ResultTable]:
-    """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
-    only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
-    that is forecast, pixels. mlcast: weights of MLCast's network, or None. Raises: ImportError where a package of the
-    peers is missing, before the first."""
+    """Compare ensembles on all radars.
+
+    Scores of every start are stored in the folder `output`; a later run computes only those that are missing.
+
+    Args:
+        path: folder with the radar files.
+        model: name or path of the model.
+        output: folder of the scores.
+        members: number of ensemble members.
+        starts: largest number of initialization times of a file; None uses all.
+        window: side in pixels of the square with the largest echo area, in which forecasts are made.
+        mlcast: weights of MLCast's network, or None.
+    Returns:
+        Tables over all radars, and CRPS by radar.
+    Raises:
+        ImportError: if a package of the peers is missing; raised before the first forecast.
+    """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
-    beside = {} if mlcast is None else {"mlcast": mlcast}
-    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | beside)
-    methods = _methods(model, members, mlcast)
+    extra = {} if mlcast is None else {"mlcast": mlcast}
+    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | extra)
+    methods = _make_methods(model, members, mlcast)
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():
         with open_dataset(pathlib.Path(path) / file) as dataset:
-            dataset = _window(dataset, window).load()
+            dataset = _crop_to_echo(dataset, window).load()
         count = dataset.sizes["time"] - radar.steps
         for frame in list(range(_KNOWN - 1, count, radar.every))[:starts]:
-            start = _start(dataset, model, frame, radar.steps)
+            start = _make_start(dataset, model, frame, radar.steps)
             for name, make in methods.items():
                 place = f"scores/{file.removesuffix('.nc')}-{frame}-{name.replace(' ', '-')}"
-                found[name].append((file, folder.once(place, lambda make=make, start=start: _score(make, start))))
+                found[name].append(
+                    (file, folder.load_or_compute(place, lambda make=make, start=start: _score(make, start)))
+                )
         print(f"{file}: {len([one for one, _ in found[OURS] if one == file])} starts", flush=True)
-    tables = [*_by_lead(found), _crps_by_radar(found)]
+    tables = [*_tabulate_by_lead(found), _tabulate_by_radar(found)]
     for number, table in enumerate(tables):
         table.write(folder.path, f"table-{number + 1}")
     return tables
 
 
-def _window(dataset: xr.Dataset, side: int) -> xr.Dataset:
-    """The square with most echo."""
+def _crop_to_echo(dataset: xr.Dataset, side: int) -> xr.Dataset:
+    """Crop a dataset to the square with the largest echo area."""
     source = to_reflectivity(dataset)
     echo = np.mean([source.frames([k])[0] > 0 for k in range(0, source.shape[0], 4)], 0)
     sums = np.pad(echo.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -103,7 +125,7 @@ def _window(dataset: xr.Dataset, side: int) -> xr.Dataset:
     return dataset.isel({source.dims[1]: slice(top, top + h), source.dims[2]: slice(left, left + w)})
 
 
-def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
+def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     known = dataset.isel(time=slice(0, frame + 1))
     job = NowcastPipeline(model, to_reflectivity(known), Options(steps=steps))
     frames = list(range(frame - 2, frame + 1 + steps))
@@ -113,13 +135,13 @@ def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)
 
 
-def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
-    """Name -> forecasts (M, n, h, w) in mm/h of a start."""
+def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
+    """Return the compared methods, name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
 
     method, _ = pick_method(model)
-    smooth = method.mean() is not method  # where it has such forecasts
+    smooth = method.mean() is not method  # mean forecasts, if the method has them
 
-    def own(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
+    def forecast(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
         options |= {"coarsen": start.factor, "interval": f"{start.cadence:g}min", "steps": len(start.truth)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -127,39 +149,51 @@ def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable
             name = next(iter(job.variables))
             return job.compute_all(False, None)[name].values
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+    with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints the path of its configuration
         from pysteps import nowcasts
 
     def peer(name: str, linear: bool = False, **options: Any) -> Callable[[Start], np.ndarray]:
-        return lambda start: _pysteps(nowcasts.get_method(name), start, linear, **options)
+        return lambda start: _run_pysteps(nowcasts.get_method(name), start, linear, **options)
 
     threshold = 10 * np.log10(WET_RATE)
-    rival = None if mlcast is None else load(mlcast)
+    mlcast_network = None if mlcast is None else load(mlcast)
 
-    def theirs(start: Start) -> np.ndarray:
-        rival.card.input_steps = min(rival.card.input_steps, start.dataset.sizes["time"])  # 6, the first start has 5
-        return own(start, rival, members=members)
+    def forecast_mlcast(start: Start) -> np.ndarray:
+        mlcast_network.card.input_steps = min(
+            mlcast_network.card.input_steps, start.dataset.sizes["time"]
+        )  # the network takes up to 6 frames, the first start has 5
+        return forecast(start, mlcast_network, members=members)
 
     return {
-        OURS: lambda start: own(start, members=members),
-        MEAN: lambda start: _single(own(start, smooth=smooth)),
+        OURS: lambda start: forecast(start, members=members),
+        MEAN: lambda start: _duplicate(forecast(start, smooth=smooth)),
         STEPS: peer("steps", n_ens_members=members, kmperpixel=1.0, precip_thr=threshold, seed=1),
         SPROG: peer("sprog", precip_thr=threshold),
         EXTRAPOLATION: peer("extrapolation"),
-        ANVIL: peer("anvil", linear=True, ar_order=1),  # of three fields
+        ANVIL: peer("anvil", linear=True, ar_order=1),  # ANVIL of order 1 needs three frames
         LINDA: peer("linda", linear=True, kmperpixel=1.0, add_perturbations=False),
-        **({} if rival is None else {MLCAST: theirs}),
+        **({} if mlcast_network is None else {MLCAST: forecast_mlcast}),
     }
 
 
-def _single(fields: np.ndarray) -> np.ndarray:
-    """A single forecast as two equal members, whose CRPS is its mean absolute error."""
+def _duplicate(fields: np.ndarray) -> np.ndarray:
+    """Stack a single forecast twice, so that its CRPS as an ensemble is its mean absolute error."""
     return np.stack([fields, fields])
 
 
-def _pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
-    """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
-    three fields, in dB of mm/h or, linear, in mm/h. What comes from outside is dry."""
+def _run_pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
+    """Forecast with a method of pysteps, called as in its examples.
+
+    The motion is by Lucas-Kanade from the last three frames. Areas advected from outside the domain are dry.
+
+    Args:
+        method: nowcasting function of pysteps.
+        start: the inputs.
+        linear: pass rain rates in mm/h; otherwise dB of mm/h.
+        options: further arguments of the method.
+    Returns:
+        Forecasts (M, n, h, w) in mm/h.
+    """
     from pysteps import motion
 
     rain = np.where(start.rain < WET_RATE, 0, start.rain)
@@ -175,11 +209,11 @@ def _pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np
     made = np.nan_to_num(made, nan=0.0 if linear else _DRY_DB)
     rates = made if linear else np.where(made >= 10 * np.log10(WET_RATE), 10 ** (made / 10), 0)
     rates = rates.astype(np.float32)
-    return rates if rates.ndim == 4 else _single(rates)
+    return rates if rates.ndim == 4 else _duplicate(rates)
 
 
 def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
-    """What the scores of a method from one start are summed up of, and the processor's seconds that it took."""
+    """Forecast from one start; return the sums from which scores are computed, and the CPU time in seconds."""
     began = time.process_time()
     fields = make(start)
     seconds = time.process_time() - began
@@ -194,8 +228,8 @@ def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
     }
 
 
-def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
-    """The scores at one lead, summed over starts; None where none has that lead."""
+def _sum_scores(starts: list[dict], minutes: float) -> EnsembleRows | None:
+    """Compute the scores at one lead time over all starts; None if no start has this lead time."""
     total = None
     for one in starts:
         if minutes in one["minutes"]:
@@ -206,21 +240,21 @@ def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
     return None if total is None else total.rows()
 
 
-def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
-    """CRPS, calibration, skill at 2 mm/h and seconds over all starts of all radars."""
+def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
+    """Tabulate CRPS, calibration, skill at 2 mm/h and CPU time over all starts of all radars."""
     crps, calibration, skill = [], [], []
     names = tuple(found)
     others = names[1:2] + names[3:]
     for minutes in MINUTES:
-        rows = {name: _rows([one for _, one in starts], minutes) for name, starts in found.items()}
+        rows = {name: _sum_scores([one for _, one in starts], minutes) for name, starts in found.items()}
         if rows[OURS] is None:
             continue
-        own, steps = (_crps_of(found[name], minutes) for name in ENSEMBLES)
-        labels = np.arange(len(own))[:, None]
-        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in others)
-        difference = Estimate.of(own - steps, labels)
+        ours, steps = (_list_crps(found[name], minutes) for name in ENSEMBLES)
+        labels = np.arange(len(ours))[:, None]
+        singles = (f"{_list_crps(found[name], minutes).mean():.4f}" for name in others)
+        difference = Estimate.from_samples(ours - steps, labels)
         lead = f"{minutes:g}"
-        crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
+        crps.append((lead, str(len(ours)), f"{ours.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
         judged = ("spread_skill", "flatness", "reliability", "calibration")
         parts = [np.atleast_2d(rows[name].rows[score])[0] for score in judged for name in ENSEMBLES]
         calibration.append((lead, *(f"{part[_RATE if len(part) > 1 else 0]:.3f}" for part in parts)))
@@ -246,27 +280,27 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
             ),
             skill,
         ),
-        ResultTable("Seconds of the processor a start", names, [tuple(map(_seconds, found.values()))]),
+        ResultTable("Seconds of the processor a start", names, [tuple(map(_format_seconds, found.values()))]),
     ]  # fmt: skip
 
 
-def _crps_of(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
-    """CRPS of every start that has this lead."""
-    rows = [_rows([one], minutes) for _, one in starts]
+def _list_crps(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
+    """Return the CRPS of every start that has this lead time."""
+    rows = [_sum_scores([one], minutes) for _, one in starts]
     return np.array([row.rows["crps"][0] for row in rows if row is not None])
 
 
-def _seconds(starts: list[tuple[str, dict]]) -> str:
+def _format_seconds(starts: list[tuple[str, dict]]) -> str:
     return f"{np.mean([one['seconds'] for _, one in starts]):.1f}"
 
 
-def _crps_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
-    """CRPS of the members over that of STEPS."""
+def _tabulate_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
+    """Tabulate the ratio of the CRPS of the ensemble to the CRPS of STEPS by radar."""
     lines = []
     for file in RADARS:
         pairs = [[part for part in found[name] if part[0] == file] for name in ENSEMBLES]
         ratios = (
-            _crps_of(pairs[0], m).mean() / _crps_of(pairs[1], m).mean() if len(_crps_of(pairs[0], m)) else np.nan
+            _list_crps(pairs[0], m).mean() / _list_crps(pairs[1], m).mean() if len(_list_crps(pairs[0], m)) else np.nan
             for m in MINUTES
         )
         lines.append((file, str(len(pairs[0])), *("-" if np.isnan(ratio) else f"{ratio:.3f}" for ratio in ratios)))

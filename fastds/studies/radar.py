@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of a model on the test blocks of radar files: `fastds study radar --data.path FOLDER`."""
+"""Errors of a downscaling model on test blocks of radar files: `fastds study radar --data.path FOLDER`."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastds import data as fd
 from fastds import metrics, models
@@ -21,22 +23,93 @@ from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_number, make_score_table
 from fastds.inference.tiling import Tile
+from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.metrics.errors import CEILING_DBZ
+from fastds.models.ensembles.downscaling_features import WET_SHARE_INDEX
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.common.bootstrap import Estimate, labels_of
-from fastds.studies.radar_members import SCORES, member_scores
+from fastds.studies.common.bootstrap import Estimate, make_block_labels
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.radar.back_projection import back_project
+from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
 from fastds.tasks.radar.methods import BASELINES, needs_flow
 from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
 from fastds.tasks.radar.steady import match_end_frames
 from fastds.training.command import read_command_line
 
-# File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
-# of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
-# 2018-05-14 shows the region of two training files on the day between them.
+SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
+_BAND = (2.0, 4.0)
+_TIMES = {"at input times": (0, 2), "between": (1,)}
+
+
+def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
+    """Score an ensemble at input times and at interpolated times on pixels near echo.
+
+    Args:
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside (see
+            radar.Block).
+        model: the network.
+        count: number of members.
+    Returns:
+        The numbers of SCORES, by kind of time: CRPS over the mean absolute error of the network's field; spread over
+            skill; power at wavelengths of 2 to 4 pixels, of a member and of the network's field, over the truth's; area
+            above the floor over the truth's.
+    """
+    members, span = RadarEnsemble(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
+    found = {times: _MemberSums() for times in _TIMES}
+    for number, sample in enumerate(samples):
+        x = sample["x"]
+        before, behind = sample["beside"]
+        flow = smooth_pair_flow(before, x[:, 0], behind)[None]
+        with torch.inference_mode():
+            y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
+        read = make_details(y, x[:, 0], flow[0], model.card)
+        for times, places in _TIMES.items():
+            for k in places:
+                drawn = members.draw_between(read, number) if k == 1 else members.draw_at_input(read[k], (number, k))
+                near = sample["valid"][k, 0] & (read[k].compute_all()[WET_SHARE_INDEX] > MIN_ECHO_SHARE)
+                found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
+    return {times: sums.compute_means() for times, sums in found.items() if sums.count}
+
+
+class _MemberSums:
+    """Sums of errors, areas and spectra over fields."""
+
+    def __init__(self):
+        self.scores, self.count = EnsembleScores(), 0
+        self.error, self.areas, self.details = np.zeros(2), np.zeros(2), []
+
+    def add(self, drawn: Tensor, single: Tensor, truth: Tensor, near: Tensor, valid: Tensor) -> None:
+        """Add one field.
+
+        Args:
+            drawn: (M, H, W) members, dB above the floor.
+            single: (H, W) the network's field, dB above the floor.
+            truth: (H, W) dB above the floor.
+            near: (H, W) pixels that are scored.
+            valid: (H, W) pixels where the truth is known.
+        """
+        if not near.any():
+            return
+        self.count += 1
+        seen = torch.where(near, truth, torch.nan)
+        self.scores.add(drawn, seen, torch.ones(truth.shape))
+        self.error += [(single - truth)[near].abs().sum().item(), near.sum().item()]
+        self.areas += [(drawn > 0)[:, near].double().mean(0).sum().item(), (truth > 0)[near].sum().item()]
+        known = torch.where(valid, truth, torch.nan)[None]
+        self.details.append([spectral_ratio(z[None], known, 0.0, (_BAND,))[_BAND] for z in (drawn[0], single)])
+
+    def compute_means(self) -> list[float]:
+        """Compute the numbers of SCORES."""
+        scores, error = self.scores.means(), self.error[0] / self.error[1]
+        detail = np.nanmean(self.details, 0)
+        return [scores["crps"] / error, scores["spread_skill"], *detail, self.areas[0] / self.areas[1]]
+
+
+# File -> (first frame, frame after the last, spacing of the triples in intervals). The FMI and KNMI frames are later
+# than the training blocks of fastds/tasks/radar/configs/fczsm-small.yaml. No training configuration uses the other
+# files; the file of 2018-05-14 covers the region of two training files, of the days before and after.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),
@@ -51,7 +124,7 @@ TEST_BLOCKS = {
     "radar_unica_xband_20250416_5min.nc": (0, None, 4),
 }
 NO_ECHO_DBZ = -32.0
-MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
+MARGIN = 2  # fine pixels this close to the edge or to missing pixels are not scored
 
 
 @dataclasses.dataclass
@@ -59,11 +132,11 @@ class Block:
     """Samples of one test block.
 
     Attributes:
-        name: of its file.
-        floor: dBZ above which x and y are normalised.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs (2, h, w) before and behind x,
-            None where the block has none.
-        blocks: the number of the block of time of each sample.
+        name: name of the file.
+        floor: lower end in dBZ of the normalisation of x and y.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs of coarse frames (2, h, w)
+            before and after x, None where the block has none.
+        blocks: number of the block of time of each sample.
     """
 
     name: str
@@ -72,7 +145,7 @@ class Block:
     blocks: list[int]
 
 
-def test_block(
+def read_test_block(
     folder: str | os.PathLike,
     file: str,
     floor: float = 15.0,
@@ -81,8 +154,16 @@ def test_block(
     mode: str = "dbz",
     seconds: float = 1800.0,
 ) -> Block:
-    """Read the test block of a file; interval and scale make coarser cadences and grids out of it, mode says how the
-    input is coarsened (see EvaluationTriples), seconds how long blocks of time are.
+    """Read the test block of a file.
+
+    Args:
+        folder: folder with the radar files.
+        file: name of a file of TEST_BLOCKS.
+        floor: lower end in dBZ of the normalisation.
+        interval: frames of the file from one frame of a sample to the next.
+        scale: additional coarsening factor of the grid.
+        mode: coarsening operator of the input, see EvaluationTriples.
+        seconds: length of a block of time.
     """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
@@ -99,8 +180,13 @@ def test_block(
     return Block(file, floor, samples, [int(start // seconds) for start in starts])
 
 
-def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
-    """radar_errors of method(sample) -> (1, 3, 1, H, W), fields normalised above the block's floor, of each sample."""
+def compute_sample_errors(block: Block, method: Callable) -> list[dict[str, float]]:
+    """Compute radar_errors of a method for each sample.
+
+    Args:
+        block: the samples.
+        method: function from a sample to frames (1, 3, 1, H, W), normalised above the block's floor.
+    """
     found = []
     with torch.inference_mode():
         for sample in block.samples:
@@ -110,81 +196,86 @@ def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
     return found
 
 
-def errors(block: Block, method: Callable) -> dict[str, float]:
-    """radar_errors of a method over all samples, see errors_of_samples."""
-    return pooled(errors_of_samples(block, method))
+def compute_errors(block: Block, method: Callable) -> dict[str, float]:
+    """Compute radar_errors of a method over all samples, see compute_sample_errors."""
+    return pool_errors(compute_sample_errors(block, method))
 
 
-def pooled(found: list[dict[str, float]]) -> dict[str, float]:
-    """radar_errors of all samples together from those of each."""
+def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
+    """Combine the radar_errors of several samples, weighted by their pixels."""
     pixels = np.array([one["pixels"] for one in found])
     if not pixels.any():
         return found[0]
-    there = [one for one in found if one["pixels"]]  # errors of the others are NaN
-    means = {key: float(np.average([one[key] for one in there], weights=pixels[pixels > 0])) for key in there[0]}
+    valid = [one for one in found if one["pixels"]]  # a sample without valid pixels has NaN errors
+    means = {key: float(np.average([one[key] for one in valid], weights=pixels[pixels > 0])) for key in valid[0]}
     return means | {"pixels": int(pixels.sum())}
 
 
-def plainly(method: Callable) -> Callable:
-    """A function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for errors()."""
+def wrap_baseline(method: Callable) -> Callable:
+    """Wrap a function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for compute_errors."""
     return lambda sample: method(sample["x"][None])
 
 
-def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
-    """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
-    fastds.tasks.radar.back_projection. smooth: fields between input times are those of least squared error; else they
-    have the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
+def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
+    """Wrap a network as a method for compute_errors.
 
-    The flow is that of `fastds downscale`, which the pairs beside make steadier. A model trained above 15 dBZ knows
-        nothing of weaker echo: where errors above a lower floor are asked for, the fields are those of `fastds
-        downscale` of the two fields alone, which interpolates weaker echo; no cell is known to be dry.
+    The flow is the one of `fastds downscale`, averaged with the flows of the neighbouring pairs. If the network was
+    trained above a higher floor than `floor`, the frames are those of `fastds downscale` applied to the two input
+    frames alone: weaker echo is interpolated, and no cell is known to be dry.
+
+    Args:
+        model: network with a model card.
+        floor: lower end in dBZ of the normalisation of the samples.
+        coarsened: known coarsening operator of the input, to which results are back-projected; None: unknown.
+        smooth: frames between input times minimise the squared error; otherwise they have the detail and the
+            intensities of frames at input times, as in `fastds downscale` without --smooth.
     """
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(sample: dict) -> Tensor:
         x, (before, behind) = sample["x"][:, 0], sample["beside"]
         if low > floor:
-            return _scaled(_refined(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
+            return _normalise(_refine_pair(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
         before, given, behind = (
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
         )
         flow = smooth_pair_flow(before, given, behind)
-        y = _network(model)(given[None, :, None], flow[None])
+        y = _wrap_flow(model)(given[None, :, None], flow[None])
         if coarsened is not None:
             back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
             y[0, 1, 0] = match_end_frames(y[0, :, 0])
-        return _scaled(fd.restore(y, low, high), floor)
+        return _normalise(fd.restore(y, low, high), floor)
 
     return method
 
 
-def _network(model: torch.nn.Module) -> Callable:
-    """network(x, flow), whether the model reads the flow or not."""
+def _wrap_flow(model: torch.nn.Module) -> Callable:
+    """Return network(x, flow) for networks with and without a flow argument."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 
-def _scaled(z: Tensor, floor: float) -> Tensor:
+def _normalise(z: Tensor, floor: float) -> Tensor:
     return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
 
 
-def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
-    """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
+def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
+    """Make fine frames (1, 3, 1, H, W) in dBZ from two coarse ones (2, h, w) in dBZ, as `fastds downscale` does."""
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
-    refiner = FrameRefiner(_network(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
+    refiner = FrameRefiner(_wrap_flow(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
     return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
 
 @dataclasses.dataclass
 class Row:
-    """What was found on one test block.
+    """Errors of all methods on one test block.
 
     Attributes:
-        samples: of each method radar_errors of each sample.
-        blocks: the number of the block of time of each sample.
+        samples: method -> radar_errors of each sample.
+        blocks: number of the block of time of each sample.
     """
 
     samples: dict[str, list[dict[str, float]]]
@@ -192,35 +283,40 @@ class Row:
 
     @functools.cached_property
     def errors(self) -> dict[str, dict[str, float]]:
-        """Of each method those of all samples together."""
-        return {name: pooled(found) for name, found in self.samples.items()}
+        """Errors over all samples, by method."""
+        return {name: pool_errors(found) for name, found in self.samples.items()}
 
     def squares(self, method: str) -> np.ndarray:
-        """The sum of the squared errors of each sample, 0 where no pixel counts."""
+        """Return the sum of the squared errors of each sample, 0 for a sample without valid pixels."""
         found = [one["mse_total"] * one["pixels"] if one["pixels"] else 0.0 for one in self.samples[method]]
         return np.array(found)
 
 
-def ratio(rows: Sequence[Row], baseline: str) -> Estimate:
-    """The error of the model over that of a baseline, mean over the rows, with an interval by drawing blocks of time;
-    a draw takes the mean of those rows that it has samples of."""
+def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
+    """Compute the ratio of the model's squared error to a baseline's, as a mean over rows with a 95 % interval.
+
+    The interval is by resampling blocks of time; a draw averages the rows that have samples in it.
+    """
     ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
-    own, theirs = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
+    model, other = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
 
     def mean_ratio(weights: np.ndarray) -> np.ndarray:
-        sums = [[part.sum(1) for part in np.split(weights * squares, ends, axis=1)] for squares in (own, theirs)]
+        sums = [[part.sum(1) for part in np.split(weights * squares, ends, axis=1)] for squares in (model, other)]
         with np.errstate(invalid="ignore"):
             ratios = np.array(sums[0]) / np.array(sums[1])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any sample
+            warnings.simplefilter("ignore", RuntimeWarning)  # some draws have no sample
             return np.nanmean(ratios, 0)
 
-    return Estimate.by(mean_ratio, labels_of(row.blocks for row in rows))
+    return Estimate.from_statistic(mean_ratio, make_block_labels(row.blocks for row in rows))
 
 
-def summary(results: dict) -> dict:
-    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
-    baselines mse_total}}; ", MODE" follows where the input is not coarsened as dbz.
+def summarize(results: dict) -> dict:
+    """Summarize results for a model card.
+
+    Returns:
+        "FILE, floor F dBZ" -> the scores mse_total, mse_t2 and mse_t13, and mse_total of the baselines. ", MODE" is
+            appended to the key if the input is not coarsened by "dbz".
     """
     out = {}
     for (file, floor, mode), found in results.items():
@@ -232,33 +328,40 @@ def summary(results: dict) -> dict:
 
 
 def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict, floors: list[float]) -> None:
-    """Evaluate a trained file on the test blocks, write the scores and the fields of `card` into its card and
-    save it as target.
+    """Score a trained network on the test blocks and save it with the scores in its model card.
+
+    Args:
+        weights: safetensors file of the training.
+        target: file to write.
+        data: folder with the radar files.
+        card: fields of the model card that are replaced.
+        floors: see StudyConfig.
     """
     network = models.load(weights)
     for key, value in card.items():
         setattr(network.card, key, value)
-    network.card.metrics["test"] = summary(table(data, str(weights), floors))
+    network.card.metrics["test"] = summarize(print_errors(data, str(weights), floors))
     models.save(network, target)
 
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Errors of the model and the baselines on every test block.
+    """Errors of a model and of baselines on every test block.
 
     Args:
-        data: the folder with the radar files.
-        model: a shipped name or a safetensors file.
-        floors: dBZ above which errors count; none: 15 and 0.
-        files: of TEST_BLOCKS; none: all.
-        modes: ways in which the input is coarsened, see fastds.data.coarsen.
-        told: tell the network in which way, as `fastds downscale --coarsened` does.
-        smooth: fields between input times are those of least squared error, as `fastds downscale --smooth` makes them.
-        block: time that the bootstrap draws at once.
-        members: of an ensemble whose scores are printed, too; 0: none.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the table; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that errors over advection's are added to; None: none.
+        data: folder with the radar files.
+        model: name of a shipped model or path of a safetensors file.
+        floors: floors in dBZ above which errors count; default 15 and 0.
+        files: names of files of TEST_BLOCKS; default all.
+        modes: coarsening operators of the input, see fastds.data.coarsen.
+        told: declare the coarsening operator to the network, as `fastds downscale --coarsened` does.
+        smooth: frames between input times minimise the squared error, as in `fastds downscale --smooth`.
+        block: length of the blocks of time that the bootstrap draws.
+        members: number of members of an ensemble whose scores are printed, too; 0: no ensemble.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the table; None writes none.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which ratios to advection's error are
+            added; None adds none.
     """
 
     data: Files
@@ -276,27 +379,27 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study radar`, into a StudyConfig."""
+    """Parse the command line of `fastds study radar` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study radar", "Errors on the test radars.", {})
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study radar` does: prints the table, writes config.report."""
+    """Run `fastds study radar`: print the table and write config.report."""
     if config.report is not None:
         check_report(config.report)
     with inference_context(None, resolve_execution(None, config.threads)):
         seconds = parse_duration(config.block, "block")
         c = config
-        results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
-        drawn = [] if config.members < 2 else [member_table(config)]
+        results = print_errors(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
+        drawn = [] if config.members < 2 else [print_member_table(config)]
     if config.report is not None:
-        write_study("Errors on the test radars", config, [_score_table(results), *drawn])
+        write_study("Errors on the test radars", config, [_tabulate_errors(results), *drawn])
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(results))
 
 
-def member_table(config: StudyConfig) -> Table:
-    """Print the scores of the members of every test block and way of coarsening, and return them as a table."""
+def print_member_table(config: StudyConfig) -> Table:
+    """Print the scores of the ensemble for every test block and coarsening operator, and return them as a table."""
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
     made = make_score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
@@ -307,8 +410,8 @@ def member_table(config: StudyConfig) -> Table:
 
     print(f"\n{made.title}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
-        block = test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
-        for times, scores in member_scores(block.samples, model, config.members).items():
+        block = read_test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
+        for times, scores in score_members(block.samples, model, config.members).items():
             add(file, mode, times, *map(format_number, scores))
             found.setdefault(times, []).append(scores)
     for times, rows in found.items():
@@ -316,36 +419,36 @@ def member_table(config: StudyConfig) -> Table:
     return made
 
 
-def leaderboard_rows(results: dict) -> list[dict]:
-    """The error over advection's of every file, and its mean over the files of a floor and way of coarsening with an
-    interval by drawing files."""
+def make_leaderboard_rows(results: dict) -> list[dict]:
+    """Make leaderboard rows of the ratio to advection's error: one for each file, and the mean over the files for each
+    floor and coarsening operator, with an interval by resampling files."""
     rows, means = [], {}
     for (file, floor, mode), row in results.items():
-        found = ratio([row], "advection")
+        found = compute_ratio([row], "advection")
         score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"
         rows.append({"data": file, "score": score, "value": found})
         means.setdefault(score, []).append(found.mean)
     for score, found in means.items():
         labels = np.arange(len(found)).reshape(-1, 1)
-        mean = Estimate.of(np.array(found), labels)
+        mean = Estimate.from_samples(np.array(found), labels)
         rows.append({"data": "mean of the test radars", "score": score, "value": mean, "cases": len(found)})
     return [{"task": "radar", "better": "lower"} | row for row in rows]
 
 
-def _score_table(results: dict) -> Table:
-    """The errors, a line for each file, floor and way of coarsening."""
+def _tabulate_errors(results: dict) -> Table:
+    """Tabulate the errors, one section for each file, floor and coarsening operator."""
     columns = "mse_total", "mse_t2", "mse_t13"
     heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
     rich = make_score_table("Squared errors", heads)
     for (file, floor, mode), row in results.items():
         for number, (method, errors) in enumerate(row.errors.items(), 1):
             cells = [*(format_number(errors[name]) for name in columns)]
-            cells.append(ratio([row], "advection").text() if method == "model" else "")
+            cells.append(compute_ratio([row], "advection").format() if method == "model" else "")
             rich.add_row(file, f"{floor:g}", mode, method, *cells, end_section=number == len(row.errors))
     return rich
 
 
-def table(
+def print_errors(
     data: str,
     model: str = "fczsm-small",
     floors: Sequence[float] = (),
@@ -355,10 +458,14 @@ def table(
     smooth: bool = False,
     seconds: float = 1800.0,
 ) -> dict[tuple[str, float, str], Row]:
-    """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
-    folder, seconds: of a block of time.
+    """Print the errors of the model and of the baselines on every test block.
 
-    Returns: {(file, floor, mode): Row}.
+    Args:
+        data: folder with the radar files.
+        model, floors, files, modes, told, smooth: see StudyConfig.
+        seconds: length of a block of time.
+    Returns:
+        {(file, floor, mode): Row}.
     """
     network = models.load(model).eval()
     results = {}
@@ -366,10 +473,10 @@ def table(
     print("|---" * (len(BASELINES) + 6) + "|")
     for floor, mode in itertools.product(floors or metrics.EVALUATION_FLOORS, modes):
         for file in files or TEST_BLOCKS:
-            block = test_block(data, file, floor, mode=mode, seconds=seconds)
-            methods = {name: plainly(method) for name, method in BASELINES.items()}
-            methods["model"] = as_method(network, floor, mode if told else None, smooth)
-            row = Row({name: errors_of_samples(block, method) for name, method in methods.items()}, block.blocks)
+            block = read_test_block(data, file, floor, mode=mode, seconds=seconds)
+            methods = {name: wrap_baseline(method) for name, method in BASELINES.items()}
+            methods["model"] = wrap_network(network, floor, mode if told else None, smooth)
+            row = Row({name: compute_sample_errors(block, method) for name, method in methods.items()}, block.blocks)
             results[file, floor, mode] = row
             _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])
         rows = [row for (_, *case), row in results.items() if case == [floor, mode]]
@@ -379,5 +486,5 @@ def table(
 
 
 def _print_row(block: str, floor: float, mode: str, totals: list[str], rows: list[Row]) -> None:
-    ratios = [ratio(rows, name).text() for name in ("trilinear", "advection")]
+    ratios = [compute_ratio(rows, name).format() for name in ("trilinear", "advection")]
     print(f"| {' | '.join([block, f'{floor:g}', mode, *totals, *ratios])} |", flush=True)

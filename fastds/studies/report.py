@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies write: an HTML report of tables, curves and options, and rows of a leaderboard."""
+"""Outputs of studies: HTML reports and leaderboard rows."""
 
 from __future__ import annotations
 
@@ -23,30 +23,41 @@ if TYPE_CHECKING:
 def write_study(
     title: str, config: Any, tables: Sequence[Table], notes: Sequence[str] = (), charts: Sequence[Chart] = ()
 ) -> None:
-    """Write the page config.report. title, tables, notes, charts: see Page; config: a StudyConfig with a model."""
-    told = describe_run(config.model, dict(flatten_options(dataclasses.asdict(config))), {})
-    Page(title, told, tables, notes, charts=charts).write(config.report)
+    """Write the HTML page config.report.
+
+    Args:
+        title, tables, notes, charts: see fastds.report.Page.
+        config: StudyConfig with the attribute model.
+    """
+    run = describe_run(config.model, dict(flatten_options(dataclasses.asdict(config))), {})
+    Page(title, run, tables, notes, charts=charts).write(config.report)
 
 
 def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows of a model to the file config.leaderboard; values are numbers, or Estimates with their intervals."""
-    told = command_line(config)
-    made = [leaderboard.Row(model=model, command=told, **(row | _value(row["value"]))) for row in rows]
-    leaderboard.add(config.leaderboard, made)
-    print(f"added {len(made)} rows to {config.leaderboard}")
+    """Append leaderboard rows of a model to the file config.leaderboard.
+
+    Args:
+        config: StudyConfig.
+        model: name of the model.
+        rows: fields of the rows; values are numbers, or Estimates, of which the intervals are stored, too.
+    """
+    command = format_command(config)
+    added = [leaderboard.Row(model=model, command=command, **(row | _format_value(row["value"]))) for row in rows]
+    leaderboard.add(config.leaderboard, added)
+    print(f"added {len(added)} rows to {config.leaderboard}")
 
 
-def command_line(config: Any) -> str:
-    """The command that a study was started by, with files of the machine by their names alone."""
+def format_command(config: Any) -> str:
+    """Return the command line of the running study, without --leaderboard; FOLDER stands for the data folder."""
     words = sys.argv[1:] if is_running_as_cli() else ["study", type(config).__module__.rpartition(".")[2]]
-    if "--leaderboard" in words:  # and its file, a word of its own
+    if "--leaderboard" in words:  # followed by its value
         at = words.index("--leaderboard")
         del words[at : at + 2]
     words = [word.replace(config.data.path, "FOLDER") for word in words if not word.startswith("--leaderboard=")]
     return shlex.join(["fastds", *words])
 
 
-def _value(value: float | Estimate) -> dict[str, float | None]:
+def _format_value(value: float | Estimate) -> dict[str, float | None]:
     if not isinstance(value, Estimate):
         return {"value": value}
     low, high = (None if math.isnan(end) else round(end, 4) for end in value[1:])

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.faulty: every kind of faulty file through every command that reads it; --files N --seed S: N files
-drawn by seed (drawn.py) through opening, converting and one more command, compared with what was drawn (judged.py).
+"""Test the commands with malformed files: `python -m tests.faulty`.
 
-Right is one sentence that names the fault, status 2 and nothing left behind; or, where a kind allows it, a result with
-a warning. Anything else is "crashed" (an exception came through), "wrong" (a result without a word, or something left)
-or "unclear" (other words than expected).
+Without options, every kind of malformed file is passed to every command that reads it. With `--files N --seed S`, N
+random files (drawn.py) are opened, converted and passed to one more command, and the results are compared with the
+drawn data (judged.py).
+
+The expected outcome is one sentence that names the fault, exit status 2 and no output; some kinds may also give a
+result with a warning. Other outcomes are "crashed" (an exception was not handled), "wrong" (a result without a warning,
+or leftover files) and "unclear" (another message than expected).
 """
 
 import argparse
@@ -24,7 +27,7 @@ TABLES = {"radar": CONTAINERS | RADAR, "fields": FIELDS}
 
 
 def judge(kind: Kind, command: str, status: int | str, said: list[str], left: list[str]) -> str:
-    """The outcome of a try, see above."""
+    """Classify the outcome of a try, see the module's docstring."""
     if status not in (0, 2):
         return "crashed"
     *warnings, last = said if status == 2 and said else [*said, ""]
@@ -39,8 +42,10 @@ def judge(kind: Kind, command: str, status: int | str, said: list[str], left: li
 
 
 def tries(folder: Path, names=None, pick=None):
-    """(base, kind, command, outcome, what was said) of every try; pick(number, refusing, all) chooses among commands
-    that refuse the kind and all that read it."""
+    """Yield (base, kind, command, outcome, message) of every try.
+
+    pick(number, rejecting, all) selects among the commands that reject the kind and all commands that read it.
+    """
     files = good_files(folder)
     wanted = [(base, name) for base, table in TABLES.items() for name in table if not names or name in names]
     for number, (base, name) in enumerate(wanted):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The campaign: files drawn by seed, and what fastds makes of them."""
+"""Campaign of random files: draw files by seed and compare how fastds reads them."""
 
 import contextlib
 import shutil
@@ -27,7 +27,7 @@ _SHARES = [0.35, 0.08, 0.09, 0.07, 0.17, 0.08, 0.04, 0.04, 0.015, 0.035, 0.03]
 
 
 def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = None) -> Drawn:
-    """Draw a file and write it into an empty folder; formats: the only ones that are drawn, None: all."""
+    """Draw a file and write it into an empty folder; formats: the formats to draw from, None: all."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     form = str(rng.choice(FORMATS, p=_SHARES) if formats is None else rng.choice(formats))
@@ -39,7 +39,7 @@ def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = Non
 
 
 def _damage(rng: np.random.Generator, drawn: Drawn, folder: Path) -> None:
-    """Cut one file of what was drawn, or change up to twenty of its bits."""
+    """Truncate one of the drawn files, or flip up to twenty of its bits."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1)
     path = files[int(rng.integers(len(files)))]
     content = bytearray(path.read_bytes())
@@ -55,8 +55,8 @@ def _damage(rng: np.random.Generator, drawn: Drawn, folder: Path) -> None:
 def campaign(
     count: int, seed: int, folder: Path, first: int = 0, formats: list[str] | None = None
 ) -> Iterator[tuple[int, str, str, Drawn]]:
-    """(number, outcome, what was said, what was drawn) of files drawn by seed, of these formats, None: of all; each by
-    its number alone."""
+    """Yield (number, outcome, message, drawn file). Each file depends only on the seed and its number; formats: None
+    draws all formats."""
     for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
         drawn = draw(rng, folder / "in", formats)

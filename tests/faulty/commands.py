@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that reads fields, and what a run of it said."""
+"""All commands that read fields, and the outcome of running one."""
 
 import contextlib
 import io
@@ -17,7 +17,8 @@ USUAL = {"r": 50.0, "t": 270.0, "u": 5.0, "z": 5e4}
 
 
 def good_files(folder: Path) -> dict[str, tuple[Path, xr.Dataset]]:
-    """Files of reflectivity (coarse.nc is its half) and of the fields that inr-small reads, and their contents."""
+    """Write valid files of reflectivity (coarse.nc has half the resolution) and of the fields that inr-small reads;
+    return them with their contents."""
     event = synthetic_event(5, 12, (64, 64))[["reflectivity"]]
     event["reflectivity"].attrs.pop("grid_mapping", None)
     latitude = ("latitude", np.linspace(70.0, 20.0, 40), {"standard_name": "latitude", "units": "degrees_north"})
@@ -37,7 +38,7 @@ def good_files(folder: Path) -> dict[str, tuple[Path, xr.Dataset]]:
 
 
 def commands(base: str, path: Path) -> dict[str, list[str]]:
-    """The commands that read this kind of file, by name; each writes out.nc, out.csv or the folder out."""
+    """Return the commands that read this kind of file by name; each writes out.nc, out.csv or the folder out."""
     folder, source = path.parent, str(path)
     out = str(folder / "out.nc")
     training = ["--max_steps=1", "--progress=false", "--data.batch_size=2", "--data.epoch_samples=2"]
@@ -62,8 +63,8 @@ def commands(base: str, path: Path) -> dict[str, list[str]]:
 
 
 def run(words: list[str], folder: Path) -> tuple[int | str, list[str], list[str]]:
-    """(status, or the exception that came through; lines on the standard error; what lies in the folder that did not
-    before, taken away)."""
+    """Run a command; return the status or the unhandled exception, the lines on standard error, and the new files,
+    which are removed."""
     before, said = set(folder.rglob("*")), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:

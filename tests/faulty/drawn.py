@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files drawn by seed: formats, packings, fill values, grids, projections, scanning, calendars, jitter and damage.
+"""Random files: formats, packings, fill values, grids, projections, scanning orders, calendars, jitter and damage.
 
-Each is written by a library that fastds does not write with (netCDF4, h5py, eccodes, rasterio, zarr), together with
-what a reader must find: values, times, and places by pyproj from the drawn metadata.
+Each file is written by a library that fastds does not write with (netCDF4, h5py, eccodes, rasterio, zarr), together
+with the expected values, times and coordinates; the coordinates are computed by pyproj from the drawn metadata.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Drawn:
 
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
-    """A smooth field of 0 to 1, with both ends."""
+    """Make a smooth random field whose minimum is 0 and maximum is 1."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(rng.standard_normal(shape), (0.5, 2.0, 2.0))
@@ -77,8 +77,8 @@ def _axis(rng: np.random.Generator, start: float, step: float, size: int) -> np.
 
 
 def _longitudes(rng: np.random.Generator, step: float, size: int) -> tuple[np.ndarray, str]:
-    """Longitudes from west to east or the other way round, across a meridian where numbers jump or in two parts; and
-    what was drawn."""
+    """Draw longitudes in either direction, possibly across the meridian where the numbers jump, or in two parts; return
+    them with a description."""
     way = str(rng.choice(["plain", "from 180", "across 0", "in two parts"], p=[0.6, 0.15, 0.15, 0.1]))
     if way == "plain":
         west = float(rng.choice([0.0, 350.0 - step * size, -20.0, 179.0 - step * size]))
@@ -96,8 +96,10 @@ def _longitudes(rng: np.random.Generator, step: float, size: int) -> tuple[np.nd
 
 @dataclasses.dataclass
 class Packing:
-    """dtype, scale_factor, add_offset and fill value of stored numbers, and the attributes that declare them; stored:
-    the signed dtype of the file where _Unsigned declares the numbers unsigned."""
+    """Stored dtype, scale_factor, add_offset and fill value, and the attributes that declare them.
+
+    stored is the signed dtype in the file if _Unsigned declares the numbers unsigned.
+    """
 
     dtype: str
     scale: float | None
@@ -108,7 +110,7 @@ class Packing:
     stored: str | None = None
 
     def store(self, values: np.ndarray) -> np.ndarray:
-        """Values (NaN where missing) as the file holds them."""
+        """Pack values, NaN where missing."""
         coded = values if self.scale is None else np.rint((values - self.offset) / self.scale)
         coded = np.where(np.isnan(values), np.nan if self.fill is None else self.fill, coded)
         return coded.astype(self.dtype).view(self.stored or self.dtype)
@@ -119,7 +121,7 @@ class Packing:
 
 
 def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
-    """A packing that draw_packing draws, or one of unsigned numbers that the file holds as signed ones."""
+    """Draw a packing as in draw_packing, or one of unsigned numbers that are stored as signed ones."""
     if rng.random() >= (0.06 if "u1" in dtypes else 0.3):  # NetCDF-3 has no other unsigned numbers
         return draw_packing(rng, low, high, dtypes)
     packing = draw_packing(rng, low, high, ("u1", "u2"))
@@ -134,7 +136,7 @@ def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple
 
 
 def draw_packing(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
-    """A packing that holds values from low to high beside its fill value."""
+    """Draw a packing that can hold values from low to high and a fill value."""
     dtype = str(rng.choice(dtypes))
     if dtype in ("f4", "f8"):
         way = str(
@@ -193,7 +195,7 @@ class Times:
 
 
 def draw_times(rng: np.random.Generator, count: int) -> Times:
-    """Times in a calendar of CALENDARS, in any unit, as whole numbers or floating ones."""
+    """Draw times in a calendar of CALENDARS, in any unit, as integers or floating-point numbers."""
     step = int(rng.choice([300, 600, 3600, 21600, 86400]))
     start, first = 100 * 86400, "2023-04-11T00:00"
     calendar = str(rng.choice(CALENDARS, p=[0.5, 0.3, 0.1, 0.1]))
@@ -226,8 +228,12 @@ def draw_values(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]
 
 
 def draw_grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.ndarray, np.ndarray, float, str]:
-    """Coordinates {name: (dims, values, attrs)} with a grid mapping under "crs", longitudes and latitudes (H, W), width
-    of a cell in degrees, and what was drawn."""
+    """Draw a grid.
+
+    Returns:
+        Coordinates {name: (dims, values, attrs)} with the grid mapping under "crs"; longitudes and latitudes (H, W);
+            cell width in degrees; a description.
+    """
     height, width = shape
     kind = str(rng.choice(["regular", "projected", "curvilinear"], p=[0.5, 0.35, 0.15]))
     if kind == "regular":

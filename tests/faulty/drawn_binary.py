@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn files of RADOLAN, Nimrod and MeteoNet, see drawn.py: bytes by the descriptions of the formats, with struct."""
+"""Random files of RADOLAN, Nimrod and MeteoNet (see drawn.py), written with struct from the descriptions of the
+formats."""
 
 import bz2
 import datetime
@@ -26,8 +27,8 @@ _EARTH = {"3SW   2.13.1": "+a=6370040 +b=6370040", "5SW P30001H": "+ellps=WGS84"
 
 
 def write_radolan(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Composites of one product, plain, compressed, several files or several in an archive, with pixels without data,
-    clutter, negative and secondary values."""
+    """Write composites of one product, uncompressed or compressed, in one or several files or an archive, with pixels
+    without data, clutter flags, negative and secondary values."""
     import pyproj
 
     product = str(rng.choice(list(_PRODUCTS)))
@@ -54,7 +55,7 @@ def write_radolan(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def _codes(rng: np.random.Generator, size: int, shape: tuple, precision: float) -> tuple[np.ndarray, np.ndarray]:
-    """Codes from south to north, as files have them, and values from north to south."""
+    """Return codes from south to north, as in the files, and values from north to south."""
     blocks = random_field(rng, (1, shape[0] // 20, shape[1] // 20))[0]
     smooth = np.kron(blocks, np.ones((20, 20)))
     wet = smooth > 0.4
@@ -77,7 +78,7 @@ def _codes(rng: np.random.Generator, size: int, shape: tuple, precision: float) 
 
 
 def _composite(product: str, version: str, time: datetime.datetime, codes: np.ndarray) -> bytes:
-    """A header in letters, the end of text, and the codes row by row, the low byte first."""
+    """Write a text header, the end-of-text byte, and the codes row by row in little-endian order."""
     size, exponent, minutes = _PRODUCTS[product]
     rows, columns = codes.shape
     stations = "MS 76<boo,ros,hnr,umd,pro,ess,fld,drs,neu,nhb,oft,eis,tur,isn,fbg,mem> "
@@ -89,7 +90,7 @@ def _composite(product: str, version: str, time: datetime.datetime, codes: np.nd
 
 
 def _stored(rng: np.random.Generator, folder: Path, way: str, contents: list[tuple[str, bytes]]) -> Path | str:
-    """The path or pattern of what was written."""
+    """Return the path or the pattern of the written files."""
     if way in ("plain", "gz", "bz2"):
         name, content = contents[0]
         pack = {"plain": lambda data: data, "gz": lambda data: gzip.compress(data, 1), "bz2": bz2.compress}[way]
@@ -112,7 +113,7 @@ def _stored(rng: np.random.Generator, folder: Path, way: str, contents: list[tup
 
 
 def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
-    """A field of any type of number on the British National Grid, from its top or its bottom left corner."""
+    """Write a field of any number type on the British National Grid, with its origin at the top left or bottom left."""
     import pyproj
 
     rows, columns, cell = int(rng.integers(10, 30)), int(rng.integers(10, 30)), float(rng.choice([1e3, 2e3, 5e3]))
@@ -161,7 +162,8 @@ def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
-    """An archive of rain or of old or new reflectivity, with its coordinates beside it; dates pickled in any way."""
+    """Write an archive of rain or of reflectivity (old or new product) with its coordinate file, and with pickled
+    dates."""
     count, rows, columns = int(rng.integers(2, 5)), int(rng.integers(10, 30)), int(rng.integers(10, 30))
     kind = str(rng.choice(["rainfall", "reflectivity_old", "reflectivity_new"]))
     field = np.maximum(0, 1.5 * random_field(rng, (count, rows, columns)) - 0.5)
@@ -194,7 +196,7 @@ def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def _add_dates(path: Path, dates: np.ndarray, protocol: int) -> None:
-    """Dates and an empty array of missing ones, as numpy pickles them."""
+    """Add dates and an empty array of missing dates, pickled as by numpy."""
     with zipfile.ZipFile(path, "a") as archive:
         for name, array in (("dates", dates), ("miss_dates", dates[:0])):
             stream = io.BytesIO()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn NetCDF files and Zarr stores, see drawn.py: in one file or in several of other packings, with levels or
-members, further variables, bounds, groups, and attributes of old writers."""
+"""Random NetCDF files and Zarr stores (see drawn.py), with levels or members, further variables, bounds, groups and
+attributes of old writers."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ class _Array:
 
 
 def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
-    """NetCDF or Zarr, in one file or in several of other packings."""
+    """Write NetCDF or Zarr, as one file or as several with different packings."""
     zarr = form.startswith("zarr")
     count, shape = int(rng.integers(2, 6)), (int(rng.integers(12, 30)), int(rng.integers(12, 30)))
     extra = str(rng.choice(["", "level", "number"], p=[0.76, 0.12, 0.12]))
@@ -75,7 +75,7 @@ _HABITS = {"bounds": 0.2, "group": 0.05, "latin": 0.08, "other group": 0.1}
 
 
 def _axes(grid: dict, times: Times, steps: slice, bounds: bool) -> dict[str, _Array]:
-    """The coordinates, and their bounds where they have some."""
+    """Return the coordinates, and their bounds if they have some."""
     numbers = times.numbers[steps]
     arrays = {"time": _Array(("time",), numbers, dict(times.attrs))}
     for name, found in grid.items():
@@ -97,8 +97,12 @@ def _axes(grid: dict, times: Times, steps: slice, bounds: bool) -> dict[str, _Ar
 
 
 def _field(kind: str, packing: Packing, values: np.ndarray, grid: dict, leading: dict, order: tuple) -> _Array:
-    """A field packed; leading: sizes of the dimensions before those of the plane. order: whether rows and columns, and
-    the leading dimensions, change places."""
+    """Pack a field.
+
+    Args:
+        leading: sizes of the dimensions before those of the grid.
+        order: whether rows and columns, and the leading dimensions, are exchanged.
+    """
     units, standard, _ = KINDS[kind]
     plane = next((v[0] for v in grid.values() if isinstance(v, tuple) and len(v[0]) == 2), tuple(grid)[:2])
     numbers = packing.store(values).reshape(*leading.values(), *values.shape[1:])

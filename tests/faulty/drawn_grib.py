@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn files of GRIB by ecCodes, see drawn.py: regular grids, rotated and projected ones, levels and members."""
+"""Random GRIB files (see drawn.py), written by ecCodes: regular, rotated and projected grids, levels and members."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _MISSING = 9999.0
 
 
 def _message(sample: str, keys: dict, values: np.ndarray) -> bytes:
-    """A message of a sample with these keys and values (NaN where missing) in the order of scanning."""
+    """Make a message from a sample with these keys, and with values (NaN where missing) in scanning order."""
     import eccodes as ec
 
     handle = ec.codes_grib_new_from_samples(sample)
@@ -28,7 +28,7 @@ def _message(sample: str, keys: dict, values: np.ndarray) -> bytes:
 
 
 def write_grib(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Messages of a regular grid, of a projected one, or of several levels or members."""
+    """Write messages of a regular grid, of a projected one, or of several levels or members."""
     way = rng.random()
     if way < 0.3:
         return write_projected(rng, folder)
@@ -36,7 +36,7 @@ def write_grib(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_regular(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Messages of a regular grid in any way of scanning, with missing values by a bitmap."""
+    """Write messages of a regular grid in any scanning order, with a bitmap for missing values."""
     rows, columns, count = int(rng.integers(8, 20)), int(rng.integers(8, 20)), int(rng.integers(1, 4))
     up, left, consecutive, alternate = (int(flag) for flag in rng.integers(0, 2, 4))
     edition = int(rng.choice([1, 2]))
@@ -80,7 +80,7 @@ def write_regular(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_levels(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Messages of several levels or members at several times, in any order."""
+    """Write messages of several levels or members at several times, in any order."""
     rows, columns, count = int(rng.integers(8, 20)), int(rng.integers(8, 20)), int(rng.integers(2, 4))
     edition, members = int(rng.choice([1, 2])), bool(rng.random() < 0.5)
     inner = [0, 1, 2] if members else [1000, 850, 500, 250]
@@ -125,7 +125,7 @@ _SPHERE = "+R=6371229"
 
 
 def write_projected(rng: np.random.Generator, folder: Path) -> Drawn:
-    """A message on a rotated, Lambert or polar stereographic grid; the places by pyproj."""
+    """Write a message on a rotated, Lambert or polar stereographic grid; the coordinates are computed by pyproj."""
     import pyproj
 
     rows, columns, edition = int(rng.integers(8, 20)), int(rng.integers(8, 20)), int(rng.choice([1, 2]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn files of ODIM, KNMI and GeoTIFF, see drawn.py."""
+"""Random files of ODIM, KNMI and GeoTIFF, see drawn.py."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def transform(crs: object, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
 
 
 def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
-    """A composite in ODIM HDF5, projected in any unit or geographic, of any dtype and codes."""
+    """Write a composite in ODIM HDF5, projected in any unit or geographic, of any dtype and codes."""
     import h5py
     import pyproj
 
@@ -80,7 +80,7 @@ def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
-    """A file in KNMI's own format, with offsets and cells in km or m."""
+    """Write a file in KNMI's HDF5 format, with offsets and cell sizes in km or m."""
     import h5py
     import pyproj
 
@@ -138,7 +138,8 @@ def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_geotiff(rng: np.random.Generator, folder: Path) -> Drawn:
-    """An image of reflectivity in any unit of length, missing by nodata, a mask inside or beside, or an alpha band."""
+    """Write an image of reflectivity in any unit of length; missing values are given by nodata, an internal or external
+    mask, or an alpha band."""
     import rasterio
     from rasterio.crs import CRS
     from rasterio.enums import ColorInterp

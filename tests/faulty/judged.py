@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fastds makes of a drawn file, compared with what was drawn."""
+"""Comparison of what fastds reads from a random file with the drawn data."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ _POINTS = 3
 
 
 def judge(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
-    """Outcome of OUTCOMES and what was found: of opening the file, converting it, and one more command."""
+    """Open the file, convert it and run one more command; return the outcome, of OUTCOMES, and a message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         steps = [("open", lambda: _open(drawn, rng)), ("convert", lambda: _convert(drawn, rng, folder))]
@@ -100,7 +100,8 @@ def _downscale(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[st
 
 
 def compare(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[str, str]:
-    """Values, missing cells and times at drawn points, and the ends and missing cells of all."""
+    """Compare values, missing cells and times at random points, and the minimum, maximum and missing cells of the whole
+    field."""
     wrong = _check_times(drawn, found)
     for name, (wanted, tolerance) in ({drawn.var: (drawn.values, drawn.tolerance)} | drawn.others).items():
         wrong = wrong or _check_field(drawn, found, name, wanted, tolerance, rng)
@@ -110,7 +111,7 @@ def compare(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[
 def _check_field(
     drawn: Drawn, found: xr.Dataset, name: str, wanted: np.ndarray, tolerance: float, rng: np.random.Generator
 ) -> str:
-    """What is wrong with a field, or ""."""
+    """Describe the error of a field, or return ""."""
     if name not in found:
         return f"variable {name} is not among {list(found.data_vars)}"
     field = _in_order(found[name], drawn.inner)
@@ -138,7 +139,7 @@ def _check_field(
 
 
 def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[str, str]:
-    """Fine values stay within those of the cells around them, at the drawn places."""
+    """Check that fine values lie between those of the surrounding coarse cells at the drawn coordinates."""
     field = _in_order(found[drawn.var], drawn.inner)
     values = field.values.astype(float).reshape(-1, *field.shape[-2:])
     lon, lat = places(found, field)
@@ -160,20 +161,21 @@ def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> t
 
 
 def _across_a_gap(drawn: Drawn, row: int, column: int) -> bool:
-    """Whether the columns beside a point lie further from it than others, as where longitudes come in two parts."""
+    """Return whether the neighbouring columns of a point are further away than others, as where longitudes come in two
+    parts."""
     east = (np.diff(drawn.longitude[row]) + 180) % 360 - 180
     return bool(np.abs(east[column - 1 : column + 1]).max() > 1.5 * np.nanmedian(np.abs(east)))
 
 
 def without_fill(values: np.ndarray) -> np.ndarray:
-    """Undeclared fill values, which a copy keeps, as missing: what reads the copy takes them so again."""
+    """Mask undeclared fill values; a reader of a copy also treats them as missing."""
     from fastds.data.fill_values import mask_undeclared_fills
 
     return np.stack([mask_undeclared_fills(field) for field in values])
 
 
 def _in_order(field: xr.DataArray, inner: np.ndarray | None) -> xr.DataArray:
-    """A field over time, levels or members, rows and columns, the levels in the drawn order."""
+    """Order a field by time, levels or members (in the drawn order), rows and columns."""
     rows = next((d for d in field.dims if d in ("latitude", "y")), field.dims[-2])
     columns = next((d for d in field.dims if d in ("longitude", "x")), field.dims[-1])
     leading = sorted((d for d in field.dims if d not in (rows, columns)), key=lambda d: d != "time")
@@ -183,7 +185,7 @@ def _in_order(field: xr.DataArray, inner: np.ndarray | None) -> xr.DataArray:
 
 
 def _check_times(drawn: Drawn, found: xr.Dataset) -> str:
-    """What is wrong with the times and their bounds, or ""."""
+    """Describe the error of the times and their bounds, or return ""."""
     if drawn.seconds is None:
         return ""
     if "time" not in found:
@@ -208,14 +210,14 @@ def _text(time: object) -> str:
 
 
 def _since(times: np.ndarray, first: object) -> np.ndarray:
-    """Seconds after the first time, in any calendar."""
+    """Return seconds after the first time, in any calendar."""
     if times.dtype.kind == "M":
         return (times - first) / np.timedelta64(1, "s")
     return np.array([(time - first).total_seconds() for time in times.flat]).reshape(times.shape)
 
 
 def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Longitudes and latitudes (H, W) of a field by its metadata alone."""
+    """Compute longitudes and latitudes (H, W) of a field from its metadata alone."""
     y, x = field.dims[-2:]
     for lon, lat in (("lon", "lat"), ("longitude", "latitude")):
         if lat in found.variables and found[lat].ndim == 2:
@@ -232,7 +234,7 @@ def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarr
 
 
 def nearest(lon: np.ndarray, lat: np.ndarray, longitude: float, latitude: float) -> tuple[int, int, float]:
-    """Row, column and distance in degrees of latitude of the nearest point."""
+    """Return row, column and distance (in degrees of latitude) of the nearest point."""
     east = (lon - longitude + 180) % 360 - 180
     distance = np.hypot(east * np.cos(np.deg2rad(latitude)), lat - latitude)
     i, j = np.unravel_index(np.nanargmin(distance), distance.shape)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of faulty files: how each is made from a good one, and what every command that reads it has to say.
+"""Kinds of malformed files: how each is made from a valid file, and which error message is expected.
 
 A kind is a function (good, path): good is a Dataset of reflectivity (time, y, x) or of fields (time, latitude,
-longitude), path is where the faulty file is written. CONTAINERS are faults of the file, RADAR and FIELDS those of what
-it holds.
+longitude), and path is where the malformed file is written. CONTAINERS are faults of the file; RADAR and FIELDS are
+faults of its contents.
 """
 
 import gzip
@@ -21,8 +21,14 @@ import xarray as xr
 
 
 class Kind(NamedTuple):
-    """make: writes the file. says: pattern of the sentence that refuses it. taken: commands that may take the file
-    instead, with a warning that `warns` matches, or silently where it is None."""
+    """A kind of malformed file.
+
+    Attributes:
+        make: function that writes the file.
+        says: pattern of the expected error message.
+        taken: commands that may accept the file with a warning that matches `warns`, or without warning if that is
+            None.
+    """
 
     make: Callable[[xr.Dataset, Path], object]
     says: str
@@ -48,12 +54,12 @@ def changed(change: Callable[[xr.Dataset], xr.Dataset], **options):
 
 
 def values(change: Callable[[np.ndarray], np.ndarray]):
-    """Every variable's values changed."""
+    """Make a kind in which the values of every variable are changed."""
     return changed(lambda d: d.assign({n: v.copy(data=change(v.values)) for n, v in d.data_vars.items()}))
 
 
 def attributes(**given):
-    """Attributes of every variable changed; None takes one away."""
+    """Make a kind in which attributes of every variable are changed; None removes one."""
 
     def change(dataset):
         for variable in dataset.data_vars.values():
@@ -65,7 +71,7 @@ def attributes(**given):
 
 
 def in_file(change: Callable[[h5py.File], None]):
-    """The HDF5 file itself changed, where xarray would refuse to write it so."""
+    """Make a kind in which the HDF5 file itself is changed, because xarray would not write such a file."""
 
     def make(good, path):
         with h5py.File(written(good, path), "a") as file:
@@ -75,7 +81,7 @@ def in_file(change: Callable[[h5py.File], None]):
 
 
 def coordinate(axis: int, change: Callable[[np.ndarray], np.ndarray]):
-    """The coordinate along rows (-2) or columns (-1) changed."""
+    """Make a kind in which the coordinate along rows (-2) or columns (-1) is changed."""
 
     def new(dataset):
         name = next(iter(dataset.data_vars.values())).dims[axis]
@@ -91,7 +97,7 @@ def times(change: Callable[[np.ndarray], np.ndarray]):
 
 
 def stored_times(units: str, calendar: str | None = None):
-    """Times that are numbers, with these units."""
+    """Make a kind with numeric times in these units."""
 
     def change(file):
         file["time"].attrs["units"] = units
@@ -102,7 +108,7 @@ def stored_times(units: str, calendar: str | None = None):
 
 
 def at_places(value: float, share: float):
-    """A share of the values replaced, at random."""
+    """Replace a random fraction of the values."""
 
     def change(old):
         return np.where(np.random.default_rng(0).random(old.shape) < share, np.float32(value), old)
@@ -187,7 +193,7 @@ def _units_of_a_number(file):
 
 
 def _packing(**given):
-    """Attributes of packing in the file, as a broken writer leaves them."""
+    """Set packing attributes in the file, as a faulty writer does."""
 
     def change(file):
         for variable in file.values():
@@ -199,7 +205,7 @@ def _packing(**given):
 
 
 def codes(good, path):
-    """Packed integers whose scale_factor and add_offset are lost."""
+    """Write packed integers without scale_factor and add_offset."""
     fields = {n: v.copy(data=(50 * v.values % 60000).astype("u2")) for n, v in good.data_vars.items()}
     return written(good.assign(fields), path)
 
@@ -274,7 +280,7 @@ FIELDS = HOLDS | {
 
 
 def make(kind: Kind, good: xr.Dataset, path: Path) -> Path:
-    """The faulty file, in place of one that was there."""
+    """Write the malformed file, replacing an existing one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

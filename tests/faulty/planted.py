@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of readers and writers, planted one at a time, which the campaign of drawn files has to find."""
+"""Deliberate faults of readers and writers, which the campaign of random files must detect one at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ _SHOWN_BY = {
 
 @contextlib.contextmanager
 def planted(fault: str) -> Iterator[None]:
-    """A block in which a fault of FAULTS is there."""
+    """Context manager in which a fault of FAULTS is active."""
     with contextlib.ExitStack() as stack:
         for target, other in FAULTS[fault]:
             stack.enter_context(mock.patch(target, other))
@@ -89,8 +89,8 @@ def planted(fault: str) -> Iterator[None]:
 
 
 def find_fault(fault: str, seed: int, most: int, folder: Path, first: int = 0) -> tuple[int, str] | None:
-    """Number of the first undamaged file that shows a fault, and what was found; None where none of `most` does, those
-    of the numbers from `first` on."""
+    """Return the number of the first undamaged file, from `first` on, that shows a fault, and the message; None if none
+    of `most` files does."""
     formats = next((forms for name, forms in _SHOWN_BY.items() if name in fault), None)
     with planted(fault):
         for number, outcome, said, drawn in campaign(most, seed, folder, first, formats=formats):

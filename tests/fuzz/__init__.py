@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of the ops, judged by the float64 reference; `python -m tests.fuzz --help` runs them by the million."""
+"""Random calls of the ops, compared with the float64 reference; `python -m tests.fuzz --help` describes campaigns."""

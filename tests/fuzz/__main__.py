@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.fuzz --calls 1000000: random calls of every op, judged by the float64 reference."""
+"""Random calls of every op, compared with the float64 reference: `python -m tests.fuzz --calls 1000000`."""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A campaign of random calls in a child process, with a log that is resumed.
+"""Campaign of random calls in a child process, with a log from which it resumes.
 
-Every call follows from seed, op, kind and number. The log has a line for each fault and, every few hundred calls of an
-op, one with the counts of these; a campaign that was killed goes on behind the last of them.
+Each call is determined by seed, op, kind and number. The log has a line for each fault, and a line of counts after
+every few hundred calls of an op; an interrupted campaign continues after the last of these lines.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from .cases import Case
-from .judge import judged
+from .compare import check_call
 from .strategies import KINDS, draw
 
 OUTCOMES = ("crashed", "wrong", "unclear")
@@ -28,16 +28,17 @@ def case_of(seed: int, op: str, kind: str, number: int) -> Case:
 
 
 def one(seed: int, op: str, kind: str, number: int):
-    """The verdict on a call; an exception is "unclear"."""
+    """Return the outcome of a call; an exception is "unclear"."""
     case = case_of(seed, op, kind, number)
     try:
-        return judged(case, kind)
+        return check_call(case, kind)
     except Exception as error:
         return "unclear", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def child(pipe, seed: int) -> None:
-    """Makes batches that the parent asks for; says each number before the call, so that a crash has its name."""
+    """Run the batches that the parent requests; each number is reported before its call, so that a crash can be
+    attributed."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     warnings.simplefilter("ignore")
     pipe.send("ready")
@@ -52,7 +53,7 @@ def child(pipe, seed: int) -> None:
 
 
 class Child:
-    """A process that makes calls, a new one after each crash."""
+    """A process that makes calls; it is replaced after a crash."""
 
     def __init__(self, seed: int):
         self.seed, self.process = seed, None
@@ -69,7 +70,7 @@ class Child:
             sys.exit("fuzz: the child process does not start")
 
     def faults(self, op: str, kind: str, first: int, stop: int):
-        """(number, outcome, what) of the calls first .. stop-1 that failed."""
+        """Yield (number, outcome, message) of the calls first .. stop-1 that failed."""
         while first < stop:
             if self.process is None:
                 self._start()
@@ -89,7 +90,7 @@ class Child:
 
 
 def resumed(path: Path, seed: int) -> tuple[dict, Counter]:
-    """Calls made of each op and kind, and counts of outcomes, of a log of this seed."""
+    """Read a log of this seed; return the number of calls of each op and kind, and the counts of outcomes."""
     made, counts = {}, Counter()
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -113,7 +114,7 @@ def summary(made: dict, counts: Counter) -> str:
 
 
 def campaign(calls: int, seed: int, ops: list[str], path: Path) -> Counter:
-    """Makes the calls that the log does not have yet; one process writes a log."""
+    """Make the calls that the log does not have yet. Only one process may write a log."""
     pairs = [(op, kind) for op in ops for kind in KINDS]
     each = -(-calls // len(pairs))
     path.parent.mkdir(parents=True, exist_ok=True)

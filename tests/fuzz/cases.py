@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of an op as data: tensors are described, filled from a seed, and made again in float64."""
+"""One call of an op as data: tensors are described, filled from a seed, and can be made again in float64."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,10 @@ POOLS = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor: role says what autocast does to it ("image", "wide", "parameter" or "own"); fill what is in it."""
+    """Description of a tensor.
+
+    role determines what autocast does with it ("image", "wide", "parameter" or "own"); fill determines its values.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -33,7 +36,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Grid:
-    """GridSpec.numbers()."""
+    """Arguments of GridSpec.numbers()."""
 
     numbers: tuple[int, ...]
 
@@ -46,7 +49,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Case:
-    """One call op(**args), its tensors filled from `seed`.
+    """One call op(**args), with tensors filled from `seed`.
 
     way: "plain", "vmap" (over copies of the first tensor) or "threads" (the same call in two Python threads).
     """
@@ -76,7 +79,7 @@ def _values(spec: Spec, generator) -> Tensor:
 
 
 def _laid_out(values: Tensor, layout: str) -> Tensor:
-    """The same values in other strides (of "expanded", the first image for all)."""
+    """Return the same values with other strides ("expanded": the first image is used for all)."""
     if layout == "odd":
         return values.new_empty(values.numel() + 1)[1:].view(values.shape).copy_(values)
     if layout == "negative" and values.dtype in (torch.float32, torch.float64):
@@ -103,7 +106,7 @@ def _tensor(spec: Spec, generator) -> Tensor:
 
 
 def build(case: Case) -> dict:
-    """The keyword arguments of the call."""
+    """Make the keyword arguments of the call."""
     generator = torch.Generator().manual_seed(case.seed)
 
     def made(value):
@@ -119,10 +122,8 @@ def build(case: Case) -> dict:
 
 
 def exact(case: Case, arguments: dict, jitter: float = 0.0) -> dict:
-    """The arguments in float64, rounded first as autocast rounds them, leaves of a graph of their own.
-
-    jitter: relative size of a random error of every value.
-    """
+    """Make the arguments in float64, as leaves of a separate graph, after rounding them as autocast does; jitter:
+    relative size of a random error."""
     low = None if case.autocast is None else DTYPES[case.autocast]
 
     def rounded(role: str, tensor: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def exact(case: Case, arguments: dict, jitter: float = 0.0) -> dict:
 
 
 def tensors(value) -> list[Tensor]:
-    """All tensors in arguments or results, in a fixed order."""
+    """Return all tensors in arguments or results, in a fixed order."""
     if isinstance(value, Tensor):
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()

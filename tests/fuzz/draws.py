@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the choices of one random call are made of."""
+"""Random choices for one call."""
 
 from dataclasses import replace
 from random import Random
@@ -8,7 +8,7 @@ from .cases import LAYOUTS, POOLS, Spec
 
 
 class Draw:
-    """The choices of one call: a dtype, a batch, a size, and what is in the tensors."""
+    """The choices for one call: dtype, batch size, spatial size, and tensor contents."""
 
     def __init__(self, choose: Random, kind: str):
         self.choose, self.kind = choose, kind
@@ -38,7 +38,8 @@ class Draw:
         return self.tensor(*shape, dtype=dtype or self.wide, role="parameter", scale=scale)
 
     def filters(self, outputs, inputs, size=3):
-        """Always finite: what an infinite weight times the zeros around a field gives, algorithms do not agree on."""
+        """Describe a weight with finite values: algorithms differ in the product of an infinite weight and the zero
+        padding."""
         spec = self.parameter(outputs, inputs, size, size, scale=(size * size * inputs) ** -0.5)
         return replace(spec, fill="normal")
 

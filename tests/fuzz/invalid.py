@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One argument of a valid call changed to something that is likely wrong."""
+"""Invalid calls: one argument of a valid call is changed."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def _tensor(tensor: Tensor, choose):
 
 
 def changed(arguments: dict, choose) -> tuple[dict, str]:
-    """The arguments with one changed, and what was done to which."""
+    """Change one argument; return the arguments, and a description of the change."""
     name = choose.choice(sorted(arguments))
     value = arguments[name]
     if isinstance(value, Tensor):
@@ -55,7 +55,7 @@ def changed(arguments: dict, choose) -> tuple[dict, str]:
 
 
 def _part(arguments: dict, name: str, choose) -> tuple[dict, str]:
-    """One element of a tuple changed, or of a pair in it."""
+    """Change one element of a tuple, or of a pair in it."""
     value = arguments[name]
     k = choose.randrange(len(value))
     inner, what = changed({f"{name}[{k}]": value[k]}, choose)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of torch.ops.fastds.*, recorded where public functions make them, then changed by one thing."""
+"""Calls of torch.ops.fastds.*, recorded from calls of public functions and then changed in one respect."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from fastds.ops.core.registry import OPS, Op
 
 @contextmanager
 def recorded() -> Iterator[list[tuple[str, tuple]]]:
-    """(name, arguments) of every op that runs inside the block, those of a backward pass among them."""
+    """Context manager that records (name, arguments) of every op that runs, also in backward passes."""
     calls: list[tuple[str, tuple]] = []
     originals = {name: getattr(Op, name) for name in ("__call__", "call_unchecked")}
 
@@ -39,7 +39,7 @@ def detached(args) -> tuple:
 
 
 def tensors(args: tuple) -> Iterator[tuple[tuple, Tensor]]:
-    """Places of the tensors, (position,) or (position, index in a list), and the tensors."""
+    """Return the tensors and their positions, (position,) or (position, index in a list)."""
     for k, value in enumerate(args):
         if isinstance(value, Tensor):
             yield (k,), value
@@ -48,7 +48,7 @@ def tensors(args: tuple) -> Iterator[tuple[tuple, Tensor]]:
 
 
 def replaced(args: tuple, place: tuple, value) -> tuple:
-    """The arguments with another value at a place."""
+    """Return the arguments with another value at a position."""
     k, *rest = place
     if rest:
         old = args[k]
@@ -57,14 +57,14 @@ def replaced(args: tuple, place: tuple, value) -> tuple:
 
 
 def resized(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """The tensor cut or repeated along a dimension to another size, in the same layout."""
+    """Truncate or repeat a tensor along a dimension to another size, in the same layout."""
     index = torch.arange(size) % max(1, tensor.shape[dim])
     return tensor.index_select(dim, index) if tensor.shape[dim] else tensor
 
 
 def changes(op: Op, args: tuple) -> Iterator[tuple[str, tuple]]:
-    """(what was changed, arguments): one dimension, the number of them, the dtype or the layout of one tensor; the
-    length of one list; one of the options."""
+    """Yield (description, arguments) with one change: a dimension, the number of dimensions, dtype or layout of one
+    tensor; the length of one list; one option."""
     for place, tensor in tensors(args):
         name = op.arguments[place[0]] + "".join(f"[{i}]" for i in place[1:])
         for dim, size in enumerate(tensor.shape):
@@ -92,7 +92,7 @@ def call(op: Op, args: tuple):
 
 
 def agrees(op: Op, args: tuple, got) -> bool:
-    """Whether the result is that of the reference in float64; False where the reference cannot run."""
+    """Return True if the result agrees with the reference in float64; False if the reference cannot run."""
     wide = tuple(_wide(a) for a in args)
     try:
         expected = op.reference(*wide)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small random tensors of recorded calls."""
+"""Small random tensors for recorded calls."""
 
 import torch
 

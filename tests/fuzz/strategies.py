@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each op may be given: `draw(op, kind, choose)` makes a Case of the choices of a random.Random.
+"""Random arguments of each op: `draw(op, kind, choose)` makes a Case from the choices of a random.Random.
 
-hypothesis has a random.Random whose choices it shrinks (tests/test_fuzz.py); the campaign takes Python's, which is
-a hundred times faster.
+tests/test_fuzz.py passes the random.Random of hypothesis, whose choices can be shrunk; the campaign passes Python's,
+which is much faster.
 """
 
 from random import Random
@@ -11,7 +11,7 @@ from fastds.ops.core import native
 
 from .cases import Case
 from .draws import Draw
-from .of_ops import modules
+from .ops import modules
 
 KINDS = ("valid", "special", "invalid")
 STRATEGIES = {name: strategy for module in modules() for name, strategy in module.STRATEGIES.items()}
@@ -19,15 +19,15 @@ CONVOLUTIONS = {name for name in STRATEGIES if name.startswith("conv")}
 
 
 def isas(op: str) -> list[str]:
-    """Instruction sets that this machine has and the op has code for."""
+    """Return the instruction sets that this machine has and the op has code for."""
     info = native.get_module().build_info()
     found = [isa for isa in info["isa_usable"] if isa in info["isa_built"]]
     return [isa for isa in found if isa != "baseline"] or found if op in CONVOLUTIONS else found
 
 
 def draw(op: str, kind: str, choose: Random) -> Case:
-    """One call of an op: "valid", "special" (NaN, infinity, huge and tiny values), or "invalid", to be changed by
-    invalid.changed."""
+    """Draw one call of an op: "valid", "special" (NaN, infinity, huge and tiny values), or "invalid", a valid call to
+    be changed by invalid.changed."""
     d = Draw(choose, kind)
     args = STRATEGIES[op](d)
     way = d.pick(("plain",) * 8 + ("vmap", "threads")) if kind == "valid" and d.batch else "plain"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every op must show on a GPU beyond right numbers; each check takes the op as function(*tensors).
+"""Checks that every op must pass on a GPU in addition to correct numbers; each takes the op as function(*tensors).
 
-On CPU tensors, as in the dry run of tests/gpu/conftest.py, what only a GPU has is left out.
+On CPU tensors, as in the dry run of tests/gpu/conftest.py, checks that need a GPU are left out.
 """
 
 import pytest
@@ -11,12 +11,12 @@ WAIT_CYCLES = 50_000_000  # about 30 ms, longer than any launch
 
 
 def dtypes(all_of_them):
-    """Parameters of a test that runs under compute-sanitizer in float32 alone: every kernel costs seconds there."""
+    """Return the dtype parameters of a test; under compute-sanitizer only float32, because it is slow."""
     return [pytest.param(d, id=str(d), marks=[pytest.mark.sanitize] if d == torch.float32 else []) for d in all_of_them]
 
 
 def moved(values, device, dtype=None):
-    """Tensors on the device, layout kept; None stays."""
+    """Move tensors to the device with their layout; None is kept."""
     return [v if v is None else v.to(device, dtype or v.dtype) for v in values]
 
 
@@ -25,7 +25,7 @@ def leaves(values):
 
 
 def value_and_gradients(function, tensors):
-    """Output and gradients of every tensor for the gradient sin(0), sin(1), ... of the output."""
+    """Return the output and the gradients of every tensor, for the output gradient sin(0), sin(1), ..."""
     tracked = leaves(tensors)
     y = function(*tracked)
     grad_y = torch.arange(y.numel(), dtype=torch.float64).sin().reshape(y.shape).to(y)  # the same on every device
@@ -39,14 +39,15 @@ def same(first, second):
 
 
 def close(got, exact, tolerance):
-    """Every result within tolerance of float64 ones, relative to the largest of a tensor or to 1."""
+    """Check that every result is within a tolerance of the float64 result, relative to the largest value of the tensor
+    or to 1."""
     for i, (a, b) in enumerate(zip(got, exact, strict=True)):
         error, scale = (a.double().cpu() - b).abs().max(), b.abs().max().clamp_min(1)
         assert error <= tolerance * scale, f"tensor {i}: {error:.2e} from values up to {scale:.2e}"
 
 
 def check_everything(function, tensors, tolerance=1e-5):
-    """All checks that one GPU can make."""
+    """Run all checks that need one GPU."""
     check_deterministic(function, tensors)
     check_stream(function, tensors)
     check_graph(function, tensors)
@@ -59,7 +60,7 @@ def without_gpu(tensors):
 
 
 def check_deterministic(function, tensors):
-    """The same bits from run to run under torch.use_deterministic_algorithms(True)."""
+    """Check that runs are bitwise equal under torch.use_deterministic_algorithms(True)."""
     torch.use_deterministic_algorithms(True)
     try:
         first = value_and_gradients(function, tensors)
@@ -70,7 +71,7 @@ def check_deterministic(function, tensors):
 
 
 def check_stream(function, tensors):
-    """Kernels start on the current stream: inputs that appear there late are waited for."""
+    """Check that kernels use the current stream: they wait for inputs that are written late."""
     if without_gpu(tensors):
         return
     with torch.no_grad():
@@ -89,7 +90,7 @@ def check_stream(function, tensors):
 
 
 def check_graph(function, tensors):
-    """Capture and replay, forward and gradients: new inputs in the old places give the results of an eager run."""
+    """Check capture and replay of forward and backward: new inputs in the same memory give eager results."""
     if without_gpu(tensors):
         return
     held = leaves(tensors)
@@ -119,7 +120,7 @@ def check_graph(function, tensors):
 
 
 def check_compile(function, tensors, rtol=1e-4):
-    """torch.compile(fullgraph=True), with gradients, agrees with eager."""
+    """Check that torch.compile(fullgraph=True) agrees with eager, with gradients."""
     if without_gpu(tensors):
         return
     torch.compiler.reset()
@@ -129,7 +130,7 @@ def check_compile(function, tensors, rtol=1e-4):
 
 
 def check_other_device(function, tensors):
-    """Tensors of the second GPU while the first is current."""
+    """Check tensors on the second GPU while the first is current."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     expected = value_and_gradients(function, tensors)
@@ -141,7 +142,7 @@ def check_other_device(function, tensors):
 
 
 def check_misaligned(function, tensors, tolerance=1e-5):
-    """Storage that starts at an odd element, and strides of a wider map, change nothing but speed."""
+    """Check that storage at an odd offset and strides of a larger tensor do not change the results."""
 
     def shifted(t):
         wide = t.new_zeros((t.numel() + 1,))  # t is dense in some order

@@ -51,7 +51,7 @@ def device():
 
 @pytest.fixture
 def gpu(device):
-    """A device that is none of the dry run's."""
+    """Fixture: a real GPU, not the device of the dry run."""
     if device.type != "cuda":
         pytest.skip("means nothing on a CPU")
     return device
@@ -59,13 +59,14 @@ def gpu(device):
 
 @pytest.fixture(autouse=True)
 def float32_convolutions(monkeypatch):
-    """cuDNN's default for float32 is tf32, whose errors would hide ours."""
+    """Fixture: disable TF32, the default of cuDNN in float32, because its errors would hide ours."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
 def forced():
-    """with forced(op, backend, *arguments of the op): runs on that backend; skips the test where it is refused."""
+    """forced(op, backend, *arguments) is a context manager that forces a backend; it skips the test if the backend is
+    unsupported."""
 
     @contextlib.contextmanager
     def force(op, backend, *args):

@@ -12,7 +12,7 @@ from fastds.ops import conv3x3
 @pytest.mark.parametrize("dtype", checks.dtypes([torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("shuffle, act", [(1, None), (1, "relu"), (2, "leaky_relu")])
-def test_all_that_follows(shuffle, act, kernel, dtype, device):
+def test_conv3x3_epilogues(shuffle, act, kernel, dtype, device):
     x, x2 = torch.randn(2, 16, 13, 21), torch.randn(2, 8, 13, 21)
     weight, bias, residual = torch.randn(32, 24, kernel, kernel) / 10, torch.randn(32), torch.randn(2, 32, 13, 21)
     given = checks.moved([x, weight, bias, x2, residual], device, dtype)
@@ -50,7 +50,7 @@ def inputs(shape, dtype=torch.float32):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_implicit_gemm(shape, padding_mode, dtype, tolerance, device):
+def test_implicit_gemm_agrees_with_the_reference(shape, padding_mode, dtype, tolerance, device):
     """Values, and gradients without the kink of an activation."""
     tensors = inputs(shape, dtype)
     options = {"padding_mode": padding_mode, "shuffle": shape[-1]}

@@ -52,24 +52,24 @@ def compare(shape, dtype, device):
 
 @pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_agrees_with_reference(shape, dtype, backend, device):
+def test_conv_lstm_cell_agrees_with_reference(shape, dtype, backend, device):
     compare(shape, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_tiles(dtype, backend, device):
+def test_conv_lstm_cell_with_many_tiles(dtype, backend, device):
     compare(LARGE, dtype, device)
 
 
-def test_streams_graphs_compile_and_layouts(backend, device):
+def test_conv_lstm_cell_in_streams_graphs_compile_and_layouts(backend, device):
     checks.check_everything(op(), checks.moved(inputs(SHAPES[0]), device), tolerance=1e-4)
 
 
-def test_other_device(backend, device):
+def test_conv_lstm_cell_on_another_device(backend, device):
     checks.check_other_device(op(), checks.moved(inputs(SHAPES[0]), device))
 
 
-def test_autocast_and_bad_input(backend, device):
+def test_conv_lstm_cell_autocast_and_errors(backend, device):
     x, h, c, weight, bias = checks.moved(inputs(SHAPES[0]), device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         new_h, new_c = conv_lstm_cell(x, h, c, weight, bias)
@@ -113,7 +113,7 @@ STAGES = {  # reference, gates
 
 @pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_stages_of_an_st_lstm(stage, dtype, backend, device):
+def test_conv_st_lstm_stages(stage, dtype, backend, device):
     reference, gates = STAGES[stage]
     tensors = inputs(LARGE, dtype)
     tensors[3:] = [t[: gates * LARGE[2]] for t in tensors[3:]]

@@ -22,7 +22,7 @@ def last(y):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_replays_are_eager_runs(name, gpu):
+def test_graph_replay_equals_eager(name, gpu):
     draw, options = CASES[name]
     model = create(name).to(gpu).eval()
     fast = fastds.compile_graph(model, draw().to(gpu), *options, dtype=torch.float32)
@@ -33,7 +33,7 @@ def test_replays_are_eager_runs(name, gpu):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_eager_runs(name, gpu):
+def test_graph_gradients_equal_eager(name, gpu):
     draw, options = CASES[name]
     model = create(name).to(gpu).train()
     x = draw().to(gpu)

@@ -25,7 +25,7 @@ def close(y, exact, tolerance):
     assert (y.double().cpu() - exact).abs().max() <= tolerance * exact.abs().max()
 
 
-def test_agrees_with_the_cpu(case, device):
+def test_db_rnn_agrees_with_the_cpu(case, device):
     model, frames, exact = case
     model, frames = model.to(device, memory_format=torch.channels_last), frames.to(device)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_agrees_with_the_cpu(case, device):
             close(model(frames, STEPS)[-1], exact, 0.1)
 
 
-def test_graph(case, gpu):
+def test_db_rnn_cuda_graph(case, gpu):
     """A whole sequence is captured; replays of new frames give what an eager run gives."""
     model, frames, _ = case
     model, frames = model.to(gpu, memory_format=torch.channels_last), frames.to(gpu)
@@ -53,7 +53,7 @@ def test_graph(case, gpu):
         torch.testing.assert_close(captured, model(frames, STEPS)[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_training_step(case, device):
+def test_db_rnn_training_step(case, device):
     """Gradients on the GPU point where those of the CPU do."""
     model, frames, exact = case
     truth = exact.float().flip(3)

@@ -51,7 +51,7 @@ def test_agrees_with_reference(problem, dtype, offset_dtype, backend, device):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("problem", [PROBLEMS[1], small()], ids=["torchvision", "small"])
-def test_small(problem, backend, device):
+def test_small_inputs(problem, backend, device):
     """Under compute-sanitizer: nothing is read or written out of bounds, nothing races."""
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(problem.B, problem.O, *problem.out)
@@ -73,7 +73,7 @@ def test_gradcheck(device):
         assert torch.autograd.gradgradcheck(op(problem), tensors, nondet_tol=1e-12)
 
 
-def test_same_bits_every_run_but_for_atomic_additions(backend, device):
+def test_runs_are_bitwise_equal_except_for_atomic_gradients(backend, device):
     tensors = on(device, PLAIN, torch.bfloat16, torch.float32)
     first, second = (checks.value_and_gradients(op(PLAIN), tensors) for _ in range(2))
     checks.same(*([r[0], *r[2:]] for r in (first, second)))  # both add the gradient of input atomically
@@ -88,11 +88,11 @@ def test_second_stream(backend, device):
     checks.check_stream(op(PLAIN), on(device, PLAIN))
 
 
-def test_graph(backend, device):
+def test_cuda_graph(backend, device):
     checks.check_graph(op(PLAIN), on(device, PLAIN))
 
 
-def test_compile(backend, device):
+def test_compile_fullgraph(backend, device):
     checks.check_compile(op(PLAIN), on(device, PLAIN))
 
 
@@ -153,7 +153,7 @@ def test_empty_batch(backend, device):
     assert y.shape == (0, 48, *PLAIN.out) and y.device == x.device
 
 
-def test_bad_input(backend, gpu):
+def test_errors(backend, gpu):
     x, offset, weight, bias, mask = on(gpu, PLAIN)
     with pytest.raises(ValueError, match="offset is on device cpu, expected cuda:0, the device of input"):
         deform_conv2d(x, offset.cpu(), weight, bias, *PLAIN.geometry, mask)
@@ -167,7 +167,7 @@ def test_bad_input(backend, gpu):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("modulated, based", [(True, True), (False, False)], ids=["mask_base", "plain"])
-def test_guided_module_agrees_with_the_cpu(modulated, based, device):
+def test_guided_deform_conv_agrees_with_the_cpu(modulated, based, device):
     """One kernel on the GPU, composed of deform_conv2d on the CPU; float32, then bfloat16 under autocast."""
     module = GuidedDeformConv2d(16, 16, 2, modulated=modulated)
     torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.1)

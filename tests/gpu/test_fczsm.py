@@ -49,7 +49,7 @@ def test_bfloat16_autocast_and_graph(model, expected, gpu):
     assert not torch.equal(other, replayed) and torch.equal(fast(x), replayed)
 
 
-def test_graph_refuses_what_it_was_not_captured_for(model, gpu):
+def test_graph_rejects_other_inputs(model, gpu):
     model.to(gpu)
     x = torch.rand(1, 2, 1, 16, 16, device=gpu)
     fast = model.compile_graph(x, dtype=torch.float32)
@@ -59,7 +59,7 @@ def test_graph_refuses_what_it_was_not_captured_for(model, gpu):
         model.compile_graph(x.cpu())
 
 
-def test_training_step(model, device):
+def test_fczsm_training_step(model, device):
     """Gradients in bfloat16 under autocast point where those of float32 on the CPU do."""
     x, truth = torch.rand(1, 2, 1, 16, 20), torch.rand(1, 3, 1, 32, 40)
 

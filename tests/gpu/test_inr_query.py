@@ -95,7 +95,7 @@ def cast(maps, trunk, options, device, dtype=None):
 @pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
 @pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_attn", 64), ("early_area", 64),
                                              ("late", 256), ("late", 128), ("late", 64)])  # fmt: skip
-def test_fused(ensemble, width, bare, dtype, device, forced):
+def test_fused_kernel(ensemble, width, bare, dtype, device, forced):
     """The whole query in one Triton kernel; gradients come from CUDA C++."""
     for hidden in (1, 2, 3):
         case = fused_case(ensemble, width, dtype, hidden, bare)
@@ -107,6 +107,6 @@ def test_fused(ensemble, width, bare, dtype, device, forced):
 
 
 @pytest.mark.filterwarnings("ignore:fastds.inr_query_backward runs on its slow PyTorch reference")
-def test_deterministic_algorithms_take_the_reference_for_gradients(device):
+def test_deterministic_algorithms_use_the_reference_for_gradients(device):
     function, tensors = case("affine-early_area")
     checks.check_deterministic(function, checks.moved(tensors, device))

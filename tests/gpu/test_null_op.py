@@ -15,7 +15,7 @@ def native(device, forced):
 
 
 @pytest.mark.sanitize
-def test_copies(device):
+def test_null_op_copies(device):
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         x = torch.randn(1001, device=device).to(dtype)
         assert torch.equal(null_op(x), x)

@@ -31,8 +31,8 @@ def pytest_configure(config):
 
 
 def pytest_runtest_protocol(item, nextitem):
-    """A test with fake_cuda runs in a fork: in a process that has seen fake CUDA tensors autograd no longer works in
-    forks, which other tests make."""
+    """Run tests with fake_cuda in a fork, because autograd does not work in forks of a process that has seen fake CUDA
+    tensors."""
     if "fake_cuda" not in item.fixturenames:
         return None
 
@@ -54,7 +54,7 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Outside the interpreter a marked test reports what it did inside; Triton reads the variable at import only."""
+    """Report the outcome of a marked test from the run under the interpreter; Triton reads the variable at import."""
     if pyfuncitem.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     path = Path(pyfuncitem.path)

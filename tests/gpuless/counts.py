@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels that a network starts on a GPU, and the bytes each reads and writes, counted on fake CUDA tensors."""
+"""Counts of the kernels that a network launches on a GPU and of the bytes that they move, on fake CUDA tensors."""
 
 import torch
 from gpuless.fake_cuda import Watched
@@ -22,10 +22,11 @@ def size(tensors):
 
 
 def counted(monkeypatch, call, in_one_pass=True):
-    """(name, bytes) of every kernel of call(), a forward without gradients whose arithmetic is in bfloat16.
+    """Return (name, bytes) of every kernel of call(), a forward pass without gradients in bfloat16.
 
-    Convolutions are counted with what is in them, every other op of fastds as one kernel. in_one_pass: what follows a
-    library's convolution is one pass; else it is operators of torch."""
+    Convolutions are counted with their epilogues, and every other op of fastds as one kernel. in_one_pass: the epilogue
+    of a library convolution is one kernel; otherwise it is made of operators of torch.
+    """
     inside, kernels = Op._run_backend, []
 
     def computed(self, args, visible=False):
@@ -51,6 +52,6 @@ def counted(monkeypatch, call, in_one_pass=True):
 
 
 def estimated_ms(kernels, flops):
-    """Time on an H200 as a graph: arithmetic at 400 TFLOP/s; every kernel as long as its bytes at 3.5 TB/s, at least 2
-    us, and 0.8 us until the next."""
+    """Estimate the time on an H200 as a CUDA graph: arithmetic at 400 TFLOP/s; each kernel takes its bytes at 3.5 TB/s,
+    at least 2 us, and 0.8 us until the next."""
     return 1e3 * (flops / 400e12 + sum(max(n / 3.5e12, 2e-6) + 0.8e-6 for _, n in kernels))

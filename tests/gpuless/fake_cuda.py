@@ -37,7 +37,7 @@ static c10::impl::DeviceGuardImplRegistrar guard(
 
 
 class BuiltWithCuda:
-    """Stands in for a _fastds built with CUDA: it has every function that is asked for."""
+    """Stand-in for a _fastds built with CUDA, which has every function."""
 
     def __getattr__(self, name):
         return lambda *_: None
@@ -59,7 +59,7 @@ def _load_guard():
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """The test runs among fake tensors, with a torch and a _fastds that seem to have CUDA."""
+    """Fixture: run the test with fake tensors, and with torch and _fastds seemingly built with CUDA."""
     if not torch.backends.cuda.is_built():
         _load_guard()
     monkeypatch.setattr(native, "_module", BuiltWithCuda())
@@ -73,7 +73,7 @@ def fake_cuda(monkeypatch):
 
 
 def on_cuda(name, **options):
-    """A network of models.create with fake CUDA tensors for parameters and buffers; Module.to cannot move fake ones."""
+    """Make a network by models.create with fake CUDA parameters and buffers; Module.to cannot move fake tensors."""
     with unset_fake_temporarily():
         model = models.create(name, **options).to("meta")
     for module in model.modules():
@@ -87,11 +87,12 @@ def on_cuda(name, **options):
 
 
 class HostWork(AssertionError):
-    """An operation that copies between host and device, or waits for values of the device."""
+    """An operation copies between host and device, or waits for values on the device."""
 
 
 class Watched(TorchDispatchMode):
-    """Raises HostWork for what a CUDA graph cannot hold; .calls are (operation, tensors given, tensors made)."""
+    """Raise HostWork for operations that a CUDA graph cannot capture; .calls are (operation, input tensors, output
+    tensors)."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +120,7 @@ def _on_device(z):
 
 
 def _check_index(func, args):
-    """A boolean index asks how many are true; what lies on the host is copied."""
+    """Raise HostWork for boolean indices, which need a count on the host, and for indices on the host."""
     if func._overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
         return
     if any(z.dtype == torch.bool or not _on_device(z) for z in _tensors(args[1:])):
@@ -127,7 +128,7 @@ def _check_index(func, args):
 
 
 def _check_devices(func, given, made):
-    """Numbers of the host may go into a kernel as its arguments; tensors would have to be copied."""
+    """Raise HostWork for tensors of the host among device tensors; Python numbers are allowed, as kernel arguments."""
     on_host = [z for z in given if not _on_device(z)]
     copies = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
     scalars = all(z.dim() == 0 for z in on_host) and not copies and all(map(_on_device, made))

@@ -50,7 +50,7 @@ def arguments(dtype=torch.bfloat16, channels=64, outputs=64, groups=1, offset_gr
     ],
     ids=str,
 )
-def test_tensor_cores_where_they_fill(options, tensor_cores, native_cuda):
+def test_deform_conv2d_uses_tensor_cores_for_large_inputs(options, tensor_cores, native_cuda):
     found = fastds.explain("deform_conv2d", *arguments(**options))
     if tensor_cores or found["native"].startswith("refused"):
         assert found["triton"] == "chosen", found
@@ -58,7 +58,7 @@ def test_tensor_cores_where_they_fill(options, tensor_cores, native_cuda):
         assert found["native"] == "chosen" and found["triton"] == "usable", found
 
 
-def test_float64_and_cpu_are_refused_with_the_reason(native):
+def test_float64_and_cpu_are_rejected_with_a_reason(native):
     found = fastds.explain("deform_conv2d", *arguments(torch.float64))
     assert found["triton"] == "refused: no Triton kernel for torch.float64"
     cpu = arguments(torch.float32, device="cpu")
@@ -69,7 +69,7 @@ def test_float64_and_cpu_are_refused_with_the_reason(native):
         select_backend(OPS["deform_conv2d"], cpu)
 
 
-def test_forced_backend_reaches_it(native_cuda):
+def test_forced_triton_backend_is_used(native_cuda):
     with fastds.backend("triton"):
         assert select_backend(OPS["deform_conv2d"], arguments(torch.float32)) == "triton"
     with fastds.backend("reference"):
@@ -84,7 +84,7 @@ def test_old_gpu_and_missing_triton(monkeypatch, native):
     assert fastds.explain("deform_conv2d", *arguments())["triton"] == "refused: the package triton is not installed"
 
 
-def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
+def test_deterministic_algorithms_exclude_the_atomic_gradient(native):
     x, offset, weight, _, *geometry, mask = arguments()
     backward = OPS["deform_conv2d_backward"]
 
@@ -115,7 +115,7 @@ def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
     ],
     ids=str,
 )
-def test_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
+def test_backend_of_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
     with FakeTensorMode():
         x, c = (torch.empty(1, channels, 9, 9, dtype=d, device="cuda") for d in (dtype, torch.float32))
         weight = torch.empty(4 * channels, 2 * channels, 3, 3, dtype=dtype, device="cuda")
@@ -135,7 +135,7 @@ def test_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
     ],
 )
 @pytest.mark.parametrize("dtype, chosen", [(torch.bfloat16, "triton"), (torch.float32, "native")], ids=str)
-def test_stages_of_cells(name, gates, others, dtype, chosen, native_cuda):
+def test_kernels_of_cell_stages(name, gates, others, dtype, chosen, native_cuda):
     with FakeTensorMode():
         x = torch.empty(1, 24, 9, 9, dtype=dtype, device="cuda")
         weight = torch.empty(gates * 24, 48, 3, 3, dtype=dtype, device="cuda")
@@ -147,7 +147,7 @@ def test_stages_of_cells(name, gates, others, dtype, chosen, native_cuda):
     assert found[chosen] == "chosen" and found[other] == "usable", found
 
 
-def test_window_attention2d(native_cuda):
+def test_backend_of_window_attention2d(native_cuda):
     with FakeTensorMode():
         q = torch.empty(1, 24, 9, 9, device="cuda")
     found = fastds.explain("window_attention2d", q, q, q, 5)
@@ -167,12 +167,12 @@ def explained_query(dtype=torch.bfloat16, width=64, ensemble="early_area"):
 @pytest.mark.parametrize("width, ensemble, chosen", [
     (256, "late", "triton"), (256, "early_area", "native"), (32, "late", "native"), (128, "none", "native"),
 ])  # fmt: skip
-def test_ensembles_of_inr_query(width, ensemble, chosen, monkeypatch):
+def test_backend_of_inr_query_ensembles(width, ensemble, chosen, monkeypatch):
     monkeypatch.setattr(_native, "_module", BuiltWithCuda())
     assert explained_query(width=width, ensemble=ensemble)[chosen] == "chosen"
 
 
-def test_a_trap_for_blackwell_is_refused(native_cuda, monkeypatch):
+def test_unsupported_blackwell_instructions_are_rejected(native_cuda, monkeypatch):
     monkeypatch.setattr(_triton, "get_capability", lambda index: (10, 0))
     monkeypatch.setattr(inr_kernels, "get_triton_version", lambda: (3, 6))
     said = explained_query(width=256, ensemble="late")["triton"]
@@ -181,7 +181,7 @@ def test_a_trap_for_blackwell_is_refused(native_cuda, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_inr_query_in_float32_is_left_to_cuda(dtype, native_cuda):
+def test_inr_query_in_float32_uses_cuda(dtype, native_cuda):
     found = explained_query(dtype)
     if dtype == torch.float32:
         assert found["triton"].startswith("refused: the fused kernel takes bfloat16 and float16"), found
@@ -216,7 +216,7 @@ def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **option
     ],
     ids=str,
 )
-def test_convolutions_as_one_kernel(options, expected):
+def test_implicit_gemm_convolutions(options, expected):
     call = convolution(**options)
     assert triton_implicit_gemm.is_faster(*call) is expected
     with fastds.backend("native"):
@@ -226,7 +226,7 @@ def test_convolutions_as_one_kernel(options, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_weights_are_read_as_they_are_or_turned_once(dtype):
+def test_weights_are_read_in_place_or_transposed_once(dtype):
     wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
     assert all(

@@ -9,7 +9,7 @@ from gpuless.triton_rig import ARCHS, compiled_launches
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("shuffle", [1, 2])
-def test_machine_code(arch, shuffle):
+def test_conv3x3_kernels_compile(arch, shuffle):
     def maps(channels, size):
         y = torch.empty(1, channels, size, size, dtype=torch.bfloat16, device="meta")
         return y.to(memory_format=torch.channels_last)

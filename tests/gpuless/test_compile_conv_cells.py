@@ -50,7 +50,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("arch, dtype, options", CASES)
-def test_machine_code(arch, dtype, options):
+def test_conv_cell_kernels_compile(arch, dtype, options):
     kernel = compiled(arch, dtype, **options)
     kernel.check(registers=255, shared=112 << 10)
     assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts

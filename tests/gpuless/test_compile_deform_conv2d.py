@@ -45,7 +45,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("arch, dtype, wide, names", CASES)
-def test_machine_code(arch, dtype, wide, names):
+def test_deform_conv2d_kernels_compile(arch, dtype, wide, names):
     kernels = compiled(arch, dtype, wide, names)
     assert [kernel.name for kernel in kernels] == [f"_{name}_kernel" for name in names]
     for kernel in kernels:
@@ -60,7 +60,7 @@ def test_machine_code(arch, dtype, wide, names):
             assert any(name.startswith("REDG.E.ADD.F32x4") for name in kernel.counts), kernel.counts
 
 
-def test_odd_channels_compile_too():
+def test_deform_conv2d_compiles_for_odd_channels():
     """19 channels a segment, groups not nested, offsets of their own dtype: nothing is aligned."""
     x, offset, weight = maps(1, 38, 21, 23), maps(1, 36, 21, 23, dtype=torch.float32), maps(17, 38, 3, 3)
     y, grad_x = maps(1, 17, 21, 23), maps(1, 38, 21, 23, dtype=torch.float32)

@@ -48,7 +48,7 @@ OTHERS = [
     *(pytest.param(90, *case.values, id=f"sm_90-{case.id}") for case in (*FCZSM, *OTHERS)),
     *(pytest.param(arch, FCZSM[1].values[0], 255, id=f"sm_{arch}-{FCZSM[1].id}") for arch in (80, 100)),
 ])  # fmt: skip
-def test_machine_code(arch, options, registers):
+def test_implicit_gemm_kernels_compile(arch, options, registers):
     kernel = compiled(arch, **options)
     kernel.check(registers=registers, shared=100 << 10)  # two on the 227 KB of an H100
     assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts
@@ -74,5 +74,5 @@ def test_neighbouring_taps_are_read_through_l1():
         (40000, 3, 64, torch.float32, (64, 64, 16, 4, 3)),
     ],
 )
-def test_tiles(points, inputs, outputs, dtype, expected):
+def test_implicit_gemm_tile_sizes(points, inputs, outputs, dtype, expected):
     assert kernels.select_tiles(points, inputs, outputs, dtype) == expected

@@ -34,7 +34,7 @@ CASES += LATE_ON_BLACKWELL
 
 
 @pytest.mark.parametrize("arch, dtype, depth, ensemble", CASES, ids=str)
-def test_machine_code(arch, dtype, depth, ensemble):
+def test_inr_query_kernels_compile(arch, dtype, depth, ensemble):
     kernel = compiled(arch, dtype, depth, ensemble)
     narrow = depth == 64 and ensemble == "early_attn"  # twice the features of a thread: 16 bytes do not fit
     kernel.check(registers=255, shared=SHARED[arch], stack=16 if narrow else 0)

@@ -8,7 +8,7 @@ from gpuless.triton_rig import ARCHS, compiled_launches
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_machine_code(arch):
+def test_resize_kernels_compile(arch):
     x, out = (
         torch.empty(1, 64, n, n, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
         for n in (100, 200)

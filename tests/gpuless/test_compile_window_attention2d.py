@@ -26,7 +26,7 @@ CASES = [(80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32), (100, 
 
 
 @pytest.mark.parametrize("arch, dtype", CASES, ids=str)
-def test_machine_code(arch, dtype):
+def test_window_attention_kernels_compile(arch, dtype):
     found = compiled(arch, dtype)
     assert [kernel.name for kernel in found] == ["_forward_kernel", "_inner_kernel", "_query_kernel", "_key_kernel"]
     for kernel in found:
@@ -38,6 +38,6 @@ def test_machine_code(arch, dtype):
             assert vectors, kernel.counts
 
 
-def test_64_channels_fit():
+def test_window_attention_with_64_channels_fits_shared_memory():
     for kernel in compiled(90, torch.bfloat16, (1, 64, 40, 40)):
         kernel.check(registers=255, shared=96 << 10)

@@ -61,7 +61,7 @@ def flops(monkeypatch, call):
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_networks(name, fake_cuda, monkeypatch):
+def test_launches_of_networks(name, fake_cuda, monkeypatch):
     model, given = on_cuda(name), INPUTS[name]()
     model = freeze_model(model, torch.bfloat16)
     kernels, work = counted(monkeypatch, lambda: model(*given)), flops(monkeypatch, lambda: model(*given))
@@ -88,7 +88,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_cells_beside_operators_of_torch(name, fake_cuda, monkeypatch):
+def test_launches_of_cells_compared_with_torch(name, fake_cuda, monkeypatch):
     ours, of_torch, maps, parameters = CELLS[name]
     maps = [draw(4, 24, 160, 160).contiguous(memory_format=torch.channels_last) for _ in range(maps)]
     wide = [*(t.bfloat16() for t in maps[:2]), *maps[2:]]  # a memory of ours stays in float32

@@ -40,7 +40,7 @@ def arguments(fake, **changes):
 
 
 @pytest.mark.parametrize("changes,kind,text", [m[1:] for m in MESSAGES], ids=[m[0] for m in MESSAGES])
-def test_sentences_of_the_cpu(fake, changes, kind, text):
+def test_error_messages_equal_those_of_the_cpu(fake, changes, kind, text):
     with pytest.raises(kind, match=text.replace("expected cpu", "expected cuda:0")):
         deform_conv2d(**arguments(fake, **changes))
 
@@ -66,7 +66,7 @@ def test_gradient_on_another_device(fake, device):
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_fake_results_have_the_layout_of_computed_ones(emulated, batch, layout):
+def test_fake_results_have_the_computed_layout(emulated, batch, layout):
     """Sizes, strides and dtypes of the value and of all gradients."""
     tensors = [
         t if i in (2, 3) else t[:batch] for i, t in enumerate(PROBLEM.tensors(torch.bfloat16, torch.float32, layout))

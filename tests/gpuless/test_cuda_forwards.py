@@ -88,25 +88,25 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_is_planted_is_found(what, fake_cuda):
+def test_planted_device_errors_are_detected(what, fake_cuda):
     with pytest.raises(HostWork), Watched():
         PLANTED[what](torch.rand(2, 3, device="cuda"))
 
 
 @pytest.mark.parametrize("what", ALLOWED)
-def test_what_a_graph_can_hold_passes(what, fake_cuda):
+def test_capturable_forwards_pass(what, fake_cuda):
     with Watched():
         ALLOWED[what](torch.rand(2, 3, device="cuda"))
 
 
-def test_host_work_in_a_network_is_found(fake_cuda, monkeypatch):
+def test_host_work_in_a_network_is_detected(fake_cuda, monkeypatch):
     model = on_cuda("srcnn")
     model.convs[0].register_forward_hook(lambda module, inputs, y: y * torch.tensor([2.0], device=y.device))
     with pytest.raises(HostWork, match="copies between host and device"), Watched():
         model(torch.rand(1, 1, 8, 8, device="cuda"))
 
 
-def test_biases_of_summands_are_added_once(fake_cuda):
+def test_multi_input_bias_is_added_once(fake_cuda):
     """And the model, of which a graph has a copy, keeps its own."""
     model = on_cuda("db-predrnn")
     copy = freeze_model(model, torch.bfloat16)

@@ -77,7 +77,7 @@ def test_ordered_gradients(emulated, deterministic, problem, dtype):
 @pytest.mark.parametrize("problem", **by_id(FEW))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
-def test_order_of_threads_does_not_matter(emulated, problem, dtype, ordered, request):
+def test_results_do_not_depend_on_thread_order(emulated, problem, dtype, ordered, request):
     """Bit for bit; without deterministic algorithms all but grad_x, which is added atomically."""
     if ordered:
         request.getfixturevalue("deterministic")
@@ -102,7 +102,7 @@ MISALIGNED = pytest.param("misaligned", marks=pytest.mark.sanitized)
 
 @pytest.mark.parametrize("layout", ["contiguous", "channel_slice", MISALIGNED, "expanded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_and_addresses_do_not_matter(emulated, deterministic, layout, dtype):
+def test_results_do_not_depend_on_strides(emulated, deterministic, layout, dtype):
     problem = Problem("strides", 2, 16, 8, 5, 6, G=2)
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
     grad_y = torch.randn(2, 8, 5, 6).to(dtype)
@@ -119,7 +119,7 @@ def test_strides_and_addresses_do_not_matter(emulated, deterministic, layout, dt
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
-def test_no_stray_reads_and_writes(emulated, dtype, ordered, request):
+def test_no_out_of_bounds_access(emulated, dtype, ordered, request):
     if ordered:
         request.getfixturevalue("deterministic")
     emulated("deform_conv2d", seed=5)
@@ -141,7 +141,7 @@ SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1e10, 65504.0, -1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_offsets_outside_the_field_and_not_finite(emulated, dtype):
+def test_outside_and_non_finite_offsets(emulated, dtype):
     """A sample outside is 0 and has no gradient; at -1 exactly it is outside."""
     problem = Problem("special", 1, 8, 4, 3, len(SPECIAL), (1, 1), padding=(0, 0), G=1)
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
@@ -171,7 +171,7 @@ def test_all_samples_on_one_pixel(emulated, deterministic):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_ordered_gradient_of_values_that_are_not_finite(emulated, deterministic, bad):
+def test_ordered_gradient_of_non_finite_values(emulated, deterministic, bad):
     """They stay where the reference has them; elsewhere nothing changes."""
     problem = Problem("bad", 1, 8, 4, 6, 7, G=2)
     tensors = problem.tensors(torch.float32)

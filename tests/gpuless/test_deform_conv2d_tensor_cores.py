@@ -37,7 +37,7 @@ def tensors_of(problem, dtype, offset_dtype=None):
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("seed", range(20))
-def test_shapes_drawn_at_random(emulated, seed, dtype):
+def test_random_shapes(emulated, seed, dtype):
     torch.manual_seed(seed)
     problem = drawn(seed)
     tensors = tensors_of(problem, dtype, offset_dtype=random.Random(seed).choice([dtype, torch.float32]))
@@ -47,7 +47,7 @@ def test_shapes_drawn_at_random(emulated, seed, dtype):
 
 
 @pytest.mark.sanitized
-def test_no_stray_reads_and_writes(emulated):
+def test_no_out_of_bounds_access(emulated):
     """35 pixels and 20 outputs fill neither a warp nor a block."""
     problem = Problem("odd", 1, 16, 20, 5, 7, G=2)
     emulated("deform_conv2d", seed=4)
@@ -59,13 +59,13 @@ MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_more_terms_than_fit_shared_memory(emulated, dtype):
+def test_terms_exceeding_shared_memory(emulated, dtype):
     emulated("deform_conv2d", seed=3)
     assert_agrees(MANY_TERMS, tensors_of(MANY_TERMS, dtype))
 
 
 @pytest.mark.parametrize("problem", [MANY_TERMS, drawn(1)], ids=lambda p: p.id)
-def test_order_of_threads_does_not_matter(emulated, problem):
+def test_results_do_not_depend_on_thread_order(emulated, problem):
     tensors = tensors_of(problem, torch.bfloat16)
     emulator = emulated("deform_conv2d")
     first = problem.run(deform_conv2d, tensors)
@@ -77,7 +77,7 @@ SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1.0, -1.0 + 2**-6, 
 
 
 @pytest.mark.parametrize("what", ["offset", "input", "mask"])
-def test_what_is_not_finite_stays_where_the_reference_has_it(emulated, what):
+def test_non_finite_values_match_the_reference(emulated, what):
     problem = Problem("special", 1, 16, 16, 4, len(SPECIAL), (1, 1), padding=(0, 0), G=1)
     x, offset, weight, bias, mask = tensors_of(problem, torch.bfloat16, torch.float32)
     offset[:] = 0.25
@@ -100,7 +100,7 @@ def test_what_is_not_finite_stays_where_the_reference_has_it(emulated, what):
     [{"C": 8, "G": 1}, {"O": 15}, {"C": 20, "G": 1}],
     ids=["few_channels", "few_outputs", "channels_not_of_8"],
 )
-def test_other_shapes_take_the_plain_kernel(emulated, change):
+def test_other_shapes_use_the_fallback_kernel(emulated, change):
     problem = dataclasses.replace(Problem("plain", 1, 16, 16, 5, 6, G=2), **change)
     emulator = emulated("deform_conv2d")
     assert_agrees(problem, tensors_of(problem, torch.bfloat16))
@@ -108,7 +108,7 @@ def test_other_shapes_take_the_plain_kernel(emulated, change):
 
 
 @pytest.mark.parametrize("which", [0, 2], ids=["input", "weight"])
-def test_addresses_that_no_vector_load_takes(emulated, which):
+def test_unaligned_addresses(emulated, which):
     problem = Problem("odd", 1, 16, 16, 5, 6, G=2)
     tensors = tensors_of(problem, torch.bfloat16)
     emulator = emulated("deform_conv2d")
@@ -118,7 +118,7 @@ def test_addresses_that_no_vector_load_takes(emulated, which):
     assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
 
 
-def test_elements_beyond_32_bits_take_the_plain_kernel(emulated):
+def test_elements_beyond_32_bits_use_the_fallback_kernel(emulated):
     problem, values, far_values = far_problem("batch", 16, 16)
     values[1] = far_values[1] = views("misaligned", values[1])
     emulator = emulated("deform_conv2d")

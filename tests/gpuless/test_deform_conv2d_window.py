@@ -30,7 +30,7 @@ def drawn(seed: int) -> Problem:
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("seed", range(8))
-def test_shapes_drawn_at_random(emulated, seed, dtype):
+def test_random_shapes(emulated, seed, dtype):
     torch.manual_seed(seed)
     problem = drawn(seed)
     tensors = problem.tensors(dtype, offset_dtype=random.Random(seed).choice([dtype, torch.float32]))
@@ -40,7 +40,7 @@ def test_shapes_drawn_at_random(emulated, seed, dtype):
 
 
 @pytest.mark.sanitized
-def test_samples_beyond_the_window_and_the_map(emulated):
+def test_samples_outside_the_shared_tile_and_the_input(emulated):
     """Displacements of up to 40 pixels: a margin has 12."""
     problem = Problem("far", 1, 16, 20, 30, 37, G=2)
     x, offset, *rest = problem.tensors(torch.bfloat16, offset_dtype=torch.float32)
@@ -49,7 +49,7 @@ def test_samples_beyond_the_window_and_the_map(emulated):
     assert [launch.name for launch in emulator.launches] == [KERNEL]
 
 
-def test_order_of_threads_does_not_matter(emulated):
+def test_results_do_not_depend_on_thread_order(emulated):
     problem = Problem("order", 1, 64, 64, 9, 17, G=8)
     tensors = problem.tensors(torch.bfloat16)
     emulator = emulated("deform_conv2d")
@@ -59,7 +59,7 @@ def test_order_of_threads_does_not_matter(emulated):
 
 
 @pytest.mark.parametrize("modulated, shift, slope", [(True, 0.0, 0.1), (True, 35.0, 1.0), (False, None, 0.1)])
-def test_guided(emulated, modulated, shift, slope):
+def test_fused_offsets(emulated, modulated, shift, slope):
     """shift: of the base offset, which the window follows; None: there is none."""
     groups, channels = 2, 16
     x = torch.randn(2, channels, 11, 40).bfloat16().contiguous(memory_format=torch.channels_last)

@@ -37,6 +37,6 @@ def program(tmp_path_factory):
 
 
 @pytest.mark.parametrize("device, said", [("0", ["scope"]), ("1", ["set 1", "scope", "set 0"])])
-def test_only_what_was_changed_is_restored(program, device, said):
+def test_device_guard_restores_only_changed_devices(program, device, said):
     run = subprocess.run([program, device], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == said

@@ -45,7 +45,7 @@ def test_barrier_and_shared_memory(rig, dtype, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_removed_barrier_is_found(rig, seed):
+def test_removed_barrier_is_detected(rig, seed):
     x = torch.randn(24, 40)
     rig.seed = seed
     wrong = (transposed(rig, x, False) != x.T).double().mean()
@@ -75,7 +75,7 @@ def test_divergent_barrier_is_reported(rig, kind, sentence, seed):
     rig.barrier(y.data_ptr(), 64, 0)  # the emulator is usable afterwards
 
 
-def test_stale_shared_memory_shows(rig):
+def test_uninitialised_shared_memory_is_poisoned(rig):
     y = torch.zeros(3)
     rig.stale_shared(y.data_ptr(), 3)
     assert y[0] == 1 and y[1:].isnan().all()
@@ -129,7 +129,7 @@ def test_product_on_tensor_cores(rig, dtype, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_lane_that_left_is_missed_by_the_tensor_cores(rig, seed):
+def test_tensor_core_with_exited_lane_is_reported(rig, seed):
     a, b, y = torch.ones(16, 16).half(), torch.ones(8, 16).half(), torch.zeros(16, 8)
     rig.seed = seed
     with pytest.raises(RuntimeError, match=r"thread \(0,0,0\) .* waits at .*core/mma.h:\d+ without its whole warp"):
@@ -152,7 +152,7 @@ def order(rig, seed):
     return y
 
 
-def test_seed_sets_the_order_of_threads_and_blocks(rig):
+def test_seed_determines_thread_and_block_order(rig):
     assert torch.equal(order(rig, 0).flatten(), torch.arange(128, dtype=torch.int32))
     first = order(rig, 7)
     assert torch.equal(order(rig, 7), first) and not torch.equal(order(rig, 8), first)
@@ -161,7 +161,7 @@ def test_seed_sets_the_order_of_threads_and_blocks(rig):
     assert any(order(rig, seed)[0, 0] >= 32 for seed in range(1, 9))  # another block went first
 
 
-def test_launches_are_recorded_and_limits_kept(rig):
+def test_launches_are_recorded_and_limits_enforced(rig):
     x, y = torch.ones(2, 64), torch.zeros(2)
     rig.row_sum(x.data_ptr(), y.data_ptr(), 0, 2, 64, 64, 8)
     (launch,) = rig.launches

@@ -58,7 +58,7 @@ def gradients(name, tensors, second):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", PASSES)
-def test_emulated(emulated, name, dtype, layout):
+def test_gate_kernels_agree_with_the_reference(emulated, name, dtype, layout):
     emulator = emulated("gates")
     tensors = inputs(name, dtype, layout)
     second = name.startswith("gru")
@@ -92,7 +92,7 @@ LEAKY = {"keep": "1-z", "act": "leaky_relu"}  # in 16 bits a pre-activation besi
 
 
 @pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)
-def test_gru_step(emulated, dtype, options):
+def test_gru_step_kernels(emulated, dtype, options):
     """The passes of a step that keeps its gates; its convolutions run on the library."""
     emulator = emulated("gates")
     x, h = (torch.randn(2, c, 3, 7).to(dtype).contiguous(memory_format=torch.channels_last) for c in (3, 5))
@@ -117,7 +117,7 @@ def test_gru_step(emulated, dtype, options):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", PASSES)
-def test_eight_channels_a_thread(emulated, name, dtype):
+def test_eight_channels_per_thread(emulated, name, dtype):
     """Rows of several runs, and their gradients."""
     emulator = emulated("gates", seed=5)
     tensors = inputs(name, dtype, torch.channels_last, (1, 24, 2, 5))
@@ -132,7 +132,7 @@ def test_eight_channels_a_thread(emulated, name, dtype):
         assert (a.double() - b.double()).abs().max() <= bound * b.double().abs().max().clamp_min(1)
 
 
-def test_runs_of_what_has_no_memory(emulated):
+def test_vector_path_with_missing_tensors(emulated):
     """A gradient that is zero, and one that nobody wants."""
     emulator = emulated("gates")
     pre, c = inputs("lstm_gates", torch.bfloat16, torch.channels_last, (1, 8, 2, 5))
@@ -152,7 +152,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize("what", MOVED)
-def test_runs_want_everything_aligned(emulated, what):
+def test_vector_path_needs_alignment(emulated, what):
     emulator = emulated("gates")
     shape, first, kernel = MOVED[what]
     channels = 28 if what == "channels" else 32
@@ -166,6 +166,6 @@ def test_runs_want_everything_aligned(emulated, what):
         assert (a.double() - b.double()).abs().max() <= 16 * max(torch.finfo(a.dtype).eps, 2.0**-23)
 
 
-def test_no_spills():
+def test_gate_kernels_do_not_spill():
     kernels = ptxas_report("gates", 90)
     assert kernels and all(kernel.spills == 0 for kernel in kernels)

@@ -37,7 +37,7 @@ def read_rows(path):
     return [row for row in rows if row["op"] == "ceiling"], [row for row in rows if row["op"] != "ceiling"]
 
 
-def test_dry_run(tmp_path):
+def test_gpu_suite_dry_run(tmp_path):
     """With the packages alone that the suite asks for."""
     Path(tmp_path, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     run = suite("--dry-run", "--call", "both", "--out", tmp_path, modules=tmp_path)
@@ -96,7 +96,7 @@ def pytest_pyfunc_call(pyfuncitem, count=[0]):
 """
 
 
-def test_a_stopped_part_names_the_tests_that_failed(tmp_path):
+def test_timed_out_part_names_failed_tests(tmp_path):
     """Stopped as `timeout` does it, by SIGINT to the processes of the part."""
     (tmp_path / "stopped.py").write_text(STOPPED)
     environment = os.environ | {"PYTEST_ADDOPTS": "-s -p stopped", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
@@ -114,7 +114,7 @@ def test_a_stopped_part_names_the_tests_that_failed(tmp_path):
     assert said[-1].startswith("1 of the parts tests failed")
 
 
-def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
+def test_failed_part_does_not_stop_the_others(tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho the compiler is broken\nexit 3\n")
     compiler.chmod(0o755)
@@ -126,7 +126,7 @@ def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
     assert "1 of the parts build,racecheck failed" in run.stdout
 
 
-def test_rows_stay_when_the_benchmarks_are_killed(tmp_path):
+def test_rows_survive_a_killed_benchmark(tmp_path):
     out = tmp_path / "results.csv"
     command = [sys.executable, "-m", "bench.gpu_bench", "--device", "cpu", "--out", out]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -138,7 +138,7 @@ def test_rows_stay_when_the_benchmarks_are_killed(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so(tmp_path):
+def test_message_without_a_gpu(tmp_path):
     run = suite("--out", tmp_path)
     assert run.returncode == 2 and "sees no CUDA device; --dry-run" in run.stderr
 

@@ -13,7 +13,7 @@ SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstr
 CPU = torch.device("cpu")
 
 
-def test_what_is_no_model_or_lies_elsewhere_is_refused():
+def test_compile_graph_rejects_non_models_and_other_devices():
     model, x = create("fczsm", **SMALL), torch.zeros(1, 2, 1, 8, 8)
     with pytest.raises(ValueError, match="dtype must be None, torch.bfloat16, .* got torch.float64"):
         model.compile_graph(x, dtype=torch.float64)
@@ -23,7 +23,7 @@ def test_what_is_no_model_or_lies_elsewhere_is_refused():
         fastds.compile_graph(create, x)
 
 
-def test_later_arguments_must_be_those_of_the_capture():
+def test_graph_rejects_arguments_unlike_the_captured():
     held = Arguments((torch.zeros(1, 3), 4), {"flow": None}, CPU)
     new = torch.ones(1, 3)
     (tensor,) = held.extract_tensors((new, 4), {"flow": None})
@@ -42,7 +42,7 @@ def test_later_arguments_must_be_those_of_the_capture():
 
 
 @pytest.mark.parametrize("name", ["fczsm-small", "nowcast-small"])
-def test_what_the_cpu_computes_is_made_before(name):
+def test_cpu_work_is_done_before_capture(name):
     """Optical flow and missing values: the captured forward of what is given is the plain one."""
     model = fastds.load(name).eval()
     x = torch.rand(1, 3, 1, 32, 32)
@@ -56,7 +56,7 @@ def test_what_the_cpu_computes_is_made_before(name):
         torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_means_in_kelvin_stay_exact():
+def test_graph_keeps_precision_of_means_in_kelvin():
     model = create("inr-small")
     model.mean.fill_(280.3)
     copy = freeze_model(model, torch.bfloat16)

@@ -41,7 +41,7 @@ def compare(kind, where, seed, tolerance=1e-11, **extra):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_grid(emulated, kind):
+def test_inr_query_grid(emulated, kind):
     emulator = emulated("inr_query", seed=0)
     compare(kind, GRID, 0)
     assert {launch.name for launch in emulator.launches} == {
@@ -51,7 +51,7 @@ def test_grid(emulated, kind):
 
 @pytest.mark.sanitized
 @pytest.mark.parametrize("kind", ["affine-early_attn", "fourier-late"])
-def test_points_wrap_and_mask(emulated, kind):
+def test_inr_query_points_wrap_and_mask(emulated, kind):
     emulated("inr_query", seed=1)
     mask = torch.rand(2, 4, 5) > 0.3
     where = from_index(torch.rand(2, 11, 2, dtype=torch.float64) * 3, (4, 5), dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_float32_and_nan_under_the_mask(emulated, kind):
     assert (y - expected).nan_to_num().abs().max() < 1e-5 * expected.nan_to_num().std()
 
 
-def test_no_corner_of_the_skip_is_valid(emulated):
+def test_all_corners_of_the_skip_invalid(emulated):
     """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""
     emulated("inr_query")
     mask = torch.tensor([[[False, True], [True, True]]])
@@ -81,7 +81,7 @@ def test_no_corner_of_the_skip_is_valid(emulated):
         assert fastds.ops.inr_query(torch.ones(1, 2, 2, 2), point, **options).isnan().all()
 
 
-def test_bfloat16(emulated):
+def test_inr_query_bfloat16(emulated):
     emulated("inr_query")
     maps, trunk, keywords = case("affine-early_attn", dtype=torch.float32)
     y = query(maps.bfloat16(), GRID, trunk, **keywords)
@@ -108,7 +108,7 @@ def test_registers_and_spills():
 
 
 @pytest.mark.parametrize("kind", ["affine-late", "affine-early_attn"])
-def test_missing_values_pass_relu(emulated, kind):
+def test_missing_values_propagate_through_relu(emulated, kind):
     emulated("inr_query", seed=0)
     maps, trunk, keywords = case(kind)
     maps[0, 3, 2, 2] = math.nan

@@ -19,7 +19,7 @@ def maps(*shape, dtype):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float16, 2e-3)], ids=str)
 @pytest.mark.parametrize("shuffle", [1, 2, 3])
-def test_all_that_follows(shuffle, dtype, tolerance):
+def test_conv3x3_epilogues(shuffle, dtype, tolerance):
     for has, slope in itertools.product(itertools.product((True, False), repeat=3), SLOPES):
         y, second, residual = (maps(2, 5 * shuffle**2, 7, 9, dtype=dtype) for _ in range(3))
         bias = guard(torch.randn(5 * shuffle**2).to(dtype))
@@ -33,7 +33,7 @@ def test_all_that_follows(shuffle, dtype, tolerance):
         assert all(untouched(z) for z in (y, out, second, residual, bias) if z is not None)
 
 
-def test_a_nan_stays_where_it_is():
+def test_nan_does_not_spread():
     y = torch.zeros(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
     y[0, 1, 0, 1] = torch.nan
     apply_epilogue(y, y, torch.ones(4), None, None, 0.0, 1)

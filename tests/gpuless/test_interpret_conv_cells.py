@@ -73,7 +73,7 @@ STAGES = {
 
 @pytest.mark.parametrize("shape, dtype", FEWER, ids=str)
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_stages_of_an_st_lstm(stage, shape, dtype):
+def test_conv_st_lstm_stages(stage, shape, dtype):
     """Values, and gradients from the pre-activations that the kernel keeps."""
     exact, gates = STAGES[stage]
     tensors = inputs(shape, dtype, gates)
@@ -117,7 +117,7 @@ def test_conv_gru_cell(shape, dtype, keep, act):
         close([conv_gru_cell(None, h, *rest, **options, shares=shares)], [expected], dtype)
 
 
-def test_64_bit_addresses_give_the_same_bits(monkeypatch):
+def test_results_equal_with_64_bit_addresses(monkeypatch):
     tensors = inputs(SHAPES[2])
     with fastds.backend("triton"):
         narrow = conv_lstm_cell(*tensors)
@@ -125,7 +125,7 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(narrow, conv_lstm_cell(*tensors), strict=True))
 
 
-def test_reads_and_writes_nothing_else():
+def test_no_out_of_bounds_access():
     """x, h and c are slices of wider maps, everything lies between NaN, and the kernel sees none of it."""
     x, h, c, weight, bias = inputs(SHAPES[1])
     expected = reference(*(t.double() for t in (x, h, c, weight, bias)))

@@ -58,7 +58,7 @@ def test_agrees_with_reference(problem, dtype, offset_dtype):
     assert_within_rule(ours, peer, exact, names, grad_y)
 
 
-def test_64_bit_addresses_give_the_same_bits(monkeypatch):
+def test_results_equal_with_64_bit_addresses(monkeypatch):
     problem = PROBLEMS[1]
     tensors, grad_y = problem.tensors(torch.float32), torch.randn(2, 2, *problem.out)
 
@@ -71,7 +71,7 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(narrow, compute(), strict=True))
 
 
-def test_reads_and_writes_nothing_else():
+def test_no_out_of_bounds_access():
     """x, offset and mask are slices of wider maps, everything lies between NaN, and the kernels see neither."""
     problem = Problem("slices", 2, 8, 6, 4, 5, (1, 3), padding=(0, 1))
     x, offset, weight, bias, mask = problem.tensors(torch.float32)
@@ -93,7 +93,7 @@ def test_reads_and_writes_nothing_else():
     assert all(untouched(t) for t in (y, grad_x, *grads))
 
 
-def test_samples_at_the_border_and_beyond():
+def test_samples_at_and_outside_the_border():
     """Kinks, the border, NaN, infinite and huge offsets in the first row: values and gradients by the op's rule."""
     places = [-1.0, -1.0 + 2**-20, -0.5, 0.0, 2.0, 3.0, 4.0 - 2**-20, 4.0, 1e10, torch.nan, torch.inf, -torch.inf]
     x, weight = torch.randn(1, 4, 4, len(places)), torch.randn(3, 4, 1, 1)
@@ -111,7 +111,7 @@ def test_samples_at_the_border_and_beyond():
 
 
 @pytest.mark.parametrize("modulated, based", [(True, True), (False, False)], ids=["mask_base_act", "plain"])
-def test_guided_agrees_with_its_composition(modulated, based):
+def test_guided_agrees_with_composition_of_ops(modulated, based):
     groups, taps = 2, 3
     x, weight, bias = torch.randn(2, 8, 4, 5), torch.randn(6, 8, 1, 3), torch.randn(6)
     raw = 2 * torch.randn(2, (3 if modulated else 2) * groups * taps, 4, 5)
@@ -129,7 +129,7 @@ def test_guided_agrees_with_its_composition(modulated, based):
         torch.testing.assert_close(got.double(), wish, rtol=1e-5, atol=1e-5)
 
 
-def test_guided_op_is_registered_whole():
+def test_guided_op_is_registered_completely():
     """Schema, fake kernels and gradients registered on the op agree with what runs; bad maps are refused by name."""
     x, raw, base = (torch.randn(1, n, 2, 3).to(memory_format=torch.channels_last) for n in (4, 6, 2))
     weight, bias = torch.randn(3, 4, 1, 1), torch.randn(3)

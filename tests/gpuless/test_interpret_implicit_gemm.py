@@ -48,7 +48,7 @@ def drawn(seed):
 
 
 @pytest.mark.parametrize("seed", range(CALLS))
-def test_random_calls(seed):
+def test_implicit_gemm_random_calls(seed):
     call = drawn(seed)
     torch.manual_seed(seed)
     dtype, size, stride, r = (call[name] for name in ("dtype", "size", "stride", "shuffle"))
@@ -80,7 +80,7 @@ def test_random_calls(seed):
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
-def test_of_conv3x3(padding_mode):
+def test_implicit_gemm_equals_conv3x3(padding_mode):
     """Values by the kernel, gradients by torch; weight and sources in contiguous memory."""
     tensors = [torch.randn(2, 5, 4, 6), torch.randn(8, 8, 3, 3) / 8, torch.randn(8), torch.randn(2, 3, 4, 6)]
     tensors = [t.requires_grad_() for t in (*tensors, torch.randn(2, 8, 4, 6))]
@@ -101,14 +101,14 @@ def test_of_conv3x3(padding_mode):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_nan_reaches_its_neighbours_alone():
+def test_nan_spreads_to_neighbours_only():
     x = torch.zeros(1, 1, 6, 6)
     x[0, 0, 2, 3] = torch.nan
     y = conv3x3(x, torch.ones(1, 1, 3, 3), act="relu", algorithm="implicit_gemm")
     assert torch.equal(y.isnan(), F.max_pool2d(x.isnan().float(), 3, 1, 1).bool())
 
 
-def test_what_is_refused():
+def test_unsupported_calls_are_rejected():
     x, weight = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3)
     with pytest.raises(RuntimeError, match="'implicit_gemm' was requested, but no Triton kernel for torch.float64"):
         conv3x3(x.double(), weight.double(), algorithm="implicit_gemm")

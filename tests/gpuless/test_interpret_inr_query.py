@@ -54,13 +54,13 @@ def agree(maps, where, trunk, keywords):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_grid(ensemble, dtype):
+def test_inr_query_grid(ensemble, dtype):
     maps, trunk, keywords = case(ensemble, dtype)
     agree(maps, GridSpec.cells(SOURCE, (5, 7)), trunk, keywords)
 
 
 @pytest.mark.parametrize("ensemble", ["early_attn", "late"])
-def test_points_wrap_cells_and_no_extras(ensemble):
+def test_inr_query_points_wrap_and_cells(ensemble):
     maps, trunk, keywords = case(ensemble, torch.float32, hidden=0)
     where = from_index(torch.rand(2, 19, 2) * 3, SOURCE)
     agree(maps, where, trunk, keywords | {"cell": torch.rand(2, 19, 2), "edge": ("wrap", "wrap")})
@@ -69,7 +69,7 @@ def test_points_wrap_cells_and_no_extras(ensemble):
     agree(maps, shared, trunk, bare | {"act": "none"})
 
 
-def test_corners_without_weight_take_no_part():
+def test_zero_weight_corners_are_ignored():
     """On the pixels three corners weigh nothing; their logits may be anything."""
     maps, trunk, keywords = case("early_attn", torch.float32)
     maps[:, 64:] *= 30
@@ -77,7 +77,7 @@ def test_corners_without_weight_take_no_part():
 
 
 @pytest.mark.parametrize("ensemble", ["early_area", "late"])
-def test_nothing_stray_is_read_or_written(ensemble):
+def test_no_out_of_bounds_access(ensemble):
     maps, trunk, keywords = case(ensemble, torch.float32, outputs=5)
     inside = guard(maps.contiguous(memory_format=torch.channels_last))
     skip = guard(keywords["skip"])
@@ -97,7 +97,7 @@ def test_gradients_come_from_the_native_kernel():
     assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[1].abs().max()
 
 
-def test_refusals():
+def test_unsupported_calls_are_rejected():
     maps, trunk, keywords = case("early_attn", torch.float32)
     grid = GridSpec.cells(SOURCE, (5, 7))
     with fastds.backend("triton"):
@@ -108,7 +108,7 @@ def test_refusals():
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_missing_values_pass_relu(ensemble):
+def test_missing_values_propagate_through_relu(ensemble):
     maps, trunk, keywords = case(ensemble, torch.float32)
     maps[0, 3, 2, 2] = float("nan")
     grid = GridSpec.cells(SOURCE, (7, 9))

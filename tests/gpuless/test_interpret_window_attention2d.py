@@ -60,14 +60,14 @@ def test_large_logits_do_not_overflow():
         assert (got.double() - wish).abs().max() <= 1e-3 * wish.abs().max().clamp_min(1)
 
 
-def test_64_bit_addresses_give_the_same_bits(monkeypatch):
+def test_results_equal_with_64_bit_addresses(monkeypatch):
     tensors, along = inputs((2, 8, 5, 6)), torch.randn(2, 8, 5, 6)
     narrow = ours(tensors, 3, along)
     monkeypatch.setattr(kernels, "needs_int64", lambda *_: True)
     assert all(torch.equal(a, b) for a, b in zip(narrow, ours(tensors, 3, along), strict=True))
 
 
-def test_reads_and_writes_nothing_else():
+def test_no_out_of_bounds_access():
     """q, k and v are slices of one wider map, everything lies between NaN, and the kernels see none of it."""
     size, window = (2, 8, 5, 6), 4
     tensors, along = inputs(size), torch.randn(size).contiguous(memory_format=torch.channels_last)

@@ -43,7 +43,7 @@ BIAS = ["shuffle_bias_kernel", "shuffle_sum_kernel"]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("r,channels", [(1, 5), (2, 33), (3, 7), (4, 150), (8, 32)])
-def test_emulated(emulated, r, channels, dtype):
+def test_pixel_shuffle_agrees_with_the_reference(emulated, r, channels, dtype):
     emulator = emulated("pixel_shuffle", seed=r)
     agrees(r, channels, dtype)
     both = ["shuffle_kernel", "unshuffle_kernel"]
@@ -53,14 +53,14 @@ def test_emulated(emulated, r, channels, dtype):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("r,channels", [(1, 24), (2, 16), (3, 8), (4, 8)])
-def test_in_registers(emulated, r, channels, dtype):
+def test_pixel_shuffle_in_registers(emulated, r, channels, dtype):
     emulator = emulated("pixel_shuffle", seed=r)
     agrees(r, channels, dtype)
     both = ["shuffle_run_kernel", "unshuffle_run_kernel"]
     assert started(emulator) == [*both, *BIAS, *both]
 
 
-def test_storage_that_starts_between_16_bytes(emulated):
+def test_unaligned_storage(emulated):
     emulator = emulated("pixel_shuffle")
     x = torch.randn(1 + 32 * 6).as_strided((1, 32, 2, 3), (192, 1, 96, 32), 1)
     assert torch.equal(pixel_shuffle(x, 2), F.pixel_shuffle(x, 2))
@@ -78,7 +78,7 @@ def test_many_tiles(emulated):
         torch.testing.assert_close(a, b)
 
 
-def test_bias_of_pieces_that_cross_rows(emulated):
+def test_bias_of_vectors_across_rows(emulated):
     emulated("pixel_shuffle")
     grad_y = torch.randn(3, 2, 100, 10)  # 150 coarse rows in 64 pieces
     x, bias = torch.zeros(3, 8, 50, 5).contiguous(memory_format=torch.channels_last), torch.zeros(8)
@@ -86,7 +86,7 @@ def test_bias_of_pieces_that_cross_rows(emulated):
     torch.testing.assert_close(got[2], F.pixel_unshuffle(grad_y, 2).sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
 
 
-def test_empty(emulated):
+def test_empty_batch(emulated):
     emulated("pixel_shuffle")
     got = gradients(
         lambda x, b: pixel_shuffle(x, 2, b, "relu"), torch.zeros(0, 8, 2, 2), torch.zeros(8), torch.zeros(0, 2, 4, 4)

@@ -9,7 +9,7 @@ from gpuless.emu import CSRC, LAUNCHED, kernels_of, sanitized_run, sanitizing
 
 
 @pytest.mark.skipif(sanitizing(), reason="this is that process")
-def test_marked_tests(tmp_path, monkeypatch):
+def test_marked_tests_pass_the_sanitizer(tmp_path, monkeypatch):
     """They pass, and between them they start every kernel that csrc has."""
     launched = tmp_path / "launched"
     monkeypatch.setenv(LAUNCHED, str(launched))

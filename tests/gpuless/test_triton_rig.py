@@ -19,22 +19,22 @@ def scale(x_ptr, y_ptr, n, FACTOR: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, FACTOR * tl.load(x_ptr + i, mask=i < n), mask=i < n)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_right(dtype):
+def test_rig_passes_a_correct_kernel(dtype):
     x, y = guard(torch.arange(5).to(dtype)), guard(torch.zeros(5, dtype=dtype))
     scale[(1,)](x, y, 5, 2.0, 8)
     assert torch.equal(y, 2 * x) and untouched(y)
 
-def test_wrong():
+def test_rig_fails_a_wrong_kernel():
     x, y = torch.arange(5.0), torch.zeros(5)
     scale[(1,)](x, y, 5, 2.5, 8)
     assert torch.equal(y, 2 * x)
 
-def test_stray_write():
+def test_rig_fails_a_stray_write():
     x, y = torch.ones(8), guard(torch.zeros(5))
     scale[(1,)](x, y, 6, 2.0, 8)
     assert untouched(y)
 
-def test_skipped():
+def test_rig_reports_a_skip():
     pytest.skip("because")
 """
 
@@ -42,11 +42,17 @@ def test_skipped():
 def test_interpreter_reports_every_outcome(tmp_path):
     path = tmp_path / "test_scale.py"
     path.write_text(SCALE)
-    names = ["test_right[dtype0]", "test_right[dtype1]", "test_wrong", "test_stray_write", "test_skipped"]
+    names = [
+        "test_rig_passes_a_correct_kernel[dtype0]",
+        "test_rig_passes_a_correct_kernel[dtype1]",
+        "test_rig_fails_a_wrong_kernel",
+        "test_rig_fails_a_stray_write",
+        "test_rig_reports_a_skip",
+    ]
     outcomes = interpret(Path(__file__).parents[2], path, names)
     got = [outcomes.get(name, outcomes[""])[0] for name in names]
     assert got == ["passed", "passed", "failure", "failure", "skipped"], outcomes
-    assert "because" in outcomes["test_skipped"][1]
+    assert "because" in outcomes["test_rig_reports_a_skip"][1]
 
 
 @pytest.mark.interpreted
@@ -63,7 +69,7 @@ def _product(a_ptr, b_ptr, y_ptr, slope, SIZE: tl.constexpr):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_compiles_for_gpus_that_are_not_there(arch):
+def test_rig_compiles_for_absent_gpus(arch):
     a = torch.zeros(64, 64, dtype=torch.bfloat16)
     (kernel,) = compiled_launches(arch, lambda: _product[(1,)](a, a, a, 0.1, 64, num_warps=4))
     kernel.check(registers=128, shared=32 << 10)
@@ -74,21 +80,21 @@ def test_compiles_for_gpus_that_are_not_there(arch):
         kernel.check(shared=1)
 
 
-def test_spills_are_seen():
+def test_rig_detects_spills():
     a = torch.zeros(64, 64, dtype=torch.bfloat16)
     (kernel,) = compiled_launches(80, lambda: _product[(1,)](a, a, a, 0.1, 64, maxnreg=32))
     with pytest.raises(AssertionError, match="spills or keeps arrays in local memory"):
         kernel.check()
 
 
-def test_float64_is_seen():
+def test_rig_detects_float64():
     a, y = torch.zeros(64, 64, dtype=torch.bfloat16), torch.zeros(64, 64, dtype=torch.float64)
     (kernel,) = compiled_launches(90, lambda: _product[(1,)](a, a, y, 0.1, 64))
     with pytest.raises(AssertionError, match="arguments y_ptr arrive as float64"):
         kernel.check()
 
 
-def test_a_stray_write_is_seen():
+def test_rig_detects_stray_writes():
     x = guard(torch.arange(12.0).reshape(3, 4).t())
     assert torch.equal(x, torch.arange(12.0).reshape(3, 4).t()) and untouched(x)
     x.as_strided((1,), (1,), 4095)[0] = 3

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small errors planted in fastds/, and which tests see them; `python -m tests.mutants --help` runs them."""
+"""Mutation testing of fastds/; `python -m tests.mutants --help` describes it."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.mutants: a random sample of small errors in fastds/, each planted in a copy, and which tests see it.
+"""Mutation testing: `python -m tests.mutants` plants a random sample of small errors in a copy of fastds/ and runs
+tests.
 
-For each error the tests run that call its function, as many as the limit allows, until one fails. Which test calls what
-is measured once and kept outside the repository. A line of the log is an error and what became of it; a run that was
-stopped goes on behind the last.
+For each mutant, the tests that call its function run until one fails, as many as the time limit allows. The calls of
+each test are measured once and cached outside the repository. The log has one line for each mutant; an interrupted run
+continues after the last line.
 """
 
 import argparse
@@ -28,7 +29,7 @@ OUTCOMES = ("killed", "survived", "timeout", "uncovered")
 
 
 def tried(mutant: Mutant, copy: Path, selected: list[str], seconds: float) -> dict:
-    """What became of an error planted in the copy, which is as before afterwards."""
+    """Return the outcome of a mutant planted in the copy; the copy is restored afterwards."""
     if not selected:
         return {"outcome": "uncovered"}
     file, start = copy / mutant.path, time.monotonic()
@@ -52,7 +53,7 @@ def tried(mutant: Mutant, copy: Path, selected: list[str], seconds: float) -> di
 
 
 def resumed(log: Path) -> dict[Mutant, dict]:
-    """What is in a log, its last line left out where a kill has cut it off."""
+    """Read a log, ignoring a last line that was truncated by an interruption."""
     found = {}
     for line in log.read_text().splitlines() if log.exists() else ():
         try:
@@ -64,7 +65,7 @@ def resumed(log: Path) -> dict[Mutant, dict]:
 
 
 def summary(results: dict[Mutant, dict]) -> str:
-    """Counts by folder, and what survived."""
+    """Summarise counts by folder, and list the surviving mutants."""
     counts = Counter((str(Path(m.path).parent), r["outcome"]) for m, r in results.items())
     folders = sorted({folder for folder, _ in counts})
     lines = [f"{'folder':36}" + "".join(f"{o:>11}" for o in OUTCOMES)]

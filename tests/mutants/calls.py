@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which functions of fastds/ each test calls, measured once, and the tests that are to see an error."""
+"""Functions of fastds/ that each test calls, measured once, and the selection of tests for a mutant."""
 
 import ast
 import functools
@@ -27,21 +27,21 @@ def tests() -> list[str]:
 
 
 def versions(paths) -> dict[str, str]:
-    """The checksums of files, by their paths from the root; empty for a file that is gone."""
+    """Return the checksums of files by path; "" for a missing file."""
     files = {str(path): ROOT / path for path in sorted(paths)}
     return {n: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for n, f in files.items()}
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Of a run of pytest on the tree `root`."""
+    """Return the environment variables for a run of pytest on the tree `root`."""
     data = os.environ.get("FASTDS_DATA", str(ROOT.parent / "shared" / "data"))
     own = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "FASTDS_DATA": data}
     return {**os.environ, **own}
 
 
 def measured(file: str) -> dict:
-    """{"seconds": {test: s}, "calls"} of a test file, from the cache where neither it nor a file of fastds/ whose
-    functions it calls has changed."""
+    """Return {"seconds": {test: s}, "calls"} of a test file, from the cache unless it or a file of fastds/ that it
+    calls has changed."""
     cached = CACHE / f"{file.replace('/', '-')}.json"
     if cached.exists() and (found := json.loads(cached.read_text()))["versions"] == versions(found["versions"]):
         return found
@@ -64,7 +64,7 @@ def measured(file: str) -> dict:
 
 
 def passed_in(said: str) -> dict[str, float]:
-    """Seconds of every test in pytest's output that did not fail."""
+    """Parse pytest's output; return the seconds of every test that did not fail."""
     seconds = defaultdict(float)
     for line in said.splitlines():
         if match := DURATION.fullmatch(line.strip()):
@@ -74,8 +74,8 @@ def passed_in(said: str) -> dict[str, float]:
 
 
 def calls_of(lines: list[list], seconds: dict[str, float]) -> Calls:
-    """The quickest tests first. What a fixture or an import calls counts for every test of the file, behind those that
-    call it themselves."""
+    """Return the calls, fastest tests first. Calls of fixtures and imports count for every test of the file, after the
+    tests that make them directly."""
     own, shared = defaultdict(set), set()
     for test, phase, path, start in lines:
         function = Path(path).relative_to(ROOT).as_posix(), str(start)
@@ -94,15 +94,15 @@ def calls_of(lines: list[list], seconds: dict[str, float]) -> Calls:
 
 @functools.cache
 def functions(path: str) -> list[range]:
-    """The lines of every function, decorators included."""
+    """Return the line ranges of all functions, including decorators."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, kinds)]
     return [range(min(n.lineno, *(d.lineno for d in n.decorator_list), n.lineno), n.end_lineno + 1) for n in found]
 
 
 def callers(mutant: Mutant, calls: Calls) -> list[str]:
-    """The tests that call the function of an error, of nested ones the innermost that is called; outside of functions
-    those that call any of the file."""
+    """Return the tests that call the function of a mutant (the innermost nested function that is called); outside
+    functions, the tests that call any function of the file."""
     there = calls.get(mutant.path, {})
     around = sorted((lines for lines in functions(mutant.path) if mutant.line in lines), key=len)
     if not around:
@@ -111,8 +111,11 @@ def callers(mutant: Mutant, calls: Calls) -> list[str]:
 
 
 def chosen(mutant: Mutant, known: dict[str, dict], limit: float) -> tuple[list[str], int]:
-    """Tests that call the function of an error, and how many there are: the first of each file, then the others by
-    their time, as many as `limit` seconds take, at least one."""
+    """Select tests that call the function of a mutant, and count all of them.
+
+    The first test of each file comes first, then the others by duration, at least one, and as many as take `limit`
+    seconds.
+    """
     first, others = [], []
     for measure in known.values():
         found = [(measure["seconds"][test], test) for test in callers(mutant, measure["calls"])]

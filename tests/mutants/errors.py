@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which small errors there are: those of cosmic-ray's operators, annotations left out."""
+"""Mutants: small errors by the operators of cosmic-ray, except in annotations."""
 
 import ast
 import dataclasses
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """The error that an operator makes at its n-th place in a file; line: of that place."""
+    """The change that an operator makes at its n-th place in a file; line: line of that place."""
 
     path: str
     operator: str
@@ -20,7 +20,7 @@ class Mutant:
 
 
 def annotations(source: str) -> list[tuple]:
-    """Where annotations start and end, (line, column): mutants of these change nothing."""
+    """Return start and end (line, column) of annotations; mutants of annotations change nothing."""
     found = []
     for node in ast.walk(ast.parse(source)):
         found += [getattr(node, name, None) for name in ("annotation", "returns")]
@@ -28,7 +28,7 @@ def annotations(source: str) -> list[tuple]:
 
 
 def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
-    """All errors of all operators in a file."""
+    """Return all mutants of a file."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -46,7 +46,7 @@ def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
 
 
 def mutated(source: str, mutant: Mutant) -> str:
-    """The source with the error in it."""
+    """Return the source with the error in it."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -54,7 +54,7 @@ def mutated(source: str, mutant: Mutant) -> str:
 
 
 def sample(count: int, seed: int, under: str) -> list[Mutant]:
-    """`count` of all errors below fastds/`under`, at random; a larger sample of a seed begins with the smaller."""
+    """Draw `count` mutants below fastds/`under`; a larger sample with the same seed begins with the smaller one."""
     files = sorted((ROOT / "fastds" / under).rglob("*.py"))
     every = [mutant for path in files for mutant in mutants_of(path)]
     random.Random(seed).shuffle(every)

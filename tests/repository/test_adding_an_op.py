@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of csrc/README.md: a copy of the template, its word replaced, builds and passes the template's tests."""
+"""The instructions for a new op in csrc/README.md: a renamed copy of the template builds and passes its tests."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
 TEMPLATE = (
     "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py",
-    "tests/fuzz/of_ops/null_op.py",
+    "tests/fuzz/ops/null_op.py",
 )  # fmt: skip
 BOTH = """
 import fastds, torch
@@ -34,7 +34,7 @@ def renamed(text):
 
 
 def copy_of_the_template(checkout):
-    """Step 1."""
+    """Do step 1 of the instructions."""
     for place in TEMPLATE:
         source = checkout / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
@@ -46,7 +46,7 @@ def copy_of_the_template(checkout):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """This checkout without the native code of the other ops, so that little is compiled."""
+    """Fixture: a copy of the checkout without the native code of the other ops, to save compilation."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("fastds", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
@@ -58,7 +58,7 @@ def checkout(tmp_path):
     for name in ("conftest.py", "forked.py", "test_null_op.py", *OF_ALL):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     shutil.copytree(ROOT / "tests" / "fuzz", tmp_path / "tests" / "fuzz", ignore=ignore)
-    for path in (tmp_path / "tests" / "fuzz" / "of_ops").glob("[!_]*.py"):
+    for path in (tmp_path / "tests" / "fuzz" / "ops").glob("[!_]*.py"):
         if path.stem != "null_op":
             path.unlink()
     return tmp_path
@@ -79,7 +79,7 @@ def run(checkout, minutes, *command):
     not (ROOT / "setup.py").is_file() or importlib.util.find_spec("ninja") is None or shutil.which("g++") is None,
     reason="needs the sources, g++ and ninja",
 )
-def test_a_copied_template_builds_and_passes(checkout):
+def test_copied_template_builds_and_passes(checkout):
     copy_of_the_template(checkout)
     run(checkout, BUILD_MINUTES, "setup.py", "-q", "build_ext", "--inplace")
     (checkout / "tests" / "test_both.py").write_text(BOTH)
@@ -92,8 +92,8 @@ def test_a_copied_template_builds_and_passes(checkout):
         assert f"{test} PASSED" in results, test
 
 
-def test_the_template_has_no_other_spelling():
-    """What step 1 does not rename stays the template's."""
+def test_template_name_has_one_spelling():
+    """Names that step 1 does not rename would still be the template's."""
     for place in TEMPLATE:
         source = ROOT / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in {".py", ".h", ".cpp"}]
@@ -102,6 +102,6 @@ def test_the_template_has_no_other_spelling():
             assert "null" not in text, file
 
 
-def test_the_recipe_names_what_the_test_copies():
+def test_recipe_lists_the_copied_files():
     recipe = (ROOT / "csrc" / "README.md").read_text()
     assert all(place in recipe for place in TEMPLATE) and all(f"`{name}`" in recipe for name in NAMES)

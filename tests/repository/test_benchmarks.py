@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    """The module bench.result_files, with its files in a temporary folder."""
+    """Fixture: the module bench.result_files with its files in a temporary folder."""
     monkeypatch.syspath_prepend(ROOT)
     from bench import result_files
 
@@ -40,7 +40,7 @@ def test_whole_networks_have_the_results_of_their_peers(tmp_path, monkeypatch):
 
 
 def make_run(peer, ms, **columns):
-    """The JSON of a run of pytest-benchmark with one row."""
+    """Make the JSON of a pytest-benchmark run with one row."""
     row = {"op": "conv3x3", "case": "(1,8,8) 4->4", "mode": "forward", "dtype": "float32", "isa": "avx2", "peer": peer,
            "memory": "kept", "yardstick": False, "median_ms": ms, "gflops": 1.0, "gbytes": 2.0, "error": 1e-6,
            "percent_of_ceiling": 50.0, "peak_mib": 3.0}  # fmt: skip

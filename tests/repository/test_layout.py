@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules that a machine can check: where files are, who imports whom, how long they get."""
+"""Rules of the source tree: locations of files, import dependencies, and length of files."""
 
 import ast
 import importlib
@@ -67,7 +67,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__
 
 
 def imports(path):
-    """Absolute dotted names that a Python file imports anywhere; `from a import b` gives a.b."""
+    """Return the absolute dotted names that a Python file imports anywhere; `from a import b` gives a.b."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -83,7 +83,7 @@ def relative(path):
 
 
 def module_of(name):
-    """The module of this checkout that a dotted name is or lies in, or None."""
+    """Return the module of this checkout that a dotted name is or lies in, or None."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
@@ -108,7 +108,7 @@ def test_import_arrows(package):
 
 
 def test_no_import_circle():
-    """No module imports itself by way of others; imports inside functions count."""
+    """No module imports itself through others, also not by imports inside functions."""
     graph = {name: {module_of(n) for n in imports(path)} - {None, name, "fastds"} for name, path in MODULES.items()}
     done, open_, circles = set(), [], []
 
@@ -127,7 +127,7 @@ def test_no_import_circle():
     assert not circles, circles
 
 
-def test_a_public_name_is_a_function_or_a_module_and_not_both():
+def test_public_name_is_not_both_function_and_module():
     for package in (
         "fastds",
         "fastds.ops",
@@ -171,18 +171,18 @@ def test_subpackages_are_reachable_from_the_top():
         fastds.modles  # noqa: B018  misspelt on purpose
 
 
-def test_native_code_knows_nothing_of_torch():
+def test_native_code_includes_no_torch_header():
     for path in NATIVE:
         assert not re.search(r'#include *[<"](torch|ATen|c10)/', path.read_text()), relative(path)
 
 
-def test_no_flag_that_changes_floating_point_for_the_process():
+def test_no_compiler_flag_changes_the_floating_point_environment():
     for path in [*NATIVE, ROOT / "setup.py"]:
         assert not re.search(r"ffast-math|Ofast|funsafe", path.read_text()), relative(path)
 
 
 def faults(text, longest=800):
-    """What the house rules say against the text of a source file."""
+    """Return the violations of the rules by the text of a source file."""
     if text.count("\n") > longest:
         yield f"longer than {longest} lines: split it"
     if not re.match(r"(?:#|//) SPDX-License-Identifier: Apache-2.0\n", text) or text.count("\n# SPDX") + text.count(
@@ -193,8 +193,8 @@ def faults(text, longest=800):
         yield "a path of one machine"
 
 
-def test_files():
-    """The licence, no path of one machine, and a file is split before it has 800 lines."""
+def test_files_follow_the_rules():
+    """Every file has a licence line, no machine-specific path, and at most 800 lines."""
     found = {}
     for path in SOURCES:
         name = relative(path)
@@ -202,14 +202,14 @@ def test_files():
     assert len(found) > 400 and not {name: said for name, said in found.items() if said}
 
 
-def test_every_fault_of_a_file_is_found():
+def test_file_checks_detect_every_fault():
     licence = "# SPDX-License-Identifier: Apache-2.0\n"
     assert list(faults(licence)) == []
     for text in ("", "\n" + licence, 2 * licence, licence + 801 * "\n", licence + "x = '/" + "tmp/x'"):
         assert len(list(faults(text))) == 1, text
 
 
-def test_the_script_of_ci_parses():
-    """bash reads it as it goes: an open quote at its end would show after ten minutes."""
+def test_ci_script_parses():
+    """bash parses a script while it runs, so that an unterminated quote would be found only at the end."""
     done = subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

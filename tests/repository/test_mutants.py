@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.mutants: which errors there are, what becomes of one, a log that is resumed."""
+"""Tests of python -m tests.mutants: mutants, their outcomes, and a log that is resumed."""
 
 import json
 
@@ -14,7 +14,7 @@ SOURCE = """def larger(a: int | None, b: int | None = 3) -> int | None:
 """
 TEST = """from product import larger
 
-def test_larger():
+def test_mutated_larger_function():
     assert larger(2, 1) == 2 and larger(1, 2) == 2
 """
 
@@ -39,7 +39,7 @@ def test_annotations_are_left_alone(found):
     assert len(changed) > 10 and SOURCE.replace("b + 0", "b - 0") in changed
 
 
-def test_what_becomes_of_an_error(found, copy):
+def test_outcome_of_a_mutant(found, copy):
     results = {}
     for mutant in found:
         line = mutated(SOURCE, mutant).splitlines()[2]
@@ -120,7 +120,7 @@ def names(tests):
     return {test.partition("::test_")[2] for test in tests}
 
 
-def test_who_calls_a_function(tree, capsys):
+def test_callers_of_a_function(tree, capsys):
     found = calls.measured("test_it.py")
     there = found["calls"]["fastds/product.py"]
     passed = {"nothing", "function", "thread", "program", "killed", "fork", "failing[c d]"}
@@ -138,7 +138,7 @@ def error_at(line):
     return Mutant("fastds/product.py", "core/NumberReplacer", 0, line)
 
 
-def test_tests_of_an_error(tree):
+def test_tests_selected_for_a_mutant(tree):
     there = {"fastds/product.py": {"9": ["a", "b"], "12": ["b", "c"], "13": []}}
     assert calls.callers(error_at(10), there) == ["a", "b"]
     assert calls.callers(error_at(14), there) == ["b", "c"]  # nobody calls the inner function
@@ -146,7 +146,7 @@ def test_tests_of_an_error(tree):
     assert calls.callers(error_at(7), there) == [] and calls.callers(error_at(3), {}) == []
 
 
-def test_one_test_of_each_file_comes_first(tree):
+def test_one_test_of_each_file_runs_first(tree):
     known = {
         "x": {"seconds": {"own": 30, "x2": 1}, "calls": {"fastds/product.py": {"9": ["own", "x2"]}}},
         "y": {"seconds": {"y1": 5, "y2": 8}, "calls": {"fastds/product.py": {"9": ["y1", "y2"], "12": ["y2"]}}},
@@ -157,7 +157,7 @@ def test_one_test_of_each_file_comes_first(tree):
     assert calls.chosen(error_at(12), known, 1) == (["y2"], 1) and calls.chosen(error_at(7), known, 9) == ([], 0)
 
 
-def test_a_log_is_read_back_and_summed_up(tmp_path):
+def test_log_is_read_and_summarised(tmp_path):
     places = [("fastds/a.py", 3, "killed"), ("fastds/b/c.py", 9, "survived"), ("fastds/b/d.py", 1, "killed")]
     lines = [
         json.dumps({"mutant": {"path": path, "operator": "core/AddNot", "occurrence": 0, "line": line},

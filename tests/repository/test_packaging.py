@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building: what setup.py does with each kind of machine, and what ends up in the wheel and in the module."""
+"""Build tests: setup.py on different machines, and the content of the wheel and of the native module."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def run(command, cwd, **environment):
-    """Runs a command without any FASTDS_ variable but those given; None unsets a variable."""
+    """Run a command with only the given FASTDS_ variables; None unsets a variable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTDS_") and environment.get(k, v) is not None}
     given = {k: str(v) for k, v in environment.items() if v is not None}
     return subprocess.run(list(map(str, command)), cwd=cwd, env=kept | given, capture_output=True, text=True)
@@ -41,7 +41,7 @@ def copy_sources(to):
 
 
 def build(tree, out="out", temp=None, **environment):
-    """Builds the module of a source tree without optimisation into tree/out; returns the finished process."""
+    """Build the module of a source tree without optimisation into tree/out; return the finished process."""
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", out, "--build-temp", temp or f"{out}/temp"]
     return run(command, tree, **{"FASTDS_DEBUG": 1} | environment)
 
@@ -52,10 +52,8 @@ def load(folder, code="import _fastds; print(_fastds.build_info())"):
 
 @pytest.fixture(scope="session")
 def full_build(tmp_path_factory):
-    """A wheel of the whole package, CPU only and unoptimised, with its object files under build/.
-
-    Without bindings, a quarter of the time: what is looked at here are the kernels' objects and the names in the wheel.
-    """
+    """Fixture: a wheel of the whole package, built for CPU without optimisation and without bindings, with its object
+    files under build/."""
     tree = copy_sources(tmp_path_factory.mktemp("full"))
     (tree / "csrc" / "bind.cpp").write_text("")
     stale = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "stale_module.py"
@@ -68,7 +66,7 @@ def full_build(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_tree(tmp_path_factory):
-    """The package with null_op as its only op: the same build in seconds."""
+    """Fixture: the package with null_op as its only op, for fast builds."""
     tree = copy_sources(tmp_path_factory.mktemp("small"))
     for folder in (tree / "csrc").iterdir():
         if folder.is_dir() and folder.name not in {"core", "null_op"}:
@@ -78,7 +76,7 @@ def small_tree(tmp_path_factory):
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder to be used as PATH with nothing in it; programs are added by link."""
+    """Fixture: an empty folder for PATH; programs are added by link."""
     folder = tmp_path / "bin"
     folder.mkdir()
     return folder
@@ -146,7 +144,7 @@ def test_no_weak_symbols_in_objects_per_instruction_set(full_build):
         assert not weak, f"{path.name}: {weak[:5]}"
 
 
-def test_check_for_weak_symbols_sees_one(tmp_path):
+def test_weak_symbol_check_detects_one(tmp_path):
     source = tmp_path / "cpu.cpp"
     source.write_text("inline int weak() { return 1; }\nint strong() { return weak(); }\n")
     done = run([shutil.which("g++") or "c++", "-c", source, "-o", tmp_path / "cpu.o"], tmp_path)
@@ -164,7 +162,7 @@ def test_module_has_no_torch_symbols_and_exports_only_its_entry(native, tmp_path
     assert done.returncode == 0 and "'cuda': " in done.stdout, done.stderr
 
 
-def test_build_without_cuda_by_wish_and_without_nvcc(small_tree, tmp_path):
+def test_build_without_cuda_if_disabled_or_without_nvcc(small_tree, tmp_path):
     for index, environment in enumerate(({"FASTDS_CUDA": 0}, {"CUDA_HOME": tmp_path})):
         done = build(small_tree, f"plain{index}", "plain0/temp", **environment)  # with the same objects
         assert done.returncode == 0, done.stderr[-3000:]
@@ -186,8 +184,8 @@ def test_build_with_nvcc(small_tree):
 
 
 @pytest.mark.parametrize("cxx", ["{gxx} -pthread", "{launcher} {gxx}", "{launcher} {gxx} -pthread -m64", "{gxx}"])
-def test_nvcc_is_given_the_compiler_alone(small_tree, tools, cxx):
-    """Not its last word, which may be an option, nor the first, which may be ccache."""
+def test_nvcc_gets_the_compiler_without_options(small_tree, tools, cxx):
+    """The compiler is neither the last word, which may be an option, nor always the first, which may be ccache."""
     gxx, launcher = shutil.which("g++"), tools / "ccache"
     launcher.write_text('#!/bin/sh\nexec "$@"\n')
     (tools / "nvcc").write_text("#!/bin/sh\nexit 1\n")
@@ -202,7 +200,7 @@ def test_nvcc_is_given_the_compiler_alone(small_tree, tools, cxx):
     assert len(commands) == 2 and all(f"-ccbin {gxx} -Xcompiler={options}-fPIC," in line for line in commands), commands
 
 
-def test_a_folder_with_a_dollar_sign(small_tree, tmp_path):
+def test_build_in_a_folder_with_a_dollar_sign(small_tree, tmp_path):
     tree = tmp_path / "a $HOME b:c"
     shutil.copytree(small_tree, tree, ignore=shutil.ignore_patterns("build", "out", "plain*", "cuda"))
     (tree / "csrc" / "bind.cpp").write_text(f"#include <pybind11/pybind11.h>\n{BARE}")
@@ -211,7 +209,7 @@ def test_a_folder_with_a_dollar_sign(small_tree, tmp_path):
     assert list((tree / "out").glob(f"_fastds{SUFFIX}"))
 
 
-def test_cuda_wanted_but_no_nvcc(small_tree, tmp_path):
+def test_cuda_required_without_nvcc(small_tree, tmp_path):
     done = build(small_tree, FASTDS_CUDA=1, CUDA_HOME=tmp_path)
     assert done.returncode != 0
     assert (
@@ -228,7 +226,7 @@ def test_cuda_wanted_but_no_nvcc(small_tree, tmp_path):
     ],
     ids=["cuda", "debug", "archs"],
 )
-def test_wrong_settings(small_tree, tmp_path, environment, sentence):
+def test_invalid_build_settings(small_tree, tmp_path, environment, sentence):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\nexit 0\n")
@@ -256,13 +254,13 @@ def test_broken_compiler(small_tree, tools):
     )
 
 
-def test_pip_shows_the_sentence(small_tree, tools):
+def test_pip_shows_the_error_message(small_tree, tools):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tools, small_tree]
     done = run(command, tools, PATH=tools, CXX=None, FASTDS_CUDA=0)
     assert done.returncode != 0 and "fastds: no C++ compiler found" in done.stdout + done.stderr
 
 
-def test_source_that_does_not_compile(small_tree, tmp_path):
+def test_compile_error_is_reported(small_tree, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(small_tree, tree, ignore=shutil.ignore_patterns("build", "out", "plain*", "cuda"))
     (tree / "csrc" / "bind.cpp").write_text("")  # or the compiler is busy with it

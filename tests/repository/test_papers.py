@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds/models/PAPERS.md names classes, options, configurations and files that there are."""
+"""fastds/models/PAPERS.md names existing classes, options, configurations and files."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def rows():
     ]
 
 
-def test_files_are_there_and_hold_the_classes_of_their_row():
+def test_papers_table_names_existing_files_and_classes():
     for row in rows():
         if len(row) != 3 or row[0] in ("in the paper", "in the abstract") or set(row[0]) <= set("-|"):
             continue
@@ -36,19 +36,19 @@ def test_files_are_there_and_hold_the_classes_of_their_row():
 
 
 @pytest.mark.parametrize("word", sorted(set(re.findall(r"`(?:presets? )?([a-z][a-z0-9]*(?:-[a-z0-9+]+)+)`", PAGE))))
-def test_names_of_networks_and_configurations_are_known(word):
+def test_papers_table_names_known_presets_and_configurations(word):
     assert word in models.available() or word in SHIPPED or word in {"db-rnn", "wgan-gp", "dwd-12"}
 
 
-def test_options_are_in_the_source():
-    """data.X, loss.X, --X=... and keyword arguments."""
+def test_papers_table_names_existing_options():
+    """Options are written as data.X, loss.X, --X=... and keyword arguments."""
     words = set(re.findall(r"`(?:--)?(?:[a-z]+\.)*([a-z_]+)(?:=[^`]*)?`", PAGE))
     missing = [word for word in words if not re.search(rf"\b{word}\b", SOURCE)]
     assert not missing
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "CHANGELOG.md"])
-def test_files_that_are_named_are_there(page):
+def test_papers_table_names_existing_documents(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"(?<![\w/.])((?:csrc|kernels|fastds|tests|bench)/[\w/.*-]+)(?!\w*<)\b", text)
     assert named or page == "CHANGELOG.md"

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compile_graph of the calls that benchmarks draw at random: what is recorded takes the algorithm of a call, whatever
-the shape."""
+"""compile_graph of randomly drawn calls of the benchmarks: a recorded call uses the algorithm of the original call."""
 
 from pathlib import Path
 
@@ -17,7 +16,7 @@ OPS = (
 
 
 class Drawn(nn.Module):
-    """An op of which all but the first tensor is constant."""
+    """Module of one op with constant tensors except the first."""
 
     def __init__(self, op, constants):
         super().__init__()
@@ -38,12 +37,12 @@ def sweep(monkeypatch):
     return sweep
 
 
-def test_no_op_is_missing(sweep):
+def test_recorded_calls_cover_every_op(sweep):
     assert set(OPS) == set(sweep.OPS)
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_calls_drawn_at_random(name, sweep):
+def test_recorded_random_calls(name, sweep):
     for case, layout, _ in sweep.draw_cases(name, 40, seed=1):
         x, *constants = sweep.convert_tensors(case.tensors, layout, torch.float32)
         model = Drawn(case.own, constants)

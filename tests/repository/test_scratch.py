@@ -82,7 +82,7 @@ for name, case, (run, leaves) in cases:
 """
 
 
-def test_nothing_is_calculated_with_what_scratch_held(tmp_path, isa):
+def test_results_do_not_depend_on_scratch_contents(tmp_path, isa):
     (tmp_path / "filling.c").write_text(FILLING)
     library = tmp_path / "filling.so"
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, tmp_path / "filling.c"], check=True)
@@ -91,7 +91,7 @@ def test_nothing_is_calculated_with_what_scratch_held(tmp_path, isa):
     assert (asked.returncode, asked.stdout) == (0, ""), asked.stdout + asked.stderr
 
 
-def test_tests_get_nan_where_nobody_wrote():
+def test_uninitialised_outputs_are_nan_in_tests():
     for made in (torch.empty(3), torch.empty_like(torch.ones(2)), torch.ones(1).new_empty(4)):
         assert made.isnan().all()
     for made in (np.empty(3), np.empty_like(np.ones(2, np.float32)), np.empty(2, complex)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FASTDS_REQUIRE_NATIVE=1 fails a test that skips for a reason which tests/conftest.py does not accept."""
+"""With FASTDS_REQUIRE_NATIVE=1, a test fails if it skips for a reason that tests/conftest.py does not accept."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 SKIPS = """
 import pytest
 
-def test_peer():
+def test_skip_of_missing_peer():
     pytest.skip("pysteps is not installed (optional peer)")
 
-def test_file():
+def test_skip_of_missing_file():
     pytest.skip("no radar files")
 
-def test_vectors():
+def test_skip_of_missing_vectors():
     pytest.skip("avx512 is not available on this machine or in this build")
 """
 
@@ -29,7 +29,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
-def test_unexpected_skips_fail_where_nothing_may_be_missing(tmp_path, native):
+def test_unexpected_skips_fail_in_ci(tmp_path, native):
     has_avx512 = "avx512" in native.build_info()["isa_usable"]
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
     (tmp_path / "test_one.py").write_text(SKIPS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the public interface: everything public is annotated, and a type checker reads a user's program."""
+"""Types of the public interface: all public functions are annotated, and mypy accepts a user's program."""
 
 import importlib
 import inspect
@@ -42,7 +42,7 @@ def test_public_functions_are_annotated(package):
     assert not bare, bare
 
 
-def test_a_users_program_passes_the_type_checker():
+def test_user_program_passes_mypy():
     pytest.importorskip("mypy", reason="mypy belongs to the extra test")
     program = ROOT / "tests" / "typing" / "users_program.py"
     run = subprocess.run(

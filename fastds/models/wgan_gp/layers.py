@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastds.nn.convolutions import convolve
-from fastds.nn.recurrent import ConvGRUCell, fold_time, compute_first_state, unfold_time
+from fastds.nn.recurrent import ConvGRUCell, compute_first_state, fold_time, unfold_time
 from fastds.ops import conv3x3, gru_reset, gru_update
 from fastds.ops.core import onednn
 from fastds.ops.core.arguments import cast_for_autocast
 from fastds.ops.core.layout import to_channels_last
-from fastds.ops.core.registry import needs_weight_grad, has_active_transforms
-from fastds.ops.impl.conv3x3.algorithm import select_algorithm, current_algorithm
+from fastds.ops.core.registry import has_active_transforms, needs_weight_grad
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm, select_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.library import compute_bias_gradient
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X

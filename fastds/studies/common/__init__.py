@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies share: a budget, a folder that a killed run goes on with, intervals, tables."""
+"""Common parts of the studies: options, costs, resumable runs, bootstrap intervals, tables and figures."""

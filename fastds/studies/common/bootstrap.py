@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a mean over test samples is that are not independent of each other."""
+"""Bootstrap intervals of means over dependent test samples."""
 
 from __future__ import annotations
 
@@ -9,35 +9,46 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
-FEWEST = 5  # blocks that an interval can be drawn from
+MIN_BLOCKS = 5  # minimum number of blocks for an interval
 
 
-def labels_of(blocks: Iterable[Sequence[int]]) -> np.ndarray:
-    """(samples, 1): the number of the block of time of each sample; blocks: those of the samples of each file, which
-    share none with other files."""
+def make_block_labels(blocks: Iterable[Sequence[int]]) -> np.ndarray:
+    """Number the blocks of time of all samples.
+
+    Args:
+        blocks: for each file, the number of the block of time of each sample. Blocks of different files are distinct.
+    Returns:
+        (samples, 1) labels.
+    """
     keys = [(k, number) for k, numbers in enumerate(blocks) for number in numbers]
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1, 1)
 
 
-def too_few(labels: np.ndarray) -> bool:
-    """Whether there are too few blocks for an interval."""
-    return len(np.unique(labels, axis=0)) < FEWEST
+def has_too_few_blocks(labels: np.ndarray) -> bool:
+    """Return True if there are fewer blocks than MIN_BLOCKS, too few for an interval."""
+    return len(np.unique(labels, axis=0)) < MIN_BLOCKS
 
 
-def told_of(labels: np.ndarray) -> str:
-    """The sentence below tables of Estimates."""
+def describe_intervals(labels: np.ndarray) -> str:
+    """Return the note on intervals below tables of Estimates."""
     return (
         f"Intervals are over the {len(np.unique(labels))} blocks of time of the test, not over seeds; of fewer than "
-        f"{FEWEST} there are none."
+        f"{MIN_BLOCKS} there are none."
     )
 
 
-def drawn(labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each sample counts (draws, samples) when its labels, blocks of time or regions, are drawn with
-    replacement.
+def draw_weights(labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Draw bootstrap weights by resampling labels, such as blocks of time or regions, with replacement.
 
-    labels: (samples, kinds). Kinds are drawn independently and a sample counts as often as its labels were drawn
-    together: samples of one time or one region are not independent of each other.
+    Samples of one time or one region are dependent, so labels are drawn and not samples. Each column of labels is drawn
+    independently; the weight of a sample is the product of the counts of its labels.
+
+    Args:
+        labels: (samples, columns).
+        draws: number of draws.
+        seed: random seed.
+    Returns:
+        Weights (draws, samples).
     """
     rng = np.random.default_rng(seed)
     weight = np.ones((draws, len(labels)))
@@ -48,48 +59,66 @@ def drawn(labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     return weight
 
 
-def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of one number per sample; labels and draws: see drawn."""
-    weight = drawn(labels, draws, seed)
-    weight = weight[weight.sum(1) > 0]  # of several kinds a draw may have no sample
+def compute_interval(
+    difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95 % bootstrap interval of the mean of one number per sample.
+
+    Args:
+        difference: (samples,).
+        labels: (samples, columns), see draw_weights.
+        draws: number of draws.
+        seed: random seed.
+    """
+    weight = draw_weights(labels, draws, seed)
+    weight = weight[weight.sum(1) > 0]  # with several columns of labels a draw may be empty
     low, high = np.percentile(weight @ difference / weight.sum(1), [2.5, 97.5])
     return float(low), float(high)
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval, NaN where there are too few blocks for one."""
+    """A mean and its 95 % interval; the interval is NaN if there are too few blocks."""
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray, labels: np.ndarray) -> Estimate:
-        """The mean of one number per sample; labels: (samples, kinds), the blocks of each, see drawn."""
+    def from_samples(cls, values: np.ndarray, labels: np.ndarray) -> Estimate:
+        """Estimate the mean of one number per sample; labels: (samples, columns), see draw_weights."""
         mean = float(np.mean(values))
-        return cls(mean, *((np.nan, np.nan) if too_few(labels) else interval(np.asarray(values), labels)))
+        return cls(
+            mean, *((np.nan, np.nan) if has_too_few_blocks(labels) else compute_interval(np.asarray(values), labels))
+        )
 
     @classmethod
-    def by(cls, statistic: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> Estimate:
-        """What statistic, weights (draws, samples) -> (draws,), makes of all samples, and its interval; draws for which
-        it is not defined (NaN) are left out, and where half of them are, there is no interval."""
+    def from_statistic(cls, statistic: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> Estimate:
+        """Estimate a statistic of all samples.
+
+        Draws in which the statistic is NaN are ignored; if they are more than half of the draws, there is no interval.
+
+        Args:
+            statistic: function from weights (draws, samples) to (draws,).
+            labels: (samples, columns), see draw_weights.
+        """
         mean = float(statistic(np.ones((1, len(labels))))[0])
-        if too_few(labels) or np.isnan(mean):
+        if has_too_few_blocks(labels) or np.isnan(mean):
             return cls(mean, np.nan, np.nan)
-        values = statistic(drawn(labels))
+        values = statistic(draw_weights(labels))
         if np.isnan(values).mean() > 0.5:
             return cls(mean, np.nan, np.nan)
         return cls(mean, *(float(v) for v in np.nanpercentile(values, [2.5, 97.5])))
 
-    def text(self, digits: int = 3, sign: str = "") -> str:
-        """As 0.730 [0.701, 0.762], or 0.730 alone; sign: "+" for differences."""
+    def format(self, digits: int = 3, sign: str = "") -> str:
+        """Format as "0.730 [0.701, 0.762]", or "0.730" without interval; sign: "+" for differences."""
         form = f"{sign}.{digits}f"
         if np.isnan(self.low):
             return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
-    def verdict(self, expected: float) -> str:
-        """Whether a difference agrees with an expected one, by whether the interval leaves out zero."""
+    def compare_sign(self, expected: float) -> str:
+        """Compare the sign of a difference with an expected one: "agrees" or "opposite", or "undecided" if the interval
+        includes zero."""
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         return "agrees" if (self.mean < 0) == (expected < 0) else "opposite"

@@ -1,29 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that the studies of papers share."""
+"""Options that the studies of papers share, and the time budget from which training steps are computed."""
+
+from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 
+from fastds.data.grid.variables import parse_duration
 from fastds.studies.command import Files
-from fastds.studies.common.budget import budget_seconds
+
+PAPER = "paper"
+MIN_STEPS = 20
+# Fraction of the budget that is reserved for unmeasured work.
+_RESERVE = 0.12
+
+
+def parse_budget(budget: str) -> float | None:
+    """Return the seconds of a budget such as "45min", or None for "paper", which has no limit. Raises ValueError for
+    other texts."""
+    if budget == PAPER:
+        return None
+    try:
+        return parse_duration(budget, "budget")
+    except ValueError:
+        raise ValueError(f"budget must be a duration such as 45min or the word {PAPER}, got {budget!r}") from None
+
+
+def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) -> float:
+    """Measure the mean seconds of a call after the first one.
+
+    Args:
+        call: the function.
+        least: calls are repeated for this many seconds,
+        most: but at most this many times.
+    """
+    call()
+    began, count = time.perf_counter(), 0
+    while count < most and (count < 2 or time.perf_counter() - began < least):
+        call()
+        count += 1
+    return (time.perf_counter() - began) / count
+
+
+def has_time_for(seconds: float, spent: float) -> bool:
+    """Return True if `spent` seconds fit into a budget, apart from a reserve."""
+    return spent <= (1 - _RESERVE) * seconds
+
+
+def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
+    """Compute the number of steps that all trainings take.
+
+    Args:
+        seconds: budget of the whole study.
+        step_seconds: sum over all trainings of the seconds of a step.
+        fixed: seconds of scores and figures.
+    Raises:
+        ValueError: if fewer than MIN_STEPS steps fit.
+    """
+    steps = int(((1 - _RESERVE) * seconds - fixed) / step_seconds)
+    if steps < MIN_STEPS:
+        needed = (MIN_STEPS * step_seconds + fixed) / (1 - _RESERVE) / 60
+        raise ValueError(f"budget must be at least {needed:.0f}min on this machine for these files and methods")
+    return steps
 
 
 @dataclasses.dataclass(kw_only=True)
 class PaperConfig:
-    """How a study is run.
+    """Options of a study.
 
     Args:
-        budget: a time that everything takes together, such as 45min, in which small networks are trained for equal
-            numbers of steps; or the word paper: its networks, steps and learning rate.
-        run: which networks, beside the methods without any; none: all that the data allow.
-        seeds: of weights and samples; scores are means over them.
-        max_steps: of each training, in place of what there is time for.
-        output: folder of the study; one that was killed goes on.
-        threads: of torch; None leaves them as they are.
-        device: "auto", a GPU where there is one, "cpu" or "cuda".
-        progress: say how far it is, on standard error.
-        report: an HTML page to write at the end; None: none.
-        plan: only print what would be trained: files, networks, configurations, steps and estimated hours.
+        budget: total time, such as 45min, in which small networks are trained, all for the same number of steps; or the
+            word paper: networks, steps and learning rates of the paper.
+        run: networks to include; default all that the data allow. Methods without a network are always included.
+        seeds: random seeds of weights and samples; scores are means over the seeds.
+        max_steps: steps of each training, instead of the number that fits the budget.
+        output: folder of the study; an interrupted study is resumed.
+        threads: number of threads of torch; None leaves the number unchanged.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        progress: print the progress on standard error.
+        report: HTML page to write at the end; None writes none.
+        plan: print files, networks, configurations, steps and estimated hours, and train nothing.
     """
 
     budget: str = "45min"
@@ -38,8 +95,8 @@ class PaperConfig:
     plan: bool = False
 
     def check(self, methods: Collection[str]) -> None:
-        """Raises: ValueError for options that no study takes; methods: of this one."""
-        budget_seconds(self.budget)
+        """Check the options that all studies share; methods: names that `run` accepts. Raises ValueError."""
+        parse_budget(self.budget)
         unknown = [name for name in self.run if name not in methods]
         if unknown:
             raise ValueError(f"run must name some of {', '.join(methods)}, got {', '.join(unknown)}")
@@ -51,15 +108,15 @@ class PaperConfig:
 
 @dataclasses.dataclass
 class RadarFiles(Files):
-    """The radar files, each of which is trained, validated and tested on, one after the other in time.
+    """Radar files; each is divided along time into parts for training, validation and test.
 
     Args:
-        path: a file or a folder of them.
-        files: names of files in the folder; none: all *.nc and *.npz that can be used.
-        var: name of the reflectivity variable; None finds it.
-        test_samples: at most so many of each file, evenly spread.
-        window: side of the part of each file that is tested on, the one with most echo; pixels.
-        block: time that the bootstrap draws at once.
+        path: file or folder.
+        files: names of files in the folder; default all usable *.nc and *.npz files.
+        var: name of the reflectivity variable; None detects it.
+        test_samples: largest number of test samples of each file, evenly spaced.
+        window: side in pixels of the test window, which is where the file has the largest echo area.
+        block: length of the blocks of time that the bootstrap draws.
     """
 
     files: list[str] = dataclasses.field(default_factory=list)
@@ -69,7 +126,7 @@ class RadarFiles(Files):
     block: str = "30min"
 
     def check(self, multiple: int) -> None:
-        """Raises: ValueError for no test samples or a window that is no such multiple of pixels."""
+        """Check the options; multiple: factor by which `window` must be divisible. Raises ValueError."""
         if self.test_samples < 1 or self.window < 32 or self.window % multiple:
             raise ValueError(
                 f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that studies share: curves of the validation, radar fields beside the truth and their differences."""
+"""Figures that studies share: validation curves, and maps of fields next to the truth with their differences."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from fastds.plot import field_panel, training_curves
 from fastds.report import MapGrid
 
 
-def validation_curves(
+def draw_validation_curves(
     curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True, column: str = "error"
 ) -> Figure:
-    """A score of the validation by step.
+    """Draw a validation score against steps.
 
-    curves: method -> validation.csv of its run. score: name and unit. log_y: on a logarithmic axis, for scores that are
-    positive. column: of the CSV.
+    Args:
+        curves: method -> validation.csv of its run.
+        score: axis label, name and unit.
+        log_y: use a logarithmic axis; for positive scores.
+        column: column of the CSV files.
     """
     figure = training_curves(curves, (column,), log_y=log_y)
     axes = figure.axes[0]
@@ -30,36 +33,52 @@ def validation_curves(
     return figure
 
 
-def radar_panel(
+def draw_radar_panel(
     fields: Mapping[str, np.ndarray], truth: np.ndarray, times: Sequence[str], grid: MapGrid, title: str, floor: float,
     inputs: Sequence[np.ndarray | None] | None = None,
 ) -> Figure:  # fmt: skip
-    """The truth and the fields (times, H, W) in dBZ of each time, with their differences; NaN of the truth is missing.
+    """Draw the truth and the fields of each time, with their differences.
 
-    floor: at it, within the lattice of 0.5 dBZ, there is no echo. inputs: what was known at these times, None where
-    nothing was.
+    Args:
+        fields: method -> (times, H, W) in dBZ.
+        truth: (times, H, W) in dBZ, NaN where missing.
+        times: labels.
+        grid: grid of the fields.
+        title: title of the figure.
+        floor: reflectivity in dBZ of pixels without echo, see clear_below_floor.
+        inputs: inputs at these times, None where there is none.
     """
 
-    def from_south(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:  # first row at the bottom
+    def from_south(
+        maps: Iterable[np.ndarray | None],
+    ) -> list[np.ndarray | None]:  # matplotlib draws the first row at the bottom
         return [None if z is None else grid.up(z)[::-1] for z in maps]
 
     def shown(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:
-        return from_south(None if z is None else without_echo(z, floor) for z in maps)
+        return from_south(None if z is None else clear_below_floor(z, floor) for z in maps)
 
-    kept = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
-    rows = {"truth": shown(truth), **{name: shown(z) for name, z in kept.items()}}
-    differences = {name: from_south(z - truth) for name, z in kept.items()}
+    masked = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
+    rows = {"truth": shown(truth), **{name: shown(z) for name, z in masked.items()}}
+    differences = {name: from_south(z - truth) for name, z in masked.items()}
     known = None if inputs is None else shown(inputs)
     return field_panel(rows, times, differences=differences, inputs=known, unit="pixels", title=title)
 
 
-def without_echo(z: np.ndarray, floor: float) -> np.ndarray:
-    """Reflectivity as it is drawn: at the floor, within the lattice of 0.5 dBZ, there is no echo."""
+def clear_below_floor(z: np.ndarray, floor: float) -> np.ndarray:
+    """Set reflectivity up to 0.5 dB above the floor to zero, so that it is drawn as no echo; 0.5 dB is the quantisation
+    step."""
     return np.where(z < floor + 0.5, 0.0, z)
 
 
-def field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
-    """The truth and the fields (H, W) above their differences from it. label: quantity and unit; title: of all."""
+def draw_field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
+    """Draw the truth and the fields (H, W), with their differences from the truth below them.
+
+    Args:
+        fields: method -> (H, W).
+        truth: (H, W).
+        label: quantity and unit.
+        title: title of the figure.
+    """
     count, (height, width) = 1 + len(fields), truth.shape
     side = 2.2
     figure = Figure(figsize=(side * count + 0.8, 2 * side * height / width + 1.2), layout="constrained")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar files of a study: which of them, their parts in time, and the part of the field that is tested on."""
+"""Radar files of a study: selection, division along time, and the test window."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
 from fastds.training.folders import scan_folder
 
-_GAP = 2  # frames between the parts, which then share none
+_GAP = 2  # frames between the parts, so that samples of different parts share no frame
 _TEST, _VALIDATION = 0.25, 0.1
 
 
-def parts_of(frames: int, name: str, least: int, tested: int | None = None) -> dict[str, list[int]]:
-    """Frames [start, stop) to train, validate and test on, in this order, with a gap between them.
+def split_frames(frames: int, name: str, least: int, tested: int | None = None) -> dict[str, list[int]]:
+    """Divide the frames of a file into training, validation and test, in this order, with gaps between them.
 
-    least: of each part. tested: of the test; None: least."""
+    Args:
+        frames: number of frames.
+        name: name of the file, for the error message.
+        least: minimum number of frames of each part.
+        tested: minimum number of test frames; None: least.
+    Returns:
+        Part -> [first, one after the last].
+    Raises:
+        ValueError: if there are too few frames.
+    """
     tested = tested or least
     test, validation = max(tested, round(_TEST * frames)), max(least, round(_VALIDATION * frames))
     train = frames - test - validation - 2 * _GAP
@@ -39,9 +48,14 @@ def parts_of(frames: int, name: str, least: int, tested: int | None = None) -> d
 
 
 def find_files(config: RadarFiles, side: int, least: int, tested: int | None = None) -> dict[str, dict[str, list[int]]]:
-    """Name of every file -> its parts, see parts_of for least and tested. side: pixels that a sample needs.
+    """Find the usable files and divide them, file name -> parts.
 
-    Raises: FileNotFoundError, ValueError where none can be used.
+    Args:
+        config: the files.
+        side: smallest grid side in pixels that a sample needs.
+        least, tested: see split_frames.
+    Raises:
+        FileNotFoundError, ValueError: if no file is usable.
     """
 
     def parts(file: pathlib.Path) -> dict[str, list[int]]:
@@ -49,7 +63,7 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
             frames, *grid = fd.to_reflectivity(dataset, config.var).shape
         if min(grid) < side:
             raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
-        return parts_of(frames, file.name, least, tested)
+        return split_frames(frames, file.name, least, tested)
 
     root = pathlib.Path(config.path)
     if not root.exists():
@@ -64,19 +78,27 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
     return {name: parts(root / name) for name in config.files}
 
 
-def path_of(config: RadarFiles, name: str) -> pathlib.Path:
-    """A file of find_files."""
+def resolve_path(config: RadarFiles, name: str) -> pathlib.Path:
+    """Return the path of a file of find_files."""
     root = pathlib.Path(config.path)
     return root if root.is_file() else root / name
 
 
-def training_blocks(files: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
-    """data.blocks of a training: the parts of every file that it may see."""
+def select_training_parts(files: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+    """Return the parts for training and validation, in the form of the option data.blocks."""
     return {name: {key: part[key] for key in ("train", "validation")} for name, part in files.items()}
 
 
-def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
-    """The square with most echo (H, W), on every such pixel; all of a smaller field."""
+def find_echo_window(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
+    """Find the square with the largest echo area.
+
+    Args:
+        echo: (H, W) number of times with echo.
+        side: side of the square in pixels; smaller fields are used whole.
+        every: spacing of the candidate positions in pixels.
+    Returns:
+        Slices of rows and columns.
+    """
     sums = torch.nn.functional.pad(echo.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     height, width = (min(side, n) for n in echo.shape)
     tops, lefts = (torch.arange(0, n - m + 1, every) for n, m in zip(echo.shape, (height, width), strict=True))
@@ -87,12 +109,16 @@ def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
 
 
 @dataclasses.dataclass
-class TestedBlock:
-    """Samples of the last part of a file.
+class EvaluationBlock:
+    """Test samples of one file.
 
-    Attributes: name of the file; samples, dicts with y and valid, in the window (rows, columns of the file's pixels);
-    blocks: number of the block of time of each; echo: share of the valid pixels with echo; windows: of each sample,
-    where they have windows of their own.
+    Attributes:
+        name: name of the file.
+        samples: dicts with y and valid, cropped to the window.
+        blocks: number of the block of time of each sample.
+        window: rows and columns of the file.
+        echo: fraction of the valid pixels with echo.
+        windows: window of each sample, if samples have different windows.
     """
 
     name: str
@@ -103,9 +129,8 @@ class TestedBlock:
     windows: Sequence[tuple[slice, slice]] = ()
 
 
-def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBlock, int]:
-    """The test sample whose fields are drawn, its block and its number there: that with the largest share of y above a
-    value."""
+def find_most_echo(blocks: list[EvaluationBlock], above: float = 0.0) -> tuple[EvaluationBlock, int]:
+    """Find the test sample with the largest fraction of y above a value; return its block and its index there."""
     share = {
         (number, k): float((sample["y"] > above).float().mean())
         for number, block in enumerate(blocks)
@@ -115,15 +140,15 @@ def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBloc
     return blocks[number], sample
 
 
-def grid_of(config: RadarFiles, block: TestedBlock, sample: int) -> MapGrid:
-    """Where the window of a sample of a block lies."""
+def read_grid(config: RadarFiles, block: EvaluationBlock, sample: int) -> MapGrid:
+    """Read the map grid of the window of a sample."""
     window = block.windows[sample] if block.windows else block.window
-    with fd.open_dataset(path_of(config, block.name)) as dataset:
+    with fd.open_dataset(resolve_path(config, block.name)) as dataset:
         return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window])
 
 
-def sample_rows(blocks: list[TestedBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
-    """What was trained, validated and tested on."""
+def tabulate_samples(blocks: list[EvaluationBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
+    """Tabulate the training, validation and test parts of all files."""
     rows = []
     for block in blocks:
         rows_, columns = block.window

@@ -1,28 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of a study: every network trained once for each seed, every method scored once."""
+"""Resumable runs of a study: stored results, and trainings and scores that are computed once."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastds.studies.common.folder import StudyFolder
+from fastds._outputs import atomic_write
+
+
+def suppress_warnings(call):
+    """Return call() with UserWarning suppressed; for calls whose warnings the study has already shown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call()
+
+
+class StudyFolder:
+    """Stored results of a study.
+
+    Args:
+        path: the folder; created with the first result.
+        options: options that the results depend on.
+    Raises:
+        ValueError: if the folder holds results of other options.
+    """
+
+    def __init__(self, path: str, options: dict[str, Any]):
+        self.path, self.options = pathlib.Path(path), json.loads(json.dumps(options))
+        file, options = self.path / "options.json", self.options
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else options
+        differing = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"output={path} holds a study of other options: {key} was {before.get(key)!r} and is "
+                f"{options.get(key)!r}; output=FOLDER begins one elsewhere"
+            )
+
+    def load_or_compute(self, name: str, make: Callable[[], Any]) -> Any:
+        """Load the result NAME.json, or compute it with make() and store it; the result must be JSON data."""
+        file = self.path / f"{name}.json"
+        if not file.exists():
+            made = make()
+            _write(self.path / "options.json", self.options)  # after make(), so that a failing study leaves no file
+            _write(file, made)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write(file: pathlib.Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 @dataclasses.dataclass
 class Runs:
-    """Weights and scores of methods in the folder of a study.
+    """Weights and scores of all methods in the folder of a study.
 
     Attributes:
-        study: its name, for what is said. folder: of the results.
-        networks: the methods that are trained; others have one run, of seed 0, and no weights.
-        seeds: of the trainings.
-        train: (method, seed, folder of the run) trains, or goes on where a checkpoint is, and leaves best.safetensors.
-        score: (method, weights or None) -> scores, plain data.
-        progress: say on standard error what is done.
+        study: name of the study, for progress messages.
+        folder: stored results.
+        networks: methods that are trained; other methods have one run, with seed 0 and without weights.
+        seeds: random seeds of the trainings.
+        train: function of (method, seed, run folder); trains or resumes, and writes best.safetensors.
+        score: function of (method, weights or None) that returns scores as JSON data.
+        progress: print progress on standard error.
     """
 
     study: str
@@ -33,36 +81,36 @@ class Runs:
     score: Callable[[str, pathlib.Path | None], dict[str, Any]]
     progress: bool = True
 
-    def say(self, what: str) -> None:
-        """A line of progress."""
+    def log(self, what: str) -> None:
+        """Print a progress message."""
         if self.progress:
             print(f"fastds study {self.study}: {what}", file=sys.stderr, flush=True)
 
-    def run_folder(self, name: str, seed: int) -> pathlib.Path:
-        """The folder of a training."""
+    def get_run_folder(self, name: str, seed: int) -> pathlib.Path:
+        """Return the folder of a training."""
         return self.folder.path / "runs" / f"{name}-{seed}"
 
-    def weights(self, name: str, seed: int) -> pathlib.Path | None:
-        """The weights of a network, trained now where they are not yet; None for a method without any."""
+    def get_weights(self, name: str, seed: int) -> pathlib.Path | None:
+        """Return the weights of a network, which is trained now if needed; None for a method without a network."""
         if name not in self.networks:
             return None
-        run, number = self.run_folder(name, seed), list(self.networks).index(name) + 1
+        run, number = self.get_run_folder(name, seed), list(self.networks).index(name) + 1
 
         def trained() -> list[str]:
-            self.say(f"training {number} of {len(self.networks)}, {name}, seed {seed}")
+            self.log(f"training {number} of {len(self.networks)}, {name}, seed {seed}")
             self.train(name, seed, run)
             return sorted(path.name for path in run.glob("*.safetensors"))
 
-        self.folder.once(f"trained/{name}-{seed}", trained)
+        self.folder.load_or_compute(f"trained/{name}-{seed}", trained)
         return run / "best.safetensors"
 
-    def scores(self, name: str) -> list[dict[str, Any]]:
-        """The scores of a method, one of each seed."""
+    def get_scores(self, name: str) -> list[dict[str, Any]]:
+        """Return the scores of a method, one for each seed."""
 
         def scored(seed: int) -> dict[str, Any]:
-            weights = self.weights(name, seed)
-            self.say(f"scores of {name}" + (f", seed {seed}" if weights else ""))
+            weights = self.get_weights(name, seed)
+            self.log(f"scores of {name}" + (f", seed {seed}" if weights else ""))
             return self.score(name, weights)
 
         seeds = self.seeds if name in self.networks else [0]
-        return [self.folder.once(f"scores/{name}-{seed}", lambda s=seed: scored(s)) for seed in seeds]
+        return [self.folder.load_or_compute(f"scores/{name}-{seed}", lambda s=seed: scored(s)) for seed in seeds]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of a paper: every method trained and scored once, then tables, notes, figures and a page."""
+"""Base class of the studies of papers: train and score every method, write tables, notes, figures and a page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from typing import Any, ClassVar
 from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
-from fastds.studies.common.announce import Announced, announced, plan_text, sentence_of, small_title
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.folder import StudyFolder
-from fastds.studies.common.plan import Costs, make_plan
-from fastds.studies.common.runs import Runs
+from fastds.studies.common.config import PAPER, PaperConfig
+from fastds.studies.common.plan import (
+    Costs,
+    PlannedTraining,
+    describe_training,
+    format_plan,
+    format_title,
+    make_plan,
+    plan_training,
+)
+from fastds.studies.common.runs import Runs, StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.training.command import quieten_lightning
 from fastds.training.config import RunConfig
 
-# Options that no result depends on, or that may grow in a later run.
+# Options on which no stored result depends: they may differ when a study is resumed.
 _FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
 
 _OPTIMISERS = {"adam": "Adam", "adamw": "AdamW"}
@@ -31,18 +36,23 @@ _SCHEDULES = {
 
 
 class PaperStudy:
-    """A study in its folder; what has a result there is not done again, so that a killed one goes on.
+    """A study in its folder. Results in the folder are not computed again, so an interrupted study is resumed.
 
-    A subclass reads its files, calls this __init__ and gives costs, training, train, step_seconds, score, sample_table,
-    tables, draw and notes.
+    A subclass reads its files, calls this __init__, and implements the methods that raise NotImplementedError.
 
     Args:
-        config: the options.
-        names: of the methods that are scored, in the order of the tables.
-        networks: those methods that are trained.
-        basis: what results depend on beside the options, plain data.
-    Attributes: of the class: name, of the command; title, of the page. paper_steps: of each training with the budget
-        paper. Of the object: folder; steps of each training; seconds a step by method, where they were measured; runs.
+        config: options of the study.
+        names: methods that are scored, in the order of the tables.
+        networks: methods that are trained.
+        basis: JSON data on which results depend, in addition to the options.
+    Attributes:
+        name: name of the command (class attribute).
+        title: title of the page (class attribute).
+        paper_steps: number of steps of each training with the budget "paper".
+        folder: stored results.
+        steps: number of steps of each training.
+        seconds: seconds of a step by method, if measured.
+        runs: trainings and scores.
     """
 
     name: ClassVar[str]
@@ -56,55 +66,61 @@ class PaperStudy:
         trained = [name for name in names if name in networks]
 
         def make() -> dict[str, Any]:
-            return make_plan(config, trained, self.paper_steps, self.costs)
+            return make_plan(config, trained, self.paper_steps, self.measure_costs)
 
-        plan = make() if config.plan else self.folder.once("plan", make)
+        plan = make() if config.plan else self.folder.load_or_compute("plan", make)
         self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
         self.runs = Runs(self.name, self.folder, trained, config.seeds, self.train, self.score, config.progress)
 
-    # ---- what a study gives
+    # ---- implemented by each study
 
-    def costs(self, networks: list[str]) -> Costs:
-        """How long trainings and the rest take on this machine."""
+    def measure_costs(self, networks: list[str]) -> Costs:
+        """Measure the time of trainings and of the rest on this machine."""
         raise NotImplementedError
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
-        """The configuration of a training of a method into a folder."""
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> RunConfig:
+        """Make the configuration of a training.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+        """
         raise NotImplementedError
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> object:
-        """Train a method into a folder, or go on there."""
+        """Train a method in a folder, or resume its training there."""
         raise NotImplementedError
 
-    def step_seconds(self, name: str) -> float:
-        """Seconds of a step of a training, estimated by one."""
+    def measure_step_seconds(self, name: str) -> float:
+        """Estimate the seconds of a training step from one step."""
         raise NotImplementedError
 
-    def sample_table(self) -> ResultTable:
-        """The files, and what of them is trained and tested on."""
+    def make_sample_table(self) -> ResultTable:
+        """Tabulate the files and their training and test parts."""
         raise NotImplementedError
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        """The scores of a method, plain data."""
+        """Score a method; the result is JSON data."""
         raise NotImplementedError
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
-        """The tables by the names of their files, the most important first; results: method -> scores by seed."""
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+        """Make the tables, file name -> table, the most important first; results: method -> scores by seed."""
         raise NotImplementedError
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        """Write figures of fields of the first seed as PNG into the folder; the same for a page."""
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        """Write maps of the first seed as PNG files into the folder, and return them for the page."""
         raise NotImplementedError
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        """The line figures by the names of their files."""
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        """Make the line charts, file name -> chart."""
         raise NotImplementedError
 
-    def notes(self) -> list[str]:
-        """What stands below the tables."""
+    def write_notes(self) -> list[str]:
+        """Return the notes below the tables."""
         raise NotImplementedError
 
-    # ---- what all share
+    # ---- common to all studies
 
     @property
     def run_options(self) -> dict[str, Any]:
@@ -113,77 +129,78 @@ class PaperStudy:
 
     @property
     def curves(self) -> dict[str, pathlib.Path]:
-        """The validation errors of the first seed: method -> CSV."""
+        """Validation logs of the first seed, method -> CSV file."""
         seed = self.config.seeds[0]
-        return {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+        return {name: self.runs.get_run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
 
-    def of_first_seed(self, name: str) -> pathlib.Path | None:
-        """The weights of a method that are drawn."""
-        return self.runs.weights(name, self.config.seeds[0])
+    def get_first_weights(self, name: str) -> pathlib.Path | None:
+        """Return the weights of a method for the first seed."""
+        return self.runs.get_weights(name, self.config.seeds[0])
 
-    def _announced(self, measured: bool) -> dict[str, Announced]:
-        """The trainings of the first seed. measured: with seconds of a step."""
+    def _plan_trainings(self, measured: bool) -> dict[str, PlannedTraining]:
+        """Describe the trainings of the first seed; measured: with the seconds of a step."""
         found, seed = {}, self.config.seeds[0]
         for name in self.runs.networks:
             seconds = self.seconds.get(name)
             if measured and seconds is None:
-                self.runs.say(f"a step of {name} is measured")
-                seconds = self.step_seconds(name)
-            found[name] = announced(self.training(name, seed, self.runs.run_folder(name, seed)), seconds)
+                self.runs.log(f"a step of {name} is measured")
+                seconds = self.measure_step_seconds(name)
+            found[name] = plan_training(self.make_training(name, seed, self.runs.get_run_folder(name, seed)), seconds)
         return found
 
-    def optimiser_text(self) -> str:
-        """The optimiser and the learning rate of the trainings of networks of one loss, for the notes."""
+    def describe_optimiser(self) -> str:
+        """Describe optimizer and schedule for the notes, for networks with a single loss."""
         if self.config.budget != PAPER:
             return "AdamW with warm-up and cosine decay"
         name = self.runs.networks[0] if self.runs.networks else None
         if name is None:
             return "the paper's optimiser"
-        c = self.training(name, 0, self.folder.path)
+        c = self.make_training(name, 0, self.folder.path)
         return f"{_OPTIMISERS[c.optimizer]}, {_SCHEDULES[c.schedule]}"
 
     def print_plan(self) -> None:
-        """What --plan prints: files, trainings, hours on this machine, configurations."""
+        """Print the plan: files, trainings, estimated hours on this machine, and configurations."""
         budget = self.config.budget
-        left_out = [note for note in self.notes() if "left out" in note]
+        left_out = [note for note in self.write_notes() if "left out" in note]
         command = f"fastds study {self.name} --budget={budget}"
-        print(plan_text(command, self.sample_table(), self._announced(True), self.config.seeds, left_out))
+        print(format_plan(command, self.make_sample_table(), self._plan_trainings(True), self.config.seeds, left_out))
 
     def run(self) -> pathlib.Path:
-        """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
+        """Train and score what has no result yet; write tables, notes, figures and the page; return the path of the
+        first table.
 
-        Deterministic for given options and number of threads, killed or not; with a budget in time from the moment on
-        that plan.json is there, which holds the number of steps.
+        The result is deterministic for given options and number of threads, also after an interruption. With a time
+        budget, this holds once plan.json, which stores the number of steps, has been written.
         """
-        for name, told in self._announced(False).items():
-            self.runs.say(sentence_of(name, told))
-        results = {name: self.runs.scores(name) for name in self.names}
+        for name, training in self._plan_trainings(False).items():
+            self.runs.log(describe_training(name, training))
+        results = {name: self.runs.get_scores(name) for name in self.names}
         folder, budget = self.folder.path, self.config.budget
         shown = {
-            name: dataclasses.replace(table, title=small_title(table.title, budget, self.steps))
-            for name, table in self.tables(results).items()
+            name: dataclasses.replace(table, title=format_title(table.title, budget, self.steps))
+            for name, table in self.make_tables(results).items()
         }
-        notes = self.notes()
+        notes = self.write_notes()
         if self.seconds:
             notes.append("Seconds a step: " + ", ".join(f"{n} {s:.3g}" for n, s in self.seconds.items()) + ".")
         for name, table in shown.items():
             table.write(folder, name)
         (folder / "notes.txt").write_text("\n".join(notes) + "\n", encoding="utf-8")
-        self.runs.say("figures")
-        maps, charts = self.draw(results), self.charts(results)
+        self.runs.log("figures")
+        maps, charts = self.draw_fields(results), self.make_charts(results)
         for name, chart in charts.items():
             save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
-            told = describe_run(None, dict(flatten_options(dataclasses.asdict(self.config))), {})
-            told.pop("Model")
-            tables = [table.rich() for table in shown.values()]
-            Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)
-        print("\n".join([table.markdown() for table in shown.values()] + notes))
+            run = describe_run(None, dict(flatten_options(dataclasses.asdict(self.config))), {})
+            run.pop("Model")
+            tables = [table.to_rich() for table in shown.values()]
+            Page(self.title, run, tables, notes, maps, list(charts.values())).write(self.config.report)
+        print("\n".join([table.to_markdown() for table in shown.values()] + notes))
         return folder / f"{next(iter(shown))}.md"
 
 
 def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path | None:
-    """What the command of a study does; returns the path of its first table, None of a plan."""
+    """Run the command of a study; return the path of its first table, or None for a plan."""
     if config.report is not None:
         check_report(config.report, made=config.output)
     quieten_lightning()

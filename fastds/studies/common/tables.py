@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a study: as CSV for programs, as Markdown and on a page for people."""
+"""Result tables of studies, written as CSV and Markdown and shown on HTML pages."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+def format_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"
 
 
-def beside_paper(ours: Estimate, paper: float | None, digits: int) -> tuple[str, Estimate, str]:
-    """Cells of a difference: what the paper has (None: nothing), ours, and whether they agree."""
+def compare_with_paper(ours: Estimate, paper: float | None, digits: int) -> tuple[str, Estimate, str]:
+    """Make three table cells for a difference: the paper's value (None: not published), ours, and the comparison of
+    their signs."""
     if paper is None:
         return "-", ours, "not in the paper"
-    return f"{paper:+.{digits}f}", ours, ours.verdict(paper)
+    return f"{paper:+.{digits}f}", ours, ours.compare_sign(paper)
 
 
 @dataclasses.dataclass
 class ResultTable:
     """A table of a study.
 
-    Attributes: title; heads, of the columns; rows of texts and Estimates; digits, of estimates where they are read;
-    sign: "+" where they are differences.
+    Attributes:
+        title: title.
+        heads: column heads.
+        rows: cells, texts or Estimates.
+        digits: decimals of Estimates in texts.
+        sign: "+" for tables of differences.
     """
 
     title: str
@@ -43,32 +48,32 @@ class ResultTable:
     digits: int = 3
     sign: str = ""
 
-    def texts(self) -> list[list[str]]:
-        """The rows as they are read, an estimate with its interval."""
-        return [[c if isinstance(c, str) else c.text(self.digits, self.sign) for c in row] for row in self.rows]
+    def format_rows(self) -> list[list[str]]:
+        """Format all cells as text, Estimates with their intervals."""
+        return [[c if isinstance(c, str) else c.format(self.digits, self.sign) for c in row] for row in self.rows]
 
-    def markdown(self) -> str:
-        """Title and table."""
-        return f"{self.title}\n\n{markdown(self.heads, self.texts())}"
+    def to_markdown(self) -> str:
+        """Format title and table as Markdown."""
+        return f"{self.title}\n\n{format_markdown(self.heads, self.format_rows())}"
 
     def write(self, folder: pathlib.Path, name: str) -> None:
-        """Write folder/name.md and folder/name.csv, in which an estimate is three columns of six digits."""
+        """Write folder/name.md, and folder/name.csv with Estimates in three columns of six significant digits."""
         with atomic_write(folder / f"{name}.md") as temporary:
-            temporary.write_text(self.markdown(), encoding="utf-8")
+            temporary.write_text(self.to_markdown(), encoding="utf-8")
         numbers = {k for row in self.rows for k, cell in enumerate(row) if isinstance(cell, Estimate)}
         heads = [[h, f"{h} low", f"{h} high"] if k in numbers else [h] for k, h in enumerate(self.heads)]
-        lines = [sum((_cells(c, k in numbers) for k, c in enumerate(row)), []) for row in self.rows]
+        lines = [sum((_format_csv_cells(c, k in numbers) for k, c in enumerate(row)), []) for row in self.rows]
         write_csv(folder / f"{name}.csv", sum(heads, []), lines)
 
-    def rich(self) -> Table:
-        """For a terminal or a page."""
+    def to_rich(self) -> Table:
+        """Convert to a rich table for a terminal or a page."""
         table = make_score_table(self.title, self.heads)
-        for row in self.texts():
+        for row in self.format_rows():
             table.add_row(*row)
         return table
 
 
-def _cells(cell: str | Estimate, wide: bool) -> list[str]:
+def _format_csv_cells(cell: str | Estimate, wide: bool) -> list[str]:
     if isinstance(cell, Estimate):
         return [f"{number:.6g}" for number in cell]
     return [cell, "", ""] if wide else [cell]

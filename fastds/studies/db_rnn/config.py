@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds study db-rnn`."""
+"""Options of `fastds study db-rnn`."""
 
 import dataclasses
 
 from fastds.studies.common.config import PaperConfig, RadarFiles
-from fastds.studies.db_rnn.methods import CELLS, METHODS
-from fastds.studies.db_rnn.published import PUBLISHED
+from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED
 from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass
 class DataConfig(RadarFiles):
-    """The radar files.
+    """Radar files of the study.
 
     Args:
-        scale: coarsening of their grid, for trainings and test.
-        interval: fields of a file from one field of a sample to the next; 2 for HKO-7 and 5 for DWD-12 in the paper.
+        scale: coarsening factor of the grid, for trainings and test.
+        interval: frames of a file from one frame of a sample to the next; in the paper 2 for HKO-7 and 5 for DWD-12.
         z_r: a and b of Z = a R^b, for the rain rates of the scores.
     """
 
@@ -27,14 +26,16 @@ class DataConfig(RadarFiles):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """Every method of the paper's tables, trained for the same samples in as many steps, and scored on the same times.
+    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored at the
+    same times.
 
     Args:
         data: the files.
-        ablation: cells of the DB networks with other losses and discriminators; PrecipLSTM in the paper.
-        published: the paper's data whose scores are printed beside: hko-7 or dwd-12.
-        long_leads: forecasts of so many times five fields are scored, too; 7 in the paper (figure 8), 0: none.
-        restart: a long forecast starts anew from its last five fields after every five; else its states are kept.
+        ablation: cell of the DB networks with other losses and discriminators; PrecipLSTM in the paper.
+        published: data set of the paper whose scores are printed for comparison: hko-7 or dwd-12.
+        long_leads: length of additional long forecasts in units of five frames; 7 in the paper (figure 8), 0: none.
+        restart: long forecasts restart from their last five frames after every five frames; otherwise the states of the
+            network are kept.
     """
 
     data: DataConfig
@@ -63,6 +64,6 @@ class StudyConfig(PaperConfig):
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study db-rnn`, into a StudyConfig."""
+    """Parse the command line of `fastds study db-rnn` into a StudyConfig."""
     about = "The tables and figures of the DB-RNN paper on files of your own."
     return read_command_line(StudyConfig, arguments, "fastds study db-rnn", about, {})

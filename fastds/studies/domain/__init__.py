@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score of inputs against a network's card beside its error, and the ranges in the cards."""
+"""Out-of-distribution score of inputs compared with a network's error, and the input ranges in model cards."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases that no training saw: errors of a network over those of the simple method, and the score of the inputs."""
+"""Held-out cases: error of a network relative to a baseline, and out-of-distribution score of the inputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fastds.inference.files import compute_mean_spacing
 from fastds.inference.ood.score import OODReport, assess_inputs
 from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.models.baselines import advection, interpolate, trilinear
-from fastds.studies.common.radar import window_of
-from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
+from fastds.studies.common.radar import find_echo_window
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, compute_errors, wrap_baseline, wrap_network
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
 from fastds.tasks.humidity import pipeline as humidity
 from fastds.tasks.humidity.evaluation import run_network
@@ -31,16 +31,16 @@ from fastds.tasks.nowcast.starts import read_coarse_frames
 from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
-# Radars that nowcast-small was not trained on.
+# Radars for nowcasting networks; those of the training of nowcast-small are excluded.
 _TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc")
 FORECAST = [f for f in RADARS if f not in _TRAINED]
 FORECAST += ["radar_dwd_yw_crop_20180516_5min.nc", "radar_dwd_dx_sw_20080602_5min.nc"]
-# Multiples of a file's cadence and of its grid spacing.
+# (multiple of a file's cadence, multiple of its grid spacing).
 COARSER = ((1, 1), (2, 1), (3, 1), (6, 1), (1, 2), (1, 4), (2, 2), (3, 4))
 _SIDE, _SAMPLES, _LEADS = 96, 3, 6
 _ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
-# File, variable of relative humidity, levels (None: the only one), rows and columns that no training saw.
+# (file, variable of relative humidity, levels, held-out rows and columns); level None: the only one.
 HUMIDITY = (
     (_ERA5, "r", (None,), np.s_[:176, 280:360]),
     ("meteonet_arpege_2m_NW_01deg_20180501_1h.nc", "r2m", (None,), np.s_[:56, 48:80]),
@@ -51,7 +51,14 @@ HUMIDITY = (
 
 
 class Case(NamedTuple):
-    """label; block, of cases that are not independent; domain of the inputs; ratio, error over the simple method's."""
+    """A held-out case.
+
+    Attributes:
+        label: description.
+        block: label of dependent cases, for the bootstrap.
+        domain: out-of-distribution report of the inputs.
+        ratio: squared error of the network over the baseline's.
+    """
 
     label: str
     block: str
@@ -59,47 +66,51 @@ class Case(NamedTuple):
     ratio: float
 
 
-def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of FC-ZSM: squared error above 15 dBZ over advection's, of a network without flow over trilinear's."""
+def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Yield cases of FC-ZSM: squared error above 15 dBZ relative to advection, or to trilinear interpolation for a
+    network without flow."""
     simple = advection if network.config.get("residual") == "advection" else trilinear
     for file, (start, stop, _) in RADARS.items():
         store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
-        spacing, cadence = _grid(folder / file)
+        spacing, cadence = _read_grid(folder / file)
         for interval, scale in COARSER:
             for mode in COARSENING_MODES if (interval, scale) == (1, 1) else ("dbz", "plain_dbz"):
                 if min(store.shape[1:]) < 32 * scale or not len(store.triples(interval)):
                     continue
                 triples = fd.EvaluationTriples(store, interval=interval, scale=scale, mode=mode)
-                found = [_radar_errors(network, simple, triples, k) for k in _places(len(triples))]
+                found = [_compute_radar_errors(network, simple, triples, k) for k in _sample_evenly(len(triples))]
                 found = [one for one in found if one is not None]
                 if found:
-                    inputs, own, theirs = zip(*found, strict=True)
+                    inputs, model, baseline = zip(*found, strict=True)
                     size = None if spacing is None else 2 * scale * spacing
                     domain = radar.assess_statistics(network.card, size, 2 * interval * cadence, list(inputs))
-                    yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(own) / sum(theirs))
+                    yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(model) / sum(baseline))
 
 
-def _radar_errors(network: nn.Module, simple: Callable, triples, place: int):
-    """Statistics of the input, squared error of the network and of the simple method, in the window with most echo;
-    None where there is hardly any."""
+def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
+    """Compute the statistics of the input and the squared errors of network and baseline, in the window with the
+    largest echo area; None if there is hardly any echo."""
     one = triples[place]
-    window = window_of((one["x"] > 0).float().sum((0, 1)), _SIDE)
+    window = find_echo_window((one["x"] > 0).float().sum((0, 1)), _SIDE)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in window)
     x, y = one["x"][..., *window], one["y"][..., *fine]
     valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
     if (x > 0).float().mean() < 0.01:
         return None
     block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "beside": (None, None)}], [0])
-    own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), plainly(simple)))
-    return compute_motion_statistics(x[:, 0]), own, theirs
+    model, baseline = (
+        compute_errors(block, method)["mse_total"] for method in (wrap_network(network, 15.0), wrap_baseline(simple))
+    )
+    return compute_motion_statistics(x[:, 0]), model, baseline
 
 
-def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of nowcasters: squared error in dBZ over extrapolation's, mean of the first six leads."""
+def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Yield cases of nowcasting networks: squared error in dBZ relative to extrapolation, as a mean over at most six
+    lead times."""
     methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
     known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
     for file in FORECAST:
-        spacing, cadence = _grid(folder / file)
+        spacing, cadence = _read_grid(folder / file)
         with fd.open_dataset(folder / file) as dataset:
             source = fd.to_reflectivity(dataset)
             for interval, scale in COARSER:
@@ -107,11 +118,11 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 if steps < 2:
                     continue
                 sums, inputs = np.zeros(2), []
-                for first in _places(source.shape[0] - (known + steps - 1) * interval):
+                for first in _sample_evenly(source.shape[0] - (known + steps - 1) * interval):
                     frames = [first + k * interval for k in range(known + steps)]
                     z = read_coarse_frames(source, frames, scale, low)
                     echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
-                    z = z[:, *window_of(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
+                    z = z[:, *find_echo_window(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
                     seen = compute_motion_statistics(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
                     valid = np.isfinite(z).all(0)
                     if min(z.shape[1:]) < 16 or not seen or not valid.any():
@@ -125,8 +136,8 @@ def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                     yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
 
 
-def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of humidity generators: squared error without noise over bicubic interpolation's."""
+def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Yield cases of humidity generators: squared error without noise relative to bicubic interpolation."""
     card, scale = network.card, network.config["scale"]
     for file, name, levels, where in HUMIDITY:
         for level in levels:
@@ -141,20 +152,23 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
                 coarse = coarsen_fields(fine, scale, card.coarsening)
                 x = (coarse - card.offset) / card.range
-                own = card.denormalise(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
-                ratio = _mse(own, fine) / _mse(interpolate(coarse, scale, "bicubic", "center"), fine)
+                ours = card.denormalise(run_network(network, x[None, :, None], noise="zero")[0, :, 0])
+                ratio = _compute_mse(ours, fine) / _compute_mse(interpolate(coarse, scale, "bicubic", "center"), fine)
                 domain = humidity.assess_statistics(card, pressure, [compute_texture(one) for one in coarse])
                 at = "" if pressure is None else f" at {pressure:g} hPa"
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
 
 
-def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables; of
-    one of any variable of each of these."""
+def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Yield cases of arbitrary-scale networks: squared error relative to bicubic interpolation.
+
+    For a network of r, t, u and z, the ratio is a geometric mean over the variables; a network of any variable is
+    evaluated on each of them.
+    """
     names = [variable["name"] for variable in network.card.input_variables]
-    for label, whole in _four_variables(folder):
-        apart = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
-        for (variable, fields), coarser in itertools.product(apart.items(), (1, 2)):
+    for label, whole in _read_four_variables(folder):
+        by_variable = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
+        for (variable, fields), coarser in itertools.product(by_variable.items(), (1, 2)):
             fine = torch.nn.functional.avg_pool2d(fields, coarser)
             for scale in (1.5, 2.0, 3.0, 4.0):
                 if min(fine.shape[2:]) < 12 * scale:
@@ -163,15 +177,15 @@ def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 size, edge = tuple(truth.shape[2:]), compute_margin(scale) - 2
                 inner = (..., slice(edge, -edge), slice(edge, -edge))
                 made = (network(x, size=size), resize_bicubic(x, size))
-                own, plain = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
-                ratio = float((own / plain).log().mean().exp())
+                ours, bicubic = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
+                ratio = float((ours / bicubic).log().mean().exp())
                 what = f"{variable} of {label}" if variable else label
                 domain = assess_inputs(network.card, inputs=[compute_field_statistics(x[0], names)])
                 yield Case(f"{what}, cells of {coarser}, x{scale:g}", label, domain, ratio)
 
 
-def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
-    """Labels and fields (1, 4, H, W): parts of ERA5 that no training saw, and NAM at 19 levels."""
+def _read_four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield labels and fields (1, 4, H, W): held-out parts of ERA5, and NAM at 19 levels."""
     with fd.open_dataset(folder / _ERA5) as dataset:
         era5 = np.stack([dataset[name].squeeze().values for name in "rtuz"], 1).astype(np.float32)
     for time, first in ((1, 10), (3, 63), (5, 116)):
@@ -187,20 +201,25 @@ def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
             yield f"NAM at {level} hPa", torch.from_numpy(part.astype(np.float32))
 
 
-CASES = {"radar": radar_cases, "nowcast": nowcast_cases, "humidity": humidity_cases, "fields": field_cases}
+CASES = {
+    "radar": iter_radar_cases,
+    "nowcast": iter_nowcast_cases,
+    "humidity": iter_humidity_cases,
+    "fields": iter_field_cases,
+}
 
 
-def _grid(path: pathlib.Path) -> tuple[float | None, float]:
-    """Spacing in metres and cadence in seconds of a radar file."""
+def _read_grid(path: pathlib.Path) -> tuple[float | None, float]:
+    """Return grid spacing in metres (None: unknown) and cadence in seconds of a radar file."""
     with fd.open_dataset(path) as dataset:
         source = fd.to_reflectivity(dataset)
         return compute_mean_spacing(source), source.cadence
 
 
-def _places(count: int) -> list[int]:
-    """At most _SAMPLES of so many, evenly taken."""
+def _sample_evenly(count: int) -> list[int]:
+    """Return at most _SAMPLES evenly spaced indices below count."""
     return sorted({round(k) for k in np.linspace(0, count - 1, _SAMPLES)}) if count > 0 else []
 
 
-def _mse(ours: Tensor, truth: Tensor) -> float:
+def _compute_mse(ours: Tensor, truth: Tensor) -> float:
     return float((ours - truth).square().mean())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranges in the card of weights, made of the samples that they were trained on:
-`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE`."""
+"""Input ranges of a model card, computed from the training samples.
+
+`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE` writes them.
+"""
 
 import dataclasses
 import importlib
@@ -17,15 +19,16 @@ from fastds.training.modules import BaseDataModule
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Writes weights again with the ranges of statistics of their training samples in the card, and with the fields of
-    the card that their training configuration has and they lack; the numbers of the weights stay.
+    """Write weights again with the ranges of input statistics of the training samples in the model card.
+
+    Missing fields of the card are filled from the training configuration. The weights are unchanged.
 
     Args:
-        data: the folder, or the file, of the training.
-        model: a shipped name or a safetensors file.
-        training: name or file of the configuration it was trained by; none: that of its name.
-        output: the weights file to write.
-        samples: of the training that are looked at.
+        data: folder or file of the training.
+        model: name of a shipped model or path of a safetensors file.
+        training: name or file of the training configuration; default: the configuration with the model's name.
+        output: weights file to write.
+        samples: number of training samples to read.
     """
 
     data: Files
@@ -36,32 +39,38 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study input-ranges`, into a StudyConfig."""
+    """Parse the command line of `fastds study input-ranges` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study input-ranges", "Ranges of training inputs.", {})
 
 
 def study(config: StudyConfig) -> str:
-    """What `fastds study input-ranges` does: prints the ranges, returns config.output."""
+    """Run `fastds study input-ranges`: print the ranges and return config.output."""
     if config.samples < 2:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
     model = models.load(config.model)
-    card, training = model.card, training_of(model, config.training or model.card.name, config.data.path)
+    card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
     set_card_fields(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
-    card.input_ranges = training_data(model, training).compute_input_ranges(config.samples)
+    card.input_ranges = make_training_data(model, training).compute_input_ranges(config.samples)
     for what, (low, high) in card.input_ranges.items():
         print(f"{what:20} {low:10.5g} to {high:.5g}")
     models.save(model, config.output)
     return config.output
 
 
-def training_of(model: nn.Module, name: str, path: str) -> RunConfig:
-    """A configuration of the training of a model's task, given by its name or file."""
+def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
+    """Load a training configuration of a model's task.
+
+    Args:
+        model: network with a model card.
+        name: name or file of the configuration.
+        path: path of the data.
+    """
     options = importlib.import_module(f"fastds.tasks.{model.card.task}.config")
     return options.parse_arguments(["--config", name, "--data.path", path])
 
 
-def training_data(model: nn.Module, config: RunConfig) -> BaseDataModule:
-    """The samples of a training."""
+def make_training_data(model: nn.Module, config: RunConfig) -> BaseDataModule:
+    """Read the samples of a training."""
     task = model.card.task
     data = importlib.import_module(f"fastds.tasks.{task}.samples")
     if task == "radar":

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables and figures of FC-ZSM (Chen, Qin and Dai 2022): `fastds study fczsm --data.path FOLDER`."""
+"""Tables and figures of FC-ZSM (Chen, Qin and Dai 2022): `fastds study fczsm --data.path FOLDER`."""

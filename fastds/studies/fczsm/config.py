@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds study fczsm`."""
+"""Options of `fastds study fczsm`."""
 
 import dataclasses
 
 from fastds.data.radar.preparation import ECHO_FRACTION
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig, RadarFiles
+from fastds.studies.common.config import PAPER, PaperConfig, RadarFiles
 from fastds.studies.fczsm.methods import METHODS
 from fastds.training.command import read_command_line
 
@@ -16,19 +15,19 @@ def _dynamics() -> dict[str, list[float]]:
 
 @dataclasses.dataclass
 class DataConfig(RadarFiles):
-    """The radar files.
+    """Radar files of the study.
 
     Args:
-        statics: FILE:VARIABLE for each static map of ZSM-S and ZSM-DS, such as height and land-sea mask; none: these
-            methods are left out.
-        dynamics: variables of the files that ZSM-D and ZSM-DS read beside the reflectivity, and the ends of their
-            range; where a file has not all of them, these methods are left out.
-        split: "time": every file trains, validates and is tested on one after the other in time; "random": fixed
-            samples drawn from all times of all files, as in the paper; None: random with the budget paper, else time.
+        statics: FILE:VARIABLE for each static field of ZSM-S and ZSM-DS, such as height and land-sea mask; without them
+            these methods are left out.
+        dynamics: variables of the files that ZSM-D and ZSM-DS read in addition to the reflectivity, with the ends of
+            their range; if a file lacks one of them, these methods are left out.
+        split: "time": every file is divided along time into training, validation and test; "random": fixed samples are
+            drawn from all times of all files, as in the paper; None: random with the budget paper, otherwise time.
         fixed_samples: numbers of training, validation and test samples of split "random".
-        split_seed: of the draw of these.
-        minimum_echo: share of echo that a test sample has at least; None: that of the trainings with split "random",
-            else 0.
+        split_seed: random seed of split "random".
+        minimum_echo: minimum fraction of echo in a test sample; None: that of the trainings with split "random",
+            otherwise 0.
     """
 
     statics: list[str] = dataclasses.field(default_factory=list)
@@ -41,7 +40,8 @@ class DataConfig(RadarFiles):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """Every method of the paper's tables, trained for the same samples in as many steps, and scored on the same times.
+    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored at the
+    same times.
 
     Args:
         data: the files.
@@ -75,6 +75,6 @@ class StudyConfig(PaperConfig):
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study fczsm`, into a StudyConfig."""
+    """Parse the command line of `fastds study fczsm` into a StudyConfig."""
     about = "The tables and figures of the FC-ZSM paper on files of your own."
     return read_command_line(StudyConfig, arguments, "fastds study fczsm", about, {})

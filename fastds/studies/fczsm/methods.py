@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+"""Methods of the FC-ZSM paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastds.studies.common.budget import PAPER
+from fastds.studies.common.config import PAPER
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: preset, of the network, None: nothing to train; published: MSE total, t2, t1 + t3 (of an unknown unit),
-    SSIM, None where the paper has no such row; dynamic, static: whether it reads such channels.
+    Attributes:
+        preset: preset of the network; None for methods without training.
+        published: MSE total, t2, t1 + t3 (their unit is not given), SSIM; None if the paper has no such row.
+        dynamic: the network reads dynamic channels.
+        static: the network reads static channels.
     """
 
     preset: str | None
@@ -36,22 +39,22 @@ METHODS = {
     "ZSM-S": Method("fczsm-s", (0.676, 1.333, 0.347, 0.960), static=True),
     "ZSM-DS": Method("fczsm-ds", (0.675, 1.318, 0.354, 0.960), dynamic=True, static=True),
 }
-# Table 3: MSE of the baseline and of the method. DCN is that of Serifi et al. 2021 on their data, in g/m^2.
+# Table 3: MSE of the baseline and of the method. DCN is the network of Serifi et al. (2021), on their data in g/m^2.
 REDUCTIONS = {
     "DCN": (1.740, 0.649),
     **{name: (2.452, METHODS[name].published[0]) for name in ("UNet", "UNet3D", "ZSM", "ZSM-D", "ZSM-S", "ZSM-DS")},
 }
-# What the paper finds better, and than what.
-ORDER = (
+# Pairs (better, worse) in the ranking of the paper.
+PAPER_RANKING = (
     ("UNet", "trilinear"), ("UNet3D", "UNet"), ("ZSM", "UNet3D"), ("ZSM-D", "ZSM"), ("ZSM-S", "ZSM"),
     ("ZSM-DS", "ZSM"), ("ZSM-S", "ZSM-D"), ("ZSM-DS", "ZSM-S"), ("ZSM", "advection"),
 )  # fmt: skip
-# Figures by the paper's numbers of curves, and of maps with their differences.
+# Number of the figure with curves -> (methods, number of the figure with maps).
 FIGURES = {
     "07": (("UNet", "UNet3D", "ZSM"), "08-09"),
     "10": (("ZSM", "ZSM-D", "ZSM-S", "ZSM-DS"), "11-12"),
 }
-# In the small: a thirtieth to an eightieth of the paper's parameters.
+# Small networks, with a thirtieth to an eightieth of the paper's parameters.
 _SMALL = {
     "fczsm": {
         "num_features": 16, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 3,
@@ -60,11 +63,18 @@ _SMALL = {
     "unet": {"width": 12},
     "unet3d": {"width": 8},
 }  # fmt: skip
-_VALIDATIONS = 8  # of a training in the small
+_VALIDATIONS = 8  # validations of the training of a small network
 
 
-def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
-    """Arguments of the network beyond its preset's. dynamics, statics: how many maps of each kind there are."""
+def make_network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
+    """Return the network options that differ from the preset.
+
+    Args:
+        name: the method.
+        budget: with "paper" the network has its full size, otherwise it is small.
+        dynamics: number of dynamic channels.
+        statics: number of static channels.
+    """
     method = METHODS[name]
     options = {} if budget == PAPER else dict(_SMALL[method.preset.split("-")[0]])
     if method.dynamic:
@@ -74,18 +84,26 @@ def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict
     return options
 
 
-def paper_config(name: str, path: str) -> TrainingConfig:
-    """The shipped configuration of a method, which has the paper's training."""
+def load_paper_config(name: str, path: str) -> TrainingConfig:
+    """Load the shipped training configuration of a method, which follows the paper."""
     return parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
 
 
-def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training.
+def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+    """Make the training configuration of a method.
 
-    With the budget paper it is that of paper_config, but for data and steps."""
+    With the budget "paper" it is the one of load_paper_config, except for data and steps.
+
+    Args:
+        name: the method.
+        budget: budget of the study.
+        steps: number of steps.
+        data: samples.
+        run: further options of the training.
+    """
     method = METHODS[name]
     if budget == PAPER:
-        paper = paper_config(name, data.path)
+        paper = load_paper_config(name, data.path)
         given = ("blocks", "var", "split", "fixed_samples", "split_seed", "minimum_echo")
         data = dataclasses.replace(
             paper.data,
@@ -93,7 +111,7 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
             dynamics=data.dynamics if method.dynamic else {},
             **{key: getattr(data, key) for key in given},
         )
-        options = paper.model.options | network_options(name, budget, len(data.dynamics), len(data.statics))
+        options = paper.model.options | make_network_options(name, budget, len(data.dynamics), len(data.statics))
         model = dataclasses.replace(paper.model, options=options)
         return dataclasses.replace(paper, data=data, model=model, max_steps=steps, **run)
     batch = 4
@@ -109,13 +127,13 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         validation_samples=32,
         workers=0,
     )
-    options = network_options(name, budget, len(data.dynamics), len(data.statics))
+    options = make_network_options(name, budget, len(data.dynamics), len(data.statics))
     return TrainingConfig(
         data, ModelConfig(method.preset, options), loss="mse", max_steps=steps, learning_rate=2e-3, ema_decay=0.0,
         warmup_steps=min(50, steps // 10 + 1), **run,
     )  # fmt: skip
 
 
-def width_of(model: nn.Module) -> int:
-    """Feature maps of the first level of a network."""
+def get_width(model: nn.Module) -> int:
+    """Return the number of features of a network's first level."""
     return model.config.get("num_features") or model.config["width"]

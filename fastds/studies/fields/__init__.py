@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arbitrary-scale networks beside their baselines: `fastds study fields-500hPa --data.path=FILE`."""
+"""Arbitrary-scale networks compared with baselines: `fastds study fields-500hPa --data.path=FILE`."""

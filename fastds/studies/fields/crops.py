@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastds.tasks.fields.evaluation import make_coarse_and_fine
 
-BANDS = 4  # of latitude; with the times they are what the bootstrap draws from
+BANDS = 4  # latitude bands; bands and times are drawn by the bootstrap
 _AT_ONCE = 8  # crops predicted in one batch
 
 
 class Crop(NamedTuple):
-    """A window of fine pixels: its time, latitude band, first row and first column."""
+    """A window of fine pixels: time, latitude band, first row and first column."""
 
     time: int
     band: int
@@ -23,9 +23,15 @@ class Crop(NamedTuple):
 
 
 def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: int) -> list[Crop]:
-    """per_cell random crops of size x size for every time and band of fields (T, C, H, W); size None: all fields whole.
+    """Draw `per_cell` random crops for every time and latitude band.
 
-    Raises: ValueError: fields smaller than the crops.
+    Args:
+        shape: shape of the fields (T, C, H, W).
+        size: side of the crops; None: each field whole.
+        per_cell: crops of each time and band.
+        seed: random seed.
+    Raises:
+        ValueError: if the fields are smaller than the crops.
     """
     times, _, rows, columns = shape
     if size is None:
@@ -43,7 +49,7 @@ def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: in
     ]
 
 
-def crop_errors(
+def compute_crop_errors(
     predict: Callable,
     fields: Tensor,
     crops: list[Crop],
@@ -51,10 +57,17 @@ def crop_errors(
     scale: tuple[float, float],
     degrade: Callable | None = None,
 ) -> list[list[float]]:
-    """Mean squared error (crop, channel) of predict(x, size) on crops of (T, C, H, W), in the units of the fields.
+    """Compute the mean squared error of a method on crops; ceil(s) + 6 fine pixels at every border are excluded.
 
-    degrade(fine, coarse size, number of the first crop) makes x, None: the area mean; ceil(s) + 6 fine pixels at
-    every border are left out.
+    Args:
+        predict: predict(x, size) returns fine fields.
+        fields: (T, C, H, W) fine fields.
+        crops: the crops.
+        size: side of the crops; None: each field whole.
+        scale: downscaling factors of rows and columns.
+        degrade: degrade(fine, coarse size, number of the first crop) makes the inputs; None: area means.
+    Returns:
+        (crops, C) in squared units of the fields.
     """
     result = []
     shave = [int(-(-s // 1)) + 6 for s in scale]
@@ -69,6 +82,6 @@ def crop_errors(
 
 
 def cut_crop(field: Tensor, crop: Crop, size: int | None) -> Tensor:
-    """The part (C, size, size) of a field (C, H, W); size None: all."""
+    """Cut a crop (C, size, size) out of a field (C, H, W); size None: the whole field."""
     stop = [None, None] if size is None else [crop.row + size, crop.column + size]
     return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds study inr`."""
+"""Options of `fastds study inr`."""
 
 import dataclasses
 
@@ -11,16 +11,16 @@ from fastds.training.command import read_command_line
 
 @dataclasses.dataclass
 class DataConfig(Files):
-    """The fields, whose columns in the west train, those after them validate and those in the east test.
+    """Fields, divided by columns from west to east into training, validation and test.
 
     Args:
         path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
-        variables: stacked as channels in this order.
-        level: value of the vertical coordinate, where there are several.
-        vectors: channels of (u, v), which flips turn round; -1 = absent, none: empty.
-        crop: side of the crops that are tested on, fine pixels.
+        variables: variables, in the order of the channels.
+        level: value of the vertical coordinate, if there are several.
+        vectors: channels of (u, v), whose sign changes when fields are flipped; -1: absent; empty: no vectors.
+        crop: side of the test crops in fine pixels.
         per_cell: test crops of each time and latitude band.
-        together: successive times that the bootstrap draws as one.
+        together: successive times that the bootstrap draws as one block.
     """
 
     variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])
@@ -33,7 +33,7 @@ class DataConfig(Files):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """Every method of the paper, trained for the same samples in as many steps, and scored on the same crops.
+    """All methods of the paper, trained on the same samples for the same number of steps and scored on the same crops.
 
     Args:
         data: the fields.
@@ -52,6 +52,6 @@ class StudyConfig(PaperConfig):
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study inr`, into a StudyConfig."""
+    """Parse the command line of `fastds study inr` into a StudyConfig."""
     about = "Arbitrary-scale downscaling with DPFA and what it is compared with, on fields of your own."
     return read_command_line(StudyConfig, arguments, "fastds study inr", about, {})

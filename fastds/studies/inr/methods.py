@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods that the paper compares, what its abstract says of them, and how each is trained here."""
+"""Methods of the INR paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 from fastds.models.inr.encoders import KINDS
 from fastds.models.registry import PRESETS
-from fastds.studies.common.budget import PAPER
-from fastds.studies.fields.run import INTERPOLATIONS, SCALES
+from fastds.studies.common.config import PAPER
+from fastds.studies.fields.study import INTERPOLATIONS, SCALES
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
 
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: preset of the network, "" of interpolations; dpfa: kind of the aggregation, None of other networks;
-    factor: the only one it knows, "" of all; degraded: share of its training samples from the degradation pipeline.
+    Attributes:
+        preset: preset of the network; "" for interpolations.
+        dpfa: kind of the aggregation; None for other networks.
+        factor: the only factor of a fixed-scale network; "" for arbitrary scales.
+        degraded: fraction of the training samples from the degradation pipeline.
     """
 
     preset: str = ""
@@ -31,26 +34,26 @@ METHODS = {
     **{name: Method() for name in INTERPOLATIONS},
     **{f"EDSR-x{factor}": Method(f"edsr-x{factor}", factor=factor) for factor in ("2", "3", "4")},
     **{name: Method(name.lower()) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")},
-    # The abstract's own method has its degradation strategy; its share of the samples is not given.
+    # The paper's method uses the degradation strategy; its fraction of the samples is not published.
     "ours": Method("inr", "deform", degraded=_DEGRADED),
     **{f"ours-{kind}": Method("inr", kind, degraded=_DEGRADED) for kind in KINDS if kind != "deform"},
     "ours-clean": Method("inr", "deform"),
 }
 NETWORKS = [name for name, method in METHODS.items() if method.preset]
 FACTORS = tuple(SCALES)
-# Pairs, and by how many dB the abstract has the first above the second at x2, at least.
-ORDER = (
+# (method, other method, minimum difference of PSNR in dB at x2 according to the abstract).
+PAPER_RANKING = (
     ("ours", "EDSR-x2", 0.7), ("ours", "EDSR-x3", None), ("ours", "EDSR-x4", None),
     *(("ours", name, 0.48) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")),
     ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
     ("ours", "ours-clean", None), *(("ours-clean", name, None) for name in ("EDSR-x2", "LIIF", "LTE", "bicubic")),
 )  # fmt: skip
-_SMALL = "inr-small"  # ours in the small, whose encoder the others get
-_VALIDATIONS = 4  # of a training in the small
+_SMALL = "inr-small"  # small preset, whose encoder all small networks use
+_VALIDATIONS = 4  # validations of the training of a small network
 
 
-def network(name: str, budget: str) -> ModelConfig:
-    """The network of a method: a preset, and the options that differ from it."""
+def make_model_config(name: str, budget: str) -> ModelConfig:
+    """Make the model configuration of a method: a preset and the options that differ from it."""
     preset, dpfa, *_ = METHODS[name]
     options = {} if dpfa is None else {"dpfa": dpfa}
     if budget == PAPER:
@@ -59,10 +62,11 @@ def network(name: str, budget: str) -> ModelConfig:
     return ModelConfig(preset if dpfa is None else _SMALL, options)
 
 
-def paper_config(name: str, path: str) -> TrainingConfig:
-    """The shipped configuration of a method: what the abstract tells, and LIIF's training where it does not."""
+def load_paper_config(name: str, path: str) -> TrainingConfig:
+    """Load the shipped training configuration of a method; it follows the abstract, and LIIF's training where the
+    abstract gives no detail."""
     config = parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
-    options = config.model.options | network(name, PAPER).options
+    options = config.model.options | make_model_config(name, PAPER).options
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, options=options),
@@ -70,13 +74,21 @@ def paper_config(name: str, path: str) -> TrainingConfig:
     )
 
 
-def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
-    """The training of a method; data: where the samples are from. run: further options of the training.
+def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+    """Make the training configuration of a method.
 
-    With the budget paper it is that of paper_config, but for data and steps."""
+    With the budget "paper" it is the one of load_paper_config, except for data and steps.
+
+    Args:
+        name: the method.
+        budget: budget of the study.
+        steps: number of steps.
+        data: samples.
+        run: further options of the training.
+    """
     method = METHODS[name]
     if budget == PAPER:
-        paper = paper_config(name, data.path)
+        paper = load_paper_config(name, data.path)
         given = ("variables", "level", "vectors", "split", "train", "validation", "test")
         data = dataclasses.replace(paper.data, **{key: getattr(data, key) for key in given})
         return dataclasses.replace(paper, data=data, max_steps=steps, **run)
@@ -92,6 +104,11 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         degraded=method.degraded,
     )
     return TrainingConfig(
-        data, network(name, budget), max_steps=steps, learning_rate=3e-3, warmup_steps=min(100, steps // 10 + 1),
-        ema_decay=0.98, **run,
-    )  # fmt: skip
+        data,
+        make_model_config(name, budget),
+        max_steps=steps,
+        learning_rate=3e-3,
+        warmup_steps=min(100, steps // 10 + 1),
+        ema_decay=0.98,
+        **run,
+    )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables and figures of the humidity WGAN-GP (Li, Wang, Wang and Han 2024): `fastds study wgan-gp`."""
+"""Tables and figures of the humidity WGAN-GP (Li, Wang, Wang and Han 2024): `fastds study wgan-gp`."""

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fastds study wgan-gp`."""
+"""Options of `fastds study wgan-gp`."""
 
 import dataclasses
 
 from fastds.studies.command import Files
-from fastds.studies.common.budget import PAPER
-from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.config import PAPER, PaperConfig
 from fastds.studies.wgan_gp.methods import NETWORKS
 from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass
 class DataConfig(Files):
-    """The files of the training.
+    """Files of the training.
 
     Args:
-        tile: side of the parts of a test region that are scored by themselves, grid points; None: 64, the paper's whole
-            region, with the budget paper, else 32.
+        tile: side in grid points of the tiles of a test region, which are scored separately; None: 64, the paper's
+            whole region, with the budget paper, otherwise 32.
     """
 
     tile: int | None = None
@@ -24,13 +23,14 @@ class DataConfig(Files):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """Every method of the paper's tables, trained for the same samples in as many steps, and scored on the same days.
+    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored on the
+    same days.
 
     Args:
         data: the files.
-        training: name or file of a training configuration that names generator, critic, loss and the regions to train,
-            validate and test on; None: wgan-gp, the paper's, with the budget paper, else wgan-gp-small.
-        members: of the ensembles.
+        training: name or file of a training configuration that names generator, critic, loss, and the regions for
+            training, validation and test; None: wgan-gp, the paper's, with the budget paper, otherwise wgan-gp-small.
+        members: number of ensemble members.
     """
 
     data: DataConfig
@@ -52,6 +52,6 @@ class StudyConfig(PaperConfig):
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study wgan-gp`, into a StudyConfig."""
+    """Parse the command line of `fastds study wgan-gp` into a StudyConfig."""
     about = "The tables and figures of the humidity WGAN-GP on fields of your own."
     return read_command_line(StudyConfig, arguments, "fastds study wgan-gp", about, {})

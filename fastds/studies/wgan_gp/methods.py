@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+"""Methods of the WGAN-GP paper: networks, published results, and training configurations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastds import models
-from fastds.studies.common.budget import PAPER
+from fastds.studies.common.config import PAPER
 from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
 
 SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")
@@ -17,8 +17,10 @@ SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")
 class Method(NamedTuple):
     """A row of the tables.
 
-    Attributes: interpolation: how a field is interpolated, "" of networks; aligned: by the convention that is true for
-    the coarse fields, else by the other; published: SCORES, None where the paper prints none.
+    Attributes:
+        interpolation: kernel of an interpolation; "" for networks.
+        aligned: interpolate by the grid convention of the coarse fields; otherwise by the other convention.
+        published: the paper's SCORES, None where it has none.
     """
 
     interpolation: str = ""
@@ -43,31 +45,35 @@ METHODS = {
     "WGAN-GP": Method(published=(36.185, 2.698, 0.766, 31.832, 0.951, 0.866)),
 }
 NETWORKS = [name for name, method in METHODS.items() if not method.interpolation]
-# What the paper finds better, and than what.
-ORDER = (
+# Pairs (better, worse) in the ranking of the paper.
+PAPER_RANKING = (
     ("SRCNN", "Lanczos"), ("SRCNN", "bicubic"), ("SRGAN", "SRCNN"), ("GAN", "SRGAN"), ("WGAN-GP", "GAN"),
     ("WGAN-GP", "SRGAN"), ("WGAN-GP", "SRCNN"), ("WGAN-GP", "Lanczos"), ("WGAN-GP", "no-residual-blocks"),
     ("WGAN-GP", "no-CBAM"), ("WGAN-GP", "sequential-kernels"), ("bicubic", "bicubic-misaligned"),
 )  # fmt: skip
-_VALIDATIONS = 8  # of a training in the small
-# Preset of SRGAN's generator and width of its discriminator: the paper's, and in the small.
+_VALIDATIONS = 8  # validations of the training of a small network
+# Preset of SRGAN's generator and width of its discriminator, for the budget "paper" and for other budgets.
 _SRGAN, _SRGAN_SMALL = ("srgan", 64), ("srgan-small", 16)
 
 
-def published(name: str) -> Mapping[str, float | None]:
-    """What the paper prints of a method, by score."""
+def get_published(name: str) -> Mapping[str, float | None]:
+    """Return the published scores of a method, score -> number or None."""
     return dict(zip(SCORES, METHODS[name].published, strict=True))
 
 
-def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
-    """The rows of the paper's tables that are trained: name -> configuration, config itself last.
+def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
+    """Make the configurations of the networks in the paper's tables from the configuration of WGAN-GP.
 
-    SRCNN: squared error alone. SRGAN: its generator and discriminator, in small but with the budget paper, absolute
-    error, the GAN's losses. GAN: config's networks with the GAN's losses. The ablations without a part are of both
-    networks; sequential-kernels has its kernels of 2 and 3 one after the other in place of two branches.
+    SRCNN has squared error alone. SRGAN has its own generator and discriminator (small ones unless the budget is
+    "paper"), absolute error and the losses of a GAN. GAN has config's networks and the losses of a GAN. Ablations
+    change both networks; in sequential-kernels, kernels of sizes 2 and 3 follow each other instead of forming two
+    branches.
+
+    Returns:
+        Method -> configuration; `config` itself is the last.
     """
     preset, width = _SRGAN if budget == PAPER else _SRGAN_SMALL
-    scale = scale_of(config)
+    scale = get_scale(config)
     align = "grid" if config.data.coarsening == "decimate" else "center"
     alone = dataclasses.replace(
         config.loss, content="mse", noise_free_weight=0.0, adversarial_weight=0.0, critic_steps=0
@@ -97,19 +103,27 @@ def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConf
     }
 
 
-def scale_of(config: TrainingConfig) -> int:
-    """The factor of a training's generator."""
+def get_scale(config: TrainingConfig) -> int:
+    """Return the downscaling factor of a training's generator."""
     return models.create(config.model.name, **config.model.options).config["scale"]
 
 
-def paper_steps(base: TrainingConfig) -> int:
-    """The steps of the epochs that a training names."""
+def count_paper_steps(base: TrainingConfig) -> int:
+    """Count the steps of a training's epochs."""
     return (base.optimiser.epochs or 1) * (base.data.epoch_samples // base.data.batch_size)
 
 
-def training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
-    """The training of a method; base: of the generator. run: further options of the training."""
-    config = variants(base, budget)[name]
+def make_training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
+    """Make the training configuration of a method.
+
+    Args:
+        name: the method.
+        base: configuration of WGAN-GP.
+        budget: budget of the study.
+        steps: number of steps.
+        run: further options of the training.
+    """
+    config = make_variants(base, budget)[name]
     batch = config.data.batch_size
     epoch = config.data.epoch_samples if budget == PAPER else batch * max(1, -(-steps // _VALIDATIONS))
     data = dataclasses.replace(config.data, epoch_samples=epoch)

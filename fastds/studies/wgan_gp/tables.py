@@ -1,59 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the study: scores beside the paper's, the paper's order, ensembles, scores by region."""
+"""Tables and figures of the WGAN-GP study."""
 
 from __future__ import annotations
 
+import functools
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from fastds.plot import draw_daily_series
+from fastds.report import Chart
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.wgan_gp.methods import METHODS, ORDER, SCORES, published
-from fastds.studies.wgan_gp.samples import Region
+from fastds.studies.common.figures import draw_validation_curves
+from fastds.studies.common.tables import ResultTable, compare_with_paper
+from fastds.studies.wgan_gp.evaluation import Region
+from fastds.studies.wgan_gp.methods import METHODS, PAPER_RANKING, SCORES, get_published
 
-# Method -> score -> one number for each sample, the mean over the seeds.
+# Method -> score -> one number for each test sample (mean over the seeds).
 Results = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def score_rows(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
-    """The paper's tables 2 and 3."""
+def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
+    """Tabulate scores as in the paper's tables 2 and 3; parameters: method -> number of parameters."""
     rows = []
     for name in METHODS:
         found = results.get(name)
-        ours = [Estimate.of(found[s], labels) for s in SCORES] if found else ["not run"] + ["-"] * (len(SCORES) - 1)
+        ours = (
+            [Estimate.from_samples(found[s], labels) for s in SCORES]
+            if found
+            else ["not run"] + ["-"] * (len(SCORES) - 1)
+        )
         size = f"{parameters[name]:,}" if name in parameters else "-"
-        paper = ["-" if value is None else f"{value:.3f}" for value in published(name).values()]
+        paper = ["-" if value is None else f"{value:.3f}" for value in get_published(name).values()]
         rows.append((name, size, *ours, *paper))
     names = [score.upper() for score in SCORES]
     heads = ("method", "parameters", *names, *(f"paper: {name}" for name in names))
     return ResultTable("Scores of one member, with 95 % intervals over days and tiles", heads, rows)
 
 
-def order_rows(results: Results, labels: np.ndarray) -> ResultTable:
-    """Every step of the paper's order, by score."""
+def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
+    """Tabulate the difference of each pair of the paper's ranking, by score."""
     rows = []
-    for better, other in ORDER:
+    for better, other in PAPER_RANKING:
         if better not in results or other not in results:
             continue
         for score in SCORES:
-            ours = Estimate.of(results[better][score] - results[other][score], labels)
-            told = [published(name)[score] for name in (better, other)]
-            paper = None if None in told else told[0] - told[1]
-            rows.append((f"{better} less {other}", score.upper(), *beside_paper(ours, paper, 3)))
+            ours = Estimate.from_samples(results[better][score] - results[other][score], labels)
+            printed = [get_published(name)[score] for name in (better, other)]
+            paper = None if None in printed else printed[0] - printed[1]
+            rows.append((f"{better} less {other}", score.upper(), *compare_with_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, sign="+")
 
 
-def ensemble_rows(means: Results, labels: np.ndarray, members: int) -> ResultTable:
-    """Scores of the means of ensembles."""
+def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> ResultTable:
+    """Tabulate the scores of ensemble means."""
     names = (*SCORES, "crps", "spread_skill")
-    rows = [(name, *(Estimate.of(found[s], labels) for s in names)) for name, found in means.items()]
+    rows = [(name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()]
     return ResultTable(f"Means of {members} members", ("method", *(name.upper() for name in names)), rows)
 
 
-def region_rows(results: Results, regions: list[Region]) -> ResultTable:
-    """MSE by test region."""
+def tabulate_regions(results: Results, regions: list[Region]) -> ResultTable:
+    """Tabulate the MSE by test region."""
     rows, start = [], 0
     for region in regions:
         stop = start + len(region)
@@ -62,10 +71,52 @@ def region_rows(results: Results, regions: list[Region]) -> ResultTable:
     return ResultTable("MSE by test region", ("region", *results), rows)
 
 
-def sample_rows(regions: list[Region]) -> ResultTable:
-    """What was tested on."""
+def tabulate_samples(regions: list[Region]) -> ResultTable:
+    """Tabulate the test regions."""
     rows = [
         (r.name, str(len(r.days)), str(r.days.shape[1]), f"{r.days.shape[2]} x {r.days.shape[3]}", str(len(r.tiles)))
         for r in regions
     ]
     return ResultTable("Test regions", ("region", "days", "times a day", "points", "tiles"), rows)
+
+
+_INDICATORS = {
+    "mse": "MSE (squared %)", "mae": "MAE (%)", "ssim": "SSIM", "psnr": "PSNR (dB)", "acc": "ACC", "tcc": "TCC"
+}  # fmt: skip
+
+
+def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
+    """Average one number per sample over the tiles of each day."""
+    found, start = [], 0
+    for region in regions:
+        part = np.reshape(values[start : start + len(region)], (len(region.days), len(region.tiles)))
+        found += part.mean(1).tolist()
+        start += len(region)
+    return found
+
+
+def make_charts(
+    curves: Mapping[str, pathlib.Path], results: Mapping[str, Mapping[str, np.ndarray]], regions: list[Region]
+) -> dict[str, Chart]:
+    """Make the line charts, file name -> chart.
+
+    Args:
+        curves: method -> validation log.
+        results: method -> score -> one number for each sample.
+        regions: test regions.
+    """
+    found, days = {}, list(range(1, sum(len(region.days) for region in regions) + 1))
+    if curves:
+        draw = functools.partial(draw_validation_curves, curves, "validation CRPS of two members (%)")
+        found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
+        for score, label in _INDICATORS.items():
+            options = {"column": f"val_{score}_one", "log_y": False}
+            draw = functools.partial(draw_validation_curves, curves, f"validation {label}", **options)
+            alt = f"Validation {label} of {', '.join(curves)}"
+            found[f"figure-08-{score}"] = Chart(f"Figure 8: validation {label} of one member", alt, draw)
+    shown = [name for name in results if not name.endswith("misaligned")]
+    for score, label in _INDICATORS.items():
+        lines = {name: average_by_day(results[name][score], regions) for name in shown}
+        draw = functools.partial(draw_daily_series, days, lines, label)
+        found[f"figure-09-{score}"] = Chart(f"Figure 9: {label} by day", f"{label} of {', '.join(lines)}", draw)
+    return found

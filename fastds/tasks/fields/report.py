@@ -14,7 +14,7 @@ from fastds.data import open_input
 from fastds.data.reading import ReadOptions
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.plot import draw_rank_histogram
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, evenly, field_style
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, field_style, select_evenly
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.fields.pairs import COARSE, TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import REFERENCE, FieldTable, label_single_member
@@ -49,7 +49,7 @@ class EvaluationReport:
         self.variable, *others = pairs.names
         self.truth = pairs.sources[TRUTH][self.variable]
         places = pairs.list_indices(self.variable)
-        self.shown = [places[k] for k in evenly(len(places), MAX_FRAMES)]
+        self.shown = [places[k] for k in select_evenly(len(places), MAX_FRAMES)]
         panels = ["input", name, *([label_single_member(name)] if pairs.members > 1 else []), "truth", REFERENCE]
         there = panels if COARSE in pairs.sources else panels[1:-1]
         self.maps = Maps(MapGrid.of(self.truth.field), there, self._style())
@@ -130,7 +130,7 @@ def _make_maps(fine: xr.Dataset, field: xr.DataArray, source: xr.DataArray) -> M
     made = {f"member {k + 1}": field.isel({MEMBER: k}) for k in members} or {"output": field}
     lead = [dim for dim in source.dims[:-2]]
     places = list(np.ndindex(*(source.sizes[dim] for dim in lead)))
-    chosen = [dict(zip(lead, places[k], strict=True)) for k in evenly(len(places), MAX_FRAMES)]
+    chosen = [dict(zip(lead, places[k], strict=True)) for k in select_evenly(len(places), MAX_FRAMES)]
     seen = [{"input": source.isel(at), **{name: part.isel(at) for name, part in made.items()}} for at in chosen]
     low, high = (f([f(np.ma.masked_invalid(part["input"].values)) for part in seen]) for f in (np.min, np.max))
     maps = Maps(MapGrid.of(field), ["input", *made], field_style(_make_variable_label(field), float(low), float(high)))

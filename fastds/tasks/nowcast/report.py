@@ -12,19 +12,13 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from fastds.data import (
-    RAIN_THRESHOLDS,
-    ReflectivityInput,
-    open_input,
-    reflectivity_to_rate,
-    to_reflectivity,
-)
+from fastds.data import RAIN_THRESHOLDS, ReflectivityInput, open_input, reflectivity_to_rate, to_reflectivity
 from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.inference.tables import format_count
 from fastds.plot import draw_by_lead
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, evenly, radar_style
+from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
@@ -110,7 +104,7 @@ def make_maps(
     start, leads, before = forecasts.starts[number], forecasts.leads, before[-_MAX_BEFORE:]
     for back, field in enumerate(before, 1 - len(before)):
         maps.add(f"{format_utc(add_seconds(start, back * leads[0]))}, observed", {"observed": field})
-    chosen = evenly(len(leads), MAX_FRAMES - len(before))
+    chosen = select_evenly(len(leads), MAX_FRAMES - len(before))
     if len(chosen) < len(leads):
         maps.notes.append(f"Maps of {len(chosen)} of {len(leads)} leads.")
     for k in chosen:

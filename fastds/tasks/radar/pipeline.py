@@ -21,12 +21,7 @@ from fastds.data.radar.preparation import check_modes
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.inference.chunking import Chunk, split_range
 from fastds.inference.execution import check_execution, inference_context, resolve_execution
-from fastds.inference.files import (
-    RunSummary,
-    allocate_output,
-    check_static,
-    compute_mean_spacing,
-)
+from fastds.inference.files import RunSummary, allocate_output, check_static, compute_mean_spacing
 from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models import ModelCard

@@ -14,7 +14,7 @@ from fastds.data.radar.reflectivity import find_z_r
 from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
-from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
+from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
@@ -44,7 +44,7 @@ class EvaluationReport:
         self.curves = Curves(None if spacing is None else spacing / 1e3)
         frames = len(source.pairs[0][1])
         every = len(source) * (frames - 1) < MAX_FRAMES
-        self.shown = set(range(len(source)) if every else evenly(len(source), MAX_FRAMES // frames))
+        self.shown = set(range(len(source)) if every else select_evenly(len(source), MAX_FRAMES // frames))
         if len(self.shown) < len(source):
             self.maps.notes.append(f"Maps and spectra of {len(self.shown)} of {len(source)} pairs of input times.")
         self.number = 0
@@ -121,7 +121,7 @@ def report_files(
         maps = make_maps(made, ["input", name])
         tolerance = JITTER * (60.0 if len(made.times) < 2 else made.cadence)
         places = match_times(source.times, made.times, tolerance)  # -1 for times that the input does not have
-        shown = evenly(len(made.times), MAX_FRAMES)
+        shown = select_evenly(len(made.times), MAX_FRAMES)
         if len(shown) < len(made.times):
             maps.notes.append(f"Maps of {len(shown)} of {len(made.times)} times.")
         for k in shown:

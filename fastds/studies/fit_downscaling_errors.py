@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of the law of a downscaled field's errors: `fastds study radar-law --data.path FOLDER --output LAW`."""
+"""Fit of the error model of downscaled radar fields: `fastds study radar-law --data.path FOLDER --output FILE`."""
 
 import dataclasses
 import itertools
@@ -22,20 +22,21 @@ from fastds.models.baselines import optical_flow
 from fastds.models.ensembles import ErrorModel
 from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
 from fastds.studies.command import Files
-from fastds.studies.common.error_law import Pool, fit_pools
+from fastds.studies.common.error_model_fit import Pool, fit_pools
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, make_details
 from fastds.training.command import read_command_line
 
 _INTERVALS = (1, 2, 3)
-_TRIPLES = 2  # of a block, an interval and a way of coarsening
-_PIXELS = 8000  # of a field
-_SMOOTH = 0.6  # pixels by which blocks are smoothed to look like radars of little detail
-_SPREAD = 0.3  # see Pool
+_TRIPLES = 2  # triples of a block for each interval and coarsening operator
+_PIXELS = 8000  # pixels drawn from a field
+_SMOOTH = 0.6  # width in pixels of the Gaussian that imitates radars with little detail
+_SPREAD = 0.3  # weight of the spread term of the loss, see Pool
 _HIDDEN = 32
 
 
 class Block(NamedTuple):
-    """Frames of a file: first and behind the last, how many apart triples start, whether it is smoothed, too."""
+    """Frames of a file: (first, one after the last), spacing of the triples in frames, and whether a smoothed copy is
+    used, too."""
 
     file: str
     frames: tuple[int, int | None]
@@ -43,7 +44,7 @@ class Block(NamedTuple):
     smoothed: bool = True
 
 
-# Files of the training of fczsm-small; of those of `fastds study radar` only earlier frames of two.
+# Training files of fczsm-small. Two of them are also test files of `fastds study radar`, with later frames.
 BLOCKS = (
     Block("radar_fmi_20160928_5min.nc", (0, 21), 4),
     Block("radar_knmi_20100826_5min.nc", (0, 75), 12, smoothed=False),
@@ -53,8 +54,7 @@ BLOCKS = (
 )
 CARD = {
     "name": "downscaling-errors",
-    "description": "The law of the errors of fczsm-small at a pixel, from what is known around it; members are drawn "
-    "from it.",
+    "description": "Error model of fczsm-small at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of FMI, KNMI and DWD (CC BY 4.0).",
     "training_data": [f"{block.file} of ../shared/data" for block in BLOCKS],
     "grid_spacing_m": (2000.0, 4000.0),
@@ -64,8 +64,8 @@ CARD = {
 }
 
 
-class _Smoothed:
-    """Frames of a store, smoothed by a Gaussian; echo below 5 dBZ counts as that."""
+class _SmoothedStore:
+    """Frames of a store, smoothed by a Gaussian after values below 5 dBZ were raised to 5 dBZ."""
 
     def __init__(self, store: fd.FrameStore, width: float):
         self.store, self.width = store, width
@@ -79,25 +79,34 @@ class _Smoothed:
         return np.where(np.isnan(z), np.nan, smooth).astype(z.dtype)
 
 
-def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
-    """Of every block the pixels near echo of some fields that the model makes, at input times and between, and another
-    pool of the smoothed block. Blocks coarsened by linear Z and by means of dBZ count alike."""
+def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
+    """Make a pool of pixels near echo for each block, and another for its smoothed copy.
+
+    The pixels are those of network outputs at input times and at interpolated times. Inputs coarsened by linear Z and
+    by means of dBZ are equally frequent.
+
+    Args:
+        folder: folder with the radar files.
+        model: network whose errors are modelled.
+        blocks: frames of the files.
+        seed: random seed of the pixels.
+    """
     generator, found = torch.Generator().manual_seed(seed), []
     a, b = MARSHALL_PALMER
-    law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
+    z_r = a / 10 ** (model.card.floor_dbz / 10), b  # Z-R relation for reflectivity above the floor
     for block in track_progress(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
-            parts = list(_fields(folder, block, smoothed, model, generator))
+            parts = list(_iter_fields(folder, block, smoothed, model, generator))
             if parts:
                 features, truth = torch.cat([f for f, _ in parts], 1), torch.cat([t for _, t in parts])
-                found.append(Pool(features, truth, torch.zeros_like(truth), law, spread=_SPREAD))
+                found.append(Pool(features, truth, torch.zeros_like(truth), z_r, spread=_SPREAD))
     return found
 
 
-def _fields(
+def _iter_fields(
     folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features (F, n) and truth (n,), dB above the floor, of pixels of every field."""
+    """Yield features (F, n) and truth (n,), in dB above the floor, of random pixels of each network output."""
     floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz
     source = fd.TimeBlock(str(folder / block.file), *block.frames)
     for interval, mode in itertools.product(_INTERVALS, ("dbz", "linear_z")):
@@ -105,7 +114,7 @@ def _fields(
             source, every=max(1, block.every // interval), interval=interval, floor=floor, mode=mode
         )
         if smoothed:
-            triples.store = _Smoothed(triples.store, _SMOOTH)
+            triples.store = _SmoothedStore(triples.store, _SMOOTH)
         for sample in itertools.islice((triples[i] for i in range(len(triples))), _TRIPLES):
             x, truth, valid = sample["x"], sample["y"][:, 0] * span, sample["valid"].all(0)[0]
             flow = optical_flow(x[None])
@@ -120,15 +129,15 @@ def _fields(
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the error model that members of downscaled radar fields are drawn from.
+    """Fit of the error model from which members of downscaled radar fields are drawn.
 
     Args:
-        data: the folder with the radar files.
-        model: whose errors are learned, a shipped name or a weights file.
-        output: the weights file to write.
-        steps: of the fit.
-        seed: of samples and weights.
-        threads: of torch; None leaves them as they are.
+        data: folder with the radar files.
+        model: network whose errors are modelled: a shipped name or a weights file.
+        output: weights file to write.
+        steps: number of optimizer steps.
+        seed: random seed of samples and weights.
+        threads: number of threads of torch; None leaves the number unchanged.
     """
 
     data: Files
@@ -140,21 +149,21 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study radar-law`, into a StudyConfig."""
+    """Parse the command line of `fastds study radar-law` into a StudyConfig."""
     return read_command_line(
         StudyConfig, arguments, "fastds study radar-law", "The error model of downscaled fields.", {}
     )
 
 
 def study(config: StudyConfig) -> str:
-    """What `fastds study radar-law` does: fits the law, writes it, returns the file."""
+    """Run `fastds study radar-law`: fit the error model, write it and return the file."""
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
-    law = ErrorModel(_HIDDEN, FEATURES, ERROR_INDEX)
+    error_model = ErrorModel(_HIDDEN, FEATURES, ERROR_INDEX)
     with inference_context(None, resolve_execution(None, config.threads)):
-        learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
-    losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
-    law.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
-    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
-    models.save(law, config.output)
+        learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
+    losses = fit_pools(error_model, learned, config.steps, config.seed, batch=600)
+    error_model.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
+    error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
+    models.save(error_model, config.output)
     return config.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether errors grow with the score of the inputs: `fastds study domain --data.path FOLDER --model fczsm-small`."""
+"""Rank correlation of a network's error with the out-of-distribution score of its inputs: `fastds study domain`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from fastds.training.command import read_command_line
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Error of a network over that of the simple method, beside the score of the inputs, on cases that no training saw
-    and that are partly foreign on purpose.
+    """Error of a network relative to a baseline, compared with the out-of-distribution score of the inputs.
+
+    The cases are held-out, and some are chosen to be unlike the training data.
 
     Args:
-        data: the folder with the public files.
-        model: a shipped name or a safetensors file with ranges in its card.
-        threads: of torch; None leaves them as they are.
-        report: an HTML page to write with the tables; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that the correlation is added to; None: none.
+        data: folder with the public files.
+        model: name of a shipped model or path of a safetensors file, with input ranges in its model card.
+        threads: number of threads of torch; None leaves the number unchanged.
+        report: HTML page for the tables; None writes none.
+        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the correlation is added; None adds
+            none.
     """
 
     data: Files
@@ -43,12 +45,18 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study domain`, into a StudyConfig."""
-    return read_command_line(StudyConfig, arguments, "fastds study domain", "Errors beside the score of inputs.", {})
+    """Parse the command line of `fastds study domain` into a StudyConfig."""
+    return read_command_line(
+        StudyConfig,
+        arguments,
+        "fastds study domain",
+        "Errors compared with the out-of-distribution score of the inputs.",
+        {},
+    )
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study domain` does: prints the tables, writes config.report."""
+    """Run `fastds study domain`: print the tables and write config.report."""
     if config.report is not None:
         check_report(config.report)
     network = models.load(config.model)
@@ -56,16 +64,16 @@ def study(config: StudyConfig) -> None:
         raise ValueError(f"model {config.model} has no input_ranges in its card; fastds study input-ranges makes them")
     with inference_context(None, resolve_execution(None, config.threads)), torch.inference_mode():
         cases = list(CASES[network.card.task](network, pathlib.Path(config.data.path)))
-    tables = [case_table(cases), summary(cases)]
-    print("\n".join(table.markdown() for table in tables))
+    tables = [tabulate_cases(cases), summarize(cases)]
+    print("\n".join(table.to_markdown() for table in tables))
     if config.report is not None:
-        write_study("Errors beside the score of the inputs", config, [table.rich() for table in tables])
+        write_study("Errors beside the score of the inputs", config, [table.to_rich() for table in tables])
     if config.leaderboard is not None:
-        write_rows(config, network.card.name, [leaderboard_row(network.card.task, cases)])
+        write_rows(config, network.card.name, [make_leaderboard_row(network.card.task, cases)])
 
 
-def case_table(cases: list[Case]) -> ResultTable:
-    """Every case, that with the largest score last."""
+def tabulate_cases(cases: list[Case]) -> ResultTable:
+    """Tabulate all cases in ascending order of the score."""
     ordered = sorted(cases, key=lambda case: case.domain.score)
     rows = [
         (c.label, f"{c.domain.score:.2f}", ", ".join(d.what for d in c.domain.outside), f"{c.ratio:.3f}")
@@ -74,10 +82,10 @@ def case_table(cases: list[Case]) -> ResultTable:
     return ResultTable("Cases", ("case", "score", "outside", "error over the simple method's"), rows)
 
 
-def summary(cases: list[Case]) -> ResultTable:
-    """The rank correlation, and the errors of both sides of the threshold."""
-    score, ratio, labels = _arrays(cases)
-    rows = [("rank correlation of score and error", str(len(cases)), rank_correlation(score, ratio, labels))]
+def summarize(cases: list[Case]) -> ResultTable:
+    """Tabulate the rank correlation, and the median error inside and outside the tolerance of the score."""
+    score, ratio, labels = _to_arrays(cases)
+    rows = [("rank correlation of score and error", str(len(cases)), compute_rank_correlation(score, ratio, labels))]
     for name, of in (("inside", score <= TOLERANCE), ("outside", score > TOLERANCE)):
         rows.append((f"median error, {name}", str(int(of.sum())), f"{np.median(ratio[of]):.3f}" if of.any() else "-"))
     return ResultTable(
@@ -85,24 +93,24 @@ def summary(cases: list[Case]) -> ResultTable:
     )
 
 
-def leaderboard_row(task: str, cases: list[Case]) -> dict:
-    """The rank correlation of score and error."""
-    told = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
+def make_leaderboard_row(task: str, cases: list[Case]) -> dict:
+    """Make the leaderboard row of the rank correlation of score and error."""
+    row = {"task": task, "data": "cases of fastds study domain", "better": "higher", "cases": len(cases)}
     score = "rank correlation of fastds_out_of_domain and of the error over the simple method's"
-    return told | {"score": score, "value": rank_correlation(*_arrays(cases))}
+    return row | {"score": score, "value": compute_rank_correlation(*_to_arrays(cases))}
 
 
-def _arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, errors and labels (cases, 1) of blocks."""
+def _to_arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, errors, and block labels (cases, 1)."""
     labels = np.unique([c.block for c in cases], return_inverse=True)[1].reshape(-1, 1)
     return np.array([c.domain.score for c in cases]), np.array([c.ratio for c in cases]), labels
 
 
-def rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Spearman's, with an interval over labels (cases, 1)."""
+def compute_rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
+    """Compute Spearman's rank correlation with an interval; labels: (cases, 1) blocks."""
 
     def of(weights: np.ndarray) -> np.ndarray:
         drawn = (np.repeat(np.arange(len(score)), row.astype(int)) for row in weights)
         return np.array([np.corrcoef(rankdata(score[k]), rankdata(ratio[k]))[0, 1] for k in drawn])
 
-    return Estimate.by(of, labels)
+    return Estimate.from_statistic(of, labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of the law of a nowcast's errors: `fastds study nowcast-law --data.path FOLDER --output LAW.safetensors`."""
+"""Fit of the error model of nowcasts: `fastds study nowcast-law --data.path FOLDER --output FILE.safetensors`."""
 
 import dataclasses
 import pathlib
@@ -18,24 +18,29 @@ from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.ensembles import ErrorModel, ForecastFeatures
 from fastds.studies.command import Files
-from fastds.studies.common.error_law import Pool, fit_pools, score
+from fastds.studies.common.error_model_fit import Pool, fit_pools, score
 from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import read_coarse_frames
 from fastds.training.command import read_command_line
 
-METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
-_EVERY = 5  # pixels of a field from one that is learned from to the next
-_LEADS = 5  # of a start
-_SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
-_LEAD = -6  # place of log(k + 1) among the features
+METHODS = ("nowcast-small", "extrapolation")  # the model forecasts without matched intensities
+_EVERY = 5  # spacing of the sampled pixels
+_LEADS = 5  # lead times sampled from a forecast
+_SHIFTS = (-5.0, 8.0)  # range in dB of the random shift of every second forecast
+_LEAD = -6  # index of log(k + 1) among the features
 
 
 class Block(NamedTuple):
     """Frames of a file.
 
-    Attributes: file; frames: first and behind the last; stride: frames of the file between two; factor: of the coarser
-    grid; every: frames from start to start; steps: most leads.
+    Attributes:
+        file: name of the file.
+        frames: first frame, and the frame after the last.
+        stride: frames of the file from one used frame to the next.
+        factor: coarsening factor of the grid.
+        every: used frames from one initialization time to the next.
+        steps: largest number of lead times.
     """
 
     file: str
@@ -46,8 +51,7 @@ class Block(NamedTuple):
     steps: int = 24
 
 
-# What the law is fitted to: events that fastds study nowcast does not test on, and none that trained nowcast-small; all
-# of open licences.
+# Events with open licences that neither trained nowcast-small nor belong to the test of `fastds study nowcast`.
 BLOCKS = (
     Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
     Block("radar_dwd_yw_crop_20180513_5min.nc"),
@@ -60,7 +64,7 @@ BLOCKS = (
 
 CARD = {
     "name": "nowcast-errors",
-    "description": "The law of a nowcast's errors at a pixel, from what is known around it; members are drawn from it.",
+    "description": "Error model of a nowcast at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of DWD, KNMI and FMI (CC BY 4.0).",
     "training_data": [f"{block.file} of ../shared/data" for block in {block.file: block for block in BLOCKS}.values()],
     "grid_spacing_m": (1000.0, 1000.0),
@@ -69,7 +73,14 @@ CARD = {
 
 
 class Sample(NamedTuple):
-    """Pixels of some leads of a start: features (FEATURES, N), truth (N,) dB above the floor, least echo, Z-R law."""
+    """Pixels of one lead time of a forecast.
+
+    Attributes:
+        features: (F, N) features of the error model.
+        truth: (N,) dB above the floor.
+        least: detection threshold in dB above the floor.
+        z_r: (a, b) of the Z-R relation.
+    """
 
     features: Tensor
     truth: Tensor
@@ -77,31 +88,34 @@ class Sample(NamedTuple):
     z_r: tuple[float, float]
 
 
-def samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
-    """Of every block the samples of all its starts, forwards and backwards in time, so that no event teaches that rain
-    grows; every second with its echo raised."""
-    methods = [_method(name) for name in METHODS]
+def make_samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
+    """Make samples of all forecasts of each block.
+
+    Each block is used forwards and backwards in time, so that growth and decay of rain are equally frequent. The
+    reflectivity of every second forecast is shifted at random.
+    """
+    methods = [_load_method(name) for name in METHODS]
     return [
         [
             sample
             for backwards in (False, True)
-            for sample in _of_block(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
+            for sample in _iter_samples(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
         ]
         for block in track_progress(blocks, True, "blocks", "forecasting")
     ]
 
 
-def _method(name: str) -> Method:
+def _load_method(name: str) -> Method:
     method, _ = pick_method(name)
     return method if method.model is None else method.with_smooth_forecasts()
 
 
-def _of_block(
+def _iter_samples(
     folder: pathlib.Path, block: Block, backwards: bool, methods: Sequence[Method], rng: np.random.Generator
 ) -> Iterator[Sample]:
     with open_dataset(folder / block.file) as dataset:
         source = to_reflectivity(dataset)
-        law, _ = find_z_r(dataset, source.raw)
+        z_r, _ = find_z_r(dataset, source.raw)
         frames = range(source.shape[0])[slice(*block.frames, block.stride)]
         z = read_coarse_frames(source, list(frames), block.factor, 0.0)
     z = z[::-1] if backwards else z
@@ -111,7 +125,7 @@ def _of_block(
         part = z[start - most + 1 : start + 1 + block.steps]
         part = np.where(part > 0, (part + shift).clip(0, 60), part)
         leads = np.sort(rng.choice(len(part) - most, min(_LEADS, len(part) - most), replace=False))
-        least = find_detection_threshold(part[most - 1], law)
+        least = find_detection_threshold(part[most - 1], z_r)
         if np.isnan(part[most - 1]).all() or not (part[most - 1] >= least).any():
             continue
         for method in methods:
@@ -123,34 +137,44 @@ def _of_block(
                 chosen = (around.valid & ~truth.isnan())[::_EVERY, ::_EVERY]
                 features = around.compute(int(lead), least)[:, ::_EVERY, ::_EVERY][:, chosen]
                 truth = truth[::_EVERY, ::_EVERY][chosen]
-                yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
+                yield Sample(features, torch.where(truth < least, 0.0, truth), least, z_r)
 
 
-def _pool(parts: Sequence[Sample]) -> Pool:
-    """The pixels of a block, all of its samples after one another, of lead k with a weight of 1 / k: the early ones,
-    whose errors are small, count as well."""
+def _make_pool(parts: Sequence[Sample]) -> Pool:
+    """Concatenate the samples of a block. Pixels of lead time k have weight 1 / k, so that early lead times with small
+    errors matter."""
     features, truth = torch.cat([part.features for part in parts], 1), torch.cat([part.truth for part in parts])
     least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
     return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
 
 
 def fit(
-    law: ErrorModel, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000
+    error_model: ErrorModel, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000
 ) -> list[float]:
-    """Fit a law to the samples of blocks, see fastds.studies.common.error_law; returns the losses."""
-    return fit_pools(law, [_pool(parts) for parts in blocks if parts], steps, seed, batch)
+    """Fit an error model to the samples of blocks with fit_pools.
+
+    Args:
+        error_model: the error model.
+        blocks: samples of each block.
+        steps: number of optimizer steps.
+        seed: random seed of the draws.
+        batch: pixels of each block in a step.
+    Returns:
+        The loss of each step.
+    """
+    return fit_pools(error_model, [_make_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the error model that members of ensemble nowcasts are drawn from, on radars that no study tests on.
+    """Fit of the error model from which members of ensemble nowcasts are drawn, on radars that no study tests on.
 
     Args:
-        data: the folder with the radar files.
-        output: the weights file to write.
-        steps: of the fit.
-        seed: of samples and weights.
-        threads: of torch; None leaves them as they are.
+        data: folder with the radar files.
+        output: weights file to write.
+        steps: number of optimizer steps.
+        seed: random seed of samples and weights.
+        threads: number of threads of torch; None leaves the number unchanged.
     """
 
     data: Files
@@ -161,30 +185,32 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read `arguments`, the command line of `fastds study nowcast-law`, into a StudyConfig."""
+    """Parse the command line of `fastds study nowcast-law` into a StudyConfig."""
     return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The error model of nowcasts.", {})
 
 
 def study(config: StudyConfig) -> str:
-    """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
+    """Run `fastds study nowcast-law`: fit the error model, write it with its scores by block, and return the file."""
     with inference_context(None, resolve_execution(None, config.threads)):
-        blocks = samples(config.data.path, seed=config.seed)
+        blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)
-    law = ErrorModel()
-    losses = fit(law, blocks, config.steps, config.seed)
-    law.card = ModelCard(**CARD)
-    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
-        f"{block.file}, every {block.stride}": _told(law, parts) for block, parts in zip(BLOCKS, blocks, strict=True)
+    error_model = ErrorModel()
+    losses = fit(error_model, blocks, config.steps, config.seed)
+    error_model.card = ModelCard(**CARD)
+    error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
+        f"{block.file}, every {block.stride}": _summarize(error_model, parts)
+        for block, parts in zip(BLOCKS, blocks, strict=True)
     }
-    models.save(law, config.output)
+    models.save(error_model, config.output)
     return config.output
 
 
-def _told(law: ErrorModel, parts: Sequence[Sample]) -> dict[str, float]:
-    """Scores of the law on the pixels it was fitted to."""
+def _summarize(error_model: ErrorModel, parts: Sequence[Sample]) -> dict[str, float]:
+    """Compute the CRPS of the error model on the pixels it was fitted to."""
     with torch.no_grad():
         found = [
-            score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts
+            score(error_model, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r)
+            for part in parts
         ]
     return {
         "crps dB": round(float(torch.cat([one.echo for one in found]).mean()), 3),

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study inr`: arbitrary-scale networks and what they are compared with, trained and scored on the same
-samples."""
+"""The study of the INR paper, `fastds study inr`."""
 
 from __future__ import annotations
 
@@ -17,77 +16,95 @@ from fastds import models
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.plot import draw_by_factor, save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
-from fastds.studies.common.bootstrap import FEWEST
-from fastds.studies.common.figures import field_maps, validation_curves
-from fastds.studies.common.plan import Costs, seconds_of_short_trainings, seconds_of_trainings
+from fastds.studies.common.bootstrap import MIN_BLOCKS
+from fastds.studies.common.figures import draw_field_maps, draw_validation_curves
+from fastds.studies.common.plan import Costs, estimate_step_seconds, measure_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
-from fastds.studies.fields.crops import crop_errors, cut_crop
-from fastds.studies.fields.run import INTERPOLATIONS, SCALES, degradation
-from fastds.studies.inr import tables
+from fastds.studies.fields.crops import compute_crop_errors, cut_crop
+from fastds.studies.fields.study import INTERPOLATIONS, SCALES, make_degradation
 from fastds.studies.inr.config import StudyConfig, parse_arguments
-from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, paper_config, training_config
-from fastds.studies.inr.protocols import PROTOCOLS, protocols
-from fastds.studies.inr.samples import labels_of, test_crops, training_data
+from fastds.studies.inr.evaluation import (
+    PROTOCOLS,
+    make_crop_labels,
+    make_protocols,
+    make_training_data,
+    read_test_crops,
+)
+from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, load_paper_config, make_training_config
+from fastds.studies.inr.tables import (
+    compute_psnr,
+    tabulate_psnr,
+    tabulate_ranking,
+    tabulate_samples,
+    tabulate_variables,
+)
 from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, describe_variables
 from fastds.tasks.fields.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
-_DRAWN = "2"  # factor of the maps
+_DRAWN = "2"  # factor of the maps that are drawn
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study inr` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study inr`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(InrStudy, config)
 
 
 class InrStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: data, the samples of the trainings; samples, their statistics; fields
-    and crops of the test and labels of the crops."""
+    """The study of the INR paper.
+
+    Attributes:
+        data: data configuration of the trainings.
+        samples: statistics of the training fields.
+        fields: test fields.
+        crops: test crops.
+        labels: group of times and latitude band of each crop.
+    """
 
     name, title = "inr", "Arbitrary-scale downscaling and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        self.paper_steps = paper_config("ours", config.data.path).last_step()
-        self.data = training_data(config.data)
-        self.samples = FieldData(training_config("ours", config.budget, 1, self.data).data)
-        self.fields, self.crops = test_crops(config.data, self.data)
-        self.labels = labels_of(self.crops, config.data.together)
+        self.paper_steps = load_paper_config("ours", config.data.path).last_step()
+        self.data = make_training_data(config.data)
+        self.samples = FieldData(make_training_config("ours", config.budget, 1, self.data).data)
+        self.fields, self.crops = read_test_crops(config.data, self.data)
+        self.labels = make_crop_labels(self.crops, config.data.together)
         names = [name for name in METHODS if name not in NETWORKS or name in (config.run or NETWORKS)]
         super().__init__(config, names, NETWORKS, {"test": self.data.test})
 
-    def costs(self, networks: list[str]) -> Costs:
+    def measure_costs(self, networks: list[str]) -> Costs:
         options = self.run_options | {"progress": False}
 
         def training(name: str, steps: int, output: str) -> None:
-            train(training_config(name, self.config.budget, steps, self.data, output=output, **options))
+            train(make_training_config(name, self.config.budget, steps, self.data, output=output, **options))
 
-        return seconds_of_trainings(training, networks)
+        return measure_trainings(training, networks)
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        return training_config(name, self.config.budget, self.steps, self.data, **options)
+        return make_training_config(name, self.config.budget, self.steps, self.data, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
-        train(self.training(name, seed, output))
+        train(self.make_training(name, seed, output))
 
-    def step_seconds(self, name: str) -> float:
-        return seconds_of_short_trainings(train, self.training(name, 0, self.folder.path))
+    def measure_step_seconds(self, name: str) -> float:
+        return estimate_step_seconds(train, self.make_training(name, 0, self.folder.path))
 
-    def sample_table(self) -> ResultTable:
-        return tables.sample_rows(self.config.data, self.data, self.crops)
+    def make_sample_table(self) -> ResultTable:
+        return tabulate_samples(self.config.data, self.data, self.crops)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        """{protocol: {factor: (crops, variables) squared errors}}, and of networks the parameters."""
+        """Return {protocol: {factor: (crops, variables) squared errors}}, and for networks the number of parameters."""
         factors = [METHODS[name].factor] if METHODS[name].factor else FACTORS
 
         def errors(predict: Callable) -> dict[str, Any]:
-            ways = protocols(predict, degradation(self.samples), self.config.data.vectors)
+            ways = make_protocols(predict, make_degradation(self.samples), self.config.data.vectors)
             size = self.config.data.crop
             return {
-                protocol: {f: crop_errors(made, self.fields, self.crops, size, SCALES[f], way) for f in factors}
+                protocol: {f: compute_crop_errors(made, self.fields, self.crops, size, SCALES[f], way) for f in factors}
                 for protocol, (made, way) in ways.items()
             }
 
@@ -97,7 +114,8 @@ class InrStudy(PaperStudy):
         return found | {"parameters": sum(p.numel() for p in models.load(weights).parameters())}
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use: Callable) -> Any:
-        """What use(predict) returns; predict(x, size) -> fine fields, in the units of the file."""
+        """Call use(predict), where predict(x, size) returns fine fields in the units of the file, and return its
+        result."""
         if weights is None:
             with inference_context(None, resolve_execution(None, self.config.threads)):
                 return use(INTERPOLATIONS[name])
@@ -111,28 +129,28 @@ class InrStudy(PaperStudy):
             return use(predict)
 
     def _errors(self, results: Mapping[str, list[dict[str, Any]]], protocol: str) -> dict[str, dict[str, np.ndarray]]:
-        """Method -> factor -> (seeds, crops, variables)."""
+        """Collect the errors, method -> factor -> (seeds, crops, variables)."""
         return {
             name: {f: np.array([one[protocol][f] for one in found]) for f in found[0][protocol]}
             for name, found in results.items()
         }
 
-    def _decibel(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-        """Protocol -> method -> factor -> dB of each crop."""
+    def _compute_psnr(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        """Compute PSNR, protocol -> method -> factor -> dB of each crop."""
         ranges = self.samples.value_range.numpy()
         return {
             protocol: {
-                name: {f: tables.decibel(errors, ranges) for f, errors in found.items()}
+                name: {f: compute_psnr(errors, ranges) for f, errors in found.items()}
                 for name, found in self._errors(results, protocol).items()
             }
             for protocol in PROTOCOLS
         }
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         sizes = {name: found[0]["parameters"] for name, found in results.items() if name in NETWORKS}
-        decibel = self._decibel(results)
+        decibel = self._compute_psnr(results)
         made = {
-            f"psnr-{protocol}": tables.psnr_rows(protocol, found, self.labels, sizes)
+            f"psnr-{protocol}": tabulate_psnr(protocol, found, self.labels, sizes)
             for protocol, found in decibel.items()
         }
         means = {
@@ -143,45 +161,47 @@ class InrStudy(PaperStudy):
         first = made.pop("psnr-clean")
         return {
             "psnr-clean": first,
-            "order": tables.order_rows(decibel, self.labels),
+            "order": tabulate_ranking(decibel, self.labels),
             **made,
-            "variables": tables.variable_rows(means, self.data.variables, units),
-            "samples": self.sample_table(),
+            "variables": tabulate_variables(means, self.data.variables, units),
+            "samples": self.make_sample_table(),
         }
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        roughest = max(range(len(self.crops)), key=lambda k: float(self._crop(k)[0, 0].std()))
-        coarse, fine = make_coarse_and_fine(self._crop(roughest), SCALES[_DRAWN])
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        roughest = max(range(len(self.crops)), key=lambda k: float(self._read_crop(k)[0, 0].std()))
+        coarse, fine = make_coarse_and_fine(self._read_crop(roughest), SCALES[_DRAWN])
         truth = fine[0, 0].numpy()
 
         def field(name: str) -> np.ndarray:
             size = tuple(fine.shape[2:])
-            return self._predicting(name, self.of_first_seed(name), lambda p: p(coarse, size)[0, 0].numpy())
+            return self._predicting(name, self.get_first_weights(name), lambda p: p(coarse, size)[0, 0].numpy())
 
         drawn = [name for name in self.names if METHODS[name].factor in ("", _DRAWN)]
-        made, label = {name: field(name) for name in drawn}, self._label()
-        save_png(field_maps(made, truth, label, f"x{_DRAWN} from area means"), self.folder.path / "figure-maps.png")
+        made, label = {name: field(name) for name in drawn}, self._make_label()
+        save_png(
+            draw_field_maps(made, truth, label, f"x{_DRAWN} from area means"), self.folder.path / "figure-maps.png"
+        )
         style = field_style(label, float(truth.min()), float(truth.max()))
         maps = Maps(MapGrid.of(xr.DataArray(truth, dims=("y", "x"))), ["truth", *made], style)
         maps.add(f"x{_DRAWN}", {"truth": truth, **made})
         return maps
 
-    def _crop(self, number: int) -> Tensor:
-        """(1, C, H, W) of a test crop."""
+    def _read_crop(self, number: int) -> Tensor:
+        """Read a test crop (1, C, H, W)."""
         crop = self.crops[number]
         return cut_crop(self.fields[crop.time], crop, self.config.data.crop)[None]
 
-    def _label(self) -> str:
-        """Name and unit of the variable that is drawn."""
+    def _make_label(self) -> str:
+        """Return name and unit of the variable that is drawn."""
         first = describe_variables(self.data)[0]
         return f"{first['name']} ({first.get('units', '')})"
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         found = {}
         if self.curves:
-            draw = functools.partial(validation_curves, self.curves, "PSNR below bicubic's (dB)", log_y=False)
+            draw = functools.partial(draw_validation_curves, self.curves, "PSNR below bicubic's (dB)", log_y=False)
             found["figure-validation"] = Chart("Validation", f"Validation error of {', '.join(self.curves)}", draw)
-        for protocol, decibel in self._decibel(results).items():
+        for protocol, decibel in self._compute_psnr(results).items():
             gains = {
                 name: {f: float((db[f] - decibel["bicubic"][f]).mean()) for f in db} for name, db in decibel.items()
             }
@@ -190,16 +210,16 @@ class InrStudy(PaperStudy):
             found[f"figure-factors-{protocol}"] = Chart(title, f"{title}, of {', '.join(gains)}", draw)
         return found
 
-    def notes(self) -> list[str]:
+    def write_notes(self) -> list[str]:
         times, bands = (len(np.unique(column)) for column in self.labels.T)
         return [
             f"Every network is trained in {self.steps} steps on the same samples (absolute error relative to "
-            f"bilinear interpolation's, {self.optimiser_text()}, weights of the highest validation PSNR at "
+            f"bilinear interpolation's, {self.describe_optimiser()}, weights of the highest validation PSNR at "
             "x2, of fixed factors at their own), seeds "
             f"{', '.join(map(str, self.config.seeds))}. All have one encoder; a network of one factor sees it in every "
             "step, the others factors of 1 to 4.",
             f"Intervals draw the {times} times and the {bands} bands of latitude of {len(self.crops)} crops, not "
-            f"seeds; of fewer than {FEWEST} such blocks there are none.",
+            f"seeds; of fewer than {MIN_BLOCKS} such blocks there are none.",
             "The paper is known by its abstract: at least 0.7 dB above fixed factors and 0.48 dB above arbitrary ones "
             "at x2. Reproduced: the interval lies above that.",
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one case and judges it by the float64 reference: None, or ("wrong" or "unclear", what)."""
+"""Comparison of one call with the float64 reference; the result is None or ("wrong" or "unclear", message)."""
 
 import inspect
 import re
@@ -24,8 +24,8 @@ MAIN = {"deform_conv2d": "input", "inr_query": "maps", "conv_gru_cell": "h"}  # 
 _pool = ThreadPoolExecutor(2)
 
 
-def judged(case: Case, kind: str) -> tuple[str, str] | None:
-    """One call, whatever it raises; torch's threads and the instruction set are set for it."""
+def check_call(case: Case, kind: str) -> tuple[str, str] | None:
+    """Run one call and classify any exception; the number of threads and the instruction set are set for it."""
     if torch.get_num_threads() != case.threads:
         torch.set_num_threads(case.threads)
     native.get_module().set_isa(case.isa)
@@ -47,7 +47,7 @@ def _call(case: Case, arguments: dict):
 
 
 def _in_its_way(case: Case, arguments: dict):
-    """The results of all calls that the way makes; each must be the expected one."""
+    """Return the results of all calls made by vmap or by threads; each must equal the expected one."""
     if case.way == "threads":
         return [f.result() for f in [_pool.submit(_call, case, arguments) for _ in range(2)]]
     main = MAIN.get(case.op, next(iter(arguments)))
@@ -60,7 +60,7 @@ def _in_its_way(case: Case, arguments: dict):
 
 
 def _reference(case: Case, arguments: dict, jitter: float = 0.0):
-    """Results in float64, and the tensors they were made of."""
+    """Compute the results in float64, and return them with their inputs."""
     wide = exact(case, arguments, jitter)
     wide.pop("algorithm", None)
     with backend("reference"):
@@ -72,7 +72,7 @@ def _leaves(arguments: dict) -> list[Tensor]:
 
 
 def _gradients(results: list[Tensor], leaves: list[Tensor], seed: int) -> list[Tensor]:
-    """Of a random sum of the results, whose coefficients every dtype holds."""
+    """Compute the gradients of a random sum of the results, with coefficients that every dtype represents exactly."""
     generator = torch.Generator().manual_seed(seed)
     along = [torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype) for y in results]
     pairs = [pair for pair in zip(results, along, strict=True) if pair[0].requires_grad]
@@ -107,7 +107,8 @@ def _first(faults) -> str | None:
 
 
 def _compared(case: Case, arguments: dict, got: list[Tensor], expected: list[Tensor]) -> str | None:
-    """Results and gradients within the roundings of the coarsest dtype, or of what such roundings do to the formula."""
+    """Check that results and gradients differ at most by some roundings of the coarsest dtype, or by the effect of such
+    roundings of the inputs."""
     shapes = [[tuple(t.shape) for t in side] for side in (got, expected)]
     if shapes[0] != shapes[1]:
         return f"shapes {shapes[0]}, expected {shapes[1]}"
@@ -127,8 +128,8 @@ def _compared(case: Case, arguments: dict, got: list[Tensor], expected: list[Ten
 
 
 def _spread(case: Case, arguments: dict, expected: list[Tensor], unit: float) -> list[float]:
-    """How far results and gradients move where every input is wrong by some roundings (near a kink, far), and where
-    the reference itself computes in the dtype that was given."""
+    """Estimate the change of results and gradients if every input is wrong by some roundings, and if the reference
+    computes in the dtype of the call."""
     moved = [0.0] * len(expected)
     for k in range(JITTERS + 1):
         results, leaves = _reference(case, arguments, 8 * unit) if k else _coarse(case, arguments)
@@ -144,14 +145,13 @@ def _coarse(case: Case, arguments: dict):
 
 
 def _unit(found: list[Tensor], case: Case) -> float:
-    """Rounding of the coarsest dtype that takes part."""
+    """Return the rounding error of the coarsest dtype in the call."""
     dtypes = {t.dtype for t in found if t.is_floating_point()} | ({DTYPES[case.autocast]} if case.autocast else set())
     return max([1e-14, *(torch.finfo(d).eps for d in dtypes)])
 
 
 def _moved(case: Case, arguments: dict, expected: list[Tensor]) -> list[list[Tensor]]:
-    """The results, and those of inputs that are wrong by some roundings: a huge phase has no certain sine, and an
-    infinity no certain sign behind it."""
+    """Return the results, and those for inputs that are wrong by some roundings."""
     unit = _unit(tensors(arguments), case)
     others = [_reference(case, arguments, 8 * unit)[0] for _ in range(JITTERS)]
     return [expected, *others, _coarse(case, arguments)[0]]
@@ -162,10 +162,9 @@ def _specials(case: Case, got: list[Tensor], expected: list[list[Tensor]]) -> st
 
 
 def _special(case: Case, got: Tensor, expected: list[Tensor]) -> str | None:
-    """NaN and infinity never become numbers, nor numbers NaN, where all that is expected agrees.
+    """Check that NaN and infinity are not turned into numbers, nor numbers into NaN, where all expected results agree.
 
-    The Winograd engine adds infinities in an order of its own and spreads what is not finite: there NaN alone counts,
-    and only what became of it.
+    The Winograd algorithm adds in another order and spreads non-finite values, so only NaN is checked there.
     """
     written = repr(case.args)
     huge, infinite = "'huge'" in written, "'nonfinite'" in written

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study wgan-gp`: every method of the paper's tables, trained and scored on the same samples."""
+"""The study of the WGAN-GP paper, `fastds study wgan-gp`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ import xarray as xr
 from fastds import models
 from fastds.plot import save_png
 from fastds.report import Chart, MapGrid, Maps, field_style
-from fastds.studies.common.bootstrap import FEWEST
-from fastds.studies.common.figures import field_maps
-from fastds.studies.common.plan import Costs, seconds_of_short_trainings, seconds_of_trainings
+from fastds.studies.common.bootstrap import MIN_BLOCKS
+from fastds.studies.common.figures import draw_field_maps
+from fastds.studies.common.plan import Costs, estimate_step_seconds, measure_trainings
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
-from fastds.studies.wgan_gp import figures, tables
 from fastds.studies.wgan_gp.config import StudyConfig, parse_arguments
-from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, paper_steps, scale_of, training_config
-from fastds.studies.wgan_gp.samples import labels_of, test_regions
-from fastds.studies.wgan_gp.scores import brightest, one_field, score, with_prediction
+from fastds.studies.wgan_gp.evaluation import (
+    call_with_prediction,
+    find_most_varied_day,
+    make_sample_labels,
+    predict_field,
+    read_test_regions,
+    score,
+)
+from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, count_paper_steps, get_scale, make_training_config
+from fastds.studies.wgan_gp.tables import (
+    make_charts,
+    tabulate_ensembles,
+    tabulate_ranking,
+    tabulate_regions,
+    tabulate_samples,
+    tabulate_scores,
+)
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.training import train
@@ -32,45 +45,52 @@ _LABEL = "relative humidity (%)"
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """What `fastds study wgan-gp` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    """Run `fastds study wgan-gp`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(WganGpStudy, config)
 
 
 class WganGpStudy(PaperStudy):
-    """A study of the paper's methods. Attributes: base, the training of the generator; scale, align: of the coarse
-    fields; regions of the test and labels of their samples."""
+    """The study of the humidity WGAN-GP paper.
+
+    Attributes:
+        base: training configuration of WGAN-GP.
+        scale: downscaling factor.
+        align: grid convention of the coarse fields.
+        regions: test regions.
+        labels: day and tile of each test sample.
+    """
 
     name, title = "wgan-gp", "Humidity WGAN-GP and what it is compared with"
 
     def __init__(self, config: StudyConfig):
         self.base = parse_training(["--config", config.training, "--data.path", config.data.path])
-        self.scale, self.paper_steps = scale_of(self.base), paper_steps(self.base)
+        self.scale, self.paper_steps = get_scale(self.base), count_paper_steps(self.base)
         self.align = "grid" if self.base.data.coarsening == "decimate" else "center"
-        self.regions = test_regions(self.base.data, self.scale, config.data.tile)
-        self.labels = labels_of(self.regions)
+        self.regions = read_test_regions(self.base.data, self.scale, config.data.tile)
+        self.labels = make_sample_labels(self.regions)
         names = [name for name in METHODS if name not in NETWORKS or name in (config.run or NETWORKS)]
         super().__init__(config, names, NETWORKS, {})
 
-    def costs(self, networks: list[str]) -> Costs:
+    def measure_costs(self, networks: list[str]) -> Costs:
         options = self.run_options | {"progress": False}
 
         def training(name: str, steps: int, output: str) -> None:
-            train(training_config(name, self.base, self.config.budget, steps, output=output, **options))
+            train(make_training_config(name, self.base, self.config.budget, steps, output=output, **options))
 
-        return seconds_of_trainings(training, networks)
+        return measure_trainings(training, networks)
 
-    def training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+    def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
         options = self.run_options | {"seed": seed, "output": str(output)}
-        return training_config(name, self.base, self.config.budget, self.steps, **options)
+        return make_training_config(name, self.base, self.config.budget, self.steps, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
-        train(self.training(name, seed, output))
+        train(self.make_training(name, seed, output))
 
-    def step_seconds(self, name: str) -> float:
-        return seconds_of_short_trainings(train, self.training(name, 0, self.folder.path))
+    def measure_step_seconds(self, name: str) -> float:
+        return estimate_step_seconds(train, self.make_training(name, 0, self.folder.path))
 
-    def sample_table(self) -> ResultTable:
-        return tables.sample_rows(self.regions)
+    def make_sample_table(self) -> ResultTable:
+        return tabulate_samples(self.regions)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         found = self._predicting(name, weights, lambda predict: score(predict, self.regions, self.base.data.range))
@@ -80,38 +100,38 @@ class WganGpStudy(PaperStudy):
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
         c = self.config
-        return with_prediction(name, weights, self.scale, self.align, c.members, c.threads, c.device, use)
+        return call_with_prediction(name, weights, self.scale, self.align, c.members, c.threads, c.device, use)
 
     @staticmethod
     def _means(results: Mapping[str, list[dict[str, Any]]], kind: str) -> dict[str, dict[str, np.ndarray]]:
-        """Means over the seeds of "one" or "mean", where there is such."""
+        """Average the scores "one" or "mean" over the seeds, for the methods that have them."""
         found = {name: [one[kind] for one in runs if kind in one] for name, runs in results.items()}
         return {name: {s: np.mean([o[s] for o in one], 0) for s in one[0]} for name, one in found.items() if one}
 
-    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+    def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         one, sizes = self._means(results, "one"), {n: r[0]["parameters"] for n, r in results.items() if n in NETWORKS}
         return {
-            "scores": tables.score_rows(one, self.labels, sizes),
-            "order": tables.order_rows(one, self.labels),
-            "ensembles": tables.ensemble_rows(self._means(results, "mean"), self.labels, self.config.members),
-            "regions": tables.region_rows(one, self.regions),
-            "samples": self.sample_table(),
+            "scores": tabulate_scores(one, self.labels, sizes),
+            "order": tabulate_ranking(one, self.labels),
+            "ensembles": tabulate_ensembles(self._means(results, "mean"), self.labels, self.config.members),
+            "regions": tabulate_regions(one, self.regions),
+            "samples": self.make_sample_table(),
         }
 
-    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        return figures.charts(self.curves, self._means(results, "one"), self.regions)
+    def make_charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return make_charts(self.curves, self._means(results, "one"), self.regions)
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
-        chosen = brightest(self.regions)
+    def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        chosen = find_most_varied_day(self.regions)
         truth = self.regions[chosen[0]].days[chosen[1], 0].numpy()
 
         def fields(name: str) -> np.ndarray:
-            weights = self.of_first_seed(name)
-            return self._predicting(name, weights, lambda predict: one_field(predict, self.regions, chosen).numpy())
+            weights = self.get_first_weights(name)
+            return self._predicting(name, weights, lambda predict: predict_field(predict, self.regions, chosen).numpy())
 
         made = {name: fields(name) for name in self.names if METHODS[name].aligned}
         save_png(
-            field_maps(made, truth, _LABEL, self.regions[chosen[0]].name),
+            draw_field_maps(made, truth, _LABEL, self.regions[chosen[0]].name),
             self.folder.path / "figure-10.png",
         )
         grid = MapGrid.of(xr.DataArray(truth, dims=("y", "x")))
@@ -119,14 +139,14 @@ class WganGpStudy(PaperStudy):
         maps.add(f"day {chosen[1] + 1}", {"truth": truth, **made})
         return maps
 
-    def notes(self) -> list[str]:
+    def write_notes(self) -> list[str]:
         days, tiles = (len(np.unique(column)) for column in self.labels.T)
         return [
             f"Every network is trained in {self.steps} steps on the same samples by the training "
             f"{self.config.training}, with generator, critic and losses of its method; seeds "
             f"{', '.join(map(str, self.config.seeds))}; weights of the lowest validation error. Factor {self.scale} "
             f"from {'first points' if self.align == 'grid' else 'means'} of blocks.",
-            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {FEWEST} such "
-            "blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
+            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {MIN_BLOCKS} "
+            "such blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
             "The paper's numbers are of its own region, level and factor 8: compare the order, not numbers.",
         ]
