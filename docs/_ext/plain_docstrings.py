@@ -76,10 +76,9 @@ def convert(lines: list[str]) -> list[str]:
         line = lines[k]
         heading = re.match(rf"({'|'.join(SECTIONS)}):(?: +(\S.*))?$", line)
         warns = re.match(r"Warns \(UserWarning\)", line)
-        if heading or not line.strip() or warns:
-            if paragraph:
-                result += convert_paragraph(paragraph)
-                paragraph = []
+        if paragraph and (heading or warns or not line.strip()):
+            result += convert_paragraph(paragraph)
+            paragraph = []
         if heading:
             body, k = ([f"    {heading[2]}"] if heading[2] else []), k + 1
             while k < len(lines) and (not lines[k].strip() or lines[k].startswith("    ")):

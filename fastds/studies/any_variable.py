@@ -52,7 +52,7 @@ class StudyConfig:
         scales: factors.
         told: network and interpolations are told that the fields are means, as by `fastds downscale --coarsened mean`.
         threads: of torch; None leaves them as they are.
-        leaderboard: a file of rows, see fastds/models/README.md, that gains are added to; None: none.
+        leaderboard: a file of rows, see docs/models/leaderboard.md, that gains are added to; None: none.
     """
 
     data: Files

@@ -34,7 +34,7 @@ class StudyConfig:
         output: folder of the trainings.
         threads: of torch; None leaves them as they are.
         json: file for all numbers.
-        leaderboard: a file of rows, see fastds/models/README.md, that the scores of model are added to; None: none.
+        leaderboard: a file of rows, see docs/models/leaderboard.md, that the scores of model are added to; None: none.
     """
 
     data: Files

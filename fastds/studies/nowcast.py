@@ -98,7 +98,7 @@ class StudyConfig:
             the scores of every start, none: study-nowcast.
         mlcast: weights of MLCast's network, whose own members are compared, too; None: they are not.
         window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
-        leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
+        leaderboard: a file of rows, see docs/models/leaderboard.md, that the scores are added to; None: none. Not with
             against or members.
     """
 

@@ -258,7 +258,8 @@ class StudyConfig:
         members: of an ensemble whose scores are printed, too; 0: none.
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that errors over advection's are added to; None: none.
+        leaderboard: a file of rows, see docs/models/leaderboard.md, that errors over advection's are added to; None:
+            none.
     """
 
     data: Files

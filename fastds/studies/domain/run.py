@@ -32,7 +32,7 @@ class StudyConfig:
         model: a shipped name or a safetensors file with ranges in its card.
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the tables; None: none.
-        leaderboard: a file of rows, see fastds/models/README.md, that the correlation is added to; None: none.
+        leaderboard: a file of rows, see docs/models/leaderboard.md, that the correlation is added to; None: none.
     """
 
     data: Files
