@@ -43,6 +43,7 @@ html_theme = "sphinx_book_theme"
 html_title = f"fastds {release}"
 html_theme_options = {
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has the search field
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
