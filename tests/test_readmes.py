@@ -20,12 +20,10 @@ from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = sorted(
-    p for p in ROOT.rglob("README.md") if not {"build", ".git", ".pytest_cache", "docs"} & set(p.relative_to(ROOT).parts)
-)
-MANUAL = sorted(
-    p for p in (ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & set(p.relative_to(ROOT).parts)
-)
+GENERATED = {".git", ".pytest_cache", "build", "_build", "generated", "site-packages"}
+PAGES = sorted(p for p in ROOT.rglob("*.md") if not GENERATED & set(p.relative_to(ROOT).parts))
+MANUAL = [p for p in PAGES if p.is_relative_to(ROOT / "docs")]
+READMES = [p for p in PAGES if p.name == "README.md" and p not in MANUAL]
 # Opening line, language or directive in braces, and content of a block.
 FENCE = re.compile(r"^(<!-- ci -->\n)?```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OPTIONAL_MODULES = ("pysteps",)  # a block that imports one of them needs it
