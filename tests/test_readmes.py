@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of every README runs, in a folder that holds the files it names."""
+"""Every code block of the READMEs and of the manual in docs runs, in a folder that holds the files it names."""
 
 import os
 import re
@@ -13,14 +13,21 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = sorted(p for p in ROOT.rglob("README.md") if not {"build", ".git"} & set(p.relative_to(ROOT).parts))
-FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERATED = {".git", ".pytest_cache", "build", "_build", "generated", "site-packages"}
+PAGES = sorted(p for p in ROOT.rglob("*.md") if not GENERATED & set(p.relative_to(ROOT).parts))
+MANUAL = [p for p in PAGES if p.is_relative_to(ROOT / "docs")]
+READMES = [p for p in PAGES if p.name == "README.md" and p not in MANUAL]
+# Opening line, language or directive in braces, and content of a block.
+FENCE = re.compile(r"^(<!-- ci -->\n)?```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTIONAL_MODULES = ("pysteps",)  # a block that imports one of them needs it
+MOST_LINES = {"README.md": 120, "bench/README.md": 100}  # of any other README 60
 # What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
 SHORTER = (
     (r"(train (?:radar|nowcast|humidity) .*--max_minutes=\d+)", r"\1 --data.validation_samples=4"),
@@ -50,11 +57,18 @@ LEFT_OUT += ("python -m fastds.models.mlcast", "mlcast train")  # they need mlca
 
 
 def blocks(language):
-    for path in READMES:
-        for k, (ci, found, text) in enumerate(FENCE.findall(path.read_text())):
-            if found == language and not ci:
-                name = path.relative_to(ROOT).as_posix()
-                yield pytest.param(name, text, id=f"{name}-{k}")
+    for path in READMES + MANUAL:
+        found = [
+            (k, text)
+            for k, (ci, kind, text) in enumerate(FENCE.findall(path.read_text()))
+            if kind == language and not ci
+        ]
+        name = path.relative_to(ROOT).as_posix()
+        if path in MANUAL and language == "python" and found:  # the blocks of a page are one program
+            yield pytest.param(name, "\n".join(text for _, text in found), id=name)
+            continue
+        for k, text in found:
+            yield pytest.param(name, text, id=f"{name}-{k}")
 
 
 def run(command, folder):
@@ -112,9 +126,19 @@ def _fields(step):
 
 @pytest.mark.parametrize("readme, text", blocks("python"))
 def test_python_examples_run(readme, text, tmp_path, monkeypatch):
+    for module in OPTIONAL_MODULES:
+        if re.search(rf"^import {module}\b", text, re.MULTILINE):
+            pytest.importorskip(module, reason=f"{module} is not installed (optional peer)")
     (tmp_path / "block.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    runpy.run_path("block.py", run_name="__main__")
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path("block.py", run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    shown = {Path(target).name for target in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / readme).read_text())}
+    assert pictures <= shown, "run: python docs/make_pictures.py"
 
 
 @pytest.mark.parametrize("readme, text", blocks("bash"))
@@ -140,13 +164,19 @@ def test_command_examples_run(readme, text, files, monkeypatch, capfd):
             assert main(shlex.split(line)[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
 
 
-def test_the_main_readme_is_short():
-    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_readmes_are_short(path):
+    most = MOST_LINES.get(path.relative_to(ROOT).as_posix(), 60)
+    assert len(path.read_text().splitlines()) <= most, "details belong in docs"
+
+
+def test_pictures_are_small():
+    assert [path.name for path in (ROOT / "docs").rglob("*.png") if path.stat().st_size > 100_000] == []
 
 
 def test_links_are_valid():
-    for path in READMES:
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    for path in READMES + MANUAL:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path}: {target}"
 
 

@@ -14,7 +14,7 @@ from fastds.models.registry import PRESETS
 _USAGE = """usage: fastds models            the weights in the package
        fastds models --presets  all networks that `fastds train` and fastds.models.create take
        fastds models NAME       the card of weights, by name or path, or the description of a preset
-       fastds models --leaderboard [FILE]  scores of networks and baselines, see fastds/models/README.md"""
+       fastds models --leaderboard [FILE]  scores of networks and baselines, see docs/models/leaderboard.md"""
 
 
 def format_shipped() -> str:

@@ -53,7 +53,7 @@ class StudyConfig:
         told: declare that the inputs are area means, as `fastds downscale --coarsened mean` does; all results are then
             corrected so that their means equal the inputs.
         threads: number of threads of torch; None leaves the number unchanged.
-        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the gains are added; None adds
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the gains are added; None adds
             none.
     """
 

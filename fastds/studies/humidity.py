@@ -38,7 +38,7 @@ class StudyConfig:
         output: folder of the trainings.
         threads: number of threads of torch; None leaves the number unchanged.
         json: file to which all numbers are written.
-        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the scores of model are added; None
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the scores of model are added; None
             adds none.
     """
 

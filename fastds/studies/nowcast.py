@@ -109,7 +109,7 @@ class StudyConfig:
             then the folder that stores the scores of every start (default study-nowcast).
         mlcast: weights of MLCast's network, whose own members are compared, too; None leaves it out.
         window: for ensembles, side in pixels of the square with the largest echo area, in which forecasts are made.
-        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the scores are added; None adds
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the scores are added; None adds
             none. Excludes against and members.
     """
 

@@ -360,7 +360,7 @@ class StudyConfig:
         members: number of members of an ensemble whose scores are printed, too; 0: no ensemble.
         threads: number of threads of torch; None leaves the number unchanged.
         report: HTML page for the table; None writes none.
-        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which ratios to advection's error are
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which ratios to advection's error are
             added; None adds none.
     """
 

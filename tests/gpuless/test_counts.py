@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels and traffic of the networks on a GPU: the tables of kernels/README.md, and what fused kernels save FC-ZSM."""
+"""Kernels and traffic of the networks on a GPU: the tables of docs/kernels.md, and what fused kernels save FC-ZSM."""
 
 import collections
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastds.ops import conv_gru_cell, conv_lstm_cell
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.deform_conv2d import guided
 
-README = Path(__file__).resolve().parents[2] / "kernels" / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 
 
 def draw(*shape):
@@ -43,8 +43,8 @@ INPUTS = {  # by network, as the table names them
 
 
 def rows(table):
-    """The cells of a table of README, by its first ones."""
-    text = README.read_text().partition(f"| {table} |")[2].partition("\n\n")[0]
+    """Return the cells of a table of PAGE by the first cell of their row."""
+    text = PAGE.read_text().partition(f"| {table} |")[2].partition("\n\n")[0]
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()[2:]]
     return {first.strip("`"): rest for first, *rest in lines}
 

@@ -33,7 +33,7 @@ class StudyConfig:
         model: name of a shipped model or path of a safetensors file, with input ranges in its model card.
         threads: number of threads of torch; None leaves the number unchanged.
         report: HTML page for the tables; None writes none.
-        leaderboard: file of leaderboard rows (see fastds/models/README.md) to which the correlation is added; None adds
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the correlation is added; None adds
             none.
     """
 

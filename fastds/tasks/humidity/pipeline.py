@@ -286,7 +286,7 @@ def assess_statistics(card: ModelCard, pressure: float | None, inputs: list[dict
     """Compare statistics of fields with the ranges in a model card.
 
     A pressure outside the training levels is reported and does not count for the score, because the error at other
-    levels is reflected by the texture (fastds/studies/README.md).
+    levels is reflected by the texture (fastds/studies/out-of-distribution.md).
 
     Args:
         card: model card.
