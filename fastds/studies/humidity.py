@@ -38,8 +38,8 @@ class StudyConfig:
         output: folder of the trainings.
         threads: number of threads of torch; None leaves the number unchanged.
         json: file to which all numbers are written.
-        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the scores of model are added; None
-            adds none.
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the scores of model are added;
+            None adds none.
     """
 
     data: Files

@@ -33,8 +33,8 @@ class StudyConfig:
         model: name of a shipped model or path of a safetensors file, with input ranges in its model card.
         threads: number of threads of torch; None leaves the number unchanged.
         report: HTML page for the tables; None writes none.
-        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the correlation is added; None adds
-            none.
+        leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the correlation is added; None
+            adds none.
     """
 
     data: Files
