@@ -13,7 +13,7 @@ namespace rig_bind {
 
 template <class T>
 T* at(intptr_t address) {
-    return static_cast<T*>(pointer(address));
+    return static_cast<T*>(to_pointer(address));
 }
 
 }  // namespace rig_bind
@@ -21,10 +21,10 @@ T* at(intptr_t address) {
 inline void register_rig(py::module_& m) {
     using namespace rig_bind;
     m.def("transpose", [](intptr_t x, intptr_t y, int dtype, int rows, int columns, bool sync) {
-        transpose_cuda(pointer(x), pointer(y), dtype, rows, columns, sync);
+        transpose_cuda(to_pointer(x), to_pointer(y), dtype, rows, columns, sync);
     });
     m.def("row_sum", [](intptr_t x, intptr_t y, int dtype, int rows, int n, int threads, int shared_bytes) {
-        row_sum_cuda(pointer(x), at<float>(y), dtype, rows, n, threads, shared_bytes);
+        row_sum_cuda(to_pointer(x), at<float>(y), dtype, rows, n, threads, shared_bytes);
     });
     m.def("read", [](intptr_t x, intptr_t y, int threads, int shift, bool vector) {
         read_cuda(at<float>(x), at<float>(y), threads, shift, vector);
@@ -34,7 +34,7 @@ inline void register_rig(py::module_& m) {
     m.def("barrier", [](intptr_t y, int threads, int kind) { barrier_cuda(at<int>(y), threads, kind); });
     m.def("collectives", [](intptr_t x, intptr_t y) { collectives_cuda(at<int>(x), at<int>(y)); });
     m.def("product", [](intptr_t a, intptr_t b, intptr_t y, bool half, bool leaves) {
-        product_cuda(pointer(a), pointer(b), at<float>(y), half, leaves);
+        product_cuda(to_pointer(a), to_pointer(b), at<float>(y), half, leaves);
     });
     m.def("atomics", [](intptr_t x, intptr_t integers, intptr_t maximum, intptr_t sum, int blocks, int threads) {
         atomics_cuda(at<float>(x), at<int>(integers), at<float>(maximum), at<double>(sum), blocks, threads);
