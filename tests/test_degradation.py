@@ -146,11 +146,11 @@ def test_degradation_kernels_equal_their_formulas():
 def test_degradation_noise_has_the_requested_strength():
     """Standard deviation drawn evenly up to the largest, whatever the correlation; non-negative fields by a factor."""
     degrade, zero = Degradation(ALWAYS), torch.zeros(1, 48, 48)
-    found = torch.stack([degrade._noise(zero, 0.03, seeded(k)).std() for k in range(200)])
+    found = torch.stack([degrade._add_noise(zero, 0.03, seeded(k)).std() for k in range(200)])
     assert found.max() < 0.032 and found.mean() == pytest.approx(0.015, rel=0.1) and found.min() < 0.001
     config = DegradationConfig(probability=1.0, non_negative=(0,), lower=(-2.0,))
     rain = torch.full((1, 48, 48), 4.0)
-    logs = [((Degradation(config)._noise(rain, 0.03, seeded(k)) + 2) / 6).log() for k in range(100)]
+    logs = [((Degradation(config)._add_noise(rain, 0.03, seeded(k)) + 2) / 6).log() for k in range(100)]
     assert torch.stack([z.std() for z in logs]).mean() == pytest.approx(0.05, rel=0.15)  # up to 0.1
 
 
