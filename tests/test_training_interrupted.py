@@ -165,7 +165,7 @@ def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
     asked = []
     strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: asked.append((own, all)) or somewhere)
     callback = LastCheckpoint(tmp_path)
-    assert callback._stops(SimpleNamespace(world_size=2, strategy=strategy)) == somewhere
+    assert callback._is_interrupted(SimpleNamespace(world_size=2, strategy=strategy)) == somewhere
     assert asked == [(False, False)] and callback._number == (signal.SIGTERM if somewhere else 0)
 
 

@@ -40,7 +40,7 @@ def test_validation_scores_by_hand():
     module.config.loss.csi_weight, square, rate = 2.0, module.range_dbz**2, module.config.loss.rates[1]
     ours = {"mse": np.array([0.02, 0.04]), "csi": np.array([[0.5, 0.9, 0.5]] * 2)}
     reference = {"mse": np.array([0.04, 0.04]), "csi": np.array([[0.7, 0.6, 0.5]] * 2)}
-    module._ours, module._reference = (SimpleNamespace(by_frame=lambda s=s: s) for s in (ours, reference))
+    module._scores, module._reference = (SimpleNamespace(by_frame=lambda s=s: s) for s in (ours, reference))
     scores = module.validation_scores()
     assert [scores[f"val_mse{of}"] for of in ("", "_reference")] == pytest.approx([0.03 * square, 0.04 * square])
     assert [scores[f"val_csi_{rate:g}{of}"] for of in ("", "_reference")] == pytest.approx([0.9, 0.6])

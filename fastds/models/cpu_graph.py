@@ -48,7 +48,7 @@ class GraphRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "fastds":
             with self:  # record the calls inside the op, not the op itself
-                return OPS[func._schema.name.removeprefix("fastds::")].kernel(*args, **kwargs)
+                return OPS[func._schema.name.removeprefix("fastds::")].run_kernel(*args, **kwargs)
         name = func.overloadpacket.__name__
         _check_repeatable(func, name, (args, kwargs))
         results = func(*args, **kwargs)

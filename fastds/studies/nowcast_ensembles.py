@@ -139,7 +139,7 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
     """Return the compared methods, name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
 
     method, _ = pick_method(model)
-    smooth = method.mean() is not method  # mean forecasts, if the method has them
+    smooth = method.to_ensemble_mean() is not method  # mean forecasts, if the method has them
 
     def forecast(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
         options |= {"coarsen": start.factor, "interval": f"{start.cadence:g}min", "steps": len(start.truth)}
