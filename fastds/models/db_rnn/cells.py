@@ -94,7 +94,7 @@ class ConvLSTM(Cell):
     ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight = self.gates.weight if folded is None else folded[0]
-        h, c = conv_lstm_cell(x, h, c, weight, self.gates.total_bias())
+        h, c = conv_lstm_cell(x, h, c, weight, self.gates.sum_biases())
         return h, (h, c), None
 
 
@@ -156,7 +156,7 @@ class SAConvLSTM(Cell):
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, memory = (zeros(x), zeros(x, memory=True), zeros(x)) if state is None else state
-        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.total_bias())
+        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.sum_biases())
         h, memory = self.attention(h, memory)
         return h, (h, c, memory), None
 
@@ -181,7 +181,7 @@ class MKLSTM(Cell):
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, wide = (zeros(x), zeros(x, memory=True), zeros(x, memory=True)) if state is None else state
-        c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.sum_biases())
         wide, wide_q = st_lstm_gates(self.wide_gates(x, h), wide)
         small, large = c.to(x.dtype), wide.to(x.dtype)
         gate = self.output(small, residual=self.wide_output(large, residual=q) + wide_q)
@@ -207,7 +207,7 @@ class ConvGRU(Cell):
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h = zeros(x) if state is None else state
         gates, candidate = self.gates, self.candidate
-        h = conv_gru_cell(x, h, gates.weight, gates.total_bias(), candidate.weight, candidate.total_bias())
+        h = conv_gru_cell(x, h, gates.weight, gates.sum_biases(), candidate.weight, candidate.sum_biases())
         return h, h, None
 
 
@@ -268,7 +268,7 @@ class SpatialMemory(nn.Module):
             m: zigzag memory or None for zeros.
             weight: weight of the gates, if the frame embedding is folded into it; None takes the weight of the module.
         """
-        weight, bias = self.memory.weight if weight is None else weight, self.memory.total_bias()
+        weight, bias = self.memory.weight if weight is None else weight, self.memory.sum_biases()
         if m is None:
             return conv_memory_gates(x, None, zeros(x, len(bias) // 3, memory=True), weight, bias)
         return conv_memory_gates(x, m.to(x.dtype), m, weight, bias)
@@ -284,7 +284,7 @@ class SpatialMemory(nn.Module):
         c, m = c.to(q.dtype), m.to(q.dtype)
         value = self.mix(c, m)
         with checkpoint_activations((value, self.mix, c, m)):
-            return conv_output_gate(c, m, value, self.output.weight, self.output.total_bias(), residual=q)
+            return conv_output_gate(c, m, value, self.output.weight, self.output.sum_biases(), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Compute h' and the pre-activation of its gate. Arguments are those of `emit`."""
@@ -319,7 +319,7 @@ class PredRNN(Cell):
     ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, None) if folded is None else folded
-        c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.sum_biases())
         m = self.spatial.update(x, m, memory_weight)
         h = self.spatial.emit(q, c, m)
         return h, (h, c), m
@@ -459,12 +459,12 @@ class PredRNNV2(PredRNN):
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, self.spatial.memory.weight) if folded is None else folded
 
-        pre = _convolve(x, h, weight, self.gates.total_bias())
+        pre = _convolve(x, h, weight, self.gates.sum_biases())
         i, _, g, _ = pre.chunk(4, 1)
         c, q = st_lstm_gates(pre, c)
         added = shared(output_gate(i, g))
 
-        pre = _convolve(x, m, memory_weight, self.spatial.memory.total_bias())
+        pre = _convolve(x, m, memory_weight, self.spatial.memory.sum_biases())
         i, _, g = pre.chunk(3, 1)
         m = memory_gates(pre, zeros(x, self.channels, memory=True) if m is None else m)
         similarities.append(F.cosine_similarity(added.flatten(2), shared(output_gate(i, g)).flatten(2), dim=2).abs())
@@ -498,7 +498,7 @@ class MemoryInMemory(nn.Module):
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def weights(module: nn.Module) -> tuple[Tensor, Tensor]:
-            return module.weight, module.total_bias()
+            return module.weight, module.sum_biases()
 
         n = conv_memory_gates(d, n.to(d.dtype), n, *weights(self.changing))
         steady_input = conv_output_gate(d, n.to(d.dtype), n, *weights(self.changing_output))
@@ -551,7 +551,7 @@ class MIM(Cell):
         h, c, n, s = state
         count = self.channels
         if self.layer == 0:
-            c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.total_bias())
+            c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.sum_biases())
         else:
             i, g, q = self.gates(x, h).split(count, 1)
             carried, n, s = self.cascade(x if previous is None else x - previous, c, n, s)
@@ -692,10 +692,10 @@ class PrecipLSTM(Cell):
         h, c, ms, mt = state
         m = zeros(x, memory=True) if m is None else m
         y = self.attention(x)
-        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.total_bias())
+        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.sum_biases())
 
         def update_memory(module: SummedConv3x3, source: Tensor, memory: Tensor) -> Tensor:
-            weights = module.weight, module.total_bias()
+            weights = module.weight, module.sum_biases()
             return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
 
         m, ms = update_memory(self.zigzag_gates, y, m), update_memory(self.spatial_gates, y, ms)
