@@ -118,9 +118,9 @@ def test_back_projection_in_bands_is_identical(mode, monkeypatch):
     monkeypatch.setattr(refinement, "_BAND_PIXELS", 1)
     refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=-32.0, tiles=[])
     x, flow, y = fields()
-    assert len(list(refiner._bands(x.shape[1:], 0.0))) == 8
+    assert len(list(refiner._make_bands(x.shape[1:], 0.0))) == 8
     banded, known = y.clone(), torch.ones_like(x).bool()
-    back_project(banded, x, flow, known, mode, SPAN, refiner._bands)
+    back_project(banded, x, flow, known, mode, SPAN, refiner._make_bands)
     torch.testing.assert_close(banded, agreed(y, x, flow, mode), rtol=0, atol=2e-6)
 
 

@@ -112,7 +112,7 @@ def test_inference_in_chunks_is_identical(options, frames, batch, bytes_at_once,
     monkeypatch.setattr(chunks, "WORKING_SET_BYTES", bytes_at_once)
     asked = set()
     for part in (conv_lstm, fczsm_network):
-        monkeypatch.setattr(part, "row_bands", lambda *of: asked.add(of[1]) or chunks.split_rows(*of))
+        monkeypatch.setattr(part, "split_rows", lambda *of: asked.add(of[1]) or chunks.split_rows(*of))
     with torch.no_grad():
         torch.testing.assert_close(model(x, static, flow), whole, rtol=0, atol=1e-13)
     r, head = model.config["scale"], model.config["head_features"] or 8

@@ -196,12 +196,12 @@ def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, ca
         model.card.name, model.card.floor_dbz, model.card.ceiling_dbz, model.card.input_steps = name, 0.0, 60.0, 3
         models.save(model, tmp_path / f"{name}.safetensors")
     files = {"model": f"{tmp_path}/kept.safetensors", "against": f"{tmp_path}/plain.safetensors"}
-    assert study.table(f"{tmp_path}", **files) == {}
+    assert study.print_scores(f"{tmp_path}", **files) == {}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("event.nc: 1 start, mse ") and len(lines) == 6
     ours, theirs, difference = (float(lines[2].split()[k].strip(",")) for k in (3, 5, 7))
     assert ours > 1.5 * theirs and difference == pytest.approx(ours - theirs, abs=2e-4)
-    study.table(f"{tmp_path}", smooth=True, **files)
+    study.print_scores(f"{tmp_path}", smooth=True, **files)
     for line in capsys.readouterr().out.splitlines()[1:4]:
         assert "difference +0.0000 [+0.0000, +0.0000]" in line
 

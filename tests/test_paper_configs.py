@@ -150,7 +150,7 @@ def three_steps(monkeypatch, task, words):
         )  # fmt: skip
         trainer.fit(module, datamodule=samples)
 
-    monkeypatch.setattr(training, "run", steps)
+    monkeypatch.setattr(training, "run_training", steps)
     training.train(options.parse_arguments(words))
     return kept["config"], kept["module"].double().train(), kept["steps"]
 
@@ -382,7 +382,7 @@ def test_random_sets_are_disjoint_and_depend_on_the_seed_alone(files):
     assert random_sets(files, seed=1)[1] == sets, "trainings of several seeds have the same test samples"
     assert random_sets(files, split_seed=1)[1] != sets
     samples = made.training
-    passes = [[samples._fixed(20 * turn + k) for k in range(20)] for turn in range(3)]
+    passes = [[samples._get_fixed_draw(20 * turn + k) for k in range(20)] for turn in range(3)]
     assert all(set(one) == sets[0] for one in passes) and passes[0] != passes[1]
     assert len(made.validation) == 6 and len(made.test) == 9 and made.training.stores is made.test.stores
 

@@ -17,7 +17,7 @@ def motion(rows, columns, known=1.0, size=(24, 32)):
     """The same displacement everywhere from the first field on, and back."""
     flow = torch.tensor([[[rows, columns], [-rows, -columns]]]).view(1, 2, 2, 1, 1).expand(1, 2, 2, *size).clone()
     made = Motion(torch.zeros(2, *size))
-    made.flow, made.known = flow, torch.full((2, 1, *size), known)
+    made.flow, made.confidence = flow, torch.full((2, 1, *size), known)
     return made
 
 
@@ -36,7 +36,7 @@ def test_flow_is_averaged_by_confidence():
 def test_flow_is_averaged_along_trajectories(way, beside, sign):
     """The flow of another pair counts at the pixel to or from which the air moves, 4 columns away."""
     this, other, nothing = motion(0.0, 4.0), motion(0.0, 8.0, 0.0), motion(0.0, 0.0, 0.0)
-    other.known[way, 0, 10, 16] = 1.0
+    other.confidence[way, 0, 10, 16] = 1.0
     found = smooth_flow(this, **{"before": nothing, "behind": nothing, beside: other})[0, way, 1].abs()
     column = 16 + 4 * sign
     assert ((found - 4).abs() > 1e-6).nonzero().tolist() == [[10, column]]
@@ -46,9 +46,9 @@ def test_flow_is_averaged_along_trajectories(way, beside, sign):
 def test_flow_of_dry_frames_is_zero():
     x = torch.zeros(2, 24, 32)
     still = Motion(x)
-    assert not still.flow.any() and not still.known.any() and still.flow.shape == (1, 2, 2, 24, 32)
+    assert not still.flow.any() and not still.confidence.any() and still.flow.shape == (1, 2, 2, 24, 32)
     x[0, 12, 16] = 0.5
-    assert Motion(x).known[0, 0, 10, 14] == pytest.approx(1 / 25) and not Motion(x).known[1].any()
+    assert Motion(x).confidence[0, 0, 10, 14] == pytest.approx(1 / 25) and not Motion(x).confidence[1].any()
     this = torch.rand(2, 24, 32)
     dry = torch.zeros(2, 24, 32)
     assert torch.equal(smooth_pair_flow(dry, this, dry), optical_flow(this[None], fine=True)[0])

@@ -18,6 +18,7 @@ from fastds.studies.common.radar import EvaluationBlock
 from fastds.studies.db_rnn import evaluation, methods, study, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
 from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED, SCORES, get_published
+from fastds.studies.db_rnn.study import measure_costs
 from fastds.tasks.nowcast.config import ABLATIONS
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
 from fastds.tasks.nowcast.config import parse_arguments as parse_training
@@ -127,7 +128,7 @@ def test_measure_costs(config):
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
     data = evaluation.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
     block = evaluation.read_test_block(study.data, "rain.nc", [27, 38])
-    found = study.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
+    found = measure_costs(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
     assert set(found.step_seconds) == {"MS-ConvLSTM", "MS-ConvLSTM-S"} and min(found.step_seconds.values()) > 0
     assert 0 < found.fixed < 600
 

@@ -161,7 +161,7 @@ def test_measure_costs_by_hand(monkeypatch):
     monkeypatch.setattr(study, "_time_samples", lambda *args: (3.0, 0.0))
     monkeypatch.setattr(study, "_time_method", lambda config, name, *args: (seconds[name], 4))
     monkeypatch.setattr(study, "_time_scoring", lambda blocks: 1.0)
-    found = study.measure(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
+    found = study.measure_costs(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
     fixed = sum(7.0 + (8 * 32 + 1 / 16) * 0.4 * s / 4 for s in seconds.values())
     assert found.step_seconds == seconds and found.fixed == pytest.approx(fixed + len(METHODS))
 
@@ -171,7 +171,7 @@ def test_measure_costs_of_trained_methods(folder):
     config = StudyConfig(DataConfig(str(folder)), device="cpu")
     data = evaluation.make_training_data(config.data, find_files(config.data, 64, 3), 32)
     block = evaluation.read_test_block(config.data, "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True)
-    found = study.measure(config, ["UNet", "ZSM-D"], data, [block])
+    found = study.measure_costs(config, ["UNet", "ZSM-D"], data, [block])
     assert set(found.step_seconds) == {"UNet", "ZSM-D"} and 0 < found.step_seconds["UNet"] < 2 and 0 < found.fixed < 600
 
 

@@ -215,4 +215,4 @@ def test_learning_rate_reaches_zero_at_the_time_limit():
     module.steps = 4  # two of three epochs
     for seconds, done in ((0.0, 2 / 3), (30.0, 2 / 3), (100.0, 100 / 120), (150.0, 1.0)):
         module.elapsed = seconds
-        assert module.rate() == pytest.approx((1 + math.cos(math.pi * done)) / 2, abs=1e-9)
+        assert module.compute_rate_factor() == pytest.approx((1 + math.cos(math.pi * done)) / 2, abs=1e-9)

@@ -66,11 +66,11 @@ def test_short_budget_error_names_affordable_methods():
     costs = Costs({"slow": 20.0, "quick": 0.5, "quicker": 0.1}, 30.0)
     config = PaperConfig(budget="2min")
     with pytest.raises(ValueError, match=r"must be at least 9min .*; 2min is enough for run=\[quick,quicker\]"):
-        make_plan(config, list(costs.a_step), 90, lambda names: costs)
-    fitting = Costs({name: costs.a_step[name] for name in ("quick", "quicker")}, 20.0)
-    assert make_plan(config, list(fitting.a_step), 90, lambda names: fitting)["steps"] >= 20
+        make_plan(config, list(costs.step_seconds), 90, lambda names: costs)
+    fitting = Costs({name: costs.step_seconds[name] for name in ("quick", "quicker")}, 20.0)
+    assert make_plan(config, list(fitting.step_seconds), 90, lambda names: fitting)["steps"] >= 20
     with pytest.raises(ValueError, match="max_steps sets the steps without a budget"):
-        make_plan(dataclasses.replace(config, budget="5s"), list(costs.a_step), 90, lambda names: costs)
+        make_plan(dataclasses.replace(config, budget="5s"), list(costs.step_seconds), 90, lambda names: costs)
 
 
 @pytest.mark.parametrize("model", [None, "inr-small", "inr-any"])
