@@ -250,7 +250,7 @@ def test_sub_pixel_by_torch(scale, steps):
 def test_sub_pixel_rejects_invalid_arguments():
     with pytest.raises(ValueError, match="scale must be 1, 2, 3 or 4, got 5"):
         SubPixel(3, 3, 5)
-    with pytest.raises(ValueError, match="scale 1 has no layer to turn 3 channels into 2"):
+    with pytest.raises(ValueError, match="out_channels must equal channels for scale 1, got 2 and 3"):
         SubPixel(3, 2, 1)
 
 

@@ -32,12 +32,12 @@ def test_flow_is_averaged_by_confidence():
 
 
 @pytest.mark.parametrize("way", [0, 1])
-@pytest.mark.parametrize(("beside", "sign"), [("before", 1), ("behind", -1)])
+@pytest.mark.parametrize(("beside", "sign"), [("before", 1), ("after", -1)])
 def test_flow_is_averaged_along_trajectories(way, beside, sign):
     """The flow of another pair counts at the pixel to or from which the air moves, 4 columns away."""
     this, other, nothing = motion(0.0, 4.0), motion(0.0, 8.0, 0.0), motion(0.0, 0.0, 0.0)
     other.confidence[way, 0, 10, 16] = 1.0
-    found = smooth_flow(this, **{"before": nothing, "behind": nothing, beside: other})[0, way, 1].abs()
+    found = smooth_flow(this, **{"before": nothing, "after": nothing, beside: other})[0, way, 1].abs()
     column = 16 + 4 * sign
     assert ((found - 4).abs() > 1e-6).nonzero().tolist() == [[10, column]]
     assert found[10, column] == pytest.approx(6.0)

@@ -133,7 +133,7 @@ def test_wrong_options():
 def test_sequences_of_no_sample_and_of_no_time(cell):
     every, _ = cell(3, 2).sequence(torch.ones(0, 4, 3, 5, 6))
     assert every.shape == (0, 4, 2, 5, 6)
-    with pytest.raises(ValueError, match="of one time or more"):
+    with pytest.raises(ValueError, match="with T >= 1"):
         cell(3, 2).sequence(torch.ones(2, 0, 3, 5, 6))
 
 
