@@ -19,7 +19,7 @@ def compiled(arch, dtype, wide, names, size=200):
     base = torch.empty(1, 2, size, size, device="meta")
     problem = forward_kernels.Problem((3, 3), (1, 1), (1, 1), (1, 1), 1, 8)
     grad_x, grad_raw = maps(1, 64, size, size, dtype=torch.float32), maps(1, 216, size, size, dtype=dtype)
-    shared = {"base": base, "sigmoid": True, "wide": wide}
+    shared = {"base": base, "sigmoid": True, "use_int64": wide}
 
     args = (x, x, raw[:, :144], raw[:, 144:], weight)
     grads = (grad_x, grad_raw[:, :144], grad_raw[:, 144:])

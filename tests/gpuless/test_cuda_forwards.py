@@ -36,7 +36,7 @@ def arguments(name, model, device="cuda"):
         return draw(1, getattr(model, "frames", 2), 1, 32, 32), 2
     if kind == "INRDownscaler":
         return draw(1, c["in_channels"], 12, 16), (20, 31)
-    if kind == "ErrorModel":
+    if kind == "ErrorLaw":
         return (draw(c["features"], 16, 20),)
     if kind == "FixedRatioDownscaler":
         return (draw(1, c["in_channels"], 12, 16),)

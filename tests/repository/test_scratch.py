@@ -36,7 +36,7 @@ from tests.inr_cases import KINDS, random_case
 
 allocator, maths, invalid = ctypes.CDLL(None), ctypes.CDLL("libm.so.6"), 1
 torch.set_num_threads(1)  # the flags are a thread's own
-native.module().set_isa(sys.argv[1])
+native.get_module().set_isa(sys.argv[1])
 
 def maps(*shape):
     return torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
