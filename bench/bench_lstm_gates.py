@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.torch_cells import compute_gru, compute_gru_cell, compute_lstm, compute_lstm_cell, update_memory
 from fastds.ops import (
     conv_gru_cell,
     conv_lstm_cell,
@@ -29,25 +30,6 @@ CELLS = {"conv_lstm_cell": (4, 5), "conv_gru_cell": (3, 7), "st_lstm_cell": (8, 
 PEERS = ("fastds", "eager", "eager_channels_last", "torch_compile")
 
 
-def compute_lstm(pre, c):
-    i, f, g, o = pre.chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def compute_gru(z, pre_n, h):
-    return z * h + (1 - z) * torch.tanh(pre_n)
-
-
-def compute_lstm_cell(x, h, c, weight, bias):
-    return compute_lstm(F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1), c)
-
-
-def compute_gru_cell(x, h, gates, gates_bias, candidate, candidate_bias):
-    z, r = torch.sigmoid(F.conv2d(torch.cat([x, h], 1), gates, gates_bias, padding=1)).chunk(2, 1)
-    return compute_gru(z, F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1), h)
-
-
 def run_st_lstm_cell(x, h, c, m, temporal, temporal_bias, spatial, spatial_bias, out):
     """Run the stages of the cell of PredRNN by ops of fastds, without the 1x1 convolution of the output."""
     c, q = conv_st_lstm_gates(x, h, c, temporal, temporal_bias)
@@ -56,13 +38,9 @@ def run_st_lstm_cell(x, h, c, m, temporal, temporal_bias, spatial, spatial_bias,
 
 
 def compute_st_lstm_cell(x, h, c, m, temporal, temporal_bias, spatial, spatial_bias, out):
-    def update(memory, gates):
-        i, f, g = gates
-        return torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
-
     *gates, q = F.conv2d(torch.cat([x, h], 1), temporal, temporal_bias, padding=1).chunk(4, 1)
-    c = update(c, gates)
-    m = update(m, F.conv2d(torch.cat([x, m], 1), spatial, spatial_bias, padding=1).chunk(3, 1))
+    c = update_memory(c, *gates)
+    m = update_memory(m, *F.conv2d(torch.cat([x, m], 1), spatial, spatial_bias, padding=1).chunk(3, 1))
     return torch.sigmoid(q + F.conv2d(torch.cat([c, m], 1), out, padding=1)) * torch.tanh(c), c, m
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.torch_cells import compute_gru, compute_gru_cell, compute_lstm, compute_lstm_cell, update_memory
 from fastds import nn, ops
 
 CHANNELS, SIDE = 8, 4
@@ -32,26 +33,6 @@ class Call:
     own: Callable[..., object]
     torch: Callable[..., object]
     tensors: list[Tensor]
-
-
-def compute_lstm(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Return hidden state and cell state of an LSTM from its gate pre-activations, order i, f, g, o."""
-    i, f, g, o = pre.chunk(4, 1)
-    new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(new), new
-
-
-def compute_memory(pre: Tensor, c: Tensor) -> Tensor:
-    """Return the memory of an ST-LSTM from its gate pre-activations, order i, f, g."""
-    i, f, g = pre.chunk(3, 1)
-    return torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-
-
-def compute_gru_cell(x: Tensor, h: Tensor, w: Tensor, b: Tensor, candidate_w: Tensor, candidate_b: Tensor) -> Tensor:
-    """Return the new state of a ConvGRU; z is the weight of the previous state."""
-    z, r = torch.sigmoid(F.conv2d(torch.cat([x, h], 1), w, b, padding=1)).chunk(2, 1)
-    n = torch.tanh(F.conv2d(torch.cat([x, r * h], 1), candidate_w, candidate_b, padding=1))
-    return z * h + (1 - z) * n
 
 
 def compute_trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tensor:
@@ -80,15 +61,12 @@ def list_calls() -> dict[str, Call]:
     def add_leaky(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         return F.leaky_relu(F.conv2d(x, w, b, padding=1) + residual, 0.1)
 
-    def compute_lstm_cell(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return compute_lstm(F.conv2d(torch.cat([x, h], 1), w, b, padding=1), c)
-
     def compute_reset(z: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(z), torch.sigmoid(r) * h
 
     def compute_st_gates(x: Tensor, h: Tensor, c: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         pre = F.conv2d(torch.cat([x, h], 1), w, b, padding=1)
-        return compute_memory(pre[:, : 3 * CHANNELS], c), pre[:, 3 * CHANNELS :].clone()
+        return update_memory(c, *pre[:, : 3 * CHANNELS].chunk(3, 1)), pre[:, 3 * CHANNELS :].clone()
 
     cell = nn.ConvLSTMCell(c, c)
     sequence = draw(4 * c, SIDE, SIDE).view(1, 4, c, SIDE, SIDE)
@@ -113,10 +91,10 @@ def list_calls() -> dict[str, Call]:
             [x, offset, three, bias, mask],
         ),
         "lstm_gates": Call(ops.lstm_gates, compute_lstm, [pre4, state]),
-        "memory_gates": Call(ops.memory_gates, compute_memory, [pre3, state]),
+        "memory_gates": Call(ops.memory_gates, lambda pre, c: update_memory(c, *pre.chunk(3, 1)), [pre3, state]),
         "output_gate": Call(ops.output_gate, lambda p, v: torch.sigmoid(p) * torch.tanh(v), [x, state]),
         "gru_reset": Call(ops.gru_reset, compute_reset, [x, h, state]),
-        "gru_update": Call(ops.gru_update, lambda z, n, h: z * h + (1 - z) * torch.tanh(n), [x, h, state]),
+        "gru_update": Call(ops.gru_update, compute_gru, [x, h, state]),
         "traj_gru_gates": Call(ops.traj_gru_gates, compute_trajectory_gates, [pre3, part3, state]),
         "conv_lstm_cell": Call(ops.conv_lstm_cell, compute_lstm_cell, [x, h, state, four, bias4]),
         "conv_gru_cell": Call(ops.conv_gru_cell, compute_gru_cell, [x, h, two, bias2, candidate, bias]),

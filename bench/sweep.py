@@ -31,6 +31,7 @@ from bench.core_latency import SLOW_NS, measure_core_latency_ns
 from bench.machine import describe_cpu_run
 from bench.report import RATIO_COLUMNS, SLOW, format_table, summarize_ratios
 from bench.result_files import save_sweep
+from bench.torch_cells import compute_gru_cell, compute_lstm, compute_lstm_cell
 from fastds import keep_freed_memory, ops
 
 MAX_NUMBERS = 1 << 23  # in one tensor
@@ -227,10 +228,8 @@ def draw_conv_lstm_cell(rng: random.Random) -> Case:
         draw_normal(4 * hidden),
     )
 
-    def peer(x, h, c, weight, bias):
-        i, f, g, o = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1).chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c)
+    def peer(*t):
+        return compute_lstm_cell(*t)[0]
 
     def own(*t):
         return ops.conv_lstm_cell(*t)[0]
@@ -243,10 +242,8 @@ def draw_lstm_gates(rng: random.Random) -> Case:
     (batch, height, width), hidden = draw_size(rng), draw_log_uniform(rng, 4, 256)
     tensors = draw_normal(batch, 4 * hidden, height, width), draw_normal(batch, hidden, height, width)
 
-    def peer(pre, c):
-        i, f, g, o = pre.chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c)
+    def peer(*t):
+        return compute_lstm(*t)[0]
 
     def own(*t):
         return ops.lstm_gates(*t)[0]
@@ -263,9 +260,7 @@ def draw_conv_gru_cell(rng: random.Random) -> Case:
     tensors = draw_normal(batch, inputs, height, width), draw_normal(batch, hidden, height, width), *weights
 
     def peer(x, h, gates, candidate):
-        z, r = F.conv2d(torch.cat([x, h], 1), gates, padding=1).sigmoid().chunk(2, 1)
-        n = F.conv2d(torch.cat([x, r * h], 1), candidate, padding=1).tanh()
-        return z * h + (1 - z) * n
+        return compute_gru_cell(x, h, gates, None, candidate, None)
 
     def own(x, h, gates, candidate):
         return ops.conv_gru_cell(x, h, gates, None, candidate, None)

@@ -6,18 +6,10 @@ With gradients a step always consists of the convolutions of cuDNN and pointwise
 
 import functools
 
-import torch
-import torch.nn.functional as F
-
 from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
 from bench.gpu_rows.conv_lstm_cell import BOTH, SHAPES
+from bench.torch_cells import compute_gru_cell
 from fastds.ops import conv_gru_cell
-
-
-def compute_in_torch(x, h, gates, gates_bias, candidate, candidate_bias):
-    z, r = F.conv2d(torch.cat([x, h], 1), gates, gates_bias, padding=1).sigmoid().chunk(2, 1)
-    n = F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1).tanh()
-    return z * h + (1 - z) * n
 
 
 def make_inputs(batch, channels, height, width):
@@ -31,16 +23,16 @@ def make_problem(shape, peers):
     batch, channels, height, width = shape
     numbers = batch * channels * height * width
     return Problem(
-        "conv_gru_cell", "x".join(map(str, shape)), functools.partial(make_inputs, *shape), compute_in_torch, peers,
+        "conv_gru_cell", "x".join(map(str, shape)), functools.partial(make_inputs, *shape), compute_gru_cell, peers,
         2 * 9 * 2 * channels * 3 * numbers, (8 * numbers, 0), modes=("forward",),
     )  # fmt: skip
 
 
 def make_rows(small: bool) -> list[Row]:
     if small:
-        return make_problem((1, 8, 6, 6), [("fastds", conv_gru_cell), ("torch eager", compute_in_torch)]).make_rows(
+        return make_problem((1, 8, 6, 6), [("fastds", conv_gru_cell), ("torch eager", compute_gru_cell)]).make_rows(
             BOTH[1:]
         )
-    peers = [("fastds triton", conv_gru_cell), ("fastds cuda", conv_gru_cell), ("torch eager", compute_in_torch)]
+    peers = [("fastds triton", conv_gru_cell), ("fastds cuda", conv_gru_cell), ("torch eager", compute_gru_cell)]
     rows = [row for shape in SHAPES for row in make_problem(shape, peers).make_rows(BOTH)]
-    return rows + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])
+    return rows + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_gru_cell))]).make_rows(BOTH[:1])

@@ -5,10 +5,9 @@ import functools
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
-from bench.gpu_rows.gates import compute_lstm
+from bench.torch_cells import compute_lstm_cell
 from fastds.ops import conv_lstm_cell
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
@@ -16,11 +15,6 @@ BOTH = [(BFLOAT16, 3e-2, 0.1), (FLOAT32, 1e-2, 1e-2)]  # cuDNN computes float32 
 SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # batch, channels of x and of the state, height, width
 # Tile sizes to compare with that of kernels/conv_cells.py: arguments of fastds.kernels.device.Tiles.
 TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 4), (128, 32, 32, 4, 3), (128, 32, 32, 4, 4), (128, 16, 32, 4, 3)]
-
-
-def compute_in_torch(x, h, c, weight, bias):
-    pre = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1)
-    return compute_lstm(pre, c)
 
 
 def make_inputs(batch, channels, height, width):
@@ -41,21 +35,21 @@ def make_problem(shape, peers):
     batch, channels, height, width = shape
     numbers = batch * channels * height * width
     return Problem(
-        "conv_lstm_cell", "x".join(map(str, shape)), functools.partial(make_inputs, *shape), compute_in_torch, peers,
+        "conv_lstm_cell", "x".join(map(str, shape)), functools.partial(make_inputs, *shape), compute_lstm_cell, peers,
         2 * 9 * 2 * channels * 4 * numbers, (7 * numbers, 16 * numbers), float32_inputs=(2,),
     )  # fmt: skip
 
 
 def make_rows(small: bool) -> list[Row]:
     if small:
-        return make_problem((1, 8, 6, 6), [("fastds", conv_lstm_cell), ("torch eager", compute_in_torch)]).make_rows(
+        return make_problem((1, 8, 6, 6), [("fastds", conv_lstm_cell), ("torch eager", compute_lstm_cell)]).make_rows(
             BOTH[1:]
         )
     own = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
     rows = []
     for shape in SHAPES:
-        rows += make_problem(shape, [*own, ("torch eager", compute_in_torch)]).make_rows(BOTH)
+        rows += make_problem(shape, [*own, ("torch eager", compute_lstm_cell)]).make_rows(BOTH)
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
     tiles = replace(make_problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).make_rows(BOTH[:1])
-    last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_in_torch))]).make_rows(BOTH[:1])
+    last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_lstm_cell))]).make_rows(BOTH[:1])
     return [*rows[:6], *tiles, *rows[6:], *last]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from bench.gpu_rows import Problem, Row, draw_exact
 from bench.gpu_rows.conv_lstm_cell import BOTH, SHAPES
+from bench.torch_cells import update_memory
 from fastds.ops import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 
 
@@ -16,13 +17,12 @@ def convolve(x, x2, weight, bias):
 
 
 def compute_st_lstm(x, h, c, weight, bias):
-    i, f, g, q = convolve(x, h, weight, bias).chunk(4, 1)
-    return f.sigmoid() * c + i.sigmoid() * g.tanh(), q
+    *gates, q = convolve(x, h, weight, bias).chunk(4, 1)
+    return update_memory(c, *gates), q
 
 
 def compute_memory(x, m, c, weight, bias):
-    i, f, g = convolve(x, m, weight, bias).chunk(3, 1)
-    return f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return update_memory(c, *convolve(x, m, weight, bias).chunk(3, 1))
 
 
 def compute_output(c, m, value, weight, bias):

@@ -6,18 +6,8 @@ import functools
 import torch
 
 from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
+from bench.torch_cells import compute_gru, compute_lstm
 from fastds.ops import gru_update, lstm_gates
-
-
-def compute_lstm(pre, c):
-    i, f, g, o = pre.chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def compute_gru(z, pre_n, h):
-    return z * h + (1 - z) * torch.tanh(pre_n)
-
 
 # By op: the op, the formula in PyTorch, channels of each input / C, and state-sized tensors that forward and backward
 # read or write.
