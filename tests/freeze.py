@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -321,8 +322,10 @@ def record_commands() -> Iterator[tuple[str, str]]:
                 if command == "downscale coarse":
                     path.rename(folder / "out_of_coarse.nc")
                     before.add(folder / "out_of_coarse.nc")
+                elif path.is_dir():
+                    shutil.rmtree(path)
                 else:
-                    subprocess.run(["rm", "-r", str(path)], check=True)
+                    path.unlink()
 
 
 RECORDERS = {"ops": record_ops, "networks": record_networks, "weights": record_weights, "commands": record_commands}

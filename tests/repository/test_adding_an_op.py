@@ -88,7 +88,11 @@ def test_copied_template_builds_and_passes(checkout):
     assert results.count("test_copied_op.py::") > 10
     files = [f"tests/{name}" for name in OF_ALL]
     results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "copied_op", *files)
-    for test in ("calls[copied_op-special]", "one_thing_changed[copied_op_backward]", "every_public_op[copied_op]"):
+    for test in (
+        "test_fuzz_calls_agree_with_the_reference[copied_op-special]",
+        "test_schema_change_is_detected[copied_op_backward]",
+        "test_explain_names_the_backend_of_every_op[copied_op]",
+    ):
         assert f"{test} PASSED" in results, test
 
 
