@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count of the ops of fastds that each network calls, forward and backward, and of the convolutions of torch.
 
-`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md; tests/test_kernels_by_network.py checks
-the file. A call counts if the dispatcher of torch sees it, for one small sample in training mode with the mean square
-of the result as the loss. Calls inside of an op do not count, whichever backend runs the op.
+`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md, and
+tests/models/test_kernels_by_network.py checks that file. A call counts if the dispatcher of torch sees it, for one small
+sample in training mode with the mean square of the result as the loss. Calls inside of an op do not count, whichever
+backend runs the op.
 """
 
 import pathlib
@@ -23,7 +24,7 @@ OUT = pathlib.Path(__file__).parent / "results" / "kernels_by_network.md"
 CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution")
 TEXT = """# Kernels by network
 
-Made by `python -m bench.kernels_by_network`, checked by `tests/test_kernels_by_network.py`.
+Made by `python -m bench.kernels_by_network`, checked by `tests/models/test_kernels_by_network.py`.
 
 The table counts the calls of the ops in `torch.ops.fastds` and of the convolutions of torch, as the dispatcher of torch
 sees them, during one forward and one backward pass of each network on a small sample in training mode. A fused op

@@ -39,7 +39,7 @@ git ls-files -z tests bench pyproject.toml | xargs -0 cp --parents -t "$tree"
 
 cd "$tree"
 export PYTHONPATH=$installed:$site PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1 FASTDS_REQUIRE_NATIVE=1
-[ $# -gt 0 ] || mapfile -t tests < <(grep -lwE "isa|engine_isa" tests/test_*.py)  # others need more packages
+[ $# -gt 0 ] || mapfile -t tests < <(grep -lwE "isa|engine_isa" tests/ops/test_*.py)  # others need more packages
 # qemu tells nothing of its guest's huge pages.
 qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" -m pytest -p no:cacheprovider -k "neon and not huge_pages" \
   "${@:-${tests[@]}}"

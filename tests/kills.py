@@ -19,7 +19,7 @@ from pathlib import Path
 import xarray as xr
 
 from fastds.data import save_dataset, synthetic_event
-from tests.test_training_interrupted import OPTIONS, arguments, make_files
+from tests.support.training_runs import OPTIONS, arguments, make_files
 
 TRAININGS = {f"train {task}": task for task in OPTIONS}
 ARCHIVES = {

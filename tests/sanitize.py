@@ -34,7 +34,7 @@ def op_tests() -> list[str]:
     """Return the test files of the ops, except those that only compare numbers with other packages."""
     names = {*NAMES, *(name for name in ops.__all__ if name.islower())}
     names |= {module.name for module in iter_modules(ops.impl.__path__)}
-    files = {path.name for path in (ROOT / "tests").glob("test_*.py") if any(n in path.name for n in names)}
+    files = {path.name for path in (ROOT / "tests" / "ops").glob("test_*.py") if any(n in path.name for n in names)}
     return sorted(name for name in files if "peers" not in name)
 
 
@@ -78,7 +78,7 @@ def part(kind: str, isa: str, test: str, folder: Path, log: Path) -> dict:
     """Run one part; write its output to the log and return its outcome."""
     # -P: a module that lies in the checkout does not come before the sanitized one.
     options = ["-s", "-q", "-p", "no:cacheprovider", *SELECTED[kind]]
-    command = [sys.executable, "-P", "-m", "pytest", *options, f"tests/{test}"]
+    command = [sys.executable, "-P", "-m", "pytest", *options, f"tests/ops/{test}"]
     start = time.monotonic()
     run = subprocess.run(
         command, cwd=ROOT, env=environment(kind, isa, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random arguments of each op: `draw(op, kind, choose)` makes a Case from the choices of a random.Random.
 
-tests/test_fuzz.py passes the random.Random of hypothesis, whose choices can be shrunk; the campaign passes Python's,
-which is much faster.
+tests/ops/test_fuzz.py passes the random.Random of hypothesis, whose choices can be shrunk. The campaign passes
+Python's random.Random, which is much faster.
 """
 
 from random import Random

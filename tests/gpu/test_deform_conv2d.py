@@ -3,13 +3,13 @@
 
 import pytest
 import torch
-from deform_cases import NAMES, PROBLEMS, Problem, assert_within_rule, gradients, small, torch_in_dtype
 from gpu import checks
 
 import fastds
 from fastds.nn import GuidedDeformConv2d
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from tests.support.deform_cases import NAMES, PROBLEMS, Problem, assert_within_rule, gradients, small, torch_in_dtype
 
 PLAIN = Problem("plain", 2, 32, 48, 17, 23, G=4)
 

@@ -4,9 +4,9 @@
 import pytest
 import torch
 from gpu import checks
-from inr_cases import KINDS, exact, flat_arguments, query, random_case
 
 from fastds.ops.impl.inr_query.points import GridSpec, from_index
+from tests.support.inr_cases import KINDS, exact, flat_arguments, query, random_case
 
 SOURCE = (7, 9)
 FUSED = {torch.bfloat16: 8e-2, torch.float16: 2e-2}  # tolerances

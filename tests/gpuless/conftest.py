@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
-from forked import in_a_child
 from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
 from triton.runtime.interpreter import interpreter_builder
+
+from tests.support.forked import in_a_child
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
 

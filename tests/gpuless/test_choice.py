@@ -7,7 +7,6 @@ import pytest
 import torch
 from fastds.kernels import inr_query as inr_kernels
 from gpuless.fake_cuda import BuiltWithCuda
-from inr_cases import flat_arguments
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
@@ -19,6 +18,7 @@ from fastds.ops.core.backends import select_backend
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3 import kernels, triton_implicit_gemm
 from fastds.ops.impl.deform_conv2d import guided as guided
+from tests.support.inr_cases import flat_arguments
 
 
 @pytest.fixture(params=[True, False], ids=["built_with_cuda", "built_without_cuda"])

@@ -3,13 +3,12 @@
 
 import pytest
 import torch
-from deform_cases import Problem
-from test_deform_conv2d_edges import MESSAGES
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from fastds.ops import conv_lstm_cell, deform_conv2d, null_op, window_attention2d
 from fastds.ops.core import native as _native
+from tests.support.deform_cases import MESSAGES, Problem
 
 PROBLEM = Problem("bad")
 

@@ -3,7 +3,11 @@
 
 import pytest
 import torch
-from deform_cases import (
+from gpuless.emu import ptxas_report
+
+from fastds.ops import deform_conv2d
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from tests.support.deform_cases import (
     NAMES,
     PROBLEMS,
     Problem,
@@ -14,10 +18,6 @@ from deform_cases import (
     torch_in_dtype,
     views,
 )
-from gpuless.emu import ptxas_report
-
-from fastds.ops import deform_conv2d
-from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CASES = [p for p in PROBLEMS if p.id not in ("many_pixels", "channels16", "batch37", "no_bias", "no_mask", "kernel5x5")]

@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
-from deform_cases import Problem, assert_agrees, far_problem, views
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from tests.support.deform_cases import Problem, assert_agrees, far_problem, views
 
 KERNEL = "deform_conv2d_tensor_cores_kernel"
 HALF = [torch.bfloat16, torch.float16]

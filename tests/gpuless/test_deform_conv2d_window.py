@@ -5,10 +5,10 @@ import random
 
 import pytest
 import torch
-from deform_cases import Problem, assert_agrees
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided
+from tests.support.deform_cases import Problem, assert_agrees
 
 KERNEL = "deform_conv2d_window_kernel"
 HALF = [torch.bfloat16, torch.float16]

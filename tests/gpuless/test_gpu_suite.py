@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import forked
 import pytest
 import torch
+
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = ("op", "case", "mode", "dtype", "peer")

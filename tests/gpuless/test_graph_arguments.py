@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What compile_graph refuses and how it reads arguments; the graphs themselves are in tests/gpu/test_cuda_graph.py
-and tests/test_replay.py."""
+and tests/models/test_cpu_graph.py."""
 
 import pytest
 import torch

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 from gpuless.emu import ptxas_report
-from inr_cases import KINDS, exact, query, random_case
 
 import fastds
 from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index
+from tests.support.inr_cases import KINDS, exact, query, random_case
 
 GRID = GridSpec.cells((4, 5), (5, 7))
 

@@ -3,10 +3,10 @@
 
 import pytest
 import torch
-from cell_cases import three_steps_of_a_cell
 
 import fastds
 from fastds.models.db_rnn.cells import CELLS
+from tests.support.cell_cases import three_steps_of_a_cell
 
 pytestmark = pytest.mark.interpreted
 

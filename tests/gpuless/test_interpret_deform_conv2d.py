@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from deform_cases import NAMES, Problem, assert_within_rule, gradients, torch_in_dtype
 from fastds.kernels import deform_conv2d as forward_kernels
 from fastds.kernels import deform_conv2d_backward as backward_kernels
 from gpuless.triton_rig import guard, untouched
@@ -12,6 +11,7 @@ import fastds
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided as guided
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from tests.support.deform_cases import NAMES, Problem, assert_within_rule, gradients, torch_in_dtype
 
 pytestmark = pytest.mark.interpreted
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from fastds.kernels import inr_query as kernels
 from gpuless.triton_rig import guard, untouched
-from inr_cases import exact, query
 
 import fastds
 from fastds.ops.impl.inr_query.points import GridSpec, from_index
+from tests.support.inr_cases import exact, query
 
 pytestmark = pytest.mark.interpreted
 SOURCE = (4, 5)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
 TEMPLATE = (
-    "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py",
+    "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/ops/test_null_op.py",
     "tests/fuzz/ops/null_op.py",
 )  # fmt: skip
 BOTH = """
@@ -22,7 +22,7 @@ import fastds, torch
 def test_both():
     assert fastds.ops.copied_op(torch.ones(1)).tolist() == fastds.ops.null_op(torch.ones(1)).tolist() == [1.0]
 """
-TESTS = ("tests/test_both.py", "tests/test_copied_op.py")
+TESTS = ("tests/ops/test_both.py", "tests/ops/test_copied_op.py")
 OF_ALL = ("test_fuzz.py", "test_registered_ops.py", "test_explain.py")  # tests of all ops, which find the new one
 BUILD_MINUTES, TEST_MINUTES = 10, 5
 
@@ -55,9 +55,11 @@ def checkout(tmp_path):
     for name in ("csrc/bind.cpp", "setup.py", "pyproject.toml", "README.md", "tests/conftest.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("conftest.py", "forked.py", "test_null_op.py", *OF_ALL):
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
-    shutil.copytree(ROOT / "tests" / "fuzz", tmp_path / "tests" / "fuzz", ignore=ignore)
+    (tmp_path / "tests" / "ops").mkdir()
+    for name in ("test_null_op.py", *OF_ALL):
+        shutil.copy(ROOT / "tests" / "ops" / name, tmp_path / "tests" / "ops" / name)
+    for name in ("fuzz", "support"):
+        shutil.copytree(ROOT / "tests" / name, tmp_path / "tests" / name, ignore=ignore)
     for path in (tmp_path / "tests" / "fuzz" / "ops").glob("[!_]*.py"):
         if path.stem != "null_op":
             path.unlink()
@@ -82,11 +84,11 @@ def run(checkout, minutes, *command):
 def test_copied_template_builds_and_passes(checkout):
     copy_of_the_template(checkout)
     run(checkout, BUILD_MINUTES, "setup.py", "-q", "build_ext", "--inplace")
-    (checkout / "tests" / "test_both.py").write_text(BOTH)
+    (checkout / "tests" / "ops" / "test_both.py").write_text(BOTH)
     results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", *TESTS)
     assert "test_both.py::test_both PASSED" in results and "failed" not in results
     assert results.count("test_copied_op.py::") > 10
-    files = [f"tests/{name}" for name in OF_ALL]
+    files = [f"tests/ops/{name}" for name in OF_ALL]
     results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "copied_op", *files)
     for test in (
         "test_fuzz_calls_agree_with_the_reference[copied_op-special]",

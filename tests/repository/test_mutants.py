@@ -4,9 +4,10 @@
 import json
 
 import pytest
-from mutants import __main__ as campaign
-from mutants import calls
-from mutants.errors import Mutant, mutants_of, mutated
+
+from tests.mutants import __main__ as campaign
+from tests.mutants import calls
+from tests.mutants.errors import Mutant, mutants_of, mutated
 
 SOURCE = """def larger(a: int | None, b: int | None = 3) -> int | None:
     same: int | None = b

@@ -3,7 +3,7 @@
 denormal numbers, with which Intel calculates a hundred times slower.
 
 Each process here runs with an aligned_alloc that fills what it gives with signalling NaN, which raise a flag of the
-processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share, and
+processor when they are calculated with. tests/ops/test_conv3x3.py asks the same of the workspace that calls share, and
 tests/conftest.py fills torch.empty and numpy.empty.
 """
 
@@ -32,7 +32,7 @@ import ctypes, sys
 import torch
 from fastds import ops
 from fastds.ops.core import native
-from tests.inr_cases import KINDS, random_case
+from tests.support.inr_cases import KINDS, random_case
 
 allocator, maths, invalid = ctypes.CDLL(None), ctypes.CDLL("libm.so.6"), 1
 torch.set_num_threads(1)  # the flags are a thread's own

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-import forked
+from tests.support import forked
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 SKIPS = """

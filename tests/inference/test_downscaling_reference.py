@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscaling of radar fields by hand: the stated seam, halos against motion, factor 4 in time."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import uniform_filter
+from torch import nn
+
+from fastds.tasks.radar import motion as flows
+from fastds.tasks.radar import refinement
+from fastds.tasks.radar.run import downscale
+from tests.support.downscaling_cases import CEILING, FLOOR, NO_ECHO, Stub, fill, give_card
+
+
+class Blur(Stub):
+    """The mean over 5 x 5 coarse pixels, at all three times."""
+
+    def forward(self, x, static=None, flow=None):
+        y = nn.functional.avg_pool2d(x[:, :, 0], 5, 1, 2).mean(1, keepdim=True)
+        return y.expand(-1, 3, -1, -1).repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :, None]
+
+
+def test_reported_seam_error_is_of_the_wettest_tile(coarse):
+    """Between the tile alone and the whole grid, first pair of frames, in dB."""
+    out = downscale(Blur(), coarse, tile=16, halo=0)
+    x = (coarse.reflectivity.values[:2].clip(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR)
+    tiles = [(slice(r, r + 16), slice(c, c + 16)) for r in range(0, 48, 16) for c in range(0, 64, 16)]
+    rows, columns = max(tiles, key=lambda tile: x[:, *tile].sum())
+    alone, whole = (uniform_filter(np.pad(z.mean(0), 2), 5)[2:-2, 2:-2] for z in (x[:, rows, columns], x))
+    expected = 55 * np.abs(alone - whole[rows, columns]).max()
+    assert out.attrs["fastds_seam_error_dBZ"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:the motion")
+def test_halo_covers_the_motion_of_the_model_card(coarse):
+    """NEAR_PIXELS of 4 and the motion, as a multiple of 16: echo that moves so far comes from there."""
+    for motion, halo in ((None, 16), ((0.0, 0.5), 16), ((0.0, 11.5), 16), ((0.0, 12.5), 32), ((0.0, 30.0), 48)):
+        out = downscale(give_card(Blur(), motion_px=motion), coarse, tile=16)
+        assert out.attrs["fastds_halo"] == halo, motion
+
+
+def test_network_weight_extends_with_echo_motion(monkeypatch, coarse):
+    """A cell of echo moves by 20 pixels: half way, 10 pixels from echo in either frame, the network's value holds."""
+    flow = torch.zeros(1, 2, 2, 48, 64)
+    flow[:, 0, 1], flow[:, 1, 1] = 20.0, -20.0
+    monkeypatch.setattr(flows, "optical_flow", lambda x, fine: flow[None])
+    z = np.full((3, 48, 64), NO_ECHO, np.float32)
+    z[0, 20:27, 10:17] = z[1:, 20:27, 30:37] = 30.0
+    out = downscale(Stub(constants=[0.2, 0.8, 0.2]), fill(coarse, z), smooth=True).reflectivity.values
+    middle = out[1, 44:50, 44:50]  # fine pixels around row 23, column 23
+    np.testing.assert_allclose(middle, FLOOR + 0.8 * 55, atol=1e-3)
+
+
+def test_time_factor_4_applies_factor_2_twice(coarse, network):
+    """Means of floored reflectivity where there is strong echo, else of the weak echo there is."""
+    fine = downscale(network, coarse).reflectivity.values[1::2].astype(np.float64)
+    cells = fine.reshape(2, 48, 2, 64, 2)
+    strong, echo = cells.clip(min=FLOOR).mean((2, 4)), cells > NO_ECHO
+    weak = np.where(echo, cells, 0).sum((2, 4)) / echo.sum((2, 4)).clip(1)
+    middle = np.where(strong > FLOOR, strong, np.where(echo.any((2, 4)), weak.clip(max=FLOOR), NO_ECHO))
+    given = coarse.reflectivity.values
+    frames = np.stack([given[0], middle[0], given[1], middle[1], given[2]]).astype(np.float32)
+    times = coarse.time.values[0] + np.arange(5) * np.timedelta64(5, "m")
+    twice = coarse.isel(time=[0, 0, 1, 1, 2]).assign_coords(time=("time", times, coarse.time.attrs))
+    expected = downscale(network, twice.assign(reflectivity=twice.reflectivity.copy(data=frames)))
+    found = downscale(network, coarse, time_factor=4)
+    np.testing.assert_allclose(found.reflectivity, expected.reflectivity, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("floor", [15.0, -5.0])
+def test_refinement_pixel_by_pixel(floor):
+    """The network's value near echo, less what its floor adds at the rim, less and less where the input is weak; else
+    the interpolated input; else none."""
+    ceiling, low = 70.0, min(floor, 0.0)
+    refiner = refinement.FrameRefiner(None, scale=2, floor=floor, ceiling=ceiling, no_echo=NO_ECHO, tiles=[])
+    g = torch.Generator().manual_seed(0)
+    draw = lambda a, b: a + (b - a) * torch.rand(8, 10, generator=g)  # noqa: E731
+    alone, known = draw(-35, 40), draw(-40, 45)
+    fine = torch.stack([alone, draw(0, 1), known, known + draw(0, 20)])
+    y = torch.cat([draw(-0.05, 0.1)[:4], draw(0, 1.05)[:4]])
+    near, wet = draw(0, 1) < 0.6, draw(0, 1) < 0.6
+    missing = torch.rand(4, 5, generator=g) < 0.1
+    found = refiner._merge(y, near, fine, wet, missing)
+    for i in range(8):
+        for j in range(10):
+            alone, _, known, lifted = fine[:, i, j].tolist()
+            z = floor + y[i, j].item() * (ceiling - floor)
+            z += min(max(1 - (z - floor) / 3, 0), 1) * (known - lifted)
+            z = min(known + min(max((known - (floor - 10)) / 10, 0), 1) * (z - known), ceiling)
+            if known <= low:
+                below = alone
+            elif near[i, j]:
+                below = max(min(known, z), low)
+            else:
+                below = known
+            expected = min(max(below, NO_ECHO), floor) if wet[i, j] else NO_ECHO
+            expected = z if near[i, j] and z > floor else expected
+            if missing[i // 2, j // 2]:
+                assert found[i, j].isnan()
+            else:
+                assert found[i, j].item() == pytest.approx(expected, abs=1e-4), (i, j)
+
+
+def test_interpolated_part_of_a_frame():
+    """Echo alone, its share, reflectivity with dry cells at the lowest, lifted to the floor; and back again."""
+    refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
+    lower = refinement.FrameRefiner(None, scale=2, floor=-5.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
+    z = torch.tensor([[-32.0, -10.0, 4.0, 30.0, float("nan")]])
+    channels = refiner._make_channels(z)
+    expected = [[0, 22, 36, 62, 0], [0, 128, 128, 128, 0], [0, 0, 4, 30, 0], [15, 15, 15, 30, 15]]
+    torch.testing.assert_close(256 * channels[:, 0], torch.tensor(expected, dtype=torch.float32))
+    mixed = torch.stack([channels[..., 3], channels[..., [0, 2]].mean(-1), channels[..., 0]], -1)
+    fine = refiner._interpolate(mixed)[:, 0]
+    torch.testing.assert_close(fine, torch.tensor([[30, 4, -32], [1, 0.5, 0], [30, 2, 0], [30, 15, 15.0]]))
+    torch.testing.assert_close(lower._interpolate(lower._make_channels(z))[2], torch.tensor([[-5, -5, 4, 30, -5.0]]))
+
+
+def test_near_echo_mask_radius():
+    mask = torch.zeros(9, 12, dtype=torch.bool)
+    mask[4, 5] = mask[0, 11] = True
+    expected = torch.zeros_like(mask)
+    expected[2:7, 3:8] = expected[:3, 9:] = True
+    assert torch.equal(refinement._dilate(mask, 2), expected)
