@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count of the ops of fastds that each network calls, forward and backward, and of the convolutions of torch.
 
-`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md, and
-tests/models/test_kernels_by_network.py checks that file. A call counts if the dispatcher of torch sees it, for one small
+`python -m bench.kernels_by_network` writes bench/results/kernels_by_network.md, which the test
+tests/models/test_kernels_by_network.py checks. A call counts if the dispatcher of torch sees it, for one small
 sample in training mode with the mean square of the result as the loss. Calls inside of an op do not count, whichever
 backend runs the op.
 """
