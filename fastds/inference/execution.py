@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastds._argument_types import is_whole_number
+from fastds._options import OptionError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
@@ -52,13 +53,13 @@ def check_execution(threads: int | None, precision: str | None = None, device: s
         ValueError: a value that is not allowed, or a GPU that does not exist.
     """
     if precision not in (None, *PRECISIONS):
-        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+        raise OptionError("precision", f"must be fp32 or bf16, got {precision!r}")
     if threads is not None:
         check_count("threads", threads)
     if device not in (None, *DEVICES):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+        raise OptionError("device", f"must be auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
+        raise OptionError("device", "must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
 
 
 def check_whole(name: str, value: float | None, least: int, most: int | None = None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastds._options import OptionError
 from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.plot.style import MISSING_COLOUR
@@ -86,9 +87,9 @@ def check_report(
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"report must be a file that ends in .html, got {path}")
+        raise OptionError("report", f"must be a file that ends in .html, got {path}")
     if any(_is_same_file(path, Path(file)) for file in files if file is not None):
-        raise ValueError(f"report must be another file than the input and the output, got {path} twice")
+        raise OptionError("report", f"must be another file than the input and the output, got {path} twice")
     if path.is_dir():
         raise IsADirectoryError(f"report must be a file, {path} is a folder")
     if made is not None and path.parent.resolve() == Path(made).resolve():

@@ -14,6 +14,7 @@ from torch import nn
 from fastds import models
 from fastds._argument_types import check_types, get_annotations
 from fastds._mixins import PredictOptions
+from fastds._options import OptionError
 from fastds.data.grid.grids import find_latitude_longitude
 from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
 from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
@@ -229,7 +230,9 @@ def predict(model: Model, data: InputData, **options: Unpack[PredictOptions]) ->
     from fastds.tasks.nowcast.methods import BASELINES
 
     if model is None:
-        raise ValueError("model must be given: a loaded model, a shipped name, a weights file or a method, got None")
+        raise OptionError(
+            "model", "must be given: a loaded model, a shipped name, a weights file or a method, got None"
+        )
     _check_model_and_data(model, data)
     if isinstance(model, str) and model in BASELINES:
         verb = nowcast

@@ -12,6 +12,7 @@ from typing import Unpack
 
 import yaml
 
+from fastds._options import OptionError
 from fastds.data.reading import ReadOptions
 from fastds.models import ModelCard, load, load_card, save
 from fastds.training.command import find_configurations, import_training
@@ -88,7 +89,7 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
         return data
     names = [v.get("name") for v in card.input_variables]
     if var is not None and len(names) > 1:
-        raise ValueError(f"var is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
+        raise OptionError("var", f"is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
     named = names[0] if card.task == "fields" and names and not card.any_variable else None
     return rewrite_with_metadata(data, folder, var, named, **reading)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastds import models
 from fastds._argument_types import validate_arguments
+from fastds._options import OptionError
 from fastds._suggestions import resolve_name
 from fastds.models.registry import find_task
 from fastds.training.command import format_parser_error, import_training
@@ -43,7 +44,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
     known = [name for name in models.available() if find_task(name)]
     model, requested = resolve_name(model, known), model
     if model is None:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
+        raise OptionError("model", f"must be one of {', '.join(known)}, got {requested!r}")
     task, arguments = find_task(model), {"model.name": model, "data.path": data, "output": output}
     config = _make_config(task, {"progress": False, **options, **arguments})
     with import_training(task) as training:

@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from fastds._options import spell_name
 from fastds._outputs import atomic_write, set_signal_handlers
 from fastds.training.lightning_extra import L, TorchCheckpointIO, callbacks
 
@@ -92,7 +93,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
 def format_finished(module: L.LightningModule) -> str:
     """Return the message for a resumed run that had already reached its last step or time limit."""
     done = f"{module.steps_done()} steps in {module.training_seconds() / 60:.3g} minutes"
-    return f"nothing is left to train: {done} were trained before; a larger max_steps or max_minutes goes on"
+    return f"nothing is left to train: {done} were trained before; a larger {spell_name('max_steps')} or {spell_name('max_minutes')} goes on"
 
 
 def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError, spell_argument
 from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
 
 # Standard name, units, smallest and largest value. The ranges are wide, so that values outside are codes, values in
@@ -44,7 +45,7 @@ NON_NEGATIVE = {
     "surface_downwelling_longwave_flux_in_air",
 }  # fmt: skip
 Limits = tuple[float, float]
-REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
+REMEDY = f"give the value that stands for missing, or the units, with {spell_argument('missing', 'units')}"
 REPAIR_FIRST = "mend the file first"  # remedy where no argument can declare the missing value or the units
 ALL_MISSING = "every pixel of the input is missing, and so is the output"
 
@@ -89,14 +90,14 @@ def apply_metadata(
     if missing is None and units is None:
         return dataset
     if missing is not None and not math.isfinite(missing):
-        raise ValueError(f"missing must be a finite number, got {missing!r}")
+        raise OptionError("missing", f"must be a finite number, got {missing!r}")
     fields = list_fields(dataset)
     if var is not None and var not in dataset.variables:
         raise ValueError(f"there is no variable {var!r} in the file, which has {', '.join(map(str, fields)) or 'none'}")
     chosen = fields if var is None else [var]
     if units is not None and len(chosen) != 1:
         raise ValueError(
-            f"units {units!r} are of one variable; name it with the argument var: {', '.join(map(str, chosen))}"
+            f"units {units!r} are of one variable; name it with {spell_argument('var')}: {', '.join(map(str, chosen))}"
         )
     dataset = dataset.copy(deep=False)
     for name in chosen:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError
 from fastds.data.fill_values import UndeclaredFills
 from fastds.data.grid.axes import check_spacing, expand_scalar_time, find_axes, promote_coordinates
 from fastds.data.grid.times import find_interval_bounds, find_regular_segments, sort_times, to_seconds
@@ -400,7 +401,7 @@ def find_z_r(
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {z_r} ({origin})")
+        raise OptionError("z_r", f"must be two positive numbers (a, b) of Z = a R^b, got {z_r} ({origin})")
     return z_r, origin
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds import models
+from fastds._options import spell_name
 from fastds.inference.run_facts import flatten_options
 from fastds.studies.common.config import (
     MIN_STEPS,
@@ -135,9 +136,9 @@ def _suggest_methods(budget: str, seconds: float, seeds: int, costs: Costs) -> s
         if has_time_for(seconds, spent):
             chosen.append(name)
     if not chosen or len(chosen) == len(costs.step_seconds):
-        return "fewer files, seeds or test_samples take less, and max_steps sets the steps without a budget"
+        return f"fewer files, seeds or test_samples take less, and {spell_name('max_steps')} sets the steps without a budget"
     listed = ",".join(name for name in costs.step_seconds if name in chosen)
-    return f"{budget} is enough for run=[{listed}], and max_steps sets the steps without a budget"
+    return f"{budget} is enough for run=[{listed}], and {spell_name('max_steps')} sets the steps without a budget"
 
 
 def time_step(module: SupervisedModule, batch: dict) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastds._options import spell_argument
 from fastds.data import clip_reflectivity, restore
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.inference.execution import get_device
@@ -132,7 +133,7 @@ class Method:
             find_starts(line, known, interval, start, every)
         except ValueError:
             return ""
-        return f"; the argument model takes {FALLBACK}, too, which needs {known} every {interval:g} s"
+        return f"; {spell_argument('model')} takes {FALLBACK}, too, which needs {known} every {interval:g} s"
 
     def _has_option(self, option: str) -> bool:
         return self.model is not None and option in inspect.signature(self.model.forecast).parameters
@@ -207,7 +208,7 @@ def _pick_shipped() -> tuple[Method, str]:
         return make_baseline(FALLBACK), f"method {FALLBACK} (no weights of a nowcaster are shipped)"
     chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
     if chosen not in names:
-        raise ValueError(f"several nowcasters are shipped, name one with the argument model: {', '.join(names)}")
+        raise ValueError(f"several nowcasters are shipped, name one with {spell_argument('model')}: {', '.join(names)}")
     others = ", ".join(name for name in names if name != chosen)
     return _make_method(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
+from fastds._options import OptionError, spell_name
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
@@ -66,7 +67,7 @@ class NowcastModule(SupervisedModule):
         self.deblurs = isinstance(self.network, DBRNN)
         if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
             raise ValueError(
-                f"loss.terms {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
+                f"{spell_name('loss.terms')} {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
                 "(DBRNN)"
             )
         if config.stage == "deblurrer":
@@ -225,9 +226,10 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     c = config.model
     model = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NowcastModel):
-        raise ValueError(
-            f"model.name: {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
-            "family or simvp, such as nowcast-small or ms-convlstm"
+        raise OptionError(
+            "model.name",
+            f": {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
+            "family or simvp, such as nowcast-small or ms-convlstm",
         )
     update_model_card(model.card, config)
     model.card.input_steps = config.data.known

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput
 from fastds.data.grid.variables import is_same_unit
 from fastds.data.samples.dynamic_fields import DynamicChannels
@@ -59,7 +60,7 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
     card, count, given_names = model.card, count_channels(model), _check_dynamics(given)
     if not count:
         if given_names:
-            raise ValueError(f"model {card.name} reads reflectivity alone; leave out the argument dynamics")
+            raise ValueError(f"model {card.name} reads reflectivity alone; leave out {spell_argument('dynamics')}")
         return []
     expected = {str(variable["name"]): variable for variable in card.input_variables[1:]}
     if (
@@ -76,7 +77,9 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
         )
     if not set(given_names) <= set(expected):
         others = join_names([name for name in given_names if name not in expected])
-        raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {join_names(expected)}")
+        raise ValueError(
+            f"{spell_argument('dynamics')} names {others}, and model {card.name} reads {join_names(expected)}"
+        )
     return [_make_channel(card, entry, given_names.get(name), dataset) for name, entry in expected.items()]
 
 
@@ -181,7 +184,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
         )
     )
     if not good:
-        raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
+        raise OptionError("dynamics", f"must be {_FORM}, got {given!r}")
     return dict(given_names)
 
 
