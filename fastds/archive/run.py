@@ -222,8 +222,8 @@ def _check_continues(manifest: Manifest, target: Path, key: ManifestKey) -> None
     known = [file for file in manifest.files if key.files.get(file) != manifest.files[file]]
     gone = [f"{file} {'has changed' if file in key.files else 'is not among the files'}" for file in known]
     raise ValueError(
-        f"{target} cannot be continued: {'; '.join(_truncate([*differ, *gone]))}; without {spell_argument('append')} it is "
-        "made anew"
+        f"{target} cannot be continued: {'; '.join(_truncate([*differ, *gone]))}; "
+        f"without {spell_argument('append')} it is made anew"
     )
 
 

@@ -73,14 +73,14 @@ def check_whole(name: str, value: float | None, least: int, most: int | None = N
     """
     if value is not None and not (is_whole_number(value) and least <= value <= (most or value)):
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+        raise OptionError(name, f"must be a whole number {allowed}, got {value!r}")
 
 
 def check_count(name: str, value: int) -> None:
     """Raise ValueError if a number of threads or processes is below 1 or far above the number of CPUs."""
     most = max(64, 4 * (os.cpu_count() or 1))
     if not is_whole_number(value) or not 1 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
+        raise OptionError(name, f"must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 
 def resolve_execution(

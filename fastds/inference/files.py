@@ -120,8 +120,8 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
     if static is None:
         names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
         raise ValueError(
-            f"model {card.name or 'without a name'} reads static maps, {names}: give them with {spell_argument('static')} "
-            "(FILE.nc, or FILE.nc:VARIABLE, one for each map)"
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with "
+            f"{spell_argument('static')} (FILE.nc, or FILE.nc:VARIABLE, one for each map)"
         )
 
 

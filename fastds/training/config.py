@@ -73,7 +73,8 @@ class RunConfig:
         bounds = (self.max_steps is None or self.max_steps >= 1, self.max_minutes is None or self.max_minutes > 0)
         if not all(bounds):
             raise ValueError(
-                f"{spell_name('max_steps')} and {spell_name('max_minutes')} must be positive, got {self.max_steps} and {self.max_minutes}"
+                f"{spell_name('max_steps')} and {spell_name('max_minutes')} must be positive, got "
+                f"{self.max_steps} and {self.max_minutes}"
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise OptionError("ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
@@ -94,7 +95,8 @@ class RunConfig:
         if self.devices < 1 or self.data.batch_size % self.devices:
             raise OptionError(
                 "devices",
-                f"must be positive and divide {spell_name('data.batch_size')}={self.data.batch_size}, got {self.devices}",
+                f"must be positive and divide {spell_name('data.batch_size')}={self.data.batch_size}, "
+                f"got {self.devices}",
             )
         self.end_given = self.max_minutes is not None or self.last_step() is not None
         if self.max_minutes is None and not self.has_last_step():
@@ -145,7 +147,7 @@ class SupervisedConfig(RunConfig):
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise OptionError(name, f"must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.max_epochs is not None:
             check_minimum("max_epochs", self.max_epochs, 1)
         super().__post_init__()
@@ -172,13 +174,13 @@ class SupervisedConfig(RunConfig):
 def check_minimum(name: str, value: float, least: float) -> None:
     """Raise ValueError if the value of an option is below its minimum."""
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise OptionError(name, f"must be at least {least}, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError if the value of an option is not positive."""
     if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+        raise OptionError(name, f"must be positive, got {value}")
 
 
 def check_radar_samples(data) -> None:

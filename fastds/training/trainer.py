@@ -178,8 +178,8 @@ def run_trainer(
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
             f"the run ended at step {module.steps_done()} without a finite validation error, and has exported no best "
-            f"weights; its checkpoint in {output} is kept: resume with a smaller {spell_name('learning_rate')}, or with other "
-            "validation data where these are dry"
+            f"weights; its checkpoint in {output} is kept: resume with a smaller {spell_name('learning_rate')}, or "
+            "with other validation data where these are dry"
         )
     return best
 

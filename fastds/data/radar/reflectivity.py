@@ -14,7 +14,6 @@ from fastds.data.grid.axes import check_spacing, expand_scalar_time, find_axes, 
 from fastds.data.grid.times import find_interval_bounds, find_regular_segments, sort_times, to_seconds
 from fastds.data.grid.value_checks import (
     ALL_MISSING,
-    REMEDY,
     check_packing,
     check_plausible,
     compute_plausible_rain_range,
@@ -251,7 +250,7 @@ class ReflectivityInput:
         self,
         frames: Iterable[int] | None = None,
         all_missing: str = ALL_MISSING,
-        remedy: str = REMEDY,
+        remedy: str | None = None,
         stacklevel: int = 2,
     ) -> None:
         """Check that the values of some frames are plausible. Every frame is read once.

@@ -81,7 +81,7 @@ def synthetic_event(
     for name, value in given.items():
         least, most = _RANGES[name]
         if not least <= value <= most:
-            raise ValueError(f"{name} must be from {least} to {most:g}, got {value}")
+            raise OptionError(name, f"must be from {least} to {most:g}, got {value}")
     try:
         first = np.datetime64(start, "ns")
     except ValueError:

@@ -14,7 +14,7 @@ import xarray as xr
 from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid import times
-from fastds.data.grid.value_checks import REPAIR_FIRST
+from fastds.data.grid.variables import REPAIR_FIRST
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 from fastds.data.samples.dynamic_fields import DynamicFields
@@ -365,8 +365,9 @@ def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> li
     if len(found) < required:
         echo, valid = (f"{share:.0%}" for share in (samples.minimum_echo, samples.minimum_valid))
         raise ValueError(
-            f"{spell_name('data.fixed_samples')} {list(counts)} are {required}, and {len(found)} different samples were found with "
-            f"{echo} of echo ({spell_name('data.minimum_echo')}) and {valid} of valid pixels ({spell_name('data.minimum_valid')})"
+            f"{spell_name('data.fixed_samples')} {list(counts)} are {required}, and {len(found)} different samples "
+            f"were found with {echo} of echo ({spell_name('data.minimum_echo')}) and {valid} of valid pixels "
+            f"({spell_name('data.minimum_valid')})"
         )
     drawn, ends = list(found.values()), np.cumsum(counts)
     return [drawn[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -71,7 +71,8 @@ class StudyConfig(PaperConfig):
         if data.split == "random" and data.files:
             raise OptionError(
                 "data.files",
-                f"is for {spell_name('data.split')}=time: random samples are drawn from all files of {spell_name('data.path')}",
+                f"is for {spell_name('data.split')}=time: random samples are drawn from all files of "
+                f"{spell_name('data.path')}",
             )
         if data.minimum_echo is None:
             data.minimum_echo = ECHO_FRACTION if data.split == "random" else 0.0

@@ -49,7 +49,8 @@ class StudyConfig(PaperConfig):
         if self.members < 2 or self.data.tile < 11:
             raise OptionError(
                 "members",
-                f"must be at least 2 and {spell_name('data.tile')} at least 11, got {self.members} and {self.data.tile}",
+                f"must be at least 2 and {spell_name('data.tile')} at least 11, got "
+                f"{self.members} and {self.data.tile}",
             )
 
 

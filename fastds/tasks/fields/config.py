@@ -106,8 +106,8 @@ class DataConfig:
         usual = DataConfig(self.path)
         for name in ("variables", "units", "level", "statics", "split", "train", "validation", "test", "vectors"):
             if getattr(self, name) != getattr(usual, name):
-                raise ValueError(
-                    f"data.{name} cannot be given with {spell_name('data.each')}, got {getattr(self, name)!r}"
+                raise OptionError(
+                    f"data.{name}", f"cannot be given with {spell_name('data.each')}, got {getattr(self, name)!r}"
                 )
         if self.degraded:
             raise OptionError(

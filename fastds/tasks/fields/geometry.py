@@ -378,8 +378,8 @@ def make_target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tens
         ValueError: the spacing is not positive, or does not divide the full circle of a periodic grid.
     """
     if isinstance(grid, Plane) and grid.indexed:
-        message = f"grid needs coordinates along rows and columns, and the fields are on {grid.description}"
-        raise ValueError(f"{message}; give {spell_argument('scale')}")
+        message = f"needs coordinates along rows and columns, and the fields are on {grid.description}"
+        raise OptionError("grid", f"{message}; give {spell_argument('scale')}")
     if not 0 < degrees < (math.inf if isinstance(grid, Plane) else 90):
         unit = "the units of x and y" if isinstance(grid, Plane) else "degrees"
         raise OptionError("grid", f"must be a spacing in {unit}, got {degrees!r}")

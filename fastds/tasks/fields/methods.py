@@ -139,7 +139,7 @@ def pick_network(
     """
     if static is not None and model is None:
         raise ValueError(
-            "no shipped network reads static maps: give one that does with the argument model, or leave out the "
+            f"no shipped network reads static maps: give one that does with {spell_argument('model')}, or leave out "
             f"{spell_argument('static')}"
         )
     if model is not None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
-from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
-from fastds.data.grid.variables import list_fields
+from fastds.data.grid.value_checks import load_plausible_values
+from fastds.data.grid.variables import REPAIR_FIRST, list_fields
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, compute_statistics
@@ -196,8 +196,8 @@ class FieldData(BaseDataModule):
             raise OptionError(
                 "data",
                 f": {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
-                f"validation, at least {self._min_size} rows and columns are needed for {spell_name('data.test_scales')} "
-                f"{config.test_scales}{self._suggest_option(fields)}",
+                f"validation, at least {self._min_size} rows and columns are needed for "
+                f"{spell_name('data.test_scales')} {config.test_scales}{self._suggest_option(fields)}",
             )
         return block
 
@@ -219,8 +219,9 @@ class FieldData(BaseDataModule):
             raise OptionError(
                 "data.each",
                 f": no last fifth of columns has the {self._min_size} rows and columns that the validation "
-                f"needs for {spell_name('data.test_scales')} {self.config.test_scales}; take fields of {5 * self._min_size} columns, "
-                f"or one variable by {spell_name('data.variables')} with {spell_name('data.split')}=time",
+                f"needs for {spell_name('data.test_scales')} {self.config.test_scales}; take fields of "
+                f"{5 * self._min_size} columns, or one variable by {spell_name('data.variables')} with "
+                f"{spell_name('data.split')}=time",
             )
         return blocks
 

@@ -97,7 +97,8 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
             raise OptionError(
                 "model.start",
                 f": {c.start!r} reads {found['in_channels']} variables and {found['static_channels']} "
-                f"static maps, {spell_name('data.variables')} and {spell_name('data.statics')} name {len(variables)} and {len(config.data.statics)}",
+                f"static maps, {spell_name('data.variables')} and {spell_name('data.statics')} name "
+                f"{len(variables)} and {len(config.data.statics)}",
             )
     else:
         model = models.create(c.name, **expected, **c.options)

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
-from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
+from fastds.data.grid.value_checks import load_plausible_values
+from fastds.data.grid.variables import REPAIR_FIRST
 from fastds.data.samples.fields import (
     check_values,
     choose_field,
@@ -128,10 +129,11 @@ class FieldSequences(Dataset):
         for region in regions:
             if region.shape[0] < config.steps or min(region.shape[1:]) < config.crop:
                 times, rows, columns = region.shape
+                sample = f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={config.crop}"
                 raise ValueError(
-                    f"a region has {times} times, {rows} rows and {columns} columns, a sample "
-                    f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={config.crop} rows and columns; of a file without "
-                    f"regions in {spell_name('data.sources')} the last quarter of the columns validates{_suggest_crop(region, scale)}"
+                    f"a region has {times} times, {rows} rows and {columns} columns, a sample {sample} rows and columns; "
+                    f"of a file without regions in {spell_name('data.sources')} the last quarter of the columns "
+                    f"validates{_suggest_crop(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])

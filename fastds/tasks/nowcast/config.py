@@ -85,8 +85,8 @@ class DataConfig:
         if self.known < 1 or not 1 <= self.fewest <= self.future:
             raise OptionError(
                 "data.known",
-                f"must be positive and 1 <= {spell_name('data.fewest')} <= {spell_name('data.future')}, got {self.known}, {self.fewest} and "
-                f"{self.future}",
+                f"must be positive and 1 <= {spell_name('data.fewest')} <= {spell_name('data.future')}, got "
+                f"{self.known}, {self.fewest} and {self.future}",
             )
 
 
@@ -142,8 +142,8 @@ class LossConfig:
         if self.discriminator not in (None, *VARIANTS):
             raise OptionError("loss.discriminator", f"must be one of {', '.join(VARIANTS)}, got {self.discriminator!r}")
         if self.kind == "rain" and self.terms != "none":
-            raise ValueError(
-                f"{spell_name('loss.terms')} {self.terms!r} belong to the sums over pixels of {spell_name('loss.kind')} 'db-rnn'"
+            raise OptionError(
+                "loss.terms", f"{self.terms!r} belong to the sums over pixels of {spell_name('loss.kind')} 'db-rnn'"
             )
 
     def _apply_ablation(self) -> None:
@@ -207,8 +207,9 @@ class TrainingConfig(config.SupervisedConfig):
                 "stage", f"deblurrer needs {spell_name('model.start')}, the weights of the trained forecaster"
             )
         if self.devices > 1 and self.loss.terms == "adversarial":
-            raise ValueError(
-                f"{spell_name('loss.terms')} 'adversarial' train a discriminator in one process: leave out devices"
+            raise OptionError(
+                "loss.terms",
+                f"'adversarial' train a discriminator in one process: leave out {spell_name('devices')}",
             )
 
 

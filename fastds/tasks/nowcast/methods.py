@@ -113,7 +113,7 @@ class Method:
         if not self.uses_motion:
             raise ValueError(
                 f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
-                "the motion of two fields; leave out the arguments members and probability, or take extrapolation"
+                f"the motion of two fields; leave out {spell_argument('members', 'probability')}, or take extrapolation"
             )
         return self.with_smooth_forecasts() if self._has_option("smooth") else self
 
@@ -140,7 +140,7 @@ class Method:
 
     def _set_option(self, option: str, value, reason: str) -> Method:
         if not self._has_option(option):
-            raise ValueError(f"method {self.name} {reason}; leave out the argument {option}")
+            raise ValueError(f"method {self.name} {reason}; leave out {spell_argument(option)}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int) -> np.ndarray:

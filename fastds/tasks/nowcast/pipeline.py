@@ -77,9 +77,6 @@ from fastds.tasks.nowcast.wet_area import limit_wet_area
 
 DEFAULT_STEPS = 12
 DEFAULT_MEMBERS = 24  # default number of members for probabilities
-_CHANGE_KINDS = {
-    "dried": f"are dry so that the wet area stays near that of the last field; with {spell_argument('smooth')} they stay"
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +132,13 @@ class Options:
         if self.quantity not in QUANTITIES:
             raise OptionError("quantity", f"must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
-            raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
+            raise ValueError(f"give one of {spell_argument('steps', 'lead')}, got {self.steps} and {self.lead!r}")
         for name in ("steps", "coarsen", "block", "members"):
             check_whole(name, getattr(self, name), 1, MAX_COUNT)
         check_whole("seed", self.seed, 0)
         if self.seed is not None and not self.n_members:
-            raise OptionError("seed", f"is that of members, give the argument members or probability, got {self.seed}")
+            remedy = f"give {spell_argument('members', 'probability', conjunction='or')}"
+            raise OptionError("seed", f"is that of members, {remedy}, got {self.seed}")
         if self.probability is not None:
             self._check_probability()
 
@@ -159,6 +157,11 @@ class Options:
     def n_members(self) -> int:
         """Number of members that are drawn, 0 for a single forecast."""
         return self.members or (0 if self.probability is None else DEFAULT_MEMBERS)
+
+
+def _create_change_counts() -> ChangeCounts:
+    kept = f"with {spell_argument('smooth')} they stay"
+    return ChangeCounts({"dried": f"are dry so that the wet area stays near that of the last field; {kept}"})
 
 
 class NowcastPipeline:
@@ -201,7 +204,7 @@ class NowcastPipeline:
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, ChangeCounts(_CHANGE_KINDS)
+        self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, _create_change_counts()
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.n_members:
             kind = NetworkEnsemble if method.draws_members else Ensemble
@@ -227,7 +230,7 @@ class NowcastPipeline:
 
     def compute_all(self, progress: bool, folder) -> xr.Dataset:
         """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
-        self.changes = ChangeCounts(_CHANGE_KINDS)
+        self.changes = _create_change_counts()
         values = self._values(self.starts, progress, folder)
         return self.make_result(values).assign_attrs(self.changes.attributes())
 

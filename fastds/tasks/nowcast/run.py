@@ -109,7 +109,8 @@ def nowcast_file(
         raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members', 'probability')}")
     if chosen.probability is not None and (picture is not None or truth is not None):
         raise ValueError(
-            f"{spell_argument('picture', 'truth')} do not work with {spell_argument('probability')}; use {spell_argument('members')}"
+            f"{spell_argument('picture', 'truth')} do not work with {spell_argument('probability')}; use "
+            f"{spell_argument('members')}"
         )
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:

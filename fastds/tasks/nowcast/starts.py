@@ -91,7 +91,7 @@ def count_units(text: str, name: str, unit: float, whose: str) -> int:
     """
     ratio = parse_duration(text, name) / unit
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
-        raise ValueError(f"{name} must be a multiple of {whose} {unit:g} s, got {text!r}")
+        raise OptionError(name, f"must be a multiple of {whose} {unit:g} s, got {text!r}")
     return round(ratio)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
-from fastds._options import OptionError, spell_name
+from fastds._options import OptionError
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
@@ -66,10 +66,8 @@ class NowcastModule(SupervisedModule):
             raise ValueError(f"{expected}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
         if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
-            raise ValueError(
-                f"{spell_name('loss.terms')} {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
-                "(DBRNN)"
-            )
+            given = f"{config.loss.terms!r} with weights {config.loss.weights!r}"
+            raise OptionError("loss.terms", f"{given} are for networks that deblur (DBRNN)")
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
         if not config.loss.decoupling:

@@ -118,7 +118,8 @@ class DataConfig:
             )
         if self.blocks or self.synthetic_events:
             raise ValueError(
-                f"{spell_name('data.split')}=random draws from whole files: leave out {spell_name('data.blocks')} and synthetic_events"
+                f"{spell_name('data.split')}=random draws from whole files: leave out "
+                f"{spell_name('data.blocks')} and {spell_name('data.synthetic_events')}"
             )
 
     def _leave_out(self, file: str) -> None:

@@ -73,7 +73,8 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
     if len(expected) != count:
         raise ValueError(
             f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
-            "them: give them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
+            f"them: give them with {spell_argument('dynamics')}, as {{VARIABLE: [low, high], ...}}, in the order "
+            "of its channels"
         )
     if not set(given_names) <= set(expected):
         others = join_names([name for name in given_names if name not in expected])
@@ -149,14 +150,14 @@ def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset:
     ends = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
-            f"the card of model {card.name} has no range of {name}: give it with the argument dynamics, as "
+            f"the card of model {card.name} has no range of {name}: give it with {spell_argument('dynamics')}, as "
             f"{{{name}: [low, high]}}"
         )
     found = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
     if units is not None and found is not None and not is_same_unit(found, units):
         raise ValueError(
             f"{variable} is in {found!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in "
-            f"the units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"
+            f"the units of the data with {spell_argument('dynamics')}, as {{{variable}: [low, high], ...}}"
         )
     return Channel(variable, ends, name, units)
 

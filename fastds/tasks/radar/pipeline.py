@@ -175,8 +175,8 @@ def _find_radar_field(dataset, var, z_r) -> ReflectivityInput:
         if "no variable of reflectivity was found" not in str(error):
             raise
         hint = (
-            f"other fields take one of {spell_argument('scale', 'grid', 'like')}; humidity takes the model wgan-gp-small-x2 or "
-            "wgan-gp-small-x8"
+            f"other fields take one of {spell_argument('scale', 'grid', 'like')}; humidity takes the model "
+            "wgan-gp-small-x2 or wgan-gp-small-x8"
         )
         raise ValueError(f"{error}; {hint}") from None
 

@@ -155,7 +155,7 @@ def downscale_file(
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
 
     if origin is not None and members is not None:
-        raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")
+        raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members')}, got {members}")
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(source: ReflectivityInput) -> None:
