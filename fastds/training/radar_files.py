@@ -144,10 +144,10 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
     train, validation = [], []
     for file, part in parts.items():
         if not file.exists():
+            path, blocks = spell_name("data.path"), spell_name("data.blocks")
             raise FileNotFoundError(
-                f"{spell_name('data.path')}: no such file: {file}, which {spell_name('data.blocks')} names; "
-                "without --config, `fastds train radar --data.path=FOLDER` and `fastds train nowcast` take every *.nc of a "
-                "folder"
+                f"{path}: no such file: {file}, which {blocks} names; without --config, `fastds train radar "
+                "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))

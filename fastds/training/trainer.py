@@ -163,7 +163,7 @@ def run_trainer(
         if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
             print(format_finished(module), flush=True)
     except TrainingInterrupted as stop:
-        go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
+        go_on = "the same command goes on from there" + ("" if config.resume else f" with {spell_name('resume')}=true")
         message = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""
         raise Interrupted(stop.number, message) from None
     except SystemExit:
