@@ -47,8 +47,8 @@ def test_hyphens_and_underscores_are_alike(task):
 
 
 def test_hyphens_and_underscores_in_other_commands(capsys):
-    for option in ("--time_factor=3", "--time-factor=3"):
-        assert main(["downscale", "none.nc", "o.nc", option, "--z_r", "1", "2"]) == 2
+    for option in ("--time-factor=3", "--time-factor=3"):
+        assert main(["downscale", "none.nc", "o.nc", option, "--z-r", "1", "2"]) == 2
         assert "none.nc" in capsys.readouterr().err
 
 
@@ -58,7 +58,7 @@ def test_shorthand_preserves_configured_options():
 
 
 def test_critic_options_are_spelled_like_model_options():
-    config = parse("humidity", "--critic=srgan", "--critic.options.width=16", "--critic.learning_rate=1e-4")
+    config = parse("humidity", "--critic=srgan", "--critic.options.width=16", "--critic.learning-rate=1e-4")
     assert dataclasses.asdict(config.critic) == {"name": "srgan", "options": {"width": 16}, "learning_rate": 1e-4}
     assert parse("humidity", "--critic", "srgan").critic.name == "srgan"
     assert config.max_steps is None and config.optimiser.epochs is None
@@ -66,9 +66,9 @@ def test_critic_options_are_spelled_like_model_options():
 
 def test_every_new_spelling_works():
     """Options of earlier versions are accepted under their new names."""
-    config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
+    config = parse("humidity", "--learning-rate=1", "--critic.learning-rate=2", "--ema-decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
-    assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
+    assert parse("humidity", "--loss.noise-free-weight=3").loss.noise_free_weight == 3
     model = parse("humidity", "--model.options={scale: 2}", "--model.card={licence: 'CC: 0', seeds: [1]}").model
     assert model.options == {"scale": 2} and model.card == {"licence": "CC: 0", "seeds": [1]}
     config = parse(
@@ -80,16 +80,16 @@ def test_every_new_spelling_works():
 @pytest.mark.parametrize("task", TASKS)
 def test_bounds_of_every_training(task):
     for wrong, message in (
-        ("--max_steps=0", "max_steps and max_minutes must be positive"),
-        ("--max_minutes=0", "max_steps and max_minutes must be positive"),
-        ("--ema_decay=1", "ema_decay must lie in"),
+        ("--max-steps=0", "max_steps and max_minutes must be positive"),
+        ("--max-minutes=0", "max_steps and max_minutes must be positive"),
+        ("--ema-decay=1", "ema_decay must lie in"),
         ("--output=run/w.safetensors", "output must be a folder, which gets best.safetensors, got 'run/w.safetensors'"),
         ("--devices=7", "devices must be positive and divide data.batch_size"),
     ):
         with pytest.raises(ValueError, match=message):
             parse(task, wrong)
     with pytest.raises(ValueError, match="max_minutes is for one process"):
-        parse(task, "--devices=2", "--max_minutes=1")
+        parse(task, "--devices=2", "--max-minutes=1")
 
 
 def test_shipped_configurations_keep_their_values():
@@ -114,8 +114,8 @@ def test_shipped_configurations_keep_their_values():
         (["train", "rain"], "there is no task 'rain'; there are: radar, fields, humidity, nowcast"),
         (["train", "humidity", "--data.path=x", "--generator=wgan-gp"], "fastds train: --generator is called --model"),
         (
-            ["train", "humidity", "--optimiser.critic_rate", "1"],
-            "--optimiser.critic_rate is called --critic.learning_rate",
+            ["train", "humidity", "--optimiser.critic-rate", "1"],
+            "--optimiser.critic-rate is called --critic.learning-rate",
         ),
         (["train", "nowcast", "--start=w.safetensors"], "--start is called --model.start"),
         (["train", "fields", "--options={}"], "--options is called --model.options"),
@@ -126,7 +126,7 @@ def test_shipped_configurations_keep_their_values():
         (["study", "fields-500hPa", "--data.path=none.nc"], "--data.path: no such file: none.nc"),
         (["study", "humidity", "--data.path=.", "--training=none"], "no configuration of that name"),
         (["study", "nowcast", "--data.path=x", "--starts=few"], "--starts must be a whole number or null, got 'few'"),
-        (["train", "radar", "--data.path=x", "--max_steps=x"], "--max_steps must be a whole number or null, got 'x'"),
+        (["train", "radar", "--data.path=x", "--max-steps=x"], "--max-steps must be a whole number or null, got 'x'"),
         (["train", "radar", "--data.path=x", "--resume=maybe"], "--resume must be true or false, got 'maybe'"),
         (["train", "radar"], "--data.path is missing (see fastds train radar --help)"),
     ],
@@ -144,7 +144,7 @@ def test_help_of_studies_and_trainings(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in STUDIES) and set(studies()) < set(STUDIES)
     assert main(["train", "--help"]) == 0
-    assert "--learning_rate" in capsys.readouterr().out
+    assert "--learning-rate" in capsys.readouterr().out
     for task in TASKS:
         with pytest.raises(SystemExit):
             main(["train", task, "--help"])
@@ -182,10 +182,10 @@ def test_training_without_lightning_says_how_to_install_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--max_steps=0"], "--max_steps and --max_minutes must be positive"),
+        (["--max-steps=0"], "--max-steps and --max-minutes must be positive"),
         (["--data.path=none.nc"], "--data.path: no such file"),
-        (["--data.path=none.nc", "--data.batch_size=0"], "--data.batch_size must be at least 1"),
-        (["--data.path=none.nc", "--devices=3"], "--devices must be positive and divide --data.batch_size="),
+        (["--data.path=none.nc", "--data.batch-size=0"], "--data.batch-size must be at least 1"),
+        (["--data.path=none.nc", "--devices=3"], "--devices must be positive and divide --data.batch-size="),
         (["--data.path=none.nc", "--threads=0"], "--threads must be a whole number"),
     ],
 )
@@ -207,5 +207,5 @@ def test_values_are_not_mistaken_for_options():
     ):
         assert insert_option_names(text, names) == text
     assert insert_option_names("give resume=false or a smaller learning_rate", names) == (
-        "give --resume=false or a smaller --learning_rate"
+        "give --resume=false or a smaller --learning-rate"
     )

@@ -62,4 +62,4 @@ def make_config(task: str, values: dict[str, Any]) -> Any:
     """
     file = find_configuration(values.pop("config")) if "config" in values else None
     config_class = importlib.import_module(f"fastds.tasks.{task}.config").TrainingConfig
-    return build_config(config_class, values, file)
+    return build_config(config_class, values, file, f"fastds train {task}")

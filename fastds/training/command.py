@@ -282,18 +282,24 @@ def format_help(text: str, names: Collection[str]) -> str:
     return re.sub(rf"(?<![\w.-])(?:{pattern})(?![\w(])", lambda name: format_option(name[0]), text) if found else text
 
 
-def build_config(config_class: type[Config], values: Mapping[str, Any], config: pathlib.Path | None = None) -> Config:
+def build_config(
+    config_class: type[Config],
+    values: Mapping[str, Any],
+    config: pathlib.Path | None = None,
+    command: str = "fastds train",
+) -> Config:
     """Build the configuration of a training from values of its fields. It equals that of the command line.
 
     Args:
         config_class: dataclass of the configuration.
         values: field -> value, such as {"max_steps": 2, "data.crop": 24, "data.blocks": {}}.
         config: YAML file with values of further fields.
+        command: command with the same options, for messages.
 
     Raises:
         ValueError: an unknown field, or a value of the wrong type.
     """
-    parser = _build_config_parser(config_class, "fastds train", "")
+    parser = _build_config_parser(config_class, command, "")
     content = {}
     if config is not None:
         content = yaml.safe_load(config.read_text()) or {}
@@ -306,7 +312,7 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], config: 
         if field in _RENAMED:
             raise ValueError(f"{field} is called {_RENAMED[field]}")
         if field not in known and not field.startswith(_KEYWORD_FIELDS):
-            raise ValueError(f"there is no option {field}{suggest(field, known)}")
+            raise ValueError(f"there is no option {field}{suggest(field, known)} (see {command} --help)")
         *outer, last = field.split(".", 2)
         place = content
         for key in outer:

@@ -132,8 +132,8 @@ class FieldSequences(Dataset):
                 sample = f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={config.crop}"
                 raise ValueError(
                     f"a region has {times} times, {rows} rows and {columns} columns, a sample {sample} rows and "
-                    f"columns; of a file without regions in {spell_name('data.sources')} the last quarter of the columns "
-                    f"validates{_suggest_crop(region, scale)}"
+                    f"columns; of a file without regions in {spell_name('data.sources')} the last quarter of the "
+                    f"columns validates{_suggest_crop(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])
