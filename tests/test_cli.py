@@ -67,7 +67,7 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
     [
         ([], 'expected "subcommand"'),
         (["sharpen"], "there is no command 'sharpen' (see fastds --help)"),
-        (["downscale", "{folder}/in.nc"], "fastds downscale: OUTPUT is missing (see fastds downscale --help)"),
+        (["downscale", "{folder}/in.nc"], "fastds downscale: OUT.nc is missing (see fastds downscale --help)"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unknown option --tyle; did you mean --tile?"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "--tile must be a whole number, got 'big'"),
         (["downscale", "{folder}/none.nc", "o.nc", *WEIGHTS], "no such file: {folder}/none.nc"),

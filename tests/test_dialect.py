@@ -11,7 +11,7 @@ from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import find_configurations as studies
-from fastds.training.command import TASKS, find_configurations, insert_option_names, list_option_names
+from fastds.training.command import TASKS, find_configurations, list_option_names
 
 SHARED = {
     "output": "folder", "seed": 3, "max_steps": 7, "max_minutes": 2.5, "learning_rate": 0.25, "ema_decay": 0.5,
@@ -194,18 +194,3 @@ def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, 
     command = ["train", "fields", "--data.variables=[t]", "--data.path=x", *arguments]
     assert main(command) == 2
     assert capsys.readouterr().err.startswith(f"fastds train: {sentence}")
-
-
-def test_values_are_not_mistaken_for_options():
-    names = list_option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
-    for text in (
-        "data.path.nc is empty",
-        "in /a/data.crop/x.nc",
-        "the loss must end",
-        "data.nc has no output",
-        "'seed'",
-    ):
-        assert insert_option_names(text, names) == text
-    assert insert_option_names("give resume=false or a smaller learning_rate", names) == (
-        "give --resume=false or a smaller --learning-rate"
-    )
