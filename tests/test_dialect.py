@@ -11,7 +11,7 @@ from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import find_configurations as studies
-from fastds.training.command import TASKS, find_configurations, list_option_names
+from fastds.training.command import TASKS, find_configurations
 
 SHARED = {
     "output": "folder", "seed": 3, "max_steps": 7, "max_minutes": 2.5, "learning_rate": 0.25, "ema_decay": 0.5,
