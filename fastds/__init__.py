@@ -39,10 +39,16 @@ _mixins.register_function("fit", "fastds.tasks.fit:fit")
 for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _mixins.register_function(_verb, f"fastds.tasks.api:{_verb}")
 
+
+def _register_ops(torch: Any) -> None:
+    """Register torch.ops.fastds.*."""
+    import fastds.ops  # noqa: F401
+
+
 # The accessors are registered when xarray is imported, and torch.ops.fastds.* when torch is imported, because these
 # imports take most of the time of a short command.
 _run_after_import("xarray", _accessor.register_accessor)
-_run_after_import("torch", lambda torch: _importlib.import_module("fastds.ops"))
+_run_after_import("torch", _register_ops)
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",

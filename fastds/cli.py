@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import os
 import sys
 import warnings
@@ -70,7 +69,7 @@ def _import_ops() -> None:
         return
     gc.disable()
     try:
-        importlib.import_module("fastds.ops")
+        import fastds.ops  # noqa: F401
     finally:
         gc.freeze()
         gc.enable()
@@ -436,6 +435,4 @@ _COMMANDS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    from fastds.__main__ import main as _run_process
-
-    sys.exit(_run_process())
+    sys.exit(main())

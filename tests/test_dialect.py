@@ -7,6 +7,7 @@ import importlib
 import forked
 import pytest
 
+from fastds._options import format_option
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
@@ -149,7 +150,7 @@ def test_help_of_studies_and_trainings(capsys):
         with pytest.raises(SystemExit):
             main(["train", task, "--help"])
         text = capsys.readouterr().out
-        assert all(f"--{name}" in text for name in (*SHARED, "model.name", "model.start", "data.path")), task
+        assert all(format_option(name) in text for name in (*SHARED, "model.name", "model.start", "data.path")), task
         unbroken = "".join(text.split())  # lines may end at a hyphen
         assert all(name in unbroken for name in find_configurations(task)), task
 
