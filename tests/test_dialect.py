@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """One dialect of training options: the same option means the same in every task; what is spelled differently now."""
 
+import contextlib
 import dataclasses
 import importlib
+import pathlib
+import re
 
 import forked
 import pytest
 
 from fastds._options import format_option
+from fastds._parsers import COMMANDS
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import find_configurations as studies
-from fastds.training.command import TASKS, find_configurations
+from fastds.training.command import TASKS, build_config, find_configurations
 
 SHARED = {
     "output": "folder", "seed": 3, "max_steps": 7, "max_minutes": 2.5, "learning_rate": 0.25, "ema_decay": 0.5,
@@ -195,3 +199,56 @@ def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, 
     command = ["train", "fields", "--data.variables=[t]", "--data.path=x", *arguments]
     assert main(command) == 2
     assert capsys.readouterr().err.startswith(f"fastds train: {sentence}")
+
+
+def test_configuration_of_values_equals_that_of_the_command_line():
+    """fastds.fit and finetune build their configuration without a command line."""
+    for task in TASKS:
+        module = importlib.import_module(f"fastds.tasks.{task}.config")
+        values = {"data.path": "x", "max_minutes": 3, "learning_rate": 1e-5, "model": "net", "model.options.a_b": 3}
+        words = ["--data.path=x", "--max-minutes=3", "--learning_rate=1e-5", "--model=net", "--model.options.a-b=3"]
+        expected = module.parse_arguments(words)
+        assert repr(build_config(module.TrainingConfig, values)) == repr(expected)
+        for name, file in find_configurations(task).items():
+            expected = module.parse_arguments(["--config", name, *words, "--data.batch-size=8"])
+            values |= {"data.batch_size": 8}
+            assert repr(build_config(module.TrainingConfig, values, file)) == repr(expected), name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data.path": "x", "max_steps": "many"}, "^max_steps must be a whole number or null, got 'many'"),
+        ({"data.path": "x", "data.crap": 3}, "there is no option data.crap; did you mean data.crop"),
+        ({"max_steps": 3}, "^data.path is missing"),
+        ({"data.path": "x", "data.minimum_echo": 3.0}, r"^data.minimum_echo must lie in \[0, 1\], got 3"),
+        ({"data.path": "x", "card": {}}, "card is called model.card"),
+    ],
+)
+def test_errors_of_values_have_names_of_python(values, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(importlib.import_module("fastds.tasks.radar.config").TrainingConfig, values)
+
+
+# An option with an underscore; file names and Python's --x in code are no options.
+UNDERSCORE = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*_[\w.-]*")
+
+
+def test_help_has_no_option_with_an_underscore(capsys):
+    commands = (
+        [["train", task] for task in TASKS] + [["study", name] for name in STUDIES] + [[name] for name in COMMANDS]
+    )
+    for words in [[], *commands]:
+        with contextlib.suppress(SystemExit):
+            main([*words, "--help"])
+        text = capsys.readouterr().out
+        assert "--" in text or words in (["models"], ["info"], ["study"]), words
+        assert not UNDERSCORE.findall(text), words
+
+
+def test_docs_have_no_option_with_an_underscore():
+    root = pathlib.Path(__file__).parents[1]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    pages += [*(root / "fastds").rglob("*.yaml"), *(root / "fastds").rglob("*.md"), *(root / "fastds").rglob("*.py")]
+    found = {page.relative_to(root): UNDERSCORE.findall(page.read_text()) for page in pages}
+    assert not {page: options for page, options in found.items() if options}

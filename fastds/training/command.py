@@ -26,7 +26,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._messages import convert_parser_error, format_error, format_internal_error, show_traceback
-from fastds._options import format_option, use_option_names
+from fastds._options import OptionError, format_option, use_option_names
 from fastds._outputs import Interrupted
 from fastds._suggestions import resolve_name, suggest, suggest_and_list
 
@@ -183,7 +183,7 @@ def list_option_names(config_class: type) -> set[str]:
 
 def get_option_spellings(config_class: type) -> dict[str, str]:
     """Return the option of the command line for each field of a configuration: {"data.path": "--data.path", ...}."""
-    return {name: format_option(name) for name in list_option_names(config_class)}
+    return {name: format_option(name) for name in list_option_names(config_class) | {"config"}}
 
 
 def run_command(command: str, run: Callable[[], object], names: Mapping[str, str] | None = None) -> int:
@@ -384,9 +384,11 @@ def _check_yaml(path: str) -> None:
     try:
         count = _count_values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--config: {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError("config", f": {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
     if count > _MAX_VALUES:
-        raise ValueError(f"--config: {path} stands for more than {_MAX_VALUES} values by its aliases; write out a few")
+        raise OptionError(
+            "config", f": {path} stands for more than {_MAX_VALUES} values by its aliases; write out a few"
+        )
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
@@ -414,7 +416,7 @@ def find_configuration(name: str | os.PathLike, named: Mapping[str, pathlib.Path
         resolved = resolve_name(str(name), named)
         if resolved is None:
             hint = suggest_and_list(str(name), named)
-            raise ValueError(f"--config: no file {str(name)!r} and no configuration of that name{hint}")
+            raise OptionError("config", f": no file {str(name)!r} and no configuration of that name{hint}")
         path = named[resolved]
     _check_yaml(str(path))
     return path
