@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Unpack
 
-from fastds._options import OptionError
+from fastds._options import OptionError, spell_name
 from fastds.data import save_dataset
 from fastds.data.reading import ReadOptions, open_input
 from fastds.training.folders import scan_folder
@@ -47,7 +47,7 @@ def rewrite_with_metadata(
         return target
 
     if not data.exists():
-        raise FileNotFoundError(f"data: no such file or folder: {data}")
+        raise FileNotFoundError(f"{spell_name('data')}: no such file or folder: {data}")
     if not data.is_dir():
         return written(data)
     scan_folder(data, written)

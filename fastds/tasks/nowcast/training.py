@@ -62,8 +62,8 @@ class NowcastModule(SupervisedModule):
         self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output of the network
         if (config.stage is not None) != isinstance(model, StagedRNN):
             stages = " or ".join(STAGES)
-            expected = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
-            raise ValueError(f"{expected}, got {config.stage!r}")
+            expected = f"must be given for networks in stages, whose names end in -s, {stages}, and for no other"
+            raise OptionError("stage", f"{expected}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
         if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
             given = f"{config.loss.terms!r} with weights {config.loss.weights!r}"

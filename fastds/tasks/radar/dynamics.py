@@ -109,8 +109,8 @@ def read_channels(
         needs = join_names([channel.name or channel.variable for channel in channels])
         raise ValueError(
             f"model {model.card.name} needs {needs} in addition to the reflectivity; {place} lacks "
-            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with the "
-            f"argument dynamics, as in {channels[0].name or 'NAME'}=VARIABLE"
+            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with "
+            f"{spell_argument('dynamics')}, as in {channels[0].name or 'NAME'}=VARIABLE"
         )
     ranges = [(channel.variable, channel.ends) for channel in channels]
     given_names = ", ".join(_describe_channel(channel, source.dataset) for channel in channels)
