@@ -59,7 +59,7 @@ def downscale(source: pathlib.Path, target: pathlib.Path, options: list[str]) ->
     Raises:
         SystemExit: if the command fails, with its messages.
     """
-    command = [sys.executable, "-m", "fastds.cli", "downscale", source, target, *options]
+    command = [sys.executable, "-m", "fastds", "downscale", source, target, *options]
     peak, began = 0, time.perf_counter()
     with tempfile.TemporaryFile("w+") as messages:
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages)

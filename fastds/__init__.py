@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds: downscaling and nowcasting of weather fields with deep networks on native kernels."""
 
-import gc as _gc
 import importlib as _importlib
 import os as _os
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
-from fastds import _outputs as _outputs
+from fastds import _accessor, _mixins
+from fastds._import_hooks import run_after_import as _run_after_import
 from fastds._version import __version__
-
-_command = _outputs.is_running_as_cli()
-if _command:
-    _outputs.install_signal_handlers()  # before the import of torch, so that signals are handled during the import
-    from fastds import _unknown_names  # imports the parsers; must follow the installation of the signal handlers
-
-    _unknown_names.exit_on_unknown_name()
-    _gc.disable()  # garbage collection during the import finds nothing and takes 0.3 s
-    # Limits the busy-waiting of OpenMP threads, which slows down computations on a machine with other load.
-    if "OMP_WAIT_POLICY" not in _os.environ:
-        _os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # In a checkout the Triton kernels are in kernels/ next to this package; in an installed package they are in
 # fastds/kernels.
@@ -27,32 +16,39 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
     __path__.append(str(_root))
 
-from fastds import _accessor, _mixins, ops  # noqa: E402  registers torch.ops.fastds.*
-from fastds._import_hooks import run_after_import as _run_after_import  # noqa: E402
-from fastds.memory import keep_freed_memory  # noqa: E402
-from fastds.ops.core.backends import backend  # noqa: E402
-from fastds.ops.explain import explain  # noqa: E402
-from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
-
-if _command:
-    _gc.freeze()
-    _gc.enable()
-
 if TYPE_CHECKING:
+    from fastds import ops
+    from fastds.memory import keep_freed_memory
     from fastds.models.graph import compile_graph
+    from fastds.ops.core.backends import backend
+    from fastds.ops.explain import explain
+    from fastds.ops.impl.conv3x3.algorithm import convolution
     from fastds.tasks.api import downscale, evaluate, nowcast, predict, query
     from fastds.tasks.export import export
     from fastds.tasks.fit import fit
 
+# Functions, imported at first use.
+_mixins.register_function("backend", "fastds.ops.core.backends:backend")
+_mixins.register_function("convolution", "fastds.ops.impl.conv3x3.algorithm:convolution")
+_mixins.register_function("explain", "fastds.ops.explain:explain")
+_mixins.register_function("keep_freed_memory", "fastds.memory:keep_freed_memory")
 _mixins.register_function("export", "fastds.tasks.export:export")
 _mixins.register_function("compile_graph", "fastds.models.graph:compile_graph")
 _mixins.register_function("fit", "fastds.tasks.fit:fit")
-# Implementations of fastds.NAME(...) and model.NAME(...), imported at first use.
+# Implementations of fastds.NAME(...) and model.NAME(...).
 for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _mixins.register_function(_verb, f"fastds.tasks.api:{_verb}")
 
-# The accessors are registered when xarray is imported, because importing xarray takes a quarter of the import time.
+
+def _register_ops(torch: Any) -> None:
+    """Register torch.ops.fastds.*."""
+    import fastds.ops  # noqa: F401
+
+
+# The accessors are registered when xarray is imported, and torch.ops.fastds.* when torch is imported, because these
+# imports take most of the time of a short command.
 _run_after_import("xarray", _accessor.register_accessor)
+_run_after_import("torch", _register_ops)
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",
@@ -60,7 +56,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SUBPACKAGES = {
-    "data", "metrics", "models", "nn", "plot", "report", "studies", "tasks",
+    "data", "metrics", "models", "nn", "ops", "plot", "report", "studies", "tasks",
 }  # fmt: skip
 
 
@@ -75,7 +71,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *sorted(_SUBPACKAGES)]
+    return sorted({*__all__, *_SUBPACKAGES})
 
 
 def load(name_or_path: str | _os.PathLike) -> Any:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fastds._options import OptionError
+
 Function = TypeVar("Function", bound=Callable)
 
 
-class ArgumentTypeError(TypeError, ValueError):
+class ArgumentTypeError(OptionError, TypeError):
     """Raised for an argument whose type does not match its annotation."""
 
 
@@ -101,7 +103,7 @@ def check_types(annotations: Mapping[str, Any], arguments: Mapping[str, Any]) ->
         left_out = {"None", "str"} if "PathLike" in kinds else {"None"}  # "a path" includes strings
         *others, last = (KINDS[kind][0] for kind in kinds if kind not in left_out)
         expected = f"{', '.join(others)} or {last}" if others else last
-        raise ArgumentTypeError(f"{name} must be {expected}, got {_format_value(value)}")
+        raise ArgumentTypeError(name, f"must be {expected}, got {_format_value(value)}")
 
 
 def _format_value(value: object) -> str:

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error messages of commands in terms of the command line, and messages about internal errors."""
+"""Error messages of commands and messages about internal errors."""
 
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable
+
+from fastds._options import OptionError, format_option, has_option, spell_name
+from fastds._suggestions import suggest
 
 _BUG_REPORT = "this is a bug in fastds: please report it with the command and what `fastds info` prints"
 _READER_PATHS = ("/data/formats/", "/data/reading.py", "/data/io/")
 _MAX_MESSAGE_LENGTH = 300  # characters of an unexpected error
+_MAX_PARSER_MESSAGE = 1000  # characters of an error of the parser
+_TYPE_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+}
 
 
 def format_error(error: BaseException) -> str:
@@ -17,36 +28,39 @@ def format_error(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def replace_arguments_by_options(message: str, names: Set[str]) -> str:
-    """Replace names of Python arguments in a message by options of the command line.
-
-    "time_factor must be ..." becomes "--time-factor must be ...", "leave out the argument static" becomes "leave out
-    --static", and "outside='nan' or 'clamp'" becomes "--outside nan or clamp".
+def convert_parser_error(error: Exception, options: Collection[str] = ()) -> ValueError:
+    """Convert an error of jsonargparse, which has a text and no fields, into an error without parser keys and class
+    names of Python.
 
     Args:
-        message: Message of an error or a warning.
-        names: Names of the options, spelt as Python arguments; other names are not replaced.
+        error: error of the parser.
+        options: known options, for suggestions.
     """
+    message = " ".join(str(error).split())
+    key, kinds = re.match(r'Parser key "([\w.]+)": ', message), re.findall(r"Expected an? <class '(\w+)'>", message)
+    given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", message)
+    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", message)
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if key and given and kinds and set(kinds) <= set(_TYPE_NAMES):
+        expected = " or ".join(dict.fromkeys(_TYPE_NAMES[kind] for kind in kinds))
+        return OptionError(key[1], f"must be {expected}, got {_truncate(repr(given[1]))}")
+    if key:
+        return OptionError(key[1], f": {_truncate(message[key.end() :])}")
+    if missing:
+        # A positional argument of a subcommand is called "nowcast.input".
+        names = [name if has_option(name) else name.split(".", 1)[-1] for name in missing[1].split(", ")]
+        return ValueError(f"{' and '.join(map(spell_name, names))} {'is' if len(names) == 1 else 'are'} missing")
+    if unknown:
+        option = format_option(unknown[1].partition("=")[0].removeprefix("--"))
+        return ValueError(f"unknown option {option}{suggest(option, options)}")
+    if choice:
+        message += suggest(choice[1], re.findall(r"'([^']+)'", choice[2]))
+    return ValueError(_truncate(message))
 
-    def format_option(name: re.Match) -> str:
-        return f"--{name[0].replace('_', '-')}" if name[0] in names else name[0]
 
-    def replace_list(found: re.Match) -> str:
-        options = re.sub(r"[a-z_]+", format_option, found[1])
-        return options if "--" in options else found[0]
-
-    def replace_assignment(found: re.Match) -> str:
-        if found[1] not in names:
-            return found[0]
-        return f"--{found[1].replace('_', '-')} {found[2]}".replace("'", "").removesuffix(" True")
-
-    message = re.sub(r"^[a-z_]+(?= must | is | needs |: | do not work )", format_option, message)
-    message = re.sub(r"\b(?:the )?arguments? ((?:[a-z_]+)(?:(?:, | and | or )[a-z_]+)*)", replace_list, message)
-    value = r"(?:'[^']*'(?: or '[^']*')*|True|-?\d+(?:\.\d+)?)(?![\w./])"
-    message = re.sub(rf"(?<![\w./'\"-])([a-z_]+)=({value})", replace_assignment, message)
-    message = re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", message)  # repr of numpy scalars
-    message = message.replace("name_or_path '", "model '" if "model" not in names else "--model '")
-    return message.replace(" is no argument for ", " is no option for ")
+def _truncate(message: str) -> str:
+    return message if len(message) <= _MAX_PARSER_MESSAGE else message[:_MAX_PARSER_MESSAGE] + " ..."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

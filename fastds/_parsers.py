@@ -36,6 +36,14 @@ def build_command_parser(command: str) -> ArgumentParser:
     return COMMANDS[command][0]()
 
 
+def get_spellings(parser: ArgumentParser) -> dict[str, str]:
+    """Return the option of the command line for each argument of a parser; a positional argument has its metavar."""
+    return {
+        action.dest: action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+        for action in parser._actions
+    }
+
+
 def _create_parser(description: str | None = None) -> ArgumentParser:
     # Abbreviated options are not allowed, because a new option could make an abbreviation ambiguous.
     return ArgumentParser(

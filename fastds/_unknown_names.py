@@ -2,7 +2,6 @@
 """Early errors for unknown commands, options and models of a command line, before the slow import of torch."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,20 +18,6 @@ METHODS = {
     "downscale": ("trilinear", "bicubic", "advection", "bilinear", "lanczos"),
     "nowcast": ("persistence", "blurred-persistence", "extrapolation", "pysteps"),
 }
-
-
-def exit_on_unknown_name() -> None:
-    """Exit with status 2 and a message if the command line of `fastds` contains an unknown name.
-
-    Programs other than the command `fastds` are not affected.
-    """
-    arguments = getattr(sys, "orig_argv", [])
-    program = arguments[-len(sys.argv)] if len(arguments) >= len(sys.argv) else ""
-    if os.path.basename(program) in ("fastds", "fastds.exe"):
-        message = find_unknown_name(sys.argv[1:])
-        if message:
-            print(message, file=sys.stderr)
-            sys.exit(2)
 
 
 def find_unknown_name(argv: Sequence[str]) -> str | None:

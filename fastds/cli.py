@@ -6,6 +6,7 @@ parsed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -14,11 +15,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
-from fastds._messages import format_error, format_internal_error, replace_arguments_by_options, show_traceback
+from fastds._messages import convert_parser_error, format_error, format_internal_error, show_traceback
+from fastds._options import OptionError, use_option_names
 from fastds._outputs import is_running_as_cli
-from fastds._parsers import build_parser
+from fastds._parsers import build_command_parser, build_parser, get_spellings
 from fastds._unknown_names import find_unknown_name, normalise_option
-from fastds.training.command import format_parser_error
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 _EXIT_SIGPIPE = 141  # exit status that shells report for programs ended by SIGPIPE
@@ -43,18 +44,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _FAILED
     command = _SELF_PARSING_COMMANDS.get(argv[0] if argv else "")
     if command is not None:
-        if command is not _run_info:
-            _set_memory_retention()
+        if not {"-h", "--help"} & set(argv) and command is not _run_models:
+            _import_ops()
+            if command is not _run_info:
+                _set_memory_retention()
         return _run_with_error_handling(f"fastds {argv[0]}", command, argv[1:])
+    names = get_spellings(build_command_parser(argv[0])) if argv and argv[0] in _COMMANDS else {}
+    with use_option_names(names):
+        try:
+            options = build_parser().parse_args([normalise_option(word) for word in argv])
+        except ArgumentError as error:
+            command = f"fastds {argv[0]}" if names else "fastds"
+            print(f"{command}: {convert_parser_error(error)} (see {command} --help)", file=sys.stderr)
+            return _FAILED
+        _import_ops()
+        _set_memory_retention()
+        name = options.subcommand
+        return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
+
+
+def _import_ops() -> None:
+    """Import torch and the ops without garbage collection, which finds nothing then and takes 0.3 s."""
+    if not is_running_as_cli() or "fastds.ops" in sys.modules:
+        return
+    gc.disable()
     try:
-        options = build_parser().parse_args([normalise_option(word) for word in argv])
-    except ArgumentError as error:
-        command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
-        print(f"{command}: {format_parser_error(error, command, '-')}", file=sys.stderr)
-        return _FAILED
-    _set_memory_retention()
-    name = options.subcommand
-    return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
+        import fastds.ops  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _set_memory_retention(keep: bool = True) -> None:
@@ -135,7 +153,7 @@ def _run_nowcast(options) -> None:
         _compute_archive("nowcast", options, chosen)
         return
     summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
-    print(replace_arguments_by_options(summary.summary(), set(options.keys())))
+    print(summary.summary())
     _report_scores(options, "nowcast", report, read)
 
 
@@ -153,14 +171,14 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
 
     unsupported = [name for name in _WHOLE_RESULT_OPTIONS if options.get(name)]
     if unsupported:
-        raise ValueError(f"{unsupported[0]} is for results that are made at once; run fastds evaluate on an archive")
+        raise OptionError(unsupported[0], "is for results that are made at once; run fastds evaluate on an archive")
     execution = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
     # for nowcasts, start is the initialization time
     names = ("missing", "units", "stop") if task == "nowcast" else _READ_OPTIONS
     reading = {name: chosen.pop(name) for name in names if name in chosen}
     form = {"model": options.model, "progress": True} | execution | _collect_options(options, _ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
-    print(replace_arguments_by_options(summary.summary(), set(options.keys())))
+    print(summary.summary())
 
 
 def _run_query(options) -> None:
@@ -263,7 +281,7 @@ def _parse_z_r(options) -> dict:
         return {}
     a, b = options.z_r
     if not min(a, b) > 0:
-        raise ValueError(f"--z-r must be two positive numbers A B, got {a:g} {b:g}")
+        raise OptionError("z_r", f"must be two positive numbers A B, got {a:g} {b:g}")
     return {"z_r": (float(a), float(b))}
 
 
@@ -341,10 +359,9 @@ def _run_with_error_handling(name: str, run, options) -> int:
     Returns:
         Exit status.
     """
-    names = set(options.keys()) if hasattr(options, "keys") else set()
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        print(f"warning: {replace_arguments_by_options(str(message), names)}", file=sys.stderr)
+        print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -363,15 +380,12 @@ def _run_with_error_handling(name: str, run, options) -> int:
             return _EXIT_SIGPIPE
         except (ValueError, OSError, ImportError, MemoryError) as error:
             show_traceback()
-            print(f"{name}: {replace_arguments_by_options(format_error(error), names)}", file=sys.stderr)
+            print(f"{name}: {format_error(error)}", file=sys.stderr)
             return _FAILED
         except Exception as error:  # a defect of fastds: reported without a traceback, too
             show_traceback()
             message = format_internal_error(error, _list_input_files(options))
-            print(
-                f"{name}: {replace_arguments_by_options(message, names)}",
-                file=sys.stderr,
-            )
+            print(f"{name}: {message}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)

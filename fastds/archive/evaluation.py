@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastds._options import OptionError, spell_argument
 from fastds.archive.workers import CHUNKS_AHEAD, check_workers, choose_threads, open_cluster
 from fastds.data.packages import require
 from fastds.data.reading import InputData, is_path_like, open_input
@@ -78,11 +79,11 @@ def _check_arguments(workers: int | None, scheduler: str | None, options: dict[s
     require("distributed", "several workers")
     for name in ("prediction", "truth", "input"):
         if options.get(name) is not None and not is_path_like(options[name]):
-            raise ValueError(f"{name} must be files, which workers open, got a {type(options[name]).__name__}")
+            raise OptionError(name, f"must be files, which workers open, got a {type(options[name]).__name__}")
     if options.get("report") is not None:
-        raise ValueError("report is written by one process: leave out workers and scheduler")
+        raise OptionError("report", f"is written by one process: leave out {spell_argument('workers', 'scheduler')}")
     if workers is None and scheduler is None:
-        raise ValueError("give one of the arguments workers and scheduler, got None and None")
+        raise ValueError(f"give one of {spell_argument('workers', 'scheduler')}, got None and None")
     check_workers(workers, scheduler)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastds._options import spell_argument
 from fastds._outputs import commit_output, resolve_target
 from fastds.archive.lock import exclusive_lock
 from fastds.archive.manifest import Manifest, ManifestKey
@@ -195,7 +196,7 @@ def _check_can_append(target: Path) -> None:
     if target.exists() and Manifest(target).fingerprint is None and not moved:
         raise ValueError(
             f"{target} cannot be continued: there is no {target.name}.manifest, which lists its input and is written "
-            "with the arguments workers and append; remove the store, or give another name, and run this again"
+            f"with {spell_argument('workers', 'append')}; remove the store, or give another name, and run this again"
         )
 
 
@@ -221,8 +222,8 @@ def _check_continues(manifest: Manifest, target: Path, key: ManifestKey) -> None
     known = [file for file in manifest.files if key.files.get(file) != manifest.files[file]]
     gone = [f"{file} {'has changed' if file in key.files else 'is not among the files'}" for file in known]
     raise ValueError(
-        f"{target} cannot be continued: {'; '.join(_truncate([*differ, *gone]))}; without the argument append it is "
-        "made anew"
+        f"{target} cannot be continued: {'; '.join(_truncate([*differ, *gone]))}; "
+        f"without {spell_argument('append')} it is made anew"
     )
 
 
@@ -271,7 +272,7 @@ def _grow(store: Store, manifest: Manifest, key: ManifestKey) -> None:
     if not store.has_same_start(manifest.length):
         raise ValueError(
             f"{store.path} cannot be continued: the new files do not come after those in the store; with "
-            "the argument keep_going these are left out, without the argument append it is made anew"
+            f"{spell_argument('keep_going')} these are left out, without {spell_argument('append')} it is made anew"
         )
     store.grow(manifest.length)
     manifest.begin(key, manifest.steps, store.length)

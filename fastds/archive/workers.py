@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastds._options import get_option_names, spell_argument, use_option_names
 from fastds.archive.store import Store
 from fastds.archive.worker_watchdog import KILLED_MESSAGE, watch_workers
 from fastds.data.packages import require
@@ -84,7 +85,7 @@ def check_workers(workers: int | None, scheduler: str | None) -> int:
         ValueError: Both arguments are given, or `workers` is not a positive integer.
     """
     if workers is not None and scheduler is not None:
-        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+        raise ValueError(f"give one of {spell_argument('workers', 'scheduler')}, got {workers} and {scheduler}")
     if workers is not None:
         check_count("workers", workers)
     return workers or 1
@@ -220,6 +221,7 @@ class PickledPipeline:
         import cloudpickle  # a dependency of dask
 
         self.packed = cloudpickle.dumps(pipeline)
+        self.option_names = get_option_names()  # for error messages of other processes
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
@@ -227,7 +229,10 @@ class PickledPipeline:
         return pickle.loads(self.packed)
 
     def __getstate__(self) -> dict:
-        return {"packed": self.packed}  # the cached pipeline is in use and must not be pickled
+        return {
+            "packed": self.packed,
+            "option_names": self.option_names,
+        }  # the cached pipeline is in use and must not be pickled
 
 
 def _return_unchanged(packed: PickledPipeline) -> PickledPipeline:
@@ -236,7 +241,7 @@ def _return_unchanged(packed: PickledPipeline) -> PickledPipeline:
 
 def _compute_on_worker(packed: PickledPipeline, store: Path, chunk: Chunk) -> ChunkResult:
     """Process a chunk on a worker of dask."""
-    with _select_gpu():
+    with _select_gpu(), use_option_names(packed.option_names):
         return process_chunk(packed.pipeline, store, chunk)
 
 

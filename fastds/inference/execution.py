@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastds._argument_types import is_whole_number
+from fastds._options import OptionError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
@@ -52,13 +53,13 @@ def check_execution(threads: int | None, precision: str | None = None, device: s
         ValueError: a value that is not allowed, or a GPU that does not exist.
     """
     if precision not in (None, *PRECISIONS):
-        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+        raise OptionError("precision", f"must be fp32 or bf16, got {precision!r}")
     if threads is not None:
         check_count("threads", threads)
     if device not in (None, *DEVICES):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+        raise OptionError("device", f"must be auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
+        raise OptionError("device", "must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
 
 
 def check_whole(name: str, value: float | None, least: int, most: int | None = None) -> None:
@@ -72,14 +73,14 @@ def check_whole(name: str, value: float | None, least: int, most: int | None = N
     """
     if value is not None and not (is_whole_number(value) and least <= value <= (most or value)):
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+        raise OptionError(name, f"must be a whole number {allowed}, got {value!r}")
 
 
 def check_count(name: str, value: int) -> None:
     """Raise ValueError if a number of threads or processes is below 1 or far above the number of CPUs."""
     most = max(64, 4 * (os.cpu_count() or 1))
     if not is_whole_number(value) or not 1 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
+        raise OptionError(name, f"must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 
 def resolve_execution(

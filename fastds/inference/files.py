@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError, spell_argument
 from fastds._outputs import check_replaceable, resolve_target
 from fastds.data import ReflectivityInput, grid_spacing_m, open_input, save_dataset
 from fastds.data.formats.opening import InputPaths, list_files
@@ -96,7 +97,9 @@ def check_field_target(source: InputPaths, target: str | os.PathLike) -> None:
 def check_reads_static(card: ModelCard, needed: int) -> None:
     """Raise ValueError for a model that reads no static maps."""
     if not needed:
-        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads no static maps; leave out {spell_argument('static')}"
+        )
 
 
 def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
@@ -117,8 +120,8 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
     if static is None:
         names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
         raise ValueError(
-            f"model {card.name or 'without a name'} reads static maps, {names}: give them with the argument static "
-            "(FILE.nc, or FILE.nc:VARIABLE, one for each map)"
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with "
+            f"{spell_argument('static')} (FILE.nc, or FILE.nc:VARIABLE, one for each map)"
         )
 
 
@@ -203,7 +206,7 @@ def check_truth_file(
         with open_input(truth, var, **reading) as dataset:
             check(dataset)
     except ValueError as error:
-        raise ValueError(f"truth: {error}") from error
+        raise OptionError("truth", f": {error}") from error
 
 
 def describe_source(dataset: xr.Dataset, always: bool = False) -> list[str]:

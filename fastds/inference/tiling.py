@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fastds._options import OptionError
+
 ALIGNMENT = 16
 # Smaller changes of the output, in dBZ, do not count for the receptive field.
 RESPONSE_TOLERANCE_DBZ = 1e-3
@@ -53,8 +55,8 @@ def check_multiple(name: str, value: int, minimum: int) -> int:
         ValueError: value is not a multiple of 16 (coarse pixels) or is less than minimum.
     """
     if isinstance(value, bool) or int(value) != value or value < minimum or value % ALIGNMENT:
-        raise ValueError(
-            f"{name} must be a multiple of {ALIGNMENT} and at least {minimum} (pixels of the input grid), got {value!r}"
+        raise OptionError(
+            name, f"must be a multiple of {ALIGNMENT} and at least {minimum} (pixels of the input grid), got {value!r}"
         )
     return int(value)
 

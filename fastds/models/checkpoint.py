@@ -18,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastds._argument_types import validate_arguments
+from fastds._options import spell_name
 from fastds._outputs import atomic_write
 from fastds._suggestions import resolve_name, suggest
 from fastds._version import __version__
@@ -141,7 +142,8 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     if resolve_name(str(name_or_path), PRESETS):
         hint = "; it is a preset without shipped weights, which create() builds"
     raise FileNotFoundError(
-        f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {', '.join(names)}{hint}"
+        f"{spell_name('name_or_path')} {str(name_or_path)!r} is neither a file nor one of the shipped weights "
+        f"{', '.join(names)}{hint}"
     )
 
 

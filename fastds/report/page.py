@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastds._options import OptionError, spell_name
 from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.plot.style import MISSING_COLOUR
@@ -86,17 +87,17 @@ def check_report(
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"report must be a file that ends in .html, got {path}")
+        raise OptionError("report", f"must be a file that ends in .html, got {path}")
     if any(_is_same_file(path, Path(file)) for file in files if file is not None):
-        raise ValueError(f"report must be another file than the input and the output, got {path} twice")
+        raise OptionError("report", f"must be another file than the input and the output, got {path} twice")
     if path.is_dir():
-        raise IsADirectoryError(f"report must be a file, {path} is a folder")
+        raise IsADirectoryError(f"{spell_name('report')} must be a file, {path} is a folder")
     if made is not None and path.parent.resolve() == Path(made).resolve():
         return
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"report: no such folder: {path.parent}")
+        raise FileNotFoundError(f"{spell_name('report')}: no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"report: the folder is read-only: {path.parent}")
+        raise PermissionError(f"{spell_name('report')}: the folder is read-only: {path.parent}")
 
 
 def _is_same_file(a: Path, b: Path) -> bool:

@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 from fastds._suggestions import suggest_and_list
-from fastds.training.command import list_option_names, run_command
+from fastds.training.command import get_option_spellings, run_command
 
 _FIELDS = "fastds.studies.fields.study"
 # Study -> (module with parse_arguments(arguments) and study(config), description).
@@ -93,11 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     shipped = ["--config", str(find_configurations()[name])] if name in find_configurations() else []
 
-    names = set()  # filled in study(), so that a failing import is reported like other errors
+    names: dict[str, str] = {}  # filled in study(), so that a failing import is reported like other errors
 
     def study() -> pathlib.Path | None:
         module = importlib.import_module(STUDIES[name][0])
-        names.update(list_option_names(module.StudyConfig))
+        names.update(get_option_spellings(module.StudyConfig))
         return module.study(module.parse_arguments([*shipped, *arguments]))
 
     return run_command(f"fastds study {name}", study, names)

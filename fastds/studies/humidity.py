@@ -13,6 +13,7 @@ import pathlib
 import torch
 
 from fastds import models
+from fastds._options import OptionError, spell_argument
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
 from fastds.studies.wgan_gp.methods import make_variants
@@ -62,7 +63,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 def study(config: StudyConfig) -> str | None:
     """Run `fastds study humidity`: print the tables and return config.json."""
     if config.leaderboard is not None and config.model is None:
-        raise ValueError("leaderboard needs the argument model, whose scores are added")
+        raise OptionError("leaderboard", f"needs {spell_argument('model')}, whose scores are added")
     training = parse_training(["--config", config.training, "--data.path", config.data.path])
     if config.model is None:
         training = dataclasses.replace(training, output=config.output, threads=config.threads, progress=False)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from fastds import models
+from fastds._options import OptionError, spell_name, spell_value
 from fastds.data import RAIN_THRESHOLDS, open_dataset
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_count
@@ -136,14 +137,16 @@ def study(config: StudyConfig) -> str | None:
     """Run `fastds study nowcast`: print the scores, write config.report and return config.output."""
     if config.report is not None:
         if config.against is not None:
-            raise ValueError(f"report must be left out with against={config.against}")
+            raise OptionError("report", f"must be left out with {spell_value('against', config.against)}")
         check_report(config.report)
     if config.members is not None:
         return _compare_ensembles(config)
     if config.mlcast is not None:
-        raise ValueError(f"mlcast must be left out, got {config.mlcast}; only members=N are compared with it")
+        raise OptionError(
+            "mlcast", f"must be left out, got {config.mlcast}; only {spell_name('members')}=N are compared with it"
+        )
     if config.leaderboard is not None and config.against is not None:
-        raise ValueError(f"leaderboard must be left out with against={config.against}")
+        raise OptionError("leaderboard", f"must be left out with {spell_value('against', config.against)}")
     scores: dict[str, NowcastTable] = {}
     with inference_context(None, resolve_execution(None, config.threads)):
         options = config.starts, config.smooth, config.output, config.against, scores
@@ -170,11 +173,11 @@ def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
 
 def _compare_ensembles(config: StudyConfig) -> str:
     if config.members < 2 or config.window < 64:
-        raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
+        raise OptionError("members", f"must be at least 2 and window 64, got {config.members} and {config.window}")
     left_out = {"against": config.against is not None, "leaderboard": config.leaderboard is not None}
     for name, given in (left_out | {"smooth": config.smooth}).items():
         if given:
-            raise ValueError(f"{name} must be left out with members={config.members}")
+            raise OptionError(name, f"must be left out with {spell_value('members', config.members)}")
     from fastds.studies.nowcast_ensembles import compare
 
     output = config.output or "study-nowcast"

@@ -14,6 +14,7 @@ from torch import nn
 from fastds import models
 from fastds._argument_types import check_types, get_annotations
 from fastds._mixins import PredictOptions
+from fastds._options import OptionError, get_argument_word, spell_name
 from fastds.data.grid.grids import find_latitude_longitude
 from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
 from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
@@ -36,8 +37,23 @@ _FIELD_OPTIONS = ("scale", "grid", "like")
 READ_OPTIONS = tuple(ReadOptions.__annotations__)
 
 
-class UnknownOptionError(TypeError, ValueError):
-    """An option that the task of the model does not have."""
+class UnknownOptionError(OptionError, TypeError):
+    """An option that the task of the model does not have.
+
+    Args:
+        name: name of the option.
+        task: name of the task or function.
+        known: names of the options of the task.
+    """
+
+    def __init__(self, name: str, task: str, known: Set[str]):
+        ValueError.__init__(self, name, task, known)
+        self.name, self.task, self.known = name, task, known
+
+    @property
+    def message(self) -> str:
+        word, names = get_argument_word(), ", ".join(map(spell_name, sorted(self.known)))
+        return f"is no {word} for {self.task}, which takes {'' if word == 'option' else 'the arguments '}{names}"
 
 
 def downscale(
@@ -229,7 +245,9 @@ def predict(model: Model, data: InputData, **options: Unpack[PredictOptions]) ->
     from fastds.tasks.nowcast.methods import BASELINES
 
     if model is None:
-        raise ValueError("model must be given: a loaded model, a shipped name, a weights file or a method, got None")
+        raise OptionError(
+            "model", "must be given: a loaded model, a shipped name, a weights file or a method, got None"
+        )
     _check_model_and_data(model, data)
     if isinstance(model, str) and model in BASELINES:
         verb = nowcast
@@ -494,8 +512,7 @@ _INTERNAL_OPTIONS = {"progress", "origin"}  # set by the commands, not by users
 def _check_names(options: Mapping, known: Set[str], task: str) -> None:
     for name in options:
         if name not in known:
-            takes = f"takes the arguments {', '.join(sorted(known - _INTERNAL_OPTIONS))}"
-            raise UnknownOptionError(f"{name} is no argument for {task}, which {takes}")
+            raise UnknownOptionError(name, task, known - _INTERNAL_OPTIONS)
 
 
 def _pop_read_options(options: dict, *names: str) -> dict:

@@ -12,8 +12,9 @@ import numpy as np
 import xarray as xr
 from jsonargparse import Namespace
 
-from fastds._messages import format_error, format_internal_error, replace_arguments_by_options, show_traceback
-from fastds._parsers import COMMANDS, build_command_parser
+from fastds._messages import format_error, format_internal_error, show_traceback
+from fastds._options import use_option_names
+from fastds._parsers import COMMANDS, build_command_parser, get_spellings
 from fastds.data import ReflectivityInput, grid_spacing_m, open_input, to_reflectivity
 from fastds.data.formats.opening import InputPaths
 from fastds.data.grid.axes import FULL_CIRCLE, find_dataset_time
@@ -41,9 +42,10 @@ def check_all(options: Namespace, reading: dict) -> int:
         Exit status: 0 if at least one command accepts each input, else 2.
     """
     good, weights = True, find_weights(options.model)
-    for number, path in enumerate(options.inputs):
-        print("" if number == 0 else "\n", end="")
-        good &= check(path, options.var, weights, **reading)
+    with use_option_names(_get_all_spellings()):
+        for number, path in enumerate(options.inputs):
+            print("" if number == 0 else "\n", end="")
+            good &= check(path, options.var, weights, **reading)
     return 0 if good else 2
 
 
@@ -70,7 +72,7 @@ def check(path: InputPaths, var: str | None = None, weights: Sequence[str] = (),
         print(f"  cannot be read: {_format_reason(error, path)}")
         return False
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"  warning    {replace_arguments_by_options(text, _list_options())}")
+        print(f"  warning    {text}")
     alike: dict[tuple[bool, str], list[str]] = {}
     for name, takes, text in found:
         alike.setdefault((takes, text), []).append(name)
@@ -93,15 +95,15 @@ def _format_reason(error: Exception, *files: InputPaths) -> str:
     """Return why a file cannot be read or a command does not accept it, with option names as on the command line."""
     show_traceback()
     users = isinstance(error, ValueError | OSError | ImportError | MemoryError)
-    return replace_arguments_by_options(
-        format_error(error) if users else format_internal_error(error, map(str, files)), _list_options()
-    )
+    return format_error(error) if users else format_internal_error(error, map(str, files))
 
 
 @functools.cache
-def _list_options() -> frozenset[str]:
-    """Return the options of all commands, spelled as Python arguments."""
-    return frozenset(action.dest for name in COMMANDS for action in build_command_parser(name)._actions)
+def _get_all_spellings() -> dict[str, str]:
+    """Return the options of all commands for their arguments in Python."""
+    parsers = [build_command_parser(name) for name in COMMANDS]
+    options = [{k: v for k, v in get_spellings(parser).items() if v.startswith("-")} for parser in parsers]
+    return {name: option for one in options for name, option in one.items()}
 
 
 def _list_facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
@@ -271,7 +273,7 @@ def _plan_without_warnings(task: str, *given: object) -> str:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
-        return replace_arguments_by_options(get_task_function(task, "plan")(*given), _list_options())
+        return get_task_function(task, "plan")(*given)
 
 
 def _read_radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:

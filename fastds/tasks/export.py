@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentError
 from torch import nn
 
-from fastds._parsers import build_command_parser
+from fastds._messages import convert_parser_error
+from fastds._options import use_option_names
+from fastds._parsers import build_command_parser, get_spellings
 from fastds.inference.files import check_target, load_model
 from fastds.models.export import Exported
 from fastds.models.export import export as export_loaded
-from fastds.training.command import format_parser_error
 
 
 def export(
@@ -61,10 +62,16 @@ def _print_message(doing: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run `fastds export` and print a summary. Raises ValueError for an invalid command line, else as export."""
-    try:
-        options = build_command_parser("export").parse_args(list(arguments))
-    except ArgumentError as error:
-        message = format_parser_error(error, "fastds export", "-")
-        raise ValueError(message.replace("--model", "MODEL").replace("--output", "OUT")) from None
-    print(export(options.model, options.output, frames=options.frames, steps=options.steps, progress=True).summary())
+    """Run `fastds export` and print a summary.
+
+    Raises:
+        ValueError: an invalid command line. Else as export.
+    """
+    parser = build_command_parser("export")
+    with use_option_names(get_spellings(parser)):
+        try:
+            options = parser.parse_args(list(arguments))
+        except ArgumentError as error:
+            raise ValueError(f"{convert_parser_error(error)} (see fastds export --help)") from None
+        summary = export(options.model, options.output, frames=options.frames, steps=options.steps, progress=True)
+        print(summary.summary())

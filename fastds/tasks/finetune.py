@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import pathlib
 import warnings
@@ -12,9 +11,11 @@ from typing import Unpack
 
 import yaml
 
+from fastds._options import OptionError
 from fastds.data.reading import ReadOptions
 from fastds.models import ModelCard, load, load_card, save
-from fastds.training.command import find_configurations, import_training
+from fastds.training.command import build_config, find_configurations, import_training
+from fastds.training.config import RunConfig
 from fastds.training.rewriting import rewrite_with_metadata
 
 LEARNING_RATE, MINUTES = 5e-4, 30.0
@@ -66,11 +67,8 @@ def finetune(
     card = load_card(model)
     if not card.task:
         raise ValueError(f"the card of {model} does not declare a task for the weights, so they cannot be trained")
-    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
-    config = options.parse_arguments(
-        _make_arguments(str(model), card, files, output, max_minutes, learning_rate, max_steps)
-    )
+    config = make_config(str(model), card, files, output, max_minutes, learning_rate, max_steps)
     config.model.card = _describe_result(card, pathlib.Path(data).name)
     if card.task in ("radar", "nowcast"):
         config.data.var = var
@@ -88,7 +86,7 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
         return data
     names = [v.get("name") for v in card.input_variables]
     if var is not None and len(names) > 1:
-        raise ValueError(f"var is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
+        raise OptionError("var", f"is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
     named = names[0] if card.task == "fields" and names and not card.any_variable else None
     return rewrite_with_metadata(data, folder, var, named, **reading)
 
@@ -114,12 +112,12 @@ def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, d
     save(tuned, best)
 
 
-# Options that clear file-specific settings of the shipped configurations, by task.
-_RESET_OPTIONS = {
-    "radar": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
-    "nowcast": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
-    "fields": ("--data.train=[]", "--data.validation=[]"),
-    "humidity": ("--data.sources={}",),
+# Values that clear file-specific settings of the shipped configurations, by task.
+_RESET_VALUES = {
+    "radar": {"data.blocks": {}, "data.weights": [], "data.synthetic_events": 0},
+    "nowcast": {"data.blocks": {}, "data.weights": [], "data.synthetic_events": 0},
+    "fields": {"data.train": [], "data.validation": []},
+    "humidity": {"data.sources": {}},
 }
 
 
@@ -132,11 +130,11 @@ _CARD_FIELDS = {
 }
 
 
-def _make_arguments(
+def make_config(
     model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
-) -> list[str]:
-    """Return the options of the training: the shipped configuration that made the weights, the user's data, and the
-    input range and coarsening in the weights' card.
+) -> RunConfig:
+    """Return the configuration of a fine-tuning: the shipped configuration that made the weights, the user's data, and
+    the input range and coarsening in the weights' card.
     """
     # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
     # prefix.
@@ -148,24 +146,19 @@ def _make_arguments(
     names = [
         k for k, told in read.items() if "card" in told["model"] and told["data"].get("variables") in (None, variables)
     ]
-    named = ["--config", max(names, key=len)] if names else []
-    bounds = [
-        f"--max_minutes={minutes}",
-        f"--learning_rate={learning_rate}",
-        f"--max_steps={'null' if steps is None else steps}",
-    ]
-    files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
-    inputs = [
-        f"--data.{k}={value}"
-        for k, name in _CARD_FIELDS[card.task].items()
-        if (value := getattr(card, name)) is not None
-    ]
+    file = shipped[max(names, key=len)] if names else None
+    values = dict(_RESET_VALUES[card.task])
+    values |= {
+        f"data.{k}": value for k, name in _CARD_FIELDS[card.task].items() if (value := getattr(card, name)) is not None
+    }
     if card.any_variable:
-        inputs.append('--data.each=["*"]')
+        values["data.each"] = ["*"]
     elif card.task == "fields":
         statics = [v.get("name") for v in card.static_variables]
-        inputs += [f"--data.variables={json.dumps(variables)}", f"--data.statics={json.dumps(statics)}"]
-    return [*named, *_RESET_OPTIONS[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
+        values |= {"data.variables": variables, "data.statics": statics}
+    values |= {"data.path": data, "output": output, "validate_start": True, "model.start": model}
+    values |= {"max_minutes": minutes, "learning_rate": learning_rate, "max_steps": steps}
+    return build_config(importlib.import_module(f"fastds.tasks.{card.task}.config").TrainingConfig, values, file)
 
 
 def _describe_result(card: ModelCard, files: str) -> dict:

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from typing import Any
 
-from jsonargparse import ArgumentError
 from torch import nn
 
 from fastds import models
 from fastds._argument_types import validate_arguments
+from fastds._options import OptionError
 from fastds._suggestions import resolve_name
 from fastds.models.registry import find_task
-from fastds.training.command import format_parser_error, import_training
+from fastds.training.command import build_config, find_configuration, import_training
 
 
 @validate_arguments
@@ -43,22 +42,24 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
     known = [name for name in models.available() if find_task(name)]
     model, requested = resolve_name(model, known), model
     if model is None:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {requested!r}")
+        raise OptionError("model", f"must be one of {', '.join(known)}, got {requested!r}")
     task, arguments = find_task(model), {"model.name": model, "data.path": data, "output": output}
-    config = _make_config(task, {"progress": False, **options, **arguments})
+    config = make_config(task, {"progress": False, **options, **arguments})
     with import_training(task) as training:
         return models.load(training.train(config))
 
 
-def _make_config(task: str, options: dict[str, Any]) -> Any:
-    """Return the configuration of a training. Raises ValueError for an unknown option or a value of the wrong type."""
-    read = importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments
-    try:
-        return read([f"--{name}={_format_value(value)}" for name, value in options.items()])
-    except ArgumentError as error:
-        raise ValueError(format_parser_error(error, f"fastds train {task}")) from None
+def make_config(task: str, values: dict[str, Any]) -> Any:
+    """Return the configuration of a training.
 
+    Args:
+        task: name of the task.
+        values: field of the configuration -> value. "config" is a shipped configuration or a YAML file with values of
+            further fields.
 
-def _format_value(value: Any) -> str:
-    """Format a value as on the command line."""
-    return str(value) if isinstance(value, str | os.PathLike) else json.dumps(value)
+    Raises:
+        ValueError: an unknown field, or a value of the wrong type.
+    """
+    file = find_configuration(values.pop("config")) if "config" in values else None
+    config_class = importlib.import_module(f"fastds.tasks.{task}.config").TrainingConfig
+    return build_config(config_class, values, file, f"fastds train {task}")

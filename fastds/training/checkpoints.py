@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from fastds._options import spell_name, spell_value
 from fastds._outputs import atomic_write, set_signal_handlers
 from fastds.training.lightning_extra import L, TorchCheckpointIO, callbacks
 
@@ -92,7 +93,8 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
 def format_finished(module: L.LightningModule) -> str:
     """Return the message for a resumed run that had already reached its last step or time limit."""
     done = f"{module.steps_done()} steps in {module.training_seconds() / 60:.3g} minutes"
-    return f"nothing is left to train: {done} were trained before; a larger max_steps or max_minutes goes on"
+    limits = f"{spell_name('max_steps')} or {spell_name('max_minutes')}"
+    return f"nothing is left to train: {done} were trained before; a larger {limits} goes on"
 
 
 def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
@@ -112,7 +114,7 @@ def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
 
 def make_resume_error(path: pathlib.Path, why: str) -> ValueError:
     """Make the error for a checkpoint that cannot be resumed from."""
-    remedy = "resume=false starts anew, output=FOLDER elsewhere"
+    remedy = f"{spell_value('resume', False)} starts anew, {spell_name('output')}=FOLDER elsewhere"
     return ValueError(f"{path} is no checkpoint to resume this training from: {why}; {remedy}")
 
 

@@ -18,26 +18,20 @@ import sys
 import textwrap
 import typing
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fastds._messages import format_internal_error, show_traceback
+from fastds._messages import convert_parser_error, format_error, format_internal_error, show_traceback
+from fastds._options import OptionError, format_option, use_option_names
 from fastds._outputs import Interrupted
 from fastds._suggestions import resolve_name, suggest, suggest_and_list
 
 Config = typing.TypeVar("Config")
-# maximum number of values in a configuration; maximum length of an error message in characters
-_MAX_VALUES, _MAX_MESSAGE = 100_000, 1000
-_TYPE_NAMES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "NoneType": "null",
-}
+_MAX_VALUES = 100_000  # maximum number of values in a configuration
 _TASKS_FOLDER = pathlib.Path(__file__).parents[1] / "tasks"
 # Task -> description. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
@@ -52,19 +46,21 @@ _FORMER_TASKS = {
 }
 # Option names of earlier versions -> present names.
 _RENAMED = {
-    "--generator": "--model",
-    "--generator_options": "--model.options",
-    "--critic_options": "--critic.options",
-    "--options": "--model.options",
-    "--start": "--model.start",
-    "--card": "--model.card",
-    "--optimiser.generator_rate": "--learning_rate",
-    "--optimiser.critic_rate": "--critic.learning_rate",
-    "--optimiser.ema_decay": "--ema_decay",
-    "--loss.quiet_weight": "--loss.noise_free_weight",
+    "generator": "model",
+    "generator_options": "model.options",
+    "critic_options": "critic.options",
+    "options": "model.options",
+    "start": "model.start",
+    "card": "model.card",
+    "optimiser.generator_rate": "learning_rate",
+    "optimiser.critic_rate": "critic.learning_rate",
+    "optimiser.ema_decay": "ema_decay",
+    "loss.quiet_weight": "loss.noise_free_weight",
 }
 # Options of networks: `--model NAME` is short for `--model.name NAME`.
-_NETWORKS = ("--model", "--critic")
+_NETWORKS = ("model", "critic")
+# Fields that are mappings from arguments of Python functions, whose names have hyphens on the command line.
+_KEYWORD_FIELDS = ("model.options.", "model.card.", "critic.options.")
 
 
 def find_configurations(task: str = "*") -> dict[str, pathlib.Path]:
@@ -79,10 +75,10 @@ def format_overview() -> str:
         "usage: fastds train TASK --data.path PATH ...       on files of your own",
         "       fastds train --config NAME --data.path PATH  as the package's weights or a paper's were trained",
         "",
-        "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
+        "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print-config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
-        "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --device,",
-        "--devices, --report. Without --max_steps and --max_minutes a training ends after an hour.",
+        "--seed, --max-steps, --max-minutes, --learning-rate, --ema-decay, --resume, --progress, --threads, --device,",
+        "--devices, --report. Without --max-steps and --max-minutes a training ends after an hour.",
         "",
     ]
     texts = {task: f"{about}; NAME: {', '.join(find_configurations(task))}" for task, about in TASKS.items()}
@@ -135,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             _write_report(config, best)
         return best
 
-    return run_command(f"fastds train {task}", train, list_option_names(options.TrainingConfig))
+    return run_command(f"fastds train {task}", train, get_option_spellings(options.TrainingConfig))
 
 
 def format_unknown_task(name: str) -> str | None:
@@ -185,100 +181,42 @@ def list_option_names(config_class: type) -> set[str]:
     return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}
 
 
-def insert_option_names(message: str, names: set[str]) -> str:
-    """Rewrite field names of a configuration in a message as command-line options.
-
-    "data.crop must be ..." becomes "--data.crop must be ...". A single word is replaced only if it is unambiguous:
-    before "=", or at the beginning of the message before " must ".
-
-    Args:
-        message: message of an exception.
-        names: field names, see list_option_names.
-    """
-
-    def argument(found: re.Match) -> str:
-        own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
-        return f"--{own}" if own else found[0]
-
-    # `fastds train` has no option for units. The text is value_checks.REPAIR_FIRST, whose module is not imported
-    # because it loads xarray.
-    message = message.replace("give the right ones with the argument units", "mend the file first")
-
-    message = re.sub(r"\bthe argument ([a-z_]+)", argument, message).replace("name_or_path '", "model '")
-
-    def option(found: re.Match) -> str:
-        name, rest = found[0], message[found.end() :]
-        sure = "." in name or "_" in name or rest.startswith("=")
-        sure |= not found.start() and rest.startswith((" must ", ": ", " deblurrer "))
-        return f"--{name}" if name in names and sure else name
-
-    return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, message)
+def get_option_spellings(config_class: type) -> dict[str, str]:
+    """Return the option of the command line for each field of a configuration: {"data.path": "--data.path", ...}."""
+    return {name: format_option(name) for name in list_option_names(config_class) | {"config"}}
 
 
-def format_parser_error(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
-    """Format an error of jsonargparse without parser keys and Python class names, and refer to the help.
-
-    Args:
-        error: error of the parser.
-        command: command whose help is mentioned, such as "fastds train radar".
-        between: character between the words of an option: "_" or "-".
-        options: known options, for suggestions.
-    """
-    message = " ".join(str(error).split())
-    key, kinds = re.match(r'Parser key "([\w.]+)": ', message), re.findall(r"Expected an? <class '(\w+)'>", message)
-    given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", message)
-    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
-    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", message)
-    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-    if key and given and kinds and set(kinds) <= set(_TYPE_NAMES):
-        expected = " or ".join(dict.fromkeys(_TYPE_NAMES[kind] for kind in kinds))
-        message = f"--{key[1].replace('_', between)} must be {expected}, got {given[1]!r}"
-    elif key:
-        message = f"--{key[1]}: {message[key.end() :]}"
-    elif missing:
-        prefix = command.split()[-1] + "."  # prefix of positional arguments
-        names = missing[1].split(", ")
-        names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
-        message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
-    elif unknown:
-        option = unknown[1].partition("=")[0]
-        message = f"unknown option {option}{suggest(option, options)}"
-    elif choice:
-        message += suggest(choice[1], re.findall(r"'([^']+)'", choice[2]))
-    message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + " ..."
-    return f"{message} (see {command} --help)"
-
-
-def run_command(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
+def run_command(command: str, run: Callable[[], object], names: Mapping[str, str] | None = None) -> int:
     """Run a training or a study and print the path of its result. Errors of the user are printed as one line.
 
     Args:
         command: command such as "fastds train radar".
         run: function without arguments that returns the path, or None.
-        names: field names that are rewritten as options in error messages.
+        names: field of the configuration -> option, for error messages.
 
     Returns:
         Exit status: 0, 2 after an error, or the status of an interruption.
     """
-    prog = " ".join(command.split()[:2])
-    try:
-        result = run()
-    except ArgumentError as error:
-        options = {f"--{name}" for name in names} | {"--config", "--help", "--print_config"}
-        print(f"{prog}: {format_parser_error(error, command, options=options)}", file=sys.stderr)
-        return 2
-    except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
-        show_traceback()
-        print(f"{prog}: {insert_option_names(' '.join(str(error).split()), names)}", file=sys.stderr)
-        return 2
-    except Exception as error:  # a defect of fastds: reported without a traceback, too
-        show_traceback()
-        print(f"{prog}: {format_internal_error(error)}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupt:
-        if str(interrupt):  # with several processes, only the first has a message
-            print(f"{prog}: {insert_option_names(str(interrupt), names)}", file=sys.stderr)
-        return interrupt.status
+    prog, names = " ".join(command.split()[:2]), {} if names is None else names
+    with use_option_names(names):
+        try:
+            result = run()
+        except ArgumentError as error:
+            known = {*names.values(), "--config", "--help", "--print-config"}
+            print(f"{prog}: {convert_parser_error(error, known)} (see {command} --help)", file=sys.stderr)
+            return 2
+        except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
+            show_traceback()
+            print(f"{prog}: {format_error(error)}", file=sys.stderr)
+            return 2
+        except Exception as error:  # a defect of fastds: reported without a traceback, too
+            show_traceback()
+            print(f"{prog}: {format_internal_error(error)}", file=sys.stderr)
+            return 2
+        except Interrupted as interrupt:
+            if str(interrupt):  # with several processes, only the first has a message
+                print(f"{prog}: {interrupt}", file=sys.stderr)
+            return interrupt.status
     if result is not None:
         print(f"wrote {result}")
     return 0
@@ -298,10 +236,10 @@ def read_command_line(
     description: str,
     named: dict[str, pathlib.Path] | None = None,
 ) -> Config:
-    """Parse a command line into a dataclass whose fields are options (--data.path, --max_steps, ...).
+    """Parse a command line into a dataclass whose fields are options (--data.path, --max-steps, ...).
 
     `--config` takes a YAML file or a configuration name. `--model NAME` is short for `--model.name NAME`, and `--critic
-    NAME` for `--critic.name NAME`.
+    NAME` for `--critic.name NAME`. Words of an option are joined by hyphens; underscores are read, too.
 
     Args:
         config_class: the dataclass.
@@ -317,19 +255,91 @@ def read_command_line(
     named = find_configurations() if named is None else named
     if "model" in _list_sections(config_class):
         description += " --model NAME is short for --model.name NAME."
-    parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = _build_config_parser(config_class, command, description)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
-    parser.add_argument(
-        "--config", action="config", help=", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
-    )
+    for action in parser._actions:
+        if action.dest == "config":
+            action.help = ", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
+        if action.help and action.help != argparse.SUPPRESS:
+            action.help = format_help(action.help, list_option_names(config_class))
+        # The parser finds options by _option_string_actions, whose keys keep underscores; help and errors have these:
+        action.option_strings = [
+            format_option(option[2:]) if "_" in option else option for option in action.option_strings
+        ]
+    values = parser.parse_args(_resolve_names(_expand_option_names(arguments, config_class), named))
+    return _instantiate(parser, config_class, values)
+
+
+def format_help(text: str, names: Collection[str]) -> str:
+    """Return the help text of an option, with options in place of the names of fields in the dataclass.
+
+    Args:
+        text: description of the field.
+        names: names of fields. Those of a single word are not replaced.
+    """
+    found = sorted((name for name in names if "_" in name or "." in name), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, found))
+    return re.sub(rf"(?<![\w.-])(?:{pattern})(?![\w(])", lambda name: format_option(name[0]), text) if found else text
+
+
+def build_config(
+    config_class: type[Config],
+    values: Mapping[str, Any],
+    config: pathlib.Path | None = None,
+    command: str = "fastds train",
+) -> Config:
+    """Build the configuration of a training from values of its fields. It equals that of the command line.
+
+    Args:
+        config_class: dataclass of the configuration.
+        values: field -> value, such as {"max_steps": 2, "data.crop": 24, "data.blocks": {}}.
+        config: YAML file with values of further fields.
+        command: command with the same options, for messages.
+
+    Raises:
+        ValueError: an unknown field, or a value of the wrong type.
+    """
+    parser = _build_config_parser(config_class, command, "")
+    content = {}
+    if config is not None:
+        content = yaml.safe_load(config.read_text()) or {}
+    sections, known = _list_sections(config_class), list_option_names(config_class)
+    for section in sections:  # `model: NAME` is short for `model: {name: NAME}`
+        if isinstance(content.get(section), str):
+            content[section] = {"name": content[section]}
+    for name, value in values.items():
+        field = _complete_name(name.replace("-", "_"), value, sections)
+        if field in _RENAMED:
+            raise ValueError(f"{field} is called {_RENAMED[field]}")
+        if field not in known and not field.startswith(_KEYWORD_FIELDS):
+            raise ValueError(f"there is no option {field}{suggest(field, known)} (see {command} --help)")
+        *outer, last = field.split(".", 2)
+        place = content
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[last] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return _instantiate(parser, config_class, parser.parse_object(content))
+    except ArgumentError as error:
+        raise convert_parser_error(error, known) from None
+
+
+def _build_config_parser(config_class: type, command: str, description: str) -> ArgumentParser:
+    """Build the parser of a configuration. Its options and keys have underscores, as the fields of the dataclass."""
+    parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:
         # Each section has an option of its own that takes a YAML file. It is hidden from the help.
-        if action.option_strings and action.option_strings[0] in _NETWORKS:
-            action.metavar, action.help = "NAME", f"short for {action.option_strings[0]}.name NAME"
+        if action.option_strings and action.dest in _NETWORKS:
+            action.metavar, action.help = "NAME", f"short for --{action.dest}.name NAME"
         elif action.dest in _list_sections(config_class):
             action.help = argparse.SUPPRESS
-    values = parser.parse_args(_resolve_names(_expand_option_names(arguments, config_class), named))
+    return parser
+
+
+def _instantiate(parser: ArgumentParser, config_class: type[Config], values: Any) -> Config:
+    """Create the dataclass from the values of its parser."""
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values = instantiate(values)
     return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
@@ -341,23 +351,30 @@ def _list_sections(config_class: type) -> list[str]:
     return [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
 
 
-def _expand_option_names(arguments: list[str], config_class: type) -> list[str]:
-    """Expand short option names: `--model NAME` becomes `--model.name NAME`.
+def _complete_name(name: str, value: Any, sections: Collection[str]) -> str:
+    """Return "model.name" for "model" with the name of a network as its value; other names are unchanged."""
+    mapping = isinstance(value, Mapping) or str(value).lstrip().startswith("{")
+    return f"{name}.name" if name in _NETWORKS and name in sections and not mapping else name
 
-    A mapping after --model is left as it is. Hyphens between the words of an option become underscores.
+
+def _expand_option_names(arguments: list[str], config_class: type) -> list[str]:
+    """Return the command line with names of fields: `--model NAME` becomes `--model.name NAME`, and hyphens between
+    the words of an option become underscores.
+
+    A mapping after --model is left as it is.
     """
-    fields, names = {f"--{name}" for name in _list_sections(config_class)}, list_option_names(config_class)
+    sections = _list_sections(config_class)
+    names = list_option_names(config_class) | {"print_config"}
     full, waiting = [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
-        underscored = option.removeprefix("--").replace("-", "_")
-        if option.startswith("--") and underscored in names:
-            option = f"--{underscored}"
-        if option in _RENAMED:
-            raise ValueError(f"{option} is called {_RENAMED[option]}")
-        if option in _NETWORKS and option in fields:
-            given = value if equals else (waiting[0] if waiting else "")
-            option += "" if given.lstrip().startswith("{") else ".name"
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--"):
+            if name in _RENAMED:
+                raise ValueError(f"{format_option(name)} is called {format_option(_RENAMED[name])}")
+            if name in names or name.startswith(_KEYWORD_FIELDS):
+                given = value if equals else (waiting[0] if waiting else "")
+                option = f"--{_complete_name(name, given, sections)}"
         full.append(option + equals + value)
     return full
 
@@ -367,9 +384,11 @@ def _check_yaml(path: str) -> None:
     try:
         count = _count_values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--config: {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError("config", f": {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
     if count > _MAX_VALUES:
-        raise ValueError(f"--config: {path} stands for more than {_MAX_VALUES} values by its aliases; write out a few")
+        raise OptionError(
+            "config", f": {path} stands for more than {_MAX_VALUES} values by its aliases; write out a few"
+        )
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
@@ -382,19 +401,33 @@ def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def find_configuration(name: str | os.PathLike, named: Mapping[str, pathlib.Path] | None = None) -> pathlib.Path:
+    """Return the YAML file of a configuration.
+
+    Args:
+        name: YAML file or name of a configuration.
+        named: configuration names and their YAML files; None: the shipped configurations of all tasks.
+
+    Raises:
+        ValueError: the name is neither, or the file is not YAML.
+    """
+    path, named = pathlib.Path(name), find_configurations() if named is None else named
+    if not path.is_file():
+        resolved = resolve_name(str(name), named)
+        if resolved is None:
+            hint = suggest_and_list(str(name), named)
+            raise OptionError("config", f": no file {str(name)!r} and no configuration of that name{hint}")
+        path = named[resolved]
+    _check_yaml(str(path))
+    return path
+
+
 def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list[str]:
     resolved, previous = [], None
     for argument in arguments:
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
         if prefix or previous == "--config":
-            if not pathlib.Path(value).is_file():
-                name = resolve_name(value, named)
-                if name is None:
-                    raise ValueError(
-                        f"--config: no file {value!r} and no configuration of that name{suggest_and_list(value, named)}"
-                    )
-                value = str(named[name])
-            _check_yaml(value)
+            value = str(find_configuration(value, named))
         resolved.append(prefix + value)
         previous = argument
     return resolved

@@ -4,6 +4,8 @@
 import dataclasses
 from typing import Any
 
+from fastds._options import OptionError, spell_name
+
 # Types of a model-card field. With Any, jsonargparse would parse text with a colon as a dict.
 CardValue = int | float | str | list | dict | None
 DEFAULT_MINUTES = 60.0  # time limit of a training for which no limit is given
@@ -70,30 +72,40 @@ class RunConfig:
     def __post_init__(self):
         bounds = (self.max_steps is None or self.max_steps >= 1, self.max_minutes is None or self.max_minutes > 0)
         if not all(bounds):
-            raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
+            raise ValueError(
+                f"{spell_name('max_steps')} and {spell_name('max_minutes')} must be positive, got "
+                f"{self.max_steps} and {self.max_minutes}"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+            raise OptionError("ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
         if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"seed must lie in 0 to 2^32 - 1, got {self.seed}")
+            raise OptionError("seed", f"must lie in 0 to 2^32 - 1, got {self.seed}")
         if self.output.endswith(".safetensors"):
-            raise ValueError(f"output must be a folder, which gets best.safetensors, got {self.output!r}")
+            raise OptionError("output", f"must be a folder, which gets best.safetensors, got {self.output!r}")
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("crop", 1), ("halo", 0), ("queries", 1), ("workers", 0)):
             check_minimum(f"data.{name}", getattr(self.data, name, least), least)
         sizes = {name: getattr(self.data, name, 1) for name in ("batch_size", "validation_samples", "epoch_samples")}
         for name, value in sizes.items():
             if name == "epoch_samples" and value < sizes["batch_size"]:
-                raise ValueError(f"data.epoch_samples must be at least data.batch_size, got {value}")
+                raise OptionError(
+                    "data.epoch_samples", f"must be at least {spell_name('data.batch_size')}, got {value}"
+                )
             check_minimum(f"data.{name}", value, 1)
         if self.devices < 1 or self.data.batch_size % self.devices:
-            raise ValueError(
-                f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
+            raise OptionError(
+                "devices",
+                f"must be positive and divide {spell_name('data.batch_size')}={self.data.batch_size}, "
+                f"got {self.devices}",
             )
         self.end_given = self.max_minutes is not None or self.last_step() is not None
         if self.max_minutes is None and not self.has_last_step():
             self.max_minutes = DEFAULT_MINUTES
         if self.devices > 1 and self.max_minutes is not None:
-            raise ValueError("max_minutes is for one process, several processes have separate clocks: give max_steps")
+            raise OptionError(
+                "max_minutes",
+                f"is for one process, several processes have separate clocks: give {spell_name('max_steps')}",
+            )
 
     def has_last_step(self) -> bool:
         """Return whether the number of steps is limited."""
@@ -135,18 +147,19 @@ class SupervisedConfig(RunConfig):
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise OptionError(name, f"must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.max_epochs is not None:
             check_minimum("max_epochs", self.max_epochs, 1)
         super().__post_init__()
         if self.gradient_clip is not None:
             check_positive("gradient_clip", self.gradient_clip)
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
+            raise OptionError("betas", f"must lie in [0, 1), got {list(self.betas)}")
         if (self.schedule == "steps") != bool(self.milestones) or self.milestones != sorted(set(self.milestones)):
-            raise ValueError(
-                "milestones must be growing numbers of steps with schedule 'steps' and empty with any other, got "
-                f"{self.milestones} with {self.schedule!r}"
+            raise OptionError(
+                "milestones",
+                "must be growing numbers of steps with schedule 'steps' and empty with any other, got "
+                f"{self.milestones} with {self.schedule!r}",
             )
         check_positive("gamma", self.gamma)
         check_minimum("weight_decay", self.weight_decay, 0)
@@ -161,21 +174,23 @@ class SupervisedConfig(RunConfig):
 def check_minimum(name: str, value: float, least: float) -> None:
     """Raise ValueError if the value of an option is below its minimum."""
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise OptionError(name, f"must be at least {least}, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError if the value of an option is not positive."""
     if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+        raise OptionError(name, f"must be positive, got {value}")
 
 
 def check_radar_samples(data) -> None:
     """Raise ValueError if the sampling options of a training on radar files are invalid."""
     if not data.floor < data.ceiling:
-        raise ValueError(f"data.floor must be below data.ceiling, got {data.floor} and {data.ceiling}")
+        raise OptionError(
+            "data.floor", f"must be below {spell_name('data.ceiling')}, got {data.floor} and {data.ceiling}"
+        )
     if not 0 <= data.minimum_echo <= 1:
-        raise ValueError(f"data.minimum_echo must lie in [0, 1], got {data.minimum_echo}")
+        raise OptionError("data.minimum_echo", f"must lie in [0, 1], got {data.minimum_echo}")
     for name in ("scales", "intervals"):
         if min(values := getattr(data, name), default=0) < 1:
             raise ValueError(f"data.{name} must be one whole number or more, each at least 1, got {values}")

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from fastds._options import OptionError, spell_name
+
 Part = TypeVar("Part")
 _MAX_NAMED = 8
 _SERIES = (".nc", ".npz")  # extensions of files with time series
@@ -40,9 +42,11 @@ def scan_folder(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) 
     more = f" and {len(left_out) - _MAX_NAMED} more" if len(left_out) > _MAX_NAMED else ""
     named = "; ".join(left_out[:_MAX_NAMED]) + more
     if not any(file.suffix in _SERIES for file in files):
-        raise FileNotFoundError(f"data.path: no file to train on in {folder}" + (f": {named}" if named else ""))
+        raise FileNotFoundError(
+            f"{spell_name('data.path')}: no file to train on in {folder}" + (f": {named}" if named else "")
+        )
     if not used:
-        raise ValueError(f"data.path: no file to train on in {folder}: {named}")
+        raise OptionError("data.path", f": no file to train on in {folder}: {named}")
     if left_out:
         warnings.warn(f"{len(left_out)} of {len(files)} files in {folder} are left out: {named}", stacklevel=3)
     return used

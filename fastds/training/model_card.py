@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fastds._options import OptionError
 from fastds.models import ModelCard
 from fastds.training.command import find_configurations
 from fastds.training.config import RunConfig
@@ -67,12 +68,12 @@ def set_card_fields(card: ModelCard, values: dict, argument: str = "model.card")
     """
     for key, value in values.items():
         if key not in {field.name for field in dataclasses.fields(card)}:
-            raise ValueError(f"{argument} has no field {key!r}")
+            raise OptionError(argument, f"has no field {key!r}")
         setattr(card, key, value)
     try:
         ModelCard.from_json(card.to_json())
     except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
+        raise OptionError(argument, f": {error}") from None
 
 
 def _select_card_fields(config: RunConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastds._options import spell_name
 from fastds.inference.ood.score import compute_ranges
 from fastds.training.config import RunConfig, SupervisedConfig
 from fastds.training.lightning_extra import L
@@ -267,5 +268,5 @@ class SupervisedModule(BaseLightningModule):
             steps = f"{patience} steps in a row (step" if patience > 1 else "a step of several processes ("
             raise FloatingPointError(
                 f"the {what} was not finite in {steps} {self.steps_done()}); "
-                "the last checkpoint is kept: resume with a smaller learning_rate"
+                f"the last checkpoint is kept: resume with a smaller {spell_name('learning_rate')}"
             )

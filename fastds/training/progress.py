@@ -8,6 +8,7 @@ import time
 
 from rich.console import Console
 
+from fastds._options import spell_name
 from fastds.inference.progress import LINE_EVERY, format_duration
 from fastds.training.lightning_extra import L, callbacks
 
@@ -28,7 +29,8 @@ class TrainingProgress(callbacks.Callback):
         console = Console(stderr=True)
         self._printed = time.monotonic()
         if trainer.is_global_zero and not module.is_finished() and not module.config.end_given:
-            print(f"training ends {self._end(module)}; --max_steps or --max_minutes change that", file=sys.stderr)
+            limits = f"{spell_name('max_steps')} or {spell_name('max_minutes')}"
+            print(f"training ends {self._end(module)}; {limits} change that", file=sys.stderr)
         if console.is_terminal and trainer.is_global_zero:
             self._line = console.status("training")
             self._line.start()

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds import data as fd
+from fastds._options import OptionError, spell_name
 from fastds.training.folders import scan_folder
 
 _GAP = 2  # frames between the training and the validation block, so that no sample triple spans both
@@ -104,9 +105,9 @@ def share_weights(weights: list | None, files: int, events: int) -> list | None:
         return None
     expected = files + bool(events)
     if len(weights) != expected:
-        raise ValueError(
-            f"data.weights needs one number per training file and one for the synthetic events: {expected}, "
-            f"got {len(weights)}"
+        raise OptionError(
+            "data.weights",
+            f"needs one number per training file and one for the synthetic events: {expected}, got {len(weights)}",
         )
     return weights[:files] + [weights[-1] / events for _ in range(events)]
 
@@ -129,7 +130,7 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
     """
     root = pathlib.Path(config.path)
     if not root.exists():
-        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+        raise FileNotFoundError(f"{spell_name('data.path')}: no such file or folder: {root}")
     blocks = config.blocks
     if blocks:
         names = [name for name in blocks if root.is_dir() or name == root.name]
@@ -139,13 +140,14 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
     else:
         parts = {root: _hold_out_last_fifth(root, least, config.var)}
     if not parts:
-        raise FileNotFoundError(f"data.path: no file to train on in {root}")
+        raise FileNotFoundError(f"{spell_name('data.path')}: no file to train on in {root}")
     train, validation = [], []
     for file, part in parts.items():
         if not file.exists():
+            path, blocks = spell_name("data.path"), spell_name("data.blocks")
             raise FileNotFoundError(
-                f"data.path: no such file: {file}, which data.blocks names; without --config, "
-                "`fastds train radar --data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
+                f"{path}: no such file: {file}, which {blocks} names; without --config, `fastds train radar "
+                "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
@@ -166,7 +168,7 @@ def list_whole_files(path: str, var: str | None, side: int = 1) -> list:
     """
     root = pathlib.Path(path)
     if not root.exists():
-        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+        raise FileNotFoundError(f"{spell_name('data.path')}: no such file or folder: {root}")
 
     def readable(file: pathlib.Path) -> None:
         with fd.open_dataset(file) as dataset:
@@ -189,13 +191,13 @@ def check_overlap(name: str, part: dict) -> None:
         part: {"train": [start, stop], "validation": [start, stop]}.
     """
     if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
-        raise ValueError(
-            f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
+        raise OptionError(
+            "data.blocks", f"[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
         )
     (a, b), (c, d) = part["train"], part["validation"]
     if max(a, c) < min(b, d):
-        raise ValueError(
-            f"data.blocks[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap"
+        raise OptionError(
+            "data.blocks", f"[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap"
         )
 
 

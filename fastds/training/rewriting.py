@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Unpack
 
+from fastds._options import OptionError, spell_name
 from fastds.data import save_dataset
 from fastds.data.reading import ReadOptions, open_input
 from fastds.training.folders import scan_folder
@@ -38,7 +39,7 @@ def rewrite_with_metadata(
     def written(path: pathlib.Path) -> pathlib.Path:
         with open_input(path, var, **reading) as dataset:
             if var is not None and var not in dataset:
-                raise ValueError(f"var: {var!r} is not in {path.name}, which has {', '.join(map(str, dataset))}")
+                raise OptionError("var", f": {var!r} is not in {path.name}, which has {', '.join(map(str, dataset))}")
             kept = dataset if var is None else dataset[[var]].rename({var: name or var})
             target = folder / f"{path.stem}.nc"
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def rewrite_with_metadata(
         return target
 
     if not data.exists():
-        raise FileNotFoundError(f"data: no such file or folder: {data}")
+        raise FileNotFoundError(f"{spell_name('data')}: no such file or folder: {data}")
     if not data.is_dir():
         return written(data)
     scan_folder(data, written)

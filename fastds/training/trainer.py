@@ -16,6 +16,7 @@ import yaml
 from torch.utils._pytree import tree_leaves
 
 from fastds import models
+from fastds._options import spell_name
 from fastds._outputs import Interrupted
 from fastds.inference.execution import check_execution
 from fastds.inference.tables import write_csv
@@ -162,7 +163,7 @@ def run_trainer(
         if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
             print(format_finished(module), flush=True)
     except TrainingInterrupted as stop:
-        go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
+        go_on = "the same command goes on from there" + ("" if config.resume else f" with {spell_name('resume')}=true")
         message = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""
         raise Interrupted(stop.number, message) from None
     except SystemExit:
@@ -177,8 +178,8 @@ def run_trainer(
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
             f"the run ended at step {module.steps_done()} without a finite validation error, and has exported no best "
-            f"weights; its checkpoint in {output} is kept: resume with a smaller learning_rate, or with other "
-            "validation data where these are dry"
+            f"weights; its checkpoint in {output} is kept: resume with a smaller {spell_name('learning_rate')}, or "
+            "with other validation data where these are dry"
         )
     return best
 

@@ -3,6 +3,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
     [
         ([], 'expected "subcommand"'),
         (["sharpen"], "there is no command 'sharpen' (see fastds --help)"),
-        (["downscale", "{folder}/in.nc"], "fastds downscale: OUTPUT is missing (see fastds downscale --help)"),
+        (["downscale", "{folder}/in.nc"], "fastds downscale: OUT.nc is missing (see fastds downscale --help)"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unknown option --tyle; did you mean --tile?"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "--tile must be a whole number, got 'big'"),
         (["downscale", "{folder}/none.nc", "o.nc", *WEIGHTS], "no such file: {folder}/none.nc"),
@@ -142,15 +144,45 @@ def test_help_imports_no_heavy_modules():
     assert run.returncode == 2 and "Traceback" not in run.stderr
 
 
+# Reading a file imports these; xarray imports dask and its scipy.fft.
+FILES = ("numpy", "torch", "xarray", "pandas", "dask", "scipy.fft")
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ("--help", ()), ("--version", ()), ("downscale --help", ()), ("nowcast --help", ()), ("finetune --help", ()),
+        ("train --help", ()), ("study --help", ()), ("downscale a b --tile big", ()), ("nowcast a", ()),
+        ("downscale --scal 2", ()), ("info --all", ("numpy", "torch")), ("models --presets", ("numpy", "torch")),
+        ("check {folder}/in.nc", (*FILES, "cv2")),
+        ("convert {folder}/in.nc {folder}/converted.nc", FILES),
+    ],
+)  # fmt: skip
+def test_commands_import_only_what_they_use(folder, words, allowed):
+    heavy = ("numpy", "torch", "xarray", "pandas", "dask", "lightning", "matplotlib", "cv2", "scipy.ndimage",
+             "scipy.fft", "scipy.signal", "scipy.interpolate")  # fmt: skip
+    code = (
+        "import runpy, sys\n"
+        "try:\n    runpy.run_module('fastds', run_name='__main__', alter_sys=True)\n"
+        f"except SystemExit:\n    print('imported', *(name for name in {heavy} if name in sys.modules))"
+    )
+    given = words.format(folder=folder).split()
+    program = f"import sys; sys.argv = {['-m', *given]}; sys.orig_argv = {['python', '-m', 'fastds', *given]}"
+    done = subprocess.run([sys.executable, "-c", f"{program}\n{code}"], capture_output=True, text=True, timeout=120)
+    imported = set(done.stdout.splitlines()[-1].split()[1:])
+    assert imported <= set(allowed), done.stderr
+
+
 def test_downscale_command_start_imports_and_garbage_collection():
     code = (
-        "import gc, sys; gc.unfreeze(); sys.argv[0] = 'fastds'\n"
-        "import fastds; assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "import gc, sys; sys.argv[0] = 'fastds'\n"
+        "from fastds.cli import _import_ops; _import_ops()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
         "import fastds.tasks.radar.run, fastds.tasks.fields.run\n"
         "heavy = {'scipy.fft', 'scipy.ndimage', 'scipy.sparse', 'matplotlib', 'dask.array'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = forked.run(code, imports=forked.TORCH)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -399,9 +399,9 @@ def another(kind, default=None):
 
 
 def configuration(*words):
-    """Return the output of --print_config."""
+    """Return the output of --print-config."""
     with pytest.raises(SystemExit) as end:
-        cli.main([*words, "--print_config"])
+        cli.main([*words, "--print-config"])
     assert end.value.code in (0, None)
 
 
@@ -417,7 +417,7 @@ CONFIGURED |= {("study", name): importlib.import_module(STUDIES[name][0]).StudyC
 
 @pytest.mark.parametrize("command", CONFIGURED, ids=" ".join)
 def test_every_configuration_option_is_used(command, tmp_path, capsys):
-    """From the command line, and again from the file that --print_config made."""
+    """From the command line, and again from the file that --print-config made."""
     options = {name: kind for name, kind in leaves(CONFIGURED[command]) if name != "methods"}
     configuration(*command, "--data.path=PATH")
     printed = yaml.safe_load(capsys.readouterr().out)

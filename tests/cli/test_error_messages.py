@@ -72,12 +72,12 @@ CASES = {
     "image": (["train", "radar", "--config=image.yaml"], "image.yaml is no YAML file"),
     "long value": (["train", "radar", "--data.path=x", f"--data.scales={'x' * 100_000}"], "data.scales"),
 } | {
-    f"batch of {task}": (["train", task, "--data.path=x", "--data.batch_size=0"], "--data.batch_size must be at least")
+    f"batch of {task}": (["train", task, "--data.path=x", "--data.batch-size=0"], "--data.batch-size must be at least")
     for task in TASKS
 } | {
     f"epoch of {task}": (
-        ["train", task, "--data.path=x", "--data.batch_size=8", "--data.epoch_samples=7"],
-        "--data.epoch_samples must be at least --data.batch_size, got 7",
+        ["train", task, "--data.path=x", "--data.batch-size=8", "--data.epoch-samples=7"],
+        "--data.epoch-samples must be at least --data.batch-size, got 7",
     )
     for task in TASKS
 }  # fmt: skip

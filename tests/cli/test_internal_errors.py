@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that no user made: one sentence that asks for a report, and the words of a command line in all others."""
 
+import pickle
+
 import pytest
 
-from fastds import _messages
+from fastds._options import OptionError, spell_argument, spell_value, use_option_names
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
-from fastds.training.command import insert_option_names as of_training
+from fastds.tasks.api import UnknownOptionError
 from tests.support.small_models import TEMPERATURE, gridded
 
 UNEXPECTED = [
@@ -80,34 +82,36 @@ def test_out_of_memory_is_not_reported_as_bug(radar, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith("fastds nowcast: there is not enough memory: [enforce fail")
 
 
-NAMES = {"outside", "var", "time_factor", "scale", "grid", "static", "members", "smooth", "model"}
+NAMES = {name: f"--{name}" for name in ("outside", "scale", "grid", "members", "data.level")} | {"model": "MODEL"}
 
 
 @pytest.mark.parametrize(
-    ("python", "command"),
+    ("make", "python", "command"),
     [
-        ("outside='nan' or 'clamp' accepts them", "--outside nan or clamp accepts them"),
-        ("time_factor must be 2 or 4", "--time-factor must be 2 or 4"),
-        ("leave out the argument static", "leave out --static"),
-        ("give exactly one of the arguments scale, grid and var", "give exactly one of --scale, --grid and --var"),
-        ("with the argument scale 2 it fits; smooth=True helps", "with --scale 2 it fits; --smooth helps"),
-        ("x is no argument for query, which takes the arguments var", "x is no option for query, which takes --var"),
-        ("dropping '_FillValue' np.float64(nan)", "dropping '_FillValue' nan"),
-        ("name_or_path 'x' is neither", "--model 'x' is neither"),
-        # Names of files and of what is no option stay.
-        ("/data/scale=2/var='x'.nc is damaged", "/data/scale=2/var='x'.nc is damaged"),
-        ("scale=2.nc is damaged", "scale=2.nc is damaged"),
-        ("the argument bounds is wrong, static_channels=0", "the argument bounds is wrong, static_channels=0"),
+        (lambda: OptionError("scale", "must be 2, got 3"), "scale must be 2, got 3", "--scale must be 2, got 3"),
+        (lambda: OptionError("grid", ": no such file"), "grid: no such file", "--grid: no such file"),
+        (lambda: OptionError("x", "must be 2"), "x must be 2", "x must be 2"),
+        (lambda: OptionError("level", "is missing"), "level is missing", "--data.level is missing"),
+        (lambda: OptionError("name_or_path", "'x'"), "name_or_path 'x'", "MODEL 'x'"),
+        (lambda: UnknownOptionError("scale", "query", {"grid"}), "scale is no argument for query, which takes the "
+         "arguments grid", "--scale is no option for query, which takes --grid"),
+        (lambda: spell_argument("members"), "the argument members", "--members"),
+        (lambda: spell_argument("scale", "grid"), "the arguments scale and grid", "--scale and --grid"),
+        (lambda: spell_argument("scale", "grid", "model", conjunction="or"), "the arguments scale, grid or model",
+         "--scale, --grid or MODEL"),
+        (lambda: spell_argument("bounds"), "the argument bounds", "the argument bounds"),
+        (lambda: spell_value("outside", "nan", "clamp"), "outside='nan' or 'clamp'", "--outside nan or clamp"),
+        (lambda: spell_value("members", True), "members=True", "--members"),
     ],
-)
-def test_errors_name_the_command_options(python, command):
-    assert _messages.replace_arguments_by_options(python, NAMES) == command
-
-
-def test_training_errors_name_the_training_options():
-    assert of_training("name one with the argument level", {"data.level"}) == "name one with --data.level"
-    assert of_training("name one with the argument model", {"model"}) == "name one with --model"
-    assert of_training("name one with the argument level", {"model"}) == "name one with the argument level"
+)  # fmt: skip
+def test_messages_name_arguments_in_python_and_options_in_commands(make, python, command):
+    assert str(make()) == python
+    error = pickle.loads(pickle.dumps(make()))
+    with use_option_names(NAMES):
+        assert str(make()) == command
+        if isinstance(error, Exception):
+            assert str(error) == command and isinstance(error, ValueError)
+    assert str(make()) == python
 
 
 def test_stations_outside_error_names_the_option(tmp_path, capsys):

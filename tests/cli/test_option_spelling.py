@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """One dialect of training options: the same option means the same in every task; what is spelled differently now."""
 
+import contextlib
 import dataclasses
 import importlib
+import pathlib
+import re
 
 import pytest
 
+from fastds._options import format_option
+from fastds._parsers import COMMANDS
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import find_configurations as studies
-from fastds.training.command import TASKS, find_configurations, insert_option_names, list_option_names
+from fastds.training.command import TASKS, build_config, find_configurations
 from tests.support import forked
 
 SHARED = {
@@ -47,8 +52,8 @@ def test_hyphens_and_underscores_are_alike(task):
 
 
 def test_hyphens_and_underscores_in_other_commands(capsys):
-    for option in ("--time_factor=3", "--time-factor=3"):
-        assert main(["downscale", "none.nc", "o.nc", option, "--z_r", "1", "2"]) == 2
+    for option in ("--time-factor=3", "--time-factor=3"):
+        assert main(["downscale", "none.nc", "o.nc", option, "--z-r", "1", "2"]) == 2
         assert "none.nc" in capsys.readouterr().err
 
 
@@ -58,7 +63,7 @@ def test_shorthand_preserves_configured_options():
 
 
 def test_critic_options_are_spelled_like_model_options():
-    config = parse("humidity", "--critic=srgan", "--critic.options.width=16", "--critic.learning_rate=1e-4")
+    config = parse("humidity", "--critic=srgan", "--critic.options.width=16", "--critic.learning-rate=1e-4")
     assert dataclasses.asdict(config.critic) == {"name": "srgan", "options": {"width": 16}, "learning_rate": 1e-4}
     assert parse("humidity", "--critic", "srgan").critic.name == "srgan"
     assert config.max_steps is None and config.optimiser.epochs is None
@@ -66,9 +71,9 @@ def test_critic_options_are_spelled_like_model_options():
 
 def test_every_new_spelling_works():
     """Options of earlier versions are accepted under their new names."""
-    config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
+    config = parse("humidity", "--learning-rate=1", "--critic.learning-rate=2", "--ema-decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
-    assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
+    assert parse("humidity", "--loss.noise-free-weight=3").loss.noise_free_weight == 3
     model = parse("humidity", "--model.options={scale: 2}", "--model.card={licence: 'CC: 0', seeds: [1]}").model
     assert model.options == {"scale": 2} and model.card == {"licence": "CC: 0", "seeds": [1]}
     config = parse(
@@ -80,16 +85,16 @@ def test_every_new_spelling_works():
 @pytest.mark.parametrize("task", TASKS)
 def test_bounds_of_every_training(task):
     for wrong, message in (
-        ("--max_steps=0", "max_steps and max_minutes must be positive"),
-        ("--max_minutes=0", "max_steps and max_minutes must be positive"),
-        ("--ema_decay=1", "ema_decay must lie in"),
+        ("--max-steps=0", "max_steps and max_minutes must be positive"),
+        ("--max-minutes=0", "max_steps and max_minutes must be positive"),
+        ("--ema-decay=1", "ema_decay must lie in"),
         ("--output=run/w.safetensors", "output must be a folder, which gets best.safetensors, got 'run/w.safetensors'"),
         ("--devices=7", "devices must be positive and divide data.batch_size"),
     ):
         with pytest.raises(ValueError, match=message):
             parse(task, wrong)
     with pytest.raises(ValueError, match="max_minutes is for one process"):
-        parse(task, "--devices=2", "--max_minutes=1")
+        parse(task, "--devices=2", "--max-minutes=1")
 
 
 def test_shipped_configurations_keep_their_values():
@@ -114,8 +119,8 @@ def test_shipped_configurations_keep_their_values():
         (["train", "rain"], "there is no task 'rain'; there are: radar, fields, humidity, nowcast"),
         (["train", "humidity", "--data.path=x", "--generator=wgan-gp"], "fastds train: --generator is called --model"),
         (
-            ["train", "humidity", "--optimiser.critic_rate", "1"],
-            "--optimiser.critic_rate is called --critic.learning_rate",
+            ["train", "humidity", "--optimiser.critic-rate", "1"],
+            "--optimiser.critic-rate is called --critic.learning-rate",
         ),
         (["train", "nowcast", "--start=w.safetensors"], "--start is called --model.start"),
         (["train", "fields", "--options={}"], "--options is called --model.options"),
@@ -126,7 +131,7 @@ def test_shipped_configurations_keep_their_values():
         (["study", "fields-500hPa", "--data.path=none.nc"], "--data.path: no such file: none.nc"),
         (["study", "humidity", "--data.path=.", "--training=none"], "no configuration of that name"),
         (["study", "nowcast", "--data.path=x", "--starts=few"], "--starts must be a whole number or null, got 'few'"),
-        (["train", "radar", "--data.path=x", "--max_steps=x"], "--max_steps must be a whole number or null, got 'x'"),
+        (["train", "radar", "--data.path=x", "--max-steps=x"], "--max-steps must be a whole number or null, got 'x'"),
         (["train", "radar", "--data.path=x", "--resume=maybe"], "--resume must be true or false, got 'maybe'"),
         (["train", "radar"], "--data.path is missing (see fastds train radar --help)"),
     ],
@@ -144,12 +149,12 @@ def test_help_of_studies_and_trainings(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in STUDIES) and set(studies()) < set(STUDIES)
     assert main(["train", "--help"]) == 0
-    assert "--learning_rate" in capsys.readouterr().out
+    assert "--learning-rate" in capsys.readouterr().out
     for task in TASKS:
         with pytest.raises(SystemExit):
             main(["train", task, "--help"])
         text = capsys.readouterr().out
-        assert all(f"--{name}" in text for name in (*SHARED, "model.name", "model.start", "data.path")), task
+        assert all(format_option(name) in text for name in (*SHARED, "model.name", "model.start", "data.path")), task
         unbroken = "".join(text.split())  # lines may end at a hyphen
         assert all(name in unbroken for name in find_configurations(task)), task
 
@@ -182,10 +187,10 @@ def test_training_without_lightning_says_how_to_install_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--max_steps=0"], "--max_steps and --max_minutes must be positive"),
+        (["--max-steps=0"], "--max-steps and --max-minutes must be positive"),
         (["--data.path=none.nc"], "--data.path: no such file"),
-        (["--data.path=none.nc", "--data.batch_size=0"], "--data.batch_size must be at least 1"),
-        (["--data.path=none.nc", "--devices=3"], "--devices must be positive and divide --data.batch_size="),
+        (["--data.path=none.nc", "--data.batch-size=0"], "--data.batch-size must be at least 1"),
+        (["--data.path=none.nc", "--devices=3"], "--devices must be positive and divide --data.batch-size="),
         (["--data.path=none.nc", "--threads=0"], "--threads must be a whole number"),
     ],
 )
@@ -196,16 +201,54 @@ def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, 
     assert capsys.readouterr().err.startswith(f"fastds train: {sentence}")
 
 
-def test_values_are_not_mistaken_for_options():
-    names = list_option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
-    for text in (
-        "data.path.nc is empty",
-        "in /a/data.crop/x.nc",
-        "the loss must end",
-        "data.nc has no output",
-        "'seed'",
-    ):
-        assert insert_option_names(text, names) == text
-    assert insert_option_names("give resume=false or a smaller learning_rate", names) == (
-        "give --resume=false or a smaller --learning_rate"
+def test_configuration_of_values_equals_that_of_the_command_line():
+    """fastds.fit and finetune build their configuration without a command line."""
+    for task in TASKS:
+        module = importlib.import_module(f"fastds.tasks.{task}.config")
+        values = {"data.path": "x", "max_minutes": 3, "learning_rate": 1e-5, "model": "net", "model.options.a_b": 3}
+        words = ["--data.path=x", "--max-minutes=3", "--learning_rate=1e-5", "--model=net", "--model.options.a-b=3"]
+        expected = module.parse_arguments(words)
+        assert repr(build_config(module.TrainingConfig, values)) == repr(expected)
+        for name, file in find_configurations(task).items():
+            expected = module.parse_arguments(["--config", name, *words, "--data.batch-size=8"])
+            values |= {"data.batch_size": 8}
+            assert repr(build_config(module.TrainingConfig, values, file)) == repr(expected), name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data.path": "x", "max_steps": "many"}, "^max_steps must be a whole number or null, got 'many'"),
+        ({"data.path": "x", "data.crap": 3}, "there is no option data.crap; did you mean data.crop"),
+        ({"max_steps": 3}, "^data.path is missing"),
+        ({"data.path": "x", "data.minimum_echo": 3.0}, r"^data.minimum_echo must lie in \[0, 1\], got 3"),
+        ({"data.path": "x", "card": {}}, "card is called model.card"),
+    ],
+)
+def test_errors_of_values_have_names_of_python(values, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(importlib.import_module("fastds.tasks.radar.config").TrainingConfig, values)
+
+
+# An option with an underscore; file names and Python's --x in code are no options.
+UNDERSCORE = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*_[\w.-]*")
+
+
+def test_help_has_no_option_with_an_underscore(capsys):
+    commands = (
+        [["train", task] for task in TASKS] + [["study", name] for name in STUDIES] + [[name] for name in COMMANDS]
     )
+    for words in [[], *commands]:
+        with contextlib.suppress(SystemExit):
+            main([*words, "--help"])
+        text = capsys.readouterr().out
+        assert "--" in text or words in (["models"], ["info"], ["study"]), words
+        assert not UNDERSCORE.findall(text), words
+
+
+def test_docs_have_no_option_with_an_underscore():
+    root = pathlib.Path(__file__).parents[1]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    pages += [*(root / "fastds").rglob("*.yaml"), *(root / "fastds").rglob("*.md"), *(root / "fastds").rglob("*.py")]
+    found = {page.relative_to(root): UNDERSCORE.findall(page.read_text()) for page in pages}
+    assert not {page: options for page, options in found.items() if options}

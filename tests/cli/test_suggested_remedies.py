@@ -46,8 +46,8 @@ def region(tmp_path_factory):
 )
 def test_error_suggests_options_for_a_region(region, tmp_path, capsys, height, width, words, option):
     pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
-    command = ["train", *words, f"--data.path={region(height, width)}", "--max_steps=1", f"--output={tmp_path}/o"]
-    command += ["--data.batch_size=2", "--data.epoch_samples=2", "--progress=false", "--threads=1"]
+    command = ["train", *words, f"--data.path={region(height, width)}", "--max-steps=1", f"--output={tmp_path}/o"]
+    command += ["--data.batch-size=2", "--data.epoch-samples=2", "--progress=false", "--threads=1"]
     assert main(command) == 2
     found = re.search(option, capsys.readouterr().err)
     assert found, "no way out is named"

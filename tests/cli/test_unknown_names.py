@@ -45,7 +45,7 @@ EARLY = {
 # Told by what reads their options, which needs torch.
 LATER = {
     "models fczsm-smal": "none of the 85 presets; did you mean fczsm-small?",
-    "train radar --max_min=3 --data.path=x": "unknown option --max_min; did you mean --max_minutes?",
+    "train radar --max_min=3 --data.path=x": "unknown option --max-min; did you mean --max-minutes?",
     "train radar --data.pat x": "unknown option --data.pat; did you mean --data.path?",
     "train --confi fczsm-small": "unknown option --confi; did you mean --config?",
     "train --config fczsm-smal": "no configuration of that name; did you mean fczsm-small? There are: ",

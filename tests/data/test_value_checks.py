@@ -231,7 +231,7 @@ def test_implausible_values_are_not_trained_on(tmp_path, capsys, task, value, at
     values[0, 3, 4] = value
     field = (("time", "latitude", "longitude"), values, {"standard_name": "relative_humidity"} | attrs)
     xr.Dataset({"r": field}).to_netcdf(tmp_path / "grid.nc", engine="h5netcdf")
-    command = ["train", task, f"--data.path={tmp_path}/grid.nc", f"--output={tmp_path}/o", "--max_steps=1"]
+    command = ["train", task, f"--data.path={tmp_path}/grid.nc", f"--output={tmp_path}/o", "--max-steps=1"]
     assert (
         main([*command, *(["--data.variables=[r]"] if task == "fields" else ["--data.steps=2", "--data.crop=16"])]) == 2
     )

@@ -30,9 +30,9 @@ OPTIONAL_MODULES = ("pysteps",)  # a block that imports one of them needs it
 MOST_LINES = {"README.md": 120, "bench/README.md": 100}  # of any other README 60
 # What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
 SHORTER = (
-    (r"(train (?:radar|nowcast|humidity) .*--max_minutes=\d+)", r"\1 --data.validation_samples=4"),
-    (r"(train .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.batch_size=2"),
-    (r"(study fczsm .*)--budget=\d+min", r"\1--max_steps=2 --threads=1 --data.test_samples=2 --run=[UNet]"),
+    (r"(train (?:radar|nowcast|humidity) .*--max-minutes=\d+)", r"\1 --data.validation-samples=4"),
+    (r"(train .*)--max-minutes=\d+", r"\1--max-steps=2 --threads=1 --data.batch-size=2"),
+    (r"(study fczsm .*)--budget=\d+min", r"\1--max-steps=2 --threads=1 --data.test-samples=2 --run=[UNet]"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"test -e tests/\1"),  # this run collects it
     (r"--calls \d+", "--calls 60"),  # one of each op and kind

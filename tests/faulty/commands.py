@@ -41,7 +41,7 @@ def commands(base: str, path: Path) -> dict[str, list[str]]:
     """Return the commands that read this kind of file by name; each writes out.nc, out.csv or the folder out."""
     folder, source = path.parent, str(path)
     out = str(folder / "out.nc")
-    training = ["--max_steps=1", "--progress=false", "--data.batch_size=2", "--data.epoch_samples=2"]
+    training = ["--max-steps=1", "--progress=false", "--data.batch-size=2", "--data.epoch-samples=2"]
     training += ["--output", str(folder / "out"), "--data.path", source]
     coarse, fine = str(folder / "coarse.nc"), str(folder / "radar.nc")
     if base == "radar":

@@ -114,7 +114,7 @@ COMMANDS = {
     "query": "fields.nc --points points.csv --output out.csv --model fields.safetensors",
     "demo": "--output demo --model radar.safetensors --size 64",
     "finetune": "radar.safetensors --data in.nc --output out",
-    "train": "radar --data.path=in.nc --output=out --max_steps=1",
+    "train": "radar --data.path=in.nc --output=out --max-steps=1",
 }
 
 

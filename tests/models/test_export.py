@@ -224,7 +224,7 @@ def test_export_removes_a_file_that_differs(exported, tmp_path, monkeypatch):
         (lambda: models.create("ms-preciplstm-small"), {}, "cells of kind preciplstm cannot be exported"),
         (lambda: models.create("mlcast-convgru", num_blocks=1, noisy_decoder=True), {}, "it draws its noise inside"),
         (lambda: models.create("srcnn"), {"steps": 2}, "steps is no argument for SRCNN, which takes no arguments"),
-        (lambda: models.create("wgan-gp-small"), {"steps": 2}, "which takes the arguments frames"),
+        (lambda: models.create("wgan-gp-small"), {"steps": 2}, "which takes the argument frames"),
         (lambda: models.create("wgan-gp-small"), {"frames": 0}, "frames must be a positive number, got 0"),
         (Frozen, {}, "^the network cannot be exported, it does not leave its sizes open: .* batch"),
     ],

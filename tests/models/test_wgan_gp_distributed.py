@@ -71,7 +71,7 @@ def test_two_ranks_equal_one_process(tmp_path):
 def train(folder, devices, *arguments):
     """Weights of `fastds train` after two epochs of two steps; on several devices in processes of their own."""
     command = ["humidity", f"--data.path={folder / 'rh.nc'}", "--data.steps=2", f"--devices={devices}"]
-    command += ["--data.crop=8", "--data.batch_size=4", "--data.epoch_samples=8", "--data.validation_samples=4"]
+    command += ["--data.crop=8", "--data.batch-size=4", "--data.epoch-samples=8", "--data.validation-samples=4"]
     command += ["--optimiser.epochs=2", "--progress=false", "--threads=1", f"--output={folder / str(devices)}"]
     command += arguments
     if devices == 1:
@@ -90,7 +90,7 @@ def test_command_on_two_processes(tmp_path):
     pytest.importorskip("lightning", reason="training needs the train extra")
     field = 50 + 20 * np.random.default_rng(0).normal(size=(6, 24, 48))
     xr.Dataset({"r": (("time", "y", "x"), field)}).to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")
-    plain = ["--model=srcnn", "--model.options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup_epochs=0"]
+    plain = ["--model=srcnn", "--model.options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup-epochs=0"]
     plain += ["--critic.options={width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}"]
     one, two = (train(tmp_path, devices, *plain) for devices in (1, 2))
     for name, value in one.items():

@@ -246,13 +246,13 @@ def test_learning_curves(folder, tmp_path, capfd):
     (tmp_path / "data").mkdir()
     shutil.copy(folder / "truth.nc", tmp_path / "data")
     words = (
-        f"train radar --data.path={tmp_path}/data --output={tmp_path}/run --data.epoch_samples=2 --data.batch_size=2"
+        f"train radar --data.path={tmp_path}/data --output={tmp_path}/run --data.epoch-samples=2 --data.batch-size=2"
     )
-    words += " --model.options.num_features=8 --model.options.offset_groups=2 --model.options.extractor_blocks=1"
-    words += " --model.options.reconstruction_blocks=1 --data.crop=16 --threads=1 --progress=false"
-    words += f" --data.validation_samples=4 --report={tmp_path}/run/page.html"
+    words += " --model.options.num-features=8 --model.options.offset-groups=2 --model.options.extractor-blocks=1"
+    words += " --model.options.reconstruction-blocks=1 --data.crop=16 --threads=1 --progress=false"
+    words += f" --data.validation-samples=4 --report={tmp_path}/run/page.html"
     for steps in (2, 4, 4):  # the last has nothing to do
-        assert main([*words.split(), f"--max_steps={steps}"]) == 0, capfd.readouterr().err
+        assert main([*words.split(), f"--max-steps={steps}"]) == 0, capfd.readouterr().err
         page = parsed(tmp_path / "run" / "page.html")
         charts = [image["alt"].partition(" by step")[0] for image in page.all("img")]
         assert charts[0] == "loss" and "val_mse_total" in charts

@@ -115,7 +115,7 @@ def test_wheel_content(full_build):
     assert "\nLicense-Expression: Apache-2.0\n" in text
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
     points = zipfile.ZipFile(wheel).read(entry).decode()
-    assert "fastds = fastds.cli:main" in points
+    assert "fastds = fastds.__main__:main" in points
     assert "[pysteps.plugins.diagnostic]\nfastds = fastds.tasks.radar.pysteps_diagnostic:diagnostic_fastds" in points
 
 

@@ -134,7 +134,7 @@ ALL = [
     ({"budget": "soon"}, "--budget must be a duration such as 45min or the word paper, got 'soon'"),
     ({"run": "[LSTM]"}, "run must name some of "),
     ({"seeds": "[]"}, "seeds must be one number or more, got none"),
-    ({"max_steps": 0}, "--max_steps must be positive, got 0"),
+    ({"max_steps": 0}, "--max-steps must be positive, got 0"),
     ({"data.path": "none"}, "no such file"),
     ({"report": "page.txt"}, "report must be a file that ends in .html"),
 ]
@@ -148,7 +148,7 @@ WRONG = {
     "db-rnn": [
         *ALL,
         *RADAR,
-        ({"data.z_r": "[200]"}, "--data.z_r two positive numbers, got 1 and [200.0]"),
+        ({"data.z_r": "[200]"}, "--data.z-r two positive numbers, got 1 and [200.0]"),
         ({"ablation": "GRU"}, "ablation must be one of ConvLSTM, "),
         ({"data.files": "[short.nc]"}, "short.nc has 20 times, too few to train, validate and test on: at least 34"),
     ],
@@ -162,7 +162,7 @@ WRONG = {
         *ALL,
         (
             {"data.crop": 8},
-            "--data.crop must be at least 32, --data.per_cell and --data.together positive",
+            "--data.crop must be at least 32, --data.per-cell and --data.together positive",
         ),
         ({"data.crop": 64}, "--data.crop: test region of 168 x 38 is smaller than the crops of 64 x 64"),
         ({"data.variables": "[w]"}, "--data.variables: 'w' is not in "),

@@ -92,10 +92,10 @@ def test_scores_are_of_the_reflectivity_alone(file):
 )
 def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dynamics):
     given = [f"--model.options.{key}={value}" for key, value in options.items()] + [f"--data.dynamics={dynamics}"]
-    given += ["--data.crop=16", "--data.scales=[1]", "--data.intervals=[1]", "--data.minimum_echo=0", "--threads=1"]
-    given += ["--data.batch_size=2", "--data.epoch_samples=4", "--data.validation_samples=2", "--data.workers=0"]
+    given += ["--data.crop=16", "--data.scales=[1]", "--data.intervals=[1]", "--data.minimum-echo=0", "--threads=1"]
+    given += ["--data.batch-size=2", "--data.epoch-samples=4", "--data.validation-samples=2", "--data.workers=0"]
     run = tmp_path / "run"
-    bounds = ["--max_steps=4", "--warmup_steps=1", f"--output={run}", "--progress=false"]
+    bounds = ["--max-steps=4", "--warmup-steps=1", f"--output={run}", "--progress=false"]
     assert cli.main(["train", "radar", f"--data.path={file}", "--model", model, *given, *bounds]) == 0
     card, trained = models.load_card(run / "best.safetensors"), models.load(run / "best.safetensors")
     assert card.floor_dbz == 15.0 and [v["range"] for v in card.input_variables[1:]] == list(dynamics.values())

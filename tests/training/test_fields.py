@@ -68,10 +68,10 @@ def test_samples_suit_the_network(path, tmp_path):
     """Without options: of its one factor, and every field for a network of any variable; others are refused."""
     with xr.open_dataset(path) as dataset:
         xr.concat([dataset, dataset], "longitude").to_netcdf(tmp_path / "wide.nc", engine="h5netcdf")
-    small = [f"--data.path={tmp_path / 'wide.nc'}", "--data.crop=12", "--data.queries=20", "--data.epoch_samples=8"]
+    small = [f"--data.path={tmp_path / 'wide.nc'}", "--data.crop=12", "--data.queries=20", "--data.epoch-samples=8"]
     for name, more, scale in (("edsr-x2", ["--data.variables=[t,q]"], 2), ("inr-any", [], None)):
         output = tmp_path / name
-        assert main(["fields", f"--model={name}", *small, *more, "--max_steps=1", f"--output={output}"]) == 0
+        assert main(["fields", f"--model={name}", *small, *more, "--max-steps=1", f"--output={output}"]) == 0
         model = models.load(output / "best.safetensors")
         assert model.config.get("scale") == scale
         assert [v["name"] for v in model.card.input_variables] == (["t", "q"] if scale else [ANY])
@@ -218,7 +218,7 @@ def test_train_fields_command(path, tmp_path, capsys):
 
 
 def test_failed_start_leaves_no_files(path, tmp_path, capsys):
-    arguments = [f"--data.path={path}", "--data.variables=[t]", "--max_steps=1", "--threads=1"]
+    arguments = [f"--data.path={path}", "--data.variables=[t]", "--max-steps=1", "--threads=1"]
     for wrong in ("--data.path=none.nc", "--data.variables=[x]", "--data.crop=500", "--model=nope", "--threads=0"):
         assert main(["fields", *arguments, wrong, f"--output={tmp_path}/new"]) == 2
     assert not (tmp_path / "new").exists()
@@ -227,7 +227,7 @@ def test_failed_start_leaves_no_files(path, tmp_path, capsys):
     assert main(["fields", *arguments, "--data.path=none.nc", f"--output={tmp_path}/old"]) == 2
     assert (tmp_path / "old" / "config.yaml").read_text() == "seed: 3"
     capsys.readouterr()
-    for wrong, sentence in (("--rate=1", "unknown option --rate"), ("--learning_rate=fast", "learning_rate")):
+    for wrong, sentence in (("--rate=1", "unknown option --rate"), ("--learning-rate=fast", "learning_rate")):
         assert main(["fields", *arguments, wrong]) == 2
         error = capsys.readouterr().err
         assert sentence in error and error.startswith("fastds train: ") and error.count("\n") == 1
@@ -236,11 +236,11 @@ def test_failed_start_leaves_no_files(path, tmp_path, capsys):
 def test_defaults_suit_a_user_file(path, tmp_path, capsys):
     """Split, card and wind components follow from the file; the weights work in the command."""
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
-    arguments += ["--data.batch_size=2", "--data.epoch_samples=4", "--max_steps=2", "--threads=1"]
+    arguments += ["--data.batch-size=2", "--data.epoch-samples=4", "--max-steps=2", "--threads=1"]
     small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
     arguments += [
         "--data.scales=[1.0,2.0]",
-        "--data.test_scales=[1.5]",
+        "--data.test-scales=[1.5]",
         f"--model.options={small}",
         f"--output={tmp_path}/o",
     ]
@@ -266,17 +266,17 @@ def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(path, tmp_path):
 def test_resume_inside_an_epoch_does_not_warn(path, tmp_path):
     """Lightning warns of samples that come again; ours go on."""
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
-    arguments += ["--data.batch_size=2", "--data.epoch_samples=8", "--data.train=[0,55]", "--data.validation=[60,90]"]
+    arguments += ["--data.batch-size=2", "--data.epoch-samples=8", "--data.train=[0,55]", "--data.validation=[60,90]"]
     small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
     arguments += [
         "--data.scales=[1.0,2.0]",
-        "--data.test_scales=[1.5]",
+        "--data.test-scales=[1.5]",
         f"--model.options={small}",
         f"--output={tmp_path}",
     ]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        assert [main(["fields", *arguments, f"--max_steps={steps}"]) for steps in (1, 3)] == [0, 0]
+        assert [main(["fields", *arguments, f"--max-steps={steps}"]) for steps in (1, 3)] == [0, 0]
     assert not [w for w in seen if "resuming" in str(w.message)]
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds finetune: weights trained further, never worse on what is held out, and what their card says."""
 
-import importlib
 import warnings
 
 import numpy as np
@@ -16,7 +15,7 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import models
 from fastds.cli import main
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
-from fastds.tasks.finetune import _make_arguments, finetune, format_scores
+from fastds.tasks.finetune import finetune, format_scores, make_config
 from fastds.tasks.radar.synthetic_scores import Errors, score_synthetic_events
 
 
@@ -106,8 +105,7 @@ def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
 )
 def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, without):
     card = models.load_card(name)
-    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    config = options.parse_arguments(_make_arguments(name, card, "mine", "out", 7.0, 1e-4))
+    config = make_config(name, card, "mine", "out", 7.0, 1e-4)
     assert {key: getattr(config.data, key) for key in own | without} == own | without
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
@@ -132,17 +130,15 @@ def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, wi
 )
 def test_user_weights_are_finetuned_by_their_model_card(card, inputs):
     card = models.ModelCard(**card)
-    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    config = options.parse_arguments(_make_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    config = make_config("w.safetensors", card, "mine", "out", 7.0, 1e-4)
     assert {key: getattr(config.data, key) for key in inputs} == inputs
 
 
 def test_user_weights_are_not_trained_by_paper_configurations():
     """A paper's crops and files are not a user's: networks of his own keep the task's usual options."""
-    from fastds.tasks.nowcast.config import parse_arguments
 
     card = models.ModelCard(name="ms-convlstm-mine", input_steps=5)
-    config = parse_arguments(_make_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    config = make_config("w.safetensors", card, "mine", "out", 7.0, 1e-4)
     assert (config.data.crop, config.optimizer, config.loss.kind, config.max_epochs) == (96, "adamw", "rain", None)
 
 

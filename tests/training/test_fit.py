@@ -41,7 +41,7 @@ def test_fit_equals_the_train_command(event, tmp_path):
     [
         ("fczsm-huge", {}, "model must be one of ciaosr, .*, got 'fczsm-huge'"),
         ("nowcast-errors", {}, "model must be one of .*, got 'nowcast-errors'"),
-        ("fczsm-small", {"max_steps": "many"}, "--max_steps must be .*got 'many'"),
+        ("fczsm-small", {"max_steps": "many"}, "max_steps must be .*got 'many'"),
         ("fczsm-small", {"data.crap": 3}, "data.crap.*see fastds train radar --help"),
         (3, {}, "model must be a text|model"),
     ],

@@ -384,7 +384,7 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
 
 def test_named_configurations_parse():
     for name in find_configurations("nowcast"):
-        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
+        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max-steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model.name in models.available()
         for block in config.data.blocks.values():
             assert block["train"][1] <= block["validation"][0]

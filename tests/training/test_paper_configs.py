@@ -295,37 +295,37 @@ def module_of(files, *words):
 
 def test_configured_schedules(files):
     """Factors of the rate: constant, in steps, with a warm-up or none; the cosine ends with the epochs."""
-    constant = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=0")
+    constant = module_of(files, "--schedule=constant", "--max-steps=10", "--warmup-steps=0")
     assert {constant._compute_rate_factor(k) for k in range(12)} == {1.0}
-    warm = module_of(files, "--schedule=constant", "--max_steps=10", "--warmup_steps=4")
+    warm = module_of(files, "--schedule=constant", "--max-steps=10", "--warmup-steps=4")
     assert [warm._compute_rate_factor(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     steps = module_of(
-        files, "--schedule=steps", "--milestones=[3,5]", "--gamma=0.1", "--max_steps=9", "--warmup_steps=0"
+        files, "--schedule=steps", "--milestones=[3,5]", "--gamma=0.1", "--max-steps=9", "--warmup-steps=0"
     )
     assert [steps._compute_rate_factor(k) for k in (0, 2, 3, 4, 5, 8)] == pytest.approx(
         [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
     )
-    epochs = module_of(files, "--max_epochs=3", "--data.epoch_samples=10", "--data.batch_size=4", "--warmup_steps=0")
+    epochs = module_of(files, "--max-epochs=3", "--data.epoch-samples=10", "--data.batch-size=4", "--warmup-steps=0")
     assert (
         epochs.config.last_step() == 6
         and epochs._compute_rate_factor(6) == 0.0
         and epochs._compute_rate_factor(3) == pytest.approx(0.5)
     )
-    assert module_of(files, "--max_epochs=3", "--max_steps=5").config.last_step() == 5
+    assert module_of(files, "--max-epochs=3", "--max-steps=5").config.last_step() == 5
     assert epochs.config.max_minutes is None, "epochs end a run as steps do"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_configured_optimisers(files, name, kind):
-    words = (f"--optimizer={name}", "--betas=[0.5,0.75]", "--weight_decay=0.25", "--learning_rate=0.01")
-    made = module_of(files, *words, "--warmup_steps=0").configure_optimizers()["optimizer"]
+    words = (f"--optimizer={name}", "--betas=[0.5,0.75]", "--weight-decay=0.25", "--learning-rate=0.01")
+    made = module_of(files, *words, "--warmup-steps=0").configure_optimizers()["optimizer"]
     assert type(made) is kind and made.defaults["betas"] == (0.5, 0.75)
     assert (made.defaults["weight_decay"], made.defaults["lr"]) == (0.25, 0.01)
 
 
 @pytest.mark.parametrize(("clip", "norm"), [("null", 3700.0), ("1.0", 1.0), ("5000.0", 3700.0)])
 def test_configured_gradient_clipping(files, clip, norm):
-    module = module_of(files, f"--gradient_clip={clip}")
+    module = module_of(files, f"--gradient-clip={clip}")
     optimiser = torch.optim.SGD(module.parameters(), 1.0)
     module.model.weight.grad, module.model.bias.grad = torch.tensor([[3700.0 * 0.6, 3700.0 * 0.8]]), torch.zeros(1)
     before = module.model.weight.grad.clone()
@@ -345,12 +345,12 @@ def test_configured_gradient_clipping(files, clip, norm):
         (["--schedule=steps"], "milestones must be growing numbers of steps with schedule 'steps'"),
         (["--milestones=[3]"], "empty with any other, got .3. with 'cosine'"),
         (["--betas=[0.9,1.0]"], r"betas must lie in \[0, 1\), got \[0.9, 1.0\]"),
-        (["--max_epochs=0"], "max_epochs must be at least 1, got 0"),
+        (["--max-epochs=0"], "max_epochs must be at least 1, got 0"),
         (["--data.split=days"], "data.split must be one of blocks, random, got 'days'"),
         (["--data.split=random"], "data.fixed_samples must be the numbers of training, validation and test samples"),
-        (["--data.fixed_samples=[3,2,1]"], "data.fixed_samples is for data.split=random"),
-        (["--data.split=random", "--data.fixed_samples=[3,2,1]", "--data.synthetic_events=1"], "from whole files"),
-        (["--data.minimum_valid=2"], r"data.minimum_valid must lie in \[0, 1\], got 2.0"),
+        (["--data.fixed-samples=[3,2,1]"], "data.fixed_samples is for data.split=random"),
+        (["--data.split=random", "--data.fixed-samples=[3,2,1]", "--data.synthetic-events=1"], "from whole files"),
+        (["--data.minimum-valid=2"], r"data.minimum_valid must lie in \[0, 1\], got 2.0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

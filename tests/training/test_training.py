@@ -75,7 +75,7 @@ def test_named_configurations_parse():
     assert "fczsm-small" in find_configurations("radar")
     assert len(find_configurations()) == sum(len(find_configurations(task)) for task in TASKS)  # no name twice
     for name in find_configurations("radar"):
-        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
+        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max-steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7
         assert config.model.name in models.registry.PRESETS
         for file, block in config.data.blocks.items():

@@ -33,10 +33,10 @@ def test_a_run_without_bounds_ends_in_an_hour(task):
         return parse(task, *words).max_steps, parse(task, *words).max_minutes
 
     assert bounds() == (None, 60.0)
-    assert bounds("--max_steps=7") == (7, None) and bounds("--max_minutes=2") == (None, 2.0)
+    assert bounds("--max-steps=7") == (7, None) and bounds("--max-minutes=2") == (None, 2.0)
     with pytest.raises(ValueError, match="max_minutes is for one process, .*: give max_steps"):
         parse(task, "--devices=2")
-    assert parse(task, "--devices=2", "--max_steps=7").max_minutes is None
+    assert parse(task, "--devices=2", "--max-steps=7").max_minutes is None
     if task == "humidity":
         assert bounds("--optimiser.epochs=3") == (None, None)
 
@@ -54,7 +54,7 @@ def run(request, files, tmp_path_factory):
 
 def test_run_announces_its_end_and_duration(run):
     _, _, _, said = run
-    assert "training ends" not in said  # the command gave --max_steps
+    assert "training ends" not in said  # the command gave --max-steps
     lines = [line for line in said.splitlines() if line.startswith("training: ")]
     assert lines[0].startswith("training: step 1 of 8") and all(line.endswith(" left") for line in lines[:7])
 
@@ -85,7 +85,7 @@ def test_remaining_time_with_epochs(files, tmp_path, capsys, monkeypatch):
     assert main(training_runs.arguments(files, "humidity", tmp_path / "o", progress=True, **bounds)) == 0
     said = capsys.readouterr().err
     assert (
-        "training ends after 8 steps; --max_steps or --max_minutes change that\n" in said
+        "training ends after 8 steps; --max-steps or --max-minutes change that\n" in said
         and "training: step 1 of 8, " in said
     )
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 
-import cv2
 import numpy as np
 import pandas
 import xarray as xr
@@ -81,6 +80,8 @@ def _parse_date(text: str | None, name: str, default: str) -> np.datetime64:
 
 
 def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
+    import cv2
+
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError(f"{path} cannot be read as an image")

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from fastds._argument_types import validate_arguments
+from fastds._options import OptionError
 from fastds.data.errors import make_read_error
 from fastds.data.formats import radolan
 from fastds.data.formats.file_probe import FileProbe
@@ -453,4 +454,4 @@ def _parse_limit(times: xr.DataArray, name: str, date: str) -> str:
             return text
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"{name} must be a date and time such as 2024-06-01T12:00, got {date!r}")
+    raise OptionError(name, f"must be a date and time such as 2024-06-01T12:00, got {date!r}")

@@ -11,6 +11,7 @@ import pandas
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from fastds._options import OptionError
 from fastds.data.grid.variables import get_time_method, parse_interval, parse_rain_units
 
 _ISO = re.compile(r"(\d{4}(?:-\d\d?(?:-\d\d?(?:[T ]\d\d?(?::\d\d(?::\d\d(?:\.\d+)?)?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
@@ -74,7 +75,7 @@ def sequences(
     seconds = compute_seconds_since_first(times)
     step = estimate_time_step(seconds) if interval is None else to_seconds(interval)
     if not step > 0:
-        raise ValueError(f"interval must be positive, got {interval!r}")
+        raise OptionError("interval", f"must be positive, got {interval!r}")
     starts, jitter = np.arange(len(seconds)), JITTER * min(step, estimate_time_step(seconds))
     if every > 1:
         counts = np.rint(seconds / step)

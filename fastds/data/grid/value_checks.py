@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError, spell_argument
 from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
 
 # Standard name, units, smallest and largest value. The ranges are wide, so that values outside are codes, values in
@@ -44,8 +45,6 @@ NON_NEGATIVE = {
     "surface_downwelling_longwave_flux_in_air",
 }  # fmt: skip
 Limits = tuple[float, float]
-REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
-REPAIR_FIRST = "mend the file first"  # remedy where no argument can declare the missing value or the units
 ALL_MISSING = "every pixel of the input is missing, and so is the output"
 
 
@@ -89,14 +88,14 @@ def apply_metadata(
     if missing is None and units is None:
         return dataset
     if missing is not None and not math.isfinite(missing):
-        raise ValueError(f"missing must be a finite number, got {missing!r}")
+        raise OptionError("missing", f"must be a finite number, got {missing!r}")
     fields = list_fields(dataset)
     if var is not None and var not in dataset.variables:
         raise ValueError(f"there is no variable {var!r} in the file, which has {', '.join(map(str, fields)) or 'none'}")
     chosen = fields if var is None else [var]
     if units is not None and len(chosen) != 1:
         raise ValueError(
-            f"units {units!r} are of one variable; name it with the argument var: {', '.join(map(str, chosen))}"
+            f"units {units!r} are of one variable; name it with {spell_argument('var')}: {', '.join(map(str, chosen))}"
         )
     dataset = dataset.copy(deep=False)
     for name in chosen:
@@ -130,7 +129,7 @@ def check_plausible(
     codes: bool = False,
     refuse: bool = False,
     hint: str = "",
-    remedy: str = REMEDY,
+    remedy: str | None = None,
     all_missing: str = ALL_MISSING,
     stacklevel: int = 2,
 ) -> None:
@@ -147,7 +146,7 @@ def check_plausible(
             error.
         refuse: Whether a single value outside is an error.
         hint: Text that is appended to the messages about values outside.
-        remedy: What the user can do, for messages about values outside.
+        remedy: What the user can do, for messages about values outside. None: declare the missing value or the units.
         all_missing: Message for the case that all values are missing.
         stacklevel: As in warnings.warn.
 
@@ -170,6 +169,8 @@ def check_plausible(
         f"{count} of {total} values of variable {name} are {found} {units}, outside the plausible "
         f"{limits[0]:g} to {limits[1]:g} {units}"
     )
+    if remedy is None:
+        remedy = f"give the value that stands for missing, or the units, with {spell_argument('missing', 'units')}"
     if codes:
         remedy = f"they are whole numbers without a scale_factor, so packed codes maybe: unpack them, or {remedy}"
     if codes or refuse or count > total / 2:
@@ -178,7 +179,7 @@ def check_plausible(
 
 
 def load_plausible_values(
-    field: xr.DataArray, where: str = "", remedy: str = REMEDY, stacklevel: int = 2
+    field: xr.DataArray, where: str = "", remedy: str | None = None, stacklevel: int = 2
 ) -> np.ndarray:
     """Load the values of a field as float32, NaN where missing, and check that all are plausible.
 
@@ -187,7 +188,7 @@ def load_plausible_values(
     Args:
         field: DataArray.
         where: Text that follows the name of the field in messages.
-        remedy: What the user can do, for messages.
+        remedy: As in `check_plausible`.
         stacklevel: As in warnings.warn.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable
 
 import xarray as xr
 
+from fastds._options import OptionError, has_option, spell_argument
 from fastds.data.grid.units import parse_unit
 
 _LENGTH_MM = {
@@ -40,6 +41,7 @@ _NO_RAIN = {"k", "degc", "pa", "hpa", "mb", "j", "w", "n", "v", "mol", "deg", "d
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
 _COUNTED = re.compile(r"(?:(/)|\s)\s*\(?\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)?(-1)?$")  # "/5min", " (5 min)-1"
 _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
+REPAIR_FIRST = "mend the file first"  # remedy where no argument can declare the missing value or the units
 
 
 def is_dbz(units: object) -> bool:
@@ -119,7 +121,7 @@ def parse_duration(text: str, name: str) -> float:
     match = _DURATION.match(str(text).strip().lower())
     seconds = float(match[1]) * _TIME_S[match[2]] if match and match[2] in _TIME_S else 0.0
     if not seconds > 0:
-        raise ValueError(f"{name} must be a duration with its unit such as 60min or 1h, got {text!r}")
+        raise OptionError(name, f"must be a duration with its unit such as 60min or 1h, got {text!r}")
     return seconds
 
 
@@ -231,8 +233,8 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         if not right:
             raise ValueError(_describe_wrong_units(dataset[matches[0]]))
         raise ValueError(
-            f"{len(right)} variables hold reflectivity: {_format_variables(dataset, right)}; name one of them with the "
-            "argument var"
+            f"{len(right)} variables hold reflectivity: {_format_variables(dataset, right)}; name one of them with "
+            f"{spell_argument('var')}"
         )
     rain = [name for name in fields if classify_rain(dataset[name])]
     others = [name for name in fields if name not in rain and not _is_unitless(dataset[name])]
@@ -313,12 +315,13 @@ def _get_standard_name(variable: xr.DataArray) -> str:
 def _describe_wrong_units(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
     finding = "has no units" if units is None else f"has units {str(units)!r}"
-    remedy = "; give the right ones with the argument units"
+    # `fastds train` has no option for units
+    remedy = f"give the right ones with {spell_argument('units')}" if has_option("units") else REPAIR_FIRST
     if parse_rain_units(units) is not None:
-        remedy = "; to convert it by Z-R name it with the argument var"
+        remedy = f"to convert it by Z-R name it with {spell_argument('var')}"
     return (
         f"variable {variable.name} {finding}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
-        f"{remedy}"
+        f"; {remedy}"
     )
 
 
@@ -328,9 +331,9 @@ def _describe_candidates(dataset: xr.Dataset) -> str:
         return "the file holds no field over (time, y, x)"
     message = f"candidates: {_format_variables(dataset, fields)}"
     if any(classify_rain(dataset[name]) for name in fields):
-        message += "; rain is converted by Z-R when it is named with the argument var"
+        message += f"; rain is converted by Z-R when it is named with {spell_argument('var')}"
     if any(not dataset[name].attrs.get("units") for name in fields):
-        message += "; units that the file does not declare are given with the argument units"
+        message += f"; units that the file does not declare are given with {spell_argument('units')}"
     return message
 
 

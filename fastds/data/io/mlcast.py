@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError
 from fastds._outputs import atomic_write
 from fastds.data.grid.grids import find_grid_mappings
 from fastds.data.grid.projections import TOLERANCE, compute_deviation, convert_to_metres, make_cf_attributes
@@ -59,11 +60,11 @@ class ArchiveMetadata:
 
     def __post_init__(self):
         if not self.license:
-            raise ValueError("license must be an SPDX identifier such as CC-BY-4.0")
+            raise OptionError("license", "must be an SPDX identifier such as CC-BY-4.0")
         if not _CREATOR.match(self.creator):
-            raise ValueError(f"creator must be Name <email>, got {self.creator!r}")
+            raise OptionError("creator", f"must be Name <email>, got {self.creator!r}")
         if not _IDENTIFIER.match(self.identifier):
-            raise ValueError(f"identifier must be such as FI-FMI-reflectivity, got {self.identifier!r}")
+            raise OptionError("identifier", f"must be such as FI-FMI-reflectivity, got {self.identifier!r}")
 
     def to_attributes(self) -> dict[str, str]:
         """Return the global attributes of the archive."""

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from fastds._argument_types import validate_arguments
+from fastds._options import OptionError
 from fastds.data.grid.grids import coarsen_grid, get_scalar_coordinates, refine_grid
 from fastds.data.grid.metadata import (
     get_coordinate_with_bounds,
@@ -94,7 +95,7 @@ def compute_fine_values(
     if z.shape != expected:
         raise ValueError(f"z must have the shape {expected} for an input {source.shape}, got {z.shape}")
     if source.kind == "amount" and time_factor % 2 and source.shape[0] > 1:
-        raise ValueError(f"time_factor must be even for amounts, got {time_factor}")
+        raise OptionError("time_factor", f"must be even for amounts, got {time_factor}")
     if source.kind == "reflectivity":
         return z
     shape = output_shape(source, factor, time_factor)
@@ -181,7 +182,7 @@ def coarsen_dataset(
         ValueError: `every` is less than 1, `factor` exceeds the grid, or the variable is not reflectivity.
     """
     if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+        raise OptionError("every", f"must be at least 1, got {every}")
     factor, every = int(factor), int(every)
     source = to_reflectivity(dataset, var)
     if factor > min(source.shape[1:]):

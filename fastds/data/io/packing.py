@@ -4,6 +4,7 @@
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError
 from fastds.data.grid.value_checks import get_stored_kind
 
 STORED_DTYPES = ("input", "float32")
@@ -14,7 +15,7 @@ STEPS_PER_INPUT_STEP = 8
 def check_stored_dtype(dtype: str) -> None:
     """Raise ValueError for a value that is not in STORED_DTYPES."""
     if dtype not in STORED_DTYPES:
-        raise ValueError(f"dtype must be {' or '.join(STORED_DTYPES)}, got {dtype!r}")
+        raise OptionError("dtype", f"must be {' or '.join(STORED_DTYPES)}, got {dtype!r}")
 
 
 def pack_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastds._options import OptionError
+
 # Name -> dBZ of codes 0 and 255. "0-60" is the scale of the DB-RNN paper; "-10-60" is the scale of the PNG files of
 # HKO-7 and of its public code.
 PIXEL_SCALES = {"0-60": (0.0, 60.0), "-10-60": (-10.0, 60.0)}
@@ -92,5 +94,5 @@ def normalised_rates(
 
 def _get_range(scale: str) -> tuple[float, float]:
     if scale not in PIXEL_SCALES:
-        raise ValueError(f"scale must be one of {', '.join(PIXEL_SCALES)}, got {scale!r}")
+        raise OptionError("scale", f"must be one of {', '.join(PIXEL_SCALES)}, got {scale!r}")
     return PIXEL_SCALES[scale]

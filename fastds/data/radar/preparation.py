@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fastds._options import OptionError
 from fastds.data.grid.grids import check_factor
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def check_modes(modes: Sequence[str], name: str = "mode") -> None:
     """
     for mode in modes or [None]:
         if mode not in COARSENING_MODES:
-            raise ValueError(f"{name} must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
+            raise OptionError(name, f"must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
 
 
 def valid_mask(z: Array) -> Array:

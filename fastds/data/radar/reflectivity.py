@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError
 from fastds.data.fill_values import UndeclaredFills
 from fastds.data.grid.axes import check_spacing, expand_scalar_time, find_axes, promote_coordinates
 from fastds.data.grid.times import find_interval_bounds, find_regular_segments, sort_times, to_seconds
 from fastds.data.grid.value_checks import (
     ALL_MISSING,
-    REMEDY,
     check_packing,
     check_plausible,
     compute_plausible_rain_range,
@@ -250,7 +250,7 @@ class ReflectivityInput:
         self,
         frames: Iterable[int] | None = None,
         all_missing: str = ALL_MISSING,
-        remedy: str = REMEDY,
+        remedy: str | None = None,
         stacklevel: int = 2,
     ) -> None:
         """Check that the values of some frames are plausible. Every frame is read once.
@@ -400,7 +400,7 @@ def find_z_r(
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {z_r} ({origin})")
+        raise OptionError("z_r", f"must be two positive numbers (a, b) of Z = a R^b, got {z_r} ({origin})")
     return z_r, origin
 
 

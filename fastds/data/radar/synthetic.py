@@ -8,6 +8,7 @@ import scipy  # its subpackages are imported lazily
 import xarray as xr
 
 from fastds._argument_types import validate_arguments
+from fastds._options import OptionError
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ, rate_to_reflectivity, reflectivity_to_rate
 
 _WEAKEST_ECHO_DBZ = 0.0
@@ -80,11 +81,11 @@ def synthetic_event(
     for name, value in given.items():
         least, most = _RANGES[name]
         if not least <= value <= most:
-            raise ValueError(f"{name} must be from {least} to {most:g}, got {value}")
+            raise OptionError(name, f"must be from {least} to {most:g}, got {value}")
     try:
         first = np.datetime64(start, "ns")
     except ValueError:
-        raise ValueError(f"start must be a date and time such as 2024-06-01T12:00, got {start!r}") from None
+        raise OptionError("start", f"must be a date and time such as 2024-06-01T12:00, got {start!r}") from None
     seed, frames, shape = int(seed), int(frames), tuple(map(int, shape))
     rng = np.random.default_rng(seed)
     step_s = cadence_minutes * 60.0

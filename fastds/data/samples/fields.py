@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastds._options import spell_argument, spell_name
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing, find_rows_and_columns, find_time_dimension
 from fastds.data.grid.times import check_dates, compute_seconds_since_first, estimate_time_step, format_time
 from fastds.data.grid.variables import list_fields
@@ -92,7 +93,7 @@ def choose_level(field: xr.DataArray, level: float | None = None) -> xr.DataArra
     values = [float(v) for v in field[vertical].values]
     if level is None and len(values) > 1:
         raise ValueError(
-            f"variable {field.name!r} has {len(values)} levels, name one of {values} with the argument level"
+            f"variable {field.name!r} has {len(values)} levels, name one of {values} with {spell_argument('level')}"
         )
     if level is not None and level not in values:
         raise ValueError(f"variable {field.name!r} has no level {level:g}; there are: {values}")
@@ -118,7 +119,7 @@ def _find_only_field(dataset: xr.Dataset) -> Hashable:
     if not fields:
         raise ValueError("the file holds no field over (time, y, x)")
     raise ValueError(
-        f"the variable is ambiguous, name one of {_format_names(dataset, humid or fields)} with the argument var"
+        f"the variable is ambiguous, name one of {_format_names(dataset, humid or fields)} with {spell_argument('var')}"
     )
 
 
@@ -220,7 +221,7 @@ def _count_stride(values: np.ndarray, steps: int) -> int:
     if every < 1 or abs(every * steps * hours - 24) > 1e-6:
         raise ValueError(
             f"the times are {hours:g} h apart, and no multiple of that is the {24 / steps:g} h between {steps} "
-            f"fields of a day: with data.steps={24 / hours:g} a day has all of its fields"
+            f"fields of a day: with {spell_name('data.steps')}={24 / hours:g} a day has all of its fields"
         )
     return every
 

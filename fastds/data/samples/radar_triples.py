@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid import times
-from fastds.data.grid.value_checks import REPAIR_FIRST
+from fastds.data.grid.variables import REPAIR_FIRST
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 from fastds.data.samples.dynamic_fields import DynamicFields
@@ -206,8 +207,8 @@ class RadarTriples(torch.utils.data.Dataset):
                 raise ValueError(f"{store.name}: no three frames at equal intervals among {store.shape[0]} frames")
         share = np.ones(len(self.stores)) if weights is None else np.asarray(weights, dtype=np.float64)
         if share.shape != (len(self.stores),) or not np.all(share >= 0) or not share.sum() > 0:
-            raise ValueError(
-                f"weights must be {len(self.stores)} non-negative numbers, one per source, got {weights!r}"
+            raise OptionError(
+                "weights", f"must be {len(self.stores)} non-negative numbers, one per source, got {weights!r}"
             )
         self.share = share / share.sum()
         self._flows = {}
@@ -364,8 +365,9 @@ def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> li
     if len(found) < required:
         echo, valid = (f"{share:.0%}" for share in (samples.minimum_echo, samples.minimum_valid))
         raise ValueError(
-            f"data.fixed_samples {list(counts)} are {required}, and {len(found)} different samples were found with "
-            f"{echo} of echo (data.minimum_echo) and {valid} of valid pixels (data.minimum_valid)"
+            f"{spell_name('data.fixed_samples')} {list(counts)} are {required}, and {len(found)} different samples "
+            f"were found with {echo} of echo ({spell_name('data.minimum_echo')}) and {valid} of valid pixels "
+            f"({spell_name('data.minimum_valid')})"
         )
     drawn, ends = list(found.values()), np.cumsum(counts)
     return [drawn[end - count : end] for end, count in zip(ends, counts, strict=True)]

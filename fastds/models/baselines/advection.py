@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advection: frames between two input frames are interpolated along dense optical flow."""
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,6 +45,8 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
         pad = ((0, 0), (0, 0), (0, max(0, _MIN_SIDE - h)), (0, max(0, _MIN_SIDE - w)))
         images = np.ascontiguousarray(np.pad(images, pad, mode="edge"))
         out = np.empty((b, n - 1, 2, 2, h, w), np.float32)
+        import cv2
+
         search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         if fine:
             search.setFinestScale(0)

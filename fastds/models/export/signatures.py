@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds._options import OptionError, get_argument_word, spell_argument
 from fastds._suggestions import add_article
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
@@ -119,10 +120,11 @@ def build_signature(model: nn.Module, **options: int | None) -> Signature:
     accepted = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for name, value in given.items():
         if name not in accepted:
-            usage = f"takes the arguments {', '.join(accepted)}" if accepted else "takes no arguments"
-            raise ValueError(f"{name} is no argument for {type(model).__name__}, which {usage}")
+            word = get_argument_word()
+            usage = f"takes {spell_argument(*accepted)}" if accepted else f"takes no {word}s"
+            raise OptionError(name, f"is no {word} for {type(model).__name__}, which {usage}")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+            raise OptionError(name, f"must be a positive number, got {value!r}")
     return make(model, **given)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection
 
+from fastds._options import OptionError, spell_name
 from fastds.data.grid.variables import parse_duration
 from fastds.studies.command import Files
 
@@ -24,7 +25,7 @@ def parse_budget(budget: str) -> float | None:
     try:
         return parse_duration(budget, "budget")
     except ValueError:
-        raise ValueError(f"budget must be a duration such as 45min or the word {PAPER}, got {budget!r}") from None
+        raise OptionError("budget", f"must be a duration such as 45min or the word {PAPER}, got {budget!r}") from None
 
 
 def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) -> float:
@@ -61,7 +62,7 @@ def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
     steps = int(((1 - _RESERVE) * seconds - fixed) / step_seconds)
     if steps < MIN_STEPS:
         needed = (MIN_STEPS * step_seconds + fixed) / (1 - _RESERVE) / 60
-        raise ValueError(f"budget must be at least {needed:.0f}min on this machine for these files and methods")
+        raise OptionError("budget", f"must be at least {needed:.0f}min on this machine for these files and methods")
     return steps
 
 
@@ -99,11 +100,11 @@ class PaperConfig:
         parse_budget(self.budget)
         unknown = [name for name in self.run if name not in methods]
         if unknown:
-            raise ValueError(f"run must name some of {', '.join(methods)}, got {', '.join(unknown)}")
+            raise OptionError("run", f"must name some of {', '.join(methods)}, got {', '.join(unknown)}")
         if not self.seeds:
-            raise ValueError("seeds must be one number or more, got none")
+            raise OptionError("seeds", "must be one number or more, got none")
         if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be positive, got {self.max_steps}")
+            raise OptionError("max_steps", f"must be positive, got {self.max_steps}")
 
 
 @dataclasses.dataclass
@@ -128,7 +129,8 @@ class RadarFiles(Files):
     def check(self, multiple: int) -> None:
         """Check the options; multiple: factor by which `window` must be divisible. Raises ValueError."""
         if self.test_samples < 1 or self.window < 32 or self.window % multiple:
-            raise ValueError(
-                f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "
-                f"{self.test_samples} and {self.window}"
+            raise OptionError(
+                "data.test_samples",
+                f"must be positive and {spell_name('data.window')} a multiple of {multiple} from 32 on, got "
+                f"{self.test_samples} and {self.window}",
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds import models
+from fastds._options import spell_name
 from fastds.inference.run_facts import flatten_options
 from fastds.studies.common.config import (
     MIN_STEPS,
@@ -134,10 +135,11 @@ def _suggest_methods(budget: str, seconds: float, seeds: int, costs: Costs) -> s
         spent += seeds * (MIN_STEPS * costs.step_seconds[name] + costs.fixed / len(costs.step_seconds))
         if has_time_for(seconds, spent):
             chosen.append(name)
+    steps = f"{spell_name('max_steps')} sets the steps without a budget"
     if not chosen or len(chosen) == len(costs.step_seconds):
-        return "fewer files, seeds or test_samples take less, and max_steps sets the steps without a budget"
+        return f"fewer files, seeds or {spell_name('data.test_samples')} take less, and {steps}"
     listed = ",".join(name for name in costs.step_seconds if name in chosen)
-    return f"{budget} is enough for run=[{listed}], and max_steps sets the steps without a budget"
+    return f"{budget} is enough for {spell_name('run')}=[{listed}], and {steps}"
 
 
 def time_step(module: SupervisedModule, batch: dict) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds import data as fd
+from fastds._options import spell_name
 from fastds.report import MapGrid
 from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
@@ -67,14 +68,14 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
 
     root = pathlib.Path(config.path)
     if not root.exists():
-        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+        raise FileNotFoundError(f"{spell_name('data.path')}: no such file or folder: {root}")
     if root.is_file():
         return {root.name: parts(root)}
     if not config.files:
         return {file.name: found for file, found in scan_folder(root, parts).items()}
     missing = [name for name in config.files if not (root / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"data.files: no such file: {root / missing[0]}")
+        raise FileNotFoundError(f"{spell_name('data.files')}: no such file: {root / missing[0]}")
     return {name: parts(root / name) for name in config.files}
 
 

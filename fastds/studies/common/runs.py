@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastds._options import spell_name
 from fastds._outputs import atomic_write
 
 
@@ -39,8 +40,8 @@ class StudyFolder:
         if differing:
             key = differing[0]
             raise ValueError(
-                f"output={path} holds a study of other options: {key} was {before.get(key)!r} and is "
-                f"{options.get(key)!r}; output=FOLDER begins one elsewhere"
+                f"{spell_name('output')}={path} holds a study of other options: {spell_name(key)} was "
+                f"{before.get(key)!r} and is {options.get(key)!r}; {spell_name('output')}=FOLDER begins one elsewhere"
             )
 
     def load_or_compute(self, name: str, make: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.studies.common.config import PaperConfig, RadarFiles
 from fastds.studies.db_rnn.methods import CELLS, METHODS, PUBLISHED
 from fastds.training.command import read_command_line
@@ -48,19 +49,20 @@ class StudyConfig(PaperConfig):
     def __post_init__(self):
         self.check(METHODS)
         if self.data.interval < 1:
-            raise ValueError(f"data.interval must be at least 1, got {self.data.interval}")
+            raise OptionError("data.interval", f"must be at least 1, got {self.data.interval}")
         if self.published not in PUBLISHED:
-            raise ValueError(f"published must be one of {', '.join(PUBLISHED)}, got {self.published!r}")
+            raise OptionError("published", f"must be one of {', '.join(PUBLISHED)}, got {self.published!r}")
         if self.long_leads < 0:
-            raise ValueError(f"long_leads must be at least 0, got {self.long_leads}")
+            raise OptionError("long_leads", f"must be at least 0, got {self.long_leads}")
         if self.data.scale < 1 or len(self.data.z_r) != 2 or min(self.data.z_r) <= 0:
-            raise ValueError(
-                f"data.scale must be positive and data.z_r two positive numbers, got {self.data.scale} and "
-                f"{self.data.z_r}"
+            raise OptionError(
+                "data.scale",
+                f"must be positive and {spell_name('data.z_r')} two positive numbers, got {self.data.scale} and "
+                f"{self.data.z_r}",
             )
         self.data.check(multiple=8 * self.data.scale)
         if self.ablation not in CELLS:
-            raise ValueError(f"ablation must be one of {', '.join(CELLS)}, got {self.ablation!r}")
+            raise OptionError("ablation", f"must be one of {', '.join(CELLS)}, got {self.ablation!r}")
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:

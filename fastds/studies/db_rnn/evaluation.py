@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
+from fastds._options import OptionError
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
 from fastds.data.grid.variables import parse_duration
 from fastds.data.samples.radar_windows import RadarWindows
@@ -63,7 +64,7 @@ def read_test_block(config: DataConfig, name: str, part: list[int]) -> Evaluatio
     samples = _crop_samples(samples, rows, columns)
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
-        raise ValueError(f"data.path: {name} has no valid pixels in its last part")
+        raise OptionError("data.path", f": {name} has no valid pixels in its last part")
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     window = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
     return EvaluationBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastds import models
+from fastds._options import spell_name
 from fastds.data import FrameStore, TimeBlock, normalised_rates
 from fastds.inference.execution import resolve_device
 from fastds.models.db_rnn.discriminator import select_variant
@@ -339,7 +340,7 @@ class DbRnnStudy(PaperStudy):
             f"Scores are means over the {FUTURE} frames to forecast; tables all-frames are means that include the four "
             "forecasts of known frames, as the paper's public code has it. The paper's scores are of "
             f"{self.config.published}, of which it takes every {_INTERVALS[self.config.published]} frame; "
-            f"data.interval is {self.config.data.interval} here.",
+            f"{spell_name('data.interval')} is {self.config.data.interval} here.",
             f"{' and '.join(ABSENT)} of the paper's table VII are not in fastds.",
             "Multiply-adds are those that are computed: the attention of PrecipLSTM counts, which it does not in the "
             "paper, and products with the zero states of the first step and of the embedding, which is folded into the "

@@ -10,6 +10,7 @@ import importlib
 from torch import nn
 
 from fastds import models
+from fastds._options import OptionError
 from fastds.studies.command import Files
 from fastds.training.command import read_command_line
 from fastds.training.config import RunConfig
@@ -46,7 +47,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 def study(config: StudyConfig) -> str:
     """Run `fastds study input-ranges`: print the ranges and return config.output."""
     if config.samples < 2:
-        raise ValueError(f"samples must be at least 2, got {config.samples}")
+        raise OptionError("samples", f"must be at least 2, got {config.samples}")
     model = models.load(config.model)
     card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
     set_card_fields(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.data.radar.preparation import ECHO_FRACTION
 from fastds.studies.common.config import PAPER, PaperConfig, RadarFiles
 from fastds.studies.fczsm.methods import METHODS
@@ -60,18 +61,23 @@ class StudyConfig(PaperConfig):
     def _check_split(self) -> None:
         data = self.data
         if data.split not in ("time", "random"):
-            raise ValueError(f"data.split must be time or random, got {data.split!r}")
+            raise OptionError("data.split", f"must be time or random, got {data.split!r}")
         if len(data.fixed_samples) != 3 or min(data.fixed_samples) < 1:
-            raise ValueError(
-                "data.fixed_samples must be the numbers of training, validation and test samples, each at least 1, got "
-                f"{data.fixed_samples}"
+            raise OptionError(
+                "data.fixed_samples",
+                "must be the numbers of training, validation and test samples, each at least 1, got "
+                f"{data.fixed_samples}",
             )
         if data.split == "random" and data.files:
-            raise ValueError("data.files is for data.split=time: random samples are drawn from all files of data.path")
+            raise OptionError(
+                "data.files",
+                f"is for {spell_name('data.split')}=time: random samples are drawn from all files of "
+                f"{spell_name('data.path')}",
+            )
         if data.minimum_echo is None:
             data.minimum_echo = ECHO_FRACTION if data.split == "random" else 0.0
         if not 0 <= data.minimum_echo <= 1:
-            raise ValueError(f"data.minimum_echo must lie in [0, 1], got {data.minimum_echo}")
+            raise OptionError("data.minimum_echo", f"must lie in [0, 1], got {data.minimum_echo}")
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:

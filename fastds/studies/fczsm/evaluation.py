@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
+from fastds._options import OptionError, spell_name
 from fastds.data.grid.variables import parse_duration
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.radar_triples import Draw
@@ -34,7 +35,7 @@ MARGIN = 2  # pixels this close to the edge or to missing pixels are not scored
 def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:
     """Return the reason why channels of config.dynamics are missing, or "" if all are present."""
     if not config.dynamics:
-        return "data.dynamics names none"
+        return f"{spell_name('data.dynamics')} names none"
     for name in names:
         with fd.open_dataset(resolve_path(config, name)) as dataset:
             missing = [variable for variable in config.dynamics if variable not in dataset.data_vars]
@@ -77,10 +78,12 @@ def read_test_block(
     block = fd.TimeBlock(str(path), *part, var=config.var)
     triples = fd.EvaluationTriples(block, static=static, dynamic=dynamic)
     if not len(triples):
-        raise ValueError(f"data.path: {name} has no three times at equal intervals in its last part")
+        raise OptionError("data.path", f": {name} has no three times at equal intervals in its last part")
     chosen = _select_by_echo(triples, config.minimum_echo)
     if not len(chosen):
-        raise ValueError(f"data.minimum_echo: no time of the last part of {name} has {config.minimum_echo:.0%} of echo")
+        raise OptionError(
+            "data.minimum_echo", f": no time of the last part of {name} has {config.minimum_echo:.0%} of echo"
+        )
     chosen = chosen[select_evenly(len(chosen), config.test_samples)]
     seconds = triples.store.seconds[triples.index[chosen, 0]]
     length = parse_duration(config.block, "data.block")
@@ -91,7 +94,7 @@ def read_test_block(
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
-        raise ValueError(f"data.path: {name} has no valid pixels in its last part")
+        raise OptionError("data.path", f": {name} has no valid pixels in its last part")
     return EvaluationBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
 
 

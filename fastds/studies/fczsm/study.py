@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastds import metrics, models
+from fastds._options import spell_name
 from fastds.inference.execution import resolve_device
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
@@ -162,7 +163,7 @@ class FczsmStudy(PaperStudy):
             if method.dynamic and missing:
                 yield name, missing
             elif method.static and not config.data.statics:
-                yield name, "data.statics names no maps"
+                yield name, f"{spell_name('data.statics')} names no maps"
 
     def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[EvaluationBlock]:
         data, methods = config.data, [METHODS[name] for name in names]

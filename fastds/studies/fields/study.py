@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastds import models
+from fastds._options import OptionError
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
 from fastds.studies.command import find_configurations
@@ -188,14 +189,14 @@ class StudyConfig:
 
     def __post_init__(self):
         if not (self.data.train and self.data.test):
-            raise ValueError(
-                "data: the study needs test columns or times, and train and validation, apart from each other"
+            raise OptionError(
+                "data", ": the study needs test columns or times, and train and validation, apart from each other"
             )
         if self.data.statics:
-            raise ValueError("data.statics: the methods of the study read no static maps")
+            raise OptionError("data.statics", ": the methods of the study read no static maps")
         unknown = set(self.run) - set(self.methods)
         if unknown:
-            raise ValueError(f"run names {sorted(unknown)}, the methods are {sorted(self.methods)}")
+            raise OptionError("run", f"names {sorted(unknown)}, the methods are {sorted(self.methods)}")
 
 
 def run_study(config: StudyConfig) -> pathlib.Path:

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.studies.command import Files
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.inr.methods import NETWORKS
@@ -45,9 +46,10 @@ class StudyConfig(PaperConfig):
     def __post_init__(self):
         self.check(NETWORKS)
         if self.data.crop < 32 or self.data.per_cell < 1 or self.data.together < 1:
-            raise ValueError(
-                "data.crop must be at least 32, data.per_cell and data.together positive, got "
-                f"{self.data.crop}, {self.data.per_cell} and {self.data.together}"
+            raise OptionError(
+                "data.crop",
+                f"must be at least 32, {spell_name('data.per_cell')} and {spell_name('data.together')} positive, got "
+                f"{self.data.crop}, {self.data.per_cell} and {self.data.together}",
             )
 
 

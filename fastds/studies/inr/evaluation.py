@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from fastds._options import OptionError
 from fastds.studies.fields.crops import Crop, draw_crops
 from fastds.studies.inr.config import DataConfig
 from fastds.tasks.fields.back_projection import back_project
@@ -40,7 +41,7 @@ def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, lis
     try:
         return fields, draw_crops(tuple(fields.shape), config.crop, config.per_cell, seed=0)
     except ValueError as error:
-        raise ValueError(f"data.crop: {error}") from None
+        raise OptionError("data.crop", f": {error}") from None
 
 
 def make_crop_labels(crops: list[Crop], together: int) -> np.ndarray:

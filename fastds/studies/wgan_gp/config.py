@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.studies.command import Files
 from fastds.studies.common.config import PAPER, PaperConfig
 from fastds.studies.wgan_gp.methods import NETWORKS
@@ -46,8 +47,10 @@ class StudyConfig(PaperConfig):
         if self.data.tile is None:
             self.data.tile = 64 if paper else 32
         if self.members < 2 or self.data.tile < 11:
-            raise ValueError(
-                f"members must be at least 2 and data.tile at least 11, got {self.members} and {self.data.tile}"
+            raise OptionError(
+                "members",
+                f"must be at least 2 and {spell_name('data.tile')} at least 11, got "
+                f"{self.members} and {self.data.tile}",
             )
 
 

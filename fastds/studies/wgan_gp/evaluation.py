@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastds import metrics, models
+from fastds._options import OptionError
 from fastds.data.samples.fields import coarsen_fields
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines import interpolate
@@ -61,8 +62,8 @@ def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]
             found.append(_cut(label, region * config.range + config.offset, config, scale, tile))
     found = [region for region in found if len(region)]
     if not found:
-        raise ValueError(
-            f"data.path: the training names no test region of {config.steps} times and {tile} x {tile} points"
+        raise OptionError(
+            "data.path", f": the training names no test region of {config.steps} times and {tile} x {tile} points"
         )
     return found
 

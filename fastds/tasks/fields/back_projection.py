@@ -9,6 +9,7 @@ import scipy  # submodules are imported at first use
 import torch
 from torch import Tensor
 
+from fastds._options import OptionError
 from fastds.models.baselines.interpolation import compute_interpolation_weights
 from fastds.tasks.fields.geometry import Geometry
 
@@ -151,7 +152,7 @@ def make_averaging_matrix(at: np.ndarray, n: int, periodic: bool) -> "tuple[scip
     """
     steps = np.diff(at)
     if not len(steps) or np.abs(steps).mean() > 1 + 1e-6:
-        raise ValueError("coarsened needs a grid that is finer than that of the fields along rows and columns")
+        raise OptionError("coarsened", "needs a grid that is finer than that of the fields along rows and columns")
     edges = np.concatenate([[at[0] - steps[0] / 2], at[1:] - steps / 2, [at[-1] + steps[-1] / 2]])
     low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
     first = np.floor(low + 0.5)

@@ -6,6 +6,7 @@ import itertools
 
 from torch import Tensor
 
+from fastds._options import OptionError, spell_name
 from fastds.models.card import ANY
 from fastds.training import config
 from fastds.training.command import read_command_line
@@ -84,28 +85,35 @@ class DataConfig:
 
     def __post_init__(self):
         if self.split not in ("longitude", "time"):
-            raise ValueError(f"data.split must be 'longitude' or 'time', got {self.split!r}")
+            raise OptionError("data.split", f"must be 'longitude' or 'time', got {self.split!r}")
         if bool(self.train) != bool(self.validation):
-            raise ValueError(f"data: give both train and validation or none, got {self.train} and {self.validation}")
+            raise OptionError(
+                "data", f": give both train and validation or none, got {self.train} and {self.validation}"
+            )
         if self.vectors and (len(self.vectors) != 2 or any(not -1 <= c < len(self.variables) for c in self.vectors)):
-            raise ValueError(
-                f"data.vectors must name two channels below {len(self.variables)}, -1 for none, got {self.vectors}"
+            raise OptionError(
+                "data.vectors", f"must name two channels below {len(self.variables)}, -1 for none, got {self.vectors}"
             )
         if self.each:
             self._check_each()
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
         for (one, a), (other, b) in itertools.combinations(((k, v) for k, v in splits.items() if v), 2):
             if max(a[0], b[0]) < min(a[1], b[1]):
-                raise ValueError(f"data: {one} {a} and {other} {b} of {self.split} overlap")
+                raise OptionError("data", f": {one} {a} and {other} {b} of {self.split} overlap")
 
     def _check_each(self):
         """Raise ValueError if an option for variables of a single file is given together with data.each."""
         usual = DataConfig(self.path)
         for name in ("variables", "units", "level", "statics", "split", "train", "validation", "test", "vectors"):
             if getattr(self, name) != getattr(usual, name):
-                raise ValueError(f"data.{name} cannot be given with data.each, got {getattr(self, name)!r}")
+                raise OptionError(
+                    f"data.{name}", f"cannot be given with {spell_name('data.each')}, got {getattr(self, name)!r}"
+                )
         if self.degraded:
-            raise ValueError(f"data.degraded needs one range of values, give 0 with data.each, got {self.degraded}")
+            raise OptionError(
+                "data.degraded",
+                f"needs one range of values, give 0 with {spell_name('data.each')}, got {self.degraded}",
+            )
 
     @property
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ from earth2studio.utils import handshake_coords, handshake_dim
 from earth2studio.utils.type import CoordSystem
 from torch import Tensor, nn
 
+from fastds._options import OptionError
 from fastds._suggestions import add_article
 from fastds.inference.files import load_model
 from fastds.models import INRDownscaler
@@ -59,8 +60,8 @@ class Downscaling(nn.Module):
         self.model = load_model(model)
         if not isinstance(self.model, INRDownscaler) or self.model.card.any_variable:
             what = f"{type(self.model).__name__} {self.model.card.name}".strip()
-            raise ValueError(
-                f"model is {add_article(what)}, expected an INRDownscaler of named variables such as inr-small"
+            raise OptionError(
+                "model", f"is {add_article(what)}, expected an INRDownscaler of named variables such as inr-small"
             )
         self.inputs, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
         self.variables = np.array([f"{variable['name']}{level}" for variable in self.inputs])

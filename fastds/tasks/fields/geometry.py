@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fastds._options import OptionError, spell_argument
 from fastds.data.grid.axes import (
     FULL_CIRCLE,
     check_degrees,
@@ -257,7 +258,9 @@ def _find_plane(dataset: xr.Dataset, var: str | None) -> Plane | None:
         return _find_curvilinear_plane(dataset, fields)
     if len(axes_names) > 1:
         message = " and ".join(f"{y}, {x}" for y, x in axes_names)
-        raise ValueError(f"expected fields on one grid, found {message}; name the variable with the argument var")
+        raise ValueError(
+            f"expected fields on one grid, found {message}; name the variable with {spell_argument('var')}"
+        )
     names = axes_names[0]
     axes = (dataset[n] for n in names)
     units = tuple(str(dataset[n].attrs.get("units", "")) for n in names)
@@ -335,7 +338,7 @@ def make_target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
     Grids with both poles keep their outer rows; other grids keep their outer cell edges.
     """
     if not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be a positive number, got {scale!r}")
+        raise OptionError("scale", f"must be a positive number, got {scale!r}")
     result = []
     for values, keep_ends in (
         (grid.latitude, grid.has_pole_rows),
@@ -375,11 +378,11 @@ def make_target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tens
         ValueError: the spacing is not positive, or does not divide the full circle of a periodic grid.
     """
     if isinstance(grid, Plane) and grid.indexed:
-        message = f"grid needs coordinates along rows and columns, and the fields are on {grid.description}"
-        raise ValueError(f"{message}; give the argument scale")
+        message = f"needs coordinates along rows and columns, and the fields are on {grid.description}"
+        raise OptionError("grid", f"{message}; give {spell_argument('scale')}")
     if not 0 < degrees < (math.inf if isinstance(grid, Plane) else 90):
         unit = "the units of x and y" if isinstance(grid, Plane) else "degrees"
-        raise ValueError(f"grid must be a spacing in {unit}, got {degrees!r}")
+        raise OptionError("grid", f"must be a spacing in {unit}, got {degrees!r}")
     result = []
     for values, step, periodic in (
         (grid.latitude, grid.steps[0], False), (grid.longitude, grid.steps[1], grid.periodic),
@@ -388,7 +391,7 @@ def make_target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tens
         if periodic:
             m = round(FULL_CIRCLE / degrees)
             if abs(m * degrees - FULL_CIRCLE) > 1e-6:
-                raise ValueError(f"grid: {degrees:g} degrees do not divide the full circle of this global field")
+                raise OptionError("grid", f": {degrees:g} degrees do not divide the full circle of this global field")
         else:
             m = int(float(abs(values[-1] - values[0])) / degrees + 1e-6) + 1
         sign = 1.0 if step > 0 else -1.0

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fastds._options import spell_argument
 from fastds.inference.files import check_reads_static, describe_model, load_model
 from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
 from fastds.models.inr import INRDownscaler
@@ -114,7 +115,7 @@ def pick_method(
     if not isinstance(model, str) or model not in METHODS:
         return pick_network(model, dataset, grid, static)
     if static is not None:
-        raise ValueError(f"method {model} reads no static maps; leave out the argument static")
+        raise ValueError(f"method {model} reads no static maps; leave out {spell_argument('static')}")
     return Interpolation(model, dataset, grid), f"method {model}, which needs no weights"
 
 
@@ -138,8 +139,8 @@ def pick_network(
     """
     if static is not None and model is None:
         raise ValueError(
-            "no shipped network reads static maps: give one that does with the argument model, or leave out the "
-            "argument static"
+            f"no shipped network reads static maps: give one that does with {spell_argument('model')}, or leave out "
+            f"{spell_argument('static')}"
         )
     if model is not None:
         network = load_model(model)

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fastds._options import OptionError
 from fastds._suggestions import add_article
 from fastds.data.io.statics import static_maps
 from fastds.inference.execution import get_device
@@ -45,8 +46,8 @@ class FieldModel(Fields):
         self, model: INRDownscaler, dataset: xr.Dataset, grid: Geometry, static: xr.Dataset | list[str] | None = None
     ):
         if not isinstance(model, INRDownscaler):
-            raise ValueError(
-                f"model is {add_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
+            raise OptionError(
+                "model", f"is {add_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
             )
         self.model, self.name, self.max_factor = model, model.card.name, model.max_scale
         dataset, grid = orient_north_up(dataset, grid)
@@ -59,7 +60,7 @@ class FieldModel(Fields):
         """Return names and kinds of the variables that the network reads."""
         wanted = self.model.card.input_variables
         if len(wanted) != self.model.in_channels:
-            raise ValueError("model: its card must name one variable per channel")
+            raise OptionError("model", ": its card must name one variable per channel")
         return [find_variable(dataset, one) for one in wanted], [
             (one.get("standard_name"), one["units"]) for one in wanted
         ]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fastds._options import spell_argument
 from fastds.data.grid.grids import find_latitude_longitude
 from fastds.data.grid.variables import is_same_unit
 from fastds.models.baselines.interpolation import METHODS
@@ -103,7 +104,9 @@ class Pairs:
         self.sources = {what: {name: made[name][what] for name in made} for what in next(iter(made.values()))}
         self.members, *more = {source.field.sizes.get(MEMBER, 1) for source in self.sources[called].values()}
         if more:
-            raise ValueError(f"variables of {called} have different numbers of members; name one with the argument var")
+            raise ValueError(
+                f"variables of {called} have different numbers of members; name one with {spell_argument('var')}"
+            )
         if not len(self):
             raise ValueError(f"there is no field in {called}: a dimension of {self.names[0]} has length 0")
         here, there = ((g.latitude.numel(), g.longitude.numel()) for g in (self.grid, grids[TRUTH]))
@@ -246,7 +249,7 @@ def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry])
     """Raise ValueError unless the datasets have the same points. The first dataset is on a curvilinear grid."""
     if COARSE in given:
         message = f"{COARSE} is on a curvilinear grid, whose place among finer points is not known"
-        raise ValueError(f"{message}; evaluate without the argument input")
+        raise ValueError(f"{message}; evaluate without {spell_argument('input')}")
     called, what = given
     first, second = (_find_points(dataset, grids[whose]) for whose, dataset in given.items())
     same = first[0] is not None and second[0] is not None and first[0].shape == second[0].shape

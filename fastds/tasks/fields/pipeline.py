@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fastds._options import OptionError, spell_argument
 from fastds.data import add_history, open_dataset
 from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import (
@@ -58,7 +59,7 @@ class FieldsPipeline:
         precision=None, device=None, coarsened=None,
     ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
-            raise ValueError("give exactly one of the arguments scale, grid and like")
+            raise ValueError(f"give exactly one of {spell_argument('scale', 'grid', 'like')}")
         check_execution(threads, precision, device)
         self.grid = self.convention = find_geometry(dataset, var)
         if like is not None:
@@ -73,8 +74,8 @@ class FieldsPipeline:
         self.execution = resolve_execution(self.method.model, threads, precision, device)
         check_inside(self.grid, *self.target)
         if coarsened not in (None, *COARSENING_OPERATORS):
-            raise ValueError(
-                f"coarsened must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"
+            raise OptionError(
+                "coarsened", f"must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"
             )
         self.back_projection = None if coarsened is None else make_back_projection(self.method.grid, *self.target)
         method, names = self.method, self.method.names
@@ -223,9 +224,11 @@ def _find_target_grid(like: xr.Dataset | str | os.PathLike, grid: Geometry) -> G
             with open_dataset(like) as other:
                 found = find_geometry(other)
     except ValueError as error:
-        raise ValueError(f"like: {error}") from error
+        raise OptionError("like", f": {error}") from error
     if _get_units(found) != _get_units(grid) or (isinstance(grid, Plane) and grid.indexed):
-        raise ValueError(f"like: its grid is of {found.description}, and that of the fields is of {grid.description}")
+        raise OptionError(
+            "like", f": its grid is of {found.description}, and that of the fields is of {grid.description}"
+        )
     return found
 
 

@@ -12,10 +12,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
-from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
-from fastds.data.grid.variables import list_fields
+from fastds.data.grid.value_checks import load_plausible_values
+from fastds.data.grid.variables import REPAIR_FIRST, list_fields
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, compute_statistics
@@ -36,15 +37,15 @@ def load_fields(config: DataConfig) -> Tensor:
         ValueError: a variable that is missing, has other units or dimensions, or has missing values.
     """
     if pathlib.Path(config.path).is_dir():
-        raise ValueError(f"data.path must be one file of fields, got the folder {config.path}")
+        raise OptionError("data.path", f"must be one file of fields, got the folder {config.path}")
     if not pathlib.Path(config.path).is_file():
-        raise FileNotFoundError(f"data.path: no such file: {config.path}")
+        raise FileNotFoundError(f"{spell_name('data.path')}: no such file: {config.path}")
     stack = []
     with open_dataset(config.path) as dataset:
         for i, name in enumerate(config.variables):
             if name not in dataset:
-                raise ValueError(
-                    f"data.variables: {name!r} is not in {config.path}, which has {sorted(dataset.data_vars)}"
+                raise OptionError(
+                    "data.variables", f": {name!r} is not in {config.path}, which has {sorted(dataset.data_vars)}"
                 )
             field = dataset[name]
             if config.units and field.attrs.get("units") != config.units[i]:
@@ -73,7 +74,9 @@ def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
         with open_dataset(path) as dataset:
             for name in list_fields(dataset) if everything else names:
                 if name not in dataset:
-                    raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
+                    raise OptionError(
+                        "data.each", f": {name!r} is not in {path}, which has {sorted(dataset.data_vars)}"
+                    )
                 try:
                     values = _read_values(dataset[name], path)
                 except ValueError as error:
@@ -83,7 +86,7 @@ def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
                     continue
                 found.append((path.name, values.reshape(-1, 1, *values.shape[-2:])))
     if not found:
-        raise ValueError(f"data.each: {config.path} has no field without missing values on a regular grid")
+        raise OptionError("data.each", f": {config.path} has no field without missing values on a regular grid")
     return found
 
 
@@ -92,13 +95,15 @@ def _list_files(config: DataConfig) -> Iterator[tuple[pathlib.Path, list[str]]]:
     folder = pathlib.Path(config.path)
     if config.each == ["*"]:
         if not folder.exists():
-            raise FileNotFoundError(f"data.path: no such file or folder: {folder}")
+            raise FileNotFoundError(f"{spell_name('data.path')}: no such file or folder: {folder}")
         yield from ((path, []) for path in (sorted(folder.glob("*.nc")) if folder.is_dir() else [folder]))
         return
     for file, sources in itertools.groupby(config.each, lambda source: source.rpartition(":")[0]):
         first, *others = sources
         if not file or not (folder / file).is_file():
-            raise FileNotFoundError(f"data.each: {first!r} is not FILE.nc:VARIABLE of the folder {config.path}")
+            raise FileNotFoundError(
+                f"{spell_name('data.each')}: {first!r} is not FILE.nc:VARIABLE of the folder {config.path}"
+            )
         yield folder / file, [source.rpartition(":")[2] for source in (first, *others)]
 
 
@@ -142,7 +147,7 @@ def load_statics(config: DataConfig) -> StaticMaps | None:
         try:
             return static_maps(sources, field, dataset)
         except ValueError as error:
-            raise ValueError(f"data.statics: {error}") from None
+            raise OptionError("data.statics", f": {error}") from None
 
 
 class FieldData(BaseDataModule):
@@ -188,10 +193,11 @@ class FieldData(BaseDataModule):
         self.validation = config.part(fields, validated)
         self.validation_static = config.static_part(static, validated)
         if min(train.shape) < 1 or len(self.validation) < 1 or not self._is_large_enough(self.validation):
-            raise ValueError(
-                f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
-                f"validation, at least {self._min_size} rows and columns are needed for data.test_scales "
-                f"{config.test_scales}{self._suggest_option(fields)}"
+            raise OptionError(
+                "data",
+                f": {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
+                f"validation, at least {self._min_size} rows and columns are needed for "
+                f"{spell_name('data.test_scales')} {config.test_scales}{self._suggest_option(fields)}",
             )
         return block
 
@@ -210,10 +216,12 @@ class FieldData(BaseDataModule):
             if self._is_large_enough(held_out):
                 self.validation += [held_out[k] for k in sorted({0, len(held_out) - 1})]
         if not self.validation:
-            raise ValueError(
-                f"data.each: no last fifth of columns has the {self._min_size} rows and columns that the validation "
-                f"needs for data.test_scales {self.config.test_scales}; take fields of {5 * self._min_size} columns, "
-                "or one variable by data.variables with data.split=time"
+            raise OptionError(
+                "data.each",
+                f": no last fifth of columns has the {self._min_size} rows and columns that the validation "
+                f"needs for {spell_name('data.test_scales')} {self.config.test_scales}; take fields of "
+                f"{5 * self._min_size} columns, or one variable by {spell_name('data.variables')} with "
+                f"{spell_name('data.split')}=time",
             )
         return blocks
 
@@ -223,7 +231,7 @@ class FieldData(BaseDataModule):
     def _suggest_option(self, fields: Tensor) -> str:
         """Return the end of an error message: an option with which the fields (T, C, H, W) are large enough, if any."""
         if self.config.split != "time" and len(fields) >= 5 and self._is_large_enough(fields):
-            return "; data.split=time validates on the last times and all columns"
+            return f"; {spell_name('data.split')}=time validates on the last times and all columns"
         return ""
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fastds import models
+from fastds._options import OptionError, spell_name
 from fastds.models.baselines.interpolation import interpolate_at
 from fastds.models.card import ANY
 from fastds.models.registry import PRESETS, resolve_preset
@@ -93,9 +94,11 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
         model = models.load(c.start).train()
         found = {key: getattr(model, key, 0) for key in ("in_channels", "static_channels")}
         if found != {"static_channels": 0} | expected:
-            raise ValueError(
-                f"model.start: {c.start!r} reads {found['in_channels']} variables and {found['static_channels']} "
-                f"static maps, data.variables and data.statics name {len(variables)} and {len(config.data.statics)}"
+            raise OptionError(
+                "model.start",
+                f": {c.start!r} reads {found['in_channels']} variables and {found['static_channels']} "
+                f"static maps, {spell_name('data.variables')} and {spell_name('data.statics')} name "
+                f"{len(variables)} and {len(config.data.statics)}",
             )
     else:
         model = models.create(c.name, **expected, **c.options)

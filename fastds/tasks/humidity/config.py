@@ -4,6 +4,7 @@
 import dataclasses
 from typing import Any
 
+from fastds._options import OptionError, spell_name
 from fastds.data.samples.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
 from fastds.training import config
@@ -53,7 +54,7 @@ class DataConfig:
 
     def __post_init__(self):
         if self.coarsening not in COARSENINGS:
-            raise ValueError(f"data.coarsening must be one of {COARSENINGS}, got {self.coarsening!r}")
+            raise OptionError("data.coarsening", f"must be one of {COARSENINGS}, got {self.coarsening!r}")
 
 
 @dataclasses.dataclass
@@ -85,11 +86,13 @@ class LossConfig:
 
     def __post_init__(self):
         if self.adversary not in ADVERSARIES:
-            raise ValueError(f"loss.adversary must be one of {ADVERSARIES}, got {self.adversary!r}")
+            raise OptionError("loss.adversary", f"must be one of {ADVERSARIES}, got {self.adversary!r}")
         if self.content not in CONTENTS:
-            raise ValueError(f"loss.content must be one of {CONTENTS}, got {self.content!r}")
+            raise OptionError("loss.content", f"must be one of {CONTENTS}, got {self.content!r}")
         if self.critic_steps < 0 or (self.critic_steps == 0 and self.adversarial_weight > 0):
-            raise ValueError("loss.critic_steps must be positive unless loss.adversarial_weight is 0")
+            raise OptionError(
+                "loss.critic_steps", f"must be positive unless {spell_name('loss.adversarial_weight')} is 0"
+            )
 
 
 @dataclasses.dataclass
@@ -140,7 +143,7 @@ class CriticConfig:
 
     def __post_init__(self):
         if self.name not in CRITICS:
-            raise ValueError(f"critic.name must be one of {CRITICS}, got {self.name!r}")
+            raise OptionError("critic.name", f"must be one of {CRITICS}, got {self.name!r}")
         config.check_positive("critic.learning_rate", self.learning_rate)
 
 

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 import fastds
+from fastds._options import OptionError
 from fastds._suggestions import add_article
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.axes import find_dataset_time, get_north_up_index, is_latitude
@@ -198,7 +199,9 @@ class HumidityPipeline:
 
 def _check_arguments(model, members, seed):
     if not isinstance(model, HumidityGenerator):
-        raise ValueError(f"model is {add_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble")
+        raise OptionError(
+            "model", f"is {add_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble"
+        )
     card = model.card
     if card.offset is None or card.range is None or card.coarsening is None:
         raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fastds._options import OptionError, spell_name
 from fastds.data.formats.opening import open_dataset
-from fastds.data.grid.value_checks import REPAIR_FIRST, load_plausible_values
+from fastds.data.grid.value_checks import load_plausible_values
+from fastds.data.grid.variables import REPAIR_FIRST
 from fastds.data.samples.fields import (
     check_values,
     choose_field,
@@ -50,7 +52,7 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
         path = root / name if root.is_dir() else root
         unknown = set(source) - {"variable", "level", "daily", "validation_days", "validation_stays", *ROLES}
         if unknown:
-            raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
+            raise OptionError("data.sources", f"[{name!r}] has unknown keys {sorted(unknown)}")
         with open_dataset(path) as dataset:
             field = choose_field(dataset, source.get("variable"), source.get("level"))
             field = field.copy(data=load_plausible_values(field, f" of {path}", REPAIR_FIRST))
@@ -62,12 +64,12 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             try:
                 field = thin_to_days(field, config.steps)
             except ValueError as error:
-                raise ValueError(f"data.sources[{name!r}] with daily: {error}") from None
+                raise OptionError("data.sources", f"[{name!r}] with daily: {error}") from None
         field = field.values
         for box in source.get(role, [] if set(source) & set(ROLES) else _split_columns(field.shape, role)):
             top, bottom, left, right = box
             if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
-                raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
+                raise OptionError("data.sources", f"[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
             regions.append(normalise(field[:, top:bottom, left:right], config))
     return regions
 
@@ -121,16 +123,17 @@ class FieldSequences(Dataset):
 
     def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: DataConfig, seed: int):
         if config.crop % scale:
-            raise ValueError(f"data.crop must be a multiple of the scale {scale}, got {config.crop}")
+            raise OptionError("data.crop", f"must be a multiple of the scale {scale}, got {config.crop}")
         if not regions:
-            raise ValueError("there is no region to draw samples from: see data.sources")
+            raise ValueError(f"there is no region to draw samples from: see {spell_name('data.sources')}")
         for region in regions:
             if region.shape[0] < config.steps or min(region.shape[1:]) < config.crop:
                 times, rows, columns = region.shape
+                sample = f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={config.crop}"
                 raise ValueError(
-                    f"a region has {times} times, {rows} rows and {columns} columns, a sample "
-                    f"data.steps={config.steps} times and data.crop={config.crop} rows and columns; of a file without "
-                    f"regions in data.sources the last quarter of the columns validates{_suggest_crop(region, scale)}"
+                    f"a region has {times} times, {rows} rows and {columns} columns, a sample {sample} rows and "
+                    f"columns; of a file without regions in {spell_name('data.sources')} the last quarter of the "
+                    f"columns validates{_suggest_crop(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])
@@ -162,7 +165,7 @@ def _suggest_crop(region: torch.Tensor, scale: int) -> str:
     """Return the end of an error message: the largest crop that fits into a region, if any."""
     side = math.lcm(scale, _CROP_STEP)
     crop = min(region.shape[1:]) // side * side
-    return f"; data.crop={crop} fits" if crop else ""
+    return f"; {spell_name('data.crop')}={crop} fits" if crop else ""
 
 
 class HumidityData(BaseDataModule):

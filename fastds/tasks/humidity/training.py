@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds import models
+from fastds._options import OptionError, spell_name
 from fastds.metrics import field_scores
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
@@ -181,7 +182,7 @@ class AdversarialModule(BaseLightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"{what} was not finite (step {self.steps}); the last checkpoint is kept: resume with a smaller "
-                "learning_rate and critic.learning_rate"
+                f"{spell_name('learning_rate')} and {spell_name('critic.learning_rate')}"
             )
 
     @torch.no_grad()
@@ -277,15 +278,17 @@ def build_module(config: TrainingConfig) -> AdversarialModule:
     c = config.model
     generator = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
     if not isinstance(generator, HumidityGenerator | SRCNN | SRResNet):
-        raise ValueError(
-            f"model.name: {c.start or c.name!r} cannot be trained on humidity, which takes wgan-gp, wgan-gp-small, "
-            "srcnn or srgan"
+        raise OptionError(
+            "model.name",
+            f": {c.start or c.name!r} cannot be trained on humidity, which takes wgan-gp, wgan-gp-small, "
+            "srcnn or srgan",
         )
     critic = {"humidity": HumidityCritic, "srgan": SRGANDiscriminator}[config.critic.name](**config.critic.options)
     noisy = hasattr(generator, "noise_shape")
     if not noisy and (config.loss.content == "crps" or config.loss.noise_free_weight > 0):
-        raise ValueError(
-            f"loss: content 'crps' and noise_free_weight are for a generator with noise; {c.start or c.name!r} has none"
+        raise OptionError(
+            "loss",
+            f": content 'crps' and noise_free_weight are for a generator with noise; {c.start or c.name!r} has none",
         )
     update_model_card(generator.card, config)
     generator.card.offset, generator.card.range = config.data.offset, config.data.range

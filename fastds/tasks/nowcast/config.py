@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.models.db_rnn.discriminator import VARIANTS
 from fastds.models.db_rnn.losses import TERMS, WEIGHTS
 from fastds.training import config
@@ -82,9 +83,10 @@ class DataConfig:
     def __post_init__(self):
         config.check_radar_samples(self)
         if self.known < 1 or not 1 <= self.fewest <= self.future:
-            raise ValueError(
-                f"data.known must be positive and 1 <= data.fewest <= data.future, got {self.known}, {self.fewest} and "
-                f"{self.future}"
+            raise OptionError(
+                "data.known",
+                f"must be positive and 1 <= {spell_name('data.fewest')} <= {spell_name('data.future')}, got "
+                f"{self.known}, {self.fewest} and {self.future}",
             )
 
 
@@ -130,17 +132,19 @@ class LossConfig:
 
     def __post_init__(self):
         if self.kind not in LOSSES:
-            raise ValueError(f"loss.kind must be one of {', '.join(LOSSES)}, got {self.kind!r}")
+            raise OptionError("loss.kind", f"must be one of {', '.join(LOSSES)}, got {self.kind!r}")
         if self.ablation is not None:
             self._apply_ablation()
         if self.terms not in TERMS:
-            raise ValueError(f"loss.terms must be one of {', '.join(TERMS)}, got {self.terms!r}")
+            raise OptionError("loss.terms", f"must be one of {', '.join(TERMS)}, got {self.terms!r}")
         if self.weights not in (None, *WEIGHTS):
-            raise ValueError(f"loss.weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+            raise OptionError("loss.weights", f"must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
         if self.discriminator not in (None, *VARIANTS):
-            raise ValueError(f"loss.discriminator must be one of {', '.join(VARIANTS)}, got {self.discriminator!r}")
+            raise OptionError("loss.discriminator", f"must be one of {', '.join(VARIANTS)}, got {self.discriminator!r}")
         if self.kind == "rain" and self.terms != "none":
-            raise ValueError(f"loss.terms {self.terms!r} belong to the sums over pixels of loss.kind 'db-rnn'")
+            raise OptionError(
+                "loss.terms", f"{self.terms!r} belong to the sums over pixels of {spell_name('loss.kind')} 'db-rnn'"
+            )
 
     def _apply_ablation(self) -> None:
         """Set terms and weights from the deprecated option `ablation`.
@@ -149,9 +153,12 @@ class LossConfig:
             ValueError: an unknown name, or terms or weights are given, too.
         """
         if self.ablation not in ABLATIONS:
-            raise ValueError(f"loss.ablation must be one of {', '.join(ABLATIONS)}, got {self.ablation!r}")
+            raise OptionError("loss.ablation", f"must be one of {', '.join(ABLATIONS)}, got {self.ablation!r}")
         if self.terms != "none" or self.weights is not None:
-            raise ValueError("loss.ablation is the earlier name of loss.terms and loss.weights: leave it out")
+            raise OptionError(
+                "loss.ablation",
+                f"is the earlier name of {spell_name('loss.terms')} and {spell_name('loss.weights')}: leave it out",
+            )
         self.terms, self.weights = ABLATIONS[self.ablation]
         self.ablation = None  # the configuration that is written has the present names
 
@@ -194,11 +201,16 @@ class TrainingConfig(config.SupervisedConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.stage is not None and self.stage not in STAGES:
-            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+            raise OptionError("stage", f"must be one of {', '.join(STAGES)}, got {self.stage!r}")
         if self.stage == "deblurrer" and self.model.start is None:
-            raise ValueError("stage deblurrer needs model.start, the weights of the trained forecaster")
+            raise OptionError(
+                "stage", f"deblurrer needs {spell_name('model.start')}, the weights of the trained forecaster"
+            )
         if self.devices > 1 and self.loss.terms == "adversarial":
-            raise ValueError("loss.terms 'adversarial' train a discriminator in one process: leave out devices")
+            raise OptionError(
+                "loss.terms",
+                f"'adversarial' train a discriminator in one process: leave out {spell_name('devices')}",
+            )
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds._options import OptionError
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
 from fastds.data.grid.grids import get_scalar_coordinates
 from fastds.data.grid.metadata import get_global_attributes, get_grid_mapping_attribute
@@ -150,9 +151,9 @@ def _make_times(source: ReflectivityInput, starts: list[Start], leads: list[floa
 def check_by_valid_time(starts: int, steps: int) -> None:
     """Raise ValueError unless the forecasts have one field at each valid time, and at least two fields."""
     if starts > 1 and steps > 1:
-        raise ValueError(f"steps must be 1 for hindcasts in MLCast's form, which has one field a time, got {steps}")
+        raise OptionError("steps", f"must be 1 for hindcasts in MLCast's form, which has one field a time, got {steps}")
     if starts == steps == 1:
-        raise ValueError("steps must be at least 2 for one forecast in MLCast's form, which has a time step, got 1")
+        raise OptionError("steps", "must be at least 2 for one forecast in MLCast's form, which has a time step, got 1")
 
 
 def to_valid_time(dataset: xr.Dataset) -> xr.Dataset:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastds._options import spell_argument
 from fastds.data import clip_reflectivity, restore
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.inference.execution import get_device
@@ -112,7 +113,7 @@ class Method:
         if not self.uses_motion:
             raise ValueError(
                 f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
-                "the motion of two fields; leave out the arguments members and probability, or take extrapolation"
+                f"the motion of two fields; leave out {spell_argument('members', 'probability')}, or take extrapolation"
             )
         return self.with_smooth_forecasts() if self._has_option("smooth") else self
 
@@ -132,14 +133,14 @@ class Method:
             find_starts(line, known, interval, start, every)
         except ValueError:
             return ""
-        return f"; the argument model takes {FALLBACK}, too, which needs {known} every {interval:g} s"
+        return f"; {spell_argument('model')} takes {FALLBACK}, too, which needs {known} every {interval:g} s"
 
     def _has_option(self, option: str) -> bool:
         return self.model is not None and option in inspect.signature(self.model.forecast).parameters
 
     def _set_option(self, option: str, value, reason: str) -> Method:
         if not self._has_option(option):
-            raise ValueError(f"method {self.name} {reason}; leave out the argument {option}")
+            raise ValueError(f"method {self.name} {reason}; leave out {spell_argument(option)}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int) -> np.ndarray:
@@ -207,7 +208,7 @@ def _pick_shipped() -> tuple[Method, str]:
         return make_baseline(FALLBACK), f"method {FALLBACK} (no weights of a nowcaster are shipped)"
     chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
     if chosen not in names:
-        raise ValueError(f"several nowcasters are shipped, name one with the argument model: {', '.join(names)}")
+        raise ValueError(f"several nowcasters are shipped, name one with {spell_argument('model')}: {', '.join(names)}")
     others = ", ".join(name for name in names if name != chosen)
     return _make_method(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 

@@ -17,6 +17,7 @@ import xarray as xr
 from torch import nn
 
 import fastds
+from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import get_north_up_index
@@ -76,9 +77,6 @@ from fastds.tasks.nowcast.wet_area import limit_wet_area
 
 DEFAULT_STEPS = 12
 DEFAULT_MEMBERS = 24  # default number of members for probabilities
-_CHANGE_KINDS = {
-    "dried": "are dry so that the wet area stays near that of the last field; with the argument smooth they stay"
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,30 +130,38 @@ class Options:
     def __post_init__(self):
         check_execution(self.threads, self.precision, self.device)
         if self.quantity not in QUANTITIES:
-            raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
+            raise OptionError("quantity", f"must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
-            raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
+            raise ValueError(f"give one of {spell_argument('steps', 'lead')}, got {self.steps} and {self.lead!r}")
         for name in ("steps", "coarsen", "block", "members"):
             check_whole(name, getattr(self, name), 1, MAX_COUNT)
         check_whole("seed", self.seed, 0)
         if self.seed is not None and not self.n_members:
-            raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
+            remedy = f"give {spell_argument('members', 'probability', conjunction='or')}"
+            raise OptionError("seed", f"is that of members, {remedy}, got {self.seed}")
         if self.probability is not None:
             self._check_probability()
 
     def _check_probability(self) -> None:
         rates = list(self.probability)
         if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
-            raise ValueError(f"probability must be growing rain rates in mm/h such as 1,5,10, got {self.probability!r}")
+            raise OptionError(
+                "probability", f"must be growing rain rates in mm/h such as 1,5,10, got {self.probability!r}"
+            )
         if self.quantity != "rate":
-            raise ValueError(
-                f"quantity must be rate with probability, whose thresholds are mm/h, got {self.quantity!r}"
+            raise OptionError(
+                "quantity", f"must be rate with probability, whose thresholds are mm/h, got {self.quantity!r}"
             )
 
     @property
     def n_members(self) -> int:
         """Number of members that are drawn, 0 for a single forecast."""
         return self.members or (0 if self.probability is None else DEFAULT_MEMBERS)
+
+
+def _create_change_counts() -> ChangeCounts:
+    kept = f"with {spell_argument('smooth')} they stay"
+    return ChangeCounts({"dried": f"are dry so that the wet area stays near that of the last field; {kept}"})
 
 
 class NowcastPipeline:
@@ -191,14 +197,14 @@ class NowcastPipeline:
         if coarser:
             self.settings["fastds_resolution"] = coarser
             keep = self.factor > 1 and options.coarsen is None
-            notes = [*notes, coarser + "; with the argument coarsen 1 cells stay those of the file" * keep]
+            notes = [*notes, coarser + f"; with {spell_argument('coarsen')} 1 cells stay those of the file" * keep]
         if spacing is None and card.grid_spacing_m is not None:
             notes = [*notes, "the file declares no grid spacing, so it was not adapted to the model"]
         self.notes = notes
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, ChangeCounts(_CHANGE_KINDS)
+        self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, _create_change_counts()
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.n_members:
             kind = NetworkEnsemble if method.draws_members else Ensemble
@@ -224,7 +230,7 @@ class NowcastPipeline:
 
     def compute_all(self, progress: bool, folder) -> xr.Dataset:
         """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
-        self.changes = ChangeCounts(_CHANGE_KINDS)
+        self.changes = _create_change_counts()
         values = self._values(self.starts, progress, folder)
         return self.make_result(values).assign_attrs(self.changes.attributes())
 
@@ -376,8 +382,8 @@ def _describe_coarsening(source: ReflectivityInput, factor: int, spacing: float 
 def _find_factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:
     if options.coarsen is not None:
         if options.coarsen > min(source.shape[1:]) // 2:
-            raise ValueError(
-                f"coarsen must leave 2 or more cells each way of {source.shape[1:]}, got {options.coarsen}"
+            raise OptionError(
+                "coarsen", f"must leave 2 or more cells each way of {source.shape[1:]}, got {options.coarsen}"
             )
         return options.coarsen
     return 1 if spacing is None else _find_multiple(spacing, card.grid_spacing_m)
@@ -398,8 +404,8 @@ def _count_steps(options: Options, interval: float) -> int:
     if options.lead is not None:
         steps = count_units(options.lead, "lead", interval, "the interval between fields,")
         if steps > MAX_COUNT:
-            raise ValueError(
-                f"lead must be at most {MAX_COUNT} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
+            raise OptionError(
+                "lead", f"must be at most {MAX_COUNT} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
             )
         return steps
     return DEFAULT_STEPS if options.steps is None else int(options.steps)

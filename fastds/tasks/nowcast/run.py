@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError, spell_argument
 from fastds.data import (
     ReflectivityInput,
     to_reflectivity,
@@ -101,14 +102,15 @@ def nowcast_file(
     """
     if picture is not None:
         if origin is not None:
-            raise ValueError("picture needs the start of the forecast, which is left out in MLCast's form")
+            raise OptionError("picture", "needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
     chosen = Options(**options)
     if origin is not None and chosen.n_members:
-        raise ValueError("MLCast's form has one field a time: leave out the arguments members and probability")
+        raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members', 'probability')}")
     if chosen.probability is not None and (picture is not None or truth is not None):
         raise ValueError(
-            "the arguments picture and truth do not work with the argument probability; use the argument members"
+            f"{spell_argument('picture', 'truth')} do not work with {spell_argument('probability')}; use "
+            f"{spell_argument('members')}"
         )
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:

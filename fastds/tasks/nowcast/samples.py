@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds import data as fd
+from fastds._options import spell_name
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
 from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models.baselines.extrapolation import compute_trajectories, fill_missing
@@ -85,7 +86,9 @@ class NowcastCrops(torch.utils.data.Dataset):
                     f"{store.name}: no {config.known + config.fewest} frames at equal intervals among {store.shape[0]}"
                 )
             if not fitting:
-                raise ValueError(f"{store.name}: the grid {store.shape[1:]} is smaller than data.crop {config.crop}")
+                raise ValueError(
+                    f"{store.name}: the grid {store.shape[1:]} is smaller than {spell_name('data.crop')} {config.crop}"
+                )
         share = np.ones(len(self.stores)) if weights is None else np.asarray(weights, dtype=np.float64)
         self.share = share / share.sum()
         self._pool = {}

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas
 
+from fastds._options import OptionError
 from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
 from fastds.data.grid.times import (
     JITTER,
@@ -69,7 +70,7 @@ class Timeline:
                 return self.seconds_at(type(first)(*(int(part) for part in re.split("[-T: ]", date))))
             return self.seconds_at(pandas.Timestamp(date).to_datetime64())
         except (TypeError, ValueError):
-            raise ValueError(f"start must be a date such as {format_time(first)}, got {text!r}") from None
+            raise OptionError("start", f"must be a date such as {format_time(first)}, got {text!r}") from None
 
     def seconds_at(self, time) -> float:
         """Return the seconds of a time after the first time."""
@@ -90,7 +91,7 @@ def count_units(text: str, name: str, unit: float, whose: str) -> int:
     """
     ratio = parse_duration(text, name) / unit
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
-        raise ValueError(f"{name} must be a multiple of {whose} {unit:g} s, got {text!r}")
+        raise OptionError(name, f"must be a multiple of {whose} {unit:g} s, got {text!r}")
     return round(ratio)
 
 

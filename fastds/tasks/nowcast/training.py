@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
+from fastds._options import OptionError
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
@@ -61,14 +62,12 @@ class NowcastModule(SupervisedModule):
         self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output of the network
         if (config.stage is not None) != isinstance(model, StagedRNN):
             stages = " or ".join(STAGES)
-            expected = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
-            raise ValueError(f"{expected}, got {config.stage!r}")
+            expected = f"must be given for networks in stages, whose names end in -s, {stages}, and for no other"
+            raise OptionError("stage", f"{expected}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
         if (config.loss.terms != "none" or config.loss.has_scheduled_weights) and not self.deblurs:
-            raise ValueError(
-                f"loss.terms {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
-                "(DBRNN)"
-            )
+            given = f"{config.loss.terms!r} with weights {config.loss.weights!r}"
+            raise OptionError("loss.terms", f"{given} are for networks that deblur (DBRNN)")
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
         if not config.loss.decoupling:
@@ -225,9 +224,10 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     c = config.model
     model = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NowcastModel):
-        raise ValueError(
-            f"model.name: {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
-            "family or simvp, such as nowcast-small or ms-convlstm"
+        raise OptionError(
+            "model.name",
+            f": {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
+            "family or simvp, such as nowcast-small or ms-convlstm",
         )
     update_model_card(model.card, config)
     model.card.input_steps = config.data.known

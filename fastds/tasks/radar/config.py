@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds._options import OptionError, spell_name
 from fastds.training import config
 from fastds.training.command import read_command_line
 
@@ -93,7 +94,7 @@ class DataConfig:
     def __post_init__(self):
         config.check_radar_samples(self)
         if not 0 <= self.minimum_valid <= 1:
-            raise ValueError(f"data.minimum_valid must lie in [0, 1], got {self.minimum_valid}")
+            raise OptionError("data.minimum_valid", f"must lie in [0, 1], got {self.minimum_valid}")
         self._check_split()
         for file in self.without:
             self._leave_out(file)
@@ -102,26 +103,37 @@ class DataConfig:
     def _check_split(self) -> None:
         """Raise ValueError for an unknown split, or for options that do not fit the split."""
         if self.split not in SPLITS:
-            raise ValueError(f"data.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise OptionError("data.split", f"must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.split == "blocks":
             if self.fixed_samples:
-                raise ValueError(f"data.fixed_samples is for data.split=random, got {self.fixed_samples}")
+                raise OptionError(
+                    "data.fixed_samples", f"is for {spell_name('data.split')}=random, got {self.fixed_samples}"
+                )
             return
         if len(self.fixed_samples) != 3 or min(self.fixed_samples[:2]) < 1 or self.fixed_samples[2] < 0:
-            raise ValueError(
-                "data.fixed_samples must be the numbers of training, validation and test samples with "
-                f"data.split=random, such as [6000, 100, 1000], got {self.fixed_samples}"
+            raise OptionError(
+                "data.fixed_samples",
+                "must be the numbers of training, validation and test samples with "
+                f"{spell_name('data.split')}=random, such as [6000, 100, 1000], got {self.fixed_samples}",
             )
         if self.blocks or self.synthetic_events:
-            raise ValueError("data.split=random draws from whole files: leave out data.blocks and synthetic_events")
+            raise ValueError(
+                f"{spell_name('data.split')}=random draws from whole files: leave out "
+                f"{spell_name('data.blocks')} and {spell_name('data.synthetic_events')}"
+            )
 
     def _leave_out(self, file: str) -> None:
         """Remove a file from blocks, together with its weight."""
         if file not in self.blocks:
             known = ", ".join(self.blocks) or "none"
-            raise ValueError(f"data.without must name files of data.blocks, which are {known}, got {file}")
+            raise OptionError(
+                "data.without", f"must name files of {spell_name('data.blocks')}, which are {known}, got {file}"
+            )
         if len(self.blocks) == 1:
-            raise ValueError(f"data.without leaves no file of data.blocks to train on, got all: {file} is the last")
+            raise OptionError(
+                "data.without",
+                f"leaves no file of {spell_name('data.blocks')} to train on, got all: {file} is the last",
+            )
         place = list(self.blocks).index(file)
         self.blocks = {name: part for name, part in self.blocks.items() if name != file}
         self.weights = [*self.weights[:place], *self.weights[place + 1 :]]
@@ -144,7 +156,7 @@ class TrainingConfig(config.SupervisedConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+            raise OptionError("loss", f"must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError
 from fastds.data import (
     CEILING_DBZ,
     coarsen_dataset,
@@ -69,9 +70,9 @@ def demo(
         ValueError: invalid size or number of frames. Else as pick_model.
     """
     if size % 32 or size < 64:
-        raise ValueError(f"size must be a multiple of 32 and at least 64 pixels, got {size}")
+        raise OptionError("size", f"must be a multiple of 32 and at least 64 pixels, got {size}")
     if frames % 2 == 0 or frames < 3:
-        raise ValueError(f"frames must be odd and at least 3, got {frames}")
+        raise OptionError("frames", f"must be odd and at least 3, got {frames}")
     began = time.perf_counter()
     model, note = pick_model(model)
     folder = Path(folder)

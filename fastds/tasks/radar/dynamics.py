@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput
 from fastds.data.grid.variables import is_same_unit
 from fastds.data.samples.dynamic_fields import DynamicChannels
@@ -59,7 +60,7 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
     card, count, given_names = model.card, count_channels(model), _check_dynamics(given)
     if not count:
         if given_names:
-            raise ValueError(f"model {card.name} reads reflectivity alone; leave out the argument dynamics")
+            raise ValueError(f"model {card.name} reads reflectivity alone; leave out {spell_argument('dynamics')}")
         return []
     expected = {str(variable["name"]): variable for variable in card.input_variables[1:]}
     if (
@@ -72,11 +73,14 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
     if len(expected) != count:
         raise ValueError(
             f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
-            "them: give them with the argument dynamics, as {VARIABLE: [low, high], ...}, in the order of its channels"
+            f"them: give them with {spell_argument('dynamics')}, as {{VARIABLE: [low, high], ...}}, in the order "
+            "of its channels"
         )
     if not set(given_names) <= set(expected):
         others = join_names([name for name in given_names if name not in expected])
-        raise ValueError(f"the argument dynamics names {others}, and model {card.name} reads {join_names(expected)}")
+        raise ValueError(
+            f"{spell_argument('dynamics')} names {others}, and model {card.name} reads {join_names(expected)}"
+        )
     return [_make_channel(card, entry, given_names.get(name), dataset) for name, entry in expected.items()]
 
 
@@ -105,8 +109,8 @@ def read_channels(
         needs = join_names([channel.name or channel.variable for channel in channels])
         raise ValueError(
             f"model {model.card.name} needs {needs} in addition to the reflectivity; {place} lacks "
-            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with the "
-            f"argument dynamics, as in {channels[0].name or 'NAME'}=VARIABLE"
+            f"{join_names(lacking)} and holds {join_names(source.dataset.data_vars)}; give other names with "
+            f"{spell_argument('dynamics')}, as in {channels[0].name or 'NAME'}=VARIABLE"
         )
     ranges = [(channel.variable, channel.ends) for channel in channels]
     given_names = ", ".join(_describe_channel(channel, source.dataset) for channel in channels)
@@ -146,14 +150,14 @@ def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset:
     ends = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
-            f"the card of model {card.name} has no range of {name}: give it with the argument dynamics, as "
+            f"the card of model {card.name} has no range of {name}: give it with {spell_argument('dynamics')}, as "
             f"{{{name}: [low, high]}}"
         )
     found = dataset[variable].attrs.get("units") if variable in dataset.data_vars else None
     if units is not None and found is not None and not is_same_unit(found, units):
         raise ValueError(
             f"{variable} is in {found!r}, model {card.name} was trained with {name} in {units!r}: give all ranges in "
-            f"the units of the data with the argument dynamics, as {{{variable}: [low, high], ...}}"
+            f"the units of the data with {spell_argument('dynamics')}, as {{{variable}: [low, high], ...}}"
         )
     return Channel(variable, ends, name, units)
 
@@ -181,7 +185,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
         )
     )
     if not good:
-        raise ValueError(f"dynamics must be {_FORM}, got {given!r}")
+        raise OptionError("dynamics", f"must be {_FORM}, got {given!r}")
     return dict(given_names)
 
 

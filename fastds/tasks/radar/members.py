@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastds._options import OptionError, spell_argument
 from fastds.inference.execution import MAX_COUNT, check_whole
 from fastds.models import ModelCard, load
 from fastds.models.baselines import advection
@@ -139,7 +140,7 @@ def check_members(members: int | None, seed: int | None, card: ModelCard) -> Non
     check_whole("seed", seed, 0)
     if members is None:
         if seed is not None:
-            raise ValueError(f"seed is that of members, give the argument members, got {seed}")
+            raise OptionError("seed", f"is that of members, give {spell_argument('members')}, got {seed}")
         return
     known = _load_error_model().card
     (low, high), factor = known.valid_range, known.space_factor

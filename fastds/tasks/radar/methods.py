@@ -8,6 +8,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from fastds._options import OptionError, spell_argument
 from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines.advection import advection
@@ -61,7 +62,7 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
     """
     if isinstance(model, nn.Module):
         if getattr(model, "card", None) is None:
-            raise ValueError("model must have a card with its normalisation; load it with fastds.load")
+            raise OptionError("model", "must have a card with its normalisation; load it with fastds.load")
         return model, describe_model(model, model)
     if isinstance(model, str) and model in BASELINES:
         return Baseline(model), f"method {model}, which needs no weights"
@@ -78,7 +79,7 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
     found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
     how = "several" if matches else "none"
     raise ValueError(
-        f"{how} of the shipped weights take reflectivity in dBZ; name one with the argument model; {found}"
+        f"{how} of the shipped weights take reflectivity in dBZ; name one with {spell_argument('model')}; {found}"
     )
 
 

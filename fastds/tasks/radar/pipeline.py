@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 import fastds
+from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import get_north_up_index
@@ -44,7 +45,7 @@ class RadarPipeline:
         device=None, time_factor=2, static=None, dynamics=None, coarsened=None, members=None, seed=None, smooth=False,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
-            raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
+            raise OptionError("time_factor", f"must be 2 or 4 (applied by recursion), got {time_factor}")
         check_execution(threads, precision, device)
         if coarsened is not None:
             check_modes([coarsened], "coarsened")
@@ -52,16 +53,17 @@ class RadarPipeline:
         check_model(self.model)
         check_members(members, seed, self.model.card)
         if smooth and members is not None:
-            raise ValueError("smooth is for one field of each time: leave it out, or the argument members")
+            raise OptionError("smooth", f"is for one field of each time: leave it out, or {spell_argument('members')}")
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
             check_static(self.model.card, needed, static)
         self.source = source = _find_radar_field(dataset, var, z_r)
         self.dynamics, self.dynamics_text = read_channels(self.model, source, dynamics)
         if self.dynamics is not None and time_factor == 4:
-            raise ValueError(
-                f"time_factor must be 2 for model {self.model.card.name}: a second pass would need "
-                f"{join_names(self.dynamics.names)} at times between those of the data"
+            raise OptionError(
+                "time_factor",
+                f"must be 2 for model {self.model.card.name}: a second pass would need "
+                f"{join_names(self.dynamics.names)} at times between those of the data",
             )
         self.time_factor = time_factor = find_time_factor(source, time_factor)
         self.settings = resolve_execution(self.model, threads, precision, device)
@@ -173,8 +175,8 @@ def _find_radar_field(dataset, var, z_r) -> ReflectivityInput:
         if "no variable of reflectivity was found" not in str(error):
             raise
         hint = (
-            "other fields take one of the arguments scale, grid and like; humidity takes the model wgan-gp-small-x2 or "
-            "wgan-gp-small-x8"
+            f"other fields take one of {spell_argument('scale', 'grid', 'like')}; humidity takes the model "
+            "wgan-gp-small-x2 or wgan-gp-small-x8"
         )
         raise ValueError(f"{error}; {hint}") from None
 
@@ -197,7 +199,7 @@ def check_model(model) -> None:
     if card.floor_dbz is None or card.ceiling_dbz is None:
         raise ValueError(
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
-            "of latitude-longitude fields take one of the arguments scale, grid and like"
+            f"of latitude-longitude fields take one of {spell_argument('scale', 'grid', 'like')}"
         )
 
 

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 
+from fastds._options import OptionError
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.inference.tiling import Tile, run_tiles
@@ -147,8 +148,8 @@ class FrameRefiner:
             ValueError: time_factor is 4 and `channels` is given.
         """
         if time_factor == 4 and channels is not None:
-            raise ValueError(
-                "time_factor must be 2 where a network reads further variables, which only input times have"
+            raise OptionError(
+                "time_factor", "must be 2 where a network reads further variables, which only input times have"
             )
         first, stop = (0, sys.maxsize // 4) if requested is None else requested
         if time_factor == 4:

@@ -11,6 +11,7 @@ from typing import Unpack
 import xarray as xr
 from torch import nn
 
+from fastds._options import spell_argument
 from fastds.data import (
     ReflectivityInput,
     output_shape,
@@ -154,7 +155,7 @@ def downscale_file(
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
 
     if origin is not None and members is not None:
-        raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")
+        raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members')}, got {members}")
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(source: ReflectivityInput) -> None:
@@ -188,7 +189,7 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
     frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
     summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
     maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
-    beside = [f"with the argument static for {join_names(maps)}"] * bool(maps)
+    beside = [f"with {spell_argument('static')} for {join_names(maps)}"] * bool(maps)
     parts = summary, *beside, *describe_single_time(source), note, assess_field(model.card, source).text()
     return "; ".join(filter(None, parts))
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fastds import data as fd
+from fastds._options import OptionError, spell_name
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.data.samples.radar_triples import draw_sets
 from fastds.inference.ood.statistics import compute_motion_statistics
@@ -60,15 +61,17 @@ class RadarData(BaseDataModule):
         self.progress, self.test, self.test_draws = progress, None, []
         self.flow, self.static_variables, self.dynamic_variables = flow, list(static_variables), []
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
-            raise ValueError(
-                f"data.statics: the network reads {static_channels} static maps and {len(config.statics)} were given, "
-                f"with {config.synthetic_events} synthetic events; expected FILE.nc:VARIABLE per map and none of those"
+            raise OptionError(
+                "data.statics",
+                f": the network reads {static_channels} static maps and {len(config.statics)} were given, "
+                f"with {config.synthetic_events} synthetic events; expected FILE.nc:VARIABLE per map and none of those",
             )
         if len(config.dynamics) != in_channels - 1 or (config.dynamics and config.synthetic_events):
-            raise ValueError(
-                f"data.dynamics: the network reads {in_channels - 1} variables in addition to the reflectivity and "
+            raise OptionError(
+                "data.dynamics",
+                f": the network reads {in_channels - 1} variables in addition to the reflectivity and "
                 f"{len(config.dynamics)} were given, with {config.synthetic_events} synthetic events; expected "
-                "{VARIABLE: [low, high], ...} and none of those"
+                "{VARIABLE: [low, high], ...} and none of those",
             )
 
     def setup(self, stage: str | None = None) -> None:
@@ -138,7 +141,7 @@ class RadarData(BaseDataModule):
         try:
             found = [DynamicFields(b.path, self.config.dynamics, slice(b.start, b.stop), b.var) for b in blocks]
         except ValueError as error:
-            raise ValueError(f"data.dynamics: {error}") from None
+            raise OptionError("data.dynamics", f": {error}") from None
         self.dynamic_variables = found[0].variables
         return found
 
@@ -155,7 +158,7 @@ class RadarData(BaseDataModule):
                 try:
                     maps.append(fd.static_maps(self.config.statics, source.raw, source.dataset, expected))
                 except ValueError as error:
-                    raise ValueError(f"data.statics, for {path}: {error}") from None
+                    raise ValueError(f"{spell_name('data.statics')}, for {path}: {error}") from None
         if not self.static_variables:
             cells = np.concatenate([m.values.reshape(len(m.values), -1) for m in maps], axis=1, dtype=np.float64)
             scales = zip(maps[0].variables, cells.mean(1), cells.std(1), strict=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds import models
+from fastds._options import OptionError
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.tasks.radar.config import TrainingConfig
@@ -123,9 +124,10 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NETWORKS):
-        raise ValueError(
-            f"model.name: {c.start or c.name!r} cannot be trained on radar files, which takes an FC-ZSM or a U-Net, "
-            "such as fczsm, fczsm-d, fczsm-s, fczsm-small, unet or unet3d"
+        raise OptionError(
+            "model.name",
+            f": {c.start or c.name!r} cannot be trained on radar files, which takes an FC-ZSM or a U-Net, "
+            "such as fczsm, fczsm-d, fczsm-s, fczsm-small, unet or unet3d",
         )
     if not c.start and c.input_gain != 1.0:
         scale_initial_weights(model, c.input_gain)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastds._options import OptionError, spell_value
 from fastds.ops.core.arguments import is_int
 
 OUTSIDE = ("error", "nan", "clamp")
@@ -244,7 +245,7 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     _check_pairs(u)
     u = u[None] if u.dim() == 2 else u
     if outside not in OUTSIDE:
-        raise ValueError(f"outside must be one of {', '.join(OUTSIDE)}, got {outside!r}")
+        raise OptionError("outside", f"must be one of {', '.join(OUTSIDE)}, got {outside!r}")
     height, width = _check_size("size", size)
     u = u.double()
     if not torch.isfinite(u).all():
@@ -261,7 +262,7 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     if outside == "error" and worst > 0:
         raise ValueError(
             f"{int(beyond.sum())} of {beyond.numel()} points lie outside the domain, the farthest {worst:.4g} pixels "
-            "beyond the outer centres (half a pixel is allowed); outside='nan' or 'clamp' accepts them"
+            f"beyond the outer centres (half a pixel is allowed); {spell_value('outside', 'nan', 'clamp')} accepts them"
         )
     u = torch.stack(parts, -1)
     base = torch.floor(u.detach())
