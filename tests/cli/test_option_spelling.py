@@ -247,7 +247,7 @@ def test_help_has_no_option_with_an_underscore(capsys):
 
 
 def test_docs_have_no_option_with_an_underscore():
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
     pages += [*(root / "fastds").rglob("*.yaml"), *(root / "fastds").rglob("*.md"), *(root / "fastds").rglob("*.py")]
     found = {page.relative_to(root): UNDERSCORE.findall(page.read_text()) for page in pages}
