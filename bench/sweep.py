@@ -32,7 +32,7 @@ from bench.machine import describe_cpu_run
 from bench.report import RATIO_COLUMNS, SLOW, format_table, summarize_ratios
 from bench.result_files import save_sweep
 from bench.torch_cells import compute_gru_cell, compute_lstm, compute_lstm_cell
-from fastds import keep_freed_memory, ops
+from fastds import ops, set_malloc_retention
 
 MAX_NUMBERS = 1 << 23  # in one tensor
 MAX_FLOPS = 3e10
@@ -448,7 +448,7 @@ def main() -> None:
     if options.avx2:
         limit_to_avx2()
     interleaved_timing.SECONDS = options.seconds
-    keep_freed_memory()
+    set_malloc_retention()
     load, dtype = os.getloadavg()[0], getattr(torch, options.dtype)
     rounds = [measure_all(options.op, options.shapes, options.seed, dtype) for _ in range(options.rounds)]
     rows = [sorted(same, key=lambda r: r["ratio"])[len(same) // 2] for same in zip(*rounds, strict=True)]

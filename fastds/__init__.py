@@ -29,10 +29,9 @@ if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
 
 from fastds import _accessor, _mixins, ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds._import_hooks import run_after_import as _run_after_import  # noqa: E402
-from fastds.memory import keep_freed_memory  # noqa: E402
-from fastds.ops.core.backends import backend  # noqa: E402
+from fastds.ops.core.backends import use_backend  # noqa: E402
 from fastds.ops.explain import explain  # noqa: E402
-from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
+from fastds.ops.impl.conv3x3.algorithm import use_conv_algorithm  # noqa: E402
 
 if _command:
     _gc.freeze()
@@ -55,12 +54,12 @@ for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
 _run_after_import("xarray", _accessor.register_accessor)
 
 __all__ = [
-    "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",
-    "fit", "keep_freed_memory", "load", "nowcast", "ops", "predict", "query",
+    "__version__", "compile_graph", "downscale", "evaluate", "explain", "export",
+    "fit", "load", "nowcast", "ops", "predict", "query", "use_backend", "use_conv_algorithm",
 ]  # fmt: skip
 
 _SUBPACKAGES = {
-    "data", "metrics", "models", "nn", "plot", "report", "studies", "tasks",
+    "data", "memory", "metrics", "models", "nn", "plot", "report", "studies", "tasks",
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
 
 
-def _set_memory_retention(keep: bool = True) -> None:
+def _set_memory_retention(enabled: bool = True) -> None:
     """Set whether this process retains freed memory, which saves page faults for large tensors, if the C library allows
     it.
     """
@@ -66,7 +66,7 @@ def _set_memory_retention(keep: bool = True) -> None:
     if memory.get_unsupported_reason() is None:
         with contextlib.suppress(RuntimeError):
             # raised for a preloaded allocator or a heap that cannot grow; both work without the setting
-            memory.keep_freed_memory(keep)
+            memory.set_malloc_retention(enabled)
 
 
 def _collect_options(options, names: Sequence[str]) -> dict:

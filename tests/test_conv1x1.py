@@ -314,9 +314,9 @@ def test_transforms(native):
 
 def test_backends_agree(native):
     x, weight = torch.randn(2, 7, 4, 5), torch.randn(3, 7, 1, 1)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = conv1x1(x, weight, act="relu")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         torch.testing.assert_close(conv1x1(x, weight, act="relu"), expected)
 
 

@@ -200,7 +200,7 @@ def test_activation_gradient_propagates_nan(native, algorithm, act):
     grad = torch.full_like(y, float("inf"))
     arguments = (grad, x, weight, None, y, 0.0 if act == "relu" else 0.1, "zeros", 1)
     wanted = [False, False, False, False, True]
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         (expected,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
     (got,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
     assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.nan_to_num(), expected.nan_to_num())
@@ -376,16 +376,16 @@ def test_direct_with_one_channel(outputs):
 def test_context_selects_the_algorithm():
     x, weight, *_ = Problem(C1=25, C2=0).tensors()
     direct = conv3x3(x, weight, algorithm="direct")
-    with fastds.convolution("direct"):
+    with fastds.use_conv_algorithm("direct"):
         assert torch.equal(conv3x3(x, weight), direct)
-        with fastds.convolution("winograd"):
+        with fastds.use_conv_algorithm("winograd"):
             assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, algorithm="winograd"))
         assert torch.equal(conv3x3(x, weight), direct)
     with pytest.raises(
         ValueError,
         match="algorithm must be one of 'auto', .*, 'product', 'direct', 'implicit_gemm', got 'fast'",
     ):
-        fastds.convolution("fast").__enter__()
+        fastds.use_conv_algorithm("fast").__enter__()
 
 
 def test_auto_equals_one_of_the_algorithms():

@@ -160,7 +160,7 @@ def test_lstm_cell(hidden, inputs):
     x, h, c = (torch.randn(s).to(HALF) for s in shapes)
     weight = (torch.randn(4 * hidden, inputs + hidden, 3, 3) / (9 * (inputs + hidden)) ** 0.5).to(HALF)
     bias = torch.randn(4 * hidden).to(HALF)
-    with fastds.convolution("amx"):
+    with fastds.use_conv_algorithm("amx"):
         new_h, new_c = conv_lstm_cell(x, h, c, weight, bias)
     pre = reference(torch.cat([x, h], 1).double(), weight.double(), bias.double())
     i, f, g, o = pre.chunk(4, 1)

@@ -214,7 +214,7 @@ def test_compile_fullgraph_with_gradients(compiler, dynamic):
     problem = Problem(act="leaky_relu", shuffle=2)
 
     def function(*tensors):
-        with fastds.convolution("winograd"):
+        with fastds.use_conv_algorithm("winograd"):
             return problem.run([tensors[0] * 1.5, *tensors[1:]], None).sin()
 
     compiled = torch.compile(function, fullgraph=False, backend=compiler, dynamic=dynamic)
@@ -289,7 +289,7 @@ def test_backends_agree():
     problem = Problem(act="relu", shuffle=2)
     values = []
     for name in ("native", "reference"):
-        with fastds.backend(name):
+        with fastds.use_backend(name):
             tensors = leaves(problem)
             y = problem.run(tensors)
             values.append([y.detach(), *gradients(y, tensors, torch.ones_like(y))])

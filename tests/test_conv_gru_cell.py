@@ -49,7 +49,7 @@ def unit_of(dtype):
 def check(tensors, dtype, algorithm="winograd", **options):
     """Values with and without a graph, and all gradients."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    with fastds.convolution(algorithm):
+    with fastds.use_conv_algorithm(algorithm):
         with torch.no_grad():
             fused = conv_gru_cell(*tensors, **options)
         got = conv_gru_cell(*tensors, **options)
@@ -173,7 +173,7 @@ def test_opcheck_compile_and_transforms():
         assert conv_gru_cell(*tensors).dtype == conv_gru_cell(*plain).dtype == torch.bfloat16
     assert conv_gru_cell(plain[0][:0], plain[1][:0], *plain[2:]).shape == (0, 16, 5, 4)
     torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain), rtol=1e-4, atol=1e-4)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain))
 
 

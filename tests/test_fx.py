@@ -7,7 +7,7 @@ from torch import nn
 
 from fastds import nn as layers
 from fastds import ops
-from fastds.nn.convolutions import BorderConv, SummedConv3x3, convolve
+from fastds.nn.convolutions import MultiInputConv3x3, PaddedConv3x3, convolve
 
 
 def maps(channels=8, size=12, seed=0):
@@ -49,9 +49,9 @@ LAYERS = {
     "Conv1x1": (lambda: nn.Sequential(layers.Conv1x1(8, 4), nn.ReLU()), (8,), 2),
     "Conv2d": (lambda: nn.Sequential(layers.Conv2d(8, 8, 5, groups=2)), (8,), 1),
     "ResidualBlock": (lambda: nn.Sequential(layers.ResidualBlock(8)), (8,), 2),
-    "SubPixel": (lambda: nn.Sequential(layers.SubPixel(8, 1, 4)), (8,), 2),
-    "BorderConv": (lambda: nn.Sequential(BorderConv(8, 8, "circular_x")), (8,), 1),
-    "SummedConv3x3": (lambda: two(SummedConv3x3((8, 8), 4)), (8, 8), 1),
+    "PixelShuffleUpsample": (lambda: nn.Sequential(layers.PixelShuffleUpsample(8, 1, 4)), (8,), 2),
+    "PaddedConv3x3": (lambda: nn.Sequential(PaddedConv3x3(8, 8, "circular_x")), (8,), 1),
+    "MultiInputConv3x3": (lambda: two(MultiInputConv3x3((8, 8), 4)), (8, 8), 1),
     "DeformConv2d": (lambda: two(layers.DeformConv2d(8, 8, 3, padding=1)), (8, 18), 1),
     "GuidedDeformConv2d": (lambda: two(layers.GuidedDeformConv2d(8, 8, offset_groups=2), act="leaky_relu"), (8, 8), 1),
     "ConvLSTMCell": (Cell, (8,), 2),

@@ -17,7 +17,7 @@ PAIRS = [((7, 9), (14, 18)), ((6, 5), (16, 13)), ((8, 8), (20, 12)), ((5, 7), (3
 
 @pytest.fixture(autouse=True, params=["native", "reference"])
 def backend(request):
-    with fastds.backend(request.param):
+    with fastds.use_backend(request.param):
         yield request.param
 
 
@@ -94,7 +94,7 @@ def test_areas_leave_the_skip_bilinear(factor, backend):
     """At odd whole factors, whose places fall on pixels; published LTE adds a bilinear field beside its areas."""
     field = normal(2, 3, 7, 9).requires_grad_()
     maps, trunk = normal(2, 8, 7, 9), [(torch.zeros(3, 8, dtype=f64), torch.zeros(3, dtype=f64))]
-    with fastds.backend(backend):
+    with fastds.use_backend(backend):
         where = GridSpec.cells((7, 9), (7 * factor, 9 * factor))
         y = query(maps, where, trunk, ensemble="late", skip=field, weighting="areas").unflatten(1, where.size)
     expected = F.interpolate(field, scale_factor=factor, mode="bilinear").permute(0, 2, 3, 1)

@@ -163,7 +163,7 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
     with torch.no_grad():
         results = []
         for backend in ("native", "reference"):
-            with fastds.backend(backend):
+            with fastds.use_backend(backend):
                 results.append(inr_query(maps, GridSpec.cells((20, 20), (60, 60)), layers, ensemble="late"))
     assert torch.equal(results[0].isnan(), results[1].isnan()) and results[0].isfinite().any()
 

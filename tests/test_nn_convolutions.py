@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conv3x3, Conv1x1, ResidualBlock and SubPixel against torch's own layers in float64."""
+"""Conv3x3, Conv1x1, ResidualBlock and PixelShuffleUpsample against torch's own layers in float64."""
 
 import math
 
@@ -18,11 +18,11 @@ from fastds.nn import (
     GuidedDeformConv2d,
     LocalAttentionDecoder,
     LocalEnsembleDecoder,
+    PixelShuffleUpsample,
     ResidualBlock,
-    SubPixel,
     chunks,
 )
-from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
+from fastds.nn.convolutions import MultiInputConv3x3, MultiInputConv5x5
 from fastds.ops import pixel_shuffle, window_attention2d
 from fastds.ops.core import layout
 
@@ -127,7 +127,7 @@ def test_vmap_equals_a_loop(layer, size):
         (Conv3x3, (4, 4, True, (2, 1)), r"stride must be an int >= 1, got \(2, 1\)"),
         (ConvLSTMCell, (3, 0), "hidden_channels must be an int >= 1, got 0"),
         (ConvGRUCell, (-1, 3), "in_channels must be an int >= 1, got -1"),
-        (SubPixel, (4, 1, [2, 2]), r"scale must be 1, 2, 3 or 4, got \[2, 2\]"),
+        (PixelShuffleUpsample, (4, 1, [2, 2]), r"scale must be 1, 2, 3 or 4, got \[2, 2\]"),
         (DeformConv2d, (4, 4, (3, 3, 3)), r"kernel_size must be an int >= 1 or a pair of them, got \(3, 3, 3\)"),
         (DeformConv2d, (4, 4, 3, (1.5, 1)), r"stride must be an int >= 1 or a pair of them, got \(1.5, 1\)"),
         (DeformConv2d, (4, 4, 3, 1, "same"), "padding must be an int >= 0 or a pair of them, got 'same'"),
@@ -150,7 +150,7 @@ def test_modules_accept_numpy_integers():
     ("module", "call"),
     [
         (Conv3x3(4, 6), lambda m, x: m(x, act="relu")),
-        (SubPixel(4, 2, 2), lambda m, x: m(x)),
+        (PixelShuffleUpsample(4, 2, 2), lambda m, x: m(x)),
         (ConvLSTMCell(4, 3), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
         (ConvGRUCell(4, 16), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
         (GuidedDeformConv2d(4, 3, 2), lambda m, x: m(x, x)),
@@ -234,7 +234,7 @@ def test_residual_blocks_start_near_the_identity():
 
 @pytest.mark.parametrize(("scale", "steps"), [(1, ()), (2, (2,)), (3, (3,)), (4, (2, 2))])
 def test_sub_pixel_by_torch(scale, steps):
-    layer = SubPixel(3, 3 if scale == 1 else 2, scale).double()
+    layer = PixelShuffleUpsample(3, 3 if scale == 1 else 2, scale).double()
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
 
     def theirs():
@@ -249,14 +249,14 @@ def test_sub_pixel_by_torch(scale, steps):
 
 def test_sub_pixel_rejects_invalid_arguments():
     with pytest.raises(ValueError, match="scale must be 1, 2, 3 or 4, got 5"):
-        SubPixel(3, 3, 5)
+        PixelShuffleUpsample(3, 3, 5)
     with pytest.raises(ValueError, match="out_channels must equal channels for scale 1, got 2 and 3"):
-        SubPixel(3, 2, 1)
+        PixelShuffleUpsample(3, 2, 1)
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("channels", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (1, 2, 3, 2, 1)], ids=len)
-@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 3), (SummedConv5x5, 5)])
+@pytest.mark.parametrize(("kind", "size"), [(MultiInputConv3x3, 3), (MultiInputConv5x5, 5)])
 def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_residual):
     module = kind(channels, 5).double()
     sources = [torch.randn(2, c, 6, 7, dtype=torch.float64, requires_grad=True) for c in channels]
@@ -270,7 +270,7 @@ def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_
     assert_equal_with_gradients(module, lambda: module(*sources, residual=residual), theirs, *sources, residual)
 
 
-@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 9), (SummedConv5x5, 25)])
+@pytest.mark.parametrize(("kind", "size"), [(MultiInputConv3x3, 9), (MultiInputConv5x5, 25)])
 def test_multi_input_conv_initial_weights(kind, size):
     """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""
     module = kind((3, 12), 2048)

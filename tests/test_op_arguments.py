@@ -135,7 +135,7 @@ def test_empty_tensors_keep_their_shape(backend, native):
     fine = maps(3, 0, (4, 6)).requires_grad_()
     features = maps(8, 0).requires_grad_()
     mask = torch.ones(0, 5, 6, dtype=torch.bool)
-    with ops.core.backends.backend(backend):
+    with ops.core.backends.use_backend(backend):
         coarse = ops.pixel_unshuffle(fine, 2)
         back = ops.pixel_shuffle(coarse, 2, act="relu")
         values = ops.inr_query(features, GRID, ensemble="late", mask=mask)

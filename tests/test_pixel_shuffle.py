@@ -302,9 +302,9 @@ def test_transforms(native):
 
 def test_backends_agree_and_meta_gives_shapes(native):
     x, bias = problem(3, 5, dtype=torch.float32)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = pixel_shuffle(x, 3, bias, "relu")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert torch.equal(pixel_shuffle(x, 3, bias, "relu"), expected)
     y = pixel_shuffle(x.to("meta"), 3, bias.to("meta"))
     assert y.device.type == "meta" and tuple(y.shape) == (2, 5, 9, 12)

@@ -121,7 +121,7 @@ def test_fused_path_equals_composite_in_float64(options):
 def test_fused_path_equals_composite_in_float32(native):
     """On the Winograd engine: every layer is wide enough for it."""
     d, (real, fake), epsilon = critic(torch.float32, width=16, reduction=8), days(dtype=torch.float32), torch.rand(2)
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         ours = penalty_and_gradients(d, real, fake, epsilon)
     expected = penalty_and_gradients(Composite(d.double()), real.double(), fake.double(), epsilon.double())
     for name, a, b in zip(["penalty", *dict(d.named_parameters())], ours, expected, strict=True):

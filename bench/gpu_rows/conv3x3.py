@@ -63,7 +63,7 @@ class Case:
 
     def compute(self, algorithm, *tensors):
         x, weight, bias, rest = self.split_tensors(*tensors)
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             return convolve(x, weight, bias, act="leaky_relu", shuffle=self.r, **rest)
 
     def compute_in_torch(self, *tensors):

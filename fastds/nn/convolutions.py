@@ -214,7 +214,7 @@ class Conv2d(nn.Conv2d):
         return conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
-class BorderConv(Conv3x3):
+class PaddedConv3x3(Conv3x3):
     """3x3 convolution with a padding mode: "replicate", "circular_x" or "zeros", as in fastds.ops.conv3x3.
 
     Args:
@@ -245,7 +245,7 @@ class BorderConv(Conv3x3):
         return conv3x3(x, self.weight, self.bias, **options)
 
 
-class SummedConv3x3(nn.Module):
+class MultiInputConv3x3(nn.Module):
     """Sum of 3x3 convolutions of several inputs, y = sum_k conv3x3(x_k) + residual, in which each convolution has its
     bias.
 
@@ -306,8 +306,8 @@ class SummedConv3x3(nn.Module):
         return f"{' + '.join(map(str, self.in_channels))} -> {self.out_channels}"
 
 
-class SummedConv5x5(SummedConv3x3):
-    """SummedConv3x3 with 5x5 kernels, which runs one convolution for each input."""
+class MultiInputConv5x5(MultiInputConv3x3):
+    """MultiInputConv3x3 with 5x5 kernels, which runs one convolution for each input."""
 
     kernel_size = 5
 
@@ -343,7 +343,7 @@ class ResidualBlock(nn.Module):
         return self.conv2(self.conv1(x, act="relu"), residual=x)
 
 
-class SubPixel(nn.Module):
+class PixelShuffleUpsample(nn.Module):
     """Upsampling by a factor r: a 3x3 convolution to r^2 O channels, a leaky ReLU, and a pixel shuffle.
 
     y = shuffle_r(leaky_relu(conv(x), 0.1)). For r = 4 two steps of r = 2 follow one another; for r = 1 there is no

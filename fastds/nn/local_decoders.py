@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds._suggestions import add_article
-from fastds.nn.convolutions import BorderConv, Conv1x1, get_parameters
+from fastds.nn.convolutions import Conv1x1, PaddedConv3x3, get_parameters
 from fastds.ops import GridSpec, PointSpec, inr_query
 from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
@@ -213,7 +213,7 @@ class LocalEnsembleDecoder(LocalDecoder):
     ):
         super().__init__(padding_mode)
         self.compat = compat
-        self.local = BorderConv(channels, width, padding_mode)
+        self.local = PaddedConv3x3(channels, width, padding_mode)
         self.offset = nn.Parameter(torch.empty(width, 2))
         self.cell = nn.Parameter(torch.empty(width, 2))
         bound = (9 * channels + 4) ** -0.5  # that of one linear layer over the unfolded features
@@ -268,8 +268,8 @@ class LocalAttentionDecoder(LocalDecoder):
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention
         self.feature = "slope" if slope else "affine"
-        self.local = BorderConv(channels, width, padding_mode)
-        self.slopes = BorderConv(channels, 2 * width, padding_mode) if slope else None
+        self.local = PaddedConv3x3(channels, width, padding_mode)
+        self.slopes = PaddedConv3x3(channels, 2 * width, padding_mode) if slope else None
         if attention:
             self.key = Conv1x1(channels, heads * key_width)
             self.content = Conv1x1(channels, heads * key_width)

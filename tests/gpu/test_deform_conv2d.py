@@ -68,7 +68,7 @@ def test_gradcheck(device):
     answer = fastds.explain("deform_conv2d", *tensors[:4], *problem.geometry, tensors[4])["native"]
     if answer.startswith("refused"):
         pytest.skip(f"native {answer}")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert torch.autograd.gradcheck(op(problem), tensors, nondet_tol=1e-12)
         assert torch.autograd.gradgradcheck(op(problem), tensors, nondet_tol=1e-12)
 

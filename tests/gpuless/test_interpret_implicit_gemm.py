@@ -90,7 +90,7 @@ def test_implicit_gemm_equals_conv3x3(padding_mode):
         options = {"act": "leaky_relu", "padding_mode": padding_mode, "shuffle": 2}
         return conv3x3(x, weight, bias, x2=x2, residual=residual, **options)
 
-    with fastds.convolution("implicit_gemm"):
+    with fastds.use_conv_algorithm("implicit_gemm"):
         y = run(*tensors)
     exact = run(*doubles)
     along = torch.randn_like(y)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastds
 from fastds import data, metrics, models, ops, plot
 from fastds.data import RadarTriples, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
-from fastds.nn import Conv3x3, ConvLSTMCell, DeformConv2d, GuidedDeformConv2d, SubPixel
+from fastds.nn import Conv3x3, ConvLSTMCell, DeformConv2d, GuidedDeformConv2d, PixelShuffleUpsample
 
 
 class Finer(nn.Module):
@@ -25,7 +25,7 @@ class Finer(nn.Module):
         self.memory = ConvLSTMCell(channels, channels)
         self.align = GuidedDeformConv2d(channels, channels, offset_groups=4)
         self.deform = DeformConv2d(channels, channels, 3, padding=1)
-        self.up = SubPixel(channels, 1, scale=2)
+        self.up = PixelShuffleUpsample(channels, 1, scale=2)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.embed.forward(x.flatten(0, 1), act="leaky_relu").unflatten(0, x.shape[:2])

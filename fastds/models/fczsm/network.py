@@ -16,7 +16,7 @@ from fastds.models.fczsm.guidance import StaticBranch, compute_interpolation_off
 from fastds.models.graph import compile_graph
 from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import apply_in_chunks, can_chunk, split_rows
-from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+from fastds.nn.convolutions import Conv1x1, Conv3x3, PixelShuffleUpsample, ResidualBlock
 from fastds.ops.core.layout import get_padding_to_multiple
 
 
@@ -88,13 +88,13 @@ class Interpolation(nn.Module):
 class Reconstruction(nn.Module):
     """Residual blocks, sub-pixel upsampling and output head, applied to each frame independently.
 
-    z = blocks(H); z = SubPixel_r(z); y = last(leaky_relu(hidden(z), 0.1))
+    z = blocks(H); z = PixelShuffleUpsample_r(z); y = last(leaky_relu(hidden(z), 0.1))
     """
 
     def __init__(self, features: int, head_features: int, out_channels: int, blocks: int, scale: int):
         super().__init__()
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
-        self.up = SubPixel(features, head_features, scale)
+        self.up = PixelShuffleUpsample(features, head_features, scale)
         self.hidden = Conv3x3(head_features, head_features)
         self.last = Conv3x3(head_features, out_channels)
 

@@ -25,7 +25,7 @@ from fastds.models.inr.encoders import (
     compute_local_contrast,
     pad_across_poles,
 )
-from fastds.nn.convolutions import BorderConv
+from fastds.nn.convolutions import PaddedConv3x3
 from fastds.nn.local_decoders import expand_to_batch
 from fastds.ops import GridSpec, PointSpec
 
@@ -65,8 +65,8 @@ class FixedRatioDownscaler(nn.Module):
         self.encoder = ENCODERS[encoder](in_channels, padding, **(encoder_options or {}))
         channels = self.encoder.out_channels
         self.steps = [2, 2] if scale == 4 else [scale]
-        self.up = nn.ModuleList(BorderConv(channels, channels * r * r, padding) for r in self.steps)
-        self.last = BorderConv(channels, in_channels, padding)
+        self.up = nn.ModuleList(PaddedConv3x3(channels, channels * r * r, padding) for r in self.steps)
+        self.last = PaddedConv3x3(channels, in_channels, padding)
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
         self.card = ModelCard()

@@ -400,7 +400,7 @@ def conv3x3(
         algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
             of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
             (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "auto" (the fastest
-            by a cost model), or None for the algorithm of the enclosing fastds.convolution(...), which is "auto"
+            by a cost model), or None for the algorithm of the enclosing fastds.use_conv_algorithm(...), which is "auto"
             outside of one.
 
     Returns:

@@ -43,7 +43,7 @@ def conv_lstm_cell(
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the algorithm
     of the convolution.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
@@ -88,7 +88,7 @@ def conv_gru_cell(
         ValueError: a shape, device or option is invalid, or both x and shares are given.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype. fastds.convolution
+    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype. fastds.use_conv_algorithm
     selects the algorithm of the convolutions.
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
@@ -160,7 +160,7 @@ def conv_st_lstm_gates(
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the algorithm
     of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
@@ -192,7 +192,7 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and x2 are cast to its dtype and c to float32. fastds.convolution selects the
+    bit for bit. Under autocast x and x2 are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the
     algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
@@ -228,7 +228,7 @@ def conv_output_gate(
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
     bit for bit. Under autocast x, x2 and residual are cast to its dtype; a float32 value stays float32.
-    fastds.convolution selects the algorithm of the convolution.
+    fastds.use_conv_algorithm selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
