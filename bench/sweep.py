@@ -107,7 +107,7 @@ def draw_conv3x3(rng: random.Random) -> Case:
         return y if act is None else F.relu(y) if act == "relu" else F.leaky_relu(y, 0.1)
 
     text = f"({batch},{inputs},{height},{width}) -> {outputs}, {act}"
-    return Case(text, tensors, lambda *t: ops.conv3x3(*t, act=act), {"torch": peer, "torch channels_last": peer})
+    return Case(text, tensors, lambda *t: ops.conv3x3(*t, activation=act), {"torch": peer, "torch channels_last": peer})
 
 
 def draw_conv1x1(rng: random.Random) -> Case:
@@ -128,7 +128,7 @@ def draw_conv1x1(rng: random.Random) -> Case:
         return Case(text, (x, weight, bias), ops.conv1x1, {"torch": F.conv2d, "torch channels_last": F.conv2d})
 
     def own(x, x2, weight, bias):
-        return ops.conv1x1(x, weight, bias, x2=x2)
+        return ops.conv1x1(x, weight, bias, second_input=x2)
 
     def summed(x, x2, weight, bias):
         return F.conv2d(x, weight[:, :inputs], bias) + F.conv2d(x2, weight[:, inputs:])

@@ -17,9 +17,9 @@ _PROBE_BYTES = 64 << 20  # larger than every threshold
 def set_malloc_retention(enabled: bool = True) -> None:
     """Set whether malloc retains freed memory in this process for later tensors or returns large blocks to the system.
 
-    The first write to a fresh block costs a page fault for every 4 KB. With `enabled`, blocks of all sizes come from one
-    heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time, plus
-    gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
+    The first write to a fresh block costs a page fault for every 4 KB. With `enabled`, blocks of all sizes come from
+    one heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time,
+    plus gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
 
     Args:
         enabled: bool. True: retain freed memory. False: release it now and return blocks above 32 MB from now on;

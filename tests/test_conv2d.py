@@ -452,14 +452,14 @@ def test_autocast(dtype, native, algorithm):
 def test_layer(native):
     """As torch.nn.Conv2d, whose weights and first random numbers it has."""
     torch.manual_seed(3)
-    layer = Conv2d(6, 4, 5, groups=2)
+    layer = Conv2d(6, 4, 5, padding=2, groups=2)
     torch.manual_seed(3)
     peer = nn.Conv2d(6, 4, 5, padding=2, groups=2)
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in peer.state_dict().items())
     x = torch.randn(1, 6, 8, 9)
     torch.testing.assert_close(layer(x), peer(x))
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
-        Conv2d(6, 4, 4)
+        Conv2d(6, 4, 4, padding=2)
 
 
 def test_error_messages():

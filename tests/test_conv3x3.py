@@ -88,7 +88,7 @@ def test_planes_algorithm_with_large_inputs(engine_isa, two_threads):
 def test_planes_algorithm_does_not_spread_nan(engine_isa):
     x, weight = torch.ones(1, 3, 20, 20), torch.ones(2, 3, 3, 3)
     x[0, 1, 9, 11] = float("nan")
-    y = conv3x3(x, weight, act="relu", algorithm="planes")
+    y = conv3x3(x, weight, activation="relu", algorithm="planes")
     around = torch.zeros(20, 20, dtype=torch.bool)
     around[8:11, 10:13] = True
     assert torch.equal(y.isnan(), around.expand_as(y))
@@ -188,7 +188,7 @@ def test_missing_values_stay_in_their_tiles(engine_isa):
 def test_activation_propagates_nan():
     x = torch.full((1, 16, 8, 8), float("nan"))
     for act in ("relu", "leaky_relu"):
-        assert conv3x3(x, torch.ones(16, 16, 3, 3), act=act, algorithm="winograd").isnan().all()
+        assert conv3x3(x, torch.ones(16, 16, 3, 3), activation=act, algorithm="winograd").isnan().all()
 
 
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
@@ -428,16 +428,20 @@ ERRORS = [
     ({"weight": torch.ones(8, 4, 3, 3).half()}, TypeError, "weight has dtype torch.float16, expected torch.float32"),
     ({"bias": torch.ones(7)}, ValueError, r"bias has shape \(7,\), expected \(8,\)"),
     ({"bias": torch.ones(8).bfloat16()}, TypeError, "bias has dtype torch.bfloat16"),
-    ({"x2": torch.ones(1, 4, 5, 7)}, ValueError, r"x2 has shape"),
+    ({"second_input": torch.ones(1, 4, 5, 7)}, ValueError, r"second_input has shape"),
     ({"residual": torch.ones(1, 4, 5, 6)}, ValueError, r"residual has shape .*expected \(1, 8, 5, 6\)"),
-    ({"act": "tanh"}, ValueError, "act must be None, 'relu' or 'leaky_relu', got 'tanh'"),
+    ({"activation": "tanh"}, ValueError, "activation must be None, 'relu' or 'leaky_relu', got 'tanh'"),
     ({"negative_slope": -1.0}, ValueError, "negative_slope must be a finite number >= 0, got -1.0"),
     (
         {"padding_mode": "reflect"},
         ValueError,
         "padding_mode must be one of 'zeros', 'replicate', 'circular_x', got 'reflect'",
     ),
-    ({"shuffle": 3}, ValueError, "shuffle must be an int from 1 to 8 whose square divides 8 channels, got 3"),
+    (
+        {"upscale_factor": 3},
+        ValueError,
+        "upscale_factor must be an int from 1 to 8 whose square divides 8 channels, got 3",
+    ),
     ({"out_dtype": torch.bfloat16}, ValueError, "out_dtype must be the dtype of x"),
     (
         {"algorithm": "fast"},

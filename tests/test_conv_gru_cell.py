@@ -15,7 +15,7 @@ from fastds.ops.impl.conv_cells.reference import conv_gru_cell as reference
 pytestmark = pytest.mark.usefixtures("native")
 
 SHAPES = [(2, 24, 24, 9, 7), (1, 3, 24, 5, 18), (2, 5, 9, 1, 3), (1, 40, 33, 6, 5)]  # B, C1, C, H, W
-OPTIONS = [{}, {"keep": "1-z"}, {"act": "leaky_relu", "negative_slope": 0.1}]
+OPTIONS = [{}, {"keep": "1-z"}, {"activation": "leaky_relu", "negative_slope": 0.1}]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -195,7 +195,7 @@ def test_error_messages():
         ((None, h, gates, bias, candidate, None), {}, ValueError, r"weight has shape \(8, 7, 3, 3\), expected \(8, 4"),
         ((x, h, gates, bias, candidate, None), {"shares": (h, h)}, ValueError, "expected x or shares, got both"),
         ((x, h, gates, bias, candidate, None), {"keep": "h"}, ValueError, "keep must be one of 'z', '1-z', got 'h'"),
-        ((x, h, gates, bias, candidate, None), {"act": "relu"}, ValueError, "act must be one of"),
+        ((x, h, gates, bias, candidate, None), {"activation": "relu"}, ValueError, "activation must be one of"),
     ):
         with pytest.raises(error, match=words):
             conv_gru_cell(*arguments, **options)

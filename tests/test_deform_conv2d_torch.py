@@ -201,7 +201,7 @@ def test_compiled_graph_holds_the_kernels():
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = fastds.nn.GuidedDeformConv2d(8, 4, 2)
+        self.layer = fastds.nn.GuidedDeformConv2d(8, 4, offset_groups=2)
         torch.nn.init.normal_(self.layer.conv_offset_mask.weight, std=0.1)
 
     def forward(self, x):

@@ -303,12 +303,12 @@ class Own(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.align = Conv3x3(1, 8), GuidedDeformConv2d(8, 8, offset_groups=2)
-        self.memory, self.up = ConvLSTMCell(8, 8), PixelShuffleUpsample(8, 1, scale=2)
+        self.memory, self.up = ConvLSTMCell(8, 8), PixelShuffleUpsample(8, 1, upscale_factor=2)
 
     def forward(self, x):
-        maps = self.embed(x.flatten(0, 1), act="leaky_relu").unflatten(0, x.shape[:2])
+        maps = self.embed(x.flatten(0, 1), activation="leaky_relu").unflatten(0, x.shape[:2])
         states, _ = self.memory.sequence(maps)
-        return self.up(self.align(maps[:, -1], states[:, -1], act="leaky_relu"))
+        return self.up(self.align(maps[:, -1], states[:, -1], activation="leaky_relu"))
 
 
 def test_torch_export_of_a_user_network(tmp_path):

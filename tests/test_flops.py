@@ -48,7 +48,7 @@ def test_the_number_of_a_small_convolution():
         (layers.Conv3x3(8, 12), nn.Conv2d(8, 12, 3, padding=1), 8),
         (layers.Conv3x3(8, 12, stride=2), nn.Conv2d(8, 12, 3, 2, padding=1), 8),
         (layers.Conv1x1(40, 24), nn.Conv2d(40, 24, 1), 40),
-        (layers.Conv2d(8, 12, 5), nn.Conv2d(8, 12, 5, padding=2), 8),
+        (layers.Conv2d(8, 12, 5, padding=2), nn.Conv2d(8, 12, 5, padding=2), 8),
         (layers.Conv3x3(32, 64), nn.Conv2d(32, 64, 3, padding=1), 32),
     ],
     ids=["3x3", "stride", "1x1", "5x5", "large"],
@@ -62,7 +62,7 @@ def test_convolutions_count_as_those_of_torch(ours, theirs, channels, wanted, ba
 def test_flops_of_grouped_convolution(native):
     """torch counts the gradient of a weight as if there were none."""
     with fastds.use_backend("native"):
-        forward, gradients = counted(layers.Conv2d(8, 12, 5, groups=4), maps(8))
+        forward, gradients = counted(layers.Conv2d(8, 12, 5, padding=2, groups=4), maps(8))
     assert forward == counted(nn.Conv2d(8, 12, 5, padding=2), maps(8))[0] // 4 and gradients == 2 * forward
 
 

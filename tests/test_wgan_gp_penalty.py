@@ -258,7 +258,7 @@ def test_mixed_graphs_keep_every_second_order_term():
 
     weight = torch.randn(4, 4, 3, 3, dtype=torch.float64)
     cases = [
-        (lambda x: fastds.ops.conv3x3(x, weight, act="relu", residual=x),
+        (lambda x: fastds.ops.conv3x3(x, weight, activation="relu", residual=x),
          lambda x: torch.relu(torch.conv2d(x, weight, padding=1) + x)),
         (lambda x: pixel_shuffle(x, 2, x.mean((0, 2, 3)), "leaky_relu"),
          lambda x: nn.functional.leaky_relu(nn.functional.pixel_shuffle(x + x.mean((0, 2, 3))[:, None, None], 2), 0.1)),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers around the ops of fastds.ops, for any PyTorch model.
 
-* Convolutions with a fused epilogue: Conv3x3, Conv1x1, ResidualBlock, PixelShuffleUpsample; any odd size and groups: Conv2d.
+* Convolutions with a fused epilogue: Conv3x3, Conv1x1, ResidualBlock, PixelShuffleUpsample; any odd size and groups:
+  Conv2d.
 * Deformable convolutions: DeformConv2d, and GuidedDeformConv2d, which computes its offsets.
 * Recurrent cells: ConvLSTMCell, ConvGRUCell; their method `sequence` runs them over time.
 * Decoders that evaluate feature maps at any point: LocalAttentionDecoder, LocalEnsembleDecoder.

@@ -180,8 +180,8 @@ class LocalEnsembleDecoder(LocalDecoder):
     offset and the cell. Here it is a 3x3 convolution, computed once for a field, plus R and Lambda.
 
     Args:
-        channels: int, C, channels of the features.
-        outputs: int, O.
+        in_channels: int, C, channels of the features.
+        out_channels: int, O.
         padding_mode: str, padding of the 3x3 convolution: "replicate", "circular_x" (columns wrap around, also for
             queries) or "zeros".
         width: int, channels of the hidden layers.
@@ -204,8 +204,9 @@ class LocalEnsembleDecoder(LocalDecoder):
 
     def __init__(
         self,
-        channels: int,
-        outputs: int,
+        in_channels: int,
+        out_channels: int,
+        *,
         padding_mode: str = "replicate",
         width: int = 256,
         hidden: int = 3,
@@ -213,13 +214,13 @@ class LocalEnsembleDecoder(LocalDecoder):
     ):
         super().__init__(padding_mode)
         self.compat = compat
-        self.local = PaddedConv3x3(channels, width, padding_mode)
+        self.local = PaddedConv3x3(in_channels, width, padding_mode=padding_mode)
         self.offset = nn.Parameter(torch.empty(width, 2))
         self.cell = nn.Parameter(torch.empty(width, 2))
-        bound = (9 * channels + 4) ** -0.5  # that of one linear layer over the unfolded features
+        bound = (9 * in_channels + 4) ** -0.5  # that of one linear layer over the unfolded features
         for parameter in (self.local.weight, self.local.bias, self.offset, self.cell):
             nn.init.uniform_(parameter, -bound, bound)
-        self.trunk = Trunk([width] * (hidden + 1) + [outputs])
+        self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
 
     def prepare(self, features: Tensor) -> Tensor:
         """Return the maps (B, width, H, W) of features (B, C, H, W)."""
@@ -240,8 +241,8 @@ class LocalAttentionDecoder(LocalDecoder):
     layer is initialized to zero, so that an untrained decoder returns zero, or the bilinear interpolation of skip.
 
     Args:
-        channels: int, C, channels of the features.
-        outputs: int, O.
+        in_channels: int, C, channels of the features.
+        out_channels: int, O.
         padding_mode: str, as in LocalEnsembleDecoder.
         width: int, channels of the hidden layers, divisible by heads.
         heads: int, number of attention heads.
@@ -259,7 +260,7 @@ class LocalAttentionDecoder(LocalDecoder):
     """
 
     def __init__(
-        self, channels: int, outputs: int, padding_mode: str = "replicate", width: int = 128, heads: int = 4,
+        self, in_channels: int, out_channels: int, *, padding_mode: str = "replicate", width: int = 128, heads: int = 4,
         key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
@@ -268,15 +269,15 @@ class LocalAttentionDecoder(LocalDecoder):
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention
         self.feature = "slope" if slope else "affine"
-        self.local = PaddedConv3x3(channels, width, padding_mode)
-        self.slopes = PaddedConv3x3(channels, 2 * width, padding_mode) if slope else None
+        self.local = PaddedConv3x3(in_channels, width, padding_mode=padding_mode)
+        self.slopes = PaddedConv3x3(in_channels, 2 * width, padding_mode=padding_mode) if slope else None
         if attention:
-            self.key = Conv1x1(channels, heads * key_width)
-            self.content = Conv1x1(channels, heads * key_width)
+            self.key = Conv1x1(in_channels, heads * key_width)
+            self.content = Conv1x1(in_channels, heads * key_width)
             self.offset_bias = nn.Parameter(torch.zeros(heads, 2))
         self.offset = nn.Parameter(0.5 * torch.randn(width, 2))
         self.cell = nn.Parameter(0.1 * torch.randn(width, 2))
-        self.trunk = Trunk([width] * (hidden + 1) + [outputs])
+        self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
         nn.init.zeros_(self.trunk[-1].weight)
         nn.init.zeros_(self.trunk[-1].bias)
 

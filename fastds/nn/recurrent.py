@@ -137,14 +137,14 @@ class ConvLSTMCell(nn.Module):
 class ConvGRUCell(nn.Module):
     """Convolutional GRU cell with 3x3 kernels, which resets the state before the convolution of the candidate.
 
-        [z r] = sigmoid(conv3x3([x; h]) + bias);  n = act(conv3x3([x; r h]) + bias)
+        [z r] = sigmoid(conv3x3([x; h]) + bias);  n = activation(conv3x3([x; r h]) + bias)
         h' = w h + (1 - w) n,  w = z or 1 - z
 
     Args:
         in_channels: int, C, channels of x.
         hidden_channels: int, channels of h.
         keep: "z" or "1-z", the weight w of the old state.
-        act: "tanh" or "leaky_relu", activation of the candidate.
+        activation: "tanh" or "leaky_relu", activation of the candidate.
         negative_slope: float >= 0, slope of leaky_relu.
 
     Raises:
@@ -156,16 +156,22 @@ class ConvGRUCell(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        *,
+        keep: str = "z",
+        activation: str = "tanh",
+        negative_slope: float = 0.2,
     ):
         super().__init__()
         if keep not in ("z", "1-z"):
             raise ValueError(f"keep must be 'z' or '1-z', got {keep!r}")
-        if act not in ("tanh", "leaky_relu"):
-            raise ValueError(f"act must be 'tanh' or 'leaky_relu', got {act!r}")
+        if activation not in ("tanh", "leaky_relu"):
+            raise ValueError(f"activation must be 'tanh' or 'leaky_relu', got {activation!r}")
         check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
-        self.options = {"keep": keep, "act": act, "negative_slope": negative_slope}
+        self.options = {"keep": keep, "activation": activation, "negative_slope": negative_slope}
         self.gates = Conv3x3(in_channels + hidden_channels, 2 * hidden_channels)
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
@@ -200,7 +206,7 @@ class ConvGRUCell(nn.Module):
         return torch.stack(states, 1), states[-1]
 
     def extra_repr(self) -> str:
-        return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
+        return f"keep={self.options['keep']!r}, activation={self.options['activation']!r}"
 
 
 def run_gru(
@@ -214,7 +220,7 @@ def run_gru(
         x: (T*B, C, H, W), folded by fold_time.
         h: (B, hidden, H, W), or None for zeros.
         times: T.
-        **options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
+        **options: keep, activation and negative_slope of fastds.ops.conv_gru_cell.
 
     Returns:
         list of the T states.

@@ -169,7 +169,7 @@ def test_errors(backend, gpu):
 @pytest.mark.parametrize("modulated, based", [(True, True), (False, False)], ids=["mask_base", "plain"])
 def test_guided_deform_conv_agrees_with_the_cpu(modulated, based, device):
     """One kernel on the GPU, composed of deform_conv2d on the CPU; float32, then bfloat16 under autocast."""
-    module = GuidedDeformConv2d(16, 16, 2, modulated=modulated)
+    module = GuidedDeformConv2d(16, 16, offset_groups=2, modulated=modulated)
     torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.1)
     x, guide = (torch.randn(2, 16, 9, 11).to(memory_format=torch.channels_last) for _ in range(2))
     base = torch.randn(2, 2, 9, 11) if based else None

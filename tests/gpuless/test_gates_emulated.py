@@ -22,12 +22,12 @@ PASSES = {
     "lstm_gates": (lstm_gates, (4, 1), {}),
     "memory_gates": (memory_gates, (3, 1), {}),
     "st_lstm_gates": (st_lstm_gates, (4, 1), {}),
-    "memory_gates_tanh": (memory_gates, (3, 1), {"state_act": "tanh"}),
+    "memory_gates_tanh": (memory_gates, (3, 1), {"state_activation": "tanh"}),
     "output_gate": (output_gate, (1, 1), {}),
-    "output_gate_tanh": (output_gate, (1, 1), {"act": "tanh"}),
+    "output_gate_tanh": (output_gate, (1, 1), {"activation": "tanh"}),
     "gru_reset": (gru_reset, (1, 1, 1), {}),
     "gru_update": (gru_update, (1, 1, 1), {"keep": "1-z"}),
-    "gru_update_leaky": (gru_update, (1, 1, 1), {"act": "leaky_relu"}),
+    "gru_update_leaky": (gru_update, (1, 1, 1), {"activation": "leaky_relu"}),
     "traj_gru_gates": (traj_gru_gates, (3, 3, 1), {}),
 }
 WIDE = {"lstm_gates", "st_lstm_gates", "memory_gates", "memory_gates_tanh", "output_gate", "output_gate_tanh"}
@@ -88,7 +88,7 @@ def test_slices_and_several_blocks(emulated, name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-LEAKY = {"keep": "1-z", "act": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
+LEAKY = {"keep": "1-z", "activation": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
 
 
 @pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)

@@ -66,7 +66,7 @@ def test_inr_query_points_wrap_and_cells(ensemble):
     agree(maps, where, trunk, keywords | {"cell": torch.rand(2, 19, 2), "edge": ("wrap", "wrap")})
     bare = {k: v for k, v in keywords.items() if k in ("ensemble", "heads", "dk")}
     shared = from_index(torch.rand(7, 2) * 3, SOURCE)
-    agree(maps, shared, trunk, bare | {"act": "none"})
+    agree(maps, shared, trunk, bare | {"activation": "none"})
 
 
 def test_zero_weight_corners_are_ignored():

@@ -379,15 +379,17 @@ class PredRNNPP(Cell):
         shares = convolve(x, weight, torch.cat([conv.bias for conv in convs])).split([3 * n, 3 * n, n], 1)
         c = memory_gates(self._convolve_rest(self.temporal, h, c, shares[0]), c)
         forget = self.forget(m.to(x.dtype))
-        m = memory_gates(self._convolve_rest(self.spatial, c, m, shares[1]), forget.to(m.dtype), state_act="tanh")
+        m = memory_gates(
+            self._convolve_rest(self.spatial, c, m, shares[1]), forget.to(m.dtype), state_activation="tanh"
+        )
         gate = self._convolve_rest(self.output, c, m, shares[2])
-        h = output_gate(gate, self.mix(c.to(x.dtype), m.to(x.dtype)), act="tanh")
+        h = output_gate(gate, self.mix(c.to(x.dtype), m.to(x.dtype)), activation="tanh")
         return h, (h, c, z), m
 
     def _convolve_rest(self, conv: Conv3x3, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         """Convolve [x; a; b], given the contribution of x."""
         dtype = share.dtype
-        return convolve(a.to(dtype), conv.weight[:, self.channels :], x2=b.to(dtype), residual=share)
+        return convolve(a.to(dtype), conv.weight[:, self.channels :], second_input=b.to(dtype), residual=share)
 
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
@@ -476,7 +478,7 @@ class PredRNNV2(PredRNN):
 def _convolve(x: Tensor, x2: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve [x; x2] with weight and bias. x2 is None for zeros."""
     weight = slice_first_source(weight, x) if x2 is None else weight
-    return convolve(x, weight, bias, x2=x2 if x2 is None else x2.to(x.dtype))
+    return convolve(x, weight, bias, second_input=x2 if x2 is None else x2.to(x.dtype))
 
 
 class MemoryInMemory(nn.Module):

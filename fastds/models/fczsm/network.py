@@ -32,7 +32,7 @@ class FeatureExtractor(nn.Module):
         return apply_in_chunks(self.run_layers, x, channels=self.conv.out_channels)
 
     def run_layers(self, x: Tensor) -> Tensor:
-        return self.blocks(self.conv(x, act="leaky_relu"))
+        return self.blocks(self.conv(x, activation="leaky_relu"))
 
 
 class Interpolation(nn.Module):
@@ -94,7 +94,7 @@ class Reconstruction(nn.Module):
     def __init__(self, features: int, head_features: int, out_channels: int, blocks: int, scale: int):
         super().__init__()
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
-        self.up = PixelShuffleUpsample(features, head_features, scale)
+        self.up = PixelShuffleUpsample(features, head_features, upscale_factor=scale)
         self.hidden = Conv3x3(head_features, head_features)
         self.last = Conv3x3(head_features, out_channels)
 
@@ -108,11 +108,11 @@ class Reconstruction(nn.Module):
         return torch.cat([self.run_head_in_bands(self.blocks(frame)) for frame in x.split(1)])
 
     def run_head(self, z: Tensor) -> Tensor:
-        return self.last(self.hidden(self.up(z), act="leaky_relu"))
+        return self.last(self.hidden(self.up(z), activation="leaky_relu"))
 
     def run_head_in_bands(self, z: Tensor) -> Tensor:
         """Apply the head to one frame in bands of rows, so that no full feature map exists at the fine resolution."""
-        r = self.up.scale
+        r = self.up.upscale_factor
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []
         for first, last, start, stop in split_rows(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_HALO):

@@ -45,8 +45,8 @@ class LTEDecoder(LocalDecoder):
     ):
         super().__init__(padding_mode)
         self.compat = compat
-        self.amplitude = PaddedConv3x3(channels, width, padding_mode)
-        self.frequency = PaddedConv3x3(channels, width, padding_mode)
+        self.amplitude = PaddedConv3x3(channels, width, padding_mode=padding_mode)
+        self.frequency = PaddedConv3x3(channels, width, padding_mode=padding_mode)
         self.phase = nn.Parameter(torch.empty(width // 2, 2).uniform_(-(0.5**0.5), 0.5**0.5))
         self.trunk = Trunk([width] * (hidden + 1) + [outputs])
 
@@ -76,8 +76,8 @@ class MetaSRDecoder(LocalDecoder):
         self.outputs, self.width = outputs, width
         self.first = nn.Linear(3, width)
         bound = width**-0.5
-        self.kernels = PaddedConv3x3(channels, outputs * width, padding_mode)
-        self.constant = PaddedConv3x3(channels, outputs, padding_mode)
+        self.kernels = PaddedConv3x3(channels, outputs * width, padding_mode=padding_mode)
+        self.constant = PaddedConv3x3(channels, outputs, padding_mode=padding_mode)
         for parameter in (self.kernels.weight, self.constant.weight):
             nn.init.uniform_(parameter, -bound, bound)
         # The convolutions hold W2 and b2 of the published network, which has no further biases.

@@ -298,7 +298,7 @@ def convolve_any_stride(x: Tensor, weight: Tensor, bias: Tensor, stride: int, ac
         act: None or "relu".
     """
     if stride == 1:
-        return conv3x3(x, weight, bias, act=act)
+        return conv3x3(x, weight, bias, activation=act)
     y = strided_conv3x3(x, weight, bias, stride)
     return y if act is None else F.relu(y)
 
@@ -583,7 +583,7 @@ def apply_conv_norm(conv: MixedConv, norm: nn.Module | None, x: Tensor, act: str
         act: None or "relu".
     """
     if norm is None:
-        return conv(x, act=act)
+        return conv(x, activation=act)
     if isinstance(norm, nn.BatchNorm2d) and not norm.training:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return conv(x, scale, norm.bias - norm.running_mean * scale, act)
