@@ -211,7 +211,7 @@ def _run_finetune(options) -> None:
     chosen = _collect_options(
         options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READ_OPTIONS)
     )
-    best = finetune(options.model, options.data, options.output, progress=True, **chosen)
+    best = finetune(options.model, options.data, output=options.output, progress=True, **chosen)
     print("\n".join(filter(None, [format_scores(best), format_comparison(best), f"wrote {best}"])))
 
 

@@ -30,10 +30,10 @@ def inputs(shape, dtype=torch.float32, layout=torch.channels_last, grad=True):
     return [t.requires_grad_(grad) for t in tensors]
 
 
-def oracle(x, h, gates, gates_bias, candidate, candidate_bias, keep="z", act="tanh", negative_slope=0.2):
+def oracle(x, h, gates, gates_bias, candidate, candidate_bias, keep="z", activation="tanh", negative_slope=0.2):
     z, r = F.conv2d(torch.cat([x, h], 1), gates, gates_bias, padding=1).sigmoid().chunk(2, 1)
     n = F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1)
-    n = n.tanh() if act == "tanh" else F.leaky_relu(n, negative_slope)
+    n = n.tanh() if activation == "tanh" else F.leaky_relu(n, negative_slope)
     return z * h + (1 - z) * n if keep == "z" else (1 - z) * h + z * n
 
 

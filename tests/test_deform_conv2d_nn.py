@@ -113,7 +113,7 @@ def test_guided_keeps_channels_last():
 
 
 def test_guided_refuses():
-    with pytest.raises(ValueError, match="offset_groups must divide channels, got 3 groups and 16 channels"):
+    with pytest.raises(ValueError, match="offset_groups must divide in_channels, got 3 groups and 16 channels"):
         GuidedDeformConv2d(16, 16, offset_groups=3)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         GuidedDeformConv2d(16, 16, offset_groups=2, kernel_size=2)

@@ -71,7 +71,7 @@ def test_convolutions_with_epilogues(kind, name):
     theirs = {"act": options.get("activation"), "slope": options.get("negative_slope", 0.1)}
     assert_equal_with_gradients(
         conv,
-        lambda: conv(x, x2, residual, **options),
+        lambda: conv(x, x2, residual=residual, **options),
         lambda: by_torch(conv, x, x2, residual, shuffle=options.get("upscale_factor", 1), **theirs),
         x, x2, residual,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_broadcasting_operands_are_rejected(layer, size):
     x = torch.ones(2, 4, 7, 7)
     for call, words in (
         (lambda: layer(x[:, :3]), r"^x has 3 channels, weight takes 4: weight has shape .*, expected \(6, 3,"),
-        (lambda: layer(x, x[:, :1]), r"^x and x2 have 5 channels, weight takes 4: "),
+        (lambda: layer(x, x[:, :1]), r"^x and second_input have 5 channels, weight takes 4: "),
         (lambda: layer(x[:, :2], x[:, 2:, :1, :1]), r"second_input has shape \(2, 2, 1, 1\), expected \(2, 2, 7, 7\)"),
         (lambda: layer(x, residual=torch.ones(1, 6, 1, 1)), rf"expected \(2, 6, {size}, {size}\)"),
         (
@@ -261,14 +261,14 @@ def test_sub_pixel_by_torch(scale, steps):
             y = by_torch(conv, y, act="leaky_relu", shuffle=r)
         return y * 1.0
 
-    assert layer(x).shape == (2, 3 if scale == 1 else 2, 5 * scale, 6 * scale) and layer.scale == scale
+    assert layer(x).shape == (2, 3 if scale == 1 else 2, 5 * scale, 6 * scale) and layer.upscale_factor == scale
     assert_equal_with_gradients(layer, lambda: layer(x) * 1.0, theirs, x)
 
 
 def test_sub_pixel_rejects_invalid_arguments():
     with pytest.raises(ValueError, match="upscale_factor must be 1, 2, 3 or 4, got 5"):
         PixelShuffleUpsample(3, 3, upscale_factor=5)
-    with pytest.raises(ValueError, match="out_channels must equal channels for scale 1, got 2 and 3"):
+    with pytest.raises(ValueError, match="out_channels must equal in_channels for upscale_factor 1, got 2 and 3"):
         PixelShuffleUpsample(3, 2, upscale_factor=1)
 
 

@@ -266,7 +266,14 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, size, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution (B, O, H, W) of x (B, C, H, W)."""
+        """Apply the convolution.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, O, H, W).
+        """
         if type(x) is Proxy and x.tracer.root is not self:
             return record_layer(self, x)
         return conv2d(x, self.weight, self.bias, groups=self.groups)
@@ -406,7 +413,14 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + conv2(relu(conv1(x))), with the shape of x."""
+        """Return x + conv2(relu(conv1(x))).
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, C, H, W).
+        """
         return self.conv2(self.conv1(x, activation="relu"), residual=x)
 
 
@@ -444,7 +458,14 @@ class PixelShuffleUpsample(nn.Module):
         self.convs = nn.ModuleList(Conv3x3(in_channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, C, H, W) at r times the resolution, (B, O, r*H, r*W)."""
+        """Upsample feature maps.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, O, r*H, r*W).
+        """
         for conv, r in zip(self.convs, self.steps, strict=True):
             x = conv(x, activation="leaky_relu", upscale_factor=r)
         return x

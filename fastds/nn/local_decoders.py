@@ -223,7 +223,14 @@ class LocalEnsembleDecoder(LocalDecoder):
         self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Return the maps (B, width, H, W) of features (B, C, H, W)."""
+        """Compute the maps that inr_query evaluates.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            (B, width, H, W).
+        """
         return self.local(features)
 
     def options(self) -> dict[str, Any]:
@@ -282,7 +289,14 @@ class LocalAttentionDecoder(LocalDecoder):
         nn.init.zeros_(self.trunk[-1].bias)
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Return the maps of features (B, C, H, W) for inr_query."""
+        """Compute the maps that inr_query evaluates.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            (B, M, H, W), the contents P, then the slopes, keys and contents of q, if there are any.
+        """
         maps = [self.local(features)]
         if self.slopes is not None:
             maps.append(self.slopes(features))

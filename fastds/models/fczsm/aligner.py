@@ -21,7 +21,7 @@ class FeaturePyramid(nn.Module):
     """Three-level feature pyramid: L1 = x; L2 = act(conv(act(conv_stride2(L1)))); L3 is computed from L2 in the same
     way.
 
-    The activation is leaky ReLU with slope 0.1.
+    The activation act is leaky ReLU with slope 0.1.
     """
 
     levels = LEVELS
@@ -82,19 +82,19 @@ class _AlignLevel(nn.Module):
         self.deform = GuidedDeformConv2d(features, features, offset_groups=groups, modulated=modulated)
         self.plain = plain
 
-    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None, act: str | None = None) -> Tensor:
+    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None, activation: str | None = None) -> Tensor:
         """Deform a source feature map.
 
         Args:
             source: (B, n, h, w). None stands for a zero map, whose result is the bias whatever the offsets.
             guide: features from which offsets and mask are computed.
             base: base offsets or None.
-            act: activation or None.
+            activation: activation or None.
         """
         if source is None:
             bias = self.deform.bias.to(guide.dtype).reshape(1, -1, 1, 1)
-            return activate_(bias.clone(), act).expand_as(guide)
-        return self.deform(source, guide, base, activation=act)
+            return activate_(bias.clone(), activation).expand_as(guide)
+        return self.deform(source, guide, base, activation=activation)
 
 
 class DirectionalAligner(nn.Module):
@@ -197,8 +197,10 @@ class DirectionalAligner(nn.Module):
             level = self.levels[number]
             if aligned is None:
                 offset_features = level.guide_mix(guides[number], activation="leaky_relu")
-                act = None if level.plain else "leaky_relu"
-                aligned = level.warp(_expand_batch(source[number], offset_features), offset_features, base[number], act)
+                activation = None if level.plain else "leaky_relu"
+                aligned = level.warp(
+                    _expand_batch(source[number], offset_features), offset_features, base[number], activation
+                )
                 continue
             if source[number] is not None:
                 mixed = level.guide_mix(guides[number], upsample2(2 * offset_features), activation="leaky_relu")
