@@ -155,7 +155,7 @@ def set_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> dic
 @contextlib.contextmanager
 def _defer_signals() -> Iterator[None]:
     """Context manager: postpone signals that install_signal_handlers handles until the end of the block."""
-    global _held
+    global _deferred
     _deferred = []
     try:
         yield

@@ -2,6 +2,7 @@
 """Convolutions with a fused epilogue, and blocks of them."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def convolve(
     """
     if type(x) is Proxy:
         return record_op(convolve, locals())
-    options = {
+    options: dict[str, Any] = {
         "second_input": second_input,
         "residual": residual,
         "activation": activation,
@@ -102,7 +103,8 @@ def get_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
             hook(layer, ())
-    return layer.weight, layer.bias
+    parameters: Any = layer  # attributes of an nn.Module are Tensor or Module to type checkers
+    return parameters.weight, parameters.bias
 
 
 class _Conv(nn.Module):
@@ -148,7 +150,7 @@ class _Conv(nn.Module):
         Returns:
             (B, O/r^2, r*H/s, r*W/s), channels_last, with stride s.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(
                 self,
                 x,
@@ -262,8 +264,9 @@ class Conv2d(nn.Conv2d):
                 raise ValueError(f"{name} must be 1, got {value!r}")
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros', got {padding_mode!r}")
-        options = {"padding": size // 2, "groups": groups, "bias": bias, "device": device, "dtype": dtype}
-        super().__init__(in_channels, out_channels, size, **options)
+        super().__init__(
+            in_channels, out_channels, size, padding=size // 2, groups=groups, bias=bias, device=device, dtype=dtype
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the convolution.
@@ -274,7 +277,7 @@ class Conv2d(nn.Conv2d):
         Returns:
             (B, O, H, W).
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x)
         return conv2d(x, self.weight, self.bias, groups=self.groups)
 
@@ -292,7 +295,7 @@ class PaddedConv3x3(Conv3x3):
         super().__init__(in_channels, out_channels)
         self.padding_mode = padding_mode
 
-    def forward(
+    def forward(  # type: ignore[override]  # there is no second input
         self, x: Tensor, *, residual: Tensor | None = None, activation: str | None = None, upscale_factor: int = 1
     ) -> Tensor:
         """Return pixel_shuffle(activation(conv(x) + bias + residual)).
@@ -306,15 +309,17 @@ class PaddedConv3x3(Conv3x3):
         Returns:
             (B, O/r^2, r*H, r*W), channels_last.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, residual=residual, activation=activation, upscale_factor=upscale_factor)
-        options = {
-            "residual": residual,
-            "activation": activation,
-            "upscale_factor": upscale_factor,
-            "padding_mode": self.padding_mode,
-        }
-        return conv3x3(x, self.weight, self.bias, **options)
+        return conv3x3(
+            x,
+            self.weight,
+            self.bias,
+            residual=residual,
+            activation=activation,
+            upscale_factor=upscale_factor,
+            padding_mode=self.padding_mode,
+        )
 
 
 class MultiInputConv3x3(nn.Module):
@@ -361,10 +366,10 @@ class MultiInputConv3x3(nn.Module):
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return sum_k conv3x3(sources[k]) + residual, (B, O, H, W)."""
-        if type(sources[0]) is Proxy and sources[0].tracer.root is not self:
+        if type(sources[0]) is Proxy and sources[0].tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, *sources, residual=residual)
         bias = self.sum_biases()
-        sources = [x.to(sources[0].dtype) for x in sources]
+        sources = tuple(x.to(sources[0].dtype) for x in sources)
         if len(sources) <= 2:
             return convolve(
                 sources[0], self.weight, bias, second_input=sources[1] if sources[1:] else None, residual=residual
@@ -374,6 +379,7 @@ class MultiInputConv3x3(nn.Module):
             weight = torch.cat(parts[k : k + 2], 1)
             second_input = sources[k + 1] if k + 1 < len(sources) else None
             y = convolve(sources[k], weight, bias if k == 0 else None, second_input=second_input, residual=y)
+        assert y is not None  # there are at least three sources
         return y
 
     def extra_repr(self) -> str:
@@ -410,6 +416,7 @@ class ResidualBlock(nn.Module):
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, a=0, mode="fan_in")
             conv.weight.data.mul_(0.1)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:

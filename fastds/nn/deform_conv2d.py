@@ -85,7 +85,7 @@ class DeformConv2d(nn.Module):
         Returns:
             (B, O, H', W').
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, offset, mask)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
@@ -150,7 +150,7 @@ class GuidedDeformConv2d(nn.Module):
         """Initialize the weight uniformly within +-1/sqrt(C*K), the bias and the convolution for the offsets to 0."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
-        for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
+        for parameter in (self.bias, *self.conv_offset_mask.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(
@@ -171,7 +171,7 @@ class GuidedDeformConv2d(nn.Module):
         Raises:
             ValueError: another activation, or another shape of base_offset.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, guide, base_offset=base_offset, activation=activation)
         if activation not in (None, "leaky_relu"):
             raise ValueError(f"activation must be None or 'leaky_relu', got {activation!r}")
@@ -186,6 +186,7 @@ class GuidedDeformConv2d(nn.Module):
         # not map new pages for them in each call.
         split = 2 * self.offset_groups * self.kernel_size**2
         weight, bias = get_parameters(self.conv_offset_mask)
+        assert bias is not None
         offset = convolve(guide, weight[:split], bias[:split])
         mask = None
         if self.modulated:

@@ -3,7 +3,7 @@
 pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Trunk(nn.ModuleList):
 
     def get_layers(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Return (weight, bias) of each layer; gain (O,) multiplies the outputs of the last layer."""
-        pairs = [get_parameters(layer) for layer in self]
+        pairs: list[Any] = [get_parameters(layer) for layer in self]
         if gain is not None:
             pairs[-1] = (pairs[-1][0] * gain[:, None], pairs[-1][1] * gain)
         return pairs
@@ -59,6 +59,9 @@ class LocalDecoder(nn.Module):
     Args:
         padding_mode: str, "replicate", "circular_x" or "zeros".
     """
+
+    trunk: Any  # a Trunk, in subclasses that use the default query
+    prepare: Callable[..., Tensor]  # prepare(features) of a subclass
 
     def __init__(self, padding_mode: str):
         super().__init__()
@@ -90,7 +93,7 @@ class LocalDecoder(nn.Module):
             TypeError: `where` has another type.
             ValueError: as fastds.ops.inr_query.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, where, cell=cell, skip=skip, mask=mask)
         size = where if isinstance(where, tuple | list | torch.Size) else None
         edge = ("clamp", "wrap") if self.padding_mode == "circular_x" else CLAMPED
@@ -103,7 +106,7 @@ class LocalDecoder(nn.Module):
             raise TypeError(f"where is {add_article(type(where).__name__)}, expected {kinds}")
         cell = self._cell(x, where) if cell is None else cell
         y = self.query(self.prepare(x), where, cell, skip, edge, mask)
-        return y if size is None else y.unflatten(1, where.size).permute(0, 3, 1, 2)
+        return y if size is None else y.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
     @staticmethod
     def _cell(x: Tensor, where: GridSpec | PointSpec) -> Tensor:
@@ -218,7 +221,7 @@ class LocalEnsembleDecoder(LocalDecoder):
         self.offset = nn.Parameter(torch.empty(width, 2))
         self.cell = nn.Parameter(torch.empty(width, 2))
         bound = (9 * in_channels + 4) ** -0.5  # that of one linear layer over the unfolded features
-        for parameter in (self.local.weight, self.local.bias, self.offset, self.cell):
+        for parameter in (*self.local.parameters(), self.offset, self.cell):
             nn.init.uniform_(parameter, -bound, bound)
         self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
 
@@ -306,7 +309,12 @@ class LocalAttentionDecoder(LocalDecoder):
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of inr_query that do not depend on the query points."""
-        options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
+        options: dict[str, Any] = {
+            "feature": self.feature,
+            "rho_w": self.offset,
+            "cell_w": self.cell,
+            "ensemble": "early_area",
+        }
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}
             options["rho_bias"] = self.offset_bias

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the public interface: all public functions are annotated, and mypy accepts a user's program."""
+"""Types of the public interface: signatures of public functions, and mypy on the package and a user's program."""
 
 import importlib
 import inspect
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,20 @@ def test_public_functions_have_explicit_parameters():
     assert not failures, "\n".join(failures)
 
 
-def test_user_program_passes_mypy():
+def test_package_and_user_program_pass_mypy():
+    """mypy accepts fastds, except the modules that pyproject.toml lists as not yet clean, and tests/typing."""
     pytest.importorskip("mypy", reason="mypy belongs to the extra test")
-    program = ROOT / "tests" / "typing" / "users_program.py"
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "--config-file", ROOT / "pyproject.toml", program],
+        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "--config-file", ROOT / "pyproject.toml"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_modules_without_type_checks_exist():
+    overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    (unchecked,) = (entry["module"] for entry in overrides if entry.get("ignore_errors"))
+    files = {name: ROOT / Path(*name.split(".")) for name in unchecked}
+    gone = [n for n, path in files.items() if not (path.with_suffix(".py").exists() or (path / "__init__.py").exists())]
+    assert not gone, gone
+    assert unchecked == sorted(unchecked)

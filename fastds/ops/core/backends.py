@@ -37,7 +37,7 @@ def _check_name(name: str, where: str) -> str:
 
 _requested = os.environ.get("FASTDS_BACKEND")
 _forced = ProcessSetting(_check_name(_requested, "FASTDS_BACKEND") if _requested else None)
-_warned = set()
+_warned: set[str] = set()
 
 
 @contextmanager
