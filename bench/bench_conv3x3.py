@@ -98,7 +98,7 @@ def build(peer, case, mode, dtype):
     def run():
         with torch.no_grad():
             if peer == "fastds":
-                extras = {"residual": residual, "act": "leaky_relu"} if mode == "fused" else {}
+                extras = {"residual": residual, "activation": "leaky_relu"} if mode == "fused" else {}
                 return conv3x3(x, weight, bias, **extras)
             y = F.conv2d(x, weight, bias, padding=1)
             return F.leaky_relu_(y.add_(residual), 0.1) if mode == "fused" else y

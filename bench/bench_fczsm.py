@@ -68,7 +68,10 @@ def make_forward(peer: str, model: FCZSM, dtype: torch.dtype):
         algorithm = "direct" if peer == "fastds direct" else "auto"
 
         def run(x):
-            with fastds.convolution(algorithm), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with (
+                fastds.use_conv_algorithm(algorithm),
+                torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+            ):
                 return model(x)
 
         return run

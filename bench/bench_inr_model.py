@@ -23,7 +23,7 @@ FLOPS = {
     + 2 * (3 * 128 * 128 + 128 * 4) * SCALE**2 * SOURCE[0] * SOURCE[1],
 }
 FLOPS["together"] = FLOPS["encoder"] + FLOPS["decoder"]
-PEERS = {"fastds": contextlib.nullcontext, "eager": lambda: fastds.backend("reference")}
+PEERS = {"fastds": contextlib.nullcontext, "eager": lambda: fastds.use_backend("reference")}
 
 
 def make_network(dtype):

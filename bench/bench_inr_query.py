@@ -107,7 +107,7 @@ def convolve_first_layer(x, w, b):
 
 def build_liif(case, dtype, device="cpu"):
     """Build the LIIF decoder of fastds, whose first layer is a convolution of the rows that the queries need."""
-    decoder = LocalEnsembleDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
+    decoder = LocalEnsembleDecoder(CHANNELS, OUTPUTS, padding_mode="zeros", width=HIDDEN)
     (w, b), *layers = make_liif_layers()
     decoder.local.weight.data, decoder.local.bias.data = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).contiguous(), b
     decoder.offset.data, decoder.cell.data = w[:, -4:-2], w[:, -2:]

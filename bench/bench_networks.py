@@ -147,7 +147,7 @@ def make_forward(peer: str, model: torch.nn.Module):
     module = build_signature(model, **get_step_options(model)).module
 
     def run_reference(*inputs):
-        with fastds.backend("reference"), fastds.convolution("direct"):
+        with fastds.use_backend("reference"), fastds.use_conv_algorithm("direct"):
             return module(*inputs)
 
     return run_reference

@@ -83,7 +83,7 @@ def list_calls() -> dict[str, Call]:
         "null_op": Call(ops.null_op, torch.clone, [x]),
         "conv3x3": Call(ops.conv3x3, lambda x, w, b: F.conv2d(x, w, b, padding=1), [x, three, bias]),
         "conv3x3 + residual + leaky_relu": Call(
-            lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, act="leaky_relu"), add_leaky, [x, three, bias, h]
+            lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, activation="leaky_relu"), add_leaky, [x, three, bias, h]
         ),
         "conv1x1": Call(ops.conv1x1, F.conv2d, [x, one, bias]),
         "conv2d 5x5": Call(ops.conv2d, lambda x, w, b: F.conv2d(x, w, b, padding=2), [x, five, bias]),

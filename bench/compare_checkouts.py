@@ -80,7 +80,7 @@ def serve() -> None:
     """
     import fastds
 
-    fastds.keep_freed_memory()
+    fastds.memory.set_malloc_retention()
     built, run = None, None
     for line in sys.stdin:
         name, number = request = json.loads(line)

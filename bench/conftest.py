@@ -27,7 +27,7 @@ from fastds.ops.core import native  # noqa: E402
 # Otherwise rows with large outputs measure page faults. Peak memory is measured in processes that return freed memory.
 KEEPS_FREED_MEMORY = memory.get_unsupported_reason() is None
 if KEEPS_FREED_MEMORY:
-    memory.keep_freed_memory()
+    memory.set_malloc_retention()
 
 CEILINGS = pytest.StashKey[dict]()
 OTHER_ROWS = pytest.StashKey[list]()

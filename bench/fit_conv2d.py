@@ -134,7 +134,7 @@ def main() -> None:
     if options.avx2:
         limit_to_avx2()
     interleaved_timing.SECONDS, interleaved_timing.MIN_TURNS = 0.03, 2
-    fastds.keep_freed_memory()
+    fastds.memory.set_malloc_retention()
     for dtype in options.dtypes:
         torch_dtype = getattr(torch, dtype)
         print(f"    ({cpu_profile(native.get_module().isa(), torch_dtype)!r}, {dtype!r}): {{")

@@ -58,9 +58,9 @@ def count_calls(run: Callable[[], Tensor]) -> tuple[Counter, Counter]:
     The algorithm of convolutions is "direct", because "auto" selects the convolution of torch or of fastds by the
     processor.
     """
-    with fastds.convolution("direct"), Calls() as forward:
+    with fastds.use_conv_algorithm("direct"), Calls() as forward:
         loss = run()
-    with fastds.convolution("direct"), Calls() as backward:
+    with fastds.use_conv_algorithm("direct"), Calls() as backward:
         loss.backward()
     return forward.counts, backward.counts
 

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=bench_fczsm.SIZES["forward"], help="pixels each way; default 200")
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
-    fastds.keep_freed_memory()
+    fastds.memory.set_malloc_retention()
     bench_fczsm.SIZES["forward"] = options.size
     dtype = getattr(torch, options.dtype)
     peak, bandwidth = measure_matmul_rate(dtype), measure_copy_rate()

@@ -32,7 +32,7 @@ from bench.machine import describe_cpu_run
 from bench.report import RATIO_COLUMNS, SLOW, format_table, summarize_ratios
 from bench.result_files import save_sweep
 from bench.torch_cells import compute_gru_cell, compute_lstm, compute_lstm_cell
-from fastds import keep_freed_memory, ops
+from fastds import ops, set_malloc_retention
 
 MAX_NUMBERS = 1 << 23  # in one tensor
 MAX_FLOPS = 3e10
@@ -107,7 +107,7 @@ def draw_conv3x3(rng: random.Random) -> Case:
         return y if act is None else F.relu(y) if act == "relu" else F.leaky_relu(y, 0.1)
 
     text = f"({batch},{inputs},{height},{width}) -> {outputs}, {act}"
-    return Case(text, tensors, lambda *t: ops.conv3x3(*t, act=act), {"torch": peer, "torch channels_last": peer})
+    return Case(text, tensors, lambda *t: ops.conv3x3(*t, activation=act), {"torch": peer, "torch channels_last": peer})
 
 
 def draw_conv1x1(rng: random.Random) -> Case:
@@ -128,7 +128,7 @@ def draw_conv1x1(rng: random.Random) -> Case:
         return Case(text, (x, weight, bias), ops.conv1x1, {"torch": F.conv2d, "torch channels_last": F.conv2d})
 
     def own(x, x2, weight, bias):
-        return ops.conv1x1(x, weight, bias, x2=x2)
+        return ops.conv1x1(x, weight, bias, second_input=x2)
 
     def summed(x, x2, weight, bias):
         return F.conv2d(x, weight[:, :inputs], bias) + F.conv2d(x2, weight[:, inputs:])
@@ -448,7 +448,7 @@ def main() -> None:
     if options.avx2:
         limit_to_avx2()
     interleaved_timing.SECONDS = options.seconds
-    keep_freed_memory()
+    set_malloc_retention()
     load, dtype = os.getloadavg()[0], getattr(torch, options.dtype)
     rounds = [measure_all(options.op, options.shapes, options.seed, dtype) for _ in range(options.rounds)]
     rows = [sorted(same, key=lambda r: r["ratio"])[len(same) // 2] for same in zip(*rounds, strict=True)]

@@ -18,20 +18,18 @@ if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
 
 if TYPE_CHECKING:
     from fastds import ops
-    from fastds.memory import keep_freed_memory
     from fastds.models.graph import compile_graph
-    from fastds.ops.core.backends import backend
+    from fastds.ops.core.backends import use_backend
     from fastds.ops.explain import explain
-    from fastds.ops.impl.conv3x3.algorithm import convolution
+    from fastds.ops.impl.conv3x3.algorithm import use_conv_algorithm
     from fastds.tasks.api import downscale, evaluate, nowcast, predict, query
     from fastds.tasks.export import export
     from fastds.tasks.fit import fit
 
 # Functions, imported at first use.
-_mixins.register_function("backend", "fastds.ops.core.backends:backend")
-_mixins.register_function("convolution", "fastds.ops.impl.conv3x3.algorithm:convolution")
+_mixins.register_function("use_backend", "fastds.ops.core.backends:use_backend")
+_mixins.register_function("use_conv_algorithm", "fastds.ops.impl.conv3x3.algorithm:use_conv_algorithm")
 _mixins.register_function("explain", "fastds.ops.explain:explain")
-_mixins.register_function("keep_freed_memory", "fastds.memory:keep_freed_memory")
 _mixins.register_function("export", "fastds.tasks.export:export")
 _mixins.register_function("compile_graph", "fastds.models.graph:compile_graph")
 _mixins.register_function("fit", "fastds.tasks.fit:fit")
@@ -51,12 +49,12 @@ _run_after_import("xarray", _accessor.register_accessor)
 _run_after_import("torch", _register_ops)
 
 __all__ = [
-    "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",
-    "fit", "keep_freed_memory", "load", "nowcast", "ops", "predict", "query",
+    "__version__", "compile_graph", "downscale", "evaluate", "explain", "export",
+    "fit", "load", "nowcast", "ops", "predict", "query", "use_backend", "use_conv_algorithm",
 ]  # fmt: skip
 
 _SUBPACKAGES = {
-    "data", "metrics", "models", "nn", "ops", "plot", "report", "studies", "tasks",
+    "data", "memory", "metrics", "models", "nn", "ops", "plot", "report", "studies", "tasks",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def is_number(value: object) -> bool:
 
 
 def is_whole_number(value: object) -> bool:
-    return is_number(value) and float(value).is_integer()
+    return isinstance(value, Real) and is_number(value) and float(value).is_integer()
 
 
 def _is_text(value: object) -> bool:
@@ -59,8 +59,9 @@ def _make_sequence_check(check: Callable[[object], bool], count: int | None = No
     """
 
     def passes(value: object) -> bool:
-        several = isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1
-        return several and (count is None or len(value) == count) and all(map(check, value))
+        if not isinstance(value, list | tuple | np.ndarray) or np.ndim(value) != 1:
+            return False
+        return (count is None or len(value) == count) and all(map(check, value))
 
     return passes
 

@@ -8,13 +8,14 @@ imported at first use.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from fastds.data.reading import InputData
 
 _LOCATIONS: dict[str, str] = {}
 
@@ -40,155 +41,159 @@ def get_function(verb: str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-class DownscaleOptions(TypedDict, total=False):
-    """Keyword arguments of fastds.downscale."""
-
-    var: str | None
-    scale: float | None
-    grid: float | None
-    like: xr.Dataset | str | os.PathLike | None
-    time_factor: int | None
-    static: xr.Dataset | list[str] | None
-    dynamics: Mapping[str, Any] | str | None
-    coarsened: str | None
-    level: float | None
-    members: int | None
-    seed: int | None
-    smooth: bool
-    z_r: tuple[float, float] | None
-    tile: int | None
-    halo: int | None
-    missing: float | None
-    units: str | None
-    start: str | None
-    stop: str | None
-    threads: int | None
-    precision: str | None
-    device: str | None
-    progress: bool
-
-
-class NowcastOptions(TypedDict, total=False):
-    """Keyword arguments of fastds.nowcast."""
-
-    steps: int | None
-    lead: str | None
-    start: str | None
-    every: str | None
-    stop: str | None
-    quantity: str
-    var: str | None
-    z_r: tuple[float, float] | None
-    coarsen: int | None
-    interval: str | None
-    block: int | None
-    smooth: bool
-    members: int | None
-    seed: int | None
-    probability: Sequence[float] | None
-    missing: float | None
-    units: str | None
-    threads: int | None
-    precision: str | None
-    device: str | None
-    progress: bool
-
-
-class PredictOptions(DownscaleOptions, NowcastOptions, total=False):
-    """Keyword arguments of fastds.predict."""
-
-
-class QueryOptions(TypedDict, total=False):
-    """Keyword arguments of fastds.query."""
-
-    outside: str
-    var: str | None
-    static: xr.Dataset | list[str] | None
-    missing: float | None
-    units: str | None
-    start: str | None
-    stop: str | None
-    threads: int | None
-    precision: str | None
-    device: str | None
-
-
-class EvaluateOptions(TypedDict, total=False):
-    """Keyword arguments of fastds.evaluate."""
-
-    input: Any
-    var: str | None
-    z_r: tuple[float, float] | None
-    baselines: Sequence[str] | None
-    model: str | os.PathLike | None
-    report: str | os.PathLike | None
-    missing: float | None
-    units: str | None
-    start: str | None
-    stop: str | None
-    progress: bool
-
-
-Method = TypeVar("Method", bound=Callable)
-
-
-def show_options(options: type) -> Callable[[Method], Method]:
-    """Decorate a function with **options so that its signature lists the options.
-
-    inspect.signature, help() and tab completion then show each option.
-
-    Args:
-        options: TypedDict of the options.
-    """
-
-    def decorate(function: Method) -> Method:
-        own = inspect.signature(function)
-        shown = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        further = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=kind)
-            for name, kind in options.__annotations__.items()
-        ]
-        function.__signature__ = own.replace(parameters=[*shown, *further])
-        return function
-
-    return decorate
-
-
 class DownscaleMixin:
     """Mixin for models that downscale radar frames, gridded fields or humidity."""
 
-    @show_options(DownscaleOptions)
-    def downscale(self, data: Any, **options: Unpack[DownscaleOptions]) -> xr.Dataset:
-        """Downscale data with this model.
+    def downscale(
+        self,
+        data: InputData,
+        *,
+        var: str | None = None,
+        scale: float | None = None,
+        grid: float | None = None,
+        like: xr.Dataset | str | os.PathLike | None = None,
+        time_factor: int | None = None,
+        static: xr.Dataset | list[str] | None = None,
+        dynamics: Mapping[str, Any] | str | None = None,
+        coarsened: str | None = None,
+        level: float | None = None,
+        members: int | None = None,
+        seed: int | None = None,
+        smooth: bool = False,
+        z_r: tuple[float, float] | None = None,
+        tile: int | None = None,
+        halo: int | None = None,
+        missing: float | None = None,
+        units: str | None = None,
+        start: str | None = None,
+        stop: str | None = None,
+        threads: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+        progress: bool = False,
+    ) -> xr.Dataset:
+        """Downscale data with this model. This is fastds.downscale(model, data, ...).
+
+        Arguments that begin with another task than that of the model raise an exception.
 
         Args:
             data: Dataset, DataArray, file, or several files of one series.
-            options: see fastds.downscale.
+            var: name of the variable. Default: the only one that fits.
+            scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
+                required.
+            grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
+            like: fields: Dataset or file with the output grid.
+            time_factor: radar: ratio of the time resolution of output and input, 2 or 4. Default: 2.
+            static: radar, fields: static maps for models that read static maps: a Dataset, or a list of files FILE.nc
+                or FILE.nc:VARIABLE. Default: none.
+            dynamics: radar: additional input variables of models that read some, if their names or units in the data
+                differ from the model card: {NAME: VARIABLE}, or {NAME: [low, high]} with the range in the units of the
+                data, or {VARIABLE: [low, high]} for all variables in the order of the model's channels. Default: as in
+                the model card.
+            coarsened: radar, fields: how the input averages finer cells, if that is known; the output is then corrected
+                so that the same average nearly gives the input. Radar: "linear_z", "dbz" or "plain_dbz"; fields:
+                "mean". Default: not known.
+            level: humidity: value of the vertical coordinate. Default: the only level.
+            members: radar, humidity: number of ensemble members, along a new dimension realization. Default: a single
+                field.
+            seed: radar, humidity: random seed of the ensemble. Default: 0.
+            smooth: radar: keep the smooth frames of least squared error between input times. Default: False, their
+                detail is adjusted to that at the input times.
+            z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for data in rain rates. Default: zr_a and
+                zr_b of the data, else (200, 1.6).
+            tile: radar: side of a tile in input pixels, a multiple of 16. Default: depends on the available memory.
+            halo: radar: width of the margin around a tile in input pixels, a multiple of 16. Default: the receptive
+                field of the network.
+            missing: value that marks missing data, if the data do not declare it.
+            units: units of the variable, if the data do not declare them.
+            start: first time to use, such as "2020-06-01T12:00". Default: the first time.
+            stop: last time to use. Default: the last time.
+            threads: number of CPU threads. Default: torch's setting.
+            precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
+            device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            progress: show a progress bar. Default: False.
 
         Returns:
-            A new Dataset.
+            A new Dataset with the settings in its attributes. It is lazy if `data` is a Dataset of dask arrays.
 
         Raises:
-            ValueError: data or options that do not fit; see fastds.downscale.
+            UnknownOptionError: an argument that the task does not have. It is a TypeError and a ValueError.
+            ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.
+            ValueError: a model that does not downscale, or data or arguments that do not fit.
         """
+        options = {name: value for name, value in locals().items() if name not in ("self", "data")}
         return get_function("downscale")(self, data, **options)
 
 
 class NowcastMixin:
     """Mixin for models that forecast radar frames."""
 
-    @show_options(NowcastOptions)
-    def nowcast(self, data: Any, **options: Unpack[NowcastOptions]) -> xr.Dataset:
-        """Forecast with this model.
+    def nowcast(
+        self,
+        data: InputData,
+        *,
+        steps: int | None = None,
+        lead: str | None = None,
+        start: str | None = None,
+        every: str | None = None,
+        stop: str | None = None,
+        quantity: str = "rate",
+        var: str | None = None,
+        z_r: tuple[float, float] | None = None,
+        coarsen: int | None = None,
+        interval: str | None = None,
+        block: int | None = None,
+        smooth: bool = False,
+        members: int | None = None,
+        seed: int | None = None,
+        probability: Sequence[float] | None = None,
+        missing: float | None = None,
+        units: str | None = None,
+        threads: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+        progress: bool = False,
+    ) -> xr.Dataset:
+        """Forecast radar frames with this model. This is fastds.nowcast(model, data, ...).
 
         Args:
             data: Dataset, DataArray or files with the last radar frames.
-            options: see fastds.nowcast.
+            steps: number of forecast frames. Default: 12.
+            lead: lead time of the last frame, such as "60min", in place of steps.
+            start: initialization time, a date. Default: the last time of the data.
+            every: interval of hindcasts, such as "30min", from start (or the first possible time) on. Default: a single
+                forecast.
+            stop: last time of the data to use. Default: the last time.
+            quantity: quantity of the output: "rate" in mm/h or "reflectivity" in dBZ. Default: "rate".
+            var: name of the variable. Default: the only one that fits.
+            z_r: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data, else (200,
+                1.6).
+            coarsen: number of cells along each axis that are averaged before the forecast. Default: depends on the grid
+                spacing in the model card.
+            interval: time between frames, such as "10min". Default: the shortest multiple of the data's interval in the
+                range of the model card.
+            block: number of frames after which the network restarts from its own forecasts. Default: it continues with
+                its states.
+            smooth: keep the smooth forecast of least squared error. Default: False, its intensities are matched to
+                those of the last frame.
+            members: number of ensemble members, along a new dimension realization. Default: a single forecast.
+            seed: random seed of the ensemble. Default: 0.
+            probability: rain rates in mm/h; the output are their exceedance probabilities in an ensemble in place of
+                the forecast. Default: none.
+            missing: value that marks missing data, if the data do not declare it.
+            units: units of the variable, if the data do not declare them.
+            threads: number of CPU threads. Default: torch's setting.
+            precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
+            device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            progress: show a progress bar. Default: False.
 
         Returns:
-            A new Dataset.
+            A new Dataset with the settings in its attributes. It is lazy if `data` is a Dataset of dask arrays.
 
         Raises:
-            ValueError: data or options that do not fit; see fastds.nowcast.
+            ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.
+            ValueError: a model that does not forecast, too few frames before the initialization time, or data or
+                arguments that do not fit.
         """
+        options = {name: value for name, value in locals().items() if name not in ("self", "data")}
         return get_function("nowcast")(self, data, **options)

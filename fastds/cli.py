@@ -75,7 +75,7 @@ def _import_ops() -> None:
         gc.enable()
 
 
-def _set_memory_retention(keep: bool = True) -> None:
+def _set_memory_retention(enabled: bool = True) -> None:
     """Set whether this process retains freed memory, which saves page faults for large tensors, if the C library allows
     it.
     """
@@ -84,7 +84,7 @@ def _set_memory_retention(keep: bool = True) -> None:
     if memory.get_unsupported_reason() is None:
         with contextlib.suppress(RuntimeError):
             # raised for a preloaded allocator or a heap that cannot grow; both work without the setting
-            memory.keep_freed_memory(keep)
+            memory.set_malloc_retention(enabled)
 
 
 def _collect_options(options, names: Sequence[str]) -> dict:
@@ -229,7 +229,7 @@ def _run_finetune(options) -> None:
     chosen = _collect_options(
         options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READ_OPTIONS)
     )
-    best = finetune(options.model, options.data, options.output, progress=True, **chosen)
+    best = finetune(options.model, options.data, output=options.output, progress=True, **chosen)
     print("\n".join(filter(None, [format_scores(best), format_comparison(best), f"wrote {best}"])))
 
 

@@ -29,7 +29,8 @@ def _describe_devices() -> str:
 def info() -> dict[str, str]:
     """Return version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads as text."""
     rows = {"fastds": __version__, "python": platform.python_version()}
-    if _native.get_missing_reason() is None:
+    missing = _native.get_missing_reason()
+    if missing is None:
         build = _native.get_module().build_info()
         rows |= {
             "native module": _native.get_module().__file__,
@@ -38,7 +39,7 @@ def info() -> dict[str, str]:
             "CUDA": f"sm_{', sm_'.join(build['cuda_archs'].split())}" if build["cuda"] else "not built",
         }
     else:
-        rows["native module"] = _native.get_missing_reason()
+        rows["native module"] = missing
     return rows | {
         "triton": _get_triton_version(),
         "torch": torch.__version__,

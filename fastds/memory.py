@@ -14,16 +14,16 @@ RETENTION_ENVIRONMENT = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_T
 _PROBE_BYTES = 64 << 20  # larger than every threshold
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Keep freed memory in this process for later tensors, or return large blocks to the system.
+def set_malloc_retention(enabled: bool = True) -> None:
+    """Set whether malloc retains freed memory in this process for later tensors or returns large blocks to the system.
 
-    The first write to a fresh block costs a page fault for every 4 KB. With `keep`, blocks of all sizes come from one
-    heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time, plus
-    gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
+    The first write to a fresh block costs a page fault for every 4 KB. With `enabled`, blocks of all sizes come from
+    one heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time,
+    plus gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
 
     Args:
-        keep: True: keep freed memory. False: release it now and return blocks above 32 MB from now on; blocks that fit
-            into a gap of the heap are kept until the next call.
+        enabled: bool. True: retain freed memory. False: release it now and return blocks above 32 MB from now on;
+            blocks that fit into a gap of the heap are kept until the next call.
 
     Raises:
         RuntimeError: Memory comes from another allocator than glibc's (musl, macOS, Windows, a preloaded jemalloc or
@@ -31,15 +31,15 @@ def keep_freed_memory(keep: bool = True) -> None:
     """
     reason = get_unsupported_reason()
     if reason is not None:
-        raise RuntimeError(f"keep_freed_memory: {reason}")
+        raise RuntimeError(f"set_malloc_retention: {reason}")
     libc = _load_c_library()
-    if keep:
+    if enabled:
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
         _fill_thread_cache(libc)
         if not _is_large_block_on_heap(libc):
-            keep_freed_memory(False)
-            raise RuntimeError("keep_freed_memory: another allocator than glibc's is loaded")
+            set_malloc_retention(False)
+            raise RuntimeError("set_malloc_retention: another allocator than glibc's is loaded")
     else:
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAPS)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
@@ -54,7 +54,7 @@ def return_freed_memory() -> None:
 
 
 def get_unsupported_reason() -> str | None:
-    """Return the reason why keep_freed_memory cannot be used in this process or thread, or None."""
+    """Return the reason why set_malloc_retention cannot be used in this process or thread, or None."""
     try:
         version = os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, ValueError):  # no confstr, or a C library that does not know the name

@@ -116,7 +116,7 @@ class Problem:
 def select_backend(name):
     """Return a context manager that selects the backend named by a peer "fastds cuda" or "fastds triton"."""
     backend = {"fastds cuda": "native", "fastds triton": "triton"}.get(name)
-    return contextlib.nullcontext() if backend is None else fastds.backend(backend)
+    return contextlib.nullcontext() if backend is None else fastds.use_backend(backend)
 
 
 def make_value_or_gradients(function, tensors, mode):

@@ -58,17 +58,17 @@ class Case:
 
     def split_tensors(self, x, weight, bias, *rest):
         """Return x, weight, bias and a dict of the optional arguments of convolve()."""
-        names = ["x2"] * (len(self.inputs) - 1) + ["residual"] * self.residual
+        names = ["second_input"] * (len(self.inputs) - 1) + ["residual"] * self.residual
         return x, weight, bias, dict(zip(names, rest, strict=True))
 
     def compute(self, algorithm, *tensors):
         x, weight, bias, rest = self.split_tensors(*tensors)
-        with fastds.convolution(algorithm):
-            return convolve(x, weight, bias, act="leaky_relu", shuffle=self.r, **rest)
+        with fastds.use_conv_algorithm(algorithm):
+            return convolve(x, weight, bias, activation="leaky_relu", upscale_factor=self.r, **rest)
 
     def compute_in_torch(self, *tensors):
         x, weight, bias, rest = self.split_tensors(*tensors)
-        x = torch.cat([x, rest["x2"]], 1) if "x2" in rest else x
+        x = torch.cat([x, rest["second_input"]], 1) if "second_input" in rest else x
         y = F.conv2d(x, weight, bias, padding=self.k // 2)
         return F.pixel_shuffle(F.leaky_relu(y + rest["residual"] if "residual" in rest else y, 0.1), self.r)
 

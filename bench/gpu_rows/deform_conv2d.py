@@ -62,7 +62,7 @@ def build_fastds(case, mode, dtype, peer, device):
     names = {"fastds cuda": "native", "fastds triton": "triton"}
 
     def use_backend():
-        return fastds.backend(names[peer]) if peer in names else contextlib.nullcontext()
+        return fastds.use_backend(names[peer]) if peer in names else contextlib.nullcontext()
 
     def function(x, offset, mask, weight, bias):
         return deform_conv2d(x, offset, weight, bias, 1, case.padding, case.dilation, mask)

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastds._options import OptionError, spell_argument
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fastds.inference.tables import ScoreTables
 
 _SCORING_OPTIONS = "var", "z_r", "baselines"  # options of fastds.evaluate that the scores of an item depend on
+_EVALUATE_OPTIONS = (
+    "input", "var", "z_r", "baselines", "model", "report", "missing", "units", "start", "stop", "progress",
+)  # fmt: skip
 _MAX_ITEMS = 8  # largest number of items of a task
 _TASKS_PER_WORKER = 4  # smallest number of tasks of a worker, so that all workers end at about the same time
 
@@ -38,7 +41,17 @@ def evaluate_archive(
     workers: int | None = None,
     scheduler: str | None = None,
     threads: int | None = None,
-    **options: Any,
+    input: InputData | None = None,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    baselines: Sequence[str] | None = None,
+    model: str | os.PathLike | None = None,
+    report: str | os.PathLike | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    progress: bool = False,
 ) -> ScoreTables:
     """Evaluate files as fastds.evaluate does, with several processes.
 
@@ -48,7 +61,17 @@ def evaluate_archive(
         workers: Number of processes on this machine; 1: this process.
         scheduler: Address or file of a dask scheduler whose workers are used instead.
         threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
-        **options: Other options of fastds.evaluate except `report`.
+        input: Files, see fastds.evaluate.
+        var: See fastds.evaluate, as the following arguments.
+        z_r: a and b of the Z-R relation.
+        baselines: Names of the baselines to compare.
+        model: Name or file of the weights whose card is in the report.
+        report: Must be None, because one process writes a report: use fastds.evaluate.
+        missing: Value that marks missing data in truth and input.
+        units: Units of the variable in truth and input.
+        start: First time of truth and input to use.
+        stop: Last time of truth and input to use.
+        progress: Show a progress bar.
 
     Returns:
         The table of scores, with the same bits as from one process with as many threads.
@@ -58,6 +81,12 @@ def evaluate_archive(
         OSError: The scheduler cannot be reached.
         ValueError: Data are not files, options are inconsistent, or an error of fastds.evaluate.
     """
+    arguments = dict(locals())
+    options = {
+        name: arguments[name]
+        for name in _EVALUATE_OPTIONS
+        if arguments[name] is not None and arguments[name] is not False
+    }
     _check_arguments(workers, scheduler, options | {"prediction": prediction, "truth": truth})
     if workers == 1:
         with inference_context(None, resolve_execution(None, threads)):

@@ -4,7 +4,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import xarray as xr
 
@@ -38,7 +38,13 @@ def is_path_like(data: object) -> bool:
 
 @contextlib.contextmanager
 def open_input(
-    data: InputData | None, var: str | None = None, **reading: Unpack[ReadOptions]
+    data: InputData | None,
+    var: str | None = None,
+    *,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
 ) -> Iterator[xr.Dataset | None]:
     """Context manager: yield the Dataset of a user's input, with declared metadata applied.
 
@@ -48,14 +54,16 @@ def open_input(
     Args:
         data: Dataset, DataArray, path, list of paths, or None.
         var: Name of the variable that `missing` and `units` describe.
-        **reading: See `ReadOptions`.
+        missing: Value that stands for missing data, see `apply_metadata`.
+        units: Units of the variable, see `apply_metadata`.
+        start: First time, see `open_dataset`.
+        stop: Last time, see `open_dataset`.
 
     Raises:
         TypeError: `data` has another type.
         ValueError, OSError, ImportError: see `open_dataset` and `apply_metadata`.
     """
-    declared = reading.get("missing"), reading.get("units"), var
-    times = reading.get("start"), reading.get("stop")
+    declared, times = (missing, units, var), (start, stop)
     if data is None:
         yield None
     elif isinstance(data, xr.DataArray):

@@ -30,7 +30,8 @@ class FieldScores:
 
     def __init__(self, wet: float | None = None):
         self.wet, self.fields, self.cells = wet, 0, 0
-        self.sums, self.power, self.correlations = np.zeros(8), np.zeros(2), []
+        self.sums, self.power = np.zeros(8), np.zeros(2)
+        self.correlations: list = []
 
     def add(self, prediction: Tensor, truth: Tensor, weights: Tensor) -> None:
         """Add a field.
@@ -80,7 +81,8 @@ class EnsembleScores:
     """Scores of ensembles of M members, accumulated field by field."""
 
     def __init__(self):
-        self.sums, self.ranks = np.zeros(4), 0.0
+        self.sums = np.zeros(4)
+        self.ranks: float | np.ndarray = 0.0
 
     def add(self, members: Tensor, truth: Tensor, weights: Tensor) -> None:
         """Add a field.

@@ -156,7 +156,11 @@ def contingency_scores(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Compute the mean of the values that are not NaN over the first axis; NaN if there are none."""
+    """Compute the mean of the values that are not NaN over the first axis; NaN if there are none.
+
+    Args:
+        values: Array of any shape.
+    """
     defined = ~np.isnan(values)
     total, count = np.where(defined, values, 0.0).sum(0), defined.sum(0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]

@@ -99,7 +99,9 @@ def _ssim(p: Tensor, t: Tensor, data_range: float) -> Tensor:
     if min(t.shape[-2:]) < 11:
         return torch.tensor(torch.nan)
     p, t = (z.reshape(-1, 1, *z.shape[-2:]) for z in (p, t))
-    return structural_similarity_index_measure(p, t, sigma=1.5, kernel_size=11, data_range=float(data_range))
+    found = structural_similarity_index_measure(p, t, sigma=1.5, kernel_size=11, data_range=float(data_range))
+    assert isinstance(found, Tensor)  # a pair only with further outputs, which are not requested
+    return found
 
 
 def daily_series(prediction: Tensor, truth: Tensor, data_range: float = 100.0) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from fastds.models.cpu_graph import CPUForwardGraph
-from fastds.nn.convolutions import SummedConv3x3
+from fastds.nn.convolutions import MultiInputConv3x3
 
 WARM_UP_RUNS = 3  # before the capture, for Triton's compilation, cuDNN's selection and the allocator
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -189,7 +189,7 @@ def freeze_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, SummedConv3x3):
+        if isinstance(module, MultiInputConv3x3):
             module.freeze_bias()
     for parameter in model.parameters():
         layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format

@@ -2,6 +2,7 @@
 """Convolutions with a fused epilogue, and blocks of them."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,16 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    x2: Tensor | None = None,
+    second_input: Tensor | None = None,
     residual: Tensor | None = None,
-    act: str | None = None,
+    activation: str | None = None,
     negative_slope: float = 0.1,
-    shuffle: int = 1,
+    upscale_factor: int = 1,
     stride: int = 1,
 ) -> Tensor:
-    """Convolve the concatenation of x and x2 with padding k // 2 and a fused epilogue.
+    """Convolve the concatenation of x and second_input with padding k // 2 and a fused epilogue.
 
-    y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
+    y = pixel_shuffle(activation(conv(concat(x, second_input), weight) + bias + residual))
 
     Kernels of 3x3 and 1x1 pixels and stride 1 run on fastds.ops.conv3x3 and conv1x1. For other kernels two sources are
     convolved separately and added, so that no concatenation is materialized or saved for the backward pass, and the
@@ -41,11 +42,12 @@ def convolve(
         x: (B, C1, H, W), any strides, fastest in channels_last.
         weight: (O, C1 + C2, k, k), k odd.
         bias: (O,) or None.
-        x2: (B, C2, H, W), second source, or None.
+        second_input: (B, C2, H, W), second source, or None.
         residual: (B, O, H/stride, W/stride), added before the activation, or None.
-        act: None, "relu" or "leaky_relu".
+        activation: None, "relu" or "leaky_relu".
         negative_slope: float >= 0, slope of leaky_relu.
-        shuffle: int, r, factor of a final pixel shuffle as in torch.nn.PixelShuffle; O must be a multiple of r^2.
+        upscale_factor: int, r, factor of a final pixel shuffle as in torch.nn.PixelShuffle. O must be a multiple of
+            r^2.
         stride: int, stride in pixels.
 
     Returns:
@@ -59,18 +61,37 @@ def convolve(
     """
     if type(x) is Proxy:
         return record_op(convolve, locals())
-    options = {"x2": x2, "residual": residual, "act": act, "negative_slope": negative_slope}
+    options: dict[str, Any] = {
+        "second_input": second_input,
+        "residual": residual,
+        "activation": activation,
+        "negative_slope": negative_slope,
+    }
     if weight.shape[-1] == 3 and stride == 1:
-        return conv3x3(x, weight, bias, shuffle=shuffle, **options)
-    if weight.shape[-1] == 1 and stride == shuffle == 1:
+        return conv3x3(x, weight, bias, upscale_factor=upscale_factor, **options)
+    if weight.shape[-1] == 1 and stride == upscale_factor == 1:
         return conv1x1(x, weight, bias, **options)
-    act, size = "none" if act is None else act, weight.shape[-1]
-    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, None)
+    activation, size = "none" if activation is None else activation, weight.shape[-1]
+    x, weight, bias, second_input, residual = cast_convolution_inputs(x, weight, bias, second_input, residual, None)
     slope = to_float("negative_slope", negative_slope)
     dtype = x.dtype if isinstance(x, Tensor) else None
-    check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
+    check(
+        x,
+        weight,
+        bias,
+        second_input,
+        residual,
+        activation,
+        slope,
+        "zeros",
+        upscale_factor,
+        dtype,
+        "direct",
+        size=size,
+        stride=stride,
+    )
     by = conv2d if stride == 1 and x.is_cpu else None
-    return library.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
+    return library.convolve(x, weight, bias, second_input, residual, activation, slope, upscale_factor, stride, by)
 
 
 def get_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -82,7 +103,8 @@ def get_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
             hook(layer, ())
-    return layer.weight, layer.bias
+    parameters: Any = layer  # attributes of an nn.Module are Tensor or Module to type checkers
+    return parameters.weight, parameters.bias
 
 
 class _Conv(nn.Module):
@@ -90,7 +112,7 @@ class _Conv(nn.Module):
 
     kernel_size = 1
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True):
         super().__init__()
         check_positive_ints(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
@@ -108,38 +130,45 @@ class _Conv(nn.Module):
     def forward(
         self,
         x: Tensor,
-        x2: Tensor | None = None,
+        second_input: Tensor | None = None,
+        *,
         residual: Tensor | None = None,
-        act: str | None = None,
+        activation: str | None = None,
         negative_slope: float = 0.1,
-        shuffle: int = 1,
+        upscale_factor: int = 1,
     ) -> Tensor:
-        """Return shuffle(act(conv(concat(x, x2)) + bias + residual)).
+        """Return pixel_shuffle(activation(conv(concat(x, second_input)) + bias + residual)).
 
         Args:
             x: (B, C1, H, W).
-            x2: (B, C2, H, W), second source, or None.
+            second_input: (B, C2, H, W), second source, or None.
             residual: (B, O, H/s, W/s), added before the activation, or None.
-            act: None, "relu" or "leaky_relu".
+            activation: None, "relu" or "leaky_relu".
             negative_slope: float, slope of leaky_relu.
-            shuffle: int, r: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle; 1: none.
+            upscale_factor: int, r: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle; 1: none.
 
         Returns:
             (B, O/r^2, r*H/s, r*W/s), channels_last, with stride s.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(
-                self, x, x2=x2, residual=residual, act=act, negative_slope=negative_slope, shuffle=shuffle
+                self,
+                x,
+                second_input=second_input,
+                residual=residual,
+                activation=activation,
+                negative_slope=negative_slope,
+                upscale_factor=upscale_factor,
             )
         return convolve(
             x,
             self.weight,
             self.bias,
-            x2=x2,
+            second_input=second_input,
             residual=residual,
-            act=act,
+            activation=activation,
             negative_slope=negative_slope,
-            shuffle=shuffle,
+            upscale_factor=upscale_factor,
             stride=self.stride,
         )
 
@@ -151,16 +180,16 @@ class _Conv(nn.Module):
 class Conv3x3(_Conv):
     """3x3 convolution with zero padding 1 and a fused epilogue.
 
-    y = shuffle(act(conv(concat(x, x2)) + bias + residual))
+    y = pixel_shuffle(activation(conv(concat(x, second_input)) + bias + residual))
 
     Args:
         in_channels: int, C1 + C2, channels of both sources.
-        out_channels: int, O, channels before the shuffle.
-        bias: bool, add a learned bias.
+        out_channels: int, O, channels before the pixel shuffle.
         stride: int, s, in pixels.
+        bias: bool, add a learned bias.
 
-    Shapes: x (B, C1, H, W), x2 (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s), channels_last. H/s
-    and W/s are rounded up. r is the argument `shuffle` of the call, default 1.
+    Shapes: x (B, C1, H, W), second_input (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s),
+    channels_last. H/s and W/s are rounded up. r is the argument `upscale_factor` of the call, default 1.
     """
 
     kernel_size = 3
@@ -169,13 +198,13 @@ class Conv3x3(_Conv):
 class Conv1x1(_Conv):
     """1x1 convolution, a learned linear map of channels, with the sources and the epilogue of Conv3x3.
 
-    y = shuffle(act(conv(concat(x, x2)) + bias + residual))
+    y = pixel_shuffle(activation(conv(concat(x, second_input)) + bias + residual))
 
     Args:
         in_channels: int, C1 + C2, channels of both sources.
-        out_channels: int, O, channels before the shuffle.
-        bias: bool, add a learned bias.
+        out_channels: int, O, channels before the pixel shuffle.
         stride: int, s, in pixels.
+        bias: bool, add a learned bias.
 
     Shapes: as Conv3x3.
     """
@@ -184,37 +213,76 @@ class Conv1x1(_Conv):
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d of stride 1 and padding k // 2 on fastds.ops.conv2d.
+    """torch.nn.Conv2d on fastds.ops.conv2d, for stride 1 and zero padding that preserves the image size.
 
-    The fourth argument is `groups`, and not `stride` as in torch.
+    The arguments are those of torch.nn.Conv2d, in the same order; values that the op does not support are refused.
+    `padding` has to be given for kernel_size > 1, because its default in torch, 0, is not supported.
 
     Args:
         in_channels: int, C, divisible by groups.
         out_channels: int, O, divisible by groups.
-        kernel_size: int, k, odd.
+        kernel_size: int or a pair of equal ints, k, odd.
+        stride: int or pair, only 1.
+        padding: "same", or int or pair, only k // 2.
+        dilation: int or pair, only 1.
         groups: int, G.
         bias: bool, add a learned bias.
+        padding_mode: str, only "zeros".
+        device: device of the parameters, or None for the default device.
+        dtype: dtype of the parameters, or None for the default dtype.
 
     Raises:
-        ValueError: an argument is not a positive integer, or kernel_size is even.
+        ValueError: an argument is not supported: the message names it.
 
     Shapes: (B, C, H, W) -> (B, O, H, W).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True):
-        check_positive_ints(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
-        if kernel_size % 2 == 0:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        size, *others = tuple(kernel_size) if isinstance(kernel_size, tuple | list) else (kernel_size,)
+        if others not in ([], [size]):
+            raise ValueError(f"kernel_size must be an int or a pair of equal ints, got {kernel_size}")
+        check_positive_ints(in_channels=in_channels, out_channels=out_channels, kernel_size=size, groups=groups)
+        if size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
+        if padding != "same" and padding not in (size // 2, (size // 2, size // 2)):
+            raise ValueError(f"padding must be 'same' or kernel_size // 2 = {size // 2}, got {padding!r}")
+        for name, value in (("stride", stride), ("dilation", dilation)):
+            if value not in (1, (1, 1)):
+                raise ValueError(f"{name} must be 1, got {value!r}")
+        if padding_mode != "zeros":
+            raise ValueError(f"padding_mode must be 'zeros', got {padding_mode!r}")
+        super().__init__(
+            in_channels, out_channels, size, padding=size // 2, groups=groups, bias=bias, device=device, dtype=dtype
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution (B, O, H, W) of x (B, C, H, W)."""
-        if type(x) is Proxy and x.tracer.root is not self:
+        """Apply the convolution.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, O, H, W).
+        """
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x)
         return conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
-class BorderConv(Conv3x3):
+class PaddedConv3x3(Conv3x3):
     """3x3 convolution with a padding mode: "replicate", "circular_x" or "zeros", as in fastds.ops.conv3x3.
 
     Args:
@@ -223,29 +291,38 @@ class BorderConv(Conv3x3):
         padding_mode: str, padding mode.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, padding_mode: str):
+    def __init__(self, in_channels: int, out_channels: int, *, padding_mode: str):
         super().__init__(in_channels, out_channels)
         self.padding_mode = padding_mode
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1) -> Tensor:
-        """Return shuffle(act(conv(x) + bias + residual)).
+    def forward(  # type: ignore[override]  # there is no second input
+        self, x: Tensor, *, residual: Tensor | None = None, activation: str | None = None, upscale_factor: int = 1
+    ) -> Tensor:
+        """Return pixel_shuffle(activation(conv(x) + bias + residual)).
 
         Args:
             x: (B, C, H, W).
             residual: (B, O, H, W), added before the activation, or None.
-            act: None, "relu" or "leaky_relu".
-            shuffle: int, r, factor of a final pixel shuffle; 1: none.
+            activation: None, "relu" or "leaky_relu".
+            upscale_factor: int, r, factor of a final pixel shuffle; 1: none.
 
         Returns:
             (B, O/r^2, r*H, r*W), channels_last.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
-            return record_layer(self, x, residual=residual, act=act, shuffle=shuffle)
-        options = {"residual": residual, "act": act, "shuffle": shuffle, "padding_mode": self.padding_mode}
-        return conv3x3(x, self.weight, self.bias, **options)
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
+            return record_layer(self, x, residual=residual, activation=activation, upscale_factor=upscale_factor)
+        return conv3x3(
+            x,
+            self.weight,
+            self.bias,
+            residual=residual,
+            activation=activation,
+            upscale_factor=upscale_factor,
+            padding_mode=self.padding_mode,
+        )
 
 
-class SummedConv3x3(nn.Module):
+class MultiInputConv3x3(nn.Module):
     """Sum of 3x3 convolutions of several inputs, y = sum_k conv3x3(x_k) + residual, in which each convolution has its
     bias.
 
@@ -289,25 +366,28 @@ class SummedConv3x3(nn.Module):
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return sum_k conv3x3(sources[k]) + residual, (B, O, H, W)."""
-        if type(sources[0]) is Proxy and sources[0].tracer.root is not self:
+        if type(sources[0]) is Proxy and sources[0].tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, *sources, residual=residual)
         bias = self.sum_biases()
-        sources = [x.to(sources[0].dtype) for x in sources]
+        sources = tuple(x.to(sources[0].dtype) for x in sources)
         if len(sources) <= 2:
-            return convolve(sources[0], self.weight, bias, x2=sources[1] if sources[1:] else None, residual=residual)
+            return convolve(
+                sources[0], self.weight, bias, second_input=sources[1] if sources[1:] else None, residual=residual
+            )
         parts, y = self.weights(), residual
         for k in range(0, len(sources), 2):  # convolve takes up to two sources
             weight = torch.cat(parts[k : k + 2], 1)
-            x2 = sources[k + 1] if k + 1 < len(sources) else None
-            y = convolve(sources[k], weight, bias if k == 0 else None, x2=x2, residual=y)
+            second_input = sources[k + 1] if k + 1 < len(sources) else None
+            y = convolve(sources[k], weight, bias if k == 0 else None, second_input=second_input, residual=y)
+        assert y is not None  # there are at least three sources
         return y
 
     def extra_repr(self) -> str:
         return f"{' + '.join(map(str, self.in_channels))} -> {self.out_channels}"
 
 
-class SummedConv5x5(SummedConv3x3):
-    """SummedConv3x3 with 5x5 kernels, which runs one convolution for each input."""
+class MultiInputConv5x5(MultiInputConv3x3):
+    """MultiInputConv3x3 with 5x5 kernels, which runs one convolution for each input."""
 
     kernel_size = 5
 
@@ -336,14 +416,22 @@ class ResidualBlock(nn.Module):
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, a=0, mode="fan_in")
             conv.weight.data.mul_(0.1)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + conv2(relu(conv1(x))), with the shape of x."""
-        return self.conv2(self.conv1(x, act="relu"), residual=x)
+        """Return x + conv2(relu(conv1(x))).
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, C, H, W).
+        """
+        return self.conv2(self.conv1(x, activation="relu"), residual=x)
 
 
-class SubPixel(nn.Module):
+class PixelShuffleUpsample(nn.Module):
     """Upsampling by a factor r: a 3x3 convolution to r^2 O channels, a leaky ReLU, and a pixel shuffle.
 
     y = shuffle_r(leaky_relu(conv(x), 0.1)). For r = 4 two steps of r = 2 follow one another; for r = 1 there is no
@@ -351,34 +439,43 @@ class SubPixel(nn.Module):
     layer.
 
     Args:
-        channels: int, C, input channels.
-        out_channels: int, O. It must equal channels if scale is 1.
-        scale: int, r, 1, 2, 3 or 4. With 1 the layer returns x.
+        in_channels: int, C.
+        out_channels: int, O. It must equal in_channels if upscale_factor is 1.
+        upscale_factor: int, r, 1, 2, 3 or 4. With 1 the layer returns x.
 
     Raises:
-        ValueError: another scale, or other out_channels with scale 1.
+        ValueError: another upscale_factor, or other out_channels with upscale_factor 1.
 
     Shapes: (B, C, H, W) -> (B, O, r*H, r*W).
 
     Source: Shi et al. 2016 (ESPCN); Chen, Qin and Dai 2022, reconstruction.
     """
 
-    def __init__(self, channels: int, out_channels: int, scale: int):
+    def __init__(self, in_channels: int, out_channels: int, *, upscale_factor: int):
         super().__init__()
         steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
-        if not isinstance(scale, int) or scale not in steps:
-            raise ValueError(f"scale must be 1, 2, 3 or 4, got {scale!r}")
-        if scale == 1 and channels != out_channels:
-            raise ValueError(f"out_channels must equal channels for scale 1, got {out_channels} and {channels}")
-        self.scale, self.steps = scale, steps[scale]
-        outs = [channels] * (len(self.steps) - 1) + [out_channels]
-        self.convs = nn.ModuleList(Conv3x3(channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))
+        if not isinstance(upscale_factor, int) or upscale_factor not in steps:
+            raise ValueError(f"upscale_factor must be 1, 2, 3 or 4, got {upscale_factor!r}")
+        if upscale_factor == 1 and in_channels != out_channels:
+            raise ValueError(
+                f"out_channels must equal in_channels for upscale_factor 1, got {out_channels} and {in_channels}"
+            )
+        self.upscale_factor, self.steps = upscale_factor, steps[upscale_factor]
+        outs = [in_channels] * (len(self.steps) - 1) + [out_channels]
+        self.convs = nn.ModuleList(Conv3x3(in_channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, C, H, W) at r times the resolution, (B, O, r*H, r*W)."""
+        """Upsample feature maps.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, O, r*H, r*W).
+        """
         for conv, r in zip(self.convs, self.steps, strict=True):
-            x = conv(x, act="leaky_relu", shuffle=r)
+            x = conv(x, activation="leaky_relu", upscale_factor=r)
         return x
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale}, act='leaky_relu'" if self.steps else "scale=1"
+        return f"upscale_factor={self.upscale_factor}"

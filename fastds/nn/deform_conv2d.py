@@ -85,7 +85,7 @@ class DeformConv2d(nn.Module):
         Returns:
             (B, O, H', W').
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, offset, mask)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
@@ -105,7 +105,7 @@ class GuidedDeformConv2d(nn.Module):
     base_offset is added in float32. On a GPU everything after the convolution for the offsets is one kernel.
 
     Args:
-        channels: int, C, channels of x and guide.
+        in_channels: int, C, channels of x and guide.
         out_channels: int, O.
         offset_groups: int, G; channel c of x belongs to offset group c // (C/G).
         modulated: bool, True: with mask (DCNv2), False: without (DCNv1).
@@ -120,32 +120,42 @@ class GuidedDeformConv2d(nn.Module):
     """
 
     def __init__(
-        self, channels: int, out_channels: int, offset_groups: int, modulated: bool = True, kernel_size: int = 3
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        offset_groups: int,
+        modulated: bool = True,
+        kernel_size: int = 3,
     ):
         super().__init__()
         check_positive_ints(
-            channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size
+            in_channels=in_channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size
         )
-        if channels % offset_groups:
-            raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")
+        if in_channels % offset_groups:
+            raise ValueError(
+                f"offset_groups must divide in_channels, got {offset_groups} groups and {in_channels} channels"
+            )
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to keep the size of the field, got {kernel_size}")
-        self.channels, self.out_channels = channels, out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.offset_groups, self.modulated, self.kernel_size = offset_groups, modulated, kernel_size
-        self.weight = nn.Parameter(torch.empty(out_channels, channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
         maps = (3 if modulated else 2) * offset_groups * kernel_size**2
-        self.conv_offset_mask = Conv3x3(channels, maps)
+        self.conv_offset_mask = Conv3x3(in_channels, maps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialize the weight uniformly within +-1/sqrt(C*K), the bias and the convolution for the offsets to 0."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
-        for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
+        for parameter in (self.bias, *self.conv_offset_mask.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, act: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, *, activation: str | None = None
+    ) -> Tensor:
         """Return the deformable convolution of x with offsets and mask computed from guide.
 
         Args:
@@ -153,29 +163,30 @@ class GuidedDeformConv2d(nn.Module):
             guide: (B, C, H, W).
             base_offset: (B, 2, H, W), pixels (dy, dx) added to the offset of every tap and group, such as an optical
                 flow, or None.
-            act: None or "leaky_relu" with slope 0.1.
+            activation: None or "leaky_relu" with slope 0.1.
 
         Returns:
             (B, O, H, W).
 
         Raises:
-            ValueError: another act, or another shape of base_offset.
+            ValueError: another activation, or another shape of base_offset.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
-            return record_layer(self, x, guide, base_offset=base_offset, act=act)
-        if act not in (None, "leaky_relu"):
-            raise ValueError(f"act must be None or 'leaky_relu', got {act!r}")
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
+            return record_layer(self, x, guide, base_offset=base_offset, activation=activation)
+        if activation not in (None, "leaky_relu"):
+            raise ValueError(f"activation must be None or 'leaky_relu', got {activation!r}")
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
         if guided.is_supported(x):
             raw = self.conv_offset_mask(guide)
-            options = (self.offset_groups, self.modulated, 0.1 if act else 1.0)
+            options = (self.offset_groups, self.modulated, 0.1 if activation else 1.0)
             return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
         # Two convolutions instead of views of one result: both maps are then dense, and small enough that glibc does
         # not map new pages for them in each call.
         split = 2 * self.offset_groups * self.kernel_size**2
         weight, bias = get_parameters(self.conv_offset_mask)
+        assert bias is not None
         offset = convolve(guide, weight[:split], bias[:split])
         mask = None
         if self.modulated:
@@ -186,8 +197,8 @@ class GuidedDeformConv2d(nn.Module):
             base = base_offset.to(pairs.dtype).unsqueeze(1)
             offset = (pairs.add_(base) if in_place else pairs + base).flatten(1, 2)
         y = deform_conv2d(x, offset, self.weight, self.bias, 1, self.kernel_size // 2, 1, mask)
-        return activate_(y, act)
+        return activate_(y, activation)
 
     def extra_repr(self) -> str:
-        text = f"{self.channels}, {self.out_channels}, offset_groups={self.offset_groups}"
+        text = f"{self.in_channels}, {self.out_channels}, offset_groups={self.offset_groups}"
         return f"{text}, modulated={self.modulated}, kernel_size={self.kernel_size}"

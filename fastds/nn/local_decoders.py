@@ -3,14 +3,14 @@
 pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastds._suggestions import add_article
-from fastds.nn.convolutions import BorderConv, Conv1x1, get_parameters
+from fastds.nn.convolutions import Conv1x1, PaddedConv3x3, get_parameters
 from fastds.ops import GridSpec, PointSpec, inr_query
 from fastds.ops.core.arguments import check_positive_ints
 from fastds.ops.core.tracing import Proxy, record_layer
@@ -31,7 +31,7 @@ class Trunk(nn.ModuleList):
 
     def get_layers(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Return (weight, bias) of each layer; gain (O,) multiplies the outputs of the last layer."""
-        pairs = [get_parameters(layer) for layer in self]
+        pairs: list[Any] = [get_parameters(layer) for layer in self]
         if gain is not None:
             pairs[-1] = (pairs[-1][0] * gain[:, None], pairs[-1][1] * gain)
         return pairs
@@ -59,6 +59,9 @@ class LocalDecoder(nn.Module):
     Args:
         padding_mode: str, "replicate", "circular_x" or "zeros".
     """
+
+    trunk: Any  # a Trunk, in subclasses that use the default query
+    prepare: Callable[..., Tensor]  # prepare(features) of a subclass
 
     def __init__(self, padding_mode: str):
         super().__init__()
@@ -90,7 +93,7 @@ class LocalDecoder(nn.Module):
             TypeError: `where` has another type.
             ValueError: as fastds.ops.inr_query.
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, where, cell=cell, skip=skip, mask=mask)
         size = where if isinstance(where, tuple | list | torch.Size) else None
         edge = ("clamp", "wrap") if self.padding_mode == "circular_x" else CLAMPED
@@ -103,7 +106,7 @@ class LocalDecoder(nn.Module):
             raise TypeError(f"where is {add_article(type(where).__name__)}, expected {kinds}")
         cell = self._cell(x, where) if cell is None else cell
         y = self.query(self.prepare(x), where, cell, skip, edge, mask)
-        return y if size is None else y.unflatten(1, where.size).permute(0, 3, 1, 2)
+        return y if size is None else y.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
     @staticmethod
     def _cell(x: Tensor, where: GridSpec | PointSpec) -> Tensor:
@@ -180,8 +183,8 @@ class LocalEnsembleDecoder(LocalDecoder):
     offset and the cell. Here it is a 3x3 convolution, computed once for a field, plus R and Lambda.
 
     Args:
-        channels: int, C, channels of the features.
-        outputs: int, O.
+        in_channels: int, C, channels of the features.
+        out_channels: int, O.
         padding_mode: str, padding of the 3x3 convolution: "replicate", "circular_x" (columns wrap around, also for
             queries) or "zeros".
         width: int, channels of the hidden layers.
@@ -204,8 +207,9 @@ class LocalEnsembleDecoder(LocalDecoder):
 
     def __init__(
         self,
-        channels: int,
-        outputs: int,
+        in_channels: int,
+        out_channels: int,
+        *,
         padding_mode: str = "replicate",
         width: int = 256,
         hidden: int = 3,
@@ -213,16 +217,23 @@ class LocalEnsembleDecoder(LocalDecoder):
     ):
         super().__init__(padding_mode)
         self.compat = compat
-        self.local = BorderConv(channels, width, padding_mode)
+        self.local = PaddedConv3x3(in_channels, width, padding_mode=padding_mode)
         self.offset = nn.Parameter(torch.empty(width, 2))
         self.cell = nn.Parameter(torch.empty(width, 2))
-        bound = (9 * channels + 4) ** -0.5  # that of one linear layer over the unfolded features
-        for parameter in (self.local.weight, self.local.bias, self.offset, self.cell):
+        bound = (9 * in_channels + 4) ** -0.5  # that of one linear layer over the unfolded features
+        for parameter in (*self.local.parameters(), self.offset, self.cell):
             nn.init.uniform_(parameter, -bound, bound)
-        self.trunk = Trunk([width] * (hidden + 1) + [outputs])
+        self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Return the maps (B, width, H, W) of features (B, C, H, W)."""
+        """Compute the maps that inr_query evaluates.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            (B, width, H, W).
+        """
         return self.local(features)
 
     def options(self) -> dict[str, Any]:
@@ -240,8 +251,8 @@ class LocalAttentionDecoder(LocalDecoder):
     layer is initialized to zero, so that an untrained decoder returns zero, or the bilinear interpolation of skip.
 
     Args:
-        channels: int, C, channels of the features.
-        outputs: int, O.
+        in_channels: int, C, channels of the features.
+        out_channels: int, O.
         padding_mode: str, as in LocalEnsembleDecoder.
         width: int, channels of the hidden layers, divisible by heads.
         heads: int, number of attention heads.
@@ -259,7 +270,7 @@ class LocalAttentionDecoder(LocalDecoder):
     """
 
     def __init__(
-        self, channels: int, outputs: int, padding_mode: str = "replicate", width: int = 128, heads: int = 4,
+        self, in_channels: int, out_channels: int, *, padding_mode: str = "replicate", width: int = 128, heads: int = 4,
         key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
@@ -268,20 +279,27 @@ class LocalAttentionDecoder(LocalDecoder):
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention
         self.feature = "slope" if slope else "affine"
-        self.local = BorderConv(channels, width, padding_mode)
-        self.slopes = BorderConv(channels, 2 * width, padding_mode) if slope else None
+        self.local = PaddedConv3x3(in_channels, width, padding_mode=padding_mode)
+        self.slopes = PaddedConv3x3(in_channels, 2 * width, padding_mode=padding_mode) if slope else None
         if attention:
-            self.key = Conv1x1(channels, heads * key_width)
-            self.content = Conv1x1(channels, heads * key_width)
+            self.key = Conv1x1(in_channels, heads * key_width)
+            self.content = Conv1x1(in_channels, heads * key_width)
             self.offset_bias = nn.Parameter(torch.zeros(heads, 2))
         self.offset = nn.Parameter(0.5 * torch.randn(width, 2))
         self.cell = nn.Parameter(0.1 * torch.randn(width, 2))
-        self.trunk = Trunk([width] * (hidden + 1) + [outputs])
+        self.trunk = Trunk([width] * (hidden + 1) + [out_channels])
         nn.init.zeros_(self.trunk[-1].weight)
         nn.init.zeros_(self.trunk[-1].bias)
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Return the maps of features (B, C, H, W) for inr_query."""
+        """Compute the maps that inr_query evaluates.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            (B, M, H, W), the contents P, then the slopes, keys and contents of q, if there are any.
+        """
         maps = [self.local(features)]
         if self.slopes is not None:
             maps.append(self.slopes(features))
@@ -291,7 +309,12 @@ class LocalAttentionDecoder(LocalDecoder):
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of inr_query that do not depend on the query points."""
-        options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
+        options: dict[str, Any] = {
+            "feature": self.feature,
+            "rho_w": self.offset,
+            "cell_w": self.cell,
+            "ensemble": "early_area",
+        }
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}
             options["rho_bias"] = self.offset_bias

@@ -92,7 +92,7 @@ class ConvLSTMCell(nn.Module):
         Returns:
             (h', c'), each (B, hidden, H, W).
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, state)
         weight, bias = get_parameters(self.gates)
         if state is None:
@@ -120,6 +120,7 @@ class ConvLSTMCell(nn.Module):
             for current in maps:
                 state = self(current) if state is None else conv_lstm_cell(current, *state, *step_parameters)
                 states.append(state[0])
+            assert state is not None  # a sequence has at least one step
             return torch.stack(states, 1), state
         shares = unfold_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
         state_weight, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
@@ -131,20 +132,21 @@ class ConvLSTMCell(nn.Module):
             else:
                 state = lstm_gates(convolve(state[0], state_weight, residual=input_share), state[1])
             states.append(state[0])
+        assert state is not None  # a sequence has at least one step
         return torch.stack(states, 1), state
 
 
 class ConvGRUCell(nn.Module):
     """Convolutional GRU cell with 3x3 kernels, which resets the state before the convolution of the candidate.
 
-        [z r] = sigmoid(conv3x3([x; h]) + bias);  n = act(conv3x3([x; r h]) + bias)
+        [z r] = sigmoid(conv3x3([x; h]) + bias);  n = activation(conv3x3([x; r h]) + bias)
         h' = w h + (1 - w) n,  w = z or 1 - z
 
     Args:
         in_channels: int, C, channels of x.
         hidden_channels: int, channels of h.
         keep: "z" or "1-z", the weight w of the old state.
-        act: "tanh" or "leaky_relu", activation of the candidate.
+        activation: "tanh" or "leaky_relu", activation of the candidate.
         negative_slope: float >= 0, slope of leaky_relu.
 
     Raises:
@@ -156,16 +158,22 @@ class ConvGRUCell(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        *,
+        keep: str = "z",
+        activation: str = "tanh",
+        negative_slope: float = 0.2,
     ):
         super().__init__()
         if keep not in ("z", "1-z"):
             raise ValueError(f"keep must be 'z' or '1-z', got {keep!r}")
-        if act not in ("tanh", "leaky_relu"):
-            raise ValueError(f"act must be 'tanh' or 'leaky_relu', got {act!r}")
+        if activation not in ("tanh", "leaky_relu"):
+            raise ValueError(f"activation must be 'tanh' or 'leaky_relu', got {activation!r}")
         check_positive_ints(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
-        self.options = {"keep": keep, "act": act, "negative_slope": negative_slope}
+        self.options: dict[str, Any] = {"keep": keep, "activation": activation, "negative_slope": negative_slope}
         self.gates = Conv3x3(in_channels + hidden_channels, 2 * hidden_channels)
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
@@ -179,7 +187,7 @@ class ConvGRUCell(nn.Module):
         Returns:
             h' (B, hidden, H, W).
         """
-        if type(x) is Proxy and x.tracer.root is not self:
+        if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, h)
         parameters = get_parameters(self.gates), get_parameters(self.candidate)
         if h is None:
@@ -200,7 +208,7 @@ class ConvGRUCell(nn.Module):
         return torch.stack(states, 1), states[-1]
 
     def extra_repr(self) -> str:
-        return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
+        return f"keep={self.options['keep']!r}, activation={self.options['activation']!r}"
 
 
 def run_gru(
@@ -214,7 +222,7 @@ def run_gru(
         x: (T*B, C, H, W), folded by fold_time.
         h: (B, hidden, H, W), or None for zeros.
         times: T.
-        **options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
+        **options: keep, activation and negative_slope of fastds.ops.conv_gru_cell.
 
     Returns:
         list of the T states.
@@ -236,18 +244,19 @@ def run_gru(
     step_parameters = _prepare_step_weights(
         maps[0], *((weight[:, n:], None) for weight, _ in parameters), gated=True, passes=1
     )
-    for current in zip(*(unfold_time(part, x.shape[0] // times, times) for part in shares), strict=True):
+    unfolded = (unfold_time(part, x.shape[0] // times, times) for part in shares)
+    for gates_share, candidate_share in zip(*unfolded, strict=True):
         if h is None:
-            h = compute_first_state(*current, hidden, options)
+            h = compute_first_state(gates_share, candidate_share, hidden, options)
         else:
-            h = conv_gru_cell(None, h, *step_parameters, shares=current, **options)
+            h = conv_gru_cell(None, h, *step_parameters, shares=(gates_share, candidate_share), **options)
         states.append(h)
     return states
 
 
 def _prepare_step_weights(
     maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **selector_options: Any
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Convert recurrent weights and biases to contiguous tensors of the compute dtype, once for a sequence.
 
     Args:
@@ -280,8 +289,8 @@ def _first_step(parameters: tuple, x: Tensor, inputs: int, options: dict) -> Ten
         inputs: C.
         options: keyword arguments of gru_update.
     """
-    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in parameters]
-    return compute_first_state(*parts, parts[1].shape[1], options)
+    gates, candidate = (convolve(x, weight[:, :inputs], bias) for weight, bias in parameters)
+    return compute_first_state(gates, candidate, candidate.shape[1], options)
 
 
 def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:

@@ -43,7 +43,7 @@ def training_curves(
         ValueError: if no log has any of the columns.
     """
     figure, axes = _figure(6.4, 4.0)
-    found = set()
+    found: set[str] = set()
     for label, path in logs.items():
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
@@ -73,8 +73,8 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit:
         unit: unit of length.
     """
     figure, axes = _figure(6.0, 4.0)
-    for label, (wavenumber, power) in curves.items():
-        wavenumber, power = np.asarray(wavenumber, float), np.asarray(power, float)
+    for label, curve in curves.items():
+        wavenumber, power = (np.asarray(values, float) for values in curve)
         keep = (wavenumber > 0) & (power > 0)
         axes.loglog(1 / wavenumber[keep], power[keep], label=label, linewidth=1.2)
     axes.invert_xaxis()

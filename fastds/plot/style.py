@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from fastds._outputs import atomic_write
@@ -35,7 +35,7 @@ _SCALES = {
 REFLECTIVITY_LEVELS = {name: levels for name, (levels, _) in _SCALES.items()}
 
 
-def reflectivity_style(scale: str = "nws") -> tuple[ListedColormap, BoundaryNorm, tuple[int, ...]]:
+def reflectivity_style(scale: str = "nws") -> tuple[Colormap, BoundaryNorm, tuple[int, ...]]:
     """Return colour map, norm and class edges (dBZ) of a reflectivity scale; values below the first edge are white,
     missing values grey.
 
@@ -53,7 +53,7 @@ def reflectivity_style(scale: str = "nws") -> tuple[ListedColormap, BoundaryNorm
     return colour_map, BoundaryNorm(levels, len(colours)), levels
 
 
-def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm, tuple[float, ...]]:
+def difference_style(limit: float = 10.0) -> tuple[Colormap, BoundaryNorm, tuple[float, ...]]:
     """Return colour map, norm and class edges of a difference in dB: eleven classes, white within limit / 20 of zero.
 
     Args:

@@ -189,5 +189,10 @@ def encode_data_uri(content: bytes) -> str:
 
 
 def select_evenly(count: int, most: int) -> list[int]:
-    """Select at most `most` evenly spaced indices from range(count), including the first and the last."""
+    """Select evenly spaced indices from range(count), including the first and the last.
+
+    Args:
+        count: Number of indices to select from.
+        most: Largest number of selected indices.
+    """
     return sorted(set(np.linspace(0, count - 1, max(1, min(count, most))).round().astype(int).tolist()))

@@ -7,13 +7,12 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fastds import models
 from fastds._argument_types import check_types, get_annotations
-from fastds._mixins import PredictOptions
 from fastds._options import OptionError, get_argument_word, spell_name
 from fastds.data.grid.grids import find_latitude_longitude
 from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
@@ -92,7 +91,7 @@ def downscale(
     Args:
         model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for radar;
             "bilinear", "bicubic" or "lanczos" for fields). None: the default network: fczsm-small for radar; if scale,
-            grid or like is source, inr-small if it takes the data, else inr-any.
+            grid or like is given, inr-small if it takes the data, else inr-any.
         data: Dataset, DataArray, file, or several files of one series.
         var: name of the variable. Default: the only one that fits.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
@@ -226,24 +225,109 @@ def nowcast(
         return out.load() if is_path_like(data) else out
 
 
-def predict(model: Model, data: InputData, **options: Unpack[PredictOptions]) -> xr.Dataset:
+def predict(
+    model: Model,
+    data: InputData,
+    *,
+    var: str | None = None,
+    scale: float | None = None,
+    grid: float | None = None,
+    like: xr.Dataset | str | os.PathLike | None = None,
+    time_factor: int | None = None,
+    static: xr.Dataset | list[str] | None = None,
+    dynamics: Mapping[str, Any] | str | None = None,
+    coarsened: str | None = None,
+    level: float | None = None,
+    members: int | None = None,
+    seed: int | None = None,
+    smooth: bool = False,
+    z_r: tuple[float, float] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+    steps: int | None = None,
+    lead: str | None = None,
+    every: str | None = None,
+    quantity: str = "rate",
+    coarsen: int | None = None,
+    interval: str | None = None,
+    block: int | None = None,
+    probability: Sequence[float] | None = None,
+) -> xr.Dataset:
     """Forecast with a nowcasting model, downscale with any other model.
+
+    Arguments that begin with another task than that of the model raise an exception.
 
     Args:
         model: loaded model, shipped name, weights file or baseline. None is not allowed, because it does not determine
             a task.
-        data: see nowcast and downscale.
-        options: arguments of nowcast or downscale.
+        data: Dataset, DataArray, file, or several files of one series.
+        var: name of the variable. Default: the only one that fits.
+        scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
+        grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
+        like: fields: Dataset or file with the output grid.
+        time_factor: radar: ratio of the time resolution of output and input, 2 or 4. Default: 2.
+        static: radar, fields: static maps for models that read static maps: a Dataset, or a list of files FILE.nc or
+            FILE.nc:VARIABLE. Default: none.
+        dynamics: radar: additional input variables of models that read some, if their names or units in the data differ
+            from the model card: {NAME: VARIABLE}, or {NAME: [low, high]} with the range in the units of the data, or
+            {VARIABLE: [low, high]} for all variables in the order of the model's channels. Default: as in the model
+            card.
+        coarsened: radar, fields: how the input averages finer cells, if that is known; the output is then corrected so
+            that the same average nearly gives the input. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
+            Default: not known.
+        level: humidity: value of the vertical coordinate. Default: the only level.
+        members: radar, humidity, nowcasts: number of ensemble members, along a new dimension realization. Default: a
+            single field.
+        seed: radar, humidity, nowcasts: random seed of the ensemble. Default: 0.
+        smooth: radar, nowcasts: keep the smooth fields of least squared error. Default: False, see downscale and
+            nowcast.
+        z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data,
+            else (200, 1.6).
+        tile: radar: side of a tile in input pixels, a multiple of 16. Default: depends on the available memory.
+        halo: radar: width of the margin around a tile in input pixels, a multiple of 16. Default: the receptive field
+            of the network.
+        missing: value that marks missing data, if the data do not declare it.
+        units: units of the variable, if the data do not declare them.
+        start: downscaling: first time to use, such as "2020-06-01T12:00". Nowcasts: initialization time. Default: the
+            first time; nowcasts: the last.
+        stop: last time of the data to use. Default: the last time.
+        threads: number of CPU threads. Default: torch's setting.
+        precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+        progress: show a progress bar. Default: False.
+        steps: nowcasts: number of forecast frames. Default: 12.
+        lead: nowcasts: lead time of the last frame, such as "60min", in place of steps.
+        every: nowcasts: interval of hindcasts, such as "30min", from start (or the first possible time) on. Default: a
+            single forecast.
+        quantity: nowcasts: quantity of the output: "rate" in mm/h or "reflectivity" in dBZ. Default: "rate".
+        coarsen: nowcasts: number of cells along each axis that are averaged before the forecast. Default: depends on
+            the grid spacing in the model card.
+        interval: nowcasts: time between frames, such as "10min". Default: the shortest multiple of the data's interval
+            in the range of the model card.
+        block: nowcasts: number of frames after which the network restarts from its own forecasts. Default: it continues
+            with its states.
+        probability: nowcasts: rain rates in mm/h; the output are their exceedance probabilities in an ensemble in place
+            of the forecast. Default: none.
 
     Returns:
-        See nowcast and downscale.
+        A new Dataset with the settings in its attributes. It is lazy if `data` is a Dataset of dask arrays.
 
     Raises:
-        UnknownOptionError: an argument that the function does not have.
-        ValueError: model is None. Else as nowcast or downscale.
+        UnknownOptionError: an argument that the task does not have. It is a TypeError and a ValueError.
+        ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.
+        ValueError: model is None, or model, data or arguments do not fit.
     """
     from fastds.tasks.nowcast.methods import BASELINES
 
+    options = _collect_options(predict, locals())
     if model is None:
         raise OptionError(
             "model", "must be given: a loaded model, a shipped name, a weights file or a method, got None"
@@ -448,7 +532,7 @@ def select_downscaling_task(model: Model, options: Mapping) -> str:
     """Return the task that downscales with a model.
 
     If the model has no card or its card names no task, the task is "fields" if one of the options scale, grid and like
-    is source, else "radar".
+    is given, else "radar".
 
     Args:
         model: see downscale.

@@ -7,7 +7,6 @@ import importlib
 import os
 import pathlib
 import warnings
-from typing import Unpack
 
 import yaml
 
@@ -24,8 +23,8 @@ LEARNING_RATE, MINUTES = 5e-4, 30.0
 def finetune(
     model: str | os.PathLike,
     data: str | os.PathLike,
-    output: str | os.PathLike = "finetuned",
     *,
+    output: str | os.PathLike = "finetuned",
     max_minutes: float = MINUTES,
     max_steps: int | None = None,
     learning_rate: float = LEARNING_RATE,
@@ -33,12 +32,16 @@ def finetune(
     device: str = "auto",
     progress: bool = False,
     var: str | None = None,
-    **reading: Unpack[ReadOptions],
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
 ) -> pathlib.Path:
     """Fine-tune weights on a folder of files, with the samples and the loss of the weights' original configuration.
 
     The last fifth of each file is held out for validation. The weights are also validated before the first step. The
     result has the lowest validation error, including the initial weights. Its card names the files and has both scores.
+    If var, missing, units, start or stop is given, the files are first rewritten into output/data with this metadata.
     Radar networks are compared with advection on synthetic events, too: if the initial weights are better than
     advection there and the result is not, a UserWarning is issued and the card mentions it.
 
@@ -53,8 +56,10 @@ def finetune(
         device: "auto" (a GPU if there is one), "cpu" or "cuda" (default: "auto").
         progress: print the progress to standard error (default: False).
         var: variable of data, for networks with one input variable (default: the only one that fits).
-        reading: missing, units, start and stop, see fastds.data.reading. If var or one of these is given, the files are
-            first rewritten into output/data with the given metadata.
+        missing: value that marks missing data, if the files do not declare it.
+        units: units of the variable, if the files do not declare them.
+        start: first time to use, a date (default: the first time).
+        stop: last time to use (default: the last time).
 
     Returns:
         Path of best.safetensors.
@@ -67,6 +72,7 @@ def finetune(
     card = load_card(model)
     if not card.task:
         raise ValueError(f"the card of {model} does not declare a task for the weights, so they cannot be trained")
+    reading = ReadOptions(missing=missing, units=units, start=start, stop=stop)
     files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
     config = make_config(str(model), card, files, output, max_minutes, learning_rate, max_steps)
     config.model.card = _describe_result(card, pathlib.Path(data).name)

@@ -223,6 +223,20 @@ def test_a_signal_while_the_output_is_written_leaves_nothing(folder, tmp_path, n
     assert os.listdir(tmp_path) == ["o.nc"] and output.read_bytes() == b"old"
 
 
+def test_a_signal_while_an_output_is_replaced_is_deferred():
+    """Between the two renames of commit_output there is no output under the final name."""
+    code = (
+        "import os, signal; from fastds import _outputs\n"
+        "_outputs.install_signal_handlers()\n"
+        "with _outputs._defer_signals():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('inside', flush=True)\n"
+        "print('after', flush=True)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "inside\n" and run.returncode != 0
+
+
 def test_a_program_that_imports_the_package_keeps_its_signals():
     known = "[signal.getsignal(number) for number in (2, 15)]"  # a test run in the background has others
     code = f"import signal; before = {known}; import fastds; print({known} == before)"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastds import ops
 from fastds.ops.core import native
-from fastds.ops.core.backends import backend
+from fastds.ops.core.backends import use_backend
 
 from . import invalid
 from .cases import DTYPES, Case, build, exact, tensors
@@ -63,7 +63,7 @@ def _reference(case: Case, arguments: dict, jitter: float = 0.0):
     """Compute the results in float64, and return them with their inputs."""
     wide = exact(case, arguments, jitter)
     wide.pop("algorithm", None)
-    with backend("reference"):
+    with use_backend("reference"):
         return tensors(getattr(ops, case.op)(**wide)), _leaves(wide)
 
 
@@ -140,7 +140,7 @@ def _spread(case: Case, arguments: dict, expected: list[Tensor], unit: float) ->
 
 
 def _coarse(case: Case, arguments: dict):
-    with backend("reference"):
+    with use_backend("reference"):
         return tensors(_call(case, arguments)), _leaves(arguments)
 
 

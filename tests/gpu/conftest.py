@@ -73,7 +73,7 @@ def forced():
         answer = fastds.explain(op, *args)[backend]
         if answer.startswith("refused"):
             pytest.skip(f"{backend} {answer}")
-        with fastds.backend(backend):
+        with fastds.use_backend(backend):
             yield
 
     return force

@@ -19,7 +19,7 @@ def test_conv3x3_epilogues(shuffle, act, kernel, dtype, device):
 
     def run(x, weight, bias, x2, residual):
         with torch.no_grad():
-            return convolve(x, weight, bias, x2=x2, residual=residual, act=act, shuffle=shuffle)
+            return convolve(x, weight, bias, second_input=x2, residual=residual, activation=act, upscale_factor=shuffle)
 
     exact = run(*(z.cpu().double() for z in given))
     tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3  # cuDNN may use tf32
@@ -33,8 +33,8 @@ def joined(algorithm, **options):
     """conv3x3 by the algorithm, "auto" on the CPU of the dry run, as function(x, x2, weight, bias, residual)."""
 
     def run(x, x2, weight, bias, residual):
-        settings = {"act": "leaky_relu", "algorithm": algorithm if x.is_cuda else "auto"} | options
-        return conv3x3(x, weight, bias, x2=x2, residual=residual, **settings)
+        settings = {"activation": "leaky_relu", "algorithm": algorithm if x.is_cuda else "auto"} | options
+        return conv3x3(x, weight, bias, second_input=x2, residual=residual, **settings)
 
     return run
 
@@ -53,12 +53,14 @@ def inputs(shape, dtype=torch.float32):
 def test_implicit_gemm_agrees_with_the_reference(shape, padding_mode, dtype, tolerance, device):
     """Values, and gradients without the kink of an activation."""
     tensors = inputs(shape, dtype)
-    options = {"padding_mode": padding_mode, "shuffle": shape[-1]}
+    options = {"padding_mode": padding_mode, "upscale_factor": shape[-1]}
     doubles, given = [t if t is None else t.double() for t in tensors], checks.moved(tensors, device)
     with torch.no_grad():
         checks.close([joined("implicit_gemm", **options)(*given)], [joined("direct", **options)(*doubles)], tolerance)
-    exact = checks.value_and_gradients(joined("direct", act=None, **options), doubles)
-    checks.close(checks.value_and_gradients(joined("implicit_gemm", act=None, **options), given), exact, tolerance)
+    exact = checks.value_and_gradients(joined("direct", activation=None, **options), doubles)
+    checks.close(
+        checks.value_and_gradients(joined("implicit_gemm", activation=None, **options), given), exact, tolerance
+    )
 
 
 @pytest.mark.sanitize

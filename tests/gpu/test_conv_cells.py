@@ -92,7 +92,7 @@ def gru_inputs(dtype):
 def test_conv_gru_cell(dtype, device):
     """As cuDNN and our passes, the only way where a gradient is wanted."""
     tensors = gru_inputs(dtype)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         exact = checks.value_and_gradients(conv_gru_cell, [t.double() for t in tensors])
     checks.close(checks.value_and_gradients(conv_gru_cell, checks.moved(tensors, device)), exact, DTYPES[dtype])
 
@@ -100,7 +100,7 @@ def test_conv_gru_cell(dtype, device):
 @pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
 def test_conv_gru_cell_without_gradients(dtype, backend, device):
     tensors = gru_inputs(dtype)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         exact = conv_gru_cell(*(t.double() for t in tensors))
     checks.close([conv_gru_cell(*checks.moved(tensors, device))], [exact], DTYPES[dtype])
 

@@ -68,7 +68,7 @@ def test_gradcheck(device):
     answer = fastds.explain("deform_conv2d", *tensors[:4], *problem.geometry, tensors[4])["native"]
     if answer.startswith("refused"):
         pytest.skip(f"native {answer}")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert torch.autograd.gradcheck(op(problem), tensors, nondet_tol=1e-12)
         assert torch.autograd.gradgradcheck(op(problem), tensors, nondet_tol=1e-12)
 
@@ -169,7 +169,7 @@ def test_errors(backend, gpu):
 @pytest.mark.parametrize("modulated, based", [(True, True), (False, False)], ids=["mask_base", "plain"])
 def test_guided_deform_conv_agrees_with_the_cpu(modulated, based, device):
     """One kernel on the GPU, composed of deform_conv2d on the CPU; float32, then bfloat16 under autocast."""
-    module = GuidedDeformConv2d(16, 16, 2, modulated=modulated)
+    module = GuidedDeformConv2d(16, 16, offset_groups=2, modulated=modulated)
     torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.1)
     x, guide = (torch.randn(2, 16, 9, 11).to(memory_format=torch.channels_last) for _ in range(2))
     base = torch.randn(2, 2, 9, 11) if based else None

@@ -42,7 +42,7 @@ def case(name, dtype=torch.float32, size=(17, 23)):
 @pytest.mark.parametrize("name", PASSES)
 def test_agrees_with_reference(name, dtype, device):
     function, tensors = case(name, dtype, (3, 7))
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         exact = checks.value_and_gradients(function, [t.double() for t in tensors])
     ours = checks.value_and_gradients(function, checks.moved(tensors, device))
     eps = max(torch.finfo(dtype).eps, 2**-23 if dtype != torch.float64 else 0)

@@ -65,14 +65,14 @@ def test_float64_and_cpu_are_rejected_with_a_reason(native):
     found = fastds.explain("deform_conv2d", *cpu)
     assert found["native"] == "chosen" and found["reference"] == "usable"
     assert found["triton"] == "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
-    with fastds.backend("triton"), pytest.raises(RuntimeError, match="'triton' was requested, .* got a cpu tensor"):
+    with fastds.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' was requested, .* got a cpu tensor"):
         select_backend(OPS["deform_conv2d"], cpu)
 
 
 def test_forced_triton_backend_is_used(native_cuda):
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         assert select_backend(OPS["deform_conv2d"], arguments(torch.float32)) == "triton"
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         assert select_backend(OPS["deform_conv2d"], arguments()) == "reference"
 
 
@@ -219,9 +219,9 @@ def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **option
 def test_implicit_gemm_convolutions(options, expected):
     call = convolution(**options)
     assert triton_implicit_gemm.is_faster(*call) is expected
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert not triton_implicit_gemm.is_faster(*call)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         assert triton_implicit_gemm.is_faster(*call) is expected
 
 

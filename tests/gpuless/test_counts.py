@@ -55,7 +55,7 @@ def flops(monkeypatch, call):
     with monkeypatch.context() as patched:  # the same products in fewer operations
         patched.setattr(guided, "reference_deform_conv2d", deform.deform_conv2d)
         patched.setattr(OPS["deform_conv2d"], "reference", deform.deform_conv2d)
-        with torch.no_grad(), capture_mode(torch.bfloat16), fastds.backend("reference"), counter:
+        with torch.no_grad(), capture_mode(torch.bfloat16), fastds.use_backend("reference"), counter:
             call()
     return counter.get_total_flops()
 
@@ -108,7 +108,7 @@ def test_launches_and_traffic_of_fczsm(fake_cuda, monkeypatch):
     after = ("_epilogue_kernel", "bias", "add_", "leaky_relu_", "relu_", "pixel_shuffle", "clone")
     model, ways = freeze_model(on_cuda("fczsm"), torch.bfloat16), []
     for algorithm, in_one_pass in (("direct", False), ("direct", True), ("auto", True)):
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             ways.append(counted(monkeypatch, lambda: model(draw(1, 2, 1, 200, 200)), in_one_pass))
     launches = [collections.Counter(name for name, _ in kernels) for kernels in ways]
     assert [n["convolution"] for n in launches] == [276, 276, 8] and launches[2]["_convolution_kernel"] == 258

@@ -22,12 +22,12 @@ PASSES = {
     "lstm_gates": (lstm_gates, (4, 1), {}),
     "memory_gates": (memory_gates, (3, 1), {}),
     "st_lstm_gates": (st_lstm_gates, (4, 1), {}),
-    "memory_gates_tanh": (memory_gates, (3, 1), {"state_act": "tanh"}),
+    "memory_gates_tanh": (memory_gates, (3, 1), {"state_activation": "tanh"}),
     "output_gate": (output_gate, (1, 1), {}),
-    "output_gate_tanh": (output_gate, (1, 1), {"act": "tanh"}),
+    "output_gate_tanh": (output_gate, (1, 1), {"activation": "tanh"}),
     "gru_reset": (gru_reset, (1, 1, 1), {}),
     "gru_update": (gru_update, (1, 1, 1), {"keep": "1-z"}),
-    "gru_update_leaky": (gru_update, (1, 1, 1), {"act": "leaky_relu"}),
+    "gru_update_leaky": (gru_update, (1, 1, 1), {"activation": "leaky_relu"}),
     "traj_gru_gates": (traj_gru_gates, (3, 3, 1), {}),
 }
 WIDE = {"lstm_gates", "st_lstm_gates", "memory_gates", "memory_gates_tanh", "output_gate", "output_gate_tanh"}
@@ -64,7 +64,7 @@ def test_gate_kernels_agree_with_the_reference(emulated, name, dtype, layout):
     second = name.startswith("gru")
     got = gradients(name, tensors, second)
     assert len(emulator.launches) >= 2 and all(launch.grid[0] == 1 for launch in emulator.launches)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = gradients(name, tensors, second)
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == b.dtype
@@ -82,13 +82,13 @@ def test_slices_and_several_blocks(emulated, name):
     function, _, options = PASSES[name]
     got = function(*packed.split([t.shape[1] for t in tensors], 1), **options)
     assert [launch.grid[0] for launch in emulator.launches] == [2]
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = function(*tensors, **options)
     for a, b in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (got, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-LEAKY = {"keep": "1-z", "act": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
+LEAKY = {"keep": "1-z", "activation": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
 
 
 @pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)
@@ -101,13 +101,13 @@ def test_gru_step_kernels(emulated, dtype, options):
 
     def values(tensors):
         x, h, gates, candidate = tensors
-        with fastds.convolution("direct"):
+        with fastds.use_conv_algorithm("direct"):
             y = conv_gru_cell(x, h, gates, None, candidate, None, **options)
         return [y, *torch.autograd.grad(y.sum(), tensors)]
 
     got = values(tensors)
     assert len(emulator.launches) == 4
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = values([t.detach().double().requires_grad_() for t in tensors])
     for a, b in zip(got, expected, strict=True):
         bound = 1e-5 if dtype == torch.float32 else 6 * torch.finfo(dtype).eps
@@ -125,7 +125,7 @@ def test_eight_channels_per_thread(emulated, name, dtype):
     got = gradients(name, tensors, second)
     assert {launch.name for launch in emulator.launches} == {"gates_run_kernel"}
     assert all(launch.grid == (1, 1, 1) for launch in emulator.launches)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = gradients(name, tensors, second)
     for a, b in zip(got, expected, strict=True):
         bound = 16 * max(torch.finfo(a.dtype).eps, 2.0**-23)
@@ -138,7 +138,7 @@ def test_vector_path_with_missing_tensors(emulated):
     pre, c = inputs("lstm_gates", torch.bfloat16, torch.channels_last, (1, 8, 2, 5))
     (got,) = torch.autograd.grad(lstm_gates(pre, c.detach())[0].sum(), pre)
     assert [launch.name for launch in emulator.launches] == 2 * ["gates_run_kernel"]
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         (expected,) = torch.autograd.grad(lstm_gates(pre, c.detach())[0].sum(), pre)
     torch.testing.assert_close(got, expected, rtol=2**-7, atol=2**-9)
 
@@ -160,7 +160,7 @@ def test_vector_path_needs_alignment(emulated, what):
     pre, c = wide[:, first : first + channels], torch.randn(1, channels // 4, 5, 16)
     got = lstm_gates(pre, c.contiguous(memory_format=torch.channels_last))
     assert [launch.name for launch in emulator.launches] == [kernel]
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = lstm_gates(pre, c)
     for a, b in zip(got, expected, strict=True):
         assert (a.double() - b.double()).abs().max() <= 16 * max(torch.finfo(a.dtype).eps, 2.0**-23)

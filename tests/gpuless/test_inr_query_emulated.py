@@ -77,7 +77,7 @@ def test_all_corners_of_the_skip_invalid(emulated):
     mask = torch.tensor([[[False, True], [True, True]]])
     point = PointSpec(torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2))
     options = {"ensemble": "early_area", "mask": mask, "skip": torch.ones(1, 2, 2, 2), "compat": "liif"}
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert fastds.ops.inr_query(torch.ones(1, 2, 2, 2), point, **options).isnan().all()
 
 

@@ -14,5 +14,5 @@ pytestmark = pytest.mark.interpreted
 @pytest.mark.parametrize("name", CELLS)
 def test_three_steps_of_a_cell(name):
     """Operators without a Triton kernel stay what they are on a CPU."""
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         three_steps_of_a_cell(name, torch.float32, 1, channels=4, size=(4, 4))

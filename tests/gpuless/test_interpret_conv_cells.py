@@ -44,7 +44,7 @@ def test_agrees_with_reference(shape, dtype):
     """Values, and gradients from the pre-activations that the kernel keeps."""
     tensors = [t.requires_grad_() for t in inputs(shape, dtype)]
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         got = conv_lstm_cell(*tensors)
     expected = reference(*doubles)
     assert [t.dtype for t in got] == [dtype, torch.float32]
@@ -59,7 +59,7 @@ def test_one_source_and_a_residual():
     """The part of the input comes ready as a residual, as sequences have it; no bias."""
     x, h, c, weight, _ = inputs(SHAPES[0])
     ready = torch.nn.functional.conv2d(x, weight[:, :24], padding=1)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         got = CELL.op.overload(h, None, weight[:, 24:], None, ready, c, "auto", False)[:2]
     close(got, reference(*(t.double() for t in (x, h, c, weight))))
 
@@ -81,7 +81,7 @@ def test_conv_st_lstm_stages(stage, shape, dtype):
         tensors.append(torch.randn(shape[0], shape[2], *shape[3:]).to(dtype))
     tensors = [t.requires_grad_() for t in tensors]
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         got = stage(*tensors)
     expected = exact(*doubles)
     got, expected = ([t] if isinstance(t, torch.Tensor) else list(t) for t in (got, expected))
@@ -94,7 +94,7 @@ def test_conv_st_lstm_stages(stage, shape, dtype):
 @pytest.mark.parametrize("ops, formula, gates", [(MEMORY, memory_gates, 3), (OUTPUT, output_gate, 1)])
 def test_formulas_with_tanh(ops, formula, gates):
     x, h, c, weight, bias = inputs(SHAPES[1], gates=gates)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         got = ops.op.overload(x, h, weight, bias, None, c, "tanh", "auto", False)[0]
     pre = torch.nn.functional.conv2d(torch.cat([x, h], 1).double(), weight.double(), bias.double(), padding=1)
     close([got], [formula(pre, c.double(), "tanh")])
@@ -106,20 +106,20 @@ def test_conv_gru_cell(shape, dtype, keep, act):
     """Both passes; then with the part of x convolved before."""
     x, h, _, gates, bias = inputs(shape, dtype, 2)
     candidate, candidate_bias = gates[: shape[2]].flip(1), bias[: shape[2]]
-    tensors, options = (x, h, gates, bias, candidate, candidate_bias), {"keep": keep, "act": act}
+    tensors, options = (x, h, gates, bias, candidate, candidate_bias), {"keep": keep, "activation": act}
     expected = gru_reference(*(t.double() for t in tensors), **options)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         close([conv_gru_cell(*tensors, **options)], [expected], dtype)
     n = x.shape[1]
     parts = (torch.nn.functional.conv2d(x.double(), w[:, :n].double(), padding=1) for w in (gates, candidate))
     shares, rest = [t.to(dtype) for t in parts], (gates[:, n:], bias, candidate[:, n:], candidate_bias)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         close([conv_gru_cell(None, h, *rest, **options, shares=shares)], [expected], dtype)
 
 
 def test_results_equal_with_64_bit_addresses(monkeypatch):
     tensors = inputs(SHAPES[2])
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         narrow = conv_lstm_cell(*tensors)
         monkeypatch.setattr(kernels, "needs_int64", lambda *_: True)
         assert all(torch.equal(a, b) for a, b in zip(narrow, conv_lstm_cell(*tensors), strict=True))
@@ -142,7 +142,7 @@ def test_no_out_of_bounds_access():
 
 def test_registration_and_empty_batch():
     tensors = inputs(SHAPES[3])
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         new_h, new_c = conv_lstm_cell(*(t[:0] for t in tensors[:3]), *tensors[3:])
         utils = ("test_schema", "test_faketensor")
         x, h, c, weight, bias = tensors

@@ -43,7 +43,7 @@ def small_tiles(monkeypatch):
 
 
 def run(function):
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         return function()
 
 
@@ -134,7 +134,7 @@ def test_guided_op_is_registered_completely():
     x, raw, base = (torch.randn(1, n, 2, 3).to(memory_format=torch.channels_last) for n in (4, 6, 2))
     weight, bias = torch.randn(3, 4, 1, 1), torch.randn(3)
     args = [t.requires_grad_() for t in (x, raw, weight, bias, base)]
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         torch.library.opcheck(torch.ops.fastds.guided_deform_conv2d.default, (*args, 2, True, 0.5))
         second = torch.autograd.grad(guided.guided_deform_conv2d(*args, 2, True).square().sum(), x, create_graph=True)
         assert torch.autograd.grad(second[0].square().sum(), raw)[0].isfinite().all()
@@ -152,7 +152,7 @@ def test_empty_batch_and_frozen_subsets():
     problem = Problem("small", 1, 4, 3, 3, 4, (2, 2), padding=(1, 0))
     x, offset, weight, bias, mask = problem.tensors(torch.float32)
     ones = torch.ones(1, 3, *problem.out)
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         assert deform_conv2d(x[:0], offset[:0], weight, bias, 1, (1, 0), 1, mask[:0]).shape == (0, 3, *problem.out)
         every = gradients(lambda t: problem.run(deform_conv2d, t), [x, offset, weight, bias, mask], ones)
         for i in range(5):

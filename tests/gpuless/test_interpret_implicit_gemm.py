@@ -87,10 +87,10 @@ def test_implicit_gemm_equals_conv3x3(padding_mode):
     doubles = [t.detach().double().requires_grad_() for t in tensors]
 
     def run(x, weight, bias, x2, residual):
-        options = {"act": "leaky_relu", "padding_mode": padding_mode, "shuffle": 2}
-        return conv3x3(x, weight, bias, x2=x2, residual=residual, **options)
+        options = {"activation": "leaky_relu", "padding_mode": padding_mode, "upscale_factor": 2}
+        return conv3x3(x, weight, bias, second_input=x2, residual=residual, **options)
 
-    with fastds.convolution("implicit_gemm"):
+    with fastds.use_conv_algorithm("implicit_gemm"):
         y = run(*tensors)
     exact = run(*doubles)
     along = torch.randn_like(y)
@@ -104,7 +104,7 @@ def test_implicit_gemm_equals_conv3x3(padding_mode):
 def test_nan_spreads_to_neighbours_only():
     x = torch.zeros(1, 1, 6, 6)
     x[0, 0, 2, 3] = torch.nan
-    y = conv3x3(x, torch.ones(1, 1, 3, 3), act="relu", algorithm="implicit_gemm")
+    y = conv3x3(x, torch.ones(1, 1, 3, 3), activation="relu", algorithm="implicit_gemm")
     assert torch.equal(y.isnan(), F.max_pool2d(x.isnan().float(), 3, 1, 1).bool())
 
 

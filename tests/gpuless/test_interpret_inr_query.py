@@ -44,7 +44,7 @@ def case(ensemble, dtype, hidden=2, outputs=3, depth=64):
 
 
 def agree(maps, where, trunk, keywords):
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         y = query(maps, where, trunk, **keywords)
     double = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
     expected = exact(maps.double(), where, [(w.double(), b.double()) for w, b in trunk], **double)
@@ -66,7 +66,7 @@ def test_inr_query_points_wrap_and_cells(ensemble):
     agree(maps, where, trunk, keywords | {"cell": torch.rand(2, 19, 2), "edge": ("wrap", "wrap")})
     bare = {k: v for k, v in keywords.items() if k in ("ensemble", "heads", "dk")}
     shared = from_index(torch.rand(7, 2) * 3, SOURCE)
-    agree(maps, shared, trunk, bare | {"act": "none"})
+    agree(maps, shared, trunk, bare | {"activation": "none"})
 
 
 def test_zero_weight_corners_are_ignored():
@@ -91,7 +91,7 @@ def test_gradients_come_from_the_native_kernel():
     grads = []
     for name in ("triton", "reference"):
         leaf = maps.clone().requires_grad_()
-        with fastds.backend(name):
+        with fastds.use_backend(name):
             query(leaf, grid, trunk, **keywords).sum().backward()
         grads.append(leaf.grad)
     assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[1].abs().max()
@@ -100,7 +100,7 @@ def test_gradients_come_from_the_native_kernel():
 def test_unsupported_calls_are_rejected():
     maps, trunk, keywords = case("early_attn", torch.float32)
     grid = GridSpec.cells(SOURCE, (5, 7))
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         with pytest.raises(RuntimeError, match="no mask"):
             query(maps, grid, trunk, mask=torch.ones(2, *SOURCE, dtype=torch.bool), **keywords)
         with pytest.raises(RuntimeError, match="hidden layers of width 64"):
@@ -112,7 +112,7 @@ def test_missing_values_propagate_through_relu(ensemble):
     maps, trunk, keywords = case(ensemble, torch.float32)
     maps[0, 3, 2, 2] = float("nan")
     grid = GridSpec.cells(SOURCE, (7, 9))
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         y = query(maps, grid, trunk, **keywords)
     expected = exact(maps, grid, trunk, **keywords)
     assert expected.isnan().any() and torch.equal(y.isnan(), expected.isnan())

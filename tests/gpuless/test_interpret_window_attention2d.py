@@ -36,7 +36,7 @@ def results(function, tensors, along):
 
 
 def ours(tensors, window, along):
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         return results(lambda *t: window_attention2d(*t, window=window), tensors, along)
 
 
@@ -86,7 +86,7 @@ def test_no_out_of_bounds_access():
 def test_each_gradient_alone_and_empty_batch():
     tensors = inputs((1, 8, 4, 5))
     everything = ours(tensors, 3, torch.ones(1, 8, 4, 5))[1:]
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         for i, expected in enumerate(everything):
             leaves = [t.detach().requires_grad_(j == i) for j, t in enumerate(tensors)]
             (grad,) = torch.autograd.grad(window_attention2d(*leaves, window=3).sum(), leaves[i])
@@ -96,7 +96,7 @@ def test_each_gradient_alone_and_empty_batch():
 
 def test_registration():
     tensors = [t.requires_grad_() for t in inputs((1, 3, 4, 5))]
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         torch.library.opcheck(torch.ops.fastds.window_attention2d.default, (*tensors, 2))
     found = fastds.explain("window_attention2d", *tensors, 3)
     assert found["triton"] in ("usable", "chosen"), found

@@ -112,31 +112,37 @@ def test_arguments_that_no_task_takes_are_refused_by_python(event):
 
 
 def test_task_functions_have_explicit_signatures():
-    """Of the functions, of loaded models' methods and of the accessor; every argument is one of a task's function."""
-    kinds = {
-        "downscale": _mixins.DownscaleOptions, "nowcast": _mixins.NowcastOptions, "query": _mixins.QueryOptions,
-        "evaluate": _mixins.EvaluateOptions,
-    }  # fmt: skip
+    """Methods of loaded models and of the accessor have the keyword arguments of the functions, with the same texts."""
 
     def keywords(function):
         parameters = inspect.signature(function).parameters.values()
         assert all(p.kind is not p.VAR_KEYWORD for p in parameters)
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return [(p.name, p.default, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY]
 
-    for name, options in kinds.items():
-        assert keywords(getattr(fastds, name)) == list(options.__annotations__)
-        assert keywords(getattr(_accessor.Accessor, name)) == list(options.__annotations__)
-    assert keywords(_mixins.DownscaleMixin.downscale) == list(_mixins.DownscaleOptions.__annotations__)
-    assert keywords(_mixins.NowcastMixin.nowcast) == list(_mixins.NowcastOptions.__annotations__)
+    def words(function):  # of all arguments, without line breaks
+        return " ".join(inspect.getdoc(function).partition("Args:")[2].partition("Returns:")[0].split())
+
+    methods = [
+        *(
+            (getattr(_accessor.Accessor, name), getattr(fastds, name))
+            for name in ("downscale", "nowcast", "query", "evaluate")
+        ),
+        (_mixins.DownscaleMixin.downscale, fastds.downscale),
+        (_mixins.NowcastMixin.nowcast, fastds.nowcast),
+    ]
+    for method, function in methods:
+        assert keywords(method) == keywords(function)
+        first = keywords(function)[0][0]
+        assert words(method).partition(f" {first}: ")[2] == words(function).partition(f" {first}: ")[2]
     both = {*keywords(fastds.downscale), *keywords(fastds.nowcast)}
-    assert set(_mixins.PredictOptions.__annotations__) == both
+    assert set(keywords(fastds.predict)) == both
     of_tasks = {*api.READ_OPTIONS}
     for task in ("radar", "fields", "humidity"):
         run = inspect.signature(get_task_function(task, "downscale")).parameters
         of_tasks |= {p.name for p in run.values() if p.kind is p.KEYWORD_ONLY}
-    assert set(keywords(fastds.downscale)) == of_tasks
+    assert {name for name, *_ in keywords(fastds.downscale)} == of_tasks
     options = inspect.signature(nowcast_run.Options).parameters
-    assert set(keywords(fastds.nowcast)) == {*options, "missing", "units", "stop", "progress"}
+    assert {name for name, *_ in keywords(fastds.nowcast)} == {*options, "missing", "units", "stop", "progress"}
 
 
 def test_models_and_data_of_another_kind_are_refused(event):

@@ -66,7 +66,7 @@ def test_three_steps_of_a_cell(name, dtype, layer):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_three_steps_of_a_cell_equal_torch(name):
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         three_steps_of_a_cell(name, torch.float32, 1)
 
 

@@ -18,7 +18,7 @@ from fastds.models.baselines.super_resolution import SRCNN
 from fastds.models.db_rnn.cells import build_cell
 from fastds.models.export import deform, onnx_file, run
 from fastds.models.export.program import raise_to_least_size
-from fastds.nn import Conv3x3, ConvLSTMCell, GuidedDeformConv2d, SubPixel
+from fastds.nn import Conv3x3, ConvLSTMCell, GuidedDeformConv2d, PixelShuffleUpsample
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d
 from fastds.tasks import export as command
 from tests.support import forked
@@ -303,22 +303,22 @@ class Own(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.align = Conv3x3(1, 8), GuidedDeformConv2d(8, 8, offset_groups=2)
-        self.memory, self.up = ConvLSTMCell(8, 8), SubPixel(8, 1, scale=2)
+        self.memory, self.up = ConvLSTMCell(8, 8), PixelShuffleUpsample(8, 1, upscale_factor=2)
 
     def forward(self, x):
-        maps = self.embed(x.flatten(0, 1), act="leaky_relu").unflatten(0, x.shape[:2])
+        maps = self.embed(x.flatten(0, 1), activation="leaky_relu").unflatten(0, x.shape[:2])
         states, _ = self.memory.sequence(maps)
-        return self.up(self.align(maps[:, -1], states[:, -1], act="leaky_relu"))
+        return self.up(self.align(maps[:, -1], states[:, -1], activation="leaky_relu"))
 
 
 def test_torch_export_of_a_user_network(tmp_path):
     network, x = Own().eval(), torch.rand(1, 3, 1, 12, 16)
     with pytest.raises(
-        ValueError, match=r'custom network by torch.onnx.export\(.* `with fastds.backend\("reference"\)'
+        ValueError, match=r'custom network by torch.onnx.export\(.* `with fastds.use_backend\("reference"\)'
     ):
         fastds.export(network, tmp_path / "own.onnx")
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         torch.onnx.export(network, (x,), tmp_path / "own.onnx", dynamo=True, verbose=False)
     with torch.no_grad():
         torch.testing.assert_close(onnx_file.load_runner(tmp_path / "own.onnx")(x), network(x), rtol=1e-4, atol=1e-5)
-    assert "torch.onnx.export" in fastds.backend.__doc__
+    assert "torch.onnx.export" in fastds.use_backend.__doc__

@@ -73,7 +73,7 @@ def test_repeatable_and_independent_of_the_thread_count():
         outputs = []
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            with torch.no_grad(), fastds.convolution("winograd"):
+            with torch.no_grad(), fastds.use_conv_algorithm("winograd"):
                 outputs.append(model(x))
     finally:
         torch.set_num_threads(threads)
@@ -86,7 +86,7 @@ def test_convolution_algorithms_agree(algorithm):
     """Against float64 (which always runs direct): Winograd's error stays at the level of direct float32."""
     model, x = network(num_features=16).eval(), torch.rand(1, 2, 1, 24, 24)
     with torch.no_grad():
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             y = model(x)
         exact = copy.deepcopy(model).double()(x.double())
     assert (y - exact).abs().max() < 2e-5 * exact.std()
@@ -96,5 +96,5 @@ def test_backends_agree():
     model, x = network().eval(), torch.rand(1, 2, 1, 16, 16)
     with torch.no_grad():
         y = model(x)
-        with fastds.backend("reference"):
+        with fastds.use_backend("reference"):
             torch.testing.assert_close(model(x), y, rtol=0, atol=1e-5)

@@ -115,7 +115,7 @@ def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_d
     block = first_sample(data_dir, "radar_mch_20160711_5min.nc")
     found = {}
     for algorithm in ("direct", "winograd"):
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             found[algorithm] = compute_errors(block, wrap_network(small, 15.0))
     assert found["winograd"] == pytest.approx(found["direct"], rel=1e-4, nan_ok=True)
 

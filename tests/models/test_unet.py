@@ -79,7 +79,7 @@ def test_parameters_of_the_specification(name):
 def test_flops_of_the_specification(name, gflop):
     """For (1, 2, 1, 200, 200), of which the convolutions are all; counted on tensors without memory."""
     model, x = models.create(name).to("meta"), torch.zeros(1, 2, 1, 200, 200, device="meta")
-    with fastds.backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with fastds.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.01)
 

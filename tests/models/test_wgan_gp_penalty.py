@@ -121,7 +121,7 @@ def test_fused_path_equals_composite_in_float64(options):
 def test_fused_path_equals_composite_in_float32(native):
     """On the Winograd engine: every layer is wide enough for it."""
     d, (real, fake), epsilon = critic(torch.float32, width=16, reduction=8), days(dtype=torch.float32), torch.rand(2)
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         ours = penalty_and_gradients(d, real, fake, epsilon)
     expected = penalty_and_gradients(Composite(d.double()), real.double(), fake.double(), epsilon.double())
     for name, a, b in zip(["penalty", *dict(d.named_parameters())], ours, expected, strict=True):
@@ -258,7 +258,7 @@ def test_mixed_graphs_keep_every_second_order_term():
 
     weight = torch.randn(4, 4, 3, 3, dtype=torch.float64)
     cases = [
-        (lambda x: fastds.ops.conv3x3(x, weight, act="relu", residual=x),
+        (lambda x: fastds.ops.conv3x3(x, weight, activation="relu", residual=x),
          lambda x: torch.relu(torch.conv2d(x, weight, padding=1) + x)),
         (lambda x: pixel_shuffle(x, 2, x.mean((0, 2, 3)), "leaky_relu"),
          lambda x: nn.functional.leaky_relu(nn.functional.pixel_shuffle(x + x.mean((0, 2, 3))[:, None, None], 2), 0.1)),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conv3x3, Conv1x1, ResidualBlock and SubPixel against torch's own layers in float64."""
+"""Conv3x3, Conv1x1, ResidualBlock and PixelShuffleUpsample against torch's own layers in float64."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import prune
 
 from fastds.nn import (
     Conv1x1,
+    Conv2d,
     Conv3x3,
     ConvGRUCell,
     ConvLSTMCell,
@@ -18,11 +20,11 @@ from fastds.nn import (
     GuidedDeformConv2d,
     LocalAttentionDecoder,
     LocalEnsembleDecoder,
+    PixelShuffleUpsample,
     ResidualBlock,
-    SubPixel,
     chunks,
 )
-from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
+from fastds.nn.convolutions import MultiInputConv3x3, MultiInputConv5x5
 from fastds.ops import pixel_shuffle, window_attention2d
 from fastds.ops.core import layout
 
@@ -48,10 +50,10 @@ def assert_equal_with_gradients(module, ours, theirs, *inputs):
 
 CASES = {
     "plain": {},
-    "no bias": {"bias": False, "act": "relu"},
-    "stride": {"stride": 2, "act": "leaky_relu", "negative_slope": 0.3, "with_residual": True},
-    "two sources": {"with_x2": True, "act": "leaky_relu"},
-    "all": {"with_x2": True, "with_residual": True, "act": "relu", "shuffle": 2},
+    "no bias": {"bias": False, "activation": "relu"},
+    "stride": {"stride": 2, "activation": "leaky_relu", "negative_slope": 0.3, "with_residual": True},
+    "two sources": {"with_x2": True, "activation": "leaky_relu"},
+    "all": {"with_x2": True, "with_residual": True, "activation": "relu", "upscale_factor": 2},
 }
 
 
@@ -66,11 +68,11 @@ def test_convolutions_with_epilogues(kind, name):
     x2 = torch.randn(2, 2, 7, 9, dtype=torch.float64, requires_grad=True) if with_x2 else None
     size = (4, 5) if "stride" in made else (7, 9)
     residual = torch.randn(2, 8, *size, dtype=torch.float64, requires_grad=True) if with_residual else None
-    theirs = {"act": options.get("act"), "slope": options.get("negative_slope", 0.1)}
+    theirs = {"act": options.get("activation"), "slope": options.get("negative_slope", 0.1)}
     assert_equal_with_gradients(
         conv,
-        lambda: conv(x, x2, residual, **options),
-        lambda: by_torch(conv, x, x2, residual, shuffle=options.get("shuffle", 1), **theirs),
+        lambda: conv(x, x2, residual=residual, **options),
+        lambda: by_torch(conv, x, x2, residual, shuffle=options.get("upscale_factor", 1), **theirs),
         x, x2, residual,
     )  # fmt: skip
 
@@ -87,11 +89,14 @@ def test_broadcasting_operands_are_rejected(layer, size):
     x = torch.ones(2, 4, 7, 7)
     for call, words in (
         (lambda: layer(x[:, :3]), r"^x has 3 channels, weight takes 4: weight has shape .*, expected \(6, 3,"),
-        (lambda: layer(x, x[:, :1]), r"^x and x2 have 5 channels, weight takes 4: "),
-        (lambda: layer(x[:, :2], x[:, 2:, :1, :1]), r"x2 has shape \(2, 2, 1, 1\), expected \(2, 2, 7, 7\)"),
+        (lambda: layer(x, x[:, :1]), r"^x and second_input have 5 channels, weight takes 4: "),
+        (lambda: layer(x[:, :2], x[:, 2:, :1, :1]), r"second_input has shape \(2, 2, 1, 1\), expected \(2, 2, 7, 7\)"),
         (lambda: layer(x, residual=torch.ones(1, 6, 1, 1)), rf"expected \(2, 6, {size}, {size}\)"),
-        (lambda: layer(x, act="leaky_relu", negative_slope=-1), "negative_slope must be a finite number >= 0, got -1"),
-        (lambda: layer(x, act="gelu"), "act must be None, 'relu' or 'leaky_relu', got 'gelu'"),
+        (
+            lambda: layer(x, activation="leaky_relu", negative_slope=-1),
+            "negative_slope must be a finite number >= 0, got -1",
+        ),
+        (lambda: layer(x, activation="gelu"), "activation must be None, 'relu' or 'leaky_relu', got 'gelu'"),
         (lambda: layer(x[0]), "x has shape .* expected 4 dimensions"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -110,9 +115,9 @@ def test_float32_weights_take_16_bit_maps(layer, size):
 def test_vmap_equals_a_loop(layer, size):
     """Over samples with a residual each, and over the weights of several layers."""
     x, residual = torch.randn(3, 1, 4, 7, 7), torch.randn(3, 1, 6, size, size)
-    got = torch.func.vmap(lambda x, r: layer(x, None, r, act="relu"))(x, residual)
+    got = torch.func.vmap(lambda x, r: layer(x, None, residual=r, activation="relu"))(x, residual)
     torch.testing.assert_close(
-        got, torch.stack([layer(a, None, r, act="relu") for a, r in zip(x, residual, strict=True)])
+        got, torch.stack([layer(a, None, residual=r, activation="relu") for a, r in zip(x, residual, strict=True)])
     )
     weights = {name: torch.stack([p, 2 * p]) for name, p in layer.named_parameters()}
     got = torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x[0], None, residual[0])))(weights)
@@ -124,16 +129,29 @@ def test_vmap_equals_a_loop(layer, size):
     [
         (Conv3x3, (0, 4), "in_channels must be an int >= 1, got 0"),
         (Conv1x1, (4, 2.0), "out_channels must be an int >= 1, got 2.0"),
-        (Conv3x3, (4, 4, True, (2, 1)), r"stride must be an int >= 1, got \(2, 1\)"),
+        (partial(Conv3x3, stride=(2, 1)), (4, 4), r"stride must be an int >= 1, got \(2, 1\)"),
         (ConvLSTMCell, (3, 0), "hidden_channels must be an int >= 1, got 0"),
         (ConvGRUCell, (-1, 3), "in_channels must be an int >= 1, got -1"),
-        (SubPixel, (4, 1, [2, 2]), r"scale must be 1, 2, 3 or 4, got \[2, 2\]"),
+        (
+            partial(PixelShuffleUpsample, upscale_factor=[2, 2]),
+            (4, 1),
+            r"upscale_factor must be 1, 2, 3 or 4, got \[2, 2\]",
+        ),
         (DeformConv2d, (4, 4, (3, 3, 3)), r"kernel_size must be an int >= 1 or a pair of them, got \(3, 3, 3\)"),
         (DeformConv2d, (4, 4, 3, (1.5, 1)), r"stride must be an int >= 1 or a pair of them, got \(1.5, 1\)"),
         (DeformConv2d, (4, 4, 3, 1, "same"), "padding must be an int >= 0 or a pair of them, got 'same'"),
         (DeformConv2d, (4, 4, 3, 1, 0, 1, 0), "groups must be an int >= 1, got 0"),
-        (GuidedDeformConv2d, (4, 4, 0), "offset_groups must be an int >= 1, got 0"),
-        (LocalAttentionDecoder, (4, 1, "replicate", 16, 3), "heads must divide width, got 3 heads and width 16"),
+        (partial(GuidedDeformConv2d, offset_groups=0), (4, 4), "offset_groups must be an int >= 1, got 0"),
+        (
+            partial(LocalAttentionDecoder, width=16, heads=3),
+            (4, 1),
+            "heads must divide width, got 3 heads and width 16",
+        ),
+        (Conv2d, (4, 4, (3, 5)), r"kernel_size must be an int or a pair of equal ints, got \(3, 5\)"),
+        (Conv2d, (4, 4, 3), "padding must be 'same' or kernel_size // 2 = 1, got 0"),
+        (Conv2d, (4, 4, 3, 2, 1), "stride must be 1, got 2"),
+        (Conv2d, (4, 4, 3, 1, 1, 2), "dilation must be 1, got 2"),
+        (Conv2d, (4, 4, 3, 1, 1, 1, 1, True, "reflect"), "padding_mode must be 'zeros', got 'reflect'"),
     ],
 )
 def test_modules_reject_invalid_sizes(kind, arguments, words):
@@ -149,11 +167,11 @@ def test_modules_accept_numpy_integers():
 @pytest.mark.parametrize(
     ("module", "call"),
     [
-        (Conv3x3(4, 6), lambda m, x: m(x, act="relu")),
-        (SubPixel(4, 2, 2), lambda m, x: m(x)),
+        (Conv3x3(4, 6), lambda m, x: m(x, activation="relu")),
+        (PixelShuffleUpsample(4, 2, upscale_factor=2), lambda m, x: m(x)),
         (ConvLSTMCell(4, 3), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
         (ConvGRUCell(4, 16), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
-        (GuidedDeformConv2d(4, 3, 2), lambda m, x: m(x, x)),
+        (GuidedDeformConv2d(4, 3, offset_groups=2), lambda m, x: m(x, x)),
         (LocalEnsembleDecoder(4, 1, width=8), lambda m, x: m(x, (9, 8))),
         (Conv1x1(4, 4), lambda m, x: window_attention2d(m(x), x, x, window=3)),
         (Conv1x1(4, 4), lambda m, x: pixel_shuffle(m(x), 2, m.bias)),
@@ -182,7 +200,7 @@ def every(*results):
     [
         (ConvLSTMCell(3, 4), lambda m, x: (m(x), m(x, m(x)), m.sequence(torch.stack([x, x], 1)))),
         (ConvGRUCell(3, 4), lambda m, x: (m(x), m(x, m(x)), m.sequence(torch.stack([x, x], 1)))),
-        (GuidedDeformConv2d(3, 4, 1), lambda m, x: m(x, x)),
+        (GuidedDeformConv2d(3, 4, offset_groups=1), lambda m, x: m(x, x)),
         (LocalEnsembleDecoder(3, 1, width=8), lambda m, x: m(x, (9, 8))),
     ],
     ids=lambda value: type(value).__name__,
@@ -234,7 +252,7 @@ def test_residual_blocks_start_near_the_identity():
 
 @pytest.mark.parametrize(("scale", "steps"), [(1, ()), (2, (2,)), (3, (3,)), (4, (2, 2))])
 def test_sub_pixel_by_torch(scale, steps):
-    layer = SubPixel(3, 3 if scale == 1 else 2, scale).double()
+    layer = PixelShuffleUpsample(3, 3 if scale == 1 else 2, upscale_factor=scale).double()
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
 
     def theirs():
@@ -243,20 +261,20 @@ def test_sub_pixel_by_torch(scale, steps):
             y = by_torch(conv, y, act="leaky_relu", shuffle=r)
         return y * 1.0
 
-    assert layer(x).shape == (2, 3 if scale == 1 else 2, 5 * scale, 6 * scale) and layer.scale == scale
+    assert layer(x).shape == (2, 3 if scale == 1 else 2, 5 * scale, 6 * scale) and layer.upscale_factor == scale
     assert_equal_with_gradients(layer, lambda: layer(x) * 1.0, theirs, x)
 
 
 def test_sub_pixel_rejects_invalid_arguments():
-    with pytest.raises(ValueError, match="scale must be 1, 2, 3 or 4, got 5"):
-        SubPixel(3, 3, 5)
-    with pytest.raises(ValueError, match="out_channels must equal channels for scale 1, got 2 and 3"):
-        SubPixel(3, 2, 1)
+    with pytest.raises(ValueError, match="upscale_factor must be 1, 2, 3 or 4, got 5"):
+        PixelShuffleUpsample(3, 3, upscale_factor=5)
+    with pytest.raises(ValueError, match="out_channels must equal in_channels for upscale_factor 1, got 2 and 3"):
+        PixelShuffleUpsample(3, 2, upscale_factor=1)
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("channels", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (1, 2, 3, 2, 1)], ids=len)
-@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 3), (SummedConv5x5, 5)])
+@pytest.mark.parametrize(("kind", "size"), [(MultiInputConv3x3, 3), (MultiInputConv5x5, 5)])
 def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_residual):
     module = kind(channels, 5).double()
     sources = [torch.randn(2, c, 6, 7, dtype=torch.float64, requires_grad=True) for c in channels]
@@ -270,7 +288,7 @@ def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_
     assert_equal_with_gradients(module, lambda: module(*sources, residual=residual), theirs, *sources, residual)
 
 
-@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 9), (SummedConv5x5, 25)])
+@pytest.mark.parametrize(("kind", "size"), [(MultiInputConv3x3, 9), (MultiInputConv5x5, 25)])
 def test_multi_input_conv_initial_weights(kind, size):
     """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""
     module = kind((3, 12), 2048)

@@ -10,7 +10,7 @@ from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 
 def guided(**changes):
-    layer = GuidedDeformConv2d(**({"channels": 16, "out_channels": 6, "offset_groups": 2} | changes))
+    layer = GuidedDeformConv2d(**({"in_channels": 16, "out_channels": 6, "offset_groups": 2} | changes))
     torch.nn.init.normal_(layer.conv_offset_mask.weight, std=0.2)
     torch.nn.init.normal_(layer.conv_offset_mask.bias)
     return layer
@@ -33,7 +33,7 @@ def test_deform_conv2d_module_refuses_groups():
 
 
 def test_guided_starts_as_half_a_convolution():
-    layer = GuidedDeformConv2d(16, 6, 2)
+    layer = GuidedDeformConv2d(16, 6, offset_groups=2)
     assert list(layer.state_dict()) == ["weight", "bias", "conv_offset_mask.weight", "conv_offset_mask.bias"]
     assert layer.conv_offset_mask.weight.shape == (54, 16, 3, 3)
     assert all((p == 0).all() for p in (layer.bias, *layer.conv_offset_mask.parameters()))
@@ -71,7 +71,7 @@ def test_guided_gradients_reach_everything():
 
 def test_guided_by_flow_follows_the_flow():
     """With a zero guide and a one-tap identity weight the layer is half a warp by the flow."""
-    layer = GuidedDeformConv2d(4, 4, 2, kernel_size=1)
+    layer = GuidedDeformConv2d(4, 4, offset_groups=2, kernel_size=1)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(4)[..., None, None])
     x = torch.randn(1, 4, 8, 9)
@@ -83,7 +83,7 @@ def test_guided_by_flow_follows_the_flow():
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16"])
 def test_guided_flow_stays_float32(autocast):
     """A flow of 1001 px, rounded to bfloat16, would be 1 px off; the ramp shows every pixel."""
-    layer = GuidedDeformConv2d(1, 1, 1, modulated=False, kernel_size=1)
+    layer = GuidedDeformConv2d(1, 1, offset_groups=1, modulated=False, kernel_size=1)
     with torch.no_grad():
         layer.weight.fill_(1)
     x = torch.arange(2048.0).remainder(8).reshape(1, 1, 1, 2048)
@@ -113,17 +113,17 @@ def test_guided_keeps_channels_last():
 
 
 def test_guided_refuses():
-    with pytest.raises(ValueError, match="offset_groups must divide channels, got 3 groups and 16 channels"):
-        GuidedDeformConv2d(16, 16, 3)
+    with pytest.raises(ValueError, match="offset_groups must divide in_channels, got 3 groups and 16 channels"):
+        GuidedDeformConv2d(16, 16, offset_groups=3)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
-        GuidedDeformConv2d(16, 16, 2, kernel_size=2)
+        GuidedDeformConv2d(16, 16, offset_groups=2, kernel_size=2)
     with pytest.raises(ValueError, match=r"base_offset has shape \(1, 2, 6, 6\), expected \(1, 2, 6, 5\)"):
         guided()(torch.randn(1, 16, 6, 5), torch.randn(1, 16, 6, 5), torch.zeros(1, 2, 6, 6))
 
 
 def test_guided_activation():
-    module = GuidedDeformConv2d(8, 4, 2)
+    module = GuidedDeformConv2d(8, 4, offset_groups=2)
     x, guide = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6)
-    assert torch.equal(module(x, guide, act="leaky_relu"), torch.nn.functional.leaky_relu(module(x, guide), 0.1))
-    with pytest.raises(ValueError, match="act must be None or 'leaky_relu', got 'relu'"):
-        module(x, guide, act="relu")
+    assert torch.equal(module(x, guide, activation="leaky_relu"), torch.nn.functional.leaky_relu(module(x, guide), 0.1))
+    with pytest.raises(ValueError, match="activation must be None or 'leaky_relu', got 'relu'"):
+        module(x, guide, activation="relu")

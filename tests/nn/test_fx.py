@@ -7,7 +7,7 @@ from torch import nn
 
 from fastds import nn as layers
 from fastds import ops
-from fastds.nn.convolutions import BorderConv, SummedConv3x3, convolve
+from fastds.nn.convolutions import MultiInputConv3x3, PaddedConv3x3, convolve
 
 
 def maps(channels=8, size=12, seed=0):
@@ -47,13 +47,17 @@ LAYERS = {
     "Conv3x3": (lambda: nn.Sequential(layers.Conv3x3(8, 8)), (8,), 1),
     "strided": (lambda: nn.Sequential(layers.Conv3x3(8, 8, stride=2)), (8,), 1),
     "Conv1x1": (lambda: nn.Sequential(layers.Conv1x1(8, 4), nn.ReLU()), (8,), 2),
-    "Conv2d": (lambda: nn.Sequential(layers.Conv2d(8, 8, 5, groups=2)), (8,), 1),
+    "Conv2d": (lambda: nn.Sequential(layers.Conv2d(8, 8, 5, padding=2, groups=2)), (8,), 1),
     "ResidualBlock": (lambda: nn.Sequential(layers.ResidualBlock(8)), (8,), 2),
-    "SubPixel": (lambda: nn.Sequential(layers.SubPixel(8, 1, 4)), (8,), 2),
-    "BorderConv": (lambda: nn.Sequential(BorderConv(8, 8, "circular_x")), (8,), 1),
-    "SummedConv3x3": (lambda: two(SummedConv3x3((8, 8), 4)), (8, 8), 1),
+    "PixelShuffleUpsample": (lambda: nn.Sequential(layers.PixelShuffleUpsample(8, 1, upscale_factor=4)), (8,), 2),
+    "PaddedConv3x3": (lambda: nn.Sequential(PaddedConv3x3(8, 8, padding_mode="circular_x")), (8,), 1),
+    "MultiInputConv3x3": (lambda: two(MultiInputConv3x3((8, 8), 4)), (8, 8), 1),
     "DeformConv2d": (lambda: two(layers.DeformConv2d(8, 8, 3, padding=1)), (8, 18), 1),
-    "GuidedDeformConv2d": (lambda: two(layers.GuidedDeformConv2d(8, 8, offset_groups=2), act="leaky_relu"), (8, 8), 1),
+    "GuidedDeformConv2d": (
+        lambda: two(layers.GuidedDeformConv2d(8, 8, offset_groups=2), activation="leaky_relu"),
+        (8, 8),
+        1,
+    ),
     "ConvLSTMCell": (Cell, (8,), 2),
     "ConvGRUCell": (lambda: two(layers.ConvGRUCell(8, 8)), (8, 8), 1),
     "LocalEnsembleDecoder": (lambda: two_sizes(layers.LocalEnsembleDecoder(8, 1)), (8,), 1),
@@ -97,9 +101,12 @@ def gates(count):
 
 
 CALLS = {
-    "conv1x1": (lambda x: ops.conv1x1(x, torch.ones(4, 8, 1, 1), act="relu"), (maps(),)),
+    "conv1x1": (lambda x: ops.conv1x1(x, torch.ones(4, 8, 1, 1), activation="relu"), (maps(),)),
     "conv2d": (lambda x: ops.conv2d(x, torch.ones(8, 4, 5, 5), groups=2), (maps(),)),
-    "conv3x3": (lambda x, y: ops.conv3x3(x, torch.ones(4, 16, 3, 3), x2=y, shuffle=2), (maps(), maps())),
+    "conv3x3": (
+        lambda x, y: ops.conv3x3(x, torch.ones(4, 16, 3, 3), second_input=y, upscale_factor=2),
+        (maps(), maps()),
+    ),
     "conv_lstm_cell": (lambda x, h: ops.conv_lstm_cell(x, h, h, torch.ones(32, 16, 3, 3))[0], (maps(), maps())),
     "conv_gru_cell": (
         lambda x, h: ops.conv_gru_cell(x, h, torch.ones(16, 16, 3, 3), None, torch.ones(8, 16, 3, 3), None),

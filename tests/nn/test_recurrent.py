@@ -35,7 +35,7 @@ def gru_oracle(cell, frames, h=None):
     for x in frames.unbind(1):
         z, r = conv(torch.cat([x, h], 1), cell.gates).sigmoid().split(n, 1)
         new = conv(torch.cat([x, r * h], 1), cell.candidate)
-        new = new.tanh() if options["act"] == "tanh" else F.leaky_relu(new, options["negative_slope"])
+        new = new.tanh() if options["activation"] == "tanh" else F.leaky_relu(new, options["negative_slope"])
         h = z * h + (1 - z) * new if options["keep"] == "z" else (1 - z) * h + z * new
         every.append(h)
     return torch.stack(every, 1), h
@@ -44,7 +44,7 @@ def gru_oracle(cell, frames, h=None):
 CELLS = {
     "lstm": (ConvLSTMCell, {}, lstm_oracle), "gru": (ConvGRUCell, {}, gru_oracle),
     "gru-1-z": (ConvGRUCell, {"keep": "1-z"}, gru_oracle),
-    "gru-leaky": (ConvGRUCell, {"act": "leaky_relu", "negative_slope": 0.1}, gru_oracle),
+    "gru-leaky": (ConvGRUCell, {"activation": "leaky_relu", "negative_slope": 0.1}, gru_oracle),
 }  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_autocast(kind):
 
 
 def test_wrong_options():
-    for options in ({"keep": "h"}, {"act": "relu"}):
+    for options in ({"keep": "h"}, {"activation": "relu"}):
         with pytest.raises(ValueError, match="must be .* or .*, got"):
             ConvGRUCell(1, 1, **options)
     with pytest.raises(ValueError, match=r"expected a sequence \(B, T, C, H, W\)"):

@@ -46,20 +46,20 @@ def no_native(monkeypatch):
 
 def test_use_backend_restores_the_previous_backend(native):
     x = torch.ones(2)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         assert select_backend(OPS["null_op"], (x,)) == "reference"
-        with fastds.backend("native"):
+        with fastds.use_backend("native"):
             assert select_backend(OPS["null_op"], (x,)) == "native"
         assert select_backend(OPS["null_op"], (x,)) == "reference"
     assert select_backend(OPS["null_op"], (x,)) == "native"
-    with pytest.raises(KeyError), fastds.backend("reference"):
+    with pytest.raises(KeyError), fastds.use_backend("reference"):
         raise KeyError
     assert select_backend(OPS["null_op"], (x,)) == "native"
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="backend: expected one of native, triton, reference, got 'cuda'"):
-        fastds.backend("cuda").__enter__()
+    with pytest.raises(ValueError, match="use_backend: expected one of native, triton, reference, got 'cuda'"):
+        fastds.use_backend("cuda").__enter__()
     with pytest.raises(ValueError, match="op_name: expected one of .*null_op.*, got 'nul_op'"):
         fastds.explain("nul_op")
     with pytest.raises(TypeError, match="null_op: arguments do not fit .*Tensor x"):
@@ -76,7 +76,7 @@ def test_explain_names_the_backend(native, monkeypatch):
     x = torch.ones(2)
     no_gpu = "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
     assert fastds.explain("null_op", x) == {"native": "chosen", "triton": no_gpu, "reference": "usable"}
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         assert fastds.explain("null_op", x=x) == {"native": "usable", "triton": no_gpu, "reference": "chosen"}
     monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
     assert fastds.explain("null_op", x)["triton"] == "refused: x is on cpu, Triton needs CUDA"
@@ -86,14 +86,14 @@ def test_explain_names_the_backend(native, monkeypatch):
 def test_forced_unsupported_backend_raises(monkeypatch):
     monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
     with (
-        fastds.backend("triton"),
+        fastds.use_backend("triton"),
         pytest.raises(RuntimeError, match="'triton' was requested, but fastds.null_op .*on cpu"),
     ):
         null_op(torch.ones(1))
 
 
 def test_op_without_the_forced_backend_keeps_its_default(native):
-    with fastds.backend("triton"):
+    with fastds.use_backend("triton"):
         assert select_backend(OPS["pixel_unshuffle"], (torch.ones(1, 1, 2, 2), 2)) == "native"
 
 
@@ -124,7 +124,7 @@ def test_missing_native_warns_once_per_op_and_computes(no_native):
         null_op(x)
         with torch.inference_mode():
             null_op(x.detach())
-    with fastds.backend("native"), pytest.raises(RuntimeError, match="it was left out for this test"):
+    with fastds.use_backend("native"), pytest.raises(RuntimeError, match="it was left out for this test"):
         null_op(x)
     with pytest.raises(ImportError, match="it was left out for this test"):
         _native.get_module()

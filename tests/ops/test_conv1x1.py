@@ -68,7 +68,7 @@ class Problem:
         return [x, weight, bias if self.bias else None, x2, residual if self.residual else None]
 
     def run(self, x, weight, bias, x2, residual):
-        return conv1x1(x, weight, bias, x2=x2, residual=residual, act=self.act)
+        return conv1x1(x, weight, bias, second_input=x2, residual=residual, activation=self.act)
 
     def expected(self, tensors):
         """In float64, of the same rounded inputs."""
@@ -175,13 +175,13 @@ def test_results_do_not_depend_on_threads_or_other_pixels(native):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = conv1x1(x, weight, x2=x2)
+            y = conv1x1(x, weight, second_input=x2)
             results.append((y, *torch.autograd.grad(y, weight, torch.ones_like(y))))
         torch.set_num_threads(before)
         assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
         rows = slice(4, 11)
         with torch.no_grad():
-            assert torch.equal(conv1x1(x[:, :, rows], weight, x2=x2[:, :, rows]), results[0][0][:, :, rows])
+            assert torch.equal(conv1x1(x[:, :, rows], weight, second_input=x2[:, :, rows]), results[0][0][:, :, rows])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -191,11 +191,11 @@ def test_non_finite_values_stay_in_their_pixel(dtype, channels, native, isa):
         return  # torch's own product, which runs there, multiplies numbers of the next pixel by zero
     x = torch.randn(1, channels, 5, 30).to(dtype).contiguous(memory_format=LAST)
     x[0, 0, 2, 7], x[0, channels - 1, 3, 0] = float("nan"), float("inf")
-    y = conv1x1(x, torch.rand(4, channels, 1, 1) + 0.1, act="relu")
+    y = conv1x1(x, torch.rand(4, channels, 1, 1) + 0.1, activation="relu")
     assert y[0, :, 2, 7].isnan().all() and y[0, :, 3, 0].isinf().all()
     y[0, :, 2, 7] = y[0, :, 3, 0] = 0
     assert y.isfinite().all()
-    assert (conv1x1(torch.full_like(x, -float("inf")), torch.ones(2, channels, 1, 1), act="relu") == 0).all()
+    assert (conv1x1(torch.full_like(x, -float("inf")), torch.ones(2, channels, 1, 1), activation="relu") == 0).all()
 
 
 def test_no_write_outside_the_result(native, monkeypatch):
@@ -215,7 +215,7 @@ def test_no_write_outside_the_result(native, monkeypatch):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for inputs, outputs in itertools.product((5, 40), (1, 3, 16, 17, 63, 65)):
             x = torch.randn(2, inputs, 7, 9).to(dtype)
-            y = conv1x1(x, torch.randn(outputs, inputs, 1, 1), act="relu" if outputs % 2 else None)
+            y = conv1x1(x, torch.randn(outputs, inputs, 1, 1), activation="relu" if outputs % 2 else None)
             assert (made[-1][:64] == 7).all() and (made[-1][64 + y.numel() :] == 7).all(), (dtype, inputs, outputs)
 
 
@@ -245,7 +245,7 @@ def test_sums_of_many_channels_and_pixels(native):
 def test_numerical_derivatives(check, act):
     shapes = ((2, 3, 2, 3), (4, 5, 1, 1), (4,), (2, 2, 2, 3), (2, 4, 2, 3))
     leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert check(lambda x, w, b, x2, r: conv1x1(x, w, b, x2=x2, residual=r, act=act), leaves)
+    assert check(lambda x, w, b, x2, r: conv1x1(x, w, b, second_input=x2, residual=r, activation=act), leaves)
 
 
 def test_second_derivatives_in_float32(native):
@@ -269,7 +269,7 @@ def test_requires_grad_subsets(wanted, native):
 
     def grads(leaves):
         x, weight, bias, x2, residual = leaves
-        conv1x1(x, weight, bias, x2=x2, residual=residual, act="relu").square().sum().backward()
+        conv1x1(x, weight, bias, second_input=x2, residual=residual, activation="relu").square().sum().backward()
         return [leaf.grad for leaf in leaves]
 
     for got, want, leaf in zip(
@@ -314,10 +314,10 @@ def test_transforms(native):
 
 def test_backends_agree(native):
     x, weight = torch.randn(2, 7, 4, 5), torch.randn(3, 7, 1, 1)
-    with fastds.backend("reference"):
-        expected = conv1x1(x, weight, act="relu")
-    with fastds.backend("native"):
-        torch.testing.assert_close(conv1x1(x, weight, act="relu"), expected)
+    with fastds.use_backend("reference"):
+        expected = conv1x1(x, weight, activation="relu")
+    with fastds.use_backend("native"):
+        torch.testing.assert_close(conv1x1(x, weight, activation="relu"), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -338,9 +338,9 @@ def test_error_messages():
         (lambda: conv1x1(x, weight[:, :2]), ValueError, r"weight has shape \(2, 2, 1, 1\), expected \(2, 3, 1, 1\)"),
         (lambda: conv1x1(x, weight.half()), TypeError, "weight has dtype torch.float16, expected torch.float32"),
         (lambda: conv1x1(x, weight, torch.ones(3)), ValueError, r"bias has shape \(3,\), expected \(2,\)"),
-        (lambda: conv1x1(x, weight, x2=x[:, :1, :2]), ValueError, r"x2 has shape \(1, 1, 2, 5\)"),
+        (lambda: conv1x1(x, weight, second_input=x[:, :1, :2]), ValueError, r"second_input has shape \(1, 1, 2, 5\)"),
         (lambda: conv1x1(x, weight, residual=x), ValueError, r"residual has shape .* expected \(1, 2, 4, 5\)"),
-        (lambda: conv1x1(x, weight, act="gelu"), ValueError, "act must be None, 'relu' or 'leaky_relu'"),
+        (lambda: conv1x1(x, weight, activation="gelu"), ValueError, "activation must be None, 'relu' or 'leaky_relu'"),
         (lambda: conv1x1(x, weight, negative_slope="a"), TypeError, "negative_slope is a str"),
     ):
         with pytest.raises(error, match=words):

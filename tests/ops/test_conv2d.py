@@ -92,7 +92,7 @@ def algorithm(request):
 
 @pytest.fixture
 def by_engine():
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         yield
 
 
@@ -106,7 +106,7 @@ def problems_for(algorithm, native, count, seed):
 def test_forward(native, isa, algorithm):
     for problem in problems_for(algorithm, native, 60, 1):
         tensors = problem.tensors()
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             y = conv2d(*tensors, groups=problem.groups)
         assert y.dtype == problem.dtype, problem
         assert algorithm != "winograd" or problem.kernel == 1 or y.is_contiguous(memory_format=LAST), problem
@@ -118,7 +118,7 @@ def test_gradients(native, isa, algorithm):
     for problem in problems_for(algorithm, native, 40, 2):
         leaves = [t if t is None else t.detach().requires_grad_() for t in problem.tensors()]
         doubles = [t if t is None else t.detach().double().requires_grad_() for t in leaves]
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             y = conv2d(*leaves, groups=problem.groups)
             cotangent = torch.randn(y.shape).to(y.dtype)
             got = torch.autograd.grad(y, [t for t in leaves if t is not None], cotangent)
@@ -200,7 +200,7 @@ def test_weight_modified_in_place(native, by_engine):
 def test_unsupported_by_the_gemm_kernel(native):
     x, weight = torch.randn(1, 2, 30, 9), torch.randn(3, 2, 25, 25)
     torch.testing.assert_close(conv2d(x, weight), F.conv2d(x, weight, padding=12), rtol=0, atol=1e-4)
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         with pytest.raises(RuntimeError, match="conv2d: .* at most 23 x 23 taps, not 25 x 25"):
             conv2d(x, weight)
         with pytest.raises(RuntimeError, match="conv2d: .* the engine computes in float32"):
@@ -245,7 +245,7 @@ def test_falls_back_to_torch_if_faster(native, monkeypatch):
         conv2d(x, weight)
     conv2d(x, weight)
     assert calls == [("forward", "grad_weight"), ("forward", "grad_x", "grad_weight"), ("inference",)]
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert conv2d(x, weight).grad_fn.name() == "_Conv2dBackward"
     assert len(calls) == 3
 
@@ -277,7 +277,7 @@ def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
     for size in range(5, 12):
         conv2d(torch.randn(2, 4, size, 9), weight)
     assert len(op._library_cache) <= 3
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         assert conv2d(x, weight.clone().requires_grad_()).grad_fn.name() == "_Conv2dBackward"
 
 
@@ -386,7 +386,7 @@ def test_requires_grad_subsets(wanted, native, algorithm):
     ]
 
     def grads(leaves):
-        with fastds.convolution(algorithm):
+        with fastds.use_conv_algorithm(algorithm):
             conv2d(*leaves, groups=2).square().sum().backward()
         return [leaf.grad for leaf in leaves]
 
@@ -431,16 +431,16 @@ def test_transforms(native):
 
 def test_backends_agree(native, by_engine):
     x, weight = torch.randn(2, 6, 14, 15), torch.randn(4, 3, 7, 7)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = conv2d(x, weight, groups=2)
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         torch.testing.assert_close(conv2d(x, weight, groups=2), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype, native, algorithm):
     x, weight = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 5, 5, requires_grad=True)
-    with torch.autocast("cpu", dtype), fastds.convolution(algorithm):
+    with torch.autocast("cpu", dtype), fastds.use_conv_algorithm(algorithm):
         y = conv2d(x, weight, torch.randn(2))
     with torch.autocast("cpu", dtype):
         assert conv2d(x.double(), weight.double()).dtype == torch.float64
@@ -452,14 +452,14 @@ def test_autocast(dtype, native, algorithm):
 def test_layer(native):
     """As torch.nn.Conv2d, whose weights and first random numbers it has."""
     torch.manual_seed(3)
-    layer = Conv2d(6, 4, 5, groups=2)
+    layer = Conv2d(6, 4, 5, padding=2, groups=2)
     torch.manual_seed(3)
     peer = nn.Conv2d(6, 4, 5, padding=2, groups=2)
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in peer.state_dict().items())
     x = torch.randn(1, 6, 8, 9)
     torch.testing.assert_close(layer(x), peer(x))
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
-        Conv2d(6, 4, 4)
+        Conv2d(6, 4, 4, padding=2)
 
 
 def test_error_messages():

@@ -78,7 +78,7 @@ def test_planes_algorithm_with_large_inputs(engine_isa, two_threads):
 def test_planes_algorithm_does_not_spread_nan(engine_isa):
     x, weight = torch.ones(1, 3, 20, 20), torch.ones(2, 3, 3, 3)
     x[0, 1, 9, 11] = float("nan")
-    y = conv3x3(x, weight, act="relu", algorithm="planes")
+    y = conv3x3(x, weight, activation="relu", algorithm="planes")
     around = torch.zeros(20, 20, dtype=torch.bool)
     around[8:11, 10:13] = True
     assert torch.equal(y.isnan(), around.expand_as(y))
@@ -178,7 +178,7 @@ def test_missing_values_stay_in_their_tiles(engine_isa):
 def test_activation_propagates_nan():
     x = torch.full((1, 16, 8, 8), float("nan"))
     for act in ("relu", "leaky_relu"):
-        assert conv3x3(x, torch.ones(16, 16, 3, 3), act=act, algorithm="winograd").isnan().all()
+        assert conv3x3(x, torch.ones(16, 16, 3, 3), activation=act, algorithm="winograd").isnan().all()
 
 
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
@@ -190,7 +190,7 @@ def test_activation_gradient_propagates_nan(native, algorithm, act):
     grad = torch.full_like(y, float("inf"))
     arguments = (grad, x, weight, None, y, 0.0 if act == "relu" else 0.1, "zeros", 1)
     wanted = [False, False, False, False, True]
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         (expected,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
     (got,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
     assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.nan_to_num(), expected.nan_to_num())
@@ -366,16 +366,16 @@ def test_direct_with_one_channel(outputs):
 def test_context_selects_the_algorithm():
     x, weight, *_ = Problem(C1=25, C2=0).tensors()
     direct = conv3x3(x, weight, algorithm="direct")
-    with fastds.convolution("direct"):
+    with fastds.use_conv_algorithm("direct"):
         assert torch.equal(conv3x3(x, weight), direct)
-        with fastds.convolution("winograd"):
+        with fastds.use_conv_algorithm("winograd"):
             assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, algorithm="winograd"))
         assert torch.equal(conv3x3(x, weight), direct)
     with pytest.raises(
         ValueError,
         match="algorithm must be one of 'auto', .*, 'product', 'direct', 'implicit_gemm', got 'fast'",
     ):
-        fastds.convolution("fast").__enter__()
+        fastds.use_conv_algorithm("fast").__enter__()
 
 
 def test_auto_equals_one_of_the_algorithms():
@@ -418,16 +418,20 @@ ERRORS = [
     ({"weight": torch.ones(8, 4, 3, 3).half()}, TypeError, "weight has dtype torch.float16, expected torch.float32"),
     ({"bias": torch.ones(7)}, ValueError, r"bias has shape \(7,\), expected \(8,\)"),
     ({"bias": torch.ones(8).bfloat16()}, TypeError, "bias has dtype torch.bfloat16"),
-    ({"x2": torch.ones(1, 4, 5, 7)}, ValueError, r"x2 has shape"),
+    ({"second_input": torch.ones(1, 4, 5, 7)}, ValueError, r"second_input has shape"),
     ({"residual": torch.ones(1, 4, 5, 6)}, ValueError, r"residual has shape .*expected \(1, 8, 5, 6\)"),
-    ({"act": "tanh"}, ValueError, "act must be None, 'relu' or 'leaky_relu', got 'tanh'"),
+    ({"activation": "tanh"}, ValueError, "activation must be None, 'relu' or 'leaky_relu', got 'tanh'"),
     ({"negative_slope": -1.0}, ValueError, "negative_slope must be a finite number >= 0, got -1.0"),
     (
         {"padding_mode": "reflect"},
         ValueError,
         "padding_mode must be one of 'zeros', 'replicate', 'circular_x', got 'reflect'",
     ),
-    ({"shuffle": 3}, ValueError, "shuffle must be an int from 1 to 8 whose square divides 8 channels, got 3"),
+    (
+        {"upscale_factor": 3},
+        ValueError,
+        "upscale_factor must be an int from 1 to 8 whose square divides 8 channels, got 3",
+    ),
     ({"out_dtype": torch.bfloat16}, ValueError, "out_dtype must be the dtype of x"),
     (
         {"algorithm": "fast"},

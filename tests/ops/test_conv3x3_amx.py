@@ -63,10 +63,10 @@ def test_inputs_with_strided_channels(channels, padding_mode):
     x, x2 = whole[:, 2 : channels + 2, 1:, 3:36], torch.randn(2, 4, 8, 33).to(HALF)
     copies = [t.contiguous(memory_format=torch.channels_last) for t in (x, x2)]
     options = {"padding_mode": padding_mode, "algorithm": "amx"}
-    expected = conv3x3(copies[0], weight, x2=copies[1], **options)
-    assert torch.equal(conv3x3(x, weight, x2=x2, **options), expected)
-    assert torch.equal(conv3x3(x.contiguous(), weight, x2=copies[1], **options), expected)
-    assert torch.equal(conv3x3(copies[0], weight, x2=x2, **options), expected)
+    expected = conv3x3(copies[0], weight, second_input=copies[1], **options)
+    assert torch.equal(conv3x3(x, weight, second_input=x2, **options), expected)
+    assert torch.equal(conv3x3(x.contiguous(), weight, second_input=copies[1], **options), expected)
+    assert torch.equal(conv3x3(copies[0], weight, second_input=x2, **options), expected)
 
 
 @pytest.mark.parametrize("inputs,size", [(3, (7, 1100)), (200, (5, 300)), (9, (700, 21)), (1, (2, 600)), (33, (1, 90))])
@@ -123,7 +123,7 @@ def test_gradients_of_the_weight(channels, size):
 def test_slope_of_the_gradient():
     """A power of two, which rounds nothing."""
     x, weight = torch.randn(1, 32, 9, 9).to(HALF).requires_grad_(), torch.randn(32, 32, 3, 3).to(HALF) / 17
-    y = conv3x3(x, weight, act="leaky_relu", negative_slope=0.125, algorithm="amx")
+    y = conv3x3(x, weight, activation="leaky_relu", negative_slope=0.125, algorithm="amx")
     (got,) = torch.autograd.grad(y, x, torch.ones_like(y))
     slopes = torch.where(y > 0, 1.0, 0.125).double()
     leaf = x.detach().double().requires_grad_()
@@ -159,7 +159,7 @@ def test_lstm_cell(hidden, inputs):
     x, h, c = (torch.randn(s).to(HALF) for s in shapes)
     weight = (torch.randn(4 * hidden, inputs + hidden, 3, 3) / (9 * (inputs + hidden)) ** 0.5).to(HALF)
     bias = torch.randn(4 * hidden).to(HALF)
-    with fastds.convolution("amx"):
+    with fastds.use_conv_algorithm("amx"):
         new_h, new_c = conv_lstm_cell(x, h, c, weight, bias)
     pre = reference(torch.cat([x, h], 1).double(), weight.double(), bias.double())
     i, f, g, o = pre.chunk(4, 1)

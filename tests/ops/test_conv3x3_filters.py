@@ -34,7 +34,7 @@ def weight_of(kind, outputs, inputs, dtype):
 
 
 def value_and_gradient(x, weight, bias, shuffle):
-    y = conv3x3(x, weight, bias, shuffle=shuffle, act="relu", algorithm="winograd")
+    y = conv3x3(x, weight, bias, upscale_factor=shuffle, activation="relu", algorithm="winograd")
     return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
 

@@ -110,7 +110,7 @@ def test_forced_op_is_used(monkeypatch):
     monkeypatch.setattr(op, "F", None)  # not asked
     problem = Problem(**ONE_MAP)
     expected = problem.run(leaves(problem), "winograd")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         torch.testing.assert_close(problem.run(leaves(problem), "auto"), expected)
     with torch.no_grad():
         torch.testing.assert_close(problem.run(leaves(problem), "auto"), expected)

@@ -77,7 +77,7 @@ def test_gradient_penalty(algorithm):
         return torch.autograd.grad(sum(g.square().sum() for g in second), weights) if third else second
 
     for third in (False, True):
-        got = penalty(lambda h, w: conv3x3(h, w, act="leaky_relu", algorithm=algorithm), x, weights, third)
+        got = penalty(lambda h, w: conv3x3(h, w, activation="leaky_relu", algorithm=algorithm), x, weights, third)
         doubles = [w.double() for w in weights]
         want = penalty(lambda h, w: reference(h, w, act="leaky_relu"), x.double(), doubles, third)
         for a, b in zip(got, want, strict=True):
@@ -214,7 +214,7 @@ def test_compile_fullgraph_with_gradients(compiler, dynamic):
     problem = Problem(act="leaky_relu", shuffle=2)
 
     def function(*tensors):
-        with fastds.convolution("winograd"):
+        with fastds.use_conv_algorithm("winograd"):
             return problem.run([tensors[0] * 1.5, *tensors[1:]], None).sin()
 
     compiled = torch.compile(function, fullgraph=False, backend=compiler, dynamic=dynamic)
@@ -253,7 +253,7 @@ def test_export_and_train_on_the_exported_program():
             self.bias = torch.nn.Parameter(torch.randn(32))
 
         def forward(self, x):
-            return conv3x3(x, self.weight, self.bias, act="relu", shuffle=2)
+            return conv3x3(x, self.weight, self.bias, activation="relu", upscale_factor=2)
 
     model, x = Net(), torch.randn(1, 16, 9, 8)
     program = torch.export.export(model, (x,))
@@ -275,7 +275,7 @@ def test_autocast(dtype, algorithm):
     with torch.autocast("cpu", dtype):
         y = problem.run(tensors, algorithm)
         x, weight, bias, x2, _ = tensors
-        wide = conv3x3(x, weight, bias, x2=x2, out_dtype=torch.float32, algorithm=algorithm)
+        wide = conv3x3(x, weight, bias, second_input=x2, out_dtype=torch.float32, algorithm=algorithm)
     assert y.dtype == dtype and wide.dtype == torch.float32
     rounded = [t.detach().to(dtype) if t.dim() == 4 and t is not weight else t.detach() for t in tensors]
     torch.testing.assert_close(y.double(), problem.expected(rounded), rtol=3e-2, atol=3e-2)
@@ -289,7 +289,7 @@ def test_backends_agree():
     problem = Problem(act="relu", shuffle=2)
     values = []
     for name in ("native", "reference"):
-        with fastds.backend(name):
+        with fastds.use_backend(name):
             tensors = leaves(problem)
             y = problem.run(tensors)
             values.append([y.detach(), *gradients(y, tensors, torch.ones_like(y))])
@@ -327,7 +327,7 @@ def test_reference_of_the_weights_gradient(second, padding_mode):
     """Against autograd; in the wanted dtype, computed in the widest."""
     x, x2 = (torch.randn(2, channels, 5, 6, dtype=torch.float64) for channels in (3, 2))
     weight = torch.randn(4, 5 if second else 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    y = conv3x3(x, weight, None, x2=x2 if second else None, padding_mode=padding_mode)
+    y = conv3x3(x, weight, None, second_input=x2 if second else None, padding_mode=padding_mode)
     grad = torch.randn_like(y)
     (expected,) = torch.autograd.grad(y, weight, grad)
     found = conv3x3_grad_weight(grad, x, x2 if second else None, padding_mode, torch.float32)

@@ -15,7 +15,7 @@ from tests.support.thread_cases import assert_same_bits
 pytestmark = pytest.mark.usefixtures("native")
 
 SHAPES = [(2, 24, 24, 9, 7), (1, 3, 24, 5, 18), (2, 5, 9, 1, 3), (1, 40, 33, 6, 5)]  # B, C1, C, H, W
-OPTIONS = [{}, {"keep": "1-z"}, {"act": "leaky_relu", "negative_slope": 0.1}]
+OPTIONS = [{}, {"keep": "1-z"}, {"activation": "leaky_relu", "negative_slope": 0.1}]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -30,10 +30,10 @@ def inputs(shape, dtype=torch.float32, layout=torch.channels_last, grad=True):
     return [t.requires_grad_(grad) for t in tensors]
 
 
-def oracle(x, h, gates, gates_bias, candidate, candidate_bias, keep="z", act="tanh", negative_slope=0.2):
+def oracle(x, h, gates, gates_bias, candidate, candidate_bias, keep="z", activation="tanh", negative_slope=0.2):
     z, r = F.conv2d(torch.cat([x, h], 1), gates, gates_bias, padding=1).sigmoid().chunk(2, 1)
     n = F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1)
-    n = n.tanh() if act == "tanh" else F.leaky_relu(n, negative_slope)
+    n = n.tanh() if activation == "tanh" else F.leaky_relu(n, negative_slope)
     return z * h + (1 - z) * n if keep == "z" else (1 - z) * h + z * n
 
 
@@ -49,7 +49,7 @@ def unit_of(dtype):
 def check(tensors, dtype, algorithm="winograd", **options):
     """Values with and without a graph, and all gradients."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    with fastds.convolution(algorithm):
+    with fastds.use_conv_algorithm(algorithm):
         with torch.no_grad():
             fused = conv_gru_cell(*tensors, **options)
         got = conv_gru_cell(*tensors, **options)
@@ -173,7 +173,7 @@ def test_opcheck_compile_and_transforms():
         assert conv_gru_cell(*tensors).dtype == conv_gru_cell(*plain).dtype == torch.bfloat16
     assert conv_gru_cell(plain[0][:0], plain[1][:0], *plain[2:]).shape == (0, 16, 5, 4)
     torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain), rtol=1e-4, atol=1e-4)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain))
 
 
@@ -195,7 +195,7 @@ def test_error_messages():
         ((None, h, gates, bias, candidate, None), {}, ValueError, r"weight has shape \(8, 7, 3, 3\), expected \(8, 4"),
         ((x, h, gates, bias, candidate, None), {"shares": (h, h)}, ValueError, "expected x or shares, got both"),
         ((x, h, gates, bias, candidate, None), {"keep": "h"}, ValueError, "keep must be one of 'z', '1-z', got 'h'"),
-        ((x, h, gates, bias, candidate, None), {"act": "relu"}, ValueError, "act must be one of"),
+        ((x, h, gates, bias, candidate, None), {"activation": "relu"}, ValueError, "activation must be one of"),
     ):
         with pytest.raises(error, match=words):
             conv_gru_cell(*arguments, **options)

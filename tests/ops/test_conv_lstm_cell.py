@@ -43,7 +43,7 @@ def oracle(x, h, c, weight, bias):
 def check(tensors, dtype, algorithm="winograd", bias=True):
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     tensors, doubles = (tensors, doubles) if bias else (tensors[:4], doubles[:4])
-    with fastds.convolution(algorithm):
+    with fastds.use_conv_algorithm(algorithm):
         got = conv_lstm_cell(*tensors)
         along = [torch.randn_like(t) for t in got]
         grads = torch.autograd.grad(got, tensors, along)
@@ -154,7 +154,7 @@ def test_opcheck_compile_and_transforms():
     assert h.dtype == torch.bfloat16 and c.dtype == torch.float32
     h, c = conv_lstm_cell(*(t[:0] if t.dim() == 4 and i < 3 else t for i, t in enumerate(plain)))
     assert h.shape == c.shape == (0, 16, 5, 4)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = conv_lstm_cell(*plain)
     for a, b, c in zip(conv_lstm_cell(*plain), expected, reference(*plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

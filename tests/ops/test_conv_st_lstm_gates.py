@@ -64,7 +64,7 @@ def results(name, which, tensors):
 
 def check(name, tensors, dtype, algorithm="winograd"):
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    with fastds.convolution(algorithm):
+    with fastds.use_conv_algorithm(algorithm):
         with torch.no_grad():
             plain = results(name, 0, tensors)
         got = results(name, 0, tensors)
@@ -93,7 +93,7 @@ def test_source_shared_by_convolution_and_gates(name, place, mask):
         return torch.autograd.grad(sum(t.square().sum() for t in y), [t for t in tensors if t.requires_grad])
 
     doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in maps]
-    with fastds.convolution("winograd"):
+    with fastds.use_conv_algorithm("winograd"):
         got = gradients(0, maps)
     for a, b in zip(got, gradients(1, doubles), strict=True):
         assert (a - b).abs().max() <= 3e-5 * b.abs().max().clamp_min(1)
@@ -151,7 +151,7 @@ def test_recomputed_gates_have_the_same_gradients(name, algorithm):
     tensors = inputs(name, SHAPES[0])
 
     def gradients(recompute):
-        with fastds.convolution(algorithm), recompute_gates(recompute):
+        with fastds.use_conv_algorithm(algorithm), recompute_gates(recompute):
             got = results(name, 0, tensors)
         return torch.autograd.grad([t.sin().sum() for t in got], tensors)
 
@@ -189,7 +189,7 @@ def test_opcheck_compile_and_transforms(name):
     with torch.autocast("cpu", torch.bfloat16):
         got = results(name, 0, tensors)
     assert got[-1].dtype == (torch.float32 if name == "conv_memory_gates" else torch.bfloat16)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = results(name, 0, tensors)
     for a, b in zip(results(name, 0, tensors), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

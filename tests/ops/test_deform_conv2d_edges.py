@@ -203,7 +203,7 @@ def test_explain_names_the_backend(native):
     answers = fastds.explain("deform_conv2d", x, offset, weight)
     triton = "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
     assert answers == {"native": "chosen", "triton": triton, "reference": "usable"}
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         assert fastds.explain("deform_conv2d", x, offset, weight, mask=mask)["reference"] == "chosen"
     refused = fastds.explain("deform_conv2d", x.int(), offset, weight)
     assert refused["native"].startswith("refused: ")

@@ -201,7 +201,7 @@ def test_compiled_graph_holds_the_kernels():
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = fastds.nn.GuidedDeformConv2d(8, 4, 2)
+        self.layer = fastds.nn.GuidedDeformConv2d(8, 4, offset_groups=2)
         torch.nn.init.normal_(self.layer.conv_offset_mask.weight, std=0.1)
 
     def forward(self, x):
@@ -322,7 +322,7 @@ def test_backends_agree():
     values, grad_y = problem.tensors(torch.float32), torch.randn(2, 6, 6, 5)
     results = []
     for name in ("native", "reference"):
-        with fastds.backend(name):
+        with fastds.use_backend(name):
             results.append(gradients(lambda t: problem.run(deform_conv2d, t), values, grad_y))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

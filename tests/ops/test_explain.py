@@ -35,8 +35,8 @@ def test_explain_names_the_backend_of_every_op(op, native, monkeypatch):
 def test_explain_accepts_positional_arguments():
     x = torch.rand(1, 4, 8, 8)
     assert "native" in fastds.explain("pixel_shuffle", x, 2)
-    assert "native" in fastds.explain("conv3x3", x, torch.rand(2, 4, 3, 3), act="relu")
-    with fastds.backend("reference"):
+    assert "native" in fastds.explain("conv3x3", x, torch.rand(2, 4, 3, 3), activation="relu")
+    with fastds.use_backend("reference"):
         assert fastds.explain("conv1x1", x, torch.rand(2, 4, 1, 1))["reference"] == "chosen"
 
 

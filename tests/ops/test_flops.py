@@ -48,28 +48,28 @@ def test_the_number_of_a_small_convolution():
         (layers.Conv3x3(8, 12), nn.Conv2d(8, 12, 3, padding=1), 8),
         (layers.Conv3x3(8, 12, stride=2), nn.Conv2d(8, 12, 3, 2, padding=1), 8),
         (layers.Conv1x1(40, 24), nn.Conv2d(40, 24, 1), 40),
-        (layers.Conv2d(8, 12, 5), nn.Conv2d(8, 12, 5, padding=2), 8),
+        (layers.Conv2d(8, 12, 5, padding=2), nn.Conv2d(8, 12, 5, padding=2), 8),
         (layers.Conv3x3(32, 64), nn.Conv2d(32, 64, 3, padding=1), 32),
     ],
     ids=["3x3", "stride", "1x1", "5x5", "large"],
 )
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_convolutions_count_as_those_of_torch(ours, theirs, channels, wanted, backend, native):
-    with fastds.backend(backend):
+    with fastds.use_backend(backend):
         assert counted(ours, maps(channels, wanted=wanted)) == counted(theirs, maps(channels, wanted=wanted))
 
 
 def test_flops_of_grouped_convolution(native):
     """torch counts the gradient of a weight as if there were none."""
-    with fastds.backend("native"):
-        forward, gradients = counted(layers.Conv2d(8, 12, 5, groups=4), maps(8))
+    with fastds.use_backend("native"):
+        forward, gradients = counted(layers.Conv2d(8, 12, 5, padding=2, groups=4), maps(8))
     assert forward == counted(nn.Conv2d(8, 12, 5, padding=2), maps(8))[0] // 4 and gradients == 2 * forward
 
 
 def test_flops_of_multi_input_convolution(native):
     theirs = counted(nn.Conv2d(20, 12, 3, padding=1), maps(20))
     layer = layers.Conv3x3(20, 12)
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert counted(layer, maps(8), maps(12)) == theirs
         forward, gradients = counted(layer, maps(8), maps(12, wanted=False))
     assert forward == theirs[0] and gradients == forward + forward * 8 // 20
@@ -77,14 +77,14 @@ def test_flops_of_multi_input_convolution(native):
 
 def test_deformable_convolution_counts_as_a_plain_one(native):
     theirs = counted(nn.Conv2d(8, 12, 3, padding=1), maps(8))
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert counted(layers.DeformConv2d(8, 12, 3, padding=1), maps(8), maps(18)) == theirs
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_cells_count_their_convolutions(backend, native):
     x, h = maps(8), maps(16)
-    with fastds.backend(backend):
+    with fastds.use_backend(backend):
         cell = layers.ConvLSTMCell(8, 16)
         assert counted(cell, x, (h, maps(16))) == counted(nn.Conv2d(24, 64, 3, padding=1), maps(24))
         cell = layers.ConvGRUCell(8, 16)
@@ -96,7 +96,7 @@ def test_cells_count_their_convolutions(backend, native):
 def test_queries_count_their_trunk(native):
     maps_, trunk = torch.rand(2, 8, 12, 12), [(torch.rand(6, 8), torch.rand(6)), (torch.rand(3, 6), torch.rand(3))]
     where = ops.PointSpec(torch.zeros(1, 50, 2, dtype=torch.int32), torch.rand(1, 50, 2))
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         late = counted(lambda x: ops.inr_query(x, where, trunk, ensemble="late"), maps_, backward=False)
         none = counted(lambda x: ops.inr_query(x, where, trunk, ensemble="none"), maps_, backward=False)
     assert none[0] == 2 * 100 * (6 * 8 + 3 * 6) and late[0] == 4 * none[0]
@@ -104,7 +104,7 @@ def test_queries_count_their_trunk(native):
 
 def test_attention_counts_two_products(native):
     q, k, v = maps(8), maps(8), maps(8)
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         forward, gradients = counted(lambda *a: ops.window_attention2d(*a, window=5), q, k, v)
     assert forward == 2 * 2 * 8 * 25 * 2 * 256 and gradients == 5 * forward // 2
 

@@ -47,7 +47,7 @@ def test_lazily_negated_single_element(name, algorithm, native):
 
     shape, function = ONE[name]
     assert negated(*shape).is_contiguous() and negated(*shape).is_neg()
-    with fastds.convolution(algorithm):
+    with fastds.use_conv_algorithm(algorithm):
         torch.testing.assert_close(function(negated(*shape)), function(torch.ones(shape)), rtol=0, atol=0)
 
 
@@ -113,7 +113,7 @@ def test_errors_name_the_argument(call, error, text, native):
 )
 def test_inr_query_names_its_own_arguments(changed, text, backend, grad, native):
     arguments = {"maps": torch.ones(1, 4, 3, 3), "where": GridSpec.cells((3, 3), (2, 2)), "heads": 1, "dk": 1}
-    with fastds.backend(backend), torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match=text):
+    with fastds.use_backend(backend), torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match=text):
         ops.inr_query(**(arguments | changed))
 
 
@@ -130,7 +130,7 @@ def test_all_corners_of_the_skip_invalid(backend, native):
     features = torch.ones(1, 2, 2, 2).requires_grad_()
     point = PointSpec(torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2))
     options = {"ensemble": "early_area", "mask": mask, "skip": torch.ones(1, 2, 2, 2), "compat": "liif"}
-    with ops.core.backends.backend(backend):
+    with ops.core.backends.use_backend(backend):
         y = ops.inr_query(features, point, **options)
         y.nan_to_num(0).sum().backward()
     assert y.isnan().all() and (features.grad == 0).all()
@@ -140,6 +140,6 @@ def test_all_corners_of_the_skip_invalid(backend, native):
 def test_attention_with_all_logits_minus_infinity(backend, native):
     features = torch.ones(1, 4, 3, 3)
     features[:, 2] = -float("inf")  # keys; the contents are 1
-    with ops.core.backends.backend(backend):
+    with ops.core.backends.use_backend(backend):
         y = ops.inr_query(features, GridSpec.cells((3, 3), (2, 2)), heads=1, dk=1)
     assert y.isnan().all()

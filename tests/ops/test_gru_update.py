@@ -14,7 +14,7 @@ class TestGruUpdate(GateTests):
 
     def function(self, z, pre_n, h):
         keep, act, slope = self.options
-        return gru_update(z, pre_n, h, keep=keep, act=act, negative_slope=slope)
+        return gru_update(z, pre_n, h, keep=keep, activation=act, negative_slope=slope)
 
     def oracle(self, z, pre_n, h):
         keep, act, slope = self.options
@@ -35,6 +35,6 @@ class TestGruUpdateLeaky(TestGruUpdate):
 
 def test_options():
     x = torch.ones(1, 1, 1, 1)
-    for name, value in (("keep", "h"), ("act", "relu"), ("negative_slope", -1.0)):
+    for name, value in (("keep", "h"), ("activation", "relu"), ("negative_slope", -1.0)):
         with pytest.raises(ValueError, match=f"{name} must be .*, got "):
             gru_update(x, x, x, **{name: value})

@@ -17,7 +17,7 @@ PAIRS = [((7, 9), (14, 18)), ((6, 5), (16, 13)), ((8, 8), (20, 12)), ((5, 7), (3
 
 @pytest.fixture(autouse=True, params=["native", "reference"])
 def backend(request):
-    with fastds.backend(request.param):
+    with fastds.use_backend(request.param):
         yield request.param
 
 
@@ -94,7 +94,7 @@ def test_areas_leave_the_skip_bilinear(factor, backend):
     """At odd whole factors, whose places fall on pixels; published LTE adds a bilinear field beside its areas."""
     field = normal(2, 3, 7, 9).requires_grad_()
     maps, trunk = normal(2, 8, 7, 9), [(torch.zeros(3, 8, dtype=f64), torch.zeros(3, dtype=f64))]
-    with fastds.backend(backend):
+    with fastds.use_backend(backend):
         where = GridSpec.cells((7, 9), (7 * factor, 9 * factor))
         y = query(maps, where, trunk, ensemble="late", skip=field, weighting="areas").unflatten(1, where.size)
     expected = F.interpolate(field, scale_factor=factor, mode="bilinear").permute(0, 2, 3, 1)
@@ -223,7 +223,7 @@ def test_inr_query_is_translation_equivariant():
 
 def test_inr_query_uses_the_true_ratio_of_sizes():
     field = torch.linspace(0, 1, 11, dtype=f64)[None, None, :, None].expand(1, 1, 11, 6)
-    y = query(field, GridSpec.cells((11, 6), (29, 8)), feature="affine", ensemble="early_area", act="none")
+    y = query(field, GridSpec.cells((11, 6), (29, 8)), feature="affine", ensemble="early_area", activation="none")
     expected = F.interpolate(field, (29, 8), mode="bilinear", align_corners=False)
     assert (y.reshape(29, 8) - expected[0, 0]).abs().max() < 1e-12
 
@@ -290,7 +290,7 @@ def test_inr_query_latitude_ramp_is_exact():
         n = 19 if fine.numel() == 73 else 18
         coarse = torch.linspace(90, -90, 19) if n == 19 else 85 - 10 * torch.arange(18.0)
         field = coarse.double()[None, None, :, None].expand(1, 1, n, 36)
-        y = query(field, grid, ensemble="early_area", act="none", edge=("clamp", "wrap"))
+        y = query(field, grid, ensemble="early_area", activation="none", edge=("clamp", "wrap"))
         y = y.reshape(fine.numel(), -1)
         inner = slice(0, None) if n == 19 else slice(1, -1)  # beyond the outer centres the skip is constant
         assert (y - fine.double()[:, None])[inner].abs().max() < 1e-10
@@ -340,7 +340,7 @@ def test_inr_query_gradients_of_masked_points():
 @pytest.mark.parametrize("kind", KINDS)
 def test_inr_query_gradcheck(kind, backend):
     maps, trunk, keywords = random_case(kind, source=(3, 4), batch=1, outputs=2, depth=4)
-    keywords["act"] = "none"
+    keywords["activation"] = "none"
     trunk = trunk[-1:] if trunk and trunk[-1][0].shape[1] == 4 else [(normal(2, 4), normal(2))] if trunk else []
     where = from_index(torch.rand(5, 2, dtype=f64) * torch.tensor([2.0, 3.0]), (3, 4), dtype=f64)
     names = [k for k, v in keywords.items() if isinstance(v, torch.Tensor)]

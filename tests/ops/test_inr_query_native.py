@@ -90,7 +90,7 @@ def test_forward_options(kind, options, each_isa):
     elif options == "areas":
         keywords["weighting"] = "areas"
     elif options == "linear":
-        keywords["act"] = "none"
+        keywords["activation"] = "none"
     else:
         keywords = {
             k: v for k, v in keywords.items() if k not in ("skip", "bias", "rho_bias", "cell", "cell_w", "phase")
@@ -163,7 +163,7 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
     with torch.no_grad():
         results = []
         for backend in ("native", "reference"):
-            with fastds.backend(backend):
+            with fastds.use_backend(backend):
                 results.append(inr_query(maps, GridSpec.cells((20, 20), (60, 60)), layers, ensemble="late"))
     assert torch.equal(results[0].isnan(), results[1].isnan()) and results[0].isfinite().any()
 
@@ -347,7 +347,9 @@ def test_inr_query_coordinates_keep_their_dtype():
     """u = 1800.25 would be 1800 in bfloat16: the value must be that of the fraction."""
     ramp = torch.arange(3600.0)[None, None, None].expand(1, 1, 1, 3600)
     where = from_index(torch.tensor([[0.0, 1800.25]]), (1, 3600))
-    y = inr_query(torch.zeros(1, 1, 1, 3600, dtype=torch.bfloat16), where, skip=ramp, ensemble="early_area", act="none")
+    y = inr_query(
+        torch.zeros(1, 1, 1, 3600, dtype=torch.bfloat16), where, skip=ramp, ensemble="early_area", activation="none"
+    )
     assert y.item() == 1800.25
 
 

@@ -25,7 +25,7 @@ class TestMemoryGatesTanh(TestMemoryGates):
 
     @staticmethod
     def function(pre, c):
-        return memory_gates(pre, c, state_act="tanh")
+        return memory_gates(pre, c, state_activation="tanh")
 
     @staticmethod
     def oracle(pre, c):
@@ -33,5 +33,5 @@ class TestMemoryGatesTanh(TestMemoryGates):
 
 
 def test_unknown_act():
-    with pytest.raises(ValueError, match="state_act must be one of 'none', 'tanh', got 'relu'"):
-        memory_gates(torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, 1), state_act="relu")
+    with pytest.raises(ValueError, match="state_activation must be one of 'none', 'tanh', got 'relu'"):
+        memory_gates(torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, 1), state_activation="relu")

@@ -47,7 +47,7 @@ CALLS = {  # op of maps and weights of given dtypes
     "pixel_shuffle": lambda x, w: ops.pixel_shuffle(maps(dtype=x), 2, torch.ones(4, dtype=w)),
     "inr_query": lambda x, w: ops.inr_query(
         maps(8, dtype=x), GRID, [(torch.randn(3, 8).to(w), torch.ones(3, dtype=w))], ensemble="late",
-        rho_w=torch.randn(8, 2).to(w), bias=torch.ones(8, dtype=w), act="none",
+        rho_w=torch.randn(8, 2).to(w), bias=torch.ones(8, dtype=w), activation="none",
     ),
 }  # fmt: skip
 
@@ -102,7 +102,10 @@ def test_excessive_grid_is_rejected():
 @pytest.mark.parametrize(
     "call,text",
     [
-        (lambda: ops.pixel_shuffle(maps(), 2, act="leaky_relu", negative_slope=None), "negative_slope is a NoneType"),
+        (
+            lambda: ops.pixel_shuffle(maps(), 2, activation="leaky_relu", negative_slope=None),
+            "negative_slope is a NoneType",
+        ),
         (lambda: ops.conv3x3(maps(), filters(3, 4), negative_slope="x"), "negative_slope is a str, expected a number"),
         (lambda: ops.gru_update(maps(), maps(), maps(), negative_slope=None), "negative_slope is a NoneType"),
         (lambda: ops.traj_gru_gates(maps(12), maps(12), maps(), negative_slope=None), "negative_slope is a NoneType"),
@@ -135,9 +138,9 @@ def test_empty_tensors_keep_their_shape(backend, native):
     fine = maps(3, 0, (4, 6)).requires_grad_()
     features = maps(8, 0).requires_grad_()
     mask = torch.ones(0, 5, 6, dtype=torch.bool)
-    with ops.core.backends.backend(backend):
+    with ops.core.backends.use_backend(backend):
         coarse = ops.pixel_unshuffle(fine, 2)
-        back = ops.pixel_shuffle(coarse, 2, act="relu")
+        back = ops.pixel_shuffle(coarse, 2, activation="relu")
         values = ops.inr_query(features, GRID, ensemble="late", mask=mask)
         (back.sum() + values.sum()).backward()
     assert coarse.shape == (0, 12, 2, 3) and back.shape == fine.shape and values.shape == (0, 56, 8)
@@ -160,7 +163,7 @@ def test_lazily_negated_views(channels, native):
         ops.output_gate,
         lambda a, b: ops.pixel_shuffle(a.repeat(1, 4, 1, 1), 2),
         lambda a, b: ops.deform_conv2d(a, b[:, :1].repeat(1, 18, 1, 1), w, padding=1),
-        lambda a, b: ops.inr_query(a, GRID, ensemble="late", act="none"),
+        lambda a, b: ops.inr_query(a, GRID, ensemble="late", activation="none"),
     ):
         torch.testing.assert_close(function(view(x), view(y)), function(x, y), rtol=1e-5, atol=1e-5)
 

@@ -24,7 +24,7 @@ class TestOutputGateTanh(TestOutputGate):
 
     @staticmethod
     def function(pre, value):
-        return output_gate(pre, value, act="tanh")
+        return output_gate(pre, value, activation="tanh")
 
     @staticmethod
     def oracle(pre, value):
@@ -32,5 +32,5 @@ class TestOutputGateTanh(TestOutputGate):
 
 
 def test_unknown_act():
-    with pytest.raises(ValueError, match="act must be one of 'sigmoid', 'tanh', got 'relu'"):
-        output_gate(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), act="relu")
+    with pytest.raises(ValueError, match="activation must be one of 'sigmoid', 'tanh', got 'relu'"):
+        output_gate(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), activation="relu")

@@ -235,7 +235,7 @@ def test_weights_are_packed_once(asked, run, size, options, groups, dtype, layou
     weight = whole[:, 1 : 1 + 8 // groups]
     if kind != "part":
         weight = weight.contiguous(memory_format=LAST if kind == "channels_last" else torch.contiguous_format)
-    with fastds.convolution("direct"):
+    with fastds.use_conv_algorithm("direct"):
         for shape in ((2, 8, 9, 7), (3, 8, 20, 6)):
             x = torch.randn(shape, dtype=dtype).contiguous(memory_format=layout)
             given = F.pad(x, (1, 1, 1, 1), mode="replicate") if options is None else x
@@ -286,7 +286,7 @@ def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
 def test_conv2d_decision_cache(asked):
     """Filters are kept, and not taken for a call that differs in what shapes and strides do not show."""
     x, weight = torch.randn(2, 8, 9, 7).contiguous(memory_format=LAST), torch.randn(2, 8, 5, 5)
-    with fastds.convolution("direct"):
+    with fastds.use_conv_algorithm("direct"):
         expected = conv2d(x, weight)
         assert len(asked) == 1 and torch.equal(expected, F.conv2d(x, weight, padding=2))
         for source, filters in ((x, torch._neg_view(-weight)), (torch._neg_view(-x), weight)):

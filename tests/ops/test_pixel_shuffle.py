@@ -302,9 +302,9 @@ def test_transforms(native):
 
 def test_backends_agree_and_meta_gives_shapes(native):
     x, bias = problem(3, 5, dtype=torch.float32)
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         expected = pixel_shuffle(x, 3, bias, "relu")
-    with fastds.backend("native"):
+    with fastds.use_backend("native"):
         assert torch.equal(pixel_shuffle(x, 3, bias, "relu"), expected)
     y = pixel_shuffle(x.to("meta"), 3, bias.to("meta"))
     assert y.device.type == "meta" and tuple(y.shape) == (2, 5, 9, 12)
@@ -316,17 +316,18 @@ def test_error_messages():
         ("x is a list, expected a Tensor", TypeError, lambda: pixel_shuffle([1.0], 2)),
         ("x has dtype torch.int64", TypeError, lambda: pixel_shuffle(x.long(), 2)),
         ("expected 4 dimensions", ValueError, lambda: pixel_shuffle(x[0], 2)),
-        ("r must be an int from 1 to 8, got 9", ValueError, lambda: pixel_shuffle(x, 9)),
-        ("r must be an int from 1 to 8, got True", ValueError, lambda: pixel_unshuffle(x, True)),
-        ("8 channels, expected a multiple of r\\^2 = 9", ValueError, lambda: pixel_shuffle(x, 3)),
+        ("upscale_factor must be an int from 1 to 8, got 9", ValueError, lambda: pixel_shuffle(x, 9)),
+        ("downscale_factor must be an int from 1 to 8, got True", ValueError, lambda: pixel_unshuffle(x, True)),
+        ("8 channels, expected a multiple of upscale_factor\\^2 = 9", ValueError, lambda: pixel_shuffle(x, 3)),
         ("bias is an int", TypeError, lambda: pixel_shuffle(x, 2, 1)),
         ("bias has dtype torch.float64", TypeError, lambda: pixel_shuffle(x, 2, torch.zeros(8).double())),
         ("bias has shape \\(2,\\), expected \\(8,\\)", ValueError, lambda: pixel_shuffle(x, 2, torch.zeros(2))),
         ("bias is on device meta", ValueError, lambda: pixel_shuffle(x, 2, torch.zeros(8, device="meta"))),
-        ("act must be None, 'relu' or 'leaky_relu', got 'tanh'", ValueError, lambda: pixel_shuffle(x, 2, None, "tanh")),
+        ("activation must be None, 'relu' or 'leaky_relu', got 'tanh'", ValueError,
+         lambda: pixel_shuffle(x, 2, None, "tanh")),
         ("negative_slope must be a finite number >= 0, got -1", ValueError,
          lambda: pixel_shuffle(x, 2, None, "leaky_relu", -1)),
-        ("2 x 3 pixels, expected multiples of r = 2", ValueError, lambda: pixel_unshuffle(x, 2)),
+        ("2 x 3 pixels, expected multiples of downscale_factor = 2", ValueError, lambda: pixel_unshuffle(x, 2)),
         ("at least one channel", ValueError, lambda: pixel_unshuffle(x[:, :0], 1)),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):

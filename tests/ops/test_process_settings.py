@@ -16,8 +16,8 @@ from fastds.ops.impl.conv_cells.fused import is_recomputing_gates, recompute_gat
 SECONDS = 30
 
 SWITCHES = {  # block, what it asks for, what is in force, outside any block
-    "backend": (lambda: fastds.backend("reference"), "reference", forced_backend, None),
-    "convolution": (lambda: fastds.convolution("direct"), "direct", current_algorithm, "auto"),
+    "backend": (lambda: fastds.use_backend("reference"), "reference", forced_backend, None),
+    "convolution": (lambda: fastds.use_conv_algorithm("direct"), "direct", current_algorithm, "auto"),
     "recomputed_gates": (recompute_gates, True, is_recomputing_gates, False),
 }
 every_switch = pytest.mark.parametrize("name", SWITCHES)

@@ -127,7 +127,7 @@ def test_other_convolutions_of_the_same_weight():
     x, weight, bias = (t.double().requires_grad_() for t in tensors)
 
     def both(weight, bias):
-        options = {}, {"act": "relu"}, {"padding_mode": "replicate"}, {"shuffle": 2}
+        options = {}, {"activation": "relu"}, {"padding_mode": "replicate"}, {"upscale_factor": 2}
         total = sum(conv3x3(x, weight, bias, **o).square().sum() for o in options)
         return torch.autograd.grad(total, [x, *leaves])
 

@@ -69,7 +69,7 @@ def test_sliced_inputs_equal_the_reference():
     q, k, v = packed.chunk(3, 1)
     got = window_attention2d(q, k, v, window=7)
     assert torch.equal(got, window_attention2d(q.contiguous(), k.contiguous(), v.contiguous(), window=7))
-    with fastds.backend("reference"):
+    with fastds.use_backend("reference"):
         torch.testing.assert_close(got, window_attention2d(q, k, v, window=7), rtol=1e-5, atol=1e-5)
 
 

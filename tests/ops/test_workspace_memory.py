@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.keep_freed_memory: page faults and resident memory of a process of its own."""
+"""fastds.memory.set_malloc_retention: page faults and resident memory of a process of its own."""
 
 import os
 import subprocess
@@ -23,12 +23,12 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 faults()
 default, start = faults(), resident()
-fastds.keep_freed_memory()
+fastds.memory.set_malloc_retention()
 kept = min([faults() for _ in range(8)][4:])
 held = resident()
 fastds.memory.return_freed_memory()
 between, again = resident(), faults()
-fastds.keep_freed_memory(False)
+fastds.memory.set_malloc_retention(False)
 returned = resident()
 print(default, kept, again, faults(), start, held, between, returned)
 """
@@ -52,7 +52,7 @@ def test_other_threads_are_refused():
 
     def run():
         try:
-            fastds.keep_freed_memory()
+            fastds.memory.set_malloc_retention()
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -65,10 +65,10 @@ def test_other_threads_are_refused():
 def test_other_libraries_are_refused(monkeypatch):
     monkeypatch.setattr(memory.os, "confstr", lambda name: "musl 1.2", raising=False)
     with pytest.raises(RuntimeError, match="not glibc"):
-        fastds.keep_freed_memory()
+        fastds.memory.set_malloc_retention()
     monkeypatch.delattr(memory.os, "confstr")
     with pytest.raises(RuntimeError, match="not glibc"):
-        fastds.keep_freed_memory()
+        fastds.memory.set_malloc_retention()
 
 
 def test_other_allocator_is_detected(monkeypatch):
@@ -94,5 +94,5 @@ def test_other_allocator_is_detected(monkeypatch):
     monkeypatch.setattr(memory, "get_unsupported_reason", lambda: None)
     monkeypatch.setattr(memory, "_load_c_library", Library)
     with pytest.raises(RuntimeError, match="another allocator"):
-        fastds.keep_freed_memory()
+        fastds.memory.set_malloc_retention()
     assert done[0] == (-4, 0) and (-4, 65536) in done and done[-1] == "trimmed"

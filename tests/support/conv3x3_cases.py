@@ -50,8 +50,8 @@ class Problem:
     def run(self, tensors, algorithm="winograd"):
         x, weight, bias, x2, residual = tensors
         return conv3x3(
-            x, weight, bias, x2=x2, residual=residual, act=self.act, padding_mode=self.padding_mode,
-            shuffle=self.shuffle, out_dtype=self.out_dtype, algorithm=algorithm,
+            x, weight, bias, second_input=x2, residual=residual, activation=self.act, padding_mode=self.padding_mode,
+            upscale_factor=self.shuffle, out_dtype=self.out_dtype, algorithm=algorithm,
         )  # fmt: skip
 
     def expected(self, tensors):

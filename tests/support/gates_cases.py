@@ -261,9 +261,9 @@ class GateTests:
 
     def test_backends_agree(self, native):
         tensors = self.inputs()
-        with fastds.backend("reference"):
+        with fastds.use_backend("reference"):
             expected = self.results(tensors)
-        with fastds.backend("native"):
+        with fastds.use_backend("native"):
             self.compare(self.results(tensors), [t.double() for t in expected], torch.float32)
 
     def test_error_messages(self, native):

@@ -16,7 +16,7 @@ KINDS = (
 
 def flat_arguments(
     maps, where, trunk=(), *, feature="affine", ensemble="early_attn", rho_w=None, cell_w=None, bias=None,
-    rho_bias=None, phase=None, cell=None, skip=None, mask=None, heads=1, dk=0, act="relu", weighting="bilinear",
+    rho_bias=None, phase=None, cell=None, skip=None, mask=None, heads=1, dk=0, activation="relu", weighting="bilinear",
     edge=("clamp", "clamp"), out_dtype=None,
 ):  # fmt: skip
     """The positional arguments of the registered op from the keywords of the public function."""
@@ -27,7 +27,7 @@ def flat_arguments(
     out_dtype = out_dtype or (torch.float64 if maps.dtype == torch.float64 else torch.float32)
     return (
         maps, weights, biases, *points, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
-        heads, dk, act, weighting, wrap, out_dtype,
+        heads, dk, activation, weighting, wrap, out_dtype,
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_initial_score_is_of_the_given_weights(files, monkeypatch):
 
     monkeypatch.setattr(ExportWeights, "validate", validate)
     options(monkeypatch, max_steps=6)
-    best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=1e-3)
+    best = finetune(files / "w.safetensors", files / "mine", output=files / "run", learning_rate=1e-3)
     scores = models.load_card(best).metrics
     assert len(errors) >= 3 and min(errors) < errors[0]
     assert scores["start"]["mse_total"] == errors[0] and scores["validation"]["mse_total"] == min(errors)
@@ -85,7 +85,7 @@ def test_initial_score_is_of_the_given_weights(files, monkeypatch):
 
 def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
     options(monkeypatch)
-    best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=3.0)
+    best = finetune(files / "w.safetensors", files / "mine", output=files / "run", learning_rate=3.0)
     for (name, a), b in zip(
         models.load(best).state_dict().items(), models.load(files / "w.safetensors").state_dict().values(), strict=True
     ):
@@ -156,7 +156,7 @@ def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
     models.save(model, tmp_path / "w.safetensors")
     seen = []
     monkeypatch.setattr(f"fastds.tasks.{task}.training.train", lambda config: seen.append(config) or tmp_path)
-    assert finetune(tmp_path / "w.safetensors", data, tmp_path / "run", max_minutes=3) == tmp_path
+    assert finetune(tmp_path / "w.safetensors", data, output=tmp_path / "run", max_minutes=3) == tmp_path
     (config,) = seen
     assert (config.model.start, config.data.path) == (str(tmp_path / "w.safetensors"), str(data))
     assert (config.max_minutes, config.learning_rate) == (3.0, 5e-4)
@@ -193,7 +193,7 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
     known = training.FieldData
     monkeypatch.setattr(training, "FieldData", lambda *a: sources.append(known(*a)) or sources[-1])
     with pytest.warns(UserWarning, match="soil of .*b.nc is left out: .*missing values"):
-        best = finetune("inr-any", tmp_path / "mine", tmp_path / "run", max_minutes=1, threads=1)
+        best = finetune("inr-any", tmp_path / "mine", output=tmp_path / "run", max_minutes=1, threads=1)
     assert [tuple(block.usable.shape) for block in sources[0].training.blocks] == [(1, 1, 90, 195)]
     card = models.load_card(best)
     assert card.any_variable and card.name == "inr-any-finetuned"
@@ -201,7 +201,7 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
     assert card.metrics["validation"]["val_gain_db"] >= card.metrics["start"]["val_gain_db"]
     (tmp_path / "mine" / "a.nc").unlink()
     with pytest.raises(ValueError, match="data.each: .*mine has no field without missing values on a regular grid"):
-        finetune("inr-any", tmp_path / "mine", tmp_path / "again")
+        finetune("inr-any", tmp_path / "mine", output=tmp_path / "again")
 
 
 def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, capsys):
@@ -235,7 +235,7 @@ def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after)
     options(monkeypatch)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=1e-4)
+        best = finetune(files / "w.safetensors", files / "mine", output=files / "run", learning_rate=1e-4)
     card, sentence = models.load_card(best), "no better than advection on two synthetic events, where tiny is"
     assert any(sentence in str(one.message) for one in said) == (after > 1)
     assert any(sentence in limit for limit in card.limits) == (after > 1)

@@ -12,7 +12,7 @@ import fastds
 from fastds import data, models
 from fastds.training.command import TASKS, main
 
-TINY = {"data.crop": 16, "data.epoch_samples": 4, "data.validation_samples": 2, "data.workers": 0, "max_steps": 2}
+TINY = {"data.crop": 16, "data.epoch_samples": 4, "data.validation_samples": 2, "data.workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def event(tmp_path_factory):
 
 def test_fit_equals_the_train_command(event, tmp_path):
     before = torch.get_num_threads()
-    model = fastds.fit("fczsm-small", event, tmp_path / "fit", threads=1, **TINY)
+    model = fastds.fit("fczsm-small", event, output=tmp_path / "fit", threads=1, max_steps=2, options=TINY)
     assert torch.get_num_threads() == before and model.card.task == "radar"
-    words = [f"--{name}={value}" for name, value in TINY.items()]
+    words = ["--max_steps=2", *(f"--{name}={value}" for name, value in TINY.items())]
     command = ["radar", "--model=fczsm-small", f"--data.path={event}", f"--output={tmp_path / 'train'}", "--threads=1"]
     assert main([*command, "--progress=false", *words]) == 0
     expected = models.load(tmp_path / "train" / "best.safetensors")
@@ -41,14 +41,16 @@ def test_fit_equals_the_train_command(event, tmp_path):
     [
         ("fczsm-huge", {}, "model must be one of ciaosr, .*, got 'fczsm-huge'"),
         ("nowcast-errors", {}, "model must be one of .*, got 'nowcast-errors'"),
-        ("fczsm-small", {"max_steps": "many"}, "max_steps must be .*got 'many'"),
-        ("fczsm-small", {"data.crap": 3}, "data.crap.*see fastds train radar --help"),
+        ("fczsm-small", {"max_steps": "many"}, "max_steps must be a whole number, got 'many'"),
+        ("fczsm-small", {"options": {"data.crop": "many"}}, "data.crop must be .*got 'many'"),
+        ("fczsm-small", {"options": {"max_steps": 3}}, "options must not have max_steps, which fit takes as argument"),
+        ("fczsm-small", {"options": {"data.crap": 3}}, "data.crap.*see fastds train radar --help"),
         (3, {}, "model must be a text|model"),
     ],
 )
 def test_fit_rejects_untrainable_arguments(event, tmp_path, model, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        fastds.fit(model, event, tmp_path / "fit", **options)
+        fastds.fit(model, event, output=tmp_path / "fit", **options)
     assert not (tmp_path / "fit").exists()
 
 

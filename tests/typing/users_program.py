@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastds
 from fastds import data, metrics, models, ops, plot
 from fastds.data import RadarTriples, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
-from fastds.nn import Conv3x3, ConvLSTMCell, DeformConv2d, GuidedDeformConv2d, SubPixel
+from fastds.nn import Conv3x3, ConvLSTMCell, DeformConv2d, GuidedDeformConv2d, PixelShuffleUpsample
 
 
 class Finer(nn.Module):
@@ -25,14 +25,14 @@ class Finer(nn.Module):
         self.memory = ConvLSTMCell(channels, channels)
         self.align = GuidedDeformConv2d(channels, channels, offset_groups=4)
         self.deform = DeformConv2d(channels, channels, 3, padding=1)
-        self.up = SubPixel(channels, 1, scale=2)
+        self.up = PixelShuffleUpsample(channels, 1, upscale_factor=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.embed.forward(x.flatten(0, 1), act="leaky_relu").unflatten(0, x.shape[:2])
+        maps = self.embed.forward(x.flatten(0, 1), activation="leaky_relu").unflatten(0, x.shape[:2])
         states, last = self.memory.sequence(maps)
         assert_type(states, Tensor)
         assert_type(last, tuple[Tensor, Tensor])
-        y = self.align.forward(maps[:, -1], states[:, -1], act="leaky_relu")
+        y = self.align.forward(maps[:, -1], states[:, -1], activation="leaky_relu")
         return assert_type(self.up.forward(y), Tensor)
 
 
@@ -62,7 +62,7 @@ def networks(x: Tensor) -> None:
 
 
 def kernels(x: Tensor, weight: Tensor, offset: Tensor, c: Tensor) -> None:
-    assert_type(ops.conv3x3(x, weight, act="relu", shuffle=2), Tensor)
+    assert_type(ops.conv3x3(x, weight, activation="relu", upscale_factor=2), Tensor)
     assert_type(ops.deform_conv2d(x, offset, weight, stride=2, padding=(1, 1)), Tensor)
     assert_type(ops.pixel_shuffle(x, 2), Tensor)
     assert_type(ops.lstm_gates(x, c), tuple[Tensor, Tensor])

@@ -123,7 +123,11 @@ def check_modes(modes: Sequence[str], name: str = "mode") -> None:
 
 
 def valid_mask(z: Array) -> Array:
-    """Return True where `z` is not missing (NaN)."""
+    """Return True where a field is not missing (NaN).
+
+    Args:
+        z: Field of any shape, NaN where missing.
+    """
     return ~_get_namespace(z).isnan(z)
 
 
@@ -146,7 +150,11 @@ def coarsen_mask(valid: Array, factor: int = 2) -> Array:
 
 
 def refine_mask(valid: Array, factor: int = 2) -> Array:
-    """Repeat each value of a coarse mask or field `valid` (..., h, w) `factor` times along both axes.
+    """Repeat each value of a coarse mask or field along both axes.
+
+    Args:
+        valid: (..., h, w), mask or field.
+        factor: Number of repetitions along each axis, >= 1.
 
     Returns:
         (..., factor h, factor w).
@@ -158,7 +166,12 @@ def refine_mask(valid: Array, factor: int = 2) -> Array:
 
 
 def cut_to_multiple(z: Array, factor: int) -> Array:
-    """Drop the last rows and columns of `z` (..., H, W) so that both sizes are multiples of `factor`."""
+    """Drop the last rows and columns of a field so that both sizes are multiples of a factor.
+
+    Args:
+        z: (..., H, W).
+        factor: Side of a block in pixels, >= 1.
+    """
     check_factor(factor)
     height, width = z.shape[-2:]
     return z[..., : height - height % factor, : width - width % factor]

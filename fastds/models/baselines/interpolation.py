@@ -172,7 +172,7 @@ def interpolate_at(
         (B, Q, C).
     """
     (x,) = upcast_half(x)
-    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge, mask=mask)
+    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", activation="none", edge=edge, mask=mask)
 
 
 def check_sequence(x: Tensor, r: int) -> None:

@@ -83,7 +83,7 @@ class _UpsamplingConv(Conv3x3):
         super().__init__(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, shuffle=2)
+        return super().forward(x, upscale_factor=2)
 
 
 class SRResNet(nn.Module):
@@ -110,7 +110,7 @@ class SRResNet(nn.Module):
             raise ValueError(f"scale must be a power of two above 1, got {scale}")
         self.config = {"channels": channels, "scale": scale, "width": width, "blocks": blocks}
         self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
-        self.first = nn.Sequential(Conv2d(channels, width, 9), nn.PReLU())
+        self.first = nn.Sequential(Conv2d(channels, width, 9, padding="same"), nn.PReLU())
         self.blocks = nn.Sequential(*(_ResidualBlock(width) for _ in range(blocks)))
         self.middle = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
         stages = []
@@ -119,7 +119,7 @@ class SRResNet(nn.Module):
         ):  # nn.Identity keeps the state_dict keys of a network with a separate shuffle layer
             stages += [_UpsamplingConv(width), nn.Identity(), nn.PReLU()]
         self.up = nn.Sequential(*stages)
-        self.last = Conv2d(width, channels, 9)
+        self.last = Conv2d(width, channels, 9, padding="same")
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.first(x.flatten(0, -4))

@@ -161,7 +161,7 @@ class _DoubleConv(nn.Module):
         self.conv1, self.conv2 = Conv3x3(in_channels, width), Conv3x3(width, width)
 
     def forward(self, x: Tensor, x2: Tensor | None = None) -> Tensor:
-        return self.conv2(self.conv1(x, x2, act="relu"), act="relu")
+        return self.conv2(self.conv1(x, x2, activation="relu"), activation="relu")
 
 
 class _DoubleConv3D(nn.Module):

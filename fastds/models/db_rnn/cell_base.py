@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv1x1, SummedConv3x3
+from fastds.nn.convolutions import Conv1x1, MultiInputConv3x3
 from fastds.ops.core.buffer_pool import allocate_map
 
 # Result of one step of a cell: h, the new state, the zigzag memory.
@@ -88,7 +88,7 @@ def append_ones(frame: Tensor) -> Tensor:
     return torch.cat([frame, torch.ones_like(frame)], 1).contiguous(memory_format=torch.channels_last)
 
 
-def fold_embedding(conv: SummedConv3x3, embed: Conv1x1) -> Tensor:
+def fold_embedding(conv: MultiInputConv3x3, embed: Conv1x1) -> Tensor:
     """Fold the frame embedding into the weight of a convolution of embed(frame) and other inputs.
 
     Returns:

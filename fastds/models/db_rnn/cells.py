@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastds.models.db_rnn.activation_checkpointing import checkpoint_activations
 from fastds.models.db_rnn.cell_base import Cell, Step, fold_embedding, zeros
-from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3, SummedConv5x5, convolve
+from fastds.nn.convolutions import Conv1x1, Conv3x3, MultiInputConv3x3, MultiInputConv5x5, convolve
 from fastds.ops import (
     conv_gru_cell,
     conv_lstm_cell,
@@ -84,7 +84,7 @@ class ConvLSTM(Cell):
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
-        self.gates = SummedConv3x3((channels, channels), 4 * channels)
+        self.gates = MultiInputConv3x3((channels, channels), 4 * channels)
 
     def fold(self, embed: Conv1x1) -> tuple[Tensor, ...]:
         return (fold_embedding(self.gates, embed),)
@@ -132,7 +132,7 @@ class SelfAttentionMemory(nn.Module):
         self.of_h = Conv1x1(channels, 2 * half + channels)
         self.of_m = Conv1x1(channels, half + channels)
         self.mix = Conv1x1(2 * channels, channels)
-        self.gates = SummedConv3x3((channels, channels), 3 * channels)
+        self.gates = MultiInputConv3x3((channels, channels), 3 * channels)
 
     def forward(self, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         q, k_h, v_h = self.of_h(h).split(self.sizes, 1)
@@ -151,7 +151,7 @@ class SAConvLSTM(Cell):
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
-        self.gates = SummedConv3x3((channels, channels), 4 * channels)
+        self.gates = MultiInputConv3x3((channels, channels), 4 * channels)
         self.attention = SelfAttentionMemory(channels)
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
@@ -175,8 +175,8 @@ class MKLSTM(Cell):
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
         n, pair = channels, (channels, channels)
-        self.gates, self.wide_gates = SummedConv3x3(pair, 4 * n), SummedConv5x5(pair, 4 * n)
-        self.output, self.wide_output = Conv3x3(n, n), SummedConv5x5((n,), n)
+        self.gates, self.wide_gates = MultiInputConv3x3(pair, 4 * n), MultiInputConv5x5(pair, 4 * n)
+        self.output, self.wide_output = Conv3x3(n, n), MultiInputConv5x5((n,), n)
         self.mix = Conv1x1(2 * n, n)
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
@@ -201,8 +201,8 @@ class ConvGRU(Cell):
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
-        self.gates = SummedConv3x3((channels, channels), 2 * channels)
-        self.candidate = SummedConv3x3((channels, channels), channels)
+        self.gates = MultiInputConv3x3((channels, channels), 2 * channels)
+        self.candidate = MultiInputConv3x3((channels, channels), channels)
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h = zeros(x) if state is None else state
@@ -231,7 +231,7 @@ class TrajGRU(Cell):
         super().__init__(channels, layer, layers)
         self.warp_align_corners = warp_align_corners
         self.input = Conv3x3(channels, 3 * channels)
-        self.flow_hidden = SummedConv3x3((channels, channels), channels)
+        self.flow_hidden = MultiInputConv3x3((channels, channels), channels)
         self.flow = Conv3x3(channels, 2 * links)
         self.project_weight = nn.Parameter(torch.empty(3 * channels, channels, links))
         self.project_bias = nn.Parameter(torch.empty(3 * channels))
@@ -256,8 +256,8 @@ class SpatialMemory(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.memory = SummedConv3x3((channels, channels), 3 * channels)
-        self.output = SummedConv3x3((channels, channels), channels)
+        self.memory = MultiInputConv3x3((channels, channels), 3 * channels)
+        self.output = MultiInputConv3x3((channels, channels), channels)
         self.mix = Conv1x1(2 * channels, channels)
 
     def update(self, x: Tensor, m: Tensor | None, weight: Tensor | None = None) -> Tensor:
@@ -308,7 +308,7 @@ class PredRNN(Cell):
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
-        self.gates = SummedConv3x3((channels, channels), 4 * channels)
+        self.gates = MultiInputConv3x3((channels, channels), 4 * channels)
         self.spatial = SpatialMemory(channels)
 
     def fold(self, embed: Conv1x1) -> tuple[Tensor, ...]:
@@ -333,7 +333,7 @@ class GradientHighway(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.gates = SummedConv3x3((channels, channels), 2 * channels)
+        self.gates = MultiInputConv3x3((channels, channels), 2 * channels)
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
         z = zeros(x) if z is None else z
@@ -379,15 +379,17 @@ class PredRNNPP(Cell):
         shares = convolve(x, weight, torch.cat([conv.bias for conv in convs])).split([3 * n, 3 * n, n], 1)
         c = memory_gates(self._convolve_rest(self.temporal, h, c, shares[0]), c)
         forget = self.forget(m.to(x.dtype))
-        m = memory_gates(self._convolve_rest(self.spatial, c, m, shares[1]), forget.to(m.dtype), state_act="tanh")
+        m = memory_gates(
+            self._convolve_rest(self.spatial, c, m, shares[1]), forget.to(m.dtype), state_activation="tanh"
+        )
         gate = self._convolve_rest(self.output, c, m, shares[2])
-        h = output_gate(gate, self.mix(c.to(x.dtype), m.to(x.dtype)), act="tanh")
+        h = output_gate(gate, self.mix(c.to(x.dtype), m.to(x.dtype)), activation="tanh")
         return h, (h, c, z), m
 
     def _convolve_rest(self, conv: Conv3x3, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         """Convolve [x; a; b], given the contribution of x."""
         dtype = share.dtype
-        return convolve(a.to(dtype), conv.weight[:, self.channels :], x2=b.to(dtype), residual=share)
+        return convolve(a.to(dtype), conv.weight[:, self.channels :], second_input=b.to(dtype), residual=share)
 
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
@@ -476,7 +478,7 @@ class PredRNNV2(PredRNN):
 def _convolve(x: Tensor, x2: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve [x; x2] with weight and bias. x2 is None for zeros."""
     weight = slice_first_source(weight, x) if x2 is None else weight
-    return convolve(x, weight, bias, x2=x2 if x2 is None else x2.to(x.dtype))
+    return convolve(x, weight, bias, second_input=x2 if x2 is None else x2.to(x.dtype))
 
 
 class MemoryInMemory(nn.Module):
@@ -491,9 +493,9 @@ class MemoryInMemory(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         pair = (channels, channels)
-        self.changing = SummedConv3x3(pair, 3 * channels)
-        self.changing_output = SummedConv3x3(pair, channels)
-        self.steady = SummedConv3x3(pair, 4 * channels)
+        self.changing = MultiInputConv3x3(pair, 3 * channels)
+        self.changing_output = MultiInputConv3x3(pair, channels)
+        self.steady = MultiInputConv3x3(pair, 4 * channels)
         self.steady_output = Conv3x3(channels, channels)
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -529,7 +531,7 @@ class MIM(Cell):
         if difference not in ("hidden", "input"):
             raise ValueError(f"difference must be 'hidden' or 'input', got {difference!r}")
         self.difference = difference if layer else None
-        self.gates = SummedConv3x3((channels, channels), (3 if layer else 4) * channels)
+        self.gates = MultiInputConv3x3((channels, channels), (3 if layer else 4) * channels)
         self.cascade = MemoryInMemory(channels) if layer or keep_dead else None
         self.spatial = SpatialMemory(channels)
 
@@ -679,11 +681,11 @@ class PrecipLSTM(Cell):
             raise ValueError(f"qkv_kernel must be 1 or 3, got {qkv_kernel!r}")
         n, pair = channels, (channels, channels)
         self.attention = LocalAttention(n, window, qkv_kernel)
-        self.gates = SummedConv3x3(pair, 4 * n)
-        self.zigzag_gates = SummedConv3x3(pair, 3 * n)
-        self.spatial_gates = SummedConv3x3(pair, 3 * n)
-        self.temporal_gates = SummedConv3x3(pair, 3 * n)
-        self.output = SummedConv3x3((n,) * 4, n)
+        self.gates = MultiInputConv3x3(pair, 4 * n)
+        self.zigzag_gates = MultiInputConv3x3(pair, 3 * n)
+        self.spatial_gates = MultiInputConv3x3(pair, 3 * n)
+        self.temporal_gates = MultiInputConv3x3(pair, 3 * n)
+        self.output = MultiInputConv3x3((n,) * 4, n)
         self.mix = Conv1x1(4 * n, n)
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
@@ -694,7 +696,7 @@ class PrecipLSTM(Cell):
         y = self.attention(x)
         c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.sum_biases())
 
-        def update_memory(module: SummedConv3x3, source: Tensor, memory: Tensor) -> Tensor:
+        def update_memory(module: MultiInputConv3x3, source: Tensor, memory: Tensor) -> Tensor:
             weights = module.weight, module.sum_biases()
             return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
 

@@ -51,5 +51,5 @@ class Discriminator(nn.Module):
             raise ValueError(f"frames has shape {tuple(frames.shape)}, expected (N, 1, {self.size[0]}, {self.size[1]})")
         x = frames
         for conv, pool in zip(self.convs, POOLS, strict=True):
-            x = F.max_pool2d(conv(x, act="leaky_relu", negative_slope=SLOPE), pool)
+            x = F.max_pool2d(conv(x, activation="leaky_relu", negative_slope=SLOPE), pool)
         return self.head(F.leaky_relu(self.hidden(x.flatten(1)), SLOPE))

@@ -44,7 +44,7 @@ class Inception(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
         self.squeeze = Conv1x1(inputs, hidden)
-        convs = (Conv2d(hidden, outputs, k, groups) for k in kernels)
+        convs = (Conv2d(hidden, outputs, k, padding="same", groups=groups) for k in kernels)
         self.branches = nn.ModuleList(ConvNormAct(conv, outputs, groups) for conv in convs)
 
     def forward(self, x: Tensor) -> Tensor:

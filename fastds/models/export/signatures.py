@@ -113,7 +113,7 @@ def build_signature(model: nn.Module, **options: int | None) -> Signature:
         known = ", ".join(sorted(kind.__name__ for kinds, _ in _FAMILIES for kind in kinds))
         raise ValueError(
             f"{add_article(type(model).__name__)} cannot be exported, expected one of {known}; export a custom "
-            'network by torch.onnx.export(..., dynamo=True) inside `with fastds.backend("reference"):`'
+            'network by torch.onnx.export(..., dynamo=True) inside `with fastds.use_backend("reference"):`'
         )
     given = {name: value for name, value in options.items() if value is not None}
     parameters = inspect.signature(make).parameters.values()

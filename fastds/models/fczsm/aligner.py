@@ -21,7 +21,7 @@ class FeaturePyramid(nn.Module):
     """Three-level feature pyramid: L1 = x; L2 = act(conv(act(conv_stride2(L1)))); L3 is computed from L2 in the same
     way.
 
-    The activation is leaky ReLU with slope 0.1.
+    The activation act is leaky ReLU with slope 0.1.
     """
 
     levels = LEVELS
@@ -34,8 +34,8 @@ class FeaturePyramid(nn.Module):
         self.conv3 = Conv3x3(features, features)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        second = self.conv2(self.down2(x, act="leaky_relu"), act="leaky_relu")
-        third = self.conv3(self.down3(second, act="leaky_relu"), act="leaky_relu")
+        second = self.conv2(self.down2(x, activation="leaky_relu"), activation="leaky_relu")
+        third = self.conv3(self.down3(second, activation="leaky_relu"), activation="leaky_relu")
         return [x, second, third]
 
     def compute_from_zeros(self, like: Tensor) -> list[Tensor | None]:
@@ -49,8 +49,8 @@ class FeaturePyramid(nn.Module):
         """
         _, c, h, w = like.shape
         first = F.leaky_relu(self.down2.bias, 0.1).to(like.dtype)
-        second = self.conv2(first.reshape(1, c, 1, 1).expand(1, c, h // 2, w // 2), act="leaky_relu")
-        third = self.conv3(self.down3(second, act="leaky_relu"), act="leaky_relu")
+        second = self.conv2(first.reshape(1, c, 1, 1).expand(1, c, h // 2, w // 2), activation="leaky_relu")
+        third = self.conv3(self.down3(second, activation="leaky_relu"), activation="leaky_relu")
         return [None, second, third]
 
 
@@ -79,22 +79,22 @@ class _AlignLevel(nn.Module):
         if not coarsest:
             self.guide_out = Conv3x3(features, features)
             self.fuse = Conv3x3(2 * features, features)
-        self.deform = GuidedDeformConv2d(features, features, groups, modulated=modulated)
+        self.deform = GuidedDeformConv2d(features, features, offset_groups=groups, modulated=modulated)
         self.plain = plain
 
-    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None, act: str | None = None) -> Tensor:
+    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None, activation: str | None = None) -> Tensor:
         """Deform a source feature map.
 
         Args:
             source: (B, n, h, w). None stands for a zero map, whose result is the bias whatever the offsets.
             guide: features from which offsets and mask are computed.
             base: base offsets or None.
-            act: activation or None.
+            activation: activation or None.
         """
         if source is None:
             bias = self.deform.bias.to(guide.dtype).reshape(1, -1, 1, 1)
-            return activate_(bias.clone(), act).expand_as(guide)
-        return self.deform(source, guide, base, act)
+            return activate_(bias.clone(), activation).expand_as(guide)
+        return self.deform(source, guide, base, activation=activation)
 
 
 class DirectionalAligner(nn.Module):
@@ -143,7 +143,7 @@ class DirectionalAligner(nn.Module):
         out = []
         for s, t, part, level in zip(source, target, static, self.levels, strict=True):
             weight = level.guide_in.weight[:, : 2 * self.features]
-            out.append(convolve(s, weight, level.guide_in.bias, x2=t, residual=part, act="leaky_relu"))
+            out.append(convolve(s, weight, level.guide_in.bias, second_input=t, residual=part, activation="leaky_relu"))
         return out
 
     def compute_share(self, x: list[Tensor], role: str, static: list[Tensor | None]) -> list[Tensor]:
@@ -176,7 +176,7 @@ class DirectionalAligner(nn.Module):
                 own = convolve(z, self._select_role_weight(level, role))
                 out.append(F.leaky_relu_(other + own, 0.1))
             else:
-                out.append(convolve(z, self._select_role_weight(level, role), residual=other, act="leaky_relu"))
+                out.append(convolve(z, self._select_role_weight(level, role), residual=other, activation="leaky_relu"))
         return out
 
     def _select_role_weight(self, level: _AlignLevel, role: str) -> Tensor:
@@ -196,17 +196,19 @@ class DirectionalAligner(nn.Module):
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
             if aligned is None:
-                offset_features = level.guide_mix(guides[number], act="leaky_relu")
-                act = None if level.plain else "leaky_relu"
-                aligned = level.warp(_expand_batch(source[number], offset_features), offset_features, base[number], act)
+                offset_features = level.guide_mix(guides[number], activation="leaky_relu")
+                activation = None if level.plain else "leaky_relu"
+                aligned = level.warp(
+                    _expand_batch(source[number], offset_features), offset_features, base[number], activation
+                )
                 continue
             if source[number] is not None:
-                mixed = level.guide_mix(guides[number], upsample2(2 * offset_features), act="leaky_relu")
-                offset_features = level.guide_out(mixed, act="leaky_relu")
+                mixed = level.guide_mix(guides[number], upsample2(2 * offset_features), activation="leaky_relu")
+                offset_features = level.guide_out(mixed, activation="leaky_relu")
             else:
                 offset_features = guides[number]
             warped = level.warp(_expand_batch(source[number], offset_features), offset_features, base[number])
-            aligned = level.fuse(warped, upsample2(aligned), act="leaky_relu" if number else None)
+            aligned = level.fuse(warped, upsample2(aligned), activation="leaky_relu" if number else None)
         return aligned
 
     def forward(

@@ -16,7 +16,7 @@ from fastds.models.fczsm.guidance import StaticBranch, compute_interpolation_off
 from fastds.models.graph import compile_graph
 from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import apply_in_chunks, can_chunk, split_rows
-from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+from fastds.nn.convolutions import Conv1x1, Conv3x3, PixelShuffleUpsample, ResidualBlock
 from fastds.ops.core.layout import get_padding_to_multiple
 
 
@@ -32,7 +32,7 @@ class FeatureExtractor(nn.Module):
         return apply_in_chunks(self.run_layers, x, channels=self.conv.out_channels)
 
     def run_layers(self, x: Tensor) -> Tensor:
-        return self.blocks(self.conv(x, act="leaky_relu"))
+        return self.blocks(self.conv(x, activation="leaky_relu"))
 
 
 class Interpolation(nn.Module):
@@ -88,13 +88,13 @@ class Interpolation(nn.Module):
 class Reconstruction(nn.Module):
     """Residual blocks, sub-pixel upsampling and output head, applied to each frame independently.
 
-    z = blocks(H); z = SubPixel_r(z); y = last(leaky_relu(hidden(z), 0.1))
+    z = blocks(H); z = PixelShuffleUpsample_r(z); y = last(leaky_relu(hidden(z), 0.1))
     """
 
     def __init__(self, features: int, head_features: int, out_channels: int, blocks: int, scale: int):
         super().__init__()
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
-        self.up = SubPixel(features, head_features, scale)
+        self.up = PixelShuffleUpsample(features, head_features, upscale_factor=scale)
         self.hidden = Conv3x3(head_features, head_features)
         self.last = Conv3x3(head_features, out_channels)
 
@@ -108,11 +108,11 @@ class Reconstruction(nn.Module):
         return torch.cat([self.run_head_in_bands(self.blocks(frame)) for frame in x.split(1)])
 
     def run_head(self, z: Tensor) -> Tensor:
-        return self.last(self.hidden(self.up(z), act="leaky_relu"))
+        return self.last(self.hidden(self.up(z), activation="leaky_relu"))
 
     def run_head_in_bands(self, z: Tensor) -> Tensor:
         """Apply the head to one frame in bands of rows, so that no full feature map exists at the fine resolution."""
-        r = self.up.scale
+        r = self.up.upscale_factor
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []
         for first, last, start, stop in split_rows(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_HALO):

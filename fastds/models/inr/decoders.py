@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastds.models.baselines.interpolation import interpolate_at
 from fastds.models.graph import is_capturing
 from fastds.models.inr.encoders import pad_border
-from fastds.nn.convolutions import BorderConv
+from fastds.nn.convolutions import PaddedConv3x3
 from fastds.nn.local_decoders import CLAMPED, LocalAttentionDecoder, LocalDecoder, LocalEnsembleDecoder, Trunk
 from fastds.ops import GridSpec, PointSpec, conv3x3
 from fastds.ops.impl.conv3x3.algorithm import assume_height
@@ -45,8 +45,8 @@ class LTEDecoder(LocalDecoder):
     ):
         super().__init__(padding_mode)
         self.compat = compat
-        self.amplitude = BorderConv(channels, width, padding_mode)
-        self.frequency = BorderConv(channels, width, padding_mode)
+        self.amplitude = PaddedConv3x3(channels, width, padding_mode=padding_mode)
+        self.frequency = PaddedConv3x3(channels, width, padding_mode=padding_mode)
         self.phase = nn.Parameter(torch.empty(width // 2, 2).uniform_(-(0.5**0.5), 0.5**0.5))
         self.trunk = Trunk([width] * (hidden + 1) + [outputs])
 
@@ -76,8 +76,8 @@ class MetaSRDecoder(LocalDecoder):
         self.outputs, self.width = outputs, width
         self.first = nn.Linear(3, width)
         bound = width**-0.5
-        self.kernels = BorderConv(channels, outputs * width, padding_mode)
-        self.constant = BorderConv(channels, outputs, padding_mode)
+        self.kernels = PaddedConv3x3(channels, outputs * width, padding_mode=padding_mode)
+        self.constant = PaddedConv3x3(channels, outputs, padding_mode=padding_mode)
         for parameter in (self.kernels.weight, self.constant.weight):
             nn.init.uniform_(parameter, -bound, bound)
         # The convolutions hold W2 and b2 of the published network, which has no further biases.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import BorderConv, Conv1x1
+from fastds.nn.convolutions import Conv1x1, PaddedConv3x3
 from fastds.ops import deform_conv2d
 from fastds.ops.core.layout import get_padding_to_multiple
 
@@ -24,11 +24,11 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()
-        self.conv1 = BorderConv(channels, channels, padding_mode)
-        self.conv2 = BorderConv(channels, channels, padding_mode)
+        self.conv1 = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
+        self.conv2 = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x, act="relu"), residual=x)
+        return self.conv2(self.conv1(x, activation="relu"), residual=x)
 
 
 class EDSRBaseline(nn.Module):
@@ -45,9 +45,9 @@ class EDSRBaseline(nn.Module):
     def __init__(self, in_channels: int, padding_mode: str, channels: int = 64, blocks: int = 16):
         super().__init__()
         self.out_channels, self.stages = channels, blocks
-        self.head = BorderConv(in_channels, channels, padding_mode)
+        self.head = PaddedConv3x3(in_channels, channels, padding_mode=padding_mode)
         self.blocks = nn.ModuleList(_ResidualBlock(channels, padding_mode) for _ in range(blocks))
-        self.tail = BorderConv(channels, channels, padding_mode)
+        self.tail = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
 
     def forward(self, x: Tensor, between: Between) -> Tensor:
         first = f = self.head(x)
@@ -59,13 +59,15 @@ class EDSRBaseline(nn.Module):
 class _DenseBlock(nn.Module):
     def __init__(self, channels: int, growth: int, layers: int, padding_mode: str):
         super().__init__()
-        self.convs = nn.ModuleList(BorderConv(channels + i * growth, growth, padding_mode) for i in range(layers))
+        self.convs = nn.ModuleList(
+            PaddedConv3x3(channels + i * growth, growth, padding_mode=padding_mode) for i in range(layers)
+        )
         self.fuse = Conv1x1(channels + layers * growth, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x
         for conv in self.convs:
-            maps = torch.cat([maps, conv(maps, act="relu")], 1)
+            maps = torch.cat([maps, conv(maps, activation="relu")], 1)
         return self.fuse(maps, residual=x)
 
 
@@ -88,11 +90,11 @@ class RDN(nn.Module):
     def __init__(self, in_channels: int, padding_mode: str, channels: int = 64, blocks: int = 16, layers: int = 8):
         super().__init__()
         self.out_channels, self.stages = channels, blocks
-        self.head = BorderConv(in_channels, channels, padding_mode)
-        self.second = BorderConv(channels, channels, padding_mode)
+        self.head = PaddedConv3x3(in_channels, channels, padding_mode=padding_mode)
+        self.second = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
         self.blocks = nn.ModuleList(_DenseBlock(channels, channels, layers, padding_mode) for _ in range(blocks))
         self.fuse = Conv1x1(blocks * channels, channels)
-        self.tail = BorderConv(channels, channels, padding_mode)
+        self.tail = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
 
     def forward(self, x: Tensor, between: Between) -> Tensor:
         first = self.head(x)
@@ -129,11 +131,11 @@ class SwinIRLight(nn.Module):
         super().__init__()
         self.out_channels, self.stages, self.window = channels, blocks, window
         self.periodic = padding_mode == "circular_x"
-        self.head = BorderConv(in_channels, channels, padding_mode)
+        self.head = PaddedConv3x3(in_channels, channels, padding_mode=padding_mode)
         self.norm_in, self.norm_out = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.blocks = nn.ModuleList(ResidualWindowBlocks(channels, depth, heads, window) for _ in range(blocks))
-        self.convs = nn.ModuleList(BorderConv(channels, channels, padding_mode) for _ in range(blocks))
-        self.tail = BorderConv(channels, channels, padding_mode)
+        self.convs = nn.ModuleList(PaddedConv3x3(channels, channels, padding_mode=padding_mode) for _ in range(blocks))
+        self.tail = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
 
     def forward(self, x: Tensor, between: Between) -> Tensor:
         height, width = x.shape[2:]
@@ -280,12 +282,12 @@ class DPFA(nn.Module):
         nn.init.zeros_(self.modulator.bias)
         if kind == "film":
             return
-        self.aggregate = BorderConv(channels, channels, padding_mode)
+        self.aggregate = PaddedConv3x3(channels, channels, padding_mode=padding_mode)
         self.tau = nn.Parameter(torch.full((channels,), INITIAL_STRENGTH))
         self.strength = nn.Linear(embedding, channels, bias=False)
         nn.init.zeros_(self.strength.weight)
         if kind != "modconv":
-            self.guide = BorderConv(channels, 27 if kind == "deform" else 9, padding_mode)
+            self.guide = PaddedConv3x3(channels, 27 if kind == "deform" else 9, padding_mode=padding_mode)
             nn.init.zeros_(self.guide.weight)
             nn.init.zeros_(self.guide.bias)
 

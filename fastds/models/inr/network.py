@@ -25,7 +25,7 @@ from fastds.models.inr.encoders import (
     compute_local_contrast,
     pad_across_poles,
 )
-from fastds.nn.convolutions import BorderConv
+from fastds.nn.convolutions import PaddedConv3x3
 from fastds.nn.local_decoders import expand_to_batch
 from fastds.ops import GridSpec, PointSpec
 
@@ -65,8 +65,8 @@ class FixedRatioDownscaler(nn.Module):
         self.encoder = ENCODERS[encoder](in_channels, padding, **(encoder_options or {}))
         channels = self.encoder.out_channels
         self.steps = [2, 2] if scale == 4 else [scale]
-        self.up = nn.ModuleList(BorderConv(channels, channels * r * r, padding) for r in self.steps)
-        self.last = BorderConv(channels, in_channels, padding)
+        self.up = nn.ModuleList(PaddedConv3x3(channels, channels * r * r, padding_mode=padding) for r in self.steps)
+        self.last = PaddedConv3x3(channels, in_channels, padding_mode=padding)
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
         self.card = ModelCard()
@@ -89,7 +89,7 @@ class FixedRatioDownscaler(nn.Module):
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
         f = self.encoder((x - mean) / std, lambda i, f: f)
         for conv, r in zip(self.up, self.steps, strict=True):
-            f = conv(f, shuffle=r)
+            f = conv(f, upscale_factor=r)
         y = self.last(f).to(x.dtype) * std
         return y + upsample_bilinear(x, self.scale, self.periodic_x) if self.skip else y + mean
 
@@ -223,7 +223,9 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         options = dict(decoder_options or {})
         if compat and decoder in ("liif", "lte"):
             options["compat"] = compat
-        self.decoder = DECODERS[decoder](self.encoder.out_channels, len(self.predicted), padding, **options)
+        self.decoder = DECODERS[decoder](
+            self.encoder.out_channels, len(self.predicted), padding_mode=padding, **options
+        )
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
         if static_channels:

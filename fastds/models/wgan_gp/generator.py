@@ -49,7 +49,7 @@ class Upsampler(nn.Module):
         if self.shuffle_first:
             x = pixel_shuffle(x, 2)
         for conv in self.convs:
-            x = conv(x, act="relu", shuffle=2)
+            x = conv(x, activation="relu", upscale_factor=2)
         return x
 
 
@@ -154,7 +154,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
             raise ValueError(f"x must have shape (B, T, {c['in_channels']}, h, w), got {tuple(x.shape)}")
         eps = self.draw(x, noise, seed)
         h = x if c["noise"] != "concat" else torch.cat([x, eps], 2)
-        h = self.stem(h.flatten(0, 1), act="relu" if c["stem_activation"] else None)
+        h = self.stem(h.flatten(0, 1), activation="relu" if c["stem_activation"] else None)
         if c["noise"] != "concat" and eps is not None:
             sigma = self.noise_std if c["noise"] == "learned" else c["noise_std"]
             h = h + sigma * eps.flatten(0, 1).to(h.dtype)

@@ -287,7 +287,7 @@ def pad_kernel(weight: Tensor) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0))
 
 
-def convolve_any_stride(x: Tensor, weight: Tensor, bias: Tensor, stride: int, act: str | None = None) -> Tensor:
+def convolve_any_stride(x: Tensor, weight: Tensor, bias: Tensor, stride: int, activation: str | None = None) -> Tensor:
     """Compute a 3x3 convolution with padding 1. Stride 1 uses fastds.ops.conv3x3.
 
     Args:
@@ -295,12 +295,12 @@ def convolve_any_stride(x: Tensor, weight: Tensor, bias: Tensor, stride: int, ac
         weight: (O, C, 3, 3).
         bias: (O,).
         stride: in pixels.
-        act: None or "relu".
+        activation: None or "relu".
     """
     if stride == 1:
-        return conv3x3(x, weight, bias, act=act)
+        return conv3x3(x, weight, bias, activation=activation)
     y = strided_conv3x3(x, weight, bias, stride)
-    return y if act is None else F.relu(y)
+    return y if activation is None else F.relu(y)
 
 
 class MixedConv(nn.Module):
@@ -348,17 +348,17 @@ class MixedConv(nn.Module):
         return torch.cat([two, self.weight3]) if self.mixing == "parallel" else two + self.weight3
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: str | None = None
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
-        """Compute act(scale * y + shift). Scale and shift fold a normalisation with fixed statistics into kernel and
-        bias.
+        """Compute activation(scale * y + shift). Scale and shift fold a normalisation with fixed statistics into kernel
+        and bias.
 
         Args:
             x: (B, C, H, W).
             scale, shift: (O,), both or neither.
-            act: None or "relu".
+            activation: None or "relu".
         """
-        if scale is None and act is None and self.can_share_kernel(x):
+        if scale is None and activation is None and self.can_share_kernel(x):
             return get_or_build(self, "shared", lambda: SharedKernel(self.build_kernel()))(x, self.bias)
         if self.mixing == "sequential":
             x = convolve_any_stride(x, self.weight3, self.bias3, self.stride)
@@ -368,7 +368,7 @@ class MixedConv(nn.Module):
         bias = self.bias
         if scale is not None:
             kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
-        return convolve_any_stride(x, kernel, bias, stride, act)
+        return convolve_any_stride(x, kernel, bias, stride, activation)
 
     def can_share_kernel(self, x: Tensor) -> bool:
         """Return True if several passes in one graph are faster with a SharedKernel: if the kernel is larger than a
@@ -573,22 +573,22 @@ class ResidualAttentionBlock(nn.Module):
         return x if self.shortcut is None else self.shortcut(x)
 
 
-def apply_conv_norm(conv: MixedConv, norm: nn.Module | None, x: Tensor, act: str | None) -> Tensor:
-    """Compute act(norm(conv(x))). Fixed batch statistics are folded into the kernel.
+def apply_conv_norm(conv: MixedConv, norm: nn.Module | None, x: Tensor, activation: str | None) -> Tensor:
+    """Compute activation(norm(conv(x))). Fixed batch statistics are folded into the kernel.
 
     Args:
         conv: the convolution.
         norm: its normalisation or None.
         x: (B, C, H, W).
-        act: None or "relu".
+        activation: None or "relu".
     """
     if norm is None:
-        return conv(x, act=act)
+        return conv(x, activation=activation)
     if isinstance(norm, nn.BatchNorm2d) and not norm.training:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return conv(x, scale, norm.bias - norm.running_mean * scale, act)
+        return conv(x, scale, norm.bias - norm.running_mean * scale, activation)
     y = norm(conv(x))
-    return y if act is None else F.relu(y)
+    return y if activation is None else F.relu(y)
 
 
 class _MeanAndMax(torch.autograd.Function):

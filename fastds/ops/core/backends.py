@@ -37,18 +37,18 @@ def _check_name(name: str, where: str) -> str:
 
 _requested = os.environ.get("FASTDS_BACKEND")
 _forced = ProcessSetting(_check_name(_requested, "FASTDS_BACKEND") if _requested else None)
-_warned = set()
+_warned: set[str] = set()
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on one backend, in all threads of the process.
 
     An op that does not have this backend uses its default. An op that has it but cannot run it on the given inputs
     raises RuntimeError with the reason. Graphs that were compiled before keep the backend of their trace. Of
     overlapping blocks the one entered last counts.
 
-    torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside backend("reference") it exports
+    torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside use_backend("reference") it exports
     networks with ops of fastds.
 
     Args:
@@ -57,12 +57,12 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    with _forced.set(_check_name(name, "backend")):
+    with _forced.set(_check_name(name, "use_backend")):
         yield
 
 
 def forced_backend() -> str | None:
-    """Return the backend requested by backend() or by the environment variable FASTDS_BACKEND, or None."""
+    """Return the backend requested by use_backend() or by the environment variable FASTDS_BACKEND, or None."""
     return _forced.value
 
 

@@ -13,9 +13,9 @@ def conv1x1(d):
         "x": d.image(inputs),
         "weight": weight,
         "bias": d.maybe(d.parameter(outputs, dtype=weight.dtype)),
-        "x2": d.image(more) if more else None,
+        "second_input": d.image(more) if more else None,
         "residual": d.maybe(d.image(outputs)),
-        "act": d.pick((None, "relu", "leaky_relu")),
+        "activation": d.pick((None, "relu", "leaky_relu")),
         "negative_slope": d.slope(),
     }
 
@@ -24,5 +24,5 @@ STRATEGIES = {"conv1x1": conv1x1}
 
 
 def examples():
-    one = {"x2": maps(3), "residual": maps(8), "act": "leaky_relu"}
+    one = {"second_input": maps(3), "residual": maps(8), "activation": "leaky_relu"}
     yield lambda: ops.conv1x1(maps(), weight(8, C + 3, 1, 1), vector(8), **one)

@@ -22,7 +22,7 @@ STRATEGIES = {"conv2d": conv2d}
 
 
 def by_the_op():
-    with fastds.backend("native"):  # else it may be left to torch
+    with fastds.use_backend("native"):  # else it may be left to torch
         return ops.conv2d(maps(), weight(6, 2, 5, 5), vector(6), groups=2)
 
 

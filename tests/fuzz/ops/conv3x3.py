@@ -18,12 +18,12 @@ def conv3x3(d):
         "x": d.image(inputs),
         "weight": weight,
         "bias": d.maybe(d.parameter(outputs, dtype=weight.dtype)),
-        "x2": d.image(more) if more else None,
+        "second_input": d.image(more) if more else None,
         "residual": d.maybe(d.image(outputs, dtype="float32" if out else None)),
-        "act": d.pick((None, "relu", "leaky_relu")),
+        "activation": d.pick((None, "relu", "leaky_relu")),
         "negative_slope": d.slope(),
         "padding_mode": d.pick(("zeros", "replicate", "circular_x")),
-        "shuffle": r,
+        "upscale_factor": r,
         "out_dtype": out,
         "algorithm": algorithm,
     }
@@ -33,7 +33,7 @@ STRATEGIES = {"conv3x3": conv3x3}
 
 
 def examples():
-    both = {"x2": maps(3), "act": "leaky_relu", "shuffle": 2, "padding_mode": "circular_x"}
+    both = {"second_input": maps(3), "activation": "leaky_relu", "upscale_factor": 2, "padding_mode": "circular_x"}
     for algorithm in ("winograd", "direct"):
         options = {**both, "residual": maps(8), "algorithm": algorithm}
         yield lambda options=options: ops.conv3x3(maps(), weight(8, C + 3), vector(8), **options)

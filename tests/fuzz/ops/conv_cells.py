@@ -46,8 +46,8 @@ def conv_gru_cell(d):
 STRATEGIES = {
     "conv_lstm_cell": cell(4, "c", "h"),
     "conv_st_lstm_gates": cell(4, "c", "h"),
-    "conv_memory_gates": cell(3, "c", "x2"),
-    "conv_output_gate": cell(1, "value", "x2"),
+    "conv_memory_gates": cell(3, "c", "second_input"),
+    "conv_output_gate": cell(1, "value", "second_input"),
     "conv_gru_cell": conv_gru_cell,
 }
 

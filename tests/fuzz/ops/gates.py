@@ -29,15 +29,15 @@ def gates(**inputs):
 
 
 def memory_gates(d):
-    return {**gates(pre=3, c=1)(d), "state_act": d.pick(("none", "tanh"))}
+    return {**gates(pre=3, c=1)(d), "state_activation": d.pick(("none", "tanh"))}
 
 
 def output_gate(d):
-    return {**gates(pre=1, value=1)(d), "act": d.pick(("sigmoid", "tanh"))}
+    return {**gates(pre=1, value=1)(d), "activation": d.pick(("sigmoid", "tanh"))}
 
 
 def update_options(d):
-    return {"keep": d.pick(("z", "1-z")), "act": d.pick(("tanh", "leaky_relu")), "negative_slope": d.slope()}
+    return {"keep": d.pick(("z", "1-z")), "activation": d.pick(("tanh", "leaky_relu")), "negative_slope": d.slope()}
 
 
 def gru_update(d):
@@ -62,9 +62,9 @@ STRATEGIES = {
 def examples():
     yield lambda: ops.lstm_gates(maps(4 * C), maps())
     yield lambda: ops.st_lstm_gates(maps(4 * C), maps())
-    yield lambda: ops.memory_gates(maps(3 * C), maps(), state_act="tanh")
+    yield lambda: ops.memory_gates(maps(3 * C), maps(), state_activation="tanh")
     yield lambda: ops.output_gate(maps(), maps())
     yield lambda: ops.gru_reset(maps(), maps(), maps())
     yield lambda: GRU_RESET_PACKED.forward(maps(2 * C), maps())
-    yield lambda: ops.gru_update(maps(), maps(), maps(), act="leaky_relu")
+    yield lambda: ops.gru_update(maps(), maps(), maps(), activation="leaky_relu")
     yield lambda: ops.traj_gru_gates(maps(3 * C), maps(3 * C), maps())

@@ -55,7 +55,7 @@ def inr_query(d):
         "phase": d.maybe(d.parameter(depth // 2, 2)) if cell and not offsets else None,
         "cell": cell,
         "skip": d.maybe(d.image(width, role="own", dtype="float64" if d.dtype == "float64" else "float32")),
-        "act": d.pick(("none", "relu")),
+        "activation": d.pick(("none", "relu")),
         "edge": (d.pick(("clamp", "wrap")), d.pick(("clamp", "wrap"))),
         "mask": d.maybe(Spec((d.batch, *d.size), fill="mask")),
         "compat": d.pick((None, None, "liif")),

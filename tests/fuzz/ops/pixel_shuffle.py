@@ -11,12 +11,12 @@ def pixel_shuffle(d):
     channels = d.int(1, 3) * r * r
     bias = d.maybe(d.parameter(channels))
     act = d.pick((None, "relu", "leaky_relu"))
-    return {"x": d.image(channels), "r": r, "bias": bias, "act": act, "negative_slope": d.slope()}
+    return {"x": d.image(channels), "upscale_factor": r, "bias": bias, "activation": act, "negative_slope": d.slope()}
 
 
 def pixel_unshuffle(d):
     r = d.int(1, 8)
-    return {"x": d.image(d.int(1, 5), (r * d.int(1, 4), r * d.int(1, 4))), "r": r}
+    return {"x": d.image(d.int(1, 5), (r * d.int(1, 4), r * d.int(1, 4))), "downscale_factor": r}
 
 
 STRATEGIES = {"pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle}

@@ -84,22 +84,22 @@ def conv1x1(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    x2: Tensor | None = None,
+    second_input: Tensor | None = None,
     residual: Tensor | None = None,
-    act: str | None = None,
+    activation: str | None = None,
     negative_slope: float = 0.1,
 ) -> Tensor:
     """Apply a 1x1 convolution, a linear map of the channels of each pixel, with a fused epilogue.
 
-    y = act(conv(concat(x, x2), weight) + bias + residual)
+    y = activation(conv(concat(x, second_input), weight) + bias + residual)
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides.
         weight: (O, C1 + C2, 1, 1), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
+        second_input: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of x, added before the activation, or None.
-        act: None, "relu" or "leaky_relu".
+        activation: None, "relu" or "leaky_relu".
         negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
@@ -109,12 +109,12 @@ def conv1x1(
         TypeError: a dtype is not allowed.
         ValueError: a shape, device or option is invalid.
 
-    Gradients exist for x, weight, bias, x2 and residual, to any order. On a CPU, except in float64, results are
-    deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit dtypes are computed in
-    float32. Under autocast x, x2 and residual are cast to its dtype; a float32 weight and bias stay float32.
+    Gradients exist for x, weight, bias, second_input and residual, to any order. On a CPU, except in float64, results
+    are deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit dtypes are computed in
+    float32. Under autocast x, second_input and residual are cast to its dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
         return record_op(conv1x1, locals())
-    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, None)
-    act, slope = "none" if act is None else act, to_float("negative_slope", negative_slope)
-    return CONV1X1(x, weight, bias, x2, residual, act, slope)
+    x, weight, bias, second_input, residual = cast_convolution_inputs(x, weight, bias, second_input, residual, None)
+    activation, slope = "none" if activation is None else activation, to_float("negative_slope", negative_slope)
+    return CONV1X1(x, weight, bias, second_input, residual, activation, slope)

@@ -131,9 +131,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     The result is that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters of 3 x 3 taps and more run
     on the Winograd engine of conv3x3 where a cost model expects it to be faster than torch, which is the case for many
     pixels and many channels in a group. Filters larger than 3 x 3 are split into filters of 3 x 3 taps on shifted maps.
-    Inside fastds.convolution("direct") torch computes all convolutions, inside fastds.convolution("winograd") the
-    engine computes those of 3 x 3 taps and more. Without gradients the packed filters are cached with a copy of the
-    weight that detects changes, up to 256 MiB in each Python thread.
+    Inside fastds.use_conv_algorithm("direct") torch computes all convolutions, inside
+    fastds.use_conv_algorithm("winograd") the engine computes those of 3 x 3 taps and more. Without gradients the packed
+    filters are cached with a copy of the weight that detects changes, up to 256 MiB in each Python thread.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
@@ -147,7 +147,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     Raises:
         TypeError: a dtype is not allowed.
         ValueError: a shape, device or option is invalid.
-        RuntimeError: inside fastds.convolution("winograd"), for k >= 3: x is not on a CPU or is float64, or k > 23.
+        RuntimeError: inside fastds.use_conv_algorithm("winograd"), for k >= 3: x is not on a CPU or is float64, or k >
+            23.
 
     Gradients exist for x, weight and bias, to any order. Rounding errors of the engine are those of "winograd" in
     conv3x3. Where the engine runs, results are deterministic and do not depend on the number of threads, bit for bit.

@@ -29,7 +29,7 @@ def current_algorithm() -> str:
 
 
 @contextmanager
-def convolution(algorithm: str) -> Iterator[None]:
+def use_conv_algorithm(algorithm: str) -> Iterator[None]:
     """Choose the algorithm of every fastds.ops.conv3x3 inside the block, in all threads of the process.
 
     Graphs that were compiled or exported before keep the algorithm of their trace. Of overlapping blocks the one

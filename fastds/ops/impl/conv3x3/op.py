@@ -41,7 +41,9 @@ def check(
     """Check the arguments of conv3x3 and of convolutions with other kernels.
 
     Args:
-        x: first source, as in fastds.ops.conv3x3; the other arguments, too.
+        x: first source, as in fastds.ops.conv3x3; the other arguments, too. Messages have the public names
+            second_input, activation and upscale_factor for x2, act and shuffle, which are the names in the schema of
+            the op.
         weight: (O, C1 + C2, size, size).
         bias: (O,) or None.
         x2: second source or None.
@@ -65,24 +67,26 @@ def check(
     if 0 in (channels, height, width):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
     if x2 is not None:
-        check_tensor("x2", x2, 4, (x.dtype,), x.device, "x")
+        check_tensor("second_input", x2, 4, (x.dtype,), x.device, "x")
         if x2.shape[1] < 1:
-            raise ValueError("x2 has no channels, expected at least one")
-        check_shape("x2", x2, (batch, x2.shape[1], height, width))
+            raise ValueError("second_input has no channels, expected at least one")
+        check_shape("second_input", x2, (batch, x2.shape[1], height, width))
         channels += x2.shape[1]
     outputs = weight.shape[0]
     if outputs < 1:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected at least one output channel")
-    check_filters("weight", weight, (outputs, channels, size, size), "x" if x2 is None else "x and x2")
+    check_filters("weight", weight, (outputs, channels, size, size), "x" if x2 is None else "x and second_input")
     if bias is not None:
         check_tensor("bias", bias, 1, (weight.dtype,), x.device, "x")
         check_shape("bias", bias, (outputs,))
     if act not in reference.ACTIVATIONS:
-        raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
+        raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
     _check_options(padding_mode, algorithm)
     if not is_int(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
-        raise ValueError(f"shuffle must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}")
+        raise ValueError(
+            f"upscale_factor must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}"
+        )
     if out_dtype not in (x.dtype, torch.float32):
         raise ValueError(f"out_dtype must be the dtype of x, {x.dtype}, or torch.float32, got {out_dtype}")
     if residual is not None:
@@ -371,36 +375,36 @@ def conv3x3(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    x2: Tensor | None = None,
+    second_input: Tensor | None = None,
     residual: Tensor | None = None,
-    act: str | None = None,
+    activation: str | None = None,
     negative_slope: float = 0.1,
     padding_mode: str = "zeros",
-    shuffle: int = 1,
+    upscale_factor: int = 1,
     out_dtype: torch.dtype | None = None,
     algorithm: str | None = None,
 ) -> Tensor:
     """Apply a 3x3 convolution of stride 1 and padding 1 with a fused epilogue.
 
-    y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
+    y = pixel_shuffle(activation(conv(concat(x, second_input), weight) + bias + residual))
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         weight: (O, C1 + C2, 3, 3), dtype of x or float32.
         bias: (O,), dtype of weight, or None.
-        x2: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
+        second_input: (B, C2, H, W), dtype of x, second source, or None. The concatenation is not materialized.
         residual: (B, O, H, W), dtype of the result, added before the activation, or None.
-        act: None, "relu" or "leaky_relu".
+        activation: None, "relu" or "leaky_relu".
         negative_slope: float >= 0, slope of leaky_relu.
         padding_mode: values one pixel outside the image: "zeros", "replicate" (the outer rows and columns) or
             "circular_x" (columns wrap around, as longitudes do, and the outer rows are repeated).
-        shuffle: int, r from 1 to 8: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle. O must be a
-            multiple of r^2.
+        upscale_factor: int, r from 1 to 8: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle. O must
+            be a multiple of r^2.
         out_dtype: dtype of the result: None for the dtype of x, or float32.
         algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
             of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
             (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "auto" (the fastest
-            by a cost model), or None for the algorithm of the enclosing fastds.convolution(...), which is "auto"
+            by a cost model), or None for the algorithm of the enclosing fastds.use_conv_algorithm(...), which is "auto"
             outside of one.
 
     Returns:
@@ -419,23 +423,37 @@ def conv3x3(
     it (most infinities become NaN), and a value much larger than its neighbours reduces their accuracy. Fill missing
     values before.
 
-    Gradients exist for x, weight, bias, x2 and residual, to any order. With "winograd", "amx" and "planes", results are
-    deterministic and do not depend on the number of threads, bit for bit. Under autocast x, x2 and residual are cast to
-    its dtype; a float32 weight and bias stay float32.
+    Gradients exist for x, weight, bias, second_input and residual, to any order. With "winograd", "amx" and "planes",
+    results are deterministic and do not depend on the number of threads, bit for bit. Under autocast x, second_input
+    and residual are cast to its dtype; a float32 weight and bias stay float32.
 
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, with the interpolation points 0,
     +-sqrt(1/2), +-sqrt(2) and infinity.
     """
     if type(x) is Proxy:
         return record_op(conv3x3, locals())
-    act = "none" if act is None else act
+    activation = "none" if activation is None else activation
     algorithm = current_algorithm() if algorithm is None else algorithm
-    x, weight, bias, x2, residual = cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype)
+    x, weight, bias, second_input, residual = cast_convolution_inputs(
+        x, weight, bias, second_input, residual, out_dtype
+    )
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
     slope = to_float("negative_slope", negative_slope)
-    args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
+    args = (
+        x,
+        weight,
+        bias,
+        second_input,
+        residual,
+        activation,
+        slope,
+        padding_mode,
+        upscale_factor,
+        out_dtype,
+        algorithm,
+    )
     check(*args)
-    if _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
+    if _prefer_torch(x, weight, second_input, residual, activation, padding_mode, upscale_factor, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
-        return library.apply_epilogue(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
+        return library.apply_epilogue(F.conv2d(x, weight, bias, padding=1), residual, activation, slope, upscale_factor)
     return CONV3X3.call_unchecked(*args)

@@ -27,7 +27,7 @@ def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
     The rule is an estimate for an H200. The kernel reads its pixels once per tap and reaches 330 TFLOP/s, cuDNN 450
     TFLOP/s, so that a pixel takes 2 k^2 C O / 1.2e15 s longer. The epilogue after cuDNN's convolution moves 4 O bytes a
     pixel and a concatenation before it 4 C bytes, at 3.3 TB/s. float32 is left to cuDNN, which uses tf32. Inside
-    fastds.backend("native") cuDNN computes everything.
+    fastds.use_backend("native") cuDNN computes everything.
 
     Args:
         x: (B, C1, H, W), as checked by the op; the other arguments, too.

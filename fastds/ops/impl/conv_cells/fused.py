@@ -101,7 +101,7 @@ class ConvPointwiseOps:
         name: str, name of the op.
         ops: the registered pointwise op.
         position: position of the pointwise input that the convolution computes.
-        sources: names of x and x2 in error messages.
+        sources: names of x and x2 in the schema of the op, and in error messages, where x2 is named second_input.
         recurrent: bool, whether x2 is the previous state, which has as many channels as the result.
     """
 
@@ -114,7 +114,8 @@ class ConvPointwiseOps:
         recurrent: bool = False,
     ):
         spec = ops.spec
-        self.name, self.ops, self.spec, self.position, self.names = name, ops, spec, position, ArgumentNames(*sources)
+        self.name, self.ops, self.spec, self.position = name, ops, spec, position
+        self.names = ArgumentNames(sources[0], "second_input" if sources[1] == "x2" else sources[1])
         self.recurrent = recurrent
         self.gates = spec.inputs[position].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != position]
@@ -308,7 +309,7 @@ class ConvPointwiseOps:
         """Compute the same gradients from the inputs of the op only, differentiable to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
-            pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=call.algorithm)
+            pre = conv3x3(x, weight, bias, second_input=x2, residual=residual, algorithm=call.algorithm)
             return self.ops.forward.call_unchecked(*self._inputs(pre, others), *call.options)
 
         c = call.convolution

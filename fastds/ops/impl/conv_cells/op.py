@@ -43,8 +43,8 @@ def conv_lstm_cell(
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
-    of the convolution.
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the
+    algorithm of the convolution.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
@@ -57,12 +57,12 @@ def conv_lstm_cell(
 
 def conv_gru_cell(
     x: Tensor | None, h: Tensor, gates_weight: Tensor, gates_bias: Tensor | None, candidate_weight: Tensor,
-    candidate_bias: Tensor | None, *, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2,
+    candidate_bias: Tensor | None, *, keep: str = "z", activation: str = "tanh", negative_slope: float = 0.2,
     shares: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute one step of a convolutional GRU that resets the state before the convolution of the candidate.
 
-    [z r] = sigmoid(conv3x3([x; h]) + bias);  n = act(conv3x3([x; r h]) + bias)
+    [z r] = sigmoid(conv3x3([x; h]) + bias);  n = activation(conv3x3([x; r h]) + bias)
     h' = w h + (1 - w) n,  w = z (keep "z") or 1 - z (keep "1-z")
 
     Args:
@@ -74,7 +74,7 @@ def conv_gru_cell(
         candidate_weight: (C, C1 + C, 3, 3), dtype of x or float32.
         candidate_bias: (C,) or None.
         keep: "z" or "1-z", the weight w of h.
-        act: "tanh" or "leaky_relu", activation of the candidate.
+        activation: "tanh" or "leaky_relu", activation of the candidate.
         negative_slope: float >= 0, slope of leaky_relu.
         shares: convolutions of x for the gates (B, 2C, H, W) and the candidate (B, C, H, W), which a sequence can
             compute for all steps at once. x is then None, and the weights are those of h, (2C, C, 3, 3) and (C, C, 3,
@@ -88,8 +88,8 @@ def conv_gru_cell(
         ValueError: a shape, device or option is invalid, or both x and shares are given.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype. fastds.convolution
-    selects the algorithm of the convolutions.
+    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype.
+    fastds.use_conv_algorithm selects the algorithm of the convolutions.
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -103,7 +103,7 @@ def conv_gru_cell(
     h, x = _to_nhwc_once(h), _to_nhwc_once(x)
     tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share)
     tensors = cast_for_autocast(tensors, keep_float32=(2, 3, 4, 5))
-    options = (keep, act, to_float("negative_slope", negative_slope))
+    options = (keep, activation, to_float("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return STEP(*tensors, *options, current_algorithm())[0]
     try:
@@ -160,8 +160,8 @@ def conv_st_lstm_gates(
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.convolution selects the algorithm
-    of the convolution.
+    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the
+    algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
@@ -172,14 +172,16 @@ def conv_st_lstm_gates(
     return ST_LSTM(x, h, weight, bias, None, c)
 
 
-def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv_memory_gates(
+    x: Tensor, second_input: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Compute the gated update of a memory. The pre-activations are stored only if a gradient needs them.
 
-    [i f g] = conv3x3([x; x2]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
+    [i f g] = conv3x3([x; second_input]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        x2: (B, C2, H, W), dtype of x. None: zeros; the part of the weight for x2 is not read.
+        second_input: (B, C2, H, W), dtype of x. None: zeros; the part of the weight for second_input is not read.
         c: (B, C, H, W), dtype of x or float32, memory.
         weight: (3C, C1 + C2, 3, 3), dtype of x or float32, outputs in the order i, f, g.
         bias: (3C,) or None.
@@ -192,28 +194,35 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and x2 are cast to its dtype and c to float32. fastds.convolution selects the
-    algorithm of the convolution.
+    bit for bit. Under autocast x and second_input are cast to its dtype and c to float32. fastds.use_conv_algorithm
+    selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
         return record_op(conv_memory_gates, locals())
-    x, x2, c, weight, bias = cast_for_autocast((x, x2, c, weight, bias), float32=(2,), keep_float32=(3, 4))
-    weight = slice_first_source(weight, x) if x2 is None else weight
-    return MEMORY(x, x2, weight, bias, None, c, "none")[0]
+    x, second_input, c, weight, bias = cast_for_autocast(
+        (x, second_input, c, weight, bias), float32=(2,), keep_float32=(3, 4)
+    )
+    weight = slice_first_source(weight, x) if second_input is None else weight
+    return MEMORY(x, second_input, weight, bias, None, c, "none")[0]
 
 
 def conv_output_gate(
-    x: Tensor, x2: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    second_input: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Compute the output of a recurrent cell whose gate is a convolution of its memories.
 
-    y = sigmoid(conv3x3([x; x2]) + bias + residual) tanh(value)
+    y = sigmoid(conv3x3([x; second_input]) + bias + residual) tanh(value)
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        x2: (B, C2, H, W), dtype of x.
+        second_input: (B, C2, H, W), dtype of x.
         value: (B, C, H, W), dtype of x or float32.
         weight: (C, C1 + C2, 3, 3), dtype of x or float32.
         bias: (C,) or None.
@@ -227,13 +236,13 @@ def conv_output_gate(
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x, x2 and residual are cast to its dtype; a float32 value stays float32.
-    fastds.convolution selects the algorithm of the convolution.
+    bit for bit. Under autocast x, second_input and residual are cast to its dtype; a float32 value stays float32.
+    fastds.use_conv_algorithm selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     if type(x) is Proxy:
         return record_op(conv_output_gate, locals())
-    tensors = (x, x2, value, residual, weight, bias)
-    x, x2, value, residual, weight, bias = cast_for_autocast(tensors, keep_float32=(2, 4, 5))
-    return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]
+    tensors = (x, second_input, value, residual, weight, bias)
+    x, second_input, value, residual, weight, bias = cast_for_autocast(tensors, keep_float32=(2, 4, 5))
+    return OUTPUT(x, second_input, weight, bias, residual, value, "sigmoid")[0]

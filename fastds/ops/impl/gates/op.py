@@ -84,13 +84,13 @@ MEMORY_GATES = PointwiseOps(
     PointwiseOp(
         "memory_gates", (Input("pre", 3), Input("c", allows_float32=True)), (1,), reference.memory_gates,
         "str state_act",
-        lambda state_act: check_choice("state_act", state_act, ("none", "tanh")),
+        lambda state_act: check_choice("state_activation", state_act, ("none", "tanh")),
         lambda state_act: ("_tanh" if state_act == "tanh" else "", 0.0, 0.0),
     )
 )  # fmt: skip
 
 
-def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
+def memory_gates(pre: Tensor, c: Tensor, *, state_activation: str = "none") -> Tensor:
     """Compute the gated update of a memory, as in ST-LSTM, causal LSTM, MIM and PrecipLSTM.
 
     [i f g] = pre;  c' = sigmoid(f) k(c) + sigmoid(i) tanh(g),  k = identity ("none") or tanh ("tanh")
@@ -98,14 +98,14 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
     Args:
         pre: (B, 3C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         c: (B, C, H, W), dtype of pre or float32: the memory, or its pre-activation with "tanh".
-        state_act: k, "none" or "tanh" (the spatial memory of PredRNN++).
+        state_activation: k, "none" or "tanh" (the spatial memory of PredRNN++).
 
     Returns:
         c' (B, C, H, W) in the dtype of c, contiguous if pre is, else channels_last.
 
     Raises:
         TypeError: a dtype is not allowed.
-        ValueError: a shape, device or state_act is invalid.
+        ValueError: a shape, device or state_activation is invalid.
 
     Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
     computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
@@ -115,34 +115,34 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
     if type(pre) is Proxy:
         return record_op(memory_gates, locals())
     tensors = cast_for_autocast((pre, c), float32=(1,))
-    return MEMORY_GATES.forward(*tensors, state_act)
+    return MEMORY_GATES.forward(*tensors, state_activation)
 
 
 OUTPUT_GATE = PointwiseOps(
     PointwiseOp(
         "output_gate", (Input("pre"), Input("value", allows_float32=True)), (0,), reference.output_gate, "str act",
-        lambda act: check_choice("act", act, ("sigmoid", "tanh")),
+        lambda act: check_choice("activation", act, ("sigmoid", "tanh")),
         lambda act: ("_tanh" if act == "tanh" else "", 0.0, 0.0),
     )
 )  # fmt: skip
 
 
-def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
+def output_gate(pre: Tensor, value: Tensor, *, activation: str = "sigmoid") -> Tensor:
     """Compute the gated output of a recurrent cell.
 
-    y = act(pre) tanh(value)
+    y = activation(pre) tanh(value)
 
     Args:
         pre: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
         value: (B, C, H, W), dtype of pre or float32.
-        act: "sigmoid" or "tanh" (PredRNN++).
+        activation: "sigmoid" or "tanh" (PredRNN++).
 
     Returns:
         y (B, C, H, W) in the dtype of pre, contiguous if pre is, else channels_last.
 
     Raises:
         TypeError: a dtype is not allowed.
-        ValueError: a shape, device or act is invalid.
+        ValueError: a shape, device or activation is invalid.
 
     Gradients exist for pre and value, to any order (beyond the first by the reference). Results are deterministic. The
     computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype; a float32 value stays
@@ -153,7 +153,7 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
     if type(pre) is Proxy:
         return record_op(output_gate, locals())
     tensors = cast_for_autocast((pre, value), keep_float32=(1,))
-    return OUTPUT_GATE.forward(*tensors, act)
+    return OUTPUT_GATE.forward(*tensors, activation)
 
 
 GRU_RESET = PointwiseOps(
@@ -197,10 +197,10 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     return GRU_RESET.forward(*tensors)
 
 
-def check_update_options(keep: str, act: str, negative_slope: float) -> None:
+def check_update_options(keep: str, activation: str, negative_slope: float) -> None:
     """Check the options of gru_update."""
     check_choice("keep", keep, ("z", "1-z"))
-    check_choice("act", act, ("tanh", "leaky_relu"))
+    check_choice("activation", activation, ("tanh", "leaky_relu"))
     check_slope(negative_slope)
 
 
@@ -214,11 +214,11 @@ GRU_UPDATE = PointwiseOps(
 
 
 def gru_update(
-    z: Tensor, pre_n: Tensor, h: Tensor, *, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2
+    z: Tensor, pre_n: Tensor, h: Tensor, *, keep: str = "z", activation: str = "tanh", negative_slope: float = 0.2
 ) -> Tensor:
     """Compute the new state of a GRU, a weighted mean of the old state and the candidate.
 
-    h' = w h + (1 - w) act(pre_n),  w = z (keep "z") or 1 - z (keep "1-z")
+    h' = w h + (1 - w) activation(pre_n),  w = z (keep "z") or 1 - z (keep "1-z")
 
     Papers differ in which of the two weights h has.
 
@@ -228,7 +228,7 @@ def gru_update(
         pre_n: (B, C, H, W), dtype of z, pre-activation of the candidate.
         h: (B, C, H, W), dtype of z, state.
         keep: "z" or "1-z", the weight w of h.
-        act: "tanh" or "leaky_relu", activation of the candidate.
+        activation: "tanh" or "leaky_relu", activation of the candidate.
         negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
@@ -247,7 +247,7 @@ def gru_update(
     if type(z) is Proxy:
         return record_op(gru_update, locals())
     tensors = cast_for_autocast((z, pre_n, h))
-    return GRU_UPDATE.forward(*tensors, keep, act, to_float("negative_slope", negative_slope))
+    return GRU_UPDATE.forward(*tensors, keep, activation, to_float("negative_slope", negative_slope))
 
 
 TRAJ_GRU_GATES = PointwiseOps(

@@ -203,7 +203,7 @@ def inr_query(
     phase: Tensor | None = None,
     cell: Tensor | None = None,
     skip: Tensor | None = None,
-    act: str = "relu",
+    activation: str = "relu",
     edge: tuple[str, str] = ("clamp", "clamp"),
     mask: Tensor | None = None,
     compat: str | None = None,
@@ -213,11 +213,11 @@ def inr_query(
     network.
 
     For a query at index coordinates u with corners j, offsets rho_j = 2 (u - pixel_j) and bilinear weights omega_j:
-        affine:  h_j = act(P_j + R rho_j + Lambda kappa + b)
-        slope:   h_j = act(P_j + S^y_j rho_y + S^x_j rho_x + R rho_j + Lambda kappa + b)
+        affine:  h_j = activation(P_j + R rho_j + Lambda kappa + b)
+        slope:   h_j = activation(P_j + S^y_j rho_y + S^x_j rho_x + R rho_j + Lambda kappa + b)
         fourier: h_j = [a_j cos(pi theta_j); a'_j sin(pi theta_j)],
                  theta_jn = g_j,2n rho_y + g_j,2n+1 rho_x + (Phi kappa)_n
-        dot:     y_o = <act(R rho + Lambda kappa + b), G_o> + g_o of the upper left corner
+        dot:     y_o = <activation(R rho + Lambda kappa + b), G_o> + g_o of the upper left corner
     and with the trunk (linear layers with ReLU between them):
         none:       y = trunk(h of the upper left corner)
         late:       y = sum_j omega_j trunk(h_j)
@@ -247,7 +247,7 @@ def inr_query(
         cell: (B, 2) or (B, Q, 2) float32 or float64, kappa = 2 n / m per axis, the size of a query in half pixels of
             the maps, or None.
         skip: (B, O, H, W) float32 or float64, field that is added by bilinear interpolation, or None.
-        act: "relu" or "none".
+        activation: "relu" or "none".
         edge: pair for rows and columns of "clamp" or "wrap". On a wrapped axis rho is continuous across the seam.
         mask: (B, H, W) bool, False for invalid pixels, or None. Invalid pixels are not read and the other weights are
             renormalized; a query without a valid corner is NaN.
@@ -293,7 +293,7 @@ def inr_query(
     y = INR_QUERY(
         *Query(
             maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature,
-            ensemble, heads, dk, act, weighting, wrap, out_dtype or exact,
+            ensemble, heads, dk, activation, weighting, wrap, out_dtype or exact,
         )
     )  # fmt: skip
     if not grid and where.outside is not None:

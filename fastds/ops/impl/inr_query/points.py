@@ -158,7 +158,12 @@ class GridSpec:
         return self.rows.size * self.columns.size
 
     def window(self, rows: tuple[int, int], columns: tuple[int, int]) -> "GridSpec":
-        """Return the points rows[0] .. rows[1]-1 by columns[0] .. columns[1]-1 of this grid."""
+        """Return a rectangular part of this grid.
+
+        Args:
+            rows: first row and last row + 1.
+            columns: first column and last column + 1.
+        """
         return GridSpec(self.rows.window(*rows), self.columns.window(*columns))
 
     def numbers(self) -> list[int]:
@@ -166,7 +171,12 @@ class GridSpec:
         return [v for a in (self.rows, self.columns) for v in (a.size, a.step, a.start, a.den)]
 
     def points(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> "PointSpec":
-        """Return the same points as a PointSpec of batch 1."""
+        """Return the same points as a PointSpec of batch 1.
+
+        Args:
+            device: device of the coordinates. None: the default device.
+            dtype: dtype of the fractions.
+        """
         (i, t), (j, r) = self.rows.locate(device), self.columns.locate(device)
         pair = [torch.meshgrid(*p, indexing="ij") for p in ((i, j), (t, r))]
         base, frac = (torch.stack([a.reshape(-1), b.reshape(-1)], -1)[None] for a, b in pair)
@@ -218,7 +228,11 @@ class PointSpec:
         return self.base.shape[1]
 
     def to(self, device: torch.device | str) -> "PointSpec":
-        """Return the same points on a device."""
+        """Return the same points on a device.
+
+        Args:
+            device: target device.
+        """
         return PointSpec(*(t if t is None else t.to(device) for t in (self.base, self.frac, self.outside)))
 
 

@@ -150,7 +150,7 @@ def check(*args) -> None:
         raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one channel, row and column")
     check_choice("feature", query.feature, FEATURES)
     check_choice("ensemble", query.ensemble, ENSEMBLES)
-    check_choice("act", query.act, ACTIVATIONS)
+    check_choice("activation", query.act, ACTIVATIONS)
     check_choice("compat", query.weighting, WEIGHTS)
     _check_combination(query)
     exact = (torch.float64,) if maps.dtype == torch.float64 else (torch.float32, maps.dtype)

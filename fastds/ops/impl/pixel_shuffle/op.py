@@ -34,31 +34,31 @@ ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}  # csrc/pixel_shuffle
 MAX_FACTOR = 8
 
 
-def _check_factor(r) -> None:
+def _check_factor(r, name: str) -> None:
     if not is_int(r) or not 1 <= r <= MAX_FACTOR:
-        raise ValueError(f"r must be an int from 1 to {MAX_FACTOR}, got {r!r}")
+        raise ValueError(f"{name} must be an int from 1 to {MAX_FACTOR}, got {r!r}")
 
 
 def _check(x, r, bias, act, negative_slope) -> None:
     check_tensor("x", x, 4, DTYPES, None, "x")
-    _check_factor(r)
+    _check_factor(r, "upscale_factor")
     if x.shape[1] < 1 or x.shape[1] % (r * r):
-        raise ValueError(f"x has {x.shape[1]} channels, expected a multiple of r^2 = {r * r}")
+        raise ValueError(f"x has {x.shape[1]} channels, expected a multiple of upscale_factor^2 = {r * r}")
     if bias is not None:
         check_tensor("bias", bias, 1, (x.dtype, torch.float32), x.device, "x")
         check_shape("bias", bias, (x.shape[1],))
     if act not in tuple(ACTIVATION_CODES):
-        raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
+        raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
 
 
 def _check_fine(x, r) -> None:
     check_tensor("x", x, 4, DTYPES, None, "x")
-    _check_factor(r)
+    _check_factor(r, "downscale_factor")
     if x.shape[1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel")
     if x.shape[2] % r or x.shape[3] % r:
-        raise ValueError(f"x has {x.shape[2]} x {x.shape[3]} pixels, expected multiples of r = {r}")
+        raise ValueError(f"x has {x.shape[2]} x {x.shape[3]} pixels, expected multiples of downscale_factor = {r}")
 
 
 def _check_backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad) -> None:
@@ -256,17 +256,21 @@ PIXEL_UNSHUFFLE = define(
 
 
 def pixel_shuffle(
-    x: Tensor, r: int, bias: Tensor | None = None, act: str | None = None, negative_slope: float = 0.1
+    x: Tensor,
+    upscale_factor: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.1,
 ) -> Tensor:
     """Rearrange every r^2 channels to r x r pixels, with fused bias and activation.
 
-    y[b, c, r*h + i, r*w + j] = act(x[b, c*r*r + i*r + j, h, w] + bias[c*r*r + i*r + j])
+    y[b, c, r*h + i, r*w + j] = activation(x[b, c*r*r + i*r + j, h, w] + bias[c*r*r + i*r + j])
 
     Args:
         x: (B, C*r^2, H, W), float32, bfloat16, float16 or float64; any strides.
-        r: int, upscaling factor, 1 to 8.
+        upscale_factor: int, r, 1 to 8.
         bias: (C*r^2,), unit of x, dtype of x or float32, or None.
-        act: None, "relu" or "leaky_relu".
+        activation: None, "relu" or "leaky_relu".
         negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
@@ -285,18 +289,18 @@ def pixel_shuffle(
     if type(x) is Proxy:
         return record_op(pixel_shuffle, locals())
     x, bias = cast_for_autocast((x, bias), keep_float32=(1,))
-    act = "none" if act is None else act
-    return PIXEL_SHUFFLE(x, r, bias, act, to_float("negative_slope", negative_slope))
+    activation = "none" if activation is None else activation
+    return PIXEL_SHUFFLE(x, upscale_factor, bias, activation, to_float("negative_slope", negative_slope))
 
 
-def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
+def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """Rearrange blocks of r x r pixels to r^2 channels, which is the inverse and the adjoint of pixel_shuffle.
 
     y[b, c*r*r + i*r + j, h, w] = x[b, c, r*h + i, r*w + j]
 
     Args:
         x: (B, C, r*H, r*W), float32, bfloat16, float16 or float64; any strides.
-        r: int, downscaling factor, 1 to 8.
+        downscale_factor: int, r, 1 to 8.
 
     Returns:
         (B, C*r^2, H, W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last.
@@ -309,4 +313,4 @@ def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
     """
     if type(x) is Proxy:
         return record_op(pixel_unshuffle, locals())
-    return PIXEL_UNSHUFFLE(*cast_for_autocast((x,)), r)
+    return PIXEL_UNSHUFFLE(*cast_for_autocast((x,)), downscale_factor)
