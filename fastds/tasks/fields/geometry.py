@@ -362,8 +362,8 @@ def make_target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
 def _check_count(name: str, value: float, count: float) -> None:
     """Raise ValueError if an option results in too many points along an axis."""
     if count > MAX_POINTS:
-        raise ValueError(
-            f"{name} must leave at most {MAX_POINTS} points along an axis, got {value:g}: {count:.3g} points"
+        raise OptionError(
+            name, f"must leave at most {MAX_POINTS} points along an axis, got {value:g}: {count:.3g} points"
         )
 
 
