@@ -52,7 +52,7 @@ ISA_FLAGS = {
 PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
 # Ops for which baseline objects are built only if there are no vector objects; otherwise "auto" never selects baseline,
 # and forcing it is an error.
-VECTOR_OPS = {"conv1x1", "conv3x3", "conv_cells"}
+VECTOR_OPS = {"conv1x1", "conv3x3", "conv_rnn"}
 # Ops that are slower with -O2 than with -O3.
 FULLY_OPTIMISED = {"conv3x3", "deform_conv2d", "inr_query"}
 INSTALL_COMPILER = (

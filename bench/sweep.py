@@ -32,7 +32,8 @@ from bench.machine import describe_cpu_run
 from bench.report import RATIO_COLUMNS, SLOW, format_table, summarize_ratios
 from bench.result_files import save_sweep
 from bench.torch_cells import compute_gru_cell, compute_lstm, compute_lstm_cell
-from fastds import ops, set_malloc_retention
+from fastds import ops
+from fastds.memory import set_malloc_retention
 
 MAX_NUMBERS = 1 << 23  # in one tensor
 MAX_FLOPS = 3e10

@@ -13,7 +13,7 @@ from fastds.ops import conv_lstm_cell
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 BOTH = [(BFLOAT16, 3e-2, 0.1), (FLOAT32, 1e-2, 1e-2)]  # cuDNN computes float32 convolutions in TF32
 SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # batch, channels of x and of the state, height, width
-# Tile sizes to compare with that of kernels/conv_cells.py: arguments of fastds.kernels.device.Tiles.
+# Tile sizes to compare with that of kernels/conv_rnn.py: arguments of fastds.kernels.device.Tiles.
 TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 4), (128, 32, 32, 4, 3), (128, 32, 32, 4, 4), (128, 16, 32, 4, 3)]
 
 
@@ -24,7 +24,7 @@ def make_inputs(batch, channels, height, width):
 
 
 def run_with_tiles(tiles, x, h, c, weight, bias):
-    from fastds.kernels.conv_cells import Tiles, launch
+    from fastds.kernels.conv_rnn import Tiles, launch
 
     new_h, new_c = torch.empty_like(h), torch.empty_like(c)
     launch("lstm_gates", 0.0, 0.0, (x, h, weight, bias, None), [c], [new_h, new_c], None, tiles=Tiles(*tiles))

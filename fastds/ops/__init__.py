@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # type checkers and editors cannot evaluate the loop below
     from fastds.ops.impl.conv1x1.op import *  # noqa: F403
     from fastds.ops.impl.conv2d.op import *  # noqa: F403
     from fastds.ops.impl.conv3x3.op import *  # noqa: F403
-    from fastds.ops.impl.conv_cells.op import *  # noqa: F403
+    from fastds.ops.impl.conv_rnn.op import *  # noqa: F403
     from fastds.ops.impl.deform_conv2d.op import *  # noqa: F403
     from fastds.ops.impl.gates.op import *  # noqa: F403
     from fastds.ops.impl.inr_query.op import *  # noqa: F403

@@ -12,7 +12,7 @@ from fastds.models.db_rnn import DBRNN, MSRNN
 from fastds.models.db_rnn.activation_checkpointing import checkpoint_activations, max_pool_2x2
 from fastds.ops.core import buffer_pool as _reuse
 from fastds.ops.impl.conv3x3 import algorithm
-from fastds.ops.impl.conv_cells.fused import recompute_gates
+from fastds.ops.impl.conv_rnn.fused import recompute_gates
 
 pytestmark = pytest.mark.usefixtures("native")
 

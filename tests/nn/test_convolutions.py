@@ -120,7 +120,7 @@ def test_vmap_equals_a_loop(layer, size):
         got, torch.stack([layer(a, None, residual=r, activation="relu") for a, r in zip(x, residual, strict=True)])
     )
     weights = {name: torch.stack([p, 2 * p]) for name, p in layer.named_parameters()}
-    got = torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x[0], None, residual[0])))(weights)
+    got = torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x[0],), {"residual": residual[0]}))(weights)
     torch.testing.assert_close(got[1], 2 * layer(x[0]) + residual[0], rtol=1e-5, atol=1e-5)
 
 

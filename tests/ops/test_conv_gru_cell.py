@@ -8,8 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv_gru_cell
-from fastds.ops.impl.conv_cells.gru_step import RESET, UPDATE
-from fastds.ops.impl.conv_cells.reference import conv_gru_cell as reference
+from fastds.ops.impl.conv_rnn.gru_step import RESET, UPDATE
+from fastds.ops.impl.conv_rnn.reference import conv_gru_cell as reference
 from tests.support.thread_cases import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("native")

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.ops import conv_lstm_cell
-from fastds.ops.impl.conv_cells import fused
-from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
+from fastds.ops.impl.conv_rnn import fused
+from fastds.ops.impl.conv_rnn.reference import conv_lstm_cell as reference
 from tests.support.thread_cases import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("native")

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import reference
-from fastds.ops.impl.conv_cells.fused import recompute_gates
+from fastds.ops.impl.conv_rnn import reference
+from fastds.ops.impl.conv_rnn.fused import recompute_gates
 from tests.support.thread_cases import assert_same_bits
 
 REFERENCES = {

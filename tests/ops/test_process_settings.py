@@ -11,7 +11,7 @@ from fastds.models.db_rnn.cells import PredRNNV2, memory_similarities
 from fastds.ops.core.backends import forced_backend
 from fastds.ops.core.settings import ProcessSetting
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
-from fastds.ops.impl.conv_cells.fused import is_recomputing_gates, recompute_gates
+from fastds.ops.impl.conv_rnn.fused import is_recomputing_gates, recompute_gates
 
 SECONDS = 30
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastds.ops.core.buffer_pool import make_out_argument
 from fastds.ops.core.registry import has_active_transforms
-from fastds.ops.impl.conv_cells.fused import is_recomputing_gates
+from fastds.ops.impl.conv_rnn.fused import is_recomputing_gates
 
 
 class _Recompute:

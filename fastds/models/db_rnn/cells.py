@@ -33,7 +33,7 @@ from fastds.ops import (
     window_attention2d,
 )
 from fastds.ops.core.settings import ProcessSetting
-from fastds.ops.impl.conv_cells.fused import slice_first_source
+from fastds.ops.impl.conv_rnn.fused import slice_first_source
 
 
 def sample_links(

@@ -10,7 +10,7 @@ from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
 from fastds.models.inputs import check_input
 from fastds.ops.core.buffer_pool import reuse_memory
-from fastds.ops.impl.conv_cells.fused import recompute_gates
+from fastds.ops.impl.conv_rnn.fused import recompute_gates
 
 
 def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:

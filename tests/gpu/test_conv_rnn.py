@@ -7,8 +7,8 @@ from gpu import checks
 
 import fastds
 from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import reference as stages
-from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
+from fastds.ops.impl.conv_rnn import reference as stages
+from fastds.ops.impl.conv_rnn.reference import conv_lstm_cell as reference
 
 DTYPES = {
     torch.float32: 4e-5,  # of cuDNN's gradient of a weight, over 33,000 pixels: 2.4e-5

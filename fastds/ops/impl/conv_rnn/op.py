@@ -9,8 +9,8 @@ from fastds.ops.core.layout import as_nhwc
 from fastds.ops.core.registry import has_active_transforms
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
-from fastds.ops.impl.conv_cells.fused import ConvPointwiseOps, slice_first_source
-from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, get_sources
+from fastds.ops.impl.conv_rnn.fused import ConvPointwiseOps, slice_first_source
+from fastds.ops.impl.conv_rnn.gru_step import RESET, STEP, UPDATE, get_sources
 from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_LSTM_GATES
 
 __all__ = ["conv_gru_cell", "conv_lstm_cell", "conv_memory_gates", "conv_output_gate", "conv_st_lstm_gates"]

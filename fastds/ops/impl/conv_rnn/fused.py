@@ -250,7 +250,7 @@ class ConvPointwiseOps:
         others = [as_nhwc(t) for t in call.others]
         suffix, option, slope = self.spec.variant(*call.options)
         arguments = ((c.x, c.x2, weight, bias, c.residual), others, results, pre if call.keep_pre else None)
-        triton_loader.load_kernels("conv_cells").launch(self._get_formula_name(suffix), option, slope, *arguments)
+        triton_loader.load_kernels("conv_rnn").launch(self._get_formula_name(suffix), option, slope, *arguments)
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:

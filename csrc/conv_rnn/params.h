@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv_cells: a 3x3 convolution whose epilogue is a formula of csrc/gates. The pre-activations are written to memory only if
+// conv_rnn: a 3x3 convolution whose epilogue is a formula of csrc/gates. The pre-activations are written to memory only if
 // the backward pass needs them.
 #pragma once
 #include "conv3x3/params.h"

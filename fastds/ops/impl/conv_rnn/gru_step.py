@@ -23,7 +23,7 @@ from fastds.ops.impl.conv3x3 import kernels, shared_weight_grad
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS
 from fastds.ops.impl.conv3x3.op import compute_differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.conv_cells.fused import ArgumentNames, Convolution, ConvPointwiseOps, run_engine, select_engine
+from fastds.ops.impl.conv_rnn.fused import ArgumentNames, Convolution, ConvPointwiseOps, run_engine, select_engine
 from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE, check_update_options
 from fastds.ops.impl.gates.pointwise import KERNELS, run_formula
 from fastds.ops.impl.gates.reference import gru_update as reference_update

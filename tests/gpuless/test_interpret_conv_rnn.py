@@ -3,16 +3,16 @@
 
 import pytest
 import torch
-from fastds.kernels import conv_cells as kernels
+from fastds.kernels import conv_rnn as kernels
 from gpuless.triton_rig import guard, untouched
 
 import fastds
 from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import reference as stages
-from fastds.ops.impl.conv_cells.op import LSTM as CELL
-from fastds.ops.impl.conv_cells.op import MEMORY, OUTPUT
-from fastds.ops.impl.conv_cells.reference import conv_gru_cell as gru_reference
-from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
+from fastds.ops.impl.conv_rnn import reference as stages
+from fastds.ops.impl.conv_rnn.op import LSTM as CELL
+from fastds.ops.impl.conv_rnn.op import MEMORY, OUTPUT
+from fastds.ops.impl.conv_rnn.reference import conv_gru_cell as gru_reference
+from fastds.ops.impl.conv_rnn.reference import conv_lstm_cell as reference
 from fastds.ops.impl.gates.reference import memory_gates, output_gate
 
 pytestmark = pytest.mark.interpreted

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Recurrent cells as an epilogue of the conv3x3 engine. The engine passes pre-activations, one row of a tile at a time, to the
 // formulas of csrc/gates.
-#include "conv_cells/params.h"
+#include "conv_rnn/params.h"
 
 #include "core/simd.h"
 #include "gates/math.h"

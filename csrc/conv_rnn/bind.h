@@ -3,12 +3,12 @@
 #include <vector>
 
 #include "conv3x3/bind.h"
-#include "conv_cells/params.h"
+#include "conv_rnn/params.h"
 #include "gates/math.h"
 
 namespace fastds {
 
-namespace conv_cells_bind {
+namespace conv_rnn_bind {
 
 // Number of inputs and outputs of a formula, and number of inputs that the convolution computes.
 struct Shape {
@@ -58,10 +58,10 @@ inline ConvGates to_cell(int formula, double option, double slope, const Geometr
     return cell;
 }
 
-}  // namespace conv_cells_bind
+}  // namespace conv_rnn_bind
 
-inline void register_conv_cells(py::module_& m) {
-    using namespace conv_cells_bind;
+inline void register_conv_rnn(py::module_& m) {
+    using namespace conv_rnn_bind;
     bind(
         m, "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs,
                                                                                                   outputs); },

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from fastds.kernels import conv_cells as kernels
+from fastds.kernels import conv_rnn as kernels
 from gpuless.triton_rig import TENSOR_CORES, compiled_launches
 
 WIDE = {"lstm_gates": (0,), "st_lstm_gates": (0,), "memory_gates": (0,), "output_gate": (), "gru_reset": ()}
