@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module _fastds. setup.py generates ops.h, which includes the bind.h of each op and defines FASTDS_OPS, the list of
-// their names.
+// Defines the Python module _fastds. setup.py generates ops.h, which includes the bind.h of each op and defines the macro
+// FASTDS_OPS, which applies its argument to the name of each op.
 #include <pybind11/pybind11.h>
 
 #include <cstring>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix product of conv1x1 in bfloat16 with AMX tiles. The rows of A are pixels, B holds the packed weights.
+// Matrix product of conv1x1 in bfloat16 with AMX tiles. The rows of the left matrix A are pixels. The right matrix B holds the
+// packed weights.
 #pragma once
 #include "conv1x1/inputs.h"
 #include "core/activation.h"
@@ -9,14 +10,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Returns the number of multiplications from which on several threads are used.
+// Returns the minimum number of multiplications for which several threads are used.
 inline int64_t get_thread_threshold(bool tiles) { return tiles ? 16 * kMinThreadedProducts : kMinThreadedProducts; }
 
 #if defined(__AVX512BF16__)
 constexpr int64_t kBlock = 2 * kTileColumns;  // pixels and columns of a block of sums
 constexpr int64_t kNearChannels = 512;        // channels of a block of pixels that stays in the L1 cache
 
-// Copies pixels to rows of whole tiles, which are `row` elements apart, with zeros after the last channel.
+// Copies `count` pixels to rows that are `row` elements apart. Zeros fill each row up to a multiple of kTileDepth channels.
 inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row) {
     const uint16_t* from = get_pixel<uint16_t>(map, b, first);
     uint16_t* lines = reinterpret_cast<uint16_t*>(to);
@@ -33,8 +34,9 @@ inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
     }
 }
 
-// Computes one block of Rows x Columns tiles (1 or 2 in each direction) from one pixel of the panels on, as rows of Columns
-// vectors. `bias` is that of its columns. after() is called after each step.
+// Computes the sums of one block of Rows x Columns tiles (1 or 2 in each direction), which starts at a pixel of the panels and
+// at a column. Each row of `sums` has Columns vectors. `bias` points to the bias of the first column. after() is called after
+// each multiplication of a block.
 template <int Rows, int Columns, class Panel, class After>
 FASTDS_HD void compute_tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums,
                          const After& after) {
@@ -63,8 +65,8 @@ public:
 
     // Sets the position in y of the block that is computed next.
     FASTDS_HD void set_next(int64_t at) { next_ = at; }
-    // Passes the sums of the block that was computed: `lines` rows of Vectors vectors each, of which `count` elements are
-    // outputs.
+    // Sets the sums that the next calls of store_some() and store_rest() store: `lines` rows of Vectors vectors. `count` is the
+    // number of outputs from the first column of the block on.
     template <int Vectors>
     FASTDS_HD void accept(const float* sums, int64_t lines, int64_t count) {
         sums_ = sums, at_ = next_, line_ = 0, lines_ = lines, vectors_ = Vectors;
@@ -108,8 +110,8 @@ private:
     __mmask32 lanes_ = 0;
 };
 
-// Computes some pixels, which are the pixels of y from `first` on. If the last pixels are no complete tile, some pixels before
-// them are computed again.
+// Computes `pixels` pixels of y from pixel `first` on. The last block of pixels may overlap the block before, so that some
+// pixels are computed twice.
 template <class Panel>
 void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bias, int64_t first, int64_t pixels) {
     int64_t steps = 0;

@@ -10,9 +10,9 @@ namespace fastds {
 
 namespace conv1x1_bind {
 
-// A feature map: address, channels, strides of images, pixels and channels in elements.
+// A feature map: (address, channels, image stride, pixel stride, channel stride). Strides are in elements.
 using MapArgs = std::tuple<intptr_t, int64_t, int64_t, int64_t, int64_t>;
-// A weight: address, dtype, outputs, distance between outputs in elements.
+// A weight: (address, dtype, outputs, distance between outputs in elements).
 using WeightArgs = std::tuple<intptr_t, int, int64_t, int64_t>;
 
 inline Conv1x1Map to_map(const MapArgs& t) {

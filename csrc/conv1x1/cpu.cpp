@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv1x1 on the CPU as a matrix product, whose rows are pixels and whose columns are outputs. float32 inputs whose channels
-// are contiguous or few are read in place. Other inputs are copied to that layout, one chunk of pixels at a time, in memory of
-// the thread.
+// conv1x1 on the CPU as a matrix product, whose rows are pixels and whose columns are outputs. Inputs are read in place if
+// their dtype and layout permit (Layout::direct). Other inputs are copied to memory of the thread, one chunk of pixels at a
+// time.
 #include "conv1x1/amx.h"
 #include "conv1x1/few_outputs.h"
 
@@ -15,8 +15,8 @@ constexpr int64_t kSingleThreadPacked = 32 << 10;  // weights that one thread pa
 constexpr int64_t kMinChannels = 8;                // channels for which AMX tiles (depth 32) are not worthwhile
 constexpr int64_t kFarChannels = 512;              // distance of pixels from which on they share sets of the L1 cache
 
-// A chunk of a source (rows of `steps` steps from a on, `row` elements apart, with steps `step` elements apart) and its packed
-// weights b.
+// A chunk of pixels of a source and its packed weights b. Pixel i starts at a + i * row and has `steps` steps, which are `step`
+// elements apart. A step is the number of channels that one instruction multiplies (core/gemm.h).
 template <class Step>
 struct Panel {
     const typename Step::Stored *a, *b;
@@ -28,8 +28,8 @@ inline int64_t get_max_channels(const Conv1x1& call) {
     return one > other ? one : other;
 }
 
-// Returns whether planes of floats are read in place. A read must wait for a recent write whose address has the same lowest 12
-// bits. This is avoided if all planes start near one position of a 4 KB page, or if they are few or small.
+// Returns whether planes of floats are read in place. A read is slow after a write to an address with the same lowest 12 bits
+// (4K aliasing). This is rare if the planes are few or small, or if all of them start near the same position of a 4 KB page.
 inline bool can_read_planes(const Conv1x1Map& map) {
     constexpr int64_t page = 4096 / sizeof(float);
     const int64_t off = map.c % page, apart = min_of(off, page - off);
@@ -52,7 +52,7 @@ struct Layout {
     explicit Layout(const Conv1x1& call) {
         int64_t channels = 0;
         for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
-        // AMX depends only on the channels, so that results do not depend on the number of pixels.
+        // The choice of AMX does not depend on the number of pixels, so that the results do not depend on it either.
         const bool tiles = Step::terms > 1 && call.tiles && channels > kMinChannels;
         blocking = {tiles};
         most = tiles ? 128 : 48;
@@ -78,7 +78,8 @@ struct Layout {
 
     int64_t padded(int64_t channels) const { return round_up(channels, blocking.term_multiple<Step>()); }
 
-    // Packed weights and bias, which all threads read. `rows` holds weights that must be converted before packing.
+    // Packed weights and bias, which all threads read. `rows` receives converted weights if packing cannot read the weights in
+    // place.
     struct SharedBuffers {
         S *packed[2], *rows;
         float* bias;
@@ -117,7 +118,7 @@ struct Layout {
     }
 };
 
-// Converts rows of weights, one per output, to S, with zeros after the last channel up to whole steps.
+// Converts the weights of the given outputs to S, one row of `row` elements per output, with zeros after the last channel.
 template <class S, class W>
 const S* convert_weight_rows(const W* weight, int64_t stride, int64_t channels, Range outputs, int64_t row, S* to) {
     const auto rest = [](int64_t count) { return static_cast<int>(count < 0 ? 0 : min_of(kL, count)); };
@@ -127,7 +128,8 @@ const S* convert_weight_rows(const W* weight, int64_t stride, int64_t channels, 
     return to;
 }
 
-// Packs the weights as columns of the product: a transpose of 4-byte elements, each of which is one step.
+// Packs the weights as columns of the product. This is a transpose of 4-byte elements, each of which holds one step: one float
+// or two bfloat16 values.
 template <class T, class W>
 void pack_weights(const Conv1x1& call, const Layout<T>& at, const typename Layout<T>::SharedBuffers& shared) {
     using Step = typename Layout<T>::Step;
@@ -163,8 +165,8 @@ void pack_bias(const Conv1x1& call, float* to) {
     for (int64_t o = 0; o < round_up(call.outputs, kL); o++) to[o] = bias != nullptr && o < call.outputs ? load(bias[o]) : 0.f;
 }
 
-// Computes the sums of MR rows of the panels, from row i on, and of one block of columns. The results are in rows `row`
-// elements apart.
+// Computes the sums of MR pixels of the panels, from pixel i on, for one block of columns. The results are stored in rows that
+// are `row` elements apart.
 template <class Step, int MR, int NV, class T>
 __attribute__((noinline)) void compute_sums(const Panel<Step>* panels, int count, const float* bias, int64_t i,
                                             int64_t column, T* to,
@@ -199,7 +201,8 @@ void finish(const Conv1x1& call, const float* from, int64_t rows, int64_t vector
         }
 }
 
-// Computes pixels of an image. If the last rows of a chunk are no complete tile, some rows before them are computed again.
+// Computes a chunk of pixels of an image. The last block of pixels may overlap the block before, so that some pixels are
+// computed twice.
 template <class T>
 void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::Step>* panels, const float* bias, int64_t first,
                int64_t count) {
@@ -231,7 +234,7 @@ void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::
     });
 }
 
-// Returns some pixels of source s in image b, in place or copied.
+// Returns the given pixels of source s in image b as a panel, in place or copied to `buffers`.
 template <class T>
 Panel<typename Layout<T>::Step> make_panel(const Conv1x1& call, const Layout<T>& at, int s, int64_t b, Range pixels,
                                          const typename Layout<T>::S* packed, const typename Layout<T>::ThreadBuffers& buffers) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weight gradient of conv1x1: a product summed over the pixels, one chunk of pixels at a time. The columns, which fill vectors,
 // are the channels of the gradient or of the source, whichever leaves fewer lanes unused. With AMX tiles, rows need contiguous
-// pixels and columns contiguous channels. If source and gradient have different layouts, this determines which of them gives
-// the rows.
+// pixels and columns need contiguous channels. If source and gradient have different layouts, this requirement determines which
+// of them gives the rows.
 #include "conv1x1/amx.h"
 
 namespace fastds {
@@ -16,8 +16,8 @@ constexpr int64_t kAccumulatorPixels = 512;
 constexpr int64_t kMaxAccumulators = 16;
 constexpr int64_t kTaskRows = 24;       // a multiple of the tile rows; with AMX two tiles
 
-// A chunk of pixels as an operand of the sum: element (pixel, channel) is at data + pixel * of_pixel + channel * of_channel. A
-// pixel is one step.
+// A chunk of pixels as an operand of the sum: the values of a channel in one step start at data + step * of_pixel + channel *
+// of_channel. A step is one pixel of floats or two pixels of bfloat16 (stage_pairs).
 template <class S>
 struct Chunk {
     const S* data;
@@ -25,7 +25,8 @@ struct Chunk {
 };
 
 #if defined(__AVX512BF16__)
-// Copies pairs of pixels with the two values of a channel next to each other. `work` is that of get_contiguous_channels().
+// Copies pixels in pairs, with the two values of a channel next to each other. If `count` is odd, zeros complete the last pair.
+// `work` is passed to get_contiguous_channels().
 inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row,
                                    uint16_t* work) {
     auto [from, pixel] = get_contiguous_channels<uint16_t>(map, b, first, count, work);
@@ -104,7 +105,8 @@ Chunk<S> make_chunk(const Conv1x1Map& map, bool direct, int64_t b, int64_t first
     }
 }
 
-// sums[row][column block] += sum over the pixels of rows[pixel][row] * columns[pixel][column].
+// Computes sums[row][column] += sum over pixels of rows[pixel][row] * columns[pixel][column] for MR rows and NV vectors of
+// columns.
 template <class Step, int MR, int NV, class S>
 __attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& columns, int64_t steps, int64_t row, int64_t column,
                                         float* sums, int64_t sums_row) {
@@ -120,7 +122,8 @@ __attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& co
 }
 
 #if defined(__AVX512BF16__)
-// Distance between channels of copied rows: an odd number of cache lines.
+// Distance between the channels of copied rows in elements. It is an odd number of cache lines, which spreads the channels over
+// the sets of the cache.
 constexpr int64_t kPixelRow = kTilePixels + kTileDepth;
 
 // Copies a chunk of pixels so that the pixels of a channel are contiguous: element (channel, pixel) is at to + channel *
@@ -169,7 +172,7 @@ Conv1x1Map select_channels(Conv1x1Map map, Range channels) {
     return map;
 }
 
-// Computes some rows of one accumulator from the pixels of `chunks`.
+// Computes the rows `of_sums` of one accumulator from the pixels of `chunks`.
 template <class T>
 void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, Range of_sums, char* workspace, float* sums) {
     using Step = typename StepOf<T>::type;
@@ -189,7 +192,8 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
         const int64_t b = chunk / at.chunks;
         const Range pixels = get_part(call.pixels, at.chunks, chunk % at.chunks);
         const int64_t first = pixels.begin, length = pixels.end - first, steps = count_parts(length, Step::terms);
-        // Elements after a pixel are added to sums that are not used. After the last pixel of an image there are none to read.
+        // The last vector of a pixel may include elements after the pixel; their sums are not used. After the last pixel of an
+        // image, such elements may not exist.
         const bool readable = at.columns.c == 1 && (at.columns.channels % kL == 0 || pixels.end < call.pixels);
         const auto rows = make_chunk<T, S>(map, floats, b, first, length, buffers.rows, at.rows_row, buffers.work);
         const auto columns = make_chunk<T, S>(at.columns, floats && readable, b, first, length, buffers.columns,
@@ -205,7 +209,7 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
     }
 }
 
-// Adds up the accumulators of one row, which afterwards holds values of type W.
+// Adds the accumulators of one row and stores the totals at the start of the row as values of type W.
 template <class W>
 void sum_accumulators(const GradLayout& at, float* row) {
     for (int64_t c = 0; c < at.columns_row; c += kL) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products with few outputs, which would leave most lanes of a vector unused as columns. The lanes are channels if these
-// are contiguous, otherwise pixels.
+// Matrix products with few outputs. If the lanes of a vector were outputs, most lanes would be unused. The lanes are therefore
+// pixels, if these are contiguous, or else channels.
 #pragma once
 #include "conv1x1/inputs.h"
 #include "core/activation.h"
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kFewOutputs = 4;
 
-// Return whether the channels, or the pixels, of all sources are contiguous.
+// has_contiguous_channels returns whether the channels of all sources are contiguous; has_contiguous_pixels does so for pixels.
 inline bool has_contiguous_channels(const Conv1x1& call) { return call.source[0].c == 1 && (call.sources == 1 || call.source[1].c == 1); }
 inline bool has_contiguous_pixels(const Conv1x1& call) {
     return call.pixels > 1 && call.source[0].p == 1 && (call.sources == 1 || call.source[1].p == 1);
@@ -26,8 +26,8 @@ inline bool has_few_outputs(const Conv1x1& call, int terms) {
     return call.outputs <= kFewOutputs && (many || has_contiguous_pixels(call));
 }
 
-// A source from one pixel on. `weights` holds rows of floats, one per output, `row` elements apart, with zeros after the last
-// channel.
+// The pixels of a source from the address `from` on; `pixel` and `channel` are strides. `weights` holds rows of floats, one per
+// output, which are `row` elements apart, with zeros after the last channel.
 template <class T>
 struct FewSource {
     const T* from;
@@ -36,8 +36,8 @@ struct FewSource {
     int64_t row;
 };
 
-// sums[i * O + o] = bias[o] + sum over the contiguous channels of pixel i. It processes as many pixels at once as fill a vector
-// of sums. `sums` needs room for one more vector.
+// Computes sums[i * O + o] = bias[o] + sum over c of weight[o, c] * x[i, c], for pixels x[i] with contiguous channels c. At
+// once, as many pixels are processed as fill a vector of sums. `sums` needs room for one more vector.
 template <int O, class T>
 void sum_across_lanes(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     constexpr int P = kL / O;
@@ -69,7 +69,7 @@ void sum_across_lanes(const FewSource<T>* sources, int count, const float* bias,
     }
 }
 
-// The same sums for N vectors of contiguous pixels, of which the first `pixels` exist.
+// Computes the sums of sum_across_lanes() for N vectors of contiguous pixels, of which the first `pixels` exist.
 template <int O, int N, class T>
 void sum_per_lane(const FewSource<T>* sources, int count, const float* bias, int64_t pixels, float* sums) {
     V acc[O][N];
@@ -170,7 +170,7 @@ private:
         finish(sums, (b * call_.pixels + pixels.begin) * O, count * O);
     }
 
-    // Computes the next of `left` pixels, advances the sources and returns the number of computed pixels.
+    // Computes some of the next `left` pixels, advances the sources and returns the number of computed pixels.
     template <int O>
     int64_t compute_next_pixels(FewSource<T>* sources, int64_t left, float* sums) const {
         const int64_t many = kVectors * kL, count = left >= many ? many : min_of(left, kL);

@@ -27,7 +27,7 @@ struct StepOf<BFloat16> {
 };
 #endif
 
-// Merges all images into one if the pixels of both feature maps are contiguous across images.
+// Merges all images into one if the pixels of both feature maps are evenly spaced across images.
 template <class Call>
 Call merge_images(Call call, const Conv1x1Map& one, const Conv1x1Map& other) {
     if (one.b == call.pixels * one.p && other.b == call.pixels * other.p) {
@@ -72,8 +72,8 @@ Pixels<T> get_contiguous_channels(const Conv1x1Map& map, int64_t b, int64_t firs
     return {reinterpret_cast<const T*>(work), map.channels};
 }
 
-// Copies pixels of type T to rows of S. `work` is that of get_contiguous_channels(). For 16-bit S, whose steps take two
-// elements, each row has room for a zero after the last channel.
+// Copies pixels of type T to rows of S, which are `row` elements apart. `work` is passed to get_contiguous_channels(). A step
+// of 16-bit S takes two elements; therefore a zero follows the last channel of each row.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
     using Bits = std::conditional_t<sizeof(S) == sizeof(float), uint32_t, uint16_t>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv1x1: one matrix product over the pixels of one or two inputs with bias, residual and activation, and the gradient of its
-// weight.
+// Parameters of conv1x1, a matrix product over the pixels of one or two inputs with bias, residual and activation, and of the
+// gradient of its weight.
 #pragma once
 #include <stdint.h>
 
@@ -8,7 +8,8 @@
 
 namespace fastds {
 
-// A feature map; strides of images, pixels and channels are in elements. Either pixels or channels are contiguous: p or c is 1.
+// A feature map. b, p and c are the strides of images, pixels and channels in elements. Pixels or channels are contiguous: p or
+// c is 1.
 struct Conv1x1Map {
     const void* data;
     int64_t channels, b, p, c;

@@ -17,8 +17,8 @@ struct Conv2dBorder {
     int threads;
 };
 
-// to[o, c, i, j] = from[o, i / 3, j / 3, c, i % 3, j % 3] for i, j < size. Both are contiguous; `from` has (size + 2) / 3
-// blocks in each direction.
+// Sets to[o, c, i, j] = from[o, i / 3, j / 3, c, i % 3, j % 3] for i, j < size. Both arrays are contiguous; `from` has
+// (size + 2) / 3 blocks in each direction.
 struct Conv2dTaps {
     const void* from;
     void* to;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The convolution with AMX tiles, which sums products of bfloat16 directly, without a Winograd transform (cpu_amx.cpp): layout
-// of filters and pixels, arrangement of positions, sums of products, epilogue.
+// Parts of the convolution with AMX tiles (cpu_amx.cpp), which sums products of bfloat16 directly, without a Winograd
+// transform: the layout of filters and pixels, the arrangement of positions, the sums of products and the epilogue.
 #pragma once
 #include "conv3x3/epilogue.h"
 #include "conv3x3/tiles.h"
@@ -11,12 +11,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Memory layout of filters and pixels for the convolution with AMX tiles.
-
-// Decomposition of the nine input pixels of an output into windows that are multiplied at once. The first choice is nine
-// windows of one pixel. The second is three windows of three adjacent pixels of a row, whose channels are contiguous. The
-// second is used only if it saves at least a third of the multiplications, because its windows start at arbitrary positions in
-// a cache line.
+// Decomposition of the nine input pixels of an output into windows that are multiplied at once. There are either nine windows
+// of one pixel, or three windows of three adjacent pixels of a row, whose channels are contiguous. Three windows are used only
+// if they save at least a third of the multiplications, because they start at arbitrary positions in a cache line.
 struct PixelRows {
     int64_t window, taps;   // pixels of a window; windows of an output
     int64_t pixel;          // distance between pixels in bfloat16 elements; even
@@ -34,11 +31,11 @@ struct PixelRows {
         // the cache.
         pixel = window == 3 ? even : (parts | 1) * kTileDepth;
     }
-    // Returns the first element of a step. The last step overlaps the step before, with weights of zero for the elements that
-    // were already multiplied, so that it does not read beyond the window.
+    // Returns the first element of a step. So that the last step does not read beyond the window, it may overlap the step
+    // before; weights of zero then belong to the elements that were already multiplied.
     int64_t first(int64_t step) const { return min_of(step * kTileDepth, depth - in_step); }
-    // Returns the position in the packed filters, in pairs of elements, of the given vector of columns. The order is: every two
-    // vectors of columns (or the last one), every step, every tap; each has its tiles of B.
+    // Returns the position in the packed filters, in pairs of elements, at which the given vector of columns starts. The
+    // filters are ordered by pairs of vectors of columns (the last vector may be alone), then by steps, then by taps.
     int64_t packed_pairs(int64_t vectors) const { return taps * steps * kTileDepth * vectors * kTileColumns / 2; }
 };
 
@@ -117,7 +114,8 @@ inline Runs find_runs(const Conv3x3Geometry& g, const Rows& rows, Range block, i
     return runs;
 }
 
-// Calls take(run, i, pixel, n) for each sequence of n adjacent outputs at the positions i, i + 1, ... of a run.
+// Calls take(run, i, pixel, n) for each sequence of n adjacent outputs at the positions i, i + 1, ... of a run, for the runs
+// [some.begin, some.end).
 template <class Take>
 void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Range some, const Take& take) {
     if (some.begin == some.end) return;
@@ -146,8 +144,9 @@ void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, c
 }
 
 #if defined(__AVX512BF16__)
-// Copies `count` pixels of `channels` channels into rows of V. The source pixels are `step` elements apart, the rows of V
-// `row`. `sign` is that of Conv3x3View, with the same step.
+// Copies `count` pixels of `channels` channels into rows of V. The source pixels are `step` elements apart, and the rows of V
+// are `row` elements apart. If Signed is true, values are multiplied by the derivative of the activation at `sign`
+// (Conv3x3View::sign), whose pixels are `step` elements apart, too.
 template <bool Signed>
 inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step, int64_t count, int64_t channels, float slope,
                         BFloat16* to, int64_t row) {
@@ -207,8 +206,8 @@ constexpr int64_t kChunk = 16 * kGroup;      // positions that complete a step b
 
 #if defined(__AVX512BF16__)
 // Adds the products of one step to the sums of one group of Rows x Columns tiles, 1 or 2 in each direction. `at` is the first
-// position of the group, `below` the distance in bytes to the second tile. after(part) is called after each tap with one part
-// of kGroup rows of sums.
+// position of the group, and `below` is the distance in bytes to the second tile. The rows [0, kGroup) are divided into as many
+// parts as there are windows, and after(part) is called with one part after each window.
 template <int Rows, int Columns, int Window, class After>
 FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_t row, const BFloat16* packed, bool first,
                         float* m, int64_t m_row, const After& after) {
@@ -228,8 +227,8 @@ FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_
     Sums::end(m, m_row);
 }
 
-// Memory of a block. The image rows of V are `row` elements apart. In M, rows of sums (kTileRows for each tile) are m_row
-// floats apart and groups m_group floats.
+// Memory of a block: the input pixels V and the sums M. The image rows of V are `row` elements apart. In M, the rows of sums
+// (kTileRows for each tile) are m_row floats apart, and the groups are m_group floats apart.
 struct Block {
     const BFloat16* v;
     int64_t row;
@@ -374,7 +373,7 @@ inline bool has_single_view(const Conv3x3Call& call) {
            (!adds || (add.b == sink.b && add.h == sink.h && add.w == sink.w));
 }
 
-// Computes the places of all rows of sums of a block, and of one more group of rows for prefetching.
+// Computes the output positions of all rows of sums of a block. Zeros follow for one more group, which is only prefetched.
 inline void find_output_positions(const Conv3x3Call& call, const Rows& rows, const Block& block, OutputPosition* places) {
     const Conv3x3View& sink = call.sinks.view[0];
     __builtin_memset(places, 0, (block.groups() + 1) * kGroup * sizeof(*places));

@@ -11,14 +11,15 @@
 
 namespace fastds {
 
-// A tensor: address, dtype, channels, strides of batch, row, pixel and channel in elements.
+// A tensor: (address, dtype, channels, batch stride, row stride, pixel stride, channel stride). Strides are in elements.
 using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
 // The members of Conv3x3Geometry in their order: B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w.
 using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
 
 inline int64_t get_item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
 
-// Converts a tensor to a view. Its channel stride must be 1 or, if `planar` is true, its pixel stride may be 1 instead.
+// Converts a tensor to a view. If the tensor has several channels, its channel stride must be 1, or, if `planar` is true, its
+// pixel stride may be 1 instead.
 inline Conv3x3View to_view(const TensorArgs& t, bool planar = false) {
     const auto [address, dtype, channels, b, h, w, c] = t;
     FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels must be contiguous");
@@ -71,7 +72,8 @@ inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {
 
 namespace conv3x3_bind {
 
-// A weight: address, dtype, O, C, size, strides of output, input, row and column in elements, adjoint, shuffle.
+// A weight: (address, dtype, O, C, size, output stride, input stride, row stride, column stride, adjoint, shuffle). Strides are
+// in elements.
 using FilterArgs =
     std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t>;
 
@@ -129,7 +131,7 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
     return call;
 }
 
-// A feature map: address, dtype, channels, strides of batch, channel, row and pixel in elements.
+// A feature map: (address, dtype, channels, batch stride, channel stride, row stride, pixel stride). Strides are in elements.
 using MapArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 inline Conv3x3Map to_map(const MapArgs& t) {

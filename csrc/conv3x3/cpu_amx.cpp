@@ -189,8 +189,8 @@ void run_block(const AmxCall& amx_call, Range rows, const float* bias, float* sc
     });
 }
 
-// Zeros what products read beyond the channels of a pixel, and the row of zeros for pixels outside the image. Later copies into
-// V do not overwrite this padding.
+// Clears the padding after the channels of each pixel of V, which the products read, and the row of zeros that replaces pixels
+// outside the image. Later copies into V do not overwrite the padding.
 void clear(const AmxCall& amx_call, float* scratch) {
     const int64_t channels = amx_call.call.sources.channels(), end = amx_call.pixels.depth / amx_call.pixels.window;
     BFloat16* v = reinterpret_cast<BFloat16*>(scratch);

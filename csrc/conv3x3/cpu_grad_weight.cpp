@@ -23,7 +23,8 @@ namespace {
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kTwoAccumulatorTiles = 16;  // with fewer tiles, a second accumulator does not reduce the time
 constexpr int64_t kManyColumns = 4;           // minimum ratio of columns to inputs for panels; all threads read all inputs
-// With more tiles, reading all tiles again for each block takes longer than writing and reading the sums.
+// Maximum number of tiles for by_blocks. With more tiles, reading all tiles again for each block takes longer than writing and
+// reading the sums.
 constexpr int64_t kBlockTiles = 96;
 constexpr int64_t kBlockInputs = 48;    // inputs of a block of sums (442 KB); a multiple of kL and of each tile_rows
 
@@ -61,10 +62,11 @@ struct Layout {
         panels = has_panels ? min_of(call.threads, cut.blocks) : 1;
         d_row = columns;
         if (panels > 1) d_row = count_parts(cut.blocks, panels) * kTileVectors * kL;
-        // Rows at a distance of 512 floats would share an eighth of the L1 cache, while each of them is read again for every
-        // few inputs.
+        // Rows whose distance is a multiple of 512 floats would share few sets of the L1 cache and evict each other, although
+        // each row is read several times.
         if (partition == by_stretches && d_row % 512 == 0) d_row += 16;
-        // An odd number of cache lines between planes spreads them over the sets of the cache.
+        // Planes at a distance of a power of two would share few sets of the cache. d_plane is an odd number of cache lines;
+        // v_plane has one cache line more than its rows need.
         v_plane = tiles * v_row + 16;
         d_plane = (count_parts(tiles * d_row, 16) | 1) * 16;
         d_panel = (kPoints + 1) * d_plane;
@@ -145,7 +147,7 @@ constexpr int64_t kFarBytes = 4 << 20;  // size of sums that leave the L2 cache 
 // soon. near: in the cache. far: not in the cache, prefetched during the products.
 enum class Sums { fresh, streamed, near, far };
 
-// sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L], for MR inputs c.
+// Computes sums[c, j] (+)= sum over tiles t of V[t, c] * D[t, j], for MR inputs c and NV vectors of columns j.
 template <int MR, int NV>
 inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, int64_t row,
                      Sums state) {
@@ -285,7 +287,7 @@ void run_accumulators(const Conv3x3GradWeight& call, const Layout& at, float* wo
     });
 }
 
-// Adds the products of a stretch that belong to one thread: those of its own columns if it has a panel, otherwise those of its
+// Adds one thread's share of the products of a stretch. With several panels the products are divided by columns, otherwise by
 // points.
 void add_stretch(const Conv3x3GradWeight& call, const Layout& at, int64_t thread, int64_t tiles, const float* scratch,
                  float* sums, Sums before) {
@@ -339,7 +341,8 @@ void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) 
     });
 }
 
-// Computes all sums of some inputs and one block of columns and transforms them into filters, one such block after the other.
+// Computes the filters block by block. A block has some inputs and one block of columns; its sums are transformed into filters
+// before the next block.
 template <class T>
 void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), inputs = call.sources.channels(), outputs = call.gradients.channels();

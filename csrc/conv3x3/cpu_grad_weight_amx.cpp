@@ -3,13 +3,14 @@
 //
 //     grad_weight[o, c, tap] = sum over positions p of grad[p][o] * x[p + tap][c]
 //
-// The positions are those of amx.h. One multiplication takes a run of 32 positions, called a step. G[step][o][p]
-// holds the gradients of an output at consecutive positions, with zeros at positions without output. X[c / 16][p / 2][c] holds
-// pairs of consecutive positions. X is stored twice, for pairs that start at even and at odd positions, so that each tap reads
-// pairs from some start on.
+// The positions are those of amx.h. One multiplication takes a run of 32 positions, called a step. G[step][o][p] holds the
+// gradients of an output at consecutive positions, with zeros at positions without output. X[c / 16][p / 2][c] holds pairs of
+// consecutive positions. X is stored twice, for pairs that start at even and at odd positions, so that the pairs of a tap can
+// start at any position.
 //
-// With few channels, ranges of rows have private accumulators. With many channels, whose sums are too large for that,
-// all threads process stretches of rows together. The order of a sum does not depend on the number of threads.
+// With few channels, ranges of rows have private accumulators. With many channels, the sums are too large for private
+// accumulators, and all threads process stretches of rows together. The order of a sum does not depend on the number of
+// threads.
 #include "conv3x3/amx.h"
 #include "conv3x3/grad_weight.h"
 #include "core/parallel.h"
@@ -32,7 +33,8 @@ struct Layout {
     bool shared;                           // all threads share X and G
     int64_t accumulators, blocks;          // blocks: number of blocks that are staged at once
     int64_t staged, block, floats;         // staged: where the blocks begin; block: floats of one block
-    // positions in a block, after V, X and G; row: one row of gradients; parts: the block's sums for the bias
+    // Offsets in floats of the parts of a block after V, X and G. row: one row of gradients. zeros: zeros that replace pixels
+    // outside the image. parts: sums of the block for the bias. runs: the Runs of the block.
     int64_t row, zeros, parts, runs;
 
     static int64_t most_positions(int64_t inputs, int64_t outputs) {
@@ -96,7 +98,7 @@ inline Pairs interleave(__m512i a, __m512i b) {
     return {_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)};
 }
 
-// Copies the inputs of the given rows and of two more rows into X, followed by zeros.
+// Copies the inputs of the given rows and of up to two more rows into X, followed by zeros.
 void stage_inputs(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to) {
     const Conv3x3Geometry& g = call.geometry;
     const int64_t loaded = min_of(rows.end + 2, at.rows.count) - rows.begin, channels = call.sources.channels();
@@ -161,7 +163,8 @@ void stage(const Conv3x3GradWeight& call, const Layout& at, Range rows, const St
     if (call.grad_bias != nullptr) add_bias(at, to, bias);
 }
 
-// sums (+)= G X for Rows x Columns tiles, the given steps and all taps. `begin` holds the first position of each step.
+// Computes sums (+)= G X for Rows x Columns tiles, the given steps and all taps. If `fresh` is true, the sums are set instead
+// of added to. `begin` holds the first position of each step.
 template <int Rows, int Columns>
 void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, const int32_t* begin, Range steps, bool fresh, float* sums) {
     using Sums = TileSums<Rows, Columns>;
@@ -241,8 +244,8 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     }
 }
 
-// Writes the filters of one output and up to 16 inputs to grad_weight (O, C, 3, 3), contiguous. `sums` are those of all
-// accumulators.
+// Adds the accumulators and writes the filters of one output and up to 16 inputs to the contiguous grad_weight (O, C, 3, 3).
+// `sums` points to the first sum in the first accumulator.
 template <class T>
 void finish_filters(const Conv3x3GradWeight& call, const Layout& at, const float* sums, int64_t output, int64_t input) {
     const int64_t inputs = call.sources.channels();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolutions with few outputs. Each output is a plane of floats, and each input plane is added to it nine times, shifted by a
-// tap and multiplied by its weight. All lanes of the vectors are used even for one output, and contiguous inputs are read
-// without rearrangement.
+// Convolutions with few outputs. Each output is a plane of floats, to which each input plane is added nine times, once for each
+// tap: shifted by the tap and multiplied by the weight. All lanes of the vectors are used even for one output, and inputs with
+// contiguous pixels need no transposition.
 #include "conv3x3/tiles.h"
 #include "core/parallel.h"
 #include "core/transpose_simd.h"
@@ -12,7 +12,7 @@ namespace {
 
 // Conversion of rows of a feature map to planes of floats, one per channel, including the padding around the map. A plane is
 // one contiguous sequence of rows of `row` elements. The neighbours of element i are at i + dy * row + dx, so that one loop
-// over the whole plane replaces loops over rows with remainders. Its results between two rows are discarded.
+// over the whole plane replaces loops over rows with remainders. The results in the padding between two rows are discarded.
 
 constexpr int64_t kPlanes = 16;                             // channels that are converted at once
 constexpr int kRunVectors = FASTDS_MANY_REGISTERS ? 6 : 3;  // vectors of a plane that are processed at once
@@ -36,7 +36,8 @@ void convert_to_float(const T* from, int64_t n, float* to) {
     for (int64_t i = 0; i < n; i += kL) store_vec<kL>(to + i, load_partial(from + i, static_cast<int>(min_of(n - i, kL))));
 }
 
-// Inverse of transpose_registers: the columns of a block, one after the other, become its N rows.
+// Inverse of transpose_registers. Before the call, the N vectors hold kL columns of N values one after the other. After the
+// call, each vector holds one row of kL values.
 template <int N>
 FASTDS_HD void transpose_registers_inverse(V (&rows)[N]) {
     for (int round = 1; round < N; round *= 2) {
@@ -51,7 +52,8 @@ FASTDS_HD void transpose_registers_inverse(V (&rows)[N]) {
     }
 }
 
-// to[c * plane + x] = from[x * count + c] with 1 < count <= N. Reads and writes whole vectors, beyond the last element.
+// Sets to[c * plane + x] = from[x * count + c] with 1 < count <= N. Whole vectors are read and written, possibly beyond the
+// last element.
 template <int N>
 void deinterleave_pixels(const float* from, int64_t count, int64_t width, float* to, int64_t plane) {
     for (int64_t x = 0; x < width; x += kL) {
@@ -69,7 +71,8 @@ void deinterleave_pixels(const float* from, int64_t count, int64_t width, float*
     }
 }
 
-// to[x * count + c] = from[c * plane + x] with 1 < count <= N. Reads and writes whole vectors, beyond the last element.
+// Sets to[x * count + c] = from[c * plane + x] with 1 < count <= N. Whole vectors are read and written, possibly beyond the
+// last element.
 template <int N>
 void interleave_planes(const float* from, int64_t plane, int64_t count, int64_t width, float* to) {
     for (int64_t x = 0; x < width; x += kL) {
@@ -129,7 +132,8 @@ struct Margin {
     }
 };
 
-// Converts the channels [channels.begin, channels.end) of image b, from output row `first` on. For `work` see deinterleave_row.
+// Converts the channels [channels.begin, channels.end) of image b to planes of the band whose first output row is `first`. For
+// `work` see deinterleave_row.
 template <class T>
 void convert_to_planes(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
              float* work, float* to) {
@@ -150,7 +154,7 @@ void convert_to_planes(const Conv3x3Geometry& g, const Conv3x3Map& map, Range ch
             for (int64_t c = 0; c < count; c++) convert_to_float(source + c * map.c, g.W, row + g.pad_w + c * band.plane);
         for (int64_t c = 0; c < count; c++) margin.fill(row + g.pad_w + c * band.plane);
     }
-    // Zeros what the last vector of a plane reads beyond the last row (see clear_excess_tiles in winograd.h).
+    // Clears the elements that the last vector reads beyond the last row of a plane (see clear_excess_tiles in winograd.h).
     float* after_rows = to + (band.rows + 2) * band.row;
     for (int64_t c = 0; c < count; c++) __builtin_memset(after_rows + c * band.plane, 0, (kL + 2) * sizeof(float));
 }
@@ -199,7 +203,7 @@ struct Layout {
     }
 };
 
-// sums[o][i] += sum over inputs and taps of filter * plane[i + dy * row + dx], for NV vectors of NO outputs.
+// Computes sums[o][i] += sum over inputs and taps of filter * plane[i + dy * row + dx], for NV vectors of NO outputs.
 template <int NO, int NV>
 inline void add_run(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters,
                     float* sums) {
@@ -314,7 +318,7 @@ void run(const Conv3x3Planes& call, float* workspace) {
 constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums fit into registers
 constexpr int64_t kManyBytes = 256 << 10;            // bytes of a band of `many`, which is read again for each vector of its channels
 constexpr int64_t kSummedPixels = 1024;              // pixels that are summed in registers; longer sums lose precision
-// Number of private accumulators, which determines the order of the sums and does not depend on the threads.
+// Maximum number of private accumulators. It determines the order of the sums and does not depend on the number of threads.
 constexpr int64_t kAccumulators = 32;
 
 // Layout of the memory of one accumulator: planes of a band of `few`, a buffer to transpose its rows, and sums[few][tap][many].
@@ -339,7 +343,7 @@ struct FewLayout {
     }
 };
 
-// sums[f][tap][0:kL] += sum over pixels of many[0:kL] * plane f at the tap, for NF planes.
+// Computes sums[f][tap][0:kL] += sum over pixels of many[0:kL] * (plane f, shifted by the tap), for NF planes.
 template <int NF, class T>
 inline void add_pixels(const Conv3x3Map& many, const T* pixels, int count, const Band& band, int64_t width, const float* planes,
                        float* sums, int64_t columns) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Entry points of the Winograd engine: selection of the epilogue (bias, residual, activation and storage, or a recurrent cell)
-// and partition of a call into blocks.
+// Entry points of the Winograd engine. They select the epilogue (bias, residual, activation and storage, or a recurrent cell)
+// and divide a call into blocks.
 #include "conv3x3/rnn_epilogue.h"
 
 namespace fastds {
@@ -42,7 +42,7 @@ void run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& pl
     run_engine(epilogue, plan, workspace);
 }
 
-// Outputs of at least this size do not fit into the caches and are stored past them.
+// Outputs of at least this number of bytes do not fit into the caches. They are written with non-temporal stores if possible.
 constexpr int64_t kStreamBytes = 8 << 20;
 
 Store choose_store(const Conv3x3Call& call, bool one_pass) {
@@ -59,8 +59,9 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     return one_pass && dense ? Store::staged : Store::cached;
 }
 
-// The threads share one block if there are at most kSharedTiles tiles and the filters (inputs * outputs) are too large for an
-// L1 cache. If there is so little work that one thread would compute everything, a smaller size of filters is enough.
+// The threads share one block if the filters are not packed, or if there are at most kSharedTiles tiles and at least
+// kSharedFilters filters (inputs * outputs). If there is only one group of tiles, which one thread would compute alone,
+// kSingleThreadFilters is the minimum instead.
 constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kSingleThreadFilters = 64 * 64;
 
 }  // namespace
@@ -71,8 +72,8 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     const int64_t inputs = call.sources.channels(), outputs = get_column_map(call).columns, tiles = call.geometry.tiles();
     const ColumnBlocks cut = column_blocks<float>(outputs);
     const int64_t vectors = cut.vectors;
-    // Measured block lengths: few channels are fastest with long blocks. Filters far beyond the L2 cache are too, because they
-    // are read less often.
+    // These block lengths were measured. Long blocks are fastest for few channels. They are also fastest for filters far larger
+    // than the L2 cache, because the filters are then read less often.
     const bool large_filters = has_large_filters(inputs, outputs), few_channels = inputs <= 32 && outputs <= 32;
     const int64_t pass = (large_filters ? kLargePassColumns : kPassColumns) / kL;
     plan.block_vectors = cell || fits_one_pass(inputs, outputs) ? vectors : min_of(pass, vectors);

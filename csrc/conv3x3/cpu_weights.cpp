@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packing of filters. For the Winograd engine it computes G g G^T of each filter and stores, for each point and block of output
-// vectors, the rows of an (inputs x outputs) matrix one after the other. For AMX tiles it stores the filters themselves in
+// Packing of filters. The Winograd engine uses the transform G g G^T of each filter: for each point and block of output
+// vectors, the rows of an (inputs x outputs) matrix are stored one after the other. AMX tiles use the filters themselves in
 // bfloat16.
 #include "conv3x3/amx.h"
 #include "conv3x3/filters.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Epilogue of the Winograd engine: A^T m A of a tile, followed by StoreEpilogue in registers, which adds bias and residual,
-// applies the activation and stores the outputs in the sinks.
+// Epilogue of the Winograd engine. It computes A^T m A of a tile in registers. StoreEpilogue then adds bias and residual,
+// applies the activation and stores the outputs in the sinks (params.h).
 #pragma once
 #include "conv3x3/tiles.h"
 
@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// y = A^T m A for one vector of columns. The value at point p starts at m[p * plane].
+// Computes y = A^T m A for one vector of columns. The vector at point p starts at m[p * plane].
 FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     V half[4][6];
 #pragma GCC unroll 6
@@ -58,8 +58,8 @@ FASTDS_HD void stream_vec(void* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 #endif
 
 constexpr int64_t kLineBytes = 64;  // bytes of a cache line
-// Whether a vector fills a cache line. A non-temporal store of half a line reaches memory as a separate write if the other half
-// follows only after many other stores, which is slow.
+// True if a vector fills a cache line. A non-temporal store of half a line becomes a separate, slow write to memory if the
+// other half follows only after many other stores.
 constexpr bool kFillsLine = kVectorBytes == kLineBytes;
 
 // Makes the non-temporal stores of a thread visible to other threads.
@@ -82,11 +82,13 @@ inline void stream_bytes(char* to, const char* from, int64_t bytes) {
     __builtin_memcpy(to + done, from + done, bytes - done);
 }
 
-// staged: the outputs of a tile are collected in a buffer and then streamed, for contiguous pixels that are not aligned to
-// vectors or vectors that do not fill a cache line
+// How outputs are stored. cached: ordinary stores. streamed: non-temporal stores of whole vectors. staged: the outputs of a
+// tile are collected in a buffer and then written with non-temporal stores; this is used for contiguous pixels if they are not
+// aligned to vectors or if a vector does not fill a cache line.
 enum class Store { cached, streamed, staged };
 
-// Computes and stores y = act(y + bias + residual). The columns are the concatenated channels of the sinks.
+// Computes y = act(y + bias + residual) and stores it in the outputs (`sinks`, see params.h). A column of the product is one
+// channel of the concatenated outputs.
 template <class T, Store How>
 struct StoreEpilogue {
     const Conv3x3Call& call;
@@ -126,7 +128,7 @@ struct StoreEpilogue {
         });
     }
 
-    // Like add_residual, from one view whose channels are in the order before the pixel shuffle.
+    // Like add_residual, for a residual in one view whose channels are in the order before the pixel shuffle.
     FASTDS_HD void add_shuffled(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const Conv3x3View& view = call.residual.view[0];
         const int64_t parts = call.shuffle * call.shuffle, per_part = view.channels / parts;
@@ -215,7 +217,7 @@ struct StoreEpilogue {
     }
 };
 
-// Finishes the columns [column, end) of one tile. Its row in plane 0 starts at m, with column `column` first.
+// Applies the epilogue to the columns [column, end) of one tile. `m` points to column `column` of the tile in plane 0.
 template <class Epilogue>
 inline void finish_tile(const Conv3x3Geometry& g, const Epilogue& epilogue, const Tile& tile, const float* m, int64_t plane,
                         int64_t column, int64_t end) {

@@ -10,8 +10,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Partition of the weight-gradient reduction. With few channels, ranges of tiles have private accumulators. With many
-// channels, whose sums are too large for that, the threads process stretches of tiles together and add to one accumulator.
+// Partition of the weight-gradient reduction. With few channels, ranges of tiles have private accumulators. With many channels,
+// the sums are too large for private accumulators; the threads then process stretches of tiles together and add to one
+// accumulator.
 
 constexpr int64_t kAccumulatorBytes = 700 << 10;  // maximum size of the sums of one accumulator
 
@@ -26,8 +27,8 @@ inline int64_t count_accumulators(int64_t tiles, int64_t bytes, int64_t two) {
     return accumulators;
 }
 
-// Returns the size in bytes of a stretch of transformed tiles, given the size in bytes of all sums. Each stretch reads and
-// writes all sums, so that it is at least half as large as they are.
+// Returns the size in bytes of a stretch of transformed tiles. `bytes` is the size of all sums. A stretch is at least half as
+// large as the sums, because all sums are read and written for each stretch.
 inline int64_t get_stretch_bytes(int64_t bytes) { return bytes / 2 > 4 << 20 ? bytes / 2 : 4 << 20; }
 
 // Writes the bias gradient, if it is requested: the sum over all accumulators, which are `row` floats apart.
@@ -133,9 +134,9 @@ inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9
     }
 }
 
-// Writes the filters of one vector of columns and up to as many inputs to grad_weight (O, C, 3, 3), contiguous. The nine
-// elements of successive inputs are contiguous, so that vectors of columns are transposed into vectors of (input, tap). `sums`
-// starts at these inputs and columns.
+// Writes the filters of one vector of columns and up to kL inputs to the contiguous grad_weight (O, C, 3, 3). The nine elements
+// of successive inputs are contiguous, so that vectors of columns are transposed into vectors of (input, tap). `sums` points to
+// the sum of the first input and column.
 template <class T>
 void finish_filters(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
     const ColumnMap outputs{call.gradients.channels(), call.shuffle};

@@ -17,8 +17,8 @@ constexpr int kConv3x3Views = 64;  // permits shuffle factors up to 8
 
 enum Conv3x3Padding : int { pad_zeros = 0, pad_replicate = 1, pad_wrap = 2 };
 
-// A view of a tensor; strides are in elements. If `data` is a gradient to be multiplied by the derivative of an activation,
-// `sign` is the output of that activation, with the same strides. Otherwise it is null.
+// A view of a tensor; strides are in elements. If `data` is a gradient that must be multiplied by the derivative of an
+// activation, `sign` is the output of that activation, with the same strides. Otherwise `sign` is null.
 struct Conv3x3View {
     void* data;
     const void* sign;
@@ -78,8 +78,8 @@ struct Conv3x3Call {
     Conv3x3Filters filters;
     const void* bias;     // O values of bias_dtype in the order of the weight, or null
     DType bias_dtype;
-    // Added to the sinks before shuffle and activation. The concatenated views have as many channels as the sinks. A count of 0
-    // or a view whose data is null adds nothing.
+    // Tensor that is added to the outputs before shuffle and activation. The concatenated views have as many channels as the
+    // sinks. Nothing is added if the count is 0 or for views whose data is null.
     Conv3x3Views residual;
     int64_t shuffle;       // pixel-shuffle factor of the sinks
     int act;               // Act of core/activation.h
@@ -104,8 +104,8 @@ struct Conv3x3GradWeight {
 // at once, the only source is h and that result is the residual. The plan computes all outputs in one pass (conv3x3_one_pass).
 struct Conv3x3Cell {
     // Processes the pre-activations pre[g * plane + i], i < n, of each gate g. They are the channels of pixel (b, y, x) and, if
-    // `dense` is true, of the pixels that follow in its row. It is called once for each pixel on any thread and must not modify
-    // shared state.
+    // `dense` is true, of the pixels that follow in its row. Each pixel is passed to one call, on any thread. The function must
+    // not modify shared state.
     void (*row)(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane);
     const void* context;
     int64_t channels;  // gate g is the outputs [g * channels, (g + 1) * channels) of the convolution
@@ -156,7 +156,8 @@ struct Conv3x3Plan {
     int64_t block_vectors;         // output vectors per pass over the 36 products
     int64_t thread_floats, bytes;  // size of the workspace
     int threads, store;            // store: how outputs are written (enum Store in epilogue.h)
-    // Number of threads that process the only block together, if there are few tiles and many filters; otherwise 0.
+    // Number of threads that process one block together. It is 0 unless the filters are not packed, or there are few tiles and
+    // many filters.
     int sharing;
 };
 

@@ -82,7 +82,7 @@ constexpr int kPoints = 36;
 
 constexpr int64_t kPassColumns = 256, kLargePassColumns = 128;  // columns of M that are computed at once
 
-// Returns whether the filters are far larger than the L2 cache. They are then read in parts, for more tiles at once.
+// Returns whether the filters are far larger than the L2 cache. Blocks then have more tiles, and a pass has fewer columns.
 inline bool has_large_filters(int64_t inputs, int64_t columns) { return inputs * columns > 64 << 10; }
 
 // Order of the outputs in packed columns. The outputs of a pixel-shuffled convolution are in the order (sub-pixel, channel).
@@ -96,8 +96,9 @@ struct ColumnMap {
     }
 };
 
-// Returns the number of floats between two of the 36 packed matrices. It is an odd number of cache lines, so that the elements
-// of one filter fall into different sets of the cache; otherwise packing is several times slower.
+// Returns the number of floats between two of the 36 packed matrices. The additional 16 floats are one cache line. If the size
+// of a matrix is a multiple of 32 floats, the distance is then an odd number of cache lines, and the 36 elements of one filter
+// fall into different sets of the cache. If they shared a few sets, packing would be several times slower.
 FASTDS_HD int64_t packed_plane(int64_t inputs, const ColumnBlocks& cut) { return inputs * cut.vectors * kL + 16; }
 
 inline ColumnMap get_column_map(const Conv3x3Call& call) { return {call.sinks.channels(), call.shuffle}; }
@@ -258,7 +259,7 @@ inline void transform_tile(const Conv3x3Geometry& g, const Conv3x3Views& sources
     }
 }
 
-// Returns the floats of one tile in a plane of transformed sources.
+// Returns the number of floats of one tile in a plane of transformed sources.
 inline int64_t source_columns(const Conv3x3Views& sources) {
     int64_t first = 0, end = 0;
     for (int s = 0; s < sources.count; s++) {

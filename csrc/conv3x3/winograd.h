@@ -4,9 +4,10 @@
 // the partition into blocks.
 //
 // The workspace of a thread holds the planes V[p][tile][channel] and M[p][tile][column]. If all outputs are computed in one
-// pass, M starts one plane before V: product p overwrites the transformed inputs of point p - 1, which are no longer needed.
-// If there are few tiles and many filters, reading the filters takes most of the time. All threads then share one block, and
-// each thread reads a part of the filters. If the filters were not packed beforehand, each thread packs its part in pieces.
+// pass, M starts one plane before V: product p overwrites the transformed inputs of point p - 1, which are no longer needed. If
+// there are few tiles and many filters, reading the filters takes most of the time. All threads then share one block, and each
+// thread reads a part of the filters. If the filters were not packed beforehand, each thread packs its part, some inputs at a
+// time.
 #pragma once
 #include "conv3x3/epilogue.h"
 #include "conv3x3/filters.h"
@@ -16,7 +17,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Size of one piece of filters. Together with the sums it is added to, it fits into an L2 cache of 1 MB.
+// Size of the filters that a thread packs at once. These filters and the sums of their products fit into an L2 cache of 1 MB.
 constexpr int64_t kPackInputs = 32, kPackVectors = kTileVectors, kPackPlane = kPackInputs * kPackVectors * kL + 16;
 constexpr int64_t kPackFloats = kPoints * kPackPlane;
 
@@ -29,7 +30,7 @@ struct Layout {
         const int64_t columns = get_column_map(call).columns, vectors = (columns + kL - 1) / kL;
         v_row = source_columns(call.sources);
         m_row = block_vectors * kL;
-        // An odd number of cache lines between planes spreads them over the sets of the cache.
+        // The planes are an odd number of cache lines apart, which spreads them over the sets of the cache.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
         if (block_vectors >= vectors && sharing == 0) {
@@ -58,7 +59,7 @@ struct Layout {
     }
 };
 
-// Multiplies rows of tiles by one block of NV vectors: M[t, 0:NV*L] (+)= sum_k V[t, k] * packed[k, 0:NV*L].
+// Multiplies rows of tiles by one block of NV vectors: M[t, j] (+)= sum over k of V[t, k] * packed[k, j] for j < NV * kL.
 template <int NV, bool Add>
 inline void multiply_rows(const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles, float* m,
                           int64_t m_row) {
@@ -121,8 +122,8 @@ void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, i
     }
 }
 
-// An epilogue. It processes M of the tiles [first, first + count) for a range of columns, which starts at scratch + layout.m.
-// It is a function pointer, so that the engine is compiled only once.
+// An epilogue. Its function `finish` processes the products M of the tiles [first, first + count) for a range of columns; M
+// starts at scratch + layout.m. A function pointer is used so that the engine is compiled only once.
 struct Epilogue;
 using Finish = void (*)(const Epilogue& epilogue, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns);
 struct Epilogue {
@@ -141,8 +142,8 @@ inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t f
     }
 }
 
-// Zeros the tiles after the last one that a product reads. Uninitialized memory often contains denormal floats, which Intel
-// processors multiply about a hundred times slower. The results of these tiles are not used.
+// Clears the tiles that the products read beyond the last tile. The results of these tiles are not used. Uninitialized memory,
+// however, often contains denormal floats, which Intel processors multiply about a hundred times slower.
 inline void clear_excess_tiles(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch) {
     const int64_t end = min_of(count + tile_rows(1) - 1, round_up(count, kTileRowsMultiple));
     for (int p = 0; p < kPoints; p++)

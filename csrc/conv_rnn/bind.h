@@ -10,7 +10,7 @@ namespace fastds {
 
 namespace conv_rnn_bind {
 
-// Number of inputs and outputs of a formula, and number of inputs that the convolution computes.
+// operands: number of inputs and outputs of a formula. gates: number of the inputs that the convolution computes.
 struct Shape {
     int operands, gates;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Recurrent cells as an epilogue of the conv3x3 engine. The engine passes pre-activations, one row of a tile at a time, to the
-// formulas of csrc/gates.
+// Recurrent cells as an epilogue of the conv3x3 engine. The engine passes the pre-activations of one or several pixels of a row
+// at a time to the formulas of csrc/gates.
 #include "conv_rnn/params.h"
 
 #include "core/simd.h"
@@ -13,8 +13,9 @@ namespace {
 constexpr int kL = kLanes<float>;
 using V = Vec<float>;
 
-// Processes n values of each gate. The gates are the inputs [First, First + Gates) of the formula. T is the type of operands
-// that are not marked as float32.
+// run() applies the formula to n pre-activations of each gate, which are the inputs [First, First + Gates) of the formula. It
+// reads the other inputs from the operands of the cell and writes the outputs to operands. T is the type of the operands
+// without is_float32.
 template <class T, class Formula, int First, int Gates>
 struct Row {
     static constexpr int others = Formula::inputs - Gates, operands = others + Formula::outputs;
@@ -55,7 +56,7 @@ struct Row {
         for (int k = others; rest > 0 && k < operands; k++) __builtin_memcpy(real[k], last[k], rest * size(cell, k));
     }
 
-    // Contains no function call, so that the constants of the formula stay in registers.
+    // This function calls no other function, so that the constants of the formula stay in registers.
     static __attribute__((noinline)) void vectors(const ConvGates& cell, char* const (&data)[operands], const float* pre,
                                                   int64_t plane, int64_t i, int64_t end, const GateOptions<float>& options) {
         for (; i < end; i += kL) {

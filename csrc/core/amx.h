@@ -11,8 +11,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Sizes of one tile in elements: rows of A and of the sum, depth of the product (columns of A), columns of B and of the sum.
-// kTileRowBytes is the size in bytes of one row of a tile in memory.
+// Sizes of one tile in elements: kTileRows rows of A and of the sum, kTileDepth columns of A, kTileColumns columns of B and of
+// the sum. kTileRowBytes is the size in bytes of one row of a tile in memory.
 constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileRowBytes = 64;
 
 // Operand of the instruction LDTILECFG. `depth` is the number of products that one instruction sums; it must be even. Registers
@@ -81,8 +81,7 @@ struct TileSums {
             if (Rows > 1 && Columns > 1) load_tile<3>(below + kTileColumns, stride);
         }
     }
-    // Adds one product. `below` is the distance in bytes from the first tile of A to the second, `right` that from the first
-    // tile of B to the second.
+    // Adds one product. `below` is the distance in bytes between two tiles of A, `right` the distance between two tiles of B.
     static inline __attribute__((always_inline)) void add(const void* a, int64_t a_stride, int64_t below, const void* b,
                                                           int64_t b_stride, int64_t right) {
         load_tile<4>(a, a_stride);
@@ -108,8 +107,8 @@ struct TileSums {
     }
 };
 
-// sums = (rows of `a` from `first` on) * (one packed block of columns, see core/gemm.h), for Rows x Columns tiles, 1 or 2 in
-// each direction.
+// Multiplies the rows of `a` from row `first` on by one packed block of columns (core/gemm.h) and stores the product in `sums`.
+// The product has Rows x Columns tiles, 1 or 2 in each direction.
 template <int Rows, int Columns>
 void multiply_tile_rows(const TileRows& a, int64_t first, const BFloat16* b, float* sums) {
     using Sums = TileSums<Rows, Columns>;
@@ -123,10 +122,10 @@ void multiply_tile_rows(const TileRows& a, int64_t first, const BFloat16* b, flo
     Sums::end(sums, Columns * kTileColumns);
 }
 
-// Multiplies the first `depth` values of each row in `lines` with B, and stores the product in `sums` (`fresh`) or adds it
-// there. `depth` is a multiple of kTileDepth. B consists of pairs of rows: `pairs` holds the two values of a column next to
-// each other. `line` is the distance between rows of A in elements, `row` the number of columns in a row of B. The result has
-// Rows x Columns tiles, 1 or 2 in each direction.
+// Multiplies the first `depth` values of each row of A (`lines`) by B (`pairs`). The product is stored in `sums` if `fresh` is
+// true, and added to `sums` otherwise. `depth` is a multiple of kTileDepth. B consists of pairs of rows, with the two values of
+// a column next to each other. `line` is the distance between rows of A in elements, and `row` is the number of columns in a
+// row of B. The result has Rows x Columns tiles, 1 or 2 in each direction.
 template <int Rows, int Columns>
 void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64_t row, int64_t depth, bool fresh, float* sums,
                int64_t sums_row) {
@@ -164,8 +163,8 @@ FASTDS_HD void prefetch_output_row(const T* y) {
     __builtin_prefetch(y + Vectors * kL - 1, 1);
 }
 
-// Calls take(first, sums) for each group of up to 32 rows, where `sums` has rows of Columns vectors. Rows of `a` are read up to
-// the end of the last tile, beyond `lines`.
+// Calls take(first, sums) for each group of up to 32 rows, where `sums` has rows of Columns vectors. Whole tiles are read, so
+// that rows of `a` after the first `lines` rows may be read.
 template <int Columns, class Take>
 FASTDS_HD void for_tile_sums(const TileRows& a, int64_t lines, const BFloat16* b, const Take& take) {
     alignas(64) float sums[2 * kTileRows * Columns * kTileColumns];
@@ -181,7 +180,7 @@ template <int Columns, class Take>
 void for_tile_sums(const TileRows&, int64_t, const void*, const Take&) {}
 #endif
 
-// Configures the tile registers of the current thread for the lifetime of the object. Does nothing if `tiles` is false.
+// Configures the tile registers of the current thread for the lifetime of the object, if `tiles` is true.
 class TileScope {
 public:
     explicit TileScope(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {

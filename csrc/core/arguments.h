@@ -29,8 +29,8 @@ inline DType to_dtype(int code) {
     return static_cast<DType>(code);
 }
 
-// Converts a Python object to T. A value of the wrong type or range raises Python's own TypeError or OverflowError. The primary
-// template handles structs, which are classes registered with pybind11.
+// Converts a Python object to T. A value of the wrong type or range raises a Python exception. The primary template is for
+// structs, which are registered with pybind11 as classes.
 template <class T>
 struct Read {
     static const T& from(py::handle object) { return object.cast<const T&>(); }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Constants that describe the build, and checks of arguments and CUDA calls. The checks throw exceptions and are therefore only
-// for files that are compiled once. pybind11 converts std::invalid_argument to ValueError and std::runtime_error to RuntimeError.
+// for files that are compiled once. pybind11 converts std::invalid_argument to ValueError and std::runtime_error to
+// RuntimeError.
 #pragma once
 #include <stdexcept>
 #include <string>

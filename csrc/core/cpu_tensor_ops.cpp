@@ -39,7 +39,7 @@ int64_t count_summed_parts(const ColumnSums& call) {
     return min_of(min_of(kMaxParts, call.rows), 1 + call.rows * call.columns / kPartElements);
 }
 
-// sums[column] += from[row][column] for `rows` rows.
+// Computes sums[column] += from[row][column] for `rows` rows.
 template <class T>
 void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
     for_column_blocks<float>(columns, [&](auto width, int64_t column) {
@@ -67,7 +67,7 @@ void add_part(const ColumnSums& call, Range rows, float* sums) {
         add_rows(static_cast<const T*>(call.from) + r * call.columns, min_of(some, rows.end - r), call.columns, sums);
 }
 
-// Number of rows that are treated as one long row where a row is shorter than a vector.
+// Returns the number of rows that are treated as one long row. It is 1 unless a row is shorter than a vector.
 int64_t count_merged_rows(const ColumnSums& call) { return call.columns < kL ? kTileVectors * kL / call.columns : 1; }
 
 ColumnSums merge_rows(ColumnSums call) {

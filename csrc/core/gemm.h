@@ -2,8 +2,8 @@
 // Register-blocked matrix products.
 //
 // One register tile of the result has MR rows and NV vectors. Each step of the sum loads NV vectors of B and multiplies them by
-// MR broadcast values of A. MR and NV are chosen to fill the vector registers (6 x 4 vectors of 32 registers, 6 x 2 of 16).
-// They then need fewer loads than multiplications, so that the multiplications limit the speed.
+// MR broadcast values of A. MR and NV are chosen to fill the vector registers: for example 6 x 4 of 32 registers or 6 x 2 of
+// 16. A step then has fewer loads than multiplications, so that the multiplications limit the speed.
 #pragma once
 #include "core/parallel.h"
 #include "core/simd.h"
@@ -43,8 +43,8 @@ struct Bf16DotStep {
 };
 #endif
 
-// acc += sum over `steps` (at least 1) of A * B. Strides are in stored elements: `a_row` between rows of A, `a_step` and
-// `b_step` between steps. The rows of B are contiguous.
+// Computes acc += sum over `steps` (at least 1) of A * B. Strides are in stored elements: `a_row` between rows of A, `a_step`
+// and `b_step` between steps. The rows of B are contiguous.
 template <class Step, int MR, int NV>
 FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Step::Stored* a, int64_t a_row, int64_t a_step,
                         const typename Step::Stored* b, int64_t b_step, int64_t steps) {
@@ -83,8 +83,8 @@ FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
         for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
 }
 
-// Writes the accumulators to memory. An epilogue with branches then loops over memory, which is much less code than branches on
-// unrolled registers. `row` is the distance between rows in elements.
+// Writes the accumulators to memory. An epilogue with branches then loops over memory, which needs much less code than branches
+// for each register. `row` is the distance between rows in elements.
 template <class T, int MR, int NV>
 FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t row = NV * kLanes<compute_t<T>>) {
 #pragma GCC unroll 16

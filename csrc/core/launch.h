@@ -36,7 +36,7 @@ void allow_shared_bytes(Kernel kernel, int bytes) {
     FASTDS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
-// Returns the compute capability for which the code of the kernel that runs on the current device was compiled: 80 for sm_80.
+// Returns the compute capability of the PTX from which the kernel's code for the current device was compiled, as 80 for sm_80.
 template <class Kernel>
 int get_compiled_capability(Kernel kernel) {
     cudaFuncAttributes attributes;

@@ -55,7 +55,7 @@ FASTDS_HD void store_range(T* at, V v, int from, int to) {
 FASTDS_HD V load_range(const float* at, int from, int to) { return (V)_mm256_maskload_ps(at, lane_mask(from, to)); }
 FASTDS_HD void store_range(float* at, V v, int from, int to) { _mm256_maskstore_ps(at, lane_mask(from, to), (__m256)v); }
 #endif
-// Not inlined, because the loops would be repeated at each load of a tile.
+// These functions are not inlined, because the loops would be repeated at each load of a tile.
 template <class T>
 __attribute__((noinline)) V load_range(const T* at, int from, int to) {
     float lanes[kL] = {};

@@ -27,8 +27,8 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
     return store<T>(low).bits | static_cast<uint32_t>(store<T>(high).bits) << 16;
 }
 
-// sums += a * b (16 x 8), computed by the whole warp. In each lane sums[0] and sums[1] are row g at columns 2 t and 2 t + 1;
-// sums[2] and sums[3] are row g + 8 at the same columns. The instruction does not exist below sm_80: the host checks
+// Computes sums += a * b (16 x 8) with the whole warp. In each lane sums[0] and sums[1] are row g at columns 2 t and 2 t + 1;
+// sums[2] and sums[3] are row g + 8 at the same columns. The instruction does not exist below sm_80, so that the host checks
 // get_compiled_capability() before a launch.
 template <class T>
 __device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& operands) {

@@ -55,7 +55,7 @@ inline void for_rectangles(Range cells, int64_t width, const Body& body) {
 
 // Calls body(begin, end) for at most `threads` contiguous ranges that cover [0, n), one per thread and of nearly equal size.
 // The result of a kernel must not depend on the boundaries of the ranges. Builds with ThreadSanitizer use std::thread, because
-// it reports the barriers of libgomp as races.
+// ThreadSanitizer reports the barriers of libgomp as races.
 template <class Body>
 inline void parallel_for(int64_t n, int threads, const Body& body) {
     const int64_t pieces = n < threads ? n : threads;

@@ -60,8 +60,8 @@ FASTDS_HD Vec<A, N> broadcast(A value) {
 }
 
 // Returns the same pointer or index, hiding its value from the optimizer. Otherwise the compiler computes all addresses of a
-// block before the surrounding loop. They do not fit into the registers, and reloading them can take as long as the block
-// itself.
+// block before the surrounding loop. The addresses do not fit into the registers, and reloading them can take as long as the
+// block itself.
 template <class P>
 FASTDS_HD P opaque(P place) {
     asm("" : "+r"(place));
@@ -314,8 +314,8 @@ FASTDS_HD S reduce_lanes(const Vec<S, N>& v, const F& f) {
     }
 }
 
-// Sets v[i] to p[i] in all lanes, for i = 0 .. 3. With AVX it uses one load and four permutations, because loads are the
-// scarcer resource.
+// Sets v[i] to p[i] in all lanes, for i = 0 .. 3. Full AVX vectors of 4-byte elements need one load and four permutations,
+// because loads are the scarcer resource.
 template <int N, class A>
 FASTDS_HD void broadcast4(const A* p, Vec<A, N> (&v)[4]) {
 #if defined(__AVX512F__)
@@ -362,7 +362,7 @@ FASTDS_HD void broadcast4_two(const float* p, Vec<float, 16> (&v)[4]) {
 }
 #endif
 
-// Returns the four lane sums of four vectors as one vector.
+// Returns a vector whose elements are the sums of the lanes of a, b, c and d.
 template <class A>
 FASTDS_HD Vec<A, 4> sum_lanes(const Vec<A, 4>& a, const Vec<A, 4>& b, const Vec<A, 4>& c, const Vec<A, 4>& d) {
     const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);

@@ -93,7 +93,7 @@ FASTDS_HD void transpose_square(const T* from, int64_t from_row, int64_t rows, i
     }
 }
 
-// to[c * to_row + r] = from[r * from_row + c]. T is uint16_t or uint32_t.
+// Sets to[c * to_row + r] = from[r * from_row + c]. T is uint16_t or uint32_t.
 template <class T>
 __attribute__((noinline)) void transpose_rows(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to,
                                               int64_t to_row) {

@@ -54,7 +54,7 @@ struct ExpTable<double> {
     }
 };
 
-// Unsigned integers of the size of V's elements. They are unsigned because a shift that drops bits is no overflow then.
+// Unsigned integers of the size of V's elements. For signed integers, a shift that drops bits would be an overflow.
 template <class V>
 struct BitsOf {
     typedef typename ExpTable<__typeof__(+V{}[0])>::Bits type __attribute__((vector_size(sizeof(V))));

@@ -3,9 +3,8 @@
 // not depend on the number of threads and the size of the workspace is known before the call.
 //
 // A task is a chunk of images, a slice of channels and a band of output rows. A slice consists of whole offset groups, so that
-// its task alone computes their offset and mask gradients. If images and slices give too few tasks, the output rows of each
-// image are divided into bands. The contributions of the bands to grad_x are added in the order of the bands
-// (cpu_backward.h).
+// each offset and mask gradient is computed by one task. If images and slices give too few tasks, the output rows of each image
+// are divided into bands. The contributions of the bands to grad_x are added in the order of the bands (cpu_backward.h).
 #pragma once
 #include "core/dtype.h"
 #include "deform_conv2d/params.h"
@@ -41,8 +40,8 @@ struct BackwardPartition {
 constexpr int64_t kOrderedRows = 8;  // image rows that a band adds to grad_x at a time
 inline int64_t count_row_chunks(const DeformConv2dDims& d) { return (d.H + kOrderedRows - 1) / kOrderedRows; }
 
-// Layout of the workspace: partial grad_weight and grad_bias, then, if there are bands, the counters that order their
-// additions, and the sums for grad_x if its type differs from that of the sums.
+// Layout of the workspace. It holds partial grad_weight and grad_bias. If there are several bands, the counters that order
+// their additions follow, and, if grad_x has a 16-bit type, the float32 sums for grad_x.
 struct BackwardWorkspace {
     BackwardWorkspace(const DeformConv2dDims& d, const BackwardPartition& partition, int64_t accumulator_bytes) {
         const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backward pass of deform_conv2d on the CPU. For each task (backward_partition.h) and panel of output pixels, the gradients of
-// the columns are the product of grad_y with the packed weights. They are scattered to grad_x and give the gradients of offset
-// and mask. Then the sampled values replace them, and the product of these values with grad_y is added to a partial
-// grad_weight. Only the columns of one panel are stored at a time.
+// the columns are the product of grad_y with the packed weights. These gradients are scattered to grad_x, and the gradients of
+// offset and mask are computed from them. Then the sampled values replace them, and the product of the sampled values with
+// grad_y is added to a partial grad_weight. Only the columns of one panel are stored at a time.
 #include "core/parallel.h"
 #include "core/transpose_simd.h"
 #include "deform_conv2d/cpu_backward.h"
@@ -24,7 +24,8 @@ struct Scratch {
     const Samples<A> samples;
     const ZeroedBuffer<A> columns, grad_y, products;  // a tile reads beyond the channels of the last pixel of grad_y
     const Buffer<T> stored_grad_y;
-    // For AMX tiles: the pixels of each channel of grad_y, and the columns of pairs of pixels.
+    // Operands for AMX tiles. lines: grad_y with the pixels of a channel next to each other. pairs: the columns, with the
+    // values of two pixels next to each other.
     const Buffer<T> lines, pairs;
 };
 
@@ -72,8 +73,8 @@ struct Backward {
         return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.bias_at) + partial * d.O;
     }
 
-    // Packs the matrix B of the product grad_columns = grad_y * B. Its rows are the output channels of the group, its columns
-    // those of a run.
+    // Packs the matrix B of the product grad_columns = grad_y * B. The rows of B are the output channels of the group; the
+    // columns of B are the columns of a run (Part in cpu_backward.h).
     void pack_weights() const {
         const T* weight = static_cast<const T*>(t.weight);
         parallel_for(parts.count, threads, [&](int64_t first, int64_t last) {
@@ -148,8 +149,8 @@ struct Backward {
 
     int64_t pixel(const PixelWalk& at) const { return (at.b * d.Ho + at.i) * d.Wo + at.j; }
 
-    // Loads grad_y of n pixels and zeros the remaining pixels of the panel, because tiles read whole rows. Adds their sums to
-    // `bias` unless it is null.
+    // Loads grad_y of n pixels. The remaining pixels of the panel are set to zero, because whole tiles are read. Unless `bias`
+    // is null, the sum over the pixels is added to `bias`.
     void load_grad_y(PixelWalk walk, int64_t n, const Scratch<T>& scratch, A* bias) const {
         A* grad_y = scratch.grad_y;
         T* stored = scratch.stored_grad_y;
@@ -283,8 +284,8 @@ struct Backward {
 void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
-        // grad_y and weight are bfloat16, so that products of pairs are exact. An odd number of channels has no pairs; the AVX2
-        // version handles that case.
+        // grad_y and weight are bfloat16, so that the products are exact. Without AMX tiles, an odd number of output channels
+        // of a group cannot be divided into pairs; the AVX2 version handles that case.
         const bool pairs = dims.O / dims.groups % 2 == 0 || (dims.tiles && dims.groups == 1);
         if (!pairs) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();

@@ -21,7 +21,8 @@ namespace {
 // slice) they form one run if they are the whole slice, otherwise one run per tap.
 struct Part {
     int64_t group, begin, end;
-    // Number of runs in a row of columns, columns of a run, position of the first run, distance between runs.
+    // Runs in a row of columns. runs: their number. run_columns: columns of a run. first: position of the first run. stride:
+    // distance between runs.
     int64_t runs, run_columns, first, stride;
     int64_t packed, partial;                   // elements before this part in the packed weights and in a partial grad_weight
     int64_t slice;
@@ -67,7 +68,8 @@ struct Parts {
 // Matrix products of one panel of the backward pass (cpu_backward.cpp): the gradients of the columns and the contribution to
 // grad_weight.
 
-// Output pixels of a panel: a multiple of each tile_rows, or the pixels that AMX tiles sum in two steps.
+// Number of output pixels of a panel. kPanel is a multiple of all values of tile_rows(). kTilePanel, for AMX tiles, is the
+// number of pixels that two multiplications sum.
 constexpr int64_t kPanel = 48, kTilePanel = 2 * kTileDepth;
 constexpr int64_t kLine = kTilePanel + kTileDepth;  // elements between channels of `lines`; an odd number of cache lines
 
@@ -79,7 +81,7 @@ FASTDS_HD void for_tile_vectors(const A* sums, int64_t rows, const Each& each) {
         for (int64_t c = 0; c < NV * lanes; c += lanes, sums += lanes) each(r, c, load_vec<lanes>(sums));
 }
 
-// columns = grad_y * packed, for the n pixels of a panel and the parts of a slice.
+// Computes columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
 template <class Step>
 void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking blocking, int64_t slice, int64_t n,
                     const typename Step::Stored* grad_y, int64_t grad_row, const typename Step::Stored* packed,
@@ -122,8 +124,8 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
     }
 }
 
-// partial += grad_y^T * columns, in the order (output channel, tap, channel of the part). The sum of each panel starts from
-// zero.
+// Computes partial += grad_y^T * columns, in the order (output channel, tap, channel of the part). The sum over a panel starts
+// from zero and is then added to `partial`.
 template <class A>
 void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const A* grad_y, const A* columns,
                 int64_t column_row, A* partial, Prefetch<A>& prefetch) {
@@ -194,8 +196,8 @@ inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, i
 }
 #endif
 
-// The two loops of the backward pass over the samples of a pixel: adding their gradients to grad_x, and the products from which
-// the gradients of offset and mask are computed.
+// The two loops of the backward pass over the samples of a pixel. One loop adds their gradients to grad_x. The other computes
+// the products from which the gradients of offset and mask follow.
 
 // The channels of one slice of grad_x, or a private accumulator for them. Rows are zeroed when they are first touched; the rows
 // [begin, end) are valid.
@@ -228,8 +230,8 @@ FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
     store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + w * v));
 }
 
-// grad_x += weights * columns, which are the gradients of the masked samples. Not inlined, because the code is the same for all
-// storage types.
+// Adds weights * columns to grad_x, where the columns hold the gradients of the masked samples. The function is not inlined,
+// because its code is the same for all storage types.
 template <class A>
 __attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, int64_t run, const A* columns,
                                        const GradImage<A>& grad_x) {
@@ -318,7 +320,8 @@ struct CornerProducts {
     }
 };
 
-// products[4q + n] = sum over channels of (gradient of sample q) * (corner n). The masked samples replace the columns.
+// Computes products[4q + n] = sum over channels of (gradient of sample q) * (corner n). The masked samples replace the
+// gradients in `columns`.
 template <class A, class T>
 FASTDS_HD void compute_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
                              A* products) {
@@ -392,8 +395,8 @@ struct OrderedAccumulator {
                                       : reinterpret_cast<A*>(static_cast<char*>(workspace) + layout.sums_at)),
           counters(reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + layout.counters_at)) {}
 
-    // Returns the elements of a thread's window. It has twice the size of the image, but a task touches only a few of its rows,
-    // which are about the same for all tasks.
+    // Returns the number of elements of a thread's window. A window is twice as large as the image, but a task touches only a
+    // few of its rows, which are about the same for all tasks.
     int64_t count_window_elements() const { return 2 * d.H * d.W * partition.slice_channels; }
     // Returns the address of row 0 of the image in a window, for a task whose band starts at output row `row_begin`.
     A* get_image(A* window, int64_t row_begin, int64_t channels) const {

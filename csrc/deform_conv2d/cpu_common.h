@@ -333,8 +333,9 @@ FASTDS_HD SampleRow get_sample_row(const Plan<A>& plan, const void* offset, cons
     return row;
 }
 
-// Computes the samples of a run of output pixels from their offsets and mask. `row` belongs to the first pixel; those of the
-// other pixels follow it. Returns the rows that the samples touch in the gradient of x.
+// Computes the samples of a run of output pixels from their offsets and mask. `row` points to the offsets and mask of the first
+// pixel, which the offsets and masks of the other pixels follow. If kBackward is true, the function returns the range of rows
+// that the samples touch in the gradient of x.
 template <bool kBackward, class T, class A>
 FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const PixelWalk& pixel, int64_t run, const Image& image,
                           const Image& grad, const Samples<A>& s) {
@@ -611,8 +612,8 @@ struct Planes {
                 tensors.mask ? reinterpret_cast<const char*>(&mask[p * samples]) : nullptr};
     }
 
-    // Prefetches the shares p to last (of `count`) of the cache lines that write() fills and that the next panel reads. They
-    // are short parts of many planes, which the hardware does not prefetch. All pixels are treated as if they were in one
+    // Prefetches the shares p to last (of `count`) of the cache lines that write() fills and that the next panel reads. These
+    // lines are short parts of many planes, which the hardware does not prefetch. All pixels are treated as if they were in one
     // image.
     FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p, int64_t last) const {
         const int64_t size = d.Ho * d.Wo, b = pixel[0] / size, at = pixel[0] % size, left = size - at;

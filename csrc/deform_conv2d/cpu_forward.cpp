@@ -11,15 +11,16 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Size of the columns of a panel, which share the L2 cache with the weights and rows of x. Longer panels read and write longer
-// contiguous parts of NCHW planes.
+// Maximum number of bytes of the columns of a panel, which share the L2 cache with the weights and rows of x.
+// kPlanarPanelBytes, for NCHW tensors, is larger, because longer panels read and write longer contiguous parts of planes.
 constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 
-// Steps of the product per partial sum; partial sums are then added, because long sums lose precision.
+// Number of steps from which on a partial sum is added to the total and a new partial sum starts, because long sums lose
+// precision.
 constexpr int64_t kSumSteps = 128;
 
-// Returns the pixels of a panel out of `total` pixels. A panel is shorter if otherwise some thread had no panel or much less
-// work than others.
+// Returns the number of pixels of a panel. `total` is the number of pixels of the call. Panels are shortened if a thread would
+// otherwise have no panel.
 inline int64_t choose_panel_pixels(int64_t column_bytes, bool planar, bool tiles, int64_t total, int threads) {
     const int64_t rows = tiles ? 2 * kTileRows : kTileRowsMultiple;
     const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / rows * rows;
@@ -57,8 +58,8 @@ void write_tile(const A* sums, int64_t row_length, int64_t rows, const A* bias, 
 template <class A>
 using WriteTile = void (*)(const A*, int64_t, int64_t, const A*, int64_t, const int64_t*, int64_t, void*, int64_t);
 
-// y = columns * packed weights + bias, for the `n` pixels of a panel and one convolution group. The output of pixel p starts at
-// y + pixel[p] * O + first.
+// Computes y = columns * packed weights + bias for the `n` pixels of a panel and one convolution group. The output of pixel p
+// starts at y + pixel[p] * O + first.
 template <class Step>
 inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const typename Step::Stored* columns, int64_t column_row,
                            int64_t n, const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel,

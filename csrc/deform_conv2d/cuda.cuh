@@ -19,12 +19,13 @@ constexpr int kStep = 16;  // terms of the sum in one slab
 template <class T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;  // blocks per multiprocessor, which bounds the registers to 255 and 128
 
-// Channels that a thread loads at once: 16 bytes, or one channel if groups, strides or addresses do not permit that.
+// Number of channels that a thread loads at once: 16 bytes of them, or 1 for double. A thread loads one channel at a time if
+// the groups, strides or addresses do not permit loads of 16 bytes.
 template <class T>
 constexpr int kVector = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
 // A tile of kM x kN results, kTM x kTN of them in each thread. Rows of the operands in shared memory are padded by 16 bytes.
-// They remain aligned, and the columns of a slab fall into different banks.
+// The rows remain aligned, and the columns of a slab fall into different banks.
 template <class A, int kM, int kN, int kTM, int kTN>
 struct Tile {
     static_assert(kM / kTM * (kN / kTN) == kThreads, "one block of threads covers the tile");
@@ -74,7 +75,7 @@ __device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
 // An output pixel: the positions of its first channel in each tensor, and the coordinates of tap (0, 0) before displacement.
 template <class A>
 struct Pixel {
-    // In elements; those of x and grad_x refer to the start of the image; x is -1 after the last pixel.
+    // Positions in elements. x and grad_x are the positions of the image. x is -1 for pixels after the last one.
     int64_t x, offset, mask, grad_x;
     A row, column;
 };
@@ -182,8 +183,8 @@ struct Sample {
     }
 };
 
-// Returns whether V channels can be loaded at once everywhere, so that no load crosses a group of either kind or a 16-byte
-// boundary.
+// Returns whether kVector channels can be loaded at once everywhere: no load crosses the end of a convolution group or offset
+// group, and all addresses are aligned to 16 bytes.
 template <class T>
 bool can_load_packs(const DeformConv2dDims& d, const void* x) {
     constexpr int V = kVector<T>;

@@ -56,10 +56,10 @@ struct Unordered {
     }
 };
 
-// Accumulation of grad_x in fixed point. Sums of integers have the same bits in any order. The unit follows from an upper bound
-// of each term, max |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of
-// an image: it is 2^-40 of the bound for 200 x 200 x 9 samples. For double, a second word counts 2^-30 of the unit. An element
-// that receives a term that is not finite becomes NaN.
+// Accumulation of grad_x in fixed point. Sums of integers have the same bits in any order. The unit of the integers follows
+// from an upper bound of a term: max |grad_y| * max |weight| * max |mask| times the number of outputs of a group. It is large
+// enough that one term of each sample of an image can be added without overflow. For double, a second word counts 2^-30 of the
+// unit. An element that receives a term that is not finite becomes NaN.
 struct OrderedLayout {
     OrderedLayout(const DeformConv2dDims& d, int words) : n(d.B * d.H * d.W * d.C), words(words) {}
     int64_t flags_at() const { return n * words * 8; }
@@ -144,8 +144,8 @@ __global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restric
     grad_x[i] = store<T>(static_cast<compute_t<T>>(value));
 }
 
-// Contiguous tensors: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs).
-// GradX is Unordered or Ordered; if needs_x is false, nothing is added to it.
+// These tensors are contiguous: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels,
+// pairs). GradX is Unordered or Ordered; if needs_x is false, nothing is added to grad_x.
 template <class T, int V, class GradX>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles tiles, const Inputs<T> in,
@@ -283,8 +283,8 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
 struct WeightPartition {
     static constexpr int kM = 64, kN = 64;
     explicit WeightPartition(const DeformConv2dDims& d) {
-        // Enough blocks for the largest devices, at least 16 slabs per part, at most 2^26 partial sums. The partition depends
-        // only on the shape.
+        // There are enough blocks for the largest devices, unless parts would have fewer than about 16 slabs or there would be
+        // more than 2^26 partial sums. The partition depends only on the shape.
         const int64_t terms = d.kh * d.kw * (d.C / d.groups), pixels = d.B * d.Ho * d.Wo;
         output_tiles = (d.O / d.groups + kM - 1) / kM, term_tiles = (terms + kN - 1) / kN;
         tiles = d.groups * output_tiles * term_tiles;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels of the CUDA forward pass: in the compute type; of 16-bit types on tensor cores; on tensor cores with samples from
-// shared memory.
+// Kernels of the CUDA forward pass. One multiplies in the compute type. Two multiply 16-bit types on tensor cores, with samples
+// from global memory or from shared memory.
 #pragma once
 #include "core/fast_math.cuh"
 #include "core/mma.h"
@@ -89,8 +89,8 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
 constexpr int kMmaWarps = 8, kMmaPixels = 16, kMmaOutputs = 64;
 constexpr int kMmaChannels = 8;              // channels of a lane, 16 bytes
 constexpr int kMmaTerms = 4 * kMmaChannels;  // terms of a warp at a time
-// Terms in shared memory, 76 KiB, so that two blocks fit on a multiprocessor. The row length is an odd multiple of 64 bytes, so
-// that 8 lanes read different banks.
+// Number of terms in shared memory. They take 76 KiB, so that two blocks fit on a multiprocessor. The row length is an odd
+// multiple of 64 bytes, so that 8 lanes read different banks.
 constexpr int kMmaPanel = 19 * kMmaTerms;
 
 // Common data of kMmaChannels terms: coordinates of their tap relative to tap (0, 0) (NaN after the last term), q = offset
@@ -309,7 +309,8 @@ struct TileWindow {
     }
 };
 
-// Like compute_samples, for one pack of channels of a group.
+// Like compute_samples, but reads samples inside the window from shared memory. `pack` is the index of the lane's 16 bytes of
+// channels in the group.
 template <class T>
 __device__ __forceinline__ void compute_window_samples(const DeformConv2dDims& d, const Inputs<T>& in,
                                                const DeformConv2dOffsetEpilogue& epilogue,

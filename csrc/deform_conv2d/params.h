@@ -2,10 +2,10 @@
 // Sizes, strides and addresses of one deform_conv2d call, in plain structs shared by the binding and the kernels.
 //
 // 4-D tensors have channel stride 1 (channels_last). x, offset and mask have batch, row and pixel strides in elements, so that
-// channel slices of one tensor need no copy. y, grad_y and all gradients are contiguous NHWC. If `planar` is set (only in the
-// forward pass on a CPU), offset, mask and y are contiguous NCHW. weight and grad_weight are contiguous (O, C/groups, kh, kw).
-// For tap k = kh_index*kw + kw_index of offset group g, channel (g*K + k)*2 of offset is the row displacement in pixels and the
-// next channel the column displacement. Channel g*K + k of mask is the factor of the sample.
+// channel slices of one tensor need no copy. y, grad_y and the gradients of x, offset and mask are contiguous NHWC. If `planar`
+// is set (only in the forward pass on a CPU), offset, mask and y are contiguous NCHW. On the CPU, weight and grad_weight are
+// contiguous (O, C/groups, kh, kw). For tap k = kh_index*kw + kw_index of offset group g, channel (g*K + k)*2 of offset is the
+// row displacement in pixels and the next channel the column displacement. Channel g*K + k of mask is the factor of the sample.
 #pragma once
 #include <stdint.h>
 
@@ -30,7 +30,7 @@ struct DeformConv2dForward {
     void* y;
 };
 
-// A gradient whose address is null is not computed. All others are written completely.
+// A gradient whose address is null is not computed. On the CPU, all elements of the other gradients are written.
 struct DeformConv2dBackward {
     const void *grad_y, *x, *offset, *mask, *weight;
     void *grad_x, *grad_offset, *grad_mask, *grad_weight, *grad_bias;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Definitions of the part of the CUDA language that the kernels of this project use, in terms of the emulator.
-// tests/gpuless/emu.py includes this file before each .cu file. Tensor cores are in core/mma.h. cp.async is not defined: a
-// kernel that uses it needs an alternative without it.
+// tests/gpuless/emu.py includes this file before each .cu file. core/mma.h emulates tensor cores. The instruction cp.async is
+// not emulated: a kernel that uses cp.async needs an alternative without it.
 #pragma once
 #include <limits.h>
 #include <math.h>
@@ -65,7 +65,7 @@ T exchange(Site site, unsigned mask, T value, int source) {
     return value;
 }
 
-// Shuffles within segments of `width` lanes. At the ends of a segment they behave as the CUDA programming guide specifies.
+// Warp shuffles within segments of `width` lanes. The CUDA programming guide specifies the results at the ends of a segment.
 template <class T>
 T shuffle(Site site, unsigned mask, T value, int source, int width = 32) {
     return exchange(site, mask, value, (emulator.lane() & ~(width - 1)) | (source & (width - 1)));

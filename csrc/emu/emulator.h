@@ -2,11 +2,12 @@
 // Emulator that runs CUDA kernels on the CPU. It is used only by tests: tests/gpuless/emu.py builds it, and no installed module
 // contains it.
 //
-// Blocks run one after another on one thread of the operating system. Each CUDA thread of a block is a fiber. It runs until it
-// returns or waits at a barrier or a warp collective; then the next fiber runs. A kernel that lacks a barrier therefore reads
-// values that are not yet written or already overwritten. A seed determines the order of fibers and blocks (0: ascending).
-// Shared memory is allocated for each block and filled with 0xff bytes (NaN). The emulator does not model the memory order
-// inside a warp or between atomics, nor threads that spin on a value of another thread.
+// Blocks run one after another on one thread of the operating system. Each CUDA thread of a block is a fiber. A fiber runs
+// until it returns or waits at a barrier or a warp collective; then the next fiber runs. If a kernel lacks a barrier, a fiber
+// may therefore read values that are not yet written or already overwritten, so that the result is wrong. A seed determines the
+// order of fibers and blocks; with seed 0 it is ascending. Shared memory is allocated for each block and filled with 0xff bytes
+// (NaN). The emulator does not model the memory order inside a warp or between atomics, nor threads that spin on a value of
+// another thread.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -227,8 +228,8 @@ class Emulator {
         arrived();
     }
 
-    // Switches between the scheduler (resume) and a fiber (leave, arrived). AddressSanitizer must be told which stack is in
-    // use.
+    // resume() switches from the scheduler to a fiber, leave() switches back, and arrived() is called in a fiber after a
+    // switch. The calls of AddressSanitizer declare the stack in use.
     void resume(unsigned i) {
         current_ = i;
         threadIdx = fibers_[i].index;
@@ -254,8 +255,8 @@ class Emulator {
 #endif
     }
 
-    // Completes each collective for which all lanes of the mask that have not returned wait at the same position with the same
-    // mask.
+    // Completes each collective at which all lanes of its mask wait, with the same mask; lanes that have returned are ignored.
+    // Returns whether a collective was completed.
     bool release_warps() {
         bool any = false;
         const unsigned threads = static_cast<unsigned>(fibers_.size());

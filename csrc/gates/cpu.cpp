@@ -19,8 +19,8 @@ struct BlockRange {
     int64_t row, rows, column, columns;
 };
 
-// Copy rows to a contiguous buffer and back. If masked loads are fast, the last vector of a row may write into the next row,
-// which is written afterwards. The buffer has room for it after the last row.
+// read() copies rows to a contiguous buffer, and write() copies them back. If masked loads are fast, read() may write the last
+// vector of a row beyond the row; the next row overwrites the excess. The buffer has room for a vector after the last row.
 template <class T, class A>
 inline void read(A* to, const T* from, int64_t row, const BlockRange& range) {
     for (int64_t r = 0; r < range.rows; r++, from += row, to += range.columns) {
@@ -65,7 +65,8 @@ inline void dispatch_storage(const GateOperand& operand, const BlockRange& range
     }
 }
 
-// Combines two runs of N / 2 elements into one vector. The generic code goes through memory and has to wait for the stores.
+// Combines two runs of N / 2 elements into one vector. For AVX it uses insert instructions, because the generic code writes to
+// memory and has to wait for the stores.
 template <class A, int N>
 FASTDS_HD Vec<A, N> concatenate(const A* first, const A* second) {
     const Vec<A, N / 2> parts[2] = {load_vec<N / 2>(first), load_vec<N / 2>(second)};
@@ -171,8 +172,8 @@ struct Blocks {
         return operand.data && operand.dtype == compute_dtype && (range.rows == 1 || operand.row == p.run);
     }
 
-    // Returns whether rows are read and written in place: all operands have the compute type and row lengths that are a
-    // multiple of half a vector.
+    // Returns whether rows are read and written in place. This requires float32 operands, several rows, and a row length that
+    // is a multiple of half a vector and at most kLongestRow.
     bool by_rows() const {
         constexpr int half = kLanes<A> / 2;
         bool fits = loops.pairs != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;

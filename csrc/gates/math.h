@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pointwise formulas of recurrent cells, for scalars (host and device) and vectors; s = sigmoid, t = tanh. A formula named
-// Backward takes the gradients of the outputs, then the inputs, and returns the gradients of the inputs. A formula named Double
-// takes the cotangents of these gradients, then all inputs of the Backward formula, and returns the gradients of the latter.
+// The pointwise formulas of recurrent cells, for scalars (host and device) and vectors; s is sigmoid and t is tanh. The comment
+// (a, b) -> (y) lists the inputs and outputs of a formula. A formula named Backward takes the gradients of the outputs, then
+// the inputs, and returns the gradients of the inputs. A formula named Double differentiates the Backward formula: it takes the
+// cotangents u_x of the gradients grad_x, then all inputs of the Backward formula, and returns the gradients of these inputs.
 #pragma once
 #include "core/vec_math.h"
 #include "gates/params.h"
@@ -20,7 +21,7 @@ struct GateOptions {
     template <class A, class V>                                                         \
     static FASTDS_HD void apply(const V (&in)[in_count], V (&out)[out_count], const GateOptions<A>& options)
 
-// c' = s(f) c + s(i) t(g), h' = s(o) t(c');  (i, f, g, o, c) -> (h', c')
+// LSTM with s = sigmoid and t = tanh: c' = s(f) c + s(i) t(g), h' = s(o) t(c');  (i, f, g, o, c) -> (h', c')
 struct LstmGates {
     FASTDS_GATE_FORMULA(5, 2) {
         const V i = gate_parts<A>(in[0]).bottom, f = gate_parts<A>(in[1]).bottom, o = gate_parts<A>(in[3]).bottom;
@@ -32,7 +33,7 @@ struct LstmGates {
     }
 };
 
-// (grad_h, grad_c', i, f, g, o, c) -> (grad_i, grad_f, grad_g, grad_o, grad_c)
+// Gradients of LstmGates: (grad_h', grad_c', i, f, g, o, c) -> (grad_i, grad_f, grad_g, grad_o, grad_c)
 struct LstmGatesBackward {
     FASTDS_GATE_FORMULA(7, 5) {
         const auto ip = gate_parts<A>(in[2]), fp = gate_parts<A>(in[3]);
@@ -56,7 +57,7 @@ struct LstmGatesBackward {
     }
 };
 
-// c' = s(f) k(c) + s(i) t(g), k = identity or tanh;  (i, f, g, c) -> c'
+// Memory with s = sigmoid and t = tanh: c' = s(f) k(c) + s(i) t(g), where k is the identity or tanh;  (i, f, g, c) -> c'
 template <bool tanh_state>
 struct MemoryGates {
     FASTDS_GATE_FORMULA(4, 1) {
@@ -91,7 +92,8 @@ struct MemoryGatesBackward {
     }
 };
 
-// MemoryGates, with the pre-activation q of the output gate passed through;  (i, f, g, q, c) -> (c', q)
+// MemoryGates, with a fifth input q, the pre-activation of the output gate, which is an output, too;  (i, f, g, q, c) -> (c',
+// q)
 struct StLstmGates {
     FASTDS_GATE_FORMULA(5, 2) {
         const V memory[4] = {in[0], in[1], in[2], in[4]};
@@ -102,7 +104,7 @@ struct StLstmGates {
     }
 };
 
-// (grad_c', grad_q, i, f, g, q, c) -> (grad_i, grad_f, grad_g, grad_q, grad_c)
+// Gradients of StLstmGates: (grad_c', grad_q, i, f, g, q, c) -> (grad_i, grad_f, grad_g, grad_q, grad_c)
 struct StLstmGatesBackward {
     FASTDS_GATE_FORMULA(7, 5) {
         const V memory[5] = {in[0], in[2], in[3], in[4], in[6]};
@@ -163,7 +165,8 @@ struct GruResetBackward {
     }
 };
 
-// (u_a, u_b, u_h, grad_z, grad_q, a, b, h) -> gradients of (grad_z, grad_q, a, b, h)
+// Derivative of GruResetBackward, with cotangents u_x of its outputs grad_x: (u_a, u_b, u_h, grad_z, grad_q, a, b, h) ->
+// gradients of (grad_z, grad_q, a, b, h)
 struct GruResetDouble {
     FASTDS_GATE_FORMULA(8, 5) {
         const auto z = sigmoid_slope<A>(in[5]), r = sigmoid_slope<A>(in[6]);
@@ -192,8 +195,8 @@ FASTDS_HD Candidate<V> compute_candidate(V a, A slope) {
     }
 }
 
-// h' = w h + (1-w) n with w = z or 1-z and n = t(a) or leaky(a);  (z, a, h) -> h'. keep = 1 gives w = z, keep = 0 gives w =
-// 1-z.
+// GRU update: h' = w h + (1-w) n, where n is tanh(a) or the leaky ReLU of a;  (z, a, h) -> h'. The weight w of h is z if
+// options.keep is 1, and 1-z if options.keep is 0.
 template <class A, class V>
 FASTDS_HD V hidden_weight(V z, const GateOptions<A>& options) {
     return (A(1) - options.keep) + (A(2) * options.keep - A(1)) * z;
@@ -220,7 +223,8 @@ struct GruUpdateBackward {
     }
 };
 
-// (u_z, u_a, u_h, grad_h', z, a, h) -> gradients of (grad_h', z, a, h)
+// Derivative of GruUpdateBackward, with cotangents u_x of its outputs grad_x: (u_z, u_a, u_h, grad_h', z, a, h) -> gradients of
+// (grad_h', z, a, h)
 template <bool leaky>
 struct GruUpdateDouble {
     FASTDS_GATE_FORMULA(7, 4) {
@@ -234,9 +238,10 @@ struct GruUpdateDouble {
     }
 };
 
-// Formulas of a whole GRU step whose backward pass uses saved results of the forward pass, so that it computes no exponential
-// again.
-// z = s(a), r = s(b), q = r h;  (a, b, h) -> (z, r, q)
+// The following formulas belong to a GRU step whose backward pass uses saved results of the forward pass, so that the backward
+// pass computes no exponential.
+
+// Gates of the GRU with s = sigmoid: z = s(a), r = s(b), q = r h;  (a, b, h) -> (z, r, q)
 struct GruResetKept {
     FASTDS_GATE_FORMULA(3, 3) {
         out[0] = sigmoid<A>(in[0]);
@@ -255,7 +260,7 @@ struct GruUpdateKept {
     }
 };
 
-// (grad_h', grad_n, z, n) -> grad_a of the candidate. For the leaky ReLU the sign of n is that of its input.
+// Gradient of the GRU candidate n = act(a): (grad_h', grad_n, z, n) -> grad_a. For the leaky ReLU, n and a have the same sign.
 template <bool leaky>
 struct GruCandidateGradient {
     FASTDS_GATE_FORMULA(4, 1) {
@@ -267,8 +272,8 @@ struct GruCandidateGradient {
     }
 };
 
-// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), without the contribution of the convolutions to
-// grad_h
+// Gradients of the GRU gates: (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h). The contribution of
+// the convolutions to grad_h is not included.
 struct GruGatesGradient {
     FASTDS_GATE_FORMULA(8, 3) {
         const V z = in[4], r = in[5], n = in[6], h = in[7];
@@ -279,7 +284,8 @@ struct GruGatesGradient {
     }
 };
 
-// TrajGRU: z = s(zx+zh), r = s(rx+rh), n = leaky(nx + r nh), h' = (1-z) n + z h;  (zx, rx, nx, zh, rh, nh, h) -> h'
+// TrajGRU with s = sigmoid and the leaky ReLU: z = s(zx+zh), r = s(rx+rh), n = leaky(nx + r nh), h' = (1-z) n + z h;
+// (zx, rx, nx, zh, rh, nh, h) -> h'
 struct TrajGruGates {
     FASTDS_GATE_FORMULA(7, 1) {
         const V z = sigmoid<A>(V(in[0] + in[3])), r = sigmoid<A>(V(in[1] + in[4]));
@@ -288,7 +294,8 @@ struct TrajGruGates {
     }
 };
 
-// (grad_h', zx, rx, nx, zh, rh, nh, h) -> (grad_zx, grad_rx, grad_nx, grad_zh, grad_rh, grad_nh, grad_h)
+// Gradients of TrajGruGates: (grad_h', zx, rx, nx, zh, rh, nh, h) -> (grad_zx, grad_rx, grad_nx, grad_zh, grad_rh, grad_nh,
+// grad_h)
 struct TrajGruGatesBackward {
     FASTDS_GATE_FORMULA(8, 7) {
         const auto z = sigmoid_slope<A>(V(in[1] + in[4])), r = sigmoid_slope<A>(V(in[2] + in[5]));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pointwise operations of recurrent cells: one driver for formulas with several inputs and outputs (math.h).
+// Pointwise operations of recurrent cells. One driver evaluates the formulas of math.h, which have several inputs and outputs.
 //
 // An operand has `rows` rows of `run` contiguous elements. It may be one gate of a packed (B, 4C, H, W) tensor: in
 // channels_last a row is a pixel and run = C; in contiguous memory a row is a sample and run = C*H*W. The operands of a call
@@ -11,7 +11,8 @@
 
 namespace fastds {
 
-// List of all formulas: the name for Python, whose position is the number, and the struct of math.h.
+// All formulas: the name in Python and in GateFormula, and the struct in math.h. The position of a formula in the list is its
+// number, which Python passes to the kernels.
 #define FASTDS_GATE_FORMULAS(X)                                      \
     X(lstm_gates, LstmGates)                                         \
     X(lstm_gates_backward, LstmGatesBackward)                        \

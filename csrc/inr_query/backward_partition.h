@@ -36,7 +36,7 @@ struct InrTrunkPartition {
             elements += d.width[l] * row(d, l) + round_up(d.width[l], kPad);
         }
     }
-    // Returns the elements in a row of a layer's weight gradient, rounded up to whole vectors.
+    // Returns the number of elements in a row of a layer's weight gradient, rounded up to whole vectors.
     static int64_t row(const InrQueryDims& d, int layer) { return round_up(inr_layer_inputs(d, layer), kPad); }
 
     static constexpr int64_t kPad = 16;
@@ -45,7 +45,7 @@ struct InrTrunkPartition {
     int64_t elements = 0;       // elements of the sums of a task
 };
 
-// Sums `count` arrays of n elements, which are `stride` apart, in ascending order. `target` may be the first of them.
+// Sums `count` arrays of n elements, which are `stride` elements apart, in ascending order. `target` may be the first array.
 template <class A>
 void sum_in_order(A* target, const A* parts, int64_t count, int64_t stride, int64_t n, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {

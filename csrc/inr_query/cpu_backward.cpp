@@ -63,7 +63,8 @@ struct Task {
     }
 
   private:
-    // Adds the gradients of the pre-activations of channels c .. c+N-1, summed over the corners, to those of R, b and Lambda.
+    // Adds the gradients of the pre-activations of channels c .. c+N-1, summed over the corners, to the gradients of rho_w,
+    // bias and cell_w (or phase).
     template <int N>
     FASTDS_HD void add_offset(int64_t c, int64_t width, Vec<A, N> along_y, Vec<A, N> along_x, Vec<A, N> all, const A* cell) {
         add_to<N>(partial + c, along_y);

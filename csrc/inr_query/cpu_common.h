@@ -66,8 +66,9 @@ struct Source {
     const Buffer<T> nothing;
 };
 
-// The terms R rho + Lambda kappa + b of a query. `constant` is Lambda kappa + b; the term of rho depends on the corner. For the
-// Fourier feature, `constant` is Phi kappa.
+// The terms R rho + Lambda kappa + b of a query, with R = rho_w, Lambda = cell_w and b = bias; rho is the offset from a corner
+// and kappa the cell size. `constant` is Lambda kappa + b; the term of rho depends on the corner. For the Fourier feature,
+// `constant` is phase * kappa.
 template <class A>
 struct OffsetTerms {
     explicit OffsetTerms(const InrQueryDims& dims, const InrQueryTensors& t)
@@ -160,7 +161,8 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
     return sum;
 }
 
-// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / (sum over j).
+// Attention over the corners: alpha[4 h + j] = omega_j e^{l_jh} / (sum of these terms over j), where omega_j is the weight of
+// corner j, and l_jh is the logit of corner j for head h.
 template <class A>
 struct Attention {
     explicit Attention(const InrQueryDims& d, const InrQueryTensors& t)
@@ -395,8 +397,8 @@ struct Trunk {
     }
 
     // Propagates n rows through all layers. `rows` holds the input; `rows` and `other` alternate as scratch. y receives the
-    // values of the last layer in the compute type. Not inlined, because the code is the same for all storage types with this
-    // step.
+    // values of the last layer in the compute type. The function is not inlined, because its code is the same for all storage
+    // types with this step.
     __attribute__((noinline)) void run(Stored* rows, Stored* other, A* y, int64_t n) const {
         for (int l = 0; l + 1 < d.layers; l++) {
             layer(l, rows, other, n, true);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward pass of inr_query on the CPU. It locates a panel of queries, gathers their features into rows and passes the rows
+// Forward pass of inr_query on the CPU. A task locates a panel of queries, gathers their features into rows and passes the rows
 // through the whole trunk while they stay in the L2 cache. Only y is written to memory. Panels are computed in parallel. Each
-// value of y is summed in one order, independent of the panel, the chunk of queries and the number of threads.
+// value of y is summed in one order, independent of the panel and the number of threads.
 #include "core/parallel.h"
 #include "inr_query/cpu_common.h"
 
@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kPanelRows = 96;  // two buffers of this number of rows and the weights of one layer share the L2 cache
 
-// Computes y = (the row, or for `late` the sum of omega_j times the four rows) + bilinear skip. y is NaN if no corner is valid.
+// Computes y = row + skip, where the row of the ensemble `late` is the sum of the four rows times the corner weights, and the
+// skip map is interpolated bilinearly. y is NaN if no corner is valid.
 template <class T, class A>
 FASTDS_HD void finish(const Source<T>& source, const QueryCorners<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
     const InrQueryDims& d = source.d;

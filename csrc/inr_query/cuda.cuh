@@ -124,7 +124,7 @@ __device__ void attend(const CudaQuery<T>& q, A* query, A* alpha, int lane) {
     __syncwarp();
 }
 
-// Returns the elements of shared memory of one warp.
+// Returns the number of elements of shared memory of one warp.
 FASTDS_HD int64_t inr_shared(const InrQueryDims& d, bool backward) {
     return d.ensemble == inr_early_attn ? d.heads * d.dk + 4 * d.heads + (backward ? 4 * d.D + 4 * d.heads : 0) : 0;
 }

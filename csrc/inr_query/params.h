@@ -4,9 +4,10 @@
 // maps is NHWC in the storage type with its own batch, row and pixel strides (channel stride 1). All other tensors are
 // contiguous in the compute type (double for double, otherwise float). rho_w, cell_w and phase are (2, D) or (2, N): first all
 // row parts, then all column parts.
-// Channels of maps: affine has D; slope has 3D (constant part, slopes along rows, slopes along columns); fourier has 2N
-// amplitudes and 2N frequencies as (row, column) pairs; dot has O*D values and O constants. early_attn appends heads*dk keys
-// and heads*dk contents.
+//
+// The number of channels of maps depends on the feature. `affine` has D; `slope` has 3D (constant part, slopes along rows,
+// slopes along columns); `fourier` has 2N amplitudes and 2N frequencies as (row, column) pairs, with D = 2N; `dot` has O*D
+// values and O constants. The ensemble `early_attn` appends heads*dk keys and heads*dk contents.
 #pragma once
 #include <stdint.h>
 
@@ -52,8 +53,7 @@ struct InrQueryTensors {
     const void* layer_bias[kInrLayers];
 };
 
-// Gradients of the features, contiguous. A null gradient is not written. maps: (B, H, W, channels), offsets: kInrOffsetRows
-// rows of D.
+// Contiguous gradients of the inputs of the features. maps is (B, H, W, channels), and offsets has kInrOffsetRows rows of D.
 struct InrQueryGradients {
     void* maps;
     void* offsets;

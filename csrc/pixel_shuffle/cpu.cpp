@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle on the CPU, parallel over rows of coarse pixels. Memory bandwidth limits its speed. Where whole vectors are
 // read, bias, activation and gradients are computed in the same step as the permutation in registers (cpu_permute.h). Otherwise
-// they are first computed for some pixels in memory order into a buffer in the L1 cache, which is then permuted (cpu_fused.h).
+// their results for some pixels are first stored in memory order in a buffer in the L1 cache, which is then permuted
+// (cpu_fused.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/cpu_fused.h"
 

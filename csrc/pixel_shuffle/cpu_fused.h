@@ -11,8 +11,8 @@ namespace {
 
 // Bias, activation and their gradients, for contiguous runs of elements and for single vectors that are permuted next.
 
-// Computes act(x + bias) for `count` elements, or copies x if bias is null. Elements after the last in `to` are overwritten as
-// well. One: a single bias applies to all elements.
+// Computes act(x + bias) for `count` elements, or copies x if bias is null. Up to one vector after the last element of `to` may
+// be overwritten. If One is true, a single bias applies to all elements.
 template <bool One, class T>
 FASTDS_HD void compute_activation(const ShuffleLayout<T>& layout, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
     using A = compute_t<T>;
@@ -201,7 +201,8 @@ FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fin
         blocks_to_coarse<R>(C, streamed, fine, fine_row, pixels, coarse);
 }
 
-// Returns whether bias, activation and gradients are computed during the permutation, which needs whole vectors.
+// Returns whether bias, activation and gradients are computed during the permutation. This needs at least one vector of
+// channels, or of sub-pixels of a row if there is a single channel.
 template <class U>
 bool computes_in_registers(const PixelShuffleParams& p) {
     if (!kHasLanes<U>) return false;

@@ -97,8 +97,9 @@ FASTDS_HD void dispatch_factor(int r, const Use& use) {
     }
 }
 
-// Whether values of a type are permuted in registers. Double is used only for checks. AVX2 needs several instructions to
-// permute 16-bit lanes, but this is still faster than gathering single values.
+// True if values of a type are permuted in registers: 16- and 32-bit values in AVX2 and AVX-512 builds. Values of type double,
+// which only checks use, are gathered one by one. AVX2 needs several instructions to permute 16-bit lanes, which is still
+// faster than gathering single values.
 #if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
@@ -188,8 +189,8 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
     }
 }
 
-// Whether R vectors of R lanes are permuted by a transpose. For AVX2 this needs fewer instructions; for shorter vectors it
-// needs more.
+// True if R vectors of R lanes are permuted by a transpose. For 8 vectors of 8 lanes of AVX2, a transpose needs fewer
+// instructions than repeated deinterleaving; for shorter vectors it needs more.
 template <int R, int N, class V>
 constexpr bool kFastTranspose = R == 8 && N == R && sizeof(V) == 32;
 
@@ -306,9 +307,9 @@ FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t 
     }
 }
 
-// Variant for factors with more vectors (R * R) than registers. It processes as many rows of sub-pixels at a time as fill a
-// vector. Vector k of a row holds the elements (c, j) from k * N on. In the coarse tensor, the elements of the next rows follow
-// after the R elements of one row.
+// Variant for factors with more vectors (R * R) than registers. The variant processes as many rows of sub-pixels at a time as
+// fill a vector. Vector k of a row holds the elements (c, j) from k * N on. In the coarse tensor, the elements of the next rows
+// follow after the R elements of one row.
 template <int R, int N>
 constexpr int kRowsOf = N > R ? N / R : 1;
 template <int R, int N>
@@ -489,8 +490,8 @@ __attribute__((noinline)) void runs_to_coarse(const From& fine, int64_t fine_row
                 __builtin_memcpy(coarse + (w * R + i) * R, fine.from + i * fine_row + w * R, R * sizeof(U));
 }
 
-// pixel_shuffle for factors with more sub-pixels (r*r) than registers. A coarse pixel is a matrix with one row of r*r
-// sub-pixels per channel. Squares of this matrix are transposed to vectors of channels, and back.
+// pixel_shuffle for the factors 5, 6 and 7, which have more sub-pixels (r*r) than there are registers. A coarse pixel is a
+// matrix with one row of r*r sub-pixels per channel. Squares of this matrix are transposed to vectors of channels, and back.
 
 constexpr bool is_transposed(int r) { return r > 4 && r < 8; }
 // Channels and sub-pixels of a square; at most 25, the number of sub-pixels of the smallest of these factors.

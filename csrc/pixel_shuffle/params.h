@@ -54,8 +54,8 @@ static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     return rows < 64 ? rows : 64;
 }
 
-// The number of parts on a CPU, where a part has a fixed cost, so that few pixels have fewer parts. It is a power of two, so
-// that threads get equal numbers of parts.
+// Returns the number of parts on a CPU. A part has a fixed cost there, so that few pixels have fewer parts. The number is a
+// power of two, so that threads get equal numbers of parts, unless pixel_shuffle_partials() limits it.
 static inline int64_t pixel_shuffle_cpu_partials(const PixelShuffleParams& params) {
     const int64_t fitting = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
     int64_t parts = 2;

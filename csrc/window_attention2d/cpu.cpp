@@ -32,7 +32,7 @@ FASTDS_HD Lanes<A> at(const A* p) {
     return load_vec<kLanes<A>>(p);
 }
 
-// out[j] += sum over N channels of fixed[c] * moving[c][step * j].
+// Computes out[j] += sum over N channels of fixed[c] * moving[c][step * j]. If `first` is true, out[j] is set instead.
 template <int N, class A>
 FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t window, int step, Lanes<A>* out, bool first) {
     Lanes<A> values[N];
@@ -50,7 +50,7 @@ FASTDS_HD void dot(const A* fixed, const A* moving, int64_t plane, int64_t windo
     }
 }
 
-// sums[c] = sums[c] * factor + sum_j weights[j] * moving[c][step * j].
+// Computes sums[c] = sums[c] * factor + sum over j of weights[j] * moving[c][step * j], for N channels c.
 template <int N, class A>
 FASTDS_HD void weigh(Lanes<A>* sums, Lanes<A> factor, const Lanes<A>* weights, const A* moving, int64_t plane, int64_t window,
                      int step) {
@@ -122,7 +122,7 @@ void fill_planes(const AttentionMap& map, A* planes, const AttentionDims& d, con
     });
 }
 
-// Writes up to one vector of pixels of a row of the result from sums[c].
+// Writes all channels of up to one vector of pixels of a row of the result. sums[c] holds channel c.
 template <class T, class A>
 inline void write_lanes(const AttentionMap& map, int64_t b, int64_t y, int64_t x, int64_t C, int64_t W, const Lanes<A>* sums) {
     T* to = static_cast<T*>(map.data) + b * map.b + y * map.h + x * map.w;
