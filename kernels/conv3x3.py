@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel for the epilogue of a library convolution: bias, second summand, residual, activation and pixel
-shuffle.
+"""Triton kernel for the epilogue of a convolution that a library (cuDNN) computes.
 
-Each program computes consecutive elements of the channels_last result. Sums are in float32 and rounded once. Results
-are deterministic.
+The epilogue adds the bias, a second summand and the residual, and applies the activation and the pixel shuffle. Each
+program computes consecutive elements of the channels_last result. Sums are in float32 and rounded once. Results are
+deterministic.
 """
 
 import torch
@@ -21,7 +21,10 @@ def _epilogue_kernel(
     HAS_SECOND: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVE: tl.constexpr,
     SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute out = shuffle(act(y + second + residual + bias)); CHANNELS of out, width of y in pixels."""
+    """Compute out = shuffle(act(y + second + residual + bias)).
+
+    `width` is the width of y in pixels, and CHANNELS is the number of channels of out.
+    """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     n = first + tl.arange(0, BLOCK)
     inside = n < count
@@ -56,7 +59,7 @@ def apply_epilogue(
     """Write out = shuffle(act(y + second + residual + bias)).
 
     Args:
-        y: (B, O, H, W), dense channels_last, as out, second and residual.
+        y: (B, O, H, W). y, out, second and residual are dense in channels_last memory.
         out: (B, O/r^2, r H, r W). It may be y if r = 1.
         bias: (O,) or None.
         second: (B, O, H, W) or None.

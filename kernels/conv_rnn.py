@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel for steps of recurrent cells: an implicit GEMM on tensor cores with the gates of the cell as epilogue.
 
-One program computes BLOCK_M pixels x BLOCK_N channels of the state with all gates of each. The products of all gates
-share the tiles of the sources, so that the gates meet in registers. Pre-activations are written only if a gradient
-needs them. The weight is read in its own layout, (gates C, 3, 3, inputs) in memory. x and x2 are two sources of one
-sum; masks pad each to whole slabs of channels. The products bound the time: 18 gates (C1 + C2) C operations a pixel.
-Formulas have the names of csrc/gates and differ only in the last lines of the kernel.
+One program computes all gates of BLOCK_M pixels x BLOCK_N channels of the state. The products of all gates share the
+tiles of the sources, so that the formula of the cell is computed in registers. Pre-activations are written only if a
+gradient needs them. In memory, the weight has the order (gates C, 3, 3, inputs). The convolution sums over two sources,
+x and x2; masks pad the channels of each source to whole slabs. The products limit the speed: 18 gates (C1 + C2) C
+operations for each pixel. Formulas have the names of csrc/gates and differ only in the last lines of the kernel.
 
-All maps have channel stride 1. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact to 1e-7
-of its range. Results are deterministic.
+All feature maps have channel stride 1. Accumulators and gates are float32. tanh(x) is computed as 2 sigmoid(2x) - 1.
+Results are deterministic.
 """
 
 import torch
@@ -30,7 +30,7 @@ def complete_gate(
     n, n_exists, exists, UNIT: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Return the pre-activation of a gate: its products plus bias and residual. It is stored if KEEP."""
+    """Return the pre-activation of a gate, the sum of its products, bias and residual. If KEEP is true, store it."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + gate * C + n, mask=n_exists, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -132,7 +132,7 @@ def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: tor
 
     Args:
         points: number of pixels.
-        inputs: channels of the source with more of them.
+        inputs: number of channels of x or x2, whichever has more.
         channels: channels of the state.
         gates: number of gates.
         dtype: dtype of the sources.
@@ -145,20 +145,20 @@ def select_tiles(points: int, inputs: int, channels: int, gates: int, dtype: tor
 
 
 def launch(formula, option, slope, convolution, others, results, pre, *, use_int64=None, tiles=None):
-    """Compute one step of a cell. It writes all results and, unless None, pre.
+    """Compute one step of a cell and write its results.
 
     Args:
         formula: str, a key of GATES.
-        option: number for gru_update: whether z is the weight of h.
-        slope: number for gru_update_leaky: slope of leaky_relu.
+        option: number, used by gru_update and gru_update_leaky. The weight of h is z if it is not 0, otherwise 1 - z.
+        slope: number, used by gru_update_leaky: slope of the leaky ReLU.
         convolution: (x, x2 or None, weight, bias or None, residual or None) with x (B, C1, H, W), x2 (B, C2, H, W),
             weight (gates C, C1 + C2, 3, 3) in channels_last memory and the dtype of x, bias (gates C,), residual (B,
-            gates C, H, W).
-        others: other inputs of the formula, (B, C, H, W), each in its dtype. All maps have channel stride 1.
+            gates C, H, W). x, x2 and residual have channel stride 1.
+        others: other inputs of the formula, (B, C, H, W), each of any dtype, with channel stride 1.
         results: outputs of the formula, (B, C, H, W), dense channels_last.
         pre: output for the pre-activations, (B, gates C, H, W), dense channels_last, or None.
         use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
-        tiles: Tiles. None: those of select_tiles.
+        tiles: Tiles. None: select_tiles.
     """
     if results[0].numel() == 0:
         return

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel for modulated deformable convolution: an implicit GEMM on tensor cores with gathered samples.
 
-One program computes BLOCK_M output pixels x BLOCK_N outputs of one convolution group. For each tap it reads the offsets
-and mask once for each pixel and offset group. It gathers the four corners of SEGMENTS x CHANNELS input channels as
-vectors through the L1 cache (neighbouring taps read the same pixels), blends them in float32 and multiplies them by the
-weights of the tap, with float32 accumulators. The column matrix is never stored. The gather bounds the time: 4 K reads
-of a corner for each pixel and channel.
+One program computes BLOCK_M output pixels x BLOCK_N outputs of one convolution group. For each tap the program reads
+the offsets and mask, and gathers the four corners of SEGMENTS x CHANNELS input channels as vectors through the L1 cache
+(neighbouring taps read the same pixels). It blends the corners in float32 and multiplies the samples by the weights of
+the tap, with float32 accumulators. The column matrix is never stored. The gather limits the speed: 4 K reads of a
+corner for each pixel and channel.
 
-A segment has gcd(C/groups, C/offset groups) neighbouring channels, which belong to one offset group and one convolution
-group. CHANNELS is a power of two that holds a segment or a part of it. All maps have channel stride 1, as in
-csrc/deform_conv2d/params.h; the weight is dense as (O, k_h, k_w, C/groups). Positions and sums are float32. Results are
-deterministic.
+A segment consists of gcd(C/groups, C/offset groups) neighbouring channels, which belong to one offset group and one
+convolution group. CHANNELS is a power of two; one product takes a whole segment or a part of it. All feature maps have
+channel stride 1; the memory of the weight is dense in the order (O, k_h, k_w, C/groups). Positions and sums are
+float32. Results are deterministic.
 """
 
 import math
@@ -34,8 +34,9 @@ def index_pixels(first, points, h_out, w_out, BLOCK: tl.constexpr, USE_INT64: tl
 
 @triton.jit
 def index_channels(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, end):
-    """Return the channels (SEGMENTS, CHANNELS) of part `part` of the segments from `segment` on, and whether they
-    exist.
+    """Return the channels of part `part` of SEGMENTS segments from `segment` on, and whether they exist.
+
+    Both have the shape (SEGMENTS, CHANNELS).
     """
     s = segment + tl.arange(0, SEGMENTS)
     inner = part * CHANNELS + tl.arange(0, CHANNELS)
@@ -50,8 +51,9 @@ def index_channels(segment, SEGMENT: tl.constexpr, part, SEGMENTS: tl.constexpr,
 def load_offsets(
     offset_ptr, mask_ptr, at_offset, at_mask, at_tap, valid, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr
 ):  # fmt: skip
-    """Load displacements and mask factors, float32 (BLOCK, SEGMENTS), of the tap at_tap = g*K + k of each offset
-    group.
+    """Load the displacements and mask factors of a tap for some offset groups, as float32 (BLOCK, SEGMENTS).
+
+    at_tap is g*K + k for tap k of offset group g. Without a mask, the factors are 1.
     """
     at = at_offset[:, None] + 2 * at_tap[None, :]
     pair = at[:, :, None] + tl.arange(0, 2)[None, None, :]  # one load for dy and dx
@@ -112,8 +114,9 @@ def sample_channels(x_ptr, image, y, x, m, valid, channel, present, height, widt
 
 @triton.jit
 def load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.constexpr):
-    """Load the displacement (dy, dx) of all taps of a pixel from a contiguous (B, 2, H', W') float32 map, or return
-    0.
+    """Load the displacement (dy, dx) that all taps of a pixel share, or return zeros if HAS_BASE is false.
+
+    base_ptr is a contiguous (B, 2, H', W') float32 map.
     """
     if HAS_BASE:
         at = (image * 2 * h_out + row) * w_out + column
@@ -133,8 +136,8 @@ def locate_pixels(
 ):  # fmt: skip
     """Locate the output pixels from `first` on.
 
-    Returns flat index, image, row and column of tap (0, 0) in the input, whether the pixel exists, the base offset, and
-    the positions of its offsets and mask.
+    For each pixel, the result is its flat index, its image, the row and column of tap (0, 0) in the input, whether the
+    pixel exists, its base offset (dy, dx), and the positions of its offsets and mask in memory.
     """
     p, image, row, column, valid = index_pixels(first, points, h_out, w_out, BLOCK, USE_INT64)
     base_y, base_x = load_base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
@@ -208,7 +211,7 @@ def _forward_kernel(
 
 
 class Problem(NamedTuple):
-    """Sizes of a call, apart from those of the tensors."""
+    """Parameters of the convolution other than tensors; pairs are (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -219,12 +222,12 @@ class Problem(NamedTuple):
 
 
 def select_slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
-    """Select (SEGMENTS, CHANNELS) of one product, 16 to `slab` channels including padding.
+    """Select (SEGMENTS, CHANNELS) of one product.
 
     Args:
         segment: channels of a segment.
         count: number of segments.
-        slab: largest number of channels.
+        slab: maximum number of channels of a product, a power of two >= 16.
     """
     if segment % 8:  # loads are not vectorized, and each element needs an address in registers
         slab = min(slab, 32)
@@ -235,10 +238,11 @@ def select_slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
 def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Select tiles of the forward pass from the shape, so that nothing is timed at run time.
 
-    On sm_90 64 pixels on 8 warps need fewer instructions for each tap and pixel than 128 pixels, and leave more warps
-    to hide the latency of gathers. A second stage needs more instructions, and in Triton 3.6 its gathers bypass L1. Few
-    pixels use half of the tile, so that all 132 multiprocessors have work. float32 uses half of the slab and of the
-    warps because of its registers. bench/gpu_rows/deform_conv2d.py times other tiles.
+    On sm_90, tiles of 64 pixels with 8 warps need fewer instructions for each tap and pixel than tiles of 128 pixels,
+    and have more warps to hide the latency of gathers. A second pipeline stage needs more instructions, and in Triton
+    3.6 its gathers bypass the L1 cache. With few pixels, tiles have 32 pixels, so that all multiprocessors have work.
+    float32 uses half of the slab and of the warps, because it needs more registers. bench/gpu_rows/deform_conv2d.py
+    times other tiles.
 
     Args:
         points: number of output pixels.
@@ -256,9 +260,9 @@ def launch_forward(
     """Write y = act(deform_conv2d(x, offset + base, weight, bias, mask)).
 
     Args:
-        x: (B, C, H, W), channel stride 1, as offset and mask.
-        offset: (B, 2GK, H', W').
-        mask: (B, GK, H', W') or None. Offset and mask may be slices of one map.
+        x: (B, C, H, W). x, offset and mask have channel stride 1.
+        offset: (B, 2GK, H', W') for G offset groups and K taps.
+        mask: (B, GK, H', W') or None. Offset and mask may be slices of one tensor.
         weight: (O, C/groups, k_h, k_w) in channels_last memory.
         bias: (O,) or None.
         y: (B, O, H', W'), dense channels_last.
@@ -267,7 +271,7 @@ def launch_forward(
         sigmoid: bool, whether the mask holds logits.
         slope: slope of a final leaky ReLU, or None.
         use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
-        tiles: Tiles. None: those of select_forward_tiles.
+        tiles: Tiles. None: select_forward_tiles.
     """
     if y.numel() == 0:
         return

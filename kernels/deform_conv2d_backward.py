@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels for the gradients of modulated deformable convolution: one for the maps, one for the weight.
+"""Triton kernels for the gradients of modulated deformable convolution.
 
-Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. For each tap it multiplies grad_y by
-the weights, which gives the gradient of the sampled values, gathers the four corners again and sums over all channels
-of an offset group. grad_offset and grad_mask are thus written once, without atomics. grad_x is scattered by float32
-atomic additions, the only sum whose last bits vary between runs.
+One kernel computes the gradients of the feature maps x, offset and mask. A program takes BLOCK_M output pixels, some
+taps and some offset groups. For each tap the program multiplies grad_y by the weights, which gives the gradient of the
+sampled values, gathers the four corners again and sums over all channels of an offset group. Each element of
+grad_offset and grad_mask is thus written once, without atomics. grad_x is summed by float32 atomic additions, so that
+its last bits vary between runs.
 
-Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed range of pixels. It gathers the
-samples as the forward pass does and multiplies them by grad_y. The partial sums of the ranges are then added in order.
+The other kernel computes the gradient of the weight. A program takes one tap, a slab of channels, BLOCK_N outputs and a
+fixed range of pixels. It gathers the samples as the forward pass does and multiplies them by grad_y. The partial sums
+of the ranges are then added.
 """
 
 import math
@@ -41,7 +43,7 @@ def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
 def _scatter_corners(
     grad_x_ptr, at, row_step, column_step, top, bottom, left, right, m, ly, lx, channel, present, grad
 ):  # fmt: skip
-    """Add the bilinear weights of the four corners times grad to grad_x."""
+    """Add grad, times the mask and the bilinear weight of a corner, to grad_x at each of the four corners."""
     upper = m * (1.0 - ly)
     lower = m * ly
     _scatter(grad_x_ptr, at, top & left, channel, present, upper * (1.0 - lx), grad)
@@ -143,8 +145,8 @@ def _maps_kernel(
                 d2 += tl.sum(grad * load_corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
                 d3 += tl.sum(grad * load_corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
             if WANT_X and EIGHT == 8:
-                # One instruction adds four float32 values. A lane's eight channels are split into halves, so that no
-                # value moves between lanes.
+                # One atomic instruction adds four float32 values. The eight channels of a lane are split into halves,
+                # so that no value moves between lanes.
                 halves = tl.permute(tl.reshape(grad, (BLOCK_M, LANES, 2, 4)), (0, 1, 3, 2))
                 near, far = tl.split(halves)
                 four = (lane_g * C_OFFSET + start + lane_c)[:, None] + tl.arange(0, 4)[None, :]
@@ -247,16 +249,22 @@ def _weight_kernel(
 
 
 def select_map_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
-    """Select tiles of the gradients of the maps, and whether each tap has its own programs, as for few pixels."""
+    """Select the tiles for the gradients of the feature maps.
+
+    Args:
+        points: number of output pixels.
+        dtype: dtype of x.
+
+    Returns:
+        The tiles, and whether each tap has its own programs, which is the case for few pixels.
+    """
     slab = 32 if dtype == torch.float32 else 64
     pixels = 64 if points >= 64 * 256 else 32
     return Tiles(pixels, 64 if dtype != torch.float32 else 32, slab, 8 if pixels == 64 else 4, 1), points < 64 * 256
 
 
 def select_weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
-    """Select tiles of the gradient of the weight; `pixels` are those of one product. One stage as in
-    select_forward_tiles.
-    """
+    """Select the tiles for the gradient of the weight, where `pixels` is the number of pixels of one product."""
     pixels, warps = (
         (32, 4) if dtype == torch.float32 else (64, 8)
     )  # the slab has as many channels as a product has pixels
@@ -264,7 +272,7 @@ def select_weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
 
 
 def split_pixels(points: int, pixels: int) -> tuple[int, int]:
-    """Return (number of ranges, pixels in each) for the partial sums of the weight gradient, from the shape alone."""
+    """Return the number of pixel ranges with partial sums of the weight gradient, and the number of pixels in each."""
     each = math.ceil(points / min(32, math.ceil(points / (8 * pixels))))
     each = math.ceil(each / pixels) * pixels
     return math.ceil(points / each), each
@@ -288,22 +296,22 @@ def launch_maps(
     use_int64=None,
     tiles=None,
 ):  # fmt: skip
-    """Write the gradients of the maps, None for those not needed.
+    """Compute the gradients of x, offset and mask. Gradients that are None are not computed.
 
     Args:
         grad_y: (B, O, H', W'), dense channels_last.
-        x: as in launch_forward; offset, mask, weight, problem, base, sigmoid, use_int64 and tiles, too.
+        x: see launch_forward.
         offset: see launch_forward.
         mask: see launch_forward.
         weight: see launch_forward.
         grad_x: (B, C, H, W) float32, dense channels_last, to which the gradient is added, or None.
-        grad_offset: like offset, dense channels_last or a slice of one map with grad_mask, or None.
-        grad_mask: like mask, or None. With sigmoid=True it is the gradient of the logits.
+        grad_offset: (B, 2GK, H', W'), dense channels_last or a channel slice of such a tensor, or None.
+        grad_mask: (B, GK, H', W'), in the same layouts, or None. With sigmoid=True it is the gradient of the logits.
         problem: Problem.
         base: see launch_forward.
         sigmoid: see launch_forward.
         use_int64: see launch_forward.
-        tiles: Tiles. None: those of select_map_tiles.
+        tiles: Tiles. None: select_map_tiles.
     """
     if grad_y.numel() == 0 or (grad_x is None and grad_offset is None and grad_mask is None):
         return
@@ -331,7 +339,20 @@ def launch_maps(
 def compute_weight_gradient(
     grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, use_int64=None, tiles=None
 ) -> torch.Tensor:
-    """Return the gradient of the weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
+    """Return the gradient of the weight, (O, C/groups, k_h, k_w) float32.
+
+    Args:
+        grad_y: (B, O, H', W'), dense channels_last.
+        x: see launch_forward.
+        offset: see launch_forward.
+        mask: see launch_forward.
+        weight: see launch_forward; only its shape is used.
+        problem: Problem.
+        base: see launch_forward.
+        sigmoid: see launch_forward.
+        use_int64: see launch_forward.
+        tiles: Tiles. None: select_weight_tiles.
+    """
     constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
     points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
     tiles = tiles or select_weight_tiles(constants["O_GROUP"], x.dtype)

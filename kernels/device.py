@@ -12,9 +12,9 @@ class Tiles(NamedTuple):
     """Sizes of one program of an implicit GEMM.
 
     Attributes:
-        pixels: pixels, a power of two >= 16, as outputs and slab.
-        outputs: outputs, or channels of the state of a cell.
-        slab: input channels of one product.
+        pixels: number of pixels, a power of two >= 16.
+        outputs: number of outputs, or of channels of the state of a cell, a power of two >= 16.
+        slab: number of input channels of one product, a power of two >= 16.
         warps: number of warps.
         stages: number of pipeline stages.
     """
@@ -39,29 +39,28 @@ def next_power_of_two(n: int) -> int:
 
 
 def needs_int64(*tensors) -> bool:
-    """Return True if a tensor has elements about 2^31 or more elements from its start."""
+    """Return whether 32-bit element addresses are too small for one of the tensors. None among them is ignored."""
     extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
     return max(extents) >= 2**31 - 2**16  # masked lanes of a program compute addresses slightly beyond the tensor
 
 
 def get_dot_precision(dtype: torch.dtype) -> str:
-    """Return the precision for tl.dot. float32 is computed as three tf32 products, which have the accuracy of
-    float32.
+    """Return the argument input_precision of tl.dot.
+
+    A float32 product is computed as three tf32 products, which is about as accurate as float32.
     """
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def get_strides(tensor, unit: int = 1) -> tuple[int, int, int]:
-    """Return batch, row and pixel strides of a map with channel stride 1, in multiples of `unit` elements; 0 for
-    None.
-    """
+    """Return the batch, row and pixel strides of a tensor in multiples of `unit` elements, or zeros for None."""
     return (0, 0, 0) if tensor is None else tuple(tensor.stride(i) // unit for i in (0, 2, 3))
 
 
 def get_stride_unit(tensor) -> int:
-    """Return the largest power of two, at most 16, that divides the strides.
+    """Return the largest power of two, at most 16, that divides the batch, row and pixel strides.
 
-    The kernel multiplies the strides by this constant, which shows the compiler that vectors are aligned. By itself it
-    detects only multiples of 16.
+    The kernel multiplies the strides by this constant, so that the compiler can prove that vectors are aligned. Without
+    the constant, Triton recognizes only strides that are multiples of 16.
     """
     return math.gcd(16, *get_strides(tensor))

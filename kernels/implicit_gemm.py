@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel for convolutions over one or two sources: an implicit GEMM on tensor cores with a fused epilogue.
 
-One program computes BLOCK_M pixels x BLOCK_N outputs. For each tap and slab of channels it reads the neighbours of its
-pixels from the map, masked or clamped at the border, and multiplies them by the weights of the tap. Neither the column
-matrix nor a concatenation is stored. The taps of a slab follow one another and read through L1, where neighbouring taps
-share pixels: a tap of 128 pixels x 64 channels has 16 KB. The weight is read in its own layout, or as a slice of the
-inputs of a larger weight. The products bound the time: 2 k^2 (C1 + C2) O operations a pixel.
+One program computes BLOCK_M pixels x BLOCK_N outputs. For each tap and slab of channels the program reads the
+neighbours of its pixels and multiplies them by the weights of the tap. Neither the column matrix nor a concatenation of
+the sources is stored. The taps of a slab follow one another, because neighbouring taps read the same pixels from the L1
+cache: a tap of 128 pixels x 64 channels has 16 KB. The weight may be a slice of the inputs of a larger weight. The
+products limit the speed: 2 k^2 (C1 + C2) O operations for each pixel.
 
-All maps have channel stride 1. Sums are float32 and rounded once. Results are deterministic. The loop over a source is
-shared with the recurrent cells.
+All feature maps have channel stride 1. Sums are float32 and rounded once. Results are deterministic. The kernel of the
+recurrent cells uses the same loop over a source (add_source).
 """
 
 import torch
@@ -20,7 +20,7 @@ from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, need
 
 @triton.jit
 def index_program_pixels(points, height, width, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Return index, existence (index < points), image, row and column of the pixels of a program."""
+    """Return index, validity (index < points), image, row and column of each pixel of a program."""
     program = tl.program_id(0)
     if USE_INT64:
         program = program.to(tl.int64)
@@ -59,8 +59,8 @@ def add_source(
 ):  # fmt: skip
     """Add the SIZE x SIZE taps of one source to the accumulators of the gates.
 
-    FIRST and INPUTS give the channels of the source among the TOTAL input channels of the weight. n: rows of the weight
-    of the first gate; those of gate k begin at k C.
+    The source has INPUTS channels, which start at channel FIRST of the TOTAL input channels of the weight. `n` holds
+    the rows of the weight for the first gate; the rows for gate k are n + k C.
     """
     TAPS: tl.constexpr = SIZE * SIZE
     SLABS: tl.constexpr = (INPUTS + SLAB - 1) // SLAB
@@ -107,7 +107,10 @@ def _convolution_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVE: tl.constexpr, SLOPE: tl.constexpr,
     PRECISION: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
-    """Compute out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out are sizes before the shuffle."""
+    """Compute out = shuffle(act(conv([x; x2]) + bias + residual)).
+
+    h_out and w_out are sizes before the shuffle.
+    """
     FINE: tl.constexpr = OUTPUTS // (R * R)  # channels after the shuffle
     p, valid, image, row, column = index_program_pixels(points, h_out, w_out, USE_INT64, BLOCK_M)
     # Outputs are ordered by sub-pixel, so that neighbours in a tile are neighbours in the memory of the result.
@@ -151,12 +154,12 @@ BLOCKS = ((128, 128), (128, 64), (64, 64), (64, 32))  # pixels and outputs of a 
 def select_tiles(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Select tiles from the shape, so that nothing is timed at run time.
 
-    The tiles are the largest of BLOCKS that give every multiprocessor a program. bench/gpu_rows/conv3x3.py times other
-    tiles.
+    The tiles are the first of BLOCKS with at least one program for each multiprocessor, or else the last of BLOCKS.
+    bench/gpu_rows/conv3x3.py times other tiles.
 
     Args:
-        points: pixels of the result.
-        inputs: channels of the source with more of them.
+        points: pixels of the result before the pixel shuffle.
+        inputs: number of channels of x or x2, whichever has more.
         outputs: output channels.
         dtype: dtype of the sources.
     """
@@ -185,7 +188,7 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
         slope: slope for negative values, 0 for ReLU, or None without activation.
         shuffle: factor r of the pixel shuffle.
         use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
-        tiles: Tiles. None: those of select_tiles.
+        tiles: Tiles. None: select_tiles.
     """
     if out.numel() == 0:
         return

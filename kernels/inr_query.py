@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels for inr_query: locating, gathering, ensemble, trunk on tensor cores and skip in one kernel.
+"""Triton kernels for inr_query: the features, their ensemble, the trunk and the skip in one kernel.
 
-One program takes BLOCK queries. It gathers their features through the L1 cache and combines them in float32. The tile
-stays in registers and shared memory from layer to layer, in the dtype of the maps with float32 accumulators, and only y
-is written. Weights are read from L2 for every tile. With the ensemble "late" the trunk runs for each of the four
-corners, which are rows of one product, and the results are summed; the rows are kept in parts of CHUNK channels, each
-of which is multiplied by its rows of the weights.
+One program takes BLOCK queries. The program gathers the features of the queries through the L1 cache and combines them
+in float32. The tile of features stays in registers and shared memory from layer to layer, in the dtype of the maps with
+float32 accumulators, and only y is written. Weights are read from the L2 cache for every tile. With the ensemble "late"
+the trunk runs for each of the four corners, which are rows of one product, and the results are summed. In this case,
+the rows are divided into parts of CHUNK channels, and each part is multiplied by its rows of the weights.
 
 Results are deterministic, and do not depend on how queries are grouped into calls with the same BLOCK.
 """
@@ -74,7 +74,11 @@ def compute_feature(
     RELU: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     FIRST: tl.constexpr = 0, CHUNK: tl.constexpr = 0,
 ):  # fmt: skip
-    """Return act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or its CHUNK channels from FIRST on."""
+    """Return the feature of corner j, act(maps_j + rho_w rho_j + cell_w kappa + bias), as float32 (BLOCK, D).
+
+    rho_j is the offset of the query from the corner, and kappa is the cell size. If CHUNK is not 0, only CHUNK channels
+    from FIRST on are computed.
+    """
     c = FIRST + tl.arange(0, CHUNK if CHUNK else D)
     h = tl.load(maps_ptr + at[:, None] + c[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -91,7 +95,7 @@ def compute_feature(
 @triton.jit
 def compute_logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constexpr, HEADS: tl.constexpr,
            DK: tl.constexpr, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Return <q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
+    """Return the attention logits (BLOCK, HEADS) of corner j: <query_h, key_jh> / sqrt(dk) + <rho_bias_h, rho_j>."""
     e = tl.arange(0, HEADS * DK)
     key = tl.load(maps_ptr + at[:, None] + D + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     result = tl.sum(tl.reshape(key * query, (key.shape[0], HEADS, DK)), axis=2) * SCALE
@@ -122,8 +126,9 @@ def apply_trunk(
 ):
     """Apply the trunk: HIDDEN layers of width D with ReLU, then the last layer with OP outputs (padded).
 
-    Weights are stored as (layer, in, out), but the last one as (out, in). With (in, out) the assembler of CUDA 12.8
-    generates wrong addresses in shared memory: see lost_addresses in tests/gpuless/triton_rig.py.
+    The weights of hidden layers are stored as (layer, in, out), and the weight of the last layer as (out, in). With the
+    order (in, out) for the last layer, the assembler of CUDA 12.8 generates wrong addresses in shared memory: see
+    lost_addresses in tests/gpuless/triton_rig.py.
     """
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     c = tl.arange(0, D)
@@ -243,7 +248,10 @@ def _late_kernel(
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Compute y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q."""
+    """Compute y for the ensemble "late": the sum over corners j of weight_j (trunk(h_j) + skip_j).
+
+    Row 4 q + j of a product is corner j of query q.
+    """
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * BLOCK
     row = tl.arange(0, 4 * BLOCK)
@@ -296,25 +304,27 @@ def _late_kernel(
 
 
 class Query(NamedTuple):
-    """Arguments of one call. maps has channel stride 1; all other tensors are contiguous float32, None if absent.
+    """Arguments of one call.
+
+    maps has channel stride 1. The other tensors are contiguous; they are float32 unless another dtype is given.
 
     Attributes:
         maps: (B, M, H, W).
-        trunk: pairs (weight (out, in), bias); all hidden layers have the width D.
-        base: (B or 1, Q, 2) int32, or None with axes.
-        frac: (B or 1, Q, 2), or None with axes.
-        axes: GridSpec.numbers(), or [] with base and frac.
-        rho_w: (2, D).
-        cell_w: (2, D).
-        bias: (D,).
-        rho_bias: (2, heads).
-        cell: (B, 2) or (B, Q, 2).
-        skip: (B, H, W, O).
+        trunk: pairs (weight (out, in), bias) of any dtype; all hidden layers have the width D.
+        base: (B or 1, Q, 2) int32, or None if axes are given.
+        frac: (B or 1, Q, 2), or None if axes are given.
+        axes: GridSpec.numbers(), or [] if base and frac are given.
+        rho_w: (2, D) or None.
+        cell_w: (2, D) or None.
+        bias: (D,) or None.
+        rho_bias: (2, heads) or None.
+        cell: (B, 2), (B, Q, 2) or None.
+        skip: (B, H, W, O) or None.
         ensemble: "late", "early_area" or "early_attn".
         heads: number of heads.
         dk: key channels of each head.
-        relu: bool, activation of the features.
-        wrap: pair of bools for rows and columns.
+        relu: bool, whether features are passed through a ReLU.
+        wrap: pair of bools, whether rows and columns wrap.
     """
 
     maps: torch.Tensor
@@ -336,7 +346,7 @@ class Query(NamedTuple):
 
 
 def unsupported_reason(ensemble, width, widths, outputs, heads, dk, capability=None):
-    """Return why no kernel can run a trunk, or None.
+    """Return the reason why the kernels do not support a call, or None if they do.
 
     Args:
         ensemble: "late", "early_area" or "early_attn".
@@ -365,7 +375,7 @@ def get_triton_version():
 
 
 def select_tile(width):
-    """Return the queries of a program and its warps: as many as keep the float32 tiles in registers."""
+    """Return the number of queries and of warps of a program, chosen so that the float32 tiles stay in registers."""
     rows = 64
     if driver.active.get_current_target().arch < 90:
         rows //= 2
@@ -373,8 +383,9 @@ def select_tile(width):
 
 
 def select_late_tile(width):
-    """Return queries of a program, channels of a part and warps for the late ensemble: as many as do not spill
-    registers.
+    """Return the tile for the late ensemble: queries of a program, channels of a part, and warps.
+
+    The sizes are chosen so that registers are not spilled.
     """
     if driver.active.get_current_target().arch < 90:
         return {64: (16, 64, 4), 128: (16, 128, 8), 256: (8, 128, 8)}[width]
@@ -382,7 +393,7 @@ def select_late_tile(width):
 
 
 def launch(call: Query, y: torch.Tensor) -> None:
-    """Write y (B, Q, O) float32."""
+    """Compute one call and write y (B, Q, O), contiguous float32."""
     maps, dtype = call.maps, call.maps.dtype
     batch, _, height, width = maps.shape
     queries, outputs, depth = y.shape[1], y.shape[2], call.trunk[0][0].shape[1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of null_op, y = x: the template of a kernel. One program copies BLOCK elements; memory bounds the
-time.
+"""Triton kernel of null_op (y = x), the template of a kernel.
+
+One program copies BLOCK elements. Memory bandwidth limits the speed.
 """
 
 import torch

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel for bilinear upsampling by 2 with half-pixel centres.
 
-A program computes some neighbouring pixels with all channels. The four input pixels of each come from the L1 cache.
-Sums are float32 and rounded once. Results are deterministic. torch's kernel for channels_last is far from the memory
-bandwidth.
+A program computes up to 1024 channels of some neighbouring pixels. The four input pixels of an output pixel are read
+through the L1 cache. Sums are float32 and rounded once. Results are deterministic.
 """
 
 import torch
@@ -17,8 +16,10 @@ ELEMENTS = 1024  # elements of a program: 8 for each thread
 
 @triton.jit
 def locate_near_and_far(fine, count):
-    """Return, for a fine row or column, the coarse one that contains it (weight 3/4) and the next one, clamped at the
-    border.
+    """Return the two coarse rows (or columns) from which a fine row (or column) is interpolated.
+
+    The first contains the fine row and has the weight 3/4. The second, with weight 1/4, is its neighbour, clamped at
+    the border.
     """
     near = fine // 2
     far = near + 2 * (fine % 2) - 1

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels for attention of each pixel to a square window, in the manner of FlashAttention, on tensor cores.
+"""Triton kernels for attention of each pixel to a square window, with an online softmax as in FlashAttention.
 
 One program takes a square tile of pixels and loops over blocks of all pixels that their windows cover. The products of
-the tile with a block are logits; those outside a pixel's window are masked. The forward pass keeps a running maximum
-and sum. The backward passes recompute the logits, with one program for each tile of queries for grad_q, and one for
-each tile of keys for grad_k and grad_v, so that no addition is atomic. Logits are never stored. Products and
-exponentials bound the time: a tile of 8 x 8 pixels computes (37 / 30)^2 times the pairs that a window of 30 needs.
+the tile with a block are logits; logits outside a pixel's window are masked. The forward pass updates a running maximum
+and sum. The backward pass recomputes the logits, with one program for each tile of queries for grad_q, and one for each
+tile of keys for grad_k and grad_v, so that no addition is atomic. Logits are never stored. Products and exponentials
+limit the speed: for a window of 30, a tile of 8 x 8 pixels computes (37 / 30)^2 times as many pairs as are needed.
 
-All maps have channel stride 1; channels are padded to a power of two >= 16 in registers. Logits, softmax and sums are
-float32. Weights and their gradients are rounded to the dtype of the maps before products. Results are deterministic.
+All feature maps have channel stride 1; channels are padded to a power of two >= 16 in registers. Logits, softmax and
+sums are float32. Softmax weights and their gradients are rounded to the dtype of the feature maps before products.
+Results are deterministic.
 """
 
 from typing import NamedTuple
@@ -22,8 +23,9 @@ from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64
 
 @triton.jit
 def index_tile_pixels(height, width, TILE: tl.constexpr, USE_INT64: tl.constexpr):
-    """Return first row and column of the program's tile, rows and columns of its pixels, and whether they are in the
-    image.
+    """Return first row and column of a program's tile, and row, column and validity of each of its pixels.
+
+    A pixel is valid if it is inside the image.
     """
     tiles_w = (width + TILE - 1) // TILE
     first_row = tl.program_id(0) // tiles_w * TILE
@@ -40,8 +42,9 @@ def index_tile_pixels(height, width, TILE: tl.constexpr, USE_INT64: tl.constexpr
 @triton.jit
 def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.constexpr, SPAN: tl.constexpr,
                BLOCK: tl.constexpr, USE_INT64: tl.constexpr):  # fmt: skip
-    """Return rows and columns of pixels start, start + 1, ... of the SPAN x SPAN around a tile, and whether they
-    exist.
+    """Return row, column and validity of the pixels start, start + 1, ... of the SPAN x SPAN pixels around a tile.
+
+    A pixel is valid if it is inside the image.
     """
     j = start + tl.arange(0, BLOCK)
     row = first_row + FIRST + j // SPAN
@@ -54,8 +57,9 @@ def index_block_pixels(first_row, first_column, start, height, width, FIRST: tl.
 
 @triton.jit
 def is_in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WINDOW: tl.constexpr):
-    """Return (pixels, others): whether `other` lies FIRST to FIRST + WINDOW - 1 from the pixel in rows and in
-    columns.
+    """Return a matrix (pixels, others) that is true where the other pixel is in the window of the pixel.
+
+    The window extends from FIRST to FIRST + WINDOW - 1 relative to the pixel, in rows and in columns.
     """
     down = other_row[None, :] - row[:, None] - FIRST
     right = other_column[None, :] - column[:, None] - FIRST
@@ -64,7 +68,7 @@ def is_in_window(row, column, other_row, other_column, FIRST: tl.constexpr, WIND
 
 @triton.jit
 def load_map(ptr, row, column, inside, stride_h, stride_w, C: tl.constexpr, PADDED: tl.constexpr):
-    """Load (pixels, PADDED) of a map, 0 outside the image and for padded channels."""
+    """Load (pixels, PADDED) from a feature map, with zeros outside the image and for padded channels."""
     c = tl.arange(0, PADDED)
     at = row * stride_h + column * stride_w
     return tl.load(ptr + at[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
@@ -141,7 +145,7 @@ def _query_kernel(
     C: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, USE_INT64: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute grad_q_p = sum_d P (g_p . v - inner_p) k with P = exp(logit - lse_p)."""
+    """Compute grad_q_p = sum P (g_p . v - inner_p) k over the keys in the window of p, with P = exp(logit - lse_p)."""
     FIRST: tl.constexpr = -(WINDOW // 2)
     SPAN: tl.constexpr = TILE + WINDOW - 1
     image = tl.program_id(1).to(tl.int64)
@@ -248,17 +252,17 @@ def _make_constants(maps, window, use_int64, tiles):
 
 
 def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
-    """Write y, the attention, and lse, the logarithm of the sum of exponentials of the logits.
+    """Write y, the result of the attention, and lse, the logarithm of the sum of exponentials of the logits.
 
     Args:
-        q: (B, C, H, W), channel stride 1, as k and v.
+        q: (B, C, H, W). q, k and v have channel stride 1.
         k: (B, C, H, W).
         v: (B, C, H, W).
         y: (B, C, H, W), dense channels_last.
         lse: (B, H, W) float32, contiguous.
-        window: pixels.
+        window: side of the square window in pixels.
         use_int64: bool, use 64-bit addresses within an image. None: if a tensor needs them.
-        tiles: Tiles. None: those of select_tiles.
+        tiles: Tiles. None: select_tiles.
     """
     if y.numel() == 0:
         return
@@ -272,19 +276,19 @@ def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
 
 
 def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, use_int64=None, tiles=None):
-    """Write the gradients of q, k and v, dense channels_last in their dtype; None for those not needed.
+    """Write the gradients of q, k and v.
 
     Args:
-        grad_y: (B, C, H, W), dense channels_last, as y.
-        q: (B, C, H, W), channel stride 1, as k and v.
+        grad_y: (B, C, H, W), dense channels_last.
+        q: (B, C, H, W). q, k and v have channel stride 1.
         k: (B, C, H, W).
         v: (B, C, H, W).
-        y: (B, C, H, W), result of the forward pass.
+        y: (B, C, H, W), dense channels_last, result of the forward pass.
         lse: (B, H, W), from the forward pass.
-        grad_q: output or None.
-        grad_k: output or None.
-        grad_v: output or None.
-        window: pixels.
+        grad_q: output (B, C, H, W), dense channels_last, or None if not needed.
+        grad_k: output (B, C, H, W), dense channels_last, or None if not needed.
+        grad_v: output (B, C, H, W), dense channels_last, or None if not needed.
+        window: side of the square window in pixels.
         use_int64: see launch_forward.
         tiles: see launch_forward.
     """
