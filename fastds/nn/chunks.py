@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chunked inference that keeps intermediate feature maps in the processor's cache.
 
-Without gradients the intermediate maps of a chain of layers are not needed afterwards. So each chunk of frames, or each
-band of rows, passes through the whole chain before the next one starts. The intermediate maps then fit in the cache and
-reuse the same memory, instead of newly mapped pages.
+Without gradients the intermediate maps of a chain of layers are not needed afterwards. Therefore each chunk of frames,
+or each band of rows, passes through the whole chain before the next one starts. Its intermediate maps fit in the cache
+and use the memory of those before, instead of newly mapped pages.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Size of the largest map inside a chain: half of a typical share of the last-level cache, and small enough that glibc
-# does not return its memory to the system after each use.
+# Largest size of a map inside a chain. It is half of a core's typical share of the last-level cache, and small enough
+# that glibc keeps the memory of a freed map instead of returning it to the system.
 WORKING_SET_BYTES = 12 << 20
 
 
 def can_chunk(x: Tensor) -> bool:
-    """Return True if inference may run in chunks: on the CPU, without gradients, outside of torch.compile."""
+    """Return True if inference may run in chunks, which is on the CPU, without gradients and outside torch.compile."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -56,8 +56,8 @@ def split_rows(height: int, row_bytes: int, halo: int) -> list[tuple[int, int, i
         halo: rows that are read on either side of a band, as far as the image extends.
 
     Returns:
-        list of (first, last, start, stop): the band has the rows first:last and reads the rows start:stop. Bands,
-        except the last, are multiples of four rows.
+        list of (first, last, start, stop). The band has the rows first:last and reads the rows start:stop. The number
+        of rows is a multiple of four in every band but the last.
     """
     rows = max(4, WORKING_SET_BYTES // max(1, row_bytes) // 4 * 4)
     bands = []

@@ -33,10 +33,11 @@ def convolve(
 
     y = pixel_shuffle(activation(conv(concat(x, second_input), weight) + bias + residual))
 
-    Kernels of 3x3 and 1x1 pixels and stride 1 run on fastds.ops.conv3x3 and conv1x1. For other kernels two sources are
-    convolved separately and added, so that no concatenation is materialized or saved for the backward pass, and the
-    epilogue overwrites the output of the convolution. With stride 1 on a CPU these run on fastds.ops.conv2d. On a GPU,
-    in 16 bits and without gradients, one fused kernel computes everything where that is faster.
+    With stride 1, fastds.ops.conv3x3 and conv1x1 compute kernels of 3x3 and 1x1 pixels. For other kernels and strides
+    two sources are convolved separately and added, so that no concatenation is stored or saved for the backward pass,
+    and the epilogue overwrites the output of the convolution. On a CPU with stride 1 fastds.ops.conv2d computes these
+    convolutions. On a GPU, in 16 bits and without gradients, one fused kernel computes the function where that is
+    faster.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
@@ -54,10 +55,10 @@ def convolve(
         (B, O / r^2, r*H/stride, r*W/stride), channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
-    Dtypes, gradients and autocast are those of conv3x3. Results are deterministic where torch's convolution is.
+    Dtypes, gradients and autocast are those of conv3x3. Results are deterministic where those of torch are.
     """
     if type(x) is Proxy:
         return record_op(convolve, locals())
@@ -145,7 +146,7 @@ class _Conv(nn.Module):
             residual: (B, O, H/s, W/s), added before the activation, or None.
             activation: None, "relu" or "leaky_relu".
             negative_slope: float, slope of leaky_relu.
-            upscale_factor: int, r: every r^2 channels become r x r pixels as in torch.nn.PixelShuffle; 1: none.
+            upscale_factor: int, r, factor of a final pixel shuffle as in torch.nn.PixelShuffle; 1: none.
 
         Returns:
             (B, O/r^2, r*H/s, r*W/s), channels_last, with stride s.
@@ -189,7 +190,7 @@ class Conv3x3(_Conv):
         bias: bool, add a learned bias.
 
     Shapes: x (B, C1, H, W), second_input (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s),
-    channels_last. H/s and W/s are rounded up. r is the argument `upscale_factor` of the call, default 1.
+    channels_last. H/s and W/s are rounded up. r is the argument `upscale_factor` of forward, by default 1.
     """
 
     kernel_size = 3
@@ -206,17 +207,17 @@ class Conv1x1(_Conv):
         stride: int, s, in pixels.
         bias: bool, add a learned bias.
 
-    Shapes: as Conv3x3.
+    Shapes are those of Conv3x3.
     """
 
     kernel_size = 1
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d on fastds.ops.conv2d, for stride 1 and zero padding that preserves the image size.
+    """torch.nn.Conv2d, computed by fastds.ops.conv2d, for stride 1 and zero padding that preserves the image size.
 
-    The arguments are those of torch.nn.Conv2d, in the same order; values that the op does not support are refused.
-    `padding` has to be given for kernel_size > 1, because its default in torch, 0, is not supported.
+    The arguments are those of torch.nn.Conv2d, in the same order. For kernel_size > 1 the argument `padding` must be
+    given, because its default, which is 0 as in torch, is not supported.
 
     Args:
         in_channels: int, C, divisible by groups.
@@ -232,7 +233,7 @@ class Conv2d(nn.Conv2d):
         dtype: dtype of the parameters, or None for the default dtype.
 
     Raises:
-        ValueError: an argument is not supported: the message names it.
+        ValueError: an argument has an unsupported value.
 
     Shapes: (B, C, H, W) -> (B, O, H, W).
     """
@@ -283,12 +284,12 @@ class Conv2d(nn.Conv2d):
 
 
 class PaddedConv3x3(Conv3x3):
-    """3x3 convolution with a padding mode: "replicate", "circular_x" or "zeros", as in fastds.ops.conv3x3.
+    """3x3 convolution with a choice of padding.
 
     Args:
         in_channels: int, C.
         out_channels: int, O.
-        padding_mode: str, padding mode.
+        padding_mode: str, "replicate", "circular_x" or "zeros", as in fastds.ops.conv3x3.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, padding_mode: str):
@@ -323,8 +324,9 @@ class PaddedConv3x3(Conv3x3):
 
 
 class MultiInputConv3x3(nn.Module):
-    """Sum of 3x3 convolutions of several inputs, y = sum_k conv3x3(x_k) + residual, in which each convolution has its
-    bias.
+    """Sum of 3x3 convolutions of several inputs, each with its own bias.
+
+    y = sum_k conv3x3(x_k) + residual
 
     Args:
         in_channels: tuple of int, channels of each input.
@@ -387,7 +389,7 @@ class MultiInputConv3x3(nn.Module):
 
 
 class MultiInputConv5x5(MultiInputConv3x3):
-    """MultiInputConv3x3 with 5x5 kernels, which runs one convolution for each input."""
+    """MultiInputConv3x3 with 5x5 kernels. It runs one convolution for each input."""
 
     kernel_size = 5
 
@@ -434,17 +436,18 @@ class ResidualBlock(nn.Module):
 class PixelShuffleUpsample(nn.Module):
     """Upsampling by a factor r: a 3x3 convolution to r^2 O channels, a leaky ReLU, and a pixel shuffle.
 
-    y = shuffle_r(leaky_relu(conv(x), 0.1)). For r = 4 two steps of r = 2 follow one another; for r = 1 there is no
-    layer. Because the leaky ReLU comes last, a network with outputs of both signs needs another convolution after this
-    layer.
+    y = shuffle_r(leaky_relu(conv(x), 0.1))
+
+    For r = 4 two steps with r = 2 follow one another; for r = 1 the result is x. Because the leaky ReLU comes last, a
+    network with outputs of both signs needs another convolution after this layer.
 
     Args:
         in_channels: int, C.
         out_channels: int, O. It must equal in_channels if upscale_factor is 1.
-        upscale_factor: int, r, 1, 2, 3 or 4. With 1 the layer returns x.
+        upscale_factor: int, r, 1, 2, 3 or 4.
 
     Raises:
-        ValueError: another upscale_factor, or other out_channels with upscale_factor 1.
+        ValueError: upscale_factor has another value, or out_channels differs from in_channels with upscale_factor 1.
 
     Shapes: (B, C, H, W) -> (B, O, r*H, r*W).
 

@@ -16,7 +16,7 @@ from fastds.ops.impl.deform_conv2d import guided as guided
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
-    """Return an int or a pair as a pair of ints, or raise ValueError if a value is below `least`."""
+    """Return a pair of ints from an int or a pair, or raise ValueError for other values and for ints below `least`."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")
@@ -24,7 +24,7 @@ def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int,
 
 
 class DeformConv2d(nn.Module):
-    """Deformable convolution with learned weights; the caller passes offsets and mask.
+    """Deformable convolution with learned weights. Offsets and mask are arguments of forward.
 
     Args:
         in_channels: int, C, divisible by groups.
@@ -101,14 +101,15 @@ class GuidedDeformConv2d(nn.Module):
     [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m))
 
     The convolution for offsets and mask is initialized to zero, so that at first the layer is an ordinary convolution
-    times 1/2 (the mask), plus bias. In bfloat16 the learned offsets have its rounding error (0.4 % of a displacement);
-    base_offset is added in float32. On a GPU everything after the convolution for the offsets is one kernel.
+    times 1/2 (the mask), plus bias. In bfloat16 the learned offsets are rounded to bfloat16, an error of up to 0.4 % of
+    a displacement; base_offset is added in float32. On a GPU one kernel computes everything after the convolution for
+    the offsets.
 
     Args:
         in_channels: int, C, channels of x and guide.
         out_channels: int, O.
         offset_groups: int, G; channel c of x belongs to offset group c // (C/G).
-        modulated: bool, True: with mask (DCNv2), False: without (DCNv1).
+        modulated: bool, whether there is a mask (DCNv2) or not (DCNv1).
         kernel_size: int, odd; K = kernel_size^2.
 
     Raises:
@@ -116,7 +117,7 @@ class GuidedDeformConv2d(nn.Module):
 
     Shapes: x and guide (B, C, H, W), base_offset (B, 2, H, W) or None -> (B, O, H, W).
 
-    Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
+    Source: equations of the one-way aligner of FC-ZSM; EDVR and Zooming Slow-Mo (DCN with a separate guide).
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class GuidedDeformConv2d(nn.Module):
             (B, O, H, W).
 
         Raises:
-            ValueError: another activation, or another shape of base_offset.
+            ValueError: activation has another value, or base_offset has another shape.
         """
         if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, guide, base_offset=base_offset, activation=activation)
@@ -182,8 +183,8 @@ class GuidedDeformConv2d(nn.Module):
             raw = self.conv_offset_mask(guide)
             options = (self.offset_groups, self.modulated, 0.1 if activation else 1.0)
             return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
-        # Two convolutions instead of views of one result: both maps are then dense, and small enough that glibc does
-        # not map new pages for them in each call.
+        # Two convolutions give dense maps, which views of one result would not be. The maps are also smaller, so that
+        # glibc maps new pages for them less often.
         split = 2 * self.offset_groups * self.kernel_size**2
         weight, bias = get_parameters(self.conv_offset_mask)
         assert bias is not None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoders that evaluate feature maps at any point: local ensemble (LIIF) and attention over the four nearest
-pixels.
+"""Decoders that evaluate feature maps at any point, by a local ensemble (LIIF) or by attention.
+
+Both combine the four nearest pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Trunk(nn.ModuleList):
 
 
 def _get_compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of coordinates and interpolated fields for features x. Half precision cannot resolve pixels."""
+    """Return the dtype of coordinates and interpolated fields for features x, because 16 bits cannot resolve pixels."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -53,8 +54,8 @@ def expand_to_batch(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Ten
 class LocalDecoder(nn.Module):
     """Base class of decoders.
 
-    prepare(features) computes the maps of a field once, and query(maps, where, cell, ...) evaluates them. Subclasses
-    define prepare and either `trunk` and options() or their own query.
+    prepare(features) computes the maps of a field, and query(maps, where, cell, ...) evaluates them. Subclasses define
+    prepare, and either `trunk` and options() or their own query.
 
     Args:
         padding_mode: str, "replicate", "circular_x" or "zeros".
@@ -90,8 +91,8 @@ class LocalDecoder(nn.Module):
             (B, O, H', W') channels_last for a size, else (B, Q, O).
 
         Raises:
-            TypeError: `where` has another type.
-            ValueError: as fastds.ops.inr_query.
+            TypeError: `where` has another type, or see fastds.ops.inr_query.
+            ValueError: see fastds.ops.inr_query.
         """
         if type(x) is Proxy and x.tracer.root is not self:  # type: ignore[attr-defined]  # of a Proxy
             return record_layer(self, x, where, cell=cell, skip=skip, mask=mask)
@@ -131,9 +132,9 @@ class LocalDecoder(nn.Module):
             where: GridSpec or PointSpec.
             cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the maps.
             skip: (B, O, H, W), field that is added by bilinear interpolation, or None.
-            edge: pair for rows and columns of "clamp" or "wrap".
+            edge: pair of "clamp" or "wrap" for rows and columns.
             mask: (B, H, W) bool, False for missing pixels, or None.
-            gain: (O,), factor of the trunk's output, or None.
+            gain: (O,), factors of the trunk's outputs, or None.
 
         Returns:
             (B, Q, O).
@@ -163,7 +164,7 @@ class LocalDecoder(nn.Module):
             trunk: pairs (weight, bias).
             cell: size of a query in half pixels of the maps.
             skip: (B, O, H, W) or None.
-            edge: pair for rows and columns of "clamp" or "wrap".
+            edge: pair of "clamp" or "wrap" for rows and columns.
             mask: (B, H, W) bool or None.
             **options: other keyword arguments of inr_query.
         """
@@ -178,9 +179,10 @@ class LocalEnsembleDecoder(LocalDecoder):
 
     h_j = relu(conv(x)_j + R rho_j + Lambda kappa), y(u) = sum_j omega_j trunk(h_j) + bilinear(skip)(u)
 
-    The sum is over the corners j at offsets rho_j with bilinear weights omega_j; kappa is the size of a query (see
-    fastds.ops.inr_query). The first layer of the published network is linear in the unfolded 3x3 neighbourhood, the
-    offset and the cell. Here it is a 3x3 convolution, computed once for a field, plus R and Lambda.
+    The sum is over the corners j, which have offsets rho_j and bilinear weights omega_j; kappa is the size of a query
+    (see fastds.ops.inr_query). The first layer of the published network is linear in the unfolded 3x3 neighbourhood,
+    the offset and the cell. Here a 3x3 convolution, computed once for a field, and the matrices R and Lambda replace
+    it.
 
     Args:
         in_channels: int, C, channels of the features.
@@ -189,20 +191,19 @@ class LocalEnsembleDecoder(LocalDecoder):
             queries) or "zeros".
         width: int, channels of the hidden layers.
         hidden: int, number of hidden layers after the first.
-        compat: "liif" weights the corners by areas, as published, instead of bilinearly, or None. The results differ
-            only at integer coordinates of the last row and column, see fastds.ops.inr_query.
+        compat: "liif" or None. "liif" weights the corners by areas, as published, instead of bilinearly. The results
+            differ only at integer coordinates of the last row and column, see fastds.ops.inr_query.
 
     Raises:
-        TypeError: as fastds.ops.inr_query.
-        ValueError: as fastds.ops.inr_query.
+        ValueError: in_channels or width is not a positive integer.
 
-    Parameters: local (the convolution), offset (R) and cell (Lambda), both (width, 2), and trunk, the linear layers.
+    Parameters: local (the convolution), offset (R) and cell (Lambda), both (width, 2), and trunk (the linear layers).
 
     Shapes: (B, C, H, W) -> (B, O, H', W') channels_last for a size, (B, Q, O) for a GridSpec, PointSpec or coordinates.
 
     Gradients exist for features, parameters, skip and coordinates, to any order. Results are deterministic on a CPU.
 
-    Source: Chen, Liu and Wang 2021 (LIIF): local ensemble, feature unfolding and cell decoding on.
+    Source: Chen, Liu and Wang 2021 (LIIF), with local ensemble, feature unfolding and cell decoding.
     """
 
     def __init__(
@@ -247,19 +248,20 @@ class LocalAttentionDecoder(LocalDecoder):
     h_j = relu(P_j + R rho_j + Lambda kappa), z_h = sum_j alpha_jh h_jh, y(u) = trunk(z) + bilinear(skip)(u),
     alpha_jh ~ omega_j exp(<q_h, K_jh> / sqrt(key_width) + <offset_bias_h, rho_j>)
 
-    Symbols are those of fastds.ops.inr_query. P, K and the contents of q are convolutions of the features. The last
-    layer is initialized to zero, so that an untrained decoder returns zero, or the bilinear interpolation of skip.
+    The symbols are explained in fastds.ops.inr_query. P, the keys K and the contents that q interpolates are
+    convolutions of the features. The last layer is initialized to zero, so that an untrained decoder returns zero, or
+    the bilinear interpolation of skip.
 
     Args:
         in_channels: int, C, channels of the features.
         out_channels: int, O.
-        padding_mode: str, as in LocalEnsembleDecoder.
+        padding_mode: str, see LocalEnsembleDecoder.
         width: int, channels of the hidden layers, divisible by heads.
         heads: int, number of attention heads.
         key_width: int, key channels of each head.
         hidden: int, number of hidden layers of the trunk.
-        attention: bool, False: bilinear weights instead of attention.
-        slope: bool, True: each pixel adds its own matrix to R, which needs 2 * width more map channels.
+        attention: bool, whether to use attention. If False, the weights are bilinear.
+        slope: bool, whether each pixel adds its own matrix to R, which needs 2 * width more map channels.
 
     Raises:
         ValueError: heads does not divide width, or an argument is not a positive integer.
@@ -298,7 +300,7 @@ class LocalAttentionDecoder(LocalDecoder):
             features: (B, C, H, W).
 
         Returns:
-            (B, M, H, W), the contents P, then the slopes, keys and contents of q, if there are any.
+            (B, M, H, W), the channels of P, then those of the slopes, K and the contents, if the decoder has them.
         """
         maps = [self.local(features)]
         if self.slopes is not None:

@@ -16,13 +16,19 @@ from fastds.ops.impl.conv3x3.shared_weight_grad import maybe_share_weight
 
 
 def make_zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return zeros (B, channels, H, W) in channels_last for input x (B, C, H, W); dtype None: that of x."""
+    """Return a state of zeros (B, channels, H, W) in channels_last for input x (B, C, H, W).
+
+    Args:
+        x: input.
+        channels: channels of the state.
+        dtype: dtype of the state. None: that of x.
+    """
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.zeros(shape, dtype=dtype or x.dtype, device=x.device).to(memory_format=torch.channels_last)
 
 
 def get_state_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of a cell state for input x: that of x, but at least float32."""
+    """Return the dtype of a cell state for input x: float64 for float64, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -38,16 +44,15 @@ def fold_time(x: Tensor) -> Tensor:
 
 
 def unfold_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
-    """Return the T maps (B, ...) of a tensor folded by fold_time, also if B = 0."""
+    """Return the maps (B, ...) of the T steps of a tensor folded by fold_time, also if B = 0."""
     return folded.unflatten(0, (times, batch)).unbind()
 
 
 def is_hoisting_faster(x: Tensor, weight: Tensor, hidden: int) -> bool:
-    """Return True if one convolution of x for all steps is faster than convolving x in each step. The rule was fitted
-    on a CPU.
+    """Return True if one convolution of x for all steps is faster than convolving x in each step.
 
-    The single convolution reads its weights once and has one weight gradient. But its result, several maps with the
-    channels of the state for each step, is written and read again, which the fused gates of a step avoid.
+    The single convolution reads its weights once and has one weight gradient. However, its result is written and read
+    again, which the fused gates of a step avoid. The rule was fitted to measurements on a CPU.
 
     Args:
         x: (B, C, H, W), input of one step.
@@ -265,7 +270,7 @@ def _prepare_step_weights(
         **selector_options: keyword arguments of select_algorithm for the convolutions of a step.
 
     Returns:
-        flat list of weights and biases. Weights are shared by maybe_share_weight.
+        flat list of weights and biases, with weights as maybe_share_weight returns them.
     """
     found = []
     for weight, bias in parameters:

@@ -4,9 +4,9 @@
 help(fastds.ops.NAME) shows the formula, shapes, units, gradients, errors and source of an op. GridSpec and PointSpec
 describe the query points of inr_query.
 
-The number of threads is that of torch (torch.set_num_threads). A process that was forked after torch or an op used
-several threads hangs when it starts threads again. Call torch.set_num_threads(1) in such a child first, as the workers
-of torch's DataLoader do, or start processes with the method "spawn".
+The number of threads is that of torch (torch.set_num_threads). A process that is forked after torch or an op used
+several threads hangs when it starts threads itself. Either call torch.set_num_threads(1) first in the forked process,
+as the workers of torch's DataLoader do, or start processes with the method "spawn".
 
 Each folder impl/<op> is imported here. `__all__` of its op.py lists the public functions.
 """

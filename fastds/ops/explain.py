@@ -18,16 +18,16 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
     Args:
         op_name: str, name of a function of fastds.ops, such as "deform_conv2d", or of a registered op
             torch.ops.fastds.<op_name>.
-        *args: positional arguments of the function, or of the registered op as in its schema. If the function calls
-            several registered ops, the first of them is explained.
-        **kwargs: keyword arguments, likewise.
+        *args: positional arguments of the function or of the registered op. If the function calls several registered
+            ops, the first of them is explained.
+        **kwargs: keyword arguments of the function or of the registered op.
 
     Returns:
         dict from the name of each backend to "chosen", "usable" or "refused: <reason>".
 
     Raises:
         ValueError: the op is unknown.
-        TypeError: the arguments fit neither the function nor the schema.
+        TypeError: the arguments fit neither the function nor the schema of the registered op.
         RuntimeError: a functorch transform is active, or the function calls no registered op for these arguments.
     """
     public = {name: f for name in ops.__all__ if inspect.isfunction(f := getattr(ops, name))}
@@ -63,7 +63,7 @@ def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:
 
 
 class _OpCall(Exception):
-    """Signal that carries the first registered op called by a function, and its arguments, out of that function."""
+    """Exception that carries the first registered op called by a function, and its arguments, out of that function."""
 
     def __init__(self, op: Op, args: tuple):
         super().__init__(op.name)
@@ -71,8 +71,7 @@ class _OpCall(Exception):
 
 
 class _ForceDispatch(TorchDispatchMode):
-    """Dispatch mode without effect on results. While a dispatch mode is active, ops are called through the
-    dispatcher."""
+    """Dispatch mode without effect on results, because ops are called through the dispatcher while a mode is active."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOP counts of the ops for torch.utils.flop_counter.FlopCounterMode.
 
-As in torch's own formulas for convolutions and matrix products, a multiplication with a weight counts as two
-operations. Activations, gates and interpolation count as none.
+As in torch's own formulas for convolutions and matrix products, a multiplication and its addition count as two
+operations. Activations, gates and interpolation are not counted.
 """
 
 import importlib
@@ -20,7 +20,7 @@ _CORNERS_PER_QUERY = 4
 
 
 def _count_pixels(maps: Tensor) -> int:
-    """Return B * H * W of feature maps (B, C, H, W)."""
+    """Return B * H * W for feature maps (B, C, H, W)."""
     return maps.shape[0] * maps.shape[2] * maps.shape[3]
 
 
@@ -41,7 +41,7 @@ def _count_channels(*sources: Tensor | None) -> int:
 
 
 def _count_conv_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of a convolution of x and x2; needs_grad: of x, weight, bias, x2 and residual."""
+    """Count the gradients of a convolution of x and x2. needs_grad is for x, weight, bias, x2 and residual."""
     channels = _count_channels(call.x if call.needs_grad[0] else None, call.x2 if call.needs_grad[3] else None)
     return _count_convolution(call.weight, call.x, channels) + call.needs_grad[1] * _count_convolution(
         call.weight, call.x
@@ -64,7 +64,7 @@ def _count_gru_step(call: SimpleNamespace) -> int:
 
 
 def _count_gru_step_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of a GRU step; needs_grad: of h, x, both weights with their biases, and both shares."""
+    """Count the gradients of a GRU step. needs_grad is for h, x, each weight with its bias, and both shares."""
     sources = _count_channels(call.h, call.x if call.needs_grad[1] else None)
     channels, parts = _count_channels(call.h, call.x), (call.gates_weight, call.candidate_weight)
     found = sum(_count_convolution(w, call.h, sources) for w in parts)
@@ -74,7 +74,7 @@ def _count_gru_step_gradients(call: SimpleNamespace) -> int:
 
 
 def _count_deform_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of deform_conv2d; needs_grad: of input, offset, weight, bias and mask.
+    """Count the gradients of deform_conv2d. needs_grad is for input, offset, weight, bias and mask.
 
     The gradients of input, offset and mask come from one matrix product, which counts once.
     """
@@ -83,7 +83,7 @@ def _count_deform_gradients(call: SimpleNamespace) -> int:
 
 
 def _count_guided_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of guided_deform_conv2d; needs_grad: of input, raw, weight, bias and base_offset."""
+    """Count the gradients of guided_deform_conv2d. needs_grad is for input, raw, weight, bias and base_offset."""
     sampled = call.needs_grad[0] or call.needs_grad[1] or call.needs_grad[4]
     return (sampled + call.needs_grad[2]) * _count_convolution(call.weight, call.grad_y)
 
@@ -106,7 +106,7 @@ def _count_attention(call: SimpleNamespace) -> int:
     return 2 * 2 * call.q.shape[1] * call.window**2 * _count_pixels(call.q)
 
 
-# Formula of each op: number of operations, from the arguments by name and the result.
+# Formula of each op, which returns the number of operations for the arguments (by name) and the result.
 FORMULAS: dict[str, Callable[[SimpleNamespace, Any], int]] = {
     "conv3x3": lambda call, out: _count_convolution(call.weight, call.x),
     "conv3x3_backward": lambda call, out: _count_conv_gradients(call),

@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared infrastructure of all ops: registration, backend selection, argument checks, autocast, native and Triton
-kernels.
-"""
+"""Infrastructure of all ops: registration, backend selection, argument checks, autocast, loading of kernels."""

@@ -20,7 +20,7 @@ def check_tensor(
     Args:
         name: str, name of the argument in error messages.
         tensor: value of the argument.
-        dims: allowed number or numbers of dimensions. None: any.
+        dims: allowed number of dimensions, or a tuple of them. None: any.
         dtypes: allowed dtypes.
         device: required device. None: any.
         main: str, name of the argument that determines the device.
@@ -57,8 +57,7 @@ def check_filters(name: str, weight: Tensor, expected: tuple, source: str) -> No
         name: str, name of the argument in error messages.
         weight: the filters.
         expected: required shape (outputs, input channels, *kernel).
-        source: str, names of the inputs, such as "x and x2". The message starts with their number of channels if only
-            the number of input channels differs.
+        source: str, names of the inputs in error messages, such as "x and x2".
 
     Raises:
         ValueError: the shape differs.
@@ -74,7 +73,12 @@ def check_filters(name: str, weight: Tensor, expected: tuple, source: str) -> No
 
 
 def check_dense(names, values) -> None:
-    """Raise TypeError for sparse and nested tensors, also in lists. Kernels need strided memory."""
+    """Raise TypeError if a value is a sparse or nested tensor or a list with one, because kernels need strided memory.
+
+    Args:
+        names: names of the arguments in error messages.
+        values: values of the arguments.
+    """
     for name, value in zip(names, values, strict=False):
         if isinstance(value, list):
             check_dense([f"{name}[{i}]" for i in range(len(value))], value)
@@ -84,25 +88,29 @@ def check_dense(names, values) -> None:
 
 
 def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value of argument `name` is one of those allowed."""
+    """Raise ValueError unless the value of argument `name` is one of the allowed values."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def is_int(value) -> bool:
-    """Return True if the value is an int other than True and False."""
+    """Return True if the value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_positive_ints(**values) -> None:
-    """Raise ValueError unless all values are integers >= 1. Integers of numpy are allowed."""
+    """Raise ValueError unless all values are integers >= 1, of Python or numpy.
+
+    Args:
+        **values: value of each argument by its name in error messages.
+    """
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
 def to_float(name: str, value) -> float:
-    """Return the value as a float, or raise TypeError if it is not a number."""
+    """Return the value of argument `name` as a float, or raise TypeError if it is not a number."""
     if type(value) is float:
         return value
     if not isinstance(value, Real):
@@ -117,10 +125,10 @@ def check_slope(negative_slope: float) -> None:
 
 
 def get_autocast_dtype(value) -> torch.dtype | None:
-    """Return the autocast dtype for the device of a tensor, or None if autocast is off there.
+    """Return the autocast dtype of the device of a tensor, or None if autocast is off on that device.
 
-    A value that is not a tensor counts as one on the CPU. The result is None for devices other than CPU and CUDA, for
-    which torch.is_autocast_enabled raises.
+    For a value that is not a tensor the device is the CPU. The result is None for devices other than CPU and CUDA, for
+    some of which torch.is_autocast_enabled raises an error.
     """
     if not torch._C._is_any_autocast_enabled():
         return None
@@ -142,16 +150,16 @@ def cast_unless_float32(value, dtype: torch.dtype):
 
 
 def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float32: tuple[int, ...] = ()):
-    """Cast tensors as autocast does, if it is enabled on the device of the first tensor. float64 tensors are not cast.
+    """Cast tensors as autocast does if autocast is on for the device of the first tensor. Keep float64 tensors.
 
     Args:
         tensors: tuple of tensors and other values.
         float32: positions of tensors that are cast to float32 instead of the autocast dtype.
-        keep_float32: positions of tensors that stay float32 if they are. These are weights, biases and other tensors
-            that a kernel reads once.
+        keep_float32: positions of tensors that are not cast if they are float32, such as weights, biases and other
+            tensors that a kernel reads once.
 
     Returns:
-        the tensors, cast where needed.
+        sequence of the tensors, cast where needed, and the other values.
     """
     dtype = get_autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
     if dtype is None:
@@ -167,7 +175,7 @@ def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float3
 def without_autocast(function):
     """Decorate a function so that it runs with autocast disabled on the device of its first argument.
 
-    The dtypes of its arguments are final, and autocast would cast them again.
+    This is for functions whose arguments have their final dtypes already, which autocast would change.
     """
 
     @wraps(function)

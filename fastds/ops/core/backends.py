@@ -18,10 +18,10 @@ class Backend:
 
     Attributes:
         run: run(*args) computes the result.
-        unsupported_reason: unsupported_reason(*args) returns why run cannot take the arguments, or None. It computes
-            nothing.
-        is_preferred: is_preferred(*args) returns True if this backend goes before those listed ahead of it. None:
-            never.
+        unsupported_reason: unsupported_reason(*args) returns the reason why `run` cannot take the arguments, or None.
+            It does not compute the result.
+        is_preferred: is_preferred(*args) returns True if this backend is tried before the other backends of the op.
+            None: never.
     """
 
     run: Callable
@@ -45,17 +45,17 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on one backend, in all threads of the process.
 
     An op that does not have this backend uses its default. An op that has it but cannot run it on the given inputs
-    raises RuntimeError with the reason. Graphs that were compiled before keep the backend of their trace. Of
-    overlapping blocks the one entered last counts.
+    raises RuntimeError with the reason. Graphs that torch.compile compiled before the block keep the backend that was
+    chosen then. If blocks overlap, the one entered last determines the backend.
 
-    torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside use_backend("reference") it exports
-    networks with ops of fastds.
+    torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside use_backend("reference") it can
+    export networks that contain ops of fastds.
 
     Args:
         name: "native", "triton" or "reference".
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     with _forced.set(_check_name(name, "use_backend")):
         yield
@@ -75,7 +75,9 @@ def rank_backends(backends: dict[str, Backend], args: tuple) -> list[str]:
 
 
 def select_backend(op, args: tuple) -> str:
-    """Select the backend that an op runs for these arguments. It warns once per reason if only the reference is left.
+    """Select the backend that an op runs for these arguments.
+
+    If no other backend can run, select the reference, with one warning for each combination of op and reasons.
 
     Args:
         op: the Op.

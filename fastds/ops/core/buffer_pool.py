@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffer pool for activations of equal size, which avoids memory fragmentation in glibc.
+"""Pool of memory for feature maps on the CPU, which avoids fragmentation of the heap of glibc.
 
 glibc cuts aligned blocks out of larger ones, so that the gap left by a freed tensor is too small for the next tensor of
-the same size. Without the pool a sequence of recurrent steps takes up to one and a half times the memory.
+the same size. Without the pool a sequence of recurrent steps needs up to one and a half times as much memory.
 """
 
 import math
@@ -21,15 +21,14 @@ _current = threading.local()
 
 
 def reuse_memory(on: bool = True):
-    """Return a context manager in which feature maps on the CPU are allocated from a pool of freed maps of the same
-    size.
+    """Return a context manager in which feature maps on the CPU reuse the memory of freed maps of the same size.
 
-    The pool is for inference over sequences. The context manager has no effect if gradients are enabled on entry or
-    under torch.compile, and the pool is not used under tracers and functorch. Memory of a map that is still referenced
-    is never reused, neither inside the block nor after it.
+    This is for inference over sequences. The context manager has no effect if gradients are enabled when this function
+    is called, or under torch.compile. Tracers, dispatch modes and functorch transforms do not use the pool. The memory
+    of a map that is still referenced is never reused, neither inside the block nor after it.
 
     Args:
-        on: bool, False: the context manager has no effect.
+        on: bool, whether the context manager has an effect.
     """
     off = not on or torch.compiler.is_compiling() or torch.is_grad_enabled()
     return nullcontext() if off else _use_pool()
@@ -42,8 +41,7 @@ class Pool:
         self._free: dict[int, list] = {}  # size in bytes -> free blocks
 
     def block(self, size: int):
-        """Return a uint8 array of `size` bytes. Its memory is free again when the last tensor that uses it is
-        deleted."""
+        """Return a uint8 array of `size` bytes, whose memory is free again after the last tensor on it is deleted."""
         free = self._free.setdefault(size, [])
         whole = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
         lent = whole.view()
@@ -97,6 +95,10 @@ def allocate_map(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Ten
 
 
 def make_out_argument(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:
-    """Return {"out": map} for an operator's result with this shape and the dtype of `like`, or {} if no pool is
-    used."""
+    """Return {"out": map} with a map from the pool for the result of an operator of torch, or {} if it uses no pool.
+
+    Args:
+        shape: (B, C, H, W), shape of the result.
+        like: tensor that gives the dtype and the device.
+    """
     return {"out": allocate_map(shape, like.dtype, like)} if _is_pooled(shape, like.dtype, like) else {}

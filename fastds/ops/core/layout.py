@@ -13,15 +13,17 @@ MIN_TRANSPOSE_CHANNELS = 4  # torch transposes two or three channels faster than
 
 
 def get_padding_to_multiple(n: int, multiple: int) -> int:
-    """Return the difference of n and the next multiple. n may be symbolic; n plus the result is then a known
-    multiple."""
+    """Return the number to add to n for the next multiple of `multiple`.
+
+    For a symbolic n, torch.compile then knows that the sum is a multiple.
+    """
     return (n + multiple - 1) // multiple * multiple - n
 
 
 def as_nhwc(tensor: Tensor) -> Tensor:
     """Return the tensor if its channel stride is 1 or it has one channel, else a channels_last copy."""
     if tensor.size(1) == 1:
-        return tensor.resolve_neg()  # x.conj().imag has even strides, so that one with more channels is copied
+        return tensor.resolve_neg()  # more channels need no such call: x.conj().imag has even strides and is copied
     return tensor if tensor.stride(1) == 1 else _permute_to_channels_last(tensor)
 
 
@@ -43,7 +45,7 @@ def _permute_to_channels_last(tensor: Tensor) -> Tensor:
 
 
 def _can_use_native_kernel(tensor: Tensor) -> bool:
-    """Return True if the native kernel is faster than torch and no tracer or autograd has to record the operation."""
+    """Return True if the native kernel is faster than torch and neither a tracer nor autograd records the operation."""
     if type(tensor) is not Tensor or not tensor.is_cpu or native.get_missing_reason() is not None:
         return False
     if tensor.numel() < MIN_NATIVE_ELEMENTS or tensor.dtype.itemsize not in (2, 4):
@@ -104,8 +106,9 @@ def to_memory_format(tensor: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def get_output_format(like: Tensor) -> torch.memory_format:
-    """Return the memory format of a result: contiguous if `like` is contiguous and not channels_last, else
-    channels_last.
+    """Return the memory format of a result.
+
+    It is contiguous if `like` is contiguous and not also channels_last, else channels_last.
     """
     if like.is_contiguous() and not like.is_contiguous(memory_format=CHANNELS_LAST):
         return torch.contiguous_format
@@ -129,5 +132,5 @@ def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, layout=C
 
 
 def upcast_half(*tensors):
-    """Return the tensors as a list, 16-bit ones cast to float32."""
+    """Return a list of the tensors, with 16-bit tensors cast to float32."""
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]

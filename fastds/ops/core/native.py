@@ -16,7 +16,7 @@ from fastds._source_hash import source_hash
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
 MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 
-# Functions of the module that return information and write no memory.
+# Functions of the module that return information and write no memory of tensors.
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv_gates_fits")
     + ("deform_conv2d_window_fits", "isa", "same_bytes", "use_huge_pages")
@@ -48,14 +48,14 @@ def _load():
 
 
 def get_module():
-    """Return the module _fastds, or raise ImportError with the reason why it is missing."""
+    """Return the module _fastds, or raise ImportError if it is missing."""
     if _module is None:
         raise ImportError(_missing)
     return _module
 
 
 class _Recorder:
-    """Proxy of the module that records calls which write memory, as (function, arguments, {}), in one thread."""
+    """Proxy of the module that records the calls of one thread which write memory, as (function, arguments, {})."""
 
     def __init__(self, module, calls: list):
         self._module, self._calls, self._thread = module, calls, threading.get_ident()
@@ -75,8 +75,9 @@ class _Recorder:
 
 @contextmanager
 def record_calls(calls: list) -> Iterator[None]:
-    """Append the calls of the module that this thread makes inside the block to `calls`. Only one block is active at a
-    time.
+    """Append to `calls` the calls of native functions that this thread makes inside the block.
+
+    Calls of the functions QUERIES are not recorded. Blocks of several threads run one after another.
     """
     global _module
     with _recording:
@@ -88,12 +89,12 @@ def record_calls(calls: list) -> Iterator[None]:
 
 
 def get_missing_reason() -> str | None:
-    """Return why the native module is missing, or None."""
+    """Return the reason why the native module is missing, or None if it is not."""
     return _missing
 
 
 def unsupported_reason(functions: dict[str, str], tensor: Tensor) -> str | None:
-    """Return why the native kernel cannot take a tensor, or None.
+    """Return the reason why the native kernel cannot run on a tensor, or None if it can.
 
     Args:
         functions: dict from device type to the name of a function in _fastds.
@@ -114,19 +115,20 @@ def unsupported_reason(functions: dict[str, str], tensor: Tensor) -> str | None:
 
 
 def runs_on_cuda(tensor: Tensor) -> bool:
-    """Return True if the CUDA functions of _fastds take the tensor. tests/gpuless replaces this function for its
-    emulator.
+    """Return True if CUDA functions of _fastds take the tensor.
+
+    tests/gpuless replaces this function, so that its emulator runs them on CPU tensors.
     """
     return tensor.is_cuda
 
 
 def get_cuda_launch_arguments(tensor: Tensor) -> tuple[int, int]:
-    """Return device index and current stream, the last arguments of every CUDA function of _fastds."""
+    """Return the device index and the current stream, the last arguments of every CUDA function of _fastds."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def get_address(tensor: Tensor | None) -> int:
-    """Return the address of the tensor's data, 0 for None.
+    """Return the address of the tensor's data, or 0 for None.
 
     The caller keeps a reference to the tensor until the native call returns.
     """
@@ -134,19 +136,20 @@ def get_address(tensor: Tensor | None) -> int:
 
 
 def describe_map(tensor: Tensor) -> tuple:
-    """Return a feature map as csrc/conv3x3 takes it: address, dtype, channels, strides of B, H, W and C."""
+    """Describe a feature map for csrc/conv3x3 by its address, dtype code, C, and strides of B, H, W and C."""
     b, c, h, w = tensor.stride()
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w, c
 
 
 def get_cached_workspace() -> Tensor | None:
-    """Return the cached workspace of this Python thread, or None. Threads do not share workspaces."""
+    """Return the cached workspace of this Python thread, or None if it has none."""
     return getattr(_thread, "workspace", None)
 
 
 def get_workspace(size: int) -> Tensor:
-    """Return at least `size` bytes on the CPU that belong to this thread; sizes up to 64 MiB are cached for later
-    calls.
+    """Return a uint8 tensor of at least `size` bytes on the CPU for the use of this thread.
+
+    A workspace of up to 64 MiB is cached and returned again by later calls.
     """
     cached = get_cached_workspace()
     if cached is not None and cached.numel() >= size:
@@ -161,7 +164,7 @@ def get_workspace(size: int) -> Tensor:
 
 @contextmanager
 def private_workspaces() -> Iterator[list[Tensor]]:
-    """Use new workspaces inside the block and yield the list that holds them. They are valid while the list exists."""
+    """Use new workspaces inside the block and yield the list that holds them, which keeps their memory valid."""
     before, private = get_cached_workspace(), []
     _thread.workspace, _thread.all = None, private
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""oneDNN convolutions with filters that are reordered in advance, as graphs of torch.compile call them.
+"""Convolutions by oneDNN with filters that are reordered in advance, as in graphs of torch.compile.
 
-Without this, oneDNN reorders the filters in each call. Both functions used here are private functions of torch.
+With ordinary filters oneDNN reorders them in each call. The two operators used in this module are private in torch.
 """
 
 import functools
@@ -19,7 +19,7 @@ _CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_PRIVATE_O
 
 
 def can_prepare_filters(dtype: torch.dtype) -> bool:
-    """Return True if filters of this dtype can be reordered in advance here."""
+    """Return True if this build and processor can reorder filters of this dtype in advance and oneDNN is enabled."""
     return torch._C._get_mkldnn_enabled() and _can_prepare(dtype)
 
 
@@ -36,9 +36,9 @@ def prepare_filters(weight: Tensor, x: Tensor, padding, stride, dilation, groups
     Args:
         weight: (O, C / groups, k, k), dtype of x.
         x: (B, C, H, W), an input of the convolution.
-        padding: pair in pixels, as stride and dilation.
-        stride: pair.
-        dilation: pair.
+        padding: pair, in pixels.
+        stride: pair, in pixels.
+        dilation: pair, in pixels.
         groups: number of groups.
     """
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape)
@@ -56,15 +56,14 @@ def get_cached_filters(
 ) -> Tensor:
     """Return the reordered filters of a weight in the dtype of x, from the cache of packed weights.
 
-    The blocked layout is that of the first x. For an x of another shape oneDNN may reorder the filters again in the
-    call.
+    The layout is chosen for the first x. For an x of another shape oneDNN may reorder the filters again in the call.
 
     Args:
-        weight: the filters.
+        weight: (O, C / groups, k, k), the filters.
         x: (B, C, H, W), input of the convolution.
-        padding: pair in pixels, as stride and dilation.
-        stride: pair.
-        dilation: pair.
+        padding: pair, in pixels.
+        stride: pair, in pixels.
+        dilation: pair, in pixels.
         groups: number of groups.
     """
     geometry = padding, stride, dilation, groups
@@ -82,9 +81,9 @@ def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, d
         x: (B, C, H, W), input.
         filters: result of prepare_filters.
         bias: (O,) or None.
-        padding: pair in pixels, as stride and dilation.
-        stride: pair.
-        dilation: pair.
+        padding: pair, in pixels.
+        stride: pair, in pixels.
+        dilation: pair, in pixels.
         groups: number of groups.
     """
     return _CONVOLUTION(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

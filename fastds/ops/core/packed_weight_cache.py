@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-thread LRU cache of packed weights, that is of weights reordered for a kernel.
+"""LRU cache of packed weights, which are weights reordered for a kernel, for each thread.
 
 An entry is valid while the bytes of the weight are unchanged. Bytes are compared with a copy because neither the
 address nor the version counter detects all changes: fused optimizers, writes through p.data and reallocation leave both
@@ -51,13 +51,13 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
     """Return a packed weight from the cache, packing the weight again if its bytes changed.
 
     Args:
-        weight: Tensor in any strides.
+        weight: Tensor with any strides.
         layout: tuple that identifies the packed format. It is part of the cache key.
-        pack: pack(weight, entry) returns the new entry of a dense weight. `entry` is the outdated entry or None; its
-            memory may be reused.
+        pack: pack(weight, entry) returns the new entry for a dense weight. Its argument `entry` is the outdated entry,
+            whose memory it may reuse, or None.
 
     Returns:
-        the packed weight, the second item of the entry.
+        the packed weight.
     """
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, *layout)
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
@@ -80,13 +80,16 @@ def _count_bytes(entry: Entry | None) -> int:
 
 
 def evict_matching(fits: Callable[[Entry], bool]) -> Entry | None:
-    """Remove and return an old entry that fits, so that its memory is reused for a new one.
+    """Remove and return an old entry whose memory a new entry can reuse.
 
-    Returns None while the cache is at most half full, or if none of the oldest entries fits. Weights that are assembled
-    in each forward pass have new addresses each time, so that their old entries are never used again.
+    Weights that are assembled in each forward pass have new addresses each time, so that their old entries are never
+    used again.
 
     Args:
         fits: fits(entry) returns True if the memory of the entry has the required sizes.
+
+    Returns:
+        the entry, or None if the cache is at most half full or none of the oldest entries fits.
     """
     if _cache.bytes > MAX_CACHE_BYTES // 2:
         for key, entry in itertools.islice(_cache.entries.items(), MAX_EVICTION_CANDIDATES):

@@ -2,12 +2,13 @@
 """Registration of the ops torch.ops.fastds.*; fastds/ops/impl/null_op/op.py is an example.
 
 A public function sets default options, casts under autocast and calls its Op. The Op checks the arguments, selects a
-backend and runs it. It bypasses torch's dispatcher unless a tracer, a dispatch mode, a tensor subclass or the profiler
-is active. The kernels registered with the dispatcher do the same for direct calls of torch.ops.fastds.X.
+backend and runs it. The call goes through torch's dispatcher only under torch.compile, a tracer, a dispatch mode or the
+profiler, and for tensor subclasses and devices other than CPU and CUDA. The kernels registered with the dispatcher
+check, select and run in the same way, also for direct calls of torch.ops.fastds.X.
 
 Inside functorch transforms and forward-mode AD the reference runs, because the gradient of a native kernel would
 silently be zero. The reference also runs for the tensors of autograd.grad(..., is_grads_batched=True), which a kernel
-cannot read. Gradients belong to the registered op itself, so that exported programs contain them.
+cannot read. Gradients are defined for the registered op itself, so that exported programs contain them.
 """
 
 from collections.abc import Callable
@@ -30,15 +31,15 @@ _EXACT_ARGUMENT_TYPES = frozenset(
 
 
 def _accept_all(*args) -> None:
-    """Default check, for ops that can run on all arguments which the schema allows."""
+    """Accept all arguments. This is the default check of an op."""
 
 
 @dataclass
 class Op:
     """A registered op. Calling it is the last step of every public function.
 
-    Backends take arguments and return results of exactly the types in the schema, because calls bypass the dispatcher,
-    which would convert them. The dispatcher would take a sixth of the time of a small convolution.
+    Calls bypass the dispatcher, which would take a sixth of the time of a small convolution. The dispatcher would also
+    convert types, so backends must take arguments and return results of exactly the types in the schema.
 
     Attributes:
         name: name of the op.
@@ -84,17 +85,17 @@ class Op:
             raise
 
     def call_unchecked(self, *args):
-        """Compute the result of valid arguments, such as saved tensors and results of other ops, without checks."""
+        """Compute the result without checks, for arguments known to be valid, such as saved tensors."""
         if has_active_transforms() or not self._needs_dispatcher(args):
             return self._run_backend(args)
         return self.overload(*args)
 
     def bind(self, args: tuple, kwargs: dict) -> tuple:
-        """Return positional arguments in the order of the schema, with defaults.
+        """Return all arguments of a call in the order of the schema, with defaults.
 
         Args:
-            args: positional arguments.
-            kwargs: keyword arguments.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
 
         Raises:
             TypeError: the arguments do not fit the schema.
@@ -106,11 +107,11 @@ class Op:
         return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
     def _fill_defaults(self, args: tuple) -> tuple:
-        """Return args with the defaults that the dispatcher omits at the end."""
+        """Return args with the defaults of the last arguments, which the dispatcher omits if they have them."""
         return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
     def check_dispatched(self, args: tuple) -> None:
-        """Check the arguments of a direct call of torch.ops.fastds.X, whose schema allows lists of any length."""
+        """Check the arguments of a call through the dispatcher, which allows lists of bool of any length."""
         for k, length in self.lengths:
             if len(args[k]) != length:
                 raise ValueError(f"{self.arguments[k]} has {len(args[k])} values, expected {length}")
@@ -119,7 +120,8 @@ class Op:
     def _needs_dispatcher(self, args: tuple) -> bool:
         """Return True if the call must go through the dispatcher.
 
-        This holds for tracing, dispatch modes, tensor subclasses, the profiler, and devices other than CPU and CUDA.
+        Such calls are those under torch.compile, a tracer, a dispatch mode or the profiler, and those with tensor
+        subclasses or devices other than CPU and CUDA.
         """
         main = args[self.main]
         return (
@@ -135,8 +137,8 @@ class Op:
 
         Args:
             args: arguments of the op.
-            visible: bool, True: run through the dispatcher below autograd, where tracers, modes and subclasses see the
-                call.
+            visible: bool, whether to run through the dispatcher below autograd, so that tracers, modes and subclasses
+                observe the call.
         """
         args = self._fill_defaults(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
@@ -157,9 +159,10 @@ class Op:
             raise
 
     def _wrap_leaf_weights(self, args: tuple) -> tuple:
-        """Return the arguments with a view in place of each leaf weight that needs_weight_grad will query.
+        """Return the arguments with a view in place of each leaf weight whose gradient is expensive.
 
-        For a leaf that is an input of autograd.grad, torch answers the query by an exception, which costs 60 us.
+        In the backward pass needs_weight_grad queries whether such a gradient is needed. For a leaf that is an input of
+        autograd.grad the query raises an exception, which costs 60 us.
         """
         for k in self.weights:
             weight = args[k]
@@ -208,11 +211,12 @@ def define(
         reference: the computation in PyTorch, differentiable to any order.
         backends: dict such as {"native": Backend(...), "triton": Backend(...)}, in order of preference. Backends
             receive checked arguments.
-        fake: returns outputs of the right shape, dtype, device and memory format without computing, from checked
-            arguments.
-        check: raises TypeError or ValueError for arguments that the op cannot take.
-        function: autograd.Function (old style). Its forward(ctx, run, *args) computes by run(*args), and its backward
-            calls another registered op. None: the reference is differentiated, as is usual for backward ops.
+        fake: function that returns results of the right shape, dtype, device and memory format without values. It
+            receives checked arguments.
+        check: function that raises TypeError or ValueError for arguments that the op cannot take.
+        function: autograd.Function without setup_context. Its forward(ctx, run, *args) computes the result by
+            run(*args), and its backward calls another registered op. None: the reference is differentiated, as is usual
+            for backward ops.
 
     Returns:
         the Op.
@@ -242,7 +246,7 @@ def _requires_grad(value) -> bool:
 
 
 def has_active_transforms() -> bool:
-    """Return True inside functorch transforms (grad, vmap, jvp, ...) and at open levels of forward-mode AD."""
+    """Return True inside functorch transforms (grad, vmap, jvp, ...) and inside forward-mode AD."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -288,22 +292,22 @@ def are_exact_tensors(*values) -> bool:
 
 
 def is_batched(value) -> bool:
-    """Return True for a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is not that of
-    functorch."""
+    """Return True for a batched tensor of autograd.grad(..., is_grads_batched=True), whose vmap is not functorch's."""
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
 def needs_weight_grad(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[bool]:
     """Return whether autograd needs the gradients of a weight and its bias, in the backward pass of a node.
 
-    ctx.needs_input_grad is also True for weights that autograd.grad(y, x) does not need. If the gradient of the weight
-    is needed, that of the bias is taken as needed, too. Cheap gradients are not queried and count as needed.
+    ctx.needs_input_grad is also True for weights whose gradients autograd.grad(y, x) does not compute. Therefore this
+    function queries autograd. It does not do so for cheap gradients, nor for the bias if the gradient of the weight is
+    needed; then it returns the values of ctx.needs_input_grad.
 
     Args:
         ctx: context of the autograd.Function.
         weight: (O, C, ...), the weight.
         result: (B, ., H, W), any tensor with as many pixels as the result.
-        *at: positions of weight and bias among the arguments of the node's forward.
+        *at: positions of weight and bias among the arguments of `forward` after ctx.
 
     Returns:
         list of bool, one for each position.
@@ -320,7 +324,7 @@ def _is_weight_grad_expensive(weight: torch.Tensor, maps: torch.Tensor) -> bool:
 
 
 def _is_grad_requested(ctx, k: int) -> bool:
-    # Entries without a node belong to tensors that require no gradient.
+    # next_functions has entries without a node for tensors that require no gradient.
     nodes = [node for node, _ in ctx.next_functions if node is not None]
     try:
         return torch._C._will_engine_execute_node(nodes[sum(ctx.needs_input_grad[:k])])
@@ -334,10 +338,10 @@ def compute_vjp(function: Callable, tensors, cotangents, needs_grad) -> list[tor
     A tensor that is given twice gets one gradient for each occurrence.
 
     Args:
-        function: returns a tensor or a tuple of tensors.
-        tensors: its arguments. Those without a requested gradient may be None.
+        function: function of the tensors that returns a tensor or a tuple of tensors.
+        tensors: its arguments. An argument may be None if its gradient is not requested.
         cotangents: gradients of the results, None for zero.
-        needs_grad: bool for each tensor.
+        needs_grad: for each tensor, whether its gradient is requested.
 
     Returns:
         list of the requested gradients.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the whole process that a context manager changes and restores."""
+"""Settings of the whole process that context managers change and restore."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ class _Block:
 
 
 class ProcessSetting:
-    """Setting that context managers change for all threads, so that autograd's device threads see the change, too.
+    """Setting that context managers change for all threads, including the device threads of autograd.
 
     Of several active blocks the one entered last determines the value. Blocks may overlap in any order, in threads and
     in generators; leaving a block removes only that block.

@@ -13,7 +13,7 @@ def record_op(function: Callable, given: Mapping[str, Any]) -> Any:
 
     Args:
         function: the op.
-        given: its arguments by name, that is locals() at its beginning. The first one is a Proxy.
+        given: its arguments by name, which are locals() at the beginning of the op. The first one is a Proxy.
 
     Returns:
         Proxy of the result. If there are several results, they are unpacked by index.

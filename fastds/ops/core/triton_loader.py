@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Availability of the Triton kernels (fastds.kernels) for given tensors. Triton is imported only to run a kernel."""
+"""Loading of the Triton kernels (fastds.kernels) and checks whether they can run. Only loading imports Triton."""
 
 import functools
 import importlib
@@ -16,26 +16,28 @@ MIN_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
 
 @functools.cache
 def get_missing_reason() -> str | None:
-    """Return why Triton is not available, or None."""
+    """Return the reason why Triton is not available, or None if it is."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None
 
 
 def is_interpreting() -> bool:
-    """Return True if Triton interprets its kernels on the CPU. TRITON_INTERPRET=1 must be set when the process
-    starts."""
+    """Return True if Triton interprets its kernels on the CPU.
+
+    The environment variable TRITON_INTERPRET=1 must be set before Triton is imported.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
 def get_capability(index: int) -> tuple[int, int] | None:
-    """Return the compute capability of a CUDA device, or None without CUDA, as when tracing for another machine."""
+    """Return the compute capability of a CUDA device, or None on a machine without CUDA, where tensors may be fake."""
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None
 
 
 def unsupported_reason(tensor: Tensor) -> str | None:
-    """Return why a Triton kernel cannot take a tensor, or None."""
+    """Return the reason why a Triton kernel cannot run on a tensor, or None if it can."""
     if get_missing_reason() is not None:
         return get_missing_reason()
     device = tensor.device
@@ -50,11 +52,11 @@ def unsupported_reason(tensor: Tensor) -> str | None:
 
 
 def atomic_unsupported_reason(tensor: Tensor, adds: bool) -> str | None:
-    """Return why a Triton kernel with atomic additions cannot take a tensor, or None.
+    """Return the reason why a Triton kernel with atomic additions cannot run on a tensor, or None if it can.
 
     Args:
         tensor: the tensor.
-        adds: bool, whether this call adds atomically. Deterministic algorithms exclude atomic additions.
+        adds: bool, whether this call adds atomically, which torch.use_deterministic_algorithms forbids.
     """
     if adds and torch.are_deterministic_algorithms_enabled():
         return "its gradient of input adds atomically, and torch.use_deterministic_algorithms is on"

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops, one folder each: op.py has the checks, gradients, registration and public functions, reference.py the
-formula.
+"""Implementations of the ops, one folder for each op.
+
+In a folder, op.py has the checks, gradients, registration and public functions, and reference.py has the formula.
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends of conv1x1 and of its gradients for checked arguments, and their fake results.
+"""Native backend of conv1x1 and of its gradients, for checked arguments.
 
-The native kernel runs on a CPU; the library's convolution (oneDNN, cuDNN) runs elsewhere.
+The kernel of csrc/conv1x1 computes on a CPU, except in float64; otherwise the library (oneDNN or cuDNN) computes.
+Functions named *_fake only allocate the results, for tracing.
 """
 
 import torch
@@ -19,8 +20,9 @@ from fastds.ops.impl.conv3x3.winograd import ACTIVATION_CODES
 
 
 def _to_readable_layout(maps: Tensor) -> Tensor:
-    """Return maps whose pixels are evenly spaced and whose channel or pixel stride is 1, copied to channels_last if
-    needed.
+    """Return the feature maps in a layout that the kernel reads, copied to channels_last if necessary.
+
+    The kernel reads maps whose pixels are evenly spaced and whose channel or pixel stride is 1.
     """
     if maps.is_contiguous(memory_format=CHANNELS_LAST) or maps.is_contiguous():
         return maps.resolve_neg()
@@ -32,7 +34,7 @@ def _to_readable_layout(maps: Tensor) -> Tensor:
 
 
 def _describe_map(maps: Tensor) -> tuple:
-    """Return a map as csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
+    """Return the arguments of a map for csrc/conv1x1: address, channels, image, pixel and channel stride."""
     _, channels, height, width = maps.shape
     image_stride, channel_stride, row_stride, column_stride = maps.stride()
     pixel_stride = column_stride if width > 1 else row_stride if height > 1 else 1
@@ -40,7 +42,7 @@ def _describe_map(maps: Tensor) -> tuple:
 
 
 def _to_dense_rows(weight: Tensor) -> Tensor:
-    """Return the weight (O, C, 1, 1) with dense rows, contiguous if copied."""
+    """Return the weight (O, C, 1, 1) contiguous and without a lazy negation."""
     return weight if weight.is_contiguous() and not weight.is_neg() else to_contiguous(weight)
 
 
@@ -48,8 +50,8 @@ def _multiply(sources, weight: Tensor, bias, residual, act: str, negative_slope:
     """Run the native kernel: act(weight * concat(sources) + bias + residual).
 
     Args:
-        sources: list of one or two maps (B, C_k, H, W).
-        weight: (O, C) or (O, C, 1, 1), C the channels of all sources, with dense rows.
+        sources: list of one or two feature maps (B, C_k, H, W).
+        weight: (O, C) or (O, C, 1, 1) with contiguous rows, where C is the number of channels of all sources.
         bias: (O,) or None.
         residual: (B, O, H, W) or None.
         act: "none", "relu" or "leaky_relu".
@@ -88,7 +90,7 @@ def _compute_weight_gradient(grad: Tensor, sources, dtype: torch.dtype) -> Tenso
 def _compute_source_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs_grad: tuple[bool, bool]
 ) -> list[Tensor | None]:
-    """Compute the gradients of x and of the second source, None for those not needed."""
+    """Compute the gradients of x and of the second source; gradients that are not needed are None."""
     parts = transpose_matrix(_to_dense_rows(weight).flatten(1)).tensor_split([x.shape[1]])
     return [
         _multiply([grad], part, None, None, "none", 0.0) if needed else None
@@ -138,7 +140,7 @@ def backward(grad_y, x, weight, x2, y, negative_slope, needs_grad):
 
 
 def _backward_native(grad_y, x, weight, x2, y, negative_slope, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual on the native kernel, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual by native kernels, or None where not needed."""
     grad = library.backpropagate_epilogue(grad_y, y, negative_slope, 1)
     grad_x, grad_x2 = _compute_source_gradients(grad, x, weight, (needs_grad[0], needs_grad[3]))
     grad_weight = (
@@ -149,7 +151,7 @@ def _backward_native(grad_y, x, weight, x2, y, negative_slope, needs_grad):
 
 
 def _backward_library(grad_y, x, weight, x2, y, negative_slope, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual by the library, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual by the library, or None where not needed."""
     return library.backward(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)
 
 

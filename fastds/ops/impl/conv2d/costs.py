@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost model of conv2d: whether the native engine is faster than the library's convolution.
+"""Cost model that estimates whether the native engine or the library's convolution is faster for conv2d.
 
-Seconds are the scalar product of COSTS and the terms of compute_terms. `python -m bench.fit_conv2d` fits the costs on
-two cores. The costs for AVX2 were measured on an AMD processor restricted to AVX2.
+The estimated time in seconds is the scalar product of COSTS and the terms of compute_terms. `python -m
+bench.fit_conv2d` fits the costs on two cores. The costs for AVX2 were measured on an AMD processor restricted to AVX2.
 """
 
 import functools
@@ -189,13 +189,14 @@ def compute_terms(
     direction: str, isa: str, dtype: torch.dtype,
     batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # fmt: skip
-    """Return the terms of the engine and of the library: 1 for the call, and the terms above times the number of
-    groups.
+    """Return the terms of the engine and of the library.
+
+    Both are 1, for the call, followed by the terms of one group (see the functions *_terms) times the number of groups.
 
     Args:
         direction: one of PASSES.
         isa: instruction set of the native module.
-        dtype: dtype of the maps.
+        dtype: dtype of x.
         batch: images.
         inputs: input channels of one group.
         outputs: output channels of one group.
@@ -227,14 +228,15 @@ def can_cache_filters(outputs: int, inputs: int, size: int) -> bool:
 
 
 def _get_fitted_costs(key: tuple[str, str], direction: str) -> Costs:
-    """Return the costs for a direction; those of "forward" if "inference" was not measured."""
+    """Return the costs for a direction, or the costs of "forward" if "inference" was not measured."""
     return COSTS[key].get(direction) or COSTS[key]["forward"]
 
 
 def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     """Return the costs of engine and library for a direction.
 
-    Costs that were not measured are those of "amd", scaled by the ratio of the costs of a multiplication in conv3x3.
+    If they were not measured, the costs of "amd" are used, scaled by the ratio of the costs of a multiplication in
+    conv3x3.
     """
     has_own_costs = dtype == torch.bfloat16 or conv3x3.uses_im2col(isa, dtype)
     name = str(dtype).removeprefix("torch.") if has_own_costs else "float32"
@@ -253,8 +255,13 @@ def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
 
 
 def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
-    """Estimate the seconds of engine and library; shape: batch, inputs and outputs of a group, height, width, size,
-    groups.
+    """Estimate the seconds that the engine and the library need.
+
+    Args:
+        direction: one of PASSES.
+        isa: instruction set of the native module.
+        dtype: dtype of x.
+        shape: batch, inputs of a group, outputs of a group, height, width, taps along one side of a filter, groups.
     """
     backward = direction.startswith("grad")
     if conv3x3.is_prohibitively_slow(dtype, backward):
@@ -269,9 +276,10 @@ def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple
 
 @functools.lru_cache(maxsize=4096)
 def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
-    """Return True if the engine is faster than the library for one of PASSES; shape: as in _estimate_seconds.
+    """Return True if the engine is expected to be faster than the library for one of PASSES.
 
-    For inference this is the rule of is_op_faster, so that recorded ops and direct calls give the same bits.
+    The arguments are those of _estimate_seconds. For "inference" the rule of is_op_faster is applied, so that recorded
+    ops and direct calls give the same bits.
     """
     if direction == "inference":
         return is_op_faster((direction,), isa, dtype, *shape)
@@ -281,9 +289,9 @@ def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) 
 
 @functools.lru_cache(maxsize=4096)
 def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
-    """Return True if the op is faster than torch's convolution for all these passes together.
+    """Return True if the op is expected to be faster than torch's convolution for all given passes together.
 
-    Each pass of the op runs on the faster of engine and library and has the overhead of a call.
+    It is assumed that each pass of the op runs on the faster of engine and library and has the overhead of a call.
     """
     seconds = [_estimate_seconds(direction, isa, dtype, shape) for direction in directions]
     return len(directions) * CALL_OVERHEAD + sum(map(min, seconds)) < MARGIN * sum(library for _, library in seconds)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends of conv2d and of its gradients for checked arguments, and their fake results.
+"""Native backend of conv2d and of its gradients, for checked arguments.
 
-A convolution runs on the native engine of conv3x3 where the cost model says so, else on the library. The engine splits
-a filter of k x k taps into filters of 3 x 3 taps that are applied to shifted maps. The shifted maps are views into one
-zero-padded copy, and their sum is transformed once.
+A convolution runs on the native engine of conv3x3 or on the library (oneDNN or cuDNN), whichever the cost model expects
+to be faster. The engine splits a filter of k x k taps into filters of 3 x 3 taps that are applied to shifted inputs.
+The shifted inputs are views into one zero-padded copy. Functions named *_fake only allocate the results, for tracing.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ MAX_BLOCKS = 8  # 3 x 3 blocks along one side of a filter; the engine takes up t
 
 
 def _unsupported_reason(x: Tensor, size: int) -> str | None:
-    """Return why the engine cannot convolve tensors like x with filters of this size, or None."""
+    """Return the reason why the engine cannot convolve tensors like x with filters of this size, or None if it can."""
     if costs.count_blocks(size) > MAX_BLOCKS:
         return (
             f"the engine takes filters of at most {3 * MAX_BLOCKS - 1} x {3 * MAX_BLOCKS - 1} taps, not {size} x {size}"
@@ -34,16 +34,16 @@ def _apply_cost_rule(rule: Callable, passes: str | tuple[str, ...], x: Tensor, w
 
     Args:
         rule: costs.is_op_faster or costs.is_engine_faster.
-        passes: pass or passes for the rule.
+        passes: one of costs.PASSES for is_engine_faster, a tuple of them for is_op_faster.
         x: (B, C, H, W), input.
         weight: (O, C / groups, k, k).
         groups: number of groups.
 
     Returns:
-        bool, True: use the engine.
+        bool, whether to use the engine.
 
     Raises:
-        RuntimeError: "winograd" is requested, but the engine cannot run.
+        RuntimeError: "winograd" is requested for filters of at least 3 x 3 taps, but the engine cannot run.
     """
     algorithm, size = current_algorithm(), weight.shape[-1]
     if size < 3 or algorithm not in ("auto", "winograd"):
@@ -88,7 +88,7 @@ def _pad_with_zeros(maps: Tensor, size: int) -> Tensor:
 
 
 def _describe_shifted_views(bordered: Tensor, size: int) -> list[tuple]:
-    """Return the shifted views for all blocks of taps, row by row, as csrc/conv3x3 takes them."""
+    """Return the arguments of csrc/conv3x3 for the shifted views of all blocks of taps, row by row."""
     at, kind, channels, image_stride, row, column, _ = native.describe_map(bordered)
     starts, item = range(0, size, 3), bordered.dtype.itemsize
     strides = image_stride, row, column, 1
@@ -107,12 +107,12 @@ def convolve_groups(
     """Convolve each group of channels with its filters on the engine.
 
     Args:
-        maps: (B, C, H, W), input.
+        maps: (B, C, H, W), or (B, O, H, W) for the adjoint.
         weight: (O, C / groups, k, k).
         bias: (O,) or None.
         groups: number of groups.
-        adjoint: bool, True: apply the adjoint, with rotated filters whose inputs and outputs are exchanged.
-        trained: bool, whether the weight changes between calls.
+        adjoint: bool, whether to apply the adjoint, with rotated filters whose inputs and outputs are exchanged.
+        trained: bool, whether the weight is expected to change between calls.
 
     Returns:
         (B, O, H, W), or (B, C, H, W) for the adjoint.
@@ -143,7 +143,14 @@ def convolve_groups(
 
 
 def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Compute the gradient of the weight on the engine; grad: gradient of the result, with channel stride 1."""
+    """Compute the gradient of the weight on the engine.
+
+    Args:
+        grad: (B, O, H, W), gradient of the result, with channel stride 1.
+        x: (B, C, H, W), input.
+        weight: (O, C / groups, k, k); only its shape and dtype are used.
+        groups: number of groups.
+    """
     outputs, channels, size, _ = weight.shape
     result, blocks = torch.empty(weight.shape, dtype=weight.dtype), costs.count_blocks(size)
     code, item, part = native.DTYPE_CODES[weight.dtype], weight.dtype.itemsize, outputs // groups

@@ -128,12 +128,13 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     y[b, o, p] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[b, g C/G + c, p + (i, j) - k // 2],
     g = o G // O the group of output o
 
-    The result is that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters of 3 x 3 taps and more run
-    on the Winograd engine of conv3x3 where a cost model expects it to be faster than torch, which is the case for many
-    pixels and many channels in a group. Filters larger than 3 x 3 are split into filters of 3 x 3 taps on shifted maps.
-    Inside fastds.use_conv_algorithm("direct") torch computes all convolutions, inside
-    fastds.use_conv_algorithm("winograd") the engine computes those of 3 x 3 taps and more. Without gradients the packed
-    filters are cached with a copy of the weight that detects changes, up to 256 MiB in each Python thread.
+    Up to rounding errors, the result equals that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters
+    of 3 x 3 taps and more run on the Winograd engine of conv3x3 if a cost model expects the engine to be faster than
+    torch, as it often is for many pixels and many channels in a group. Filters larger than 3 x 3 are split into filters
+    of 3 x 3 taps on shifted inputs. Inside fastds.use_conv_algorithm("winograd") the engine computes all convolutions
+    of 3 x 3 taps and more. Inside fastds.use_conv_algorithm with a name other than "winograd" and "auto", torch
+    computes all convolutions. The packed filters of the engine are cached with a copy of the weight that detects
+    changes, up to 256 MiB in each Python thread.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
@@ -142,17 +143,18 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         groups: int, G, a divisor of C and O.
 
     Returns:
-        (B, O, H, W), dtype of x, channels_last; in the memory format of torch's result where torch's convolution runs.
+        (B, O, H, W), dtype of x. The result of the engine is channels_last; the result of torch's convolution may have
+        another memory format.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
-        RuntimeError: inside fastds.use_conv_algorithm("winograd"), for k >= 3: x is not on a CPU or is float64, or k >
-            23.
+        RuntimeError: inside fastds.use_conv_algorithm("winograd"), for k >= 3, the engine cannot run, for example for
+            float64, on a GPU or for k > 23.
 
     Gradients exist for x, weight and bias, to any order. Rounding errors of the engine are those of "winograd" in
     conv3x3. Where the engine runs, results are deterministic and do not depend on the number of threads, bit for bit.
-    Under autocast x is cast to its dtype; a float32 weight and bias stay float32.
+    Under autocast x is cast to the autocast dtype; a float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
         return record_op(conv2d, locals())

@@ -30,10 +30,10 @@ def current_algorithm() -> str:
 
 @contextmanager
 def use_conv_algorithm(algorithm: str) -> Iterator[None]:
-    """Choose the algorithm of every fastds.ops.conv3x3 inside the block, in all threads of the process.
+    """Set the algorithm of calls of fastds.ops.conv3x3 inside the block that do not name one, in all threads.
 
-    Graphs that were compiled or exported before keep the algorithm of their trace. Of overlapping blocks the one
-    entered last counts.
+    Graphs that were compiled or exported before use the algorithm of their trace. If blocks overlap, the block that was
+    entered last determines the algorithm.
 
     Args:
         algorithm: str, one of
@@ -55,9 +55,10 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
 
 @contextmanager
 def assume_height(rows: int) -> Iterator[None]:
-    """Let "auto" select as for images with `rows` rows, in this thread and inside the block.
+    """Make "auto" select the algorithm as for images with `rows` rows, in this thread and inside the block.
 
-    Bands of an image then run on the algorithm of the whole image and give the same bits.
+    If an image is computed in bands of rows, all bands then use the algorithm of the whole image, so that the result
+    has the same bits.
     """
     before = _assumed_height.set(rows)
     try:
@@ -67,7 +68,7 @@ def assume_height(rows: int) -> Iterator[None]:
 
 
 def winograd_unsupported_reason(x: Tensor) -> str | None:
-    """Return why the native engine cannot take tensors like x, or None."""
+    """Return the reason why the native engine cannot convolve tensors like x, or None if it can."""
     if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
@@ -78,7 +79,7 @@ def winograd_unsupported_reason(x: Tensor) -> str | None:
 
 
 def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Return why the native engine cannot convolve x on AMX tiles with results in dtype, or None."""
+    """Return the reason why the native engine cannot convolve x on AMX tiles with results in dtype, or None."""
     if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
         return f"AMX tiles compute in torch.bfloat16 only, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
     if (reason := winograd_unsupported_reason(x)) is not None:
@@ -113,7 +114,7 @@ def select_algorithm(
         outputs: output channels.
         dtype: dtype in which torch would compute.
         backward: bool, whether gradients are computed.
-        gated: bool, whether the gates of a recurrent cell follow.
+        gated: bool, whether the gates of a recurrent cell are applied to the result.
         joined: bool, whether there are two sources.
         passes: number of elementwise passes after the convolution, see count_epilogue_passes.
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost model of the conv3x3 algorithms on a CPU, by which "auto" selects one.
+"""Cost model of the conv3x3 algorithms on a CPU, which "auto" uses to select an algorithm.
 
-Seconds are the scalar product of COSTS and TERMS. `python -m bench.fit_conv3x3` fits the costs on two cores; more cores
-speed up all algorithms alike.
+The estimated time in seconds is the scalar product of COSTS and TERMS. `python -m bench.fit_conv3x3` fits the costs on
+two cores; it is assumed that more cores speed up all algorithms alike.
 
 The costs for AVX2 were measured on an AMD processor restricted to AVX2. The costs of "planes" for bfloat16 on Intel
-processors with AVX-512 but without AMX were not measured; they are those of AMD, scaled by the ratio of the engine's
-costs of a multiplication. All costs of "planes" were fitted without ROW_OVERHEAD_PIXELS. The costs for AMX were
-measured on a machine that is 2.2 times slower than the others, and divided by 2.2.
+processors with AVX-512 but without AMX were not measured; they are the costs of AMD, scaled by the ratio of the
+engine's costs of a multiplication. All costs of "planes" were fitted without ROW_OVERHEAD_PIXELS. The costs for AMX
+were measured on a machine that is 2.2 times slower than the others, and divided by 2.2.
 """
 
 import functools
@@ -61,8 +61,8 @@ def _planes_terms(batch: int, inputs: int, outputs: int, height: int, width: int
     points, few, many = batch * height * width, min(inputs, outputs), _round_up(max(inputs, outputs), 16)
     weights, run = 9 * inputs * outputs, batch * _round_up(height * (width + 2), 16)
     read = inputs * batch * height * (width + ROW_OVERHEAD_PIXELS)
-    # Two multiplication terms: for the outputs or the gradient of the inputs, and for the gradient of the weight, whose
-    # vectors hold channels of the side with more of them.
+    # There are two multiplication terms. The first is for the outputs or the gradient of the input. The second is for
+    # the gradient of the weight, whose vectors hold channels of the input or the output, whichever has more.
     return 1, weights, weights * run, 9 * few * many * points, read, outputs * points
 
 
@@ -176,10 +176,11 @@ COSTS = {
     },
 }
 
-# torch convolves a single float32 image of at most this size by matrix products and not by oneDNN. The costs belong to
-# the terms of "product" and exist only for measured machines. Those of the forward pass are 1.6 times the fitted ones,
-# because the checks of the op take as long as many such calls. They are not used for recurrent cells (gates or two
-# sources), because the bits of torch's products depend on the number of threads.
+# torch convolves a single float32 image of at most MAX_SMALL_IMAGE_ELEMENTS by matrix products and not by oneDNN.
+# SMALL_IMAGE_COSTS are multiplied by the terms of "product" and exist only for measured machines. The costs of the
+# forward pass are 1.6 times the fitted costs, because the checks of the op take as long as many such convolutions. The
+# costs are not used for recurrent cells (gates or two sources), because the bits of torch's matrix products depend on
+# the number of threads.
 MAX_SMALL_IMAGE_ELEMENTS = 20480
 SMALL_IMAGE_COSTS = {
     ("avx512", False): (1.5e-05, 1.5e-10, 3.8e-12, 1.9e-10, 3e-10),
@@ -201,9 +202,9 @@ def has_cpu_feature(feature: str) -> bool:
 def cpu_profile(isa: str, dtype: torch.dtype) -> str:
     """Return the processor name in the keys of COSTS.
 
-    The name is the instruction set with these exceptions: "amx" if torch's kernels use AMX tiles for bfloat16; "zen5"
-    and "amd" for AMD processors with AVX-512, from family 26 on and before, where torch's matrix products are slower
-    and the engine is faster; "avx2" for NEON, which was not measured.
+    The name is the instruction set, except in these cases. For bfloat16 on processors with AMX it is "amx". For AMD
+    processors with AVX-512 it is "zen5" if they have AVX-VNNI, otherwise "amd". For NEON, which was not measured, it is
+    "avx2".
     """
     if isa != "avx512":
         return "avx2" if isa == "neon" else isa
@@ -234,18 +235,24 @@ def is_prohibitively_slow(dtype: torch.dtype, backward: bool) -> bool:
     return backward and dtype == torch.float16
 
 
-# Seconds for a call and for a byte of the copy from contiguous memory to channels_last. "amx" needs no copy, "planes"
-# only in the gradients if there are more input than output channels.
+# Cost of a copy from contiguous memory to channels_last: seconds for a call and seconds for a byte. "amx" needs no
+# copy. "planes" needs a copy only for gradients, if there are more input than output channels.
 LAYOUT_COST = (5e-6, 8e-11)
-# Seconds for a call and for an output element of the gates after a convolution, which the engine fuses.
+# Cost of gates after a convolution, which the engine fuses: seconds for a call and seconds for an output element.
 GATES_COST = (1e-5, 2e-10)
-# Seconds for a call and for an element of an elementwise operation of torch, or of a concatenation.
+# Cost of an elementwise operation of torch or of a concatenation: seconds for a call and seconds for an element.
 ELEMENTWISE_COST = (2e-6, 1.5e-10)
 
 
 def get_costs(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
-    """Return the costs of all algorithms for a processor, dtype and direction, without prohibitively slow
-    algorithms.
+    """Return the costs of the algorithms for a processor, dtype and direction.
+
+    Algorithms that are prohibitively slow are left out.
+
+    Args:
+        isa: instruction set of the native module.
+        dtype: dtype of the computation.
+        backward: bool, whether gradients are computed.
     """
     slow, half = uses_im2col(isa, dtype), dtype == torch.float16
     costs = COSTS[cpu_profile(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
@@ -274,11 +281,11 @@ def select_fastest(
         outputs: output channels.
         height: rows.
         width: columns.
-        gated: bool, whether gates follow, which the engine fuses.
+        gated: bool, whether gates are applied to the result, which the engine fuses.
         contiguous: bool, whether the input has to be copied to channels_last.
         joined: bool, whether there are two sources, which "direct" concatenates.
-        passes: number of elementwise passes over the result (residual, activation, pixel shuffle), which the engine
-            fuses, and "planes" in the forward pass.
+        passes: number of elementwise passes over the result (residual, activation, pixel shuffle). The engine fuses
+            these passes, and "planes" fuses them in the forward pass.
 
     Returns:
         name of the algorithm.

@@ -92,19 +92,19 @@ def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> 
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
     return _grad_x(_to_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
 
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the result without epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
     return _grad_weight(_to_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
 
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
     grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     rows, grads = _to_rows(grad.to(x.dtype)), [None] * 5
     if needs_grad[0] or needs_grad[3]:

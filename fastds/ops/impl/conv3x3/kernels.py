@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends of conv3x3 and of its gradients for checked arguments, by the selected algorithm, and their fake results."""
+"""Native backend of conv3x3 and of its gradients, which calls the selected algorithm with checked arguments.
+
+Functions named *_fake only allocate the results, for tracing.
+"""
 
 import torch
 
@@ -36,7 +39,7 @@ def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mod
 
 
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
-    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
     algorithm = select_algorithm(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
@@ -59,7 +62,7 @@ def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
-    """Compute the gradient of the weight from the gradient of the result without epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
@@ -83,8 +86,8 @@ def backward(
 ):  # fmt: skip
     """Return the requested gradients of x, weight, bias, x2 and residual.
 
-    The engine reads grad_y and y without an intermediate gradient, and computes the gradient of the bias with that of
-    the weight.
+    The engine reads grad_y and y without storing the gradient before the activation. It computes the gradient of the
+    bias together with the gradient of the weight if both are requested.
 
     Args:
         grad_y: gradient of the result.
@@ -118,7 +121,7 @@ def backward(
 def _backward_engine(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2, in_place
 ):  # fmt: skip
-    """Compute the gradients of backward on the engine, None for those not needed."""
+    """Compute the gradients of backward on the engine; gradients that are not needed are None."""
     grad, amx = to_channels_last(grad_y), algorithm == "amx"
     if amx:
         grad = grad.to(x.dtype)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions and their gradients by the library of torch: oneDNN on a CPU, cuDNN on a GPU."""
+"""Convolutions and their gradients by the library that torch uses: oneDNN on a CPU, cuDNN on a GPU.
+
+On a GPU, Triton kernels apply the epilogue or compute the whole convolution where that is supported and faster.
+"""
 
 from typing import NamedTuple
 
@@ -26,11 +29,11 @@ MAX_FLIPPED_OUTPUTS = 16  # outputs of a group, see _is_flipped_convolution_fast
 
 
 def _to_onednn_layout(x: Tensor) -> Tensor:
-    """Return x in channels_last, also by its strides, because torch derives the memory format of a result from the
-    strides.
+    """Return x in channels_last, with strides from which torch chooses channels_last for the result.
 
-    The strides of a tensor with one channel fit both memory formats. Reordering the input instead of the result is much
-    faster for few input channels. float64 tensors stay as they are because oneDNN does not convolve them.
+    For a tensor with one channel, the strides are set explicitly, because they may fit both memory formats. Reordering
+    the input instead of the result is much faster for few input channels. float64 tensors are returned unchanged,
+    because oneDNN does not convolve them.
     """
     if x.dtype == torch.float64:
         return x
@@ -40,13 +43,14 @@ def _to_onednn_layout(x: Tensor) -> Tensor:
 
 
 def _pad_input(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
-    """Return x, padded unless the mode is "zeros", and the zero padding that the convolution has to add."""
+    """Return x, padded unless the mode is "zeros", and the width of the zero padding that the convolution must add."""
     return (x, size // 2) if padding_mode == "zeros" else (reference.pad(x, padding_mode), 0)
 
 
 def _should_permute_weight(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Return True if the weight should be copied to channels_last before oneDNN reads it, which would reorder it more
-    slowly.
+    """Return True if the weight should be copied to channels_last before the call of oneDNN.
+
+    oneDNN would reorder the weight more slowly.
     """
     return weight.numel() >= MIN_NATIVE_ELEMENTS and weight.is_cpu and dtype != torch.float64
 
@@ -79,7 +83,9 @@ class LibraryConvolution(NamedTuple):
 def plan_convolution(
     x: Tensor, weight: Tensor, padding: int, trained: bool, stride: int = 1, groups: int = 1
 ) -> LibraryConvolution:
-    """Return the settings of a library convolution. Filters are cached if there is no training, compiler or tracer.
+    """Return the settings of a library convolution.
+
+    Filters are cached only if gradients are not needed and no compiler or tracer observes the call.
 
     Args:
         x: (B, C, H, W), input.
@@ -132,12 +138,11 @@ def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor
 
 
 def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride, convolve_one=None):
-    """Compute epilogue(convolution of both sources + bias + residual), by a fused Triton kernel on a GPU where that is
-    faster.
+    """Compute shuffle(act(conv(concat(x, x2), weight) + bias + residual)).
 
-    The result is shuffle(act(conv(concat(x, x2), weight) + bias + residual)). Two sources are convolved separately and
-    added, so that no concatenation is materialized or saved for the backward pass. The epilogue overwrites the output
-    of the convolution.
+    On a GPU, one Triton kernel computes the result if that is expected to be faster. Otherwise, two sources are
+    convolved separately and added, so that no concatenation is materialized or saved for the backward pass. Except
+    under functorch transforms, the epilogue then overwrites the output of the convolution.
 
     Args:
         x: (B, C1, H, W).
@@ -180,8 +185,9 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
 
 
 def can_fuse_epilogue(x: Tensor) -> bool:
-    """Return True if a Triton kernel can apply the epilogue to a convolution of x: on a GPU, without gradients and
-    tracing.
+    """Return True if a Triton kernel can apply the epilogue to a convolution of x.
+
+    This needs a GPU that Triton supports and excludes calls with gradients, tracing, compilation or transforms.
     """
     if not x.is_cuda or torch.is_grad_enabled() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
@@ -267,7 +273,8 @@ def compute_bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 def _is_flipped_convolution_faster(grad: Tensor, weight: Tensor, groups: int) -> bool:
     """Return True if the gradient of x is faster as a forward convolution with flipped filters.
 
-    In the forward pass oneDNN fills an AMX tile with several taps of few channels, in its backward pass with zeros.
+    For few output channels, oneDNN fills an AMX tile with several taps in the forward pass, but pads it with zeros in
+    the backward pass.
     """
     return grad.is_cpu and weight.shape[0] // groups < MAX_FLIPPED_OUTPUTS and has_amx_kernels(grad.dtype)
 
@@ -287,9 +294,9 @@ def _compute_gradients(grad, x, weight, padding_mode, needs_x, needs_weight, nee
         x: input.
         weight: the filters.
         padding_mode: "zeros", "replicate" or "circular_x".
-        needs_x: bool, as needs_weight and needs_bias.
-        needs_weight: bool.
-        needs_bias: bool.
+        needs_x: bool, whether the gradient of x is needed.
+        needs_weight: bool, whether the gradient of the weight is needed.
+        needs_bias: bool, whether the gradient of the bias is needed.
         groups: number of groups.
     """
     source, padding = _pad_input(x, weight.shape[-1], padding_mode)
@@ -309,10 +316,10 @@ def _compute_gradients(grad, x, weight, padding_mode, needs_x, needs_weight, nee
 
 
 def conv2d(x, weight, bias, groups, stride=1):
-    """Apply a grouped convolution of any odd kernel size, differentiable; torch chooses the memory format of the
-    result.
+    """Apply a differentiable grouped convolution of any odd kernel size.
 
-    The input is copied to channels_last, in which torch is much faster for grouped convolutions.
+    The input is copied to channels_last, in which torch is much faster for grouped convolutions, except for small
+    images and float64. torch chooses the memory format of the result.
 
     Args:
         x: (B, C, H, W).
@@ -327,14 +334,14 @@ def conv2d(x, weight, bias, groups, stride=1):
 
 @without_autocast
 def conv2d_backward(grad, x, weight, groups, needs_x, needs_weight):
-    """Compute the gradients of x and weight, None for those not needed."""
+    """Compute the gradients of x and weight; gradients that are not needed are None."""
     grad_x, grad_weight, _ = _compute_gradients(grad, x, weight, "zeros", needs_x, needs_weight, groups=groups)
     return grad_x, to_contiguous(grad_weight.to(weight.dtype)) if needs_weight else None
 
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
     batch, _, height, width = grad.shape
     like = empty_map((batch, weight.shape[1], height, width), dtype, grad)
     return _compute_gradients(grad, like, weight, padding_mode, True, False)[0]
@@ -342,15 +349,20 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the result without epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
     source = _concatenate(x, x2)
     like = torch.empty((1, 1, 1, 1), dtype=x.dtype, device=grad.device).expand(grad.shape[1], source.shape[1], 3, 3)
     return to_contiguous(_compute_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
 
 
 def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
-    """Compute the gradient before the epilogue, as reference.backpropagate_epilogue does, by one operation without a
-    graph.
+    """Compute reference.backpropagate_epilogue by operations that record no autograd graph.
+
+    Args:
+        grad_y: gradient of the result.
+        y: the result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        shuffle: factor of the pixel shuffle, 1: none.
     """
     if y is not None:
         grad_y = torch.ops.aten.leaky_relu_backward(grad_y, y, negative_slope, True)
@@ -359,7 +371,7 @@ def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: flo
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
     grad, needs_source = backpropagate_epilogue(grad_y, y, negative_slope, shuffle), needs_grad[0] or needs_grad[3]
     settings = (padding_mode, needs_source, needs_grad[1], needs_grad[2])
     grad_source, grad_weight, grad_bias = _compute_gradients(grad, _concatenate(x, x2), weight, *settings)

@@ -38,12 +38,13 @@ ALWAYS_TORCH_ELEMENTS = 3000  # size of an image that torch convolves in trainin
 def check(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm, size=3, stride=1
 ) -> None:  # fmt: skip
-    """Check the arguments of conv3x3 and of convolutions with other kernels.
+    """Check the arguments of conv3x3 and of convolutions with filters of other sizes.
+
+    The arguments are those of fastds.ops.conv3x3 unless described otherwise. x2, act and shuffle are named as in the
+    schema of the op; error messages use the public names second_input, activation and upscale_factor.
 
     Args:
-        x: first source, as in fastds.ops.conv3x3; the other arguments, too. Messages have the public names
-            second_input, activation and upscale_factor for x2, act and shuffle, which are the names in the schema of
-            the op.
+        x: first source.
         weight: (O, C1 + C2, size, size).
         bias: (O,) or None.
         x2: second source or None.
@@ -58,7 +59,7 @@ def check(
         stride: stride in pixels.
 
     Raises:
-        TypeError: a value is not a Tensor, or a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
     """
     check_tensor("x", x, 4, DTYPES, None, "x")
@@ -186,19 +187,19 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def _compute_fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual by conv3x3_backward, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual by conv3x3_backward, or None where not needed."""
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm)
     return compute_gradients(CONV3X3_BACKWARD, args, needs_grad, y is None and shuffle == 1)
 
 
 def compute_gradients(backward, args, needs_grad, identity_epilogue: bool):
-    """Compute the gradients of x, weight, bias, x2 and residual by a backward op, None for those not needed.
+    """Compute the gradients of x, weight, bias, x2 and residual by a backward op, or None where not needed.
 
     Args:
         backward: the Op.
-        args: its arguments before the last one. The first is the gradient of the result.
+        args: arguments of the Op without the last, needs_grad. The first argument is the gradient of the result.
         needs_grad: five bools.
-        identity_epilogue: bool, whether the gradient of the residual equals that of the result.
+        identity_epilogue: bool, whether the gradient of the residual equals the gradient of the result.
     """
     requested = [*needs_grad[:4], needs_grad[4] and not identity_epilogue]
     found = iter(backward.call_unchecked(*args, requested) if any(requested) else ())
@@ -211,7 +212,7 @@ def compute_gradients(backward, args, needs_grad, identity_epilogue: bool):
 def compute_differentiable_gradients(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad
 ):
-    """Compute the gradients of x, weight, bias, x2 and residual with graphs, None for those not needed.
+    """Compute the gradients of x, weight, bias, x2 and residual with graphs; gradients that are not needed are None.
 
     Args:
         grad_y: gradient of the result.
@@ -288,7 +289,10 @@ class _GradWeight(torch.autograd.Function):
 
 
 def unsupported_reason(tensor: Tensor, *_) -> str | None:
-    """Return a reason only for CPU tensors without the native module; the library computes everything else."""
+    """Return the reason why the native module is missing if a CPU tensor needs it, otherwise None.
+
+    Tensors on other devices are supported, because torch's library convolves them.
+    """
     return native.get_missing_reason() if tensor.is_cpu else None
 
 
@@ -330,8 +334,9 @@ CONV3X3_GRAD_WEIGHT = define(
 
 
 def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
-    """Cast the arguments of a convolution under autocast. A float32 weight and bias stay float32, as the engine reads
-    them.
+    """Cast the arguments of a convolution under autocast.
+
+    A float32 weight and bias stay float32, because the engine reads them in float32.
 
     Args:
         x: first source.
@@ -354,8 +359,9 @@ def cast_convolution_inputs(x, weight, bias, x2, residual, out_dtype):
 
 
 def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
-    """Return True if torch's convolution runs in place of the op: for a single small image while gradients are
-    recorded.
+    """Return True if torch's convolution should run in place of the op.
+
+    This is the case for some single small images on a CPU while gradients are recorded.
     """
     if not library.is_small_image(x) or x2 is not None or algorithm != "auto":
         return False
@@ -412,20 +418,21 @@ def conv3x3(
         float32 image of at most 20480 elements; the result then has the memory format of torch's result.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
-        RuntimeError: the algorithm cannot run: "winograd" or "planes" for tensors that are not on a CPU or are float64;
-            "amx" for other dtypes than bfloat16 or a processor without AMX; "implicit_gemm" outside a GPU, for float64
-            or for another out_dtype than that of x.
+        RuntimeError: the algorithm cannot run, for example "winograd" or "planes" on a GPU or in float64, "amx" in
+            another dtype than bfloat16 or on a processor without AMX, "implicit_gemm" on a CPU, in float64 or for an
+            out_dtype other than the dtype of x.
 
-    "winograd" computes F(4x4, 3x3) in float32 for every dtype. Its errors are at most 2e-5 of the output's standard
-    deviation for inputs of unit variance. A NaN or an infinity affects up to all 16 outputs of the 4x4 tiles that read
-    it (most infinities become NaN), and a value much larger than its neighbours reduces their accuracy. Fill missing
-    values before.
+    "winograd" computes F(4x4, 3x3) in float32 for every dtype. Before the result is rounded to its dtype, the errors
+    are at most 2e-5 of the output's standard deviation for inputs of unit variance. A NaN or an infinity affects up to
+    all 16 outputs of the 4x4 tiles that read the value (most infinities become NaN), and a value much larger than its
+    neighbours reduces their accuracy. Missing values should therefore be filled before the call.
 
     Gradients exist for x, weight, bias, second_input and residual, to any order. With "winograd", "amx" and "planes",
     results are deterministic and do not depend on the number of threads, bit for bit. Under autocast x, second_input
-    and residual are cast to its dtype; a float32 weight and bias stay float32.
+    and residual are cast to the autocast dtype (residual to out_dtype, if given); a float32 weight and bias stay
+    float32.
 
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, with the interpolation points 0,
     +-sqrt(1/2), +-sqrt(2) and infinity.

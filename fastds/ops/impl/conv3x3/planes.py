@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients as sums of shifted planes, for few output channels or few channels on one side.
+"""conv3x3 and its gradients as sums of shifted planes, for few input or output channels.
 
-The kernels of the engine and of the library compute 8 to 16 channels at once, however few there are, and need
-channels_last. The kernels used here add runs of pixels and read contiguous and channels_last memory.
+The kernels of the engine and of the library compute 8 to 16 channels at once, even if there are fewer channels, and
+need channels_last memory. The kernels used here add runs of pixels, and read contiguous and channels_last memory.
 """
 
 import torch
@@ -77,7 +77,7 @@ def _describe_geometry(x: Tensor, pad: int, padding_mode: str) -> tuple[int, ...
 
 
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the result without epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
     batch, _, height, width = grad.shape
     pad = 1 if padding_mode == "zeros" else 2
     size = (height + 2 * pad - 2, width + 2 * pad - 2)
@@ -87,15 +87,15 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the result without epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
     parts = [_grad_weight(grad, source, padding_mode, dtype) for source in (x, x2) if source is not None]
     return parts[0] if x2 is None else torch.cat(parts, 1)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype) -> Tensor:
-    # With zero padding the roles of input and gradient may be exchanged, so that the one with fewer channels is read
-    # plane by plane.
     """Compute the gradient of the weight for one source."""
+    # The kernel reads the tensor with few channels plane by plane. With zero padding this may be the input or the
+    # gradient, whichever has fewer channels.
     swapped = x.shape[1] > grad.shape[1] and padding_mode == "zeros"
     few, many = (grad, as_nhwc(x)) if swapped else (x, as_nhwc(grad))
     (few, few_view), (many, many_view) = _describe_map(few), _describe_map(many)
@@ -109,7 +109,7 @@ def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype)
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual, None for those not needed."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
     grad, grads = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle), [None] * 5
     if needs_grad[0] or needs_grad[3]:
         both = grad_x(grad, weight, padding_mode, x.dtype)

@@ -105,8 +105,9 @@ def conv3x3_grad_x(grad, weight, padding_mode, dtype, algorithm="auto"):
 
 
 def fold(full: Tensor, padding_mode: str) -> Tensor:
-    """Apply the adjoint of pad, (B, C, H + 2, W + 2) -> (B, C, H, W): add each outer pixel to the pixel it was copied
-    from.
+    """Apply the adjoint of pad, (B, C, H + 2, W + 2) -> (B, C, H, W).
+
+    Each outer pixel is added to the pixel from which pad copies it, or dropped if pad sets it to zero.
     """
     if padding_mode == "zeros":
         return full[:, :, 1:-1, 1:-1]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Combined weight gradients for a weight that several convolutions of a graph share, such as the steps of a sequence.
 
-The backward pass of each convolution hands its gradient and inputs to the backward node of the shared weight, which
-autograd runs last. The node computes the weight gradient of several steps at once, because for many channels and few
-pixels writing and adding a weight gradient takes longer than the matrix product. The order of the sums is the same in
-every backward pass. Derivatives of any order are exact.
+The backward pass of each convolution passes its gradient and inputs to the autograd node of the shared weight, which
+autograd runs after all convolutions. The node computes the weight gradient of several steps at once, because for many
+channels and few pixels writing and adding a weight gradient takes longer than the matrix product. The order of the sums
+is the same in every backward pass. Derivatives of any order are supported.
 """
 
 import sys
@@ -21,7 +21,7 @@ _BATCH_PIXELS = 4096  # pixels of all steps computed at once; larger batches are
 
 @dataclass
 class PendingGradients:
-    """Steps of one backward pass whose weight gradient is not yet computed, and the sum of the others."""
+    """Steps of a backward pass whose weight gradient is not yet computed, and the sum of the computed gradients."""
 
     steps: list[tuple[Tensor, ...]] = field(
         default_factory=list
@@ -31,7 +31,10 @@ class PendingGradients:
 
 
 class _SharedWeight(torch.autograd.Function):
-    """Identity of a weight. `pending` of its node maps the number of a backward pass to its PendingGradients."""
+    """Return a weight unchanged, and collect its gradients in the backward pass.
+
+    ctx.pending maps the number of a backward pass to its PendingGradients.
+    """
 
     @staticmethod
     def forward(ctx, weight):
@@ -54,9 +57,13 @@ def share_weight(weight: Tensor) -> Tensor:
 
 
 def maybe_share_weight(weight: Tensor, maps: Tensor) -> Tensor:
-    """Return share_weight(weight) if that is faster for convolutions of maps like `maps` (B, C, H, W), else the weight.
+    """Return share_weight(weight) if that is faster for convolutions of tensors like `maps`, otherwise the weight.
 
-    It is faster in training on a CPU if eight steps have at most 4096 pixels together.
+    Sharing is faster in training on a CPU if eight steps together have at most 4096 pixels.
+
+    Args:
+        weight: the weight.
+        maps: (B, C, H, W), an input of the convolutions.
     """
     pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
     trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
@@ -75,7 +82,7 @@ def get_shared_node(weight: Tensor):
 
 
 def defer_to_shared_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> bool:
-    """Hand the inputs of a weight gradient of y = conv3x3([x; x2], weight) to the node of a shared weight.
+    """Pass the gradient and inputs of y = conv3x3([x; x2], weight) to the autograd node of a shared weight.
 
     Nothing is stored if the backward pass does not need the gradient of the weight.
 
@@ -86,7 +93,7 @@ def defer_to_shared_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | N
         x2: second source or None.
 
     Returns:
-        bool, False if there is no such node and the caller has to compute the gradient.
+        bool, False if the weight has no such node, so that the caller must compute the gradient.
     """
     node = get_shared_node(weight)
     if node is None or not torch._C._will_engine_execute_node(node):

@@ -15,22 +15,22 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Return why the kernel cannot convolve tensors like x with results in dtype, or None."""
+    """Return the reason why the kernel cannot convolve tensors like x with results in dtype, or None if it can."""
     if x.dtype != dtype:
         return f"the kernel returns the dtype of x, {x.dtype}, not {dtype}"
     return triton_loader.unsupported_reason(x)
 
 
 def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
-    """Return True if "auto" runs the kernel: 16-bit tensors for which the saved passes take longer than cuDNN saves.
+    """Return True if the kernel is expected to be faster than cuDNN with separate passes, for 16-bit tensors.
 
-    The rule is an estimate for an H200. The kernel reads its pixels once per tap and reaches 330 TFLOP/s, cuDNN 450
-    TFLOP/s, so that a pixel takes 2 k^2 C O / 1.2e15 s longer. The epilogue after cuDNN's convolution moves 4 O bytes a
-    pixel and a concatenation before it 4 C bytes, at 3.3 TB/s. float32 is left to cuDNN, which uses tf32. Inside
-    fastds.use_backend("native") cuDNN computes everything.
+    The rule is an estimate for an H200. The kernel reaches 330 TFLOP/s and cuDNN 450 TFLOP/s, so that the products of a
+    pixel take 2 k^2 C O / 1.2e15 s longer in the kernel. The kernel saves the epilogue after cuDNN's convolution, which
+    moves 4 O bytes for a pixel, and a concatenation, which moves 4 C bytes, at 3.3 TB/s. The result is False for
+    float32, which cuDNN computes with tf32, and inside fastds.use_backend("native").
 
     Args:
-        x: (B, C1, H, W), as checked by the op; the other arguments, too.
+        x: (B, C1, H, W). All arguments have passed the checks of the op.
         weight: (O, C1 + C2, k, k).
         bias: (O,) or None.
         x2: (B, C2, H, W) or None.
@@ -48,7 +48,10 @@ def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, stride=1):
-    """Run the convolution on the kernel, for arguments without an unsupported_reason: see library.convolve for them."""
+    """Run the convolution on the kernel.
+
+    The arguments are those of library.convolve and fastds.ops.conv3x3; unsupported_reason must be None for them.
+    """
     height, width = (-(-n // stride) * shuffle for n in x.shape[2:])
     out = empty_map((x.shape[0], weight.shape[0] // shuffle**2, height, width), out_dtype, x)
     x, x2, residual = (None if t is None else as_nhwc(t) for t in (x, x2, residual))
@@ -61,8 +64,9 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 
 
 def _to_kernel_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight in dtype and channels_last, without a copy for a slice of the inputs of a channels_last
-    weight.
+    """Return the weight in dtype and in the memory order of channels_last.
+
+    A slice of the inputs of a channels_last weight is not copied, although it is not dense.
     """
     outputs, inputs, size, _ = weight.shape
     output_stride, input_stride, row_stride, tap_stride = weight.stride()

@@ -15,15 +15,15 @@ from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_cont
 PADDING_CODES = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
 PACKED_BYTES = 16  # for each element of a weight: 36 float32 values for 9 taps
-# Numbers of tiles of 4 x 4 outputs, see get_uncached_threshold. For so few tiles the products take less time than
-# reading many packed filters from memory.
+# Limits for the number of tiles of 4 x 4 outputs, see get_uncached_threshold. With fewer tiles, the products take less
+# time than reading many packed filters from memory.
 MAX_UNCACHED_TILES, MAX_EAGER_UNCACHED_TILES = 32, 16
 TRAINING_THRESHOLD_BYTES, INFERENCE_THRESHOLD_BYTES = 4 << 20, 16 << 20  # see get_uncached_threshold
 HUGE_PAGE_BYTES = 32 << 20  # glibc allocates larger blocks from the system and returns them when freed
 
 
 def _allocate_output(shape, dtype, like: Tensor) -> Tensor:
-    """Allocate an output for the engine. Large ones use huge pages because page faults would take half of the time."""
+    """Allocate an output for the engine. Large outputs use huge pages, because page faults would take much time."""
     tensor = empty_map(shape, dtype, like)
     if tensor.nbytes > HUGE_PAGE_BYTES:
         native.get_module().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
@@ -51,8 +51,9 @@ def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -
 
 
 def describe_filters(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
-    """Return the filters as csrc/conv3x3 takes them. The caller keeps a reference to the weight until the call
-    returns.
+    """Return the arguments of csrc/conv3x3 for the filters.
+
+    The caller must hold a reference to the weight until the native call returns.
     """
     kind = native.DTYPE_CODES[weight.dtype]
     return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
@@ -95,7 +96,7 @@ def get_filter_arguments(
         trained: bool, whether the weight changes in the next step.
 
     Returns:
-        address of the packed filters or 0, list of descriptions of filters to pack, tensor to keep.
+        address of the packed filters or 0, list of descriptions of filters to pack, tensor to keep referenced.
     """
     tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
     if amx or PACKED_BYTES * weight.numel() <= get_uncached_threshold(tiles, trained):
@@ -150,7 +151,11 @@ def to_readable_layout(sources: tuple[Tensor | None, ...], amx: bool) -> list[Te
 
 
 def _describe_addend(tensor: Tensor | None, sink: Tensor) -> tuple:
-    """Return a tensor that the engine adds to an output, as csrc/conv3x3 takes it, and a tensor to keep referenced."""
+    """Describe a tensor that the engine adds to an output.
+
+    Returns:
+        arguments of csrc/conv3x3, and a tensor to keep referenced during the call, or None.
+    """
     if tensor is None:
         return (0, *native.describe_map(sink)[1:]), None
     tensor = as_nhwc(tensor)
@@ -163,8 +168,8 @@ def grad_sources(
     """Compute the gradients of the sources of a convolution.
 
     Args:
-        grad: gradient of the result, dense channels_last, as sign.
-        weight: (O, C, 3, 3), C the channels of all sources.
+        grad: gradient of the result. grad and sign are dense in channels_last memory.
+        weight: (O, C, 3, 3), where C is the number of channels of all sources.
         padding_mode: "zeros", "replicate" or "circular_x".
         shuffle: factor of the pixel shuffle of the result.
         sign: output of the activation, or None without activation.
@@ -173,8 +178,9 @@ def grad_sources(
         dtype: dtype of the gradients.
         fold: function(full, padding_mode), adjoint of the padding.
         fold_rows: function(full), adjoint of repeating the outer rows.
-        added: list of tensors that are added to the gradients, None for nothing.
-        in_place: bool, write each sum to the tensor in `added`, which is channels_last and of `dtype`.
+        added: list of tensors or None, which are added to the gradients.
+        in_place: bool, whether the sums may overwrite the tensors in `added`, which are then channels_last and of
+            `dtype`.
         amx: bool, use AMX tiles.
 
     Returns:
@@ -208,10 +214,10 @@ def grad_sources(
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool, amx: bool):
-    """Compute the gradients of the weight and, if `bias`, of the bias.
+    """Compute the gradient of the weight and, if `bias` is true, of the bias.
 
     Args:
-        grad: gradient of the result, dense channels_last, as sign.
+        grad: gradient of the result. grad and sign are dense in channels_last memory.
         sources: list of one or two inputs from to_readable_layout.
         padding_mode: "zeros", "replicate" or "circular_x".
         shuffle: factor of the pixel shuffle of the result.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ops that fuse a 3x3 convolution with the pointwise gates of a recurrent cell.
 
-The gates run in the output stage of the native engine. Where the engine cannot run or is not faster, the op runs
-conv3x3 and the pointwise op one after the other. The last result of an op are the pre-activations, that is the output
-of the convolution, for the backward pass. It is empty unless `keep_pre`. Inside recompute_gates the pre-activations are
-not saved, and the backward pass computes them again.
+The native engine computes the gates as its epilogue. Where the engine cannot run or is not faster, the op runs conv3x3
+and the pointwise op one after the other. The last result of each op is the output of the convolution (the
+pre-activations), for the backward pass; it has no channels unless `keep_pre` is true. Inside recompute_gates the
+pre-activations are not saved, and the backward pass computes them again.
 """
 
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ _recompute = ProcessSetting(False)
 
 @contextmanager
 def recompute_gates(on: bool = True) -> Iterator[None]:
-    """Let the cells called inside the block recompute the pre-activations in the backward pass instead of saving them.
+    """Make cells called inside the block recompute their pre-activations in the backward pass instead of saving them.
 
-    A ConvLSTM step then saves 3 maps instead of 7 and computes a third more convolutions. The gradients are the same,
-    bit for bit.
+    A ConvLSTM step then saves 3 feature maps instead of 7 and computes a third more convolutions. The gradients are the
+    same, bit for bit.
 
     Args:
-        on: bool, False: save the pre-activations.
+        on: bool, whether to recompute the pre-activations. False: save them.
     """
     with _recompute.set(on):
         yield
@@ -66,13 +66,13 @@ class Convolution(NamedTuple):
         return run(self.x, self.weight, self.bias, self.x2, self.residual, *settings)
 
     def nhwc(self) -> "Convolution":
-        """Return the same convolution with maps whose channel stride is 1."""
+        """Return the same convolution with x, x2 and residual in a layout whose channel stride is 1."""
         x, x2, residual = (None if t is None else as_nhwc(t) for t in (self.x, self.x2, self.residual))
         return Convolution(x, x2, self.weight, self.bias, residual)
 
 
 class CellCall(NamedTuple):
-    """Arguments of a cell's op by name; others: inputs of the pointwise op besides the convolution's output."""
+    """Arguments of a cell's op by name. `others` are the inputs of the pointwise op except the convolution's output."""
 
     convolution: Convolution
     others: tuple[Tensor, ...]
@@ -92,10 +92,11 @@ class ArgumentNames(NamedTuple):
 
 
 class ConvPointwiseOps:
-    """The registered op that fuses a convolution and a pointwise op. Its backward pass calls the backward ops of both.
+    """The registered op that fuses a convolution and a pointwise op.
 
-    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pointwise op, *options, algorithm,
-    keep_pre)
+    The arguments of the op are x, x2 or None, weight, bias or None, residual or None, the other inputs of the pointwise
+    op, its options, the algorithm and keep_pre. The backward pass calls the backward ops of the pointwise op and of the
+    convolution.
 
     Args:
         name: str, name of the op.
@@ -172,10 +173,10 @@ class ConvPointwiseOps:
             bias: (gates * C,) or None.
             residual: (B, gates * C, H, W) or None.
             *others: other inputs of the pointwise op.
-            names: names of the first five arguments in error messages. None: those of the op.
+            names: names of the first five arguments in error messages. None: the names of the op's arguments.
 
         Raises:
-            TypeError: a value is not a Tensor, or a dtype is not allowed.
+            TypeError: an argument is not a Tensor or has a wrong dtype.
             ValueError: a shape or device is invalid.
         """
         names = names or self.names
@@ -270,14 +271,14 @@ class ConvPointwiseOps:
     # ---- gradients
 
     def _gradients(self, call: CellCall, pre, shared_inputs, grads, needs_grad):
-        """Compute the gradients of the op's tensors, None for those not needed: first by the pointwise op, then the
-        convolution.
+        """Compute the gradients of the op's tensors, or None where not needed.
 
-        If a source is also an input of the pointwise op, the convolution's backward adds both gradients.
+        The pointwise op is differentiated first, then the convolution. If a source is also an input of the pointwise
+        op, the backward op of the convolution adds both gradients.
 
         Args:
             call: the arguments of the op.
-            pre: pre-activations, None to compute them again.
+            pre: pre-activations, or None to compute them again.
             shared_inputs: pairs (source, other) of positions where a source and another pointwise input are the same
                 tensor.
             grads: gradients of the results, None for zero.
@@ -306,7 +307,7 @@ class ConvPointwiseOps:
         return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if needs_residual else None, *pointwise_grads
 
     def _differentiable_gradients(self, call: CellCall, grads, needs_grad):
-        """Compute the same gradients from the inputs of the op only, differentiable to any order."""
+        """Compute the gradients of the op's tensors by operations that are differentiable to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
             pre = conv3x3(x, weight, bias, second_input=x2, residual=residual, algorithm=call.algorithm)
@@ -360,11 +361,10 @@ class ConvPointwiseOps:
 
 
 def select_engine(convolution: Convolution, others, algorithm: str) -> str | None:
-    """Return the algorithm of the engine that fuses a convolution and its gates, or None if they have to run
-    separately.
+    """Return the algorithm of the engine that fuses a convolution and its gates, or None if they must run separately.
 
-    The engine processes channels one by one if their number is no multiple of 4. This is faster only for small maps,
-    for which an additional call would take longer.
+    The engine processes channels one by one if the number of channels is not a multiple of 4. Fusing is then faster
+    only for small feature maps, for which an additional call would take longer.
 
     Args:
         convolution: the convolution.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ConvGRU step that saves gates and candidate for its backward pass, and that backward pass.
+"""ConvGRU step that saves gates and candidate for its backward pass, and the op of the backward pass.
 
-x and h are read by two convolutions and two pointwise ops; their gradients are added where they are computed. Saved
-gates avoid the recomputation of exponentials. The saved tensors are results of the op, so that the graph of a
-differentiated backward pass continues from them without repeating a convolution of the forward pass.
+Two convolutions and two pointwise formulas read x and h; the kernels of the backward pass add the gradients of x and h
+while they compute them. The backward pass reads the saved gates, so that it computes no exponentials. The saved tensors
+are results of the op, so that a backward pass that is itself differentiated does not repeat a convolution of the
+forward pass.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ aten = torch.ops.aten
 
 
 class Inputs(NamedTuple):
-    """Tensors of the op. `needs_grad` of its backward op has the same names."""
+    """Tensor arguments of the op. `needs_grad` of the backward op has a bool for each of these names."""
 
     h: Tensor
     x: Tensor | None
@@ -56,7 +57,7 @@ class Inputs(NamedTuple):
 
 
 class Results(NamedTuple):
-    """New state and saved tensors. `grads` has the same names, with None for zero."""
+    """New state and saved tensors. The gradients of the results have the same names; None means a gradient of zero."""
 
     h: Tensor
     z: Tensor
@@ -109,8 +110,8 @@ def _run_formula(formula: str, options: Options, like: Tensor, *operands) -> Non
     Args:
         formula: str, name of the formula, with {} for the suffix of the activation.
         options: options of the step.
-        like: one of the maps, channels_last.
-        *operands: maps of C channels, or pairs (map, number of gates packed in it).
+        like: one of the tensors, (B, C, H, W), channels_last.
+        *operands: tensors with C channels, or pairs (tensor, number of gates packed in it), or None.
     """
     suffix, option, slope = options.get_variant()
     if like.numel():
@@ -192,10 +193,10 @@ class BackwardImplementation:
 
     Attributes:
         candidate: candidate(grads, saved, options) returns the gradient of the candidate's pre-activation.
-        gates: gates(grad_reset, grads, saved, options) returns the gradients of the gates' pre-activations, and of h
-            without the convolutions' share.
+        gates: gates(grad_reset, grads, saved, options) returns the gradient of the gates' pre-activations, and the
+            gradient of h without the contribution of the convolution of the gates.
         convolution: convolution(*arguments of conv3x3_backward) returns the gradients of x, weight, bias, x2 and
-            residual, None for those not needed.
+            residual; gradients that are not needed are None.
     """
 
     candidate: Callable
@@ -277,7 +278,7 @@ DIFFERENTIABLE_KERNELS = BackwardImplementation(
 def _compute_gradients(
     implementation: BackwardImplementation, grads: Results, saved: SavedTensors, options: Options, needs_grad: Inputs
 ):
-    """Compute the gradients of the op's tensors in the order of Inputs, None for those not needed.
+    """Compute the gradients of the op's tensors in the order of Inputs; gradients that are not needed are None.
 
     Args:
         implementation: functions for the parts.
@@ -310,7 +311,7 @@ def _compute_gradients(
 def _compute_convolution_gradients(
     convolution, algorithm, grad, x, state, weight, requested, add_x=None, add_state=None
 ):
-    """Compute the gradients of x, state, weight and bias, None for those not requested.
+    """Compute the gradients of x, state, weight and bias, or None where not requested.
 
     Args:
         convolution: function of BackwardImplementation.
@@ -320,9 +321,8 @@ def _compute_convolution_gradients(
         state: state that is convolved.
         weight: the filters.
         requested: four bools.
-        add_x: tensor that is added to the gradient of x, or None. That gradient is then requested; likewise for
-            add_state.
-        add_state: tensor that is added to the gradient of the state, or None.
+        add_x: tensor that is added to the gradient of x, which must then be requested, or None.
+        add_state: tensor that is added to the gradient of the state, which must then be requested, or None.
     """
     needs_x, needs_state, needs_weight, needs_bias = requested
     if x is None:
@@ -389,8 +389,9 @@ def _make_backward(implementation: BackwardImplementation):
 
 
 def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
-    """Compute the gradients by kernels, leaving those of weights shared by several steps to the nodes of the
-    weights.
+    """Compute the gradients by the backward op.
+
+    If several steps share the weights, the autograd nodes of the weights compute the gradients of the weights.
     """
     weights = saved.gates_weight, saved.candidate_weight
     if None in map(shared_weight_grad.get_shared_node, weights) or not (
@@ -410,7 +411,7 @@ def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inp
 
 
 def _call_backward_op(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
-    """Call the backward op and return the gradients in the order of Inputs, None for those not needed."""
+    """Call the backward op and return the gradients in the order of Inputs; gradients that are not needed are None."""
     found = iter(STEP_BACKWARD.call_unchecked(grad, *saved, *options, list(needs_grad)))
     return Inputs(*(next(found) if needed else None for needed in needs_grad))
 

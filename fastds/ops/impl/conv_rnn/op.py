@@ -39,12 +39,12 @@ def conv_lstm_cell(
         h' in the dtype of x and c' in the dtype of c, both (B, C, H, W), channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the
-    algorithm of the convolution.
+    Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x and h are cast to the
+    autocast dtype and c to float32. fastds.use_conv_algorithm selects the algorithm of the convolution.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
@@ -67,7 +67,8 @@ def conv_gru_cell(
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. None: the
-            convolutions read only h, with the weights of h; this is the case with `shares` and for an input of zeros.
+            convolutions read only h, with weights for h only. x is None if `shares` is given, and for an input of
+            zeros.
         h: (B, C, H, W), dtype of x, state.
         gates_weight: (2C, C1 + C, 3, 3), dtype of x or float32, outputs in the order z, r.
         gates_bias: (2C,) or None.
@@ -77,19 +78,20 @@ def conv_gru_cell(
         activation: "tanh" or "leaky_relu", activation of the candidate.
         negative_slope: float >= 0, slope of leaky_relu.
         shares: convolutions of x for the gates (B, 2C, H, W) and the candidate (B, C, H, W), which a sequence can
-            compute for all steps at once. x is then None, and the weights are those of h, (2C, C, 3, 3) and (C, C, 3,
-            3).
+            compute for all steps at once. x must then be None, and the weights are for h only, (2C, C, 3, 3) and (C, C,
+            3, 3).
 
     Returns:
         h' (B, C, H, W), channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed, or shares is not a pair.
+        TypeError: an argument is not a Tensor or has a wrong dtype, or shares is not a pair.
         ValueError: a shape, device or option is invalid, or both x and shares are given.
 
-    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast all tensors but float32 weights and biases are cast to its dtype.
-    fastds.use_conv_algorithm selects the algorithm of the convolutions.
+    Gradients exist for all inputs, to any order. Where the native engine computes the convolutions, results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast all tensors but float32
+    weights and biases are cast to the autocast dtype. fastds.use_conv_algorithm selects the algorithm of the
+    convolutions.
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -115,10 +117,10 @@ def conv_gru_cell(
 
 
 def _to_nhwc_once(source):
-    """Return a feature map with channel stride 1, which both convolutions and both pointwise ops of a GRU read.
+    """Return a feature map with channel stride 1, as the convolutions and pointwise ops of a GRU read it.
 
-    Inside functorch transforms, which do not support this layout, and for values that are no maps, the value is
-    unchanged.
+    Values that are not strided tensors with four dimensions are returned unchanged, and so are tensors inside functorch
+    transforms, which do not support this layout.
     """
     is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
     return as_nhwc(source) if is_map and not has_active_transforms() else source
@@ -140,10 +142,11 @@ def _step_without_gradients(
 def conv_st_lstm_gates(
     x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the temporal memory of an ST-LSTM, and the part of its output gate that does not depend on the spatial
-    memory.
+    """Compute the temporal memory of an ST-LSTM and a part of its output gate.
 
     [i f g q] = conv3x3([x; h]) + bias;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
+
+    q is the part of the output gate's pre-activation that does not depend on the spatial memory.
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
@@ -156,12 +159,12 @@ def conv_st_lstm_gates(
         c' in the dtype of c and q in the dtype of x, both (B, C, H, W), channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and h are cast to its dtype and c to float32. fastds.use_conv_algorithm selects the
-    algorithm of the convolution.
+    Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x and h are cast to the
+    autocast dtype and c to float32. fastds.use_conv_algorithm selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
@@ -190,12 +193,12 @@ def conv_memory_gates(
         c' (B, C, H, W) in the dtype of c, channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x and second_input are cast to its dtype and c to float32. fastds.use_conv_algorithm
-    selects the algorithm of the convolution.
+    Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x and second_input are cast to
+    the autocast dtype and c to float32. fastds.use_conv_algorithm selects the algorithm of the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
@@ -232,12 +235,13 @@ def conv_output_gate(
         y (B, C, H, W) in the dtype of x, channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for all inputs, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x, second_input and residual are cast to its dtype; a float32 value stays float32.
-    fastds.use_conv_algorithm selects the algorithm of the convolution.
+    Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
+    deterministic and do not depend on the number of threads, bit for bit. Under autocast x, second_input and residual
+    are cast to the autocast dtype; a float32 value stays float32. fastds.use_conv_algorithm selects the algorithm of
+    the convolution.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """

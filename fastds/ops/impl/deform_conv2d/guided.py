@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""guided_deform_conv2d: deform_conv2d whose offsets and mask are channels of one raw map.
+"""Implementation of guided_deform_conv2d, whose offsets and mask logits are the channels of one tensor.
 
 The kernel applies the sigmoid to the mask channels and adds a base offset. On a GPU the op is one kernel, in CUDA C++
-or Triton, which avoids elementwise passes over the largest maps of the network. On other devices
-fastds.nn.GuidedDeformConv2d computes the same by deform_conv2d.
+or Triton, which avoids elementwise passes over large feature maps. On other devices fastds.nn.GuidedDeformConv2d
+computes the same function by elementwise operations and deform_conv2d.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class GuidedCall(NamedTuple):
         return (1, 1), (self.weight.shape[2] // 2, self.weight.shape[3] // 2), (1, 1)
 
     def split_raw(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return views of the offset and the mask channels of a map like raw."""
+        """Return views of the offset and the mask channels of a tensor like raw; the mask is None if not modulated."""
         split = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
         return raw[:, :split], raw[:, split:] if self.modulated else None
 
@@ -275,14 +275,14 @@ def guided_deform_conv2d(
     modulated: bool,
     slope: float = 1.0,
 ) -> Tensor:
-    """Apply a modulated deformable convolution of stride 1 whose offsets and mask logits are the channels of one map.
+    """Apply a modulated deformable convolution of stride 1 with offsets and mask logits as channels of one tensor.
 
     [o | m] = raw;  y = leaky_relu(deform_conv2d(input, o + base_offset, weight, bias, mask=sigmoid(m)), slope)
 
     Args:
-        input: (B, C, H, W), float32, float16 or bfloat16; fastest in channels_last, as raw.
+        input: (B, C, H, W), float32, float16 or bfloat16. input and raw are fastest in channels_last.
         raw: (B, 3GK, H, W), dtype of input or float32: 2GK offsets in pixels, pairs (dy, dx) for each group and tap,
-            then GK logits of the mask. With modulated=False it has the 2GK offsets only.
+            then GK logits of the mask, where K = k_h k_w. With modulated=False raw has only the 2GK offsets.
         weight: (O, C/groups, k_h, k_w), k odd, dtype of input.
         bias: (O,), dtype of input, or None.
         base_offset: (B, 2, H, W), (dy, dx) in pixels, added to every offset in float32, or None.
@@ -294,14 +294,14 @@ def guided_deform_conv2d(
         (B, O, H, W), dtype of input.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
-    Gradients exist for input, raw, weight, bias and base_offset, to any order (beyond the first by the reference). The
-    gradient of input is added atomically, so that its last bits vary between runs. Under autocast input, weight and
-    bias are cast to its dtype.
+    Gradients exist for input, raw, weight, bias and base_offset, to any order (the reference computes orders beyond the
+    first). The gradient of input is added atomically, so that its last bits vary between runs. Under autocast input,
+    weight and bias are cast to the autocast dtype.
 
-    Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
+    Source: see deform_conv2d; EDVR and Zooming Slow-Mo for the guidance by one tensor.
     """
     input, raw, weight, bias, _ = cast_for_autocast(input, raw, weight, bias, None)
     return GUIDED_DEFORM_CONV2D(

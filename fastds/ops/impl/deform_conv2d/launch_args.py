@@ -22,12 +22,12 @@ def make_dims(input, offset, weight, mask, stride, padding, dilation, groups, of
         offset: (B, 2 * offset_groups * K, H', W').
         weight: (O, C / groups, k_h, k_w).
         mask: (B, offset_groups * K, H', W') or None, whose strides are then not read.
-        stride: pair in pixels, as padding and dilation.
-        padding: pair.
-        dilation: pair.
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
         groups: number of convolution groups.
         offset_groups: number of offset groups.
-        planar: bool, whether the maps other than input are contiguous and not channels_last.
+        planar: bool, whether offset, mask and result are contiguous instead of channels_last.
     """
     mask_stride = (0, 0, 0, 0) if mask is None else mask.stride()
     return _make_dims(
@@ -41,7 +41,7 @@ def _make_dims(
     module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride,
     padding, dilation, groups, offset_groups, planar,
 ):  # fmt: skip
-    """Build the struct; cached because building it takes a quarter of the time of a small call."""
+    """Build the DeformConv2dDims object. It is cached, because building it takes a large part of a small call."""
 
     def strides(name, stride):
         b, _, h, w = stride
@@ -66,7 +66,8 @@ def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups
 def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation) -> bool:
     """Return True if the CUDA C++ forward kernel can sample from a tile of the input in shared memory.
 
-    The tile needs 16-bit channels_last tensors, 16 to 64 channels in a group and sums of at most 608 terms.
+    Among other conditions, this needs 16-bit tensors with channel stride 1, 16 to 64 channels in a group and sums of at
+    most 608 terms.
     """
     has_address = type(input) in (Tensor, torch.nn.Parameter)  # fake tensors have none
     if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not has_address:
@@ -80,9 +81,9 @@ def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation
 
 
 def prefers_triton(input, weight) -> bool:
-    """Return True if Triton is preferred to CUDA C++: on a GPU with enough channels to fill a tile of the tensor cores.
+    """Return True if Triton is preferred to CUDA C++, because the channels fill a tile of the tensor cores.
 
-    float32 is computed as three tf32 products, which have the accuracy of float32.
+    A float32 product is computed as three tf32 products, which is about as accurate as float32.
     """
     if not input.is_cuda or input.dtype == torch.float64:
         return False
@@ -90,8 +91,9 @@ def prefers_triton(input, weight) -> bool:
 
 
 def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
-    """Return True if Triton is preferred for the forward pass: where CUDA C++ cannot use shared memory, which is
-    faster.
+    """Return True if Triton is preferred for the forward pass.
+
+    CUDA C++ with samples from shared memory is faster than Triton.
     """
     geometry = (stride, padding, dilation)
     return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

@@ -2,7 +2,8 @@
 """Modulated deformable convolution: checks, native calls, gradients, registration and the public function.
 
 The native kernel reads NHWC memory. A tensor whose channel stride is 1 (channels_last, or a channel slice of a larger
-channels_last tensor) is read in place; others are copied. Gradients of maps are channels_last.
+channels_last tensor) is read in place; other tensors are copied, except contiguous offsets and masks of a contiguous
+input on a CPU. The gradients of input, offset and mask are channels_last.
 """
 
 import torch
@@ -69,7 +70,7 @@ def get_output_size(size: int, kernel: int, stride: int, padding: int, dilation:
 
 
 def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
-    """Check the arguments of deform_conv2d: see there."""
+    """Check the arguments of fastds.ops.deform_conv2d, where stride, padding and dilation are pairs."""
     check_tensor("input", input, 4, DTYPES, None, "input")
     check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device, "input")
     check_tensor("weight", weight, 4, (input.dtype,), input.device, "input")
@@ -109,8 +110,9 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
 
 
 def cast_for_autocast(input, offset, weight, bias, mask):
-    """Cast the tensors under autocast; the offset keeps its dtype, but float32 replaces a 16-bit dtype other than
-    autocast's.
+    """Cast the tensors under autocast.
+
+    An offset of another dtype than the autocast dtype is cast to float32 if it is floating-point.
     """
     dtype = get_autocast_dtype(input)
     if dtype is None:
@@ -131,8 +133,8 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     groups, offset_groups = count_groups(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), get_output_format(input)
     cuda = native.runs_on_cuda(input)
-    # Planar: the kernel reads offset and mask and writes y in contiguous memory. Only with contiguous offsets, because
-    # they are most of the memory that is read.
+    # If `planar` is true, the kernel reads offset and mask and writes y in contiguous memory. The offsets must be
+    # contiguous, because they are most of the memory that is read.
     planar = not cuda and CHANNELS_LAST not in (layout, get_output_format(offset))
     y = input.new_empty(shape) if planar else empty_map(shape, input.dtype, input)
     if y.numel():
@@ -171,7 +173,7 @@ def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
 
 
 def _empty_gradients(input, offset, weight, mask, needs_grad):
-    """Allocate gradients of input, offset, weight, bias and mask in this order, None for those not needed."""
+    """Allocate the gradients of input, offset, weight, bias and mask, or None where not needed."""
     bias = (weight.shape[0],)
     shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
     dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
@@ -250,11 +252,11 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
 
     Args:
         grad_y: gradient of the result, channels_last.
-        x: input with channel stride 1, as offset and mask.
+        x: input. x, offset and mask have channel stride 1.
         offset: offsets.
         mask: mask or None.
         weight: contiguous weight.
-        grads: outputs, None for those not needed.
+        grads: outputs; gradients that are not needed are None.
         dims: sizes and strides from make_dims.
     """
     module, launch = native.get_module(), native.get_cuda_launch_arguments(x)
@@ -286,7 +288,7 @@ def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mas
 
 
 def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
-    """Compute the gradients by autograd on the reference, from the inputs: differentiable to any order."""
+    """Compute the gradients by autograd on the reference; they are differentiable to any order."""
     bias = weight.new_zeros(weight.shape[0])
 
     def formula(input, offset, weight, bias, mask):
@@ -367,9 +369,9 @@ def deform_conv2d(
                  * S(input[b,c], i*s_h - p_h + k_h*d_h + offset[b,(g(c)*K+k)*2,i,j],
                                  j*s_w - p_w + k_w*d_w + offset[b,(g(c)*K+k)*2+1,i,j])
 
-    S is bilinear interpolation with zeros outside: it is 0 where y <= -1, y >= H, x <= -1 or x >= W, and corners
-    outside the image count as 0. K = k_h k_w is the number of taps, G the number of offset groups and g(c) = c //
-    (C/G). The sample at a NaN or infinite offset is 0. Argument order and results are those of
+    S is bilinear interpolation with zeros outside: S is 0 where y <= -1, y >= H, x <= -1 or x >= W, and corners outside
+    the image count as 0. K is the number of taps, G the number of offset groups and g(c) = c // (C/G). The sample at a
+    NaN or infinite offset is 0. The order of the arguments and, up to rounding errors, the results are those of
     torchvision.ops.deform_conv2d.
 
     Args:
@@ -386,16 +388,17 @@ def deform_conv2d(
         (B, O, H', W'), dtype of input, contiguous if input is contiguous, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device, stride, padding or dilation is invalid.
 
-    Gradients exist for input, offset, weight, bias and mask, to any order (beyond the first by the reference). At an
-    integer position the derivative with respect to the offset is that of the cell to its right; outside the image it is
-    0. On a CPU results are deterministic and do not depend on the number of threads, bit for bit. On a GPU the gradient
-    of input is added atomically, in an order that varies, unless torch.use_deterministic_algorithms(True), with which
-    CUDA C++ adds in fixed point. jvp and vmap run on the reference. Sums are computed in float32 (float64 for float64),
-    positions in float32 or better. Under autocast input, weight, bias and mask are cast to its dtype. offset keeps its
-    dtype, but is cast to float32 from the other 16-bit dtype.
+    Gradients exist for input, offset, weight, bias and mask, to any order (the reference computes orders beyond the
+    first). At an integer position, the derivative with respect to the offset is the derivative towards larger
+    coordinates; outside the image it is 0. On a CPU results are deterministic and do not depend on the number of
+    threads, bit for bit. On a GPU the gradient of input is summed by atomic additions, so that its last bits vary. With
+    torch.use_deterministic_algorithms(True), CUDA C++ sums it in fixed point, so that it is deterministic. jvp and vmap
+    run on the reference. Sums are computed in float32 (float64 for float64), positions in float32 or better. Under
+    autocast input, weight, bias and mask are cast to the autocast dtype; offset is cast to float32 unless it has the
+    autocast dtype.
 
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """

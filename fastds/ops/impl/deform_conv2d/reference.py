@@ -14,8 +14,9 @@ def _pair(value) -> tuple[int, int]:
 
 
 def _gather_corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int, inside: Tensor) -> Tensor:
-    """Return the values (B, G, P, C/G) of pixels (y, x), 0 for pixels outside the image and samples that are not
-    `inside`.
+    """Return the values (B, G, P, C/G) of the pixels (y, x).
+
+    The value is 0 for pixels outside the image and where `inside` is false.
 
     Args:
         rows: (B * G * H * W, C/G), pixels of all images and offset groups.
@@ -33,8 +34,15 @@ def _gather_corner(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int
 
 
 def _sample_bilinear(rows: Tensor, base: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-    """Return the bilinear samples S (B, G, P, C/G) at positions y, x (B, G, P) in pixels; the rest as in
-    _gather_corner.
+    """Return the bilinear samples S (B, G, P, C/G) at the positions (y, x).
+
+    Args:
+        rows: (B * G * H * W, C/G), pixels of all images and offset groups.
+        base: (B, G, 1), index of the first pixel of each image and group in rows.
+        y: (B, G, P), row in pixels.
+        x: (B, G, P), column in pixels.
+        height: H.
+        width: W.
     """
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # False for NaN
     y = torch.where(inside, y, torch.zeros_like(y))  # before floor and cast: no NaN, no overflow, no gradient
@@ -99,12 +107,11 @@ def deform_conv2d(
     dilation=1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute modulated deformable convolution (DCNv2): see fastds.ops.deform_conv2d for formula, arguments and
-    conventions.
+    """Compute a modulated deformable convolution (DCNv2): see fastds.ops.deform_conv2d.
 
     16-bit tensors are computed in float32 and rounded once at the end. A sample whose position is outside (-1, H) x
     (-1, W) or not finite is 0 and has no gradient with respect to its offset. The derivative at an integer position is
-    that of the cell to its right. The caller has to check the arguments.
+    the derivative towards larger coordinates. The caller must check the arguments.
     """
     args = (input, offset, weight, bias, stride, padding, dilation, mask)
     if not torch.amp.is_autocast_available(input.device.type):  # meta tensors

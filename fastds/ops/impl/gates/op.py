@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointwise ops of recurrent cells, each of which computes everything after the cell's convolution in one pass.
+"""Pointwise ops of recurrent cells, each of which computes its formula in one pass over the tensors.
 
 The ops are lstm_gates, st_lstm_gates, memory_gates, output_gate, gru_reset, gru_update and traj_gru_gates.
 """
@@ -33,11 +33,12 @@ def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         h' in the dtype of pre and c' in the dtype of c, both (B, C, H, W), contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
-    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
+    Gradients exist for pre and c, to any order (the reference computes orders beyond the first). Results are
+    deterministic. The computation is in float32 (float64 for float64). Under autocast pre is cast to the autocast dtype
+    and c to float32.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
@@ -53,10 +54,11 @@ ST_LSTM_GATES = PointwiseOps(
 
 
 def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the temporal memory of an ST-LSTM, and the part of its output gate that does not depend on the spatial
-    memory.
+    """Compute the temporal memory of an ST-LSTM and a part of its output gate.
 
     [i f g q] = pre;  c' = sigmoid(f) c + sigmoid(i) tanh(g)
+
+    q is the part of the output gate's pre-activation that does not depend on the spatial memory.
 
     Args:
         pre: (B, 4C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
@@ -66,11 +68,12 @@ def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         c' in the dtype of c and q in the dtype of pre, both (B, C, H, W), contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
-    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
-    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
+    Gradients exist for pre and c, to any order (the reference computes orders beyond the first). Results are
+    deterministic. The computation is in float32 (float64 for float64). Under autocast pre is cast to the autocast dtype
+    and c to float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
@@ -97,18 +100,19 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_activation: str = "none") -> T
 
     Args:
         pre: (B, 3C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        c: (B, C, H, W), dtype of pre or float32: the memory, or its pre-activation with "tanh".
+        c: (B, C, H, W), dtype of pre or float32, the memory, to which k is applied.
         state_activation: k, "none" or "tanh" (the spatial memory of PredRNN++).
 
     Returns:
         c' (B, C, H, W) in the dtype of c, contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or state_activation is invalid.
 
-    Gradients exist for pre and c, to any order (beyond the first by the reference). Results are deterministic. The
-    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype and c to float32.
+    Gradients exist for pre and c, to any order (the reference computes orders beyond the first). Results are
+    deterministic. The computation is in float32 (float64 for float64). Under autocast pre is cast to the autocast dtype
+    and c to float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
@@ -141,12 +145,12 @@ def output_gate(pre: Tensor, value: Tensor, *, activation: str = "sigmoid") -> T
         y (B, C, H, W) in the dtype of pre, contiguous if pre is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or activation is invalid.
 
-    Gradients exist for pre and value, to any order (beyond the first by the reference). Results are deterministic. The
-    computation is in float32 (float64 for float64). Under autocast pre is cast to its dtype; a float32 value stays
-    float32.
+    Gradients exist for pre and value, to any order (the reference computes orders beyond the first). Results are
+    deterministic. The computation is in float32 (float64 for float64). Under autocast pre is cast to the autocast
+    dtype; a float32 value stays float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
@@ -182,12 +186,12 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         z and rh, both (B, C, H, W), contiguous if pre_z is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
 
     Gradients exist for all inputs, to any order; those of the first and second order are computed by kernels. Results
-    are deterministic. The computation is in float32 (float64 for float64). Under autocast all inputs are cast to its
-    dtype.
+    are deterministic. The computation is in float32 (float64 for float64). Under autocast all inputs are cast to the
+    autocast dtype.
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -220,7 +224,7 @@ def gru_update(
 
     h' = w h + (1 - w) activation(pre_n),  w = z (keep "z") or 1 - z (keep "1-z")
 
-    Papers differ in which of the two weights h has.
+    Papers differ in the choice of w.
 
     Args:
         z: (B, C, H, W), update gate after its sigmoid; float32, bfloat16, float16 or float64; any strides, fastest in
@@ -235,12 +239,12 @@ def gru_update(
         h' (B, C, H, W), contiguous if z is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
     Gradients exist for all inputs, to any order; those of the first and second order are computed by kernels. At pre_n
     = 0 the derivative of leaky_relu is negative_slope, as in torch. Results are deterministic. The computation is in
-    float32 (float64 for float64). Under autocast all inputs are cast to its dtype.
+    float32 (float64 for float64). Under autocast all inputs are cast to the autocast dtype.
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
@@ -275,12 +279,12 @@ def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope:
         h' (B, C, H, W), contiguous if x_part is, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or slope is invalid.
 
-    Gradients exist for all inputs, to any order (beyond the first by the reference). Where the candidate's
+    Gradients exist for all inputs, to any order (the reference computes orders beyond the first). Where the candidate's
     pre-activation is 0, the derivative of leaky_relu is negative_slope, as in torch. Results are deterministic. The
-    computation is in float32 (float64 for float64). Under autocast all inputs are cast to its dtype.
+    computation is in float32 (float64 for float64). Under autocast all inputs are cast to the autocast dtype.
 
     Source: Shi et al. 2017, Deep Learning for Precipitation Nowcasting, equation 2.
     """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointwise ops of recurrent cells: one definition of checks, native calls and gradients for all of them.
+"""Checks, native calls and gradients that all pointwise ops of recurrent cells share.
 
 A pointwise op maps tensors of C channels to tensors of C channels. Gate pre-activations may be packed along the channel
-axis of one tensor. csrc/gates/math.h has the formula of the op, of its gradients and, for some ops, of their gradients;
-this module registers up to three ops for them. channels_last tensors, channel slices of larger channels_last tensors
-and contiguous tensors are read without a copy.
+axis of one tensor. csrc/gates/math.h has the formula of the op, the formula of its gradients and, for some ops, the
+formula of the gradients' gradients. This module registers an op for each formula. channels_last tensors, channel slices
+of larger channels_last tensors, and contiguous tensors are read without a copy.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 @dataclass(frozen=True)
 class Input:
-    """One input tensor (B, gates * C, H, W); allows_float32: it may be float32 if the others are 16-bit."""
+    """One input tensor (B, gates * C, H, W).
+
+    If allows_float32 is true, the tensor may be float32 if the first input is 16-bit.
+    """
 
     name: str
     gates: int = 1
@@ -99,8 +102,9 @@ def _allocate(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 def _to_even_rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int]:
-    """Return the tensor if its rows are evenly spaced (see csrc/gates/params.h), else a copy, and its row and channel
-    strides.
+    """Return a tensor with evenly spaced rows (see csrc/gates/params.h), and its row and channel strides.
+
+    The tensor is copied to the memory format `layout` if its rows are not evenly spaced.
     """
     tensor = tensor.resolve_neg()
     (_, channels, height, width), (b, c, h, w) = tensor.shape, tensor.stride()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References of the pointwise ops in PyTorch: differentiable to any order, exact in float64. In the formulas, s is
-sigmoid.
+"""References of the pointwise ops in PyTorch, differentiable to any order.
+
+In the formulas, s is the sigmoid.
 """
 
 import torch
@@ -54,8 +55,9 @@ def gru_update(z, pre_n, h, keep="z", act="tanh", negative_slope=0.2):
 
 
 def traj_gru_gates(x_part, h_part, h, negative_slope=0.2):
-    """Compute z = s(zx + zh), r = s(rx + rh), n = leaky(nx + r nh), h' = (1 - z) n + z h; the order of parts is z, r,
-    n.
+    """Compute z = s(zx + zh), r = s(rx + rh), n = leaky_relu(nx + r nh) and h' = (1 - z) n + z h.
+
+    x_part and h_part have the order z, r, n.
     """
     x, p, state = upcast_half(x_part, h_part, h)
     (zx, rx, nx), (zh, rh, nh) = x.chunk(3, 1), p.chunk(3, 1)

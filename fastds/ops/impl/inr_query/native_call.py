@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of the native inr_query kernels, and the backward pass in chunks of queries.
 
-The forward pass is one kernel. The backward pass computes the rows that enter the trunk again. From them it computes
-the gradients of the trunk, on a CPU by a kernel and on a GPU by the library's matrix products, and the gradients of the
-rows. Another kernel propagates the latter to maps and parameters.
+On a CPU, the forward pass is one kernel. On a GPU, a kernel computes the rows that enter the trunk, and the library's
+matrix products compute the trunk. The backward pass computes these rows again. It then computes the gradients of the
+trunk and of the rows, on a CPU by a kernel and on a GPU by the library's matrix products. Another kernel computes the
+gradients of maps and parameters from the gradients of the rows.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class NativeCall:
 
     Args:
         query: the arguments of the op.
-        trunk: bool, False: compute the rows that enter the trunk.
+        trunk: bool, whether the call includes the trunk. False: only the rows that enter the trunk are computed.
     """
 
     def __init__(self, query: Query, trunk: bool = True):
@@ -123,7 +124,7 @@ def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
 
 
 def _forward_cuda(query: Query) -> Tensor:
-    """Compute one chunk on CUDA: native gather, the library's matrix products, ensemble and skip.
+    """Compute one chunk on a GPU, with the native kernel for the rows and the library's matrix products for the trunk.
 
     Returns:
         (B, Q, O) in the compute dtype.
@@ -188,12 +189,13 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
 
 
 def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
-    """Return a bool tensor (B * Q,): whether a query has a valid corner for its features and for the skip field.
+    """Return for each query (B * Q,) whether it has a valid corner for its features and for the skip field.
 
     Args:
         query: the arguments of the op.
         omega: (B * Q, 4), corner weights of the features.
-        skip_weights: corner weights of the skip field if known. They differ from omega with weighting "areas".
+        skip_weights: corner weights of the skip field, or None to compute them if they differ from omega, which is
+            the case with weighting "areas".
     """
     valid = omega.sum(1) > 0
     if query.skip is not None and query.weighting == "areas":
@@ -247,7 +249,7 @@ def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tup
 
 
 def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """Compute the gradient of the rows, and the gradients of all weights, then of all biases."""
+    """Compute the gradient of the rows, and a list of the gradients of all weights, followed by those of all biases."""
     sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
     grad_y, grad_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
@@ -259,7 +261,13 @@ def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Ten
 
 
 def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
-    """Compute the same from the rows and the gradient of the trunk's output."""
+    """Compute the results of _trunk_backward by matrix products.
+
+    Args:
+        rows: (N, D), rows that enter the trunk.
+        grad: (N, O), gradient of the trunk's output.
+        query: the arguments of the op.
+    """
     layers = zip(query.weights, query.biases, strict=True)
     trunk = [(w.detach().to(rows.dtype), b.detach().to(rows.dtype)) for w, b in layers]
     inputs = [rows]

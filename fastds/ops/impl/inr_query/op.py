@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query: backends, gradients, registration and the public function."""
+"""Backends, gradients and registration of inr_query, and the public function."""
 
 from collections.abc import Sequence
 
@@ -108,8 +108,9 @@ def _check_backward(grad_y, with_skip, *args) -> None:
 
 
 class _InrQuery(torch.autograd.Function):
-    """Autograd function, apply(run, query, *query.get_differentiable()). Autograd tracks only tensors in the argument
-    list.
+    """Autograd function with the arguments run, query and *query.get_differentiable().
+
+    The differentiable tensors are separate arguments, because autograd tracks only tensors in the argument list.
     """
 
     @staticmethod
@@ -209,23 +210,23 @@ def inr_query(
     compat: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Evaluate a field at arbitrary points from feature maps, by the features of the four nearest pixels and a small
-    network.
+    """Evaluate a field at arbitrary points from the features of the four nearest pixels and a small network, the trunk.
 
-    For a query at index coordinates u with corners j, offsets rho_j = 2 (u - pixel_j) and bilinear weights omega_j:
+    The feature of corner j of a query at index coordinates u, with the offset rho_j = 2 (u - pixel_j) and the bilinear
+    weight omega_j, is:
         affine:  h_j = activation(P_j + R rho_j + Lambda kappa + b)
         slope:   h_j = activation(P_j + S^y_j rho_y + S^x_j rho_x + R rho_j + Lambda kappa + b)
         fourier: h_j = [a_j cos(pi theta_j); a'_j sin(pi theta_j)],
                  theta_jn = g_j,2n rho_y + g_j,2n+1 rho_x + (Phi kappa)_n
         dot:     y_o = <activation(R rho + Lambda kappa + b), G_o> + g_o of the upper left corner
-    and with the trunk (linear layers with ReLU between them):
+    The result with the trunk (linear layers with ReLU between them) is:
         none:       y = trunk(h of the upper left corner)
         late:       y = sum_j omega_j trunk(h_j)
         early_area: y = trunk(sum_j omega_j h_j)
         early_attn: y = trunk(sum_j alpha_jh h_jh), alpha_jh ~ omega_j exp(<q_h, K_jh> / sqrt(dk) + <u_h, rho_j>),
                     q = sum_j omega_j Q_j
-    plus sum_j omega_j skip_j. A first layer over unfolded 3x3 neighbourhoods is equivalent to a 3x3 convolution, which
-    is part of `maps` and computed once.
+    If skip is given, sum_j omega_j skip_j is added. A first layer over unfolded 3x3 neighbourhoods, as in LIIF, is
+    equivalent to a 3x3 convolution, which can be computed once as part of `maps`.
 
     Args:
         maps: (B, M, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. M is D for
@@ -248,28 +249,29 @@ def inr_query(
             the maps, or None.
         skip: (B, O, H, W) float32 or float64, field that is added by bilinear interpolation, or None.
         activation: "relu" or "none".
-        edge: pair for rows and columns of "clamp" or "wrap". On a wrapped axis rho is continuous across the seam.
-        mask: (B, H, W) bool, False for invalid pixels, or None. Invalid pixels are not read and the other weights are
-            renormalized; a query without a valid corner is NaN.
-        compat: "liif" weights the features of the corners by areas + 1e-9, as published, instead of bilinearly, or
-            None. The skip field stays bilinear. Inside a field both weights agree to 1e-9. At u = n - 1 exactly, which
-            occurs for odd integer factors, both corners of a clamped axis are the same pixel; all areas are then zero,
-            and each of the four corners has weight 1/4, which mixes two pixels of the other axis. In published code the
-            weights at these points vary between 1/4 and the bilinear ones, because its coordinates are rounded.
+        edge: pair of "clamp" or "wrap" for rows and columns. On a wrapped axis rho is continuous across the seam.
+        mask: (B, H, W) bool, False for invalid pixels, or None. Invalid pixels are not read, and the weights of the
+            other corners are renormalized. The result of a query without a valid corner is NaN.
+        compat: None, or "liif" to weight the features of the corners by areas + 1e-9, as published, instead of
+            bilinearly. The skip field remains bilinear. Away from the edges of the maps, both weights agree to about
+            1e-9. At u = n - 1 exactly, which occurs for odd integer factors, both corners of a clamped axis are the
+            same pixel; all areas are then zero, and each of the four corners has weight 1/4, which mixes two pixels of
+            the other axis. In the published code, the weights at these points vary between 1/4 and the bilinear
+            weights, because the coordinates are rounded.
         out_dtype: dtype of the result. None: float32, or float64 for float64 maps.
 
     Returns:
-        (B, Q, O), the queries of a grid row by row. On a CPU no tensor of size Q x D is stored, and the result does not
-        depend on how queries are grouped into calls, bit for bit.
+        (B, Q, O), the queries of a grid row by row. In the forward pass on a CPU, no tensor of size Q x D is stored,
+        and the result does not depend on how queries are grouped into calls, bit for bit.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
     Gradients exist for maps, trunk, rho_w, cell_w, bias, rho_bias, phase and skip by native kernels, and for cell and
     where.frac by the reference, to any order. On a CPU results are deterministic, and the forward pass does not depend
     on the number of threads. On CUDA the backward pass adds atomically unless torch.use_deterministic_algorithms is on.
-    Under autocast maps are cast to its dtype; float32 parameters, coordinates and skip keep theirs.
+    Under autocast maps are cast to the autocast dtype; float32 parameters, coordinates and skip are not cast.
 
     Source: Chen, Liu and Wang 2021 (LIIF); Lee and Jin 2022 (LTE); Hu et al. 2019 (MetaSR). The factored first layer,
     the bilinear prior and the weights without areas are specific to fastds.

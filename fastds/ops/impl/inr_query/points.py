@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Query points of a field: grids in exact integers, and scattered points as a pixel and a fraction.
 
-Index coordinate u on an axis of n cells: the centre of cell i is u = i, and the domain ends at u = -1/2 and n - 1/2.
-The normalised coordinate is x = -1 + (2u + 1) / n. Pairs are (row, column), that is (y, x).
+On an axis of n cells the index coordinate u is i at the centre of cell i, and the domain extends from u = -1/2 to
+n - 1/2. The normalised coordinate is x = -1 + (2u + 1) / n. Pairs are (row, column), that is (y, x).
 """
 
 import math
@@ -20,7 +20,7 @@ _BORDER_TOLERANCE = 1e-6  # pixels beyond the domain, which ends half a pixel be
 
 
 def check_axis(size: int, step: int, start: int, den: int) -> None:
-    """Raise ValueError unless the numbers of an Axis fit 64-bit arithmetic and its pixels fit 32-bit integers.
+    """Raise ValueError unless an Axis can be computed in 64-bit integers and its pixels fit 32-bit integers.
 
     Args:
         size: number of points.
@@ -62,20 +62,20 @@ class Axis:
         check_axis(*numbers)
 
     def window(self, first: int, stop: int) -> "Axis":
-        """Return the points first .. stop-1 of this axis."""
+        """Return the Axis of the points first .. stop-1 of this axis."""
         if not 0 <= first <= stop <= self.size:
             raise ValueError(f"window {first}:{stop} does not lie in 0:{self.size}")
         return Axis(stop - first, self.step, self.start + self.step * first, self.den)
 
     def locate(self, device=None) -> tuple[Tensor, Tensor]:
-        """Return floor(u) as int64 and u - floor(u) as float64, both exact up to the last division."""
+        """Return floor(u) as int64 and u - floor(u) as float64. Only the division of the fraction rounds."""
         numerator = self.start + self.step * torch.arange(self.size, dtype=torch.int64, device=device)
         base = torch.div(numerator, self.den, rounding_mode="floor")
         return base, (numerator - base * self.den).double() / self.den
 
 
 def _check_size(name: str, size, least: int = 1) -> tuple[int, int]:
-    """Return the size as a tuple of two ints >= least, or raise ValueError."""
+    """Return the size as a tuple of two ints, or raise ValueError unless it is a pair of ints >= least."""
     if not isinstance(size, tuple | list | torch.Size) or len(size) != 2:
         raise ValueError(f"{name} must be a pair (rows, columns), got {size!r}")
     if not all(is_int(v) and v >= least for v in size):
@@ -97,9 +97,9 @@ class GridSpec:
 
     @classmethod
     def cells(cls, source, target) -> "GridSpec":
-        """Build the grid of cells of another size over the same domain, as torch's align_corners=False.
+        """Build the grid of the cell centres of another size over the same domain.
 
-        u_k = ((2k+1) n - m) / 2m
+        u_k = ((2k+1) n - m) / 2m, as torch's interpolate places pixels with align_corners=False
 
         Args:
             source: (H, W) of the maps.
@@ -113,14 +113,14 @@ class GridSpec:
 
     @classmethod
     def nodes(cls, source, target, periodic_x: bool = False) -> "GridSpec":
-        """Build a node grid whose first and last rows are those of the maps, such as those of ERA5 at the poles.
+        """Build a grid of nodes whose first and last rows are those of the maps, as in ERA5 with rows at the poles.
 
-        u_k = k (n-1) / (m-1); with periodic_x the columns are u_k = k n / m, which start at the same meridian.
+        u_k = k (n-1) / (m-1); with periodic_x columns have u_k = k n / m, so that the first columns coincide.
 
         Args:
             source: (H, W) of the maps.
             target: (H', W') of the grid.
-            periodic_x: bool, whether columns wrap around.
+            periodic_x: bool, whether the columns cover a full circle.
 
         Returns:
             the GridSpec.
@@ -195,9 +195,9 @@ class PointSpec:
 
     Args:
         base: (B or 1, Q, 2) int32, floor of the index coordinates (row, column).
-        frac: (B or 1, Q, 2) float32 or float64 in [0, 1], the remainder. The sum is exact to 6e-8 pixels for any grid
-            size.
-        outside: (B or 1, Q) bool, points whose value is NaN, or None.
+        frac: (B or 1, Q, 2) float32 or float64 in [0, 1], the remainder. In float32 its rounding error is at most 6e-8
+            pixels for any grid size.
+        outside: (B or 1, Q) bool, True for points whose value is NaN, or None.
 
     Raises:
         TypeError: base is not int32, or frac is neither float32 nor float64.
@@ -242,9 +242,9 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     Args:
         u: (Q, 2) or (B or 1, Q, 2) float32 or float64, (row, column) in pixels of the maps. It may require a gradient.
         size: (H, W) of the maps.
-        edge: pair for rows and columns of "clamp" or "wrap". A wrapped axis has no outside.
-        outside: treatment of points more than half a pixel beyond the outer centres: "error" raises, "nan" gives NaN,
-            "clamp" gives the value at the border.
+        edge: pair of "clamp" or "wrap" for rows and columns. On a wrapped axis no point is outside.
+        outside: "error", "nan" or "clamp", for points more than half a pixel beyond the outer centres. "error" raises
+            ValueError, "nan" gives NaN, and "clamp" gives the value at the border.
         dtype: dtype of frac.
 
     Returns:
@@ -289,8 +289,9 @@ def _check_pairs(coordinates: Tensor) -> None:
 
 
 def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error", dtype=torch.float32) -> PointSpec:
-    """Build points from normalised coordinates (y, x), which are -1 and 1 at the ends of the domain: u = ((x + 1) n -
-    1) / 2.
+    """Build points from normalised coordinates (y, x), which are -1 and 1 at the ends of the domain.
+
+    u = ((x + 1) n - 1) / 2 per axis
 
     Args:
         coord: (Q, 2) or (B or 1, Q, 2) float32 or float64; the computation is in float64.
@@ -304,7 +305,7 @@ def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error
 
     Raises:
         TypeError: coord is neither a float32 nor a float64 tensor.
-        ValueError: as from_index.
+        ValueError: see from_index.
     """
     if not isinstance(coord, Tensor) or coord.dtype not in (torch.float32, torch.float64):
         found = getattr(coord, "dtype", type(coord).__name__)
@@ -319,8 +320,8 @@ def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error
 def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="error", dtype=torch.float32) -> PointSpec:
     """Build points from latitudes and longitudes, on a regular grid given by its coordinate arrays.
 
-    u = (phi - phi_0) / d_phi per axis, so that node and cell registration need no option. Longitudes may be in
-    -180..180 or 0..360.
+    u = (phi - phi_0) / d_phi per axis, with the first coordinate phi_0 and the step d_phi. This holds whether the
+    coordinates are cell centres or nodes. Longitudes may be in -180..180 or 0..360.
 
     Args:
         lat: (Q,) degrees.
@@ -335,9 +336,9 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
         PointSpec.
 
     Raises:
-        ValueError: latitudes beyond 90 degrees (perhaps swapped with longitudes); coordinates that are unsorted,
-            repeated or not equally spaced; periodic_x for a grid that does not cover 360 degrees; points outside with
-            "error".
+        ValueError: a latitude is beyond 90 degrees (it may be swapped with a longitude); lat and lon differ in length;
+            grid coordinates are unsorted, repeated or not equally spaced; periodic_x is True for a grid that does not
+            cover 360 degrees; or a point is outside with "error".
     """
     lat, lon, grid_lat, grid_lon = (
         torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (lat, lon, grid_lat, grid_lon)
@@ -360,12 +361,16 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
 
 
 def get_spacing(name: str, values: Tensor) -> float:
-    """Return the step of equally spaced coordinates, negative if they descend.
+    """Return the mean step of equally spaced coordinates, negative if they descend.
 
-    Steps may differ by a thousandth, or by the rounding of coordinates to float32.
+    Steps may differ from the mean by a thousandth of it, or by the rounding of coordinates to float32.
+
+    Args:
+        name: str, name of the coordinates in error messages.
+        values: (N,), the coordinates.
 
     Raises:
-        ValueError: fewer than two values, missing values, or coordinates that are not equally spaced.
+        ValueError: there are fewer than two values, or they are not finite or not equally spaced.
     """
     if values.numel() < 2:
         raise ValueError(f"{name} has {values.numel()} values, expected at least two")
@@ -383,7 +388,7 @@ def get_spacing(name: str, values: Tensor) -> float:
 
 
 def check_edge(edge) -> tuple[str, str]:
-    """Return `edge` as a pair of "clamp" or "wrap" for rows and columns, or raise ValueError."""
+    """Return `edge` as a tuple, or raise ValueError unless it is a pair of "clamp" or "wrap"."""
     if not isinstance(edge, tuple | list) or len(edge) != 2 or any(e not in EDGES for e in edge):
         raise ValueError(f"edge must be a pair of 'clamp' or 'wrap' for rows and columns, got {edge!r}")
     return tuple(edge)

@@ -20,8 +20,9 @@ CHUNK_ROWS = 1 << 18  # rows of the trunk in a chunk of the backward pass: 128 M
 class Query(NamedTuple):
     """Arguments of torch.ops.fastds.inr_query in the order of its schema: see fastds.ops.inr_query.
 
-    Attributes that differ from the public arguments: axes is GridSpec.numbers(), or [] if base and frac give the
-    points; weighting of the corners is "bilinear" or "areas"; wrap is a pair of bools for rows and columns.
+    Three attributes differ from the arguments of that function. `axes` is GridSpec.numbers(), or [] if base and frac
+    give the points. `weighting`, of the corners, is "bilinear" or "areas". `wrap` is a pair of bools for rows and
+    columns.
     """
 
     maps: Tensor
@@ -78,13 +79,13 @@ class Query(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no query."""
+        """True if there is no query or no sample."""
         return self.maps.shape[0] * self.queries == 0
 
     # ---- differentiable tensors: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
 
     def get_differentiable(self) -> list[Tensor | None]:
-        """Return all differentiable tensors in this order, None for absent ones."""
+        """Return all differentiable tensors in the order above, with None for those that are not given."""
         single = (self.rho_w, self.cell_w, self.bias, self.rho_bias, self.phase, self.skip)
         return [self.maps, *self.weights, *self.biases, *single]
 
@@ -112,7 +113,10 @@ class Query(NamedTuple):
     # ---- parts
 
     def split_chunks(self) -> Iterator[tuple[int, int, "Query"]]:
-        """Yield (first query, last query + 1, the query for them) for chunks of whole grid rows or runs of points."""
+        """Yield (first, stop, part) for chunks of the points first .. stop-1, which are whole rows of a grid.
+
+        `part` is the Query of the chunk.
+        """
         step = max(1, CHUNK_ROWS // max(1, self.maps.shape[0] * self.rows_per_query))
         if self.axes:
             columns = self.axes[4]
@@ -130,7 +134,7 @@ class Query(NamedTuple):
             yield first, stop, part
 
     def make_skip_query(self) -> "Query":
-        """Return the query that only interpolates the skip field, bilinearly for any weighting of the features."""
+        """Return a query that only interpolates the skip field, bilinearly for any `weighting`."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
@@ -141,7 +145,7 @@ class Query(NamedTuple):
 
 
 def check(*args) -> None:
-    """Check the arguments of the op: see Query."""
+    """Raise TypeError or ValueError for invalid arguments of the op, given in the order of Query."""
     query = Query(*args)
     maps = query.maps
     check_tensor("maps", maps, 4, DTYPES, None, "maps")

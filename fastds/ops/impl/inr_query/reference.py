@@ -25,7 +25,7 @@ def inr_query(
     maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
     heads, dk, act, weighting, wrap, out_dtype,
 ):  # fmt: skip
-    """Compute fastds.ops.inr_query. axes: GridSpec.numbers(), or empty if base and frac give the points."""
+    """Compute fastds.ops.inr_query. The arguments are those of query.Query."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
     corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)
@@ -56,7 +56,7 @@ def inr_query(
 
 
 def count_channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
-    """Count the channels of a corner's feature, D, and the channels of the maps that it is computed from.
+    """Return D, the number of channels of a corner's feature, and the number of map channels that it is computed from.
 
     Args:
         feature: "affine", "slope", "fourier" or "dot".
@@ -70,7 +70,7 @@ def count_channels(feature: str, ensemble: str, total: int, heads: int, dk: int)
 
 
 def apply_trunk(x: Tensor, trunk) -> Tensor:
-    """Apply linear layers with ReLU between them."""
+    """Apply linear layers with ReLU between them, given as pairs (weight, bias)."""
     for i, (w, b) in enumerate(trunk):
         x = F.linear(x, w, b)
         x = F.relu(x) if i + 1 < len(trunk) else x
@@ -78,7 +78,17 @@ def apply_trunk(x: Tensor, trunk) -> Tensor:
 
 
 class Corners:
-    """Corners of all queries: pixel indices, weights (B, Q), offsets rho (B, Q, 2), and whether any corner is valid."""
+    """The four corners of all queries, or only the upper left one.
+
+    Attributes:
+        count: number of corners, 4 or 1.
+        queries: Q, number of queries for each sample.
+        index: pixel indices in flattened maps, one tensor (B, Q) for each corner.
+        rho: offsets, one tensor (B, Q, 2) for each corner.
+        weights: one tensor (B, Q) for each corner, zero where the mask is False.
+        mask: values of the mask, one tensor (B, Q) for each corner, or None.
+        valid: with a mask, (B, Q) bool, whether any corner has a weight.
+    """
 
     def __init__(self, base, frac, axes, maps, mask, wrap, nearest, weighting, dtype):
         batch, _, height, width = maps.shape
@@ -115,7 +125,7 @@ class Corners:
             self.weights = [w / torch.where(self.valid, total, 1) for w in kept]
 
     def gather(self, maps: Tensor, j: int) -> Tensor:
-        """Gather maps (B, C, H, W) at corner j as (B, Q, C), zero where the mask is False."""
+        """Return the values of maps (B, C, H, W) at corner j, (B, Q, C), zero where the mask is False."""
         batch, depth, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, depth)
         first = height * width * torch.arange(batch, device=maps.device)[:, None]
@@ -128,13 +138,13 @@ def _locate_corner(base: Tensor, t: Tensor, n: int, wrap: bool, a: int) -> tuple
 
     Args:
         base: floor of the index coordinate.
-        t: fraction.
+        t: the remainder.
         n: pixels of the axis.
         wrap: bool, whether the axis wraps around.
         a: 0 or 1.
 
     Returns:
-        pixel, rho = 2 (u - pixel) with the pixel before wrapping, and linear weight.
+        (pixel, rho, weight): rho is 2 (u - pixel) with the pixel before wrapping, weight is the linear weight.
     """
     weight = t if a else 1 - t
     if wrap:
@@ -148,7 +158,7 @@ def _activate(x: Tensor, act: str) -> Tensor:
 
 
 def _compute_offset_terms(rho, rho_w, cell_w, bias, kappa):
-    """Compute R rho + Lambda kappa + b, (B, Q, D), or None if all three are absent."""
+    """Return rho_w rho + cell_w kappa + bias, (B, Q, D), or None if rho_w, cell_w and bias are None."""
     terms = [] if rho_w is None else [rho @ rho_w.T]
     if cell_w is not None:
         terms.append(kappa @ cell_w.T)

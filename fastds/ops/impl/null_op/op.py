@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op, y = x: the template of an op. csrc/README.md explains how to copy it.
+"""Implementation of null_op, y = x, which is the template of an op. csrc/README.md explains how to copy it.
 
-The parts from top to bottom are checks, native calls, Triton calls, fakes, gradients, registration, public function.
+The parts from top to bottom are checks, native calls, Triton calls, fakes, gradients, registration, and the public
+function.
 """
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["null_op"]
 _KERNELS = {"cpu": "null_op_cpu", "cuda": "null_op_cuda"}  # functions of _fastds
 
 
-# ---- checks, which the registry runs once per call, also for torch.ops.fastds.null_op
+# ---- checks, which the registry runs once in each call, also for torch.ops.fastds.null_op
 
 
 def _check(x) -> None:
@@ -37,7 +38,7 @@ def _check_backward(grad_y, x, needs_grad) -> None:
 
 
 def _to_dense(x: Tensor) -> Tensor:
-    """Return x if it is contiguous, else a copy, on the CPU in the cached workspace of the thread."""
+    """Return x if it is contiguous, else a contiguous copy. On the CPU the copy is in the thread's cached workspace."""
     if x.is_contiguous() or not x.is_cpu:
         return to_contiguous(x)
     return native.get_workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
@@ -98,7 +99,7 @@ class _NullOp(torch.autograd.Function):
 
 
 def _backward_reference(grad_y, x, needs_grad):
-    """Compute the gradient by autograd on the reference, which is differentiable to any order."""
+    """Differentiate the reference by autograd, so that the result is differentiable, too."""
     return compute_vjp(reference.null_op, [x], [grad_y], needs_grad)
 
 
@@ -139,9 +140,9 @@ def null_op(x: Tensor) -> Tensor:
         new contiguous tensor with the shape and dtype of x.
 
     Raises:
-        TypeError: x is not a tensor, or its dtype is not allowed.
+        TypeError: x is not a Tensor or has a wrong dtype.
 
-    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to its dtype.
+    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to the autocast dtype.
     """
     if type(x) is Proxy:
         return record_op(null_op, locals())

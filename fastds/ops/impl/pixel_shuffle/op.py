@@ -79,14 +79,16 @@ def _get_compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _make_addend(x: Tensor, r: int, bias: Tensor | None, act: str, on_cuda: bool) -> Tensor | None:
-    """Return the tensor that the kernel adds before the activation, None if there is neither bias nor activation.
+    """Return the tensor (C,) that the kernel adds before the activation: the bias, or zeros without a bias.
+
+    The result is None if there is neither bias nor activation.
 
     Args:
         x: (B, C, H, W), input.
         r: factor.
         bias: (C,) or None.
         act: "none", "relu" or "leaky_relu".
-        on_cuda: bool, True: order the values as the CUDA kernels do, with the sub-pixel as the slowest index.
+        on_cuda: bool, whether to order the values as CUDA kernels do, with the sub-pixel as the slowest index.
     """
     dtype = _get_compute_dtype(x.dtype)
     if bias is None:
@@ -105,14 +107,15 @@ def _make_params(coarse_shape, dtype, r, act, negative_slope):
 
 
 def _get_layout(like: Tensor) -> torch.memory_format:
-    """Return the memory format of all maps of a call: on the CPU contiguous if `like` is contiguous, else
-    channels_last.
+    """Return the memory format of all maps of a call.
+
+    It is contiguous on the CPU if `like` is contiguous, else channels_last.
     """
     return get_output_format(like) if like.is_cpu and not native.runs_on_cuda(like) else CHANNELS_LAST
 
 
 def _forward(x, r, bias, act, negative_slope):
-    """Run the native kernel: see pixel_shuffle for the arguments."""
+    """Run the native kernel. The arguments are those of pixel_shuffle, with act "none" instead of None."""
     y, layout = _fake(x, r, bias, act, negative_slope), _get_layout(x)
     coarse, on_cuda = to_memory_format(x, layout), native.runs_on_cuda(x)
     added = _make_addend(x, r, bias, act, on_cuda)
@@ -269,20 +272,20 @@ def pixel_shuffle(
     Args:
         x: (B, C*r^2, H, W), float32, bfloat16, float16 or float64; any strides.
         upscale_factor: int, r, 1 to 8.
-        bias: (C*r^2,), unit of x, dtype of x or float32, or None.
+        bias: (C*r^2,), dtype of x or float32, in the unit of x, or None.
         activation: None, "relu" or "leaky_relu".
         negative_slope: float >= 0, slope of leaky_relu.
 
     Returns:
-        (B, C, r*H, r*W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last. The channel order is
-        that of torch.nn.PixelShuffle.
+        (B, C, r*H, r*W), dtype of x. It is contiguous on the CPU if x is contiguous, else channels_last. The channel
+        order is that of torch.nn.PixelShuffle.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
     Gradients exist for x and bias, to any order. Results are deterministic and do not depend on the number of threads,
-    bit for bit. Under autocast x is cast to its dtype; a float32 bias stays float32.
+    bit for bit. Under autocast x is cast to the autocast dtype; a float32 bias stays float32.
 
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
@@ -303,13 +306,13 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
         downscale_factor: int, r, 1 to 8.
 
     Returns:
-        (B, C*r^2, H, W), dtype of x, on the CPU contiguous if x is contiguous, else channels_last.
+        (B, C*r^2, H, W), dtype of x. It is contiguous on the CPU if x is contiguous, else channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or the factor is invalid.
 
-    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to its dtype.
+    Gradients exist for x, to any order. Results are deterministic. Under autocast x is cast to the autocast dtype.
     """
     if type(x) is Proxy:
         return record_op(pixel_unshuffle, locals())

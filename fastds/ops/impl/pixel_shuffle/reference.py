@@ -10,7 +10,7 @@ from fastds.ops.impl.conv3x3.reference import activate, shuffle_pixels, to_chann
 def _to_layout_of(like: Tensor, result: Tensor) -> Tensor:
     """Return the result in contiguous memory if `like` is contiguous, else in channels_last.
 
-    vmap does not support queries for channels_last.
+    This does not ask whether a tensor is channels_last, because vmap does not support that query.
     """
     return result.contiguous() if like.is_contiguous() else to_channels_last(result)
 
@@ -27,8 +27,12 @@ def pixel_unshuffle(x, r) -> Tensor:
 
 
 def backpropagate_activation(grad_y, y, negative_slope) -> Tensor:
-    """Compute the gradient of the shuffled act(x + bias) before its activation; y: the result, None without
-    activation.
+    """Return the gradient before the activation, given the gradient after it.
+
+    Args:
+        grad_y: gradient of the result.
+        y: the result after the activation, or None if there is none.
+        negative_slope: float, slope of the activation for negative inputs.
     """
     return grad_y if y is None else torch.where(y > 0, grad_y, negative_slope * grad_y)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""window_attention2d: local attention that does not store the attention weights."""
+"""Implementation of window_attention2d, attention to a window that does not store the attention weights."""
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def _describe_map(tensor: Tensor | None) -> tuple[int, ...]:
 
 
 def _resolve_signs(*tensors: Tensor) -> list[Tensor]:
-    """Return the tensors without lazy negation; kernels read any strides."""
+    """Return the tensors without lazy negation, in any strides."""
     return [t.resolve_neg() for t in tensors]
 
 
@@ -165,27 +165,28 @@ WINDOW_ATTENTION2D_BACKWARD = define(
 def window_attention2d(q: Tensor, k: Tensor, v: Tensor, *, window: int = 30) -> Tensor:
     """Compute the attention of each pixel to a square window around it.
 
-    y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d},  rows and columns of d from -floor(n/2) to n - floor(n/2) - 1
+    y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}
 
-    n is the window size. Keys outside the image take part with logit 0 and value 0. The logits are not scaled.
+    The row and the column of d run from -floor(n/2) to n - floor(n/2) - 1, where n is the window size. Pixels p + d
+    outside the image have logit 0 and value 0. The logits are not scaled.
 
     Args:
         q: (B, C, H, W), C <= 64, float32, bfloat16, float16 or float64; any strides.
         k: shape and dtype of q; any strides.
         v: shape and dtype of q; any strides.
-        window: int, n, pixels, 1 to 64.
+        window: int, n, in pixels, 1 to 64.
 
     Returns:
-        y (B, C, H, W), channels_last.
+        y: (B, C, H, W), dtype of q, channels_last.
 
     Raises:
-        TypeError: a dtype is not allowed.
+        TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or window is invalid.
 
-    Gradients exist for q, k and v, to any order (beyond the first by the reference). Results are deterministic and do
-    not depend on the number of threads, bit for bit. The computation is in float32 (float64 for float64). For the
-    backward pass only the logarithm of the softmax's denominator is saved in addition to the inputs and the result.
-    Under autocast q, k and v are cast to its dtype.
+    Gradients exist for q, k and v, to any order (the reference computes orders beyond the first). Results are
+    deterministic and do not depend on the number of threads, bit for bit. The computation is in float32 (float64 for
+    float64). For the backward pass only the logarithm of the softmax's denominator is saved in addition to the inputs
+    and the result. Under autocast q, k and v are cast to the autocast dtype.
 
     Source: Ma et al. 2022, PrecipLSTM; Dao et al. 2022, FlashAttention, for the running maximum and the recomputation.
     """

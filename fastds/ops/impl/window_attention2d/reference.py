@@ -8,7 +8,7 @@ from fastds.ops.core.layout import upcast_half
 
 
 def _compute_logits(q, k, window):
-    """Return the logits (B, window^2, H, W), the padding, and the list of shifts (dy, dx) in the padded image."""
+    """Return the logits (B, window^2, H, W), the padding of F.pad, and the shifts (dy, dx) in the padded image."""
     half = window // 2
     pad = (half, window - half - 1) * 2
     shifts = [(dy, dx) for dy in range(window) for dx in range(window)]
@@ -22,7 +22,7 @@ def _slice_shifted(padded, like, dy, dx):
 
 
 def window_attention2d(q, k, v, window=30):
-    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}; keys outside the image have logit 0 and value 0."""
+    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}, with logit 0 and value 0 outside the image."""
     dtype = v.dtype
     q, k, v = upcast_half(q, k, v)
     logits, pad, shifts = _compute_logits(q, k, window)
