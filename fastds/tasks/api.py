@@ -263,7 +263,8 @@ def predict(
 ) -> xr.Dataset:
     """Forecast with a nowcasting model, downscale with any other model.
 
-    Arguments that begin with another task than that of the model raise an exception.
+    Where the description of an argument begins with names of tasks, the argument is only allowed for models of these
+    tasks.
 
     Args:
         model: loaded model, shipped name, weights file or baseline. None is not allowed, because it does not determine
