@@ -62,7 +62,7 @@ def evaluate_archive(
         scheduler: Address or file of a dask scheduler whose workers are used instead.
         threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
         input: Files, see fastds.evaluate.
-        var: Name of the variable, see fastds.evaluate. Default: the only one that fits.
+        var: Name of the variable. Default: the only one that fits; fields: all.
         z_r: a and b of the Z-R relation.
         baselines: Names of the baselines to compare.
         model: Name or file of the weights whose card is in the report.
