@@ -141,7 +141,7 @@ class RunningTotals:
         """Return fields with increments in place of running totals.
 
         Args:
-            at: indices of the leading dimensions, which must come in order.
+            at: indices of the leading dimensions. Successive calls must go through them in order.
             x: fields (1, C, H, W).
         """
         if self.running:
