@@ -62,7 +62,7 @@ def evaluate_archive(
         scheduler: Address or file of a dask scheduler whose workers are used instead.
         threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
         input: Files, see fastds.evaluate.
-        var: See fastds.evaluate, as the following arguments.
+        var: Name of the variable. Default: the only one that fits; fields: all.
         z_r: a and b of the Z-R relation.
         baselines: Names of the baselines to compare.
         model: Name or file of the weights whose card is in the report.
@@ -118,7 +118,7 @@ def _check_arguments(workers: int | None, scheduler: str | None, options: dict[s
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What a worker opens and scores.
+    """Files and options from which a worker computes scores.
 
     Attributes:
         files: Files of prediction, truth and input.
@@ -143,9 +143,9 @@ def _normalise_paths(data: InputData | None) -> tuple[str, ...] | str | None:
 
 
 class _RemoteScores:
-    """Iterator of scores from the workers of a dask client, see fastds.inference.scoring.ScoreItems.
+    """Function of the number of items that yields scores from the workers of a dask client.
 
-    A limited number of tasks is submitted ahead for each worker.
+    This is a fastds.inference.scoring.ScoreItems. A limited number of tasks is submitted ahead for each worker.
     """
 
     def __init__(self, client, workers: int, request: _Request, task: str):

@@ -152,7 +152,8 @@ def _choose_store(target: Path, key: ManifestKey, append: bool) -> tuple[Path, M
         append: See `compute_archive`.
 
     Returns:
-        `target` itself if it is complete or is extended, else target.part.
+        The folder and its manifest. The folder is `target` if that archive is complete or is to be extended, else
+        target.part.
     """
     part = target.with_name(target.name + ".part")
     if target.exists() and not part.exists() and Manifest(part).fingerprint:

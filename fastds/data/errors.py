@@ -29,8 +29,8 @@ def make_read_error(path: str | os.PathLike, error: Exception, what: str) -> Exc
         what: Description of the data that could not be read, such as "the values of t2m".
 
     Returns:
-        `error` itself if its message names the file, or if it reports a missing package or exhausted memory; OSError if
-        the operating system could not open or read the file; otherwise ValueError. The message is one sentence.
+        `error` itself if it is an ImportError, a MemoryError, or a ValueError or OSError with a one-line message that
+        names the file. Otherwise OSError if the operating system could not open or read the file, else ValueError.
     """
     if isinstance(error, (ImportError, MemoryError)):
         return error

@@ -61,7 +61,9 @@ def open_input(
 
     Raises:
         TypeError: `data` has another type.
-        ValueError, OSError, ImportError: see `open_dataset` and `apply_metadata`.
+        ValueError: An input or an option is invalid, see `open_dataset` and `apply_metadata`.
+        OSError: A file does not exist or cannot be opened.
+        ImportError: The package for a format is not installed.
     """
     declared, times = (missing, units, var), (start, stop)
     if data is None:

@@ -53,7 +53,7 @@ class Pipeline(Protocol):
     Attributes:
         dim: dimension of the result along which chunks are concatenated; "" if there is a single chunk.
         variables: dimensions and shape of each variable of the result; all are float32.
-        step_multiple: chunks have a multiple of this number of steps.
+        step_multiple: the number of steps of a chunk is chosen as a multiple of this number.
     """
 
     dim: str
@@ -67,8 +67,10 @@ class Pipeline(Protocol):
         """Compute the values of a chunk by variable. The bits do not depend on how the work is split into chunks."""
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """Return the result with coordinates and attributes. values: NumPy or dask arrays of the shapes in
-        `variables`.
+        """Return the result with coordinates and attributes.
+
+        Args:
+            values: NumPy or dask arrays of the shapes in `variables`, by variable.
         """
 
     def make_summary(self) -> RunSummary:

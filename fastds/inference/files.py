@@ -88,7 +88,8 @@ def check_field_target(source: InputPaths, target: str | os.PathLike) -> None:
     """Check an output path as check_target does, and that its extension is one of NetCDF or Zarr.
 
     Raises:
-        ValueError: the extension belongs to another format. Else as check_target.
+        ValueError: the extension belongs to another format, or the output would replace an input.
+        OSError: the output cannot be written, see check_target.
     """
     check_target(source, target)
     check_output_format(target)
@@ -165,7 +166,8 @@ def process_file(
         The run summary.
 
     Raises:
-        ValueError: invalid input or options. Else as check_field_target and fastds.data.open_input.
+        ValueError: invalid input, output or options.
+        OSError: the input does not exist, or the output cannot be written.
     """
     target = Path(target)
     check_field_target(source, target)
@@ -210,7 +212,12 @@ def check_truth_file(
 
 
 def describe_source(dataset: xr.Dataset, always: bool = False) -> list[str]:
-    """Return a note on format and number of the input files. always: also for a single NetCDF file or Zarr store."""
+    """Return a note on the format and the number of the input files, or no note for a single NetCDF file or Zarr store.
+
+    Args:
+        dataset: dataset of the files.
+        always: True returns a note for a single NetCDF file or Zarr store, too.
+    """
     form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
     if not always and files == 1 and form.startswith(("NetCDF", "Zarr")):
         return []

@@ -22,8 +22,9 @@ class ScoreSums(dict):
 
 
 class EvaluationItems(Protocol):
-    """Items of an evaluation (a pair of frames, a field, or the forecasts of one initialization time) and their
-    scores.
+    """Items of an evaluation and their scores.
+
+    An item is a pair of frames, a field, or the forecasts of one initialization time.
     """
 
     def __len__(self) -> int:

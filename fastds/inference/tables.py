@@ -68,8 +68,9 @@ class ScoreTables(abc.ABC):
             console.print(sentence, style="dim", markup=False)
 
     def to_html(self, path: str | os.PathLike) -> None:
-        """Write the tables as an HTML page, atomically. A page with maps and curves: argument `report` of
-        fastds.evaluate.
+        """Write the tables as an HTML page, atomically.
+
+        The argument `report` of fastds.evaluate writes a page with maps and curves.
         """
         from fastds.report import Page
 

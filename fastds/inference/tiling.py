@@ -22,8 +22,8 @@ ALIGNMENT = 16
 # Smaller changes of the output, in dBZ, do not count for the receptive field.
 RESPONSE_TOLERANCE_DBZ = 1e-3
 _PROBE_WIDTH = 16
-# Margin in pixels of the test field that is ignored: learned offsets that point out of the field respond at the edge to
-# distant changes, by some hundredths of a dBZ.
+# Margin in pixels of the test field in which changes of the output are ignored. Learned offsets may point out of the
+# field, so that the output near the edge depends slightly on distant pixels.
 _PROBE_MARGIN = 32
 _PROBE_MAX_WIDTH = 1024
 
@@ -71,7 +71,7 @@ def plan_tiles(height: int, width: int, tile: int, halo: int) -> list[Tile]:
         halo: width of the halo in coarse pixels, a multiple of 16, at least 0.
 
     Raises:
-        ValueError: tile or halo is not such a multiple.
+        ValueError: tile or halo is not a multiple of 16 or is too small.
     """
     tile, halo = check_multiple("tile", tile, ALIGNMENT), check_multiple("halo", halo, 0)
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification scores: errors, structural similarity, categorical scores, spectra, correlations, ensembles, scores by
-lead time.
-"""
+"""Verification scores of fields, sequences, ensembles and nowcasts."""
 
 from fastds.metrics.ensembles import crps, rank_histogram, reliability_counts, spread, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, error_sums, interior, mse_total, radar_errors, ssim

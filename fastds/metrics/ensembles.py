@@ -116,10 +116,10 @@ def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tenso
 
 
 def reliability_counts(members: Tensor, truth: Tensor, threshold: float) -> Tensor:
-    """Count, for k = 0 ... M, the points at which k members reach a threshold, and those of them at which the truth
-    does.
+    """Count the points at which k of M members reach a threshold, for k = 0 ... M.
 
-    A forecast probability of k / M is reliable if the ratio of the second to the first count is k / M.
+    The second count has only those of these points at which the truth reaches the threshold, too. A forecast
+    probability of k / M is reliable if the ratio of the second to the first count is k / M.
 
     Args:
         members: (M >= 2, ...), without NaN.

@@ -16,13 +16,11 @@ CEILING_DBZ = 70.0
 
 
 def interior(valid: Tensor, margin: int = 2) -> Tensor:
-    """Select the valid pixels that are more than `margin` pixels away from every missing pixel and from the edge of the
-    grid.
+    """Select the valid pixels that are more than `margin` pixels away from missing pixels and from the grid edge.
 
     Args:
         valid: (..., H, W) bool, True where the field is not missing.
-        margin: pixels of the fine grid. The published errors of the test files are reproduced with 2 (one coarse
-            pixel).
+        margin: pixels of the grid.
 
     Returns:
         (..., H, W) bool.
@@ -72,7 +70,7 @@ def radar_errors(
     Raises:
         ValueError: If the shapes do not fit, or if the prediction is missing at a valid pixel.
 
-    Source: Chen, Qin and Dai 2022. The identity for mse_total holds for all seven rows that they publish.
+    Source: Chen, Qin and Dai 2022. The formula of mse_total holds for all seven rows that they publish.
     """
     if prediction.shape != truth.shape or truth.ndim < 3 or truth.shape[-3] != 3:
         raise ValueError(
@@ -105,7 +103,8 @@ def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence
     """Sum errors by intensity class of the truth. Both fields are first clipped to 0 ... 70 dBZ.
 
     Args:
-        prediction, truth: the same shape, in dBZ.
+        prediction: in dBZ.
+        truth: the same shape, in dBZ.
         valid: bool, the pixels that count.
         edges: ascending edges of the classes of the truth, in dBZ. Pixels outside of all classes are ignored.
 
@@ -123,7 +122,8 @@ def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -
     The window is a Gaussian of 11 x 11 pixels with sigma 1.5.
 
     Args:
-        prediction, truth: (..., H, W), finite everywhere (missing pixels filled).
+        prediction: (..., H, W), finite everywhere (missing pixels filled).
+        truth: the same shape, finite everywhere.
         valid: (..., H, W) bool.
         value_range: L of the constants c1 = (0.01 L)^2 and c2 = (0.03 L)^2, in the unit of the fields.
 

@@ -28,7 +28,8 @@ def compute_mean_square(prediction: Tensor, truth: Tensor, weights: Tensor | Non
     """Compute the mean squared error over the last two dimensions. Pixels that are missing in truth are ignored.
 
     Args:
-        prediction, truth: (..., H, W).
+        prediction: (..., H, W).
+        truth: the same shape; NaN and infinite values are missing.
         weights: (H, 1), (1, W) or (H, W); None weights all pixels equally.
 
     Returns:
@@ -52,7 +53,8 @@ def psnr(prediction: Tensor, truth: Tensor, value_range: float, weights: Tensor 
         PSNR_f = 10 log10(R^2 / MSE_f) for each field f; infinite for equal fields
 
     Args:
-        prediction, truth: (..., H, W), in the same unit.
+        prediction: (..., H, W).
+        truth: the same shape and unit.
         value_range: R, difference of the largest and smallest value of the training data.
         weights: see compute_mean_square, for example latitude_weights.
 
@@ -79,7 +81,8 @@ def detail_ratio(prediction: Tensor, truth: Tensor, scale: float) -> float:
     """Compute the power of the prediction relative to the truth at wavelengths that the coarse grid cannot resolve.
 
     Args:
-        prediction, truth: (..., H, W).
+        prediction: (..., H, W).
+        truth: the same shape.
         scale: ratio s of the coarse to the fine grid spacing. The wavelengths are 2 to 2 s fine pixels.
     """
     band = (2.0, max(2.0 * scale, 2.0 + 1e-6))
@@ -100,7 +103,8 @@ def spectral_ratio(
     larger one noise.
 
     Args:
-        prediction, truth: (..., H, W), in dBZ. Powers are summed over the leading dimensions.
+        prediction: (..., H, W), in dBZ. Powers are summed over the leading dimensions.
+        truth: the same shape, in dBZ.
         floor: in dBZ.
         bands: pairs (shortest, longest wavelength) in pixels.
 

@@ -37,7 +37,8 @@ class FieldScores:
         """Add a field.
 
         Args:
-            prediction, truth: (H, W), in one unit. A cell counts if neither is NaN.
+            prediction: (H, W).
+            truth: (H, W), in the same unit. A cell counts if neither prediction nor truth is NaN.
             weights: (H, 1) or (H, W), >= 0, for example latitude_weights.
         """
         valid = ~(torch.isnan(prediction) | torch.isnan(truth))
@@ -62,12 +63,15 @@ class FieldScores:
         """Compute the scores over all fields; NaN for scores that are not defined.
 
         Returns:
-            mae, rmse, bias: weighted mean of |p - t|, square root of that of (p - t)^2, and mean of p - t, over all
-                cells of all fields, in the unit of the fields.
+            mae: weighted mean of |p - t| over all cells of all fields, in the unit of the fields; p is the prediction
+                and t the truth.
+            rmse: square root of the weighted mean of (p - t)^2.
+            bias: weighted mean of p - t.
             correlation: weighted correlation over the cells of a field, averaged over the fields.
             power: power of p at wavelengths of FINE_BAND relative to that of t, each summed over the fields,
                 unweighted, see spectral_ratio.
-            wet, rain: only for precipitation: sum(w [p >= wet]) / sum(w [t >= wet]) and sum(w p) / sum(w t).
+            wet: wet area relative to the truth, sum(w [p >= wet]) / sum(w [t >= wet]); only for precipitation.
+            rain: mean relative to the truth, sum(w p) / sum(w t); only for precipitation.
         """
         weight, error, absolute, square, p, t, p_wet, t_wet = self.sums
         scores = {
@@ -131,7 +135,9 @@ def weighted_correlation(prediction: Tensor, truth: Tensor, weights: Tensor) -> 
     """Compute the weighted Pearson correlation over all points; NaN if a field is constant.
 
     Args:
-        prediction, truth, weights: tensors of one shape.
+        prediction: tensor of any shape.
+        truth: tensor of the same shape.
+        weights: tensor of the same shape, >= 0.
     """
     p, t = (z.double() - (weights * z.double()).sum() / weights.sum() for z in (prediction, truth))
     power = ((weights * p * p).sum() * (weights * t * t).sum()).sqrt()

@@ -68,7 +68,8 @@ class NowcastScores:
         """Add samples.
 
         Args:
-            prediction, truth: (B, T, H, W) or (B, T, 1, H, W), on the scale of the thresholds, [0, 1].
+            prediction: (B, T, H, W) or (B, T, 1, H, W), on the scale of the thresholds, [0, 1].
+            truth: the same shape and scale.
             valid: bool, the same shape; None selects the pixels where truth is not NaN.
 
         Raises:

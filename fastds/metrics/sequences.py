@@ -20,7 +20,8 @@ def correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Compute the Pearson correlation; NaN where a or b is constant.
 
     Args:
-        a, b: tensors of one shape.
+        a: tensor.
+        b: tensor of the same shape.
         dims: dimensions over which the correlation is computed. They are removed.
     """
     return uncentred_correlation(a - a.mean(dims, keepdim=True), b - b.mean(dims, keepdim=True), dims)
@@ -32,7 +33,8 @@ def uncentred_correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor
     In contrast to the Pearson correlation no mean is subtracted.
 
     Args:
-        a, b: tensors of one shape.
+        a: tensor.
+        b: tensor of the same shape.
         dims: dimensions over which the sums are computed. They are removed.
     """
     power = (a.square().sum(dims) * b.square().sum(dims)).sqrt()
@@ -45,7 +47,10 @@ def field_scores(
 ) -> dict[str, float]:
     """Compute scores of one or more sequences, averaged over frames or points and then over sequences.
 
-    mse, mae: mean of (p - t)^2 and of |p - t|.
+    In the formulas, p is the prediction and t is the truth.
+
+    mse: mean of (p - t)^2.
+    mae: mean of |p - t|.
     psnr: mean over frames of 10 log10(data_range^2 / mse of the frame).
     ssim: structural similarity with a Gaussian window of 11 x 11 pixels, sigma 1.5 (torchmetrics).
     acc: spatial correlation of every frame.
@@ -55,7 +60,8 @@ def field_scores(
     tcc: correlation over the time steps at every point.
 
     Args:
-        prediction, truth: (..., T, H, W), in physical units (% for humidity).
+        prediction: (..., T, H, W), in physical units (% for humidity).
+        truth: the same shape and unit.
         data_range: peak of PSNR and range of SSIM, in the same unit. It is never computed from the data.
         climatology: broadcastable to truth, in the same unit, or None.
 
@@ -108,7 +114,8 @@ def daily_series(prediction: Tensor, truth: Tensor, data_range: float = 100.0) -
     """Compute field_scores for every sequence separately, for curves over the days.
 
     Args:
-        prediction, truth: (N, T, H, W).
+        prediction: (N, T, H, W).
+        truth: the same shape.
         data_range: see field_scores.
 
     Returns:

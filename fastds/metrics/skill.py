@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def csi(prediction: Tensor, truth: Tensor, threshold: float, valid: Tensor | None = None) -> float:
-    """Compute the critical success index, hits / (hits + misses + false alarms), of "field >= threshold" on valid
-    pixels.
+    """Compute the critical success index of the event "field >= threshold" on valid pixels.
+
+        CSI = hits / (hits + misses + false alarms)
 
     Args:
-        prediction, truth: same shape, any unit.
+        prediction: any shape and unit.
+        truth: the same shape and unit.
         threshold: in the unit of the fields.
         valid: bool, broadcastable; None selects the pixels where truth is not NaN.
 
@@ -37,7 +39,8 @@ def fss(prediction: Tensor, truth: Tensor, threshold: float, window: int, valid:
         FSS = 1 - sum (f_p - f_t)^2 / sum (f_p^2 + f_t^2), with the fraction f of event pixels in the window
 
     Args:
-        prediction, truth: (..., H, W), any unit.
+        prediction: (..., H, W), any unit.
+        truth: the same shape and unit.
         threshold: in the unit of the fields.
         window: side of the window in pixels.
         valid: bool, broadcastable; None selects the pixels where truth is not NaN. Other pixels count as "no event" in

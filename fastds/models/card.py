@@ -46,7 +46,7 @@ class ModelCard:
         seeds: random seeds of the trainings from which these weights were selected.
         limits: sentences that state where the model is worse than a baseline or should not be used.
         picture: name of an image file in the source tree that shows an example output.
-        metrics: scores by name.
+        metrics: scores by name. The entry "simple_method" compares the weights with a baseline.
         fastds_version: version of fastds that wrote the file.
     """
 
@@ -94,7 +94,7 @@ class ModelCard:
 
     @property
     def any_variable(self) -> bool:
-        """Whether the model takes one input variable with any meaning and any units."""
+        """True if the model takes one input variable with any meaning and any units."""
         return self.input_variables == [{"name": ANY}]
 
     @property
@@ -128,7 +128,7 @@ class ModelCard:
             text: JSON object whose keys are fields of the card.
 
         Raises:
-            ValueError: If the text is not JSON, has unknown keys, or has a value of the wrong type.
+            ValueError: If the text is not JSON, has unknown keys, or has a value that its field does not accept.
         """
         try:
             values = json.loads(text)

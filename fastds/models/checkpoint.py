@@ -90,8 +90,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: If `name_or_path` is neither the name of shipped weights nor a file.
-        ValueError: If the file is damaged, truncated or pickled, lacks the metadata of fastds, names another
-            architecture, or holds weights that are not finite.
+        ValueError: If the file is damaged, is pickled, was not written by `save`, or holds weights that are not finite.
 
     Warns:
         UserWarning: If the card says that the weights did not outperform a baseline.
@@ -121,7 +120,8 @@ def load_card(name_or_path: str | os.PathLike) -> ModelCard:
         name_or_path: as for `load`.
 
     Raises:
-        FileNotFoundError, ValueError: as for `load`, except for errors in the weights.
+        FileNotFoundError: If `name_or_path` is neither the name of shipped weights nor a file.
+        ValueError: If the file is damaged, is pickled, or was not written by `save`. The weights are not checked.
     """
     path = _find(name_or_path)
     metadata, _ = _read(path, with_tensors=False)
@@ -197,9 +197,9 @@ def _parse_metadata(path: Path, what: str, parse: Callable[[], Any]) -> Any:
 
 
 def _check_sizes(path: Path, config: dict, state: dict[str, Tensor]) -> None:
-    """Raise ValueError if the configuration has a number far above every size in the file.
+    """Raise ValueError if an integer of the configuration is above 4096 and above every size in the file.
 
-    A network of this size could take hours to build or exhaust the memory.
+    To build a network of this size could take hours or exhaust the memory.
     """
     most = max([4096, len(state), *(n for tensor in state.values() for n in tensor.shape)])
     pending: list = [config]

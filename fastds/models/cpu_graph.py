@@ -2,8 +2,8 @@
 """Record the kernel calls of a forward on a CPU and replay them without Python overhead, like a CUDA graph.
 
 On small inputs much of the time of a forward is spent in Python: argument checks, algorithm selection and tensor
-allocation. The recorder runs the forward once and stores every call of the native module and every ATen operator. All
-intermediate tensors lie in preallocated memory, so that their addresses stay valid for the replay.
+allocation. The recorder runs the forward once and stores the calls of the native module and of ATen operators. It owns
+the memory of the intermediate tensors, so that their addresses stay valid for the replay.
 """
 
 import copy
@@ -25,14 +25,15 @@ Call = tuple[Callable, tuple, dict[str, Any]]
 
 
 class GraphRecorder(TorchDispatchMode):
-    """Dispatch mode that runs every operator and records it in `calls`, with results in memory of the recorder.
+    """Dispatch mode that runs operators and records the calls that a replay must repeat.
 
-    Operators whose inputs are all constant are computed once and not recorded.
+    Results of recorded calls lie in memory of the recorder. Views, and results that depend on constants alone, are
+    computed once and not recorded.
 
     Args:
         calls: list to which the recorded calls are appended.
         pool: allocator for intermediate results. Memory of dead tensors is reused.
-        constants: tensors that no call changes.
+        constants: tensors that are assumed not to change.
 
     Attributes:
         overwritten: True if a call changed a constant. The recorded calls are invalid then.
@@ -80,12 +81,14 @@ class GraphRecorder(TorchDispatchMode):
     def _record_call(self, func, args: tuple, kwargs: dict[str, Any], results, stored) -> None:
         """Record a call that writes its results to `stored`.
 
-        The `out` variant of the operator writes them directly. Operators without one are followed by a copy.
+        If the operator has an `out` variant, the variant writes to `stored` directly. Otherwise a copy follows the
+        operator. A convolution with a constant weight is replaced by a call of oneDNN with a prepacked weight.
 
         Args:
             func: the operator.
-            args, kwargs: its arguments.
-            results: its results.
+            args: positional arguments of the operator.
+            kwargs: keyword arguments of the operator.
+            results: results of the operator.
             stored: tensors of the recorder for the results.
         """
         _copy(stored, results)
@@ -104,8 +107,7 @@ class GraphRecorder(TorchDispatchMode):
         """Return arguments of `onednn.convolve` with a prepacked constant weight.
 
         Returns:
-            None if the call is not a two-dimensional convolution with a constant weight, or if the result would differ
-            in a bit.
+            The arguments, or None if oneDNN cannot replace this call with an equal result.
         """
         if func not in _CONVOLUTIONS:
             return None
@@ -154,7 +156,7 @@ def _copy(to, results) -> None:
 
 
 def _is_equal(a, b) -> bool:
-    """Return True if the values are bitwise equal; missing values (NaN) count as equal."""
+    """Return True if all values are equal. Two missing values (NaN) count as equal."""
     if not isinstance(a, Tensor):
         return a == b
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -26,7 +26,8 @@ _capturing: ContextVar[bool] = ContextVar("capturing", default=False)
 def is_capturing() -> bool:
     """Return True if this thread runs a forward that is being captured.
 
-    Such a forward must not read tensor values, because a read waits for the device and cannot be replayed.
+    A captured forward must not read tensor values, because a read waits for the device and cannot be replayed. The
+    result is always False while torch.compile traces.
     """
     return not torch.compiler.is_compiling() and _capturing.get()
 
@@ -48,8 +49,8 @@ def compile_graph(
         fast = fastds.compile_graph(model, x);  y = fast(x2)
 
     Tensors among the arguments are examples whose values do not matter. All other arguments (steps, size, scale) are
-    fixed. The captured forward does not search for missing values (NaN): they propagate. Whatever `forward` would
-    compute on the CPU, such as optical flow, is computed before each replay.
+    fixed. The captured part of the forward does not fill missing values (NaN). Inputs that the model computes on the
+    CPU, such as optical flow, are computed before each replay.
 
     Args:
         model: any network of fastds, on a CPU or a CUDA device.
@@ -63,14 +64,16 @@ def compile_graph(
 
     Returns:
         A function of the same arguments, for tensors of the same shapes and dtypes, that returns the output of
-        `forward`. On a CPU the output is bitwise identical to that of `forward`. Calls share the buffers of the graph,
-        so only one call may run at a time.
+        `forward`. On a CPU with torch.float32 the output is equal to that of `forward`. Calls share the buffers of the
+        graph, so only one call may run at a time.
 
     Raises:
-        ValueError: If the model or an input is on another device, if the dtype is not supported, or if `train` is set
-            on a CPU. A later call raises it for another shape or another fixed argument.
+        ValueError: If the model is neither on a CPU nor on a CUDA device, if an input is on another device than the
+            model, if the dtype is not supported, or if `train` is set on a CPU. The returned function raises ValueError
+            for a tensor of another shape or dtype and for another value of a fixed argument.
         TypeError: If the model is no torch.nn.Module.
-        RuntimeError: On a CPU, if the forward reads tensor values or draws random numbers.
+        RuntimeError: On a CPU, if a list of calls cannot reproduce the forward, for example because the forward reads
+            tensor values or draws random numbers.
     """
     device = check_graph_device(model, dtype, train)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -104,7 +107,7 @@ def check_graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool 
     Args:
         model: network to capture.
         dtype: requested dtype of the arithmetic or None.
-        train: whether gradients are captured.
+        train: True if gradients are to be captured.
 
     Raises:
         TypeError: If the model is no torch.nn.Module.
@@ -124,8 +127,10 @@ def check_graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool 
 
 
 def resolve_arguments(model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Return args and kwargs of `forward`, including the inputs that the model computes on the CPU, such as optical
-    flow.
+    """Return args and kwargs for `forward`.
+
+    If the model has a method `prepare_inputs`, args are its results. They include inputs that are computed on the CPU,
+    such as optical flow.
     """
     return (model.prepare_inputs(*inputs, **options), {}) if hasattr(model, "prepare_inputs") else (inputs, options)
 
@@ -173,9 +178,7 @@ def _describe(z: Any) -> str:
 
 @contextlib.contextmanager
 def capture_mode(dtype: torch.dtype) -> Iterator[None]:
-    """Context manager in which forwards run as during a capture: under autocast to `dtype`, and without reading tensor
-    values.
-    """
+    """Context manager in which forwards run under autocast to `dtype` and do not read tensor values."""
     # The autocast cache would keep tensors in the memory of the graph alive between runs.
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
     with _mark_capturing(), autocast:
@@ -183,9 +186,9 @@ def capture_mode(dtype: torch.dtype) -> Iterator[None]:
 
 
 def freeze_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of the model for inference, with parameters in `dtype` and channels_last.
+    """Return a copy of the model in evaluation mode, with parameters in `dtype`.
 
-    Buffers keep their dtype.
+    Parameters with four dimensions are channels_last. Buffers keep their dtype.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
@@ -216,7 +219,7 @@ class ForwardGraph:
                 self.output = self.forward()
 
     def forward(self) -> Any:
-        """Run the forward that is captured."""
+        """Run the model as the graph captures it."""
         args, kwargs = self.arguments
         with capture_mode(self.dtype):
             return self.model(*args, **kwargs)
@@ -260,9 +263,7 @@ class TensorModule(nn.Module):
 
 @contextlib.contextmanager
 def enable_cudnn_benchmark() -> Iterator[None]:
-    """Context manager in which cuDNN times its algorithms at the first call of each shape. With fixed shapes this
-    happens once.
-    """
+    """Context manager in which cuDNN measures its algorithms at the first call of each shape and uses the fastest."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield

@@ -35,13 +35,13 @@ def format_presets() -> str:
 
 
 def format_card(name: str) -> str:
-    """Return the card of weights with one line per field that is set, or the description of a preset.
+    """Return the fields of a model card that are set, or the description of a preset.
 
     Args:
         name: name of shipped weights or of a preset, or path of a weights file.
 
     Raises:
-        FileNotFoundError: If there is no such name or file.
+        FileNotFoundError: If `name` is neither a name of weights or presets nor a file.
         ValueError: If the file is no weights file.
     """
     name = resolve_name(name, {*PRESETS, *available(pretrained=True)}) or name
@@ -62,7 +62,7 @@ def format_card(name: str) -> str:
 
 
 def _lines(key: str, value, indent: str = "") -> list[str]:
-    """Format a value after its key; nested dictionaries and lists follow on indented lines."""
+    """Return the lines of a field: "key: value", or indented lines for the items of a dictionary or list of texts."""
     if isinstance(value, dict):
         return [f"{indent}{key}:", *(line for k, v in value.items() for line in _lines(k, v, indent + "  "))]
     if isinstance(value, list) and value and isinstance(value[0], str | dict):
@@ -78,8 +78,8 @@ def main(arguments: list[str]) -> None:
         arguments: command-line arguments after `fastds models`.
 
     Raises:
-        ValueError: If there are too many arguments, or a file is no weights file.
-        FileNotFoundError: If a name is neither weights nor a preset.
+        ValueError: If there are too many arguments, or if the file has another format.
+        FileNotFoundError: If the argument is neither a name of weights or presets nor a file.
     """
     if arguments in (["-h"], ["--help"]):
         print(_USAGE)

@@ -26,8 +26,8 @@ TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     "fields": (FixedRatioDownscaler, INRDownscaler),
     "humidity": (HumidityGenerator, SRCNN, SRResNet),
 }  # fmt: skip
-# Classes that a weights file may name, by their name in the file. Each takes its config as keyword arguments and has
-# it as the attribute `config`.
+# Network classes by their name in weights files. Each class takes its configuration as keyword arguments and stores
+# them in the attribute `config`.
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     **{kind.__name__: kind for kinds in TASKS.values() for kind in kinds},
     "ErrorLaw": ErrorModel,  # the name in existing weights files
@@ -145,7 +145,10 @@ def create(name: str, **overrides: Any) -> nn.Module:
 
 
 def resolve_preset(name: str) -> str:
-    """Return the preset that a name stands for, see `create`.
+    """Return the name of a preset in the spelling of PRESETS.
+
+    Args:
+        name: name of the preset in any case or in the spelling of the papers.
 
     Raises:
         ValueError: If there is no preset of this name.

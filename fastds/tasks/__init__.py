@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users do with the networks: radar, fields, humidity, nowcast. Each folder has the same files."""
+"""Inference, training and verification for the tasks radar, fields, humidity and nowcast."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public functions downscale, nowcast, predict, query and evaluate. They call the task that the model card names."""
+"""Public functions downscale, nowcast, predict, query and evaluate, which select a task and call its functions."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def downscale(
 ) -> xr.Dataset:
     """Downscale radar frames, gridded fields or humidity.
 
-    The model card names the task: radar, fields or humidity. Arguments that begin with another task in the list below
-    raise an exception.
+    The model card names the task: radar, fields or humidity. In the list below, an argument that only some tasks accept
+    begins with the names of these tasks.
 
     Args:
         model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for radar;
-            "bilinear", "bicubic" or "lanczos" for fields). None: the default network: fczsm-small for radar; if scale,
-            grid or like is given, inr-small if it takes the data, else inr-any.
+            "bilinear", "bicubic" or "lanczos" for fields). None: the default network. Without scale, grid and like,
+            this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else inr-any.
         data: Dataset, DataArray, file, or several files of one series.
         var: name of the variable. Default: the only one that fits.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
@@ -263,7 +263,8 @@ def predict(
 ) -> xr.Dataset:
     """Forecast with a nowcasting model, downscale with any other model.
 
-    Arguments that begin with another task than that of the model raise an exception.
+    Where the description of an argument begins with names of tasks, the argument is only allowed for models of these
+    tasks.
 
     Args:
         model: loaded model, shipped name, weights file or baseline. None is not allowed, because it does not determine
@@ -539,7 +540,8 @@ def select_downscaling_task(model: Model, options: Mapping) -> str:
         options: keyword arguments of downscale.
 
     Raises:
-        ValueError: the model forecasts. Else as fastds.models.load_card.
+        ValueError: the model forecasts, or the file is no weights file, see fastds.models.load_card.
+        FileNotFoundError: the model is neither the name of shipped weights nor a file.
     """
     card = _find_card(model)
     task = "" if card is None else card.task

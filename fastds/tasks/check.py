@@ -100,7 +100,7 @@ def _format_reason(error: Exception, *files: InputPaths) -> str:
 
 @functools.cache
 def _get_all_spellings() -> dict[str, str]:
-    """Return the options of all commands for their arguments in Python."""
+    """Return a dict from argument names in Python to options of the command line, for all commands."""
     parsers = [build_command_parser(name) for name in COMMANDS]
     options = [{k: v for k, v in get_spellings(parser).items() if v.startswith("-")} for parser in parsers]
     return {name: option for one in options for name, option in one.items()}

@@ -98,8 +98,9 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
 
 
 def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
-    """Compare the weights before and after with advection on synthetic events, and record the scores in the new
-    card.
+    """Compare the weights before and after with advection on synthetic events.
+
+    The scores are recorded in the card of the new weights.
     """
     from fastds.tasks.radar.synthetic_scores import EVENTS, score_synthetic_events
 
@@ -139,8 +140,10 @@ _CARD_FIELDS = {
 def make_config(
     model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
 ) -> RunConfig:
-    """Return the configuration of a fine-tuning: the shipped configuration that made the weights, the user's data, and
-    the input range and coarsening in the weights' card.
+    """Return the configuration of a fine-tuning.
+
+    It consists of the shipped configuration that made the weights, the user's data, and the input range and coarsening
+    in the weights' card.
     """
     # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
     # prefix.
@@ -168,7 +171,12 @@ def make_config(
 
 
 def _describe_result(card: ModelCard, files: str) -> dict:
-    """Return name and description of the result for its card. files: name of the training file or folder."""
+    """Return the name and the description of the fine-tuned weights for their card.
+
+    Args:
+        card: card of the initial weights.
+        files: name of the training file or folder.
+    """
     return {
         "name": f"{card.name}-finetuned",
         "description": f"{card.name} trained further on {files}. {card.description}".strip(),

@@ -49,7 +49,7 @@ def fit(
         max_steps: number of optimizer steps. The learning rate reaches zero at max_steps or max_minutes, whichever
             comes first. Default: no limit.
         max_minutes: time limit in minutes of wall-clock time; pauses between resumed runs do not count. Default: 60 if
-            the number of steps is not limited, else no limit.
+            neither max_steps nor the option max_epochs is given, else no limit.
         learning_rate: highest learning rate. Default: that of `fastds train TASK --help`.
         ema_decay: decay of the exponential moving average of the weights, which is validated and exported; 0: no
             averaging. Default: that of `fastds train TASK --help`.

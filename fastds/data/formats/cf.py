@@ -37,7 +37,7 @@ def read_netcdf4(probe: FileProbe) -> xr.Dataset:
     """Open a NetCDF-4 file.
 
     The variables are those of the root group. If the root group has no variables, they are those of the only group that
-    holds fields. A warning (UserWarning) names the other groups.
+    holds fields. Warns (UserWarning) if another group than the root is read, or if groups with fields are left out.
 
     Raises:
         ValueError: The file is damaged, or the root group has no variables and not exactly one group holds fields.

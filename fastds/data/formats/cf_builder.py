@@ -72,8 +72,8 @@ def make_grid_mapping(text: str, coordinates: Coordinates) -> dict[str, Any]:
 
     Args:
         text: Projection as PROJ string or WKT, in any unit of length.
-        coordinates: y and x of the grid in metres. CF describes some projections only approximately, fitted to the
-            grid, see `make_cf_attributes`.
+        coordinates: y and x of the grid in metres. A projection that CF cannot describe exactly is approximated for
+            this grid, see `make_cf_attributes`.
 
     Raises:
         ImportError, ValueError: see `parse_crs`.

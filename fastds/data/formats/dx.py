@@ -35,8 +35,8 @@ def matches(probe: FileProbe) -> bool:
 def read(probe: FileProbe) -> xr.Dataset:
     """Read the reflectivity of one radar, z = code / 2 - 32.5 dBZ, on a grid of 1 km.
 
-    Each pixel takes the value of the nearest polar bin. Code 0 means no echo. Clutter and pixels farther than 128 km
-    from the radar are missing.
+    Each pixel takes the value of the polar bin that contains its centre. Code 0 means no echo. Clutter and pixels
+    farther than 128 km from the radar are missing.
 
     Raises:
         ValueError: The file is truncated, or the position of the radar is unknown.

@@ -34,7 +34,7 @@ class FileProbe:
 
     @functools.cached_property
     def is_zarr(self) -> bool:
-        """Whether the path is a folder that holds a Zarr store."""
+        """True if the path is a folder that has the suffix .zarr or holds the metadata of a Zarr store."""
         names = (".zgroup", ".zmetadata", "zarr.json")
         return self.path.is_dir() and (
             self.path.suffix.lower() == ".zarr" or any((self.path / name).exists() for name in names)
@@ -50,7 +50,7 @@ class FileProbe:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the file is a gzip or bzip2 stream."""
+        """True if the file is a gzip or bzip2 stream."""
         return self._opener is not None
 
     @functools.cached_property

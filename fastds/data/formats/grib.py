@@ -35,8 +35,8 @@ _PLANE_DIMS = ("latitude", "longitude", "y", "x", "values")
 _MRMS_CENTRE = "161"
 _MRMS_NAME = re.compile(r"(?:MRMS_)?([A-Za-z0-9]+(?:_QPE_\d+H)?)")
 _HOURS = re.compile(r"QPE_(\d+)H")
-# MRMS: rain at or below the first value is missing; reflectivity equal to the second one means no echo, and lower
-# values mean no coverage.
+# Codes of MRMS. Rain at or below _MRMS_RAIN_MISSING is missing. Reflectivity equal to _MRMS_NO_ECHO means no echo, and
+# lower reflectivity is missing.
 _MRMS_RAIN_MISSING, _MRMS_NO_ECHO = -1.0, -99.0
 
 
@@ -148,12 +148,12 @@ def _reorder_scan(field: xr.DataArray) -> xr.Variable:
 
 
 def _undo_scan_order(values: np.ndarray, left: bool, columns: bool, alternate: bool) -> np.ndarray:
-    """Return planes (..., rows, columns) as read by cfgrib with columns from west to east (WMO code table 3.4).
+    """Reorder planes that cfgrib has read, so that columns run from west to east (scanning modes: WMO code table 3.4).
 
     cfgrib reverses every second row if the messages alternate, even if the alternating lines are columns.
 
     Args:
-        values: (..., rows, columns).
+        values: (..., rows, columns), as read by cfgrib.
         left: Whether columns are scanned from east to west.
         columns: Whether consecutive points lie in columns.
         alternate: Whether the scanning direction alternates.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check of the sections of GRIB messages.
 
-ecCodes writes outside its buffers, which can end the process, if lengths or order of the sections are wrong. They are
-therefore checked before ecCodes reads a file.
+If the lengths or the order of the sections are wrong, ecCodes writes outside its buffers, which can end the process.
+The sections are therefore checked before ecCodes reads a file.
 """
 
 import mmap
@@ -18,14 +18,17 @@ _FOLLOWING = {1: (2, 3), 2: (3,), 3: (4,), 4: (5,), 5: (6,), 6: (7,), 7: (2, 3, 
 
 
 def check_messages(path: str | os.PathLike) -> None:
-    """Check the sections of all messages of a GRIB file. Bytes between messages, such as WMO headers, are ignored.
+    """Check the sections of the messages of a GRIB file.
+
+    The check ends at the first message of edition 1 whose length has the extended encoding, which only ecCodes decodes.
+    Bytes between messages, such as WMO headers, are ignored.
 
     Args:
         path: File.
 
     Raises:
-        ValueError: A message is truncated, or its sections do not fill it in the required order. The error names the
-            number and the position of the message.
+        ValueError: A message is truncated or of an unknown edition, or its sections do not fill it in the required
+            order. The error names the number and the position of the message.
     """
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
@@ -46,7 +49,8 @@ def _check_message(data: mmap.mmap, at: int, name: str) -> int:
         name: Description of the message for errors.
 
     Raises:
-        ValueError: The sections do not fill the message in the required order.
+        ValueError: The message is truncated or of an unknown edition, or its sections do not fill it in the required
+            order.
     """
     edition = _read_integer(data, at + 7, 1)
     if edition not in _EDITIONS:

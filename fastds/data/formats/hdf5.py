@@ -62,6 +62,8 @@ def check_filters(file: h5py.File, probe: FileProbe) -> None:
 def translate_hdf5_errors(probe: FileProbe, form: str = "HDF5") -> Iterator[None]:
     """Context manager: convert errors of reading an HDF5 file to ValueError with the name of the file.
 
+    Errors of the operating system, such as denied permission, pass unchanged.
+
     Args:
         probe: The file's probe.
         form: Name of the format for the message.

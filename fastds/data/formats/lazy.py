@@ -38,7 +38,7 @@ class _MappedArray(BackendArray):
 
 
 def map_values(variable: xr.Variable, function: ArrayFunction, planes: bool = False) -> xr.Variable:
-    """Apply a function to the values of a variable: immediately if these are in memory, otherwise when they are read.
+    """Apply a function to the values of a variable: now if the values are in memory, otherwise when they are read.
 
     Args:
         variable: Variable that is not a dask array.
@@ -95,5 +95,5 @@ def guard_values(dataset: xr.Dataset, path: str | os.PathLike) -> xr.Dataset:
 
 
 def wrap_in_cache(lazy: indexing.ExplicitlyIndexed) -> indexing.ExplicitlyIndexed:
-    """Wrap a lazy array so that it is kept in memory once it was read completely, as xarray.open_dataset does."""
+    """Wrap a lazy array so that it stays in memory once it was read completely, as xarray.open_dataset does."""
     return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(lazy))

@@ -26,8 +26,9 @@ _DEFAULT_FILL = {"f4": 9.969209968386869e36, "f8": 9.969209968386869e36, "i2": -
 def decode_dataset(raw: xr.Dataset, default_fill: bool) -> xr.Dataset:
     """Decode times, packing and missing values of a dataset by the CF conventions.
 
-    Missing are _FillValue, every missing_value, values outside valid_min, valid_max and valid_range, and, with
-    `default_fill`, the default fill value of the NetCDF library if none is declared.
+    Values equal to _FillValue or to a missing_value are missing. Values of fields outside valid_min, valid_max or
+    valid_range are missing. With `default_fill`, the default fill value of the NetCDF library is missing if the
+    variable declares no other and the default cannot be an ordinary value.
 
     Args:
         raw: Lazy dataset opened with decode_cf=False.
@@ -77,7 +78,11 @@ def _convert_attribute(value: Any) -> Any:
 
 
 def _declare_missing(variable: xr.Variable, default_fill: bool) -> None:
-    """Convert the fill values in the attributes of a variable to numbers that can be compared with its values."""
+    """Convert the fill values in the attributes of a variable to numbers, and declare the default fill value.
+
+    The default is declared only if `default_fill` is True, the variable declares no fill value, and the default cannot
+    be an ordinary value.
+    """
     if variable.dtype.kind not in "fiu":
         return
     for key in _MISSING:

@@ -29,7 +29,8 @@ def matches(probe: FileProbe) -> bool:
 def read(probe: FileProbe) -> xr.Dataset:
     """Read rain amounts over the interval that the file name contains.
 
-    Class i is (10^((i - 71.5) / 20) / 316)^(1 / 1.5) mm, as in pysteps.
+    Class i is (10^((i - 71.5) / 20) / 316)^(1 / 1.5) mm, as in pysteps. Classes 0, 1 and 251 to 254 mean no rain, and
+    class 255 is missing.
 
     Raises:
         ValueError: The file name has no product and time, or the image has another size.

@@ -59,13 +59,14 @@ def matches(probe: FileProbe) -> bool:
 def read(probe: FileProbe) -> xr.Dataset:
     """Read the first field of rain rate, rain amount or reflectivity.
 
-    If this field has no values, as the lowest of several levels may, the next field of the same title and units with
-    values is taken. Values are codes divided by the scale of the header, in mm h-1, mm or dBZ. Negative codes are
-    missing except for dBZ. The scalar coordinate `lead` is the lead time, 0 for observations. Warns (UserWarning) if
-    the file holds more than one field.
+    If all values of this field are missing, the next field of the same title and units with values is taken. (The
+    lowest of several levels may have no values.) Values are codes divided by the scale of the header, in mm h-1, mm or
+    dBZ. Negative codes are missing except for dBZ. The scalar coordinate `lead` is the lead time, 0 for observations.
+    Warns (UserWarning) if the file holds more than one field.
 
     Raises:
-        ValueError: The file is truncated, is not on the British National Grid, or holds other quantities.
+        ValueError: The file is truncated, is not on the British National Grid, holds other quantities, or has a header
+            that is not supported.
 
     Source: Met Office, Nimrod file format specification 1.7 (BADC).
     """
@@ -129,7 +130,8 @@ def _parse_record(header: bytes, body: bytes, probe: FileProbe) -> Record:
     """Parse the header and the body of a field.
 
     Raises:
-        ValueError: The grid is not the British National Grid, the first cell is at the right, or the time is missing.
+        ValueError: The grid is not the British National Grid, the type or number of the values does not match the
+            header, the first cell is at the right, or the time is missing.
     """
     whole, real = struct.unpack(">31h", header[_INTEGERS]), struct.unpack(">28f", header[_REALS])
     form = _TYPES.get((whole[11], whole[12]))

@@ -55,9 +55,8 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
         stop: Last time (included); None: no limit.
 
     Returns:
-        xarray.Dataset, lazy where the format allows it. Its files are closed by its method `close`, at the end of a
-            `with`
-        block, or when the dataset is deleted. Times outside the standard calendar are cftime objects.
+        xarray.Dataset, lazy where the format allows it. The method `close` of the dataset closes the files, as does the
+        end of a `with` block or the deletion of the dataset. Times outside the standard calendar are cftime objects.
 
     Raises:
         FileNotFoundError: The file or folder does not exist, or the folder has no files of fields.
@@ -305,10 +304,11 @@ def _expand_time(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
 def _select_observations(form: Format, parts: list[Part]) -> list[Part]:
     """Return the files of lead time 0, with a warning about the others.
 
-    If all files are forecasts of one lead time, all are returned with a warning.
+    If all files are forecasts of one lead time, all are returned with a warning. Files of NetCDF, Zarr and GRIB are
+    returned unchanged.
 
     Raises:
-        ValueError: All files are forecasts, of several lead times.
+        ValueError: All files are forecasts, and their lead times differ.
     """
     if form.name in _FORMATS_WITH_LEAD:
         return parts

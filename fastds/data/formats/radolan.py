@@ -35,8 +35,8 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
     """Read RADOLAN files of one product into a Dataset, rows from north to south, sorted by time.
 
     Reflectivity (RX, WX) is z = code / 2 - 32.5 dBZ. Rain (RW, RY, RZ, RV, YW, SF) is the amount over the interval of
-    the product in mm (kg m-2): the low twelve bits times the precision in the header. Pixels without data and clutter
-    are missing. Warns (UserWarning) about forecasts that are left out.
+    the product in mm (kg m-2): the low twelve bits of a code times the precision in the header, negative if the sign
+    bit is set. Pixels without data and clutter are missing. Warns (UserWarning) about forecasts that are left out.
 
     The grid is polar stereographic, true at 60 N, with cells of 1 km, on a sphere of radius 6370.04 km, or on WGS 84
     since version 5 of the format.

@@ -62,9 +62,7 @@ _UNSUPPORTED_SIGNATURES = (
 
 def detect_format(probe: FileProbe) -> Format | None:
     """Return the first format that matches a file, or None."""
-    return next(
-        (form for form in FORMATS if form.matches(probe)), None
-    )  # the order of FORMATS matters  # the order of FORMATS matters
+    return next((form for form in FORMATS if form.matches(probe)), None)  # the order of FORMATS matters
 
 
 def describe_unsupported(probe: FileProbe) -> str:

@@ -110,8 +110,9 @@ def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> 
         x: Name of the dimension of columns.
 
     Raises:
-        ValueError: A dimension has fewer than two points, its coordinate is not monotonic, latitudes or longitudes are
-            in radians, a latitude is outside [-90, 90] degrees, or longitudes span more than 360 degrees.
+        ValueError: A dimension has fewer than two points, its coordinate is neither strictly ascending nor descending,
+            latitudes or longitudes are in radians, a latitude is outside [-90, 90] degrees, or longitudes span more
+            than 360 degrees.
     """
     for dim in (y, x):
         if variable.sizes[dim] < 2:
@@ -151,7 +152,14 @@ def check_longitudes(name: str, values: np.ndarray) -> None:
 
 
 def check_order(variable: xr.DataArray, dim: Hashable) -> None:
-    """Raise ValueError if the coordinate of a dimension is not numeric, finite and monotonic; longitudes may wrap."""
+    """Raise ValueError if a coordinate is not finite numbers in strictly ascending or descending order.
+
+    Longitudes may wrap around. A dimension without coordinate is accepted.
+
+    Args:
+        variable: DataArray with the dimension.
+        dim: Name of the dimension.
+    """
     if dim not in variable.coords:
         return
     values = variable[dim].values
@@ -170,8 +178,8 @@ def estimate_rounding(values: np.ndarray) -> float:
 def get_north_up_index(field: xr.DataArray) -> tuple[Any, ...]:
     """Return the index that flips arrays (..., y, x) of a field to rows from north to south, columns from west to east.
 
-    The same index flips the arrays back. Networks are not equivariant to flips, so it makes results independent of the
-    order of the axes in a file.
+    The same index flips the arrays back. Networks are not equivariant to flips. With this index, their results do not
+    depend on the order of the axes in a file.
     """
     steps = []
     for dim, wrong in zip(field.dims[-2:], (1, -1), strict=True):

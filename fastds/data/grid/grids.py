@@ -34,9 +34,8 @@ def refine_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr
         factor: Integer >= 1.
 
     Returns:
-        xarray.Dataset of coordinates (float64), and of bounds and grid mappings as data variables. Coordinates over y
-            or x
-        that are not numeric are left out.
+        xarray.Dataset of coordinates (float64), and of bounds and grid mappings as data variables. Coordinates that are
+        not numeric or that also have other dimensions than y and x are left out.
 
     Raises:
         ValueError: `factor` is less than 1, or a coordinate has a single value.

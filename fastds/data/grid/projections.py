@@ -44,10 +44,10 @@ def convert_to_metres(crs: Any) -> tuple[Any, float]:
 def make_cf_attributes(crs: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """Return CF attributes of a grid mapping, including the exact crs_wkt.
 
-    CF has no attribute for the rotation of the axes of an oblique Mercator projection, so that its attributes alone
-    would exchange x and y of the Swiss grid. If such a projection has its central line along a parallel, the attributes
-    describe a Lambert cone that is tangent to the ellipsoid there, shifted to fit the grid best. The attribute
-    `comment` states the remaining difference.
+    CF has no attribute for the rotation of the axes of an oblique Mercator projection, so that CF attributes alone
+    would exchange x and y of the Swiss grid. For such a projection, the attributes describe a Lambert conformal conic
+    projection that is tangent at the same origin and shifted to fit the grid best, provided that the difference is at
+    most TOLERANCE. The attribute `comment` states the difference.
 
     Args:
         crs: pyproj.CRS.
@@ -89,7 +89,7 @@ def _make_tangent_cone(crs: Any, attrs: dict[str, Any], x: np.ndarray, y: np.nda
 
     Args:
         crs: pyproj.CRS of the oblique Mercator projection.
-        attrs: Its CF attributes.
+        attrs: CF attributes of this projection.
         x: (W,) coordinates of the grid, metres.
         y: (H,) coordinates of the grid, metres.
     """

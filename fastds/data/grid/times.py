@@ -148,12 +148,13 @@ def compute_seconds_since_first(times: ArrayLike) -> np.ndarray:
 def estimate_time_step(seconds: np.ndarray) -> float:
     """Return the time step of sorted times in seconds, rounded to milliseconds.
 
-    If all differences are multiples of the most frequent one (the smallest of several), as in series with gaps, that is
-    the step. It is also the step of times that are far from any regular series.
+    The step is the most frequent difference of neighbouring times (the smallest, if several are equally frequent), if
+    all differences are multiples of this difference, as in series with gaps, or if the times are far from any regular
+    series.
 
-    Otherwise a regular series is fitted by least squares. The step is then a whole number of minutes if that differs by
-    at most 10 % of a step over the whole series, so that jitter does not change it; else the difference that more than
-    half of the steps have; else the step of the fit.
+    Otherwise a regular series is fitted by least squares. If its step, rounded to whole minutes, changes the length of
+    the whole series by at most 10 % of a step, the result is the rounded step. Otherwise the result is the difference
+    that more than half of the steps have, or, if there is none, the step of the fit.
 
     Args:
         seconds: (T,) sorted times in seconds.
@@ -243,7 +244,8 @@ def find_regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, 
         Slices of the segments, the cadence in seconds, and notes about gaps.
 
     Raises:
-        ValueError: Any other step. The message names its two times.
+        ValueError: A step is neither regular nor a gap, or most steps are shorter than 1 ms. The message about an
+            irregular step names its two times.
     """
     if len(times) == 1:
         return (slice(0, 1),), float("nan"), []
@@ -303,9 +305,10 @@ def to_fine_resolution(times: np.ndarray) -> np.ndarray:
 
 
 def time_encoding(times: ArrayLike, encoding: Mapping[str, Any]) -> dict[str, str]:
-    """Return an encoding (units, calendar, dtype) that stores every time exactly.
+    """Return an encoding (units, calendar, dtype) that stores every time as an integer, exactly to the microsecond.
 
-    The unit is that of `encoding` if whole numbers of it suffice, else the next finer one that does.
+    The unit is the unit of `encoding` if integers in this unit can represent all times, else the next finer unit that
+    can.
 
     Args:
         times: (n,) datetime64 or cftime, together with the bounds that share the encoding.
@@ -379,7 +382,8 @@ def find_interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray
         (T, 2) start and end.
 
     Raises:
-        ValueError: The interval is unknown, the field is a running total, or intervals do not match the cadence.
+        ValueError: The intervals are unknown, unequal, overlapping or not as long as the cadence, or the field is a
+            running total.
     """
     name, bounds = field.name, _read_bounds(dataset, field)
     if bounds is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units in any UDUNITS spelling. Common units are parsed without pint, since its import is slow."""
+"""Units in UDUNITS spellings. Metres and kilometres are recognised without pint, because its import is slow."""
 
 import functools
 import re

@@ -14,7 +14,7 @@ from fastds._options import OptionError, spell_argument
 from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
 
 # Standard name, units, smallest and largest value. The ranges are wide, so that values outside are codes, values in
-# another unit, or damage. Rain is converted to mm or mm h-1 before it is compared.
+# another unit, or damage. For rain, compute_plausible_rain_range converts the limits to the units of a field.
 PLAUSIBLE_RANGES = (
     ("equivalent_reflectivity_factor", "dBZ", -60.0, 90.0),
     ("rainfall_rate", "mm h-1", -0.5, 2000.0),

@@ -79,7 +79,7 @@ def parse_rain_units(units: object) -> tuple[float, float | None] | None:
 
 
 def _parse_rain_with_pint(text: str) -> tuple[float, float | None] | None:
-    """Parse any other spelling as in `parse_rain_units`, with 1 s for rates."""
+    """Parse a unit of rain with pint. The result is that of `parse_rain_units`; seconds is 1 for rates."""
     quantity = parse_unit(text)
     if quantity is None:
         return None

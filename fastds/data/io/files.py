@@ -49,7 +49,8 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     """Write a Dataset to compressed NetCDF-4, or to Zarr if the name ends in .zarr.
 
     The file appears under `path` only when it is complete, and replaces an existing file atomically. After writing, the
-    smallest and largest value and the number of missing values of each variable are compared with those of the dataset.
+    file is read back, and the smallest and largest value and the number of missing values of its variables are compared
+    with those of the dataset.
 
     Variables use their own `encoding` (units, calendar, _FillValue, packing) if it can store every value. Otherwise,
     for example with the packing of another file, floating-point values are stored unpacked and times in a finer unit.
@@ -90,8 +91,8 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
 def _write(dataset: xr.Dataset, path: pathlib.Path, write: Callable) -> None:
     """Write the dataset and compare the file with it.
 
-    Whether values of dask arrays fit their packing is known only after they were computed. If they do not, the file is
-    written again without this packing.
+    The values of a dask array are known only after the file was written. If they do not fit the packing of the
+    variable, the file is written again without this packing.
 
     Args:
         dataset: Dataset with storable attributes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output in the archive format of MLCast: Zarr with one chunk a time, projected, with latitudes and longitudes."""
+"""Output in the archive format of MLCast: a Zarr store of projected fields with one chunk for each time."""
 
 import dataclasses
 import datetime
@@ -90,7 +90,7 @@ def save_mlcast(
 
     The archive appears under `path` only when it is complete. Missing values are NaN; the value of no echo is
     preserved. Amounts are in kg m-2 and rates in kg m-2 h-1. The variable missing_times holds times of the cadence
-    without a field. The archive is Zarr of format 2 with consolidated metadata and one chunk a time, compressed by
+    without a field. The archive is Zarr of format 2 with consolidated metadata and one chunk per time, compressed by
     Zstandard.
 
     Args:
@@ -125,7 +125,8 @@ def check_mlcast(dataset: xr.Dataset, path: str | os.PathLike, var: str | None =
         var: See `save_mlcast`.
 
     Raises:
-        ImportError, ValueError: See `save_mlcast`.
+        ImportError: See `save_mlcast`.
+        ValueError: See `save_mlcast`.
     """
     _prepare_source(dataset, path, var)
 

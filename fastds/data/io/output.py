@@ -82,7 +82,7 @@ def compute_fine_values(
         z: (n, factor H, factor W) float32 dBZ, NaN where missing: the segments of `source` one after another, each with
             time_factor (T - 1) + 1 frames. May be a memory map; rates and amounts are computed frame by frame.
         factor: Integer >= 1.
-        time_factor: Integer >= 1, even for amounts of several times.
+        time_factor: Integer >= 1. For amounts of several times it must be even.
         out: float32 array of `output_shape`, such as a memory map, for rates and amounts; None: a new array.
 
     Returns:
@@ -279,9 +279,10 @@ def _add_time(
 def _compute_instant_bounds(
     source: ReflectivityInput, bounds_name: str, times: np.ndarray, time_factor: int
 ) -> np.ndarray | None:
-    """Return bounds of the finer times.
+    """Return bounds of the finer times, or None if the bounds in the file are not pairs of times.
 
-    Their width is that of the first bounds in the file divided by `time_factor`, at the same relative position.
+    The width of the new bounds is the width of the first bounds in the file divided by `time_factor`. Each time has the
+    same relative position in its bounds as the first time in the file.
     """
     pairs, label = source.dataset[bounds_name].values, source.dataset[source.dims[0]].values[0]
     if pairs.dtype.kind not in "MO" or pairs.ndim != 2:

@@ -21,9 +21,10 @@ def check_stored_dtype(dtype: str) -> None:
 def pack_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
     """Pack floating-point fields as integers if the source holds the same variable, in the same units, packed.
 
-    A step is an eighth of the source's step. Code 0 is the value of no echo (attribute no_echo_value); without one it
-    is zero if zero is in the range of the values, so that dry pixels stay exactly dry, else the offset of the source.
-    Codes are int16, or int32 if int16 is too small. Fields whose range exceeds int32 stay unpacked.
+    A step is an eighth of the source's step. Code 0 stands for the value of no echo (attribute no_echo_value). Without
+    this attribute, code 0 stands for the value 0 if the values include or enclose 0, so that dry pixels stay exactly
+    dry, and otherwise for the offset of the source. Codes are int16, or int32 if int16 is too small. Fields whose range
+    exceeds int32 stay unpacked.
 
     Args:
         dataset: Dataset in memory.

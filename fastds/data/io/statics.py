@@ -250,7 +250,11 @@ def _find_axes(label: str, variable: xr.DataArray) -> tuple[Hashable, ...]:
 
 
 def _choose_subsampling(variable: xr.DataArray, field: xr.DataArray) -> int:
-    """Return the number of sampling points along a side of a cell, at most 16, that sample every cell of the map."""
+    """Return the number of sampling points along a side of a cell of the field.
+
+    This is the ratio of the grid spacings of field and map, rounded and limited to 1 ... 16, or 1 if a spacing is
+    unknown.
+    """
     ours, theirs = grid_spacing_m(field), grid_spacing_m(variable)
     if ours is None or theirs is None or None in (*ours, *theirs):
         return 1
@@ -364,7 +368,7 @@ def _prepare_axis(
         position: Positions along this dimension.
 
     Raises:
-        ValueError: A position is farther outside.
+        ValueError: A position is more than one cell outside the map.
     """
     axis = variable[dim]
     values, at = unwrap_longitudes(axis.values, axis.attrs), position.astype("float64")

@@ -32,7 +32,8 @@ def prepare(z: Array, floor: float = FLOOR_DBZ, ceiling: float = CEILING_DBZ) ->
         ceiling: dBZ that becomes 1.
 
     Returns:
-        Array of the same shape and floating-point dtype without NaN. `valid_mask(z)` tells which values were missing.
+        Array of the same shape and floating-point dtype, without NaN. `valid_mask(z)` is False where values were
+        missing.
 
     Raises:
         ValueError: `ceiling` is not above `floor`.

@@ -182,7 +182,7 @@ class ReflectivityInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(T, H, W)."""
+        """Shape (T, H, W) of the variable."""
         return self.raw.shape
 
     @property
@@ -264,7 +264,8 @@ class ReflectivityInput:
             stacklevel: As in warnings.warn.
 
         Raises:
-            ValueError: More than half of the values are implausible.
+            ValueError: More than half of the values are implausible, or one value is implausible and the variable may
+                hold packed codes.
         """
         infinite = UndeclaredFills()
         check_plausible(
@@ -316,8 +317,8 @@ def to_reflectivity(
     """Find the reflectivity of a dataset, or the rain from which it is computed.
 
     A variable of reflectivity is chosen if it is the only one that declares reflectivity by standard_name and dBZ, else
-    by name and dBZ. Rain rates and amounts are converted by Z = a R^b if `var` names them, or if there is one variable
-    of rain and either no other field or a given `z_r`.
+    by name and dBZ, else by dBZ. Rain rates and amounts are converted by Z = a R^b if `var` names them, or if there is
+    one variable of rain and either no other field with units or a given `z_r`.
 
     Args:
         dataset: xarray.Dataset with dimensions time, y, x of any names; other dimensions of length 1 are dropped.
@@ -333,8 +334,8 @@ def to_reflectivity(
     Raises:
         ValueError: There is no or no unique candidate (the message lists them), `var` does not exist, units are missing
             or wrong, there are fewer than `least` times, times are missing, undecoded, irregular or repeated with
-            different fields, x or y is not monotonic or unevenly spaced, the packing is invalid, or amounts are running
-            totals, have no interval or intervals with gaps.
+            different fields, x or y is unsorted or unevenly spaced, the packing is invalid, or the intervals of amounts
+            are unknown, unequal or overlapping, or amounts are running totals.
     """
     dataset = promote_coordinates(dataset)
     name, kind, notes = choose_variable(dataset, var, z_r is not None)

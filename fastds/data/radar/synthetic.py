@@ -63,10 +63,9 @@ def synthetic_event(
         start: First time (UTC).
 
     Returns:
-        xarray.Dataset with `reflectivity`; the wind `eastward_wind` and `northward_wind` (y, x) in m/s, which is
-            constant in
-        time and the true motion of every feature; and projection coordinates x and y in m (pixel centres, y
-            descending).
+        xarray.Dataset with `reflectivity`, with the wind `eastward_wind` and `northward_wind` (y, x) in m/s, and with
+        projection coordinates x and y in m (pixel centres, y descending). The wind is constant in time and is the true
+        motion of every feature.
 
     Raises:
         TypeError: An argument has another type.

@@ -20,11 +20,11 @@ class DegradationConfig:
     """Parameters of the random degradation. Fields are normalised per variable; lengths are in fine pixels.
 
     Args:
-        probability: Probability of the pipeline; otherwise the field is area-averaged only.
+        probability: Probability that a sample is degraded; otherwise it is only averaged over coarse pixels.
         blur: Probability of a blur in the first and second stage.
         widths: Smallest and largest sigma of the blur, pixels, in each stage.
         sinc: Probability that the kernel of a blur is a sinc kernel.
-        final_sinc: Probability of a sinc filter at the end (ringing of spectral truncation).
+        final_sinc: Probability of a sinc filter at the end, which makes ringing like that of a spectral truncation.
         noise: Largest standard deviation of the noise in each stage.
         packing: Probability of GRIB packing; otherwise mantissas are rounded.
         bits: Numbers of bits of GRIB packing, and their weights.
@@ -69,7 +69,7 @@ class Degradation(torch.nn.Module):
 
         Args:
             x: (B, C, H, W) normalised fields.
-            size: Coarse size.
+            size: Rows and columns of the coarse grid.
             generator: Random generator.
 
         Returns:

@@ -38,7 +38,7 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
 
     Raises:
         ValueError: The variable or the level is missing or ambiguous, a level is given for a variable without vertical
-            dimension, a coordinate is not monotonic or unevenly spaced, or times are repeated.
+            dimension, a coordinate is unsorted or unevenly spaced, or times are repeated.
     """
     if variable is None:
         variable = _find_only_field(dataset)

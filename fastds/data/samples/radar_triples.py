@@ -65,7 +65,7 @@ Source: TypeAlias = str | os.PathLike | TimeBlock | xr.Dataset | xr.DataArray
 
 
 class FrameStore:
-    """Frames of one source in memory: one byte a pixel if all values are on a lattice of 0.5 dBZ, else float32.
+    """Frames of one source in memory, with one byte a pixel if 255 levels of 0.5 dBZ hold all values, else float32.
 
     Args:
         source: A path, a TimeBlock, an xarray.Dataset, or a DataArray (time, y, x) in dBZ.
@@ -236,7 +236,7 @@ class RadarTriples(torch.utils.data.Dataset):
 
         Args:
             draw: Draw.
-            z: Its fine frames (3, H, W) in dBZ if they are already in memory.
+            z: Fine frames (3, H, W) of the draw in dBZ; None: they are read.
         """
         number, triple, scale, mode, row, column = draw
         rows, columns = self.window(draw)
@@ -374,11 +374,10 @@ def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> li
 
 
 class EvaluationTriples(torch.utils.data.Dataset):
-    """Whole frames in the order of the file, without augmentation: the samples of all reported scores.
+    """Whole frames in the order of the file, without augmentation, from which scores are computed.
 
-    The truth is cut at the end to multiples of `multiple` pixels. A pixel is valid if it and all pixels of its block
-    are valid in every frame of the source. With valid pixels more than two pixels away from invalid ones and from the
-    edge (see `fastds.metrics.interior`), these samples reproduce the published errors of trilinear interpolation.
+    Rows and columns of the truth are cut at the end to multiples of `multiple` pixels. A pixel is valid if it and all
+    pixels of its coarse block are valid in every frame of the source.
 
     Args:
         source: A source or FrameStore, see RadarTriples.
@@ -490,7 +489,7 @@ def make_sample(
 def augment(
     sample: dict[str, np.ndarray], flip_rows: bool, flip_columns: bool, transpose: bool, reverse: bool
 ) -> dict[str, np.ndarray]:
-    """Flip, transpose and reverse in time a sample; flow vectors (dy, dx) are transformed, too.
+    """Flip, transpose and time-reverse a sample. The vectors (dy, dx) of its optical flow are flipped with it.
 
     Args:
         sample: Name -> array whose last two axes are rows and columns.

@@ -14,7 +14,7 @@ NOWCAST_CEILING_DBZ = 60.0
 class RadarWindows(torch.utils.data.Dataset):
     """Whole frames of one source in windows of known + future frames at equal intervals, found by their times.
 
-    No window spans a gap in time. Rows and columns at the end are cut to a multiple of `scale`. Deterministic.
+    No window spans a gap in time. Rows and columns at the end are cut to a multiple of `scale`.
 
     Args:
         source: A path, TimeBlock, Dataset, DataArray in dBZ, or FrameStore.
@@ -92,8 +92,8 @@ def make_window(
         ceiling: dBZ that becomes 1.
 
     Returns:
-        dict of x (m, 1, h, w) and y (n, 1, h, w), float32 in [0, 1] with 0 where missing, and valid (m + n, 1, h, w)
-            bool.
+        Dictionary of x (m, 1, h, w) and y (n, 1, h, w), float32 in [0, 1] with 0 where missing, and valid (m + n, 1,
+        h, w), bool.
     """
     coarse = preparation.coarsen(z, scale, mode, floor)
     valid = preparation.valid_mask(coarse)[:, None]

@@ -65,8 +65,9 @@ class OODReport:
         return sorted((d for d in self.deviations + self.warn_only if d.size > TOLERANCE), key=lambda d: -d.size)
 
     def attributes(self) -> dict[str, float | str]:
-        """Return the attributes for files: fastds_out_of_domain (score), fastds_out_of_domain_by (quantities
-        outside).
+        """Return the attributes for files.
+
+        They are fastds_out_of_domain (the score) and fastds_out_of_domain_by (the quantities that are outside).
         """
         score = {} if self.score is None else {"fastds_out_of_domain": round(self.score, 3)}
         by = ", ".join(d.what for d in self.outside)
@@ -130,7 +131,7 @@ def _compare_ranges(ranges: Iterable[RangedQuantity]) -> list[Deviation]:
 
 
 def select_evenly(count: int) -> list[int]:
-    """Select at most MOST_INPUTS of `count` indices, evenly distributed."""
+    """Select at most MAX_INPUTS of `count` indices, evenly distributed."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(MAX_INPUTS, count))})
 
 

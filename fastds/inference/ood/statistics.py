@@ -20,10 +20,11 @@ _ECHO_THRESHOLD = 0.02  # fraction of the range [0, 1] above which warped pixels
 
 
 def compute_texture(fields: Tensor) -> dict[str, float]:
-    """Return mean, gradient and slope of fields; values that are not defined are residual out.
+    """Return mean, gradient and slope of fields; values that are not defined are left out.
 
-    With D(k), the mean absolute difference of pixels at distance k along rows and columns: gradient = D(1), per pixel;
-    slope = log2(D(4) / D(1)) / 2, which is 1 for a plane, 0 for noise, and (b - 2) / 2 for a 2-D power spectrum k^-b.
+    D(k) is the mean absolute difference of pixels at distance k along rows and columns. The gradient is D(1), per
+    pixel. The slope is log2(D(4) / D(1)) / 2, which is 1 for a plane, 0 for noise, and (b - 2) / 2 for a 2-D power
+    spectrum k^-b.
 
     Args:
         fields: (..., H, W), NaN = missing.
@@ -100,8 +101,9 @@ def _compute_difference(fields: Tensor, lag: int, of: Tensor | None = None) -> f
 
 
 def _find_window(x: Tensor) -> tuple[slice, slice]:
-    """Return rows and columns of a window of at most _WINDOW pixels a side around the median position of echo (2, H,
-    W).
+    """Return rows and columns of a window around the median position of echo in x (2, H, W).
+
+    A side of the window has at most _WINDOW pixels.
     """
     slices = []
     for axis in (1, 2):

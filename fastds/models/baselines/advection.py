@@ -18,8 +18,8 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
 
     Args:
         x: (B, N, h, w) or (B, N, C, h, w), N >= 2 frames normalised to [0, 1]. Only channel 0 is read.
-        fine: also search at full resolution, where the preset stops at half resolution, and double the refinement
-            iterations. The flow is more accurate and takes about 3.5 times as long, see fastds.tasks.radar.motion.
+        fine: True searches at full resolution, too (the preset stops at half resolution), and doubles the number of
+            refinement iterations. The flow is more accurate and takes longer.
 
     Returns:
         Displacements (B, N-1, 2, 2, h, w), float32, on the device of x, in pixels. The fourth dimension is (dy, dx).
@@ -27,7 +27,7 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
         from frame i+1 to frame i on the grid of frame i+1. The result is computed on the CPU and has no gradient.
 
     Raises:
-        ValueError: If x has another shape or is not finite.
+        ValueError: If x has another shape or contains NaN.
 
     Source: Kroeger et al. 2016, Fast Optical Flow using Dense Inverse Search (OpenCV DIS, preset medium).
     """
@@ -82,11 +82,10 @@ def warp(x: Tensor, displacement: Tensor) -> Tensor:
 
 
 def compute_halfway_flow(flow: Tensor) -> Tensor:
-    """Compute the displacement from each pixel at the middle time to the earlier frame. The displacement to the later
-    frame is its negative.
+    """Compute the displacement d from each pixel p at the middle time to the earlier frame.
 
-    The displacement d solves d(p) = (b(p - d) - f(p + d)) / 4, with the forward flow f and the backward flow b, by two
-    fixed-point steps. A parcel at p at the middle time was at p + d before and is at p - d afterwards.
+    A parcel that is at p at the middle time was at p + d in the earlier frame and is at p - d in the later frame. With
+    the forward flow f and the backward flow b, two fixed-point steps solve d(p) = (b(p - d) - f(p + d)) / 4.
 
     Args:
         flow: (B, 2, 2, h, w), in pixels: the forward flow on the earlier grid, then the backward flow on the later
@@ -106,7 +105,7 @@ def compute_halfway_flow(flow: Tensor) -> Tensor:
 def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
     """Interpolate in time along the optical flow, and bicubically in space.
 
-    With u_i = bicubic(x[i]) and d = compute_halfway_flow(flow[:, i]):
+    With u_i = bicubic(x[i]), clipped to [0, 1], and d = compute_halfway_flow(flow[:, i]) on the fine grid:
 
         y[2i] = u_i;  y[2i+1](p) = (u_i(p + d(p)) + u_{i+1}(p - d(p))) / 2
 

@@ -41,7 +41,9 @@ def compute_local_mean(x: Tensor, width: int) -> Tensor:
 
 
 def compute_coverage_weight(valid: Tensor, width: int) -> Tensor:
-    """Compute the share of a Gaussian window that is valid. Means over valid pixels are divided by this share.
+    """Compute the share of a Gaussian window that is valid.
+
+    If missing pixels of a field are 0, the window mean divided by this share is the mean over the valid pixels.
 
     Args:
         valid: (H, W) bool.
@@ -56,7 +58,7 @@ def compute_coverage_weight(valid: Tensor, width: int) -> Tensor:
 def inpaint_edge_motion(flow: Tensor, valid: Tensor) -> Tensor:
     """Replace the motion near the coverage edge and outside the coverage by the mean motion further inside.
 
-    Inflow biases optical flow near the coverage edge, because it looks like echo that grows out of the edge.
+    Optical flow is biased near the coverage edge, because precipitation that enters the coverage appears to grow there.
 
     Args:
         flow: (B, 2, H, W), in pixels.
@@ -86,9 +88,11 @@ class BackTrajectories(NamedTuple):
     """Origins of the air of forecast frames on the grid of the last input frame.
 
     Attributes:
-        rows, columns: (n, H, W), position of the origin in pixels. Origins may lie outside the grid.
-        pixel: (n, H, W), flat index of the nearest pixel of the grid in row-major order.
-        distance: (n, H, W), distance in pixels from the origin to the nearest observed pixel, 0 at observed pixels.
+        rows: (n, H, W), row of the origin, rounded. Origins may lie outside the grid.
+        columns: (n, H, W), column of the origin, rounded.
+        pixel: (n, H, W), flat index in row-major order of the grid pixel nearest to the origin.
+        distance: (n, H, W), distance from the origin to `pixel` plus the distance from `pixel` to the nearest observed
+            pixel, in pixels. It is 0 if the origin was observed.
     """
 
     rows: Tensor
@@ -117,16 +121,16 @@ class BackTrajectories(NamedTuple):
 
 
 def fill_inflow(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None = None) -> Tensor:
-    """Replace inflow from outside the coverage by the blend_with_mean reflectivity.
+    """Blend inflow from outside the coverage with the mean of the observed values nearby.
 
         y' = e y + (1 - e) M;  e = exp(-distance / 32)
 
-    The distance in pixels is measured from the origin of the air to the nearest observed pixel. M is the mean of the
-    observed values around that pixel, in a Gaussian window with a standard deviation of 64 pixels. Without this step,
-    extrapolation would draw the edge values out to stripes.
+    The distance of the origin of the air from the coverage is BackTrajectories.distance. M is the mean of the observed
+    values around the grid pixel nearest to the origin, in a Gaussian window with a standard deviation of 64 pixels.
+    Without this step, extrapolation would repeat the edge values as stripes.
 
-    The mean M is weak and nonzero almost everywhere. With `wet`, the weakest values of y' are therefore clipped to
-    `wet`, so that the wet share of the inflow is at most the wet share of the observed values in the same windows.
+    The mean M is weak and nonzero almost everywhere. With `wet`, the number of wet pixels of the inflow is therefore
+    limited: wet shares are blended with their mean as the values are, and the smallest values are clipped to `wet`.
 
     Args:
         forecast: (B, n, C, H, W).
@@ -141,11 +145,10 @@ def fill_inflow(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None
 
 
 def estimate_advected_area(wet: Tensor, paths: Tensor) -> Tensor:
-    """Estimate the wet area of forecast frames that the observed part of the last frame explains.
+    """Estimate the wet area within the coverage of forecast frames that the advected last frame would have.
 
-    A pixel counts with the wet share of the origin of its air if that origin was observed. For origins outside the
-    coverage, the share decays to the local mean as in `fill_inflow`. In large fields only a regular sample of the
-    pixels is used.
+    Each pixel of the coverage counts with the wet share of the origin of its air. For origins outside the coverage, the
+    share decays to the local mean as in `fill_inflow`. In large fields only a regular sample of the pixels is used.
 
     Args:
         wet: (H, W), wet share of each pixel of the last frame, NaN where missing.
@@ -194,7 +197,7 @@ def _limit_area(fields: Tensor, shares: Tensor, where: Tensor, wet: float) -> No
 
     Args:
         fields: (n, C, H, W), modified in place.
-        shares: (n, C, H, W), blend_with_mean wet share of each pixel. The sum over the pixels in `where` is the limit.
+        shares: (n, C, H, W), wet share of each pixel. The sum over the pixels in `where` is the limit.
         where: (n, H, W) bool, the pixels that count.
         wet: values above this one are wet.
     """

@@ -40,8 +40,7 @@ def blurred_persistence(x: Tensor, steps: int) -> Tensor:
 
     G(s) is a Gaussian filter with a standard deviation of s pixels and repeated edges. The growth g is selected from
     eleven candidates between 0 and 8 pixels per step. For each sequence, the selected candidate minimises the error of
-    such forecasts of the last frame from the earlier frames: sum_j |G(g j) x[-1-j] - x[-1]|^2. The errors of
-    persistence come from displacement, which grows with lead time.
+    blurred earlier frames as forecasts of the last frame: sum_j |G(g j) x[-1-j] - x[-1]|^2.
 
     Args:
         x: (B, N, C, h, w) on the CPU, N >= 2 input frames at equal time steps, any unit; NaN where missing.
@@ -114,7 +113,7 @@ def compute_trajectories(flow: Tensor, steps: int) -> Tensor:
 
     Returns:
         (B, steps, 2, h, w), in pixels: the displacement from each pixel to the origin of its air 1, 2, ... steps
-        before. Deterministic.
+        before.
     """
     paths, d = [], torch.zeros_like(flow)
     for _ in range(steps):
@@ -135,7 +134,8 @@ def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
 
     Raises:
         ImportError: If pysteps is not installed.
-        ValueError, TypeError: as for `extrapolation`.
+        ValueError: If x or steps has a wrong shape or value.
+        TypeError: If x is not floating-point.
 
     Source: Pulkkinen et al. 2019.
     """
@@ -171,7 +171,7 @@ def fill_missing(x: Tensor) -> Tensor:
         x: (..., C, h, w), any unit.
 
     Returns:
-        The same shape; x itself if no pixel is missing.
+        (..., C, h, w). This is x itself if no pixel is missing.
     """
     if torch.compiler.is_exporting() or is_capturing():
         return x

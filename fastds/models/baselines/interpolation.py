@@ -51,7 +51,7 @@ def build_interpolation_matrix(n: int, r: int, method: str, align: str, device: 
         device: device of the result.
 
     Returns:
-        (r*n, n) float64, rows with sum one. The memory is shared between calls and must not be modified.
+        (r*n, n) float64, rows with sum one. On a CPU the memory is shared between calls and must not be modified.
     """
     if torch.device(device).type == "cpu":
         return torch.from_numpy(_build_cached_matrix(n, r, method, align))
@@ -141,9 +141,10 @@ def compute_interpolation_weights(
 
 
 def _interpolate_rows_by_phase(x: Tensor, r: int, method: str, align: str) -> Tensor:
-    """Interpolate along the rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves symbolic.
+    """Interpolate to r times as many rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves symbolic.
 
-    The r fine rows of a coarse row use the same weights everywhere. Beyond the outer rows the values are repeated.
+    A convolution with the same r rows of weights at each coarse row replaces the matrix of interpolation weights, whose
+    size would have to be known. Beyond the first and last row the values are repeated.
     """
     radius = KERNELS[method][1] + 1
     middle = build_interpolation_matrix(2 * radius + 1, r, method, align, x.device)[r * radius : r * (radius + 1)].to(
@@ -160,12 +161,12 @@ def interpolate_at(
     edge: tuple[str, str] = ("clamp", "clamp"),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Interpolate (B, C, H, W) bilinearly at arbitrary points.
+    """Interpolate fields bilinearly at arbitrary points.
 
     Args:
         x: (B, C, H, W).
         where: grid or points with Q queries, in pixels of x.
-        edge: for rows and columns "clamp" or "wrap".
+        edge: boundary handling of rows and of columns, each "clamp" or "wrap".
         mask: valid pixels or None, see fastds.ops.inr_query.
 
     Returns:
@@ -200,8 +201,9 @@ def interleave(frames: Tensor, middles: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, r: int, mode: str) -> Tensor:
-    """Interpolate each frame of a sequence by r in space, with half-pixel centres. Bicubic results are clipped to [0,
-    1].
+    """Interpolate each frame of a sequence by r in space, with half-pixel centres.
+
+    Bicubic results for r > 1 are clipped to [0, 1].
 
     Args:
         x: (B, N, C, h, w).

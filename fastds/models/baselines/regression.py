@@ -9,9 +9,9 @@ from fastds.models.baselines.interpolation import interpolate
 
 
 class StaticResidual:
-    """Bicubic interpolation plus its mean error at each fine point of the training fields.
+    """Bicubic interpolation, corrected at each fine point by its mean error over the training fields.
 
-        y = bicubic(x) + mean_n (fine_n - bicubic(coarse_n))
+        y = bicubic(x) + mean_n (fine_n - bicubic(coarse_n)),  n: training field
 
     Args:
         scale: factor in space.
@@ -42,6 +42,8 @@ class LocationRidge:
     """Ridge regression with separate weights for each fine point, on the 3 x 3 coarse points around it.
 
         y(p) = mean(p) + w(p) . (x_3x3(p) - mean_3x3(p)),  w(p) minimises sum_n (y_n - fine_n)^2 + penalty |w|^2
+
+    The means and the sum run over the training fields n.
 
     Args:
         scale: factor in space.

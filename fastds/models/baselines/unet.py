@@ -18,8 +18,7 @@ _FRAMES = 2  # input frames; the output has three
 
 
 class _RefinementNetwork(DownscaleMixin, nn.Module):
-    """Base class of networks that refine an interpolated sequence: checks, interpolation, padding and weight
-    initialisation.
+    """Base class of networks that refine an interpolated sequence.
 
     Subclasses define `levels` (number of halvings of the grid), `interpolate_input(x)`, which returns a tensor of the
     fine resolution, and `refine(y)`, which maps this tensor to the values of the three output frames.
@@ -46,7 +45,7 @@ class _RefinementNetwork(DownscaleMixin, nn.Module):
 
         Raises:
             ValueError: If x has another shape.
-            TypeError: If x has another dtype than the weights.
+            TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
         check_sequence(x, self.scale)
         check_input("x", x, self)
@@ -111,9 +110,9 @@ class UNet3D(_RefinementNetwork):
     """U-Net in space and time: the three interpolated frames are the input, the three fine frames are the output.
 
     The structure is that of UNet with three levels below the first. Convolutions are three-dimensional and span three
-    time steps. At the first level they have `kernel` x `kernel` pixels, and the second convolution spans `kernel` time
-    steps; below they have 3 x 3 pixels. Pooling and nearest-neighbour upsampling (with a convolution after it) do not
-    change the time dimension. The last convolution has size (3, 1, 1).
+    time steps, except that the second convolution spans `kernel` time steps. At the first level they have `kernel` x
+    `kernel` pixels, below 3 x 3 pixels, and the last convolution has one pixel. Pooling and nearest-neighbour
+    upsampling (with a convolution after it) do not change the time dimension.
 
     Args:
         in_channels, out_channels, scale: as for UNet.
@@ -199,7 +198,7 @@ def _run_u_shape(y: Tensor, down: nn.ModuleList, decode_level: Callable[[int, Te
 
 
 def _pad_to_multiple(y: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column of (..., H, W) until both sizes are multiples."""
+    """Repeat the last row and column of (..., H, W) until both sizes are multiples of `multiple`."""
     missing = [get_padding_to_multiple(n, multiple) for n in y.shape[-2:]]
     if all(isinstance(n, int) and n == 0 for n in missing):  # symbolic sizes of a tracer are no int
         return y

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DB-RNN (Ma, Zhang and Liu 2024): nowcasting with a recurrent forecasting network and a recurrent deblurring
-network.
-"""
+"""DB-RNN (Ma, Zhang and Liu 2024): nowcasting with a recurrent forecasting and a recurrent deblurring network."""
 
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.discriminator import Discriminator

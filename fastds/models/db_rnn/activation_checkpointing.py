@@ -16,7 +16,7 @@ from fastds.ops.impl.conv_rnn.fused import is_recomputing_gates
 class _Recompute:
     """Recomputes a tensor under the autocast state of its first computation.
 
-    It holds the tensor until the context ends, so that no other tensor gets its address.
+    The object holds the tensor until `_replace_saved_tensors` ends, so that no other tensor gets the same address.
 
     Args:
         like: the tensor.
@@ -57,12 +57,12 @@ def _replace_saved_tensors(recomputations: list[_Recompute]) -> Iterator[None]:
 def checkpoint_activations(*maps: tuple) -> AbstractContextManager[None]:
     """Return a context manager in which operators do not save these tensors for the backward, which recomputes them.
 
-    It has an effect only inside recomputed_gates, and not under functional transforms or compilation. Gradients of any
-    order are the same numbers. If contexts are nested, only the innermost has an effect.
+    The context has an effect only inside `recompute_gates` with gradients enabled, and not under functional transforms
+    or compilation. Gradients do not change. If contexts are nested, only the innermost has an effect.
 
     Args:
-        maps: tuples (tensor, function, *sources). function(*sources) must give the tensor, in the same bits at every
-            call.
+        maps: tuples (tensor, function, *sources). function(*sources) must return the tensor with bitwise equal values
+            at every call.
     """
     if (
         not is_recomputing_gates()
@@ -87,8 +87,9 @@ def _max_of_pairs(x: Tensor) -> Tensor:
 
 
 class _MaxPool2x2(torch.autograd.Function):
-    """Max pooling that saves only its input: the backward recomputes the indices of the maxima, which take 8 bytes per
-    output pixel.
+    """Max pooling that saves only its input for the backward.
+
+    The backward recomputes the indices of the maxima, which would take 8 bytes per output pixel.
     """
 
     @staticmethod
@@ -110,7 +111,7 @@ class _MaxPool2x2(torch.autograd.Function):
 def max_pool_2x2(x: Tensor) -> Tensor:
     """Compute the maximum of blocks of 2x2 pixels, (B, C, H, W) -> (B, C, H/2, W/2), for even H and W.
 
-    Only x is saved for the backward.
+    Only x is saved for the backward, except under functional transforms and exports.
     """
     if has_active_transforms() or torch.compiler.is_exporting():
         return F.max_pool2d(x, 2)

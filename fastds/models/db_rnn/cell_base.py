@@ -49,7 +49,7 @@ class Cell(nn.Module):
         """Build a layer that all cells of a module share and receive as forward(..., shared=...).
 
         Returns:
-            None if the cells share no layer.
+            The layer, or None if the cells share no layer.
         """
         return None
 

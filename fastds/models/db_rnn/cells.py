@@ -39,12 +39,11 @@ from fastds.ops.impl.conv_rnn.fused import slice_first_source
 def sample_links(
     x: Tensor, flow: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None, align_corners: bool = False
 ) -> Tensor:
-    """Sample a feature map at several learned displacements and sum the samples with weights, as one deformable
-    convolution.
+    """Sample a feature map at several learned displacements and return weighted sums of the samples.
 
         y = bias + sum_{c,l} weight[:, c, l] mask_l S(x_c, p + flow_l)
 
-    S samples bilinearly, with zeros outside.
+    S samples bilinearly, with zeros outside. The function calls one deformable convolution.
 
     Args:
         x: (B, C, H, W).
@@ -52,9 +51,9 @@ def sample_links(
         weight: (O, C, L).
         bias: (O,).
         mask: (B, L, H, W) or None.
-        align_corners: True samples at p + flow. False reproduces the authors' code, which normalises positions by W-1
-            and denormalises them by W. It samples at (p + flow) W/(W-1) - 1/2, so that even zero flow shifts by up to
-            half a pixel.
+        align_corners: True samples at p + flow. False reproduces the authors' code, which normalises positions along an
+            axis of n pixels by n-1 and denormalises them by n. That code samples at (p + flow) n/(n-1) - 1/2, so that
+            even zero flow shifts by up to half a pixel.
 
     Returns:
         (B, O, H, W).
@@ -102,7 +101,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute unscaled attention of each pixel to all pixels.
 
     Args:
-        q, k: (B, C', H, W), queries and keys.
+        q: (B, C', H, W), queries.
+        k: (B, C', H, W), keys.
         v: (B, C, H, W), values.
 
     Returns:
@@ -144,7 +144,7 @@ class SelfAttentionMemory(nn.Module):
 
 
 class SAConvLSTM(Cell):
-    """ConvLSTM whose hidden state passes a self-attention memory. The state is (h, c, memory).
+    """ConvLSTM whose hidden state passes through a self-attention memory. The state is (h, c, memory).
 
     Source: Lin et al. 2020, Self-Attention ConvLSTM for Spatiotemporal Prediction, equations 3 to 7, with 3x3 gates.
     """
@@ -274,7 +274,7 @@ class SpatialMemory(nn.Module):
         return conv_memory_gates(x, m.to(x.dtype), m, weight, bias)
 
     def emit(self, q: Tensor, c: Tensor, m: Tensor) -> Tensor:
-        """Compute h'.
+        """Compute the new hidden state h'.
 
         Args:
             q: contribution of x and h to the pre-activation of the output gate.
@@ -287,7 +287,7 @@ class SpatialMemory(nn.Module):
             return conv_output_gate(c, m, value, self.output.weight, self.output.sum_biases(), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute h' and the pre-activation of its gate. Arguments are those of `emit`."""
+        """Compute h' and the pre-activation of the output gate. Arguments are those of `emit`."""
         c, m = c.to(q.dtype), m.to(q.dtype)
         gate = self.output(c, m, residual=q)
         return output_gate(gate, self.mix(c, m)), gate
@@ -350,8 +350,8 @@ class PredRNNPP(Cell):
         h' = tanh(Wo [x; c'; m']) tanh(W1 [c'; m'])
 
     Args:
-        all_highways: create the unused convolutions of the highway in all layers, which gives the parameter count of
-            the authors' code.
+        all_highways: True creates a highway in every layer, although only layer 1 uses it. The number of parameters is
+            then that of the authors' code.
 
     Source: Wang et al. 2018, PredRNN++, equations 1 and 2.
     """
@@ -400,8 +400,9 @@ _last_of_process = ProcessSetting(None)  # for compiled functions, because Dynam
 def memory_similarities() -> Iterator[list[Tensor]]:
     """Collect the similarity of the two memory increments of all PredRNN-V2 cells that are called in this context.
 
-    Each thread and each asynchronous task has its own collectors. If several contexts are open, the last one collects.
-    Outside of a context the cells do not compute the similarity.
+    Each thread and each asynchronous task has its own contexts, but compiled functions use the last context of the
+    process. If several contexts are open, the last one collects. Outside of a context the cells do not compute the
+    similarity.
 
     Yields:
         A list to which each cell appends |cosine|, (B, C), per channel; see `decoupling_loss`.
@@ -422,12 +423,13 @@ def _get_collector() -> list[Tensor] | None:
 
 
 def decoupling_loss(similarities: list[Tensor], steps: int) -> Tensor | float:
-    """Compute the memory decoupling loss: the sum of |cosine| over cells and channels, averaged over samples and time
-    steps.
+    """Compute the memory decoupling loss of PredRNN-V2.
+
+    The loss is the sum of |cosine| over cells and channels, averaged over samples and time steps.
 
     Args:
         similarities: similarities of all cells and time steps, see `memory_similarities`.
-        steps: number of time steps, m + n - 1.
+        steps: number of time steps.
 
     Returns:
         A scalar tensor, or 0.0 for an empty list.
@@ -509,17 +511,18 @@ class MemoryInMemory(nn.Module):
 
 
 class MIM(Cell):
-    """Memory in memory: an ST-LSTM in layer 0, and a cascade of input differences instead of the forget gate in the
-    others.
+    """Memory in memory (MIM): an ST-LSTM in which a cascade of two memories replaces the forget gate.
 
-        layer 0: PredRNN's cell.  Others, with d = x - previous:  T = cascade(d, c)
-        [i g q] = Wx x + Wh h;  c' = T + s(i) tanh(g);  m' and h' as in PredRNN
+    Layer 0 is the cell of PredRNN. The other layers compute, with d = x - previous and the cascade MemoryInMemory:
+
+        T = cascade(d, c);  [i g q] = Wx x + Wh h;  c' = T + s(i) tanh(g);  m' and h' as in PredRNN
 
     The state is (h, c, n, s), with n and s None in layer 0.
 
     Args:
         difference: see Cell.
-        keep_dead: create the unused cascade in layer 0, which gives the parameter count of the authors' code.
+        keep_dead: True creates the cascade in layer 0, too, which does not use it. The number of parameters is then
+            that of the authors' code.
 
     Source: Wang et al. 2019, Memory in Memory, equations 2 to 4, without its unused forget gate; sizes of MS-RNN.
     """
@@ -662,8 +665,9 @@ class PrecipLSTM(Cell):
 
         y = attention(x)
         [i f g q] = Wx y + Wh h;  c' = s(f) c + s(i) tanh(g)
-        m' from (y, m), ms' from (y, ms), mt' from (x - previous, mt), each [i f g] = Wx' . + Wm' .
         h' = s(q + Wco c' + Wso ms' + Wto mt' + Wmo m') tanh(W1 [c'; ms'; mt'; m'])
+
+    The zigzag memory m, ms and mt are updated as m in PredRNN. Their inputs are y, y and x - previous.
 
     Args:
         window: size of the attention window in pixels, even.

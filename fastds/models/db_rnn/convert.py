@@ -37,7 +37,8 @@ def from_published(
     Args:
         state: state dict of a training with that code.
         input_steps: number of input frames in the training.
-        floor_dbz, ceiling_dbz: reflectivity of pixel values 0 and 1; the defaults are those of HKO-7.
+        floor_dbz: reflectivity of pixel value 0 in dBZ. The default is the value of the data set HKO-7.
+        ceiling_dbz: reflectivity of pixel value 1 in dBZ. The default is the value of HKO-7.
 
     Returns:
         The model in evaluation mode.
@@ -84,7 +85,7 @@ def _identify_cell(layers: set[str]) -> str:
 
 
 def _rename_layer(cell: str, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove the tensors of one cell from the state and return them under the names here.
+    """Remove the tensors of one cell from the state and return them under their names in fastds.
 
     Args:
         cell: name of the cell.

@@ -14,9 +14,7 @@ POOLS = (4, 4, 2)
 
 
 def select_variant(cell: str) -> str:
-    """Return the variant of the discriminator that the paper uses for a cell; "S" for cells that the paper does not
-    name.
-    """
+    """Return the variant of the discriminator for a cell: that of the paper, or "S" if the paper names none."""
     return _VARIANTS_BY_CELL.get(cell, "S")
 
 

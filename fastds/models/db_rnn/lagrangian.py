@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lagrangian nowcasting: optical flow advects the frames, and a recurrent network learns growth and decay along the
-motion.
-"""
+"""Lagrangian nowcasting: advection along optical flow, and a network for growth and decay along the motion."""
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +19,8 @@ _WET = 7 / 60  # 7 dBZ on the scale from 0 to 60 dBZ, about 0.1 mm/h
 def estimate_backward_flow(frames: Tensor) -> Tensor:
     """Estimate the displacement from each pixel to the origin of its air one step before.
 
-    The flow is a weighted mean of the optical flows of the last two pairs of frames. Near the coverage edge of the last
-    frame it is replaced, see `inpaint_edge_motion`.
+    The flow is a weighted mean of the optical flows of the last two pairs of frames, or the flow of the only pair. Near
+    the coverage edge of the last frame the flow is replaced, see `inpaint_edge_motion`.
 
     Args:
         frames: (B, m >= 2, 1, H, W) in [0, 1], NaN where missing.
@@ -37,11 +35,10 @@ def estimate_backward_flow(frames: Tensor) -> Tensor:
 
 
 def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float) -> Tensor:
-    """Give a forecast the distribution of intensities of a reference frame (probability matching), so that it is not
-    too smooth.
+    """Give a smooth forecast the distribution of intensities of a reference frame (probability matching).
 
-    The pixel with the n-th largest value of y gets the n-th largest value of the reference. Where that value is below
-    `least`, y is kept, clipped to 0 ... least.
+    The pixel with the n-th largest value of y gets the n-th largest value of the reference. If that value is below
+    `least`, the pixel keeps its value of y, clipped to [0, least].
 
     Args:
         y: (B, n, 1, H, W), forecasts.
@@ -66,8 +63,9 @@ def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float)
 
 
 class LagrangianRNN(NowcastModel):
-    """Recurrent network on Lagrangian coordinates: the frames are advected along optical flow before and after the
-    network (not in the paper).
+    """Recurrent network on Lagrangian coordinates, which the DB-RNN paper does not contain.
+
+    The frames are advected along optical flow before and after the network:
 
         d_k = compute_trajectories(estimate_backward_flow(x), ...)[k - 1], the displacement to the origin k steps before
         l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, by a residual network
@@ -120,9 +118,7 @@ class LagrangianRNN(NowcastModel):
         return self._roll(frames, steps, flow, matched=False)[0]
 
     def prepare_inputs(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
-        """Return the arguments of `forward` with missing values filled and with the flow that `forward` would
-        compute.
-        """
+        """Return the arguments of `forward`, with missing values filled and the flow computed if it is None."""
         self._check_frames(frames)
         return fill_missing(frames), steps, estimate_backward_flow(frames) if flow is None else flow
 

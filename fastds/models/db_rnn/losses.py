@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of DB-RNN: sums over pixels and means over samples and frames, the scale for which the paper gives its
-weights.
+"""Losses of DB-RNN.
+
+Pixel losses are sums over pixels and means over samples and frames, because the weights in the paper have this scale.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def pixel_loss(y: Tensor, target: Tensor) -> Tensor:
 
     Args:
         y: forecasts, (B, T, 1, H, W).
-        target: truth, the same shape.
+        target: truth x, the same shape.
 
     Returns:
         A scalar.
@@ -40,7 +41,7 @@ def pixel_loss(y: Tensor, target: Tensor) -> Tensor:
 
 
 def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
-    """Compute the sum over pixels of differences of absolute gradients, averaged over samples and frames.
+    """Compute the gradient difference loss: a sum over pixels, averaged over samples and frames.
 
         sum_ij ||x_{i+1,j} - x_ij| - |y_{i+1,j} - y_ij|| + ||x_{i,j+1} - x_ij| - |y_{i,j+1} - y_ij||
 
@@ -48,7 +49,7 @@ def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
 
     Args:
         y: forecasts, (B, T, 1, H, W).
-        target: truth, the same shape.
+        target: truth x, the same shape.
 
     Source: Mathieu, Couprie and LeCun 2016, equation 6 with exponent 1.
     """
@@ -118,8 +119,9 @@ def compute_scheduled_weights(epoch: int) -> Weights:
 
 
 def compute_loss_weights(epoch: int, terms: str = "adversarial", scheduled: bool = True) -> Weights:
-    """Compute the weights of all terms at an epoch. The rows of the paper's Table VIII differ in `terms` and
-    `scheduled`.
+    """Compute the weights of all terms of the loss at an epoch.
+
+    The rows of Table VIII of the DB-RNN paper differ in `terms` and `scheduled`.
 
     Args:
         epoch: number of the epoch, from 0.
@@ -145,9 +147,12 @@ def generator_loss(
     The gradient difference and the adversarial loss are computed for the deblurred forecasts.
 
     Args:
-        forecasts, deblurred, target: (B, T, 1, H, W).
+        forecasts: output of the forecasting module, (B, T, 1, H, W).
+        deblurred: output of the deblurring module, the same shape.
+        target: truth, the same shape.
         weights: see compute_loss_weights.
-        discriminator: required if weights.adversarial > 0. Freeze it, because its gradients are not used here.
+        discriminator: required if weights.adversarial is not 0. Its parameters should not require gradients, because
+            this loss trains the generator only.
 
     Raises:
         ValueError: If the shapes differ, or if the discriminator is missing.

@@ -167,9 +167,7 @@ class MSModule(nn.Module):
 
 
 def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
-    """Pad frames with dry pixels on the right and bottom to multiples of a number, and set missing values (NaN)
-    to dry.
-    """
+    """Set missing values (NaN) to 0 (dry), and pad frames with 0 on the right and bottom to multiples of a number."""
     height, width = frames.shape[-2:]
     frames = torch.where(frames.isnan(), 0.0, frames)
     return F.pad(frames, (0, get_padding_to_multiple(width, multiple), 0, get_padding_to_multiple(height, multiple)))

@@ -17,7 +17,7 @@ def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
     """Check the input of a nowcasting network.
 
     Args:
-        frames: expected to be (B, T >= 1, 1, H, W), with the dtype of the weights.
+        frames: expected to be (B, T >= 1, 1, H, W), floating-point, and float64 only if the weights are float64.
         steps: expected to be an int >= 1.
         model: the network.
 
@@ -101,6 +101,7 @@ class _Nowcaster(NowcastModel):
 
         Raises:
             ValueError: If frames, steps or truth have a wrong shape or value.
+            TypeError: If frames have a wrong dtype.
         """
         check_frames(frames, steps, self)
         known, size = frames.shape[1], frames.shape[-2:]
@@ -138,7 +139,8 @@ class _Nowcaster(NowcastModel):
             (B, n, 1, H, W).
 
         Raises:
-            ValueError: If block is not a positive integer.
+            ValueError: If frames, steps or block have a wrong shape or value.
+            TypeError: If frames have a wrong dtype.
         """
         if block is None:
             return self.roll(frames, steps)[-1][:, -steps:].clamp(0, 1)
@@ -195,10 +197,11 @@ class MSRNN(_Nowcaster):
 class DBRNN(_Nowcaster):
     """A forecasting and a deblurring module, trained end to end. The deblurred forecast is the input of the next step.
 
-        x_0 = Emb' Y_f + f_5, and + f_{5-l} in layer l of the deblurring module
+        x_0 = Emb' Y_f + f_5;  x_l = resize(h_{l-1}) + skip_l + f_{5-l}
 
-    Here f are the hidden states of the forecasting module and Y_f is its forecast. One zigzag memory runs through all
-    twelve cells and on to the next time step.
+    x_l is the input of layer l of the deblurring module, f_l is the hidden state of layer l of the forecasting module,
+    and Y_f is the forecast; for the other terms see MSModule. One zigzag memory runs through all twelve cells and on to
+    the next time step, unless local_zigzag is set.
 
     Args:
         cell, hidden, cell_options, recompute: as for MSRNN.

@@ -148,7 +148,8 @@ class SimVP(NowcastModel):
             ((B, n, 1, H, W),).
 
         Raises:
-            ValueError: If feed_truth is set or the frames have a wrong shape.
+            ValueError: If feed_truth is above 0, or if frames or steps have a wrong shape or value.
+            TypeError: If frames have a wrong dtype.
         """
         if feed_truth > 0:
             raise ValueError("feed_truth must be 0 for SimVP, which feeds no forecast back frame by frame")

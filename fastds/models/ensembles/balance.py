@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adjust an error model so that the mean rain of the ensemble equals that of the advected last frame."""
+"""Adjust an error model to the mean rain of the advected last frame."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def match_mean_rain(
     rain: Callable[[Tensor], Tensor],
     slope: float,
 ) -> tuple[Tensor, ...]:
-    """Shift m of an error model so that its mean rain equals that of a target field.
+    """Shift m of an error model toward the mean rain of a target field.
 
     The shift d is one number for the field, limited to -6 ... 6 dB. It solves mean(expected_rain(m + d)) = mean(target)
     over the valid pixels by three iterations of

@@ -29,8 +29,7 @@ class DownscalingFeatures:
     """Local features of a downscaled field.
 
     The variance that is missing below the grid spacing is estimated by scale similarity: the variance lost from blocks
-    of 2 x 2 to blocks of 4 x 4 cells of the coarse input predicts that lost from fine pixels to cells. This variance
-    differs between radars by a factor of up to 40.
+    of 2 x 2 to blocks of 4 x 4 cells of the coarse input predicts the variance lost from fine pixels to cells.
 
     Args:
         fine: (H, W), the downscaled field in dB above the floor, 0 where dry.
@@ -91,10 +90,10 @@ def compute_mean(values: Tensor) -> float:
 
 
 def _compute_texture(coarse: Tensor) -> Tensor:
-    """Compute the variance within blocks of 2 x 2 cells, and the variance of their means within blocks of 4 x 4 cells:
-    (2, h, w).
+    """Compute the variance of a coarse field at two scales, (2, h, w).
 
-    The blocks of an element start at its cell.
+    Element 0 is the variance within a block of 2 x 2 cells. Element 1 is the variance within a block of 4 x 4 cells
+    minus the mean of element 0 over these cells. The blocks at (i, j) have this cell as their first corner.
     """
 
     def average_blocks(x: Tensor, size: int) -> Tensor:

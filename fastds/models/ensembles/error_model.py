@@ -20,10 +20,11 @@ class ErrorModel(nn.Module):
         (a, b, c, d) = perceptron(features);  m = f - 3 + 10 a;  s = sqrt(v + 4) exp(b);  g, e = softplus((c, d) - 1.5)
         h(n) = n                                            for -1 <= n <= 1.5
         h(n) = 1.5 + (n - 1.5) / (1 + g (n - 1.5))          above: compresses the upper tail
-        h(n) = -1 + (1 + e) (n + 1)                         below: steepens the lower tail, as echo ends abruptly
+        h(n) = -1 + (1 + e) (n + 1)                         below: steepens the lower tail, as rain areas end abruptly
 
-    Here f is the field, and v is the variance around the pixel that the field lacks, see ForecastFeatures for nowcasts
-    and DownscalingFeatures for downscaled fields. b is clipped to -3 ... 3. The last layer is initialised with zeros.
+    Here f is the field, and v estimates the variance around the pixel that is missing in the field, see
+    ForecastFeatures for nowcasts and DownscalingFeatures for downscaled fields. b is clipped to -3 ... 3. The last
+    layer is initialised with zeros.
     The features are local and do not include the position, so that the model applies to grids of any size and to motion
     in any direction.
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for ensemble nowcasts: it has the power spectrum of the observed field, persists longer at larger scales, and
-moves with the air.
-"""
+"""Noise for ensemble nowcasts, correlated in space as the observed field and in time along the motion of the air."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,18 +19,20 @@ class LagrangianNoise:
 
         E_1 = W_1;  E_{k+1} = r E_k + sqrt(1 - r^2) W_{k+1};  n_k(p) = F^-1(A_k E_k)(p + d_k(p))
 
-    W is white noise in spectral space. r is the correlation of the last two input frames at each wavenumber, after
-    advection of the earlier one. A_k^2 is the power of the last frame times the share of power that forecast frame k
-    lacks at this wavenumber, scaled so that n has variance one. The noise is periodic on a plane larger than the grid,
-    so that inflow carries noise, too. It is sampled at the nearest pixel, because interpolation would change its
-    spectrum.
+    W is white noise in spectral space, F^-1 is the inverse Fourier transform, and d_k(p) is the displacement from pixel
+    p to the origin of its air k steps before. r is the correlation of the last two input frames at each wavenumber,
+    after advection of the earlier one. A_k^2 is the power of the last frame times the share of power that forecast
+    frame k lacks at this wavenumber, scaled so that n has variance one. The noise is periodic on a plane larger than
+    the grid, so that inflow carries noise, too. It is sampled at the nearest pixel, because interpolation would change
+    its spectrum.
 
     Args:
         valid: (H, W) bool, the pixels that count.
         last: (H, W), the last input frame, without NaN.
         before: (H, W), the frame before, advected to the time of the last one, without NaN.
         mean: (n, H, W), the forecast frames in the same unit.
-        rows, columns: (n, H, W), origins of the air of the forecast frames, see BackTrajectories.
+        rows: (n, H, W), rows of the origins of the air of the forecast frames, see BackTrajectories.
+        columns: (n, H, W), columns of these origins.
 
     Source: after Bowler, Pierce and Seed 2006 (STEPS), with one cascade level per wavenumber.
     """
@@ -65,10 +65,11 @@ class LagrangianNoise:
         )
 
     def match(self, member: Callable[[int, np.ndarray], np.ndarray], rounds: int = 3) -> None:
-        """Adjust the power spectrum of the noise so that members have the observed power at every scale.
+        """Adjust the power spectrum of the noise, so that the spectrum of members approaches the observed spectrum.
 
-        The detection threshold moves power from large to small scales. Each round multiplies A_k^2 by the observed
-        power over the power of a trial member.
+        Without this step they differ, because the detection threshold moves power from large to small scales. Each
+        round draws a trial member and multiplies A_k^2 by the ratio of observed power to power of the member, which is
+        smoothed over scales and limited to 1/4 ... 4.
 
         Args:
             member: function of the index k of a forecast frame and noise (H, W) that returns frame k of the member with

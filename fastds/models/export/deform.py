@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable convolution for export, with few PyTorch operators: all taps at once, where the reference loops
-over taps.
-"""
+"""Deformable convolution of PyTorch operators for export. All taps are sampled at once, so that the graph is small."""
 
 import torch
 from torch import Tensor
@@ -11,14 +9,16 @@ def deform_conv2d(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 1), padding=(0, 0),
     dilation=(1, 1), mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Compute the formula of fastds.ops.deform_conv2d: gather bilinear samples of all taps, then one matrix product.
+    """Compute fastds.ops.deform_conv2d by bilinear sampling of all taps and one matrix product.
 
     Args:
         input: (B, C, H, W).
         offset: (B, 2*G*K, H', W'), pairs (dy, dx) in pixels for G offset groups and K taps.
         weight: (O, C/groups, k_h, k_w).
         bias: (O,) or None.
-        stride, padding, dilation: pairs (rows, columns) in pixels.
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
         mask: (B, G*K, H', W') or None.
 
     Returns:
@@ -54,8 +54,10 @@ def _sample_bilinear(rows: Tensor, y: Tensor, x: Tensor, height: int, width: int
 
     Args:
         rows: (B, G, C/G, H*W).
-        y, x: (B, G, K, H', W'), positions.
-        height, width: H and W.
+        y: (B, G, K, H', W'), rows of the positions.
+        x: (B, G, K, H', W'), columns of the positions.
+        height: H.
+        width: W.
 
     Returns:
         (B, G, C/G, K, H', W').

@@ -27,7 +27,7 @@ def trace(given: Signature, keep_deform: bool) -> ExportedProgram:
         keep_deform: keep deform_conv2d as one operator, for which ONNX has an equivalent.
 
     Raises:
-        ValueError: If the network fixes a size that should be dynamic.
+        ValueError: If the network cannot be traced, for example because it fixes a size that should be dynamic.
     """
     dims = {name: Dim(name, min=given.least if name in ("height", "width") else 2) for name in TRACED}
     shapes = tuple({k: dims[n] for k, n in enumerate(i.shape) if n in dims} for i in given.inputs.values())
@@ -75,10 +75,10 @@ def _build_decompositions(keep_deform: bool) -> dict[Callable, Callable]:
 
 @contextlib.contextmanager
 def convert_export_errors(failed: str) -> Iterator[None]:
-    """Context manager that silences PyTorch's exporters and converts their exceptions to ValueError.
+    """Context manager that silences PyTorch's exporters and converts most of their exceptions to ValueError.
 
     Args:
-        failed: what failed, for the message.
+        failed: text for the message that says what failed.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

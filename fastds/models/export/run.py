@@ -27,8 +27,8 @@ class Exported:
     Attributes:
         path: path of the file.
         inputs: shape of each input; dynamic sizes are names.
-        differences: largest difference from the network for each set of sizes in the check, relative to the range of
-            the output.
+        differences: largest difference from the network for each set of sizes in the check. The difference of a
+            variable is relative to the range of this variable in the output.
     """
 
     path: Path
@@ -111,14 +111,15 @@ def _compare(given: Signature, theirs: Callable[..., Tensor]) -> dict[str, float
 
 
 def _compute_difference(ours: Tensor, theirs: Tensor, channel: int) -> float:
-    """Compute the largest difference relative to the range of the output, over all variables.
+    """Compute the difference of each variable relative to the range of its output, and return the largest.
 
     Args:
-        ours, theirs: outputs of the network and of the file.
+        ours: output of the network.
+        theirs: output of the file.
         channel: dimension of the variables.
 
     Returns:
-        The difference; infinity if the shapes differ.
+        The difference, or infinity if the shapes differ.
     """
     if ours.shape != theirs.shape:
         return float("inf")

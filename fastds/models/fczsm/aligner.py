@@ -18,10 +18,10 @@ LEVELS = 3
 
 
 class FeaturePyramid(nn.Module):
-    """Three-level feature pyramid: L1 = x; L2 = act(conv(act(conv_stride2(L1)))); L3 is computed from L2 in the same
-    way.
+    """Three-level feature pyramid [L1, L2, L3] of a feature map x.
 
-    The activation act is leaky ReLU with slope 0.1.
+    L1 is x, and L2 is act(conv(act(conv_stride2(L1)))). L3 is computed from L2 in the same way, with its own weights.
+    The activation is leaky ReLU with slope 0.1.
     """
 
     levels = LEVELS
@@ -68,8 +68,9 @@ class SingleLevel(nn.Module):
 
 
 class _AlignLevel(nn.Module):
-    """Layers of one pyramid level. In the equations of DirectionalAligner: guide_in is U, guide_mix V, guide_out X,
-    deform DCN, fuse Q.
+    """Layers of one pyramid level of a DirectionalAligner.
+
+    In the equations of DirectionalAligner, guide_in is U, guide_mix is V, guide_out is X, deform is DCN and fuse is Q.
     """
 
     def __init__(self, features: int, static_features: int, groups: int, modulated: bool, coarsest: bool, plain: bool):
@@ -86,7 +87,7 @@ class _AlignLevel(nn.Module):
         """Deform a source feature map.
 
         Args:
-            source: (B, n, h, w). None stands for a zero map, whose result is the bias whatever the offsets.
+            source: (B, n, h, w). None stands for a zero map, for which the result is the bias at every pixel.
             guide: features from which offsets and mask are computed.
             base: base offsets or None.
             activation: activation or None.
@@ -137,7 +138,8 @@ class DirectionalAligner(nn.Module):
         """Compute the guides u_l of source and target.
 
         Args:
-            source, target: levels of the pyramids.
+            source: levels of the pyramid of the source.
+            target: levels of the pyramid of the target.
             static: result of `compute_static_share`.
         """
         out = []
@@ -221,7 +223,8 @@ class DirectionalAligner(nn.Module):
         """Warp the source toward the target.
 
         Args:
-            source, target: levels of the pyramids.
+            source: levels of the pyramid of the source.
+            target: levels of the pyramid of the target.
             static: static features, one per level, or None.
             base: base offsets, one per level, or None.
 

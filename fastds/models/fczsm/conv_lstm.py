@@ -184,7 +184,8 @@ class DeformableConvLSTM(nn.Module):
         """Run one step.
 
         Args:
-            h, c: aligned states.
+            h: aligned hidden state.
+            c: aligned cell state.
             gates_x: contribution of x to the gates.
             from_h: gate weights for h, see `split_gate_parameters`.
 

@@ -5,8 +5,9 @@ import re
 
 from torch import Tensor
 
-# Key patterns of the original and the names here. In the aligners, suffix _1 warps the first argument (the earlier
-# frame, or the input of the recurrence), and suffix _2 warps the second.
+# Patterns of keys in the original checkpoint, each with the name of the layer in FCZSM. In the original's aligners,
+# layers with suffix _1 warp the earlier frame or the input of the recurrence. Layers with suffix _2 warp the later
+# frame or the recurrent state.
 _PATTERNS = (
     (r"conv_first", "extractor.conv"),
     (r"feature_extraction\.(\d+)", r"extractor.blocks.\1"),
@@ -30,7 +31,7 @@ _PYRAMID = re.compile(r"(?:ConvBLSTM\.forward_net\.pcd_([hc])\.)?fea_L([23])_con
 
 
 def rename_key(key: str) -> str:
-    """Return the name here of a key of the original checkpoint.
+    """Return the key in the state dict of FCZSM for a key of the original checkpoint.
 
     Raises:
         ValueError: If the original has no such key.
@@ -85,7 +86,7 @@ def convert(state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _infer_config(state: dict[str, Tensor]) -> dict:
-    """Infer the configuration from a state dict with the names here."""
+    """Infer the configuration from a state dict with the keys of FCZSM."""
 
     def blocks(owner: str) -> int:
         return len({key.split(".")[2] for key in state if key.startswith(f"{owner}.blocks.")})

@@ -34,7 +34,8 @@ def compute_interpolation_offsets(flow: Tensor, levels: int) -> tuple[list[Tenso
         levels: number of pyramid levels.
 
     Returns:
-        Offset pyramids of the earlier and of the later frame, each with the pair-major batch (N-1)*B.
+        Offset pyramids for sampling the earlier frame and for sampling the later frame, each with batch (N-1)*B. All
+        samples of a pair of frames are adjacent in the batch.
     """
     halved = 0.5 * flow.transpose(0, 1).flatten(0, 1)
     return build_offset_pyramid(halved[:, 1], levels), build_offset_pyramid(halved[:, 0], levels)

@@ -72,8 +72,10 @@ class Interpolation(nn.Module):
             maps += [z for pyramid in compute_interpolation_offsets(flow, count) for z in pyramid]
 
         def interpolate_pairs(*maps: Tensor) -> Tensor:
-            """Interpolate some pairs. The arguments are the levels of the earlier frames, the later frames, the static
-            features and the base offsets.
+            """Interpolate some pairs.
+
+            The arguments are the levels of the earlier frames, of the later frames, of the static features, and of the
+            base offsets.
             """
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]
@@ -225,7 +227,7 @@ class FCZSM(DownscaleMixin, nn.Module):
 
         Raises:
             ValueError: If x, static or flow has another shape.
-            TypeError: If x has another dtype than the weights.
+            TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
         self._check_inputs(x, static, flow)
         b, n, _, h, w = x.shape
@@ -255,7 +257,7 @@ class FCZSM(DownscaleMixin, nn.Module):
         return compile_graph(self, x, static, flow, dtype=dtype)
 
     def prepare_inputs(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
-        """Return the arguments of `forward` with the optical flow that `forward` would compute."""
+        """Return the arguments of `forward`, with the optical flow computed if the network needs it."""
         self._check_inputs(x, static, flow)
         return x, static, self._resolve_flow(x, flow)
 

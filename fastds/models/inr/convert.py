@@ -16,8 +16,9 @@ _DECODERS = ("liif", "lte", "metasr")
 
 
 def from_published(state: dict[str, Tensor]) -> INRDownscaler:
-    """Build a model with compat="liif" and published weights. Its input is scaled as in the published code, (x - 0.5) /
-    0.5.
+    """Build a model with compat="liif" and published weights.
+
+    The input of the model is scaled as in the published code, (x - 0.5) / 0.5.
 
     The results equal those of the published code, except at queries exactly on the last row or column, as with odd
     integer factors. There the published area weights depend on rounding, see compat of fastds.ops.inr_query.
@@ -62,7 +63,7 @@ def from_published(state: dict[str, Tensor]) -> INRDownscaler:
 
 
 def _reshape_decoder(decoder: str, state: dict[str, Tensor], channels: int, outputs: int) -> dict[str, Tensor]:
-    """Return the tensors of a decoder that have another shape here.
+    """Return the tensors of a decoder whose shape differs from the shape in the published state dict.
 
     Args:
         decoder: "liif", "lte" or "metasr".
@@ -106,7 +107,7 @@ def to_published(model: INRDownscaler) -> dict[str, Tensor]:
 
 
 def map_names(model: INRDownscaler) -> dict[str, str]:
-    """Map the names here of tensors with unchanged shape to the published names."""
+    """Map the names in INRDownscaler of all tensors with unchanged shape to the published names."""
     pairs = {"encoder.head": "encoder.head.0"}
     last = len(model.encoder.blocks)
     for i in range(last):

@@ -20,8 +20,9 @@ from fastds.ops.impl.inr_query.reference import Corners
 
 
 class LTEDecoder(LocalDecoder):
-    """Local texture estimator: amplitudes times cosines and sines of learned frequencies, followed by an MLP at each
-    corner.
+    """Local texture estimator (LTE).
+
+    At each corner, amplitudes times cosines and sines of learned frequencies are the input of an MLP.
 
     Args:
         channels: channels of the features.
@@ -134,8 +135,9 @@ class CiaoSRDecoder(nn.Module):
         k_j = U_j * phi_k([U_j, rho_j, kappa]), v_j = U_j * phi_v([U_j, rho_j, kappa])
         alpha = softmax_j <U_nearest, k_j>;  y = phi_q(sum_j alpha_j v_j) + bilinear(x)
 
-    U is the unfolded 3x3 neighbourhood. The corners are half a pixel apart as in LIIF. The published shift (1 - cell) /
-    (n - 1) is the same at factor 2; at factor 1 it selects one pixel twice.
+    U is the unfolded 3x3 neighbourhood. The corners are the four pixels around the query, as in LIIF. The published
+    code shifts the query by (1 - cell) / (n - 1) to find the corners. At factor 2 this gives the same pixels, at factor
+    1 it selects one pixel twice.
 
     The first layers of phi_k and phi_v are linear in U_j and run as one 3x3 convolution of the features.
     fastds.ops.inr_query does not support this decoder, because keys and values are MLPs of the corners and not feature
@@ -251,7 +253,7 @@ def _find_corners(
 
 
 def _shift_half_pixel(where: GridSpec | PointSpec) -> GridSpec | PointSpec:
-    """Shift queries by half a pixel, so that their upper left corner is the nearest pixel."""
+    """Shift queries by half a pixel. The upper left corner of a shifted query is the pixel nearest to the query."""
     if isinstance(where, GridSpec):
         return GridSpec(
             *(Axis(a.size, 2 * a.step, 2 * a.start + a.den, 2 * a.den) for a in (where.rows, where.columns))
@@ -303,7 +305,7 @@ def decode(
     edge: tuple[str, str],
     gain: Tensor | None = None,
 ) -> Tensor:
-    """Evaluate a decoder at queries. Without gradients, grids are processed in bands of BAND_ROWS rows.
+    """Evaluate a decoder at queries. Without gradients, fine grids are processed in bands of rows to save memory.
 
     Args:
         decoder: one of DECODERS.
@@ -358,7 +360,10 @@ def _split_bands(where: GridSpec | PointSpec) -> Iterator[tuple[slice, GridSpec 
 
 
 def _find_rows(where: GridSpec | PointSpec, cell: Tensor, height: int) -> tuple[int, int]:
-    """Find the rows of the field that the queries read, including one row around them, rounded to whole tiles.
+    """Find the rows of the field that the queries need, rounded to whole tiles.
+
+    The rows include one further row on each side, for the convolutions of the decoder. The result is the whole field
+    for coarse queries, and for points on a GPU or in a graph, whose positions cannot be read.
 
     Args:
         where: grid or points.

@@ -72,7 +72,7 @@ class _DenseBlock(nn.Module):
 
 
 class RDN(nn.Module):
-    """Residual dense network.
+    """Residual dense network (RDN).
 
     The defaults are configuration B of the paper: 16 blocks of 8 convolutions with growth 64 (D = 16, C = 8, G = G0 =
     64).
@@ -106,10 +106,9 @@ class RDN(nn.Module):
 
 
 class SwinIRLight(nn.Module):
-    """SwinIR: shifted-window transformer blocks between two convolutions. Fields are padded to whole windows and
-    cropped.
+    """SwinIR: shifted-window transformer blocks between two convolutions.
 
-    The defaults are those of SwinIR-light.
+    Fields are padded to whole windows, and the output is cropped. The defaults are those of SwinIR-light.
 
     Args:
         in_channels: number of input channels.
@@ -170,8 +169,9 @@ def pad_border(x: Tensor, n: int, padding_mode: str) -> Tensor:
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad x at the bottom and right to whole multiples by reflection, repeatedly if the field is smaller than the
-    padding.
+    """Pad x at the bottom and right by reflection until its height and width are multiples of a number.
+
+    The reflection is repeated if the field is smaller than the padding.
     """
     for axis in (2, 3):
         n = x.shape[axis]
@@ -253,8 +253,10 @@ class ScaleEmbedding(nn.Module):
 
 
 class DPFA(nn.Module):
-    """Dynamic pixel feature aggregation: a modulated deformable 3x3 convolution whose offsets and masks depend on
-    features and scale.
+    """Dynamic pixel feature aggregation (DPFA).
+
+    DPFA is a modulated deformable 3x3 convolution whose offsets and masks depend on the features f and on the embedding
+    e of the scale factors:
 
         y = f + (tau + B e) * a(f, e)
         f~ = f (1 + g) + beta, (g, beta) = A e + a_0;  o = conv3x3(f~): 18 offsets and 9 logits, masks 2 sigmoid(logit)
@@ -266,8 +268,8 @@ class DPFA(nn.Module):
         channels: number C of channels of f.
         embedding: number of channels of e.
         padding_mode: border of f.
-        kind: "deform": as above. "mask": without offsets. "modconv": kernel W (1 + g), renormalised per output channel.
-            "film": y is f~.
+        kind: "deform" is the convolution above. "mask" has no offsets. "modconv" is a convolution with the kernel W (1
+            + g), renormalised per output channel. With "film", y is f~.
 
     Shapes: f (B, C, H, W), e (B, embedding) -> (B, C, H, W).
 
@@ -380,11 +382,13 @@ def compute_relative_index(n: int, device: torch.device) -> Tensor:
 
 
 def compute_shift_mask(height: int, width: int, n: int, s: int, wrap: bool, device: torch.device) -> Tensor:
-    """Compute the attention mask of shifted windows: -100 between pixels that are neighbours only because of the cyclic
-    shift.
+    """Compute the attention mask of shifted windows.
+
+    The mask is -100 between pixels that are in one window only because of the cyclic shift, and 0 elsewhere.
 
     Args:
-        height, width: size of the field.
+        height: rows of the field.
+        width: columns of the field.
         n: size of the windows.
         s: shift.
         wrap: whether columns are periodic.

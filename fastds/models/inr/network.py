@@ -366,10 +366,11 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         """Check x and static.
 
         Returns:
-            The valid pixels, or None if no value is missing.
+            The valid pixels. None if no value is missing, and while the forward is compiled or captured.
 
         Raises:
             ValueError: If x or static has a wrong shape.
+            TypeError: If x has a wrong dtype.
         """
         self._check_fields(x)
         if (static is None) != (self.static_channels == 0) or (
@@ -392,8 +393,9 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         supersample: int = 1,
         conserve: bool = False,
     ) -> Tensor:
-        """Downscale to a size, by a factor, or to points. Give exactly one of size, scale and points; points may have a
-        scale.
+        """Downscale to a size, by a factor, or to points.
+
+        Exactly one of size, scale and points must be given, except that points may have a scale.
 
         Args:
             x: (B, C, H, W), physical units, NaN where missing.
@@ -401,14 +403,16 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             scale: factor or pair (rows, columns), any real number > 0.
             points: PointSpec over (H, W). The cell size of points is that of max_scale unless scale is given.
             static: (B or 1, S, H, W), if the model has static maps.
-            supersample: each value is the mean of k x k sub-points, for cells that are larger than the pixels of x.
-            conserve: correct each coarse pixel to its mean. Needs integer factors and cell registration.
+            supersample: number k. Each value is the mean of k x k sub-points. This is useful for cells that are larger
+                than the pixels of x.
+            conserve: True shifts the values within each coarse pixel so that their mean is the value of x. Needs
+                integer factors and cell registration.
 
         Returns:
             (B, O, H', W') in channels_last, or (B, Q, O) for points; float32 (float64 for float64 fields).
 
         Raises:
-            TypeError: If x has another dtype than the weights.
+            TypeError: If x is not floating-point, or if only one of x and the weights is float64.
             ValueError: If a shape or an option does not fit, or if a scale is not positive and finite.
         """
         if (size is not None) + (scale is not None and points is None) + (points is not None) != 1:

@@ -20,9 +20,9 @@ class MLCastNetwork(nn.Module):
 
         y = 2 n((x + 1) / 2) - 1
 
-    Here n is the last `steps` frames of the nowcaster's forward, not clipped. Checkpoints contain the name of the
-    nowcaster, so that from_mlcast can read them. All members of an ensemble are equal, so MLCast's default CRPS loss
-    equals the mean absolute error.
+    Here n is the last `steps` frames of the nowcaster's forward, not clipped. All members of an ensemble are equal, so
+    MLCast's default CRPS loss equals the mean absolute error. An MLCastConvGRU is called unchanged instead. Checkpoints
+    contain the name of the nowcaster, so that from_mlcast can read them.
 
     Args:
         name: name of a nowcaster, see fastds.models.available().

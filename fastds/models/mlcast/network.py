@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLCast's nowcasting network of ConvGRU blocks (mlcast.models.ConvGruModel of mlcast 0.1.0), with the same parameter
-names.
+"""MLCast's nowcasting network of ConvGRU blocks.
+
+The parameters have the names of mlcast.models.ConvGruModel in mlcast 0.1.0.
 """
 
 from collections.abc import Mapping

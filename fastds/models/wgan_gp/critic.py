@@ -76,7 +76,7 @@ class HumidityCritic(nn.Module):
 
     @property
     def has_independent_samples(self) -> bool:
-        """Whether the score of a sample depends on this sample alone."""
+        """True if the score of a sample depends on this sample alone."""
         return self.config["norm"] != "batch"
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:

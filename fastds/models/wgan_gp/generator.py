@@ -146,7 +146,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
 
         Raises:
             ValueError: If x or noise has a wrong shape, or if noise is an unknown string.
-            TypeError: If x has another dtype than the weights.
+            TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
         c = self.config
         check_input("x", x, self)
@@ -173,7 +173,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         """Draw the noise of a call, in the dtype of x. Arguments are those of `forward`.
 
         Returns:
-            None if the noise is zero and would only be added.
+            The noise, or None if noise is "zero" and would only be added.
         """
         shape = self.noise_shape(x)
         if isinstance(noise, Tensor):

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of generator and critic: convolutions that are differentiable twice, mixed kernels, ConvGRU, attention
-blocks.
-"""
+"""Layers of generator and critic: twice differentiable convolutions, mixed kernels, ConvGRU, attention blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,8 +68,11 @@ def _request_gradients(grad, x, weight, stride, needs_x, needs_weight):
 
     Args:
         grad: gradient of the output.
-        x, weight, stride: arguments of the convolution.
-        needs_x, needs_weight: which gradients are needed.
+        x: input of the convolution.
+        weight: weight of the convolution.
+        stride: stride of the convolution.
+        needs_x: True if the gradient of the input is needed.
+        needs_weight: True if the gradient of the weight is needed.
     """
     if not torch.is_grad_enabled():
         return _compute_gradients(grad, x, weight, stride, needs_x, needs_weight)
@@ -82,7 +83,7 @@ def _request_gradients(grad, x, weight, stride, needs_x, needs_weight):
 
 
 def _compute_gradients(grad, x, weight, stride, needs_x, needs_weight):
-    """Compute the gradients with the library."""
+    """Compute the gradients with torch.ops.aten.convolution_backward."""
     if not (needs_x or needs_weight):
         return None, None
     options = (None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_x, needs_weight, False])
@@ -91,8 +92,9 @@ def _compute_gradients(grad, x, weight, stride, needs_x, needs_weight):
 
 
 class _StridedConvGradient(torch.autograd.Function):
-    """Gradient of the input (which=0) or of the weight (which=1). Of the tensor that it differentiates by, only the
-    shape matters.
+    """Gradient of a convolution in its input (which=0) or in its weight (which=1).
+
+    The values of that input or weight are not used, only its shape.
     """
 
     @staticmethod
@@ -146,7 +148,8 @@ def _is_onednn_faster(x: Tensor, outputs: int, channels: int) -> bool:
 
     Args:
         x: input of the convolution.
-        outputs, channels: numbers of output and input channels.
+        outputs: number of output channels.
+        channels: number of input channels.
     """
     if current_algorithm() != "auto" or x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
         return False
@@ -223,8 +226,8 @@ class SharedKernel:
         y = conv3x3(x, weight) + bias + residual
 
     The kernel is packed once. One batched product per backward pass computes the weight gradient of all convolutions,
-    see fastds/ops/impl/conv3x3/shared.py. Gradients exist for all arguments, to any order. Inside torch.compile, export
-    and functorch transforms each call is an independent conv3x3.
+    see fastds/ops/impl/conv3x3/shared_weight_grad.py. Gradients exist for all arguments, to any order. Inside
+    torch.compile, export and functorch transforms each call is an independent conv3x3.
 
     Args:
         weight: (O, C, 3, 3). It must not be modified while this object is in use.
@@ -350,12 +353,14 @@ class MixedConv(nn.Module):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
-        """Compute activation(scale * y + shift). Scale and shift fold a normalisation with fixed statistics into kernel
-        and bias.
+        """Compute activation(scale * y + shift), where y is the convolution of x.
+
+        A normalisation with fixed statistics has this form. It is folded into the kernel and the bias.
 
         Args:
             x: (B, C, H, W).
-            scale, shift: (O,), both or neither.
+            scale: (O,), or None together with shift.
+            shift: (O,), or None together with scale.
             activation: None or "relu".
         """
         if scale is None and activation is None and self.can_share_kernel(x):
@@ -371,9 +376,7 @@ class MixedConv(nn.Module):
         return convolve_any_stride(x, kernel, bias, stride, activation)
 
     def can_share_kernel(self, x: Tensor) -> bool:
-        """Return True if several passes in one graph are faster with a SharedKernel: if the kernel is larger than a
-        field.
-        """
+        """Return True if a SharedKernel can compute this layer and the kernel has more elements than a sample of x."""
         single = self.stride == 1 and self.mixing != "sequential" and is_caching_kernels()
         return single and 9 * self.in_channels * self.out_channels > x[0].numel()
 
@@ -592,7 +595,7 @@ def apply_conv_norm(conv: MixedConv, norm: nn.Module | None, x: Tensor, activati
 
 
 class _MeanAndMax(torch.autograd.Function):
-    """Mean and maximum over the same dimensions, kept with size 1. Several equal maxima share the gradient.
+    """Mean and maximum over the same dimensions, which remain with size 1. Several equal maxima share the gradient.
 
     The joint backward is faster than PyTorch's two separate ones. Second derivatives with respect to the cotangents are
     computed by autograd; those with respect to x are zero.
@@ -615,7 +618,7 @@ class _MeanAndMax(torch.autograd.Function):
 
 
 def compute_mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Compute mean and maximum of x over dims, kept with size 1. Differentiable to any order."""
+    """Compute mean and maximum of x over dims, which remain with size 1. Differentiable to any order."""
     if has_active_transforms() or torch.compiler.is_compiling():
         return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
     return _MeanAndMax.apply(x, dims)

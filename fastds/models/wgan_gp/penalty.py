@@ -17,8 +17,9 @@ ADVERSARIES = ("wgan_gp", "gan")
 
 @contextmanager
 def frozen_spectral_norms(critic: nn.Module) -> Iterator[None]:
-    """Context manager that stops the power iteration of spectral norms, so that both derivatives belong to one
-    function.
+    """Context manager that stops the power iteration of spectral norms in a critic.
+
+    Otherwise each forward would change the critic, and the penalty would mix derivatives of different functions.
     """
     norms = [m for m in critic.modules() if isinstance(m, _SpectralNorm) and m.training]
     for norm in norms:
@@ -34,8 +35,9 @@ def interpolate_samples(real: Tensor, fake: Tensor, epsilon: Tensor | None = Non
     """Interpolate x_i = e_i real_i + (1 - e_i) fake_i with one e_i ~ U(0, 1) per sample.
 
     Args:
-        real, fake: (B, ...).
-        epsilon: (B,); None draws it.
+        real: (B, ...).
+        fake: (B, ...).
+        epsilon: (B,), the factors e_i; None draws them.
 
     Returns:
         A leaf tensor that requires a gradient.
@@ -71,7 +73,8 @@ def gradient_penalty(
 
     Args:
         critic: D(x) or D(x, coarse) -> (B,) or (B, T). Scores of several steps are averaged.
-        real, fake: (B, T, C, H, W), normalised. Neither gets a gradient.
+        real: (B, T, C, H, W), normalised. It gets no gradient.
+        fake: generated samples of the same shape. They get no gradient.
         coarse: coarse fields for a conditional critic.
         epsilon: (B,), in [0, 1]; None draws it.
 
@@ -127,7 +130,8 @@ class CriticLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            real, fake: (B, T, C, H, W), normalised. No gradient reaches fake.
+            real: (B, T, C, H, W), normalised.
+            fake: generated samples of the same shape. They get no gradient.
             coarse: coarse fields for a conditional critic.
             epsilon: see gradient_penalty.
 

@@ -159,9 +159,9 @@ def _match_dimensions(
 
 
 def _find_common_values(fields: Mapping[str, xr.DataArray], dim: Hashable, first: str) -> pd.Index | None:
-    """Return the values of a dimension that all fields have, in the order of the first.
+    """Return the values of a dimension that all fields have, in the order of the first field.
 
-    None if a field has no coordinate of this dimension; the lengths must then be equal.
+    The result is None if a field has no coordinate of this dimension. All lengths must then be equal.
     """
     known = {what: _get_index(field, dim, what) for what, field in fields.items() if dim in field.coords}
     lengths = {what: field.sizes[dim] for what, field in fields.items()}

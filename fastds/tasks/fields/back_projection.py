@@ -95,7 +95,7 @@ class BackProjection:
             y[first : first + _BAND] += rows[first : first + _BAND] @ columns_done
 
     def _select_fine_cells(self, cells: np.ndarray) -> np.ndarray:
-        """Return which of the fine cells (H', W') have their centre in the selected coarse cells."""
+        """Return a mask (H', W') of the fine cells whose centres lie in the selected coarse cells."""
         rows, columns = self.cells
         return cells[rows][:, columns]
 

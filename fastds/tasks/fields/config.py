@@ -121,8 +121,9 @@ class DataConfig:
         return [ANY] if self.each else self.variables
 
     def limits(self, size: int) -> tuple[list[int], list[int]]:
-        """Return the ranges of training and validation; default: the first three quarters and the last fifth of
-        `size`.
+        """Return the ranges of training and validation on an axis of length `size`.
+
+        The default ranges are the first three quarters and the last fifth of the axis.
         """
         return (self.train, self.validation) if self.train else ([0, size * 3 // 4], [size - size // 5, size])
 

@@ -43,7 +43,8 @@ class Downscaling(nn.Module):
         model: arbitrary-scale network, shipped name or weights file (default: "inr-small").
 
     Raises:
-        ValueError: another kind of model, or coordinates that are not equally spaced. Else as fastds.downscale.
+        ValueError: another kind of model, coordinates that are not equally spaced, or arguments that
+            fastds.downscale rejects.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Downscaling(nn.Module):
         """Return the coordinates of y.
 
         Raises:
-            KeyError, ValueError: the input coordinates differ from input_coords.
+            KeyError: a coordinate of input_coords is missing.
+            ValueError: the input coordinates differ from input_coords.
         """
         expected = self.input_coords()
         for index, name in enumerate(expected):

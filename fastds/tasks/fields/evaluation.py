@@ -23,7 +23,7 @@ from fastds.tasks.fields.variables import list_fields, select_field, select_main
 
 
 class EvaluationItems:
-    """Items of an evaluation of gridded fields, see fastds.inference.scoring. Arguments as in evaluate."""
+    """Pairs of fields to score, in the form needed by fastds.inference.scoring. The arguments are those of evaluate."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class EvaluationItems:
         return len(self.pairs)
 
     def read_item(self, number: int) -> Pair:
-        """See EvaluationItems."""
+        """Read a pair of fields."""
         return self.pairs[number]
 
     def score(self, pair: Pair) -> ScoreSums:
-        """See EvaluationItems; scores by variable."""
+        """Compute the scores of a pair of fields, by variable."""
         field = self.pairs.sources[TRUTH][pair.name].field
         score = VariableScores(field, self.pairs.grid.weights, self.pairs.members, self.name)
         score.add(pair)
@@ -158,7 +158,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate with torch's default bicubic kernel, a = -0.75: better for rough fields, worse for smooth ones."""
+    """Interpolate (B, C, H, W) to a grid of `size` cells with torch's bicubic kernel (a = -0.75)."""
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Horizontal grids of datasets: latitude-longitude grids, and planes with equally spaced x and y; finer target
-grids.
-"""
+"""Horizontal grids of datasets (latitude-longitude grids, and planes with equally spaced x and y), and target grids."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ class Geometry:
 
     @property
     def flipped(self) -> tuple[bool, bool]:
-        """Whether rows are ordered from south to north, and whether columns are ordered from east to west."""
+        """Two flags: True if rows run from south to north, and True if columns run from east to west."""
         rows, columns = self.steps
         return rows > 0, columns < 0
 
@@ -73,7 +71,7 @@ class Geometry:
 
     @property
     def has_pole_rows(self) -> bool:
-        """Whether the outer rows are the poles, so that the values are at points and do not represent cells."""
+        """True if the outer rows are the poles, so that the values are at points and do not represent cells."""
         return bool((self.latitude[[0, -1]].abs() > 90 - 1e-6).all())
 
     def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +93,13 @@ class Geometry:
         return self.latitude[0] + step * find_indices(self.latitude, latitude).clamp(low, high)
 
     def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
-        """Return scattered points with coordinates (Q,) in degrees. outside: see from_latlon."""
+        """Return scattered points.
+
+        Args:
+            latitude: (Q,), in degrees.
+            longitude: (Q,), in degrees.
+            outside: handling of points outside the grid, see from_latlon.
+        """
         rows = self.to_even_rows(latitude), self.to_even_rows(self.latitude)
         return from_latlon(rows[0], longitude, rows[1], self.longitude, periodic_x=self.periodic, outside=outside)
 
@@ -110,8 +114,9 @@ class Geometry:
         return "latitudes and longitudes"
 
     def compute_factors(self, latitude: Tensor, longitude: Tensor) -> tuple[float | None, ...]:
-        """Return the ratios of row and of column density of another grid to this one; None for a single row or
-        column.
+        """Return the ratios of the density of rows and of columns of another grid to this grid.
+
+        A ratio is None if the other grid has a single row or column.
         """
         axes = (self.latitude, latitude), (self.longitude, longitude)
         spans = [(t.numel() - 1, float(find_indices(axis, t[[0, -1]]).diff().abs())) for axis, t in axes]
@@ -162,7 +167,7 @@ class Plane(Geometry):
 
 
 def _find_mean_step(name: str, latitude: Tensor) -> float:
-    """Return the step of latitudes, which may be Gaussian. Raises ValueError as `spacing`."""
+    """Return the mean step of latitudes. Raises ValueError if they are neither equally spaced nor Gaussian."""
     try:
         return get_spacing(name, latitude)
     except ValueError:

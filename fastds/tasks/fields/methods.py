@@ -82,8 +82,9 @@ class Interpolation(Fields):
             self.propagate_missing(field, u[:, None], v, values)
 
     def _whole(self, field: np.ndarray) -> np.ndarray:
-        """Replace missing values of a field (H, W) by the nearest value; of two equally near, the northern or western
-        one.
+        """Replace missing values of a field (H, W) by the nearest value.
+
+        If two values are equally near, the northern or western one is used.
         """
         missing = np.isnan(field)
         if not missing.any() or missing.all():
@@ -110,7 +111,8 @@ def pick_method(
         The method, and a note about it.
 
     Raises:
-        ValueError: the dataset does not fit the method. Else as fastds.load.
+        ValueError: the dataset does not fit the method, or the weights cannot be read, see fastds.load.
+        FileNotFoundError: there are no such weights.
     """
     if not isinstance(model, str) or model not in METHODS:
         return pick_network(model, dataset, grid, static)
@@ -135,7 +137,8 @@ def pick_network(
         The network with its grid, and a note about it.
 
     Raises:
-        ValueError: the dataset does not fit the network. Else as FieldModel and fastds.load.
+        ValueError: the dataset does not fit the network, or the weights cannot be read, see fastds.load.
+        FileNotFoundError: there are no such weights.
     """
     if static is not None and model is None:
         raise ValueError(

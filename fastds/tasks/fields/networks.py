@@ -28,8 +28,7 @@ WINDOW_QUERIES = 1 << 20  # maximum number of target points that are decoded at 
 
 
 class FieldModel(Fields):
-    """Network set up for a dataset: selects variables by name; handles periodic longitudes, registration and static
-    maps.
+    """Network that is set up for the variables, the grid and the static maps of a dataset.
 
     Args:
         model: INRDownscaler with a card that names its variables.
@@ -75,7 +74,7 @@ class FieldModel(Fields):
 
     @functools.cached_property
     def ood(self) -> OODReport:
-        """See Fields; computed from a sample of the fields, evenly distributed over all."""
+        """Out-of-distribution report of a sample of the fields, with a UserWarning if a field is outside."""
         card, places = self.model.card, list(self._iterate_indices())
         looked_at = [places[k] for k in select_evenly(len(places))] if card.input_ranges else []
         names = [variable["name"] for variable in card.input_variables]
@@ -149,8 +148,9 @@ class FieldModel(Fields):
 
 
 class AnyVariableModel(FieldModel):
-    """Network with one channel that takes any variable; variables are processed independently. Arguments as in
-    FieldModel.
+    """Network with one channel that takes any variable and processes each variable independently.
+
+    The arguments are those of FieldModel.
     """
 
     def _select_variables(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:

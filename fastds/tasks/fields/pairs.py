@@ -167,7 +167,7 @@ class Pairs:
             only: labels of the sources to check; empty: all.
 
         Raises:
-            ValueError: more than half of the values of a variable are implausible.
+            ValueError: too many values of a variable are implausible, see check_plausible.
         """
         with warnings.catch_warnings():
             if quietly:
@@ -232,7 +232,10 @@ def _find_geometry(dataset: xr.Dataset, what: str) -> Geometry:
 def _find_common_names(
     given: dict[str, xr.Dataset], grids: dict[str, Geometry], var: str | None
 ) -> tuple[list[str], list[str]]:
-    """Return the variables that all datasets have, in the order of the first, and those that only the first has."""
+    """Return the variables that all datasets have, in the order of the first dataset, and its other variables.
+
+    With `var`, the result is this variable alone.
+    """
     names = {what: list_fields(dataset, grids[what]) for what, dataset in given.items()}
     for what, found in names.items():
         if var is not None and var not in found:

@@ -50,7 +50,10 @@ from fastds.tasks.fields.variables import Fields, list_grid_variables, select_fi
 
 
 class FieldsPipeline:
-    """Pipeline of a method and the fields of a dataset, see fastds.inference.chunking. Arguments as in `downscale`."""
+    """Pipeline of a method and the fields of a dataset, see Pipeline in fastds.inference.chunking.
+
+    The arguments are those of fastds.tasks.fields.run.downscale.
+    """
 
     step_multiple = 1
 
@@ -94,11 +97,11 @@ class FieldsPipeline:
             warnings.warn(coarser, UserWarning, stacklevel=4)
 
     def make_chunks(self, steps: int) -> list[Chunk]:
-        """See Pipeline; fields are independent."""
+        """Return independent chunks of at most `steps` steps."""
         return make_independent_chunks(self.dataset.sizes[self.dim], steps)
 
     def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """See Pipeline; running totals are accumulated from their last reset."""
+        """Compute the values of a chunk; running totals are read from their last reset before the chunk."""
         start, stop = chunk.steps
         part, method = copy.copy(self.method), self.method
         part.reset_changes()
@@ -108,7 +111,12 @@ class FieldsPipeline:
         return {name: values[start - first :] for name, values in self._values(part, False, None).items()}
 
     def compute_all(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
-        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
+        """Compute the whole result.
+
+        Args:
+            progress: show a progress bar.
+            folder: folder for memory-mapped files of large fields; None: in memory.
+        """
         self.method.reset_changes()
         values = self._values(self.method, progress, folder)
         return self.make_result(values).assign_attrs(self.method.changes.attributes())
@@ -140,7 +148,7 @@ class FieldsPipeline:
         return fine
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Pipeline."""
+        """Compute the values of a chunk, by variable name."""
         method, given = self.method, self.dataset
         first = given[method.names[0]]
         mappings = {name: drop_geotransform(given[name].variable) for name in find_grid_mappings(given, first)}
@@ -182,8 +190,9 @@ class FieldsPipeline:
         }
 
     def _settings(self) -> dict:
-        """Return the attributes that record the settings; the scale factor is one number, or two for rows and
-        columns.
+        """Return the attributes that record the settings.
+
+        The scale factor is one number, or two numbers if the factors of rows and columns differ.
         """
         rows, columns = (
             float(f"{finer:.12g}") for finer in self.method.factor(*self.target)
@@ -204,7 +213,7 @@ class FieldsPipeline:
         return ", ".join(str(self.method.names[channel]) for channel in self.method.running)
 
     def make_summary(self) -> RunSummary:
-        """See Pipeline."""
+        """Return the result with coordinates and attributes."""
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
         others = [name for name in list_grid_variables(self.dataset, self.grid) if name not in self.method.names]
@@ -237,5 +246,11 @@ def _get_units(grid: Geometry) -> tuple[str, str] | None:
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsPipeline:
-    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.fields.run.downscale."""
+    """Make the pipeline of a model for a dataset.
+
+    Args:
+        model: name or file of the weights, or None.
+        dataset: fields.
+        options: further arguments of fastds.tasks.fields.run.downscale.
+    """
     return FieldsPipeline(model, dataset, **options)

@@ -99,7 +99,7 @@ def downscale_file(
     dtype: str = "input",
     **reading: Unpack[ReadOptions],
 ) -> RunSummary:
-    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
+    """Downscale a file and write the result atomically.
 
     Variables above 256 MiB are stored in unnamed temporary files in the folder of the target.
 
@@ -107,6 +107,16 @@ def downscale_file(
         source: input file.
         target: output file, NetCDF or Zarr.
         model: see downscale.
+        scale: see downscale.
+        grid: see downscale.
+        like: see downscale.
+        var: see downscale.
+        static: see downscale.
+        threads: see downscale.
+        precision: see downscale.
+        device: see downscale.
+        coarsened: see downscale.
+        progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
         reading: options for reading the input, see fastds.data.reading.
@@ -150,8 +160,8 @@ def _downscale(model, dataset, *, progress=False, folder=None, check=None, **opt
         dataset: fields; dask arrays stay lazy if `folder` is None.
         progress: show a progress bar.
         folder: folder for memory-mapped files of large fields; None: in memory.
-        check: function that is called with the result before its values are execution; None: no function.
-        options: arguments of FieldsJob.
+        check: function that is called with the result before its values are computed; None: no function.
+        options: arguments of FieldsPipeline.
 
     Returns:
         The fine dataset and the summary of the run.
@@ -207,8 +217,10 @@ def query(
 
 
 def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
-    """Describe what `query` would compute from a dataset with the default model. Raises ValueError if it does not
-    fit.
+    """Describe what `query` would compute from a dataset with the default model.
+
+    Raises:
+        ValueError: the dataset does not fit the model.
     """
     grid = find_geometry(dataset, var)
     fields, note = pick_network(None, select_field(dataset, grid, var), grid)
@@ -217,7 +229,7 @@ def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
 
 
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
-    """Return the rows of query, the name of the model and a note. options: of resolve_execution."""
+    """Return the rows of query, the name of the model and a note. The options are those of resolve_execution."""
     stations, latitude, longitude = read_points(points)
     grid = find_geometry(dataset, var)
     fields, note = pick_network(model, select_field(dataset, grid, var), grid, static)

@@ -202,8 +202,9 @@ class FieldData(BaseDataModule):
         return block
 
     def _load_each(self) -> list[FieldBlock]:
-        """Load each source; set the first and last field of each large enough validation part, return the training
-        parts.
+        """Load all sources and return their training parts.
+
+        The first and the last field of each validation part that is large enough become the validation fields.
         """
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
         self.limits = None  # no degradation pipeline
@@ -240,5 +241,5 @@ class FieldData(BaseDataModule):
         return 2 * compute_margin(max(self.config.test_scales)) + 8
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """See BaseDataModule."""
+        """Return the statistics of the coarse field of a sample, for the ranges in the model card."""
         return compute_field_statistics(sample["x"], self.config.names)

@@ -40,8 +40,9 @@ class Source:
         self._cached = field
 
     def values(self, at: dict[str, int]) -> np.ndarray:
-        """Return values ([M,] H, W) float32 at indices of the leading dimensions; implausible and infinite values are
-        NaN.
+        """Return values ([M,] H, W) float32 at indices of the leading dimensions.
+
+        Implausible and infinite values are NaN.
         """
         part = self._read(at).transpose(..., *self.names)
         return mask_outside(mask_undeclared_fills(mask_fill_values(part.values, part.attrs)), self.limits)
@@ -59,7 +60,7 @@ class Source:
         return self._cached.isel({dim: k - block[dim][0] for dim, k in at.items()})
 
     def check(self) -> None:
-        """See Pairs.check."""
+        """Read all values of the field and check that they are plausible, see check_plausible."""
         lead = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
         parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)

@@ -73,8 +73,12 @@ def project_points(
 
 
 def _get_metres(name: str, unit: str, projection_unit: float) -> float:
-    """Return the length in metres of the unit of a coordinate. projection_unit: length in metres of the
-    projection's unit, which is the default.
+    """Return the length in metres of the unit of a coordinate.
+
+    Args:
+        name: name of the coordinate.
+        unit: unit of the coordinate; "" stands for the unit of the projection.
+        projection_unit: length in metres of the unit of the projection.
     """
     metres = get_metres_per_unit(unit) if unit else projection_unit
     if metres is None:

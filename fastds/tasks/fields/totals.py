@@ -20,7 +20,7 @@ from fastds.data.grid.variables import classify_rain, get_time_method, is_same_u
 _TOTAL_PATTERN = re.compile(r"since|accumulat|cumulat|running")
 _MAX_TIMES = 49  # number of times that are examined: two days of hours and a reset
 _NOISE = 1e-3  # fraction of the scale of a field; packing makes totals decrease by up to this much
-# fractions of decreasing cells: at most _FEW while a total grows, at least _MOST where it is reset
+# fractions of decreasing cells: at most _MAX_DECREASING while a total grows, more than _MIN_RESET where it is reset
 _MAX_DECREASING, _MIN_RESET = 0.01, 0.5
 
 
@@ -141,7 +141,7 @@ class RunningTotals:
         """Return fields with increments in place of running totals.
 
         Args:
-            at: indices of the leading dimensions, which must come in order.
+            at: indices of the leading dimensions. Successive calls must go through them in order.
             x: fields (1, C, H, W).
         """
         if self.running:

@@ -107,9 +107,7 @@ class Fields:
 
     @functools.cached_property
     def ood(self) -> OODReport:
-        """Out-of-distribution report of the fields for a network; its computation issues a UserWarning if one is
-        outside.
-        """
+        """Out-of-distribution report of the fields for a network. Methods without a network have an empty report."""
         return OODReport(self.name)
 
     def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
@@ -121,8 +119,9 @@ class Fields:
 
         Relative humidity is bounded by 0 and by the maximum of the field, but at least by saturation; with respect to
         ice it can far exceed 100 %. Other variables are bounded by 0 if the field has no negative value and either the
-        quantity cannot be negative or at least 1 % of the values are zero (precipitation, radiation, cover). They are
-        bounded by 1 or 100 % under the corresponding condition (cover, masks).
+        quantity cannot be negative or at least 1 % of the values are zero (precipitation, radiation, cover). Fractions
+        and percentages are also bounded by 1 or 100 % if no value is larger and at least 1 % of the values are equal to
+        this limit (cover, masks).
         """
         if channel in self.running:
             return 0.0, math.inf
@@ -165,7 +164,7 @@ class Fields:
     def propagate_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Set fine values to NaN, in place, where the nearest value of the coarse field is missing.
 
-        Of two equally near points, the southern or eastern one is used.
+        If two points are equally near, the southern or eastern one is used.
 
         Args:
             field: coarse field (H, W).
@@ -205,7 +204,8 @@ class Fields:
 def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
     """Select the fields with the dimensions of the field that has the most dimensions.
 
-    Of several with the most dimensions, the first counts. Static fields such as orography are thereby not selected.
+    If several fields have the most dimensions, the first of them counts. Static fields such as orography have fewer
+    dimensions and are not selected.
 
     Returns:
         Names and kinds of the fields.
@@ -224,8 +224,10 @@ def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], 
 
 
 def select_field(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
-    """Return the dataset with `var` as its only field; None: with all fields. Raises ValueError if there is no such
-    field.
+    """Return the dataset with `var` as its only field, or with all fields if `var` is None.
+
+    Raises:
+        ValueError: there is no such field.
     """
     if var is None:
         return dataset
@@ -294,9 +296,7 @@ def _compute_scale(field: Tensor) -> float:
 
 
 def _is_flag(attrs: dict) -> bool:
-    """Return whether the attributes are those of a flag variable. Flagged quantities with units are not flag
-    variables.
-    """
+    """Return True if the attributes are those of a flag variable, which has no units."""
     return attrs.get("units", "1") in ("1", "") and not {"flag_values", "flag_masks", "flag_meanings"}.isdisjoint(attrs)
 
 

@@ -18,7 +18,13 @@ RIDGE_PENALTY = 10.0  # penalty in squared units of the field times the number o
 
 
 def run_network(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
-    """Run a network. noise: arguments of HumidityGenerator.forward, ignored for networks without noise."""
+    """Run a network.
+
+    Args:
+        network: HumidityGenerator or a network without noise.
+        coarse: coarse fields, normalised.
+        noise: further arguments of HumidityGenerator.forward, ignored for networks without noise.
+    """
     return network(coarse, **noise) if hasattr(network, "noise_shape") else network(coarse)
 
 

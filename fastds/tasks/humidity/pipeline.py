@@ -36,8 +36,8 @@ from fastds.models.baselines.interpolation import compute_interpolation_weights
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.fields.geometry import find_geometry
 
-# Number of columns that are wrap around at each side of a global field. The result still depends slightly on
-# the position of the seam, because the channel gates average over these columns twice.
+# Number of columns that are wrapped around at each side of a global field. The result still depends slightly on the
+# position of the seam, because the means of the channel gates count these columns twice.
 WRAP_COLUMNS = 16
 _CHANGE_KINDS = {
     "clipped": "were cut at the range of the network",
@@ -47,7 +47,10 @@ SEQUENCE = 8  # number of steps that the recurrence processes together; the last
 
 
 class HumidityPipeline:
-    """Pipeline of a generator and a field, see fastds.inference.chunking.Pipeline. Arguments as in `downscale`."""
+    """Pipeline of a generator and a field, see fastds.inference.chunking.Pipeline.
+
+    The arguments are those of fastds.tasks.humidity.run.downscale.
+    """
 
     step_multiple = SEQUENCE
 
@@ -84,7 +87,7 @@ class HumidityPipeline:
         self.changes, self.max_input = ChangeCounts(_CHANGE_KINDS), -np.inf
 
     def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """See Pipeline."""
+        """Compute the values of a chunk, by variable name."""
         return {self.field.name: self._values(slice(*chunk.steps), False)}
 
     def compute_all(self, progress: bool) -> xr.Dataset:
@@ -143,7 +146,7 @@ class HumidityPipeline:
                 fine[..., time, :, :] += (along[0] @ (along[1] @ beyond.T.astype(np.float64)).T).astype(np.float32)
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Pipeline."""
+        """Return the result with coordinates and attributes."""
         field, scale, card = self.field, self.model.config["scale"], self.model.card
         out = refine_grid(self.dataset, field, scale)
         if card.coarsening == "decimate":
@@ -169,9 +172,7 @@ class HumidityPipeline:
 
     @functools.cached_property
     def ood(self) -> OODReport:
-        """Out-of-distribution report of the field for the network; its computation issues a warning if it is
-        outside.
-        """
+        """Out-of-distribution report of the field for the network, with a UserWarning if the field is outside."""
         return assess_field(self.model.card, self.field)
 
     def _settings(self) -> dict:
@@ -192,7 +193,7 @@ class HumidityPipeline:
         return settings
 
     def make_summary(self) -> RunSummary:
-        """See Pipeline."""
+        """Return the summary of the run."""
         notes = [f"model {self.model.card.name}", *self.changes.notes()]
         return RunSummary(self.model.card.name, self._settings(), notes)
 
@@ -224,7 +225,7 @@ def _is_humidity(model, field):
 def _clip_humidity(values, name):
     """Clip relative humidity to HUMIDITY_RANGE, with a warning.
 
-    Analyses exceed this range with respect to ice and by interpolation.
+    Analyses contain values outside this range, because of supersaturation over ice and because of interpolation.
 
     Raises:
         ValueError: the values are a fraction, or far outside the range.
@@ -265,7 +266,10 @@ def _is_periodic(dataset: xr.Dataset, field: xr.DataArray) -> bool:
 
 
 def _find_valid_rows(field: xr.DataArray, scale: int, coarsening: str) -> slice:
-    """Return the fine rows whose centres are not beyond a pole. Cells that are centred at a pole have such rows."""
+    """Return the fine rows whose centres are not beyond a pole.
+
+    If a coarse cell is centred at a pole, some of its fine rows are beyond the pole.
+    """
     rows, latitude = field.shape[1], field.coords.get(field.dims[1])
     if latitude is None or not is_latitude(latitude.attrs) or rows < 2:
         return slice(0, rows * scale)
@@ -289,7 +293,7 @@ def assess_statistics(card: ModelCard, pressure: float | None, inputs: list[dict
     """Compare statistics of fields with the ranges in a model card.
 
     A pressure outside the training levels is reported and does not count for the score, because the error at other
-    levels is reflected by the texture (fastds/studies/out-of-distribution.md).
+    levels is reflected by the texture (docs/out-of-distribution.md).
 
     Args:
         card: model card.
@@ -331,7 +335,7 @@ def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: 
         values: coarse fields (time, h, w).
         seeds: see _make_seeds; without members, one field without noise is computed.
         progress: show a progress bar.
-        wrap: number of columns that are wrap around at each side; 0 for fields that are not global.
+        wrap: number of columns that are wrapped around at each side; 0 for fields that are not global.
 
     Returns:
         (members, time, H, W).
@@ -356,14 +360,15 @@ def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: 
 
 
 def _draw_noise(model, part: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-    """Return the noise of a sequence (1, T, C, h, w); each step has its names seed."""
+    """Return the noise of a sequence (1, T, C, h, w), drawn with one seed for each step."""
     steps = zip(part.split(1, dim=1), seeds, strict=True)
     return torch.cat([model.draw(step, "random", number) for step, number in steps], dim=1)
 
 
 def wrap_columns(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:
-    """Wrap columns of a tensor (..., W) around at each side. Strings, which name a kind of noise, are returned
-    unchanged.
+    """Wrap columns of a tensor (..., W) around at each side.
+
+    Strings, which name a kind of noise, are returned unchanged.
     """
     if isinstance(x, str) or not columns:
         return x
@@ -380,5 +385,11 @@ def _refine_coordinate(field, dim, scale):
 
 
 def prepare(model: str | os.PathLike, dataset: xr.Dataset, **options: Any) -> HumidityPipeline:
-    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.humidity.run.downscale."""
+    """Make the pipeline of a model for a dataset.
+
+    Args:
+        model: name or file of the weights.
+        dataset: fields.
+        options: further arguments of fastds.tasks.humidity.run.downscale.
+    """
     return HumidityPipeline(model, dataset, **options)

@@ -37,8 +37,8 @@ def downscale(
     """Downscale a field to a single field or an ensemble.
 
     For models of area means, cells are divided into scale x scale cells. For models of decimated fields, the coarse
-    points are kept, and the new points follow them. Values are clipped to the card's valid_range; for humidity, that is
-    the range of the input, so that a result can be downscaled again. The result is deterministic.
+    points remain, and new points are inserted after each. Values are clipped to the card's valid_range. For humidity,
+    that is the range of the input, so that a result can be downscaled again. The result is deterministic.
 
     Args:
         model: generator with offset, range and coarsening in its card, shipped name or weights file.
@@ -83,12 +83,20 @@ def downscale_file(
     dtype: str = "input",
     **reading: Unpack[ReadOptions],
 ) -> RunSummary:
-    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
+    """Downscale a file and write the result atomically.
 
     Args:
         source: input file.
         target: output file, NetCDF or Zarr.
         model: see downscale.
+        members: see downscale.
+        seed: see downscale.
+        var: see downscale.
+        level: see downscale.
+        threads: see downscale.
+        precision: see downscale.
+        device: see downscale.
+        progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
         reading: options for reading the input, see fastds.data.reading.
@@ -148,7 +156,7 @@ def _downscale(
         level: see downscale.
         execution: threads, precision and device.
         progress: show a progress bar.
-        check: function that is called with the result before its values are execution; None: no function.
+        check: function that is called with the result before its values are computed; None: no function.
 
     Returns:
         The fine dataset, and notes on changed values.

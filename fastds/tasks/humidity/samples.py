@@ -93,7 +93,10 @@ def normalise(values: np.ndarray, config: DataConfig) -> torch.Tensor:
 
 
 def _select_days(field, source, config, role):
-    """Return the days of a role. Validation days are drawn from all days, and are for training only if they "stay"."""
+    """Return the days of a role.
+
+    Validation days are drawn from all days. They are also training days if the source has "validation_stays".
+    """
     every = split_into_days(field, config.steps)
     overlap = source.get("validation_stays", False)
     training, validation = split_validation_days(len(every), source["validation_days"], overlap=overlap)
@@ -110,8 +113,8 @@ class FieldSequences(Dataset):
     """Samples {"coarse": (T, 1, h, w), "fine": (T, 1, H, W)}, normalised; sample i depends on (seed, i) only.
 
     Args:
-        regions: tensors (times, H, W). A region is drawn with a probability proportional to its size, or each is used
-            in round_ (config.each_once); then times and crop are drawn.
+        regions: tensors (times, H, W). A region is drawn with a probability proportional to its size, or, with
+            config.each_once, all regions are used in turn. Times and crop are then drawn.
         samples: number of samples.
         scale: scale factor.
         config: steps, crop, coarsening, flips.
@@ -193,7 +196,7 @@ class HumidityData(BaseDataModule):
         self.validation = fixed
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """See BaseDataModule."""
+        """Return the statistics of the coarse field of a sample, for the ranges in the model card."""
         return compute_texture(sample["coarse"] * self.config.range + self.config.offset)
 
     def make_loader(self, samples: Dataset, **options) -> DataLoader:

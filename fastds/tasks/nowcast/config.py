@@ -164,7 +164,7 @@ class LossConfig:
 
     @property
     def has_scheduled_weights(self) -> bool:
-        """Whether the weights change with the epoch."""
+        """True if the weights change with the epoch."""
         return self.weights == "scheduled" or (self.weights is None and self.terms != "none")
 
 

@@ -48,7 +48,7 @@ class EnsembleRows:
             members), flatness (largest relative deviation of the rank histogram from a flat one), rain and wet (mean
             rain, and area of at least WET_RATE, of the members relative to the truth). Shape (n, RATES): reliability
             (largest difference between forecast probability and frequency, for probabilities of at least a fraction
-            FEWEST of the pixels), calibration (mean difference over all pixels), fss (of the probabilities), csi (of
+            MIN_SHARE of the pixels), calibration (mean difference over all pixels), fss (of the probabilities), csi (of
             the ensemble mean), csi_matched (of the ensemble mean above the threshold that gives the mean area of the
             members).
         ranks: (n, M + 1), rank histogram.

@@ -39,7 +39,10 @@ _NAMES = ("the observed file", "TRUTH")
 
 
 class EvaluationItems:
-    """Items of an evaluation of nowcasts, see fastds.inference.scoring.EvaluationItems. Arguments as in evaluate."""
+    """Initialization times to score, in the form that fastds.inference.scoring needs.
+
+    The arguments are those of evaluate.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class EvaluationItems:
         return len(self.forecasts.starts)
 
     def read_item(self, number: int) -> ComparedFields | None:
-        """See EvaluationItems."""
+        """Read observed fields and forecasts of an initialization time; None if an observed field is missing."""
         observed = self.fields.read_frames(number)
         if observed is None:
             return None
@@ -78,7 +81,7 @@ class EvaluationItems:
         return ComparedFields(number, before, after, made, members)
 
     def score(self, start: ComparedFields) -> ScoreSums:
-        """See EvaluationItems; scores of all methods and of the ensemble."""
+        """Compute the scores of all methods and of the ensemble for an initialization time."""
         forecasts = self.forecasts
         comparison = Comparison(list(start.made), forecasts.leads, forecasts.z_r)
         valid = {key: np.nan_to_num(fields) for key, fields in start.made.items()}
@@ -103,7 +106,7 @@ def _compute_forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps:
     Args:
         method: baseline.
         known: input frames (n, h, w) in dBZ.
-        wet: (h, w), see wet_shares, of the last frame.
+        wet: (h, w), wet fractions of the last frame, see compute_wet_shares.
         steps: number of forecast frames.
 
     Returns:
@@ -268,9 +271,9 @@ class _ObservedFields:
             _check_grid(forecasts, source, what)
 
     def read_frames(self, number: int) -> list[np.ndarray] | None:
-        """Return the frames before and after an initialization time, and the wet shares of the last frame before.
+        """Return the frames before and after an initialization time, and the wet fractions of the last frame before.
 
-        None if a frame is missing.
+        The result is None if a frame is missing.
         """
         forecasts = self.forecasts
         shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads

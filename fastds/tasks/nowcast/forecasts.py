@@ -212,8 +212,9 @@ class Forecasts:
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
 
     def read_frames(self, number: int) -> np.ndarray:
-        """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing; for ensembles of the mean
-        rain.
+        """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing.
+
+        For ensembles, this is the reflectivity of the mean rain of the members.
         """
         if not self.count:
             return self._to_dbz(self._read_start(number))

@@ -51,7 +51,7 @@ def find_trajectories(known: Tensor, steps: int) -> Tensor:
         steps: number of forecast frames.
 
     Returns:
-        (n, 2, H, W): present positions in pixels of the air that arrives after 1 ... n steps.
+        (n, 2, H, W): displacements in pixels from each pixel to the origin of its air 1 ... n steps before.
     """
     return compute_trajectories(estimate_backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
 
@@ -86,8 +86,8 @@ class Ensemble:
     """Ensemble around the mean forecast of a method.
 
     At each pixel, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and no echo if
-    z is below the detection threshold of the last frame. The mean rain of the members equals the mean rain of the
-    last frame after its motion, as far as it was observed; for this purpose, m is shifted at all pixels (see
+    z is below the detection threshold of the last frame. The parameter m is shifted at all pixels, so that the mean
+    rain of the members is about that of the advected last frame, as far as it was observed (see
     fastds.models.ensembles).
 
     Args:
@@ -134,8 +134,9 @@ class Ensemble:
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
     def _compute_parameters(self, features: ForecastFeatures, threshold: float) -> list[tuple[Tensor, ...]]:
-        """Return the parameters of the error model for each lead time, adjusted to the mean rain of the moved last
-        frame.
+        """Return the parameters of the error model for each lead time.
+
+        They are adjusted to the mean rain of the advected last frame.
         """
 
         def rain(z: Tensor) -> Tensor:
@@ -154,14 +155,14 @@ class Ensemble:
 class NetworkEnsemble:
     """Ensemble of a network that draws members with the noise with which it was trained.
 
-    Members have no echo below the rate WET_RATE. Arguments as in Ensemble.
+    Members have no echo below the rate WET_RATE. The arguments are those of Ensemble.
     """
 
     def __init__(self, method: Method, execution: ExecutionConfig, seed: int, z_r: tuple[float, float]):
         self.method, self.execution, self.seed, self.min_echo = method, execution, seed, compute_min_echo(z_r)
 
     def draw(self, z: np.ndarray, paths: object, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
-        """See Ensemble.draw."""
+        """Yield the members (steps, H, W) in dBZ. Arguments are those of Ensemble.draw."""
         floor = np.float32(self.method.card.floor_dbz)
         if not (z[-1] >= self.min_echo).any():
             yield from (np.full((steps, *z.shape[1:]), floor) for _ in range(members))

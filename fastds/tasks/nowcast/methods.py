@@ -68,25 +68,26 @@ class Method:
 
     @property
     def uses_motion(self) -> bool:
-        """Whether the method moves echo by the motion of several frames."""
+        """True if the method advects the last frame with the motion of several frames."""
         return self.name not in STILL and self.known > 1
 
     @property
     def has_limited_wet_area(self) -> bool:
-        """Whether forecasts are limited to about the wet area of the last frame, see wet_area.
+        """True if forecasts are limited to about the wet area of the last frame, see wet_area.
 
-        Not for blurred persistence, which like smooth forecasts is meant to minimise the squared error.
+        Blurred persistence is not limited, because it minimises the squared error, as smooth forecasts do.
         """
         return self.name != BLURRED
 
     @property
     def draws_members(self) -> bool:
-        """Whether the network draws members with the noise with which it was trained."""
+        """True if the network draws members with the noise with which it was trained."""
         return self._has_option("members")
 
     def with_blocks(self, block: int) -> Method:
-        """Return the method with restarts from the last forecast frames after every `block` frames, for long lead
-        times.
+        """Return the method with restarts from the last forecast frames after every `block` frames.
+
+        Restarts are for long lead times.
 
         Raises:
             ValueError: the method has no such option.
@@ -94,8 +95,9 @@ class Method:
         return self._set_option("block", block, "cannot start anew from its own forecasts")
 
     def with_smooth_forecasts(self) -> Method:
-        """Return the method without matching of intensities to the last frame, for smooth forecasts of least squared
-        error.
+        """Return the method without matching of intensities to the last frame.
+
+        Its forecasts are smooth and have the least squared error.
 
         Raises:
             ValueError: the method has no such option.
@@ -158,8 +160,12 @@ class Method:
         return self._run(z, steps)[0]
 
     def draw_members(self, z: np.ndarray, steps: int, count: int) -> np.ndarray:
-        """Return `count` members (count, steps, H, W) of a method that draws members. Other arguments as in the
-        call.
+        """Return members (count, steps, H, W) in dBZ of a method that draws members.
+
+        Args:
+            z: input frames (known, H, W) in dBZ.
+            steps: number of forecast frames.
+            count: number of members.
         """
         return self._run(z, steps, members=count)
 
@@ -180,7 +186,9 @@ def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Met
         model: network, shipped name, weights file or baseline; None: the shipped nowcasting network.
 
     Raises:
-        ValueError: the model does not forecast, or several networks are shipped without a default. Else as fastds.load.
+        ValueError: the model does not forecast, several networks are shipped without a default, or the weights cannot
+            be read, see fastds.load.
+        FileNotFoundError: there are no such weights.
     """
     if isinstance(model, nn.Module):
         return _make_method(model), describe_model(model, model)

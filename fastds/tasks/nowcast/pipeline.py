@@ -102,7 +102,7 @@ class Options:
         members: number of ensemble members along a new first dimension `realization`; None: a single forecast.
         seed: random seed of the ensemble; None: 0. Member k of an initialization time does not depend on the number of
             members.
-        probability: rain rates in mm/h whose exceedance probabilities are execution in place of the members; the
+        probability: rain rates in mm/h whose exceedance probabilities are computed in place of the members; the
             default number of members is then 24.
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
@@ -225,19 +225,22 @@ class NowcastPipeline:
         return chunks
 
     def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """See Pipeline."""
+        """Compute the values of a chunk, by variable name."""
         return self._values(self.starts[slice(*chunk.steps)], False, None)
 
     def compute_all(self, progress: bool, folder) -> xr.Dataset:
-        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
+        """Compute the whole result.
+
+        Args:
+            progress: show a progress bar.
+            folder: folder for memory-mapped files of large fields; None: in memory.
+        """
         self.changes = _create_change_counts()
         values = self._values(self.starts, progress, folder)
         return self.make_result(values).assign_attrs(self.changes.attributes())
 
     def _values(self, starts: list[Start], progress: bool, folder) -> dict[str, np.ndarray]:
-        """Return the forecasts ([members or thresholds,] starts, leads, h, w) of some initialization times, and masks
-        of inflow.
-        """
+        """Return forecasts ([members or thresholds,] starts, leads, h, w) and masks of inflow, by variable name."""
         self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
         z, outside = self._compute_forecasts(starts, progress, folder)
         if np.isnan(z[0, :, 0]).all() and self.method.known > 1:
@@ -286,8 +289,9 @@ class NowcastPipeline:
 
     @property
     def _order(self) -> tuple:
-        """Index that orients rows and columns for the method, and back; some networks were trained in the file's
-        orientation.
+        """Index that orients rows and columns for the method, and back.
+
+        It changes nothing for networks that were trained in the orientation of the files.
         """
         return get_north_up_index(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
@@ -313,7 +317,7 @@ class NowcastPipeline:
         return forecast
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Pipeline."""
+        """Return the result with coordinates and attributes."""
         forecasts, outside = next(iter(values.values())), values.get(OUTSIDE)
         form = {"quantity": self.options.quantity, "z_r": self.z_r, "factor": self.factor, "first": self.first}
         form["outside"] = outside
@@ -323,7 +327,7 @@ class NowcastPipeline:
         )
 
     def make_summary(self) -> RunSummary:
-        """See Pipeline."""
+        """Return the summary of the run."""
         count, leads = len(self.starts), self.leads
         text = format_count(count, "forecast" if self.ensemble is None else "ensemble")
         text += f" of {self.options.n_members} members," * bool(self.ensemble) + f" of {len(leads)} fields"
@@ -334,7 +338,7 @@ class NowcastPipeline:
 
     @functools.cached_property
     def ood(self) -> OODReport:
-        """Out-of-distribution report of the input frames; its computation issues a warning if they are outside."""
+        """Out-of-distribution report of the input frames, with a UserWarning if they are outside."""
         card, inputs = self.method.card, []
         for k in select_evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
             z = self._read_known(self.starts[k].frames[-2:])
@@ -447,6 +451,12 @@ def _make_first_coordinate(options: Options) -> xr.Variable | None:
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastPipeline:
-    """Make the pipeline of a model, given by its name or file. options: as in Options."""
+    """Make the pipeline of a model for a dataset.
+
+    Args:
+        model: name or file of the weights, or None.
+        dataset: radar fields.
+        options: attributes of Options.
+    """
     chosen = Options(**options)
     return NowcastPipeline(model, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)

@@ -63,7 +63,7 @@ def forecast(
         With measure_time, a pair of this array and the time.
 
     Raises:
-        ValueError: shapes, timesteps or metadata that do not fit. Else as fastds.nowcast.
+        ValueError: shapes, timesteps or metadata that do not fit, or an argument that fastds.nowcast rejects.
         ImportError: pysteps is not installed.
     """
     begin = time.perf_counter()

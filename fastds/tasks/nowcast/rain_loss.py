@@ -8,15 +8,13 @@ from torch import Tensor, nn
 class RainLoss(nn.Module):
     """Mean over lead times of the squared error relative to the reference, plus weight (1 - soft CSI).
 
-                    error = mean over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e), x_0 the
-                    reference
-                    soft CSI = H / U, H = sum p o, U = sum (p + o - p o);  p = sigmoid((y - tau) / width), o = [x >=
-                    tau]
+        error = mean over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e)
+        soft CSI = H / U,  H = sum p o,  U = sum (p + o - p o),  p = sigmoid((y - tau) / width),  o = [x >= tau]
 
-    A forecast of least squared error is smooth and misses heavy rain; the second term preserves the area above each
-    threshold. CSI is computed over many batches, because the mean over batches would favour forecasts without rain: H
-    and U are exponentially decaying sums, and a batch has the gradient of H / U, (dH - H / U dU) / U, scaled to the
-    share of one batch.
+    Here y is the forecast, x the truth and x_0 the reference. A forecast of least squared error is smooth and misses
+    heavy rain; the second term preserves the area above each threshold. CSI is computed over many batches, because a
+    mean of the CSI of batches would favour forecasts without rain. H and U are exponentially decaying sums over
+    batches, and the gradient of a batch is that of H / U, (dH - H / U dU) / U, scaled to the share of one batch.
 
     Input: forward(y, truth, reference, valid), each (B, n, 1, H, W) on the scale of the fields; output: a scalar.
 

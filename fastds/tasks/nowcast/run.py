@@ -45,10 +45,10 @@ def nowcast(
         options: see fastds.tasks.nowcast.pipeline.Options.
 
     Returns:
-        A new Dataset over (time, y, x), with the settings in its attributes. Option `every`: over
-        (forecast_reference_time, forecast_period, y, x), lazy if the variable is a dask array. Option `members`: with a
-        first dimension realization. Option `probability`: with a first dimension threshold. The result is
-        deterministic.
+        A new Dataset over (time, y, x), with the settings in its attributes. Several forecasts (option `every`) have
+        the dimensions (forecast_reference_time, forecast_period, y, x), and are lazy if the variable is a dask array.
+        The option `members` adds a first dimension realization, the option `probability` a first dimension threshold.
+        The result is deterministic.
 
     Raises:
         ValueError: data, options or models that do not fit, too few frames, or gaps before the initialization time.

@@ -135,8 +135,9 @@ class NowcastCrops(torch.utils.data.Dataset):
         return self._read(store, scale, window, self._draw_place(rng, store, scale, window[c.known - 1]))
 
     def _draw_place(self, rng, store: FrameStore, scale: int, frame: int) -> list[int]:
-        """Return the first row and column, on the coarse grid, of a crop with enough echo, or of the attempt with most
-        echo.
+        """Return the first row and column, on the coarse grid, of a crop with enough echo.
+
+        If no attempt has enough echo, the attempt with most echo is returned.
         """
         side, best = self.config.crop * scale, None
         for _ in range(_MAX_ATTEMPTS):
@@ -151,7 +152,10 @@ class NowcastCrops(torch.utils.data.Dataset):
         return best[1]
 
     def _read(self, store: FrameStore, scale: int, window: np.ndarray, place: list[int]) -> tuple[Tensor, Tensor]:
-        """Return frames and valid mask (m + n, 1, crop, crop) of a crop; a halo around the crop is read, too."""
+        """Read frames and valid mask (m + n, 1, crop, crop) of a crop.
+
+        A crop that moves is read with a halo of `halo` pixels.
+        """
         c, halo = self.config, self.config.halo if self.moving else 0
         spans = [
             (max(p - halo, 0), min(p + c.crop + halo, size // scale))
@@ -171,8 +175,10 @@ class NowcastCrops(torch.utils.data.Dataset):
 
 
 def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
-    """Sample each frame at the positions, at its time, of the air in a crop at the initialization time (frame known -
-    1).
+    """Sample frames at the positions of the air that is in a crop at the initialization time.
+
+    The initialization time is that of frame known - 1. The positions follow the steady optical flow of the known frames
+    backward and forward in time.
 
     Args:
         x: (T, 1, H, W) in [0, 1], NaN = missing.
@@ -224,11 +230,11 @@ class NowcastData(BaseDataModule):
         self.moving = moving
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """See BaseDataModule; computed from the last two input frames."""
+        """Return the statistics of the last two input frames of a sample, for the ranges in the model card."""
         return compute_motion_statistics(sample["frames"][self.config.known - 2 : self.config.known, 0])
 
     def compute_input_ranges(self, *samples: int) -> dict[str, list[float]]:
-        """See BaseDataModule; computed from crops at fixed positions, as in a forecast."""
+        """Return the ranges of the input statistics of training crops at fixed positions, for the model card."""
         if not self.moving or self.config.known < 2:
             return super().compute_input_ranges(*samples) if self.config.known > 1 else {}
         fixed = NowcastData(self.config, moving=False, seed=self.seed, devices=self.devices)

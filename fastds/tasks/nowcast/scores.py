@@ -64,8 +64,9 @@ class NowcastTable(ScoreTables):
     ensemble: EnsembleRows | None = None
 
     def means(self, method: str, score: str) -> np.ndarray:
-        """Return a score of a method averaged over lead times, ignoring undefined values: (thresholds,), (bands,) or a
-        number.
+        """Return a score of a method averaged over lead times, without undefined values.
+
+        The result has the shape (thresholds,) or (bands,), or is a number.
         """
         return mean_of_defined(self.rows[method][score])
 

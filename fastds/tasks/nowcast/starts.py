@@ -181,7 +181,8 @@ def read_coarse_frames(source: ReflectivityInput, index: list[int], factor: int,
 def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
     """Return the fraction of wet pixels (above the floor) in each cell; NaN for cells with missing pixels.
 
-    The mean reflectivity of a cell with few wet pixels is above the floor, too, so that it overestimates the wet area.
+    The sum of these fractions is the wet area. The number of cells whose mean reflectivity is above the floor would
+    overestimate it, because a few wet pixels raise the mean of a cell above the floor.
 
     Args:
         source: radar fields.

@@ -113,8 +113,9 @@ class NowcastModule(SupervisedModule):
         return self.network.roll(inputs, future, truth, self.feed_truth())
 
     def epoch(self) -> int:
-        """Return the number of epochs so far, computed from steps because Lightning's count is off by one after a
-        resume.
+        """Return the number of epochs so far.
+
+        The number is computed from steps, because Lightning's number is wrong by one after a run was resumed.
         """
         if self.config.loss.epochs is not None:
             return int(self.config.loss.epochs * self.compute_progress(self.global_step))

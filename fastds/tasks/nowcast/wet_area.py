@@ -9,21 +9,21 @@ from torch import Tensor
 
 from fastds.models.baselines.boundary import estimate_advected_area
 
-# Largest wet area of a forecast relative to the moved last frame. Drying a cell increases the squared error if it does
-# become wet; with this limit, the wet area is within a quarter of the expected one.
+# Largest ratio of the wet area of a forecast to that of the advected last frame. A lower limit would increase the
+# squared error, because some of the dried cells do become wet.
 _MAX_MOVED_RATIO = 1.24
-# The moved area is uncertain: it is limited to this range relative to the area of the last frame.
+# The advected area is uncertain. The limit is therefore within this range of ratios to the area of the last frame.
 _MIN_RATIO, _MAX_RATIO = 0.9, 1.24
 
 
 def count_wet_cells(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     """Return the largest number of wet cells of a forecast by lead time.
 
-    Forecasts of least squared error spread weak echo over all positions that echo may reach, until everything is wet. A
-    single forecast should have about the wet area of the last frame after its motion.
+    A forecast of least squared error is slightly wet wherever rain is possible, and finally everywhere. A single
+    forecast should have about the wet area of the advected last frame.
 
     Args:
-        wet: (H, W), wet fraction of each cell of the last frame, see wet_shares, NaN = missing.
+        wet: (H, W), wet fraction of each cell of the last frame, see compute_wet_shares, NaN = missing.
         paths: (steps, 2, H, W), back-trajectories in pixels; None: no motion.
         steps: number of lead times.
     """

@@ -17,7 +17,9 @@ CLEAR_DB = 4.0
 
 
 def make_single_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
-    """Return a single band for the whole grid: rows, rows that are read, and position of the rows in these on the fine
+    """Return a single band that covers the whole grid, in the form of the argument `bands` of back_project.
+
+    A band has three slices: its rows, the rows that are read, and the position of its rows among the latter on the fine
     grid.
     """
     return [(slice(0, shape[0]), slice(0, shape[0]), slice(None))]
@@ -38,8 +40,8 @@ def back_project(
         known: (2, h, w) bool, cells that are not missing; other cells are not corrected.
         coarsened: how x averages finer cells, see fastds.data.coarsen.
         span: difference in dB between the values 0 and 1.
-        bands: function that divides the rows into bands, see one_band. Bands limit the memory and must overlap by the
-            motion and more than ITERATIONS rows.
+        bands: function that divides the rows into bands, see make_single_band. Bands limit the memory. The rows that
+            are read must exceed a band by the motion and by more than ITERATIONS rows.
 
     Source: Irani and Peleg 1991, Improving Resolution by Image Registration (iterative back-projection).
     """

@@ -67,7 +67,7 @@ def demo(
         Table of errors.
 
     Raises:
-        ValueError: invalid size or number of frames. Else as pick_model.
+        ValueError: invalid size or number of frames, or a model that pick_model rejects.
     """
     if size % 32 or size < 64:
         raise OptionError("size", f"must be a multiple of 32 and at least 64 pixels, got {size}")

@@ -98,7 +98,7 @@ def read_channels(
         Channels and description; None and "" for a network without additional input.
 
     Raises:
-        ValueError: a variable is missing, or has another grid or other times. Else as find_channels.
+        ValueError: a variable is missing, or has another grid or other times, or find_channels raises an error.
     """
     channels = find_channels(model, source.dataset, given)
     if not channels:

@@ -38,7 +38,7 @@ def check_truth(
         time_factor: ratio of the time resolution of output and input.
 
     Raises:
-        ValueError: the truth does not cover the fine grid, message a time between all pairs of input times, or has
+        ValueError: the truth does not cover the fine grid, lacks a time for every pair of input times, or has
             implausible values.
     """
     grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
@@ -68,8 +68,9 @@ def check_truth(
 
 
 class EvaluationItems:
-    """Items of an evaluation of radar fields, see fastds.inference.scoring.EvaluationItems. Arguments as in
-    evaluate.
+    """Pairs of frames to score, in the form that fastds.inference.scoring needs.
+
+    The arguments are those of evaluate.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class EvaluationItems:
         return len(self.pairs)
 
     def read_item(self, number: int) -> Pair:
-        """See EvaluationItems."""
+        """Read a pair of frames."""
         return self.pairs[number]
 
     def score(self, pair: Pair) -> ScoreSums:
-        """See EvaluationItems; scores by method."""
+        """Compute the scores of a pair of frames, by method."""
         sums = ScoreSums()
         for name, method in (OF_ONE_TIME if self.pairs.single else BASELINES).items():
             sums[name] = scores.MethodScores()

@@ -35,9 +35,8 @@ class RadarEnsemble:
 
     At each pixel near echo, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and
     no echo if z is below the floor. At input times, n is white noise with zero block means; between input times, it is
-    smooth noise (fastds.models.ensembles.downscaling_features). Frames are
-    independent, as errors five minutes apart are nearly
-    uncorrelated.
+    smooth noise (fastds.models.ensembles.downscaling_features). The noise of different times is independent, because
+    errors five minutes apart are nearly uncorrelated.
 
     Args:
         count: number of members.
@@ -96,7 +95,8 @@ def make_detail(y: Tensor, x: Tensor, card: ModelCard, difference: Tensor | None
         y: fine frame (H, W) in [0, 1] between floor and ceiling of the card.
         x: coarse frame (h, w) with the same scaling.
         card: card of the network.
-        difference: difference of the moved input frames (H, W) for a frame between input times; None at an input time.
+        difference: difference of the advected input frames (H, W) for a frame between input times; None at an input
+            time.
     """
     span = card.ceiling_dbz - card.floor_dbz
     fine = y.clamp(0.0, 1.0) * span

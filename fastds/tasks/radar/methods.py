@@ -57,8 +57,9 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
             "fczsm-small" if several match.
 
     Raises:
-        ValueError: no default can be selected (the message lists the candidates), or a network has no card. Else as
-            fastds.load.
+        ValueError: no default can be selected (the message lists the candidates), a network has no card, or the weights
+            cannot be read, see fastds.load.
+        FileNotFoundError: there are no such weights.
     """
     if isinstance(model, nn.Module):
         if getattr(model, "card", None) is None:

@@ -30,7 +30,7 @@ class Pair:
         coarse: (2, h, w); two equal frames if there is a single time.
         truth: (f + 1, H, W); f = 0 for a single time.
         prediction: (f + 1, H, W); for an ensemble, the mean of the members above the lower floor.
-        there: (H, W), where the coarse frames are not missing.
+        there: (H, W), mask of pixels at which the coarse frames are not missing.
         valid: (H, W), pixels that are scored.
         times: (f + 1) times of the fine frames.
         flipped: dimensions that must be flipped to orient the frames north up.
@@ -132,9 +132,7 @@ class Pairs:
         return [((given[0], given[0]), [0], [places[1][0]])] if there else []
 
     def _find_pairs(self, places: list[dict]) -> list[tuple]:
-        """Return the numbers of the two coarse frames, of the fine frames in the prediction and of those in the
-        truth.
-        """
+        """Return for each pair the numbers of its coarse frames and of its fine frames in prediction and truth."""
         count = len(self.fine.times)
         if self.coarse is None:
             factor = 2

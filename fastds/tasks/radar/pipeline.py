@@ -36,7 +36,10 @@ TIME_FACTORS = (2, 4)
 
 
 class RadarPipeline:
-    """Pipeline of a model and radar fields, see fastds.inference.chunking.Pipeline. Arguments as in `downscale`."""
+    """Pipeline of a model and radar fields, see fastds.inference.chunking.Pipeline.
+
+    The arguments are those of fastds.tasks.radar.run.downscale.
+    """
 
     step_multiple = 4  # limits repeated work: the pair of frames at the boundary of two chunks is computed in both
 
@@ -95,7 +98,7 @@ class RadarPipeline:
         return chunks
 
     def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """See Pipeline."""
+        """Compute the values of a chunk, by variable name."""
         part = self.source.part(slice(*chunk.reads))
         requested = tuple(step - chunk.reads[0] for step in chunk.steps)
         used = slice(max(requested[0] - 1, 0), requested[1] + 1)  # other frames are used for the motion only
@@ -107,7 +110,12 @@ class RadarPipeline:
         return {self.source.source_name: values[..., made, :, :]}
 
     def compute_all(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
-        """Compute the whole result. folder: folder for memory-mapped files of large fields; None: in memory."""
+        """Compute the whole result.
+
+        Args:
+            progress: show a progress bar.
+            folder: folder for memory-mapped files of large fields; None: in memory.
+        """
         self.source.check(stacklevel=5)
         values = self._values(self.source, progress, folder, dynamics=self.dynamics)
         return self.make_result({self.source.source_name: values})
@@ -140,7 +148,7 @@ class RadarPipeline:
         return out
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
-        """See Pipeline."""
+        """Return the result with coordinates and attributes."""
         field = values[self.source.source_name]
         out = make_fine_dataset(self.source, field, self.tiled.scale, self.time_factor, first=self.first)
         text = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
@@ -148,7 +156,7 @@ class RadarPipeline:
         return add_history(out.assign_attrs(self._make_attributes()), text)
 
     def make_summary(self) -> RunSummary:
-        """See Pipeline."""
+        """Return the summary of the run."""
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {ERROR_MODEL}"]
         notes = [self.note, *self.source.notes, *describe_single_time(self.source), *self.tiled.notes(), *drawn]
         notes += [f"read in addition to the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
@@ -156,9 +164,7 @@ class RadarPipeline:
 
     @functools.cached_property
     def ood(self) -> OODReport:
-        """Out-of-distribution report of the fields for the network; its computation issues a warning if they are
-        outside.
-        """
+        """Out-of-distribution report of the fields for the network, with a UserWarning if they are outside."""
         return assess_field(self.model.card, self.source)
 
     def _make_attributes(self) -> dict:
@@ -238,7 +244,12 @@ def assess_statistics(
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarPipeline:
-    """Make the pipeline of a model, given by its name or file. options: as in fastds.tasks.radar.run.downscale.
+    """Make the pipeline of a model for a dataset.
+
+    Args:
+        model: name or file of the weights, or None.
+        dataset: radar fields.
+        options: further arguments of fastds.tasks.radar.run.downscale.
 
     Raises:
         ValueError: a single time, to whose result other times could not be appended.

@@ -44,7 +44,7 @@ def diagnostic_fastds(
         dimension of the members in front.
 
     Raises:
-        ValueError: invalid shape or incomplete metadata. Else as fastds.downscale.
+        ValueError: invalid shape or incomplete metadata, or an argument that fastds.downscale rejects.
         ImportError: pysteps is not installed.
     """
     # pysteps imports this module at its import; slow imports are therefore inside the function

@@ -38,11 +38,11 @@ MIN_ECHO_DBZ = 0.0
 # cells nearby, with a weight that decreases upwards. Without the correction, the squared error above 0 dBZ is much
 # larger, because echo areas grow.
 EDGE_DB = 3.0
-# Width in dB of the blending: the weight of the network decreases from 1 at the floor to 0 this far below it in the
-# interpolated input, where its values are mostly wrong.
+# Width in dB of the blending. The weight of the network is 1 where the interpolated input is at the floor. It decreases
+# to 0 where the input is this far below the floor, because the values of the network are mostly wrong there.
 FADE_DB = 10.0
-# Distance in coarse pixels, in addition to the motion, from input echo above the floor within which the network's echo
-# is used.
+# The network's echo is used only within this distance of input echo above the floor, in coarse pixels, in addition to
+# the motion.
 NEAR_PIXELS = 4
 # Reflectivity is divided by a multiple of this range before warps, which expect values in [0, 1].
 _DB_SPAN = 128.0
@@ -178,7 +178,7 @@ class FrameRefiner:
         return np.full((*count, *(self.scale * size for size in given.shape)), np.nan, np.float32)
 
     def _select_at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
-        """Return the network's frame at an input time, or ensemble members."""
+        """Return the network's frame at an input time, or the ensemble members there."""
         if self.members is None:
             return y
         detail = make_detail(y, prepare(given, self.floor, self.ceiling), self.members.card)
@@ -252,8 +252,9 @@ class FrameRefiner:
             this = following
 
     def _prepare_pair(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
-        """Return a pair, the scaled pair, and the flow of echo above the floor and, if weaker echo exists, of all
-        echo.
+        """Return a pair, the scaled pair, and a list of its motions.
+
+        The first motion is that of echo above the floor. If the floor is above `low`, the second is that of all echo.
         """
         x = self._scale_frames(*pair, self.floor)
         weak = [Motion(self._scale_frames(*pair, self.low), fine=False)] if self.low < self.floor else []
@@ -337,7 +338,8 @@ class FrameRefiner:
             motion: largest motion in pixels.
 
         Yields:
-            Rows, rows that are read for them, and position of the rows in these on the fine grid.
+            The rows of a band, the rows that are read for the band, and the position of the band within the rows that
+            are read, on the fine grid.
         """
         margin, height = _MARGIN + math.ceil(motion), shape[0]
         step = max(1, _BAND_PIXELS // max(shape[1], 1) - 2 * margin, margin)
@@ -352,8 +354,8 @@ class FrameRefiner:
     def _make_channels(self, z: torch.Tensor) -> torch.Tensor:
         """Return the fields (4, H, W) of a frame that are interpolated, scaled so that overshoot stays in [0, 1].
 
-        Echo relative to no_echo, 0 without echo; echo mask; reflectivity with dry cells at `low`; the same raised to
-        the floor.
+        The fields are: reflectivity of echo relative to no_echo (0 without echo); a mask of echo; reflectivity with dry
+        cells at `low`; and reflectivity with all values raised to at least the floor.
         """
         echo = z > self.no_echo
         known = torch.where(echo, z.clamp(min=self.low), self.low)
@@ -364,8 +366,8 @@ class FrameRefiner:
     def _interpolate(self, channels: torch.Tensor) -> torch.Tensor:
         """Convert interpolated channels to the interpolated input (4, rH, rW).
 
-        Reflectivity of the echo alone in dBZ; fraction of echo; reflectivity with dry cells at `low` in dBZ; the same
-        raised to the floor.
+        The input has four fields: reflectivity of the echo alone; fraction of echo; reflectivity with dry cells at
+        `low`; and reflectivity raised to at least the floor. Reflectivity is in dBZ.
         """
         alone, share, known, lifted = (2 * _DB_SPAN * channels).unbind()
         share = share / _DB_SPAN

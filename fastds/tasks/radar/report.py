@@ -65,8 +65,9 @@ class EvaluationReport:
         self.number += 1
 
     def _draw(self, pair: Pair, baseline: torch.Tensor) -> None:
-        """Draw the frames of a pair without the last, which is the first of the next pair, unless that pair is not
-        drawn.
+        """Draw the frames of a pair.
+
+        The last frame is left out if the next pair is drawn, because it is the first frame of the next pair.
         """
         last = len(pair.truth) - 1
         following = self.number + 1 in self.shown and self.number + 1 < len(self.source)

@@ -85,9 +85,9 @@ def downscale(
         members: number of ensemble members along a new first dimension `realization`, with realistic detail and errors;
             None: a single field.
         seed: random seed of the ensemble; None: 0.
-        smooth: keep the frames of least squared error between input times. They have less detail and less heavy rain
-            than those at input times, so that a series pulses. False: their detail and intensities are adjusted, see
-            fastds.tasks.radar.steady.
+        smooth: True leaves the frames between input times as frames of least squared error. They have less detail and
+            less heavy rain than the frames at input times. False adjusts their detail and intensities, so that both
+            are the same in all frames of a series, see fastds.tasks.radar.steady.
         progress: show a progress bar.
 
     Returns:
@@ -129,7 +129,7 @@ def downscale_file(
     origin: ArchiveMetadata | None = None,
     **reading: Unpack[ReadOptions],
 ) -> RunSummary:
-    """Downscale a file and write the result atomically. Arguments not listed are those of `downscale`.
+    """Downscale a file and write the result atomically.
 
     Fine fields above 256 MiB are stored in an unnamed temporary file in the folder of the target, so that memory does
     not grow with the length of the series.
@@ -138,6 +138,21 @@ def downscale_file(
         source: input file.
         target: output file, NetCDF or Zarr.
         model: see downscale.
+        var: see downscale.
+        z_r: see downscale.
+        tile: see downscale.
+        halo: see downscale.
+        threads: see downscale.
+        precision: see downscale.
+        device: see downscale.
+        time_factor: see downscale.
+        static: see downscale.
+        dynamics: see downscale.
+        coarsened: see downscale.
+        members: see downscale.
+        seed: see downscale.
+        smooth: see downscale.
+        progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
         origin: metadata of an MLCast archive, the format of target then; None: CF output.

@@ -25,8 +25,9 @@ from fastds.training.radar_files import (
 
 
 class RadarData(BaseDataModule):
-    """Training crops with random scales, intervals and coarsening operators, and fixed validation crops from later
-    frames.
+    """Training crops with random scales, intervals and coarsening operators, and fixed validation crops.
+
+    With split "blocks", validation crops are from other frames than training crops.
 
     Args:
         config: see DataConfig.
@@ -131,7 +132,7 @@ class RadarData(BaseDataModule):
         self.validation, self.test = (self.training.select_draws(found) if found else None for found in others)
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """See BaseDataModule."""
+        """Return the statistics of the input frames of a sample, for the ranges in the model card."""
         return compute_motion_statistics(sample["x"][:, 0])
 
     def _read_dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:

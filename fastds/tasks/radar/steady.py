@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adjustment of frames between two input times to intensities and detail of the frames at the input times.
 
-A frame of least squared error between two input times is the mean of all possible frames: it has less heavy rain and
-less detail than the frames at the input times, so that a series of both pulses.
+A frame of least squared error between two input times is the mean of all possible frames. It has less heavy rain and
+less detail than the frames at the input times, so that detail and intensities of a series would change periodically.
 """
 
 from __future__ import annotations

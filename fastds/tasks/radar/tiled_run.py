@@ -116,8 +116,9 @@ class TiledInference:
             return self.model(x.to(device), **given).float().cpu()
 
     def _choose_tiles(self, tile, halo) -> tuple[int | None, int]:
-        """Return the core side (None: the whole grid) and the halo. The receptive field is measured only if there are
-        seams.
+        """Return the core side (None: the whole grid) and the halo.
+
+        The receptive field is measured only if there are several tiles.
         """
         height, width = self.source.shape[1:]
         if tile is not None:
@@ -142,8 +143,9 @@ class TiledInference:
         return max(1, min(_MAX_BATCH, int(self.budget / (largest * _estimate_pixel_bytes(self.model)))))
 
     def _find_max_motion(self) -> float:
-        """Return the motion in pixels per input step for which the receptive field is measured: the largest in the
-        card.
+        """Return the motion in pixels per input step for which the receptive field is measured.
+
+        This is the largest motion in the card, or 8 pixels if the card has no motion.
         """
         return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
 
