@@ -32,7 +32,10 @@ def build_parser() -> ArgumentParser:
 
 
 def build_command_parser(command: str) -> ArgumentParser:
-    """Build the parser of one of COMMANDS. train, study, models and info parse their arguments themselves."""
+    """Build the parser of one of COMMANDS.
+
+    The commands train, study, models and info parse their arguments themselves.
+    """
     return COMMANDS[command][0]()
 
 

@@ -48,7 +48,10 @@ def set_malloc_retention(enabled: bool = True) -> None:
 
 
 def return_freed_memory() -> None:
-    """Return memory that is free now to the system; without effect if the allocator is not glibc's."""
+    """Return memory that is free now to the system.
+
+    The function has no effect if the allocator is not that of glibc.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc; TypeError: Windows
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -87,7 +90,7 @@ def _fill_thread_cache(libc) -> None:
 
 
 def _is_large_block_on_heap(libc) -> bool:
-    """Return True if a large block lies below the end of the heap, where only glibc's malloc puts it."""
+    """Return True if a large block is below the end of the heap, where only the malloc of glibc puts it."""
     block = libc.malloc(_PROBE_BYTES)  # never written, so that no page becomes resident
     below = block is not None and block < libc.sbrk(0)
     libc.free(block)

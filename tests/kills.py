@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kill commands at random moments by SIGKILL and start them again: `python -m tests.kills`.
+"""Kills commands at random moments by SIGKILL and restarts them: `python -m tests.kills`.
 
-After a kill, the output is absent or complete; after the restart it is byte for byte that of an uninterrupted run. A
-training is killed three times, and so is an archive of 208 files with two workers, which is compared with that of one
-worker. Rounds are drawn by seed; each is a line of the log.
+After a kill, the output must be absent or complete; after the restart, it must equal that of an uninterrupted run.
+Commands that can be resumed are killed several times. Rounds are drawn by seed; each is a line of the log.
 """
 
 import argparse

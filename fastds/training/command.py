@@ -64,7 +64,11 @@ _KEYWORD_FIELDS = ("model.options.", "model.card.", "critic.options.")
 
 
 def find_configurations(task: str = "*") -> dict[str, pathlib.Path]:
-    """Return the shipped configurations of a task ("*": of all tasks) as a dict from name to YAML file."""
+    """Return the shipped configurations of a task as a dict from name to YAML file.
+
+    Args:
+        task: key of TASKS, or "*" for all tasks.
+    """
     folders = [_TASKS_FOLDER / name / "configs" for name in ([task] if task != "*" else TASKS)]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
@@ -175,7 +179,10 @@ def quieten_lightning() -> None:
 
 
 def list_option_names(config_class: type) -> set[str]:
-    """Return the names of all fields of a configuration; fields of nested configurations as "data.path"."""
+    """Return the names of all fields of a configuration.
+
+    A field of a nested configuration has a name such as "data.path".
+    """
     kinds = typing.get_type_hints(config_class)
     inside = {name: dataclasses.fields(kinds[name]) for name in _list_sections(config_class)}
     return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the public interface: signatures of public functions, and mypy on the package and a user's program."""
+"""Tests of types: signatures of public functions, and mypy on the package and on the program of a user."""
 
 import importlib
 import inspect
