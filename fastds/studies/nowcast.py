@@ -255,7 +255,7 @@ def print_scores(
 
 
 def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
-    """Print the mean CSI of two models over lead times, and the difference with an interval over initialization times."""
+    """Print the mean CSI of two models over lead times, and the difference with its interval over start times."""
     tables = [score_file(network, data, file, baselines=(), **options) for network in (ours, theirs)]
     names = [next(iter(scores.rows)) for scores in tables]
     mse, csi = (

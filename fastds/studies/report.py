@@ -51,7 +51,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def format_command(config: Any) -> str:
-    """Return the command line of the running study, without --leaderboard and with FOLDER in place of the data folder."""
+    """Return the command line of the study, without --leaderboard and with FOLDER in place of the data folder."""
     words = sys.argv[1:] if is_running_as_cli() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # followed by its value
         at = words.index("--leaderboard")
