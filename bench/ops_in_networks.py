@@ -244,7 +244,7 @@ ROWS = {"gru": make_gru_rows, "srgan": make_srgan_rows, "ciaosr": make_ciaosr_ro
 
 
 def compute_difference(results: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the relative difference of results: that of the first tensors or that of all others, whichever is larger."""
+    """Return the larger of two relative differences: that of the first tensors, and that of all others."""
 
     def relative(a, b):
         a, b = (torch.cat([t.flatten().double() for t in parts]) for parts in (a, b))

@@ -40,7 +40,7 @@ def build_command_parser(command: str) -> ArgumentParser:
 
 
 def get_spellings(parser: ArgumentParser) -> dict[str, str]:
-    """Return the option of the command line for each argument of a parser; a positional argument has its metavar."""
+    """Return the option of the command line for each argument of a parser; positional arguments have their metavar."""
     return {
         action.dest: action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
         for action in parser._actions

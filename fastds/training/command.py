@@ -194,7 +194,9 @@ def get_option_spellings(config_class: type) -> dict[str, str]:
 
 
 def run_command(command: str, run: Callable[[], object], names: Mapping[str, str] | None = None) -> int:
-    """Run a training or a study and print the path of its result. Errors of the user are printed as one line.
+    """Run a training or a study and print the path of its result.
+
+    Errors of the user are printed as one line.
 
     Args:
         command: command such as "fastds train radar".
@@ -278,11 +280,13 @@ def read_command_line(
 
 
 def format_help(text: str, names: Collection[str]) -> str:
-    """Return the help text of an option, with options in place of the names of fields in the dataclass.
+    """Return the help text of an option.
+
+    Names of fields in the text are replaced by options.
 
     Args:
         text: description of the field.
-        names: names of fields. Those of a single word are not replaced.
+        names: names of fields. Names of a single word are not replaced.
     """
     found = sorted((name for name in names if "_" in name or "." in name), key=len, reverse=True)
     pattern = "|".join(map(re.escape, found))
@@ -295,7 +299,7 @@ def build_config(
     config: pathlib.Path | None = None,
     command: str = "fastds train",
 ) -> Config:
-    """Build the configuration of a training from values of its fields. It equals that of the command line.
+    """Build the configuration of a training from values of its fields, as a command line with these options would.
 
     Args:
         config_class: dataclass of the configuration.
@@ -332,7 +336,10 @@ def build_config(
 
 
 def _build_config_parser(config_class: type, command: str, description: str) -> ArgumentParser:
-    """Build the parser of a configuration. Its options and keys have underscores, as the fields of the dataclass."""
+    """Build the parser of a configuration.
+
+    Its options and keys have underscores, as the fields of the dataclass.
+    """
     parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, as_group=False)
@@ -365,10 +372,10 @@ def _complete_name(name: str, value: Any, sections: Collection[str]) -> str:
 
 
 def _expand_option_names(arguments: list[str], config_class: type) -> list[str]:
-    """Return the command line with names of fields: `--model NAME` becomes `--model.name NAME`, and hyphens between
-    the words of an option become underscores.
+    """Return the command line with the names of fields as options.
 
-    A mapping after --model is left as it is.
+    `--model NAME` becomes `--model.name NAME`, unless its value is a mapping. Hyphens between the words of an option
+    become underscores.
     """
     sections = _list_sections(config_class)
     names = list_option_names(config_class) | {"print_config"}

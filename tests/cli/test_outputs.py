@@ -229,7 +229,7 @@ def test_a_signal_while_the_output_is_written_leaves_nothing(folder, tmp_path, n
 
 
 def test_a_signal_while_an_output_is_replaced_is_deferred():
-    """Between the two renames of commit_output there is no output under the final name."""
+    """The function commit_output renames twice; between both, no output has the final name."""
     code = (
         "import os, signal; from fastds import _outputs\n"
         "_outputs.install_signal_handlers()\n"

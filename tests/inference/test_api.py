@@ -112,7 +112,7 @@ def test_arguments_that_no_task_takes_are_refused_by_python(event):
 
 
 def test_task_functions_have_explicit_signatures():
-    """Methods of loaded models and of the accessor have the keyword arguments of the functions, with the same texts."""
+    """Methods of models and of the accessor have the keyword arguments and texts of the functions."""
 
     def keywords(function):
         parameters = inspect.signature(function).parameters.values()
