@@ -57,7 +57,7 @@ def command(name: str, files: Path, folder: Path, workers: int = 2) -> list[str]
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Return the results by name: fields of a file without the time in its history, or weights files."""
+    """Return the results by name: variables of a file or store, or contents of weights files."""
     if (folder / "out.zarr").exists():
         with xr.open_zarr(folder / "out.zarr") as fields:
             return {str(name): variable.values.tobytes() for name, variable in fields.variables.items()}

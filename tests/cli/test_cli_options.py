@@ -332,7 +332,7 @@ RUNS = {
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Return the numbers of threads, from 3 on, that torch was set to."""
+    """Yield the list of numbers of threads that torch is set to; the test begins with 3 threads."""
     numbers, before, change = [], torch.get_num_threads(), torch.set_num_threads
     change(3)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: (numbers.append(n), change(n)))

@@ -143,9 +143,10 @@ def _compared(case: Case, arguments: dict, got: list[Tensor], expected: list[Ten
 
 
 def _spread(case: Case, arguments: dict, expected: list[Tensor], unit: float) -> list[float]:
-    """Estimate how much results and gradients change with the inputs.
+    """Estimate the change of results and gradients that rounding may cause, for each tensor.
 
-    The inputs are changed by some roundings, and the reference is computed in the dtype of the call.
+    The estimate is the largest change for inputs changed by some roundings, and for the reference in the dtype of the
+    call.
     """
     moved = [0.0] * len(expected)
     for k in range(JITTERS + 1):

@@ -36,7 +36,7 @@ def centres(size):
 
 
 def published(decoder, x, coordinates, cell):
-    """Compute LIIF by its paper: the average over four corners of an MLP of features, offset and cell."""
+    """Compute LIIF by its paper: the weighted average over four corners of an MLP of features, offset and cell."""
     height, width = x.shape[2:]
     unfolded = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, (height, width))
     first = torch.cat([decoder.local.weight.flatten(1), decoder.offset, decoder.cell], 1)

@@ -409,7 +409,7 @@ document.getElementById("probe").textContent = seen.join("\\n");
 def browse(tmp_path):
     """Return a function of (page, width) that runs the page in a browser.
 
-    It returns the document after its scripts have run, and the messages on the console.
+    The function returns the document after its scripts have run, and the messages on the console.
     """
     if BROWSER is None:
         pytest.skip("no chromium on this machine")
