@@ -161,7 +161,7 @@ def format_summary_of_run(rows: list[dict]) -> str:
 
 
 def format_every_row(rows: list[dict]) -> str:
-    """Return a table of all rows, with the time of each divided by that of fastds in float32."""
+    """Return a table of all rows; each time is also divided by that of fastds in float32 in the same case."""
     header = ("op", "case", "mode", "peer", "memory", "dtype", "ms", "ms / ms of fastds float32", "peak MiB",
               "launches", "error vs float64")  # fmt: skip
     lines = []

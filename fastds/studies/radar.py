@@ -253,7 +253,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
 
 
 def _wrap_flow(model: torch.nn.Module) -> Callable:
-    """Return network(x, flow) for networks with and without a flow argument."""
+    """Return a function of (x, flow) that calls the network, with the flow only if the network takes one."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 

@@ -53,7 +53,8 @@ def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]
         tile: side of the tiles in grid points.
 
     Raises:
-        FileNotFoundError, ValueError: if no region has a whole day and a whole tile.
+        FileNotFoundError: if a data file is missing.
+        ValueError: if no region has a whole day and a whole tile.
     """
     found, config = [], find_sources(config)
     for name, source in (config.sources or {pathlib.Path(config.path).name: {}}).items():
