@@ -83,12 +83,12 @@ def compute_reference_gradients(case: Case, args, grad_y):
 
 @functools.lru_cache(maxsize=2)
 def compute_expected(case: str, mode: str, yardstick: bool):
-    """Compute the float64 result of the op, or of the yardstick.
+    """Compute the float64 result of the op, or of a plain convolution.
 
     Args:
         case: key of CASES.
         mode: "forward" or "backward".
-        yardstick: whether the row is of the peer conv2d.
+        yardstick: True for the plain convolution of the peer conv2d.
     """
     case = CASES[case]
     args, grad_y = [a.double() for a in case.make_args()], case.make_grad_y().double()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM compared with its reference implementation in eager torch, and with plain convolutions.
+"""FC-ZSM compared with its reference implementation in eager torch, and with ordinary convolutions.
 
 The reference, tests.references.fczsm, uses contiguous tensors and deformable convolutions by grid_sample, without
-fusion. The FLOPs of all rows are those of the reference. The yardstick, "conv2d", computes as many FLOPs by
-convolutions of 64 to 64 channels in channels_last. A training step is forward, mean squared error, backward and Adam.
-"fastds direct" computes all plain convolutions by oneDNN. fastds and the reference also run with freed memory returned
-to the system, as by default, and so does torch.compile of the reference if FASTDS_BENCH_COMPILE_SECONDS is set to its
-time limit.
+fusion. The FLOPs of all rows are those of the reference. The rows of "conv2d" do other work, for comparison: they spend
+the FLOPs of the forward pass in convolutions of 64 to 64 channels in channels_last. A training step is forward, mean
+squared error, backward and Adam.
+
+"fastds direct" computes all convolutions that are not deformable by oneDNN. fastds and the reference are also measured
+with freed memory returned to the system, which is the default of glibc. torch.compile of the reference is only measured
+in this manner, if FASTDS_BENCH_COMPILE_SECONDS is set to its time limit.
 """
 
 import functools
@@ -113,7 +115,7 @@ def build(peer: str, mode: str, dtype: torch.dtype):
 
 
 def build_plain_convolutions(size: int, dtype: torch.dtype):
-    """Build the yardstick: convolutions with the FLOPs of the forward pass."""
+    """Build plain convolutions with the FLOPs of the forward pass, for comparison."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(1, 64, size, size, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, generator=generator).to(dtype) / 24

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of MLCast compared with the package mlcast, onnxruntime and OpenVINO.
 
-Install it by `pip install jaxtyping beartype` and `pip install --no-deps mlcast`. The network has its default
+Install mlcast by `pip install jaxtyping beartype` and `pip install --no-deps mlcast`. The network has its default
 configuration: 256 x 256 pixels, 6 input and 12 output fields, five blocks, one member without noise. onnxruntime and
 OpenVINO run the cells of mlcast as ONNX with an unrolled time loop. A training step is forward, mean squared error,
 backward and Adam. bfloat16 means autocast for torch and the inference precision of OpenVINO. FLOPs are those of mlcast,

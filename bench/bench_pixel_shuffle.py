@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pixel_shuffle compared with bias, activation and F.pixel_shuffle. "% of ceiling" refers to the rate of a copy."""
+"""Benchmark of pixel_shuffle against bias, activation and F.pixel_shuffle in torch.
+
+"% of ceiling" refers to the rate of a copy.
+"""
 
 import functools
 
@@ -9,8 +12,8 @@ import torch.nn.functional as F
 
 from fastds.ops import pixel_shuffle
 
-# Batch, fine channels, coarse height and width, factor: layers of the humidity generator and of FC-ZSM, then output
-# layers of factors 3, 4 and 8.
+# (batch, fine channels, coarse height, coarse width, factor): layers of the humidity generator and of FC-ZSM, then
+# output layers of factors 3, 4 and 8.
 CASES = {
     f"({b},{c}*{r * r},{h},{w}) x{r}": (b, c, h, w, r)
     for b, c, h, w, r in [

@@ -6,9 +6,10 @@ disturbances of the machine affect both. The addresses of memory differ between 
 third. The ratio of a row is therefore the median over `--processes` pairs of processes, and over three times as many if
 it exceeds 1.03.
 
-OTHER is a checkout with the native module built in place. Compare this checkout with itself to see the noise.
-Prints, for every module, the median of (time here) / (time there) and the rows above 1.03; the exit status is 1 if
-there are any.
+OTHER is a checkout with the native module built in place. A comparison of this checkout with itself shows the noise.
+
+The program prints, for every module, the median of (time here) / (time there) and the rows above 1.03. The exit status
+is 1 if there are such rows.
 """
 
 import argparse
@@ -37,8 +38,8 @@ def _list_pairs(module, peers):
     return [(p, c, m, d) for c, m, (p, d, *_) in itertools.product(module.CASES, modes, peers)]
 
 
-# By benchmark module: the arguments of its build() for all rows. Older checkouts name list_rows() rows() and
-# get_sizes() sizes().
+# Function of a benchmark module that returns the arguments of its build() for all rows. In older checkouts, list_rows()
+# is named rows() and get_sizes() is named sizes().
 ROWS = {
     "conv3x3": lambda m: [(p, c, mode, d) for c, mode, (p, d) in itertools.product(m.CASES, m.MODES, m.PEERS)],
     "deform_conv2d": lambda m: _list_pairs(m, m.ROWS),
@@ -63,8 +64,8 @@ def list_own_rows(name: str) -> list[tuple]:
 
 def time_fastest_call(run: Callable) -> float:
     """Return the seconds of the fastest call of one turn."""
-    # Imported by its file name from the folder of this script: the packages bench and fastds are those of the checkout
-    # that the process measures.
+    # The module is imported from the folder of this script. The packages bench and fastds, in contrast, are those of
+    # the checkout that the process measures.
     from interleaved_timing import time_turn
 
     start = time.perf_counter()

@@ -36,7 +36,7 @@ ROUNDS_SECONDS = 0.5  # time spent on the rounds of one row
 
 @pytest.fixture(scope="session")
 def ceilings(request) -> dict:
-    """Peak rates, measured once per run: GB/s of a copy under "GB/s", and GFLOP/s by dtype."""
+    """Return the peak rates, measured once per run: GB/s of a copy under "GB/s", and GFLOP/s by dtype."""
     with torch.no_grad():
         rates = {"float32": measure_matmul_rate(torch.float32), "bfloat16": measure_matmul_rate(torch.bfloat16)}
     request.config.stash[CEILINGS] = {"GB/s": measure_copy_rate()} | rates
@@ -45,7 +45,7 @@ def ceilings(request) -> dict:
 
 @pytest.fixture(scope="session")
 def fresh_process():
-    """Function that makes a pool of one fresh process, forked from a server that has imported the libraries."""
+    """Return a function that makes a pool of one process, forked from a server that has imported the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.forkserver_preload"])
     return lambda: context.Pool(1)
@@ -72,9 +72,10 @@ def compute_error(result, expected) -> float:
 
 @pytest.fixture
 def measure(benchmark, ceilings, fresh_process):
-    """Function that checks and times one row: measure(build, args, ...) times build(*args)() and records the row.
+    """Return a function that checks and times one row.
 
-    Args:
+    A call of this function, measure(build, args, ...), times build(*args)(). Its arguments are:
+
         build: module-level function that returns the callable to time. A fresh process calls it too, for the memory.
         args: arguments of `build`.
         memory: "kept" if freed memory stays in the process, as in this one, or "returned" if it goes back to the
@@ -136,7 +137,10 @@ def measure(benchmark, ceilings, fresh_process):
 
 @pytest.fixture
 def other_rows(request) -> list:
-    """Benchmarks that another process has measured; they replace the calling test in the JSON of this run."""
+    """Return the list of benchmarks that another process has measured.
+
+    They replace the calling test in the JSON of this run.
+    """
     return request.config.stash.setdefault(OTHER_ROWS, [])
 
 

@@ -116,7 +116,7 @@ def build_fastds(case: Case, mode: str, dtype: torch.dtype):
 
 
 def build_conv2d(case: Case, mode: str, dtype: torch.dtype):
-    """Build a yardstick: the convolution of torch of the same shape in channels_last, without offsets and mask."""
+    """Build a convolution of torch of the same shape in channels_last, without offsets and mask, for comparison."""
     x, _, _, weight, bias = (to_channels_last(t).to(dtype) for t in case.make_args())
 
     def function(x, weight, bias):

@@ -3,12 +3,12 @@
 
 Each row is compared with a float64 reference, captured as a CUDA graph and replayed with a cold L2 cache; CUDA events
 measure the time. Rows that cannot or should not be captured are timed without a graph, which the output states. The
-peak rates of the GPU are measured in the same run. A row that fails, or that would start after --seconds, is one line
-of the output, and the other rows go on.
+peak rates of the GPU are measured in the same run. If a row fails, or would start after --seconds, the output has one
+line about it and the other rows run.
 
---device cpu runs the same code on tiny rows, as a test of the program without a GPU.
---profile times nothing. It runs one row of each op in PROFILED between cudaProfilerStart and cudaProfilerStop, for
-`ncu --profile-from-start off --clock-control none`.
+--device cpu runs the same code on tiny rows, as a test of the program without a GPU. --profile times nothing. It runs
+one row of each op in PROFILED between cudaProfilerStart and cudaProfilerStop, for `ncu --profile-from-start off
+--clock-control none`.
 """
 
 import argparse

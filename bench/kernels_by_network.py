@@ -106,7 +106,7 @@ def make_single_input(model: nn.Module, *shape: int) -> Callable[[], Tensor]:
 
 
 def make_critic_loss() -> Callable[[], Tensor]:
-    """Return the function of the critic's loss with the gradient penalty."""
+    """Return a function that computes the critic's loss with the gradient penalty."""
     loss, real, fake = CriticLoss(HumidityCritic()), *torch.rand(2, 2, 8, 1, 32, 32)
     return lambda: loss(real, fake)[0]
 

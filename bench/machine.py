@@ -15,7 +15,10 @@ from fastds.ops.core import native
 
 
 def get_cpu_name() -> str:
-    """Return the name of the processor with its family and model, because clouds give several generations one name."""
+    """Return the name of the processor with its family and model.
+
+    The name alone is not enough, because clouds give several generations the same name.
+    """
     with open("/proc/cpuinfo") as file:
         found = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)", file.read(), re.MULTILINE))
     numbers = [f"{word} {found[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in found]
@@ -54,7 +57,7 @@ def measure_shortest_call(run: Callable[[], object], calls: int = 5) -> float:
 
 
 def measure_matmul_rate(dtype: torch.dtype) -> float:
-    """Return the peak GFLOP/s of torch: of a 1536^3 matrix product or a 3x3 convolution of 64 channels, the higher."""
+    """Return the peak GFLOP/s of torch, measured with a matrix product and a 3x3 convolution."""
     a, b = torch.randn(1536, 1536).to(dtype), torch.randn(1536, 1536).to(dtype)
     x = torch.randn(1, 64, 200, 200).to(dtype).contiguous(memory_format=torch.channels_last)
     w = torch.randn(64, 64, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)

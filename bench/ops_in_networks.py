@@ -116,8 +116,8 @@ def make_rows(part: str, case: str, modes: tuple[str, ...], networks: dict[str, 
         yield Row(part, case, mode, {name: make_step(n, x, kind, dtype == "bfloat16") for name, n in networks.items()})
 
 
-# Network, channels, pixels each way, batches. The networks are those of the paper, of wgan-gp-small, and critics of
-# small fields.
+# (network, channels, pixels each way, batches). The networks are those of the paper, those of wgan-gp-small, and
+# critics of small fields.
 SIZES = (
     ("generator of wgan-gp", 128, 8, (1, 16)),
     ("generator of wgan-gp-small", 32, 8, (1, 16)),
@@ -171,7 +171,10 @@ def run_unfused_srresnet(network: SRResNet, x: Tensor) -> Tensor:
 
 
 def make_srgan_rows() -> Iterator[Row]:
-    """Yield the rows of the part srgan. Batch normalization uses the batch's statistics in steps, else fixed ones."""
+    """Yield the rows of the part srgan.
+
+    Batch normalization uses the statistics of the batch in training steps and running statistics otherwise.
+    """
     for name, options in (("srgan", {}), ("srgan-small", {"width": 32, "blocks": 8})):
         for shape in ((1, 8, 1, 8, 8), (16, 8, 1, 8, 8), (1, 8, 1, 32, 32)):
             for mode in MODES if shape[0] == 1 else MODES[:2]:
@@ -241,7 +244,7 @@ ROWS = {"gru": make_gru_rows, "srgan": make_srgan_rows, "ciaosr": make_ciaosr_ro
 
 
 def compute_difference(results: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the relative difference of the first tensors or of all others together, the larger one."""
+    """Return the larger of two relative differences: that of the first tensors, and that of all others."""
 
     def relative(a, b):
         a, b = (torch.cat([t.flatten().double() for t in parts]) for parts in (a, b))

@@ -3,9 +3,9 @@
 
 RESULTS are files of `pytest --benchmark-json` or of bench.gpu_bench (CSV). The table compares each row of fastds with
 the fastest peer that was measured under the same condition: freed memory kept by the process, or returned.
---save merges the rows into bench/results/networks.csv or gpu.csv.
---all prints the rows of every peer below the table.
---pages writes docs/benchmarks/*.md and the summary in docs/benchmarks.md from the files in bench/results.
+
+--save merges the rows into bench/results/networks.csv or gpu.csv. --all also prints all rows. --pages writes
+docs/benchmarks/*.md and the summary in docs/benchmarks.md from the files in bench/results.
 """
 
 import argparse
@@ -121,7 +121,11 @@ def select_timed(rows: list[dict]) -> list[dict]:
 
 
 def select_peers(own: dict, rows: list[dict]) -> list[dict]:
-    """Return the rows of peers, yardsticks included, that were measured under the same condition as a row of fastds."""
+    """Return the rows of other libraries that can be compared with a row of fastds.
+
+    These rows have the same op, case, mode, device, instruction set and handling of freed memory, and any dtype. Rows
+    that do other work (`yardstick`), for example a plain convolution, are included.
+    """
     keys = ("device", "isa", "op", "case", "mode", "memory")
     return [r for r in rows if not is_own(r) and all(r[k] == own[k] for k in keys)]
 
@@ -133,8 +137,8 @@ def find_fastest(rows: Iterable[dict]) -> dict | None:
 def format_summary_of_run(rows: list[dict]) -> str:
     """Return a table with one line per row of fastds.
 
-    The peer is the fastest one of the same case, mode and condition in any dtype; "yardstick ms" is the time of other
-    work, for example of a plain convolution, in the same dtype.
+    The peer is the fastest one of the same op, case, mode and handling of freed memory, in any dtype. The column
+    "yardstick ms" is the time of other work in the same dtype, for example of a plain convolution.
     """
     rows = select_timed(rows)
     header = ("op", "case", "mode", "variant", "dtype", "fastds ms", "best peer ms", "ratio", "yardstick ms", "GFLOP/s",
@@ -157,7 +161,7 @@ def format_summary_of_run(rows: list[dict]) -> str:
 
 
 def format_every_row(rows: list[dict]) -> str:
-    """Return a table of all rows, with the time of each divided by that of fastds in float32."""
+    """Return a table of all rows; each time is also divided by that of fastds in float32 in the same case."""
     header = ("op", "case", "mode", "peer", "memory", "dtype", "ms", "ms / ms of fastds float32", "peak MiB",
               "launches", "error vs float64")  # fmt: skip
     lines = []
@@ -217,14 +221,16 @@ def format_devices(path: pathlib.Path) -> str:
 
 
 def summarize_ratios(ratios: Sequence[float]) -> tuple[str, ...]:
-    """Return RATIO_COLUMNS of many ratios (time of the fastest peer) / (time of fastds)."""
+    """Return RATIO_COLUMNS of ratios, which are (time of the fastest peer) / (time of fastds)."""
     values = (np.median(ratios), np.quantile(ratios, 0.1), min(ratios))
     slower = (sum(ratio < limit for ratio in ratios) for limit in (SLOW, TOO_SLOW))
     return str(len(ratios)), *(f"{value:.2f}" for value in values), *map(str, slower)
 
 
 def get_ratio_in_one_layout(row: dict) -> float | None:
-    """Return the ratio of a row of a sweep without peers that got channels_last where fastds got contiguous tensors.
+    """Return the ratio of a row of a sweep for peers with the same memory format as fastds.
+
+    If fastds got contiguous tensors, peers that got channels_last tensors are left out.
 
     Returns:
         The ratio, or None if the times of all peers were not recorded.

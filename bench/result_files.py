@@ -110,7 +110,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[dict]) -> pathlib.Path:
 
 
 def merge_rows(rows: Iterable[dict]) -> list[dict]:
-    """Return the rows without those that a later row of the same ROW_KEY replaces, in the order of first appearance."""
+    """Return the rows in the order of first appearance; a later row replaces an earlier one with the same ROW_KEY."""
     return list({tuple(str(row.get(name, "")) for name in ROW_KEY): row for row in rows}.values())
 
 

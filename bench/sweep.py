@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison with peers on randomly drawn shapes: `python -m bench.sweep conv3x3 --shapes 200 --seed 1 [--save]`.
 
-The listed shapes of the other benchmarks are those that fastds was tuned for; a sweep covers the shapes of other users.
-Shapes are drawn log-uniformly (channels 1 to 1024, height and width 5 to 500 pixels, batch 1 to 16, at most 2^23
-numbers per tensor), in both memory formats, forward and training step. fastds and the peers run interleaved in one
-process on the same values; peers run in the memory format of fastds and in channels_last. Freed memory stays in the
-process. All shapes are measured in several rounds, minutes apart, because other work on the host can slow down one
-shape for seconds.
+fastds was tuned for the listed shapes of the other benchmarks; a sweep covers other shapes. Shapes are drawn
+log-uniformly (channels 1 to 1024, height and width 5 to 500 pixels, batch 1 to 16, at most 2^23 numbers per tensor), in
+both memory formats, forward and training step. fastds and the peers run interleaved in one process on the same values;
+peers run in the memory format of fastds and in channels_last. Freed memory stays in the process. All shapes are
+measured in several rounds, minutes apart, because other work on the host can slow down one shape for seconds.
 
-Prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below 0.95, with the
-latency between two processors (bench/core_latency.py).
---save writes the rows to bench/results/sweeps.csv.
---avx2 limits fastds and torch to AVX2. onnxruntime, a peer of deform_conv2d, ignores it.
+The program prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below
+0.95, with the latency between two processors (bench/core_latency.py).
+
+--save writes the rows to bench/results/sweeps.csv. --avx2 limits fastds and torch to AVX2. The option does not affect
+onnxruntime, a peer of deform_conv2d.
 """
 
 import argparse
@@ -112,7 +112,10 @@ def draw_conv3x3(rng: random.Random) -> Case:
 
 
 def draw_conv1x1(rng: random.Random) -> Case:
-    """Draw a 1x1 convolution, in half of the cases of two inputs: torch concatenates them, or adds two convolutions."""
+    """Draw a 1x1 convolution, in half of the cases with two inputs.
+
+    For two inputs, the peers in torch concatenate the inputs or add two convolutions.
+    """
     (batch, height, width), inputs, outputs = draw_size(rng), draw_channels(rng), draw_channels(rng)
     more_inputs = rng.choice((0, 0, inputs, draw_channels(rng)))
     points, total = batch * height * width, inputs + more_inputs

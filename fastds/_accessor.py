@@ -63,7 +63,7 @@ class Accessor:
         Args:
             model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for
                 radar; "bilinear", "bicubic" or "lanczos" for fields). None: the default network: fczsm-small for radar;
-                if scale, grid or like is source, inr-small if it takes the data, else inr-any.
+                if scale, grid or like is given, inr-small if it takes the data, else inr-any.
             var: name of the variable. Default: the only one that fits.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.
@@ -276,8 +276,9 @@ class Accessor:
 
 
 def register_accessor(xarray: ModuleType) -> None:
-    """Register the accessor `fastds` of Dataset and DataArray, unless it exists, as xarray would then issue a
-    warning.
+    """Register the accessor `fastds` of Dataset and DataArray, unless it exists.
+
+    A second registration would make xarray issue a warning.
     """
     kinds: tuple[tuple[type, Callable], ...] = (
         (xarray.Dataset, xarray.register_dataset_accessor),

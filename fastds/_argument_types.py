@@ -44,7 +44,7 @@ def _make_class_check(module: str, name: str) -> Callable[[object], bool]:
 
 
 def _is_paths(value: object) -> bool:
-    """Return True for a path, a list of paths, or another iterable, whose items are not checked."""
+    """Return True for a path, a list of paths, or another iterable whose items are not checked."""
     if isinstance(value, list | tuple):
         return all(map(_is_path, value))
     return _is_path(value) or (hasattr(value, "__iter__") and not isinstance(value, Mapping | bytes | np.ndarray))

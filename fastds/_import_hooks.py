@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def run_after_import(name: str, work: Callable[[ModuleType], None]) -> None:
-    """Call a function with a module: now if the module is imported, else right after its import.
+    """Call a function with a module, either now or right after the import of the module.
 
     Args:
         name: Name of the module, which may not be installed.
@@ -23,7 +23,7 @@ def run_after_import(name: str, work: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Meta path finder that finds one module by the other finders and calls `work` after its execution."""
+    """Meta path finder for one module, which calls `work` after the module was executed."""
 
     def __init__(self, name: str, work: Callable[[ModuleType], None]):
         self._name, self._work = name, work

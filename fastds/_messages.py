@@ -29,8 +29,9 @@ def format_error(error: BaseException) -> str:
 
 
 def convert_parser_error(error: Exception, options: Collection[str] = ()) -> ValueError:
-    """Convert an error of jsonargparse, which has a text and no fields, into an error without parser keys and class
-    names of Python.
+    """Convert an error of jsonargparse into an error without parser keys and class names of Python.
+
+    The error of jsonargparse has a text and no fields, so the text is parsed.
 
     Args:
         error: error of the parser.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of options in messages: arguments in Python, such as time_factor, and options of the command line, such as
---time-factor.
+"""Names of arguments in messages: time_factor in Python, --time-factor on the command line.
 
-Messages that name an argument are composed with the functions below. A command selects its options with
-`use_option_names`; outside of it the messages have the names of Python.
+Messages that name an argument are composed with the functions below. A command selects its option names with the
+context manager use_option_names; outside of it, messages have the names of the Python arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class OptionError(ValueError):
 
     Args:
         name: name of the argument, such as "tile", or of the field of a configuration, such as "data.crop".
-        message: rest of the sentence, such as "must be positive, got 0", or ": no such file".
+        message: text after the name, such as "must be positive, got 0", or ": no such file".
     """
 
     def __init__(self, name: str, message: str):
@@ -36,10 +35,10 @@ class OptionError(ValueError):
 
 @contextlib.contextmanager
 def use_option_names(names: Mapping[str, str] | None) -> Iterator[None]:
-    """Context manager in which messages have the options of a command.
+    """Context manager in which messages name the options of a command.
 
     Args:
-        names: argument -> option, such as {"time_factor": "--time-factor"}; None: the names of Python.
+        names: argument -> option, such as {"time_factor": "--time-factor"}; None to name arguments as in Python.
     """
     global _option_names
     before, _option_names = _option_names, names
@@ -50,7 +49,10 @@ def use_option_names(names: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def get_option_names() -> Mapping[str, str] | None:
-    """Return the option names in use, for use_option_names in another process; None: the names of Python."""
+    """Return the option names in use, which use_option_names takes in another process.
+
+    The result is None if messages name arguments as in Python.
+    """
     return _option_names
 
 
@@ -73,7 +75,7 @@ def get_argument_word() -> str:
 
 
 def has_option(name: str) -> bool:
-    """Return whether an argument can be given: True in Python, in a command whether it has the option."""
+    """Return True if an argument can be given: always in Python, and in a command if it has the option."""
     return _option_names is None or _find_option(name) is not None
 
 
@@ -83,7 +85,9 @@ def spell_name(name: str) -> str:
 
 
 def spell_argument(*names: str, conjunction: str = "and") -> str:
-    """Return arguments within a sentence: "the argument members" or "--members"; "the arguments scale and grid".
+    """Return arguments as the object of a phrase in a message.
+
+    For the argument members, this is "the argument members" in Python, and "--members" in a command.
 
     Args:
         names: one name or several.
@@ -97,7 +101,7 @@ def spell_argument(*names: str, conjunction: str = "and") -> str:
 
 
 def spell_value(name: str, *values: Any) -> str:
-    """Return an argument with its value within a sentence: "outside='nan'" or "--outside nan".
+    """Return an argument with its value for a message: "outside='nan'" or "--outside nan".
 
     Args:
         name: name of the argument.

@@ -154,7 +154,10 @@ def set_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> dic
 
 @contextlib.contextmanager
 def _defer_signals() -> Iterator[None]:
-    """Context manager: postpone signals that install_signal_handlers handles until the end of the block."""
+    """Context manager: postpone SIGINT and SIGTERM until the end of the block.
+
+    Only signals that the handlers of install_signal_handlers receive are postponed.
+    """
     global _deferred
     _deferred = []
     try:

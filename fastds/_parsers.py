@@ -32,12 +32,15 @@ def build_parser() -> ArgumentParser:
 
 
 def build_command_parser(command: str) -> ArgumentParser:
-    """Build the parser of one of COMMANDS. train, study, models and info parse their arguments themselves."""
+    """Build the parser of one of COMMANDS.
+
+    The commands train, study, models and info parse their arguments themselves.
+    """
     return COMMANDS[command][0]()
 
 
 def get_spellings(parser: ArgumentParser) -> dict[str, str]:
-    """Return the option of the command line for each argument of a parser; a positional argument has its metavar."""
+    """Return the option of the command line for each argument of a parser; positional arguments have their metavar."""
     return {
         action.dest: action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
         for action in parser._actions

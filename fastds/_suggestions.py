@@ -14,7 +14,9 @@ def add_article(name: str) -> str:
 
 
 def resolve_name(word: str, known: Collection[str]) -> str | None:
-    """Return the known lower-case name for a name in any case or in the papers' spelling ("DB-PrecipLSTM", "ZSM-DS").
+    """Return the known lower-case name for a name in any case or in the spelling of the papers.
+
+    Examples of the latter are "DB-PrecipLSTM" and "ZSM-DS".
 
     Args:
         word: Name.
@@ -32,7 +34,7 @@ def suggest(word: str, known: Iterable[str], most: int = 1) -> str:
 
     Args:
         word: Unknown name.
-        known: Known names. Names that begin with `word` come first, the shortest of these at the front.
+        known: Known names. Names that begin with `word` come first, the shortest at the front.
         most: Largest number of suggestions.
     """
     known = sorted(set(known), key=lambda name: (len(name), name))

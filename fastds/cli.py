@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds` with its subcommands. torch and xarray are imported only after the arguments have been
-parsed.
+"""The command `fastds` with its subcommands.
+
+The packages torch and xarray are imported only after the arguments have been parsed.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_ops() -> None:
-    """Import torch and the ops without garbage collection, which finds nothing then and takes 0.3 s."""
+    """Import torch and the ops with garbage collection disabled.
+
+    During the import, collections would take 0.3 s and free nothing.
+    """
     if not is_running_as_cli() or "fastds.ops" in sys.modules:
         return
     gc.disable()
@@ -76,8 +80,9 @@ def _import_ops() -> None:
 
 
 def _set_memory_retention(enabled: bool = True) -> None:
-    """Set whether this process retains freed memory, which saves page faults for large tensors, if the C library allows
-    it.
+    """Set whether this process retains freed memory, if the C library supports it.
+
+    Retained memory saves page faults for large tensors.
     """
     from fastds import memory
 
@@ -337,8 +342,9 @@ def _check_files(options, *names: str) -> None:
 
 
 def _collect_report_options(options, *files: str | None) -> dict:
-    """Return --report and --model as arguments, if a report was requested, after checking that it replaces none of
-    `files`.
+    """Return --report and --model as arguments if a report was requested, otherwise an empty dict.
+
+    The path of the report is checked; it must not replace one of `files`.
     """
     if options.report is None:
         return {}
@@ -413,8 +419,9 @@ def _discard_stdout() -> None:
 
 
 def _suppress_close_errors(error) -> None:
-    """Suppress exceptions that h5netcdf and rasterio raise while closing a damaged file; its error was reported
-    before.
+    """Suppress exceptions that h5netcdf and rasterio raise while they close a damaged file.
+
+    The error of the file was reported before.
     """
     place = str(getattr(error.object, "__module__", "") or error.object)
     if not place.startswith(("h5netcdf", "h5py", "rasterio")):

@@ -15,19 +15,19 @@ _PROBE_BYTES = 64 << 20  # larger than every threshold
 
 
 def set_malloc_retention(enabled: bool = True) -> None:
-    """Set whether malloc retains freed memory in this process for later tensors or returns large blocks to the system.
+    """Set whether malloc retains freed memory in this process or returns large blocks to the system.
 
     The first write to a fresh block costs a page fault for every 4 KB. With `enabled`, blocks of all sizes come from
-    one heap that never shrinks; the resident memory stays at the largest sum of tensors that existed at the same time,
-    plus gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
+    one heap that never shrinks. The resident memory then stays at the largest sum of tensors that existed at the same
+    time, plus gaps between them. The commands of `fastds` enable this for their process; importing fastds does not.
 
     Args:
         enabled: bool. True: retain freed memory. False: release it now and return blocks above 32 MB from now on;
             blocks that fit into a gap of the heap are kept until the next call.
 
     Raises:
-        RuntimeError: Memory comes from another allocator than glibc's (musl, macOS, Windows, a preloaded jemalloc or
-            tcmalloc), or the caller is not the main thread. Nothing has changed then.
+        RuntimeError: Memory comes from another allocator than that of glibc (musl, macOS, Windows, a preloaded jemalloc
+            or tcmalloc), or the caller is not the main thread. Nothing has changed then.
     """
     reason = get_unsupported_reason()
     if reason is not None:
@@ -48,7 +48,10 @@ def set_malloc_retention(enabled: bool = True) -> None:
 
 
 def return_freed_memory() -> None:
-    """Return memory that is free now to the system; without effect if the allocator is not glibc's."""
+    """Return memory that is free now to the system.
+
+    The function has no effect if the allocator is not that of glibc.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc; TypeError: Windows
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -87,7 +90,7 @@ def _fill_thread_cache(libc) -> None:
 
 
 def _is_large_block_on_heap(libc) -> bool:
-    """Return True if a large block lies below the end of the heap, where only glibc's malloc puts it."""
+    """Return True if a large block is below the end of the heap, where only the malloc of glibc puts it."""
     block = libc.malloc(_PROBE_BYTES)  # never written, so that no page becomes resident
     below = block is not None and block < libc.sbrk(0)
     libc.free(block)

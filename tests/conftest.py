@@ -24,8 +24,8 @@ from fastds.ops.core import native as _native
 ROOT, CPU = Path(__file__).resolve().parent.parent, Path("/proc/cpuinfo")
 
 
-# Reasons to skip that FASTDS_REQUIRE_NATIVE=1 accepts: this machine or build cannot have it, or the extra `test`
-# does not bring the package. Any other skip fails, but for those in tests/gpu: a file or a package is missing.
+# Reasons to skip that FASTDS_REQUIRE_NATIVE=1 accepts: the machine or the build lacks a feature, or the extra `test`
+# does not install a package. Outside tests/gpu, any other skipped test fails.
 EXPECTED_SKIPS = [
     "(optional peer)",
     "the op is the same node in both",
@@ -83,7 +83,7 @@ def pytest_report_header():
 
 @pytest.fixture(autouse=True)
 def threads_of_torch():
-    """Fixture: restore the number of threads after a test, because float64 results of torch depend on it."""
+    """Restore the number of threads after a test, because float64 results of torch depend on it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -97,20 +97,20 @@ def two_threads(threads_of_torch):
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Fixture: start every test from the same random state; FASTDS_TEST_SEED changes it."""
+    """Start every test from the same random state; FASTDS_TEST_SEED changes it."""
     torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))
 
 
 @pytest.fixture(autouse=True)
 def instruction_set():
-    """Fixture: force the instruction set FASTDS_TEST_ISA at the start of a test, for python -m tests.sanitize."""
+    """Force the instruction set FASTDS_TEST_ISA at the start of a test, for python -m tests.sanitize."""
     if "FASTDS_TEST_ISA" in os.environ:
         _native.get_module().set_isa(os.environ["FASTDS_TEST_ISA"])
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Fixture: fill torch.empty, numpy.empty and similar with NaN, so that unwritten elements are detected."""
+    """Fill torch.empty, numpy.empty and similar with NaN, so that unwritten elements are detected."""
 
     def poisoned(allocate):
         def empty(*args, **kwargs):
@@ -140,7 +140,7 @@ def poison(monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_dir():
-    """Fixture: the folder of real radar files, $FASTDS_DATA or ../shared/data next to the checkout."""
+    """Return the folder of real radar files, $FASTDS_DATA or ../shared/data next to the checkout."""
     folder = Path(os.environ.get("FASTDS_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no radar files: {folder} is not there (set FASTDS_DATA)")
@@ -149,7 +149,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def native():
-    """Fixture: the module _fastds; the test is skipped if it is missing, unless FASTDS_REQUIRE_NATIVE=1."""
+    """Return the module _fastds; skip the test if it is missing, unless FASTDS_REQUIRE_NATIVE=1."""
     if _native.get_missing_reason() is not None:
         pytest.skip(_native.get_missing_reason())
     return _native.get_module()
@@ -165,7 +165,7 @@ def has(native, isa):
 
 @pytest.fixture(params=ISAS)
 def isa(request, native):
-    """Fixture: force each instruction set that this machine and the build have."""
+    """Run the test with each instruction set that the machine and the build have."""
     if not has(native, request.param):
         pytest.skip(f"{request.param} is not available on this machine or in this build")
     native.set_isa(request.param)
@@ -175,7 +175,7 @@ def isa(request, native):
 
 @pytest.fixture
 def engine_isa(isa, native):
-    """Fixture: force each instruction set with a Winograd kernel of conv3x3; x86 builds have none for "baseline"."""
+    """Run the test with each instruction set for which conv3x3 has a Winograd kernel."""
     if not native.conv3x3_available():
         pytest.skip("no engine for this instruction set in this build")
     return isa
@@ -183,8 +183,10 @@ def engine_isa(isa, native):
 
 @pytest.fixture
 def each_isa(native):
-    """Fixture: `for isa in each_isa():` forces one instruction set after the other, so that a slow reference is
-    computed once."""
+    """Return a generator function: `for isa in each_isa():` forces one instruction set after the other.
+
+    A slow reference is then computed once for all instruction sets.
+    """
 
     def sets():
         for isa in ISAS:
@@ -198,7 +200,7 @@ def each_isa(native):
 
 @pytest.fixture
 def bars_of(monkeypatch):
-    """Fixture: bars_of(module) records the progress bars of a module, with one entry for each reported step."""
+    """Return bars_of(module), which records the progress bars of a module and their steps."""
 
     def watch(module):
         asked, done = [], []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load randomly corrupted weights files: `python -m tests.hostile`.
+"""Loads randomly corrupted weights files: `python -m tests.hostile`.
 
-A file may be rejected in one sentence with its name ("refused"). It may be loaded with its own numbers and
+A file may be rejected with an error message that names it ("refused"). It may be loaded with the original weights and
 configuration ("same"), or with another plausible value in its configuration or model card ("other"). Faults are "wrong"
-(other numbers), "unclear" (another error, or no file name) and "slow".
+(other weights), "unclear" (another error, or no file name in the message) and "slow".
 """
 
 import argparse

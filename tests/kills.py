@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kill commands at random moments by SIGKILL and start them again: `python -m tests.kills`.
+"""Kills commands at random moments by SIGKILL and restarts them: `python -m tests.kills`.
 
-After a kill, the output is absent or complete; after the restart it is byte for byte that of an uninterrupted run. A
-training is killed three times, and so is an archive of 208 files with two workers, which is compared with that of one
-worker. Rounds are drawn by seed; each is a line of the log.
+After a kill, the output must be absent or complete; after the restart, it must equal that of an uninterrupted run.
+Commands that can be resumed are killed several times. Rounds are drawn by seed; each is a line of the log.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def command(name: str, files: Path, folder: Path, workers: int = 2) -> list[str]
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Return the results by name: fields of a file without the time in its history, or weights files."""
+    """Return the results by name: variables of a file or store, or contents of weights files."""
     if (folder / "out.zarr").exists():
         with xr.open_zarr(folder / "out.zarr") as fields:
             return {str(name): variable.values.tobytes() for name, variable in fields.variables.items()}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the op tests under ASan with UBSan, and under TSan: `python -m tests.sanitize`.
+"""Runs the op tests under ASan with UBSan, and under TSan: `python -m tests.sanitize`.
 
 A part is a sanitizer, an instruction set and a test file. Under TSan only tests with "thread" in their names run,
-because only they compute in several threads. Parts that passed are not run again while the sources of the native module
-are unchanged. The output of each part is in build/sanitize.
+because they compute in several threads. Parts that passed are not run again while the sources of the native module are
+unchanged. The output of each part is in build/sanitize.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def op_tests() -> list[str]:
 
 
 def isas() -> list[str]:
-    """Return the instruction sets to force: those that this machine and the build have."""
+    """Return the instruction sets that the machine and the build have, for tests."""
     info = native.get_module().build_info()
     return [isa for isa in info["isa_usable"] if isa in info["isa_built"] and isa != "baseline"] or ["baseline"]
 
 
 def built(kind: str) -> Path:
-    """Return the folder with the sanitized module, built if there is none for these sources."""
+    """Return the folder with the sanitized module, which is built if its sources have changed."""
     folder = ROOT / "build" / kind
     stamp = folder / "source_hash"
     if not stamp.exists() or stamp.read_text() != source_hash(ROOT):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of bench.gpu_bench: one module per op or network, each with make_rows(small) -> list of Row."""
+"""Rows of bench.gpu_bench: one module per op or network, each with make_rows(small), which returns Rows."""
 
 import contextlib
 import functools

@@ -34,8 +34,9 @@ SMALL = [
     ("torch eager", FLOAT32, 1e-3),
     ("conv2d", FLOAT32, 1e-2),
 ]
-# Tile sizes to compare with those of kernels/deform_conv2d*.py: arguments of fastds.kernels.device.Tiles. With two or
-# more stages the gather is asynchronous; Triton 3.6 then bypasses the L1 cache, Triton 3.9 uses it.
+# Tile sizes to compare with those in kernels/deform_conv2d*.py: arguments of fastds.kernels.device.Tiles, of which the
+# last is the number of stages. With two or more stages the gather is asynchronous; Triton 3.6 then bypasses the L1
+# cache, Triton 3.9 uses it.
 TILES = {
     "forward": [(64, 64, 64, 8, 2), (32, 64, 64, 4, 1), (64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (128, 64, 64, 8, 2)],
     "maps": [(64, 64, 64, 8, 1), (32, 64, 64, 4, 1), (128, 64, 32, 8, 1)],
@@ -162,7 +163,7 @@ def make_case(name, small):
 
 
 def compute_expected(name, mode, yardstick, small, device):
-    """Compute the float64 result of the op, or of a plain convolution for a yardstick; see build()."""
+    """Compute the float64 result of the op, or of a plain convolution if yardstick is True."""
     case = make_case(name, small)
     args = [t.double().to(device) for t in case.make_args()]
     grad_y = case.make_grad_y().double().to(device)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointwise gates of LSTM and GRU: CUDA C++, eager torch and torch.compile. The memory bandwidth limits all of them."""
+"""Pointwise gates of LSTM and GRU: CUDA C++, eager torch and torch.compile.
+
+The memory bandwidth limits all of them.
+"""
 
 import functools
 
@@ -9,8 +12,8 @@ from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
 from bench.torch_cells import compute_gru, compute_lstm
 from fastds.ops import gru_update, lstm_gates
 
-# By op: the op, the formula in PyTorch, channels of each input / C, and state-sized tensors that forward and backward
-# read or write.
+# By name of the op: the op, the formula in PyTorch, the number of channels of each input divided by that of the state,
+# and the number of state-sized tensors that the forward pass and the backward pass read or write.
 OPS = {
     "lstm_gates": (lstm_gates, compute_lstm, (4, 1), 7, 12),
     "gru_update": (gru_update, compute_gru, (1, 1, 1), 4, 7),

@@ -39,6 +39,7 @@ def training_curves(
         columns: columns to draw; columns that a log lacks are ignored.
         x: "step" or "epoch".
         log_y: use a logarithmic y axis.
+
     Raises:
         ValueError: if no log has any of the columns.
     """
@@ -65,11 +66,13 @@ def training_curves(
 
 
 def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: str = "km") -> Figure:
-    """Draw radially averaged power spectra against wavelength on logarithmic axes, with long waves on the left, and
-    return the Figure.
+    """Draw radially averaged power spectra against wavelength and return the Figure.
+
+    Both axes are logarithmic, and long waves are on the left.
 
     Args:
-        curves: label -> (wavenumber in cycles per `unit`, power in dB^2); wavenumber 0 is ignored.
+        curves: label -> (wavenumber in cycles per `unit`, power in dB^2). Points with a wavenumber or power of 0 are
+            not drawn.
         unit: unit of length.
     """
     figure, axes = _figure(6.0, 4.0)
@@ -92,6 +95,7 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
         days: dates or numbers.
         curves: label -> one number per day, such as from fastds.metrics.daily_series.
         score: name and unit of the score.
+
     Raises:
         ValueError: if a curve has another length than days.
     """
@@ -185,8 +189,9 @@ def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]]
 
 
 def draw_rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the frequency of each rank of the truth among the members and return the Figure; it is uniform for a
-    reliable ensemble.
+    """Draw the frequency of each rank of the truth among the members and return the Figure.
+
+    The frequencies are uniform for a reliable ensemble.
 
     Args:
         shares: label -> frequencies, such as from fastds.metrics.rank_histogram.

@@ -57,6 +57,7 @@ def draw_field(
         x: (W,) equally spaced cell centres in any unit; None: pixel numbers.
         y: (H,) equally spaced cell centres in any unit; None: pixel numbers with row 0 at the top.
         scale: colour scale, see reflectivity_style.
+
     Raises:
         ValueError: if field is not two-dimensional, or x or y have another length.
     """
@@ -71,7 +72,8 @@ def draw_difference(
     Args:
         axes: matplotlib axes.
         difference: (H, W) prediction minus truth in dB, NaN where missing (grey).
-        x, y: see draw_field.
+        x: see draw_field.
+        y: see draw_field.
         limit: last class edge in dB.
     """
     return _image(axes, difference, x, y, difference_style(limit))
@@ -93,19 +95,21 @@ def field_panel(
     """Draw maps in one row per product and one column per time, with differences to the right, and return the Figure.
 
     Args:
-        fields: row name -> one field (h, w) in dBZ per time, None where there is none; resolutions may differ, but all
-            fields cover the same area.
+        fields: row name -> one field (h, w) in dBZ per time, None where there is none. All fields cover the same area;
+            resolutions may differ if they divide one another.
         times: column titles.
         differences: row name -> one difference (H, W) in dB per time, drawn to the right of the row of that name.
-        inputs: fields drawn to the right of the first row.
+        inputs: fields drawn to the right of the first row, unless this row has differences.
         x: (W,) cell centres of the finest grid in `unit`; None: pixel numbers.
         y: (H,) cell centres of the finest grid in `unit`; None: pixel numbers.
         unit: unit of x and y.
         scale: colour scale, see reflectivity_style.
         limit: last class edge of the differences in dB.
         title: title of the figure.
+
     Raises:
-        ValueError: if a row has another number of maps than times, or differences name no row of fields.
+        ValueError: if a row has another number of maps than times, if differences name no row of fields, or if
+            resolutions do not divide one another.
     """
     differences = differences or {}
     for name, maps in (*fields.items(), *differences.items(), ("input", inputs)):
@@ -202,10 +206,9 @@ def forecast_strip(
     unit: str = "km",
     title: str = "",
 ) -> Figure:
-    """Draw observations, forecasts and their differences in three rows, with one column per time, and return the
-    Figure.
+    """Draw observations, forecasts and their differences in three rows and return the Figure.
 
-    If no time has both an observation and a forecast, all fields are in one row.
+    There is one column per time. If no time has both an observation and a forecast, all fields are in one row.
 
     Args:
         observed: one field (H, W) in dBZ per time, None where there is none.
@@ -215,6 +218,7 @@ def forecast_strip(
         y: (H,) cell centres in `unit`; None: pixel numbers.
         unit: unit of x and y.
         title: title of the figure.
+
     Raises:
         ValueError: if observed or forecast have another length than times.
     """

@@ -13,9 +13,9 @@ from fastds._outputs import atomic_write
 NO_ECHO_COLOUR = "#ffffff"
 MISSING_COLOUR = "#d0d0d0"
 
-# Lower edge of each class in dBZ and its colour. "nws": 5 dBZ classes of the US weather service's base reflectivity;
-# "meteonet": the class edges Meteo-France publishes with MeteoNet, coloured from pale blue through green and red to
-# violet.
+# Lower edge of each class in dBZ and its colour. The classes of "nws" have 5 dBZ, as the base reflectivity of the US
+# weather service. The class edges of "meteonet" are those that Meteo-France publishes with MeteoNet; their colours go
+# from pale blue through green and red to violet.
 _SCALES = {
     "nws": (
         (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75),
@@ -36,11 +36,13 @@ REFLECTIVITY_LEVELS = {name: levels for name, (levels, _) in _SCALES.items()}
 
 
 def reflectivity_style(scale: str = "nws") -> tuple[Colormap, BoundaryNorm, tuple[int, ...]]:
-    """Return colour map, norm and class edges (dBZ) of a reflectivity scale; values below the first edge are white,
-    missing values grey.
+    """Return colour map, norm and class edges (dBZ) of a reflectivity scale.
+
+    Values below the first edge are white, missing values grey.
 
     Args:
         scale: "nws" (classes of 5 dBZ from 5 dBZ) or "meteonet" (class edges of MeteoNet, from -9 dBZ).
+
     Raises:
         ValueError: for another scale.
     """
@@ -58,6 +60,7 @@ def difference_style(limit: float = 10.0) -> tuple[Colormap, BoundaryNorm, tuple
 
     Args:
         limit: last class edge in dB, > 0; larger differences have the end colours.
+
     Raises:
         ValueError: if limit <= 0.
     """

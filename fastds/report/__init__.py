@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTML reports: one self-contained page with the run's description, scores, maps over time, and charts.
+"""HTML reports: one self-contained page with the description of the run, scores, maps over time, and charts.
 
 This package does not depend on a task; the tasks fill the pages.
 """

@@ -31,7 +31,11 @@ class Chart:
     draw: Callable[[], Figure]
 
     def uri(self, theme: str) -> str:
-        """Return a PNG with transparent background as a data URI; theme: "light" or "dark"."""
+        """Return a PNG with transparent background as a data URI.
+
+        Args:
+            theme: "light" or "dark".
+        """
         ink = _INKS[theme]
         colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
         grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none")

@@ -42,12 +42,20 @@ class Curves:
             self.errors[name] = self.errors.get(name, 0) + error_sums(field, truth, valid, _EDGES)
 
     def add_spectra(self, fields: Mapping[str, torch.Tensor]) -> None:
-        """Add the power spectra of fields, method -> (H, W) in dBZ, NaN where missing."""
+        """Add the power spectra of fields.
+
+        Args:
+            fields: method -> (H, W) in dBZ, NaN where missing.
+        """
         for name, field in fields.items():
             self.spectra.setdefault(name, []).append(power_spectrum(field, _FLOOR))
 
     def charts(self, of_spectra: str = "") -> list[Chart]:
-        """Make the charts for which there are data; of_spectra: description of the fields whose spectra are drawn."""
+        """Make the charts for which data were added.
+
+        Args:
+            of_spectra: description of the fields whose spectra are drawn.
+        """
         return [*self._errors(), *self._spectra(of_spectra)]
 
     def _errors(self) -> list[Chart]:

@@ -82,7 +82,8 @@ def field_style(label: str, low: float, high: float) -> MapStyle:
 
     Args:
         label: name and unit.
-        low, high: range of the values.
+        low: smallest value.
+        high: largest value.
     """
     edges = MaxNLocator(12).tick_values(low, high if high > low else low + 1)[1:-1]
     colours = tuple(map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(edges) + 1))))
@@ -126,6 +127,7 @@ class Maps:
         grid: grid that all panels cover.
         panels: names of the panels, in order.
         style: colours of all panels.
+
     Attributes:
         times: labels of the frames.
         pictures: panel -> one Picture for each frame, None where it has no field.
@@ -172,8 +174,12 @@ class Maps:
 
 
 def encode_png(field: np.ndarray, style: MapStyle) -> str:
-    """Encode a field (H, W) with NaN for missing values as the data URI of a palette PNG, one pixel per cell; row 0 is
-    the top."""
+    """Encode a field as the data URI of a palette PNG with one pixel per cell.
+
+    Args:
+        field: (H, W), NaN where missing; row 0 is the top.
+        style: colours of the classes.
+    """
     classes = np.digitize(field, style.edges).astype(np.uint8)
     classes[np.isnan(field)] = len(style.colours)
     image = Image.fromarray(classes)

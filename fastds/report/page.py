@@ -61,7 +61,11 @@ class Page:
 
 
 def _extract_cells(table: Table) -> dict:
-    """Return the content of a rich table: title, heads, rows, and which rows end a section."""
+    """Return the content of a rich table.
+
+    Returns:
+        A dict of title, heads and rows, pairs of (cells, True if the row ends a section).
+    """
     rows = zip(*(column.cells for column in table.columns), strict=True)
     return {
         "title": str(table.title),
@@ -79,6 +83,7 @@ def check_report(
         path: path of the report.
         files: inputs and outputs that the report must not replace; None is ignored.
         made: folder that will be created before the report is written.
+
     Raises:
         ValueError: if the path is no HTML file or is one of `files`, also by another name.
         FileNotFoundError: if the folder does not exist.

@@ -29,8 +29,8 @@ _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
 _ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 _EAST = np.s_[:, 288:360]  # validation columns of trainings on this file
-# (label, file, variables, indices of times and levels, rows and columns). No training configuration uses the files,
-# except the last one.
+# (label, file, variables, indices of times and levels, rows and columns). Only the last file is also used by a training
+# configuration.
 SOURCES = (
     ("ERA5 0.25°, United States", _CONUS, ("t2m", "d2m", "u10", "v10", "sp", "r2m"), (0,), np.s_[:, :]),
     ("ERA5 0.25°, British Isles", "era5_t2m_025deg_uk_201903_1h.grib", ("t2m",), (12, 300, 600), np.s_[:, :]),
@@ -98,8 +98,10 @@ def _cells(row: dict[float, tuple[Estimate, float] | None]) -> list[str]:
 
 
 def make_leaderboard_rows(gains: dict) -> Iterator[dict]:
-    """Yield a leaderboard row for each factor: the mean gain over all fields, with an interval by resampling the
-    fields."""
+    """Yield a leaderboard row for each factor: the mean gain over all fields.
+
+    The interval is obtained by resampling the fields.
+    """
     for scale in next(iter(gains.values())):
         found = [row[scale][0].mean for row in gains.values() if row[scale] is not None]
         value = Estimate.from_samples(np.array(found), np.arange(len(found))[:, None])
@@ -128,6 +130,7 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
         fields: (T, 1, H, W) fine fields.
         scale: downscaling factor.
         told: see StudyConfig.
+
     Returns:
         Gain over bicubic interpolation (a = -0.5) with its 95 % interval, and gain over the best of four
             interpolations, both in dB. None if the fields are too small.

@@ -74,10 +74,11 @@ def explain_unknown_study(name: str) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run `fastds study NAME ...`, which prints the tables of a study.
 
-    An error of the user is reported in one sentence and gives the exit status 2.
+    An error of the user is reported on one line and gives the exit status 2.
 
     Args:
-        arguments: command line without the program's name; None reads the arguments of the process.
+        arguments: command line without the name of the program; None reads the arguments of the process.
+
     Returns:
         The exit status.
     """

@@ -35,8 +35,14 @@ _HIDDEN = 32
 
 
 class Block(NamedTuple):
-    """Frames of a file: (first, one after the last), spacing of the triples in frames, and whether a smoothed copy is
-    used, too."""
+    """Frames of a file.
+
+    Attributes:
+        file: name of the file.
+        frames: first frame, and the frame after the last.
+        every: spacing of the triples in frames.
+        smoothed: True to use a smoothed copy in addition.
+    """
 
     file: str
     frames: tuple[int, int | None]
@@ -65,7 +71,7 @@ CARD = {
 
 
 class _SmoothedStore:
-    """Frames of a store, smoothed by a Gaussian after values below 5 dBZ were raised to 5 dBZ."""
+    """Frames of a store after a Gaussian filter; values below 5 dBZ are raised to 5 dBZ before."""
 
     def __init__(self, store: fd.FrameStore, width: float):
         self.store, self.width = store, width

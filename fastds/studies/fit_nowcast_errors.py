@@ -141,8 +141,10 @@ def _iter_samples(
 
 
 def _make_pool(parts: Sequence[Sample]) -> Pool:
-    """Concatenate the samples of a block. Pixels of lead time k have weight 1 / k, so that early lead times with small
-    errors matter."""
+    """Concatenate the samples of a block.
+
+    Pixels of lead time k have weight 1 / k; otherwise early lead times, which have small errors, would not matter.
+    """
     features, truth = torch.cat([part.features for part in parts], 1), torch.cat([part.truth for part in parts])
     least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
     return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
@@ -159,6 +161,7 @@ def fit(
         steps: number of optimizer steps.
         seed: random seed of the draws.
         batch: pixels of each block in a step.
+
     Returns:
         The loss of each step.
     """
@@ -167,7 +170,9 @@ def fit(
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Fit of the error model from which members of ensemble nowcasts are drawn, on radars that no study tests on.
+    """Fit of the error model from which members of ensemble nowcasts are drawn.
+
+    The training radars are not used as test radars in any study.
 
     Args:
         data: folder with the radar files.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of humidity generators, ablations and baselines on test regions: `fastds study humidity --data.path
-FOLDER`.
+"""Comparison of humidity generators, ablations and baselines: `fastds study humidity --data.path FOLDER`.
 
-Every network is trained on the same number of samples. With `--model`, only this model is scored and nothing is
-trained.
+The methods are scored on test regions. Every network is trained on the same number of samples. With `--model`, only
+this model is scored and nothing is trained.
 """
 
 import dataclasses
@@ -81,8 +80,10 @@ def study(config: StudyConfig) -> str | None:
 
 
 def make_leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
-    """Make leaderboard rows for each test region: PSNR of the ensemble mean, and of the field without noise, minus PSNR
-    of bicubic interpolation."""
+    """Make leaderboard rows of the gain in PSNR over bicubic interpolation for each test region.
+
+    There is a row for the ensemble mean and one for the field without noise.
+    """
     rows = []
     for number, found in enumerate(tables, 1):
         for name in ("ensemble mean", "no noise"):
@@ -93,8 +94,7 @@ def make_leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[
 
 
 def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
-    """Train every variant on the same number of samples, each in its own subfolder of config.output, and score all of
-    them.
+    """Train every variant on the same number of samples in a subfolder of config.output, and score all of them.
 
     A variant whose folder holds a checkpoint is resumed.
 
@@ -103,6 +103,7 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
         epochs: number of epochs of each training.
         members: number of ensemble members.
         seed: random seed of the first member.
+
     Returns:
         One table of scores for each test region, see score.
     """
@@ -125,6 +126,7 @@ def score(
         config: training configuration that names the test regions.
         members: number of ensemble members.
         seed: random seed of the first member.
+
     Returns:
         One table of scores for each test region.
     """

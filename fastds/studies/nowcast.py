@@ -70,8 +70,8 @@ def compare_with_reference(table: NowcastTable, reference: str = "extrapolation"
     """Compare the last method of a table with a reference by lead time.
 
     Returns:
-        Arrays (n,): "mse" is the ratio of the squared errors; "csi R" is the difference of CSI at R mm/h, for R in
-            RATES.
+        A dictionary of arrays (n,): "mse" is the ratio of the squared errors, and "csi R" for R in RATES is the
+            difference of CSI at R mm/h.
     """
     model, other = table.rows[list(table.rows)[-1]], table.rows[reference]
     gains = {f"csi {rate:g}": (model["csi"] - other["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
@@ -79,7 +79,10 @@ def compare_with_reference(table: NowcastTable, reference: str = "extrapolation"
 
 
 def summarize(table: NowcastTable) -> dict[str, float]:
-    """Summarize scores for a model card: means of the model and the baselines over lead times, and the worst one."""
+    """Summarize scores for a model card: means over lead times, and the worst lead time.
+
+    The means are those of the model and of the baselines in REFERENCES.
+    """
     out, name = {"starts": table.starts}, list(table.rows)[-1]
     for method in (name, *REFERENCES):
         suffix = "" if method == name else f" of {method}"
@@ -159,8 +162,11 @@ def study(config: StudyConfig) -> str | None:
 
 
 def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
-    """Make two leaderboard rows for each file: the ratio of the squared error to extrapolation's, and the difference of
-    CSI at 2 mm/h from extrapolation's. Both are means over lead times."""
+    """Make two leaderboard rows for each file, with means over lead times.
+
+    One is the squared error divided by that of extrapolation, the other the difference of CSI at 2 mm/h from
+    extrapolation.
+    """
     rows = []
     for file, found in results.items():
         shared = {"task": "nowcast", "data": file, "cases": found["starts"]}
@@ -215,8 +221,13 @@ def print_scores(
 
     Args:
         data: folder with the radar files.
-        model, starts, smooth, output, against: see StudyConfig.
+        model: see StudyConfig.
+        starts: see StudyConfig.
+        smooth: see StudyConfig.
+        output: see StudyConfig.
+        against: see StudyConfig.
         scores: dict to which the tables are added, file -> NowcastTable.
+
     Returns:
         {file: summary}; empty with `against`.
     """

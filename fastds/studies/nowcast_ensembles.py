@@ -29,7 +29,12 @@ from fastds.tasks.nowcast.windows import WET_RATE
 
 
 class Radar(NamedTuple):
-    """Spacing of initialization times in frames, and number of forecast frames, for one file."""
+    """Options of one radar file.
+
+    Attributes:
+        every: frames from one initialization time to the next.
+        steps: number of forecast frames.
+    """
 
     every: int
     steps: int
@@ -86,8 +91,10 @@ def compare(
         starts: largest number of initialization times of a file; None uses all.
         window: side in pixels of the square with the largest echo area, in which forecasts are made.
         mlcast: weights of MLCast's network, or None.
+
     Returns:
         Tables over all radars, and CRPS by radar.
+
     Raises:
         ImportError: if a package of the peers is missing; raised before the first forecast.
     """
@@ -136,8 +143,7 @@ def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Star
 
 
 def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
-    """Return the compared methods, name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
-
+    """Return the compared methods as name -> function from a Start to forecasts (M, n, h, w) in mm/h."""
     method, _ = pick_method(model)
     smooth = method.to_ensemble_mean() is not method  # mean forecasts, if the method has them
 
@@ -177,7 +183,7 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
 
 
 def _duplicate(fields: np.ndarray) -> np.ndarray:
-    """Stack a single forecast twice, so that its CRPS as an ensemble is its mean absolute error."""
+    """Stack a single forecast twice, which makes its CRPS equal to its mean absolute error."""
     return np.stack([fields, fields])
 
 
@@ -191,6 +197,7 @@ def _run_pysteps(method: Callable, start: Start, linear: bool, **options: Any) -
         start: the inputs.
         linear: pass rain rates in mm/h; otherwise dB of mm/h.
         options: further arguments of the method.
+
     Returns:
         Forecasts (M, n, h, w) in mm/h.
     """

@@ -47,14 +47,15 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
     """Score an ensemble at input times and at interpolated times on pixels near echo.
 
     Args:
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside (see
-            radar.Block).
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model card, and beside (see
+            Block).
         model: the network.
         count: number of members.
+
     Returns:
-        The numbers of SCORES, by kind of time: CRPS over the mean absolute error of the network's field; spread over
-            skill; power at wavelengths of 2 to 4 pixels, of a member and of the network's field, over the truth's; area
-            above the floor over the truth's.
+        A dictionary from the kind of time to the numbers of SCORES. They are: the CRPS over the mean absolute error of
+            the output of the network; spread over skill; the power at wavelengths of 2 to 4 pixels over that of the
+            truth, for a member and for the output of the network; the area above the floor over that of the truth.
     """
     members, span = RadarEnsemble(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
     found = {times: _MemberSums() for times in _TIMES}
@@ -109,7 +110,7 @@ class _MemberSums:
 
 # File -> (first frame, frame after the last, spacing of the triples in intervals). The FMI and KNMI frames are later
 # than the training blocks of fastds/tasks/radar/configs/fczsm-small.yaml. No training configuration uses the other
-# files; the file of 2018-05-14 covers the region of two training files, of the days before and after.
+# files, but the file of 2018-05-14 covers the region of two training files, which are from the days before and after.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),
@@ -134,8 +135,8 @@ class Block:
     Attributes:
         name: name of the file.
         floor: lower end in dBZ of the normalisation of x and y.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs of coarse frames (2, h, w)
-            before and after x, None where the block has none.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside, a list of the coarse frames (2, h, w)
+            before x and of those after x; None where the block has none.
         blocks: number of the block of time of each sample.
     """
 
@@ -185,7 +186,7 @@ def compute_sample_errors(block: Block, method: Callable) -> list[dict[str, floa
 
     Args:
         block: the samples.
-        method: function from a sample to frames (1, 3, 1, H, W), normalised above the block's floor.
+        method: function from a sample to frames (1, 3, 1, H, W), normalised with the floor of the block.
     """
     found = []
     with torch.inference_mode():
@@ -202,7 +203,7 @@ def compute_errors(block: Block, method: Callable) -> dict[str, float]:
 
 
 def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
-    """Combine the radar_errors of several samples, weighted by their pixels."""
+    """Combine the radar_errors of several samples to means weighted by the number of valid pixels."""
     pixels = np.array([one["pixels"] for one in found])
     if not pixels.any():
         return found[0]
@@ -212,22 +213,22 @@ def pool_errors(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def wrap_baseline(method: Callable) -> Callable:
-    """Wrap a function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for compute_errors."""
+    """Wrap a function of x (1, 2, 1, h, w), such as those of BASELINES, as a method for compute_errors."""
     return lambda sample: method(sample["x"][None])
 
 
 def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """Wrap a network as a method for compute_errors.
 
-    The flow is the one of `fastds downscale`, averaged with the flows of the neighbouring pairs. If the network was
-    trained above a higher floor than `floor`, the frames are those of `fastds downscale` applied to the two input
-    frames alone: weaker echo is interpolated, and no cell is known to be dry.
+    The flow is averaged with the flows of the neighbouring pairs, as in `fastds downscale`. If the network was trained
+    above a higher floor than `floor`, `fastds downscale` is applied to the two input frames alone: weaker echo is
+    interpolated.
 
     Args:
         model: network with a model card.
         floor: lower end in dBZ of the normalisation of the samples.
-        coarsened: known coarsening operator of the input, to which results are back-projected; None: unknown.
-        smooth: frames between input times minimise the squared error; otherwise they have the detail and the
+        coarsened: known coarsening operator of the input, to which results are back-projected; None if unknown.
+        smooth: True if frames between input times minimise the squared error; False if they have the detail and the
             intensities of frames at input times, as in `fastds downscale` without --smooth.
     """
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
@@ -252,7 +253,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
 
 
 def _wrap_flow(model: torch.nn.Module) -> Callable:
-    """Return network(x, flow) for networks with and without a flow argument."""
+    """Return a function of (x, flow) that calls the network, with the flow only if the network takes one."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 
@@ -293,9 +294,14 @@ class Row:
 
 
 def compute_ratio(rows: Sequence[Row], baseline: str) -> Estimate:
-    """Compute the ratio of the model's squared error to a baseline's, as a mean over rows with a 95 % interval.
+    """Compute the ratio of the squared error of the model to that of a baseline.
 
-    The interval is by resampling blocks of time; a draw averages the rows that have samples in it.
+    The estimate is a mean over rows with a 95 % interval by resampling blocks of time; a draw averages the rows that
+    have samples in it.
+
+    Args:
+        rows: errors of the test blocks.
+        baseline: name of the baseline.
     """
     ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
     model, other = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
@@ -315,8 +321,8 @@ def summarize(results: dict) -> dict:
     """Summarize results for a model card.
 
     Returns:
-        "FILE, floor F dBZ" -> the scores mse_total, mse_t2 and mse_t13, and mse_total of the baselines. ", MODE" is
-            appended to the key if the input is not coarsened by "dbz".
+        A dictionary. A key is "FILE, floor F dBZ", followed by ", MODE" if the input is not coarsened by "dbz". A value
+            has the scores mse_total, mse_t2 and mse_t13 of the model, and mse_total of the baselines.
     """
     out = {}
     for (file, floor, mode), found in results.items():
@@ -420,8 +426,11 @@ def print_member_table(config: StudyConfig) -> Table:
 
 
 def make_leaderboard_rows(results: dict) -> list[dict]:
-    """Make leaderboard rows of the ratio to advection's error: one for each file, and the mean over the files for each
-    floor and coarsening operator, with an interval by resampling files."""
+    """Make leaderboard rows of the squared error over that of advection.
+
+    There is one row for each file. For each floor and coarsening operator, there is also the mean over the files with
+    an interval by resampling files.
+    """
     rows, means = [], {}
     for (file, floor, mode), row in results.items():
         found = compute_ratio([row], "advection")
@@ -462,8 +471,14 @@ def print_errors(
 
     Args:
         data: folder with the radar files.
-        model, floors, files, modes, told, smooth: see StudyConfig.
+        model: see StudyConfig.
+        floors: see StudyConfig.
+        files: see StudyConfig.
+        modes: see StudyConfig.
+        told: see StudyConfig.
+        smooth: see StudyConfig.
         seconds: length of a block of time.
+
     Returns:
         {(file, floor, mode): Row}.
     """

@@ -26,8 +26,11 @@ def write_study(
     """Write the HTML page config.report.
 
     Args:
-        title, tables, notes, charts: see fastds.report.Page.
+        title: see fastds.report.Page.
         config: StudyConfig with the attribute model.
+        tables: see fastds.report.Page.
+        notes: see fastds.report.Page.
+        charts: see fastds.report.Page.
     """
     run = describe_run(config.model, dict(flatten_options(dataclasses.asdict(config))), {})
     Page(title, run, tables, notes, charts=charts).write(config.report)
@@ -39,7 +42,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
     Args:
         config: StudyConfig.
         model: name of the model.
-        rows: fields of the rows; values are numbers, or Estimates, of which the intervals are stored, too.
+        rows: fields of the rows; the field "value" is a number or an Estimate, whose interval is stored as well.
     """
     command = format_command(config)
     added = [leaderboard.Row(model=model, command=command, **(row | _format_value(row["value"]))) for row in rows]
@@ -48,7 +51,7 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def format_command(config: Any) -> str:
-    """Return the command line of the running study, without --leaderboard; FOLDER stands for the data folder."""
+    """Return the command line of the study, without --leaderboard and with FOLDER in place of the data folder."""
     words = sys.argv[1:] if is_running_as_cli() else ["study", type(config).__module__.rpartition(".")[2]]
     if "--leaderboard" in words:  # followed by its value
         at = words.index("--leaderboard")

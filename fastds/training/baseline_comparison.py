@@ -25,7 +25,7 @@ def compare_to_baseline(method: str, score: str, own: float, simple: float, high
 
 
 def format_comparison(weights: str | os.PathLike) -> str:
-    """Describe in one sentence how a weights file compares with its baseline; "" if its card has no comparison."""
+    """Describe how a weights file compares with its baseline, or return "" if its card has no comparison."""
     card = load_card(weights)
     entry = card.metrics.get("simple_method")
     if not entry:

@@ -64,7 +64,11 @@ _KEYWORD_FIELDS = ("model.options.", "model.card.", "critic.options.")
 
 
 def find_configurations(task: str = "*") -> dict[str, pathlib.Path]:
-    """Return the shipped configurations of a task ("*": of all tasks) as a dict from name to YAML file."""
+    """Return the shipped configurations of a task as a dict from name to YAML file.
+
+    Args:
+        task: key of TASKS, or "*" for all tasks.
+    """
     folders = [_TASKS_FOLDER / name / "configs" for name in ([task] if task != "*" else TASKS)]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
@@ -175,7 +179,10 @@ def quieten_lightning() -> None:
 
 
 def list_option_names(config_class: type) -> set[str]:
-    """Return the names of all fields of a configuration; fields of nested configurations as "data.path"."""
+    """Return the names of all fields of a configuration.
+
+    A field of a nested configuration has a name such as "data.path".
+    """
     kinds = typing.get_type_hints(config_class)
     inside = {name: dataclasses.fields(kinds[name]) for name in _list_sections(config_class)}
     return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}
@@ -187,7 +194,9 @@ def get_option_spellings(config_class: type) -> dict[str, str]:
 
 
 def run_command(command: str, run: Callable[[], object], names: Mapping[str, str] | None = None) -> int:
-    """Run a training or a study and print the path of its result. Errors of the user are printed as one line.
+    """Run a training or a study and print the path of its result.
+
+    Errors of the user are printed as one line.
 
     Args:
         command: command such as "fastds train radar".
@@ -271,11 +280,13 @@ def read_command_line(
 
 
 def format_help(text: str, names: Collection[str]) -> str:
-    """Return the help text of an option, with options in place of the names of fields in the dataclass.
+    """Return the help text of an option.
+
+    Names of fields in the text are replaced by options.
 
     Args:
         text: description of the field.
-        names: names of fields. Those of a single word are not replaced.
+        names: names of fields. Names of a single word are not replaced.
     """
     found = sorted((name for name in names if "_" in name or "." in name), key=len, reverse=True)
     pattern = "|".join(map(re.escape, found))
@@ -288,7 +299,7 @@ def build_config(
     config: pathlib.Path | None = None,
     command: str = "fastds train",
 ) -> Config:
-    """Build the configuration of a training from values of its fields. It equals that of the command line.
+    """Build the configuration of a training from values of its fields, as a command line with these options would.
 
     Args:
         config_class: dataclass of the configuration.
@@ -325,7 +336,10 @@ def build_config(
 
 
 def _build_config_parser(config_class: type, command: str, description: str) -> ArgumentParser:
-    """Build the parser of a configuration. Its options and keys have underscores, as the fields of the dataclass."""
+    """Build the parser of a configuration.
+
+    Its options and keys have underscores, as the fields of the dataclass.
+    """
     parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, as_group=False)
@@ -358,10 +372,10 @@ def _complete_name(name: str, value: Any, sections: Collection[str]) -> str:
 
 
 def _expand_option_names(arguments: list[str], config_class: type) -> list[str]:
-    """Return the command line with names of fields: `--model NAME` becomes `--model.name NAME`, and hyphens between
-    the words of an option become underscores.
+    """Return the command line with the names of fields as options.
 
-    A mapping after --model is left as it is.
+    `--model NAME` becomes `--model.name NAME`, unless its value is a mapping. Hyphens between the words of an option
+    become underscores.
     """
     sections = _list_sections(config_class)
     names = list_option_names(config_class) | {"print_config"}

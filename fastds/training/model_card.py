@@ -101,8 +101,9 @@ def _find_shipped_data(training_data: Any) -> Mapping[str, Any] | None:
 
 
 def _list_files(data: Mapping[str, Any]) -> set[str]:
-    """Return the file names in the section `data` of a configuration, or the last part of its path if it names no
-    files.
+    """Return the file names in the section `data` of a configuration.
+
+    If the section names no files, the result is the last part of its path.
     """
     named = {*(data.get("blocks") or ()), *(data.get("sources") or ())}
     named |= {entry.partition(":")[0] for entry in data.get("each") or ()}

@@ -45,7 +45,7 @@ class OffsetSampler(Sampler):
 
 
 class DistributedBatchSampler(Sampler):
-    """Sampler of one process's share of each batch: `size` samples out of `size * devices`."""
+    """Sampler of the share of one process in each batch: `size` samples out of `size * devices`."""
 
     def __init__(self, sampler: OffsetSampler, size: int, devices: int, rank: int):
         self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
@@ -80,8 +80,9 @@ class BaseDataModule(L.LightningDataModule):
         self.files: list[str] = []
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
-        """Return the statistics of the input of a training sample, see fastds.inference.ood.statistics; default:
-        none.
+        """Return the statistics of the input of a training sample, see fastds.inference.ood.statistics.
+
+        This default implementation returns none.
         """
         return {}
 

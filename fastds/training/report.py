@@ -45,7 +45,7 @@ def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig
 
 
 def _find_logs(folder: Path) -> dict[str, Path]:
-    """Return the logs of the run and of the runs that it resumed, in order of time."""
+    """Return the logs of the run in order of time, including those of the runs that it resumed."""
     earlier = [folder / f"metrics.{k}.csv" for k in range(len(list(folder.glob("metrics.*.csv"))))]
     paths = [path for path in (*earlier, folder / "metrics.csv") if path.exists()]
     return {f"part {k}" if len(paths) > 1 else "": path for k, path in enumerate(paths, 1)}
@@ -57,7 +57,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _list_columns(logs: Mapping[str, Path]) -> list[str]:
-    """Return the names of the logged values, those of the training first."""
+    """Return the names of the logged values, first those of the training and then those of the validation."""
     names = dict.fromkeys(name for path in logs.values() for row in _read_rows(path) for name, v in row.items() if v)
     return sorted((name for name in names if name not in _NOT_CURVES), key=lambda name: name.startswith("val"))
 

@@ -31,8 +31,8 @@ def rewrite_with_metadata(
         Path of the copy or of the folder of copies.
 
     Raises:
-        FileNotFoundError: no such data.
-        ValueError: var is not in a file, or as scan_folder and opened raise it.
+        FileNotFoundError: data does not exist.
+        ValueError: var is not in a file, or a file cannot be read.
     """
     data = pathlib.Path(data)
 

@@ -24,7 +24,7 @@ def event():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, event):
-    """Six files of two times each, and weights."""
+    """Write six files with two times each, and weights."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "in").mkdir()
     for number in range(6):
@@ -35,13 +35,13 @@ def made(tmp_path_factory, event):
 
 @pytest.fixture
 def files(tmp_path, made):
-    """A copy of these files."""
+    """Return a copy of the folder of `made`."""
     return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
 def whole(made, tmp_path_factory):
-    """The archive of all six files, made by one run, in memory."""
+    """Return the archive of all six files, made by one run."""
     target = tmp_path_factory.mktemp("whole") / "whole.zarr"
     archive(made, target=target)
     return stored(target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives: many files to one Zarr store, whole or after a kill, with more files later, by one process and by two."""
+"""Tests of downscaling many files into one Zarr store: complete, killed and continued runs, and workers."""
 
 import contextlib
 import json
@@ -210,7 +210,7 @@ def test_other_request_replaces_the_archive_when_finished(files):
 
 
 def test_archive_started_on_gpu_is_not_resumed_on_cpu(files, monkeypatch):
-    """--device auto stands for what it was on the machine that began."""
+    """The manifest stores the device that "auto" selected when the archive was started."""
     archive(files, ["0.nc", "1.nc"], options={"device": "auto"})
     assert Manifest(files / "out.zarr").fingerprint["options"]["device"] == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -274,7 +274,7 @@ def test_archive_is_packed_like_the_input(files, event):
 
 
 def test_archive_packing_rounds_like_netcdf(files, monkeypatch, event):
-    """A value whose distance from no echo is rounded in float32 to the middle between two steps."""
+    """The test value rounds in float32 to the middle between two packed steps."""
     packed, tie = event.copy(), np.float32(21.46875) - np.float32(1e-6)
     packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
     save_dataset(packed.isel(time=slice(0, 2)), files / "packed.nc")
@@ -342,7 +342,7 @@ def test_archive_rejects_conflicting_options(files, words, sentence, capsys):
 
 
 def test_archive_with_dask_scheduler(files, event):
-    """By address and by file; a scheduler that is not there is an error in words."""
+    """A scheduler is given by its address or by a file."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     form = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threads_per_worker": 1}
     with distributed.LocalCluster(n_workers=1, **form) as cluster:
@@ -396,7 +396,6 @@ def test_long_first_chunk_runs_alongside_workers(files, whole, monkeypatch):
 
 
 def test_workers_do_not_reopen_files(files, monkeypatch):
-    """The part of a job that workers receive gives identical results and reads only the frames of their chunks."""
     asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
     job = request.create_pipeline(asked)
     there = pickle.dumps(workers.PickledPipeline(job))
@@ -426,7 +425,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
 def test_restarted_workers_give_identical_results(files, whole, capsys, monkeypatch):
-    """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
+    """The run is killed when a chunk is done. The restarted run does not compute this chunk again."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     words = ["downscale", str(files / "in"), str(files / "out.zarr"), "--model", "trilinear", "--dtype", "float32"]

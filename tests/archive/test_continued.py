@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--append says at once, and exactly, why a store cannot be continued and what to do."""
+"""Tests of --append: an early and exact error if a store cannot be continued."""
 
 import shutil
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations by two workers hold the bits of one process: of radar fields, ensembles and nowcasts."""
+"""Tests that evaluations by two workers are bitwise equal to those of one process."""
 
 import dataclasses
 import os
@@ -39,7 +39,7 @@ def one_thread():
 
 @pytest.mark.skipif(get_unsupported_reason() is not None, reason="memory of glibc")
 def test_workers_set_malloc_retention(scheduler):
-    """Of 20 arrays of 2 MB, one after another; a fresh one has 512 pages, which cost more than what is computed."""
+    """Allocating 20 arrays of 2 MB one after the other must reuse memory; each has 512 pages."""
     faults = "[[np.ones(1 << 18), resource.getrusage(resource.RUSAGE_SELF).ru_minflt][1] for _ in range(21)]"
     names = {"np": np, "resource": resource}
     with distributed.Client(scheduler, set_as_default=False) as client:
@@ -48,7 +48,7 @@ def test_workers_set_malloc_retention(scheduler):
 
 
 def test_starting_workers_preserves_the_environment(monkeypatch):
-    """dask writes into it what its workers shall have, the threads of every library among it."""
+    """Dask sets environment variables for its workers, which must be restored."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     before = dict(os.environ)
     with open_cluster(1, None):
@@ -57,14 +57,14 @@ def test_starting_workers_preserves_the_environment(monkeypatch):
 
 
 def radar():
-    """A file that is finer by a method, the truth and what it was made of."""
+    """Return a downscaled dataset, the truth and the coarse input."""
     truth = synthetic_event(5, 11, (32, 40))[["reflectivity", "crs"]]
     coarse = coarsen_dataset(truth)
     return fastds.downscale("trilinear", coarse), truth, coarse
 
 
 def temperature():
-    """On the grid of the truth, with an error that grows with time, and behind another variable."""
+    """Return made and true temperatures on the same grid; the error grows with time."""
     truth = fields(TEMPERATURE, 6)
     made = fastds.downscale(field_model(), truth, scale=1.0)
     made = made.assign(t=made.t.copy(data=made.t + np.arange(6, dtype="f4")[:, None, None]))
@@ -85,7 +85,7 @@ def hindcasts():
 
 
 def same(ours, theirs):
-    """Return whether tables and their contents are bitwise equal, NaN included."""
+    """Return True if tables and their contents are bitwise equal, with NaN equal to NaN."""
     if dataclasses.is_dataclass(theirs):
         return all(same(value, getattr(theirs, name)) for name, value in vars(ours).items())
     if isinstance(theirs, dict):

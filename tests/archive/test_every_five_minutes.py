@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives that a clock appends to: late files, two runs at a time, other commands on the same store."""
+"""Tests of archives that a timer extends: late files, concurrent runs, other commands on the store."""
 
 import pytest
 
@@ -20,7 +20,6 @@ def test_archive_skips_late_files(files, event):
 
 
 def test_manifest_is_removed_with_its_store(files, event):
-    """A store that another command writes in its place is not taken for a computed result."""
     archive(files, ["0.nc", "1.nc"])
     save_dataset(fastds.downscale("bicubic", event.isel(time=slice(0, 4)), threads=1), files / "out.zarr")
     with pytest.raises(ValueError, match=r"there is no out\.zarr\.manifest"):
@@ -30,7 +29,7 @@ def test_manifest_is_removed_with_its_store(files, event):
 
 
 def test_archive_lock_excludes_a_second_process(files, whole, monkeypatch):
-    """The second is refused while the first is at work, and the lock of a killed one holds nobody."""
+    """The second process is refused while the first works; the lock of a killed process is ignored."""
     tried, known = [], workers.process_chunk
 
     def make(job, store, piece):

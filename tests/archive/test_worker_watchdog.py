@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that are killed: they are replaced, or the run ends in words and the same command goes on."""
+"""Tests of killed workers, which are replaced, or end the run with an error message."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ HERE = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threa
 
 
 def preload(files, how):
-    """The file of what workers do."""
+    """Write a module that workers load at their start."""
     (files / "ids").mkdir()
     (files / "preload.py").write_text(PRELOAD.replace("FOLDER", str(files / "ids")).replace("    HOW", how))
     return str(files / "preload.py")
@@ -114,7 +114,7 @@ def goes_on_elsewhere(files, whole):
 
 
 def goes_on(files, whole, *more):
-    """The same command makes what is missing."""
+    """Check that the same command completes the archive."""
     assert (files / "out.zarr.part").exists() and (files / "out.zarr.part.manifest").exists()
     assert not (files / "out.zarr").exists()
     assert main(words(files, *more)) == 0 and same(stored(files / "out.zarr"), whole)

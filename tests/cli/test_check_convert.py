@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
+"""Tests of `fastds check` and of `fastds convert`, whose archives MLCast's validator accepts."""
 
 import shutil
 import warnings
@@ -23,7 +23,7 @@ TOLD = ["--license=CC-BY-4.0", "--creator=A B <a@b.org>", "--identifier=FI-FMI-r
 
 @pytest.fixture
 def event():
-    """Six fields of 300 x 310 pixels of 500 m, the fourth left out."""
+    """Return six fields of 300 x 310 pixels of 500 m; the fourth of seven times is missing."""
     event = synthetic_event(1, frames=7, shape=(300, 310)).isel(time=[0, 1, 2, 4, 5, 6])
     mapping = pyproj.CRS.from_epsg(3067).to_cf()
     event["crs"] = ((), 0, mapping)
@@ -70,7 +70,7 @@ ARCHIVED = [*TOLD, URL, "--to=mlcast"]
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_mlcast_archive_of_swiss_grid_is_valid(data_dir, tmp_path, failed, raw):
-    """Its projection is an oblique Mercator, whose axes CF cannot turn: the attributes alone tell a cone near it."""
+    """The projection is an oblique Mercator, whose rotation CF attributes cannot describe."""
     words = [str(data_dir / "radar_mch_20160711_5min.nc"), str(tmp_path / "a.zarr"), "--stop=2016-07-11T20:55"]
     if raw:
         words[:1] = [str(tmp_path / f"AQC16193{time}V_00005.801.gif") for time in (2200, 2205)]
@@ -82,7 +82,6 @@ def test_mlcast_archive_of_swiss_grid_is_valid(data_dir, tmp_path, failed, raw):
 
 
 def test_convert_reports_projection_without_cf_attributes(event, tmp_path):
-    """An oblique Mercator whose central line runs to the north-east."""
     oblique = "+proj=omerc +lat_0=61 +lonc=24 +alpha=40 +gamma=40 +k=1 +x_0=300000 +y_0=6700000 +ellps=GRS80"
     event["crs"] = ((), 0, {"crs_wkt": pyproj.CRS(oblique).to_wkt()})
     with pytest.warns(UserWarning, match="CF attributes cannot describe the projection Hotine Oblique Mercator"):
@@ -286,7 +285,7 @@ def test_check_names_suitable_commands(event, tmp_path, capsys):
 
 
 def test_check_of_fields_unsuitable_for_inr_small(tmp_path, capsys):
-    """inr-any takes them, but for those of other dimensions, which are named."""
+    """The model inr-any is used. Variables without the time dimension are named and not downscaled."""
     temperature = gridded(TEMPERATURE)
     save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
@@ -330,7 +329,6 @@ def test_check_of_default_networks_does_not_warn(data_dir, capsys):
     ],
 )
 def test_check_of_partly_supported_data(data_dir, capsys, name, lines):
-    """A list of fifty variables is printed once; one time is enough for what needs no more."""
     if name.startswith("grib"):
         pytest.importorskip("cfgrib", reason="GRIB needs the package cfgrib")
     assert main(["check", str(data_dir / "raw" / name)]) == 0
@@ -351,7 +349,7 @@ def test_check_of_forecasts_and_of_no_field(event, tmp_path, capsys):
 
 
 def test_check_of_unusual_coordinates_and_times(event, tmp_path, capsys):
-    """A grid across Greenwich in longitudes of 0 to 360 degrees, and a time that is there twice; radians."""
+    """The grid crosses Greenwich in longitudes of 0 to 360 degrees, one time occurs twice, and units are radians."""
     radar = event[["reflectivity"]].isel(time=[0, 1, 1, 2], y=slice(0, 40), x=slice(0, 40))
     east = {"standard_name": "longitude", "units": "degrees_east"}
     north = {"standard_name": "latitude", "units": "degrees_north"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: exit codes, one sentence for a user's error, warnings on one line, quick start."""
+"""Tests of the command line: exit status, one-line errors, warnings and the quick start."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tests.support import forked
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """truth.nc, in.nc and the weights of a small network."""
+    """Make truth.nc, in.nc and the weights of a small network."""
     folder = tmp_path_factory.mktemp("cli")
     truth = synthetic_event(5, 3, (64, 64))
     save_dataset(truth, folder / "truth.nc")
@@ -187,7 +187,7 @@ def test_downscale_command_start_imports_and_garbage_collection():
 
 
 def moved(folder, tmp_path, change):
-    """A truth that is changed."""
+    """Write a changed copy of the truth."""
     with open_dataset(folder / "truth.nc") as truth:
         save_dataset(change(truth.load()), tmp_path / "other.nc")
     return str(tmp_path / "other.nc")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of every command, through main(), with what it is for in the output; a new option needs a run here."""
+"""Tests of the effect of each option of each command; a new option needs a test here."""
 
 import csv
 import dataclasses
@@ -39,7 +39,7 @@ FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units
 
 
 def rain(dataset, **attrs):
-    """A file of rain rates (300, 1.4) instead of reflectivity, -9 in a corner."""
+    """Replace the reflectivity by rain rates (Z-R relation 300, 1.4) with -9 in a corner."""
     z = dataset.reflectivity.values
     rates = np.where(z > 0, (10 ** (z / 10) / LAW[0]) ** (1 / LAW[1]), 0.0).astype("f4")
     rates[:, :6, :6] = -9
@@ -207,7 +207,6 @@ def stations(printed):
 
 
 def table_by_hand(printed):
-    """The prediction is 1.2 times the truth, 11.1 log10 R apart."""
     truth = xr.open_dataset("truth.nc").rain.values.astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         t, p = (10 * np.log10(LAW[0] * (k * truth) ** LAW[1]) for k in (1.0, 1.2))
@@ -333,7 +332,7 @@ RUNS = {
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The numbers of threads that torch was set to, from three on."""
+    """Yield the list of numbers of threads that torch is set to; the test begins with 3 threads."""
     numbers, before, change = [], torch.get_num_threads(), torch.set_num_threads
     change(3)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: (numbers.append(n), change(n)))
@@ -376,7 +375,7 @@ def test_out_is_an_alias_of_output(words):
 
 
 def leaves(kind, prefix=""):
-    """Every option and its type."""
+    """Yield the names and types of all options."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inside = dataclasses.is_dataclass(hints[field.name])
@@ -385,7 +384,7 @@ def leaves(kind, prefix=""):
 
 
 def another(kind, default=None):
-    """A value of a type that is not its default."""
+    """Return a value of a type that is not the default."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return another(next(k for k in inside if k is not type(None)), default)
@@ -417,7 +416,7 @@ CONFIGURED |= {("study", name): importlib.import_module(STUDIES[name][0]).StudyC
 
 @pytest.mark.parametrize("command", CONFIGURED, ids=" ".join)
 def test_every_configuration_option_is_used(command, tmp_path, capsys):
-    """From the command line, and again from the file that --print-config made."""
+    """Options are set on the command line and by the file that --print-config writes."""
     options = {name: kind for name, kind in leaves(CONFIGURED[command]) if name != "methods"}
     configuration(*command, "--data.path=PATH")
     printed = yaml.safe_load(capsys.readouterr().out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo on a small event with random weights; with the shipped weights where there are any."""
+"""Tests of the demo with random weights and with the shipped weights."""
 
 import re
 import time
@@ -43,7 +43,7 @@ def test_demo_writes_table_files_and_picture(tiny, tmp_path, capsys):
 
 
 def test_demo_is_repeatable(tiny, tmp_path, capsys, monkeypatch):
-    """By its seed, whatever the state of the generators of torch and numpy: the table and every value in the files."""
+    """The result depends on the seed only, not on the global random states of torch and numpy."""
     monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     tables = []
     for name, options in (("a", {}), ("b", {}), ("other", {"seed": 8})):
@@ -58,7 +58,6 @@ def test_demo_is_repeatable(tiny, tmp_path, capsys, monkeypatch):
 
 
 def test_demo_picture_content(tmp_path, monkeypatch):
-    """The pair of frames with most echo of 20 dBZ in its middle, there the 128 pixels with most of 25 dBZ."""
     event = synthetic_event(3, 5, (160, 192))
     coarse, pictures = coarsen_dataset(event), []
     out = event.assign(reflectivity=event.reflectivity.copy(data=event.reflectivity.values - 1.0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and options that once ended in a traceback: one sentence and status 2 each."""
+"""Tests of files and options that caused a traceback in the past: now a one-line error and status 2."""
 
 import re
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that no user made: one sentence that asks for a report, and the words of a command line in all others."""
+"""Tests of messages for internal errors, and of messages that name the command-line options."""
 
 import pickle
 

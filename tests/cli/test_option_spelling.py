@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One dialect of training options: the same option means the same in every task; what is spelled differently now."""
+"""Tests that training options have the same names in all tasks."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,6 @@ def test_critic_options_are_spelled_like_model_options():
 
 
 def test_every_new_spelling_works():
-    """Options of earlier versions are accepted under their new names."""
     config = parse("humidity", "--learning-rate=1", "--critic.learning-rate=2", "--ema-decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
     assert parse("humidity", "--loss.noise-free-weight=3").loss.noise_free_weight == 3
@@ -98,7 +97,6 @@ def test_bounds_of_every_training(task):
 
 
 def test_shipped_configurations_keep_their_values():
-    """The values of the humidity trainings, whose options were renamed, are unchanged."""
     small, large = (parse("humidity", "--config", name) for name in ("wgan-gp-small", "wgan-gp-small-x8"))
     assert (small.learning_rate, small.critic.learning_rate, small.ema_decay) == (2e-3, 1e-3, 0.995)
     assert (large.learning_rate, large.critic.learning_rate, large.ema_decay) == (1e-3, 1e-3, 0.995)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs are complete or not there: devices and hard links, full disks, signals at any moment."""
+"""Tests that outputs are complete or absent: devices, hard links, full disks and signals."""
 
 import asyncio
 import errno
@@ -93,8 +93,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
 
 
 def limited(size, code, *arguments):
-    """A process whose files cannot grow beyond a size: the system refuses as it does on a full disk. Of modules it
-    would leave cut bytecode, which Python 3.11 reads."""
+    """Run code in a process whose files cannot exceed a size, as on a full disk.
+
+    The option -B prevents truncated bytecode files.
+    """
     command = [sys.executable, "-B", "-W", "ignore", "-c", LIMITED.format(size=size, code=code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -123,7 +125,7 @@ for size in map(int, sys.argv[1].split()):
 
 
 def test_pending_chunks_do_not_restore_a_failed_output(tmp_path, monkeypatch):
-    """Zarr writes several at once: one fails, the others take a while longer."""
+    """Zarr writes several chunks at once: one fails while the others are still pending."""
     pytest.importorskip("zarr", reason="zarr is not installed")
     from zarr.storage import LocalStore
 
@@ -178,7 +180,11 @@ def test_large_fields_are_mapped_as_before(tmp_path, monkeypatch):
 
 
 def run(folder, output, moment, number):
-    """The status and the messages of a nowcast that gets a signal once `moment(line of -X importtime)` is true."""
+    """Run a nowcast that gets a signal when `moment` returns True for a line of `-X importtime`.
+
+    Returns:
+        The exit status and the messages.
+    """
     command = [sys.executable, "-X", "importtime", "-m", "fastds", *nowcast(folder, output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     said = []
@@ -203,7 +209,6 @@ def run(folder, output, moment, number):
     ],
 )
 def test_a_signal_during_imports_is_one_line(folder, tmp_path, number, module):
-    """One handler of both signals, from the first import to the last."""
     word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     status, said = run(folder, tmp_path / "o.nc", lambda line: re.search(rf"\| +{re.escape(module)}$", line), number)
     assert (status, said) == (128 + number, [f"fastds: {word}\n"]) and not list(tmp_path.iterdir())
@@ -224,7 +229,7 @@ def test_a_signal_while_the_output_is_written_leaves_nothing(folder, tmp_path, n
 
 
 def test_a_signal_while_an_output_is_replaced_is_deferred():
-    """Between the two renames of commit_output there is no output under the final name."""
+    """The function commit_output renames twice; between both, no output has the final name."""
     code = (
         "import os, signal; from fastds import _outputs\n"
         "_outputs.install_signal_handlers()\n"
@@ -299,7 +304,7 @@ def printed(command, how="", **variables):
 
 
 def test_closed_stdout_is_handled(tmp_path):
-    """A reader that goes away ends a program quietly, with the status that SIGPIPE gives, and loses no file."""
+    """If the reader of a pipe exits, the command ends with status 141 (SIGPIPE) and still writes its files."""
     save_dataset(synthetic_event(1, 5, (64, 64))[["reflectivity"]], tmp_path / "t.nc")
     same = f"{tmp_path}/t.nc {tmp_path}/t.nc"
     for command in ("models", f"evaluate {same} --csv {tmp_path}/scores.csv"):

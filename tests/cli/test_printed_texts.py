@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small things that users see: the version, articles, factors, pictures of nowcasts."""
+"""Tests of printed texts: the version, model descriptions and pictures of nowcasts."""
 
 import re
 from pathlib import Path

@@ -17,7 +17,7 @@ from tests.support.small_models import TEMPERATURE, gridded
 
 @pytest.fixture(scope="module")
 def region(tmp_path_factory):
-    """A file of regional fields, for networks that want larger ones."""
+    """Return a function that writes a file of relative humidity of a given size."""
 
     def made(height, width, times=24):
         path = tmp_path_factory.mktemp("region") / "g.nc"

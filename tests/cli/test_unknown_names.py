@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unknown commands, options and model names: the nearest known one, and before torch is imported."""
+"""Tests of suggestions for unknown commands, options and model names, without importing torch."""
 
 import subprocess
 import sys
@@ -99,7 +99,7 @@ def test_every_option_of_every_command_is_known():
 
 
 def test_nothing_heavy_is_imported_for_it():
-    """Importing torch takes a second where the files are in memory, many where they are not."""
+    """Importing torch takes a second or more."""
     code = (
         "import runpy, sys\n"
         "try:\n    runpy.run_module('fastds', run_name='__main__', alter_sys=True)\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as climate models write them: spellings of units, bounds, packed rain, fractions, months, other grids."""
+"""Tests of files as climate models write them: units, bounds, packed rain, calendars and grids."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def shower(rows=20, columns=24):
 @pytest.mark.parametrize("method", ["bicubic", "inr-any"])
 @pytest.mark.parametrize("zero", [-1e-6, 1e-6])
 def test_packed_zeros_are_zero(method, zero):
-    """Rain that was packed, or is a difference of sums, has tiny values of either sign where it is dry."""
+    """Packed precipitation, or a difference of accumulated values, has tiny values of either sign where it is dry."""
     rain = shower()
     rain["pr"] = rain.pr.where(rain.pr > 0, zero).assign_attrs(rain.pr.attrs)
     fine = fastds.downscale(method, rain, scale=4).pr
@@ -156,7 +156,7 @@ def waves(latitude, longitude):
 
 
 def gaussian(rows, part=slice(None)):
-    """The global grid of a spectral model; of its rows a part."""
+    """Return a global Gaussian grid, or some of its rows."""
     latitude = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(rows)[0]))[::-1][part]
     longitude = np.arange(2 * rows) * 180 / rows
     coordinates = {
@@ -169,7 +169,7 @@ def gaussian(rows, part=slice(None)):
 
 @pytest.mark.parametrize("model", ["bicubic", "inr-any"])
 def test_a_gaussian_grid(model):
-    """Values are those of the places written: as near as on an evenly spaced grid."""
+    """A result on a Gaussian grid is as accurate as on an evenly spaced grid."""
     given = gaussian(48)
     fine = fastds.downscale(model, given, scale=2)
     assert fine.sizes == {"lat": 96, "lon": 192} and fine.attrs["fastds_scale"] == 2
@@ -199,7 +199,7 @@ def test_stations_near_the_poles_of_a_gaussian_grid():
 
 @pytest.fixture
 def months(tmp_path):
-    """A file of three months in the units "months since", by calendar."""
+    """Return a function that writes a file with times in "months since" in a calendar."""
 
     def write(calendar):
         field = region().expand_dims(time=3).assign_coords(time=("time", np.arange(3)))
@@ -239,7 +239,7 @@ def test_ensemble_dimension_is_named_in_the_error():
 
 @pytest.fixture
 def humid():
-    """Relative humidity as the Climate Data Store gives it: valid_time, a level, a version."""
+    """Return relative humidity in the layout of the Climate Data Store: valid_time, one level, expver."""
     values = 50 + 40 * np.sin(np.add.outer(np.arange(4), np.add.outer(np.arange(12) ** 1.5, 0.7 * np.arange(15))))
     field = xr.concat([region(v) for v in values], "valid_time").rename(t2m="r")
     field.r.attrs = {"units": "%", "standard_name": "relative_humidity"}
@@ -250,7 +250,7 @@ def humid():
 
 
 def test_times_by_another_name(humid, tmp_path, capsys):
-    """In every command, of one file and of several; the name stays."""
+    """The time coordinate keeps its name in the output of the commands."""
     (tmp_path / "in").mkdir()
     for k in range(2):
         save_dataset(humid.isel(valid_time=slice(2 * k, 2 * k + 2)), tmp_path / "in" / f"{k}.nc")
@@ -287,7 +287,7 @@ def test_mismatch_error_names_both_grids():
 
 
 def test_duplicate_meridian_is_reported(recwarn):
-    """As plotting programs add it; there is a seam then, and the result is wider than the globe."""
+    """Plotting programs add the first meridian again at the end, which makes the result wider than the globe."""
     globe = region(250.0 + np.zeros((12, 181)), columns=181).assign_coords(longitude=np.arange(-180.0, 181.0, 2.0))
     globe.longitude.attrs["units"] = "degrees_east"
     assert fastds.downscale("bicubic", globe.isel(longitude=slice(0, -1)), scale=2).sizes["longitude"] == 360

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that open, and whose values are damaged: one sentence that names the file, whoever reads them."""
+"""Tests of files that open but have damaged values: the error names the file."""
 
 import pickle
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ SHAPE = 2, 16, 20
 
 
 def field():
-    """Temperatures at two times on latitudes and longitudes."""
+    """Return temperatures at two times on a geographic grid."""
     lat, lon = 50 + 0.5 * np.arange(SHAPE[1]), 5 + 0.5 * np.arange(SHAPE[2])
     values = np.random.default_rng(0).normal(280, 5, SHAPE).astype("f4")
     axes = {
@@ -61,7 +61,7 @@ def damaged_zarr3(folder):
 
 
 def damaged_grib(folder):
-    """The last message says that its values have more bits than its data section holds."""
+    """Write a GRIB file whose last message declares more bits than its data section has."""
     pytest.importorskip("eccodes", reason="the extra test brings it")
     rng = np.random.default_rng(0)
     while True:
@@ -185,7 +185,6 @@ def test_removed_file_is_reported(tmp_path):
 
 @pytest.mark.parametrize(("place", "said"), [("rasterio._env.log_error", False), (len, True), (h5py.File.close, False)])
 def test_library_messages_are_suppressed_after_an_error(monkeypatch, place, said):
-    """Such as what rasterio cannot decode of the messages of GDAL about a damaged image."""
     seen = []
     monkeypatch.setattr("sys.__unraisablehook__", seen.append)
     _suppress_close_errors(SimpleNamespace(object=place))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Degradation, crops and field metrics; numbers in names are those of the specification's list of tests."""
+"""Tests of degradations of training samples, of crops and of field metrics."""
 
 import math
 
@@ -32,7 +32,7 @@ def seeded(n):
 
 
 def smooth(*shape):
-    """A field with structure at many scales, standard deviation 1."""
+    """Return a field with many scales and standard deviation 1."""
     x = sum(
         torch.nn.functional.interpolate(torch.randn(1, shape[0], k, k), shape[1:], mode="bicubic") / math.sqrt(k)
         for k in (4, 8, 16, 32)
@@ -54,7 +54,7 @@ def test_degradation_is_determined_by_the_seed():
 
 @pytest.mark.parametrize("size", [(200, 200), (133, 117), (75, 100), (50, 50)])
 def test_degradation_preserves_a_ramp(size):
-    """At every factor: half a pixel of shift anywhere in the pipeline would show in the mean."""
+    """A shift by half a pixel would change the mean error."""
     config = DegradationConfig(probability=1.0, noise=(0.0, 0.0), packing=1.0, bits=((45,), (1.0,)))
     degrade, n = Degradation(config), 200
     at = torch.arange(n, dtype=f64)
@@ -94,8 +94,8 @@ def test_degradation_area_mean_preserves_ramps_and_means(size):
     expected = [(torch.arange(m, dtype=f64) + 0.5) / m for m in size]
     ramp = at[:, None] + 2 * at[None]
     error = compute_area_mean(ramp, size) - (expected[0][:, None] + 2 * expected[1][None])
-    # Whole factors are exact. Else pixels are constant inside, by the definition of the area mean that the clean
-    # protocol uses: a cell that cuts them sees up to an eighth of a step on either side.
+    # Integer factors are exact. Otherwise the area mean of a ramp has errors, because pixels are constant: a cell
+    # border inside a pixel changes the mean by up to 1/8 of a step on either side.
     if all(90 % m == 0 for m in size):
         assert error.abs().max() < 1e-12
     assert error.abs().max() < 0.25 * 3 / 90 and error.mean().abs() < 1e-12
@@ -144,7 +144,7 @@ def test_degradation_kernels_equal_their_formulas():
 
 
 def test_degradation_noise_has_the_requested_strength():
-    """Standard deviation drawn evenly up to the largest, whatever the correlation; non-negative fields by a factor."""
+    """The standard deviation of the noise is uniform between 0 and a maximum."""
     degrade, zero = Degradation(ALWAYS), torch.zeros(1, 48, 48)
     found = torch.stack([degrade._add_noise(zero, 0.03, seeded(k)).std() for k in range(200)])
     assert found.max() < 0.032 and found.mean() == pytest.approx(0.015, rel=0.1) and found.min() < 0.001

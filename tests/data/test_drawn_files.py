@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files drawn by seed, see tests/faulty: a short campaign, and faults that it finds. `python -m tests.faulty --files
-10000 --seed N` is a long one."""
+"""Draws and reads some random files, see tests/faulty.
+
+`python -m tests.faulty --files 10000 --seed N` does the same with many files.
+"""
 
 import warnings
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each kind of faulty file through one of the commands that read it; `python -m tests.faulty` tries all."""
+"""Runs one command for each kind of faulty file; `python -m tests.faulty` runs all commands."""
 
 from tests.faulty.__main__ import tries
 
 
 def one_in_turn(number, refusing, commands):
-    """One that refuses the file, which is quick; else the second, which trains nothing."""
+    """Select a command that refuses the file, which is fast, or else the second one, which does not train."""
     return [refusing[number % len(refusing)] if refusing else commands[1]]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of variables, and infinite and extreme values: what one cell does to others, and what is told."""
+"""Tests of limits of variables and of infinite or extreme values."""
 
 import warnings
 
@@ -16,7 +16,14 @@ FAR = {"lat": slice(24, None), "lon": slice(36, None)}  # of the fine field from
 
 
 def wave(change=lambda w: w, units="Pa s-1", standard_name=None, cell=None):
-    """A field of 24 x 36 cells of values from -1 to 1, changed, and one cell of its own."""
+    """Return a field of 24 x 36 cells.
+
+    Args:
+        change: function of the values, which are in [-1, 1].
+        units: units of the variable.
+        standard_name: standard name of the variable, or None.
+        cell: value of one cell, or None.
+    """
     y, x = np.mgrid[:24, :36]
     w = change(np.sin(x / 4) * np.cos(y / 3)).astype(np.float32)
     if cell is not None:
@@ -31,7 +38,7 @@ def wave(change=lambda w: w, units="Pa s-1", standard_name=None, cell=None):
 
 
 def fine(data, model, **options):
-    """The field made twice as fine."""
+    """Downscale the field by a factor of 2."""
     return fastds.downscale(model, data, scale=2, **options).w.isel(time=0)
 
 

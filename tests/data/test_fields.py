@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gridded fields: choice of variable and level, checks, coarsening, days and splits."""
+"""Tests of gridded training fields: variables, levels, checks, coarsening, days and splits."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,6 @@ def test_coarsening_of_arrays_and_tensors():
 
 
 def test_daily_samples_span_24_hours():
-    """Every second of three-hourly fields gives four a day; fields without times are not thinned."""
     eight = dataset()["r"]
     one, four = ff.split_into_days(eight, 8), ff.split_into_days(eight, 4)
     assert len(one) == len(four) == 1 and np.array_equal(one[0], eight) and np.array_equal(four[0], eight[::2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Right values, times and places of files as other software writes them: each case is one that was once wrong."""
+"""Tests that values, times and places of files of other software are read correctly."""
 
 import contextlib
 import itertools
@@ -22,7 +22,7 @@ from tests.faulty.judged import compare
 
 
 def gridded(times=2, step=6, shift=0.0, start="2024-06-01"):
-    """Temperatures on 24 x 36 points."""
+    """Return temperatures on 24 x 36 points."""
     lat, lon = 60.0 - 0.5 * np.arange(24), 0.5 * np.arange(36)
     values = 280 + 8 * np.sin(lat)[:, None] * np.cos(lon) + np.arange(times)[:, None, None] + shift
     axes = {

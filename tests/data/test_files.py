@@ -171,7 +171,7 @@ def test_encoding_is_preserved(event, tmp_path):
 
 
 def test_save_replaces_a_file_atomically(event, tmp_path):
-    """Whoever has the old file open goes on reading the old one: it is never written into."""
+    """A process that has the old file open continues to read the old content."""
     path = save_dataset(event, tmp_path / "event.nc")
     with path.open("rb") as old:
         content = path.read_bytes()
@@ -198,7 +198,7 @@ def test_single_group_with_fields_is_read(tmp_path):
 
 
 def test_process_reading_grib_exits_cleanly(data_dir):
-    """With pyproj loaded later, too: ecCodes brings a PROJ of its own."""
+    """The library ecCodes has its own copy of PROJ, which may conflict with that of pyproj."""
     pytest.importorskip("cfgrib", reason="GRIB files need the package cfgrib")
     path = data_dir / "era5_t2m_025deg_uk_201903_1h.grib"
     program = (
@@ -209,7 +209,7 @@ def test_process_reading_grib_exits_cleanly(data_dir):
 
 
 def test_projections_after_loading_eccodes():
-    """The process that has two PROJ libraries tells places and ends well."""
+    """A process with two copies of PROJ computes coordinates and exits normally."""
     pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     pytest.importorskip("pyproj", reason="projections need the package pyproj")
     program = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw files of the services come out as maps in the right place, and files of one time each are joined."""
+"""Tests of raw files of weather services: positions of fields, and joining of files with one time each."""
 
 import gzip
 import shutil
@@ -35,7 +35,7 @@ def raw(data_dir):
 
 
 def places(dataset, field):
-    """Longitudes and latitudes of the corners of the map, outer edges: upper left, upper right, lower right, left."""
+    """Return (longitude, latitude) of the outer corners: upper left, upper right, lower right, lower left."""
     y, x = (dataset[dim].values for dim in dataset[field].dims[-2:])
     dy, dx = (y[1] - y[0]) / 2, (x[1] - x[0]) / 2
     corners = [(x[i] + (dx if i else -dx), y[j] + (dy if j else -dy)) for i, j in ((0, 0), (-1, 0), (-1, -1), (0, -1))]
@@ -77,7 +77,6 @@ PREPARED = [
 
 @pytest.mark.parametrize(("name", "field", "prepared", "variable"), PREPARED, ids=[c[0][:5] for c in PREPARED])
 def test_composite_values_match_independent_files(raw, data_dir, name, field, prepared, variable):
-    """Missing where it is missing there, no echo where there is none, and the same numbers."""
     with open_dataset(raw / name) as dataset, open_dataset(data_dir / prepared) as other:
         known = other[variable].sel(time=dataset.time.values[0])
         if name == FMI:  # the same grid, other false origin
@@ -121,7 +120,7 @@ def test_meteoswiss_needs_its_grid_size(tmp_path, shape):
 
 
 def test_single_radar_matches_its_composite(raw, data_dir):
-    """The bins of DX within 60 km, where neighbours are told apart; the map fits best where it is."""
+    """Bins within 60 km are compared; a shifted position must give a lower correlation."""
     with open_dataset(raw / DX) as dataset, open_dataset(data_dir / "radar_dwd_dx_sw_20080602_5min.nc") as other:
         known = other.reflectivity.sel(time=dataset.time.values[0])
         x, y = np.meshgrid(other.x.values, other.y.values)
@@ -165,7 +164,7 @@ def test_mrms(raw, tmp_path):
     ],
 )
 def test_mrms_codes_are_decoded(product, field, codes, expected):
-    """-1 and -3: no radar sees the place; of reflectivity -99 is no echo and -999 no radar."""
+    """The codes -1 and -3 mean no coverage; for reflectivity, -99 is no echo and -999 no coverage."""
     axes = {"latitude": [40.0, 39.9], "longitude": [260.0, 260.1], "time": np.datetime64("2025-06-01", "ns")}
     dataset = xr.Dataset({"unknown": (("latitude", "longitude"), np.reshape(codes, (2, 2)))}, axes)
     made = grib._convert_mrms(dataset, FileProbe(f"MRMS_{product}_00.00_20250601-000000.grib2.gz"))
@@ -215,7 +214,7 @@ def test_dates_of_meteonet_are_not_unpickled(tmp_path):
 
 
 def nimrod(units, codes, *, data_time=(2024, 6, 1, 12, 0), minutes=0, origin=0):
-    """The bytes of a field on the British National Grid, its first pixel at 100 km east, 900 km north, 1 km wide."""
+    """Return the bytes of a Nimrod file on the British National Grid with pixels of 1 km."""
     rows, columns = codes.shape
     grid = [0, rows, columns, 2, 63, *[0] * 4, origin]
     whole = [2024, 6, 1, 12, 0, 0, *data_time, 1, 2, 0, *grid, -32767, minutes, *[0] * 5]
@@ -255,7 +254,6 @@ def test_nimrod(raw, tmp_path):
 
 
 def test_nimrod_field_with_values_is_selected(raw, tmp_path):
-    """The field with the quantity of the first file is selected, and a note names it."""
     nothing, echo = np.full((2, 3), -32767), np.full((2, 3), 2000)
     fields = [nimrod("K", echo), nimrod("dBZ*100", nothing), nimrod("mm/hr*32", echo), nimrod("dBZ*100", echo)]
     (tmp_path / "levels").write_bytes(b"".join(fields))
@@ -270,7 +268,7 @@ def test_nimrod_field_with_values_is_selected(raw, tmp_path):
 
 
 def odim(path, start, end, nominal="120000", quantity="RATE", kind="COMP", **changes):
-    """A composite of 2 x 3 pixels of 2 km around 10 E, 55 N."""
+    """Write a composite of 2 x 3 pixels of 2 km around 10 E, 55 N."""
     proj = "+proj=laea +lat_0=55 +lon_0=10 +units=m +ellps=WGS84"
     lon, lat = pyproj.Proj(proj)(-3000.0, -2000.0, inverse=True)
     where = {"projdef": proj, "xsize": 3, "ysize": 2, "xscale": 2e3, "yscale": 2e3, "LL_lon": lon, "LL_lat": lat}
@@ -330,7 +328,7 @@ def test_files_of_one_time_each_are_joined(raw, tmp_path, as_given):
 
 @pytest.fixture
 def halves(tmp_path):
-    """An event and a folder of two files of its halves."""
+    """Return an event and a folder with each half in a file."""
     event, folder = synthetic_event(1, frames=6, shape=(32, 40)), tmp_path / "files"
     folder.mkdir()
     for name, part in (("b", slice(3, 6)), ("a", slice(0, 3))):
@@ -432,7 +430,6 @@ def turned(event):
     ],
 )
 def test_files_with_changed_grid_are_not_joined(halves, change, message):
-    """Their names and coordinates are the same, and what they mean is not."""
     event, folder = halves
     save_dataset(change(event.isel(time=slice(0, 3))), folder / "c.nc")
     with pytest.raises(ValueError, match=message):
@@ -460,7 +457,7 @@ def test_grib_with_several_kinds_of_levels(raw):
 
 
 def test_every_raw_file_is_recognised(raw):
-    """All files of the folder have a format, but for coordinates that belong to another and the indices of cfgrib."""
+    """Only the index files of cfgrib and a file of coordinates have no format."""
     files = [path for path in sorted(raw.glob("*/*")) if path.suffix != ".idx"]
     unknown = [path.name for path in files if detect_format(FileProbe(path)) is None]
     assert unknown == ["radar_coords_NW.npz"]
@@ -469,7 +466,7 @@ def test_every_raw_file_is_recognised(raw):
 @pytest.mark.parametrize("name", [FMI, KNMI, OPERA, MCH, DX, "radolan/raa01-rx_10000-1408102050-dwd---bin.gz"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_truncated_raw_files_are_refused(raw, tmp_path, name, kept):
-    """In one sentence that names the file; a GIF that ends early is an OSError of its library."""
+    """The error is one line; a truncated GIF raises an OSError of its library."""
     data = (raw / name).read_bytes()
     path = tmp_path / name.split("/")[1]
     path.write_bytes(data[: int(kept * len(data))])
@@ -479,7 +476,7 @@ def test_truncated_raw_files_are_refused(raw, tmp_path, name, kept):
 
 
 def test_commands_accept_a_folder(halves):
-    """Pairs across the border of two files are there, and the output is the same."""
+    """The output equals that of a single file, including the time step that spans two files."""
     event, folder = halves
     save_dataset(event, folder.parent / "whole.nc")
     results = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GeoTIFF images become maps in the right place, and what they do not tell is asked for."""
+"""Tests of reading GeoTIFF images: positions, values and missing metadata."""
 
 import gzip
 
@@ -18,7 +18,19 @@ TAGS = {"Quantity": "Corrected reflectivity", "Gain": "0.5", "Offset": "-32", "N
 
 
 def write(path, codes, y, x, crs="EPSG:4326", tags=None, transform=None, form=None, **band):
-    """An image of codes (H, W), or bands of them, whose pixels have these centres; form: options of GDAL."""
+    """Write a GeoTIFF image.
+
+    Args:
+        path: file to write.
+        codes: values (H, W) or (bands, H, W).
+        y: row coordinates of pixel centres.
+        x: column coordinates of pixel centres.
+        crs: coordinate reference system.
+        tags: tags of the image.
+        transform: affine transform in place of the one of y and x.
+        form: options of GDAL.
+        band: attributes of the band, and `nodata`.
+    """
     dy, dx = y[1] - y[0], x[1] - x[0]
     grid = transform or rasterio.Affine(dx, 0.0, x[0] - dx / 2, 0.0, dy, y[0] - dy / 2)
     bands = codes.reshape(-1, *codes.shape[-2:])
@@ -53,7 +65,7 @@ def test_codes_of_fmi_are_those_of_its_pgm(data_dir, tmp_path):
 
 
 def test_geotiff_swiss_grid_without_wkt(tmp_path):
-    """CF's oblique Mercator would put it 3 degrees to the east; the attributes tell a cone some metres off."""
+    """The attributes without crs_wkt must give the same coordinates, since the oblique Mercator of CF would not."""
     y, x = np.arange(305.5e3, 60e3, -1e3), np.arange(480.5e3, 840e3, 1e3)
     crs = pyproj.CRS.from_epsg(21781)
     path = write(tmp_path / "201609281500_lowest.tif", np.ones((y.size, x.size), np.uint8), y, x, crs.to_wkt(), TAGS)
@@ -65,7 +77,7 @@ def test_geotiff_swiss_grid_without_wkt(tmp_path):
 
 
 def test_degrees_and_values_as_they_are(data_dir, tmp_path):
-    """As Radar-DPC has it: dBZ, milliseconds in the name, missing by the band's nodata."""
+    """The file is like those of Radar-DPC: dBZ, milliseconds in the file name, and a nodata value."""
     with open_dataset(data_dir / DPC) as known:
         z = known.reflectivity[0, :200, :300]
         values = np.where(np.isnan(z), -9999, z).astype(np.float32)

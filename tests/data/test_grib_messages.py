@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged sections of GRIB messages, which ecCodes would follow beyond its memory."""
+"""Tests of damaged sections of GRIB messages, with which ecCodes would read invalid memory."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ pytest.importorskip("eccodes", reason="the extra test brings it")
 
 
 def drawn(folder, edition, write=write_regular):
-    """The bytes of a drawn file of this edition, without a header before it."""
+    """Return the bytes of a random GRIB file of this edition without a header before the first message."""
     rng = np.random.default_rng(0)
     while True:
         found = write(rng, folder)
@@ -21,7 +21,7 @@ def drawn(folder, edition, write=write_regular):
 
 
 def sections(content):
-    """Place and number of the sections of the first message of edition 2."""
+    """Return the position of each section of the first message of edition 2, by section number."""
     at, end, found = 16, int.from_bytes(content[8:16], "big") - 4, {}
     while at < end:
         found[content[at + 4]] = at

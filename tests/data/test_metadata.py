@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a result keeps of its file: bounds, projections, dates of any calendar, attributes."""
+"""Tests of metadata that a result preserves: bounds, projections, calendars and attributes."""
 
 import cftime
 import numpy as np
@@ -17,7 +17,7 @@ BOUNDS = {"time": "time_bnds", "lat": "lat_bnds", "lon": "lon_bnds"}
 
 
 def climate(times=(0.5, 1.5, 2.5), length=1.0, standard_name="air_temperature", units="K"):
-    """A model's output with all that CF asks for, of a calendar without leap days."""
+    """Return climate model output with CF metadata, in a calendar without leap days."""
     lat, lon, times = np.linspace(48, 42, 7), np.linspace(0, 7, 8), np.array(times)
 
     def around(values, half):

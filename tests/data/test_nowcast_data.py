@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel codes, rain thresholds and windows of consecutive fields."""
+"""Tests of nowcast training data: pixel codes, thresholds and windows of consecutive fields."""
 
 import numpy as np
 import pytest

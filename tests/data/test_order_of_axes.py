@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar fields give the same numbers whatever the order of their rows and columns in the file."""
+"""Tests that results do not depend on the order of rows and columns in a file."""
 
 import numpy as np
 import pytest

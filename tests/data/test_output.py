@@ -27,7 +27,7 @@ def event():
 
 
 def rain(event, units="kg m-2", cell_methods="time: sum (interval: 5 min)", scale=1.0, bounds=None):
-    """The event as rain amounts of 5 minutes (or rates) in other units: value = mm in 5 min / scale."""
+    """Convert the event to rain amounts of 5 minutes, or rates, in units of `scale` mm per 5 minutes."""
     z = event["reflectivity"].values.astype(np.float64)
     amount = np.where(z > -32, (10 ** (z / 10) / 200) ** (1 / 1.6), 0.0) / 12.0
     attrs = {"standard_name": "rainfall_amount", "units": units, "grid_mapping": "crs"}
@@ -41,7 +41,7 @@ def rain(event, units="kg m-2", cell_methods="time: sum (interval: 5 min)", scal
 
 
 def repeated(source, factor=2, time_factor=2, dbz=None):
-    """Finer reflectivity by repetition of the input in space and linear interpolation of dBZ in time."""
+    """Return finer reflectivity by repetition in space and linear interpolation of dBZ in time."""
     z = source.frames(slice(None)) if dbz is None else dbz
     z = np.repeat(np.repeat(z, factor, 1), factor, 2)
     parts = []
@@ -185,7 +185,6 @@ def test_amounts_are_conserved_in_every_cell_and_interval(event, factor, time_fa
 
 
 def test_amounts_are_distributed_by_modelled_rates(event):
-    """In a cell where rain begins in the middle, most of it lies in the later half and where the model put it."""
     amount = np.array([[1.0]])
     low, high = np.zeros((2, 2)), np.array([[12.0, 0.0], [0.0, 0.0]])
     short = split_amount(amount, [low, low, high], hours=1 / 12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs packed as their inputs: dry stays exactly dry, rounding is small, nothing overflows."""
+"""Tests of outputs that are packed as their inputs."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_packed_values_round_trip(values, packing, attrs, dtype):
 
 
 def test_packing_uses_the_stored_scale_and_offset():
-    """Packing parameters of ERA5 are not float32; rounding them leaves the values in place."""
+    """The packing parameters of ERA5 are not float32 numbers, and rounding them would change the values."""
     packing = {"dtype": np.dtype("int16"), "scale_factor": 0.000769426, "add_offset": 251.23456789}
     values = np.float32(np.linspace(226.3, 276.4, 40))
     back = read(pack_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))

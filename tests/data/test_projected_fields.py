@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields on evenly spaced x and y, such as those of a projection, are made finer and compared, too."""
+"""Tests of downscaling and evaluating fields on projected coordinates."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def slope(y, x):
 
 
 def projected(rows=20, columns=24, step=3e3, units="m", name="projection_{}_coordinate"):
-    """Two fields of a plane of temperature, north first, on cells of `step` metres from the same corner."""
+    """Return two temperature fields that are planes, from north to south, on cells of `step` metres."""
     per = 1e3 if units == "km" else 1.0
     y, x = 60e3 - step * (np.arange(rows) + 0.5), step * (np.arange(columns) + 0.5)
     t = (slope(y, x) + np.array([0.0, 1.0])[:, None, None]).astype(np.float32)
@@ -46,7 +46,6 @@ def test_downscale_of_one_projected_variable(tmp_path, capsys, model):
 
 
 def test_rotated_and_flipped_projected_grids():
-    """Degrees of a rotated pole are no latitudes: columns that span 360 are no circle. The order does not matter."""
     data = projected().drop_vars("crs")
     turned = data.isel(y=slice(None, None, -1), x=slice(None, None, -1))
     rotated = data.rename(y="rlat", x="rlon").assign_coords(
@@ -72,7 +71,7 @@ def test_result_has_latitudes_and_longitudes():
 
 
 def curvilinear():
-    """Latitudes and longitudes of every point alone."""
+    """Return a grid with only 2-D latitudes and longitudes."""
     data = projected().drop_vars("crs")
     lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 20 + data.x.values / 60e3)
     places = {"lat": (("y", "x"), lat, {"units": "degrees_north"}), "lon": (("y", "x"), lon, {"units": "degrees_east"})}
@@ -81,7 +80,6 @@ def curvilinear():
 
 @pytest.mark.parametrize("model", ["bicubic", "inr-any"])
 def test_a_curvilinear_grid_becomes_finer_among_its_points(model):
-    """As fields on x and y, in any order of rows and columns; the result has the places of its points."""
     data = curvilinear()
     fine = fastds.downscale(model, data, scale=2)
     assert set(fine.coords) == {"time", "lat", "lon"}
@@ -129,7 +127,7 @@ def test_targets_by_spacing_and_like():
 
 
 def test_all_cells_count_alike_in_scores(tmp_path, capsys):
-    """Files of another method without task attributes are accepted; latitude weights apply to latitude axes."""
+    """The files have no attributes of fastds. Latitude weights are not used without a latitude axis."""
     truth, made = projected(), projected()
     made.t2m[:, :10] += 1.0
     save_dataset(truth, tmp_path / "truth.nc")

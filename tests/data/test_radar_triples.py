@@ -96,7 +96,7 @@ def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, s
 
 
 def test_input_of_plain_means(event):
-    """Values below the floor lower the mean of a block, but only in the input."""
+    """The operator "plain_dbz" averages values below the floor, which lowers the mean of the input."""
     data = RadarTriples([event], crop=16, scales=(1,), modes=("plain_dbz",), augment=False)
     drawn, read = [], data.stores[0].dbz
     data.stores[0].dbz = lambda *where: drawn.append(read(*where)) or drawn[-1]
@@ -174,7 +174,7 @@ def test_truth_at_coarser_scales_is_missing_where_any_pixel_is():
 
 
 def whole_frame_flow(x):
-    """A flow that tells its place, its frame and its direction apart."""
+    """Return a flow whose values identify the position, the frame and the direction."""
     h, w = x.shape[-2:]
     rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
     forward = np.stack([rows, columns]) / 8.0
@@ -209,7 +209,7 @@ def test_flow_is_computed_once_per_pair_and_ahead_of_workers(event):
 
 @pytest.mark.parametrize("options", list(itertools.product([False, True], repeat=4)))
 def test_flow_is_rotated_with_the_grid(options):
-    """Warping the first coarse frame along the flow gives the second, before and after any augmentation."""
+    """Warping the first coarse frame along the flow gives the second frame, with and without augmentation."""
     rng = np.random.default_rng(0)
     first = torch.from_numpy(rng.random((1, 1, 24, 24), dtype=np.float32))
     dy, dx = 3, -5  # features move 3 rows down and 5 columns left

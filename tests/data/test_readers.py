@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RADOLAN composites and HKO-7 images: values, places and times, real samples, messages."""
+"""Tests of RADOLAN composites and HKO-7 images."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from fastds.tasks.nowcast.run import nowcast
 
 
 def composite(product="RX", day="102050", month="0814", codes=None, grid=(900, 900), extra=""):
-    """Bytes of a composite file."""
+    """Return the bytes of a composite file."""
     codes = np.zeros(grid, "u1" if product == "RX" else "<u2") if codes is None else codes
     precision = {"RX": "E+00", "RW": "E-01"}.get(product, "E-02")
     size = f"{grid[0]}x {grid[1]}{extra}"
@@ -64,7 +64,7 @@ def test_coordinates_match_the_format_description(tmp_path):
 
 
 def test_version_5_uses_wgs_84(data_dir, tmp_path):
-    """The same corners as DWD's HDF5 files of the product tell; of the sphere they are 2 km away."""
+    """The corners equal those in HDF5 files of DWD; with a sphere they would be 2 km away."""
     pyproj, h5py = pytest.importorskip("pyproj", reason="pyproj is not installed"), pytest.importorskip("h5py")
     with pytest.warns(UserWarning, match="left out"):
         data = open_radolan(data_dir / "raw" / "radolan" / "DE1200_RV2210180700.tar.bz2")
@@ -102,7 +102,7 @@ def test_archives_are_sorted_and_nowcast(tmp_path):
 
 
 def rising(folder, count=4):
-    """Composites of a bar that moves east, every five minutes."""
+    """Write composites every five minutes of an echo moving east."""
     folder.mkdir()
     for k in range(count):
         codes = np.zeros((900, 900), "u1")
@@ -162,7 +162,7 @@ def test_real_archive_of_forecasts(data_dir):
 
 
 def test_forecasts_are_rejected_as_observations(tmp_path):
-    """They are taken where they are asked for, with the times they stand for."""
+    """With forecasts=True they are read, with their valid times."""
     grid = (1200, 1100)
     files = [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
     times = open_radolan(files, forecasts=True).time.values
@@ -268,7 +268,7 @@ def test_hko7_messages(hko7, tmp_path):
 
 
 def test_swiss_grid_coordinates_without_wkt(data_dir):
-    """Against the corners that the PROJ string of its composite gives."""
+    """The corners equal those of the PROJ string in the file of the composite."""
     pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
     with open_dataset(data_dir / "raw/mch/AQC161932200V_00005.801.gif") as dataset:
         alone = {name: value for name, value in dataset.crs.attrs.items() if name != "crs_wkt"}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of raw files against the libraries that others read them with: values, missing cells, times and corners.
+"""Tests of raw files against other libraries: values, missing cells, times and corners.
 
-`pytest tests/data/test_readers_peers.py -s` prints a row for every file."""
+`pytest tests/data/test_readers_peers.py -s` prints a row for each file.
+"""
 
 import warnings
 
@@ -36,7 +37,7 @@ def tell(name, peer, ours, theirs):
 
 
 def edges(dataset, field):
-    """x and y of the lower left and the upper right corner of a projected field, metres."""
+    """Return x and y in metres of the outer lower left and upper right corners of a projected field."""
     y, x = (dataset[dim].values for dim in field.dims[-2:])
     half = abs(x[1] - x[0]) / 2, abs(y[1] - y[0]) / 2
     return x.min() - half[0], y.min() - half[1], x.max() + half[0], y.max() + half[1]
@@ -130,7 +131,7 @@ def test_netcdf_equals_netcdf4(raw, folder, name):
 
 
 def test_knmi_corners_equal_pyproj(raw):
-    """The corners that the files name in degrees, in their own projection, against ours."""
+    """Compare the corners in degrees that the files contain with those of our projection."""
     for path in sorted((raw / "knmi").glob("*.h5")):
         with h5py.File(path) as file, open_dataset(path) as dataset:
             place = file["geographic"].attrs

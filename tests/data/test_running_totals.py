@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running totals of gridded fields: how they are told, and that no fine step is negative."""
+"""Tests of accumulated fields: how they are detected, and that no increment is negative."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ METHODS = ["inr-any", "bicubic", "lanczos"]
 
 
 def hourly(times=12, seed=0):
-    """Showers that pass over 20 x 24 cells, mm in each hour (times, h, w)."""
+    """Return precipitation in mm of each hour, (times, 20, 24), with one shower at a random place."""
     y, x = np.mgrid[:20, :24]
     made = np.zeros((times, 20, 24), np.float32)
     for k, (row, column) in enumerate(np.random.default_rng(seed).uniform(2, 18, (times, 2))):
@@ -23,7 +23,7 @@ def hourly(times=12, seed=0):
 
 
 def dataset(values, units="mm", name="tp", dim="time", step="h", **attrs):
-    """Fields over a dimension of dates, or of durations where step is of the lead time."""
+    """Return a dataset of fields over dates, or over lead times if `dim` is "step"."""
     steps = np.arange(len(values)) * np.timedelta64(1, step)
     labels = steps.astype("timedelta64[ns]") if dim == "step" else np.datetime64("2024-06-01", "ns") + steps
     coords = {
@@ -36,7 +36,7 @@ def dataset(values, units="mm", name="tp", dim="time", step="h", **attrs):
 
 
 def axis(data, name="tp"):
-    """The dimension along which the variable of a dataset is a running total."""
+    """Return the dimension along which a variable is accumulated."""
     return find_running_axis(data[name], [d for d in data[name].dims if d not in ("lat", "lon")])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Static maps: found by name, brought onto the grid of a field, refused with a sentence."""
+"""Tests of static maps: selection of variables, regridding and error messages."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LAT, LON = {"units": "degrees_north"}, {"units": "degrees_east"}
 
 
 def on_angles(lat, lon, function, name="z", **attrs):
-    """function(latitude, longitude) as a map; lat, lon 1-D."""
+    """Return function(latitude, longitude) as a map."""
     lat, lon = np.asarray(lat, float), np.asarray(lon, float)
     data = {name: (("latitude", "longitude"), function(lat[:, None], lon[None]).astype("float32"), attrs)}
     return xr.Dataset(data, {"latitude": ("latitude", lat, LAT), "longitude": ("longitude", lon, LON)})
@@ -40,7 +40,6 @@ def test_statics_on_the_same_grid_are_unchanged():
 @pytest.mark.parametrize("ascending", [True, False])
 @pytest.mark.parametrize("west", [-180.0, 0.0])
 def test_a_coarse_map_is_interpolated_and_a_fine_one_averaged(ascending, west):
-    """Any order of rows, either convention of longitudes, across the seam of the map."""
     onto = on_angles(np.arange(60.5, 50, -1.0), np.arange(-9.5, 10, 1.0), ramp)
     for step in (2.0, 0.25):
         lat = np.arange(-90, 90 + step / 2, step)[:: 1 if ascending else -1]
@@ -54,14 +53,13 @@ def test_a_coarse_map_is_interpolated_and_a_fine_one_averaged(ascending, west):
 
 
 def test_statics_sampling_matches_the_finer_cells():
-    """Cells that are 1.75 times as wide as those of the static field average two points per side."""
     onto = on_angles(np.arange(1.75, -2, -0.25), np.arange(0, 4, 0.25), lambda a, b: 0 * (a + b))
     world = on_angles(np.arange(-3, 3, 1 / 7), np.arange(-1, 5, 1 / 7), lambda a, b: a**2 + 0 * b)
     assert np.abs(maps(world, onto) - onto.latitude.values[:, None] ** 2).min() > 0.003  # (1/16)^2
 
 
 def projected(mapping=True, units="m"):
-    """A radar grid around the North Sea, polar stereographic."""
+    """Return a polar stereographic grid around the North Sea."""
     y, x = -4.3e6 + 2e3 * np.arange(20), -1e5 + 2e3 * np.arange(30)
     crs = {
         "grid_mapping_name": "polar_stereographic", "latitude_of_projection_origin": 90.0, "standard_parallel": 60.0,

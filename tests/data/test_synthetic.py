@@ -39,7 +39,7 @@ def test_echo_cover_and_strength(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_synthetic_spectrum_resembles_rain(seed):
-    """Radial spectra of radar rain in dBZ fall with slopes of about -2.5 to -3.5 (FMI test file: -2.7 to -3.1)."""
+    """The slope of radial spectra of rain in dBZ is about -2.5 to -3.5."""
     z = np.clip(synthetic_event(seed, frames=2)["reflectivity"].values[0], 0, None)
     taper = np.outer(np.hanning(256), np.hanning(256))
     power = np.abs(np.fft.fft2((z - z.mean()) * taper)) ** 2
@@ -50,7 +50,7 @@ def test_synthetic_spectrum_resembles_rain(seed):
 
 
 def moved(z, wind, spacing_m, seconds):
-    """z carried by the wind for some seconds (midpoint steps), rows southward."""
+    """Advect z by the wind for some seconds with midpoint steps; rows increase southward."""
     flow = np.stack([-wind[1], wind[0]]) * seconds / spacing_m
     grid = np.stack(np.meshgrid(*map(np.arange, z.shape), indexing="ij")).astype(float)
     half = np.stack([ndimage.map_coordinates(part, grid - flow / 2, order=1, mode="nearest") for part in flow])
@@ -137,7 +137,7 @@ def test_synthetic_cells_change_gradually():
     inside = (slice(30, -30), slice(30, -30))
 
     def sudden(before, after, motion):
-        """Strong pixels of one frame without any echo near them in the other."""
+        """Count strong pixels of one frame that have no echo near them in the other frame."""
         carried = ndimage.maximum_filter(moved(before, motion, 1000.0, 300.0), 5)
         return ((after > 35) & (carried < 5))[inside].sum()
 
@@ -175,7 +175,7 @@ def test_the_event_of_a_seed_stays_the_same(seed, options, expected):
     [(20.3, 31.6), (-2.2, 4.4), (38.7, 47.9), (-9.4, 20.0), (50.0, 20.0), (20.0, 60.4), (20.0, -25.5), (-25.5, 20.0)],
 )
 def test_synthetic_cell_is_a_rotating_ellipse(place):
-    """Rain of peak sin^2(pi age / life) exp(-r^1.5), r in units of the axes 3 sqrt(2) and 3 / sqrt(2) pixels."""
+    """The rain is peak sin^2(pi age / life) exp(-r^1.5) with r in units of 3 sqrt(2) and 3 / sqrt(2) pixels."""
     cell = {
         "row": place[0],
         "column": place[1],

@@ -30,7 +30,7 @@ def times_at(*minutes):
 
 
 def fine(source, time_factor=2, factor=2):
-    """Some finer field that fits: every pixel 20 dBZ."""
+    """Return finer fields with 20 dBZ everywhere."""
     shape = output_frames(source, time_factor), factor * source.shape[1], factor * source.shape[2]
     return np.full(shape, 20.0, np.float32)
 
@@ -137,7 +137,7 @@ def test_times_of_float32_days_are_regular():
 
 
 def test_steps_at_the_limits():
-    """Times within a tenth of a step from regular ones are jitter, one and a half times a step is a gap."""
+    """A deviation of up to a tenth of a step from regular times is accepted; 1.5 steps are a gap."""
     second = np.timedelta64(1, "s")
     for last, segments in ((360, [(0, 4)]), (240, [(0, 4)]), (450, [(0, 3), (3, 4)])):
         found = find_regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that no weather has: counted, taken as missing, refused where they are most; --missing and --units."""
+"""Tests of implausible values: counting, masking, refusing, and the options --missing and --units."""
 
 import re
 
@@ -27,7 +27,7 @@ def event():
 
 
 def spoilt(event, value, share, **attrs):
-    """The event with a value in place of a share of its columns."""
+    """Replace a fraction of the columns by a value."""
     event = event.copy(deep=True)
     event["reflectivity"].values[..., : round(share * event.sizes["x"])] = value
     event["reflectivity"].attrs.update(attrs)
@@ -47,7 +47,6 @@ def test_value_limits_table():
 
 
 def test_missing_code_does_not_mask_neighbouring_values():
-    """Light rain in m s-1 is 1e-7; a code that float32 holds only nearly is met."""
     values = np.float32([0.0, 1e-7, -9.96921e36, 9.96921e36])
     assert np.isnan(mask_fill_values(values, {"missing_value": 0.0})).tolist() == [True, False, False, False]
     assert np.isnan(mask_fill_values(values, {"missing_value": -9.969209968e36})).tolist() == [
@@ -201,7 +200,7 @@ def test_declared_metadata_is_applied():
 
 
 def test_units_option_of_the_command(event, tmp_path, capsys):
-    """As MRMS files have them: no standard name, units unknown, -99 and -999 for missing."""
+    """The file is like those of MRMS: no standard name, unknown units, and -999 for missing values."""
     data = spoilt(event, -999.0, 0.7).rename(reflectivity="paramId_0")
     data["paramId_0"].attrs = {"units": "unknown", "no_echo_value": -32.0}
     save_dataset(data, tmp_path / "in.nc")

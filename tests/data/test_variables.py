@@ -13,7 +13,7 @@ def event():
 
 
 def with_units(event, units, standard_name="rainfall_rate", name="rain", value=10.0, **attrs):
-    """The event as rain in place of reflectivity, `value` wherever there is echo."""
+    """Replace the reflectivity of an event by rain that is `value` where there is echo and 0 elsewhere."""
     rain = event["reflectivity"].copy(data=np.where(event["reflectivity"] > -32, np.float32(value), np.float32(0.0)))
     rain.attrs = {"standard_name": standard_name, **({} if units is None else {"units": units}), **attrs}
     return event.drop_vars("reflectivity").assign({name: rain})
@@ -318,8 +318,7 @@ def test_a_grid_of_one_row_is_refused_before_anything_is_computed(event, size):
         to_reflectivity(event.isel(y=slice(0, size)))
 
 
-def test_a_rain_rate_under_any_name_is_taken_when_it_is_named(event):
-    """Also one that calls itself reflectivity; heights and winds in metres stay refused."""
+def test_named_rain_rate_may_have_any_standard_name(event):
     for name, standard in (("RATE1", "x"), ("dbzh", "equivalent_reflectivity_factor")):
         rain = with_units(event, "mm/h", standard_name=standard, name=name)
         with pytest.raises(ValueError, match="no variable of refl|name it with the argument var"):
@@ -336,7 +335,6 @@ def test_the_only_field_in_dbz_is_taken(event):
 
 
 def test_an_uneven_grid_is_refused_with_its_spacings(event):
-    """Projected coordinates within 5 %; latitudes may follow a Gaussian or Mercator grid."""
     uneven = event.assign_coords(x=("x", np.cumsum(np.linspace(600.0, 6000.0, event.sizes["x"])), event.x.attrs))
     with pytest.raises(ValueError, match="x is unevenly spaced, by 738.462 to 6000 m, 3369.23 in the median"):
         to_reflectivity(uneven)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What help() tells: every public name has a docstring that names its arguments, every option of a training a text."""
+"""Tests of help(): public names document their arguments, and training options have help texts."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ PUBLIC = (
 
 
 def documentation(thing) -> str:
-    """Its docstring and those of its bases; the signature that a dataclass without one gets is none."""
+    """Return the docstrings of a class and its bases, without the signature that dataclasses generate."""
     own = [k.__doc__ or "" for k in getattr(thing, "__mro__", [thing]) if k is not object]
     return "" if own[0].startswith(f"{thing.__name__}(") else "\n".join(own)
 
@@ -82,7 +82,7 @@ def test_op_docstrings_have_returns_gradients_and_raises(op):
     ],
 )
 def test_training_options_have_help_texts(module):
-    """jsonargparse shows the line "name: text"; names that share a line have no help."""
+    """The library jsonargparse reads help texts from lines "name: text" of the docstring."""
     found = importlib.import_module(f"fastds.{module}")
     for name, kind in vars(found).items():
         if dataclasses.is_dataclass(kind) and kind.__module__ == found.__name__:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the READMEs and of the manual in docs runs, in a folder that holds the files it names."""
+"""Runs the Python and shell blocks of the READMEs and the manual in a folder with the files they name.
+
+Some commands are shortened (SHORTER) or left out (LEFT_OUT).
+"""
 
 import os
 import re
@@ -79,8 +82,11 @@ def run(command, folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc, T2M.nc,
-    STATIONS.csv."""
+    """Make the files that the examples name, in a folder.
+
+    The files are IN.nc, TRUTH.nc, ERA5.nc, ERA5-FINE.nc, T2M.nc and STATIONS.csv; FOLDER and ARCHIVE are folders of
+    radar files.
+    """
     folder = tmp_path_factory.mktemp("readme")
     truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
     save_dataset(truth, folder / "TRUTH.nc")
@@ -101,7 +107,7 @@ def files(tmp_path_factory):
 
 
 def _fields(step):
-    """Smooth global fields with the names and units of ERA5 at 500 hPa, so many degrees apart, 8 times."""
+    """Return 8 smooth global fields with the names and units of ERA5 at 500 hPa, `step` degrees apart."""
     latitude, longitude = np.arange(90, -90 - step / 2, -step), np.arange(-180, 180, step)
     x, y = np.meshgrid(np.radians(longitude), np.radians(latitude))
     means = {"r": (50, 30, "%", "relative_humidity"), "t": (255, 10, "K", "air_temperature"),
@@ -143,7 +149,6 @@ def test_python_examples_run(readme, text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("readme, text", blocks("bash"))
 def test_command_examples_run(readme, text, files, monkeypatch, capfd):
-    """The first of the main README as it is typed; the others of `fastds` run here, where torch is imported already."""
     monkeypatch.chdir(files)
     typed = readme == "README.md"
     for line in text.replace("\\\n", " ").splitlines():

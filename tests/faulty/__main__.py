@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test the commands with malformed files: `python -m tests.faulty`.
+"""Tests the commands with malformed files: `python -m tests.faulty`.
 
-Without options, every kind of malformed file is passed to every command that reads it. With `--files N --seed S`, N
-random files (drawn.py) are opened, converted and passed to one more command, and the results are compared with the
-drawn data (judged.py).
+Without options, each kind of malformed file is passed to each command that reads such files. With `--files N --seed S`,
+N random files (drawn.py) are opened, converted and passed to one more command, and the results are compared with the
+expected values (judged.py).
 
-The expected outcome is one sentence that names the fault, exit status 2 and no output; some kinds may also give a
-result with a warning. Other outcomes are "crashed" (an exception was not handled), "wrong" (a result without a warning,
-or leftover files) and "unclear" (another message than expected).
+The expected outcome is a one-line error message that names the fault, exit status 2 and no output. Some kinds may also
+give a result with a warning. Other outcomes are "crashed" (an exception was not handled), "wrong" (a result without a
+warning, or leftover files) and "unclear" (another message than expected).
 """
 
 import argparse
@@ -42,9 +42,12 @@ def judge(kind: Kind, command: str, status: int | str, said: list[str], left: li
 
 
 def tries(folder: Path, names=None, pick=None):
-    """Yield (base, kind, command, outcome, message) of every try.
+    """Run commands with malformed files and yield (base, kind, command, outcome, message).
 
-    pick(number, rejecting, all) selects among the commands that reject the kind and all commands that read it.
+    Args:
+        folder: folder for the files.
+        names: kinds of malformed files; all kinds if empty or None.
+        pick: function (number, rejecting commands, all commands) that selects commands for a kind; None for all.
     """
     files = good_files(folder)
     wanted = [(base, name) for base, table in TABLES.items() for name in table if not names or name in names]

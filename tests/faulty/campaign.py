@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Campaign of random files: draw files by seed and compare how fastds reads them."""
+"""Draws random files by seed and compares what fastds reads from them with the expected values."""
 
 import contextlib
 import shutil
@@ -27,7 +27,13 @@ _SHARES = [0.35, 0.08, 0.09, 0.07, 0.17, 0.08, 0.04, 0.04, 0.015, 0.035, 0.03]
 
 
 def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = None) -> Drawn:
-    """Draw a file and write it into an empty folder; formats: the formats to draw from, None: all."""
+    """Draw a file and write it into an empty folder.
+
+    Args:
+        rng: random generator.
+        folder: folder, which is emptied.
+        formats: formats to draw from; None for all.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     form = str(rng.choice(FORMATS, p=_SHARES) if formats is None else rng.choice(formats))
@@ -55,8 +61,15 @@ def _damage(rng: np.random.Generator, drawn: Drawn, folder: Path) -> None:
 def campaign(
     count: int, seed: int, folder: Path, first: int = 0, formats: list[str] | None = None
 ) -> Iterator[tuple[int, str, str, Drawn]]:
-    """Yield (number, outcome, message, drawn file). Each file depends only on the seed and its number; formats: None
-    draws all formats."""
+    """Yield (number, outcome, message, drawn file); each file depends only on its number and the seed.
+
+    Args:
+        count: number of files.
+        seed: seed of the campaign.
+        folder: folder for files.
+        first: number of the first file.
+        formats: formats to draw from; None for all.
+    """
     for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
         drawn = draw(rng, folder / "in", formats)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All commands that read fields, and the outcome of running one."""
+"""Lists the commands that read fields and runs one of them."""
 
 import contextlib
 import io
@@ -17,8 +17,13 @@ USUAL = {"r": 50.0, "t": 270.0, "u": 5.0, "z": 5e4}
 
 
 def good_files(folder: Path) -> dict[str, tuple[Path, xr.Dataset]]:
-    """Write valid files of reflectivity (coarse.nc has half the resolution) and of the fields that inr-small reads;
-    return them with their contents."""
+    """Write valid files of reflectivity and of the fields that inr-small reads.
+
+    Of the reflectivity, coarse.nc has half the resolution.
+
+    Returns:
+        A dictionary from the kind of file to its path and contents.
+    """
     event = synthetic_event(5, 12, (64, 64))[["reflectivity"]]
     event["reflectivity"].attrs.pop("grid_mapping", None)
     latitude = ("latitude", np.linspace(70.0, 20.0, 40), {"standard_name": "latitude", "units": "degrees_north"})
@@ -38,7 +43,12 @@ def good_files(folder: Path) -> dict[str, tuple[Path, xr.Dataset]]:
 
 
 def commands(base: str, path: Path) -> dict[str, list[str]]:
-    """Return the commands that read this kind of file by name; each writes out.nc, out.csv or the folder out."""
+    """Return the commands that read a kind of file, by name.
+
+    Args:
+        base: kind of file, "radar" or "fields".
+        path: file to read. Outputs are written to its folder.
+    """
     folder, source = path.parent, str(path)
     out = str(folder / "out.nc")
     training = ["--max-steps=1", "--progress=false", "--data.batch-size=2", "--data.epoch-samples=2"]
@@ -63,8 +73,11 @@ def commands(base: str, path: Path) -> dict[str, list[str]]:
 
 
 def run(words: list[str], folder: Path) -> tuple[int | str, list[str], list[str]]:
-    """Run a command; return the status or the unhandled exception, the lines on standard error, and the new files,
-    which are removed."""
+    """Run a command and remove the files that it wrote.
+
+    Returns:
+        The exit status or the unhandled exception, the lines on standard error, and the names of the new files.
+    """
     before, said = set(folder.rglob("*")), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:

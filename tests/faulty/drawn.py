@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random files: formats, packings, fill values, grids, projections, scanning orders, calendars, jitter and damage.
 
-Each file is written by a library that fastds does not write with (netCDF4, h5py, eccodes, rasterio, zarr), together
-with the expected values, times and coordinates; the coordinates are computed by pyproj from the drawn metadata.
+The files are written by libraries that fastds does not use for writing (netCDF4, h5py, eccodes, rasterio, zarr) or by
+struct. The expected coordinates are computed by pyproj from the drawn metadata.
 """
 
 import dataclasses
@@ -32,18 +32,24 @@ CALENDARS = ("standard", "proleptic_gregorian", "noleap", "360_day")
 
 @dataclasses.dataclass
 class Drawn:
-    """A drawn file or several, and the truth about them.
+    """One or more files and their expected contents.
 
     Attributes:
-        path: of a file, a store, or a pattern. var: name of the variable.
-        values: (N, H, W) float64, NaN where missing; along N times, and within these levels or members.
-        longitude, latitude: (H, W) degrees, NaN where not known.
-        seconds: (T,) after the first time, None where times are not compared. tolerance: of values.
-        cell: width of a cell in degrees of latitude. how: what was drawn, for messages.
-        first: the first time, such as 2024-06-01T12:00. others: values and tolerance of further variables by name.
-        bounds: (T, 2) seconds after the first time, of the bounds of times; None without bounds.
-        refused: pattern of a refusal that is as right as the values. inner: coordinates of the levels or
-            members, None where they keep their order. damaged: whether bytes were changed.
+        path: file, store, or pattern of files.
+        var: name of the variable.
+        values: (N, H, W) float64, NaN where missing. N are times, and levels or members within a time.
+        longitude: (H, W) in degrees, NaN where not known.
+        latitude: (H, W) in degrees, NaN where not known.
+        seconds: (T,) seconds after the first time; None if times are not compared.
+        tolerance: largest error of values.
+        cell: width of a cell in degrees of latitude.
+        how: drawn properties, for messages.
+        first: first time, such as 2024-06-01T12:00.
+        others: values and tolerance of further variables, by name.
+        bounds: (T, 2) seconds after the first time of the time bounds; None without bounds.
+        refused: pattern of an error message that is as correct as a result.
+        inner: coordinates of levels or members; None if their order does not change.
+        damaged: True if bytes were changed.
     """
 
     path: Path | str
@@ -77,8 +83,10 @@ def _axis(rng: np.random.Generator, start: float, step: float, size: int) -> np.
 
 
 def _longitudes(rng: np.random.Generator, step: float, size: int) -> tuple[np.ndarray, str]:
-    """Draw longitudes in either direction, possibly across the meridian where the numbers jump, or in two parts; return
-    them with a description."""
+    """Draw longitudes in either direction, and return them with a description.
+
+    They may cross the meridian where the numbers jump, or consist of two parts.
+    """
     way = str(rng.choice(["plain", "from 180", "across 0", "in two parts"], p=[0.6, 0.15, 0.15, 0.1]))
     if way == "plain":
         west = float(rng.choice([0.0, 350.0 - step * size, -20.0, 179.0 - step * size]))
@@ -96,9 +104,9 @@ def _longitudes(rng: np.random.Generator, step: float, size: int) -> tuple[np.nd
 
 @dataclasses.dataclass
 class Packing:
-    """Stored dtype, scale_factor, add_offset and fill value, and the attributes that declare them.
+    """Packing of a variable: dtype, scale_factor, add_offset, fill value, and the attributes that declare them.
 
-    stored is the signed dtype in the file if _Unsigned declares the numbers unsigned.
+    If the attribute _Unsigned declares the numbers as unsigned, `stored` is the signed dtype in the file.
     """
 
     dtype: str
@@ -121,7 +129,7 @@ class Packing:
 
 
 def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
-    """Draw a packing as in draw_packing, or one of unsigned numbers that are stored as signed ones."""
+    """Draw a packing like draw_packing, or one with unsigned numbers that are stored as signed numbers."""
     if rng.random() >= (0.06 if "u1" in dtypes else 0.3):  # NetCDF-3 has no other unsigned numbers
         return draw_packing(rng, low, high, dtypes)
     packing = draw_packing(rng, low, high, ("u1", "u2"))
@@ -179,10 +187,18 @@ def draw_packing(rng: np.random.Generator, low: float, high: float, dtypes: tupl
 
 @dataclasses.dataclass
 class Times:
-    """Times as stored and as they are.
+    """Times as stored in a file and as expected.
 
-    Attributes: seconds: after the first. numbers, attrs: as stored. first: the first time as text. step: seconds.
-        per_unit: seconds in the unit. refused: see Drawn. how: what was drawn."""
+    Attributes:
+        seconds: seconds after the first time.
+        numbers: stored numbers.
+        attrs: stored attributes.
+        first: first time as text.
+        step: time step in seconds.
+        per_unit: seconds in the unit of the numbers.
+        refused: see Drawn.
+        how: drawn properties, for messages.
+    """
 
     seconds: np.ndarray
     numbers: np.ndarray

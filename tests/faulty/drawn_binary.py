@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random files of RADOLAN, Nimrod and MeteoNet (see drawn.py), written with struct from the descriptions of the
-formats."""
+"""Random files of RADOLAN, Nimrod and MeteoNet, written with struct from the format descriptions."""
 
 import bz2
 import datetime
@@ -19,16 +18,18 @@ from .drawn_radar import transform
 
 _START = datetime.datetime(2024, 6, 1, 11, 50)
 _FIRST = "2024-06-01T11:50"
-# RADOLAN: product -> bytes of a pixel, exponent of its precision, minutes; rows and columns, and how many of them lie
-# below and left of 9 E, 51 N (DWD, RADOLAN composite format, figures of the grids).
+# RADOLAN (DWD, RADOLAN composite format). _PRODUCTS: bytes of a pixel, exponent of the precision, and minutes of each
+# product. _GRIDS: rows, columns, and the numbers of rows below and columns left of 9 E, 51 N.
 _PRODUCTS = {"RX": (1, 0, 5), "RW": (2, -1, 60), "RY": (2, -2, 5), "YW": (2, -2, 5), "SF": (2, -1, 1440)}
 _GRIDS = {"RX": (900, 900, 450, 450), "YW": (1100, 900, 550, 370)}
 _EARTH = {"3SW   2.13.1": "+a=6370040 +b=6370040", "5SW P30001H": "+ellps=WGS84"}
 
 
 def write_radolan(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write composites of one product, uncompressed or compressed, in one or several files or an archive, with pixels
-    without data, clutter flags, negative and secondary values."""
+    """Write composites of one RADOLAN product in one or more files or an archive.
+
+    Pixels include missing data, clutter flags, negative and secondary values. Files may be compressed.
+    """
     import pyproj
 
     product = str(rng.choice(list(_PRODUCTS)))
@@ -78,7 +79,7 @@ def _codes(rng: np.random.Generator, size: int, shape: tuple, precision: float) 
 
 
 def _composite(product: str, version: str, time: datetime.datetime, codes: np.ndarray) -> bytes:
-    """Write a text header, the end-of-text byte, and the codes row by row in little-endian order."""
+    """Return the bytes of a composite: text header, end-of-text byte, and codes in little-endian order."""
     size, exponent, minutes = _PRODUCTS[product]
     rows, columns = codes.shape
     stations = "MS 76<boo,ros,hnr,umd,pro,ess,fld,drs,neu,nhb,oft,eis,tur,isn,fbg,mem> "
@@ -162,8 +163,7 @@ def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write an archive of rain or of reflectivity (old or new product) with its coordinate file, and with pickled
-    dates."""
+    """Write a MeteoNet archive of rain or reflectivity (old or new product) and its coordinate file."""
     count, rows, columns = int(rng.integers(2, 5)), int(rng.integers(10, 30)), int(rng.integers(10, 30))
     kind = str(rng.choice(["rainfall", "reflectivity_old", "reflectivity_new"]))
     field = np.maximum(0, 1.5 * random_field(rng, (count, rows, columns)) - 0.5)
@@ -196,7 +196,7 @@ def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def _add_dates(path: Path, dates: np.ndarray, protocol: int) -> None:
-    """Add dates and an empty array of missing dates, pickled as by numpy."""
+    """Add pickled dates and an empty array of missing dates to an npz archive."""
     with zipfile.ZipFile(path, "a") as archive:
         for name, array in (("dates", dates), ("miss_dates", dates[:0])):
             stream = io.BytesIO()

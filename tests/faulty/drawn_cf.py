@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random NetCDF files and Zarr stores (see drawn.py), with levels or members, further variables, bounds, groups and
-attributes of old writers."""
+"""Random NetCDF files and Zarr stores with levels or members, further variables, bounds and groups."""
 
 import dataclasses
 from pathlib import Path
@@ -100,8 +99,12 @@ def _field(kind: str, packing: Packing, values: np.ndarray, grid: dict, leading:
     """Pack a field.
 
     Args:
+        kind: kind of variable, see KINDS.
+        packing: packing to apply.
+        values: unpacked values.
+        grid: coordinates of the grid.
         leading: sizes of the dimensions before those of the grid.
-        order: whether rows and columns, and the leading dimensions, are exchanged.
+        order: True if rows and columns are exchanged, and True if the leading dimensions are reversed.
     """
     units, standard, _ = KINDS[kind]
     plane = next((v[0] for v in grid.values() if isinstance(v, tuple) and len(v[0]) == 2), tuple(grid)[:2])

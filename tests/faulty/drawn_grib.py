@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random GRIB files (see drawn.py), written by ecCodes: regular, rotated and projected grids, levels and members."""
+"""Random GRIB files written by ecCodes: regular, rotated and projected grids, levels and members."""
 
 from pathlib import Path
 
@@ -125,7 +125,7 @@ _SPHERE = "+R=6371229"
 
 
 def write_projected(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write a message on a rotated, Lambert or polar stereographic grid; the coordinates are computed by pyproj."""
+    """Write a message on a rotated, Lambert or polar stereographic grid."""
     import pyproj
 
     rows, columns, edition = int(rng.integers(8, 20)), int(rng.integers(8, 20)), int(rng.choice([1, 2]))

@@ -17,7 +17,7 @@ def transform(crs: object, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
 
 
 def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write a composite in ODIM HDF5, projected in any unit or geographic, of any dtype and codes."""
+    """Write a composite in ODIM HDF5 with projected or geographic coordinates and any dtype."""
     import h5py
     import pyproj
 
@@ -80,7 +80,7 @@ def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write a file in KNMI's HDF5 format, with offsets and cell sizes in km or m."""
+    """Write a file in the HDF5 format of KNMI, with offsets and cell sizes in km or m."""
     import h5py
     import pyproj
 
@@ -138,8 +138,10 @@ def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
 
 
 def write_geotiff(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Write an image of reflectivity in any unit of length; missing values are given by nodata, an internal or external
-    mask, or an alpha band."""
+    """Write a GeoTIFF image of reflectivity with coordinates in metres or feet.
+
+    Missing values are given by nodata, an internal or external mask, or an alpha band.
+    """
     import rasterio
     from rasterio.crs import CRS
     from rasterio.enums import ColorInterp

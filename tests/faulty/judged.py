@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of what fastds reads from a random file with the drawn data."""
+"""Compares what fastds reads from a random file with the expected values."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ _POINTS = 3
 
 
 def judge(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
-    """Open the file, convert it and run one more command; return the outcome, of OUTCOMES, and a message."""
+    """Open a file, convert it and run one more command; return an outcome of OUTCOMES and a message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         steps = [("open", lambda: _open(drawn, rng)), ("convert", lambda: _convert(drawn, rng, folder))]
@@ -100,8 +100,10 @@ def _downscale(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[st
 
 
 def compare(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[str, str]:
-    """Compare values, missing cells and times at random points, and the minimum, maximum and missing cells of the whole
-    field."""
+    """Compare times, and values and missing cells at random points.
+
+    The minimum, the maximum and the number of missing cells of the field are compared, too.
+    """
     wrong = _check_times(drawn, found)
     for name, (wanted, tolerance) in ({drawn.var: (drawn.values, drawn.tolerance)} | drawn.others).items():
         wrong = wrong or _check_field(drawn, found, name, wanted, tolerance, rng)
@@ -139,7 +141,7 @@ def _check_field(
 
 
 def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[str, str]:
-    """Check that fine values lie between those of the surrounding coarse cells at the drawn coordinates."""
+    """Check at random points that fine values lie between those of the surrounding coarse cells."""
     field = _in_order(found[drawn.var], drawn.inner)
     values = field.values.astype(float).reshape(-1, *field.shape[-2:])
     lon, lat = places(found, field)
@@ -161,14 +163,13 @@ def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> t
 
 
 def _across_a_gap(drawn: Drawn, row: int, column: int) -> bool:
-    """Return whether the neighbouring columns of a point are further away than others, as where longitudes come in two
-    parts."""
+    """Return True if the neighbouring columns are far away, as between two parts of the longitudes."""
     east = (np.diff(drawn.longitude[row]) + 180) % 360 - 180
     return bool(np.abs(east[column - 1 : column + 1]).max() > 1.5 * np.nanmedian(np.abs(east)))
 
 
 def without_fill(values: np.ndarray) -> np.ndarray:
-    """Mask undeclared fill values; a reader of a copy also treats them as missing."""
+    """Mask undeclared fill values, as a reader does."""
     from fastds.data.fill_values import mask_undeclared_fills
 
     return np.stack([mask_undeclared_fills(field) for field in values])

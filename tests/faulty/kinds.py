@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of malformed files: how each is made from a valid file, and which error message is expected.
+"""Kinds of malformed files: how each is made from a valid file, and the expected error message.
 
-A kind is a function (good, path): good is a Dataset of reflectivity (time, y, x) or of fields (time, latitude,
-longitude), and path is where the malformed file is written. CONTAINERS are faults of the file; RADAR and FIELDS are
-faults of its contents.
+A kind is a function (good, path). `good` is a valid Dataset of reflectivity (time, y, x) or of fields (time, latitude,
+longitude); the malformed file is written to `path`. CONTAINERS are faults of the file format, RADAR and FIELDS are
+faults of the contents.
 """
 
 import gzip
@@ -26,8 +26,8 @@ class Kind(NamedTuple):
     Attributes:
         make: function that writes the file.
         says: pattern of the expected error message.
-        taken: commands that may accept the file with a warning that matches `warns`, or without warning if that is
-            None.
+        taken: commands that may accept the file.
+        warns: pattern of the warning if a command accepts the file; None if no warning is needed.
     """
 
     make: Callable[[xr.Dataset, Path], object]
@@ -71,7 +71,7 @@ def attributes(**given):
 
 
 def in_file(change: Callable[[h5py.File], None]):
-    """Make a kind in which the HDF5 file itself is changed, because xarray would not write such a file."""
+    """Make a kind in which the HDF5 file is changed by h5py, because xarray would not write such a file."""
 
     def make(good, path):
         with h5py.File(written(good, path), "a") as file:

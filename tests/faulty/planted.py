@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deliberate faults of readers and writers, which the campaign of random files must detect one at a time."""
+"""Deliberate faults of readers and writers, each of which the comparison of random files must detect."""
 
 import contextlib
 from collections.abc import Iterator
@@ -89,8 +89,18 @@ def planted(fault: str) -> Iterator[None]:
 
 
 def find_fault(fault: str, seed: int, most: int, folder: Path, first: int = 0) -> tuple[int, str] | None:
-    """Return the number of the first undamaged file, from `first` on, that shows a fault, and the message; None if none
-    of `most` files does."""
+    """Find the first undamaged file that shows a deliberate fault.
+
+    Args:
+        fault: name of the fault.
+        seed: seed of the files.
+        most: number of files to try.
+        folder: folder for files.
+        first: number of the first file.
+
+    Returns:
+        The number of the file and the message, or None if no file shows the fault.
+    """
     formats = next((forms for name, forms in _SHOWN_BY.items() if name in fault), None)
     with planted(fault):
         for number, outcome, said, drawn in campaign(most, seed, folder, first, formats=formats):

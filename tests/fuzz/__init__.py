@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of the ops, compared with the float64 reference; `python -m tests.fuzz --help` describes campaigns."""
+"""Random calls of the ops, which are compared with the float64 reference."""

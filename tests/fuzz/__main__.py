@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of every op, compared with the float64 reference: `python -m tests.fuzz --calls 1000000`."""
+"""Runs random calls of the ops: `python -m tests.fuzz --calls 1000000`."""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Campaign of random calls in a child process, with a log from which it resumes.
+"""Runs random calls in a child process and logs them, so that an interrupted run can be resumed.
 
-Each call is determined by seed, op, kind and number. The log has a line for each fault, and a line of counts after
-every few hundred calls of an op; an interrupted campaign continues after the last of these lines.
+A call is determined by seed, op, kind and number. The log has a line for each fault, and a line of counts after every
+few hundred calls of an op; an interrupted run continues after the last of these lines.
 """
 
 import json
@@ -37,8 +37,10 @@ def one(seed: int, op: str, kind: str, number: int):
 
 
 def child(pipe, seed: int) -> None:
-    """Run the batches that the parent requests; each number is reported before its call, so that a crash can be
-    attributed."""
+    """Run the batches of calls that the parent requests.
+
+    The number of a call is sent before the call, so that the parent knows which call crashed.
+    """
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     warnings.simplefilter("ignore")
     pipe.send("ready")
@@ -70,7 +72,7 @@ class Child:
             sys.exit("fuzz: the child process does not start")
 
     def faults(self, op: str, kind: str, first: int, stop: int):
-        """Yield (number, outcome, message) of the calls first .. stop-1 that failed."""
+        """Yield (number, outcome, message) of the calls first .. stop - 1 that failed."""
         while first < stop:
             if self.process is None:
                 self._start()
@@ -114,7 +116,7 @@ def summary(made: dict, counts: Counter) -> str:
 
 
 def campaign(calls: int, seed: int, ops: list[str], path: Path) -> Counter:
-    """Make the calls that the log does not have yet. Only one process may write a log."""
+    """Make the calls that are not in the log yet. Only one process may write a log."""
     pairs = [(op, kind) for op in ops for kind in KINDS]
     each = -(-calls // len(pairs))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of an op as data: tensors are described, filled from a seed, and can be made again in float64."""
+"""Describes one call of an op as data, so that its tensors can be made again, also in float64."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,8 @@ POOLS = {
 class Spec:
     """Description of a tensor.
 
-    role determines what autocast does with it ("image", "wide", "parameter" or "own"); fill determines its values.
+    `role` determines how autocast treats the tensor: "image", "wide", "parameter" or "own". `fill` determines its
+    values.
     """
 
     shape: tuple[int, ...]
@@ -51,7 +52,7 @@ class Points:
 class Case:
     """One call op(**args), with tensors filled from `seed`.
 
-    way: "plain", "vmap" (over copies of the first tensor) or "threads" (the same call in two Python threads).
+    `way` is "plain", "vmap" (over copies of the first tensor) or "threads" (the same call in two Python threads).
     """
 
     op: str
@@ -79,7 +80,7 @@ def _values(spec: Spec, generator) -> Tensor:
 
 
 def _laid_out(values: Tensor, layout: str) -> Tensor:
-    """Return the same values with other strides ("expanded": the first image is used for all)."""
+    """Return the same values with other strides; "expanded" repeats the first image."""
     if layout == "odd":
         return values.new_empty(values.numel() + 1)[1:].view(values.shape).copy_(values)
     if layout == "negative" and values.dtype in (torch.float32, torch.float64):
@@ -122,8 +123,13 @@ def build(case: Case) -> dict:
 
 
 def exact(case: Case, arguments: dict, jitter: float = 0.0) -> dict:
-    """Make the arguments in float64, as leaves of a separate graph, after rounding them as autocast does; jitter:
-    relative size of a random error."""
+    """Make the arguments in float64, as leaves of a separate graph, after rounding them as autocast does.
+
+    Args:
+        case: the call.
+        arguments: its arguments.
+        jitter: relative size of a random error that is added.
+    """
     low = None if case.autocast is None else DTYPES[case.autocast]
 
     def rounded(role: str, tensor: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of one call with the float64 reference; the result is None or ("wrong" or "unclear", message)."""
+"""Compares one call with the float64 reference."""
 
 import inspect
 import re
@@ -25,7 +25,13 @@ _pool = ThreadPoolExecutor(2)
 
 
 def check_call(case: Case, kind: str) -> tuple[str, str] | None:
-    """Run one call and classify any exception; the number of threads and the instruction set are set for it."""
+    """Run one call and compare it.
+
+    The number of threads and the instruction set of the process are set to those of the case.
+
+    Returns:
+        None if the call is correct, or (outcome, message).
+    """
     if torch.get_num_threads() != case.threads:
         torch.set_num_threads(case.threads)
     native.get_module().set_isa(case.isa)
@@ -47,7 +53,7 @@ def _call(case: Case, arguments: dict):
 
 
 def _in_its_way(case: Case, arguments: dict):
-    """Return the results of all calls made by vmap or by threads; each must equal the expected one."""
+    """Run a call by vmap or in two threads and return the results of all copies."""
     if case.way == "threads":
         return [f.result() for f in [_pool.submit(_call, case, arguments) for _ in range(2)]]
     main = MAIN.get(case.op, next(iter(arguments)))
@@ -60,7 +66,13 @@ def _in_its_way(case: Case, arguments: dict):
 
 
 def _reference(case: Case, arguments: dict, jitter: float = 0.0):
-    """Compute the results in float64, and return them with their inputs."""
+    """Return the results of the float64 reference, and those of its inputs that require a gradient.
+
+    Args:
+        case: the call.
+        arguments: its arguments.
+        jitter: relative size of a random error of the inputs.
+    """
     wide = exact(case, arguments, jitter)
     wide.pop("algorithm", None)
     with use_backend("reference"):
@@ -107,8 +119,11 @@ def _first(faults) -> str | None:
 
 
 def _compared(case: Case, arguments: dict, got: list[Tensor], expected: list[Tensor]) -> str | None:
-    """Check that results and gradients differ at most by some roundings of the coarsest dtype, or by the effect of such
-    roundings of the inputs."""
+    """Compare results and gradients.
+
+    Differences may be as large as some roundings of the coarsest dtype, or as the effect of such roundings of the
+    inputs.
+    """
     shapes = [[tuple(t.shape) for t in side] for side in (got, expected)]
     if shapes[0] != shapes[1]:
         return f"shapes {shapes[0]}, expected {shapes[1]}"
@@ -128,8 +143,11 @@ def _compared(case: Case, arguments: dict, got: list[Tensor], expected: list[Ten
 
 
 def _spread(case: Case, arguments: dict, expected: list[Tensor], unit: float) -> list[float]:
-    """Estimate the change of results and gradients if every input is wrong by some roundings, and if the reference
-    computes in the dtype of the call."""
+    """Estimate the change of results and gradients that rounding may cause, for each tensor.
+
+    The estimate is the largest change for inputs changed by some roundings, and for the reference in the dtype of the
+    call.
+    """
     moved = [0.0] * len(expected)
     for k in range(JITTERS + 1):
         results, leaves = _reference(case, arguments, 8 * unit) if k else _coarse(case, arguments)
@@ -151,7 +169,7 @@ def _unit(found: list[Tensor], case: Case) -> float:
 
 
 def _moved(case: Case, arguments: dict, expected: list[Tensor]) -> list[list[Tensor]]:
-    """Return the results, and those for inputs that are wrong by some roundings."""
+    """Return the results, those for inputs changed by some roundings, and those in the dtype of the call."""
     unit = _unit(tensors(arguments), case)
     others = [_reference(case, arguments, 8 * unit)[0] for _ in range(JITTERS)]
     return [expected, *others, _coarse(case, arguments)[0]]
@@ -162,9 +180,10 @@ def _specials(case: Case, got: list[Tensor], expected: list[list[Tensor]]) -> st
 
 
 def _special(case: Case, got: Tensor, expected: list[Tensor]) -> str | None:
-    """Check that NaN and infinity are not turned into numbers, nor numbers into NaN, where all expected results agree.
+    """Check that NaN and infinity do not become numbers, and numbers do not become NaN.
 
-    The Winograd algorithm adds in another order and spreads non-finite values, so only NaN is checked there.
+    Elements are checked where all expected results agree. Winograd convolutions spread non-finite values, so
+    convolutions with such inputs are not checked.
     """
     written = repr(case.args)
     huge, infinite = "'huge'" in written, "'nonfinite'" in written

@@ -38,8 +38,10 @@ class Draw:
         return self.tensor(*shape, dtype=dtype or self.wide, role="parameter", scale=scale)
 
     def filters(self, outputs, inputs, size=3):
-        """Describe a weight with finite values: algorithms differ in the product of an infinite weight and the zero
-        padding."""
+        """Describe a weight with finite values.
+
+        Algorithms differ in the product of an infinite weight and the zero padding.
+        """
         spec = self.parameter(outputs, inputs, size, size, scale=(size * size * inputs) ** -0.5)
         return replace(spec, fill="normal")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of torch.ops.fastds.*, recorded from calls of public functions and then changed in one respect."""
+"""Records calls of torch.ops.fastds.* during calls of public functions, and changes one property of each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from fastds.ops.core.registry import OPS, Op
 
 @contextmanager
 def recorded() -> Iterator[list[tuple[str, tuple]]]:
-    """Context manager that records (name, arguments) of every op that runs, also in backward passes."""
+    """Record (name, arguments) of each op that runs in the context, also in backward passes."""
     calls: list[tuple[str, tuple]] = []
     originals = {name: getattr(Op, name) for name in ("__call__", "call_unchecked")}
 
@@ -39,7 +39,7 @@ def detached(args) -> tuple:
 
 
 def tensors(args: tuple) -> Iterator[tuple[tuple, Tensor]]:
-    """Return the tensors and their positions, (position,) or (position, index in a list)."""
+    """Yield the tensors in arguments with their positions, (position,) or (position, index in a list)."""
     for k, value in enumerate(args):
         if isinstance(value, Tensor):
             yield (k,), value
@@ -57,14 +57,17 @@ def replaced(args: tuple, place: tuple, value) -> tuple:
 
 
 def resized(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Truncate or repeat a tensor along a dimension to another size, in the same layout."""
+    """Truncate or repeat a tensor along a dimension to another size."""
     index = torch.arange(size) % max(1, tensor.shape[dim])
     return tensor.index_select(dim, index) if tensor.shape[dim] else tensor
 
 
 def changes(op: Op, args: tuple) -> Iterator[tuple[str, tuple]]:
-    """Yield (description, arguments) with one change: a dimension, the number of dimensions, dtype or layout of one
-    tensor; the length of one list; one option."""
+    """Yield (description, arguments) with one change.
+
+    The change is a dimension, the number of dimensions, the dtype or the layout of one tensor, the length of one list,
+    or one option.
+    """
     for place, tensor in tensors(args):
         name = op.arguments[place[0]] + "".join(f"[{i}]" for i in place[1:])
         for dim, size in enumerate(tensor.shape):
@@ -92,7 +95,7 @@ def call(op: Op, args: tuple):
 
 
 def agrees(op: Op, args: tuple, got) -> bool:
-    """Return True if the result agrees with the reference in float64; False if the reference cannot run."""
+    """Return True if the reference can compute the call in float64 and agrees with the result."""
     wide = tuple(_wide(a) for a in args)
     try:
         expected = op.reference(*wide)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random arguments of each op: `draw(op, kind, choose)` makes a Case from the choices of a random.Random.
+"""Draws random arguments of an op: `draw(op, kind, choose)` makes a Case with a random.Random.
 
-tests/ops/test_fuzz.py passes the random.Random of hypothesis, whose choices can be shrunk. The campaign passes
-Python's random.Random, which is much faster.
+tests/ops/test_fuzz.py passes the random.Random of hypothesis, whose choices can be shrunk. The campaign passes Python's
+random.Random, which is much faster.
 """
 
 from random import Random
@@ -26,8 +26,14 @@ def isas(op: str) -> list[str]:
 
 
 def draw(op: str, kind: str, choose: Random) -> Case:
-    """Draw one call of an op: "valid", "special" (NaN, infinity, huge and tiny values), or "invalid", a valid call to
-    be changed by invalid.changed."""
+    """Draw one call of an op.
+
+    Args:
+        op: name of the op.
+        kind: "valid", "special" (with NaN, infinity, huge and tiny values), or "invalid" (a valid call, which
+            invalid.changed changes).
+        choose: source of the choices.
+    """
     d = Draw(choose, kind)
     args = STRATEGIES[op](d)
     way = d.pick(("plain",) * 8 + ("vmap", "threads")) if kind == "valid" and d.batch else "plain"

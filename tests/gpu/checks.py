@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that every op must pass on a GPU in addition to correct numbers; each takes the op as function(*tensors).
+"""Checks that the GPU tests share; most take an op as a function of tensors.
 
-On CPU tensors, as in the dry run of tests/gpu/conftest.py, checks that need a GPU are left out.
+Checks that need a GPU do nothing for CPU tensors, which the dry run of tests/gpu/conftest.py uses.
 """
 
 import pytest
@@ -11,7 +11,10 @@ WAIT_CYCLES = 50_000_000  # about 30 ms, longer than any launch
 
 
 def dtypes(all_of_them):
-    """Return the dtype parameters of a test; under compute-sanitizer only float32, because it is slow."""
+    """Return dtypes as pytest parameters, of which float32 has the mark "sanitize".
+
+    Only marked tests run under compute-sanitizer, because it is slow.
+    """
     return [pytest.param(d, id=str(d), marks=[pytest.mark.sanitize] if d == torch.float32 else []) for d in all_of_them]
 
 
@@ -25,7 +28,10 @@ def leaves(values):
 
 
 def value_and_gradients(function, tensors):
-    """Return the output and the gradients of every tensor, for the output gradient sin(0), sin(1), ..."""
+    """Return the output and the gradients of all tensors.
+
+    The gradient of the output is sin(0), sin(1), ..., which is the same on every device.
+    """
     tracked = leaves(tensors)
     y = function(*tracked)
     grad_y = torch.arange(y.numel(), dtype=torch.float64).sin().reshape(y.shape).to(y)  # the same on every device
@@ -39,8 +45,13 @@ def same(first, second):
 
 
 def close(got, exact, tolerance):
-    """Check that every result is within a tolerance of the float64 result, relative to the largest value of the tensor
-    or to 1."""
+    """Check the errors of results against float64 results.
+
+    Args:
+        got: tensors to check.
+        exact: float64 tensors on the CPU.
+        tolerance: largest error relative to the largest absolute value of the tensor, or to 1 if that is smaller.
+    """
     for i, (a, b) in enumerate(zip(got, exact, strict=True)):
         error, scale = (a.double().cpu() - b).abs().max(), b.abs().max().clamp_min(1)
         assert error <= tolerance * scale, f"tensor {i}: {error:.2e} from values up to {scale:.2e}"
@@ -60,7 +71,7 @@ def without_gpu(tensors):
 
 
 def check_deterministic(function, tensors):
-    """Check that runs are bitwise equal under torch.use_deterministic_algorithms(True)."""
+    """Check that repeated runs with torch.use_deterministic_algorithms(True) are bitwise equal."""
     torch.use_deterministic_algorithms(True)
     try:
         first = value_and_gradients(function, tensors)
@@ -71,7 +82,7 @@ def check_deterministic(function, tensors):
 
 
 def check_stream(function, tensors):
-    """Check that kernels use the current stream: they wait for inputs that are written late."""
+    """Check that the kernels run on the current CUDA stream and see inputs that were written on it."""
     if without_gpu(tensors):
         return
     with torch.no_grad():
@@ -90,7 +101,7 @@ def check_stream(function, tensors):
 
 
 def check_graph(function, tensors):
-    """Check capture and replay of forward and backward: new inputs in the same memory give eager results."""
+    """Check that a CUDA graph of forward and backward gives eager results for new inputs in the same memory."""
     if without_gpu(tensors):
         return
     held = leaves(tensors)
@@ -120,7 +131,7 @@ def check_graph(function, tensors):
 
 
 def check_compile(function, tensors, rtol=1e-4):
-    """Check that torch.compile(fullgraph=True) agrees with eager, with gradients."""
+    """Check that torch.compile(fullgraph=True) gives the values and gradients of eager execution."""
     if without_gpu(tensors):
         return
     torch.compiler.reset()
@@ -142,7 +153,7 @@ def check_other_device(function, tensors):
 
 
 def check_misaligned(function, tensors, tolerance=1e-5):
-    """Check that storage at an odd offset and strides of a larger tensor do not change the results."""
+    """Check that misaligned and strided inputs do not change the results."""
 
     def shifted(t):
         wide = t.new_zeros((t.numel() + 1,))  # t is dense in some order

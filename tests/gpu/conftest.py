@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that need a CUDA device; bench/gpu_suite.sh runs them. Collected everywhere, skipped where there is none.
+"""Fixtures and options of the tests that need a CUDA device.
 
-A new op adds tests/gpu/test_<op>.py made of the checks in gpu/checks.py. Tests marked "sanitize" are small; they run
-once more under compute-sanitizer. "smoke" is the first of every test function on every backend, but for those that
-take long: what fails at first contact fails there. With FASTDS_GPU_DRY_RUN=1 they run on CPU tensors, as far as that
-goes: Python of the tests is then right before the first GPU sees it.
+bench/gpu_suite.sh runs these tests. Without a device they are skipped. Tests marked "sanitize" are small and also run
+under compute-sanitizer. Tests marked "smoke" are a quick selection. With FASTDS_GPU_DRY_RUN=1 the tests run on CPU
+tensors as far as possible, which finds errors in the Python code without a GPU.
 """
 
 import contextlib
@@ -59,14 +58,16 @@ def gpu(device):
 
 @pytest.fixture(autouse=True)
 def float32_convolutions(monkeypatch):
-    """Fixture: disable TF32, the default of cuDNN in float32, because its errors would hide ours."""
+    """Disable TF32, the default of cuDNN in float32, because its errors exceed the tolerances."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
 def forced():
-    """forced(op, backend, *arguments) is a context manager that forces a backend; it skips the test if the backend is
-    unsupported."""
+    """Return force(op, backend, *arguments), a context manager that forces a backend.
+
+    The context manager skips the test if the backend refuses the arguments.
+    """
 
     @contextlib.contextmanager
     def force(op, backend, *args):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and convolve on a GPU, with all that follows the convolution in one pass, against float64 on the CPU."""
+"""Tests of conv3x3 and convolve with their epilogues on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch
@@ -30,7 +30,10 @@ SHAPES = [(2, 24, 20, 20, 9, 7, 1), (1, 3, 0, 64, 40, 37, 1), (1, 64, 64, 216, 3
 
 
 def joined(algorithm, **options):
-    """conv3x3 by the algorithm, "auto" on the CPU of the dry run, as function(x, x2, weight, bias, residual)."""
+    """Return conv3x3 with an algorithm as a function of (x, x2, weight, bias, residual).
+
+    CPU tensors, which the dry run uses, take the algorithm "auto".
+    """
 
     def run(x, x2, weight, bias, residual):
         settings = {"activation": "leaky_relu", "algorithm": algorithm if x.is_cuda else "auto"} | options

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused cells in Triton and as cuDNN and our passes: on a GPU, against float64 on the CPU."""
+"""Tests of the fused recurrent cells on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch
@@ -90,7 +90,6 @@ def gru_inputs(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_conv_gru_cell(dtype, device):
-    """As cuDNN and our passes, the only way where a gradient is wanted."""
     tensors = gru_inputs(dtype)
     with fastds.use_backend("reference"):
         exact = checks.value_and_gradients(conv_gru_cell, [t.double() for t in tensors])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.compile_graph on a GPU: replays give what eager runs give, forward and backward."""
+"""Tests of fastds.compile_graph on a GPU against eager execution."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DB-RNN networks on a GPU: against float64 on the CPU, in bfloat16, and as a CUDA graph."""
+"""Tests of DB-RNN networks on a GPU: float64, bfloat16 and CUDA graphs."""
 
 import copy
 
@@ -35,7 +35,6 @@ def test_db_rnn_agrees_with_the_cpu(case, device):
 
 
 def test_db_rnn_cuda_graph(case, gpu):
-    """A whole sequence is captured; replays of new frames give what an eager run gives."""
     model, frames, _ = case
     model, frames = model.to(gpu, memory_format=torch.channels_last), frames.to(gpu)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()

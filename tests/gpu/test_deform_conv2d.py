@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d on a GPU, in CUDA C++ and in Triton, against the float64 reference on the CPU."""
+"""Tests of deform_conv2d on a GPU against the float64 reference on the CPU."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PLAIN = Problem("plain", 2, 32, 48, 17, 23, G=4)
 
 @pytest.fixture(params=["native", "triton"])
 def backend(request, device, forced):
-    """Runs the test on one implementation; skips with its own reason where it is not built."""
+    """Run the test with each backend, or skip the test if the backend is not available."""
     x, offset, weight, bias, mask = (None if t is None else t.to(device) for t in small().tensors(torch.float32))
     with forced("deform_conv2d", request.param, x, offset, weight, bias, (1, 1), (1, 0), (1, 1), mask):
         yield request.param
@@ -52,7 +52,7 @@ def test_agrees_with_reference(problem, dtype, offset_dtype, backend, device):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("problem", [PROBLEMS[1], small()], ids=["torchvision", "small"])
 def test_small_inputs(problem, backend, device):
-    """Under compute-sanitizer: nothing is read or written out of bounds, nothing races."""
+    """These tests also run under compute-sanitizer, which finds accesses out of bounds and races."""
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(problem.B, problem.O, *problem.out)
     exact = gradients(lambda t: problem.run(reference, t), [t if t is None else t.double() for t in tensors], grad_y)
@@ -62,7 +62,6 @@ def test_small_inputs(problem, backend, device):
 
 
 def test_gradcheck(device):
-    """float64, CUDA C++; second derivatives by the reference formula."""
     problem = small()
     tensors = checks.leaves(on(device, problem, torch.float64))
     answer = fastds.explain("deform_conv2d", *tensors[:4], *problem.geometry, tensors[4])["native"]
@@ -80,7 +79,7 @@ def test_runs_are_bitwise_equal_except_for_atomic_gradients(backend, device):
 
 
 def test_deterministic_algorithms(device):
-    """By default choice, no backend forced: Triton steps aside for CUDA C++, which adds in fixed point then."""
+    """Without a forced backend, "native" is selected, which accumulates in fixed point."""
     checks.check_deterministic(op(PLAIN), on(device, PLAIN, torch.bfloat16, torch.float32))
 
 
@@ -115,7 +114,7 @@ def test_autocast(backend, device):
 
 
 def test_more_than_2_to_the_31_elements(backend, gpu):
-    """A window at the far end of a map of 2.3e9 elements equals the same window cut out."""
+    """The last part of the result of a map with 2.3e9 elements equals the result of that part alone."""
     size, channels = 6000, 64
     if torch.cuda.mem_get_info()[0] < 24 << 30:
         pytest.skip("needs 24 GiB of free GPU memory")
@@ -168,7 +167,6 @@ def test_errors(backend, gpu):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("modulated, based", [(True, True), (False, False)], ids=["mask_base", "plain"])
 def test_guided_deform_conv_agrees_with_the_cpu(modulated, based, device):
-    """One kernel on the GPU, composed of deform_conv2d on the CPU; float32, then bfloat16 under autocast."""
     module = GuidedDeformConv2d(16, 16, offset_groups=2, modulated=modulated)
     torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.1)
     x, guide = (torch.randn(2, 16, 9, 11).to(memory_format=torch.channels_last) for _ in range(2))

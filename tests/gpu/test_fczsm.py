@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM on a GPU: against the CPU, in bfloat16, and as a CUDA graph."""
+"""Tests of FC-ZSM on a GPU: float32, bfloat16 and CUDA graphs."""
 
 import copy
 
@@ -60,7 +60,7 @@ def test_graph_rejects_other_inputs(model, gpu):
 
 
 def test_fczsm_training_step(model, device):
-    """Gradients in bfloat16 under autocast point where those of float32 on the CPU do."""
+    """Gradients in bfloat16 have the direction of the float32 gradients on the CPU."""
     x, truth = torch.rand(1, 2, 1, 16, 20), torch.rand(1, 3, 1, 32, 40)
 
     def gradients(model, x, truth):

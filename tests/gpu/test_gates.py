@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pointwise passes of recurrent cells on a GPU, against the float64 reference on the CPU."""
+"""Tests of the pointwise kernels of recurrent cells on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def native(device, forced):
 
 
 def case(name, dtype=torch.float32, size=(17, 23)):
-    """The pass as a function with one output, and its inputs in channels_last."""
+    """Return a pointwise op as a function with one output, and its inputs in channels_last."""
     function, parts = PASSES[name]
     tensors = [torch.randn(2, 5 * n, *size).to(dtype).to(memory_format=torch.channels_last) for n in parts]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query on a GPU, in CUDA C++ and fused in Triton, against the float64 reference on the CPU."""
+"""Tests of inr_query on a GPU against the float64 reference on the CPU."""
 
 import pytest
 import torch
@@ -23,8 +23,14 @@ def native(forced, device):
 
 
 def case(kind, dtype=torch.float32, device="cpu", **options):
-    """The query as a function of all its differentiable tensors, and these; device: of the cell, which a graph cannot
-    fetch from the CPU."""
+    """Return a query as a function of its differentiable tensors, and these tensors.
+
+    Args:
+        kind: kind of query, see random_case.
+        dtype: dtype of the maps.
+        device: device of `cell`; a CUDA graph cannot copy it from the CPU.
+        options: passed to random_case.
+    """
     maps, trunk, keywords = random_case(kind, SOURCE, dtype=torch.float32, **options)
     keywords["cell"] = keywords["cell"].to(device)
     names = [k for k, v in keywords.items() if isinstance(v, torch.Tensor) and k != "cell"]
@@ -73,7 +79,7 @@ def test_streams_graphs_compile_and_layouts(native, device):
 
 
 def fused_case(ensemble, width, dtype, hidden, bare):
-    """maps, trunk and options of a query that one Triton kernel takes."""
+    """Return maps, trunk and options of a query that the fused Triton kernel supports."""
     heads, dk = (4, 16) if ensemble == "early_attn" else (1, 0)
     maps = torch.randn(2, width + 2 * heads * dk, *SOURCE).to(dtype).contiguous(memory_format=torch.channels_last)
     trunk = [(torch.randn(n, width) / width**0.5, torch.randn(n)) for n in [width] * hidden + [3]]
@@ -85,7 +91,7 @@ def fused_case(ensemble, width, dtype, hidden, bare):
 
 
 def cast(maps, trunk, options, device, dtype=None):
-    """The same case elsewhere; dtype: None for that of each tensor."""
+    """Move a query to a device; with dtype None, tensors keep their dtypes."""
     trunk = [checks.moved(pair, device, dtype) for pair in trunk]
     options = {k: v.to(device, dtype or v.dtype) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     return maps.to(device, dtype or maps.dtype), trunk, options
@@ -96,7 +102,6 @@ def cast(maps, trunk, options, device, dtype=None):
 @pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_attn", 64), ("early_area", 64),
                                              ("late", 256), ("late", 128), ("late", 64)])  # fmt: skip
 def test_fused_kernel(ensemble, width, bare, dtype, device, forced):
-    """The whole query in one Triton kernel; gradients come from CUDA C++."""
     for hidden in (1, 2, 3):
         case = fused_case(ensemble, width, dtype, hidden, bare)
         maps, trunk, options = cast(*case, "cpu", torch.float64)

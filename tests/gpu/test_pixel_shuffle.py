@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pixel_shuffle and its adjoint on a GPU, against the float64 reference on the CPU."""
+"""Tests of pixel_shuffle and pixel_unshuffle on a GPU, against float64."""
 
 import pytest
 import torch

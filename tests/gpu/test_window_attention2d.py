@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""window_attention2d in Triton on a GPU, against the float64 reference on the CPU."""
+"""Tests of window_attention2d on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch

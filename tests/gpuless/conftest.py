@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark "interpreted": tests that run in a subprocess under the Triton interpreter (see triton_rig.py); and tests of
-fake_cuda, which run in a fork."""
+"""Marks and fixtures of the tests of GPU code that need no GPU.
+
+Tests marked "interpreted" run in a subprocess under the Triton interpreter (triton_rig.py). Tests with the fixture
+fake_cuda run in a fork.
+"""
 
 import dataclasses
 import json
@@ -32,8 +35,10 @@ def pytest_configure(config):
 
 
 def pytest_runtest_protocol(item, nextitem):
-    """Run tests with fake_cuda in a fork, because autograd does not work in forks of a process that has seen fake CUDA
-    tensors."""
+    """Run tests with fake_cuda in a fork.
+
+    After fake CUDA tensors were used in a process, autograd does not work in its forks.
+    """
     if "fake_cuda" not in item.fixturenames:
         return None
 
@@ -55,7 +60,10 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Report the outcome of a marked test from the run under the interpreter; Triton reads the variable at import."""
+    """Report the outcome of a marked test from the run under the interpreter.
+
+    The subprocess is needed because Triton reads TRITON_INTERPRET when it is imported.
+    """
     if pyfuncitem.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     path = Path(pyfuncitem.path)

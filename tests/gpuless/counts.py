@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of the kernels that a network launches on a GPU and of the bytes that they move, on fake CUDA tensors."""
+"""Counts the kernels that a network launches on a GPU and their memory traffic, with fake CUDA tensors."""
 
 import torch
 from gpuless.fake_cuda import Watched
@@ -22,10 +22,18 @@ def size(tensors):
 
 
 def counted(monkeypatch, call, in_one_pass=True):
-    """Return (name, bytes) of every kernel of call(), a forward pass without gradients in bfloat16.
+    """Count the kernels of call(), a forward pass in bfloat16 without gradients.
 
-    Convolutions are counted with their epilogues, and every other op of fastds as one kernel. in_one_pass: the epilogue
-    of a library convolution is one kernel; otherwise it is made of operators of torch.
+    A convolution and its epilogue are counted by their kernels; any other op of fastds counts as one kernel.
+
+    Args:
+        monkeypatch: pytest fixture.
+        call: function that runs the network.
+        in_one_pass: True if the epilogue of a library convolution is one kernel, False if it consists of torch
+            operators.
+
+    Returns:
+        A list of (name, bytes), one entry per kernel.
     """
     inside, kernels = Op._run_backend, []
 
@@ -52,6 +60,9 @@ def counted(monkeypatch, call, in_one_pass=True):
 
 
 def estimated_ms(kernels, flops):
-    """Estimate the time on an H200 as a CUDA graph: arithmetic at 400 TFLOP/s; each kernel takes its bytes at 3.5 TB/s,
-    at least 2 us, and 0.8 us until the next."""
+    """Estimate the time of a CUDA graph on an H200 in milliseconds.
+
+    The model is 400 TFLOP/s for arithmetic and, for each kernel, its bytes at 3.5 TB/s, but at least 2 us, plus 0.8 us
+    until the next kernel starts.
+    """
     return 1e3 * (flops / 400e12 + sum(max(n / 3.5e12, 2e-6) + 0.8e-6 for _, n in kernels))

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA kernels on a machine without a GPU: csrc/<op>/*.cu built by g++ against csrc/emu and run on CPU tensors.
+"""Runs CUDA kernels without a GPU: g++ builds csrc/<op>/*.cu with the emulator in csrc/emu.
 
-A test of an op asks for the fixture and calls the public function; what follows runs the op's CUDA path as it is,
-from validation over the Python launcher and the binding to the kernels:
+A test requests the fixture `emulated` and calls the public function with CPU tensors. The call then runs the CUDA path
+of the op, from the checks of the arguments to the kernels:
 
     def test_emulated(emulated):
         emulated("pixel_shuffle")
         torch.testing.assert_close(pixel_shuffle(x, 2), reference(x, 2))
 
-emulated(op, ..., seed=0) gives the Emulator: .launches are the kernels started since, .seed sets the order of
-threads and blocks (0 is ascending; a right kernel gives the same for all). A kernel with a missing barrier gives wrong
-values, one with a divergent barrier raises RuntimeError naming the source line.
+emulated(op, ..., seed=0) returns the Emulator. Its attribute `launches` lists the kernels that were started. `seed`
+sets the order of threads and blocks: 0 is ascending, and the results of a correct kernel do not depend on it. A kernel
+with a divergent barrier raises RuntimeError with the source line.
 
-What an op's files must do: bind.h has its CUDA functions under #if FASTDS_BUILD_CUDA; kernels start by FASTDS_LAUNCH
-and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h); everything lies in the anonymous
-namespace as in csrc/null_op; the Python launcher asks _native.runs_on_cuda(x) and passes *_native.cuda_launch(x).
+Requirements for the sources of an op: bind.h has its CUDA functions under #if FASTDS_BUILD_CUDA. Kernels are started by
+FASTDS_LAUNCH and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h). All code is in an
+anonymous namespace, as in csrc/null_op.
 
-Sanitizers: mark one or two small tests
-
-    @pytest.mark.sanitized
-
-and tests/gpuless/test_sanitizers.py runs all of them once more in one subprocess under AddressSanitizer and
-UndefinedBehaviorSanitizer (out-of-bounds reads and writes of tensors and shared memory, misaligned vector loads).
-
-Registers and spills: ptxas_report(op, arch) where nvcc is at hand.
+Tests marked `sanitized` also run in a subprocess with AddressSanitizer and UndefinedBehaviorSanitizer, see
+test_sanitizers.py.
 """
 
 import hashlib
@@ -72,7 +66,7 @@ PYBIND11_MODULE(%(name)s, m) {
 
 
 def sanitizing():
-    """Whether this process runs under AddressSanitizer, as sanitized_run starts it."""
+    """Return True in a process that sanitized_run started."""
     return os.environ.get("FASTDS_EMULATED_SANITIZE") == "1"
 
 
@@ -87,7 +81,7 @@ def _run(command):
 
 
 def _pybind11(flags):
-    """A header with pybind11, compiled for these flags: else each module spends most of its time on it."""
+    """Compile pybind11 as a precompiled header for these flags, because the modules compile it otherwise."""
     command = [*compiler(), *FLAGS, *flags, "-x", "c++-header"]
     key = repr((command, pybind11.__version__, sys.version)).encode()
     header = BUILD / f"pybind11_{hashlib.sha256(key).hexdigest()[:16]}.h"
@@ -101,7 +95,10 @@ def _pybind11(flags):
 
 
 def _units(folder, name):
-    """(object, command) for the bindings of a folder and each of its .cu; names hold the hash of all that goes in."""
+    """Return (object file, command) for the bindings and for each .cu file of a folder.
+
+    The file names contain a hash of the sources and flags.
+    """
     op = folder.name
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
@@ -127,7 +124,11 @@ def _units(folder, name):
 
 
 def build(op):
-    """The extension module of one op's CUDA kernels: op is a folder of csrc, or the path of such a folder elsewhere."""
+    """Build the extension module with the CUDA kernels of an op.
+
+    Args:
+        op: name of a folder in csrc, or the path of another folder.
+    """
     folder = op if isinstance(op, Path) else CSRC / op
     BUILD.mkdir(parents=True, exist_ok=True)
     name = f"_emulated_{folder.name}"
@@ -169,7 +170,7 @@ class Launch:
 
 
 class Emulator:
-    """Stands in for _fastds: functions of the emulated ops, then those of the real module."""
+    """Replaces _fastds: functions are those of the emulated ops, then those of the real module."""
 
     def __init__(self, modules):
         self._modules = modules
@@ -200,7 +201,7 @@ class Emulator:
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """emulated("op", ...) makes CPU tensors run on the CUDA kernels of these ops for the rest of the test."""
+    """Return emulated("op", ...), which makes CPU tensors use the CUDA kernels of these ops during the test."""
 
     used = []
 
@@ -228,7 +229,7 @@ def kernels_of(op):
 
 
 def sanitized_run(command):
-    """Runs a Python command line with the sanitizers loaded; returns the finished process."""
+    """Run a Python command line with the sanitizers loaded and return the finished process."""
     runtime = [
         subprocess.run([*compiler(), f"-print-file-name={lib}"], capture_output=True, text=True).stdout.strip()
         for lib in ("libasan.so", "libstdc++.so")
@@ -246,7 +247,15 @@ def sanitized_run(command):
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What ptxas says of one kernel: registers per thread, bytes of spills, stack and static shared memory."""
+    """Resources of a kernel as reported by ptxas.
+
+    Attributes:
+        name: mangled name of the kernel.
+        registers: registers per thread.
+        spills: bytes of spills.
+        stack: bytes of stack.
+        shared: bytes of static shared memory.
+    """
 
     name: str
     registers: int
@@ -256,7 +265,13 @@ class KernelUse:
 
 
 def ptxas_report(op, *archs, source="cuda.cu"):
-    """Compiles csrc/<op>/<source> by nvcc for architectures (90: sm_90), at once; skips the test without nvcc."""
+    """Compile csrc/<op>/<source> with nvcc and return what ptxas reports; skip the test without nvcc.
+
+    Args:
+        op: name of a folder in csrc.
+        archs: architectures, 90 for sm_90.
+        source: name of the file.
+    """
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks on CUDA tensors that are not there: torch's fake tensors go through the Python code that a GPU would run.
+"""Runs the Python code of networks for CUDA with fake tensors of torch, without a GPU.
 
     def test_nothing_waits(fake_cuda):
         model = on_cuda("fczsm")
         with Watched() as seen:
             model(torch.rand(1, 2, 1, 16, 20, device="cuda"))
 
-Watched refuses what a CUDA graph cannot hold, and notes each operation. Ops of fastds appear as one operation each. It
-takes meta tensors for a device, too: a torch without CUDA runs no backward of fake CUDA tensors.
+Watched raises an error for operations that a CUDA graph cannot capture, and records all operations. An op of fastds is
+one operation. Meta tensors count as device tensors, because torch without CUDA has no backward for fake CUDA tensors.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ static c10::impl::DeviceGuardImplRegistrar guard(
 
 
 class BuiltWithCuda:
-    """Stand-in for a _fastds built with CUDA, which has every function."""
+    """Replaces a `_fastds` built with CUDA: every function exists and does nothing."""
 
     def __getattr__(self, name):
         return lambda *_: None
@@ -59,7 +59,7 @@ def _load_guard():
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Fixture: run the test with fake tensors, and with torch and _fastds seemingly built with CUDA."""
+    """Run the test with fake tensors; torch and _fastds appear to be built with CUDA."""
     if not torch.backends.cuda.is_built():
         _load_guard()
     monkeypatch.setattr(native, "_module", BuiltWithCuda())
@@ -73,7 +73,7 @@ def fake_cuda(monkeypatch):
 
 
 def on_cuda(name, **options):
-    """Make a network by models.create with fake CUDA parameters and buffers; Module.to cannot move fake tensors."""
+    """Make a network by models.create with fake CUDA parameters, because Module.to cannot move fake tensors."""
     with unset_fake_temporarily():
         model = models.create(name, **options).to("meta")
     for module in model.modules():
@@ -87,12 +87,15 @@ def on_cuda(name, **options):
 
 
 class HostWork(AssertionError):
-    """An operation copies between host and device, or waits for values on the device."""
+    """Error for an operation that copies between host and device or waits for values on the device."""
 
 
 class Watched(TorchDispatchMode):
-    """Raise HostWork for operations that a CUDA graph cannot capture; .calls are (operation, input tensors, output
-    tensors)."""
+    """Raises HostWork for operations that a CUDA graph cannot capture.
+
+    Attributes:
+        calls: a list of (operation, input tensors, output tensors).
+    """
 
     def __init__(self):
         super().__init__()
@@ -120,7 +123,7 @@ def _on_device(z):
 
 
 def _check_index(func, args):
-    """Raise HostWork for boolean indices, which need a count on the host, and for indices on the host."""
+    """Raise HostWork for boolean indices, whose number the host must read, and for indices on the host."""
     if func._overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
         return
     if any(z.dtype == torch.bool or not _on_device(z) for z in _tensors(args[1:])):
@@ -128,7 +131,7 @@ def _check_index(func, args):
 
 
 def _check_devices(func, given, made):
-    """Raise HostWork for tensors of the host among device tensors; Python numbers are allowed, as kernel arguments."""
+    """Raise HostWork for an operation with tensors of the host and of the device; scalars as arguments are allowed."""
     on_host = [z for z in given if not _on_device(z)]
     copies = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
     scalars = all(z.dim() == 0 for z in on_host) and not copies and all(map(_on_device, made))

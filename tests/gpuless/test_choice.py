@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend an op takes on a GPU: the predicates on fake CUDA tensors, which need no GPU."""
+"""Tests of the backend that an op selects on a GPU, with fake CUDA tensors."""
 
 import functools
 
@@ -28,7 +28,7 @@ def native_cuda(request, monkeypatch):
 
 
 def arguments(dtype=torch.bfloat16, channels=64, outputs=64, groups=1, offset_groups=8, device="cuda"):
-    """Positional arguments of torch.ops.fastds.deform_conv2d on fake tensors."""
+    """Return the positional arguments of torch.ops.fastds.deform_conv2d as fake tensors."""
     with FakeTensorMode():
         maps = (2 * offset_groups * 9, offset_groups * 9)
         x = torch.empty(1, channels, 20, 20, dtype=dtype, device=device)
@@ -190,7 +190,7 @@ def test_inr_query_in_float32_uses_cuda(dtype, native_cuda):
 
 
 def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **options):
-    """Arguments of implicit.pays on fake tensors; bias alone follows."""
+    """Return the arguments of implicit.pays as fake tensors; only the bias is present unless options differ."""
     with FakeTensorMode():
         x, x2 = (torch.empty(1, n, 9, 9, dtype=dtype, device="cuda") for n in (*inputs, inputs[0])[:2])
         weight = torch.empty(outputs, sum(inputs), size, size, dtype=dtype, device="cuda")
@@ -239,7 +239,7 @@ def test_weights_are_read_in_place_or_transposed_once(dtype):
 
 
 def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
-    """What the implementation starts: fake tensors reach it where the dispatcher does not see the op."""
+    """The backend is called directly, because fake tensors do not pass the dispatcher."""
     x, weight = (torch.rand(shape, device="cuda").bfloat16() for shape in ((1, 64, 9, 9), (64, 64, 3, 3)))
     bias, started = weight[:, 0, 0, 0].contiguous(), []
     monkeypatch.setattr(JITFunction, "run", lambda self, *_, **__: started.append(self.fn.__name__))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass behind a library's convolution compiled for GPUs that are not there."""
+"""Compiles the epilogue kernel of library convolutions for several GPUs."""
 
 import pytest
 import torch

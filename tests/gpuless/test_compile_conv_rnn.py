@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernel of the fused cells compiled for GPUs that are not there: tensor cores, vectors, no spills."""
+"""Compiles the Triton kernel of the fused cells for several GPUs and checks the machine code."""
 
 import pytest
 import torch
@@ -15,7 +15,16 @@ def maps(*shape, dtype=torch.bfloat16):
 
 
 def compiled(arch, dtype, formula="lstm_gates", channels=24, size=160, ready=False):
-    """One step of a network's first layer; ready: the part of the input is a residual, nothing is kept."""
+    """Compile one step of the first layer of a network.
+
+    Args:
+        arch: compute capability, 90 for sm_90.
+        dtype: dtype of the maps.
+        formula: name of the cell formula.
+        channels: number of hidden channels.
+        size: height and width.
+        ready: True if the convolution of the input is given as a residual and no pre-activations are stored.
+    """
     gates = kernels.GATES[formula]
     x, h, *results = (maps(4, channels, size, size, dtype=dtype) for _ in range(2 + RESULTS.get(formula, 1)))
     others = [maps(4, channels, size, size, dtype=dtype) for _ in range(1 + formula.startswith("gru_update"))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels of deform_conv2d compiled for GPUs that are not there: tensor cores, vectors, L1, no spills."""
+"""Compiles the Triton kernels of deform_conv2d for several GPUs and checks the machine code."""
 
 import pytest
 import torch
@@ -13,7 +13,15 @@ def maps(*shape, dtype=torch.bfloat16):
 
 
 def compiled(arch, dtype, wide, names, size=200):
-    """Those of the three kernels of FC-ZSM's guided layer that are named: forward, maps, weight."""
+    """Compile kernels for the guided layer of FC-ZSM.
+
+    Args:
+        arch: compute capability, 90 for sm_90.
+        dtype: dtype of the maps.
+        wide: True for 64-bit addresses.
+        names: names of the kernels: forward, maps, weight.
+        size: height and width.
+    """
     x, raw, weight = maps(1, 64, size, size, dtype=dtype), maps(1, 216, size, size, dtype=dtype), maps(64, 64, 3, 3)
     weight, bias = weight.to(dtype), torch.empty(64, dtype=dtype, device="meta")
     base = torch.empty(1, 2, size, size, device="meta")
@@ -61,7 +69,6 @@ def test_deform_conv2d_kernels_compile(arch, dtype, wide, names):
 
 
 def test_deform_conv2d_compiles_for_odd_channels():
-    """19 channels a segment, groups not nested, offsets of their own dtype: nothing is aligned."""
     x, offset, weight = maps(1, 38, 21, 23), maps(1, 36, 21, 23, dtype=torch.float32), maps(17, 38, 3, 3)
     y, grad_x = maps(1, 17, 21, 23), maps(1, 38, 21, 23, dtype=torch.float32)
     problem = forward_kernels.Problem((3, 3), (1, 1), (1, 1), (1, 1), 1, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions as an implicit GEMM compiled for GPUs that are not there: tensor cores, vectors, no spills."""
+"""Compiles the implicit-GEMM convolution for several GPUs and checks the machine code."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ def compiled(
     return kernel
 
 
-# What FC-ZSM has at 200 x 200, then other sizes, dtypes and options. Registers of 128 threads: 168 keep three programs
-# on a multiprocessor; of 256: 128 keep two.
+# Cases of FC-ZSM at 200 x 200 with the maximum number of registers. A multiprocessor can hold three programs of 128
+# threads with 168 registers, or two of 256 threads with 128 registers.
 FCZSM = [
     pytest.param({}, 168, id="64_residual"),
     pytest.param({"inputs": (64, 64), "residual": False}, 168, id="64+64"),

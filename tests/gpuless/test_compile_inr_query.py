@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused Triton kernel of inr_query compiled for GPUs that are not there: tensor cores, no spills, shared memory."""
+"""Compiles the fused Triton kernel of inr_query for several GPUs and checks the machine code."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels of window_attention2d compiled for GPUs that are not there: tensor cores, vectors, no spills."""
+"""Compiles the Triton kernels of window_attention2d for several GPUs and checks the machine code."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gpuless.triton_rig import TENSOR_CORES, compiled_launches
 
 
 def compiled(arch, dtype, shape=(1, 24, 80, 80)):
-    """PrecipLSTM's attention: q, k and v are slices of one convolution's output."""
+    """Compile the attention of PrecipLSTM, where q, k and v are slices of one tensor."""
     batch, channels, height, width = shape
     packed = torch.empty(batch, 3 * channels, height, width, dtype=dtype, device="meta")
     q, k, v = packed.to(memory_format=torch.channels_last).chunk(3, 1)

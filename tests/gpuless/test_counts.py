@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels and traffic of the networks on a GPU: the tables of docs/kernels.md, and what fused kernels save FC-ZSM."""
+"""Tests of kernel counts and memory traffic, including the tables of docs/kernels.md."""
 
 import collections
 from pathlib import Path
@@ -43,7 +43,7 @@ INPUTS = {  # by network, as the table names them
 
 
 def rows(table):
-    """Return the cells of a table of PAGE by the first cell of their row."""
+    """Return a dictionary from the first cell of each row of a table of PAGE to the other cells."""
     text = PAGE.read_text().partition(f"| {table} |")[2].partition("\n\n")[0]
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()[2:]]
     return {first.strip("`"): rest for first, *rest in lines}
@@ -104,7 +104,7 @@ PRODUCTS = ("convolution", "_convolution_kernel", "guided_deform_conv2d")
 
 
 def test_launches_and_traffic_of_fczsm(fake_cuda, monkeypatch):
-    """By cuDNN and torch, by cuDNN and one pass behind it, and as one kernel."""
+    """Convolutions run with separate torch operators, with a fused epilogue kernel, and as one kernel."""
     after = ("_epilogue_kernel", "bias", "add_", "leaky_relu_", "relu_", "pixel_shuffle", "clone")
     model, ways = freeze_model(on_cuda("fczsm"), torch.bfloat16), []
     for algorithm, in_one_pass in (("direct", False), ("direct", True), ("auto", True)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ops say to bad tensors on a GPU, by fake CUDA tensors: the sentences of the CPU."""
+"""Tests that CUDA tensors give the error messages of CPU tensors, with fake tensors."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def cuda_build(monkeypatch):
 
 @pytest.fixture
 def fake():
-    """Turns tensors into fake ones on the first GPU; what is on the meta device stays there."""
+    """Yield a function that makes fake CUDA tensors; meta tensors are unchanged."""
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def move(tensor, device="cuda:0"):

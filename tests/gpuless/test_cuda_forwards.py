@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward and training step of every network on fake CUDA tensors: nothing that a CUDA graph could not hold."""
+"""Tests that networks run no operation that a CUDA graph cannot capture."""
 
 import numpy as np
 import pytest

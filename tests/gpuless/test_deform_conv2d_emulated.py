@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of deform_conv2d on the emulator, against the float64 reference, through the public function."""
+"""Tests of the CUDA kernels of deform_conv2d on the emulator, against float64."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def run(problem, tensors, grad_y):
 
 
 def compare(problem, tensors):
-    """Value and gradients within the error rule; in float64 equal up to the order of the sums."""
+    """Check value and gradients; float64 results equal the reference up to the order of sums."""
     grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64).to(tensors[0].dtype)
     got = run(problem, tensors, grad_y)
     exact = [t if t is None else t.double() for t in tensors]
@@ -78,7 +78,7 @@ def test_ordered_gradients(emulated, deterministic, problem, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
 def test_results_do_not_depend_on_thread_order(emulated, problem, dtype, ordered, request):
-    """Bit for bit; without deterministic algorithms all but grad_x, which is added atomically."""
+    """Results are bitwise equal, except grad_x without deterministic algorithms, which is summed atomically."""
     if ordered:
         request.getfixturevalue("deterministic")
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
@@ -142,7 +142,7 @@ SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1e10, 65504.0, -1.0
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_outside_and_non_finite_offsets(emulated, dtype):
-    """A sample outside is 0 and has no gradient; at -1 exactly it is outside."""
+    """A sample outside the field, or exactly at -1, is 0 and has no gradient."""
     problem = Problem("special", 1, 8, 4, 3, len(SPECIAL), (1, 1), padding=(0, 0), G=1)
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
     tensors[1] = torch.tensor(SPECIAL).repeat(3, 1)[None, None].repeat(1, 2, 1, 1)
@@ -172,7 +172,6 @@ def test_all_samples_on_one_pixel(emulated, deterministic):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_ordered_gradient_of_non_finite_values(emulated, deterministic, bad):
-    """They stay where the reference has them; elsewhere nothing changes."""
     problem = Problem("bad", 1, 8, 4, 6, 7, G=2)
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(1, 4, 6, 7)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward of deform_conv2d on tensor cores, on the emulator, against the float64 reference."""
+"""Tests of the forward kernel of deform_conv2d for tensor cores on the emulator, against float64."""
 
 import dataclasses
 import random
@@ -16,7 +16,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 def drawn(seed: int) -> Problem:
-    """A problem for this kernel: 16 channels or more of 8 together, 16 outputs or more of a group."""
+    """Return a random problem that this kernel supports."""
     draw = random.Random(seed)
     groups, packs = draw.choice([1, 1, 1, 2, 3]), draw.randint(2, 9)
     channels = groups * packs * 8
@@ -30,7 +30,7 @@ def drawn(seed: int) -> Problem:
 
 
 def tensors_of(problem, dtype, offset_dtype=None):
-    """Its tensors; offsets are not aligned in pairs: the kernel with a window of the map leaves them to this one."""
+    """Return the tensors of a problem with a misaligned offset, which the window kernel does not support."""
     x, offset, *rest = problem.tensors(dtype, offset_dtype)
     return [x, views("misaligned", offset), *rest]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d and its guided form from a window of the map in shared memory, on the emulator, against float64."""
+"""Tests of the deform_conv2d kernel that keeps a window of the map in shared memory, on the emulator."""
 
 import random
 
@@ -60,7 +60,6 @@ def test_results_do_not_depend_on_thread_order(emulated):
 
 @pytest.mark.parametrize("modulated, shift, slope", [(True, 0.0, 0.1), (True, 35.0, 1.0), (False, None, 0.1)])
 def test_fused_offsets(emulated, modulated, shift, slope):
-    """shift: of the base offset, which the window follows; None: there is none."""
     groups, channels = 2, 16
     x = torch.randn(2, channels, 11, 40).bfloat16().contiguous(memory_format=torch.channels_last)
     raw = torch.randn(2, (3 if modulated else 2) * groups * 9, 11, 40).bfloat16()

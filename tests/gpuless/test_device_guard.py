@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeviceGuard of csrc/core/launch.h, compiled by g++ with a CUDA runtime that only notes what is asked of it."""
+"""Tests of DeviceGuard in csrc/core/launch.h with a CUDA runtime that only records calls."""
 
 import subprocess
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulator itself: what CUDA kernels may use works, and the mistakes it is there to find are found."""
+"""Tests of the CUDA emulator: its features, and the errors that it must detect."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_dynamic_shared_memory_and_reduction(rig, dtype, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_product_on_tensor_cores(rig, dtype, seed):
-    """The operands laid out as the PTX manual has them for mma.m16n8k16."""
+    """The layout of the operands is that of mma.m16n8k16 in the PTX manual."""
     a, b = (torch.randint(-8, 8, (rows, 16)).to(dtype) for rows in (16, 8))
     y = torch.full((16, 8), float("nan"))
     rig.seed = seed

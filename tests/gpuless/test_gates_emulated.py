@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pointwise passes' CUDA kernels on the emulator: every formula, dtype and layout against the reference."""
+"""Tests of the pointwise CUDA kernels of recurrent cells on the emulator."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def inputs(name, dtype, layout, shape=(2, 5, 3, 7)):
 
 
 def gradients(name, tensors, second):
-    """Results, first gradients and, where there are kernels for them, those of a penalty on the first."""
+    """Return results, first gradients and, if `second`, the gradients of a penalty on the first gradients."""
     function, _, options = PASSES[name]
     y = function(*tensors, **options)
     y = [y] if isinstance(y, torch.Tensor) else list(y)
@@ -93,7 +93,6 @@ LEAKY = {"keep": "1-z", "activation": "leaky_relu"}  # in 16 bits a pre-activati
 
 @pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)
 def test_gru_step_kernels(emulated, dtype, options):
-    """The passes of a step that keeps its gates; its convolutions run on the library."""
     emulator = emulated("gates")
     x, h = (torch.randn(2, c, 3, 7).to(dtype).contiguous(memory_format=torch.channels_last) for c in (3, 5))
     weights = [torch.randn(gates * 5, 8, 3, 3).to(dtype) / 8 for gates in (2, 1)]

@@ -32,7 +32,7 @@ def suite(*arguments, path=None, modules=None):
 
 
 def read_rows(path):
-    """Peak rates and other rows of a file of bench.gpu_bench, as strings."""
+    """Read a CSV file of bench.gpu_bench; return the rows with peak rates and the other rows."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [row for row in rows if row["op"] == "ceiling"], [row for row in rows if row["op"] != "ceiling"]
@@ -98,7 +98,7 @@ def pytest_pyfunc_call(pyfuncitem, count=[0]):
 
 
 def test_timed_out_part_names_failed_tests(tmp_path):
-    """Stopped as `timeout` does it, by SIGINT to the processes of the part."""
+    """The tests are stopped by SIGINT, the signal that gpu_suite.sh sends by `timeout`."""
     (tmp_path / "stopped.py").write_text(STOPPED)
     environment = os.environ | {"PYTEST_ADDOPTS": "-s -p stopped", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = ["bash", ROOT / "bench" / "gpu_suite.sh", "--dry-run", "--parts", "tests", "--out", tmp_path]

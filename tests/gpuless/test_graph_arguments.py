@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compile_graph refuses and how it reads arguments; the graphs themselves are in tests/gpu/test_cuda_graph.py
-and tests/models/test_cpu_graph.py."""
+"""Tests of how compile_graph reads arguments and which arguments it refuses."""
 
 import pytest
 import torch
@@ -43,7 +42,7 @@ def test_graph_rejects_arguments_unlike_the_captured():
 
 @pytest.mark.parametrize("name", ["fczsm-small", "nowcast-small"])
 def test_cpu_work_is_done_before_capture(name):
-    """Optical flow and missing values: the captured forward of what is given is the plain one."""
+    """Optical flow and masks of missing values are computed before the capture and become arguments."""
     model = fastds.load(name).eval()
     x = torch.rand(1, 3, 1, 32, 32)
     if name == "nowcast-small":

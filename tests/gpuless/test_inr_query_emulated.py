@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of inr_query on the CPU emulator: forward and gradients against the reference."""
+"""Tests of the CUDA kernels of inr_query on the emulator, against the reference."""
 
 import math
 
@@ -72,7 +72,6 @@ def test_float32_and_nan_under_the_mask(emulated, kind):
 
 
 def test_all_corners_of_the_skip_invalid(emulated):
-    """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""
     emulated("inr_query")
     mask = torch.tensor([[[False, True], [True, True]]])
     point = PointSpec(torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass behind a library's convolution, interpreted: every combination against torch in float64, and stray reads."""
+"""Tests of the interpreted epilogue kernel of library convolutions, against float64."""
 
 import itertools
 

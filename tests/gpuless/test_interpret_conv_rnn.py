@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernel of the fused cells in the interpreter, through the ops themselves, against float64."""
+"""Tests of the interpreted Triton kernel of the fused cells, against float64."""
 
 import pytest
 import torch
@@ -41,7 +41,6 @@ def close(got, expected, dtype=torch.float32):
 
 @pytest.mark.parametrize("shape, dtype", [*((s, torch.float32) for s in SHAPES), (SHAPES[0], torch.float16)], ids=str)
 def test_agrees_with_reference(shape, dtype):
-    """Values, and gradients from the pre-activations that the kernel keeps."""
     tensors = [t.requires_grad_() for t in inputs(shape, dtype)]
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     with fastds.use_backend("triton"):
@@ -56,7 +55,6 @@ def test_agrees_with_reference(shape, dtype):
 
 
 def test_one_source_and_a_residual():
-    """The part of the input comes ready as a residual, as sequences have it; no bias."""
     x, h, c, weight, _ = inputs(SHAPES[0])
     ready = torch.nn.functional.conv2d(x, weight[:, :24], padding=1)
     with fastds.use_backend("triton"):
@@ -74,7 +72,6 @@ STAGES = {
 @pytest.mark.parametrize("shape, dtype", FEWER, ids=str)
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 def test_conv_st_lstm_stages(stage, shape, dtype):
-    """Values, and gradients from the pre-activations that the kernel keeps."""
     exact, gates = STAGES[stage]
     tensors = inputs(shape, dtype, gates)
     if stage is conv_output_gate:
@@ -126,7 +123,7 @@ def test_results_equal_with_64_bit_addresses(monkeypatch):
 
 
 def test_no_out_of_bounds_access():
-    """x, h and c are slices of wider maps, everything lies between NaN, and the kernel sees none of it."""
+    """All memory around the tensors is NaN; x, h and c are slices of larger tensors."""
     x, h, c, weight, bias = inputs(SHAPES[1])
     expected = reference(*(t.double() for t in (x, h, c, weight, bias)))
     wide = [torch.full((1, t.shape[1] + 16, *t.shape[2:]), torch.nan) for t in (x, h, c)]

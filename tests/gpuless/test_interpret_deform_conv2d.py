@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels of deform_conv2d in the interpreter, through the op itself, against the float64 reference."""
+"""Tests of the interpreted Triton kernels of deform_conv2d, against float64."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ CASES += [pytest.param(p, torch.float16, offset, id=f"{p.id}-float16-{offset}") 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles small enough for the interpreter: several programs along every axis of the grid even of tiny problems."""
+    """Select small tiles, so that tiny problems have several programs along each axis of the grid."""
     tiles = forward_kernels.Tiles(16, 16, 16, 4, 1)
     monkeypatch.setattr(forward_kernels, "select_forward_tiles", lambda *_: tiles)
     monkeypatch.setattr(backward_kernels, "select_map_tiles", lambda *_: (tiles, False))
@@ -72,7 +72,7 @@ def test_results_equal_with_64_bit_addresses(monkeypatch):
 
 
 def test_no_out_of_bounds_access():
-    """x, offset and mask are slices of wider maps, everything lies between NaN, and the kernels see neither."""
+    """All memory around the tensors is NaN; x, offset and mask are slices of larger tensors."""
     problem = Problem("slices", 2, 8, 6, 4, 5, (1, 3), padding=(0, 1))
     x, offset, weight, bias, mask = problem.tensors(torch.float32)
     expected = gradients(lambda t: problem.run(reference, t), [x, offset, weight, bias, mask], torch.ones(2, 6, 4, 5))
@@ -94,7 +94,6 @@ def test_no_out_of_bounds_access():
 
 
 def test_samples_at_and_outside_the_border():
-    """Kinks, the border, NaN, infinite and huge offsets in the first row: values and gradients by the op's rule."""
     places = [-1.0, -1.0 + 2**-20, -0.5, 0.0, 2.0, 3.0, 4.0 - 2**-20, 4.0, 1e10, torch.nan, torch.inf, -torch.inf]
     x, weight = torch.randn(1, 4, 4, len(places)), torch.randn(3, 4, 1, 1)
     offset, mask = torch.full((1, 2, 4, len(places)), 0.25), torch.rand(1, 1, 4, len(places)) - 0.5
@@ -130,7 +129,6 @@ def test_guided_agrees_with_composition_of_ops(modulated, based):
 
 
 def test_guided_op_is_registered_completely():
-    """Schema, fake kernels and gradients registered on the op agree with what runs; bad maps are refused by name."""
     x, raw, base = (torch.randn(1, n, 2, 3).to(memory_format=torch.channels_last) for n in (4, 6, 2))
     weight, bias = torch.randn(3, 4, 1, 1), torch.randn(3)
     args = [t.requires_grad_() for t in (x, raw, weight, bias, base)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions as an implicit GEMM, interpreted: random calls against torch in float64, and through conv3x3."""
+"""Tests of the interpreted implicit-GEMM convolution, against float64."""
 
 import random
 
@@ -26,7 +26,7 @@ def small_tiles(monkeypatch):
 
 
 def maps(*shape, dtype=torch.float32, filler=torch.nan):
-    """Channels 8 to 8 + C of a wider map in channels_last, between which and around which there is NaN."""
+    """Return random channels_last maps that are a slice of a tensor with NaN in all other elements."""
     batch, channels, height, width = shape
     wide = torch.full((batch, channels + 16, height, width), filler, dtype=dtype)
     wide = guard(wide.contiguous(memory_format=torch.channels_last))
@@ -34,7 +34,7 @@ def maps(*shape, dtype=torch.float32, filler=torch.nan):
 
 
 def drawn(seed):
-    """A random call: sizes that fill no tile, one or two sources, and options."""
+    """Return the options of a random call with sizes that are no multiples of a tile."""
     d = random.Random(seed)
     size, shuffle = d.choice((1, 3, 3)), d.choice((1, 1, 2, 3))
     return {
@@ -81,7 +81,6 @@ def test_implicit_gemm_random_calls(seed):
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 def test_implicit_gemm_equals_conv3x3(padding_mode):
-    """Values by the kernel, gradients by torch; weight and sources in contiguous memory."""
     tensors = [torch.randn(2, 5, 4, 6), torch.randn(8, 8, 3, 3) / 8, torch.randn(8), torch.randn(2, 3, 4, 6)]
     tensors = [t.requires_grad_() for t in (*tensors, torch.randn(2, 8, 4, 6))]
     doubles = [t.detach().double().requires_grad_() for t in tensors]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused Triton kernel of inr_query in the interpreter, through the op itself, against the float64 reference."""
+"""Tests of the interpreted fused Triton kernel of inr_query, against float64."""
 
 import pytest
 import torch
@@ -70,7 +70,6 @@ def test_inr_query_points_wrap_and_cells(ensemble):
 
 
 def test_zero_weight_corners_are_ignored():
-    """On the pixels three corners weigh nothing; their logits may be anything."""
     maps, trunk, keywords = case("early_attn", torch.float32)
     maps[:, 64:] *= 30
     agree(maps, GridSpec.cells(SOURCE, SOURCE), trunk, keywords)

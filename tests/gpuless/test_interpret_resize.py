@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps twice as fine, interpreted: against torch in float64, and stray reads."""
+"""Tests of the interpreted kernel that doubles the resolution, against float64."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels of window_attention2d in the interpreter, through the op itself, against the float64 reference."""
+"""Tests of the interpreted Triton kernels of window_attention2d, against float64."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CASES += [pytest.param(SHAPES[0], torch.float16, id="float16")]
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles small enough for the interpreter: several tiles and several blocks even of tiny fields."""
+    """Select small tiles, so that tiny fields have several tiles and blocks."""
     monkeypatch.setattr(kernels, "select_tiles", lambda _: kernels.Tiles(4, 16, 4, 1))
 
 
@@ -68,7 +68,7 @@ def test_results_equal_with_64_bit_addresses(monkeypatch):
 
 
 def test_no_out_of_bounds_access():
-    """q, k and v are slices of one wider map, everything lies between NaN, and the kernels see none of it."""
+    """All memory around the tensors is NaN; q, k and v are slices of one tensor."""
     size, window = (2, 8, 5, 6), 4
     tensors, along = inputs(size), torch.randn(size).contiguous(memory_format=torch.channels_last)
     expected = exact(tensors, window, along)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of pixel_shuffle on the CPU, by the emulator."""
+"""Tests of the CUDA kernels of pixel_shuffle on the emulator."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def gradients(function, x, bias, grad_y):
 
 
 def agrees(r, channels, dtype):
-    """Both directions and their gradients against the reference, on 3 x 2 coarse pixels of two samples."""
+    """Check pixel_shuffle and pixel_unshuffle and their gradients against the reference."""
     x = torch.randn(2, channels * r * r, 3, 2, dtype=torch.float64).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     bias = torch.randn(channels * r * r, dtype=torch.float64).to(dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests marked "sanitized", once more in a process whose emulated kernels are built with ASan and UBSan."""
+"""Runs the tests marked "sanitized" again with emulated kernels built with ASan and UBSan."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from gpuless.emu import CSRC, LAUNCHED, kernels_of, sanitized_run, sanitizing
 
 @pytest.mark.skipif(sanitizing(), reason="this is that process")
 def test_marked_tests_pass_the_sanitizer(tmp_path, monkeypatch):
-    """They pass, and between them they start every kernel that csrc has."""
+    """The marked tests must also start every CUDA kernel of csrc."""
     launched = tmp_path / "launched"
     monkeypatch.setenv(LAUNCHED, str(launched))
     options = ["-q", "-x", "-p", "no:cacheprovider", "-s", "--durations=0"]

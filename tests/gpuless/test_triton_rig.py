@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton rig sees what it is there to see: wrong values, stray reads, spills, local memory, float64."""
+"""Tests that triton_rig detects wrong values, accesses out of bounds, spills and float64."""
 
 from pathlib import Path
 

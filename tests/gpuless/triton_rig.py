@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels on a machine without a GPU: run in the interpreter, and compiled for GPUs that are not there.
+"""Runs Triton kernels in the interpreter and compiles them for GPUs, on a machine without a GPU.
 
-Compile. The launcher itself is called, with CPU or meta tensors; every kernel that it starts is compiled for the given
-GPU with exactly the types, constants and alignments of that call, and not run:
+compiled_launches calls a launcher with CPU or meta tensors and compiles the kernels that it launches, with the types,
+constants and alignments of the call, without running them:
 
-    from gpuless.triton_rig import compiled_launches
     kernels = compiled_launches(90, lambda: launch_forward(x, weight, y))
     for kernel in kernels:
         kernel.check(registers=255, shared=160 << 10)
 
-check() refuses spills, local memory, float64 and anything above the limits; kernel.sass, .ptx, .ttir and .counts are
-there for more. Keep the tensors' strides and sizes those of a real call: divisibility by 16 is compiled in.
+The sizes and strides must be those of a real call, because divisibility by 16 is compiled in.
 
-Interpret. In a test module of its own under tests/gpuless:
-
-    pytestmark = pytest.mark.interpreted
-
-Its tests run in one process with TRITON_INTERPRET=1, on CPU tensors, and each reports its own result. In the
-interpreter tl.dot on bfloat16 is garbage: test float32 and float16, bfloat16 only where the kernel casts first. All
-memory that a kernel must not touch is real memory there: guard() surrounds a tensor with NaN to see stray reads, and
-with it stray writes. Keep the problems tiny: one program of one tile takes some milliseconds for each tile operation.
+A test module with `pytestmark = pytest.mark.interpreted` runs in a subprocess with TRITON_INTERPRET=1 on CPU tensors.
+In the interpreter, tl.dot of bfloat16 operands is wrong, so test float32 and float16, or kernels that convert bfloat16
+first. guard() surrounds a tensor with NaN to detect reads out of bounds, and untouched() detects writes. The
+interpreter is slow: keep problems tiny.
 """
 
 import re
@@ -62,7 +56,7 @@ class Compiled:
     signature: dict
 
     def usage(self):
-        """REG, STACK and LOCAL per thread (registers, bytes, bytes), read from the machine code."""
+        """Read the registers, the stack bytes and the local bytes per thread from the machine code."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
@@ -79,17 +73,18 @@ class Compiled:
 
     @property
     def counts(self):
-        """Number of times that each machine instruction occurs, by full name such as "LDG.E.128"."""
+        """Count machine instructions by full name, such as "LDG.E.128"."""
         found = {}
         for name in re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]+)", self.sass, re.M):
             found[name] = found.get(name, 0) + 1
         return found
 
     def lost_addresses(self):
-        """Sums of 64 bits, such as tensor cores' addresses in shared memory, whose two halves come from one register.
+        """Find 64-bit sums whose two halves come from the same register.
 
-        The assembler of CUDA 12.8, that of Triton 3.6, makes them of a base that two products share: an H200 then gave
-        wrong results of inr_query."""
+        The assembler of CUDA 12.8, which Triton 3.6 uses, makes them from a base address that two products share.
+        inr_query then gave wrong results on an H200.
+        """
         lines = (re.sub(r"^\s*/\*[0-9a-f]+\*/\s+", "", s) for s in self.sass.splitlines() if re.match(r"\s*/\*", s))
         lines, found = list(lines), []
         for i, line in enumerate(lines):
@@ -105,7 +100,7 @@ class Compiled:
         return found
 
     def check(self, registers=255, shared=160 << 10, stack=0):
-        """Fails on spills, local memory, float64 values and on more registers or bytes than the limits."""
+        """Fail on spills, local memory, float64 arguments, and more registers or shared memory than the limits."""
         where, usage = f"{self.name} for sm_{self.arch}", self.usage()
         assert not self.lost_addresses(), f"{where}: an assembler lost a part of an address: {self.lost_addresses()}"
         spilled = usage["STACK"] > stack or usage["LOCAL"]
@@ -119,7 +114,7 @@ class Compiled:
 
 
 class _NoGPU:
-    """Stands in for Triton's driver: names a target, and has nothing to launch on."""
+    """Replaces the driver of Triton: has a target to compile for and no device to launch on."""
 
     def __init__(self, arch):
         self.arch = arch
@@ -135,14 +130,14 @@ class _NoGPU:
 
 
 def compiled_launches(arch, launcher):
-    """Compiles what launcher() launches, for compute capability arch (80, 90, 100), and runs none of it.
+    """Compile the kernels that launcher() launches, without running them.
 
     Args:
-        arch: 10 * major + minor.
-        launcher: takes nothing; calls kernels as kernel[grid](...) on CPU or meta tensors.
+        arch: compute capability, 10 * major + minor.
+        launcher: function without arguments that calls kernels as kernel[grid](...) on CPU or meta tensors.
 
     Returns:
-        list of Compiled, in the order of the launches, each different kernel once.
+        A list of Compiled in the order of the launches, without repetitions.
     """
     run, active, found = JITFunction.run, driver._active, {}
 
@@ -164,7 +159,7 @@ def compiled_launches(arch, launcher):
 
 
 def guard(tensor, width=4096):
-    """A copy of a tensor, strides kept, in the middle of memory that holds NaN (the largest value for integers)."""
+    """Copy a tensor with its strides into memory that is filled with NaN, or with the largest integer."""
     filler = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
     memory = torch.full((extent + 2 * width,), filler, dtype=tensor.dtype)
@@ -172,7 +167,7 @@ def guard(tensor, width=4096):
 
 
 def untouched(guarded, width=4096):
-    """True while the memory around a guarded tensor, and between its elements, still holds the filler."""
+    """Return True if the memory around the elements of a guarded tensor still holds the filler."""
     memory = guarded.as_strided((guarded.untyped_storage().nbytes() // guarded.element_size(),), (1,), 0).clone()
     filler = memory[0].clone()
     memory.as_strided(guarded.shape, guarded.stride(), width).fill_(filler)
@@ -190,10 +185,11 @@ _PYTEST = "import os, sys, pytest; os.chdir(sys.argv.pop(1)); sys.exit(pytest.ma
 
 
 def interpret(root, path, names):
-    """Runs tests of one module in a process of its own under the interpreter.
+    """Run tests of one module in a subprocess under the interpreter.
 
     Returns:
-        {test name: ("passed", "failure", "error" or "skipped", text)}; the name "" holds why a test is missing.
+        A dictionary from the name of a test to (outcome, text). The outcome is "passed", "failure", "error" or
+            "skipped". The key "" has the reason why tests are missing.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")

@@ -9,7 +9,7 @@ from tests.support.downscaling_cases import awake, give_card
 
 @pytest.fixture(scope="module")
 def network():
-    """A small FC-ZSM with random weights that do something."""
+    """Return a small FC-ZSM with random weights."""
     torch.manual_seed(1)
     model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
     return give_card(awake(model), name="small")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.downscale, nowcast, query and evaluate: the card names the task, options that do not fit are named."""
+"""Tests of fastds.downscale, nowcast, query and evaluate, which select the task by the model card."""
 
 import inspect
 
@@ -47,7 +47,7 @@ def test_model_cards_name_their_task():
 
 @pytest.mark.parametrize("task", CASES)
 def test_downscale_dispatches_by_task(event, tmp_path, task):
-    """With a model, its file and its method; of a Dataset, a file and, of one variable, a DataArray."""
+    """Call downscale with a model, a file of weights and a method, and with a Dataset, a file and a DataArray."""
     make, data_of, function, options = CASES[task]
     model, data = make(), data_of(event)
     expected = function(model, data, **options)
@@ -112,7 +112,7 @@ def test_arguments_that_no_task_takes_are_refused_by_python(event):
 
 
 def test_task_functions_have_explicit_signatures():
-    """Methods of loaded models and of the accessor have the keyword arguments of the functions, with the same texts."""
+    """Methods of models and of the accessor have the keyword arguments and texts of the functions."""
 
     def keywords(function):
         parameters = inspect.signature(function).parameters.values()

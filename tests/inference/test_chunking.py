@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs in pieces: lazy results have the bits of those made at once, and nothing is computed before it is asked for."""
+"""Tests of lazy results: they are computed chunk by chunk, on demand, and equal eager results."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def rates(event):
 
 
 def amounts(event):
-    """Hourly numbers would do as well: what falls in the ten minutes before each time."""
+    """Return six fields with the variable `rain`, the precipitation in mm of the 10 minutes before each time."""
     attrs = {"standard_name": "rainfall_amount", "units": "mm", "cell_methods": "time: sum (interval: 10 min)"}
     rain = reflectivity_to_rate(event.reflectivity.values) / 6
     return event.isel(time=slice(0, 6)).assign(rain=(event.reflectivity.dims, rain[:6], attrs))

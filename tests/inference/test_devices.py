@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options device and precision of every command: what is chosen, refused, and told in the result."""
+"""Tests of the options device and precision."""
 
 import contextlib
 import types
@@ -57,7 +57,7 @@ def test_resolve_device_rejects_unavailable_devices(monkeypatch):
 
 
 class Moved(torch.nn.Linear):
-    """Notes where it is moved, and stays."""
+    """Records the devices it is moved to, without moving."""
 
     def __init__(self):
         super().__init__(1, 1)
@@ -82,7 +82,7 @@ def radar():
 
 @pytest.fixture(scope="module")
 def results():
-    """Task: function of options, which computes something small."""
+    """Return a small computation for each task."""
     known = synthetic_event(3, frames=20, shape=(40, 44))[["reflectivity"]]
     return {
         "radar": lambda **o: fastds.downscale(radar_model(), radar(), **o),

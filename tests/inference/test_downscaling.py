@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscaling: right places and times, dry and weak pixels kept, tiles, amounts, warnings, messages."""
+"""Tests of downscaling radar fields: coordinates, dry pixels, tiles, warnings and error messages."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_downscale_sharpens_a_real_file(data_dir, tmp_path, network):
 
 
 def far_from_echo(source, radius):
-    """Fine pixels whose coarse cell has no echo within `radius` coarse pixels."""
+    """Return the mask of fine pixels with no echo within `radius` coarse pixels."""
     echo = torch.from_numpy((source > NO_ECHO).astype(np.float32))
     near = nn.functional.max_pool2d(echo[:, None], 2 * radius + 1, 1, radius)[:, 0].numpy() > 0
     return ~near.repeat(2, 1).repeat(2, 2)
@@ -102,7 +102,7 @@ def test_weak_echo_is_interpolated_and_spreads_no_further(coarse):
 
 
 def test_weak_echo_moves_along_its_own_flow(coarse):
-    """Echo below the network's floor is carried, not faded from one place to the other (findings 2.2)."""
+    """Echo below the floor of the network is advected, not blended between the two times."""
     rows, columns = np.meshgrid(*map(np.arange, coarse.reflectivity.shape[1:]), indexing="ij")
     fields = [14.0 - ((rows - 20) ** 2 + (columns - c) ** 2) / 6 for c in (20, 24, 28)]
     fields = np.stack([np.where(z > 0, z, NO_ECHO) for z in fields]).astype(np.float32)
@@ -172,7 +172,6 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
 
 
 def test_single_tile_equals_untiled(coarse, monkeypatch):
-    """Neither where the memory takes the whole grid of 48 x 64 nor where a tile does: no reach is measured."""
     monkeypatch.setattr(tiled_run, "measure_receptive_field", None)
     for tile in (None, 64, 80):
         out = downscale(Stub(), coarse, tile=tile)
@@ -208,7 +207,13 @@ def test_time_factor_4(coarse, network):
 
 
 def rain(coarse, units, **attrs):
-    """The event as rain in mm/h times a factor, named and described as asked."""
+    """Convert the reflectivity of the event to rain.
+
+    Args:
+        coarse: dataset with the variable `reflectivity`.
+        units: "mm h-1" for a rate, "kg m-2" for the amount in 10 minutes.
+        attrs: further attributes of the variable.
+    """
     rate = (10 ** (coarse.reflectivity / 10) / 200.0) ** (1 / 1.6)
     rate = rate.where(coarse.reflectivity > NO_ECHO, 0.0) * {"mm h-1": 1.0, "kg m-2": 1 / 6}[units]
     out = coarse.drop_vars("reflectivity")
@@ -313,7 +318,7 @@ def test_wrong_options_are_named(coarse, options, sentence):
 
 
 class WithHeight(Stub):
-    """Adds a tenth of its static map to the trilinear field, so that the output tells what it was given."""
+    """Adds a tenth of the static map to the output, so that the output depends on the map."""
 
     def __init__(self):
         super().__init__()
@@ -326,7 +331,7 @@ class WithHeight(Stub):
 
 
 def heights(coarse):
-    """A ramp on the grid of the fields, m."""
+    """Return a ramp in metres on the grid of the fields."""
     ramp = 100.0 + 2.0 * np.arange(coarse.sizes["x"], dtype=np.float32) + np.zeros((coarse.sizes["y"], 1), np.float32)
     coords = {name: coarse[name] for name in ("y", "x")}
     return xr.Dataset({"height": (("y", "x"), ramp, {"units": "m"})}, coords)

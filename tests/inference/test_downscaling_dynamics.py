@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscaling by networks of further variables and static maps: FC-ZSM-D, -S and -DS on files of a user."""
+"""Tests of downscaling with FC-ZSM-D, -S and -DS, which use further variables and static maps."""
 
 import contextlib
 import shutil
@@ -33,7 +33,7 @@ def fresh():
 
 
 def network(preset):
-    """A tiny network whose random weights do something, with a card as a training writes it."""
+    """Return a small network with random weights and a complete model card."""
     torch.manual_seed(5)
     statics = {"static_channels": 1} if "s" in preset.removeprefix("fczsm") else {}
     model = awake(models.create(preset, **TINY, **statics, residual="trilinear"))
@@ -53,7 +53,10 @@ def network(preset):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights by the name of their preset, the archive of MeteoNet in two parts, the NetCDF file and a relief."""
+    """Make a folder with weights, MeteoNet archives in two parts, a NetCDF file and a relief.
+
+    The weights are named after their preset.
+    """
     folder = tmp_path_factory.mktemp("dynamics")
     for preset in ("fczsm", "fczsm-d", "fczsm-s", "fczsm-ds"):
         models.save(network(preset), folder / f"{preset}.safetensors")
@@ -74,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 def _make_strong(path, first):
-    """Echo of 25 to 45 dBZ everywhere, which downscaling takes from the network as it is, and half of the dates."""
+    """Replace the reflectivity by 25 to 45 dBZ and remove half of the times of an archive."""
     with np.load(path, allow_pickle=True) as archive:
         arrays = dict(archive)
     keep = slice(first, first + FRAMES)
@@ -89,7 +92,7 @@ def relief():
 
 
 def tensors(folder):
-    """(10, 3, h, w): what the network reads of all fields of the archive, from north to south, made of the codes."""
+    """Return the inputs of the network (10, 3, h, w), from north to south, computed from the codes of the archives."""
     parts = []
     for path in sorted((folder / "npz").glob("reflectivity*.npz")):
         with np.load(path, allow_pickle=True) as archive:
@@ -101,8 +104,14 @@ def tensors(folder):
 
 
 def by_hand(model, x, tile=None, height=None):
-    """dBZ (2 N - 1, 2 h, 2 w) of fields x (N, C, h, w); tile: side of the cores, read with 16 pixels around them.
-    height: of the map, None: the relief."""
+    """Compute the expected output (2 N - 1, 2 h, 2 w) in dBZ with plain calls of the network.
+
+    Args:
+        model: network.
+        x: normalised fields (N, C, h, w).
+        tile: side of the tiles without their halo of 16 pixels; None for the whole field.
+        height: static map in the units of the card; None for the relief.
+    """
     height = relief() if height is None else height
     x = x[:, : model.config["in_channels"]]
     static = torch.from_numpy((height - MEAN) / STD).float()[None] if model.config["static_channels"] else None
@@ -223,8 +232,7 @@ def test_values_outside_the_range_are_clipped(folder):
     np.testing.assert_allclose(out.reflectivity, by_hand(model, x)[:, ::-1], rtol=0, atol=TOLERANCE)
 
 
-def test_tiles_with_the_halo_of_the_reach_and_with_none(folder):
-    """The reach is measured with all channels, and so is the error at seams."""
+def test_tiles_with_and_without_halo_for_all_channels(folder):
     model = network("fczsm-d")
     with open_dataset(folder / "radar.nc") as file:
         coarse = file.sortby("time").isel(time=slice(0, 2)).load()
@@ -323,7 +331,7 @@ def test_dynamics_errors(folder, tmp_path, monkeypatch, capsys, source, words, s
 
 
 def test_incomplete_model_cards_are_rejected(folder):
-    """The names and ranges are then given, in the order of the channels."""
+    """Without these fields in the card, the options give the names and ranges in the order of the channels."""
     model = network("fczsm-d")
     with open_dataset(folder / "radar.nc") as file:
         coarse = file.sortby("time").isel(time=slice(0, 3)).load()

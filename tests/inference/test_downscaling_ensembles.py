@@ -74,7 +74,7 @@ def test_any_number_of_times(times):
 
 
 def test_sequences_are_independent_with_separate_noise():
-    """19 times: 8, 8 and the rest of 3, here all three the same fields."""
+    """The series has 19 times, which are computed in sequences of 8, 8 and 3 times with the same fields."""
     model, eight = generator(), coarse(8)
     long = coarse(19).assign(r=eight["r"].isel(time=[*range(8), *range(8), 0, 1, 2]).drop_vars("time"))
     plain, short = downscale(model, long)["r"].values, downscale(model, eight.isel(time=slice(0, 3)))["r"].values
@@ -120,7 +120,7 @@ def write_zarr(path):
 
 
 def write_grib(path):
-    """Two levels in GRIB edition 2, by ecCodes."""
+    """Write two levels in GRIB edition 2 with ecCodes."""
     pytest.importorskip("pyproj", reason="is to be loaded before ecCodes, see data/files.py")
     eccodes = pytest.importorskip("eccodes", reason="the file is written with ecCodes")
     pytest.importorskip("cfgrib", reason="GRIB edition 2 is read by cfgrib")
@@ -257,7 +257,7 @@ def rolled(dataset, columns):
 
 @pytest.mark.parametrize("name", ["wgan-gp-small-x2", "wgan-gp-small-x8"])
 def test_a_field_round_the_globe_has_no_seam(name):
-    """A rolled field without noise gives the rolled result; the seam's steps are those of other columns."""
+    """Rolling the input in longitude rolls the output, and differences at the seam are not larger than elsewhere."""
     model, data = models.load(name).eval(), globe()
     scale = model.config["scale"]
     plain, turned = (downscale(model, d)["r"].values for d in (data, rolled(data, 13)))
@@ -270,7 +270,7 @@ def test_a_field_round_the_globe_has_no_seam(name):
 
 
 def poles(field):
-    """A globe with rows at both poles, 45 degrees apart."""
+    """Return a global field with rows at both poles."""
     rows = ("latitude", 90.0 - 45.0 * np.arange(5), {"units": "degrees_north"})
     return field.isel(latitude=slice(5)).assign_coords(latitude=rows)
 
@@ -278,7 +278,7 @@ def poles(field):
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(("kind", "expected"), [("mean", np.arange(84.375, -90, -11.25)), ("decimate", None)])
 def test_no_row_beyond_the_poles(kind, expected, order):
-    """Half of the cells at the poles, and so half of their finer rows, are on no globe."""
+    """Fine rows beyond the poles are omitted, because only half of a cell at a pole is on the globe."""
     model, data = generator(4, kind), poles(globe()).isel(latitude=slice(None, None, order))
     region = data.assign_coords(latitude=data.latitude * 0.5)
     out, whole = (downscale(model, field, members=2) for field in (data, region))
@@ -297,7 +297,6 @@ def test_a_globe_with_both_poles_is_scored(capsys):
 
 
 def test_noise_is_periodic_in_longitude():
-    """The noise continues across the seam and equals the noise of a field of this size."""
     model = generator()
     model.config["noise_std"] = 5.0
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]

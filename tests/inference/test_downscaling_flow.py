@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series of downscaled radar fields do not pulse: detail and rain of fields between input times are those at them."""
+"""Tests that downscaled series have the same detail and rain at interpolated times as at input times."""
 
 import os
 from pathlib import Path
@@ -18,24 +18,24 @@ FLOOR = 15.0  # of the shipped network
 
 
 def detail(fields):
-    """The mean variance that a window takes from fields above the floor."""
+    """Return the mean variance of small-scale detail: reflectivity above the floor minus its Gaussian smoothing."""
     fields = np.clip(np.nan_to_num(fields, nan=FLOOR), FLOOR, 70)
     return np.mean([(z - gaussian_filter(z, 1.5)).var() for z in fields])
 
 
 def rain(fields):
-    """The mean rain of fields in dBZ, mm/h."""
+    """Return the mean rain in mm/h of fields in dBZ."""
     return np.where(fields > 0, (10 ** (fields / 10) / 200) ** (1 / 1.6), 0).mean()
 
 
 def between_over_outer(out, measure):
-    """A measure of the fields between input times over that of those around them."""
+    """Return the ratio of a measure of the interpolated fields to that of the fields at input times."""
     z = np.nan_to_num(out.reflectivity.values, nan=-32)
     return measure(z[1::2]) / ((measure(z[:-1:2]) + measure(z[2::2])) / 2)
 
 
 def smooth_of_two(seed=0, shape=(120, 140)):
-    """(3, h, w): two fields of cells, and between them the blurred mean of both."""
+    """Return (3, h, w): two fields of cells and, between them, their blurred mean."""
     rng = np.random.default_rng(seed)
     ends = [np.clip(gaussian_filter(rng.normal(0, 1, shape), 2) * 3 - 0.2, 0, 1) for _ in range(2)]
     middle = gaussian_filter((ends[0] + ends[1]) / 2, 1.5)
@@ -68,7 +68,7 @@ def test_similar_and_empty_middle_frames_are_unchanged():
 
 
 def test_large_fields_between_are_no_stronger_than_those_at_input_times():
-    """In large frames only every second or third row is counted, and the strongest echo may lie in another row."""
+    """In large frames the maximum is taken over a subset of rows, which may not contain the strongest echo."""
     rng = np.random.default_rng(5)
     y = torch.from_numpy(gaussian_filter(rng.random((3, 1100, 1000)), (0, 6, 6)).astype(np.float32))
     y = ((y - 0.5) * 8).clamp(0, 0.6)

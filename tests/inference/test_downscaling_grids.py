@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds downscale --scale/--grid/--like` and `fastds query`: grids, the seam, poles, stations, refusals."""
+"""Tests of `fastds downscale --scale`, `--grid`, `--like` and of `fastds query`."""
 
 import csv
 
@@ -34,7 +34,7 @@ def model(trained=False, **more):
 
 
 def dataset(lat, lon, times=2, seed=0):
-    """A smooth field of longitude and latitude plus noise that does not depend on the latitude at the poles."""
+    """Return a smooth field on the sphere plus noise that is constant along longitude at the poles."""
     rng = np.random.default_rng(seed)
     phi, lam = np.deg2rad(lat)[:, None], np.deg2rad(lon)[None]
     base = 280 + 10 * np.cos(phi) * np.cos(2 * lam) + 5 * np.sin(phi)
@@ -82,7 +82,7 @@ def test_scalar_coordinates_are_preserved():
 
 @pytest.mark.parametrize("first", [350.0, 170.0])
 def test_a_region_may_cross_the_seam_of_its_longitudes(first):
-    """350 ... 359, 0 ... 9 and 170 ... 179, -180 ... -171 are regions like any other."""
+    """In such a region, the longitudes of the grid jump from 360 to 0 or from 180 to -180 degrees."""
     plain = dataset(np.arange(50, 40, -1.0), first + np.arange(20.0))
     turned = plain.longitude.values % 360 if first > 180 else (plain.longitude.values + 180) % 360 - 180
     crossing = plain.assign_coords(longitude=("longitude", turned, plain.longitude.attrs))
@@ -107,7 +107,6 @@ def test_global_seam_is_continuous():
 
 
 def test_poles_are_finite_and_zonally_consistent():
-    """At the pole the input is one value: the output differs along the row by less than the field does one row off."""
     fine = downscale(model(trained=True), globe(5.0), scale=4).t.values
     assert np.isfinite(fine).all()
     assert fine[:, 0].std(axis=1).max() < fine[:, 8].std(axis=1).max() and fine[:, -1].std(axis=1).max() < 1.0
@@ -163,7 +162,6 @@ def test_targets_outside_a_region_are_refused():
 
 
 def test_refinement_factor_of_a_grid():
-    """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
     m = model()
     fields = networks.FieldModel(m, region(), run.find_geometry(region()))
     assert fields.factor(torch.arange(50, 40, -0.125), torch.arange(5, 19, 0.2)) == pytest.approx((4.0, 2.5))
@@ -171,7 +169,6 @@ def test_refinement_factor_of_a_grid():
 
 
 def test_stations_are_read_at_the_finest_scale():
-    """As the points of a grid that fine, and not as those of the input's own."""
     m = model(trained=True)
     m.decoder.trunk[-1].weight.data.mul_(20)
     assert m.max_scale > 1
@@ -192,7 +189,7 @@ def test_stations_of_a_network_that_makes_the_second_variable_alone():
 
 
 def test_stations_outside_a_region():
-    """An error, missing, or the value at the nearest point of the region."""
+    """Stations outside the region are refused, missing, or get the value at the nearest point of the region."""
     places = [(45.0, 10.0), (45.0, 40.0), (60.0, 10.0)]
     with pytest.raises(ValueError, match="outside the domain"):
         query(model(), region(), places)
@@ -207,7 +204,7 @@ def test_stations_outside_a_region():
 
 
 def test_a_grid_in_the_other_convention_gives_the_same_values():
-    """A region at -20 to -1 degrees, onto points named by 340 to 359."""
+    """The input has longitudes of -20 to -1 degrees, and the requested grid has 340 to 359 degrees."""
     west = dataset(np.arange(50, 40, -1.0), np.arange(-20.0, 0.0))
     places = np.arange(44.3, 42.0, -0.5), np.arange(-17.7, -4.0, 0.5)
     near, far = (dataset(places[0], places[1] + turn) for turn in (0.0, 360.0))
@@ -229,7 +226,7 @@ def test_points_in_either_convention():
 
 @pytest.mark.parametrize("rows", [9, 10])
 def test_outer_rows_at_the_poles_stay_there(rows):
-    """n points from pole to pole become s (n - 1) + 1; columns that go round become s times as many."""
+    """With rows at both poles, n rows become s (n - 1) + 1 rows, where s is the factor."""
     latitude, longitude = np.linspace(90, -90, rows), np.arange(0, 360, 30.0)
     axes = {"latitude": ("latitude", latitude), "longitude": ("longitude", longitude)}
     rows_of, columns_of = make_target_by_scale(find_geometry(xr.Dataset(coords=axes)), 2.0)

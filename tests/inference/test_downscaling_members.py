@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds downscale --members: noise as it is described, members of radar fields, and their scores."""
+"""Tests of `fastds downscale --members`: noise, members of radar fields and their scores."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscaling of radar fields by hand: the stated seam, halos against motion, factor 4 in time."""
+"""Tests of downscaling radar fields against separate computations."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.support.downscaling_cases import CEILING, FLOOR, NO_ECHO, Stub, fill,
 
 
 class Blur(Stub):
-    """The mean over 5 x 5 coarse pixels, at all three times."""
+    """Returns the mean over 5 x 5 coarse pixels for each time."""
 
     def forward(self, x, static=None, flow=None):
         y = nn.functional.avg_pool2d(x[:, :, 0], 5, 1, 2).mean(1, keepdim=True)
@@ -22,7 +22,7 @@ class Blur(Stub):
 
 
 def test_reported_seam_error_is_of_the_wettest_tile(coarse):
-    """Between the tile alone and the whole grid, first pair of frames, in dB."""
+    """The error is the largest difference in dB between the tile alone and the whole grid, for the first two frames."""
     out = downscale(Blur(), coarse, tile=16, halo=0)
     x = (coarse.reflectivity.values[:2].clip(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR)
     tiles = [(slice(r, r + 16), slice(c, c + 16)) for r in range(0, 48, 16) for c in range(0, 64, 16)]
@@ -34,14 +34,14 @@ def test_reported_seam_error_is_of_the_wettest_tile(coarse):
 
 @pytest.mark.filterwarnings("ignore:the motion")
 def test_halo_covers_the_motion_of_the_model_card(coarse):
-    """NEAR_PIXELS of 4 and the motion, as a multiple of 16: echo that moves so far comes from there."""
+    """The halo is at least NEAR_PIXELS (4) plus the motion in the card, rounded up to a multiple of 16."""
     for motion, halo in ((None, 16), ((0.0, 0.5), 16), ((0.0, 11.5), 16), ((0.0, 12.5), 32), ((0.0, 30.0), 48)):
         out = downscale(give_card(Blur(), motion_px=motion), coarse, tile=16)
         assert out.attrs["fastds_halo"] == halo, motion
 
 
 def test_network_weight_extends_with_echo_motion(monkeypatch, coarse):
-    """A cell of echo moves by 20 pixels: half way, 10 pixels from echo in either frame, the network's value holds."""
+    """A cell moves by 20 pixels. Half way, where no echo is near in either frame, the output of the network is used."""
     flow = torch.zeros(1, 2, 2, 48, 64)
     flow[:, 0, 1], flow[:, 1, 1] = 20.0, -20.0
     monkeypatch.setattr(flows, "optical_flow", lambda x, fine: flow[None])
@@ -53,7 +53,10 @@ def test_network_weight_extends_with_echo_motion(monkeypatch, coarse):
 
 
 def test_time_factor_4_applies_factor_2_twice(coarse, network):
-    """Means of floored reflectivity where there is strong echo, else of the weak echo there is."""
+    """The intermediate frame of the first pass is coarsened before the second pass.
+
+    Above the floor, its cells are means of floored reflectivity; below the floor, they are means of weak echo.
+    """
     fine = downscale(network, coarse).reflectivity.values[1::2].astype(np.float64)
     cells = fine.reshape(2, 48, 2, 64, 2)
     strong, echo = cells.clip(min=FLOOR).mean((2, 4)), cells > NO_ECHO
@@ -70,8 +73,11 @@ def test_time_factor_4_applies_factor_2_twice(coarse, network):
 
 @pytest.mark.parametrize("floor", [15.0, -5.0])
 def test_refinement_pixel_by_pixel(floor):
-    """The network's value near echo, less what its floor adds at the rim, less and less where the input is weak; else
-    the interpolated input; else none."""
+    """Compare the output of FrameRefiner with a computation for each pixel.
+
+    Near echo above the floor, the output is that of the network, with a correction at the edge of the echo. Elsewhere
+    it is the interpolated input or no echo.
+    """
     ceiling, low = 70.0, min(floor, 0.0)
     refiner = refinement.FrameRefiner(None, scale=2, floor=floor, ceiling=ceiling, no_echo=NO_ECHO, tiles=[])
     g = torch.Generator().manual_seed(0)
@@ -103,7 +109,6 @@ def test_refinement_pixel_by_pixel(floor):
 
 
 def test_interpolated_part_of_a_frame():
-    """Echo alone, its share, reflectivity with dry cells at the lowest, lifted to the floor; and back again."""
     refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
     lower = refinement.FrameRefiner(None, scale=2, floor=-5.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
     z = torch.tensor([[-32.0, -10.0, 4.0, 30.0, float("nan")]])

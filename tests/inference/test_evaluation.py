@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error table: numbers by hand, same pixels for every method, messages for files that do not fit."""
+"""Tests of the error table of fastds.evaluate against separate computations, and of error messages."""
 
 import io
 
@@ -34,7 +34,7 @@ def coarse(truth):
 
 
 def shifted(truth, add):
-    """The truth with `add` dB on its echo above 20 dBZ, as a prediction."""
+    """Return a prediction: the truth with `add` dB added to echo above 20 dBZ."""
     z = truth.reflectivity
     return truth.assign(reflectivity=z.where(z <= 20, z + add).assign_attrs(z.attrs)).assign_attrs(fastds_model="net")
 
@@ -71,7 +71,13 @@ def test_numbers_by_hand(truth, coarse):
 
 
 def baseline_fields(pair, floor, method):
-    """Fine fields (3, H, W) in dBZ between two coarse ones, in float64, by the formulas of trilinear and bicubic."""
+    """Compute the baseline between two coarse fields in float64 and return fine fields (3, H, W) in dBZ.
+
+    Args:
+        pair: coarse fields (2, h, w) in dBZ.
+        floor: lowest reflectivity in dBZ.
+        method: "trilinear" or "bicubic".
+    """
     x = (np.clip(pair, floor, 70) - floor) / (70 - floor)
     kind = {"trilinear": "bilinear", "bicubic": "bicubic"}[method]
     up = F.interpolate(torch.from_numpy(x).double()[:, None], scale_factor=2, mode=kind)[:, 0].clamp(0, 1).numpy()
@@ -85,7 +91,7 @@ def moved_fields(pair, floor):
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_rows_of_the_baselines_by_hand(truth, coarse, method):
-    """Two pairs, of which the second has a hole: every column from arrays alone, errors weighted by pixels."""
+    """The second pair of fields has missing pixels. Errors are weighted by the number of valid pixels."""
     z = truth.reflectivity.values.copy()
     z[3, 10:40, 20:60] = np.nan
     holed = truth.assign(reflectivity=truth.reflectivity.copy(data=z))
@@ -244,7 +250,7 @@ def test_files_are_read(truth, coarse, tmp_path):
 
 
 def test_grids_differ_by_more_than_a_tenth_of_a_cell():
-    """The spacing is 0.02 degrees or 1000 m; a single cell has no size."""
+    """Grids of one cell are never different, because a single cell has no spacing."""
     for step in (0.02, -1000.0):
         a = step * np.arange(5)
         assert not are_different(a, a + 0.09 * step) and not are_different(a, a - 0.09 * step)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gridded fields that are told to be means of finer cells: the result's means are the input."""
+"""Tests of back-projection: the means of fine cells equal the coarse input."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from fastds.tasks.fields.back_projection import BackProjection, find_cells, make
 
 
 def waves(rows, columns, west=0.0, missing=False):
-    """Temperatures on cells around the globe, or of a region."""
+    """Return temperatures of a global or regional grid."""
     y, x = np.linspace(80, -80, rows), west + 360 / columns * np.arange(columns)
     field = 280 + 8 * np.sin(np.deg2rad(9 * y))[:, None] * np.cos(np.deg2rad(14 * x)) + np.cos(np.deg2rad(31 * x))
     field = np.stack([field, field[:, ::-1]])
@@ -67,7 +67,6 @@ def test_back_projected_means_equal_the_input(model, turned):
 
 @pytest.mark.parametrize("west", [0.0, -180.0])
 def test_back_projection_is_periodic_in_longitude(west):
-    """With rows at both poles, of which the new grid has half a cell, and columns that go round."""
     coarse = waves(24, 48, west).isel(time=[0])
     coarse = coarse.assign_coords(latitude=np.linspace(90, -90, 24))
     plain, told = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way).t.values[0] for way in (None, "mean"))
@@ -98,8 +97,8 @@ def test_positions_beyond_the_last_column_lie_in_the_first_cell():
     assert find_cells(np.array([-0.6, 0.5, 9.5]), 10, False).tolist() == [0, 1, 9]
 
 
-def test_a_cell_that_is_lost_in_part_corrects_nothing():
-    """Two coarse cells of three fine ones, of which the middle one is half of each."""
+def test_cell_with_missing_values_is_not_corrected():
+    """In each direction, two coarse cells cover three fine ones, and the middle one belongs to both halves."""
     agreement = BackProjection((2, 2), [np.array([-1 / 6, 0.5, 7 / 6])] * 2)
     x, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((3, 3))
     y[0, 0] = np.nan
@@ -165,8 +164,8 @@ def test_radar_rejects_plain_mean_coarsening(tmp_path, capsys):
     assert "--coarsened must be one of" in capsys.readouterr().err
 
 
-def test_what_the_correction_loses_at_limits_is_counted():
-    """Fine fields of zeros and of ones between them: some cells cannot reach their means, whose cut is counted."""
+def test_correction_reports_clipping_at_limits():
+    """Some cells cannot reach their means, because fine values are limited to 0 and above."""
     rng = np.random.default_rng(0)
     coarse = np.where(rng.random((8, 8)) < 0.5, 0.01, 60.0)
     fine = np.repeat(np.repeat(coarse, 3, 0), 3, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What evaluate compares of gridded fields: places, levels, times, variables, and what it refuses in a sentence."""
+"""Tests of matching gridded fields in fastds.evaluate: places, levels, times and variables."""
 
 from pathlib import Path
 
@@ -113,7 +113,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_mismatched_pairs_are_rejected(kind, tmp_path, monkeypatch, capsys):
-    """In Python, by evaluate, and before anything is computed by downscale --truth."""
+    """The pair is refused in Python, by `fastds evaluate`, and by `fastds downscale --truth` before it computes."""
     change, sentence = REFUSED[kind]
     truth = smooth()
     with pytest.raises(ValueError, match=sentence):

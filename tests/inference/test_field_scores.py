@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""evaluate and --truth for gridded fields and ensembles: numbers by hand and of other code, in Python and by main()."""
+"""Tests of scores of gridded fields and ensembles against separate computations."""
 
 import csv
 import math
@@ -21,7 +21,7 @@ from tests.support.small_models import generator
 
 
 def test_numbers_by_hand():
-    """Errors 1, 2 at the equator, -4, 0 at 60 degrees: weights 1 and 1/2; a second variable, a second time."""
+    """The errors are 1 and 2 at the equator, and -4 and 0 at 60 degrees, where the weight is 1/2."""
     truth = fields([[[280, 281], [270, 274]]] * 2, [0, 60], [5, 65])
     made = truth.assign(t=truth.t + np.array([[[1, 2], [-4, 0]], [[0, 0], [0, 0]]], "f4"))
     made["t"].attrs = KELVIN
@@ -73,7 +73,7 @@ def test_without_an_input_the_truth_is_averaged_by_the_factor_of_the_attributes(
 
 
 def test_decimated_input_points_are_preserved():
-    """A plane at every second point: bilinear gives it back between these, and its last value behind them."""
+    """Bilinear interpolation of every second point restores a plane, except after the last point."""
     truth = smooth(8, 12, 1)
     plane = truth.assign(t=(0 * truth.t + truth.latitude + 2 * truth.longitude + 200).assign_attrs(KELVIN))
     made = plane.assign_attrs(fastds_scale=2, fastds_coarsening="decimate", fastds_model="net")
@@ -85,7 +85,7 @@ def test_decimated_input_points_are_preserved():
 
 
 def test_ensembles_by_hand():
-    """Members 1 K below and above the truth, at every other cell both 3 K above it."""
+    """One member is 1 K below the truth and one 1 K above; in every other column both are 3 K above."""
     truth = fields([np.full((2, 4), 280)], [30, -30], [0, 10, 20, 30])
     low, high = (truth.t + np.array(shift * 2, "f4") for shift in ([-1, 3], [1, 3]))
     made = xr.concat([low, high], "realization").assign_attrs(KELVIN).to_dataset(name="t")
@@ -210,8 +210,7 @@ def test_truth_of_members_is_checked_first(folder, capsys):
 
 
 def test_scores_of_real_fields(data_dir):
-    """ERA5 over the United States: bicubic is better than bilinear in every variable, inr-any than both, and all scores
-    are sane."""
+    """With ERA5, bicubic has smaller errors than bilinear, and inr-any has smaller errors than both."""
     with open_dataset(data_dir / "era5_surface_025deg_conus_19950714T12.nc") as truth:
         coarse = xr.merge([means_of_blocks(truth, 2, name) for name in ("t2m", "u10")])
         fine = fastds.downscale("bicubic", coarse, scale=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which variables of a file are made finer or read at points: by --var, by their dimensions, flags never."""
+"""Tests of the choice of variables for downscaling and query."""
 
 import csv
 
@@ -14,7 +14,7 @@ from fastds.data import save_dataset
 
 
 def files_variables():
-    """Orography before rain at two times, and what a product of satellites has beside it."""
+    """Return a dataset with orography, rain at two times, and other variables of a satellite product."""
     lat, lon = np.linspace(48, 45, 7), np.linspace(0, 4, 9)
     rain = np.add.outer(np.cos(lat), np.sin(lon)).astype("float32") + np.arange(3, 5, dtype="float32")[:, None, None]
     flags = {"flag_values": np.array([0, 3], "int8"), "flag_meanings": "good bad"}
@@ -52,7 +52,7 @@ def test_field_selection_by_dimensions(path, capsys):
 
 @pytest.mark.parametrize("model", ["inr-any", "bicubic"])
 def test_non_negative_fields_stay_non_negative(model):
-    """Wind speed, where no point of the file is calm; not a component of the wind, nor what is negative already."""
+    """The wind speed, which is never negative in the input, stays non-negative. A wind component may be negative."""
     calm = xr.where(np.hypot(*np.meshgrid(np.arange(12) - 5, np.arange(10) - 4)) < 3, 0.05, 20.0)
     data = files_variables()[["t"]].isel(time=[0]).interp(lat=np.linspace(48, 45, 10), lon=np.linspace(0, 4, 12))
     names = {"speed": "wind_speed", "east": "eastward_wind"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of humidity: every method's row against formulas in float64."""
+"""Tests of the table of humidity scores against float64 computations."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,13 @@ def kernel(method, t):
 
 
 def interpolated(x, method, align):
-    """(T, h, w) twice as fine: coarse point k lies at 2 k ("grid") or 2 k + 1/2 ("center"), edges are repeated."""
+    """Interpolate (T, h, w) to twice the resolution, with repeated edge values.
+
+    Args:
+        x: coarse fields.
+        method: interpolation kernel.
+        align: position of coarse point k on the fine grid: 2 k for "grid", 2 k + 1/2 for "center".
+    """
     for axis in (1, 2):
         n = x.shape[axis]
         weights = np.zeros((2 * n, n))
@@ -36,7 +42,13 @@ def interpolated(x, method, align):
 
 
 def ridge(coarse, fine, x):
-    """At every fine point: least squares on the 3 x 3 coarse points around it, all less their means."""
+    """Predict each fine point by ridge regression on the 3 x 3 coarse points around it.
+
+    Args:
+        coarse: coarse training fields (T, h, w).
+        fine: fine training fields.
+        x: coarse fields of the prediction.
+    """
     near = [np.pad(z, ((0, 0), (1, 1), (1, 1)), "edge") for z in (coarse, x)]
     out = np.zeros((len(x), ROWS, COLUMNS))
     for row, column in np.ndindex(ROWS, COLUMNS):
@@ -50,7 +62,7 @@ def ridge(coarse, fine, x):
 
 
 class Plain(nn.Module):
-    """Every coarse value four times, plus 0.05, in normalised units."""
+    """Repeats each coarse value on 2 x 2 points and adds 0.05, in normalised units."""
 
     config = {"scale": 2}
 
@@ -59,7 +71,7 @@ class Plain(nn.Module):
 
 
 class Noisy(Plain):
-    """Member m is 0.1 (m + 1) more."""
+    """Adds 0.1 (m + 1) to member m."""
 
     def noise_shape(self, x):
         return (1,)
@@ -73,7 +85,7 @@ class Noisy(Plain):
 
 
 def scores(field, truth):
-    """mse, mae, psnr for a range of 80, and correlations over space and over time."""
+    """Return the scores of a field: mse, mae, psnr for a range of 80, and correlations over space and over time."""
 
     def correlation(axes):
         p, t = (z - z.mean(axes, keepdims=True) for z in (field, truth))
@@ -87,7 +99,7 @@ def scores(field, truth):
 
 @pytest.mark.parametrize("coarsening", ["decimate", "mean"])
 def test_rows_by_hand(coarsening):
-    """The later half of the times, from the earlier half where a method learns the region; 10 + 80 x is the field."""
+    """The later half of the times is scored. Regressions are fitted to the earlier half."""
     rng = np.random.default_rng(1)
     waves = np.sin(0.5 * np.arange(ROWS)[:, None] + np.arange(TIMES)[:, None, None]) * np.cos(0.4 * np.arange(COLUMNS))
     fine = 50 + 20 * waves + 3 * rng.normal(size=(TIMES, ROWS, COLUMNS))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation and advection in the place of networks, on the command line and in Python."""
+"""Tests of methods that need no weights: interpolation and advection."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,7 @@ from tests.support.small_models import field_model
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
-def test_positions_of_a_finer_grid_give_interpolate(method):
-    """Where both are defined: cells cut into r x r, edges repeated."""
+def test_interpolation_weights_equal_interpolate(method):
     x = torch.randn(9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for r in (2, 3):
         rows, columns = (compute_interpolation_weights((np.arange(r * n) + 0.5) / r - 0.5, n, method) for n in x.shape)
@@ -48,7 +47,7 @@ def test_weights_are_those_of_scipys_linear_interpolation():
 @pytest.mark.parametrize("options", [{"scale": 2.5}, {"grid": 0.75}])
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
 def test_linear_interpolation_preserves_planes(method, options):
-    """The values of a plane at the coordinates of the result, away from the edges that are repeated."""
+    """Away from the edges, where values are repeated, a plane stays a plane."""
     fine = fastds.downscale(method, region(), **options)
     inside = fine.t2m.sel(latitude=slice(17, 25), longitude=slice(108, 120))
     np.testing.assert_allclose(inside, 220.0 + inside.latitude + 0.5 * inside.longitude, atol=0.1)
@@ -77,7 +76,6 @@ def test_humidity_stays_within_its_range():
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos", "inr-any"])
 @pytest.mark.parametrize("scale", [2, 3])
 def test_nearest_interpolation_preserves_coasts(method, scale):
-    """Points in a missing cell are missing, other points are not, and the order of the axes does not matter."""
     land = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
     land.t2m[2:8, :6], land.t2m[10, 12], land.t2m[4, 3] = np.nan, np.nan, 250
     fine = fastds.downscale(method, land, scale=scale).t2m
@@ -116,8 +114,8 @@ def test_a_coast_at_the_seam_of_a_globe_does_not_depend_on_the_convention():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-2 if method == "inr-any" else 1e-6)
 
 
-def test_a_file_of_one_variable_has_an_answer(tmp_path, capsys):
-    """inr-small does not take it, so it is that of inr-any, and that is said; a plane stays one."""
+def test_file_with_one_variable_uses_inr_any(tmp_path, capsys):
+    """Without a model name, a file with one variable is downscaled by inr-any."""
     save_dataset(region(), tmp_path / "t.nc")
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
     said = capsys.readouterr().out
@@ -133,8 +131,8 @@ def test_a_file_of_one_variable_has_an_answer(tmp_path, capsys):
         fastds.downscale("bicubic", region(), scale=2, static=["h.nc"])
 
 
-def test_every_variable_by_itself():
-    """As if it were alone in the file: in other units, with a missing value in its neighbour, at points, too."""
+def test_variables_are_downscaled_independently():
+    """Other variables in the file, and their missing values, do not change the result of a variable."""
     rng = np.random.default_rng(5)
     both = region(rng.normal(size=(12, 15)))
     both["p"] = both.t2m.copy(data=1e5 + 500 * rng.normal(size=(12, 15)).astype("f4"))
@@ -151,7 +149,6 @@ def test_every_variable_by_itself():
 
 
 def test_the_order_of_the_axes_does_not_matter():
-    """North or south first, east or west first: the same values at the same places, at points, too."""
     x = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
     turned = x.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
     fine, other = (fastds.downscale("inr-any", d, scale=2).t2m for d in (x, turned))
@@ -194,7 +191,7 @@ def test_radar_by_methods_without_weights(coarse, tmp_path, capsys, method):
 
 
 def test_advection_moves_echo_and_trilinear_fades_it():
-    """A bar of 40 dBZ that moves by 8 pixels: half way it is one bar, and not two of half the strength."""
+    """An echo of 40 dBZ moves by 8 pixels between two frames."""
     z = np.full((2, 48, 64), -32.0, np.float32)
     z[0, 12:36, 20:30] = z[1, 12:36, 28:38] = 40.0
     event = synthetic_event(1, 2, (48, 64))[["reflectivity"]]
@@ -229,7 +226,6 @@ def test_methods_of_the_other_task_are_refused(coarse):
 
 
 def test_methods_are_listed_once(monkeypatch):
-    """A method of either list needs no weights, and is looked for in no other place."""
     monkeypatch.setitem(BASELINES, "nearest", BASELINES["bicubic"])
     assert (
         select_downscaling_task("nearest", {}) == "radar"

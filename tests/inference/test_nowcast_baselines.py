@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistence, blurred persistence and extrapolation on fields whose future is known."""
+"""Tests of persistence, blurred persistence and extrapolation on fields whose future is known."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ GROWTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels pe
 
 
 def drifting(frames, dy=1.0, dx=2.0, size=(48, 64)):
-    """(1, frames, 1, h, w): two smooth cells that drift by (dy, dx) pixels a frame."""
+    """Return fields (1, frames, 1, h, w) of two smooth cells that move by (dy, dx) pixels a frame."""
     rows, columns = np.mgrid[: size[0], : size[1]].astype(float)
     out = []
     for k in range(frames):
@@ -94,7 +94,7 @@ def test_blur_continues_its_growth(growth):
 
 
 def test_inflow_fades_from_the_edge_value_to_the_local_mean():
-    """Stripes along the flow, the east of them not observed, move west for 60 pixels."""
+    """Stripes along the flow move west; the area east of the stripes is not observed."""
     x, flow = torch.zeros(1, 2, 1, 96, 160), torch.zeros(1, 2, 96, 160)
     x[..., ::4, :], flow[:, 1], x[..., 120:] = 0.8, 5.0, math.nan
     moved = extrapolation(x, 12, flow)[0, -1, 0]
@@ -106,7 +106,6 @@ def test_inflow_fades_from_the_edge_value_to_the_local_mean():
 
 
 def test_inflow_is_not_wetter_than_observed():
-    """A mean of stripes of rain, a quarter of the field, is wet everywhere; cut, on the quarter where it is largest."""
     last, paths = torch.zeros(1, 1, 96, 160), torch.zeros(1, 1, 2, 96, 160)
     last[..., ::4, :], paths[:, :, 1] = 0.8, 1000.0
     last[..., :2, :] = math.nan  # takes no part
@@ -123,7 +122,6 @@ def test_inflow_is_not_wetter_than_observed():
 
 
 def test_inflow_echo_does_not_spread():
-    """A cell comes in over the rim of a disc; the motion there is that of the cells inside, which are seen as well."""
     rows, columns = np.mgrid[:160, :160]
     fields = []
     for k in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ensemble nowcasts: texture, dryness, the mean, the same numbers whatever is computed beside them, files, messages."""
+"""Tests of ensemble nowcasts: texture, dry areas, ensemble mean, reproducibility, files and messages."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ LEAST = 0.1  # mm/h: members know no weaker rain
 
 @pytest.fixture(scope="module")
 def event():
-    """Fields of 96 x 110 pixels every 5 minutes, with a hole, one pixel of which is missing in the last field alone."""
+    """Return 14 fields of 96 x 110 pixels with a hole and, in field 6 only, a missing pixel."""
     event = synthetic_event(3, frames=14, shape=(96, 110))[["reflectivity", "crs"]].copy(deep=True)
     event["reflectivity"][:, 50:60, 70:80] = np.nan
     event["reflectivity"][6, 3, 5] = np.nan
@@ -60,7 +60,7 @@ def texture(seed, size=(150, 130), width=3.0):
 
 
 def noise_of(last, before=None, steps=3, shift=0):
-    """Noise around a forecast that knows nothing, of air that moves by so many rows a step."""
+    """Return noise for a forecast of zeros, in air that moves by `shift` rows a step."""
     rows, columns = np.mgrid[: last.shape[0], : last.shape[1]]
     rows = np.stack([rows - shift * (k + 1) for k in range(steps)])
     mean = np.zeros((steps, *last.shape), np.float32)
@@ -112,8 +112,6 @@ def test_noise_of_a_number_of_workers_has_the_same_bits():
 
 
 def test_thresholds_do_not_change_the_power_by_scale():
-    """A member that is dry below a threshold has too much power at small scales until it is matched."""
-
     def member(lead, noise):
         return np.where(noise > 0, 12 + 8 * noise, 0).astype(np.float32)
 
@@ -209,7 +207,6 @@ def test_features_are_advected_with_the_forecast():
 
 
 def test_inflow_has_no_stripes():
-    """A line of echo along the edge where the air comes in: far from the edge nothing of it is left but a mean."""
     z = torch.zeros(2, 128, 128)
     z[:, ::8, :] = 40.0  # stripes along the flow
     paths = torch.zeros(12, 2, 128, 128)
@@ -221,7 +218,6 @@ def test_inflow_has_no_stripes():
 
 
 def test_features_of_an_even_field():
-    """Every mean over known pixels is the field itself, at the rim of a hole and of the grid, too."""
     z, paths = torch.full((2, 64, 64), 12.0), torch.zeros(2, 2, 64, 64)
     z[:, 20:26, :9] = torch.nan
     paths[:, 0] = 3.0
@@ -249,8 +245,7 @@ def test_members_are_missing_like_the_last_frame(known, ensemble):
 
 
 def test_result_marks_unobserved_areas(known):
-    """Air that comes from the west by 4 pixels a step: after k steps it is not observed in the first 4 k columns, and
-    as far behind the hole."""
+    """The air comes from the west with 4 pixels per step, so that 4 k columns are unobserved after k steps."""
     z = np.stack([texture(1, (96, 140), 4.0)[:, 30 - 4 * k : 140 - 4 * k] for k in range(5)]) * 10 + 25
     z[:, 50:60, 70:80] = np.nan
     drift = known.isel(time=slice(0, 5))
@@ -283,7 +278,7 @@ def test_members_far_from_rain_are_dry():
 
 
 def test_members_have_the_observed_texture_and_rain(event):
-    """Power by scale within .35 to 2 of the truth's, where the mean forecast has lost nearly all, and no bias."""
+    """In each band of scales, the power of members is 0.35 to 2 times that of the truth."""
     truth = reflectivity_to_rate(event.reflectivity.values[5:9].clip(0), no_echo=0.0)
     made = rain(fastds.nowcast("nowcast-small", event.isel(time=slice(0, 5)), steps=4, members=8))
     hole = np.isnan(made[0, 0])
@@ -321,7 +316,6 @@ def test_member_depends_only_on_seed_start_and_index(known, event, ensemble, mon
 
 
 def test_probabilities_are_shares_of_the_members(known, ensemble):
-    """The probability of each threshold is the fraction of members at or above it."""
     rates = [0.5, 2.25, 5.0]
     out = fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5, probability=rates)
     field = out.probability_of_rainfall_rate_above_threshold
@@ -411,7 +405,7 @@ def test_windows_of_probabilities_score_as_fields_do(event):
 
 
 def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
-    """The mean wet area and mean rain of the members are compared; missing pixels are ignored."""
+    """The mean over the members is compared with the truth; missing pixels are ignored."""
     from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
     truth = np.zeros((4, 8), np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of forecasts by lead: the same starts and pixels for every method, counted independently; files; messages."""
+"""Tests of nowcast scores by lead time, against separate computations."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
 
 @pytest.fixture(scope="module")
 def event():
-    """13 fields of 42 x 54 pixels with a hole that drifts."""
+    """Return 13 fields of 42 x 54 pixels with a moving hole."""
     event = synthetic_event(3, frames=13, shape=(42, 54))[["reflectivity", "crs"]]
     for k in range(13):
         event["reflectivity"][k, 5:9, 20 + k : 23 + k] = np.nan
@@ -40,7 +40,7 @@ def hindcasts(event):
 
 
 def persistence_and_truth(event):
-    """Fields (STARTS, STEPS, H, W), normalised, NaN where the score does not count."""
+    """Return forecast and truth (STARTS, STEPS, H, W), normalised, with NaN for pixels that are not scored."""
     z = np.clip(event["reflectivity"].values, 0, 60) / 60
     truth = np.stack([z[s + 1 : s + 1 + STEPS] for s in STARTS])
     last = np.stack([z[s] for s in STARTS])[:, None]
@@ -99,7 +99,6 @@ def test_scores_agree_with_an_independent_count(event, table):
     ("blurred-persistence", blurred_persistence, 5), ("extrapolation", extrapolation, 2)
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_rows_of_the_baselines_are_those_of_the_last_fields(event, table, name, method, known):
-    """A method's own tests say what it gives; here from how many fields, and what is compared with it."""
     z = np.clip(event["reflectivity"].values, 0, 60) / 60
     sums = np.zeros((2, STEPS))
     for start in STARTS:
@@ -178,7 +177,7 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
 
 
 def test_interval_of_the_difference_holds_95_percent():
-    """With one event in every start CSI is the share of hits: 1.96 standard errors of a proportion either way."""
+    """With one event per initialization time, CSI is a proportion, for which the interval is known."""
     n, counts = 400, np.zeros((2, 400, 1, 1, 4))
     hit = np.random.default_rng(1).random(n) < 0.3
     counts[0, hit, ..., 0], counts[0, ~hit, ..., 1], counts[1, ..., 1] = 1, 1, 1
@@ -222,7 +221,7 @@ def test_paper_windows_are_scored_on_all_frames(event):
 
 
 def test_table_content_by_hand():
-    """Means over leads by rate, errors, and by lead those leads that fit; undefined scores are "-"."""
+    """Undefined scores are printed as "-"."""
     leads, rates, bands = 12, len(RAIN_THRESHOLDS), len(BANDS)
     by_rate = 0.9 - 0.1 * np.arange(rates) - 0.01 * np.arange(leads)[:, None]
     row = {score: by_rate - 0.001 * k for k, score in enumerate(("csi", "hss", "pod", "far", "csi_near", "fss"))}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Too few fields for a network are told with the method that needs less, in the words of the interface."""
+"""Tests of the error for too few fields, which names a method that needs fewer."""
 
 import pytest
 

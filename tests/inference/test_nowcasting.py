@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds nowcast: right fields and times, CF output, rates and reflectivity, coarsening, gaps, messages."""
+"""Tests of fastds.nowcast and `fastds nowcast`: values, times, CF output, coarsening, gaps and messages."""
 
 import cftime
 import numpy as np
@@ -20,7 +20,7 @@ CARD = {"floor_dbz": 0.0, "ceiling_dbz": 60.0, "input_steps": 3}
 
 @pytest.fixture(scope="module")
 def event():
-    """12 fields of 42 x 54 pixels, 1 km, every 5 minutes, with a hole."""
+    """Return 12 fields of 42 x 54 pixels of 1 km, 5 minutes apart, with a hole."""
     event = synthetic_event(3, frames=12, shape=(42, 54))[["reflectivity", "crs"]]
     event = event.assign_coords(time=np.datetime64(START, "ns") + np.arange(12) * np.timedelta64(5, "m"))
     event["reflectivity"][:, 5:9, 30:33] = np.nan
@@ -45,13 +45,13 @@ def normalised(event, frames, coarsen=1):
 
 
 def rate(x, z_r=(200.0, 1.6)):
-    """mm/h of normalised fields (1, n, 1, h, w), missing where z is."""
+    """Convert normalised fields (1, n, 1, h, w) to rain rates (n, h, w) in mm/h."""
     z = 60 * x[0, :, 0].double().clamp(0, 1).numpy()
     return np.where(z <= 0, 0.0, (10 ** (z / 10) / z_r[0]) ** (1 / z_r[1]))
 
 
 def check_forecast(out, expected):
-    """That a dataset holds the expected rates but in cells that were dried, which are the weakest and counted."""
+    """Check that a dataset holds the expected rates, except in the weakest cells, which may be set to 0."""
     values = out.rainfall_rate.values
     there = ~np.isnan(values)
     dried = there & (values == 0) & (expected > 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs scored by the ranges in a card: statistics by hand, the score, one warning, attributes of every verb."""
+"""Tests of the out-of-distribution score: statistics, warning and attributes."""
 
 import math
 import warnings
@@ -271,9 +271,8 @@ def test_shipped_cards_have_ranges(name):
     assert set(card.input_ranges) == (expected or of_fields)
 
 
-def test_other_levels_than_the_shipped_network_knows_score_high(data_dir):
-    """inr-small on 500 hPa, and on the same fields made as cold and dry as 200 hPa, where its error is 7 times
-    bicubic's."""
+def test_levels_outside_the_training_have_a_high_score(data_dir):
+    """The second input is shifted to be as cold and dry as at 200 hPa, unlike the training data."""
     with xr.open_dataset(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc") as dataset:
         known = dataset.isel(time=slice(1, 2), longitude=slice(272, 360), latitude=slice(10, 70)).load()
     foreign = known.copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine radar fields that agree with the coarse ones, where it is told how those average finer cells."""
+"""Tests of back-projection of radar fields onto the coarse input."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SPAN = 55.0
 
 
 def fields(seed=3, size=48):
-    """Coarse frames (2, h, w), their flow, and fine fields (3, 2 h, 2 w) that disagree with them, all in [0, 1]."""
+    """Return coarse frames (2, h, w), their flow, and inconsistent fine fields (3, 2 h, 2 w), scaled to [0, 1]."""
     event = synthetic_event(seed, 3, (2 * size, 2 * size)).reflectivity.values
     z = torch.from_numpy(event).float().clamp(15.0, 70.0) - 15.0
     x = coarsen(z[::2], 2, "linear_z", floor=0.0) / SPAN
@@ -34,7 +34,7 @@ def agreed(y, x, flow, mode, known=None):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_back_projection_preserves_the_coarse_field(mode):
-    """Nearly, of cells whose pixels are all clear of the floor: some are 4 dB off before."""
+    """Cells are compared whose pixels are all well above the floor."""
     x, flow, y = fields(size=96)
     way = "linear_z" if mode == "linear_z" else "dbz"
     before, after = (
@@ -64,7 +64,7 @@ def test_back_projection_ignores_missing_cells():
 
 
 def test_back_projection_of_the_middle_frame_is_advected():
-    """Against the corrections moved by the baseline's advection; and without motion their mean."""
+    """The correction is advected from both input frames; without motion, it is their mean."""
     x, flow, y = fields()
     result = agreed(y, x, flow, "linear_z")
     of_cells = F.avg_pool2d(result[::2] - y[::2], 2)
@@ -78,7 +78,6 @@ def test_back_projection_of_the_middle_frame_is_advected():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_back_projection_reduces_the_error(mode):
-    """The shipped weights on a synthetic event that no training saw."""
     truth = synthetic_event(11, 5, (128, 128))
     coarse = coarsen_dataset(truth, mode=mode)
     echo = np.maximum(truth.reflectivity.values, 15.0)
@@ -91,7 +90,6 @@ def test_back_projection_reduces_the_error(mode):
 
 
 def test_study_radar_uses_back_projection(data_dir):
-    """Means of linear Z of a radar that no training saw: 0.90 of the error."""
     frames = TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 0, 3)
     sample = dict(EvaluationTriples(frames, mode="linear_z")[0]) | {"beside": (None, None)}
     block = radar.Block("MeteoSwiss", 15.0, [sample], [0])

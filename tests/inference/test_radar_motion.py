@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motion of radar fields, steadied by the pairs of fields before and behind, and pieces that need such pairs."""
+"""Tests of optical flow that is averaged with the flow of adjacent pairs of fields."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.support.small_models import radar_model
 
 
 def motion(rows, columns, known=1.0, size=(24, 32)):
-    """The same displacement everywhere from the first field on, and back."""
+    """Return a Motion with a uniform displacement from the first field and the opposite one from the second."""
     flow = torch.tensor([[[rows, columns], [-rows, -columns]]]).view(1, 2, 2, 1, 1).expand(1, 2, 2, *size).clone()
     made = Motion(torch.zeros(2, *size))
     made.flow, made.confidence = flow, torch.full((2, 1, *size), known)
@@ -34,7 +34,6 @@ def test_flow_is_averaged_by_confidence():
 @pytest.mark.parametrize("way", [0, 1])
 @pytest.mark.parametrize(("beside", "sign"), [("before", 1), ("after", -1)])
 def test_flow_is_averaged_along_trajectories(way, beside, sign):
-    """The flow of another pair counts at the pixel to or from which the air moves, 4 columns away."""
     this, other, nothing = motion(0.0, 4.0), motion(0.0, 8.0, 0.0), motion(0.0, 0.0, 0.0)
     other.confidence[way, 0, 10, 16] = 1.0
     found = smooth_flow(this, **{"before": nothing, "after": nothing, beside: other})[0, way, 1].abs()
@@ -57,7 +56,6 @@ def test_flow_of_dry_frames_is_zero():
 
 
 def test_averaged_flow_reduces_the_error():
-    """An event of the shape of rain that moves by 15 m/s: the error half-way becomes smaller."""
     z = fd.synthetic_event(seed=4, frames=7, speed=15.0)["reflectivity"].values
     x = torch.from_numpy(fd.prepare(fd.coarsen(np.nan_to_num(z, nan=-32.0), 2), 15.0, 70.0)).float()
     pairs = [x[k : k + 3 : 2] for k in (0, 2, 4)]

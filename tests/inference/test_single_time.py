@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A radar field of one time has an answer: it becomes finer in space alone."""
+"""Tests of downscaling a radar field with a single time, which refines space only."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def coarse(event):
 
 @pytest.mark.parametrize("model", ["bicubic", "trilinear", "advection", "fczsm-small"])
 @pytest.mark.filterwarnings("ignore:.*trained for")
-def test_one_time_becomes_finer_in_space(coarse, tmp_path, capsys, model):
-    """As the ends of a longer series, which no other field changes, would be by a method without motion."""
+def test_single_time_is_refined_in_space(coarse, tmp_path, capsys, model):
+    """With interpolation, the result equals the first frame of a longer series."""
     save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc")
     assert main(["downscale", str(tmp_path / "one.nc"), str(tmp_path / "o.nc"), f"--model={model}"]) == 0
     assert FINER in capsys.readouterr().out
@@ -82,7 +82,6 @@ def test_single_time_errors(coarse, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*trained for")
 def test_scores_of_one_time(event, coarse, tmp_path, capsys):
-    """The scores are those of the frame, also for members; advection is left out because it needs two frames."""
     truth = save_dataset(event.isel(time=[0, 1]), tmp_path / "truth.nc")
     one = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc"))
     other = str(save_dataset(event.isel(time=[1]), tmp_path / "other.nc"))

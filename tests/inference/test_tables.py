@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of scores as they are printed: whole in files and pipes, in parts on a narrow terminal, no number ever cut."""
+"""Tests of printed score tables in files, pipes and narrow terminals."""
 
 import io
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles: they cover the grid, keep the alignment of strided levels, and see what the network sees."""
+"""Tests of tiles: coverage of the grid, alignment and halo."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_sizes_must_be_multiples_of_16(tile, halo, name):
 
 
 def blur(radius):
-    """A network whose output reaches exactly `radius` coarse pixels, with the trilinear middle frame."""
+    """Return a network with a receptive field of `radius` coarse pixels and a trilinear middle frame."""
 
     def network(x, flow):
         y = F.avg_pool2d(x[:, :, 0], 2 * radius + 1, stride=1, padding=radius)
@@ -73,8 +73,6 @@ def test_receptive_field_is_the_larger_side(side):
 
 
 def test_receptive_field_below_a_coarse_pixel():
-    """A single fine column moves, at the right end of the last coarse pixel: it counts."""
-
     def network(x, flow):
         y = F.interpolate(x[:, [0, 0, 1], 0], scale_factor=2)
         y[..., 1::2] = 0.0
@@ -126,7 +124,6 @@ def test_dry_tiles_are_skipped():
 
 @pytest.mark.parametrize(("at_once", "calls"), [(1, 11), (2, 6), (3, 5), (100, 2)])
 def test_windows_of_one_size_run_as_a_batch(at_once, calls):
-    """Two sequences of six tiles, four of 32 x 32 and two of 32 x 16, one of the large ones dry."""
     torch.manual_seed(1)
     sequences, flows = list(torch.rand(2, 2, 64, 80)), list(torch.randn(2, 1, 2, 2, 64, 80))
     static = torch.rand(1, 64, 80)
@@ -170,7 +167,6 @@ def network():
     [(2, None, 2, 2), (16, None, 4, 4), (2, 16, 2, 2), (16, 32, 4, 4)],
 )
 def test_batched_pairs_and_tiles_are_identical(coarse, network, monkeypatch, at_once, tile, time_factor, most):
-    """Three fields are two pairs, and four in the second pass of time factor 4."""
     form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
     alone = downscale(network, coarse, **form)
     monkeypatch.setattr(tiled_run.TiledInference, "_find_batch_size", lambda self: at_once)
@@ -195,7 +191,7 @@ PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 featur
     ],
 )
 def test_gpu_tile_size_uses_half_of_free_memory(coarse, network, monkeypatch, free, asked, tile, at_once):
-    """Asked once, before the network runs and torch keeps some of it."""
+    """The free memory is read once, before the network runs and torch reserves GPU memory."""
     gpu = torch.device("cuda", 1)
     told = {gpu: (free, 1e13)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", told.pop)

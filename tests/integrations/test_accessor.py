@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`import fastds` alone gives xarray objects their attribute, whichever is imported first, and does not wait for it."""
+"""Tests that `import fastds` adds its accessor to xarray objects, in any order of imports."""
 
 import subprocess
 import sys

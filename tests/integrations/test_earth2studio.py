@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beside the real Earth2Studio, which .ci/run installs behind the other tests."""
+"""Tests with the real Earth2Studio, which .ci/run installs after the other tests."""
 
 from collections import OrderedDict
 
@@ -25,7 +25,7 @@ LATITUDE, LONGITUDE = np.linspace(60, 41, 20), np.linspace(0, 23, 24)
 
 @pytest.fixture(scope="module")
 def fields():
-    """(2, 3, 4, 20, 24): time, lead_time, variable, lat, lon."""
+    """Return fields (time, lead_time, variable, lat, lon)."""
     rng = np.random.default_rng(1)
     noise = rng.random((2, 3, 4, 1, 1)) + np.sin(LATITUDE / 5)[:, None] * np.cos(LONGITUDE / 6)
     scale, offset = np.array([20, 5, 9, 500])[:, None, None], np.array([50, 255, 5, 54000])[:, None, None]

@@ -12,7 +12,7 @@ from fastds.models.mlcast.network import build_card
 
 
 def cell(weights, x, h):
-    """One step, every convolution of its own source, from the formula."""
+    """Compute one step of the recurrent cell, with a separate convolution for each source."""
     (gates, gates_bias), (out, out_bias) = weights
     n = x.shape[1]
 
@@ -25,7 +25,14 @@ def cell(weights, x, h):
 
 
 def oracle(model, x, steps, noise=None):
-    """The network in plain torch; noise (members, B, steps, C, H, W) or None."""
+    """Compute the network in plain PyTorch.
+
+    Args:
+        model: network.
+        x: input frames.
+        steps: number of forecast steps.
+        noise: (members, B, steps, C, H, W), or None.
+    """
     state = model.state_dict()
 
     def weights(side, i):
@@ -190,7 +197,6 @@ def test_results_equal_mlcast():
 
 
 def test_members_are_those_of_mlcast():
-    """Members are drawn with MLCast's noise in batches of four, whatever their number; dry stays dry."""
     torch.manual_seed(3)
     model = MLCastConvGRU(num_blocks=1).eval()
     for parameter in model.parameters():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our nowcasters inside `mlcast train`, and what it trained in fastds.nowcast."""
+"""Tests of training fastds nowcasters with `mlcast train`, and of using the result in fastds.nowcast."""
 
 import importlib.util
 import os
@@ -19,8 +19,8 @@ from fastds.models.mlcast.interface import MLCastNetwork, from_mlcast
 NOWCASTERS = ["ms-convlstm-small", "db-predrnn-small", "ms-convgru-s", "nowcast-small", "simvp", "mlcast-convgru"]
 OPTIONS = {"simvp": {"spatial": 8, "temporal": 16}, "mlcast-convgru": {"num_blocks": 2}}
 NEEDED = ("fiddle", "mlflow", "cf_xarray", "torchvision", "loguru")  # by mlcast, and by no test of ours
-# `python -c START MODULE ARGUMENTS`: mlcast needs one function of torchvision, whose wheel does not import where torch
-# is a build for CPUs until somebody has told torch of its operators.
+# This code is run as `python -c START MODULE ARGUMENTS`. Package mlcast imports torchvision, whose wheel cannot be
+# imported with a CPU build of torch unless the operators below are defined.
 START = """
 import runpy, sys, torch
 for name in ("nms", "qnms"):
@@ -86,7 +86,7 @@ def test_untrainable_networks_are_rejected():
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Forty fields of rain, made an archive of MLCast by the command."""
+    """Convert forty fields of rain to an MLCast archive with the command."""
     pytest.importorskip("zarr", reason="archives need the package zarr")
     pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
     folder = tmp_path_factory.mktemp("mlcast")

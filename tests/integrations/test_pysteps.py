@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our nowcasters and our downscaling as methods of pysteps, in its units and with its metadata."""
+"""Tests of fastds methods in pysteps, with its units and metadata."""
 
 import importlib.metadata
 import tomllib
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*trained")
 
 @pytest.fixture(scope="module")
 def rain():
-    """Six fields of rain in mm/h, oldest first."""
+    """Return six fields in mm/h, in order of time."""
     z = synthetic_event(7, frames=6, shape=(SIZE, SIZE)).reflectivity.values.astype(float)
     return np.where(z > 5.0, (10 ** (z / 10) / LAW[0]) ** (1 / LAW[1]), 0.0)
 
@@ -79,7 +79,7 @@ def test_chosen_steps_members_and_time(rain):
 
 
 def test_pysteps_grid_with_southern_first_row(rain):
-    """A network gives a mirrored field another answer, so it matters where north is."""
+    """A network gives different results for a mirrored field, so the orientation must be respected."""
     expected = forecast(rain, None, 2, METADATA)
     turned = forecast(rain[:, ::-1], None, 2, METADATA | {"yorigin": "lower"})
     np.testing.assert_array_equal(turned[:, ::-1], expected)
@@ -112,7 +112,7 @@ def test_one_field_and_members(rain):
 
 
 def test_pysteps_finds_the_entry_point(monkeypatch):
-    """By what pyproject.toml declares, as an installed package has it."""
+    """The entry points are those that pyproject.toml declares."""
     from pysteps import postprocessing
     from pysteps.postprocessing import diagnostics, interface
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of fields and ensembles against direct formulas; interpolation and regression baselines."""
+"""Tests of scores of fields and ensembles, and of interpolation and regression baselines."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted scores of fields and ensembles against direct float64 loops, other packages and numbers by hand."""
+"""Tests of weighted scores against float64 loops, other packages and computed examples."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_rain_by_hand():
 
 
 def test_power_of_a_wave_is_the_square_of_its_height():
-    """Cosines of the transform: wavelength 16 / 6 cells in the band of 2 to 4, 16 cells outside."""
+    """A wavelength of 16 / 6 cells is in the band of 2 to 4 cells, and one of 16 cells is not."""
     x = (torch.arange(8, dtype=torch.float64) + 0.5) * math.pi / 8
     short, long = torch.cos(6 * x).expand(8, 8), torch.cos(x).expand(8, 8)
     scores = FieldScores()
@@ -72,7 +72,6 @@ def test_power_of_a_wave_is_the_square_of_its_height():
 
 
 def test_power_beside_missing_cells():
-    """The last columns are missing in one of the fields each: both take the column before them."""
     p, t = np.random.default_rng(0).normal(size=(2, 6, 7))
     powers = []
     for z in (p, t):
@@ -96,7 +95,6 @@ def test_crps_is_that_of_scoringrules():
 
 
 def test_ensembles_by_hand():
-    """Members 1 and 3 about 2, truth 2, and members 0 and 0, truth 3, with weights 3 and 1."""
     members, truth = tensor([[[1.0], [0.0]], [[3.0], [0.0]]]), tensor([[2.0], [3.0]])
     weights = tensor([[3.0], [1.0]])
     assert spread(members) == pytest.approx(1.0) and spread(members, weights) == pytest.approx(math.sqrt(1.5))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of nowcasts against counts in loops and against the package scores."""
+"""Tests of nowcast scores against loops over pixels and against the package scores."""
 
 import math
 
@@ -24,7 +24,7 @@ def fields(missing=True):
 
 
 def counted(prediction, truth, frame):
-    """TP, FN, FP, TN by threshold and the weighted sums of one frame, pixel by pixel."""
+    """Return TP, FN, FP, TN by threshold and the weighted sums of one frame, pixel by pixel."""
     table, weighted = np.zeros((5, 4), int), np.zeros(2)
     for case in range(CASES):
         for p, t in zip(prediction[case, frame].flatten().tolist(), truth[case, frame].flatten().tolist(), strict=True):

@@ -11,7 +11,7 @@ from fastds.models.baselines.super_resolution import SRResNet
 
 
 def moving_blobs(frames: int, step: tuple[float, float], size: int = 96) -> torch.Tensor:
-    """(1, frames, 1, size, size): smooth blobs that move by step = (dy, dx) pixels a frame."""
+    """Return frames (1, frames, 1, size, size) of smooth blobs that move by step = (dy, dx) pixels a frame."""
     g = torch.Generator().manual_seed(5)
     centres = torch.rand(14, 2, generator=g) * size
     widths = 4.0 + 5.0 * torch.rand(14, generator=g)
@@ -128,7 +128,7 @@ def test_baselines_error_messages(call, error, message):
 
 
 def plain_srresnet(p: dict, x: torch.Tensor, blocks: int, stages: int, training: bool) -> torch.Tensor:
-    """SRResNet by its formula, from torch.nn.functional and the weights by name."""
+    """Compute SRResNet with torch.nn.functional from weights by name."""
 
     def conv(name, x):
         return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=p[f"{name}.weight"].shape[-1] // 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files: what goes in comes out, and every broken file gets a clear error."""
+"""Tests of weights files: saving, loading, and errors for damaged files."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def metadata_of(path) -> dict:
 
 
 def rewritten(path, state=None, **metadata):
-    """The file again with other tensors or metadata; None removes an entry."""
+    """Write a weights file again with other tensors or metadata and return its path; None removes an entry."""
     from safetensors.torch import load_file
 
     content = metadata_of(path) | metadata
@@ -260,7 +260,7 @@ def test_card_fields_have_their_types(file, field, value):
 
 
 def test_save_is_reproducible(tmp_path):
-    """The safetensors library orders the metadata by chance; eight files show it."""
+    """Eight files are compared, because the safetensors library writes metadata in a random order."""
     model = small()
     for k in range(8):
         models.save(model, tmp_path / f"{k}.safetensors")

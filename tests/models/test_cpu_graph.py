@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compile_graph on a CPU: the forward again, to the bit, without the Python between its kernels."""
+"""Tests of compile_graph on a CPU: results are bitwise equal to those of the network."""
 
 import threading
 
@@ -62,7 +62,6 @@ def test_graph_computes_flow_per_call(name, fields, native):
 
 @pytest.mark.parametrize("name", ["ms-predrnn-small", "ms-mim-small", "ms-convgru-small", "ms-predrnn++-small"])
 def test_a_frozen_copy_gives_the_same(name, native):
-    """That of a graph on a GPU, whose summed convolutions have one bias."""
     torch.manual_seed(4)
     model, x = create(name).eval(), torch.rand(1, 3, 1, 32, 32)
     with torch.no_grad():
@@ -70,7 +69,7 @@ def test_a_frozen_copy_gives_the_same(name, native):
 
 
 class Everything(nn.Module):
-    """Operators of all kinds: views that copy and views that do not, several results, in place, by places."""
+    """Contains all kinds of operators: views, copies, in-place operators, multiple results and indexing."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +155,7 @@ def test_recording_excludes_other_threads(native):
 
 
 class Weighs(nn.Module):
-    """The sum of its weights is scaled, where it lies or not; in place by the input, too."""
+    """Applies `scaled` to the sum of its two parameters and multiplies its input by the result."""
 
     def __init__(self, scaled):
         super().__init__()
@@ -269,7 +268,6 @@ def test_unrepeatable_forwards_are_rejected(ask, native):
 
 
 def test_convolution_fast_only_without_call_overhead(native, monkeypatch):
-    """A convolution that is only slightly faster by the op is left to torch, also in a recorded graph."""
     monkeypatch.setattr(costs, "_estimate_seconds", lambda *_: [0.99 * costs.MARGIN * 1e-4, 1e-4])
     for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DB-RNN family: parameters and multiply-adds of the paper, cells and networks against their reference."""
+"""Tests of DB-RNN: numbers of parameters and multiply-adds, and the reference network."""
 
 import pytest
 import torch
@@ -44,7 +44,10 @@ def test_db_rnn_parameter_counts(key):
 
 @pytest.mark.parametrize("name", GIGA_MACS)
 def test_multiply_adds(name, monkeypatch):
-    """Batch 1, 160 x 160, 9 steps, of which all but the first are alike, on the reference graph without tensors."""
+    """Count multiply-adds for batch 1, 160 x 160 pixels and 9 steps.
+
+    All steps after the first need the same number. The reference network runs on meta tensors.
+    """
     monkeypatch.setattr(reference, "attention", lambda q, k, v, window: v)  # the paper leaves its core uncounted
     monkeypatch.setattr(reference, "sample", lambda x, flow, align_corners: x)
     for network, run, expected in ((MSRNN, reference.ms_rnn, 0), (DBRNN, reference.db_rnn, 1)):
@@ -73,7 +76,7 @@ def test_three_steps_of_a_cell_equal_torch(name):
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("network,run", [(MSRNN, reference.ms_rnn), (DBRNN, reference.db_rnn)], ids=["ms", "db"])
 def test_db_rnn_networks_equal_the_reference(network, run, name):
-    """2 known frames, 2 forecast ones: wiring, skips, zigzag across modules, feedback; forward and gradients."""
+    """Two known frames and two forecast frames cover skip connections, zigzag memory and feedback."""
     model = network(name, 8, SMALL.get(name)).double()
     frames = torch.rand(2, 2, 1, 16, 24, dtype=torch.float64)
     got, expected = model(frames, 2), run(model, frames, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights with the keys of the authors' MS-RNN code give its numbers: against its formulas, a convolution each."""
+"""Tests that converted MS-RNN weights give the results of the published formulas."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ LAYERS = {  # of a cell: outputs over C, inputs over C, side of the kernel
 
 
 def published(cell):
-    """A random state with the keys and shapes that the training there saves."""
+    """Return a random state with the keys and shapes of a published checkpoint."""
     torch.manual_seed(3)
     shapes = {"embed.conv_embed": (C, 1, 1, 1), "fc.conv_fc": (1, C, 1, 1)}
     for layer in range(6):
@@ -40,7 +40,7 @@ def published(cell):
 
 
 class Cell:
-    """One cell there, by its formulas."""
+    """Computes a published cell by its formulas."""
 
     def __init__(self, kind, state, layer):
         self.kind, self.state, self.prefix, self.h, self.c = kind, state, f"module.rnns.lstm.{layer}.", None, None
@@ -81,7 +81,7 @@ class Cell:
 
 
 def rolled(kind, state, frames, steps):
-    """Every forecast (B, m + steps - 1, 1, H, W) of the network there."""
+    """Run the published network and return all its outputs (B, m + steps - 1, 1, H, W)."""
     cells, m, y, found = [Cell(kind, state, layer) for layer in range(6)], None, None, []
     embed, fc = ([state[f"module.{name}.{part}"].double() for part in ("weight", "bias")]
                  for name in ("embed.conv_embed", "fc.conv_fc"))  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DB-RNN family in use: sizes, missing values, roll-out, scheduled sampling, losses, discriminator, presets."""
+"""Tests of DB-RNN networks: sizes, missing values, forecasts, losses, discriminator and presets."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_scheduled_sampling_feeds_the_truth():
 
 @pytest.mark.parametrize("kind", [MSRNN, DBRNN])
 def test_residual_network_predicts_changes(kind):
-    """Without output weights a residual network persists; with them it differs from the plain one by what it saw."""
+    """With zero output weights, the forecast of a residual network is the last frame."""
     frames = torch.rand(2, 3, 1, 16, 16)
     plain, model = small(kind), small(kind, residual=True)
     model.load_state_dict(plain.state_dict())
@@ -131,7 +131,6 @@ def test_losses_by_hand():
 
 
 def test_all_terms_of_the_loss_by_hand():
-    """Forecasts, deblurred forecasts and truth all different; without a discriminator."""
     y, d, x = (torch.randn(2, 3, 1, 4, 5, dtype=torch.float64) for _ in range(3))
 
     def pixel(z):

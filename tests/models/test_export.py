@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as ONNX files and AOTInductor packages: they agree with the network at sizes nobody traced."""
+"""Tests that exported ONNX files and AOTInductor packages give the results of the network at other sizes."""
 
 import contextlib
 import copy
@@ -50,7 +50,7 @@ CASES = {
 
 
 def tiny(name):
-    """A small network whose weights are all at work."""
+    """Return a small network without zero weights."""
     preset, options, arguments = CASES[name]
     torch.manual_seed(1)
     model = models.create(preset, **options)
@@ -62,7 +62,7 @@ def tiny(name):
 
 
 class Frozen(SRCNN):
-    """A network that fixes the number of fields."""
+    """Network for a fixed number of fields."""
 
     def forward(self, x):
         return super().forward(torch.stack([x[i] for i in range(len(x))]))
@@ -77,7 +77,7 @@ def sizes(values):
 
 
 def by_command(model, file, frames, steps):
-    """Return the message of fastds.export, which the command prints."""
+    """Export with the command and return the result of fastds.export, whose summary the command must print."""
     done, made, weights = [], command.export, file.parent.parent / f"{file.parent.name}.safetensors"
     models.save(model, weights)
     file.write_text("before")
@@ -95,7 +95,7 @@ def by_command(model, file, frames, steps):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """name -> the tiny network of CASES and what fastds.export says of its file, made once."""
+    """Return a cached function that exports the tiny network of a case and returns (network, result of the export)."""
 
     @functools.cache
     def make(name):
@@ -143,7 +143,7 @@ def test_a_generator_at_a_third_size(exported):
 
 
 def test_exported_points_match_a_finer_grid(exported):
-    """Centres of the pixels of a size, in the file's convention, give what the network gives for that size."""
+    """Queries at the pixel centres of a finer grid give the output of the network on that grid."""
     model, done = exported("INRDownscaler")
     x, static = torch.rand(1, 2, 10, 12), torch.rand(1, 1, 10, 12)
     rows, columns = ((2 * torch.arange(n) + 1) / n - 1 for n in (25, 30))
@@ -156,7 +156,7 @@ def test_exported_points_match_a_finer_grid(exported):
 
 
 class FreePoints(SRCNN):
-    """A cell that takes samples at points it chooses itself."""
+    """Cell that samples at points which it computes."""
 
     def __init__(self):
         super().__init__()
@@ -257,7 +257,6 @@ def test_command_refuses(words, said, tmp_path, monkeypatch, capsys):
 
 
 def test_command(exported):
-    """Its options reach the file, which replaces another, and it prints what was written."""
     _, done = exported("MLCastConvGRU")
     printed = done.summary()
     assert "inputs: x (batch, 2, 1, height, width)" in printed and "1 of 52 x 40" in printed
@@ -298,7 +297,7 @@ def test_deform_conv2d_of_all_taps_at_once():
 
 
 class Own(torch.nn.Module):
-    """A user's network: every kind of module of fastds.nn for maps."""
+    """A network of a user with modules of fastds.nn."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM against its step-by-step reference, and the properties that hold without one."""
+"""Tests of FC-ZSM: a step-by-step reference, and properties such as time reversal."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstr
 
 
 def network(dtype=torch.float64, spread=0.05, **options) -> FCZSM:
-    """A small network whose offset convolutions are not zero."""
+    """Return a small network with non-zero offset convolutions."""
     model = FCZSM(**{**SMALL, **options}).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -120,7 +120,7 @@ def test_inference_in_chunks_is_identical(options, frames, batch, bytes_at_once,
 
 
 def test_guided_convolutions_start_with_half_masks():
-    """Zero offset convolutions make every deformable convolution half an ordinary one plus bias."""
+    """If offsets are 0, sigmoid masks are 1/2, and a deformable convolution halves its weight."""
     model = FCZSM(**SMALL).double()
     x, *_ = inputs(model)
 
@@ -134,7 +134,7 @@ def test_guided_convolutions_start_with_half_masks():
 
 @pytest.mark.parametrize("static_channels", [0, 2], ids=["dynamic", "static"])
 def test_time_reversal(static_channels):
-    """Reversed inputs give reversed outputs once what is meant for the past and the future is swapped."""
+    """Reversed inputs give reversed outputs if the weights for the past and the future are swapped."""
     model = network(static_channels=static_channels)
     x, static, _ = inputs(model, frames=3)
     y = model(x, static)
@@ -166,7 +166,6 @@ def test_any_size_by_padding_and_cropping(h, w):
 
 
 def test_flow_guidance_samples_along_the_motion():
-    """With an echo that moved by (4, 2) px both ways bring it to where it is half-way."""
     model = FCZSM(**SMALL, alignment="plain", flow_guided=True).double().interpolation
     model.way2.load_state_dict(model.way1.state_dict())
     first = torch.zeros(1, 8, 24, 24, dtype=torch.float64)
@@ -192,7 +191,6 @@ def test_flow_guidance_halves_the_flow_per_level():
 
 
 def test_flow_guidance_of_every_step():
-    """The flows of two pairs are 1 to 4, each from the earlier and from the later frame."""
     flow = torch.arange(1.0, 5.0).view(1, 2, 2, 1, 1, 1).expand(1, 2, 2, 2, 8, 8)
     assert compute_state_offsets(flow, 0, True, 1) is None
     for step, x_way, state_way in ((1, (1, 4), (2, 3)), (2, (1, 4), (2, 3)), (3, (3, 2), (4, 1)), (4, (3, 2), (4, 1))):
@@ -223,7 +221,7 @@ def test_flow_is_computed_when_needed():
 
 
 class Counted(torch.nn.Module):
-    """Passes on to a module and counts the calls."""
+    """Calls a module and counts the calls."""
 
     def __init__(self, module):
         super().__init__()
@@ -255,7 +253,7 @@ def test_static_features_are_computed_once_per_grid_and_never_stale():
 
 
 def test_bfloat16_autocast():
-    """The error is at most twice that of the step-by-step graph under the same autocast."""
+    """The error is at most twice that of the step-by-step reference under the same autocast."""
     model = network(torch.float32, spread=0.02)
     x, *_ = inputs(model, dtype=torch.float32)
     exact = ReferenceFCZSM({k: v.double() for k, v in model.state_dict().items()}, model.config)(x.double())
@@ -292,7 +290,7 @@ def test_learns_an_advected_cell_better_than_trilinear():
 
 
 def test_layout_is_channels_last_all_the_way():
-    """No 4-D map of more than one channel leaves a convolution in another layout."""
+    """Outputs of modules with more than one channel are channels_last."""
     model = network(torch.float32)
     seen = []
 
@@ -350,7 +348,6 @@ def test_invalid_options_are_named(options, message):
 
 
 def test_rows_in_chunks_are_identical(monkeypatch):
-    """Frames of both directions worked on two at a time, of three: the same forecasts."""
     options = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
     model, x = create("fczsm-small", **options).eval(), torch.rand(3, 2, 1, 16, 16)
     with torch.no_grad():
@@ -370,7 +367,7 @@ def test_static_maps_have_as_many_levels_as_the_frames(levels):
 
 
 def test_states_of_a_zero_state_lie_in_channels_last():
-    """A zero state has strides of 0; a state that lies otherwise costs a copy of its offsets at each step."""
+    """The zero state has strides of 0; the new states must be channels_last to avoid copies at later steps."""
     lstm = conv_lstm.DeformableConvLSTM(4, 2, True, 0, True)
     with torch.no_grad():
         from_x, from_h, bias = lstm.split_gate_parameters()

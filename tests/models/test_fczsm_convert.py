@@ -8,7 +8,7 @@ from fastds.models import FCZSM
 
 
 def original_state(n=64, groups=8, front=5, back=40, head=64, prefix="") -> dict[str, torch.Tensor]:
-    """Random tensors with the names and shapes of the original's state dict (3 channels, x4)."""
+    """Return random tensors with the names and shapes of the original state dict (3 channels, factor 4)."""
     convs = {"conv_first": (n, 3, 3)}
     convs |= {f"feature_extraction.{i}.conv{k}": (n, n, 3) for i in range(front) for k in (1, 2)}
     convs |= {f"recon_trunk.{i}.conv{k}": (n, n, 3) for i in range(back) for k in (1, 2)}

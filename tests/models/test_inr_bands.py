@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids decoded in bands of rows are the grid decoded at once, bit for bit (number 19 of the specification's tests)."""
+"""Tests that a grid decoded in bands of rows is bitwise equal to the grid decoded in one call."""
 
 import pytest
 import torch
@@ -64,7 +64,6 @@ def test_inr_bands_do_not_change_gradients(small_bands):
 @pytest.mark.parametrize("name", ["inr-small", "metasr"])
 @pytest.mark.parametrize("scale", [0.2, 1, 3.3])
 def test_inr_points_read_only_their_rows(name, scale):
-    """A cell per query, points at both ends and in the middle; a wide cell moves MetaSR's corner by rows."""
     model = model_of(name, torch.float64)
     encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
     for low, high in ((-0.5, 3.0), (17.0, 23.9), (38.0, 40.5)):

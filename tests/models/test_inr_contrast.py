@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local contrast normalisation: by hand, and a network that treats a field alike in any units."""
+"""Tests of local contrast normalisation, and that a network does not depend on the units of its input."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def noisy(*shape, seed=0):
 
 
 def small_network(**options):
-    """A network of random weights, in float64, whose last layer gives more than zero."""
+    """Return a float64 network with random weights and a non-zero last layer."""
     torch.manual_seed(1)
     given = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
     given |= {"decoder_options": {"width": 16, "heads": 2, "key_width": 4, "hidden": 1, "slope": True}}
@@ -34,7 +34,10 @@ def test_mean_and_spread_pixel_by_pixel(periodic, masked):
     mean, spread = compute_local_contrast(x, valid, 5, periodic)
 
     def around(field, b, c, row, column):
-        """The 25 pixels around one, rows repeated beyond the border, columns too or round the globe."""
+        """Return the valid pixels in a window of 5 x 5.
+
+        Rows are repeated beyond the border; columns are repeated or periodic.
+        """
         rows = [min(max(row + i, 0), 6) for i in range(-2, 3)]
         columns = [(column + j) % 9 if periodic else min(max(column + j, 0), 8) for j in range(-2, 3)]
         seen = [(b, c, i, j) for i in rows for j in columns]
@@ -72,7 +75,7 @@ def test_variables_of_a_batch_and_missing_values_are_apart():
 
 
 def test_contrast_keeps_dry_exactly():
-    """Zeros beyond the reach of the rain stay exactly zero, and so does an empty field."""
+    """Output farther from rain than the receptive field is exactly 0."""
     network, x = small_network(), torch.zeros(1, 1, 40, 40, dtype=f64)
     with torch.no_grad():
         assert (network(x, scale=3) == 0).all()

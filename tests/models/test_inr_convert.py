@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published LIIF, LTE and MetaSR weights give the published numbers: against their formulas, with grid_sample."""
+"""Tests that converted LIIF, LTE and MetaSR weights give the results of the published formulas."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ C, BLOCKS, WIDTH = 8, 3, 16
 
 
 def published(decoder):
-    """A random state with the published keys and shapes."""
+    """Return a random state with the published keys and shapes."""
     shapes = {"encoder.head.0": (C, 3, 3, 3), f"encoder.body.{BLOCKS}": (C, C, 3, 3)}
     shapes |= {f"encoder.body.{i}.body.{k}": (C, C, 3, 3) for i in range(BLOCKS) for k in (0, 2)}
     widths = [9 * C + 4 if decoder == "liif" else WIDTH, *4 * [WIDTH], 3]

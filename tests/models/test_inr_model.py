@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INRDownscaler and its baselines: counts, the start at bilinear interpolation, grids, poles, masks. Numbers in names
-are those of the specification's list of tests.
-"""
+"""Tests of INRDownscaler and its baselines."""
 
 import math
 
@@ -22,7 +20,7 @@ TINY_DECODER = {"width": 16, "heads": 2, "key_width": 4}
 
 
 def tiny(**options):
-    """A small model whose every parameter matters: nothing left at its zero start."""
+    """Return a small model whose zero-initialised parameters are replaced by random ones."""
     options = SMALL | {"in_channels": 2, "decoder_options": TINY_DECODER} | options
     if options.get("dpfa") == "none":
         options.pop("dpfa_count")
@@ -77,7 +75,7 @@ def test_untrained_inr_is_bilinear(scale, slope):
 
 
 def test_phases_of_lte_start_in_their_range():
-    """Uniform from -(0.5**0.5) to 0.5**0.5, as a linear layer of two inputs."""
+    """The initial phases are uniform in +-0.5**0.5, as in a linear layer with two inputs."""
     phase = create("lte").decoder.phase
     assert phase.abs().max() <= 0.5**0.5 and phase.min() < -0.6 and phase.max() > 0.6 and phase.mean().abs() < 0.1
 
@@ -149,8 +147,7 @@ def test_dpfa_modulates_its_kernel_and_keeps_the_norm_of_its_filters():
         assert (y - (f[k] + strength[:, None, None] * a)).abs().max() < 1e-10
 
 
-def test_dpfa_offsets_read_beyond_the_border_as_the_field_continues():
-    """Offsets of one column to the east equal the field rolled by one column, across the seam too."""
+def test_dpfa_offsets_are_periodic_at_the_border():
     module = DPFA(4, 64, "circular_x").double()
     with torch.no_grad():
         module.guide.bias[1:18:2] = 1.0
@@ -232,7 +229,7 @@ def test_inr_node_grids_keep_their_nodes():
 
 
 def test_inr_large_offsets_in_half_precision():
-    """Geopotential of 1.2e5 has steps of 512 in bfloat16: the skip must not see them."""
+    """The skip connection must not round geopotential of 1.2e5 to bfloat16, whose step is 512."""
     model = create("inr-small", in_channels=1)
     model.mean.fill_(1.2e5), model.std.fill_(500.0)
     x = 1.2e5 + 500 * torch.randn(1, 1, 8, 8)

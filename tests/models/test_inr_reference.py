@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the arbitrary-scale networks against their formulas, pixel by pixel, in float64."""
+"""Tests of parts of the arbitrary-scale networks against their formulas in float64."""
 
 import math
 
@@ -21,7 +21,7 @@ PLACES = [(0.0, 0.0), (2.3, 4.6), (1.5, 3.2), (4.0, 6.0), (-0.4, 6.3), (3.7, -0.
 
 
 def conv(x, layer, mode="replicate"):
-    """A 3x3 convolution with its border written out."""
+    """Compute a 3x3 convolution with explicit padding."""
     if mode == "circular_x":
         x = F.pad(F.pad(x, (1, 1, 0, 0), mode="circular"), (0, 0, 1, 1), mode="replicate")
     else:
@@ -31,8 +31,7 @@ def conv(x, layer, mode="replicate"):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "mask"])
 @pytest.mark.parametrize("mode", ["replicate", "circular_x", "zeros"])
-def test_ciaosr_place_by_place(mode, masked):
-    """Four corners, each with the 3x3 pixels around it; a missing pixel is no corner, and as the nearest is zero."""
+def test_ciaosr_query_by_query(mode, masked):
     decoder, skip = CiaoSRDecoder(3, 2, mode, width=8, hidden=1).double(), torch.randn(1, 2, 5, 7, dtype=f64)
     features, kappa = torch.randn(1, 3, 5, 7, dtype=f64), torch.tensor([[0.8, 0.6]], dtype=f64)
     mask = torch.ones(1, 5, 7, dtype=torch.bool)
@@ -88,8 +87,7 @@ def test_ciaosr_place_by_place(mode, masked):
         assert torch.allclose(found[k], expected, atol=1e-10), (k, found[k], expected)
 
 
-def test_metasr_place_by_place():
-    """By the offset of a fine pixel's upper left corner from that of the coarse pixel it lies in."""
+def test_metasr_query_by_query():
     decoder, features = MetaSRDecoder(3, 2, "replicate", width=8).double(), torch.randn(1, 3, 4, 5, dtype=f64)
     kappa, grid = torch.tensor([[1.0, 2 / 3]], dtype=f64), GridSpec.cells((4, 5), (8, 15))
     maps = decoder.prepare(features)
@@ -112,7 +110,6 @@ def test_metasr_place_by_place():
 
 @pytest.mark.parametrize(("shift", "wrap"), [(0, False), (2, False), (2, True)])
 def test_window_block_pixel_by_pixel(shift, wrap):
-    """Every pixel attends to those of its shifted window that are its neighbours."""
     block, x = WindowBlock(6, 2, 4, shift).double(), torch.randn(1, 8, 12, 6, dtype=f64)
     found = block(x, wrap)
     q, k, v = block.qkv(block.norm1(x))[0].unflatten(-1, (3, 2, 3)).unbind(2)
@@ -197,7 +194,6 @@ def test_padding_matches_the_convolutions(mode):
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_a_fixed_factor_layer_by_layer(scale, periodic):
-    """Values of points are those of the fine pixels that hold them, beyond the border those at it."""
     model = models.create(
         f"edsr-x{scale}", in_channels=2, encoder_options={"channels": 4, "blocks": 1}, periodic_x=periodic
     ).double()
@@ -233,7 +229,6 @@ def test_published_weights_of_another_number_of_variables():
 
 
 def test_first_weights_of_the_local_ensemble():
-    """As torch starts one linear layer over 9 C features, two offsets and two sizes of the cell."""
     decoder = LocalEnsembleDecoder(8, 2, width=4096)
     for parameter in (decoder.local.weight, decoder.local.bias, decoder.offset, decoder.cell):
         ends = parameter.min().item(), parameter.max().item()

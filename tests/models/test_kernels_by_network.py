@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks call the ops of bench/results/kernels_by_network.md; `python -m bench.kernels_by_network` renews it."""
+"""Tests of bench/results/kernels_by_network.md, which `python -m bench.kernels_by_network` writes."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ finally:
 
 
 def rows(text):
-    """Rows of the table by the network's name."""
+    """Return the rows of the table by network."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines[1:]}
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 def blobs(frames: int, step: tuple[float, float], size: int = 64) -> torch.Tensor:
-    """(1, frames, 1, size, size): smooth blobs that move by step = (dy, dx) pixels a frame."""
+    """Return frames (1, frames, 1, size, size) of smooth blobs that move by step = (dy, dx) pixels a frame."""
     g = torch.Generator().manual_seed(5)
     centres, widths = torch.rand(14, 2, generator=g) * size, 4 + 5 * torch.rand(14, generator=g)
     rows, columns = torch.arange(size)[:, None], torch.arange(size)[None]
@@ -50,7 +50,6 @@ def test_untrained_network_extrapolates(network):
 
 
 def test_input_frames_are_advected_to_the_start(monkeypatch):
-    """In a uniform motion of (1, -3) pixels a step the field j steps back is displaced by j times that."""
     model, seen = LagrangianRNN("MSRNN", "convgru", 4), []
     x, back = torch.rand(1, 4, 1, 24, 24), torch.tensor([-1.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 24, 24)
 
@@ -69,7 +68,7 @@ def test_input_frames_are_advected_to_the_start(monkeypatch):
 
 
 def test_learned_changes_are_advected():
-    """In a uniform motion the forecast is that of the still field, displaced."""
+    """In a uniform motion, the forecast is the forecast of the field at rest, moved along."""
     torch.manual_seed(1)
     model = LagrangianRNN("MSRNN", "convlstm", 4).eval()
     torch.nn.init.normal_(model.network.module.output.weight, std=0.2)
@@ -98,7 +97,6 @@ def test_matching_preserves_distribution_and_order():
 
 
 def test_forecasts_keep_the_rain_area():
-    """A network that halves all echo is matched back; without matching it is not."""
     torch.manual_seed(1)
     x, flow = blobs(3, (0.0, 0.0), 32), torch.zeros(1, 2, 32, 32)
     areas = {}
@@ -112,7 +110,7 @@ def test_forecasts_keep_the_rain_area():
 
 
 def test_autocast_moves_the_echo_to_the_same_places():
-    """In bfloat16 displacements of many pixels would be rounded, and few values would be left to match."""
+    """In bfloat16, large displacements would be rounded."""
     model = LagrangianRNN("MSRNN", "convgru", 4).eval()
     x = blobs(3, (0.3, 2.7), 96)
     plain = model.forecast(x, 6)
@@ -140,7 +138,6 @@ def test_messages():
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_no_echo_gives_no_echo(smooth):
-    """The shipped network alone would give 0.04 to 0.07 mm/h everywhere."""
     model = fastds.load("nowcast-small")
     frames = torch.rand(2, model.card.input_steps, 1, 32, 32)
     frames[0] = 0

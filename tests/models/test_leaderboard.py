@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The leaderboard: rows that studies add, one sentence for a bad one, what `fastds models` prints of it."""
+"""Tests of the leaderboard: adding rows, error messages and the output of `fastds models`."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks say of inputs of another kind than their weights, and batches without a sample."""
+"""Tests of the errors for inputs of a wrong dtype or shape, and of empty batches."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ NETWORKS = {
 
 @pytest.fixture(params=NETWORKS)
 def network(request):
-    """A network, an input for it and a call."""
+    """Return a network, an input and a function that calls it."""
     shape, call = NETWORKS[request.param]
     options = {"width": 2} if request.param == "unet-32" else {}
     return models.create(request.param, **options).eval(), torch.rand(shape), call
@@ -53,7 +53,7 @@ def test_models_with_empty_batch(network):
 
 @torch.no_grad()
 def test_bfloat16_weights(network):
-    """Rounding changes the optical flow of a random field, so models that estimate it are compared by shape only."""
+    """Rounding changes the optical flow of a random field, so these models are compared by shape only."""
     model, x, call = network
     expected = call(model, x)
     got = call(model.bfloat16(), x.bfloat16())

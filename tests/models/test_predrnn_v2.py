@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What PredRNN-V2 adds to PredRNN: the decoupling loss. Its forecasts are tested with those of the other cells."""
+"""Tests of the decoupling loss of PredRNN-V2."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 def similarities_by_hand(model, frames, steps):
-    """Re-runs the reference network and looks at each cell's gates on the way."""
+    """Return a reference cell that records its memory similarities, and a function that runs the network with it."""
     found, pred_rnn = [], reference.pred_rnn
 
     def watched(cell, x, state, m, previous):
@@ -33,7 +33,7 @@ def similarities_by_hand(model, frames, steps):
 
 
 def test_decoupling_loss_equals_the_reference(monkeypatch):
-    """Every cell and step, value and gradients, in float64; the forecasts are those without the block."""
+    """Values and gradients of all cells and steps are compared in float64."""
     torch.manual_seed(2)
     model, frames = MSRNN("predrnn-v2", 8).double(), torch.rand(2, 2, 1, 16, 24, dtype=torch.float64)
     with memory_similarities() as got:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps that the backward makes again: the same gradients, of gradients too, and less kept."""
+"""Tests of recomputation in the backward pass: the same gradients with less saved memory."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 class Allocations(TorchDispatchMode):
-    """Watches the storages that operators give."""
+    """Records the storages of the results of operators."""
 
     def __init__(self):
         super().__init__()
@@ -61,13 +61,11 @@ def test_recomputed_gradients_are_bitwise_equal(network, cell):
 
 
 def test_recomputed_gates_are_bitwise_equal(monkeypatch):
-    """Where the costs take another algorithm for a convolution that no pass follows."""
     monkeypatch.setattr(algorithm, "select_fastest", lambda *case: "winograd" if case[2] or case[8] else "planes")
     test_recomputed_gradients_are_bitwise_equal(MSRNN, "convlstm")
 
 
 def test_second_order_gradients_with_recomputation():
-    """The penalty of a gradient's norm, against the network that keeps everything; float64."""
     results = []
     for recompute in (False, True):
         torch.manual_seed(1)
@@ -109,7 +107,7 @@ def test_rematerialize_under_the_autocast_of_the_forward():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_activation_memory_is_halved(layout):
-    """Values, gradients and their gradients as of torch's pooling, ties included; nothing kept beside x and y."""
+    """Values and derivatives equal those of torch's pooling, also for ties; only x and y are saved."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64).round().contiguous(memory_format=layout).requires_grad_()
     kept, y = kept_bytes(lambda: max_pool_2x2(x))
     expected = F.max_pool2d(x, 2)
@@ -122,8 +120,9 @@ def test_activation_memory_is_halved(layout):
 
 
 def test_saved_memory_of_a_training_step():
-    """Of PredRNN after the forward, in maps per cell and step: hidden state, two memories and q (4, and what is small)
-    against more than 14 with everything kept.
+    """Check the memory saved by PredRNN after the forward pass, in feature maps per cell and step.
+
+    With recomputation four maps are saved: the hidden state, two memories and q. Without it more than 14 are.
     """
     frames = torch.rand(1, 4, 1, 64, 64)
     kept, light = (kept_bytes(lambda on=on: MSRNN("predrnn", 8, recompute=on)(frames, 1))[0] for on in (False, True))
@@ -133,9 +132,10 @@ def test_saved_memory_of_a_training_step():
 
 @pytest.mark.parametrize("network, cell, bound", [(MSRNN, "predrnn", 14), (DBRNN, "convlstm", 16)])
 def test_peak_memory_of_a_forecast(network, cell, bound, monkeypatch):
-    """Without gradients, in full maps: all states, and of one layer what enters, what leaves and what it makes.
+    """Check the peak memory of a forecast without gradients.
 
-    Memory that is kept for maps to come does not count; tests/ops/test_buffer_reuse.py counts it.
+    The peak has all states and, for one layer, its inputs, outputs and intermediate maps. Reuse of buffers is disabled;
+    tests/ops/test_buffer_reuse.py tests it.
     """
     monkeypatch.setattr(_reuse, "_is_pooled", lambda *_: False)
     model, frames = network(cell, 8), torch.rand(1, 4, 1, 64, 64)

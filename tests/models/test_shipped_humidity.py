@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped humidity generators: card, size, and gains on regions that no training saw."""
+"""Tests of the shipped humidity generators on regions that are not in the training data."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr-small: one model for every factor, above bicubic interpolation on longitudes that it never saw."""
+"""Tests of inr-small against bicubic interpolation on longitudes that are not in the training data."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_gain_over_both_bicubic_kernels_on_unseen_longitudes(data_dir):
 
 
 def test_command_to_a_quarter_degree_of_the_globe(data_dir, tmp_path, capsys):
-    """13, 14: the seam is a step like its neighbours, the poles are finite and nearly one value."""
+    """Differences at the border of the longitudes are like those nearby; values at the poles are nearly constant."""
     with xr.open_dataset(data_dir / FILE) as file:
         coarse = file.isel(time=[0]).load()
     coarse.to_netcdf(tmp_path / "in.nc", engine="h5netcdf")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nowcast-small: size, card, and scores on radars that no training saw."""
+"""Tests of nowcast-small on radars that are not in the training data."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ STARTS = {SWISS: 1, OPERA: 4, "radar_bom_melbourne_20180616_6min.nc": 4}
 
 @pytest.fixture(scope="module")
 def folder(data_dir, tmp_path_factory):
-    """The radars; of the Swiss one the 320 x 320 pixels with most rain, a fifth of its field."""
+    """Make a folder with the radar files; the Swiss file is cropped to its 320 x 320 pixels with most rain."""
     folder = tmp_path_factory.mktemp("radars")
     for file in STARTS:
         (folder / file).symlink_to(data_dir / file)
@@ -66,7 +66,7 @@ def test_scores_on_radars_never_trained_on(file, folder):
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("smooth", [False, True])
 def test_shipped_nowcast_keeps_dry(folder, smooth):
-    """No drizzle everywhere: exactly 0, or at least the rate that the attributes state (findings 2.1)."""
+    """A rain rate is 0 or at least the threshold in the attributes of the result."""
     with open_dataset(folder / SWISS) as dataset:
         known, truth = dataset.isel(time=slice(0, 12)).load(), to_reflectivity(dataset).frames(slice(12, 24))
     out = fastds.nowcast("nowcast-small", known, smooth=smooth)
@@ -80,7 +80,7 @@ def test_shipped_nowcast_keeps_dry(folder, smooth):
 
 @pytest.mark.usefixtures("native")
 def test_smooth_forecasts_have_less_squared_error_than_blurred_persistence(data_dir):
-    """Of the first hour; at 15 minutes from field to field no training saw later truth, see README."""
+    """The comparison covers the first hour of OPERA, whose time step is 15 minutes."""
     file, options = OPERA, {"steps": 4, "starts": 2}
     model = models.load("nowcast-small")
     smooth = score_file(model, data_dir, file, smooth=True, baselines=("blurred-persistence",), **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights in the package: size, card, and errors on radar blocks that no training saw."""
+"""Tests of the shipped weights: size, model card and errors on held-out radar data."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ read_test_block.__test__ = False
 
 
 def rainiest(sample):
-    """The 160 x 160 coarse pixels of a sample with most rain, where a radar is larger."""
+    """Crop a sample to the 160 x 160 coarse pixels with most rain."""
     wet = (sample["x"] > 0).float().mean(dim=(0, 1))[None, None]
     rows, columns = (min(SIDE, n) for n in wet.shape[-2:])
     if (rows, columns) == wet.shape[-2:]:
@@ -60,7 +60,7 @@ def rainiest(sample):
 
 
 def first_sample(folder, file, *options, **named):
-    """The test block of a file with the rainiest part of its first sample alone."""
+    """Return the test block of a file with only the rainiest part of its first sample."""
     start, stop, _ = TEST_BLOCKS[file]
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(TEST_BLOCKS, file, (start, stop, 1000))
@@ -102,7 +102,7 @@ def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
 
 
 def test_errors_with_weak_echo(small, data_dir):
-    """Above 0 dBZ: dry pixels are dry, and not at the network's floor."""
+    """With a floor of 0 dBZ, dry pixels must not be at the floor of the network."""
     block = first_sample(data_dir, "radar_mch_20160711_5min.nc", 0.0)
     ours = compute_errors(block, wrap_network(small, 0.0))["mse_total"]
     assert ours <= 1.1 * compute_errors(block, wrap_baseline(BASELINES["advection"]))["mse_total"]

@@ -43,7 +43,7 @@ def inception(x, block, groups):
 
 
 def oracle(model, frames):
-    """One pass: the next m frames."""
+    """Compute the next m frames with one pass."""
     batch, known, _, height, width = frames.shape
     every, skips = [], []
     for frame in frames.unbind(1):
@@ -69,7 +69,6 @@ def oracle(model, frames):
 
 
 def test_simvp_equals_its_layers():
-    """Two samples, two passes, forward and all gradients in float64."""
     torch.manual_seed(4)
     model, frames = SimVP(**SMALL).double(), torch.rand(2, 3, 1, 12, 16, dtype=torch.float64)
     first = oracle(model, frames)
@@ -90,7 +89,6 @@ def test_parameters():
 
 
 def test_simvp_forecast(tmp_path):
-    """Any size and number of steps, missing values, saving, float32."""
     model = models.create("simvp", **SMALL).eval()
     frames = torch.rand(1, 3, 1, 13, 18)
     hole = frames.clone()
@@ -134,7 +132,7 @@ def test_wrong_arguments(make, words):
 
 
 def test_weights_follow_the_memory_format(tmp_path):
-    """Else every convolution rearranges them first, which is a third of a forward pass."""
+    """Otherwise each convolution would reorder its weight."""
     model = models.create("simvp", **SMALL)
     models.save(model, tmp_path / "w.safetensors")
     for made in (model, models.load(tmp_path / "w.safetensors")):

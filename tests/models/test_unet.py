@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UNet and UNet3D against plain torch: outputs, gradients, parameter counts and FLOPs of the specification."""
+"""Tests of UNet and UNet3D against torch.nn.functional: outputs, gradients, parameters and FLOPs."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ PARAMETERS = {"unet": 31_031_299, "unet-32": 7_759_875, "unet3d": 34_234_057}
 
 
 def parameters_of(model):
-    """Its tensors by name, in float64."""
+    """Return the parameters by name in float64."""
     return {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
 
 
 def plain_unet(x, p, r=2):
-    """U-Net on the bilinearly interpolated fields as channels, by torch.nn.functional alone."""
+    """Compute a U-Net with torch.nn.functional; the channels are bilinearly interpolated frames."""
     b, n, c, h, w = x.shape
     y = F.interpolate(x.reshape(b, n * c, h, w), scale_factor=r, mode="bilinear", align_corners=False)
     height, width = y.shape[2:]
@@ -43,7 +43,7 @@ def plain_unet(x, p, r=2):
 
 
 def plain_unet3d(x, p, r=2):
-    """U-Net of space and time on the trilinearly interpolated fields, by torch.nn.functional alone."""
+    """Compute a three-dimensional U-Net with torch.nn.functional on trilinearly interpolated frames."""
     y = F.interpolate(x.transpose(1, 2), (3, r * x.shape[3], r * x.shape[4]), mode="trilinear", align_corners=False)
     height, width = y.shape[3:]
     y = F.pad(y, (0, -width % 8, 0, -height % 8, 0, 0), mode="replicate")
@@ -77,7 +77,7 @@ def test_parameters_of_the_specification(name):
 
 @pytest.mark.parametrize(("name", "gflop"), [("unet", 235), ("unet-32", 59), ("unet3d", 4440)])
 def test_flops_of_the_specification(name, gflop):
-    """For (1, 2, 1, 200, 200), of which the convolutions are all; counted on tensors without memory."""
+    """FLOPs of the convolutions for (1, 2, 1, 200, 200), counted on meta tensors."""
     model, x = models.create(name).to("meta"), torch.zeros(1, 2, 1, 200, 200, device="meta")
     with fastds.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
@@ -87,7 +87,6 @@ def test_flops_of_the_specification(name, gflop):
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("shape", [(2, 2, 1, 16, 24), (1, 2, 3, 13, 9)], ids=str)
 def test_unet_equals_torch(name, shape):
-    """Values and every gradient; sizes that are no multiples, more variables than one."""
     torch.manual_seed(0)
     model = models.create(name, width=4, in_channels=shape[2])
     with torch.no_grad():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generator and critic of the humidity WGAN-GP against their float64 reference, their published sizes and options."""
+"""Tests of the generator and critic of the humidity WGAN-GP against a float64 reference."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ SMALL_CRITIC = dict(width=4, down_blocks=2, post_blocks=1, reduction=2)
 
 
 def shaken(module):
-    """Float64 with every parameter and statistic off its start, so that no term is zero."""
+    """Convert to float64 and add noise to parameters and statistics, so that no term is zero."""
     module = module.double()
     for p in module.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
@@ -196,8 +196,6 @@ def test_hoisted_recurrence_equals_the_loop():
 
 @pytest.mark.parametrize(("batch", "channels"), [(1, 128), (16, 32)])
 def test_recurrence_in_and_outside_critic_loss(batch, channels):
-    """On the fused cell, and on kernels that its calls share: results to 1e-6; gradients, each wrong by 2e-6,
-    differ by 1e-6."""
     gru = ConvGRU(channels, channels)
     x = torch.randn(batch, 8, channels, 8, 8, requires_grad=True)
 

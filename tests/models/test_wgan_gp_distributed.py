@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes with half of the batch each get the gradients of one process with all of it, penalty included."""
+"""Tests that two processes with half a batch each get the gradients of one process with the whole batch."""
 
 import os
 import subprocess
@@ -26,8 +26,8 @@ def problem():
     return CriticLoss(critic), real, fake, torch.rand(4, dtype=torch.float64)
 
 
-# Two processes that have nothing computed yet. They end without destructors: that of a group waits, with Python's lock
-# held, for a thread of gloo that may wait for this lock.
+# Two worker processes. They exit without destructors: the destructor of a process group holds the GIL while it waits
+# for a gloo thread, which may wait for the GIL.
 RANKS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -69,7 +69,7 @@ def test_two_ranks_equal_one_process(tmp_path):
 
 
 def train(folder, devices, *arguments):
-    """Weights of `fastds train` after two epochs of two steps; on several devices in processes of their own."""
+    """Train with `fastds train` for two epochs of two steps on a number of devices and return the weights."""
     command = ["humidity", f"--data.path={folder / 'rh.nc'}", "--data.steps=2", f"--devices={devices}"]
     command += ["--data.crop=8", "--data.batch-size=4", "--data.epoch-samples=8", "--data.validation-samples=4"]
     command += ["--optimiser.epochs=2", "--progress=false", "--threads=1", f"--output={folder / str(devices)}"]
@@ -86,7 +86,7 @@ def train(folder, devices, *arguments):
 
 @needs_gloo
 def test_command_on_two_processes(tmp_path):
-    """Without noise, batch normalisation and penalty nothing depends on which process has which sample."""
+    """Without noise, batch normalisation and penalty, the result does not depend on how samples are distributed."""
     pytest.importorskip("lightning", reason="training needs the train extra")
     field = 50 + 20 * np.random.default_rng(0).normal(size=(6, 24, 48))
     xr.Dataset({"r": (("time", "y", "x"), field)}).to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")

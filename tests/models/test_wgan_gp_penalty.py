@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient penalty: exact second derivatives through the fused path, by five independent oracles."""
+"""Tests of the gradient penalty and its second derivatives against five independent computations."""
 
 from contextlib import nullcontext
 
@@ -48,7 +48,7 @@ class Linear(nn.Module):
 
 
 def test_closed_form_of_a_linear_critic():
-    """P = (|a| - 1)^2, dP/da = 2 (|a| - 1) a / |a|, for any samples."""
+    """For D(x) = <a, x>, P = (|a| - 1)^2 and dP/da = 2 (|a| - 1) a / |a|, for any samples."""
     real, fake = days()
     d = Linear(real[0].numel())
     penalty, norms = gradient_penalty(d, real, fake)
@@ -59,8 +59,8 @@ def test_closed_form_of_a_linear_critic():
     torch.testing.assert_close(d.a.grad, 2 * (length - 1) * d.a.detach() / length)
 
 
-def test_steps_of_a_critic_that_scores_each_are_averaged():
-    """D_t(x) = <a_t, x_t>: the gradient of the mean over T steps is a / T."""
+def test_scores_of_each_step_are_averaged():
+    """For D_t(x) = <a_t, x_t>, the gradient of the mean over T steps is a / T."""
 
     class PerStep(Linear):
         def forward(self, x):
@@ -89,7 +89,7 @@ def penalty_and_gradients(module, real, fake, epsilon, coarse=None):
 
 
 class Composite(nn.Module):
-    """The reference critic on the parameters of another."""
+    """Reference critic with the parameters of another critic."""
 
     def __init__(self, fused):
         super().__init__()
@@ -131,7 +131,7 @@ def test_fused_path_equals_composite_in_float32(native):
 
 
 def test_reverse_over_forward_identity():
-    """With v = g/|g| fixed, grad_w (|g| - 1)^2 = 2 (|g| - 1) grad_w <grad_x D, v>, a forward-mode derivative."""
+    """With v = g / |g| fixed, grad_w (|g| - 1)^2 = 2 (|g| - 1) grad_w <g, v>, where g = grad_x D."""
     d, (real, fake), epsilon = critic(), days(1), torch.rand(1, dtype=torch.float64)
     composite = Composite(d)  # torch's GroupNorm has no forward-mode rule for these strides
     names, ours = list(dict(d.named_parameters())), penalty_and_gradients(d, real, fake, epsilon)[1:]
@@ -178,7 +178,7 @@ def test_neither_sample_gets_a_gradient():
 
 
 def nudged(module):
-    """Parameters off zero, so that no derivative is trivially zero."""
+    """Convert to float64 and add noise to the parameters, so that no derivative is zero."""
     for p in module.parameters():
         p.data.add_(0.2 * torch.randn_like(p))
     return module.double()
@@ -246,7 +246,7 @@ def test_gradgradcheck_of_the_recurrence(kernels):
 
 
 def test_mixed_graphs_keep_every_second_order_term():
-    """A backward that hides an input, or saves what is neither input nor output, loses terms without an error."""
+    """Terms would be missing without an error if a backward omitted an input."""
 
     def pieces(function):
         torch.manual_seed(2)
@@ -302,7 +302,7 @@ def test_gan_losses():
 
 
 def test_gradient_norm_goes_to_one():
-    """A pair of shifted Gaussians: after a few steps the critic's gradient has length one."""
+    """Train a critic on two Gaussians with different means."""
     torch.manual_seed(0)
     d = nn.Sequential(nn.Flatten(), nn.Linear(4, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1), nn.Flatten(0))
     loss, optimiser = CriticLoss(d), torch.optim.Adam(d.parameters(), lr=5e-3, betas=(0.5, 0.9))

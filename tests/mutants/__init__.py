@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutation testing of fastds/; `python -m tests.mutants --help` describes it."""
+"""Mutation testing of fastds/; see `python -m tests.mutants --help`."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutation testing: `python -m tests.mutants` plants a random sample of small errors in a copy of fastds/ and runs
-tests.
+"""Mutation testing: `python -m tests.mutants` makes random errors in a copy of fastds/ and runs tests.
 
 For each mutant, the tests that call its function run until one fails, as many as the time limit allows. The calls of
 each test are measured once and cached outside the repository. The log has one line for each mutant; an interrupted run
@@ -29,7 +28,7 @@ OUTCOMES = ("killed", "survived", "timeout", "uncovered")
 
 
 def tried(mutant: Mutant, copy: Path, selected: list[str], seconds: float) -> dict:
-    """Return the outcome of a mutant planted in the copy; the copy is restored afterwards."""
+    """Apply a mutant to the copy, run tests, restore the copy and return the outcome."""
     if not selected:
         return {"outcome": "uncovered"}
     file, start = copy / mutant.path, time.monotonic()

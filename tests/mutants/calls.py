@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of fastds/ that each test calls, measured once, and the selection of tests for a mutant."""
+"""Measures which functions of fastds/ each test calls, and selects tests for a mutant."""
 
 import ast
 import functools
@@ -40,8 +40,10 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def measured(file: str) -> dict:
-    """Return {"seconds": {test: s}, "calls"} of a test file, from the cache unless it or a file of fastds/ that it
-    calls has changed."""
+    """Return the durations of tests and their calls, {"seconds": {test: s}, "calls": ...}, of a test file.
+
+    Cached results are used unless the test file, or a file of fastds/ that it calls, has changed.
+    """
     cached = CACHE / f"{file.replace('/', '-')}.json"
     if cached.exists() and (found := json.loads(cached.read_text()))["versions"] == versions(found["versions"]):
         return found
@@ -64,7 +66,7 @@ def measured(file: str) -> dict:
 
 
 def passed_in(said: str) -> dict[str, float]:
-    """Parse pytest's output; return the seconds of every test that did not fail."""
+    """Parse the output of pytest; return the seconds of every test that did not fail."""
     seconds = defaultdict(float)
     for line in said.splitlines():
         if match := DURATION.fullmatch(line.strip()):
@@ -74,8 +76,10 @@ def passed_in(said: str) -> dict[str, float]:
 
 
 def calls_of(lines: list[list], seconds: dict[str, float]) -> Calls:
-    """Return the calls, fastest tests first. Calls of fixtures and imports count for every test of the file, after the
-    tests that make them directly."""
+    """Return the calls of functions, with the fastest tests first.
+
+    A call by a fixture or an import counts for all tests of the file, after the tests that call the function directly.
+    """
     own, shared = defaultdict(set), set()
     for test, phase, path, start in lines:
         function = Path(path).relative_to(ROOT).as_posix(), str(start)
@@ -101,8 +105,11 @@ def functions(path: str) -> list[range]:
 
 
 def callers(mutant: Mutant, calls: Calls) -> list[str]:
-    """Return the tests that call the function of a mutant (the innermost nested function that is called); outside
-    functions, the tests that call any function of the file."""
+    """Return the tests that call the function of a mutant.
+
+    Of nested functions, the innermost called one is used. For a mutant outside functions, these are the tests that call
+    any function of the file.
+    """
     there = calls.get(mutant.path, {})
     around = sorted((lines for lines in functions(mutant.path) if mutant.line in lines), key=len)
     if not around:
@@ -113,8 +120,8 @@ def callers(mutant: Mutant, calls: Calls) -> list[str]:
 def chosen(mutant: Mutant, known: dict[str, dict], limit: float) -> tuple[list[str], int]:
     """Select tests that call the function of a mutant, and count all of them.
 
-    The first test of each file comes first, then the others by duration, at least one, and as many as take `limit`
-    seconds.
+    The first test of each file comes first, then the others by duration. At least one test is selected, and as many as
+    take `limit` seconds.
     """
     first, others = [], []
     for measure in known.values():

@@ -11,7 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """The change that an operator makes at its n-th place in a file; line: line of that place."""
+    """A change of the source code.
+
+    Attributes:
+        path: file.
+        operator: name of the operator of cosmic-ray.
+        occurrence: number of the place in the file where the operator is applied.
+        line: line of this place.
+    """
 
     path: str
     operator: str
@@ -20,7 +27,7 @@ class Mutant:
 
 
 def annotations(source: str) -> list[tuple]:
-    """Return start and end (line, column) of annotations; mutants of annotations change nothing."""
+    """Return start and end (line, column) of annotations, in which mutants have no effect."""
     found = []
     for node in ast.walk(ast.parse(source)):
         found += [getattr(node, name, None) for name in ("annotation", "returns")]

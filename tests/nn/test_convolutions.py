@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conv3x3, Conv1x1, ResidualBlock and PixelShuffleUpsample against torch's own layers in float64."""
+"""Tests of Conv3x3, Conv1x1, ResidualBlock and PixelShuffleUpsample against layers of torch in float64."""
 
 import math
 from functools import partial
@@ -30,7 +30,7 @@ from fastds.ops.core import layout
 
 
 def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
-    """shuffle(act(conv(concat(x, x2)) + bias + residual)) with torch.nn.functional."""
+    """Compute shuffle(act(conv(concat(x, x2)) + bias + residual)) with torch.nn.functional."""
     source = x if x2 is None else torch.cat([x, x2], 1)
     y = F.conv2d(source, conv.weight, conv.bias, conv.stride, conv.kernel_size // 2)
     y = y if residual is None else y + residual
@@ -39,7 +39,7 @@ def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
 
 
 def assert_equal_with_gradients(module, ours, theirs, *inputs):
-    """Values, and the gradients of inputs and parameters along one direction."""
+    """Compare values, and the gradients of inputs and parameters for a random cotangent."""
     a, b = ours(), theirs()
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     leaves = [*(t for t in inputs if t is not None), *module.parameters()]
@@ -113,7 +113,7 @@ def test_float32_weights_take_16_bit_maps(layer, size):
 
 @LAYERS
 def test_vmap_equals_a_loop(layer, size):
-    """Over samples with a residual each, and over the weights of several layers."""
+    """The function vmap is applied over samples, and over the weights of two layers."""
     x, residual = torch.randn(3, 1, 4, 7, 7), torch.randn(3, 1, 6, size, size)
     got = torch.func.vmap(lambda x, r: layer(x, None, residual=r, activation="relu"))(x, residual)
     torch.testing.assert_close(
@@ -179,8 +179,6 @@ def test_modules_accept_numpy_integers():
     ids=lambda value: type(value).__name__,
 )
 def test_gradients_of_many_directions_at_once(module, call, native, monkeypatch):
-    """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func; maps of
-    any size."""
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = torch.randn(2, 4, 6, 7, requires_grad=True)
     y, leaves = call(module, x), [x, *module.parameters()]
@@ -206,7 +204,6 @@ def every(*results):
     ids=lambda value: type(value).__name__,
 )
 def test_weights_made_by_hooks(module, call):
-    """Layers may be read without being called: pruned layers follow their weights, as in torch."""
     x = torch.randn(2, 3, 6, 7)
     layers = [m for m in module.modules() if hasattr(m, "weight")]
     for layer in layers:
@@ -243,7 +240,7 @@ def test_residual_block_by_torch():
 
 
 def test_residual_blocks_start_near_the_identity():
-    """Kaiming-normal weights times 0.1: standard deviation 0.1 sqrt(2 / fan in), and no bias."""
+    """The weights are normal with standard deviation 0.1 sqrt(2 / fan_in), and biases are 0."""
     block = ResidualBlock(32)
     for conv in (block.conv1, block.conv2):
         assert (conv.bias == 0).all()
@@ -290,7 +287,7 @@ def test_multi_input_conv_equals_sum_of_convolutions(kind, size, channels, with_
 
 @pytest.mark.parametrize(("kind", "size"), [(MultiInputConv3x3, 9), (MultiInputConv5x5, 25)])
 def test_multi_input_conv_initial_weights(kind, size):
-    """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""
+    """Weights and biases are uniform in +-1/sqrt(k^2 C) for each input."""
     module = kind((3, 12), 2048)
     for part, bias, channels in zip(module.weights(), module.bias, (3, 12), strict=True):
         bound = 1 / math.sqrt(size * channels)
@@ -303,7 +300,6 @@ def test_multi_input_conv_initial_weights(kind, size):
 
 
 def test_chunk_size_follows_the_working_set(monkeypatch):
-    """Frames of 64 KB, and bands of four rows, or of as many as fit; each reads the rows around it."""
     x = torch.zeros(20, 16, 32, 32)
     for bytes_at_once, frames in ((0, 1), (1 << 18, 4), ((1 << 18) + 1, 4)):
         monkeypatch.setattr(chunks, "WORKING_SET_BYTES", bytes_at_once)

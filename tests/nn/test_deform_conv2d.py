@@ -70,7 +70,7 @@ def test_guided_gradients_reach_everything():
 
 
 def test_guided_by_flow_follows_the_flow():
-    """With a zero guide and a one-tap identity weight the layer is half a warp by the flow."""
+    """With a guide of zeros and an identity weight of size 1 x 1, the result is half the warped input."""
     layer = GuidedDeformConv2d(4, 4, offset_groups=2, kernel_size=1)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(4)[..., None, None])
@@ -82,7 +82,7 @@ def test_guided_by_flow_follows_the_flow():
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16"])
 def test_guided_flow_stays_float32(autocast):
-    """A flow of 1001 px, rounded to bfloat16, would be 1 px off; the ramp shows every pixel."""
+    """A flow of 1001 pixels would be wrong by one pixel in bfloat16, which the ramp in x would show."""
     layer = GuidedDeformConv2d(1, 1, offset_groups=1, modulated=False, kernel_size=1)
     with torch.no_grad():
         layer.weight.fill_(1)

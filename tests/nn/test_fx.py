@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.fx records every layer and op as one node, and what it records computes the same."""
+"""Tests that torch.fx records each layer and op as one node and that the recorded graph is correct."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def maps(channels=8, size=12, seed=0):
 
 
 class Called(nn.Module):
-    """A layer as a part of a network, with what it is called with beside its inputs."""
+    """A network of one layer, with the options of its call."""
 
     def __init__(self, layer, **options):
         super().__init__()
@@ -138,7 +138,7 @@ def test_fx_op_is_one_node(name):
     function, inputs = CALLS[name]
 
     class Network(nn.Module):
-        """torch.fx does not look for the arguments of a lambda that is a part of a module."""
+        """A network that calls the op in a method with named arguments, which torch.fx needs."""
 
         if len(inputs) == 1:
 

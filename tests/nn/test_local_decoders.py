@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.nn.LocalEnsembleDecoder and LocalAttentionDecoder: the formula, the op, the models, places of every kind."""
+"""Tests of fastds.nn.LocalEnsembleDecoder and LocalAttentionDecoder."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ DECODERS = {
 
 
 def made(kind, dtype=torch.float32, **options):
-    """A decoder whose every part acts."""
+    """Return a decoder without zero weights."""
     torch.manual_seed(3)
     decoder = DECODERS[kind](**options).to(dtype)
     with torch.no_grad():
@@ -30,13 +30,13 @@ def features(dtype=torch.float32, batch=2, size=(7, 9)):
 
 
 def centres(size):
-    """Normalised coordinates (Q, 2) of the cell centres of a grid, row by row."""
+    """Return the normalised coordinates (Q, 2) of the cell centres of a grid, row by row."""
     axes = (-1 + (2 * torch.arange(m, dtype=torch.float64) + 1) / m for m in size)
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
 
 def published(decoder, x, coordinates, cell):
-    """LIIF as in its paper: unfolded features, offset and cell through one network at four corners, their average."""
+    """Compute LIIF by its paper: the weighted average over four corners of an MLP of features, offset and cell."""
     height, width = x.shape[2:]
     unfolded = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, (height, width))
     first = torch.cat([decoder.local.weight.flatten(1), decoder.offset, decoder.cell], 1)

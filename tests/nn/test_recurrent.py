@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ConvLSTMCell and ConvGRUCell against float64 formulas of their own, three steps, forward and gradients."""
+"""Tests of ConvLSTMCell and ConvGRUCell against float64 formulas, for three steps with gradients."""
 
 import copy
 
@@ -86,7 +86,6 @@ def test_three_steps(name, how, with_state, dtype):
 
 @pytest.mark.parametrize("name", ["gru", "gru-1-z"])
 def test_gradient_penalty(name):
-    """The penalty of WGAN-GP: the gradient of a gradient norm with respect to the weights."""
     kind, options, oracle = CELLS[name]
     cell = kind(3, 16, **options)
     frames = torch.randn(2, 3, 3, 8, 8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the public verbs that are of no type they take: one sentence that names the argument."""
+"""Tests that functions refuse arguments of a wrong type."""
 
 import inspect
 

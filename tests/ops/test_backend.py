@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of implementation: context, environment variable, explain, warnings, and how _fastds is loaded."""
+"""Tests of the choice of a backend and of loading `_fastds`."""
 
 import shutil
 import sys
@@ -32,7 +32,16 @@ warnings.simplefilter("default", RuntimeWarning)
 
 
 def python(code, *path, **environment):
-    """Runs code where fastds is not imported yet, with folders to look for it first; returns the finished process."""
+    """Run code in a new process that has not imported fastds.
+
+    Args:
+        code: Python source.
+        path: folders to put at the front of `sys.path`.
+        environment: environment variables of the process.
+
+    Returns:
+        The finished process.
+    """
     fresh = FRESH.format(environment=environment, path=list(map(str, path)))
     return forked.run(fresh + code, imports=forked.TORCH)
 
@@ -144,7 +153,7 @@ def test_require_native_raises_without_extension():
 
 @pytest.fixture
 def checkout(tmp_path, native):
-    """A copy of this checkout's sources without a built module, with the installed _fastds beside it."""
+    """Copy the sources of fastds and the built `_fastds` into a new folder and return it."""
     shutil.copy(ROOT / "setup.py", tmp_path)
     for name in ("csrc", "kernels", "fastds"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that the maps of a forecast hand on to each other: nothing that somebody holds is written over."""
+"""Tests that a forecast reuses buffers without overwriting tensors that the caller still holds."""
 
 import pytest
 import torch
@@ -89,7 +89,6 @@ def test_forecasts_with_pool_are_identical(network, cell, monkeypatch):
 
 
 def test_memory_does_not_grow_with_forecast_length(monkeypatch):
-    """Three tensors of a step remain besides the states: one input and two results."""
     taken = []
     make = torch.empty
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv1x1: the order of these sections is that of tests/ops/test_null_op.py."""
+"""Tests of conv1x1, in the order of tests/ops/test_null_op.py."""
 
 import itertools
 import random
@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 2e-2, to
 
 
 def strided(x):
-    """The same values inside a larger contiguous map, so that no two rows follow each other."""
+    """Return a view of x whose rows are not adjacent in memory."""
     wide = F.pad(x, (1, 2, 1, 1, 1, 1))
     return wide[:, 1:-1, 1:-1, 1:-2]
 
@@ -51,7 +51,7 @@ class Problem:
     seed: int
 
     def tensors(self):
-        """x, weight, bias, x2, residual."""
+        """Return x, weight, bias, x2, residual."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def numbers(*shape):
@@ -71,12 +71,12 @@ class Problem:
         return conv1x1(x, weight, bias, second_input=x2, residual=residual, activation=self.act)
 
     def expected(self, tensors):
-        """In float64, of the same rounded inputs."""
+        """Compute the result in float64."""
         return reference(*(t if t is None else t.double() for t in tensors), self.act or "none", 0.1)
 
 
 def drawn(count, seed):
-    """Problems over every tail of channels and pixels."""
+    """Return random problems with all vector remainders."""
     choose = random.Random(seed)
     for k in range(count):
         dtype = choose.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -104,7 +104,6 @@ def test_forward(native, isa):
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous", "strided"])
 def test_few_outputs(native, isa, layout):
-    """Sums over lanes that are channels or pixels, over every tail of both."""
     choose = random.Random(5)
     for outputs in (1, 2, 3, 4):
         for k in range(6):
@@ -122,7 +121,6 @@ def test_few_outputs(native, isa, layout):
 @pytest.mark.parametrize("size", [(128, 128), (129, 131)], ids=str)
 @pytest.mark.parametrize("inputs", [17, 129])
 def test_large_planes(native, isa, inputs, size):
-    """Planes of more than 16,384 pixels, which begin at equal places of a page, as those of 128 x 128 do, or not."""
     problem = Problem(1, inputs, 0, 21, size, torch.float32, torch.float32, "contiguous", "relu", True, False, seed=3)
     tensors = problem.tensors()
     torch.testing.assert_close(problem.run(*tensors).double(), problem.expected(tensors), rtol=0, atol=2e-5)
@@ -131,7 +129,7 @@ def test_large_planes(native, isa, inputs, size):
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 9), (17, 24), (24, 17), (5, 130), (130, 3), (33, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_weight_gradient_reads_only_its_channels(native, isa, inputs, outputs, dtype):
-    """The memory next to the tensors is NaN, also after the last pixels of the images."""
+    """The memory around both tensors is NaN, so that a read outside them shows in the gradient."""
     for shape in ((1, 3, 5), (2, 16, 17), (3, 20, 40)):
         batch, height, width = shape
         wide = torch.full((batch, inputs + outputs + 40, height, width), torch.nan, dtype=dtype)
@@ -152,7 +150,11 @@ def test_strided_channels_with_one_pixel(native):
 
 
 def test_gradients(native, isa):
-    """With an activation in float32 alone: rounded numbers may lie on the other side of its kink."""
+    """Compare gradients with float64.
+
+    Activations are used only with float32 and float64: a pre-activation near 0 may change its sign when it is rounded
+    to 16 bits.
+    """
     for problem in drawn(60, 2):
         if problem.act is not None and problem.dtype not in (torch.float32, torch.float64):
             continue
@@ -199,7 +201,7 @@ def test_non_finite_values_stay_in_their_pixel(dtype, channels, native, isa):
 
 
 def test_no_write_outside_the_result(native, monkeypatch):
-    """Whole vectors are written behind short rows, which the next row writes over; behind the last there is none."""
+    """The kernel may write whole vectors past the end of a row, but not past the end of the last row."""
     from fastds.ops.impl.conv1x1 import kernels
 
     made = []
@@ -220,7 +222,6 @@ def test_no_write_outside_the_result(native, monkeypatch):
 
 
 def test_sums_of_many_channels_and_pixels(native):
-    """More than lie in the first cache, and maps that are no whole blocks; threads and layouts change no bit."""
     generator = torch.Generator().manual_seed(9)
     before = torch.get_num_threads()
     for inputs, outputs, size in ((600, 48, (9, 17)), (544, 300, (3, 5)), (33, 17, (31, 33)), (64, 40, (16, 2))):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv2d: the order of these sections is that of tests/ops/test_null_op.py."""
+"""Tests of conv2d, in the order of tests/ops/test_null_op.py."""
 
 import random
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Problem:
     seed: int
 
     def tensors(self):
-        """x, weight, bias."""
+        """Return x, weight, bias."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def numbers(*shape):
@@ -62,12 +62,12 @@ class Problem:
         return [x, weight, bias if self.bias else None]
 
     def expected(self, x, weight, bias):
-        """By torch in the dtype of the tensors, float64."""
+        """Compute the result with torch."""
         return F.conv2d(x, weight, bias, padding=self.kernel // 2, groups=self.groups)
 
 
 def drawn(count, seed, dtypes=(torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)):
-    """Problems over every tail of channels, taps and pixels."""
+    """Return random problems with all vector remainders."""
     choose = random.Random(seed)
     for k in range(count):
         dtype = choose.choice(dtypes)
@@ -97,7 +97,7 @@ def by_engine():
 
 
 def problems_for(algorithm, native, count, seed):
-    """The engine is asked for what it has."""
+    """Return random problems that the algorithm supports."""
     if algorithm == "winograd" and not native.conv3x3_available():
         pytest.skip("no engine for this instruction set in this build")
     return (p for p in drawn(count, seed) if algorithm != "winograd" or p.dtype != torch.float64)
@@ -147,7 +147,7 @@ def test_threads(native, engine_isa, by_engine):
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("kernel", [3, 5, 11])
 def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine, monkeypatch, kernel, layout):
-    """The bits of filters that are kept: pieces of inputs end within blocks of taps."""
+    """Filters that are packed block by block during the call give the same bits as cached packed filters."""
     x = torch.randn(1, 2 * 19, 9, 7, requires_grad=True)
     weight = (torch.randn(2 * 70, 19, kernel, kernel) / (4 * kernel)).contiguous(memory_format=layout)
 
@@ -164,7 +164,7 @@ def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_read_outside_the_input(native, engine_isa, by_engine, dtype):
-    """The memory next to the channels and pixels of the input is NaN."""
+    """The memory around the input is NaN, so that a read outside the input shows in the results."""
     wide = torch.full((2, 40, 9, 14), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     x, grad = wide[:, 3:9, :, 2:11], wide[:, 12:26, :, 2:11]
     x.copy_(torch.rand(x.shape)), grad.copy_(torch.rand(grad.shape))
@@ -208,14 +208,13 @@ def test_unsupported_by_the_gemm_kernel(native):
 
 
 def on_a(monkeypatch, kind):
-    """On a machine of this kind."""
+    """Use the costs of a kind of processor."""
     monkeypatch.setattr(costs.conv3x3, "cpu_profile", lambda isa, dtype: kind)
     for rule in ("is_engine_faster", "is_op_faster"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
 
 
 def test_fastest_algorithm_is_selected(native, monkeypatch):
-    """Engine and library each for some shapes, each gradient by itself, as the costs say."""
     on_a(monkeypatch, "amd")
     taken = []
     monkeypatch.setattr(kernels, "convolve_groups", lambda *args: taken.append("engine"))
@@ -232,7 +231,6 @@ def test_fastest_algorithm_is_selected(native, monkeypatch):
 
 
 def test_falls_back_to_torch_if_faster(native, monkeypatch):
-    """In a training the costs of all passes count; an active dispatch mode observes the op."""
     calls = []
     monkeypatch.setattr(costs, "is_op_faster", lambda directions, *args: calls.append(directions))
     monkeypatch.setattr(op, "_library_cache", {})
@@ -251,7 +249,6 @@ def test_falls_back_to_torch_if_faster(native, monkeypatch):
 
 
 def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
-    """A decision cached for one call is not used for another kind of call, and no error is suppressed."""
     monkeypatch.setattr(op, "_library_cache", {})
     monkeypatch.setattr(kernels, "is_op_faster", lambda *_: op.current_algorithm() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
@@ -293,7 +290,6 @@ def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
 )
 @pytest.mark.parametrize("direction", costs.PASSES)
 def test_costs_exist_for_every_cpu(monkeypatch, kind, dtype, direction):
-    """Where nobody measured them they are scaled; more pixels never speak for the library."""
     on_a(monkeypatch, kind)
     shapes = [(1, 64, 64, size, size, 7, 2) for size in (4, 16, 64, 256)]
     pays = [costs.is_engine_faster(direction, "avx512", dtype, *shape) for shape in shapes]
@@ -312,7 +308,6 @@ def test_cost_of_grad_x_is_that_of_the_transposed_convolution():
     ("forward", 1, False), ("forward", 64, True), ("grad_weight", 1, False), ("grad_x", 1, True), ("grad_x", 64, True),
 ])  # fmt: skip
 def test_bfloat16_with_few_outputs_on_avx2_falls_back(passes, outputs, pays):
-    """Which has no quick products there, but unfolds maps for one output as fast as the engine transforms them."""
     assert costs.is_op_faster((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
 
 
@@ -450,7 +445,6 @@ def test_autocast(dtype, native, algorithm):
 
 
 def test_layer(native):
-    """As torch.nn.Conv2d, whose weights and first random numbers it has."""
     torch.manual_seed(3)
     layer = Conv2d(6, 4, 5, padding=2, groups=2)
     torch.manual_seed(3)

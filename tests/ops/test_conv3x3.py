@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3: numbers of the Winograd engine for every instruction set, epilogue, padding and tail."""
+"""Tests of the values and gradients of conv3x3."""
 
 import ctypes
 import ctypes.util
@@ -22,7 +22,11 @@ ALGORITHMS = ["winograd", "planes", "product", "direct"]
 
 
 def pairs_of_gradients(problem, tensors, y):
-    """Return the gradients and their float64 reference, with the activation's derivative taken from y in both."""
+    """Return pairs of a gradient and its float64 reference.
+
+    Both use the sign of the float32 result y for the derivative of the activation, because a value near 0 may have the
+    other sign in float64.
+    """
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[problem.act]
@@ -41,7 +45,6 @@ def check_gradients(problem, tensors, y):
 
 @pytest.mark.parametrize("part", range(10))
 def test_sampled_pixels_agree_with_float64(engine_isa, two_threads, part):
-    """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
     for index, problem in enumerate(sampled(10, 100 * len(engine_isa) + part)):
         backward = index % 3 == 0
         tensors = leaves(problem) if backward else problem.tensors()
@@ -54,7 +57,7 @@ def test_sampled_pixels_agree_with_float64(engine_isa, two_threads, part):
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("part", range(4))
 def test_planes_algorithm(engine_isa, two_threads, part, side):
-    """Few channels on one side, of every count to 20, in either layout, gradients of all."""
+    """One side, inputs or outputs, has 1 to 20 channels."""
     layout = (torch.channels_last, torch.contiguous_format)[part % 2]
     for index, problem in enumerate(sampled(5, 1000 + 10 * part + len(engine_isa))):
         few = 5 * part + index + 1
@@ -67,7 +70,6 @@ def test_planes_algorithm(engine_isa, two_threads, part, side):
 
 
 def test_planes_algorithm_with_large_inputs(engine_isa, two_threads):
-    """In bands, the last of them shorter; sums of many pixels stay exact to float32."""
     problem = Problem(B=2, C1=18, C2=3, O=3, H=131, W=203, padding_mode="circular_x")
     tensors = leaves(problem)
     y = problem.run(tensors, "planes")
@@ -106,9 +108,6 @@ def test_gradients_of_small_fields(engine_isa, size, padding_mode):
     "channels", [(176, 0, 176), (150, 29, 172), (9, 7, 330)], ids=["whole vectors", "tails", "many outputs"]
 )
 def test_gradients_of_wide_layers(engine_isa, two_threads, height, channels):
-    """Their sums of the weight gradient are larger than the caches: they are made block by block, or written and
-    fetched in other ways; of many outputs each thread transforms its own. The number of threads changes the blocks, and
-    no bits."""
     problem = Problem(B=1, C1=channels[0], C2=channels[1], O=channels[2], H=height, W=38)
     tensors, found = leaves(problem), []
     check_gradients(problem, tensors, problem.run(tensors))
@@ -137,7 +136,7 @@ def test_error_on_unit_variance_input(engine_isa, channels, outputs):
 
 
 def test_large_outputs_use_huge_pages(engine_isa):
-    """The mappings of the process in /proc show huge pages; a block this large has its own mapping."""
+    """The output is larger than a huge page, and its mapping must have the flag "hg" in /proc/self/smaps."""
     smaps, settings = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not smaps.exists() or not settings.exists() or "[never]" in settings.read_text():
         pytest.skip("no Linux with transparent huge pages")
@@ -151,7 +150,7 @@ def test_large_outputs_use_huge_pages(engine_isa):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
 def test_error_scales_with_filters_and_inputs(engine_isa, scale, mean):
-    """Beyond unit variance the error stays below 3e-6 of the largest sum of |weight| * |x| on a tile and around it."""
+    """The error is compared with the largest sum of |weight| * |x| in a window of 13 x 13 pixels."""
     problem = Problem(C1=48, C2=0, O=33, H=21, W=22, bias=False, residual=False)
     x, weight, *rest = problem.tensors()
     x = x * torch.logspace(-2, 2, 48)[:, None, None] + mean
@@ -184,7 +183,7 @@ def test_activation_propagates_nan():
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_activation_gradient_propagates_nan(native, algorithm, act):
-    """An infinity times the slope 0 of relu is NaN, as in the reference."""
+    """The gradient of y is infinite, and infinity times the slope 0 of ReLU is NaN."""
     x, weight = torch.ones(1, 8, 4, 4), torch.full((8, 8, 3, 3), -1.0)
     y = torch.tensor([-1.0, float("nan"), 1.0, 0.0]).expand(1, 8, 4, 4).contiguous()
     grad = torch.full_like(y, float("inf"))
@@ -197,7 +196,7 @@ def test_activation_gradient_propagates_nan(native, algorithm, act):
 
 
 def strided(x):
-    """The same numbers behind every kind of stride."""
+    """Yield views of x with other strides."""
     wide = torch.zeros(x.shape[0], x.shape[1] + 7, x.shape[2] + 2, 2 * x.shape[3]).to(memory_format=torch.channels_last)
     window = wide[:, 3 : 3 + x.shape[1], 1:-1, ::2]
     window.copy_(x)
@@ -276,7 +275,6 @@ def test_gradient_of_residual_and_skip(engine_isa, sources, padding_mode, dtype)
 
 @pytest.mark.parametrize("channels", [21, 24])
 def test_gradients_larger_than_the_caches(engine_isa, channels):
-    """Two of them, streamed from copies of tiles; their last columns are no whole tile, their rows no whole lines."""
     problem = Problem(B=2, C1=channels, C2=48 - channels, O=24, H=161, W=162)
     x, weight, _, x2, grad = problem.tensors()
     arguments = (grad, x, weight, x2, None, 0.0, "zeros", 1)
@@ -319,8 +317,11 @@ def test_results_are_bitwise_independent_of_threads(engine_isa, threads, algorit
 @pytest.mark.parametrize("algorithm", ["winograd", "planes"])
 @pytest.mark.parametrize("sizes", [(1, 16, 16, 8, 8), (2, 37, 70, 9, 11), (1, 128, 256, 8, 8), (1, 5, 1, 4, 4)])
 def test_results_do_not_depend_on_uninitialised_memory(engine_isa, algorithm, sizes, monkeypatch, threads_of_torch):
-    """Its results would be thrown away, but memory often holds denormal numbers, a hundred times as slow on Intel. A
-    signalling NaN raises a flag of the processor when it is calculated with."""
+    """Kernels must not compute with uninitialised memory, even if the results are discarded.
+
+    Denormal numbers in the memory would slow them down. The memory is filled with signalling NaNs, which set the
+    invalid-operation flag of the processor if they are used.
+    """
     monkeypatch.undo()  # filling what torch.empty gives raises the flag, too
     torch.set_num_threads(1)  # it is a thread's own
     libm, invalid = ctypes.CDLL(ctypes.util.find_library("m")), 1
@@ -341,7 +342,7 @@ def test_results_do_not_depend_on_uninitialised_memory(engine_isa, algorithm, si
 
 
 def test_tile_results_do_not_depend_on_the_surrounding_field():
-    """Tiled inference: a crop whose origin is a multiple of 4 has the same bits away from its rim."""
+    """A crop is compared with the whole field. Its origin is a multiple of 4, the size of a Winograd tile."""
     problem = Problem(B=1, C1=32, C2=0, O=48, H=64, W=64, residual=False)
     x, *rest = problem.tensors()
     whole, part = problem.run([x, *rest]), problem.run([x[..., 16:48, 32:64], *rest])
@@ -355,7 +356,7 @@ def test_direct_equals_the_library(native):
 
 @pytest.mark.parametrize("outputs", [1, 16])
 def test_direct_with_one_channel(outputs):
-    """Its strides are those of both layouts; the result has the one we promise."""
+    """With one channel, the strides of x match both memory formats. The result is channels_last."""
     x, weight, bias, *_ = Problem(B=2, C1=1, C2=0, O=outputs, H=7, W=9).tensors()
     for given in (x, x.contiguous(), x.transpose(2, 3)):
         y = conv3x3(given, weight, bias, algorithm="direct")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and cells on matrix tiles of bfloat16: numbers against float64, choice, refusals."""
+"""Tests of conv3x3 and of recurrent cells with AMX in bfloat16."""
 
 import random
 from dataclasses import replace
@@ -23,14 +23,13 @@ def amx(native):
 
 
 def rounded(tensors):
-    """Weights that bfloat16 holds, as float32."""
+    """Round the weights to bfloat16, as float32 tensors."""
     x, weight, *others = tensors
     return [x, weight.to(HALF).float(), *others]
 
 
 @pytest.mark.parametrize("part", range(6))
 def test_sampled_pixels_agree_with_float64(part):
-    """Values of 10 seeded problems: every tail of channels and sizes, epilogues, paddings, two sources."""
     for problem in sampled(10, 1000 + part):
         problem = replace(problem, dtype=HALF, out_dtype=None)
         tensors = rounded(problem.tensors())
@@ -49,7 +48,6 @@ def test_channel_counts_not_multiple_of_tile(inputs, outputs):
 @pytest.mark.parametrize("second", [0, 4])
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 18, 31])
 def test_few_channels(padding_mode, second, width):
-    """Three pixels of a row are one number of the sums: at every edge, of one source and of two."""
     problem = Problem(B=2, C1=6, C2=second, O=20, H=9, W=width, padding_mode=padding_mode, dtype=HALF)
     tensors = rounded(problem.tensors())
     check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
@@ -58,7 +56,6 @@ def test_few_channels(padding_mode, second, width):
 @pytest.mark.parametrize("channels", [1, 2, 5, 16, 33, 70])
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 def test_inputs_with_strided_channels(channels, padding_mode):
-    """They are read as they are, to the same bits: contiguous, cut out of larger ones, and beside others."""
     whole, weight = torch.randn(2, channels + 3, 9, 37).to(HALF), torch.randn(20, channels + 4, 3, 3).to(HALF)
     x, x2 = whole[:, 2 : channels + 2, 1:, 3:36], torch.randn(2, 4, 8, 33).to(HALF)
     copies = [t.contiguous(memory_format=torch.channels_last) for t in (x, x2)]
@@ -72,7 +69,6 @@ def test_inputs_with_strided_channels(channels, padding_mode):
 @pytest.mark.parametrize("inputs,size", [(3, (7, 1100)), (200, (5, 300)), (9, (700, 21)), (1, (2, 600)), (33, (1, 90))])
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
 def test_large_fields(inputs, size, padding_mode):
-    """Rows that are cut into strips, and more rows than a thread takes at once."""
     problem = Problem(2, inputs, 0, 21, *size, padding_mode=padding_mode, act="relu", dtype=HALF)
     tensors = rounded(problem.tensors())
     expected = problem.expected(tensors)
@@ -85,7 +81,7 @@ def test_large_fields(inputs, size, padding_mode):
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("shuffle,outputs", [(1, 24), (2, 24), (1, 7), (2, 8)])
 def test_gradients(act, padding_mode, shuffle, outputs):
-    """Each rounded once, to bfloat16; sums of the weight's gradient are kept in float32."""
+    """Gradients are rounded to bfloat16 once, after accumulation in float32."""
     problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle, dtype=HALF, C1=40, O=outputs, H=13, W=18)
     tensors = [t.detach().requires_grad_() for t in rounded(leaves(problem))]
     y = problem.run(tensors, "amx")
@@ -103,8 +99,6 @@ def test_gradients(act, padding_mode, shuffle, outputs):
     [(176, (1, 40, 41)), (40, (1, 90, 91)), (9, (6, 5, 7)), (20, (5, 16, 16)), (33, (3, 9, 29)), (33, (3, 7, 31))],
 )
 def test_gradients_of_the_weight(channels, size):
-    """Wide layers, whose sums the threads share, many positions and few; two sources, numbers of channels that fill no
-    tile."""
     batch, *size = size
     problem = Problem(batch, channels, 21, channels + 3, *size, act="relu", dtype=HALF, residual=False)
     tensors = [None if t is None else t.requires_grad_() for t in rounded(problem.tensors())]
@@ -152,7 +146,6 @@ def test_nan_matches_the_reference(channels, column):
 
 @pytest.mark.parametrize("hidden,inputs", [(8, 3), (32, 32), (40, 24)])
 def test_lstm_cell(hidden, inputs):
-    """The pass runs on sums in float32, as behind the Winograd transforms."""
     import fastds
 
     shapes = [(2, inputs, 13, 10), (2, hidden, 13, 10), (2, hidden, 13, 10)]
@@ -188,7 +181,7 @@ def test_amx_needs_its_instruction_set(native):
 
 
 def test_amx_state_is_restored_for_other_libraries():
-    """Torch's kernels configure the registers for themselves, and so do ours."""
+    """Products of torch and of fastds alternate, because both configure the AMX tile registers."""
     x, weight = torch.randn(2, 64, 20, 20).to(HALF), torch.randn(64, 64, 3, 3).to(HALF)
     a = torch.randn(256, 256).to(HALF)
     y, product = conv3x3(x, weight, algorithm="amx"), a @ a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3's "auto": what its algorithms cost, and which it takes."""
+"""Tests of the cost model of conv3x3 and of the algorithm that "auto" selects."""
 
 import pytest
 import torch
@@ -31,7 +31,6 @@ def test_costs_selected_for_a_cpu(isa, has, row, monkeypatch):
 @pytest.mark.parametrize("name", costs.TERMS)
 @pytest.mark.parametrize("longer", range(5), ids=["batch", "inputs", "outputs", "height", "width"])
 def test_cost_terms_scale_with_the_work(name, longer):
-    """The lengths are multiples of all tile sizes, and few columns lie outside the field."""
     lengths = [1, 64, 64, 64, 64]
     _, weights, products, *_ = costs.TERMS[name](*lengths)
     lengths[longer] *= 2
@@ -92,7 +91,6 @@ def test_cost_terms_by_hand(name, lengths, expected):
     ],
 )
 def test_cost_of_layout_and_epilogue(monkeypatch, named, spared, pays, call, per_point, points):
-    """The inputs are bfloat16 with 3 and 5 channels, and the costs of the algorithms differ slightly."""
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
     backward = named.get("backward", False)
     beside = {name: value for name, value in named.items() if name != "backward"}

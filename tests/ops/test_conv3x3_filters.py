@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of the engine, packed and kept, or packed piece by piece where they are many and tiles are few."""
+"""Tests of packed Winograd filters of conv3x3, cached or packed in parts during a call."""
 
 import pytest
 import torch
@@ -23,7 +23,15 @@ SHAPES = [
 
 
 def weight_of(kind, outputs, inputs, dtype):
-    """Dense in one layout or the other, a part of a larger weight, or with its taps the other way round."""
+    """Return a random weight.
+
+    Args:
+        kind: "contiguous", "channels_last", "part" (a slice of a larger weight) or "turned" (transposed kernel rows and
+            columns in memory).
+        outputs: number of output channels.
+        inputs: number of input channels.
+        dtype: dtype of the weight.
+    """
     whole = (torch.randn(outputs, inputs + 3, 3, 3) / (3 * inputs**0.5)).to(dtype)
     part = whole[:, 2 : inputs + 2]
     if kind == "part":
@@ -41,7 +49,7 @@ def value_and_gradient(x, weight, bias, shuffle):
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_filters_are_packed_in_parts(engine_isa, two_threads, monkeypatch, dtype, kind):
-    """The bits of filters that are kept, with two threads and one; nothing is kept; and right in both directions."""
+    """Filters that are packed in parts give the same bits as cached filters, with one thread and with two."""
     for batch, inputs, outputs, height, width, shuffle in SHAPES:
         x = torch.randn(batch, inputs, height, width).to(dtype).requires_grad_()
         weight, bias = weight_of(kind, outputs, inputs, dtype), torch.randn(outputs).to(dtype)

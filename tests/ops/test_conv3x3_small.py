@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 of one small map, which "auto" may leave to torch's own convolution."""
+"""Tests of conv3x3 of one small map, for which "auto" may select the convolution of torch."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ONE_MAP = {"B": 1, "C1": 5, "C2": 0, "O": 8}
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """Sets whose costs count, AMD's until a test asks for others."""
+    """Return a function that sets the processor of the costs."""
 
     def choose(name: str) -> None:
         monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: name)
@@ -75,7 +75,6 @@ def test_arguments_passed_to_torch():
 
 
 def test_fallback_on_cpus_with_fast_gemm(machine, monkeypatch):
-    """In a training many channels of few pixels, where torch's products are Intel's; of one map, and not of two."""
     problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
     two = Problem(**{**vars(problem), "B": 2})
     asked = []
@@ -106,7 +105,6 @@ def test_single_contiguous_input_is_not_transposed(maps, outputs, turns):
 
 
 def test_forced_op_is_used(monkeypatch):
-    """By an algorithm or an implementation; and who compiles it or wants no gradients."""
     monkeypatch.setattr(op, "F", None)  # not asked
     problem = Problem(**ONE_MAP)
     expected = problem.run(leaves(problem), "winograd")

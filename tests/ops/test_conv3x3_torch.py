@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 inside torch: second derivatives, opcheck, compile, export, autocast, functorch, subsets."""
+"""Tests of conv3x3 with torch: derivatives, opcheck, torch.compile, export, autocast and torch.func."""
 
 import pytest
 import torch
@@ -25,7 +25,6 @@ SMALL = [
 @pytest.mark.parametrize("problem", SMALL, ids=str)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["first", "second"])
 def test_numerical_derivatives(problem, check):
-    """The formulas in float64, where the library's convolution runs under them."""
     tensors = leaves(problem, torch.float64)
 
     def function(*present):
@@ -40,7 +39,6 @@ def test_numerical_derivatives(problem, check):
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("shuffle", [1, 2], ids=["plain", "shuffled"])
 def test_double_backward(algorithm, act, padding_mode, shuffle):
-    """First and second derivatives of the float32 ops against the reference in float64."""
     problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle)
     tensors = leaves(problem)
     doubles = [t.detach().double().requires_grad_() for t in tensors]
@@ -61,7 +59,7 @@ def test_double_backward(algorithm, act, padding_mode, shuffle):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_gradient_penalty(algorithm):
-    """WGAN-GP: the gradient of a critic's gradient norm, through three layers, the third derivative also runs."""
+    """The penalty is that of WGAN-GP, through three convolutions."""
     torch.manual_seed(1)
     weights = [torch.randn(o, c, 3, 3) / (9 * c) ** 0.5 for c, o in ((17, 24), (24, 20), (20, 1))]
     x = torch.randn(2, 17, 11, 10)
@@ -148,7 +146,6 @@ class Wrapper(torch.Tensor):
 
 
 def step(x, weight):
-    """The public function with gradients and without."""
     with torch.no_grad():
         conv3x3(x, weight)
     conv3x3(x, weight).sum().backward()
@@ -269,7 +266,7 @@ def test_export_and_train_on_the_exported_program():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype, algorithm):
-    """Images take the autocast dtype, weight and its gradient stay float32; out_dtype float32 keeps its digits."""
+    """Under autocast, the result has the dtype of autocast unless out_dtype is float32."""
     problem = Problem(act="leaky_relu")
     tensors = leaves(problem)
     with torch.autocast("cpu", dtype):
@@ -324,7 +321,6 @@ def test_explain_names_the_algorithm():
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("second", [False, True], ids=["", "x2"])
 def test_reference_of_the_weights_gradient(second, padding_mode):
-    """Against autograd; in the wanted dtype, computed in the widest."""
     x, x2 = (torch.randn(2, channels, 5, 6, dtype=torch.float64) for channels in (3, 2))
     weight = torch.randn(4, 5 if second else 3, 3, 3, dtype=torch.float64, requires_grad=True)
     y = conv3x3(x, weight, None, second_input=x2 if second else None, padding_mode=padding_mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv_gru_cell against convolutions and gates in float64, on every instruction set, and inside torch."""
+"""Tests of conv_gru_cell against float64."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def unit_of(dtype):
 
 
 def check(tensors, dtype, algorithm="winograd", **options):
-    """Values with and without a graph, and all gradients."""
+    """Check values with and without autograd, and gradients."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     with fastds.use_conv_algorithm(algorithm):
         with torch.no_grad():
@@ -116,7 +116,6 @@ def test_first_and_second_derivatives(options):
 
 @pytest.mark.parametrize("stages", ["public", "fused ops"])
 def test_penalty_on_a_gradient(stages):
-    """In float32, where the kernels run; the stages' own ops give it, too."""
     tensors = inputs((1, 16, 16, 6, 5))
     doubles = [t.detach().double().requires_grad_() for t in tensors]
 

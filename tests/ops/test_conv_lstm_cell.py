@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv_lstm_cell against convolution and gates in float64, on every instruction set, and inside torch."""
+"""Tests of conv_lstm_cell against float64."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_layouts_and_no_bias(layout):
     ids=str,
 )
 def test_pre_activations_with_non_temporal_stores(shape, dtype):
-    """More than 8 MB of them, see choose_store in csrc/conv3x3: whole vectors, pixels off their alignment, 16 bit."""
+    """The pre-activations exceed 8 MB; choose_store in csrc/conv3x3 then selects non-temporal stores."""
     check(inputs(shape, dtype), dtype)
 
 
@@ -95,7 +95,6 @@ def test_every_instruction_set(isa, dtype, native):
 
 @pytest.mark.parametrize("shape", [(2, 24, 24, 33, 21), (1, 64, 70, 9, 14)], ids=["", "shared"])
 def test_results_are_bitwise_independent_of_threads(shape):
-    """In the second the threads share the few tiles, each reads a part of the filters."""
     tensors = inputs(shape)
 
     def run():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of an ST-LSTM against convolutions and gates in float64, on every instruction set, and inside torch."""
+"""Tests of the fused convolutions and gates of an ST-LSTM cell against float64."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def check(name, tensors, dtype, algorithm="winograd"):
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("name", STAGES)
 def test_source_shared_by_convolution_and_gates(name, place, mask):
-    """Its gradient is the sum of both; in a cell the memory is one."""
+    """The gradient of a tensor that is a convolution input and a gate input is the sum of both gradients."""
     *maps, _, weight, bias = inputs(name, (2, 24, 24, 9, 7))[:5]
     residual = [torch.randn(2, 24, 9, 7)] if name == "conv_output_gate" else []
     maps = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate((*maps, weight))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/core by itself: 16-bit conversions, exp and its kin, parallel_for, compiled into a probe of a few lines."""
+"""Tests of the headers in csrc/core, which are compiled into a small library."""
 
 import ctypes
 import shutil
@@ -90,7 +90,11 @@ def test_vector_math_is_accurate_to_a_few_ulp(probe, function, kind):
 
 
 def hard_floats(dtype):
-    """Random bit patterns, every value of a 16-bit type, the halfway points between them and their float neighbours."""
+    """Return float32 numbers that are hard to round to a 16-bit dtype.
+
+    The numbers are all values of the dtype, the midpoints between neighbours, the float32 numbers next to the
+    midpoints, random bit patterns, and values at the limits of the dtypes.
+    """
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
     finite = every[every.isfinite()].double().sort().values
     halfway = ((finite[1:] + finite[:-1]) / 2).float()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values and gradients of deform_conv2d against the float64 reference, over shapes, dtypes, layouts and builds."""
+"""Tests of values and gradients of deform_conv2d against the float64 reference."""
 
 import functools
 
@@ -27,7 +27,13 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 def compare(problem, tensors, function=deform_conv2d):
-    """Value and every gradient within the error rule, each in the dtype of its tensor."""
+    """Check the value and all gradients of a problem against float64, and return them.
+
+    Args:
+        problem: sizes and options of the call.
+        tensors: x, offset, weight, bias and mask; bias and mask may be None.
+        function: implementation to check.
+    """
     exact = [t if t is None else t.double() for t in tensors]
     grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64).to(tensors[0].dtype)
     ours = gradients(lambda t: problem.run(function, t), tensors, grad_y)
@@ -54,7 +60,7 @@ def test_offset_in_float32(problem, dtype):
 
 
 def compare_float64(problem, offset_dtype=None):
-    """In float64 every value and gradient equals the reference's up to the order of the sums."""
+    """Check the value and all gradients with float64 tensors against the reference."""
     tensors = problem.tensors(torch.float64, offset_dtype)
     grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64)
     ours, true = (gradients(lambda t, f=f: problem.run(f, t), tensors, grad_y) for f in (deform_conv2d, reference))
@@ -80,7 +86,7 @@ def test_every_instruction_set(native, isa, dtype, problem):
 
 
 def views(name, tensor):
-    """The same values behind other strides; None where the view does not apply."""
+    """Return tensor with other strides, or None if the view is not possible for its shape."""
     if name == "contiguous":
         return tensor.contiguous()
     if name == "channel_slice":
@@ -109,7 +115,6 @@ def views(name, tensor):
 @pytest.mark.parametrize("wide_offset", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, masked):
-    """They are read and written plane by plane, in panels that go on from one image to the next."""
     x, offset, mask = torch.randn(3, 8, 19, 27), 2 * torch.randn(3, 36, 19, 27), torch.rand(3, 18, 19, 27)
     maps = [x.to(dtype), offset.to(torch.promote_types(dtype, torch.float32) if wide_offset else dtype), mask.to(dtype)]
     weight, bias = torch.randn(37, 8, 3, 3).to(dtype), torch.randn(37).to(dtype)
@@ -127,7 +132,7 @@ def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, mas
 
 
 def test_sliced_and_whole_inputs():
-    """One map alone whose pixels do not follow each other: offsets, or the mask."""
+    """Only the offset or only the mask is a slice of a larger tensor."""
     problem = Problem("slices", 1, 4, 5, 6, 7, G=1)
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(1, 5, 6, 7)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d at the rim of the field, at integers, with huge or non-finite offsets; its error messages."""
+"""Tests of deform_conv2d at the border of the field and with extreme offsets, and of its error messages."""
 
 import pytest
 import torch
@@ -14,7 +14,10 @@ H, W, EPS = 5, 6, 2.0**-10
 
 
 def at(positions, dtype=torch.float64):
-    """x (1, 3, H, W) and the offset (1, 2, H, W) that puts pixel n of the output at positions[n % len]."""
+    """Return x (1, 3, H, W) and an offset (1, 2, H, W) that samples given positions.
+
+    Output pixel n samples positions[n % len(positions)].
+    """
     x = torch.randn(1, 3, H, W, dtype=dtype)
     target = torch.tensor(positions, dtype=dtype)[torch.arange(H * W) % len(positions)]
     rows, columns = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
@@ -23,7 +26,7 @@ def at(positions, dtype=torch.float64):
 
 
 def sample(x, y_at, x_at):
-    """Bilinear over a zero border, in plain Python."""
+    """Sample bilinearly with zeros outside, in plain Python."""
     if not (-1 < y_at < H and -1 < x_at < W):
         return torch.zeros(3, dtype=x.dtype)
     y0, x0 = int(y_at // 1), int(x_at // 1)
@@ -53,7 +56,6 @@ def test_value_at_the_border(function, dtype):
 
 
 def test_gradients_at_the_border_use_the_floor_cell():
-    """Exactly at integers and at the rim the fused gradients equal those of the reference formula."""
     for start in range(0, len(EDGES), H * W):
         x, offset = at(EDGES[start : start + H * W])
         tensors = [
@@ -80,7 +82,7 @@ def test_derivative_at_an_integer_uses_the_next_cell():
 
 
 def test_gradient_near_a_kink_is_one_sided():
-    """Boundary band: a step of h across no kink gives the finite difference, on both sides of y = -1, 0, H-1 and H."""
+    """Near the jumps of the gradient, it equals a finite difference whose step does not cross the jump."""
     h = 2.0**-20
     weight = torch.ones(1, 3, 1, 1, dtype=torch.float64)
     for edge in (-1.0, 0.0, H - 1.0, float(H)):
@@ -141,7 +143,6 @@ def test_all_offsets_nan(function):
 
 @pytest.mark.parametrize("function", BOTH, ids=["ours", "reference"])
 def test_samples_outside_do_not_read_the_field(function):
-    """A field that is NaN at its corner stays out of samples that lie outside."""
     x = torch.randn(1, 4, 5, 6)
     x[0, :, 0, 0] = float("nan")
     y = function(x, torch.full((1, 2, 5, 6), 100.0), torch.randn(3, 4, 1, 1))
@@ -166,7 +167,6 @@ def test_negative_mask_is_a_factor():
 
 
 def test_far_positions_keep_their_fraction_in_half_precision():
-    """A float32 offset of 400.25 px is sampled at a quarter pixel with bfloat16 data."""
     x = torch.arange(1024.0).reshape(1, 1, 1, 1024).remainder(8).to(torch.bfloat16)
     offset = torch.tensor([0.0, 400.25]).reshape(1, 2, 1, 1).expand(1, 2, 1, 1024)
     y = deform_conv2d(x, offset, torch.ones(1, 1, 1, 1, dtype=torch.bfloat16))
@@ -188,7 +188,6 @@ def test_error_messages(changes, kind, text):
 
 
 def test_registered_op_rejects_invalid_arguments():
-    """Called directly the op never hands a wrong shape to the kernel."""
     x, offset, weight, _, mask = Problem("direct").tensors(torch.float32)
     with pytest.raises(ValueError, match="mask has shape"):
         torch.ops.fastds.deform_conv2d(x, offset, weight, None, [1, 1], [1, 1], [1, 1], mask[:, :9])
@@ -212,7 +211,7 @@ def test_explain_names_the_backend(native):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [3, 5, 21])
 def test_an_infinite_mask_stays_infinite(channels, dtype):
-    """Vectors reach beyond an odd number of channels; what lies there, 0 times infinity, counts nowhere."""
+    """The kernel reads vectors past an odd number of channels; 0 times infinity there must not give NaN."""
     x, weight = torch.ones(1, channels, 4, 5, dtype=dtype), torch.ones(2, channels, 3, 3, dtype=dtype)
     offset, mask = torch.full((1, 18, 4, 5), 0.25), torch.ones(1, 9, 4, 5, dtype=dtype)
     mask[0, 8, 1, 2] = torch.inf

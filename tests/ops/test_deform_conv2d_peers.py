@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d agrees with ONNX DeformConv (reference evaluator and onnxruntime) and with torchvision."""
+"""Tests of deform_conv2d against ONNX DeformConv (reference evaluator, onnxruntime) and torchvision."""
 
 import numpy
 import pytest
@@ -50,7 +50,10 @@ def check(problem, tensors, y):
 
 
 def spread(tensors, seed):
-    """Offsets anywhere, many samples outside the field and on its rim."""
+    """Replace the offset by a larger one and round a fifth of its values to integers.
+
+    Many samples then lie outside the field.
+    """
     generator = torch.Generator().manual_seed(seed)
     offset = 4 * torch.randn(tensors[1].shape, generator=generator)
     whole = torch.rand(offset.shape, generator=generator) < 0.2

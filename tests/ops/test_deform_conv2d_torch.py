@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d inside torch: numerical derivatives, opcheck, compile, export, autocast, functorch, subsets."""
+"""Tests of deform_conv2d with torch: derivatives, opcheck, torch.compile, export, autocast and torch.func."""
 
 import itertools
 
@@ -28,7 +28,10 @@ def leaves(problem, dtype=torch.float64):
 
 
 def packed(problem):
-    """A function of the tensors that are there, for gradcheck, which takes no None."""
+    """Return a function for gradcheck and its arguments.
+
+    The arguments are the tensors of the problem that are not None.
+    """
     tensors = leaves(problem)
     present = [t for t in tensors if t is not None]
 
@@ -50,7 +53,6 @@ def test_gradgradcheck(problem):
 
 
 def test_penalty_on_gradients_equals_reference():
-    """Double backward as a gradient penalty uses it: d |d y / d x|^2 / d everything."""
     problem = Problem("penalty", 2, 8, 6, 6, 5, G=2)
     values = problem.tensors()
 
@@ -64,7 +66,6 @@ def test_penalty_on_gradients_equals_reference():
 
 
 def test_one_tensor_for_two_arguments():
-    """Input that is its own mask: both gradients add up, in the first and the second order."""
     x, offset, weight = (
         torch.randn(1, 4, 5, 4).double(),
         torch.rand(1, 8, 5, 4).double(),
@@ -83,7 +84,7 @@ def test_one_tensor_for_two_arguments():
 
 @pytest.mark.parametrize("wanted", range(1, 32))
 def test_subsets_of_gradients(wanted, native, monkeypatch):
-    """Only the wanted gradients are computed, and they are the same as in the full set."""
+    """Requesting a subset of the gradients computes only these gradients, with the same values."""
     problem = Problem("subset", 1, 8, 4, 4, 5, G=2)
     values, grad_y = problem.tensors(torch.float32), torch.randn(1, 4, 4, 5)
     full = gradients(lambda t: problem.run(deform_conv2d, t), values, grad_y)[1:]
@@ -177,7 +178,7 @@ def test_compile_fullgraph_with_gradients(call, compiler, dynamic):
 
 
 def test_compiled_graph_holds_the_kernels():
-    """Both graphs, forward and backward, call the fused ops and nothing of the reference."""
+    """The forward graph and the backward graph contain the fused ops."""
     torch.compiler.reset()
     targets = []
 
@@ -329,7 +330,6 @@ def test_backends_agree():
 
 
 def test_threads_calling_at_once():
-    """The interpreter lock is released inside the kernel; calls from several threads do not disturb each other."""
     from concurrent.futures import ThreadPoolExecutor
 
     problem = Problem("threads", 2, 16, 16, 20, 21, G=2)
@@ -340,8 +340,7 @@ def test_threads_calling_at_once():
     assert all(torch.equal(y, expected) for y in results)
 
 
-def test_every_pair_of_sizes_refused_or_right():
-    """Strides, paddings and dilations in all combinations give torch's output size."""
+def test_output_size_for_strides_paddings_and_dilations():
     x = torch.randn(1, 2, 7, 6)
     for s, p, d in itertools.product((1, 2, 3), (0, 1, 4), (1, 2)):
         weight = torch.randn(3, 2, 3, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.explain takes what a public op takes, and says what then runs."""
+"""Tests of fastds.explain."""
 
 from contextlib import nullcontext
 from random import Random

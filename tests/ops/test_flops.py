@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's counter of operations counts our ops as it counts torch's own."""
+"""Tests of the formulas for torch's FlopCounterMode."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ UNCOUNTED = {
 
 
 def counted(function, *inputs, backward=True):
-    """FLOPs of a call, and of its gradients."""
+    """Return the FLOPs of a call and of its gradients."""
     with FlopCounterMode(display=False) as counter:
         out = function(*inputs)
         forward = counter.get_total_flops()
@@ -60,7 +60,6 @@ def test_convolutions_count_as_those_of_torch(ours, theirs, channels, wanted, ba
 
 
 def test_flops_of_grouped_convolution(native):
-    """torch counts the gradient of a weight as if there were none."""
     with fastds.use_backend("native"):
         forward, gradients = counted(layers.Conv2d(8, 12, 5, padding=2, groups=4), maps(8))
     assert forward == counted(nn.Conv2d(8, 12, 5, padding=2), maps(8))[0] // 4 and gradients == 2 * forward

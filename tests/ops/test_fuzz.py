@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small, fixed number of random calls as in `python -m tests.fuzz`, and tests of the comparison itself."""
+"""Runs a few random calls of tests.fuzz and tests its comparison."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ runpy.run_module("tests.fuzz", run_name="__main__", alter_sys=True)
 
 
 def test_killed_fuzz_campaign_resumes(tmp_path, native):
-    """A child that dies is one line; the line that a kill cut off is made again."""
+    """The log has a line for a crashed call, and a last line that was cut off by the kill."""
     log = tmp_path / "log.jsonl"
     name = {"seed": 0, "op": "null_op", "kind": "valid"}
     lines = [name | {"number": 3, "outcome": "crashed", "what": "-11"}, name | {"stop": 5, "faults": {"crashed": 1}}]

@@ -14,7 +14,7 @@ def maps(channels=4, batch=2, size=(5, 6)):
 
 
 def negated(*shape):
-    """Ones, as a view whose sign is not in memory; of one element it is contiguous."""
+    """Return ones as a view with the negative bit of torch, whose memory contains -1."""
     return torch.complex(torch.zeros(shape), -torch.ones(shape)).conj().imag
 
 
@@ -125,7 +125,6 @@ def test_inr_query_of_no_points_takes_no_sparse_maps(native):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_all_corners_of_the_skip_invalid(backend, native):
-    """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""
     mask = torch.tensor([[[False, True], [True, True]]])
     features = torch.ones(1, 2, 2, 2).requires_grad_()
     point = PointSpec(torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2))

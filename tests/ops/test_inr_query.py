@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query: what it computes. The numbers in the names are those of the specification's list of tests."""
+"""Tests of the values of inr_query."""
 
 import math
 
@@ -26,7 +26,10 @@ def normal(*shape, scale=1.0):
 
 
 def interior(source, target):
-    """Targets that are farther than rounding from a clamped index: there the published areas are a lottery."""
+    """Return the mask of queries that are not at the first or last pixel centre.
+
+    At these centres, the areas of published implementations depend on rounding.
+    """
     masks = []
     for n, m in zip(source, target, strict=True):
         u = ((2 * torch.arange(m) + 1) * n - m).double() / (2 * m)
@@ -78,7 +81,7 @@ def test_inr_query_liif_points_outside():
 
 
 def test_inr_query_degenerate_rows_of_published_areas():
-    """At s = 1 the last row and column sit on the clamped index: there and only there the published weights differ."""
+    """At scale 1, the results equal the published ones except in the outer rows and columns."""
     features, layers, source = normal(1, 4, 7, 9), random_liif(), (7, 9)
     cell = torch.tensor([[2 / 7, 2 / 9]], dtype=f64)
     expected = liif(features, grid_coordinates(source, 1), cell, layers).reshape(7, 9, -1)
@@ -90,8 +93,7 @@ def test_inr_query_degenerate_rows_of_published_areas():
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("factor", [1, 3, 5])
-def test_areas_leave_the_skip_bilinear(factor, backend):
-    """At odd whole factors, whose places fall on pixels; published LTE adds a bilinear field beside its areas."""
+def test_skip_is_bilinear_with_area_weights(factor, backend):
     field = normal(2, 3, 7, 9).requires_grad_()
     maps, trunk = normal(2, 8, 7, 9), [(torch.zeros(3, 8, dtype=f64), torch.zeros(3, dtype=f64))]
     with fastds.use_backend(backend):
@@ -181,7 +183,7 @@ def test_inr_query_window_is_part_of_the_grid():
 
 
 def test_inr_query_is_continuous():
-    """Halving the step halves the largest increment, across cell lines too."""
+    """Halving the step between queries nearly halves the largest difference of neighbouring results."""
     for kind in ("affine-early_attn", "affine-late", "fourier-late"):
         maps, trunk, keywords = random_case(kind, batch=1, skip=False)
         largest = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inr_query: the native kernel against the reference, and its place in torch. Numbers as in test_inr_query.py."""
+"""Tests of the native kernel of inr_query against the reference, and with torch."""
 
 import math
 
@@ -30,7 +30,7 @@ def is_number(value):
 
 
 def single(kind, dtype, **options):
-    """A case whose maps are of `dtype`, everything else float32."""
+    """Return a case with float32 tensors and maps of `dtype`."""
     maps, trunk, keywords = random_case(kind, dtype=torch.float32, **options)
     return maps.to(dtype), trunk, keywords
 
@@ -155,7 +155,6 @@ def test_inr_query_backward_in_low_precision(kind, dtype, tolerance):
 
 @pytest.mark.parametrize("depth", [5, 20, 33])
 def test_a_missing_value_stays_in_its_queries(depth, native):
-    """Rows of queries are used again, and steps of bfloat16 read more numbers than a layer has."""
     maps = torch.randn(1, depth, 20, 20).bfloat16()
     maps[:, :, 1] = math.nan
     widths = (depth, 8, 40, 3)
@@ -172,7 +171,7 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, f64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_values_and_infinities_propagate(kind, dtype, value, each_isa):
-    """Results and gradients have NaN and infinities where the reference has them: ReLU drops no NaN."""
+    """Results and gradients are NaN or infinite exactly where those of the reference are."""
     maps, trunk, keywords = random_case(kind) if dtype == f64 else single(kind, dtype)
     maps[0, 3, 2, 4] = value
     m, t, k = doubled(maps, trunk, keywords)
@@ -222,7 +221,7 @@ def test_inr_query_backward_chunks_and_threads(monkeypatch):
 
 @pytest.mark.parametrize("axis", ["batch", "rows", "columns"])
 def test_inr_query_element_offsets_are_64_bit(axis, tmp_path, isa):
-    """The last sample, row or column of the maps lies 2^33 bytes from the first, in a file without content between."""
+    """The last sample, row or column of the maps lies 2^33 bytes after the first, in a sparse file."""
     maps, trunk, keywords = single("affine-early_attn", torch.float32)
     near = maps.contiguous(memory_format=torch.channels_last)
     strides = list(near.stride())
@@ -239,7 +238,7 @@ def test_inr_query_element_offsets_are_64_bit(axis, tmp_path, isa):
 
 
 def test_inr_query_coordinates_are_64_bit(isa):
-    """Numerators beyond 2^31: the last cells of a grid of 2^30 by 2^30."""
+    """The test uses the last cells of a grid of 2^30 x 2^30, whose coordinates have numerators above 2^31."""
     maps, trunk, keywords = random_case("affine-early_area")
     n = 1 << 30
     last = GridSpec.cells((7, 9), (n, n)).window((n - 2, n), (n - 3, n))
@@ -344,7 +343,7 @@ def test_gradients_of_coordinates_come_from_the_reference():
 
 
 def test_inr_query_coordinates_keep_their_dtype():
-    """u = 1800.25 would be 1800 in bfloat16: the value must be that of the fraction."""
+    """The coordinate 1800.25 must not be rounded to bfloat16, which gives 1800."""
     ramp = torch.arange(3600.0)[None, None, None].expand(1, 1, 1, 3600)
     where = from_index(torch.tensor([[0.0, 1800.25]]), (1, 3600))
     y = inr_query(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of maps into another memory layout: the native kernel, and where torch has to see the copy."""
+"""Tests of copies between memory formats and of sums over pixels."""
 
 import pytest
 import torch
@@ -51,7 +51,6 @@ def test_transpose_matrices(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sums_over_pixels_by_channel(native, isa, dtype, monkeypatch):
-    """Channel counts include full and partial vectors and several parts; NaN stays in its channel."""
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     for shape in (
         (1, 1, 1, 1),
@@ -123,7 +122,6 @@ def test_negated_views(monkeypatch):
 
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_one_channel_is_channels_last_by_its_strides(requires_grad):
-    """torch took six times as long for a step with one channel whose strides are those of a contiguous map."""
     x, weight = torch.randn(2, 1, 9, 9, requires_grad=requires_grad), torch.randn(3, 1, 5, 5, requires_grad=True)
     y, expected = library.conv2d(x, weight, None, 1), F.conv2d(x, weight, padding=2)
     assert y.is_contiguous(memory_format=CHANNELS_LAST)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op: the order of these sections is that of every op's test file."""
+"""Tests of null_op, which are a template for the tests of other ops."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ SHAPES = [(), (0,), (1,), (7,), (2, 3, 5, 7), (2, 0, 3)]
 
 
 def special_values(dtype):
-    """Normal, denormal, infinite and NaN values of a dtype."""
+    """Return normal, denormal, infinite and NaN values."""
     finfo = torch.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.5, finfo.max, finfo.min, finfo.tiny, finfo.tiny / 4]
     values += [float("inf"), float("-inf"), float("nan")]
@@ -147,7 +147,7 @@ def test_autocast(dtype):
 
 
 def test_triton_kernel():
-    """Under the interpreter, which Triton turns on at its import only."""
+    """The subprocess is needed because Triton enables its interpreter only when it is imported."""
     pytest.importorskip("triton")
     code = """
 import torch, fastds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ops have in common in what they take: odd tensors, autocast, nothing at all, and the words of refusals."""
+"""Tests of arguments that the ops share: unusual tensors, autocast, empty tensors and error messages."""
 
 import signal
 
@@ -54,7 +54,6 @@ CALLS = {  # op of maps and weights of given dtypes
 
 @pytest.mark.parametrize("name", CALLS)
 def test_float16_weights_under_bfloat16_autocast(name, native):
-    """As torch's convolution: what autocast does not leave in float32 takes its dtype."""
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(1)
         got = CALLS[name](torch.float32, torch.float16)
@@ -149,7 +148,7 @@ def test_empty_tensors_keep_their_shape(backend, native):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_lazily_negated_views(channels, native):
-    """The imaginary part of a conjugate is a view that is negated when it is read."""
+    """The imaginary part of a conjugate tensor is a view that torch negates when it is read."""
 
     def view(tensor):
         return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
@@ -170,7 +169,6 @@ def test_lazily_negated_views(channels, native):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded")
 def test_a_forked_child_runs_on_one_thread(native):
-    """The behaviour is as documented in fastds.ops for a fork after use."""
     torch.set_num_threads(2)
     x, w = maps(16, size=(32, 32)), filters(16, 16)
     expected = ops.conv3x3(x, w)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made of weights and kept: every change of a weight must show, however it was made, and others' calls must not
-notice."""
+"""Tests of the cache of packed weights: it must notice each change of a weight."""
 
 import copy
 import itertools
@@ -176,7 +175,6 @@ def test_cache_keeps_the_most_recent_entry(monkeypatch):
 
 
 def test_cache_evicts_among_the_oldest_entries(monkeypatch):
-    """A search of all that other networks have left took more time than the convolutions of a small one."""
     seen = []
 
     class Watched(packed_weight_cache.OrderedDict):
@@ -207,7 +205,7 @@ def test_cache_evicts_among_the_oldest_entries(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The weights of which filters are prepared, while the test runs."""
+    """Yield the list of weights whose filters oneDNN prepares during the test."""
     weights, prepared = [], onednn.prepare_filters
     monkeypatch.setattr(
         onednn, "prepare_filters", lambda weight, *args: weights.append(weight) or prepared(weight, *args)
@@ -230,7 +228,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("kind", ["channels_last", "contiguous", "part"])
 @pytest.mark.parametrize(("run", "size", "options", "groups"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_weights_are_packed_once(asked, run, size, options, groups, dtype, layout, kind):
-    """For maps of any size, in the same bits as torch's own; a bfloat16 map's weight may be float32."""
+    """Calls with maps of two sizes prepare the weight once and give the bits of F.conv2d."""
     bias, whole = torch.randn(12), torch.randn(12, 9, size, size)
     weight = whole[:, 1 : 1 + 8 // groups]
     if kind != "part":
@@ -259,7 +257,6 @@ def test_one_weight_for_several_convolutions(asked):
 
 @here
 def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
-    """Nothing would differentiate the call, or see it; and a next step has another weight."""
     x, weight, bias = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5), torch.randn(6)
     for trained in (x, weight, bias):
         trained.requires_grad_()
@@ -284,7 +281,6 @@ def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
 
 @here
 def test_conv2d_decision_cache(asked):
-    """Filters are kept, and not taken for a call that differs in what shapes and strides do not show."""
     x, weight = torch.randn(2, 8, 9, 7).contiguous(memory_format=LAST), torch.randn(2, 8, 5, 5)
     with fastds.use_conv_algorithm("direct"):
         expected = conv2d(x, weight)

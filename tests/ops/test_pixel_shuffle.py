@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pixel_shuffle and pixel_unshuffle: numbers, every gradient order, layouts, dtypes, edges, torch integration."""
+"""Tests of pixel_shuffle and pixel_unshuffle."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def problem(r, channels=5, size=(3, 4), batch=2, dtype=torch.float64, layout=CL)
 
 
 def loops(x, r, bias, act, slope):
-    """By the formula of the docstring, one element at a time, float64."""
+    """Compute pixel_shuffle in float64 by its definition, one sub-pixel at a time."""
     b, channels, h, w = x.shape
     y = torch.zeros(b, channels // r**2, h * r, w * r, dtype=torch.float64)
     for c in range(y.shape[1]):
@@ -81,7 +81,6 @@ def test_every_instruction_set(dtype, isa):
 @pytest.mark.parametrize("r", [2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_by_size(dtype, r, channels, size, native):
-    """One channel goes by whole pixels; results of 16 MiB and more with whole lines of channels go past the caches."""
     if channels > 1:
         size = [n * 2 // r for n in size]
     x, bias = problem(r, channels, size, batch=2, dtype=dtype)
@@ -102,7 +101,6 @@ def test_kernels_by_size(dtype, r, channels, size, native):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CL], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_permutation_kernels(dtype, layout, isa):
-    """Any factor and number of channels: rows of several chunks, the last of them shorter; rows of a vector or less."""
     shapes = ((1, 131), (3, 101), (12, 67), (40, 50), (2, 32), (2, 5))
     for r, (channels, width) in itertools.product(FACTORS, shapes):
         x, bias = problem(r, channels, (3, width), dtype=dtype, layout=layout)
@@ -208,7 +206,10 @@ def test_adjoint():
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
 def test_second_order_gradients_of_a_mixed_graph(act, native):
-    """f(x)*x and a penalty on its gradient: a backward that hides an input loses terms here without an error."""
+    """Compute second derivatives of a graph that contains f(x) * x and a gradient penalty.
+
+    If the backward pass omitted an input, terms would be missing from these derivatives without an error.
+    """
     x, bias = problem(2, 3)
     weight = torch.randn(2, 3, 6, 8, dtype=torch.float64)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that blocks make: blocks that overlap, in threads and in generators, leave nothing behind."""
+"""Tests of context managers for settings that overlap in threads or generators."""
 
 import threading
 
@@ -24,14 +24,21 @@ every_switch = pytest.mark.parametrize("name", SWITCHES)
 
 
 def opened(block):
-    """A generator that is inside the block between its two values."""
+    """Generator that holds the block between its two values."""
     with block():
         yield "entered"
         yield "inside"
 
 
 def overlapping_threads(block, value):
-    """What is in force after each of: A enters, B enters, A leaves, B leaves; A and B in threads of their own."""
+    """Return the setting after each step of two threads with overlapping blocks.
+
+    The steps are: A enters, B enters, A leaves, B leaves.
+
+    Args:
+        block: function that returns the context manager.
+        value: function that returns the setting in force.
+    """
     seen, entered, leave, left = [], *([threading.Event(), threading.Event()] for _ in range(3))
 
     def run(k):
@@ -92,7 +99,7 @@ def test_last_entered_setting_is_active():
 
 
 def test_setting_is_visible_in_other_threads():
-    """Autograd runs the backward of a device in a thread of its own."""
+    """Autograd may run the backward pass in another thread."""
     seen = []
     with recompute_gates():
         thread = threading.Thread(target=lambda: seen.append(is_recomputing_gates()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of all ops from several Python threads at once, which kernels let run: the bits of calls made alone."""
+"""Tests that concurrent calls of the ops from several threads give the bits of single calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.filterwarnings("ign
 
 
 def computed(case):
-    """Results and gradients of a call made from its description."""
+    """Return the results and gradients of a call."""
     arguments = build(case)
     leaves = [t for t in tensors(arguments) if t.requires_grad]
     with torch.autocast("cpu", DTYPES[case.autocast]) if case.autocast else nullcontext():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.ops.fastds.*, called by anybody: each checks what its kernel relies on.
+"""Tests that the ops in torch.ops.fastds check the arguments on which their kernels rely.
 
-Valid calls of every registered op, backward ones among them, are recorded; then one thing of one argument is changed, a
-dimension above all. An op must refuse that, or compute what its reference computes; it never crashes.
+Valid calls of the registered ops are recorded. Then one property of one argument is changed. The op must refuse the
+changed call or give the result of its reference, and it must not crash.
 """
 
 import functools
@@ -22,7 +22,7 @@ def results(value):
 
 @functools.cache
 def recording():
-    """One call of every registered op by name, detached."""
+    """Return one detached call of each registered op."""
     torch.manual_seed(0)
     found = {}
     with warnings.catch_warnings(), recorded() as calls:
@@ -39,7 +39,7 @@ def recording():
 
 
 def second_order(function):
-    """Gradients of gradients, which are ops of their own here and there."""
+    """Backpropagate through a gradient penalty of the results of function."""
     y = results(function())
     inputs = [t for t in leaves(y) if t.requires_grad]
     grads = torch.autograd.grad(y, inputs, [torch.randn_like(t) for t in y], create_graph=True, allow_unused=True)
@@ -49,7 +49,7 @@ def second_order(function):
 
 
 def leaves(tensors):
-    """The leaves of the graph behind the tensors."""
+    """Return the leaves of the autograd graph."""
     seen, found, stack = set(), [], [t.grad_fn for t in tensors]
     while stack:
         node = stack.pop()
@@ -67,7 +67,10 @@ def test_registered_schemas_are_recorded(native):
 
 
 def faults(op, args, out):
-    """Writes every change before it is tried, and behind it what went wrong."""
+    """Call an op with changed arguments in a forked child.
+
+    Each change is written to out before the call, so that a crash shows its cause; the fault follows.
+    """
     torch.set_grad_enabled(False)
     free = set()  # (tensor, dimension) that may be longer: then it may have any length
     for change, new in sorted(changes(op, args), key=lambda pair: "->" not in pair[0] or not longer(pair[0])):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backward passes that do not reach the weights calculate no gradients of them; those that do are complete."""
+"""Tests that a backward pass computes only the gradients that are required."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def case(request):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Shapes of all that the backward ops and torch's convolution make, where small weights are asked for, too."""
+    """Return a list that receives the shapes of the results of ops and of torch's convolution backward."""
     monkeypatch.setattr(registry, "_EXPENSIVE_PRODUCTS", 0)
     shapes, trusted, library = [], registry.Op.call_unchecked, layers._compute_gradients
 

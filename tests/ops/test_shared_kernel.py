@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel shared by several convolutions of a graph against convolutions of their own, in every order."""
+"""Tests of several convolutions of a graph that share a weight, against separate convolutions."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from fastds.models.wgan_gp.layers import SharedKernel
 
 
 def chain(x, weight, bias, residual, steps=3):
-    """A recurrence through one kernel."""
+    """Compute a recurrence that uses one weight."""
     kernel = SharedKernel(weight)
     for _ in range(steps):
         x = torch.tanh(kernel(x, bias, residual))
@@ -33,7 +33,7 @@ def tensors(dtype=torch.float64, channels=3, size=(4, 5), batch=2):
 
 
 def penalty_gradients(function, inputs):
-    """Gradients of |df/dx|^2 + f, which need the second derivatives and the first."""
+    """Compute gradients of |df/dx|^2 + f^2, which need first and second derivatives."""
     y = function(*inputs)
     (gradient,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
     return torch.autograd.grad(gradient.square().sum() + y.square().sum(), inputs)
@@ -99,7 +99,6 @@ def test_frozen_kernel_and_no_gradients():
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_critic_loss_equals_separate_passes(norm):
-    """One batch of real and fake, kernels put together once: the same loss; batch normalisation keeps them apart."""
     torch.manual_seed(3)
     critic = HumidityCritic(width=8, down_blocks=2, post_blocks=1, reduction=2, norm=norm).double()
     real, fake = (torch.randn(2, 3, 1, 8, 8, dtype=torch.float64) for _ in range(2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences whose steps leave their weight's gradient to one calculation for several: the same gradients as without."""
+"""Tests of sequences that compute the weight gradients of several steps together."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def cell(request):
 
 
 def frames(inputs, dtype=torch.float64):
-    """Maps of 2 x 3 x 5 = 30 pixels."""
+    """Return random feature maps of 2 x 3 x 5 pixels."""
     return torch.randn(2, STEPS, inputs, 3, 5, dtype=dtype, requires_grad=True)
 
 
@@ -34,7 +34,7 @@ def gradients(cell, x, **options):
 
 @pytest.fixture
 def unshared(monkeypatch):
-    """unshared(function, *arguments): its result where every step calculates for itself."""
+    """Return a function that calls another one with a separate weight gradient for each step."""
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
@@ -77,7 +77,7 @@ def test_frozen_weight_or_bias(cell, unshared):
 
 
 def nodes(total):
-    """All of a graph."""
+    """Return all nodes of the autograd graph."""
     found, left = set(), [total.grad_fn]
     while left:
         node = left.pop()
@@ -122,7 +122,6 @@ def test_failed_backward_leaves_no_state(cell, unshared):
 
 
 def test_other_convolutions_of_the_same_weight():
-    """Convolutions with an activation, border padding or pixel shuffle compute their own gradients."""
     tensors = torch.randn(2, 3, 4, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
     x, weight, bias = (t.double().requires_grad_() for t in tensors)
 
@@ -167,7 +166,6 @@ class _Sequence(torch.nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(cell, unshared, dtype):
-    """Weights and their gradients stay float32; the maps are 16 bit."""
     cell, x = cell(3, torch.float32), frames(3, torch.float32)
 
     def autocast_gradients():
@@ -179,7 +177,6 @@ def test_autocast(cell, unshared, dtype):
 
 
 def test_compiled_autograd(cell, unshared):
-    """A compiled backward pass, in which every node has to give what it promised."""
     from torch._dynamo import compiled_autograd
 
     cell, x = cell(3), frames(3)

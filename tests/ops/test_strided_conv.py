@@ -20,7 +20,7 @@ def own(x, weight, bias, stride):
 
 
 def gradients(function, inputs, stride):
-    """Return gradients of |df/dx|^2 + f^2, which need first and second derivatives."""
+    """Compute gradients of |d(f^3)/dx|^2 + f^2, which need first and second derivatives."""
     y = function(*inputs, stride)
     (gradient,) = torch.autograd.grad((y**3).sum(), inputs[0], create_graph=True)
     return torch.autograd.grad(gradient.square().sum() + y.square().sum(), inputs)

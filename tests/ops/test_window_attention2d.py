@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""window_attention2d against an oracle that loops over pixels, and inside torch."""
+"""Tests of window_attention2d against a loop over pixels, and with torch."""
 
 import pytest
 import torch
@@ -16,7 +16,10 @@ SHAPES = [(1, 1, 1, 1, 4), (2, 24, 5, 19, 6), (1, 3, 7, 2, 3), (2, 17, 3, 33, 1)
 
 
 def oracle(q, k, v, window):
-    """One pixel at a time, in float64, keys outside counted by their number."""
+    """Compute window attention in float64, one pixel at a time.
+
+    A key outside the field has the score 0: it adds 1 to the denominator and nothing to the numerator.
+    """
     batch, channels, height, width = q.shape
     half = window // 2
     rows = []

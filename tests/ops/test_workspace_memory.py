@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.memory.set_malloc_retention: page faults and resident memory of a process of its own."""
+"""Tests of fastds.memory.set_malloc_retention in a separate process: page faults and resident memory."""
 
 import os
 import subprocess
@@ -72,7 +72,6 @@ def test_other_libraries_are_refused(monkeypatch):
 
 
 def test_other_allocator_is_detected(monkeypatch):
-    """The other allocator serves large blocks from elsewhere; the settings are then restored."""
     done = []
 
     class Library:

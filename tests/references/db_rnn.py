@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference implementation of the cells and networks of the DB-RNN family in plain PyTorch, written from the papers'
-equations.
+"""Reference implementation of the cells and networks of the DB-RNN family in plain PyTorch.
 
 Each term of an equation is a separate convolution; nothing is merged or fused. The weights are those of the modules
 under test. MACS counts multiply-adds as the paper does: convolutions without bias, and 11 per pixel of a bilinear
@@ -255,7 +254,7 @@ class Module:
         self.states, self.before, self.inputs = [None] * 6, [None] * 6, [None] * 6
 
     def difference(self, cell: nn.Module, layer: int) -> Tensor | None:
-        """The map of the step before that the cell subtracts, made from the hidden states when it is needed."""
+        """Return the map of the previous step that the cell subtracts, computed from the hidden states, or None."""
         if cell.difference == "input":
             return self.inputs[layer]
         if cell.difference is None or self.before[0] is None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference implementation of fastds.models.FCZSM in plain PyTorch, for tests, for counting FLOPs, and as an eager peer
-in benchmarks.
+"""Reference implementation of fastds.models.FCZSM in plain PyTorch.
 
-Tensors are contiguous, nothing is precomputed, and the time directions run one after the other. Channels are
-concatenated, and deformable convolutions use grid_sample and one matrix product. The reference reads the state dict and
-configuration of an FCZSM.
+It is used in tests, for counting FLOPs, and as a peer in benchmarks. Tensors are contiguous, nothing is precomputed,
+and the time directions run one after the other. Channels are concatenated, and deformable convolutions use grid_sample
+and one matrix product. The reference reads the state dict and configuration of an FCZSM.
 """
 
 from collections.abc import Callable
@@ -128,7 +127,8 @@ class ReferenceFCZSM:
 
         Args:
             name: prefix of the parameters.
-            source, target: levels of the pyramids.
+            source: levels of the source pyramid.
+            target: levels of the target pyramid.
             static: levels of the static features or None.
             base: displacement (B, 2, h, w) in pixels of level 1, or None.
         """
@@ -221,7 +221,8 @@ def count_flops(state: dict[str, Tensor], config: dict, frames: int, h: int, w: 
         state: state dict, of which only the shapes are used.
         config: configuration of the FCZSM.
         frames: number N of input frames.
-        h, w: size of the input.
+        h: height of the input.
+        w: width of the input.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference implementation of the humidity generator and critic in plain PyTorch, from the papers' formulas and a state
-dict.
+"""Reference implementation of the humidity generator and critic in plain PyTorch.
 
-Mixed layers are two separate convolutions, the recurrence computes nothing ahead, and the pixel shuffle is independent
-of PyTorch's. The reference is also the graph on which operations are counted.
+It follows the formulas of the papers and reads a state dict. Mixed layers are two separate convolutions, and the
+recurrence precomputes nothing. Operations are counted on this graph.
 """
 
 import torch
@@ -52,7 +51,7 @@ def norm(p: dict, x: Tensor, kind: str, training: bool) -> Tensor:
         p: parameters.
         x: (B, C, H, W).
         kind: "batch", "layer" (over channels and space) or "none".
-        training: whether "batch" uses the statistics of the batch or the running statistics.
+        training: True if "batch" uses the statistics of the batch, False for the running statistics.
     """
     if kind == "none":
         return x

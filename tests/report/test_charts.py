@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The charts of reports, by hand: what is drawn, and their words."""
+"""Tests of the charts of reports: lines, labels and captions."""
 
 import numpy as np
 import pytest

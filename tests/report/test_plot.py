@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures: colours of single values, places of cells, labels, and no global matplotlib state."""
+"""Tests of figures: colours, positions of cells, labels and global matplotlib state."""
 
 import numpy as np
 import pytest
@@ -133,13 +133,13 @@ def test_daily_series_and_rank_histogram():
 
 
 def visible(figure, rows, columns):
-    """Titles of the maps by row and column, None where nothing is shown."""
+    """Return the axes of the maps, and their titles by row and column (None for hidden axes)."""
     axes = np.array(figure.axes[: rows * columns]).reshape(rows, columns)
     return axes, [[a.get_title() if a.get_visible() else None for a in row] for row in axes]
 
 
 def bars(figure, count):
-    """Labels and ticks of the last axes of a figure, its colour bars."""
+    """Return (label, ticks) of each of the last `count` axes of a figure, which are its colour bars."""
     return [
         (a.get_xlabel(), [float(t.get_text().replace("\N{MINUS SIGN}", "-")) for t in a.get_xticklabels()])
         for a in figure.axes[-count:]

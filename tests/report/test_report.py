@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML report: complete in itself, the numbers of the table, maps the right way up, the slider in a browser."""
+"""Tests of the HTML report: tables, maps, orientation, and the slider in a browser."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 def pixels(uri):
-    """(H, W, 3) of a data URI."""
+    """Decode a data URI into (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def downscaled(folder):
-    """The page of the downscaled fields and the table."""
+    """Return the page of a downscaled dataset and its table."""
     table = fastds.evaluate(folder / "out.nc", folder / "truth.nc", input=folder / "in.nc", report=folder / "out.html")
     return folder / "out.html", table
 
@@ -201,7 +201,6 @@ def test_user_text_is_escaped():
 
 
 def test_page_shows_the_model_card(folder, tmp_path):
-    """A user's weights of a shipped name have not the shipped card."""
     network = fastds.load("fczsm-small")
     network.card.licence, network.card.training_data = "", ["my own radar"]
     fastds.models.save(network, tmp_path / "mine.safetensors")
@@ -306,7 +305,6 @@ def test_maps_are_north_up(up, units):
 
 @pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)])
 def test_grids_without_a_unit(rows):
-    """Latitudes over (y, x), names alone, numbers of an unknown unit, and nothing at all."""
     z = field(6, 8, np.arange(6.0), np.arange(8.0), "")[rows]
     lat, lon = np.meshgrid(np.linspace(40, 45, 6)[rows], np.linspace(0, 7, 8), indexing="ij")
     places = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
@@ -409,7 +407,10 @@ document.getElementById("probe").textContent = seen.join("\\n");
 
 @pytest.fixture
 def browse(tmp_path):
-    """(text of a page, width) -> what it looks like after its scripts, and what the console said."""
+    """Return a function of (page, width) that runs the page in a browser.
+
+    The function returns the document after its scripts have run, and the messages on the console.
+    """
     if BROWSER is None:
         pytest.skip("no chromium on this machine")
 
@@ -444,7 +445,7 @@ def test_browser_console_reports_errors(browse):
 
 
 def test_times_of_input_and_output_may_differ_by_jitter(tmp_path, monkeypatch):
-    """As everywhere a tenth of the step: the input is shown beside the output that is 3 s later."""
+    """A difference of 3 s is within the tolerance of a tenth of the time step."""
     event = coarsen_dataset(synthetic_event(5, 6, (64, 64)))[["reflectivity"]]
     save_dataset(event, tmp_path / "in.nc")
     made = fastds.downscale("advection", event)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instructions for a new op in csrc/README.md: a renamed copy of the template builds and passes its tests."""
+"""Tests that a renamed copy of the template op builds and passes its tests, as csrc/README.md describes."""
 
 import importlib.util
 import os
@@ -46,7 +46,7 @@ def copy_of_the_template(checkout):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Fixture: a copy of the checkout without the native code of the other ops, to save compilation."""
+    """Copy the checkout without the native code of the other ops, which shortens the compilation."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("fastds", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
@@ -99,7 +99,6 @@ def test_copied_template_builds_and_passes(checkout):
 
 
 def test_template_name_has_one_spelling():
-    """Names that step 1 does not rename would still be the template's."""
     for place in TEMPLATE:
         source = ROOT / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in {".py", ".h", ".cpp"}]

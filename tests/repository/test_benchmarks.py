@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of whole networks, and the files and tables of their results."""
+"""Tests of benchmarks of networks, and of the files and tables with their results."""
 
 import json
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    """Fixture: the module bench.result_files with its files in a temporary folder."""
+    """Return the module bench.result_files with its files in a temporary folder."""
     monkeypatch.syspath_prepend(ROOT)
     from bench import result_files
 

@@ -121,7 +121,7 @@ def test_import_arrows(package):
 
 
 def test_no_import_circle():
-    """No module imports itself through others, also not by imports inside functions."""
+    """Imports inside functions count; imports of the package `fastds` itself do not."""
     graph = {name: {module_of(n) for n in imports(path)} - {None, name, "fastds"} for name, path in MODULES.items()}
     done, open_, circles = set(), [], []
 
@@ -195,7 +195,7 @@ def test_no_compiler_flag_changes_the_floating_point_environment():
 
 
 def faults(text, longest=800):
-    """Return the violations of the rules by the text of a source file."""
+    """Return the violations of the rules in the text of a source file."""
     if text.count("\n") > longest:
         yield f"longer than {longest} lines: split it"
     if not re.match(r"(?:#|//) SPDX-License-Identifier: Apache-2.0\n", text) or text.count("\n# SPDX") + text.count(
@@ -207,7 +207,6 @@ def faults(text, longest=800):
 
 
 def test_files_follow_the_rules():
-    """Every file has a licence line, no machine-specific path, and at most 800 lines."""
     found = {}
     for path in SOURCES:
         name = relative(path)
@@ -223,6 +222,6 @@ def test_file_checks_detect_every_fault():
 
 
 def test_ci_script_parses():
-    """bash parses a script while it runs, so that an unterminated quote would be found only at the end."""
+    """The shell bash parses a script while it runs, so it would find an unterminated quote only at the end."""
     done = subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

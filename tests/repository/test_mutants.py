@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of python -m tests.mutants: mutants, their outcomes, and a log that is resumed."""
+"""Tests of python -m tests.mutants: mutants, their outcomes, and resuming from a log."""
 
 import json
 

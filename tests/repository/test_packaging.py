@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build tests: setup.py on different machines, and the content of the wheel and of the native module."""
+"""Tests of setup.py on different machines, and of the content of the wheel."""
 
 import ast
 import os
@@ -52,8 +52,10 @@ def load(folder, code="import _fastds; print(_fastds.build_info())"):
 
 @pytest.fixture(scope="session")
 def full_build(tmp_path_factory):
-    """Fixture: a wheel of the whole package, built for CPU without optimisation and without bindings, with its object
-    files under build/."""
+    """Build a wheel for CPUs, without optimisation and with an empty bind.cpp.
+
+    The object files stay under build/.
+    """
     tree = copy_sources(tmp_path_factory.mktemp("full"))
     (tree / "csrc" / "bind.cpp").write_text("")
     stale = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "stale_module.py"
@@ -66,7 +68,7 @@ def full_build(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_tree(tmp_path_factory):
-    """Fixture: the package with null_op as its only op, for fast builds."""
+    """Make a source tree with null_op as its only op, which builds fast."""
     tree = copy_sources(tmp_path_factory.mktemp("small"))
     for folder in (tree / "csrc").iterdir():
         if folder.is_dir() and folder.name not in {"core", "null_op"}:
@@ -76,7 +78,7 @@ def small_tree(tmp_path_factory):
 
 @pytest.fixture
 def tools(tmp_path):
-    """Fixture: an empty folder for PATH; programs are added by link."""
+    """Make an empty folder for PATH, to which tests add programs by links."""
     folder = tmp_path / "bin"
     folder.mkdir()
     return folder
@@ -185,7 +187,6 @@ def test_build_with_nvcc(small_tree):
 
 @pytest.mark.parametrize("cxx", ["{gxx} -pthread", "{launcher} {gxx}", "{launcher} {gxx} -pthread -m64", "{gxx}"])
 def test_nvcc_gets_the_compiler_without_options(small_tree, tools, cxx):
-    """The compiler is neither the last word, which may be an option, nor always the first, which may be ccache."""
     gxx, launcher = shutil.which("g++"), tools / "ccache"
     launcher.write_text('#!/bin/sh\nexec "$@"\n')
     (tools / "nvcc").write_text("#!/bin/sh\nexit 1\n")

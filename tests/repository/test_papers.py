@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/papers.md names existing classes, options, configurations and files."""
+"""Tests that docs/papers.md names existing classes, options, configurations and files."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_papers_table_names_known_presets_and_configurations(word):
 
 
 def test_papers_table_names_existing_options():
-    """Options are written as data.X, loss.X, --X=... and keyword arguments."""
+    """The page writes options as data.X, loss.X, --X=... and as keyword arguments."""
     words = set(re.findall(r"`(?:--)?(?:[a-z]+\.)*([a-z_]+)(?:=[^`]*)?`", PAGE))
     missing = [word for word in words if not re.search(rf"\b{word}\b", SOURCE)]
     assert not missing

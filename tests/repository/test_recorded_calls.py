@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compile_graph of randomly drawn calls of the benchmarks: a recorded call uses the algorithm of the original call."""
+"""Tests that compile_graph uses the algorithm of the original call, with random benchmark calls."""
 
 from pathlib import Path
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No kernel calculates with what its scratch held before, whose results would be thrown away: memory often holds
-denormal numbers, with which Intel calculates a hundred times slower.
+"""Tests that kernels do not compute with uninitialised scratch memory, even if they discard the results.
 
-Each process here runs with an aligned_alloc that fills what it gives with signalling NaN, which raise a flag of the
-processor when they are calculated with. tests/ops/test_conv3x3.py asks the same of the workspace that calls share, and
-tests/conftest.py fills torch.empty and numpy.empty.
+Denormal numbers in such memory would slow the kernels down. Subprocesses run with an aligned_alloc that fills memory
+with signalling NaNs, which set a flag of the processor when they are used. tests/ops/test_conv3x3.py tests the shared
+workspace in the same manner.
 """
 
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With FASTDS_REQUIRE_NATIVE=1, a test fails if it skips for a reason that tests/conftest.py does not accept."""
+"""Tests that FASTDS_REQUIRE_NATIVE=1 turns skips into failures, except those that tests/conftest.py accepts."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the public interface: signatures of public functions, and mypy on the package and a user's program."""
+"""Tests of types: signatures of public functions, and mypy on the package and on the program of a user."""
 
 import importlib
 import inspect
@@ -81,7 +81,6 @@ def find_undocumented(function):
 
 
 def test_public_functions_have_explicit_parameters():
-    """help(), tab completion and inspect.signature show every argument, and the docstring describes it."""
     failures = []
     for name, function in list_documented_functions():
         parameters = inspect.signature(function).parameters.values()
@@ -97,7 +96,7 @@ def test_public_functions_have_explicit_parameters():
 
 
 def test_package_and_user_program_pass_mypy():
-    """mypy accepts fastds, except the modules that pyproject.toml lists as not yet clean, and tests/typing."""
+    """The modules of fastds are checked, except those that pyproject.toml lists, and tests/typing."""
     pytest.importorskip("mypy", reason="mypy belongs to the extra test")
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "--config-file", ROOT / "pyproject.toml"],

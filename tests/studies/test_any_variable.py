@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds study any-variable`: its numbers by hand, and that the shipped weights win on files no training saw."""
+"""Tests of `fastds study any-variable`: its scores, and the shipped weights on held-out files."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from fastds.studies import any_variable
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A file of two times and two variables, one with a missing value, in the place of the real ones."""
+    """Replace the files of the study by one file with two times and two variables, one with a missing value."""
     rng = np.random.default_rng(2)
     smooth = F.avg_pool2d(torch.from_numpy(rng.normal(size=(2, 2, 74, 90))), 7, stride=1).numpy().astype("f4")
     dims = ("time", "latitude", "longitude")
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_gains_by_hand(folder, capsys):
-    """PSNR of whole fields, away from the margin, over bicubic interpolation and over the best."""
+    """The PSNR excludes a margin at the border. Gains are relative to bicubic and to the best interpolation."""
     board = folder / "board.json"
     command = ["study", "any-variable", f"--data.path={folder}", "--scales=[2]", f"--leaderboard={board}"]
     assert main(command) == 0
@@ -71,7 +71,7 @@ def test_networks_of_several_variables_are_refused(folder, capsys):
 
 
 def test_shipped_weights_are_above_every_interpolation(data_dir):
-    """On surface fields, accumulated rain and upper air of files and regions that no training saw."""
+    """The files have surface fields, accumulated rain and upper-air fields that are not in the training data."""
     network = models.load("inr-any").eval()
     least = {}
     with torch.inference_mode():

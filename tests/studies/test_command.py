@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of arbitrary-scale downscaling: test crops, intervals, runs that are not repeated, the table."""
+"""Tests of the study of arbitrary-scale downscaling: crops, intervals, resumed runs and the table."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ def test_interval_draws_times_and_bands():
 
 
 def test_interval_holds_95_percent():
-    """With many times and one band the mean is nearly normal: the interval is 1.96 standard errors on either side."""
+    """With many times and one band, the interval is 1.96 standard errors to each side."""
     n = 500
     values = np.random.default_rng(3).normal(size=n)
     labels = np.stack([np.arange(n), np.zeros(n, int)], 1)
@@ -183,7 +183,7 @@ def test_degradation_is_the_same_for_every_method(path, tmp_path):
 
 
 def test_location_regression_beats_interpolation(path, tmp_path):
-    """Fields that are one pattern times a factor: a regression of every point is exact, interpolation is not."""
+    """If the fields are a pattern times a factor, a regression at each point is exact."""
     pattern = torch.randn(1, 33, 49, generator=torch.Generator().manual_seed(0))
     factor = 1 + 0.1 * torch.arange(40.0)[:, None, None] % 7
     data = {"t": (("time", "latitude", "longitude"), (280 + factor * pattern).numpy(), {"units": "K"})}
@@ -236,7 +236,7 @@ def test_difference_of_known_runs():
 
 
 def test_runs_are_paired_by_seed():
-    """Runs are compared for common seeds, here 1 only; a regression without a seed is paired with all."""
+    """Only runs of the same seed are compared. A regression without a seed is compared with each run."""
     base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
     cost = {"steps": 1, "parameters": 2, "train_cpu_s": 60.0}
     errors = {("inr-small", 0): 0.1, ("inr-small", 1): 0.4, ("liif", 1): 0.2, ("liif", 2): 0.8}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies share: budgets, folders that a killed run goes on with, intervals, tables."""
+"""Tests of code that the studies share: budgets, resumed runs, intervals and tables."""
 
 import csv
 import dataclasses
@@ -36,7 +36,7 @@ def test_compute_steps_fills_the_budget():
 
 
 def test_time_call_skips_the_first_call(monkeypatch):
-    """The clock is moved by the calls themselves: 9 s the first, 2 s each of the others."""
+    """The calls move the clock, by 9 s in the first call and by 2 s in each later one."""
     now, durations = [0.0], iter([9.0] + 20 * [2.0])
     monkeypatch.setattr(config.time, "perf_counter", lambda: now[0])
 
@@ -88,7 +88,6 @@ def test_estimate_compare_sign():
 
 
 def test_estimates_draw_blocks():
-    """Of five blocks, one of them unlike the others, the interval is wide however many samples they have."""
     values, labels = np.repeat([1.0, 1.0, 1.0, 1.0, 6.0], 50), np.repeat([4, 9, 2, 3, 5], 50)[:, None]
     found = Estimate.from_samples(values, labels)
     assert found.mean == 2.0 and found.low == 1.0 and found.high >= 3.0
@@ -117,7 +116,6 @@ def test_result_table_csv_and_markdown(tmp_path):
 
 
 def test_make_plan_steps():
-    """Given, the paper's, or by what was measured: 3000 s less a reserve and what is fixed, for two seeds."""
     config, costs = PaperConfig(seeds=[0, 1], budget="3000s"), Costs({"a": 2.0, "b": 0.5}, 100.0)
     never = lambda names: pytest.fail("measured")  # noqa: E731
     assert make_plan(dataclasses.replace(config, max_steps=7), ["a"], 90, never)["steps"] == 7
@@ -131,7 +129,6 @@ def test_make_plan_steps():
 
 
 def test_estimate_of_a_statistic_resamples_blocks():
-    """A ratio of sums: each of five blocks has its own, and one sample that outweighs the others."""
     hits, events = np.array([1, 1, 1, 1, 90.0]), np.array([2, 2, 2, 2, 100.0])
     found = Estimate.from_statistic(lambda w: (w @ hits) / (w @ events), np.arange(5)[:, None])
     assert found.mean == pytest.approx(94 / 108) and found.low == pytest.approx(0.5) and 0.87 < found.high < 0.9
@@ -168,7 +165,7 @@ def test_find_echo_window():
 
 
 def test_draw_field_maps_layout():
-    """The truth first; differences on one scale, with their root mean square as title."""
+    """The first map is the truth. Difference maps share a scale and have the RMS difference as title."""
     truth = np.arange(12.0).reshape(3, 4)
     figure = draw_field_maps({"a": truth + 2, "b": truth - 1}, truth, "humidity (%)", "one day")
     maps = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
@@ -190,8 +187,6 @@ def test_validation_curves_with_negative_values(tmp_path):
 
 
 def test_notes_name_the_optimiser_of_the_trainings():
-    """With the budget paper that of the configuration, AdamW is only of small budgets."""
-
     def text(budget, **training):
         study = SimpleNamespace(
             config=SimpleNamespace(budget=budget), runs=SimpleNamespace(networks=["a"]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of DB-RNN: samples, trainings alike, scores and tables by hand, costs."""
+"""Tests of the DB-RNN study: samples, training configurations, scores, tables and costs."""
 
 import dataclasses
 
@@ -51,7 +51,6 @@ def test_read_test_block_uses_the_last_part(config):
 
 
 def test_select_methods():
-    """A staged network its forecaster; the ablation's row of the paper's discriminator is the DB network."""
     base = ["persistence", "extrapolation"]
     assert study.select_methods(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
     assert study.select_methods(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
@@ -95,7 +94,7 @@ def test_every_method_is_trained_alike(budget):
 
 
 def test_the_budget_paper_trains_the_shipped_configurations():
-    """Adam at a constant rate without clipping; rows that the paper has not, as those of the same kind."""
+    """The optimiser is Adam with a constant rate and without clipping."""
     data = TrainingData("x", {"a.nc": {"train": [0, 9], "validation": [9, 19]}}, scales=[3], intervals=[5])
     shipped = {name: parse_training(["--config", name, "--data.path=x"]) for name in find_configurations("nowcast")}
     for name, method in METHODS.items():
@@ -125,7 +124,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 
 
 def test_measure_costs(config):
-    """A staged network's step is that of its forecaster and a forward; steps and forecasts are measured."""
+    """A step of a two-stage network includes a forward pass of its forecaster."""
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
     data = evaluation.make_training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
     block = evaluation.read_test_block(study.data, "rain.nc", [27, 38])
@@ -138,14 +137,13 @@ def test_measure_costs(config):
 
 
 def blocks_of(fields):
-    """A test block of the truths (samples, 5, 1, H, W), each in a block of time of its own."""
+    """Return a test block with a block of time for each sample of the truth (samples, 5, 1, H, W)."""
     valid = torch.ones(fields.shape[1:], dtype=torch.bool)
     found = [{"y": y, "valid": valid} for y in fields]
     return [EvaluationBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
 
 
 def test_scores_are_those_of_all_samples_together():
-    """Sums of the samples with their weights make what NowcastScores makes of them."""
     g = torch.Generator().manual_seed(0)
     truth, forecast = (0.3 + 0.5 * torch.rand(3, 5, 1, 8, 8, generator=g) for _ in range(2))
     given = iter(forecast)
@@ -163,7 +161,10 @@ def test_scores_are_those_of_all_samples_together():
 
 
 def sums_of(*heavy):
-    """Forecasts of five samples with so many hits of ten at the two highest rates, and all hits below."""
+    """Return ScoreSums of five samples with the given numbers of hits of ten at the two highest rates.
+
+    At lower rates, all ten are hits.
+    """
     counts = np.zeros((len(heavy), 5, 5, 4))
     counts[:, :, :, 0] = 10
     for k, hits in enumerate(heavy):
@@ -205,7 +206,7 @@ def test_tables_are_complete():
 
 
 def test_published_scores_match_the_paper():
-    """DB above MS at every threshold of every cell, as the abstract says, but for what table IV has otherwise."""
+    """DB networks score higher than MS networks at every threshold, with one exception in table IV of the paper."""
     otherwise = {("MotionRNN", "POD 0.5")}  # 0.548 and 0.546
     shown = {"hko-7": SCORES[:10], "dwd-12": [s for s in SCORES[:15] if s.split()[1] in ("0.5", "2", "5")]}
     assert set(shown) == set(PUBLISHED)
@@ -224,7 +225,7 @@ def test_published_scores_match_the_paper():
 
 
 def test_all_frames_tables_include_input_frames():
-    """A network forecasts frames 1 to 9 of 10; the last five are scored alone, and all nine beside the truth."""
+    """A network forecasts frames 1 to 9 of 10; the last five are scored, and all nine are scored separately."""
     g = torch.Generator().manual_seed(1)
     x, y, made = (0.3 + 0.5 * torch.rand(n, 1, 8, 8, generator=g) for n in (5, 5, 9))
     block = blocks_of(y[None])
@@ -258,7 +259,6 @@ def test_long_forecasts_are_scored_by_blocks_of_five():
 
 
 def test_samples_are_taken_at_the_interval(config):
-    """Every second field of the file, in trainings and test; long ones are as many fields longer."""
     every_second = dataclasses.replace(config, interval=2)
     assert evaluation.count_frames(every_second) == 19 and evaluation.count_frames(config, 7) == 40
     block = evaluation.read_test_block(every_second, "rain.nc", [10, 34])
@@ -276,7 +276,6 @@ def test_samples_are_taken_at_the_interval(config):
 
 @pytest.mark.usefixtures("native")
 def test_costs_equal_those_of_the_network():
-    """Parameters of table V; of MS-ConvLSTM the multiply-adds less what the first step and the embedding save."""
     from fastds.studies.common.plan import measure_cost
 
     found = measure_cost(models.create("ms-convlstm"), lambda batch: (torch.zeros(batch, 5, 1, 32, 32), 5), 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of `fastds study domain` on the public files, and the ranges of `fastds study input-ranges`."""
+"""Tests of `fastds study domain` and `fastds study input-ranges` on public files."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 
 @pytest.fixture
 def few(monkeypatch):
-    """One radar, at its own cadence and coarser, a sample of each."""
+    """Reduce the cases to a few samples of one radar."""
     block = {"radar_mch_20160711_5min.nc": (0, 14, 1)}
     for name, value in (("RADARS", block), ("FORECAST", block), ("COARSER", ((1, 1), (1, 4))), ("_SAMPLES", 1)):
         monkeypatch.setattr(cases, name, value)

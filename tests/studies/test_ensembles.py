@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds study nowcast --members and nowcast-law: a fit that learns, scores by hand, tables of peers."""
+"""Tests of `fastds study nowcast --members` and `nowcast-law`: fits, scores and peers."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def made(count=3000, seed=0):
-    """Pixels whose echo is 25 dB and a normal error of 5, and a forecast of 20."""
+    """Return a sample whose forecast is 20 dBZ and whose truth is 25 dBZ with a normal error of 5 dB."""
     generator = torch.Generator().manual_seed(seed)
     features = 0.1 * torch.randn(FEATURES, count, generator=generator)
     features[0], features[-6] = 1.0, math.log(2)
@@ -94,7 +94,7 @@ def test_shipped_error_model_card_names_its_data():
 
 @pytest.fixture(scope="module")
 def growing(folder):
-    """Ten fields of 20, 21, ... dBZ in one square and no echo elsewhere, the corner of the seventh missing."""
+    """Return ten fields of 20, 21, ... dBZ in a square, with no echo elsewhere and a hole in the seventh."""
     with open_dataset(folder / "a.nc") as event:
         event = event.isel(time=slice(0, 10)).load()
     inside = np.zeros((80, 96), bool)
@@ -137,7 +137,7 @@ def test_scores_of_starts_add_up():
 
 @pytest.mark.parametrize(("linear", "options"), [(False, {}), (False, {"precip_thr": -10.0}), (True, {"ar_order": 1})])
 def test_pysteps_methods_convert_units(linear, options):
-    """A peer that keeps the last field: in dB of mm/h, or, linear, in mm/h; what it leaves missing is dry."""
+    """The peer receives dB of mm/h, or mm/h if linear; pixels that it leaves missing are dry."""
     pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
     rain = np.random.default_rng(0).gamma(0.5, 2.0, (3, 40, 48))
 
@@ -166,7 +166,6 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
 
 
 def test_loss_with_spread_term():
-    """By members: log of the mean variance over the mean squared error of the mean, squared."""
     torch.manual_seed(1)
     law, sample = ErrorModel(4), made(300)
     least = torch.full((300,), sample.least)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of FC-ZSM: parts of the files, samples, plan, tables by hand."""
+"""Tests of the FC-ZSM study: splits, samples, plan and tables."""
 
 import dataclasses
 
@@ -71,7 +71,7 @@ def test_read_test_block_uses_the_last_part(folder):
 
 
 def test_published_scores_satisfy_their_identity():
-    """MSE total = (t2 + 2 t13) / 3 of every row, to rounding; the reductions of its table 2."""
+    """In published rows, MSE total = (t2 + 2 t13) / 3 up to rounding, and reductions are those of table 2."""
     rows = {name: m.published for name, m in METHODS.items() if m.published}
     assert len(rows) == 7 and all(abs(t - (t2 + 2 * t13) / 3) < 0.001 for t, t2, t13, _ in rows.values())
     reductions = [100 * (rows[n][0] / rows["trilinear"][0] - 1) for n in ("UNet", "UNet3D", "ZSM", "ZSM-DS")]
@@ -105,7 +105,7 @@ def test_every_method_is_trained_alike(budget):
 
 
 def test_the_budget_paper_trains_the_shipped_configurations():
-    """Adam at a constant rate without clipping, fixed samples drawn at random, neither turned nor reversed."""
+    """The optimiser is Adam with a constant rate and without clipping; samples are fixed and not augmented."""
     data = TrainingData("x", statics=["a:b", "a:c"], dynamics={"d": [0, 1], "e": [0, 2]}, split="random",
                         fixed_samples=[6000, 100, 1000])  # fmt: skip
     for name, method in METHODS.items():
@@ -121,7 +121,7 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 
 
 def test_random_test_samples_are_disjoint_from_training(folder):
-    """The same for every seed of a training, with the echo that is asked for and the channels of every method."""
+    """The samples are the same for every training seed and have the requested minimum echo."""
     config = StudyConfig(
         DataConfig(str(folder), split="random", fixed_samples=[12, 2, 5], minimum_echo=0.05, split_seed=4)
     )
@@ -156,7 +156,7 @@ def test_read_test_block_with_minimum_echo(folder):
 
 
 def test_measure_costs_by_hand(monkeypatch):
-    """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
+    """The fixed time has reading, validation, forecasts of the test samples and scoring."""
     data, block = TrainingData("x", crop=32), EvaluationBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
     monkeypatch.setattr(study, "_time_samples", lambda *args: (3.0, 0.0))
@@ -194,7 +194,6 @@ def test_scores_of_a_method_by_hand(folder):
 
 
 def test_predictions_pass_the_required_channels(folder, tmp_path):
-    """Reflectivity alone, all channels, static maps: as the method says."""
     sample = {"x": torch.rand(2, 3, 8, 8), "static": torch.rand(2, 8, 8)}
     tiny = {"num_features": 4, "offset_groups": 1, "extractor_blocks": 0, "reconstruction_blocks": 0}
     for name, channels in (("ZSM", 1), ("ZSM-DS", 3)):
@@ -209,7 +208,10 @@ def test_predictions_pass_the_required_channels(folder, tmp_path):
 
 
 def blocks_of(*counts):
-    """Test blocks of so many samples, each in a block of time of its own but for the last two of a file."""
+    """Return test blocks with these numbers of samples.
+
+    Each sample is in a separate block of time, except the last two of a file, which share one.
+    """
     return [
         EvaluationBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
         for k, n in enumerate(counts)
@@ -217,7 +219,7 @@ def blocks_of(*counts):
 
 
 def results_of(**means):
-    """Scores of methods, the same of every sample but for a small pattern."""
+    """Return scores of methods: a mean plus a small pattern over the samples, without pattern for "ssim"."""
     pattern = np.array([0.01, -0.01, 0.02, 0.0, -0.02, 0.01, -0.01])
     return {
         name.replace("_", "-"): {s: mean + pattern * (s != "ssim") for s in evaluation.SCORES}
@@ -242,7 +244,7 @@ def test_tabulate_scores():
 
 
 def test_tabulate_reductions():
-    """As printed, with two decimals; the network of Serifi et al. is quoted and not run."""
+    """Reductions have two decimals as in the paper; the row of Serifi et al. is only quoted."""
     rows = {row[0]: row[1:] for row in tables.tabulate_reductions(results_of(trilinear=2.0, ZSM=0.5)).format_rows()}
     assert rows["DCN"] == ["-", "-", "-", "1.740", "0.649", "-62.70"]
     assert rows["ZSM"] == ["2.000", "0.500", "-75.00", "2.452", "0.730", "-70.23"]  # printed as -70.22
@@ -251,7 +253,6 @@ def test_tabulate_reductions():
 
 
 def test_tabulate_ranking():
-    """In percent of trilinear's mean; a difference that no sample doubts has an interval without width."""
     found = results_of(trilinear=2.0, advection=1.0, UNet=2.5, UNet3D=1.5, ZSM=1.5, ZSM_S=1.0)
     found["ZSM"]["mse_total"] = found["ZSM"]["mse_total"] + np.array([1, -1, 1, -1, 0, 1, -1]) * 0.1
     table = tables.tabulate_ranking(found, blocks_of(4, 3))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of arbitrary-scale downscaling: parts of the fields, trainings alike, tables by hand."""
+"""Tests of the study of arbitrary-scale networks: splits, training configurations and tables."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ from tests.support.study_cases import make_waves
 
 
 def test_split_columns_with_gaps():
-    """Of 360 columns those of the study of fields at 500 hPa; eight columns lie between any two, across 180 W, too."""
+    """Eight columns separate the parts, also across 180 W."""
     assert evaluation.split_columns(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
     assert evaluation.split_columns(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
 
@@ -74,7 +74,7 @@ def test_every_method_is_trained_alike(budget):
 
 
 def test_psnr_by_hand():
-    """Two seeds, two crops, two variables of ranges 10 and 1: the means of 20 and 40 dB, and of 30 and 10 dB."""
+    """The PSNR is averaged over seeds, crops and the two variables, whose ranges are 10 and 1."""
     errors = np.array([[[1.0, 1e-4], [0.1, 0.1]], [[1.0, 1e-4], [0.1, 0.1]]])
     np.testing.assert_allclose(tables.compute_psnr(errors, np.array([10.0, 1.0])), [30.0, 20.0])
     with_seeds = np.array([errors[0], errors[0] * 10])
@@ -82,7 +82,7 @@ def test_psnr_by_hand():
 
 
 def results_of(**gains):
-    """dB of eight crops, the same of every factor that a method knows, by a pattern that all share."""
+    """Return PSNR of eight crops: a common pattern plus the gain of a method, for each factor it supports."""
     pattern = 30 + np.arange(8.0)
     named = {name.replace("_", "-"): gain for name, gain in gains.items()}
     return {n: {f: pattern + g for f in FACTORS if METHODS[n].factor in ("", f)} for n, g in named.items()}
@@ -104,7 +104,6 @@ def test_tabulate_ranking_by_protocol_and_factor():
 
 
 def test_protocols_by_hand():
-    """A method that adds what tells where it stands in the field, and the mean of its four mirrored answers."""
     slope = torch.arange(6.0)[:, None] + 10 * torch.arange(8.0)
 
     def predict(x, size):
@@ -126,8 +125,6 @@ def test_protocols_by_hand():
 
 
 def test_mirrored_protocol_changes_the_sign_of_winds():
-    """A method that answers with its input: mirrored back it is the same, its sign, too."""
-
     def predict(x, size):
         seen.append(x)
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3)

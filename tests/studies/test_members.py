@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds study radar-law and radar --members: what is learned of what, and the scores by hand."""
+"""Tests of `fastds study radar-law` and `radar --members`: training samples and scores."""
 
 import numpy as np
 import pytest

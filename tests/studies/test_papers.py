@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of every paper as a command: complete, finished, killed anywhere, and wrong options."""
+"""Tests of the paper studies as commands: complete, repeated and killed runs, and wrong options."""
 
 import re
 import signal
@@ -41,13 +41,13 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The files of every study."""
+    """Write the files of each study."""
     return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _) in CASES.items()}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, folders, tmp_path_factory):
-    """A study, its files, and the folder of a run that nothing interrupts, with its page beside it."""
+    """Run a study without interruption and return its name, the folder of its files, and its output folder."""
     name, folder = request.param, folders[request.param]
     output = tmp_path_factory.mktemp("study") / "whole"
     assert cli.main(words(name, folder, output, report=output.with_suffix(".html"))) == 0
@@ -55,7 +55,7 @@ def case(request, folders, tmp_path_factory):
 
 
 def test_plan_trains_nothing(case, tmp_path, capsys):
-    """It names files, networks, steps, hours and configurations; nothing is written."""
+    """The plan has files, networks, steps, hours and configurations, and nothing is written."""
     name, folder, whole = case
     output = tmp_path / "planned"
     assert cli.main([*words(name, folder, output), "--plan"]) == 0
@@ -117,7 +117,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_killed_study_resumes_identically(case, tmp_path):
-    """SIGKILL before a file gets its name or a step is taken, again and again, at moments further and further on."""
+    """The process is killed at several moments, before a file is renamed or before a training step."""
     name, folder, whole = case
     output, ends = tmp_path / "killed", []
     for moment in (1, 9, 12, 1000):

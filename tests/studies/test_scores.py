@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of the studies, by hand: scores of the radar and the nowcast study, crops, tables, the paper's rows."""
+"""Tests of scores and tables of the radar, nowcast and field studies against separate computations."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from fastds.tasks.radar.steady import match_end_frames
 
 
 class Weaker(nn.Module):
-    """Trilinear interpolation, less a tenth of the range between floor and ceiling."""
+    """Trilinear interpolation minus a tenth of the range between floor and ceiling."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Weaker(nn.Module):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """6 fields of 44 x 52 pixels with a hole, of which the first is not in the test block."""
+    """Write 6 fields of 44 x 52 pixels with a hole; the first is not in the test block."""
     folder, event = tmp_path_factory.mktemp("radar"), synthetic_event(1, frames=6, shape=(44, 52))
     event["reflectivity"][3, 20:23, 30:33] = np.nan
     save_dataset(event, folder / "event.nc")
@@ -59,7 +59,7 @@ def truth_of(folder):
 
 
 def mse(predicted, truth, there, floor):
-    """By the three fields of a triple, mean over triples."""
+    """Return the mean squared error of each frame of a triple."""
     p, t = (np.clip(np.nan_to_num(np.array(z), nan=-32.0), floor, 70) for z in (predicted, truth))
     return ((p - t) ** 2)[:, :, there].mean((0, 2))
 
@@ -82,14 +82,13 @@ def refined_means(triple, smooth):
 
 
 def steadied(fields):
-    """Fields (3, h, w) in dBZ of a network from 15 to 65 dBZ, as downscale makes them by default."""
+    """Apply match_end_frames to fields (3, h, w) in dBZ, as downscale does by default."""
     y = torch.from_numpy((fields - 15) / 50).float()
     return np.stack([fields[0], 15 + 50 * match_end_frames(y).numpy(), fields[2]])
 
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
-    """Above 15 dBZ the model's, above 0 dBZ what downscale makes of it."""
     heads = "block", "floor", "coarsened", *radar.BASELINES, "a model", "of trilinear", "of advection"
     results = radar.print_errors(str(folder), "a model", modes=["dbz"], smooth=smooth)
     printed = capsys.readouterr().out.splitlines()
@@ -125,7 +124,7 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
 
 
 def test_errors_with_other_coarsening_operators(folder, one_file, capsys):
-    """Plain means take no echo, -32 dBZ, as a value; the truth stays as it is."""
+    """The operator plain_dbz averages pixels without echo as -32 dBZ; the truth does not change."""
     results = radar.print_errors(str(folder), "a model", [15.0], modes=["dbz", "plain_dbz"])
     assert list(radar.summarize(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
     truth, there = truth_of(folder)
@@ -139,7 +138,7 @@ def test_errors_with_other_coarsening_operators(folder, one_file, capsys):
 
 
 def row_of(ours, theirs, blocks, pixels=None):
-    """A row of the radar study with these squared errors of the samples."""
+    """Return a row of the radar study with these squared errors of the model and of advection."""
     pixels = pixels or [1] * len(blocks)
     of = {"model": ours, "advection": theirs}
     samples = {k: [{"mse_total": e, "pixels": n} for e, n in zip(of[k], pixels, strict=True)] for k in of}
@@ -147,7 +146,7 @@ def row_of(ours, theirs, blocks, pixels=None):
 
 
 def test_ratios_of_blocks_of_time():
-    """Sums over samples by their pixels; an interval of five blocks or more, by drawing blocks."""
+    """Samples are weighted by pixels. With at least five blocks, the interval is a bootstrap over blocks."""
     row = row_of([1.0, 3.0, np.nan], [2.0, 2.0, np.nan], [0, 0, 1], [3, 1, 0])
     assert row.errors["model"] == {"mse_total": 1.5, "pixels": 4}
     found = radar.compute_ratio([row], "advection")
@@ -165,7 +164,6 @@ def test_ratios_of_blocks_of_time():
 
 
 def test_other_cadences_and_grids_of_the_radars(folder, one_file):
-    """Coarser cadences start at every frame; a margin of two pixels does not count."""
     block = radar.read_test_block(folder, "event.nc", 10.0, interval=2)
     assert (block.name, block.floor, len(block.samples)) == ("event.nc", 10.0, 1)
     with open_dataset(folder / "event.nc") as dataset:
@@ -196,7 +194,7 @@ radar.read_test_block.__test__ = False
 
 @pytest.fixture
 def scores():
-    """Four methods, two leads; CSI at 0.5 mm/h, B and so on are told apart by their numbers."""
+    """Return scores of four methods at two leads."""
     rows = {}
     for k, method in enumerate(("extrapolation", "blurred-persistence", "persistence", "net")):
         csi = 0.9 - 0.01 * k - 0.1 * np.arange(len(RAIN_THRESHOLDS)) - 0.003 * np.array([[0], [k + 1]])
@@ -228,7 +226,7 @@ def test_summary_of_nowcasts(scores):
     ("options", "read", "steps"), [({}, 18, 6), ({"steps": 12}, 12, 12), ({"steps": 30}, 4, 20), ({"starts": 2}, 7, 6)]
 )
 def test_score_file_uses_frames_before_the_start(monkeypatch, tmp_path, options, read, steps):
-    """24 fields of 10 minutes, the model knows 4: forecasts every third field, whose truth is in the file."""
+    """The file has 24 fields of 10 minutes and the model needs 4."""
     times = np.datetime64("2024-06-01T12:00", "ns") + np.timedelta64(10, "m") * np.arange(24)
     event = synthetic_event(0, frames=2, shape=(32, 32)).isel(time=[0] * 24).assign_coords(time=times)
     save_dataset(event, tmp_path / "event.nc")
@@ -270,7 +268,7 @@ def test_print_scores_of_all_test_files(scores, monkeypatch, capsys, tmp_path):
 
 
 def test_crops_reach_the_last_row_and_column():
-    """Of bands of three rows and of all columns, every place is drawn."""
+    """All rows of a band and all columns occur."""
     crops = field_crops.draw_crops((2, 1, 19, 21), 8, 60, seed=0)
     for band in range(4):
         assert {c.row for c in crops if c.band == band} == set(range(3 * band, 3 * band + 3))
@@ -281,7 +279,6 @@ def test_crops_reach_the_last_row_and_column():
 
 
 def test_crops_are_degraded_in_batches():
-    """Of eight, by the number of the first; 2 x 3 leaves out 8 rows and 9 columns."""
     fields = torch.randn(1, 2, 30, 40, generator=torch.Generator().manual_seed(0))
     crops, calls = field_crops.draw_crops(fields.shape, 24, 3, seed=1), []
 
@@ -299,7 +296,6 @@ def test_crops_are_degraded_in_batches():
 
 
 def test_render_tables_by_hand():
-    """Two variables, two seeds: dB of every crop, then its mean; RMSE from the mean of squares; costs."""
     base = {"variables": ["t", "u"], "value_range": [10.0, 20.0], "crops": [(0, b, 0, 0) for b in range(2)]}
     errors = {0: [[0.1, 0.4], [0.4, 0.1]], 1: [[0.2, 0.8], [0.1, 0.4]]}
     cost = {"steps": 1500, "parameters": 12345}

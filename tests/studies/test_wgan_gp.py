@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of the humidity WGAN-GP: rows, test regions, scores and tables by hand, costs."""
+"""Tests of the humidity WGAN-GP study: methods, test regions, scores, tables and costs."""
 
 import dataclasses
 
@@ -69,7 +69,6 @@ def test_every_method_is_trained_alike(training):
 
 
 def test_the_budget_paper_trains_the_shipped_configurations():
-    """wgan-gp for 200 epochs of 731 days; its GAN, SRGAN and SRCNN as the shipped ones of these names."""
     base = humidity_training(["--config", "wgan-gp", "--data.path=x"])
     assert methods.count_paper_steps(base) == 200 * (731 // 16)
     assert StudyConfig(StudyData("x"), budget="paper") == StudyConfig(StudyData("x", 64), "wgan-gp", budget="paper")
@@ -90,7 +89,6 @@ def test_the_budget_paper_trains_the_shipped_configurations():
 
 
 def test_read_test_regions_days_and_tiles(training):
-    """Of 5 times two days of 2, of 23 x 13 points 22 x 12, in tiles of 11: the first points of blocks are coarse."""
     regions = evaluation.read_test_regions(training.data, 2, 11)
     assert [(r.name, tuple(r.days.shape), len(r.tiles)) for r in regions] == [("rh.nc", (2, 2, 22, 12), 2)]
     region = regions[0]
@@ -125,7 +123,7 @@ def test_scores_of_an_interpolation_by_hand(training):
 
 
 def test_a_network_with_noise_has_members(training, tmp_path):
-    """One member, and the mean of all with their CRPS; fields are cut to the card's range."""
+    """Members are clipped to the valid range of the card."""
     config = methods.make_variants(training)["WGAN-GP"]
     model = models.create(config.model.name, **config.model.options).eval()
     model.head.bias.data.fill_(2.0)
@@ -169,7 +167,7 @@ def test_tables_are_complete():
 
 
 def test_days_of_an_hourly_file_span_24_hours(tmp_path):
-    """With daily every third hour is taken, as the paper does; other steps are refused."""
+    """With daily=True every third hour is used."""
     hours = np.datetime64("2022-01-01") + np.arange(50) * np.timedelta64(1, "h")
     values = np.broadcast_to(np.arange(50.0)[:, None, None], (50, 12, 12))
     places = {"latitude": np.arange(12.0, 0, -1), "longitude": np.arange(12.0)}
@@ -189,7 +187,7 @@ def test_average_by_day_is_over_tiles(training):
 
 
 def test_measure_trainings_by_two_short_runs(monkeypatch):
-    """The clock is moved by the trainings: 5 s and half a second a step."""
+    """The training calls move the clock, by 5 s plus half a second a step."""
     now = [0.0]
     monkeypatch.setattr("fastds.studies.common.plan.time.perf_counter", lambda: now[0])
 

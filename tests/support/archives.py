@@ -18,5 +18,5 @@ def stored(path):
 
 
 def same(a, b):
-    """Return whether two stores are equal except for the date in their history."""
+    """Return True if two stores are equal except for the date in their history."""
     return a.drop_attrs().identical(b.drop_attrs()) and all(a[name].attrs == b[name].attrs for name in a.variables)

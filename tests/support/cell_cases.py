@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of recurrent cells on any backend with three steps of the float64 reference."""
+"""Compares recurrent cells with the float64 reference."""
 
 import copy
 
@@ -20,7 +20,15 @@ def compare(got, expected, bound):
 
 
 def three_steps_of_a_cell(name, dtype, layer, channels=16, size=(6, 10)):
-    """Compare forward results, states and all gradients; B = 2, with previous states as in a network."""
+    """Compare values, states and gradients of three steps of a cell with float64, for two samples.
+
+    Args:
+        name: name of the cell.
+        dtype: dtype of the cell.
+        layer: number of the layer of the network.
+        channels: number of channels.
+        size: height and width.
+    """
     shape = (2, channels, *size)
     cell = build_cell(name, channels, layer, 6, **SMALL.get(name, {})).to(dtype)
     twin = copy.deepcopy(cell).double()

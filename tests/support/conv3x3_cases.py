@@ -61,7 +61,7 @@ class Problem:
 
 
 def sampled(count: int, seed: int) -> list[Problem]:
-    """Make problems with all remainders of channels and sizes, and with random epilogues."""
+    """Make problems with random numbers of channels, sizes and epilogues."""
     choose = random.Random(seed)
     problems = []
     while len(problems) < count:

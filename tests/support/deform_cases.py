@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of deform_conv2d and the error rule, shared by tests/ops/test_deform_conv2d*.py."""
+"""Problems and tolerances for the tests of deform_conv2d."""
 
 from dataclasses import dataclass, replace
 
@@ -40,8 +40,11 @@ class Problem:
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
     def tensors(self, dtype=torch.float64, offset_dtype=None, layout=torch.channels_last):
-        """input, offset, weight, bias, mask. Offsets are odd multiples of 1/16 px within +-4: exact in every dtype, and
-        the positions lie at least 1/16 px from the integers, where gradients jump."""
+        """Make input, offset, weight, bias and mask.
+
+        Offsets are odd multiples of 1/16 pixel, up to 4 pixels, which most dtypes represent exactly. Positions then
+        differ by at least 1/16 pixel from integers, where gradients jump.
+        """
         taps = self.kernel[0] * self.kernel[1]
         field = (self.B, self.C, self.H, self.W)
         shapes = [field, (self.O, self.C // self.groups, *self.kernel), (self.O,), (self.B, self.G * taps, *self.out)]
@@ -95,19 +98,19 @@ def by_id(problems):
 
 
 def small(**changes) -> Problem:
-    """A problem small enough for numerical derivatives."""
+    """Return a problem for numerical derivatives."""
     return replace(Problem("small", 2, 4, 3, 3, 4, (2, 2), (1, 1), (1, 0), groups=1, G=2), **changes)
 
 
 def gradients(function, tensors, grad_y):
-    """Value and gradients of the tensors that are there, as a list."""
+    """Return a list of the value and the gradients of the tensors that are not None."""
     leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     y = function(leaves)
     return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y.to(y.dtype))]
 
 
 def torch_in_dtype(problem, tensors):
-    """The computation as a torch user writes it: positions in float32; samples, mask, product in the dtype of x."""
+    """Compute the op with torch operators: positions in float32, samples, mask and product in the dtype of x."""
     x, offset, weight, bias, mask = tensors
     (s_h, s_w), (p_h, p_w), (d_h, d_w) = problem.geometry
     taps = problem.kernel[0] * problem.kernel[1]
@@ -128,9 +131,10 @@ def torch_in_dtype(problem, tensors):
 
 
 def assert_within_rule(ours, peer, exact, names, grad_y):
-    """max |ours - exact| <= 2 max |peer - exact| + one rounding of the largest value, for every tensor.
+    """Check the errors of results and gradients.
 
-    A bias gradient may cancel to nearly 0: one float32 rounding of the sum of magnitudes is added for it.
+    The largest error must be at most twice the largest error of the peer plus one rounding of the largest value. A bias
+    gradient may be close to 0 by cancellation: one float32 rounding of the sum of magnitudes is added.
     """
     for name, a, b, e in zip(names, ours, peer, exact, strict=True):
         if e.numel() == 0:
@@ -143,14 +147,14 @@ def assert_within_rule(ours, peer, exact, names, grad_y):
 
 
 def assert_agrees(problem, tensors):
-    """The op's value by the rule."""
+    """Check the value of the op."""
     exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
     got, peer = problem.run(deform_conv2d, tensors), torch_in_dtype(problem, tensors)
     assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
 
 
 def views(name, tensor):
-    """The same values behind other strides or another address."""
+    """Return a view with other strides or another address."""
     if name == "contiguous":
         return tensor.contiguous()
     if name == "channel_slice":
@@ -166,9 +170,10 @@ def views(name, tensor):
 
 
 def far_problem(far: str, C: int = 8, outputs: int = 4):
-    """(problem, compact tensors, the same tensors with an input whose `far` stride is 2^30 elements).
+    """Return a problem, its tensors, and the same tensors with an input of which one stride is 2^30 elements.
 
-    The memory of that input is reserved but hardly touched; the test is skipped where 6 GiB cannot be reserved.
+    The memory of that input is reserved, but only a few pages are used. The test is skipped if 6 GiB cannot be
+    reserved.
     """
     step = 2**30
     shape = {"batch": (4, C, 3, 5), "row": (1, C, 4, 5), "pixel": (1, C, 3, 4)}[far]

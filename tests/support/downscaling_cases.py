@@ -20,7 +20,7 @@ def give_card(model, **values):
 
 
 class Stub(nn.Module):
-    """Trilinear interpolation plus a constant, or only constants for the three frames, as a model."""
+    """A model that returns trilinear interpolation plus a constant, or a constant for each of three frames."""
 
     def __init__(self, add=0.0, constants=None):
         super().__init__()
@@ -37,7 +37,7 @@ class Stub(nn.Module):
 
 
 def awake(model):
-    """An FC-ZSM whose first offsets and last convolution, which start at zero, have random weights."""
+    """Set the zero-initialised weights of an FC-ZSM (first offsets, last convolution) to random numbers."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "conv_offset_mask" in name or "last" in name:
@@ -46,5 +46,5 @@ def awake(model):
 
 
 def fill(coarse, z):
-    """The dataset with every frame replaced by z (dBZ, broadcast)."""
+    """Replace all frames of a dataset by z in dBZ."""
     return coarse.assign(reflectivity=coarse.reflectivity.copy(data=np.broadcast_to(z, coarse.reflectivity.shape)))

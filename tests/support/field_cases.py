@@ -8,7 +8,7 @@ from fastds.cli import main
 
 
 def region(values=None, rows=12, columns=15):
-    """A field of temperature over 10 to 32 N and 100 to 128 E, every 2 degrees."""
+    """Return a dataset of temperature on a grid of 2 degrees that starts at 10 N, 100 E."""
     lat, lon = 10.0 + 2.0 * np.arange(rows), 100.0 + 2.0 * np.arange(columns)
     values = 220.0 + lat[:, None] + 0.5 * lon if values is None else values
     axes = (("latitude", lat, "degrees_north"), ("longitude", lon, "degrees_east"))
@@ -23,7 +23,7 @@ TIMES = np.datetime64("2020-01-01", "ns") + np.arange(4) * np.timedelta64(6, "h"
 
 
 def fields(values, latitude, longitude, name="t", attrs=KELVIN, times=TIMES):
-    """A dataset of values (T, H, W)."""
+    """Return a dataset of values (T, H, W)."""
     values = np.asarray(values, "f4")
     coords = {
         "time": times[: len(values)],
@@ -34,12 +34,12 @@ def fields(values, latitude, longitude, name="t", attrs=KELVIN, times=TIMES):
 
 
 def run(line):
-    """The command `fastds LINE`."""
+    """Run the command `fastds LINE`."""
     return main(line.split())
 
 
 def smooth(rows=16, columns=20, times=3, seed=0, step=1.0):
-    """Truth with waves, at 40 N to the south and 10 E to the east."""
+    """Return waves south of 40 N and east of 10 E."""
     g = np.random.default_rng(seed)
     y, x = np.arange(rows)[:, None] / 5, np.arange(columns) / 6
     waves = [250 + 8 * np.sin(y + 0.3 * k) * np.cos(x) + g.normal(size=(rows, columns)) for k in range(times)]
@@ -47,7 +47,7 @@ def smooth(rows=16, columns=20, times=3, seed=0, step=1.0):
 
 
 def means_of_blocks(dataset, r=2, name="t"):
-    """r x r means, by reshaping."""
+    """Return the means of blocks of r x r cells."""
     z = dataset[name].values
     t, h, w = z.shape
     z = z[:, : h - h % r, : w - w % r].reshape(t, h // r, r, w // r, r).mean((2, 4))

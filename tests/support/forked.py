@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forks of this process, and programs in forks of a process in which the imports are done, which saves start-up time.
+"""Runs programs in forks of a process that has imported the packages, which saves start-up time.
 
 A fork is a separate process: signals, exit status and exit handlers behave as in a new one.
 """
@@ -59,10 +59,13 @@ def _server(imports, *variables):
 
 
 def run(code, *words, imports=COMMAND, **variables):
-    """Run Python code in a fork in which the imports are done, and return the finished process.
+    """Run Python code in a fork of a process with finished imports, and return the finished process.
 
     Args:
-        variables: environment variables of the process in which the imports are done.
+        code: Python code.
+        words: command-line arguments of the code.
+        imports: code that imports packages.
+        variables: environment variables of the process that is forked.
     """
     server = _server(imports, *variables.items())
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +76,10 @@ def run(code, *words, imports=COMMAND, **variables):
 
 
 def in_a_child(work):
-    """Return the lines that work(out) writes in a fork, and its exit status; a crash fails only one test."""
+    """Return the lines that work(out) writes in a forked child, and the exit status of the child.
+
+    A crash of the child fails only one test.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

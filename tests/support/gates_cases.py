@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of every pointwise pass of recurrent cells; a test file names the op, its inputs and its float64 oracle."""
+"""Tests that the pointwise ops of recurrent cells share; a test file gives the op, its inputs and reference."""
 
 import functools
 
@@ -20,9 +20,16 @@ def s(x):
 
 
 class GateTests:
-    """Subclasses give gates (maps packed in each input), wide (positions of inputs that may be float32), names,
-    function (the op on its tensors), oracle (the formula on float64 tensors, written on its own), op (torch.ops.fastds
-    entry) with its options, and second (gradients of gradients are kernels)."""
+    """Tests of a pointwise op, to be configured by a subclass.
+
+    Attributes:
+        gates: numbers of maps packed in each input.
+        names: names of the inputs.
+        wide: positions of inputs that may be float32.
+        options: further arguments of the op.
+        second: True if kernels compute second derivatives.
+        states: positions of inputs that are no pre-activations.
+    """
 
     gates: tuple = ()
     names: tuple = ()
@@ -46,7 +53,7 @@ class GateTests:
         return [y] if isinstance(y, torch.Tensor) else list(y)
 
     def compare(self, got, expected, dtype, factor=1.0):
-        """Largest error in units of the dtype's rounding of the largest value; the gates are computed in float32."""
+        """Check errors in units of the rounding of the largest value; gates are computed in float32."""
         for a, b in zip(got, expected, strict=True):
             unit = torch.finfo(a.dtype).eps if dtype != torch.float64 else 2e-15
             unit = max(unit, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0)
@@ -123,7 +130,7 @@ class GateTests:
         assert gradgradcheck(self.function, tensors)
 
     def test_second_derivatives(self, native):
-        """First gradients that carry a graph and gradients of a penalty on them, in float32, against the oracle."""
+        """Gradients of a penalty on first gradients, in float32, are compared with the reference."""
         tensors = self.inputs(grad=True, scale=1.0)
         doubles = [t.detach().double().requires_grad_() for t in tensors]
         along = [torch.randn(y.shape) for y in self.results(tensors)]
@@ -212,7 +219,6 @@ class GateTests:
             check(double, (*along, *grads, *tensors, *self.options, wanted))
 
     def test_gradients_that_do_not_fit_are_refused(self, native):
-        """Gradients of the results and gradients of the tensors are checked; None counts as zero."""
         tensors = self.inputs((2, 3, 4, 5))
         grads, along = [torch.randn_like(t) for t in self.results(tensors)], [torch.randn_like(t) for t in tensors]
         name = self.op.name().split("::")[1]

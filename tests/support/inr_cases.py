@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the tests of inr_query: random cases, and LIIF, LTE and MetaSR written with grid_sample."""
+"""Random cases of inr_query, and LIIF, LTE and MetaSR written with grid_sample."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def flat_arguments(
     rho_bias=None, phase=None, cell=None, skip=None, mask=None, heads=1, dk=0, activation="relu", weighting="bilinear",
     edge=("clamp", "clamp"), out_dtype=None,
 ):  # fmt: skip
-    """The positional arguments of the registered op from the keywords of the public function."""
+    """Convert keywords of the public function to positional arguments of the registered op."""
     grid = isinstance(where, GridSpec)
     points = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
     weights, biases = [w for w, _ in trunk], [b for _, b in trunk]
@@ -36,12 +36,23 @@ def query(maps, where, trunk=(), *, weighting="bilinear", **keywords):
 
 
 def exact(*args, **keywords):
-    """The reference."""
+    """Compute a query with the reference."""
     return reference(*flat_arguments(*args, **keywords))
 
 
 def random_case(kind, source=(7, 9), batch=2, outputs=3, depth=16, dtype=torch.float64, skip=True, seed=0):
-    """(maps, trunk, keywords) of a random query of the given feature-ensemble kind."""
+    """Return maps, trunk and keywords of a random query.
+
+    Args:
+        kind: feature and ensemble, such as "affine-late".
+        source: height and width of the maps.
+        batch: number of samples.
+        outputs: number of output channels.
+        depth: number of features.
+        dtype: dtype of the tensors.
+        skip: True for a skip field.
+        seed: seed of the random numbers.
+    """
     g = torch.Generator().manual_seed(seed)
     feature, ensemble = kind.split("-")
     heads, dk = (2, 5) if ensemble == "early_attn" else (1, 0)
@@ -72,13 +83,13 @@ def cell_centres(n):
 
 
 def grid_coordinates(size, batch):
-    """(B, H'*W', 2) normalised (y, x) of cell centres."""
+    """Return the coordinates of cell centres."""
     y, x = torch.meshgrid(*(cell_centres(n) for n in size), indexing="ij")
     return torch.stack([y, x], -1).reshape(1, -1, 2).expand(batch, -1, -1)
 
 
 def sample(field, coord, mode="nearest", padding="zeros"):
-    """(B, C, H, W) at (B, Q, 2) -> (B, Q, C) with torch's own sampler."""
+    """Sample a field (B, C, H, W) at coordinates (B, Q, 2) with grid_sample; the result is (B, Q, C)."""
     out = F.grid_sample(field, coord.flip(-1)[:, None], mode=mode, padding_mode=padding, align_corners=False)
     return out[:, :, 0].transpose(1, 2)
 
@@ -96,7 +107,13 @@ def _cells(features):
 
 
 def _local_ensemble(features, coord, predict):
-    """The published four-corner ensemble with areas: predict(shifted coordinate, offset in half cells) -> (B, Q, O)."""
+    """Compute the published ensemble of four corners with area weights.
+
+    Args:
+        features: (B, C, H, W).
+        coord: (B, Q, 2).
+        predict: function of the shifted coordinate and the offset in half cells that returns (B, Q, O).
+    """
     n = torch.tensor(features.shape[2:], dtype=torch.float64)
     values, areas = [], []
     for sy in (-1, 1):
@@ -110,7 +127,7 @@ def _local_ensemble(features, coord, predict):
 
 
 def liif(features, coord, cell, layers):
-    """Chen, Liu and Wang 2021: unfold 3x3, concatenate offset and cell, one MLP per corner, areas."""
+    """Compute LIIF (Chen, Liu and Wang 2021): an MLP of unfolded features, offset and cell at each corner."""
     unfolded = F.unfold(features, 3, padding=1).unflatten(2, features.shape[2:])
     n = torch.tensor(features.shape[2:], dtype=torch.float64)
 
@@ -122,7 +139,7 @@ def liif(features, coord, cell, layers):
 
 
 def lte(features, coord, cell, coefficient, frequency, phase, layers, field):
-    """Lee and Jin 2022, frequencies interleaved: amplitudes times cosines and sines, bilinear skip."""
+    """Compute LTE (Lee and Jin 2022) with interleaved frequencies and a bilinear skip connection."""
     n = torch.tensor(features.shape[2:], dtype=torch.float64)
     maps = [F.conv2d(features, w, b, padding=1) for w, b in (coefficient, frequency)]
 
@@ -135,7 +152,7 @@ def lte(features, coord, cell, coefficient, frequency, phase, layers, field):
 
 
 def meta_sr(features, coord, cell, layers, outputs):
-    """Hu et al. 2019 in its continuous form: a kernel predicted per query times the unfolded features of one pixel."""
+    """Compute continuous MetaSR (Hu et al. 2019): a predicted kernel times the unfolded features of a pixel."""
     unfolded = F.unfold(features, 3, padding=1).unflatten(2, features.shape[2:])
     n = torch.tensor(features.shape[2:], dtype=torch.float64)
     corner = coord - cell[:, None] / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in MeteoNet's format from a synthetic event: reflectivity, probability and height in one npz archive."""
+"""Writes files in the format of MeteoNet: reflectivity, probability and height in one npz archive."""
 
 import datetime
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of several times, and pipelines that record what they compute."""
+"""Radar fields at several times, and pipelines that record what they compute."""
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,6 @@ def counted(monkeypatch, job, computed):
 
 
 def make_event():
-    """Make 13 coarse fields with a gap, so that there are segments of 6 and 5 fields, and one by itself."""
+    """Make 12 coarse fields with gaps, which form segments of 6, 5 and 1 fields."""
     coarse = coarsen_dataset(synthetic_event(5, 30, (64, 64))[["reflectivity", "crs"]])
     return coarse.isel(time=[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13])

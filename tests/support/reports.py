@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 
 class Parsed(HTMLParser):
-    """Tags with their attributes, the text inside each cell, and what must be closed is."""
+    """Parses a page: tags with their attributes, texts of cells, and a check that elements are closed."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small networks of each task, with weights drawn by a seed, and gridded fields that fit them."""
+"""Small networks of each task with random weights, and gridded fields for them."""
 
 import numpy as np
 import torch

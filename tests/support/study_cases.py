@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small data files for the studies of papers, and the command line of a tiny study of each."""
+"""Small data files for the paper studies, and their command lines."""
 
 import numpy as np
 import xarray as xr

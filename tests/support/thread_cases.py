@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test of ops: bitwise equal results for any number of threads."""
+"""Check of ops: bitwise equal results for any number of threads."""
 
 import torch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options, files and command lines of tiny trainings, and trainings that a signal ends."""
+"""Options, files and command lines of short trainings, and trainings that a signal ends."""
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def make_files(folder):
 
 
 def arguments(files, task, output, **changes):
-    """The command line of a tiny training, its options in a file."""
+    """Return the command line of a short training."""
     path = files / ("radar.nc" if task in ("radar", "nowcast") else "grid.nc")
     options = OPTIONS[task] | RUN | changes | {"output": str(output)}
     options["data"] = options["data"] | {"path": str(path)}
@@ -81,7 +81,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 
 def signalled(command, number, step, hook="on_train_batch_start"):
-    """`fastds train` in a process that gets a signal when a hook is called after so many steps."""
+    """Run `fastds train` in a process that gets a signal when a hook is called after `step` steps."""
     from tests.support import forked  # here, as tests.kills imports this file as a part of the package tests
 
     return forked.run(SIGNALLED, int(number), step, hook, *command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fastds train` in two processes (gloo) that share every batch; humidity's is in test_wgan_gp_distributed.py."""
+"""Tests of `fastds train` in two gloo processes that share each batch."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from fastds.training.command import main
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 @pytest.mark.parametrize("task", ["radar", "nowcast", "fields"])
 def test_two_processes_get_the_weights_of_one(task, files, tmp_path, monkeypatch):
-    """But for the order of sums: gradients are means over both, and each sample is in one of them."""
+    """Gradients are means over both processes, so the weights are equal up to the order of sums."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run = {"max_steps": 3, "warmup_steps": 0, "ema_decay": 0.0}  # steps that are large beside rounding

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Further variables of the files as channels, and U-Nets: fczsm-d, unet and unet3d from MeteoNet's files."""
+"""Tests of training with further variables as channels (fczsm-d) and of U-Nets, on MeteoNet files."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def samples(file, **changes):
 
 
 def test_dynamic_channels_average_valid_values(file):
-    """A block of four pixels of which one is missing is the mean of three, of four 0; times are the block's."""
+    """A block with a missing pixel is the mean of the other three; a block without valid pixels is 0."""
     fields = DynamicFields(file, RANGES, slice(3, 9))
     with np.load(file) as archive:
         raw = [archive[key].astype(float) for key in ("prob", "height")]
@@ -55,7 +55,6 @@ def test_dynamic_channels_average_valid_values(file):
 
 
 def test_samples_carry_the_channels_of_their_crop(file):
-    """The only crop of the side of the grid, as it is and turned: the channels turn with it."""
     fields = DynamicFields(file, RANGES)
     options = {"crop": 32, "samples": 9, "scales": (1,), "intervals": (1,), "modes": ("dbz",), "minimum_valid": 0.0}
     plain = data.RadarTriples([file], dynamics=[fields], augment=False, **options)
@@ -76,7 +75,7 @@ def test_samples_carry_the_channels_of_their_crop(file):
 
 
 def test_scores_are_of_the_reflectivity_alone(file):
-    """Trilinear interpolation that a network is compared with knows no channels beyond the first."""
+    """The trilinear baseline of the loss uses only the first channel."""
     config = TrainingConfig(samples(file), ModelConfig("fczsm-d", TINY), loss="relative_mse", max_steps=1)
     module = RadarModule(torch.nn.Linear(1, 1), config)
     x, y = torch.rand(1, 2, 3, 8, 8), torch.rand(1, 3, 1, 16, 16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of arbitrary-scale downscaling: a few steps on synthetic fields, resume, refusals."""
+"""Tests of training arbitrary-scale networks on synthetic fields: short runs, resuming and errors."""
 
 import warnings
 
@@ -19,7 +19,7 @@ from fastds.training.command import main
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """Two variables of waves, 40 x 90, so regular that anything beats interpolation soon."""
+    """Write waves of 40 x 90 points, which a network interpolates better than bilinear after a few steps."""
     rows, columns = torch.arange(40.0)[:, None], torch.arange(90.0)[None]
     field = torch.stack([torch.sin(1.1 * rows + 0.3 * t) * torch.cos(0.9 * columns - t) for t in range(4)])
     data = {
@@ -64,8 +64,8 @@ def test_training_learns_and_exports(path, tmp_path):
     assert (error < (bicubic - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))).all()
 
 
-def test_samples_suit_the_network(path, tmp_path):
-    """Without options: of its one factor, and every field for a network of any variable; others are refused."""
+def test_samples_follow_the_type_of_network(path, tmp_path):
+    """Networks for one factor get samples of that factor; a network for any variable uses all fields."""
     with xr.open_dataset(path) as dataset:
         xr.concat([dataset, dataset], "longitude").to_netcdf(tmp_path / "wide.nc", engine="h5netcdf")
     small = [f"--data.path={tmp_path / 'wide.nc'}", "--data.crop=12", "--data.queries=20", "--data.epoch-samples=8"]
@@ -93,8 +93,7 @@ def test_static_maps_reach_the_encoder(path, tmp_path):
         assert (model(x, scale=2, static=height + 100) - model(x, scale=2, static=height)).abs().max() > 1e-5
 
 
-def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys):
-    """Trained with a finer map of its own file, used with it, and refused without."""
+def test_command_uses_static_maps_of_another_file_and_grid(tmp_path, capsys):
     lat, lon = 60 - 0.5 * torch.arange(40.0), 0.5 * torch.arange(90.0)
     t = 280 + torch.sin(lat)[:, None] * torch.cos(lon)[None] + torch.zeros(4, 1, 1)
     axes = {"latitude": ("latitude", lat, {"units": "degrees_north"}), "longitude": ("longitude", lon)}
@@ -126,7 +125,7 @@ def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys
 
 
 def test_training_starts_from_given_weights(path, tmp_path):
-    """With their normalisation; weights of other variables are refused."""
+    """The normalisation is taken from the weights; weights of other variables are refused."""
     first = train(config(path, tmp_path / "first", max_steps=2))
     again = config(path, tmp_path / "again", max_steps=1)
     again.learning_rate = 0.0
@@ -139,7 +138,7 @@ def test_training_starts_from_given_weights(path, tmp_path):
 
 
 def test_loss_by_hand(path, tmp_path):
-    """The mean of absolute errors, each over that of bilinear interpolation on the first 64 samples."""
+    """Absolute errors are divided by the mean error of bilinear interpolation on the first 64 samples."""
     run = config(path, tmp_path)
     run.data.degraded = 0.0
     data = FieldData(run.data, seed=4)
@@ -182,7 +181,7 @@ def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):
 
 
 def refused(run, change, message):
-    """A run with other options of its data is refused with this message."""
+    """Check that a training with other data options is refused with a message."""
     for key, value in change.items():
         setattr(run.data, key, value)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -234,7 +233,7 @@ def test_failed_start_leaves_no_files(path, tmp_path, capsys):
 
 
 def test_defaults_suit_a_user_file(path, tmp_path, capsys):
-    """Split, card and wind components follow from the file; the weights work in the command."""
+    """The split, the card and the wind components follow from the file."""
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
     arguments += ["--data.batch-size=2", "--data.epoch-samples=4", "--max-steps=2", "--threads=1"]
     small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
@@ -251,7 +250,7 @@ def test_defaults_suit_a_user_file(path, tmp_path, capsys):
 
 
 def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(path, tmp_path):
-    """And one that is resumed: each ends in a validation, a whole epoch or not."""
+    """A resumed run is validated at its end, too."""
     for steps, folder in ((3, "short"), (30, "more")):
         weights = models.load(train(config(path, tmp_path / folder, max_steps=steps)))
         assert "val_gain_db" in weights.card.metrics["validation"]
@@ -297,7 +296,7 @@ def test_an_interrupt_reaches_the_caller(path, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(path):
-    """Beside the waves a file of another grid with one map and a part that is flat."""
+    """Add a file with one field on another grid, part of which is constant, and return the folder."""
     height = torch.sin(0.7 * torch.arange(50.0))[:, None] * torch.cos(torch.arange(150.0))[None]
     height[:, :40] = 7.0
     xr.Dataset({"h": (("latitude", "longitude"), (500 * height).numpy())}).to_netcdf(
@@ -315,7 +314,7 @@ def config_of_each(folder, output, each=("waves.nc:t", "map.nc:h"), **options):
 
 
 def test_one_network_of_any_variable(folder, tmp_path):
-    """Trained on variables of two files and grids; its card names none, and so it takes one in other units."""
+    """The card has no variable names, so that the network accepts variables in any units."""
     torch.manual_seed(0)
     run = config_of_each(folder, tmp_path, max_steps=100, warmup_steps=5, ema_decay=0.0)
     data = FieldData(run.data)
@@ -332,7 +331,6 @@ def test_one_network_of_any_variable(folder, tmp_path):
 
 
 def test_loss_of_any_variable_by_hand(folder, tmp_path):
-    """Every sample counts by its error over that of bilinear interpolation; a flat one by what rounding leaves."""
     run = config_of_each(folder, tmp_path)
     run.data.each = ["map.nc:h"]
     data = FieldData(run.data, seed=4)
@@ -377,7 +375,7 @@ def test_options_of_one_file_are_refused_beside_each(option):
 
 
 def test_integer_factors(path):
-    """With whole_factors=1 every factor is one, 2 at least; a field too small for 2 keeps its own."""
+    """With whole_factors=1, factors are integers of at least 2, unless the field is too small for 2."""
     data = config(path, "").data
     data.whole_factors, data.scales = 1.0, [1.2, 2.9]
     factors = torch.stack([FieldData(data).training[i]["factor"] for i in range(20)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds finetune: weights trained further, never worse on what is held out, and what their card says."""
+"""Tests of fastds finetune: training, selection on held-out samples, and the model card."""
 
 import warnings
 
@@ -21,7 +21,7 @@ from fastds.tasks.radar.synthetic_scores import Errors, score_synthetic_events
 
 @pytest.fixture
 def files(tmp_path):
-    """Two radar files of 24 fields and weights of a small network."""
+    """Write two radar files of 24 fields and weights."""
     (tmp_path / "mine").mkdir()
     for seed in (1, 2):
         save_dataset(synthetic_event(seed, 24, (96, 96))[["reflectivity"]], tmp_path / "mine" / f"{seed}.nc")
@@ -33,7 +33,7 @@ def files(tmp_path):
 
 
 def options(monkeypatch, **changed):
-    """Short runs: these fields of the configuration are others."""
+    """Shorten the runs by changing the configuration."""
     read = "fastds.tasks.radar.config.parse_arguments"
     from fastds.tasks.radar.config import parse_arguments
 
@@ -135,7 +135,7 @@ def test_user_weights_are_finetuned_by_their_model_card(card, inputs):
 
 
 def test_user_weights_are_not_trained_by_paper_configurations():
-    """A paper's crops and files are not a user's: networks of his own keep the task's usual options."""
+    """Networks of a user are trained with the default options of the task, not with those of a paper."""
 
     card = models.ModelCard(name="ms-convlstm-mine", input_steps=5)
     config = make_config("w.safetensors", card, "mine", "out", 7.0, 1e-4)
@@ -204,8 +204,8 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
         finetune("inr-any", tmp_path / "mine", output=tmp_path / "again")
 
 
-def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, capsys):
-    """Rain rates without units, -9 where missing, of some times alone."""
+def test_finetune_accepts_the_reading_options(files, monkeypatch, capsys):
+    """The file has rain rates without units and -9 for missing values, and some times are selected."""
     event = synthetic_event(3, 40, (96, 96))
     rain = reflectivity_to_rate(event.reflectivity.values)
     rain[:, :4] = -9

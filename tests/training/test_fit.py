@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.fit: a network by name, trained on files, is that of `fastds train`; which names there are by task."""
+"""Tests of fastds.fit, which trains like `fastds train`, and of its network names."""
 
 import importlib
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adversarial training: samples, losses, schedule, and a run that an interruption does not change."""
+"""Tests of adversarial training: samples, losses, schedule and resuming."""
 
 import dataclasses
 import math
@@ -93,7 +93,7 @@ def test_resume_is_bit_identical(folder, monkeypatch):
 
 
 def test_max_steps_replaces_the_epochs(folder):
-    """In place of optimiser.epochs, also inside an epoch, with a validation; a finished run is not trained on."""
+    """The option max_steps may end a run inside an epoch, with a validation; a finished run is not continued."""
     config = configuration(folder, max_steps=4, epochs=1)  # 3 steps an epoch
     module = build_module(config)
     rates = [module.compute_rate_factor() for module.steps in (2, 3, 4)]
@@ -240,7 +240,7 @@ def test_flips_are_of_rows_and_columns_alone(folder):
 
 
 def test_training_and_validation_draw_by_seeds_of_their_own(folder):
-    """From the same region, so that the draw alone tells them apart."""
+    """Both parts use the same region, so that only their seeds differ."""
     box = [[0, 24, 0, 48]]
     config = dataclasses.replace(configuration(folder).data, sources={"rh.nc": {"train": box, "validation": box}})
     drawn = []
@@ -274,8 +274,8 @@ def test_days_are_drawn_for_validation(folder):
     assert torch.equal(torch.stack([*train, *validation]).sum(0), whole.unflatten(0, (3, 2)).sum(0))
 
 
-def test_every_day_comes_once_in_a_pass(folder):
-    """Of 3 days, in an order of its own, also where a batch holds days of two passes."""
+def test_each_day_occurs_once_in_a_pass(folder):
+    """A pass contains each of 3 days once, in a random order, also if a batch crosses two passes."""
     config = dataclasses.replace(configuration(folder).data, crop=24, each_once=True)
     days = [torch.full((2, 24, 24), float(k)) for k in range(3)]
     drawn = [int(FieldSequences(days, 9, 2, config, 5)[k]["fine"].mean()) for k in range(30)]

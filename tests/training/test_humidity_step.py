@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adversarial training against one written by hand: losses, Adam, schedule, average, validation scores."""
+"""Tests of adversarial training against a separate implementation."""
 
 import dataclasses
 import math
@@ -27,12 +27,12 @@ CASES = {
 
 
 def made(scale, coarse, noise):
-    """The generator's formula: every coarse value four times, times scale[0], plus scale[1] times noise."""
+    """Compute the output of the generator: scale[0] times the repeated coarse field plus scale[1] times noise."""
     return scale[0] * coarse.repeat_interleave(2, -1).repeat_interleave(2, -2) + scale[1] * noise
 
 
 class Generator(nn.Module):
-    """Two numbers to learn; keeps the noise of every call."""
+    """Generator with two parameters that records its noise."""
 
     config = {"scale": 2}
 
@@ -54,7 +54,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """D(x, coarse) = <w, x> + v times the mean of coarse: its gradient in x is w everywhere."""
+    """D(x, coarse) = <w, x> + v * mean(coarse), whose gradient in x is w."""
 
     config = {"conditional": True}
 
@@ -75,7 +75,7 @@ def configuration(loss, **changes):
 
 
 def module_of(config):
-    """The module without a trainer, what it logs in module.logged."""
+    """Return the module without a trainer."""
     module = AdversarialModule(Generator(), Critic(16), config, STEPS_PER_EPOCH)
     optimisers, module.logged = module.configure_optimizers(), {}
     module.optimizers = lambda: optimisers
@@ -96,7 +96,7 @@ def batches(count):
 
 
 class Adam:
-    """Kingma and Ba 2015, Algorithm 1."""
+    """Adam (Kingma and Ba 2015, Algorithm 1)."""
 
     def __init__(self, values):
         self.values, self.m, self.v, self.t = values, [0.0] * len(values), [0.0] * len(values), 0
@@ -140,7 +140,7 @@ def generator_loss(scale, critic, batch, noise, loss, step):
 
 
 def rate_of(step):
-    """Warm-up over the first epoch, then a cosine by whole epochs."""
+    """Return the rate: warm-up, then a cosine by epochs."""
     if step < STEPS_PER_EPOCH:
         return (step + 1) / STEPS_PER_EPOCH
     return (1 + math.cos(math.pi * (step // STEPS_PER_EPOCH) / EPOCHS)) / 2
@@ -178,7 +178,7 @@ def test_training_step_by_hand(name):
 
 @pytest.mark.parametrize(("steps", "decay"), [(0, 1 / 10), (1, 2 / 11), (2, DECAY), (9, DECAY)])
 def test_weight_average_warms_up(steps, decay):
-    """Its decay is (1 + steps) / (10 + steps) until that is larger than ema_decay."""
+    """The decay is (1 + steps) / (10 + steps), but at most ema_decay."""
     module = module_of(configuration(LossConfig()))
     with torch.no_grad():
         module.average.scale.copy_(torch.tensor([2.0, 0.0])), module.generator.scale.copy_(torch.tensor([0.0, 3.0]))
@@ -189,7 +189,6 @@ def test_weight_average_warms_up(steps, decay):
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_validation_scores_by_hand(averaged):
-    """Of what is exported: the averaged generator where there is one. In the field's units: 50 for 1."""
     module = module_of(configuration(LossConfig(), ema_decay=DECAY if averaged else 0.0))
     exported = module.average if averaged else module.generator
     assert module.exported is exported

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that signals end at any step, and checkpoints that are damaged, foreign or made to harm."""
+"""Tests of trainings that are ended by signals, and of damaged or foreign checkpoints."""
 
 import functools
 import io
@@ -21,7 +21,7 @@ from tests.support.training_runs import arguments, same_weights, signalled
 
 @pytest.fixture(scope="module")
 def whole(files, tmp_path_factory):
-    """whole(task): the folder of a run that nothing interrupts, one for all tests."""
+    """Return whole(task), the cached folder of an uninterrupted run."""
 
     @functools.cache
     def run(task):
@@ -71,7 +71,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(files, tmp_path):
 
 @pytest.mark.parametrize("somewhere", [True, False])
 def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
-    """After a step each asks the others; one that got no signal itself ends as by SIGTERM."""
+    """The processes exchange after each step whether a signal arrived. If so, all of them end."""
     asked = []
     strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: asked.append((own, all)) or somewhere)
     callback = LastCheckpoint(tmp_path)
@@ -80,7 +80,7 @@ def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
 
 
 class Harm:
-    """What pickle would carry out: a file is made."""
+    """Pickle that would create a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -91,7 +91,7 @@ class Harm:
 
 @pytest.fixture(scope="module")
 def four_steps(files, tmp_path_factory):
-    """The folder of a run of four steps, an epoch."""
+    """Return the folder of a run of four steps."""
     output = tmp_path_factory.mktemp("trained") / "o"
     assert main(arguments(files, "radar", output, max_steps=4)) == 0
     return output
@@ -99,12 +99,12 @@ def four_steps(files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(four_steps):
-    """Its checkpoint."""
+    """Return the checkpoint of the run."""
     return (four_steps / "checkpoints" / "last.ckpt").read_bytes()
 
 
 def test_checkpoint_holds_only_tensors_numbers_and_strings(four_steps, trained):
-    """So that it loads with weights_only; its averaged weights are those that the run exports."""
+    """The checkpoint can therefore be loaded with weights_only=True; it includes the exported weights."""
     state = torch.load(io.BytesIO(trained), weights_only=True)
     kinds = {type(leaf) for leaf in tree_leaves(state)}
     assert torch.Tensor in kinds and kinds <= {torch.Tensor, bool, int, float, str, type(None)}
@@ -158,7 +158,7 @@ def test_checkpoint_executes_no_code(files, tmp_path, capfd):
 
 
 def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, monkeypatch):
-    """The temporary file lies beside it, so that nothing is copied between file systems."""
+    """The temporary file is in the folder of the checkpoint, so that renaming it is atomic."""
     from fastds.training import checkpoints
 
     path, beside = tmp_path / "last.ckpt", []

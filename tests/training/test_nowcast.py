@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of nowcasting networks: crops that move with the air, losses, a tiny run, exact resume, refusals."""
+"""Tests of training nowcasting networks: moving crops, losses, short runs, resuming and errors."""
 
 import dataclasses
 import warnings
@@ -96,7 +96,7 @@ def test_pool_repeats_crops(event):
 
 
 def constant(dbz, frames=8, size=32):
-    """A dataset of one value everywhere."""
+    """Return a dataset with the same value everywhere."""
     fields = data.synthetic_event(seed=1, frames=frames, shape=(size, size))[["reflectivity"]]
     return fields.assign(reflectivity=xr.full_like(fields.reflectivity, dbz))
 
@@ -119,7 +119,7 @@ def test_shift_raises_echo_and_keeps_dry(event):
 
 
 def test_validation_uses_unaugmented_files(tmp_path):
-    """Of later times, in order, unturned, without a shift, at every scale of the training and its shortest interval."""
+    """Validation windows are from later times, in order, without augmentation or shift."""
     fields = constant(30.0, frames=30, size=64)
     rows, columns, frames = np.arange(64)[:, None], np.arange(64), np.arange(30)[:, None, None]
     squares = np.where((rows + columns) % 2, 4.0, -4.0)  # gone at scale 2
@@ -143,7 +143,7 @@ def test_validation_uses_unaugmented_files(tmp_path):
 
 
 def test_the_crops_of_a_seed_stay_the_same(event, tmp_path):
-    """Sums times a pattern, as they were when this test was written: fields on the ground, with a hole, turned."""
+    """The expected numbers were computed when this test was written."""
     with data.open_dataset(event) as fields:
         fields = fields.load()
     fields["reflectivity"][:, :40, :30] = np.nan
@@ -169,8 +169,7 @@ def test_sparse_coverage_uses_the_best_crop(event, tmp_path):
         assert place == min(drawn, key=lambda p: p[1]) != drawn[0]
 
 
-def test_ranges_of_inputs_are_of_the_last_known_fields_of_crops_on_the_ground(event):
-    """As a forecast gets them: in the frame of the air hardly anything moves."""
+def test_input_ranges_use_crops_at_fixed_positions(event):
     moving, fixed = (NowcastData(samples(event), moving=moving, seed=1) for moving in (True, False))
     for part in (moving, fixed):
         part.setup()
@@ -217,7 +216,6 @@ def test_rain_loss_by_hand():
 
 
 def test_gradient_of_csi_is_that_of_many_batches():
-    """After batches of the same kind, a step up the gradient of one batch is one up CSI of all, no mean of ratios."""
     loss, g = RainLoss([0.5], [0.0], 0.1, 1.0, 1 / 60, 1).double(), torch.Generator().manual_seed(4)
     x, y = (torch.rand(6, 1, 1, 6, 6, generator=g, dtype=torch.float64) for _ in range(2))
     y.requires_grad_(True)
@@ -262,8 +260,7 @@ def test_paper_losses(event):
         torch.testing.assert_close(module.loss(outputs, batch), expected)
 
 
-def test_the_discriminator_and_the_epochs_of_the_loss_are_chosen(event):
-    """The variant by its name, else by the cell; the epochs by how much of the steps is done, else by samples."""
+def test_discriminator_and_loss_epoch_are_selected(event):
     network, data = DBRNN(cell="predrnn", hidden=4), samples(event, crop=32, batch_size=2, epoch_samples=4)
 
     def module(**options):
@@ -298,7 +295,7 @@ def test_training_reduces_the_loss_below_extrapolation(event, tmp_path):
 
 
 def test_resume_is_exact(event, tmp_path):
-    """Discriminator, scheduled sampling and averaged weights included."""
+    """The run includes a discriminator, scheduled sampling and averaged weights."""
     config = tiny(
         event, tmp_path / "whole", model=ModelConfig("db-convgru", {"hidden": 4}),
         loss=LossConfig(kind="db-rnn", terms="adversarial", scheduled_sampling=True),

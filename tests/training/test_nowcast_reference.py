@@ -14,8 +14,7 @@ from tests.support.nowcast_training import batch_of, samples, tiny
 
 
 @pytest.mark.parametrize(("floor", "floors"), [(-10.0, [10 / 80, 25 / 80]), (5.0, [10 / 65])])
-def test_the_loss_is_on_the_scale_of_the_fields(floor, floors):
-    """Floors of 0 and 15 dBZ, of which none lies below the data's, and the width of the threshold, 1.5 dB."""
+def test_loss_uses_the_scale_of_the_fields(floor, floors):
     config = tiny("x", data=samples("x", floor=floor, ceiling=70.0), loss=LossConfig(csi_weight=0.3, rates=[1.0]))
     for loss in NowcastModule(DBRNN(hidden=4), config).rain_losses:
         unit, z = 1 / (70 - floor), 10 * np.log10(200)  # of 1 mm/h
@@ -35,7 +34,6 @@ def test_weights_of_two_outputs():
 
 
 def test_validation_scores_by_hand():
-    """More CSI than the reference's makes up for no error; squares are in dBZ^2."""
     module = NowcastModule(DBRNN(hidden=4), tiny("x"))
     module.config.loss.csi_weight, square, rate = 2.0, module.range_dbz**2, module.config.loss.rates[1]
     ours = {"mse": np.array([0.02, 0.04]), "csi": np.array([[0.5, 0.9, 0.5]] * 2)}

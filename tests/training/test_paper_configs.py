@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every shipped configuration trains; those of the papers do so as a plain loop with the papers' equations does."""
+"""Tests of the shipped training configurations, and of those of papers against plain training loops."""
 
 import copy
 import importlib
@@ -47,7 +47,7 @@ SMALL = {  # sizes in place of the papers'; everything else is as the configurat
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Made files of every task: a folder with radar.nc, masks.nc, fields.nc and humidity.nc."""
+    """Write synthetic files of each task: a folder with radar data, masks.nc, fields.nc and humidity.nc."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     event = data.synthetic_event(seed=3, frames=64, shape=(72, 72), cadence_minutes=5.0)[["reflectivity"]]
     z = event["reflectivity"]
@@ -77,7 +77,7 @@ def files(tmp_path_factory):
 
 
 def words_of(task, name, files):
-    """The options of a run on the made files."""
+    """Return the options of a run on the synthetic files."""
     given = yaml.safe_load(find_configurations(task)[name].read_text())
     changed = dict(SMALL[task])
     path = {"radar": "radar", "nowcast": "radar", "fields": "fields.nc", "humidity": "humidity.nc"}[task]
@@ -116,7 +116,7 @@ def words_of(task, name, files):
 
 
 class Steps(callbacks.Callback):
-    """Keeps the first batch, the random state before it, and all weights after the first step and after the last."""
+    """Records the first batch, the random state before it, and weights after the first and last steps."""
 
     def on_train_batch_start(self, trainer, module, batch, index):
         if index == 0:
@@ -133,9 +133,11 @@ def weights_of(module):
 
 
 def three_steps(monkeypatch, task, words):
-    """Start a training with these options as the command does, and end it after three steps, in float64.
+    """Start a training as the command does and end it after three steps in float64.
 
-    Returns: the configuration, the module before the first step, and Steps."""
+    Returns:
+        The configuration, the module before the first step, and Steps.
+    """
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     training = importlib.import_module(f"fastds.tasks.{task}.training")
     kept = {}
@@ -161,7 +163,15 @@ def moved(before, after, names):
 
 
 def check_update(module, network, prefix, steps, tolerance):
-    """The trained weights after a step are those of a network that a plain loop has updated."""
+    """Check that a training step gives the weights of a network updated by a plain loop.
+
+    Args:
+        module: module before the step.
+        network: network after the step of the plain loop.
+        prefix: prefix of its weights in the module.
+        steps: recorded steps of the training.
+        tolerance: largest difference relative to the norm of the update.
+    """
     before, ours = module.state_dict(), dict(network.named_parameters())
     plain = {f"{prefix}{name}": value.detach() for name, value in ours.items()}
     trained = moved(before, steps.first, plain)
@@ -175,13 +185,13 @@ def check_update(module, network, prefix, steps, tolerance):
 
 
 def radar_loss(network, batch, config):
-    """Equation 9 of FC-ZSM, the mean squared error, in dBZ."""
+    """Compute the mean squared error, equation 9 of FC-ZSM."""
     y = network(batch["x"], **({"static": batch["static"]} if "static" in batch else {}))
     return ((y - batch["y"])[batch["valid"]] * 55.0).square().mean()  # one sample a step
 
 
 def nowcast_loss(network, batch, config):
-    """Equation 7 of DB-RNN at epoch 0 without the adversarial loss, and the deblurred forecasts."""
+    """Compute the loss of equation 7 of DB-RNN at epoch 0, without the adversarial term."""
     x = batch["frames"]
     outputs = (network.forecaster if config.stage else network).roll(x[:, : config.data.known], config.data.future)
     truth = x[:, -outputs[0].shape[1] :]
@@ -202,7 +212,7 @@ def nowcast_loss(network, batch, config):
 
 
 def fields_loss(network, batch, scale):
-    """Mean absolute error of every variable, in units of that of bilinear interpolation."""
+    """Compute the mean absolute error of the variables, relative to that of bilinear interpolation."""
     y = network.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"])
     return ((y - batch["target"]).abs() / scale).mean()
 
@@ -214,7 +224,11 @@ def step_by(adam, loss):
 
 
 def plain_step(task, config, module, batch, state):
-    """One step written out. Returns: prefix of the weights in the module -> the network after the step."""
+    """Compute one training step with a plain loop.
+
+    Returns:
+        A dictionary from the prefix of weights in the module to the network after the step.
+    """
     betas, rate = (0.9, 0.999), {"radar": 1e-5, "nowcast": 3e-4, "fields": 1e-4}.get(task)
     if task == "humidity":
         return adversarial_step(config, module, batch, state)
@@ -241,7 +255,7 @@ def plain_step(task, config, module, batch, state):
 
 
 def adversarial_step(config, module, batch, state):
-    """Algorithm 1 of the humidity WGAN-GP with its content loss, equations 5 and 6, in the warm-up's first step."""
+    """Compute the first step of algorithm 1 of the humidity WGAN-GP with a content loss (equations 5 and 6)."""
     generator, critic = copy.deepcopy(module.generator), copy.deepcopy(module.critic_loss.critic)
     warm = config.optimiser.warmup_epochs * (config.data.epoch_samples // config.data.batch_size)
     its_adam = torch.optim.Adam(critic.parameters(), 1e-3 / (warm + 1e-8), (0.5, 0.9))
@@ -286,7 +300,7 @@ def test_a_configuration_takes_three_steps(monkeypatch, files, task, name):
 
 
 def module_of(files, *words):
-    """A radar training with these options, not started."""
+    """Return the module of a radar training."""
     from fastds.tasks.radar import config, training
 
     options = config.parse_arguments([f"--data.path={files}/radar", "--data.crop=8", "--model=fczsm-small", *words])
@@ -294,7 +308,7 @@ def module_of(files, *words):
 
 
 def test_configured_schedules(files):
-    """Factors of the rate: constant, in steps, with a warm-up or none; the cosine ends with the epochs."""
+    """Check factors of the learning rate: constant, steps, warm-up and cosine."""
     constant = module_of(files, "--schedule=constant", "--max-steps=10", "--warmup-steps=0")
     assert {constant._compute_rate_factor(k) for k in range(12)} == {1.0}
     warm = module_of(files, "--schedule=constant", "--max-steps=10", "--warmup-steps=4")
@@ -399,7 +413,7 @@ def test_random_sets_meet_the_required_echo_and_valid_pixels(files):
 
 
 def test_samples_without_rotation(files):
-    """augment and reverse switch off one by one; without both a sample is that of the file."""
+    """The options augment and reverse are independent; without both, samples equal the file."""
     both, plain = radar_data(files).training, radar_data(files, augment=False, reverse=False).training
     turned, reversed_ = radar_data(files, reverse=False).training, radar_data(files, augment=False).training
     differ = {"turned": 0, "reversed": 0}
@@ -427,7 +441,7 @@ def nowcast_data(files, **options):
 
 
 def test_nowcast_samples_at_the_requested_interval(files):
-    """In training and validation; turned and reversed by options of their own."""
+    """The interval applies to training and validation."""
     field = data.open_dataset(files / "radar" / "event.nc")["reflectivity"].values
     frames = np.where(np.isfinite(field), field, 0.0).clip(0.0, 60.0) / 60.0
     made = nowcast_data(files, intervals=[2], augment=False, reverse=False)
@@ -466,7 +480,7 @@ def test_preset_names_as_in_the_papers(written, task, name):
 
 @pytest.mark.parametrize(("task", "name"), PAPERS, ids=[name for _, name in PAPERS])
 def test_paper_configuration_names_the_source_of_each_line(task, name):
-    """Section, table or equation, or that the paper leaves it open; of nothing that is turned, clipped or averaged."""
+    """A comment names the section, table or equation, or states that the paper leaves the value open."""
     text = find_configurations(task)[name].read_text()
     for line in text.splitlines():
         key, _, rest = line.partition("#")

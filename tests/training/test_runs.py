@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainings of all tasks share: new samples, averaged weights, the best of them exported, clock, kills."""
+"""Tests of code that all trainings share: sampling, averaged weights, export, time limits and kills."""
 
 import math
 import shutil
@@ -34,7 +34,7 @@ EXPORTS = {
 
 @pytest.fixture(scope="module", params=TASKS)
 def run(request, files, tmp_path_factory):
-    """A tiny training of two epochs of four steps: its folder, the batches and the weights after every step."""
+    """Run a short training of two epochs of four steps; record its batches and the weights after each step."""
     folder, batches, weights = tmp_path_factory.mktemp(request.param) / "o", [], []
     after = BaseLightningModule.on_train_batch_end
 
@@ -55,7 +55,7 @@ def test_every_step_sees_new_samples(run):
 
 
 def test_exported_weights_are_the_averaged_ones(run):
-    """decay times the average before plus 1 - decay times the new weights, from those after the first step on."""
+    """The average is decay * average + (1 - decay) * weights and starts after the first step."""
     last, average = models.load(run.folder / "last.safetensors"), run.weights[0]
     for new in run.weights[1:]:
         average = {name: 0.9 * average[name] + 0.1 * value for name, value in new.items()}
@@ -105,7 +105,6 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", ["fields", "humidity"], indirect=True)
 def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
-    """Which an error may ask to be smaller; the optimiser's state came with the rate of before."""
     folder = shutil.copytree(run.folder, tmp_path / "o")
     assert main(training_runs.arguments(files, run.task, folder, max_steps=12, learning_rate=1e-30)) == 0
     before, after = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (run.folder, folder))
@@ -117,7 +116,6 @@ def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
 @pytest.mark.parametrize("run", ["nowcast", "humidity"], indirect=True)
 @pytest.mark.parametrize(("seed", "best"), [(0, 0), (5, 5)])
 def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monkeypatch, capfd, seed, best):
-    """The error of before was that of other samples, here one that no weights reach."""
     load = EXPORTS[run.task][0].load_state_dict
     monkeypatch.setattr(EXPORTS[run.task][0], "load_state_dict", lambda self, state: load(self, state | {"best": -1e9}))
     folder = shutil.copytree(run.folder, tmp_path / "o")
@@ -165,7 +163,7 @@ def test_finished_run_reports_nothing_to_do(files, tmp_path, run, bound, capfd):
 
 
 def test_killed_run_resumes_exactly(files, tmp_path, run):
-    """SIGKILL in the second epoch, after which the checkpoint of the first is there."""
+    """The run is killed by SIGKILL in its second epoch and continues from the checkpoint of the first."""
     done = training_runs.signalled(training_runs.arguments(files, run.task, tmp_path / "o"), signal.SIGKILL, 5)
     last = tmp_path / "o" / "checkpoints" / "last.ckpt"
     assert done.returncode == -signal.SIGKILL and [p.name for p in last.parent.iterdir()] == ["last.ckpt"], done.stderr

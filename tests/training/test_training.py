@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: configuration, time blocks, loss, guards, a tiny run, resume after a kill."""
+"""Tests of radar training: configuration, time blocks, losses, short runs and resuming."""
 
 import dataclasses
 import re
@@ -84,7 +84,6 @@ def test_named_configurations_parse():
 
 
 def test_exclude_removes_a_radar():
-    """With its weight, and with what the card tells of training on it."""
     fmi, words = "radar_fmi_20160928_5min.nc", ["--config", "fczsm-small", "--data.path=elsewhere"]
     whole, config = parse_arguments(words), parse_arguments([*words, f"--data.without=[{fmi}]"])
     assert fmi in whole.data.blocks and list(config.data.blocks) == list(whole.data.blocks)[1:]
@@ -181,7 +180,7 @@ def test_relative_loss_of_trilinear_is_one(event):
 
 
 def test_losses_by_hand(event):
-    """Mean over samples of the mean over valid pixels, errors in dBZ: 55 for 1."""
+    """The losses are means over samples of means over valid pixels, with errors in dBZ (range 55)."""
     samples, prediction = batch(), torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     rows = torch.nn.functional.interpolate(samples["x"][:, :, 0], scale_factor=2, mode="bilinear").double()
     lines = torch.stack([rows[:, 0], rows.mean(1), rows[:, 1]], 1)[:, :, None]
@@ -289,7 +288,7 @@ def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatc
     ],
 )
 def test_remaining_time_uses_the_earlier_limit(steps, minutes, said, left):
-    """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
+    """The state is after ten steps and half a minute, before the first validation."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
     module = SimpleNamespace(
         config=config, training_seconds=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps
@@ -324,7 +323,6 @@ def test_max_minutes_ends_the_run(event, tmp_path):
 
 
 def test_blocks_hold_a_sample_each(event):
-    """The event has 16 frames; the last fifth, three of them, is too short for six."""
     (train_block,), (validation,) = make_time_blocks(DataConfig(str(event)), 6)
     assert (train_block.stop, validation.start, validation.stop) == (8, 10, 16)
     with pytest.raises(ValueError, match="has 16 time steps, too few for .* blocks of at least 8 and 2 between them"):
@@ -340,7 +338,7 @@ def test_unsuitable_networks_are_rejected(event, tmp_path, name):
 
 @pytest.fixture(scope="module")
 def relief(event, tmp_path_factory):
-    """Heights on the grid of the event, with the signature of the place."""
+    """Write heights on the grid of the event and return the file."""
     with data.open_dataset(event) as radar:
         height = (200 + 3 * radar.x / 1e3 + 5 * radar.y / 1e3).transpose("y", "x").astype("float32")
     path = tmp_path_factory.mktemp("relief") / "relief.nc"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user expects of every training: an end in sight, a verdict, TensorBoard, and no trouble with other files."""
+"""Tests of trainings from the view of a user: remaining time, summary, TensorBoard and other files."""
 
 import importlib
 import io
@@ -43,7 +43,7 @@ def test_a_run_without_bounds_ends_in_an_hour(task):
 
 @pytest.fixture(scope="module", params=TASKS)
 def run(request, files, tmp_path_factory):
-    """A tiny training by the command: its task, its folder, and what it printed on both streams."""
+    """Run a short training with the command; return its task, its folder, standard output and standard error."""
     folder, out, err = tmp_path_factory.mktemp(request.param) / "o", io.StringIO(), io.StringIO()
     words = training_runs.arguments(files, request.param, folder, progress=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -146,7 +146,7 @@ def test_weights_without_comparison_do_not_warn(tmp_path):
 
 @pytest.fixture
 def mixed(files, tmp_path):
-    """A folder of files of every kind."""
+    """Make a folder with files of every kind."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     for name in ("radar.nc", "grid.nc"):
@@ -161,7 +161,7 @@ def mixed(files, tmp_path):
 
 
 def train_on(folder, task, output):
-    """The command `fastds train` on a folder."""
+    """Run `fastds train` on a folder."""
     words = training_runs.arguments(folder, task, output, max_steps=2)
     return cli.main(["train", *words, f"--data.path={folder}"])
 

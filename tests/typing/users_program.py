@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's program, which mypy checks (tests/repository/test_types.py): the types that the interface promises."""
+"""A program of a user, which mypy checks in tests/repository/test_types.py."""
 
 from pathlib import Path
 from typing import assert_type
@@ -17,7 +17,7 @@ from fastds.nn import Conv3x3, ConvLSTMCell, DeformConv2d, GuidedDeformConv2d, P
 
 
 class Finer(nn.Module):
-    """The last of T radar fields at twice the resolution: (B, T, 1, H, W) -> (B, 1, 2H, 2W)."""
+    """Upscales the last of T radar fields: (B, T, 1, H, W) -> (B, 1, 2H, 2W)."""
 
     def __init__(self, channels: int = 32) -> None:
         super().__init__()

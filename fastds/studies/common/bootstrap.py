@@ -17,6 +17,7 @@ def make_block_labels(blocks: Iterable[Sequence[int]]) -> np.ndarray:
 
     Args:
         blocks: for each file, the number of the block of time of each sample. Blocks of different files are distinct.
+
     Returns:
         (samples, 1) labels.
     """
@@ -47,6 +48,7 @@ def draw_weights(labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.nd
         labels: (samples, columns).
         draws: number of draws.
         seed: random seed.
+
     Returns:
         Weights (draws, samples).
     """
@@ -77,7 +79,7 @@ def compute_interval(
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval; the interval is NaN if there are too few blocks."""
+    """A mean and its 95 % interval, which is NaN if there are too few blocks for an interval."""
 
     mean: float
     low: float
@@ -85,7 +87,12 @@ class Estimate(NamedTuple):
 
     @classmethod
     def from_samples(cls, values: np.ndarray, labels: np.ndarray) -> Estimate:
-        """Estimate the mean of one number per sample; labels: (samples, columns), see draw_weights."""
+        """Estimate the mean of one number per sample.
+
+        Args:
+            values: (samples,).
+            labels: (samples, columns), see draw_weights.
+        """
         mean = float(np.mean(values))
         return cls(
             mean, *((np.nan, np.nan) if has_too_few_blocks(labels) else compute_interval(np.asarray(values), labels))
@@ -110,15 +117,23 @@ class Estimate(NamedTuple):
         return cls(mean, *(float(v) for v in np.nanpercentile(values, [2.5, 97.5])))
 
     def format(self, digits: int = 3, sign: str = "") -> str:
-        """Format as "0.730 [0.701, 0.762]", or "0.730" without interval; sign: "+" for differences."""
+        """Format the estimate as "0.730 [0.701, 0.762]", or as "0.730" if it has no interval.
+
+        Args:
+            digits: number of decimals.
+            sign: "+" to print the sign of positive numbers.
+        """
         form = f"{sign}.{digits}f"
         if np.isnan(self.low):
             return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
     def compare_sign(self, expected: float) -> str:
-        """Compare the sign of a difference with an expected one: "agrees" or "opposite", or "undecided" if the interval
-        includes zero."""
+        """Compare the sign of a difference with that of an expected difference.
+
+        Returns:
+            "agrees" or "opposite", or "undecided" if the interval includes zero.
+        """
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         return "agrees" if (self.mean < 0) == (expected < 0) else "opposite"

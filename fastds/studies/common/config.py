@@ -18,8 +18,11 @@ _RESERVE = 0.12
 
 
 def parse_budget(budget: str) -> float | None:
-    """Return the seconds of a budget such as "45min", or None for "paper", which has no limit. Raises ValueError for
-    other texts."""
+    """Return the seconds of a budget such as "45min", or None for "paper", which has no limit.
+
+    Raises:
+        ValueError: if the text is neither a duration nor "paper".
+    """
     if budget == PAPER:
         return None
     try:
@@ -33,8 +36,8 @@ def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) ->
 
     Args:
         call: the function.
-        least: calls are repeated for this many seconds,
-        most: but at most this many times.
+        least: minimum seconds for which calls are repeated.
+        most: maximum number of calls.
     """
     call()
     began, count = time.perf_counter(), 0
@@ -45,7 +48,7 @@ def time_call(call: Callable[[], object], least: float = 1.0, most: int = 10) ->
 
 
 def has_time_for(seconds: float, spent: float) -> bool:
-    """Return True if `spent` seconds fit into a budget, apart from a reserve."""
+    """Return True if `spent` seconds fit into a budget of `seconds`, a fraction of which is reserved."""
     return spent <= (1 - _RESERVE) * seconds
 
 
@@ -56,6 +59,7 @@ def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
         seconds: budget of the whole study.
         step_seconds: sum over all trainings of the seconds of a step.
         fixed: seconds of scores and figures.
+
     Raises:
         ValueError: if fewer than MIN_STEPS steps fit.
     """
@@ -96,7 +100,14 @@ class PaperConfig:
     plan: bool = False
 
     def check(self, methods: Collection[str]) -> None:
-        """Check the options that all studies share; methods: names that `run` accepts. Raises ValueError."""
+        """Check the options that all studies share.
+
+        Args:
+            methods: names that `run` accepts.
+
+        Raises:
+            ValueError: if an option is invalid.
+        """
         parse_budget(self.budget)
         unknown = [name for name in self.run if name not in methods]
         if unknown:
@@ -127,7 +138,14 @@ class RadarFiles(Files):
     block: str = "30min"
 
     def check(self, multiple: int) -> None:
-        """Check the options; multiple: factor by which `window` must be divisible. Raises ValueError."""
+        """Check the options.
+
+        Args:
+            multiple: factor by which `window` must be divisible.
+
+        Raises:
+            ValueError: if an option is invalid.
+        """
         if self.test_samples < 1 or self.window < 32 or self.window % multiple:
             raise OptionError(
                 "data.test_samples",

@@ -59,9 +59,10 @@ class Pool:
         truth: (N,) dB above the floor.
         least: (N,) detection threshold, dB above the floor.
         z_r: (a, b) of the Z-R relation.
-        weights: (N,) weights of the draws; None: equal.
-        spread: weight in the loss of the squared logarithm of (mean variance / mean squared error of the mean). This
-            term calibrates the spread of the whole block, to which the CRPS of single pixels is insensitive.
+        weights: (N,) weights of the draws; None for equal weights.
+        spread: weight of the spread term in the loss, the squared logarithm of (mean variance / mean squared error of
+            the mean). The term calibrates the spread of the whole block, to which the CRPS of single pixels is
+            insensitive.
     """
 
     def __init__(
@@ -85,8 +86,15 @@ class Pool:
         return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
 
     def loss(self, error_model: ErrorModel, index: Tensor) -> Tensor:
-        """Compute the loss on some pixels: CRPS in dB and in mm/h, each relative to the block's mean, the error of the
-        mean rain, and the spread term."""
+        """Compute the loss on some pixels.
+
+        The loss is the sum of the CRPS in dB, the CRPS in mm/h, the squared error of the mean rain and the spread term.
+        Each of the first three is divided by a constant of the block.
+
+        Args:
+            error_model: the error model.
+            index: indices of the pixels.
+        """
         features, truth = self.features[:, index], self.truth[index]
         parts = score(error_model, features, truth, self.least[index], self.z_r)
         found = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
@@ -112,6 +120,7 @@ def fit_pools(
         steps: number of steps.
         seed: random seed of the draws.
         batch: pixels of each pool in a step.
+
     Returns:
         The loss of each step.
     """

@@ -65,8 +65,10 @@ def draw_radar_panel(
 
 
 def clear_below_floor(z: np.ndarray, floor: float) -> np.ndarray:
-    """Set reflectivity up to 0.5 dB above the floor to zero, so that it is drawn as no echo; 0.5 dB is the quantisation
-    step."""
+    """Set reflectivity up to 0.5 dB above the floor to zero, so that it is drawn as no echo.
+
+    0.5 dB is the quantisation step.
+    """
     return np.where(z < floor + 0.5, 0.0, z)
 
 

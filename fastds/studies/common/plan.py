@@ -53,10 +53,11 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
         network: network on a CPU.
         inputs: function from a batch size to the arguments of the forward pass, on a CPU.
         batch: samples of a training step.
+
     Returns:
-        parameters: number of parameters. multiply_adds: 1e9 multiply-adds of convolutions and matrix products, for the
-            forward pass of one sample. memory: bytes of the tensors saved for the backward pass of a batch, and of
-            weights, gradients and Adam's moments.
+        A dictionary. "parameters" is the number of parameters. "multiply_adds" is the number of multiply-adds of
+            convolutions and matrix products in 1e9, for the forward pass of one sample. "memory" is the bytes of the
+            tensors saved for the backward pass of a batch, and of weights, gradients and Adam's moments.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,8 +94,12 @@ _DRAWING = 20.0  # seconds for tables, figures and page
 
 
 class Costs(NamedTuple):
-    """Measured costs: seconds of a step by method, and seconds of everything else for one seed (files, validations,
-    scores)."""
+    """Measured costs of the trainings of a study.
+
+    Attributes:
+        step_seconds: seconds of a training step, by method.
+        fixed: seconds of everything else for one seed, such as reading files, validations and scores.
+    """
 
     step_seconds: dict[str, float]
     fixed: float
@@ -110,8 +115,10 @@ def make_plan(
         networks: methods that are trained.
         paper_steps: number of steps in the paper.
         measure: function that measures the costs of methods.
+
     Returns:
         {"steps": steps of every training, "seconds_a_step": seconds by method, empty if nothing was measured}.
+
     Raises:
         ValueError: if the budget is too short.
     """
@@ -172,7 +179,7 @@ def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfi
 
 
 def _time_training(train: Callable[[int, str], object], steps: int) -> float:
-    """Measure train(steps, folder) in seconds, in a temporary folder."""
+    """Measure train(steps, folder) in seconds, with a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         suppress_warnings(lambda: train(steps, folder))
@@ -195,7 +202,7 @@ def measure_trainings(train: Callable[[str, int, str], object], networks: list[s
 
 
 class PlannedTraining(NamedTuple):
-    """A planned training: configuration, number of parameters, and seconds of a step (None: not measured)."""
+    """A planned training: configuration, number of parameters, and seconds of a step or None."""
 
     config: RunConfig
     parameters: int
@@ -267,7 +274,7 @@ def time_second_call(call: Callable[[], object]) -> float:
 
 
 def format_title(title: str, budget: str, steps: int) -> str:
-    """Append a note to a table's title if networks and trainings are smaller than the paper's."""
+    """Append a note to the title of a table unless the budget is "paper", because networks and trainings are small."""
     if budget == PAPER:
         return title
     return f"{title} (small networks, {steps} steps each, not the paper's training)"

@@ -29,8 +29,10 @@ def split_frames(frames: int, name: str, least: int, tested: int | None = None) 
         name: name of the file, for the error message.
         least: minimum number of frames of each part.
         tested: minimum number of test frames; None: least.
+
     Returns:
         Part -> [first, one after the last].
+
     Raises:
         ValueError: if there are too few frames.
     """
@@ -49,14 +51,20 @@ def split_frames(frames: int, name: str, least: int, tested: int | None = None) 
 
 
 def find_files(config: RadarFiles, side: int, least: int, tested: int | None = None) -> dict[str, dict[str, list[int]]]:
-    """Find the usable files and divide them, file name -> parts.
+    """Find the usable files and divide them into parts.
 
     Args:
         config: the files.
         side: smallest grid side in pixels that a sample needs.
-        least, tested: see split_frames.
+        least: minimum number of frames of each part.
+        tested: minimum number of test frames; None for `least`.
+
+    Returns:
+        A dictionary from the file name to the parts of split_frames.
+
     Raises:
-        FileNotFoundError, ValueError: if no file is usable.
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if a file is not usable, or no file of a folder is.
     """
 
     def parts(file: pathlib.Path) -> dict[str, list[int]]:
@@ -97,6 +105,7 @@ def find_echo_window(echo: Tensor, side: int, every: int = 4) -> tuple[slice, sl
         echo: (H, W) number of times with echo.
         side: side of the square in pixels; smaller fields are used whole.
         every: spacing of the candidate positions in pixels.
+
     Returns:
         Slices of rows and columns.
     """
@@ -131,7 +140,11 @@ class EvaluationBlock:
 
 
 def find_most_echo(blocks: list[EvaluationBlock], above: float = 0.0) -> tuple[EvaluationBlock, int]:
-    """Find the test sample with the largest fraction of y above a value; return its block and its index there."""
+    """Find the test sample with the largest fraction of y above a value.
+
+    Returns:
+        The block and the index of the sample in the block.
+    """
     share = {
         (number, k): float((sample["y"] > above).float().mean())
         for number, block in enumerate(blocks)

@@ -16,7 +16,7 @@ from fastds._outputs import atomic_write
 
 
 def suppress_warnings(call):
-    """Return call() with UserWarning suppressed; for calls whose warnings the study has already shown."""
+    """Return call() with UserWarning suppressed, for warnings that the study has already shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return call()
@@ -28,6 +28,7 @@ class StudyFolder:
     Args:
         path: the folder; created with the first result.
         options: options that the results depend on.
+
     Raises:
         ValueError: if the folder holds results of other options.
     """
@@ -92,7 +93,7 @@ class Runs:
         return self.folder.path / "runs" / f"{name}-{seed}"
 
     def get_weights(self, name: str, seed: int) -> pathlib.Path | None:
-        """Return the weights of a network, which is trained now if needed; None for a method without a network."""
+        """Return the weights of a method and train its network if necessary; None for a method without a network."""
         if name not in self.networks:
             return None
         run, number = self.get_run_folder(name, seed), list(self.networks).index(name) + 1

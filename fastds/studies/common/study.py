@@ -45,6 +45,7 @@ class PaperStudy:
         names: methods that are scored, in the order of the tables.
         networks: methods that are trained.
         basis: JSON data on which results depend, in addition to the options.
+
     Attributes:
         name: name of the command (class attribute).
         title: title of the page (class attribute).
@@ -105,7 +106,14 @@ class PaperStudy:
         raise NotImplementedError
 
     def make_tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
-        """Make the tables, file name -> table, the most important first; results: method -> scores by seed."""
+        """Make the tables, with the most important one first.
+
+        Args:
+            results: method -> scores by seed.
+
+        Returns:
+            A dictionary from file name to table.
+        """
         raise NotImplementedError
 
     def draw_fields(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
@@ -138,7 +146,7 @@ class PaperStudy:
         return self.runs.get_weights(name, self.config.seeds[0])
 
     def _plan_trainings(self, measured: bool) -> dict[str, PlannedTraining]:
-        """Describe the trainings of the first seed; measured: with the seconds of a step."""
+        """Describe the trainings of the first seed; if `measured`, with the seconds of a step."""
         found, seed = {}, self.config.seeds[0]
         for name in self.runs.networks:
             seconds = self.seconds.get(name)
@@ -166,11 +174,13 @@ class PaperStudy:
         print(format_plan(command, self.make_sample_table(), self._plan_trainings(True), self.config.seeds, left_out))
 
     def run(self) -> pathlib.Path:
-        """Train and score what has no result yet; write tables, notes, figures and the page; return the path of the
-        first table.
+        """Train and score what has no result yet, and write tables, notes, figures and the page.
 
         The result is deterministic for given options and number of threads, also after an interruption. With a time
         budget, this holds once plan.json, which stores the number of steps, has been written.
+
+        Returns:
+            The path of the first table.
         """
         for name, training in self._plan_trainings(False).items():
             self.runs.log(describe_training(name, training))

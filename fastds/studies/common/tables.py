@@ -23,8 +23,16 @@ def format_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def compare_with_paper(ours: Estimate, paper: float | None, digits: int) -> tuple[str, Estimate, str]:
-    """Make three table cells for a difference: the paper's value (None: not published), ours, and the comparison of
-    their signs."""
+    """Make three table cells that compare a difference with the one in the paper.
+
+    Args:
+        ours: the difference.
+        paper: difference in the paper, or None if the paper has none.
+        digits: number of decimals.
+
+    Returns:
+        The difference in the paper, ours, and the comparison of their signs.
+    """
     if paper is None:
         return "-", ours, "not in the paper"
     return f"{paper:+.{digits}f}", ours, ours.compare_sign(paper)
@@ -57,7 +65,10 @@ class ResultTable:
         return f"{self.title}\n\n{format_markdown(self.heads, self.format_rows())}"
 
     def write(self, folder: pathlib.Path, name: str) -> None:
-        """Write folder/name.md, and folder/name.csv with Estimates in three columns of six significant digits."""
+        """Write the table to folder/name.md and folder/name.csv.
+
+        In the CSV file, an Estimate has three columns (mean and interval) with six significant digits.
+        """
         with atomic_write(folder / f"{name}.md") as temporary:
             temporary.write_text(self.to_markdown(), encoding="utf-8")
         numbers = {k for row in self.rows for k, cell in enumerate(row) if isinstance(cell, Estimate)}

@@ -27,8 +27,10 @@ class DataConfig(RadarFiles):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored at the
-    same times.
+    """Options of the DB-RNN study.
+
+    All methods of the tables in the paper are trained on the same samples for the same number of steps and scored at
+    the same times.
 
     Args:
         data: the files.

@@ -30,7 +30,12 @@ from fastds.tasks.nowcast.methods import BASELINES
 
 
 def count_frames(config: DataConfig, leads: int = 1) -> int:
-    """Count the frames of a file that a sample spans; leads: length of the forecast in units of FUTURE frames."""
+    """Count the frames of a file that a sample spans.
+
+    Args:
+        config: the files.
+        leads: length of the forecast in units of FUTURE frames.
+    """
     return (KNOWN + leads * FUTURE - 1) * config.interval + 1
 
 
@@ -48,9 +53,10 @@ def read_test_block(config: DataConfig, name: str, part: list[int]) -> Evaluatio
         config: the files.
         name: name of the file.
         part: first frame, and the frame after the last.
+
     Returns:
-        Samples are dicts of x (m, 1, h, w), y and valid (n, 1, h, w), cropped to the window, and known, the valid
-            pixels of x.
+        The block. Its samples are dicts of x (m, 1, h, w), y and valid (n, 1, h, w), and known, the mask of valid
+            pixels of x. All are cropped to the window.
     """
     block = fd.TimeBlock(str(resolve_path(config, name)), *part, var=config.var)
     windows = _windows(block, config, FUTURE)
@@ -80,6 +86,7 @@ def make_long_samples(
         block: test block of the file, whose window is used.
         part: first frame, and the frame after the last.
         leads: length of the forecast in units of FUTURE frames.
+
     Raises:
         ValueError: if the part is too short.
     """
@@ -107,8 +114,8 @@ def _crop_samples(samples: list[dict[str, Tensor]], rows: slice, columns: slice)
 
 PIXELS = 160**2  # pixels of the paper's fields; B-MSE and B-MAE are sums over a field and are scaled to this size
 LONG_RATE = 10.0  # mm/h, threshold of the scores of long forecasts
-# Function from (sample, steps) to forecasts (k + steps, 1, H, W) on the scale 0 to 60 dBZ = 0 to 1; the first k are
-# forecasts of input frames.
+# A Predict is a function from (sample, steps) to forecasts (k + steps, 1, H, W), in which 0 to 1 stand for 0 to 60 dBZ.
+# The first k frames are forecasts of input frames.
 Predict = Callable[[dict[str, Tensor], int], Tensor]
 
 
@@ -119,9 +126,11 @@ def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float])
         predict: the method.
         blocks: test samples.
         z_r: (a, b) of the Z-R relation.
+
     Returns:
-        counts (samples, n, thresholds, 4); errors (samples, n, 2), sums of B-MSE and B-MAE; pixels (samples, n). "all":
-            the same for all frames that the network outputs, if it also outputs forecasts of the input frames.
+        A dictionary: counts (samples, n, thresholds, 4); errors (samples, n, 2), sums of B-MSE and B-MAE; pixels
+            (samples, n). If the network also outputs forecasts of the input frames, the key "all" has the same for all
+            output frames.
     """
     thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))
     found, whole = _make_counts(), _make_counts()
@@ -141,10 +150,11 @@ def score_long(predict: Predict, samples: Sequence[dict[str, Tensor]], z_r: Sequ
 
     Args:
         predict: the method.
-        samples: samples with n target frames.
+        samples: samples with n target frames, where n is a multiple of FUTURE.
         z_r: (a, b) of the Z-R relation.
+
     Returns:
-        (samples, n / FUTURE, 4), sums over FUTURE frames each.
+        (samples, n / FUTURE, 4): hits, misses, false alarms and correct negatives, summed over FUTURE frames.
     """
     threshold, counts = normalised_rates([LONG_RATE], tuple(z_r)), []
     for sample in samples:
@@ -193,7 +203,15 @@ class ScoreSums:
         return self.counts.shape[1]
 
     def by_lead(self, name: str, weights: np.ndarray) -> np.ndarray:
-        """Compute a score of SCORES by lead time, (draws, n), for weights (draws, samples)."""
+        """Compute a score of SCORES by lead time.
+
+        Args:
+            name: name of the score.
+            weights: (draws, samples).
+
+        Returns:
+            (draws, n) for n lead times.
+        """
         if name in SCORES[-2:]:
             sums = np.einsum("ds,kst->kdt", weights, self.errors[..., SCORES[-2:].index(name)])
             return PIXELS * (sums / np.einsum("ds,kst->kdt", weights, self.pixels)).mean(0)
@@ -202,7 +220,15 @@ class ScoreSums:
         return contingency_scores(table)[kind.lower()].mean(0)
 
     def mean(self, name: str, weights: np.ndarray) -> np.ndarray:
-        """Average a score over the lead times where it is defined, (draws,), for weights (draws, samples)."""
+        """Average a score over the lead times at which it is defined.
+
+        Args:
+            name: name of the score.
+            weights: (draws, samples).
+
+        Returns:
+            (draws,).
+        """
         return mean_of_defined(self.by_lead(name, weights).T)
 
 

@@ -74,8 +74,14 @@ ABSENT = ("Earthformer", "LPT-QPN")  # networks of table VII that fastds does no
 
 
 class Complexity(NamedTuple):
-    """A row of table V: 1e6 parameters, 1e9 multiply-adds of 9 steps at 160 x 160 pixels, GB of memory, hours of
-    training."""
+    """A row of table V.
+
+    Attributes:
+        parameters: number of parameters in 1e6.
+        multiply_adds: multiply-adds of 9 steps at 160 x 160 pixels in 1e9.
+        memory: GB of memory.
+        hours: hours of training.
+    """
 
     parameters: float
     multiply_adds: float
@@ -158,7 +164,12 @@ EPOCHS = 50  # epochs over which the loss of DB networks changes
 
 
 def select_preset(name: str, ablated: str) -> tuple[str, str]:
-    """Return the preset of a method's network and its cell; ablated: cell of the ablation, a key of CELLS."""
+    """Return the preset of the network of a method, and its cell.
+
+    Args:
+        name: the method.
+        ablated: cell of the ablation, a key of CELLS.
+    """
     method = METHODS[name]
     cell = method.cell or CELLS[ablated]
     names = {"ms": f"ms-{cell}", "db": f"db-{cell}", "staged": f"ms-{cell}-s", "simvp": "simvp"}
@@ -183,8 +194,8 @@ def make_network_options(name: str, ablated: str, budget: str) -> dict[str, Any]
 def load_paper_config(name: str, ablated: str, path: str) -> TrainingConfig:
     """Load the shipped training configuration of a method, which follows the paper.
 
-    A network without a configuration of its own, such as a staged network of another cell, has the configuration of the
-    same kind with ConvLSTM cells.
+    If there is no configuration for a network, the one with ConvLSTM cells is used: ms-convlstm-s for a staged network,
+    otherwise ms-convlstm.
 
     Args:
         name: the method.

@@ -101,8 +101,14 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
 
 
 def time_one_sample(training: TrainingConfig, device: str) -> float:
-    """Estimate the seconds of a step from loss and gradients of one sample; reading samples and the discriminator are
-    not included."""
+    """Estimate the seconds of a step from loss and gradients of one sample.
+
+    Reading samples and the discriminator are not included.
+
+    Args:
+        training: configuration of the training.
+        device: device of the network.
+    """
     c = training.data
     module = NowcastModule(build_model(training), training).to(resolve_device(device))
     frames = torch.rand(1, c.known + c.future, 1, c.crop, c.crop, device=next(module.parameters()).device)
@@ -169,7 +175,7 @@ def select_methods(run: list[str], ablation: str) -> list[str]:
 
 
 def get_shared_row(ablation: str) -> str:
-    """Return the row of the ablation that is also a row of the main table."""
+    """Return the row of the ablation table that is also a row of the main table."""
     return f"DB-discriminator-{select_variant(CELLS[ablation])}"
 
 
@@ -292,8 +298,10 @@ class DbRnnStudy(PaperStudy):
         return [f"{float(self.minutes[-1]) * k / 60:g}" for k in range(1, self.config.long_leads + 1)]
 
     def _cost(self, name: str) -> dict[str, float]:
-        """Measure the costs of a network for all frames that it forecasts, on samples of its training; see
-        measure_cost."""
+        """Measure the costs of a network for all frames that it forecasts, with measure_cost.
+
+        The sizes are those of the training samples.
+        """
         c = self.config
         network, options = select_preset(name, c.ablation)[0], make_network_options(name, c.ablation, c.budget)
         training = make_training_config(

@@ -90,7 +90,7 @@ def make_tables(
     minutes: list[str],
     data: str = "hko-7",
 ) -> dict[str, ResultTable]:
-    """Make all tables of scores, file name -> table.
+    """Make all tables of scores.
 
     Args:
         results: method -> scores of the forecast frames.
@@ -99,6 +99,9 @@ def make_tables(
         sizes: method -> width and number of parameters.
         minutes: lead times.
         data: data set of the paper, see get_published.
+
+    Returns:
+        A dictionary from file name to table.
     """
     shown = [name for name in METHODS if name not in ABLATION]
     made = {}
@@ -117,7 +120,7 @@ def make_tables(
 
 
 def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
-    """Tabulate the difference of each pair of the paper's ranking, by score."""
+    """Tabulate the difference in each score for each pair of the ranking in the paper."""
     rows = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -144,8 +147,11 @@ def tabulate_leads(results: Mapping[str, ScoreSums], minutes: list[str]) -> Resu
 
 
 def compute_long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute HSS and POD (leads,) of long forecasts as means over seeds; tables_of: contingency tables (seeds,
-    samples, leads, 4)."""
+    """Compute HSS and POD (leads,) of long forecasts as means over seeds.
+
+    Args:
+        tables_of: contingency tables (seeds, samples, leads, 4).
+    """
     found = contingency_scores(np.asarray(tables_of, float).sum(1))
     return {kind: found[kind.lower()].mean(0) for kind in ("HSS", "POD")}
 
@@ -227,12 +233,15 @@ def draw_maps(
 def make_line_charts(
     curves: Mapping[str, pathlib.Path], results: Mapping[str, ScoreSums], minutes: list[str]
 ) -> dict[str, Chart]:
-    """Make the line charts, file name -> chart.
+    """Make the line charts.
 
     Args:
         curves: method -> validation log.
         results: method -> scores.
         minutes: lead times.
+
+    Returns:
+        A dictionary from file name to chart.
     """
     found, leads = {}, [float(m) for m in minutes]
     for kind, names in group_methods(results).items():
@@ -254,8 +263,15 @@ def _collect_by_lead(results: Mapping[str, ScoreSums], names: Iterable[str], sco
 
 
 def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str, Chart]:
-    """Make the chart of long forecasts (figure 8), if there are any; counted: method -> contingency tables, see
-    compute_long_scores."""
+    """Make the chart of long forecasts (figure 8), if there are any.
+
+    Args:
+        counted: method -> contingency tables, see compute_long_scores.
+        hours: lead times.
+
+    Returns:
+        A dictionary from file name to chart, which may be empty.
+    """
     if not counted:
         return {}
     scores = {name: compute_long_scores(found) for name, found in counted.items()}

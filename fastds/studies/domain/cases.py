@@ -55,9 +55,9 @@ class Case(NamedTuple):
 
     Attributes:
         label: description.
-        block: label of dependent cases, for the bootstrap.
+        block: label that dependent cases share, for the bootstrap.
         domain: out-of-distribution report of the inputs.
-        ratio: squared error of the network over the baseline's.
+        ratio: squared error of the network divided by that of the baseline.
     """
 
     label: str
@@ -67,8 +67,11 @@ class Case(NamedTuple):
 
 
 def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of FC-ZSM: squared error above 15 dBZ relative to advection, or to trilinear interpolation for a
-    network without flow."""
+    """Yield cases of FC-ZSM.
+
+    The ratio is the squared error above 15 dBZ divided by that of advection, or by that of trilinear interpolation for
+    a network without flow.
+    """
     simple = advection if network.config.get("residual") == "advection" else trilinear
     for file, (start, stop, _) in RADARS.items():
         store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
@@ -88,8 +91,13 @@ def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
 
 
 def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
-    """Compute the statistics of the input and the squared errors of network and baseline, in the window with the
-    largest echo area; None if there is hardly any echo."""
+    """Compute the statistics of the input and the squared errors of the network and the baseline.
+
+    The errors are those in the window with the largest echo area.
+
+    Returns:
+        (statistics, error of the network, error of the baseline), or None if less than 1 % of the input is echo.
+    """
     one = triples[place]
     window = find_echo_window((one["x"] > 0).float().sum((0, 1)), _SIDE)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in window)
@@ -105,8 +113,10 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
 
 
 def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of nowcasting networks: squared error in dBZ relative to extrapolation, as a mean over at most six
-    lead times."""
+    """Yield cases of nowcasting networks.
+
+    The ratio is the squared error in dBZ divided by that of extrapolation, for at most six lead times.
+    """
     methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
     known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
     for file in FORECAST:
@@ -137,7 +147,10 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
 
 
 def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of humidity generators: squared error without noise relative to bicubic interpolation."""
+    """Yield cases of humidity generators.
+
+    The ratio is the squared error of the field without noise divided by that of bicubic interpolation.
+    """
     card, scale = network.card, network.config["scale"]
     for file, name, levels, where in HUMIDITY:
         for level in levels:
@@ -162,8 +175,8 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
 def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of arbitrary-scale networks: squared error relative to bicubic interpolation.
 
-    For a network of r, t, u and z, the ratio is a geometric mean over the variables; a network of any variable is
-    evaluated on each of them.
+    For a network of r, t, u and z, the ratio is a geometric mean over the variables. A network for any variable is
+    evaluated on each of them separately.
     """
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _read_four_variables(folder):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Input ranges of a model card, computed from the training samples.
 
-`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE` writes them.
+`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE` writes weights with these ranges.
 """
 
 import dataclasses

@@ -83,7 +83,10 @@ def tabulate_cases(cases: list[Case]) -> ResultTable:
 
 
 def summarize(cases: list[Case]) -> ResultTable:
-    """Tabulate the rank correlation, and the median error inside and outside the tolerance of the score."""
+    """Tabulate the rank correlation of score and error, and the median errors.
+
+    One median is over the cases with a score up to TOLERANCE, the other over those above.
+    """
     score, ratio, labels = _to_arrays(cases)
     rows = [("rank correlation of score and error", str(len(cases)), compute_rank_correlation(score, ratio, labels))]
     for name, of in (("inside", score <= TOLERANCE), ("outside", score > TOLERANCE)):
@@ -107,7 +110,13 @@ def _to_arrays(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def compute_rank_correlation(score: np.ndarray, ratio: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Compute Spearman's rank correlation with an interval; labels: (cases, 1) blocks."""
+    """Compute the rank correlation of Spearman with an interval.
+
+    Args:
+        score: (cases,).
+        ratio: (cases,).
+        labels: (cases, 1) blocks for the bootstrap.
+    """
 
     def of(weights: np.ndarray) -> np.ndarray:
         drawn = (np.repeat(np.arange(len(score)), row.astype(int)) for row in weights)

@@ -24,10 +24,10 @@ class DataConfig(RadarFiles):
         dynamics: variables of the files that ZSM-D and ZSM-DS read in addition to the reflectivity, with the ends of
             their range; if a file lacks one of them, these methods are left out.
         split: "time": every file is divided along time into training, validation and test; "random": fixed samples are
-            drawn from all times of all files, as in the paper; None: random with the budget paper, otherwise time.
+            drawn from all times of all files, as in the paper. Default: random with the budget paper, otherwise time.
         fixed_samples: numbers of training, validation and test samples of split "random".
         split_seed: random seed of split "random".
-        minimum_echo: minimum fraction of echo in a test sample; None: that of the trainings with split "random",
+        minimum_echo: minimum fraction of echo in a test sample. Default: that of the trainings with split "random",
             otherwise 0.
     """
 
@@ -41,8 +41,10 @@ class DataConfig(RadarFiles):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored at the
-    same times.
+    """Options of the FC-ZSM study.
+
+    All methods of the tables in the paper are trained on the same samples for the same number of steps and scored at
+    the same times.
 
     Args:
         data: the files.

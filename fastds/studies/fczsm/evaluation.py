@@ -45,7 +45,13 @@ def explain_missing_dynamics(config: DataConfig, names: list[str]) -> str:
 
 
 def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]], crop: int) -> TrainingData:
-    """Make the data configuration of all trainings; crop: side of the coarse crops in pixels."""
+    """Make the data configuration of all trainings.
+
+    Args:
+        config: the files.
+        files: file -> its parts.
+        crop: side of the coarse crops in pixels.
+    """
     shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
     if config.split == "time":
         return TrainingData(config.path, select_training_parts(files), **shared)
@@ -126,8 +132,12 @@ class FixedSamples(Sequence):
 
 
 def read_fixed_blocks(config: DataConfig, training: TrainingData) -> list[EvaluationBlock]:
-    """Read the test samples of data.split=random by file; training: data of a method with all the channels of any
-    method."""
+    """Read the test samples of data.split=random by file.
+
+    Args:
+        config: the files.
+        training: data configuration with all channels that a method reads.
+    """
     data = RadarData(training, False, 0, len(training.statics), in_channels=1 + len(training.dynamics))
     data.setup()
     length, found = parse_duration(config.block, "data.block"), []

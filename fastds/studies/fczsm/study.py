@@ -71,7 +71,10 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
 
 
 def _time_samples(config: StudyConfig, names: list[str], data: TrainingData) -> tuple[float, float]:
-    """Measure the seconds to read the files, and to make a sample of the method with the most channels."""
+    """Measure the seconds to read the files, and the seconds to make one sample.
+
+    The sample is that of the method with the most channels.
+    """
     training = make_training_config(max(names, key=lambda n: METHODS[n][2:]), config.budget, _STEPS, data)
     channels = 1 + len(training.data.dynamics)
     began = time.perf_counter()
@@ -109,7 +112,10 @@ def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple
 def _fixed(
     step_seconds: float, batch: int, setup: float, a_sample: float, blocks: list[EvaluationBlock], crop: int
 ) -> float:
-    """Estimate the seconds of a training without its steps: files, validations, and forward passes of the test."""
+    """Estimate the seconds of a training without its steps.
+
+    The estimate includes files, validations, and forward passes on the test samples.
+    """
     a_forward = FORWARD * (step_seconds - batch * a_sample) / batch  # seconds for one crop
     validations = 8 * 32 * (a_forward + a_sample)
     crops = sum(len(b.samples) * b.samples[0]["x"][0, 0].numel() for b in blocks) / crop**2

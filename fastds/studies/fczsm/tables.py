@@ -30,7 +30,13 @@ _HEADS = ("MSE", "MSE t2", "MSE t1, t3", "SSIM")
 def tabulate_scores(
     results: Results, blocks: list[EvaluationBlock], sizes: Mapping[str, tuple[int, int]]
 ) -> ResultTable:
-    """Tabulate scores as in the paper's tables 1 and 2; sizes: method -> width and number of parameters."""
+    """Tabulate scores as in tables 1 and 2 of the paper.
+
+    Args:
+        results: method -> scores of each sample.
+        blocks: test samples.
+        sizes: method -> width and number of parameters.
+    """
     labels, rows = make_block_labels(block.blocks for block in blocks), []
     for name, method in METHODS.items():
         width, parameters = sizes.get(name, (0, 0))
@@ -52,8 +58,10 @@ def tabulate_scores(
 
 
 def tabulate_reductions(results: Results) -> ResultTable:
-    """Tabulate the reductions of the MSE as in table 3; the network of Serifi et al. is listed with its published
-    numbers only."""
+    """Tabulate the reductions of the MSE as in table 3.
+
+    The network of Serifi et al. has only its published numbers.
+    """
     rows = []
     for name in REDUCTIONS:
         found = "trilinear" in results and name in results
@@ -90,8 +98,10 @@ def _percent(value: float | None, trilinear: float) -> str:
 
 
 def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:
-    """Tabulate the difference in MSE of each pair of the paper's ranking, as a percentage of trilinear interpolation's
-    MSE."""
+    """Tabulate the difference in MSE of each pair of the ranking in the paper.
+
+    Differences are a percentage of the MSE of trilinear interpolation.
+    """
     labels, rows = make_block_labels(block.blocks for block in blocks), []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -128,7 +138,7 @@ def _truth(sample: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid, title: str) -> None:
-    """Write figure-NUMBER.png, with the paper's numbers.
+    """Write figures with maps of one sample, named after the figures of the paper.
 
     Args:
         folder: folder of the figures.
@@ -148,7 +158,11 @@ def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid,
 
 
 def make_charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
-    """Make the validation curves, file name -> chart; curves: method -> validation log."""
+    """Make the validation curves as a dictionary from file name to chart.
+
+    Args:
+        curves: method -> validation log.
+    """
     titles = {"07": "Figure 7: validation MSE of the networks", "10": "Figure 10: of the variants"}
     found = {}
     for number, (names, _) in FIGURES.items():

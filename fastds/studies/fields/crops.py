@@ -30,6 +30,7 @@ def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: in
         size: side of the crops; None: each field whole.
         per_cell: crops of each time and band.
         seed: random seed.
+
     Raises:
         ValueError: if the fields are smaller than the crops.
     """
@@ -57,15 +58,18 @@ def compute_crop_errors(
     scale: tuple[float, float],
     degrade: Callable | None = None,
 ) -> list[list[float]]:
-    """Compute the mean squared error of a method on crops; ceil(s) + 6 fine pixels at every border are excluded.
+    """Compute the mean squared error of a method on crops.
+
+    A margin of ceil(s) + 6 fine pixels at every border is excluded, where s is the factor.
 
     Args:
         predict: predict(x, size) returns fine fields.
         fields: (T, C, H, W) fine fields.
         crops: the crops.
-        size: side of the crops; None: each field whole.
+        size: side of the crops; None for whole fields.
         scale: downscaling factors of rows and columns.
-        degrade: degrade(fine, coarse size, number of the first crop) makes the inputs; None: area means.
+        degrade: degrade(fine, coarse size, number of the first crop) makes the inputs; None for area means.
+
     Returns:
         (crops, C) in squared units of the fields.
     """
@@ -82,6 +86,6 @@ def compute_crop_errors(
 
 
 def cut_crop(field: Tensor, crop: Crop, size: int | None) -> Tensor:
-    """Cut a crop (C, size, size) out of a field (C, H, W); size None: the whole field."""
+    """Cut a crop (C, size, size) out of a field (C, H, W), or return the whole field if size is None."""
     stop = [None, None] if size is None else [crop.row + size, crop.column + size]
     return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -37,7 +37,7 @@ REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per poin
 def render(runs: list[dict]) -> str:
     """Format all tables as Markdown: PSNR and RMSE by variable and factor, differences from the references, and costs.
 
-    Runs of one method with several seeds are averaged. Intervals are by compute_interval.
+    Runs of one method with several seeds are averaged. Intervals are computed by compute_interval.
     """
     methods = group_runs(runs)
     names = runs[0]["variables"]
@@ -56,12 +56,12 @@ def group_runs(runs: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def compute_psnr(run: dict, scale: str) -> np.ndarray:
-    """Compute PSNR (crops, channels) relative to the range of the training data."""
+    """Compute the PSNR (crops, channels) relative to the range of the training data."""
     return 10 * np.log10(np.square(run["value_range"]) / np.asarray(run["mse"][scale]))
 
 
 def get_crop_labels(run: dict) -> np.ndarray:
-    """Return (crops, 2), the labels that the bootstrap draws: group of times and latitude band."""
+    """Return the labels (crops, 2) for the bootstrap: number of the group of times, and number of the latitude band."""
     return np.asarray(run["crops"])[:, :2] // [run.get("together", 1), 1]
 
 
@@ -79,8 +79,10 @@ def _format_scores(methods: dict, names: list[str]) -> str:
 
 
 def _format_differences(methods: dict, names: list[str], ours: str) -> str:
-    """Format the differences of a method from each reference, with intervals and the mean of each seed. Weights are
-    only compared with untrained methods."""
+    """Format the differences of a method from each reference, with intervals and the mean of each seed.
+
+    Weights that were not trained in the study are only compared with untrained methods.
+    """
     rows, trained = [], "seed" in methods[ours][0]
     for other in (m for m in REFERENCES if m in methods and m != ours and (trained or "seed" not in methods[m][0])):
         pairs = list(_pair_runs(methods[ours], methods[other]))
@@ -95,7 +97,7 @@ def _format_differences(methods: dict, names: list[str], ours: str) -> str:
 
 
 def _pair_runs(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]:
-    """Pair runs of equal seed; an interpolation, which has no seed, is paired with every run."""
+    """Pair runs of equal seed; an untrained method, which has no seed, is paired with every run."""
     if "seed" not in theirs[0]:
         return ((run, theirs[0]) for run in ours)
     by_seed = {run["seed"]: run for run in theirs}
@@ -269,7 +271,7 @@ def score_run(config: StudyConfig, name: str, seed: int) -> dict:
 
 
 def rescore(config: StudyConfig, run: dict) -> dict:
-    """Return the result of a finished run with its errors on the inputs of this configuration."""
+    """Return the result of a finished run with errors that are computed anew, on the inputs of this configuration."""
     return run | score_run(config, run["method"], run["seed"])
 
 
@@ -288,8 +290,10 @@ def score_weights(config: StudyConfig, name: str) -> dict:
 
 
 def make_regression(kind: type, config: StudyConfig) -> Callable:
-    """Return predict(x, size) of a regression of the location, fitted on the training part for each factor and
-    variable."""
+    """Return predict(x, size) of a regression of the location.
+
+    The regression is fitted on the training part for each factor and variable.
+    """
     train = config.data.part(load_fields(config.data), config.data.train)
 
     @functools.cache
@@ -304,8 +308,10 @@ def make_regression(kind: type, config: StudyConfig) -> Callable:
 
 
 def make_degradation(data: FieldData) -> Callable:
-    """Return degrade(fine, size, seed), the degradation pipeline for fields in physical units, normalised as in
-    training."""
+    """Return degrade(fine, size, seed), which applies the degradation pipeline to fields in physical units.
+
+    The fields are normalised for the pipeline as in training.
+    """
     mean, std = (t[:, None, None] for t in (data.mean, data.std))
     pipeline = Degradation(DegradationConfig(probability=1.0), data.training.degradation.value_range)
 
@@ -322,6 +328,7 @@ def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict
         predict: the method.
         config: options of the study.
         names: factors, keys of SCALES; default all.
+
     Returns:
         Errors by factor under "mse", and variables, value ranges, crops and times per block.
     """

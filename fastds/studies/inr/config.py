@@ -34,7 +34,9 @@ class DataConfig(Files):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """All methods of the paper, trained on the same samples for the same number of steps and scored on the same crops.
+    """Options of the INR study.
+
+    All methods of the paper are trained on the same samples for the same number of steps and scored on the same crops.
 
     Args:
         data: the fields.

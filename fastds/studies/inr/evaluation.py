@@ -21,7 +21,11 @@ _TRAIN, _VALIDATION = 5 / 9, 7 / 45
 
 
 def split_columns(columns: int) -> dict[str, list[int]]:
-    """Divide the columns into training, validation and test, part -> [first, one after the last]."""
+    """Divide the columns into training, validation and test.
+
+    Returns:
+        A dictionary from the name of a part to [first column, column after the last].
+    """
     train, validation = round(_TRAIN * columns), round(_VALIDATION * columns)
     first = train + _GAP
     test = first + validation + _GAP
@@ -35,8 +39,11 @@ def make_training_data(config: DataConfig) -> TrainingData:
 
 
 def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
-    """Read the test fields (T, C, H, W) in their units and draw crops of them. Raises ValueError if the crops are too
-    large."""
+    """Read the test fields (T, C, H, W) in their units and draw crops of them.
+
+    Raises:
+        ValueError: if the crops are too large.
+    """
     fields = data.part(load_fields(data), data.test)
     try:
         return fields, draw_crops(tuple(fields.shape), config.crop, config.per_cell, seed=0)
@@ -45,7 +52,7 @@ def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, lis
 
 
 def make_crop_labels(crops: list[Crop], together: int) -> np.ndarray:
-    """Return (crops, 2), the group of times and the latitude band of each crop."""
+    """Return (crops, 2): the number of the group of times, and the number of the latitude band, of each crop."""
     return np.array([(crop.time // together, crop.band) for crop in crops])
 
 
@@ -67,9 +74,11 @@ def make_protocols(
     Args:
         predict: predict(x, size) downscales fields with the method.
         degrade: degradation of the inputs, see compute_crop_errors.
-        vectors: channels of (u, v); -1 or empty: absent.
+        vectors: channels of (u, v); -1 or empty if absent.
+
     Returns:
-        Protocol -> (function that downscales fields (B, C, h, w), function that makes the inputs; None: area means).
+        A dictionary from the protocol to two functions: one downscales fields (B, C, h, w), the other makes the inputs
+            and is None for area means.
     """
 
     def back_projected(x: Tensor, size: tuple[int, int]) -> Tensor:

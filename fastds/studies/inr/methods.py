@@ -63,8 +63,10 @@ def make_model_config(name: str, budget: str) -> ModelConfig:
 
 
 def load_paper_config(name: str, path: str) -> TrainingConfig:
-    """Load the shipped training configuration of a method; it follows the abstract, and LIIF's training where the
-    abstract gives no detail."""
+    """Load the shipped training configuration of a method.
+
+    The configuration follows the abstract of the paper, and the training of LIIF where the abstract gives no detail.
+    """
     config = parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
     options = config.model.options | make_model_config(name, PAPER).options
     return dataclasses.replace(

@@ -58,10 +58,10 @@ class InrStudy(PaperStudy):
 
     Attributes:
         data: data configuration of the trainings.
-        samples: statistics of the training fields.
+        samples: data module of the training fields.
         fields: test fields.
         crops: test crops.
-        labels: group of times and latitude band of each crop.
+        labels: (crops, 2) group of times and latitude band of each crop, see make_crop_labels.
     """
 
     name, title = "inr", "Arbitrary-scale downscaling and what it is compared with"
@@ -114,8 +114,15 @@ class InrStudy(PaperStudy):
         return found | {"parameters": sum(p.numel() for p in models.load(weights).parameters())}
 
     def _predicting(self, name: str, weights: pathlib.Path | None, use: Callable) -> Any:
-        """Call use(predict), where predict(x, size) returns fine fields in the units of the file, and return its
-        result."""
+        """Call use(predict) and return its result.
+
+        The function predict(x, size) returns fine fields in the units of the file.
+
+        Args:
+            name: name of the method.
+            weights: weights of the network; None for interpolations.
+            use: function of predict.
+        """
         if weights is None:
             with inference_context(None, resolve_execution(None, self.config.threads)):
                 return use(INTERPOLATIONS[name])
@@ -129,14 +136,14 @@ class InrStudy(PaperStudy):
             return use(predict)
 
     def _errors(self, results: Mapping[str, list[dict[str, Any]]], protocol: str) -> dict[str, dict[str, np.ndarray]]:
-        """Collect the errors, method -> factor -> (seeds, crops, variables)."""
+        """Collect the errors as method -> factor -> (seeds, crops, variables)."""
         return {
             name: {f: np.array([one[protocol][f] for one in found]) for f in found[0][protocol]}
             for name, found in results.items()
         }
 
     def _compute_psnr(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-        """Compute PSNR, protocol -> method -> factor -> dB of each crop."""
+        """Compute the PSNR as protocol -> method -> factor -> dB of each crop."""
         ranges = self.samples.value_range.numpy()
         return {
             protocol: {

@@ -27,6 +27,7 @@ def compute_psnr(errors: np.ndarray, value_range: np.ndarray) -> np.ndarray:
     Args:
         errors: (seeds, crops, variables) squared errors.
         value_range: (variables,) range of the training fields.
+
     Returns:
         (crops,) in dB.
     """
@@ -41,7 +42,7 @@ def tabulate_psnr(
     Args:
         protocol: name of the protocol.
         results: method -> factor -> dB of each crop.
-        labels: group of times and latitude band of each crop.
+        labels: (crops, 2), see make_crop_labels.
         sizes: method -> number of parameters.
     """
     rows = []
@@ -57,11 +58,14 @@ def tabulate_psnr(
 
 
 def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], labels: np.ndarray) -> ResultTable:
-    """Tabulate differences of PSNR by protocol and factor, next to the minimum differences that the abstract gives for
-    x2.
+    """Tabulate differences of PSNR by protocol and factor, next to those in the abstract.
 
-    For these pairs, the first method with back-projection or mirrored inputs is also compared with the second method
-    without them.
+    The abstract gives minimum differences for the factor 2. For these pairs, the first method with back-projection or
+    mirrored inputs is also compared with the second method without them.
+
+    Args:
+        results: protocol -> method -> factor -> dB of each crop.
+        labels: (crops, 2), see make_crop_labels.
     """
     rows = []
     ways = [(pair, p, p) for pair in PAPER_RANKING for p in PROTOCOLS]

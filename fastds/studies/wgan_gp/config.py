@@ -15,8 +15,8 @@ class DataConfig(Files):
     """Files of the training.
 
     Args:
-        tile: side in grid points of the tiles of a test region, which are scored separately; None: 64, the paper's
-            whole region, with the budget paper, otherwise 32.
+        tile: side in grid points of the tiles of a test region, which are scored separately. Default: 64 with the
+            budget paper, which is the whole region of the paper, otherwise 32.
     """
 
     tile: int | None = None
@@ -24,13 +24,15 @@ class DataConfig(Files):
 
 @dataclasses.dataclass
 class StudyConfig(PaperConfig):
-    """All methods of the paper's tables, trained on the same samples for the same number of steps and scored on the
-    same days.
+    """Options of the humidity WGAN-GP study.
+
+    All methods of the tables in the paper are trained on the same samples for the same number of steps and scored on
+    the same days.
 
     Args:
         data: the files.
-        training: name or file of a training configuration that names generator, critic, loss, and the regions for
-            training, validation and test; None: wgan-gp, the paper's, with the budget paper, otherwise wgan-gp-small.
+        training: name or file of a training configuration, with generator, critic, loss, and the regions for training,
+            validation and test. Default: wgan-gp with the budget paper, otherwise wgan-gp-small.
         members: number of ensemble members.
     """
 

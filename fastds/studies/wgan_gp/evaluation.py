@@ -51,8 +51,10 @@ def read_test_regions(config: DataConfig, scale: int, tile: int) -> list[Region]
         config: data configuration of the training.
         scale: downscaling factor of its generator.
         tile: side of the tiles in grid points.
+
     Raises:
-        FileNotFoundError, ValueError: if no region has a whole day and a whole tile.
+        FileNotFoundError: if a data file is missing.
+        ValueError: if no region has a whole day and a whole tile.
     """
     found, config = [], find_sources(config)
     for name, source in (config.sources or {pathlib.Path(config.path).name: {}}).items():
@@ -87,8 +89,8 @@ def make_sample_labels(regions: Iterable[Region]) -> np.ndarray:
     return np.array(labels)
 
 
-# Function from coarse fields (T, h, w) of a day to members (M, T, H, W), both in the unit of the field; M = 1 without
-# noise.
+# A Predict is a function from coarse fields (T, h, w) of a day to members (M, T, H, W), both in the unit of the field.
+# M is 1 without noise.
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -99,9 +101,10 @@ def score(predict: Predict, regions: list[Region], data_range: float) -> dict[st
         predict: the method.
         regions: test regions.
         data_range: range of the quantity, for PSNR and SSIM.
+
     Returns:
-        "one": SCORES of one member. "mean", for methods with noise: SCORES of the ensemble mean, and crps and
-            spread_skill of the ensemble.
+        A dictionary. "one" has the SCORES of one member. For methods with noise, "mean" has the SCORES of the ensemble
+            mean, and crps and spread_skill of the ensemble.
     """
     one, mean = [], []
     for region in regions:
@@ -156,7 +159,7 @@ def call_with_prediction(
 
 
 def find_most_varied_day(regions: list[Region]) -> tuple[int, int]:
-    """Return the indices of the region and day with the largest variance, which are drawn."""
+    """Return the indices of the region and of the day with the largest variance."""
     spread = {(r, d): float(day.var()) for r, region in enumerate(regions) for d, day in enumerate(region.days)}
     return max(spread, key=spread.get)
 

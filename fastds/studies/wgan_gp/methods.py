@@ -62,15 +62,15 @@ def get_published(name: str) -> Mapping[str, float | None]:
 
 
 def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
-    """Make the configurations of the networks in the paper's tables from the configuration of WGAN-GP.
+    """Make the configurations of the networks in the tables of the paper from the configuration of WGAN-GP.
 
-    SRCNN has squared error alone. SRGAN has its own generator and discriminator (small ones unless the budget is
-    "paper"), absolute error and the losses of a GAN. GAN has config's networks and the losses of a GAN. Ablations
-    change both networks; in sequential-kernels, kernels of sizes 2 and 3 follow each other instead of forming two
-    branches.
+    SRCNN is trained with the squared error only. SRGAN has another generator and discriminator (small ones unless the
+    budget is "paper"), the absolute error and the losses of a GAN. GAN has the networks of `config` and the losses of a
+    GAN. Ablations change both networks: in sequential-kernels, for example, kernels of sizes 2 and 3 follow each other
+    instead of forming two branches.
 
     Returns:
-        Method -> configuration; `config` itself is the last.
+        A dictionary from the method to its configuration; the last is `config` itself.
     """
     preset, width = _SRGAN if budget == PAPER else _SRGAN_SMALL
     scale = get_scale(config)

@@ -22,7 +22,13 @@ Results = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
-    """Tabulate scores as in the paper's tables 2 and 3; parameters: method -> number of parameters."""
+    """Tabulate scores as in tables 2 and 3 of the paper.
+
+    Args:
+        results: method -> score -> one number for each sample.
+        labels: (samples, 2), see make_sample_labels.
+        parameters: method -> number of parameters.
+    """
     rows = []
     for name in METHODS:
         found = results.get(name)
@@ -40,7 +46,7 @@ def tabulate_scores(results: Results, labels: np.ndarray, parameters: Mapping[st
 
 
 def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
-    """Tabulate the difference of each pair of the paper's ranking, by score."""
+    """Tabulate the difference in each score for each pair of the ranking in the paper."""
     rows = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -98,12 +104,15 @@ def average_by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
 def make_charts(
     curves: Mapping[str, pathlib.Path], results: Mapping[str, Mapping[str, np.ndarray]], regions: list[Region]
 ) -> dict[str, Chart]:
-    """Make the line charts, file name -> chart.
+    """Make the line charts.
 
     Args:
         curves: method -> validation log.
         results: method -> score -> one number for each sample.
         regions: test regions.
+
+    Returns:
+        A dictionary from file name to chart.
     """
     found, days = {}, list(range(1, sum(len(region.days) for region in regions) + 1))
     if curves:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random and recorded calls, a module for each folder of fastds/ops/impl.
+"""Random and recorded calls, with a module for each folder of fastds/ops/impl.
 
-A module has STRATEGIES, by public op a function of a Draw that gives the arguments of a call, and examples(), which
-yields calls of its public ops, each with as many arguments as there are; where ops run on a GPU alone, too,
-recorded_elsewhere(), which yields their names and arguments.
+The dictionary STRATEGIES of a module maps a public op to a function of a Draw that returns the arguments of a random
+call. examples() yields calls of the public ops with all optional arguments. recorded_elsewhere() yields names and
+arguments of ops that run on a GPU only.
 """
 
 from importlib import import_module

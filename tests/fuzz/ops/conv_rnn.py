@@ -8,7 +8,13 @@ from .gates import update_options
 
 
 def cell(packed, state, second):
-    """A strategy of a convolution with its pass: gates per channel, the names of the state and of the second map."""
+    """Return a strategy for a convolution with fused gates.
+
+    Args:
+        packed: number of gates per channel.
+        state: names of the state maps.
+        second: name of the second input of the convolution.
+    """
 
     def strategy(d):
         channels, inputs = d.int(1, 8), d.int(1, 8)

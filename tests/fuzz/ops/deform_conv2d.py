@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable convolutions; the guided one runs here and has no public function."""
+"""Random calls of deformable convolutions."""
 
 import torch
 
@@ -42,6 +42,6 @@ def examples():
 
 
 def recorded_elsewhere():
-    """Registered ops that run on a GPU alone, with arguments that fit."""
+    """Yield registered ops that run on a GPU only, with valid arguments."""
     args = (torch.randn(B, 6, H, W), maps(), maps(3 * 2 * 9), weight(6, 2), maps(2), 2, True, [True] * 5)
     yield "guided_deform_conv2d_backward", args

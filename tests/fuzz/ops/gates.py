@@ -10,7 +10,7 @@ from ..small import C, maps
 
 
 def gates(**inputs):
-    """A strategy of one pass: how many maps are packed in each input; `wide` ones may be float32."""
+    """Return a strategy for a pointwise op, given the number of maps packed in each input."""
 
     def strategy(d):
         channels = d.int(1, 9)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes down which functions of FASTDS_CALLS_OF each test calls, in every Python process that has this folder on its
-path: pytest's own, and the programs that a test starts, which inherit its PYTEST_CURRENT_TEST.
+"""Records which functions below FASTDS_CALLS_OF each test calls.
 
-A process leaves a file in FASTDS_CALLS_TO; a line is the test ("" outside of one), its phase, a file and the line where
-the function starts.
+Python imports this module at its start if this folder is on its path: in the process of pytest and in programs that
+tests start, which inherit PYTEST_CURRENT_TEST. A process writes one file in FASTDS_CALLS_TO. Each line has the test (""
+outside tests), its phase, a file, and the line where the function starts.
 """
 
 import atexit
