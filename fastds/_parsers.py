@@ -117,12 +117,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, help="random seed of the ensemble (default: 0)")
     parser.add_argument("--level", type=float, help="humidity: value of the vertical coordinate to downscale")
     _add_static(parser)
-    parser.add_argument(
-        "--dynamics", metavar="VARIABLES",
-        help="radar: additional input variables of a network such as fczsm-d, if their names or units in IN differ "
-        "from the model card: probability=prob,measurement_height=height, or variables of IN with their ranges as in "
-        "training: '{prob: [0, 100], height: [0, 20000]}' (default: the names and units in the model card)",
-    )  # fmt: skip
+    _add_dynamics(parser)
     _add_read_options(parser)
     _add_archive(parser)
     _add_dtype(parser)
@@ -335,6 +330,8 @@ def _finetune_parser() -> ArgumentParser:
     parser.add_argument("--max-steps", type=int, help="number of optimizer steps (default: limited by the time only)")
     parser.add_argument("--learning-rate", type=float, help="highest learning rate (default: 5e-4)")
     parser.add_argument("--var", help="variable to train on (default: found by its attributes)")
+    _add_static(parser)
+    _add_dynamics(parser)
     _add_device(parser)
     _add_read_options(parser)
     return parser
@@ -389,6 +386,16 @@ def _add_device(parser: ArgumentParser) -> None:
         default="auto",
         help="device of the network; auto selects a GPU if there is one (default: auto)",
     )
+
+
+def _add_dynamics(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dynamics", metavar="VARIABLES",
+        help="radar: additional input variables of a network such as fczsm-d, if their names or units in the files "
+        "differ from the model card: probability=prob,measurement_height=height, or variables of the files with their "
+        "ranges as in training: '{prob: [0, 100], height: [0, 20000]}' (default: the names and units in the model "
+        "card)",
+    )  # fmt: skip
 
 
 def _add_static(parser: ArgumentParser) -> None:

@@ -232,7 +232,8 @@ def _run_finetune(options) -> None:
     from fastds.training.baseline_comparison import format_comparison
 
     chosen = _collect_options(
-        options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READ_OPTIONS)
+        options,
+        ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", "static", "dynamics", *_READ_OPTIONS),
     )
     best = finetune(options.model, options.data, output=options.output, progress=True, **chosen)
     print("\n".join(filter(None, [format_scores(best), format_comparison(best), f"wrote {best}"])))

@@ -7,11 +7,14 @@ import importlib
 import os
 import pathlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
-from fastds._options import OptionError
-from fastds.data.reading import ReadOptions
+from fastds._options import OptionError, spell_argument
+from fastds.data.formats.opening import list_files
+from fastds.data.reading import ReadOptions, open_input
 from fastds.models import ModelCard, load, load_card, save
 from fastds.training.command import build_config, find_configurations, import_training
 from fastds.training.config import RunConfig
@@ -36,6 +39,8 @@ def finetune(
     units: str | None = None,
     start: str | None = None,
     stop: str | None = None,
+    static: Sequence[str] | None = None,
+    dynamics: Mapping[str, Any] | str | None = None,
 ) -> pathlib.Path:
     """Fine-tune weights on a folder of files, with the samples and the loss of the weights' original configuration.
 
@@ -60,6 +65,9 @@ def finetune(
         units: units of the variable, if the files do not declare them.
         start: first time to use, a date (default: the first time).
         stop: last time to use (default: the last time).
+        static: radar: static maps for weights that read some, such as those of fczsm-s: "FILE.nc:VARIABLE" for each.
+        dynamics: radar: additional input variables for weights that read some, such as those of fczsm-d, if their names
+            or units in the files differ from the model card; see fastds.downscale (default: those of the model card).
 
     Returns:
         Path of best.safetensors.
@@ -78,6 +86,12 @@ def finetune(
     config.model.card = _describe_result(card, pathlib.Path(data).name)
     if card.task in ("radar", "nowcast"):
         config.data.var = var
+    if card.task == "radar":
+        config.data.statics = _check_static(model, static)
+        config.data.dynamics = _find_dynamics(model, files, var, dynamics)
+    elif static is not None or dynamics is not None:
+        name = "dynamics" if static is None else "static"
+        raise OptionError(name, f"is for radar weights, {card.name} is for {card.task}")
     config.threads, config.device, config.progress = threads, device, progress
     with import_training(card.task) as training:
         best = training.train(config)
@@ -95,6 +109,47 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
         raise OptionError("var", f"is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
     named = names[0] if card.task == "fields" and names and not card.any_variable else None
     return rewrite_with_metadata(data, folder, var, named, **reading)
+
+
+def _check_static(model: str | os.PathLike, static: Sequence[str] | None) -> list[str]:
+    """Return the static maps as a list. Raises OptionError if their number is not that of the network's channels."""
+    maps, count = list(static or []), load(model).config.get("static_channels", 0)
+    if len(maps) != count:
+        raise OptionError(
+            "static", f"must be {count} maps, FILE.nc:VARIABLE, which {load_card(model).name} reads, got {len(maps)}"
+        )
+    return maps
+
+
+def _find_dynamics(
+    model: str | os.PathLike, files: str | os.PathLike, var: str | None, given: Mapping[str, Any] | str | None
+) -> dict[str, list[float]]:
+    """Return the additional input variables of a radar network, as DataConfig.dynamics has them.
+
+    Args:
+        model: weights.
+        files: file or folder; the variables are looked up in the first file.
+        var: name of the reflectivity variable.
+        given: argument `dynamics` of finetune.
+
+    Raises:
+        ValueError: the network reads reflectivity only, a variable is missing, or has other units.
+    """
+    from fastds.tasks.radar.dynamics import count_channels, find_channels, join_names, list_missing
+
+    network = load(model)
+    if given is None and not count_channels(network):
+        return {}
+    path = list_files(files)[0]
+    with open_input(path, var) as dataset:
+        channels = find_channels(network, dataset, given)
+        lacking = list_missing(channels, dataset)
+        if lacking:
+            raise ValueError(
+                f"{path} lacks {join_names(lacking)}, which the weights read in addition to the reflectivity; give "
+                f"other names with {spell_argument('dynamics')}"
+            )
+    return {channel.variable: list(channel.ends) for channel in channels}
 
 
 def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:

@@ -14,6 +14,8 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import cli, data, models
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.models.baselines import trilinear
+from fastds.tasks import finetune
+from fastds.tasks.finetune import make_config
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule
@@ -89,7 +91,12 @@ def test_scores_are_of_the_reflectivity_alone(file):
     [("fczsm-d", TINY, RANGES), ("unet", {"width": 2}, {}), ("unet3d", {"width": 2, "in_channels": 3}, RANGES)],
     ids=["fczsm-d", "unet", "unet3d-d"],
 )
-def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dynamics):
+def test_train_and_finetune_commands_with_dynamics(file, tmp_path, monkeypatch, model, options, dynamics):
+    def make_short(*arguments):
+        config = make_config(*arguments)
+        config.data = samples(file, dynamics={}, epoch_samples=4)
+        return config
+
     given = [f"--model.options.{key}={value}" for key, value in options.items()] + [f"--data.dynamics={dynamics}"]
     given += ["--data.crop=16", "--data.scales=[1]", "--data.intervals=[1]", "--data.minimum-echo=0", "--threads=1"]
     given += ["--data.batch-size=2", "--data.epoch-samples=4", "--data.validation-samples=2", "--data.workers=0"]
@@ -108,6 +115,13 @@ def test_train_command_with_dynamics(file, tmp_path, capsys, model, options, dyn
     fine = trained.downscale(whole)
     assert fine.sizes["latitude"] == 64 and fine.sizes["time"] == 3
     if dynamics:
+        further = tmp_path / "further"
+        given = ["--dynamics=probability=probability,measurement_height=measurement_height"]
+        words = [str(run / "best.safetensors"), f"--data={file}", f"--output={further}", "--max-steps=2", *given]
+        monkeypatch.setattr(finetune, "make_config", make_short)
+        assert cli.main(["finetune", *words]) == 0
+        tuned = models.load_card(further / "best.safetensors")
+        assert tuned.input_variables == card.input_variables and tuned.name.endswith("-finetuned")
         assert fine.attrs["fastds_dynamics"] == "probability (0 to 100 %), measurement_height (0 to 20000 m)"
         with pytest.raises(
             ValueError, match="needs probability and measurement_height in addition to the reflectivity; the data"
@@ -143,3 +157,13 @@ def test_fields_of_other_times_are_refused(file, tmp_path):
     data.save_dataset(shorter, tmp_path / "radar.nc")
     with pytest.raises(ValueError, match="probability"):
         DynamicFields(tmp_path / "radar.nc", RANGES)
+
+
+def test_finetune_of_a_network_with_static_maps_needs_its_maps(file, tmp_path):
+    model = models.create("fczsm-small", static_channels=1, **TINY)
+    model.card.name, model.card.floor_dbz, model.card.ceiling_dbz = "s", 15.0, 70.0
+    models.save(model, tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match="static must be 1 maps, FILE.nc:VARIABLE, which s reads, got 0"):
+        finetune.finetune(tmp_path / "s.safetensors", file)
+    with pytest.raises(ValueError, match="model s reads reflectivity alone; leave out the argument dynamics"):
+        finetune.finetune(tmp_path / "s.safetensors", file, static=["a.nc:z"], dynamics={"probability": [0, 100]})

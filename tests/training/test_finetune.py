@@ -34,18 +34,16 @@ def files(tmp_path):
 
 def options(monkeypatch, **changed):
     """Shorten the runs by changing the configuration."""
-    read = "fastds.tasks.radar.config.parse_arguments"
-    from fastds.tasks.radar.config import parse_arguments
 
-    def parsed(arguments):
-        config = parse_arguments(arguments)
+    def make_short(*arguments):
+        config = make_config(*arguments)
         for name, value in {"max_steps": 4, "ema_decay": 0.0, "loss": "mse"}.items() | changed.items():
             setattr(config, name, value)
         for name, value in {"crop": 16, "epoch_samples": 8, "validation_samples": 8, "workers": 0}.items():
             setattr(config.data, name, value)
         return config
 
-    monkeypatch.setattr(read, parsed)
+    monkeypatch.setattr("fastds.tasks.finetune.make_config", make_short)
 
 
 def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys):
@@ -179,16 +177,14 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
     for data, name in ((good.assign(n=3.0), "a.nc"), (holed, "b.nc")):
         data.to_netcdf(tmp_path / "mine" / name, engine="h5netcdf")
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    from fastds.tasks.fields import config, training
+    from fastds.tasks.fields import training
 
-    read = config.parse_arguments
+    def make_short(*arguments):
+        config = make_config(*arguments)
+        config.max_steps, config.data.epoch_samples, config.data.queries = 2, 16, 50
+        return config
 
-    def parsed(arguments):
-        found = read(arguments)
-        found.max_steps, found.data.epoch_samples, found.data.queries = 2, 16, 50
-        return found
-
-    monkeypatch.setattr(config, "parse_arguments", parsed)
+    monkeypatch.setattr("fastds.tasks.finetune.make_config", make_short)
     sources = []
     known = training.FieldData
     monkeypatch.setattr(training, "FieldData", lambda *a: sources.append(known(*a)) or sources[-1])
