@@ -3,9 +3,10 @@
 //
 // A plan lists the native functions that the earlier call ran, with their arguments; addresses of inputs, outputs and scratch
 // memory are slots, filled in anew. fastds/ops/core/plans.py records plans and hands them over; nothing is decided here. The key
-// of a plan is all that the Python code may decide by: the op, of each tensor the shape, strides, dtype, device and alignment,
-// every other argument by value or identity, the number of threads. A call that a mode, a tracer or a subclass may observe has
-// no plan. Each Python thread has its own table, so that a plan runs in one thread at a time.
+// of a plan is everything that the Python code may depend on: the op, the shape, strides, dtype, device and alignment of each
+// tensor, the value or identity of each other argument, the number of threads and the instruction set. No plan runs under
+// dispatch and function modes, tracers, functorch, forward-mode AD, autocast, the profiler and deterministic algorithms, nor for
+// subclasses of Tensor. Each Python thread has its own table, so that a plan runs in one thread at a time.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -19,10 +20,7 @@
 #include <vector>
 
 #include "core/dlpack_table.h"
-
-#ifndef FASTDS_PLAN_STATE
-#define FASTDS_PLAN_STATE 0
-#endif
+#include "core/isa.h"
 
 namespace fastds::plans {
 
@@ -30,17 +28,18 @@ namespace py = pybind11;
 
 constexpr int kMaxTensors = 32;
 constexpr int kMaxKey = 384;        // words
-constexpr size_t kMaxPlans = 4096;  // of a thread; half of them, those used least recently, are dropped at once
-constexpr size_t kMaxPackedWeights = 1024;  // of an input of a plan
+constexpr size_t kMaxPlans = 4096;  // per thread; if there are more, the less recently used half is dropped
+constexpr size_t kMaxPackedWeights = 1024;            // per input of a plan
+constexpr int64_t kMaxPackedBytes = int64_t(256) << 20;  // per thread, summed over plans; packed weights are dropped beyond it
 constexpr int64_t kAlignment = 64;
 
-// What torch says about the state of the calling thread; set once by initialize().
+// Classes and functions of torch, set once by initialize().
 struct Torch {
     const dlpack::ExchangeApi* api = nullptr;
     PyTypeObject *tensor = nullptr, *parameter = nullptr;
-    PyObject *grad_enabled, *num_threads, *dispatch_modes, *functorch, *autocast, *tracing;  // functions without arguments
-    PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;       // attributes of modules
-    PyObject* state = nullptr;  // development only
+    // functions without arguments
+    PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *autocast, *tracing, *deterministic;
+    PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
     PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *table_key;
     PyTypeObject *dtype = nullptr;
     int suspended = 0;  // number of open blocks that change how ops decide
@@ -51,13 +50,13 @@ inline Torch& torch() {
     return instance;
 }
 
-enum class Kind { constant, input, output, temporary, packed, workspace, workspace_size, sequence };
+enum class Kind { constant, input, output, temporary, packed, workspace, sequence };
 
 // An argument of a native function: a constant, an address to be filled in, or a tuple or list of arguments.
 struct Argument {
     Kind kind = Kind::constant;
     int index = 0;
-    int64_t offset = 0;  // bytes; for workspace_size the number of bytes
+    int64_t offset = 0;  // bytes
     py::object constant;
     std::vector<Argument> items;
     bool variable = false;  // contains a slot
@@ -100,7 +99,7 @@ struct Plan {
     std::vector<int> results;
 };
 
-enum class State { seen, recording, refused, ready };
+enum class State { seen, refused, ready };
 
 struct Entry {
     std::vector<int64_t> key;
@@ -112,14 +111,15 @@ struct Entry {
 
 struct Table {
     std::unordered_map<uint64_t, std::shared_ptr<Entry>> entries;
-    uint64_t tick = 0, hits = 0;
+    uint64_t tick = 0, runs = 0;
+    int64_t packed_bytes = 0;  // of the packed weights that were added to plans; a plan that is dropped is not subtracted
     bool recording = false, busy = false;
     char* scratch = nullptr;
     int64_t scratch_bytes = 0;
     ~Table() { std::free(scratch); }
 };
 
-// The table of the current Python thread; it lives in the thread's dictionary, which Python frees under the GIL.
+// Returns the table of the current Python thread. The dictionary of the thread holds it, which Python frees under the GIL.
 inline Table* get_table() {
     PyObject* dict = PyThreadState_GetDict();
     if (dict == nullptr) return nullptr;
@@ -164,11 +164,11 @@ struct Key {
     }
 };
 
-enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kSequence, kTensor };
+enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
 
-// Whether the values of a tensor may be stored negated (torch.Tensor.is_neg). Such tensors are views of complex memory, so that
-// all strides are even; -1 with a Python error set.
-inline int may_be_negated(PyObject* object, const dlpack::Tensor& t) {
+// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), else 0; -1 with a Python error set. Tensors that
+// are stored negated are views of complex memory, so that all their strides are even.
+inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
     for (int k = 0; k < t.ndim; ++k)
         if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;
     py::object result = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch().is_neg, object));
@@ -182,9 +182,10 @@ inline bool add_tensor(Key& key, PyObject* object) {
         PyErr_Clear();
         return false;
     }
-    // Without memory: a zero tensor of torch, or a storage that was freed.
-    if (t.device.type != dlpack::kCpu || t.byte_offset != 0 || t.ndim > 8 || t.data == nullptr) return false;
-    const int negated = may_be_negated(object, t);
+    if (t.device.type != dlpack::kCpu) return false;
+    // A tensor without memory is a zero tensor of torch, or its storage was freed.
+    if (t.byte_offset != 0 || t.ndim > 8 || t.data == nullptr) return false;
+    const int negated = is_negated(object, t);
     if (negated != 0) {
         PyErr_Clear();
         return false;
@@ -200,7 +201,7 @@ inline bool add_tensor(Key& key, PyObject* object) {
     return key.add(reinterpret_cast<intptr_t>(t.data) % kAlignment);
 }
 
-// Appends an argument to the key. False: the call has no plan.
+// Appends an argument to the key. Returns false if calls with such an argument have no plan.
 inline bool add_argument(Key& key, PyObject* object) {
     if (object == Py_None) return key.add(kNone);
     PyTypeObject* type = Py_TYPE(object);
@@ -220,7 +221,7 @@ inline bool add_argument(Key& key, PyObject* object) {
     if (type == &PyUnicode_Type || type == torch().dtype) return key.add(kObject) && key.hold(object);
     if (type == &PyTuple_Type || type == &PyList_Type) {
         const Py_ssize_t size = PySequence_Fast_GET_SIZE(object);
-        if (!key.add(kSequence + (type == &PyList_Type ? 100 : 0)) || !key.add(size)) return false;
+        if (!key.add(type == &PyList_Type ? kList : kTuple) || !key.add(size)) return false;
         for (Py_ssize_t k = 0; k < size; ++k)
             if (!add_argument(key, PySequence_Fast_GET_ITEM(object, k))) return false;
         return true;
@@ -244,7 +245,7 @@ inline int64_t call_for_int(PyObject* function) {
     return value;
 }
 
-// Whether a module's attribute is true (a flag) or not negative (a level).
+// Returns whether an attribute of a module is true (a flag) or not negative (a level).
 inline bool attribute_is_set(PyObject* module, PyObject* name, bool level) {
     PyObject* value = PyObject_GetAttr(module, name);
     if (value == nullptr) {
@@ -256,10 +257,11 @@ inline bool attribute_is_set(PyObject* module, PyObject* name, bool level) {
     return set;
 }
 
-// Whether something may observe or change what an op does: the plan is not used then.
+// Returns whether a mode, transform or tracer may observe the operations of an op or change how it computes.
 inline bool is_observed() {
     Torch& t = torch();
-    return is_true(t.dispatch_modes) || is_true(t.autocast) || is_true(t.functorch) || is_true(t.tracing) ||
+    return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.autocast) || is_true(t.functorch) ||
+           is_true(t.tracing) || is_true(t.deterministic) ||
            attribute_is_set(t.profiler_module, t.profiler_name, false) ||
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
@@ -267,10 +269,7 @@ inline bool is_observed() {
 // Builds the key of a call: args[0] is the owner (a backend or a function), the rest its arguments.
 inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
     key.add(call_for_int(torch().num_threads));
-    {
-        py::object state = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch().state));
-        key.add(PyObject_Hash(state.ptr()));
-    }
+    key.add(static_cast<int64_t>(isa()));
     if (!key.hold(args[0])) return false;
     for (Py_ssize_t k = 1; k < n; ++k)
         if (!add_argument(key, args[k])) return false;
@@ -324,7 +323,6 @@ struct Run {
         intptr_t base = 0;
         switch (a.kind) {
             case Kind::constant: return a.constant;
-            case Kind::workspace_size: return a.constant;
             case Kind::input: base = reinterpret_cast<intptr_t>(key.tensors[a.index].data); break;
             case Kind::output: base = addresses[a.index]; break;
             case Kind::temporary: base = reinterpret_cast<intptr_t>(table.scratch) + plan.temporaries[a.index]; break;
@@ -345,23 +343,44 @@ struct Run {
         return py::reinterpret_steal<py::object>(PyLong_FromLongLong(base + a.offset));
     }
 
-    // Finds the packed form of each weight, and has it packed again where the bytes of the weight have changed.
+    // Finds the packed form of each weight. A weight whose bytes have changed is packed again, which may overwrite the memory of
+    // other packed weights; all weights are then compared once more. Returns false if no consistent set was found.
     bool find_packed() {
-        for (PackedInput& p : plan.packed) {
-            const void* weight = key.tensors[p.input].data;
-            auto found = p.weights.find(weight);
-            if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
-                py::object pair = p.refresh(py::handle(key.objects[p.input]));
-                if (!py::isinstance<py::tuple>(pair)) return false;
-                PackedWeight made{pair.cast<py::tuple>()[0], pair.cast<py::tuple>()[1]};
-                made.copy_data = reinterpret_cast<const void*>(made.copy.attr("data_ptr")().cast<intptr_t>());
-                made.packed_data = made.packed.attr("data_ptr")().cast<intptr_t>();
-                if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
-                found = p.weights.insert_or_assign(weight, std::move(made)).first;
+        for (int attempt = 0; attempt < 3; ++attempt) {
+            bool complete = true;
+            for (PackedInput& p : plan.packed) {
+                const void* weight = key.tensors[p.input].data;
+                auto found = p.weights.find(weight);
+                if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
+                    found = pack_again(p, weight);
+                    if (found == p.weights.end()) return false;
+                    complete = false;
+                }
+                p.packed_data = found->second.packed_data;
             }
-            p.packed_data = found->second.packed_data;
+            if (complete) return true;
         }
-        return true;
+        return false;
+    }
+
+    std::unordered_map<const void*, PackedWeight>::iterator pack_again(PackedInput& p, const void* weight) {
+        py::object pair = p.refresh(py::handle(key.objects[p.input]));
+        PackedWeight made{pair.cast<py::tuple>()[0], pair.cast<py::tuple>()[1]};
+        made.copy_data = reinterpret_cast<const void*>(made.copy.attr("data_ptr")().cast<intptr_t>());
+        made.packed_data = made.packed.attr("data_ptr")().cast<intptr_t>();
+        auto old = p.weights.find(weight);
+        if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
+            return old;  // the cache packed the weight into the same memory
+        table.packed_bytes += p.bytes + made.packed.attr("nbytes").cast<int64_t>();
+        if (table.packed_bytes > kMaxPackedBytes) {
+            table.packed_bytes = 0;
+            for (auto& [hash, entry] : table.entries)
+                if (entry->plan)
+                    for (PackedInput& other : entry->plan->packed) other.weights.clear();
+            return p.weights.end();
+        }
+        if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
+        return p.weights.insert_or_assign(weight, std::move(made)).first;
     }
 
     void allocate() {
@@ -421,10 +440,7 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
     } busy(table.busy);
     try {
         Run run{table, *plan, key, {}, {}};
-        if (!run.find_packed()) {
-            entry->state = State::refused;
-            Py_RETURN_NONE;
-        }
+        if (!run.find_packed()) Py_RETURN_NONE;
         run.allocate();
         if (poison) {
             for (size_t k = 0; k < run.outputs.size(); ++k)
@@ -432,7 +448,7 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
             std::memset(table.scratch, 0xff, plan->scratch_bytes);
         }
         run.call_natives();
-        if (!poison) ++table.hits;
+        if (!poison) ++table.runs;
         return run.result().release().ptr();
     } catch (py::error_already_set& error) {
         error.restore();
@@ -442,8 +458,8 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
     return nullptr;
 }
 
-// find_plan(owner, *args): the result of the call where there is a plan for it; True where the caller should record one in this
-// call; else None.
+// find_plan(owner, *args) returns the result of the call if there is a plan for it, True if the caller should record this call,
+// else None.
 inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n < 2 || torch().api == nullptr || torch().suspended != 0) Py_RETURN_NONE;
     Table* table = get_table();
@@ -528,6 +544,46 @@ inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
     return plan;
 }
 
+// get_state(owner, *args) returns "ready" if find_plan would run a plan, else "refused" or "seen" if the key is stored, else None.
+inline py::object get_state(py::args rest) {
+    PyObject* const* args = &PyTuple_GET_ITEM(rest.ptr(), 0);
+    Table* table = get_table();
+    Key key;
+    if (rest.size() < 2 || torch().api == nullptr || torch().suspended != 0 || table == nullptr || is_observed() ||
+        !make_key(key, args, rest.size()) || any_requires_grad(key))
+        return py::none();
+    std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
+    if (entry == nullptr) return py::none();
+    return py::str(entry->state == State::ready ? "ready" : entry->state == State::refused ? "refused" : "seen");
+}
+
+inline bool lacks_memory(PyObject* object) {
+    PyTypeObject* type = Py_TYPE(object);
+    if (type == &PyTuple_Type || type == &PyList_Type) {
+        for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(object); ++k)
+            if (lacks_memory(PySequence_Fast_GET_ITEM(object, k))) return true;
+        return false;
+    }
+    if (type != torch().tensor && type != torch().parameter) return false;
+    dlpack::Tensor t;
+    if (torch().api->describe(object, &t) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (t.data != nullptr || t.device.type != dlpack::kCpu) return false;
+    for (int k = 0; k < t.ndim; ++k)
+        if (t.shape[k] == 0) return false;
+    return true;
+}
+
+// lack_memory(*args) returns whether one of the arguments is a tensor on the CPU that has elements and no memory.
+inline PyObject* lack_memory(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (torch().api == nullptr) Py_RETURN_NONE;
+    for (Py_ssize_t k = 0; k < n; ++k)
+        if (lacks_memory(args[k])) Py_RETURN_TRUE;
+    Py_RETURN_FALSE;
+}
+
 // set_plan(description or None, owner, *args) stores the plan of a call, or that the call has none.
 inline void set_plan(py::object description, py::args rest) {
     Table* table = get_table();
@@ -589,13 +645,15 @@ inline void copy_strided(intptr_t from, intptr_t to, int bytes, const std::vecto
 
 inline void initialize(py::dict names) {
     Torch& t = torch();
-    auto keep = [&](const char* name) { return names[name].cast<py::object>().release().ptr(); };  // for the process's life
+    auto keep = [&](const char* name) { return names[name].cast<py::object>().release().ptr(); };  // never released
     t.tensor = reinterpret_cast<PyTypeObject*>(keep("Tensor"));
     t.parameter = reinterpret_cast<PyTypeObject*>(keep("Parameter"));
     t.dtype = reinterpret_cast<PyTypeObject*>(keep("dtype"));
     t.grad_enabled = keep("grad_enabled");
     t.num_threads = keep("num_threads");
     t.dispatch_modes = keep("dispatch_modes");
+    t.function_modes = keep("function_modes");
+    t.deterministic = keep("deterministic");
     t.functorch = keep("functorch");
     t.autocast = keep("autocast");
     t.tracing = keep("tracing");
@@ -603,7 +661,6 @@ inline void initialize(py::dict names) {
     t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
     t.forward_ad_module = keep("forward_ad");
     t.forward_ad_name = PyUnicode_InternFromString("_current_level");
-    t.state = keep("state");
     t.empty_strided = keep("empty_strided");
     t.empty_names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
     t.is_neg = keep("is_neg");
@@ -616,7 +673,11 @@ inline void register_plans(py::module_& m) {
     static PyMethodDef find{"find_plan", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&find_plan)), METH_FASTCALL,
                             "Run the plan of a call"};
     m.add_object("find_plan", py::reinterpret_steal<py::object>(PyCFunction_New(&find, nullptr)));
+    static PyMethodDef lack{"lack_memory", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&lack_memory)), METH_FASTCALL,
+                            "Return whether a tensor on the CPU has elements and no memory"};
+    m.add_object("lack_memory", py::reinterpret_steal<py::object>(PyCFunction_New(&lack, nullptr)));
     m.def("plans_initialize", &initialize);
+    m.def("plans_state", &get_state);
     m.def("plans_available", [] { return torch().api != nullptr; });
     m.def("plans_set", &set_plan);
     m.def("plans_try", &try_plan);
@@ -637,7 +698,7 @@ inline void register_plans(py::module_& m) {
         Table* table = get_table();
         size_t ready = 0;
         for (auto& [hash, entry] : table->entries) ready += entry->state == State::ready;
-        return py::make_tuple(table->entries.size(), ready, table->hits);
+        return py::make_tuple(table->entries.size(), ready, table->runs);
     });
 }
 

@@ -20,7 +20,7 @@ from fastds.ops.core import native, plans
 from . import invalid
 from .campaign import case_of
 from .cases import Case, build, tensors
-from .judge import _gradients, _in_its_way, _leaves
+from .compare import _gradients, _in_its_way, _leaves
 from .strategies import KINDS, STRATEGIES
 
 REPEATS = 4

@@ -25,7 +25,7 @@ QUERIES = frozenset(
 _thread = threading.local()
 _recording = threading.Lock()
 _module = None
-suspend_plans: Callable = nullcontext  # replaced by plans.py, which imports this module
+suspend_plans: Callable = nullcontext  # plans.py, which imports this module, sets it to plans.suspended
 _missing = None  # reason why the module is missing, or None
 
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans of calls: repeat the native calls of an op without the Python code around them.
 
-A small call costs more in checks, choices and conversions than in its kernel. When a call with the same key (op,
-shapes, strides, dtypes, options, threads) comes the second time, it is recorded: which native functions it runs, and
-which of their arguments are addresses of inputs, outputs, temporaries, packed weights or workspace. The plan is run
-on other values, and kept if it gives the same bits as the Python code. Later calls run in csrc/core/call_plans.h. A
-call whose result does not come from native functions and copies alone has no plan. FASTDS_PLANS=0 switches plans off.
+The checks, selections and conversions of a small call cost more than its kernel. The second call with the same key (op,
+shapes, strides, dtypes, options, threads) is therefore recorded: its native calls, and which of their arguments are
+addresses of inputs, outputs, temporaries, packed weights or workspace. The recorded plan runs on other values, and is
+stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
+no plan if its result depends on anything else than native calls and copies, or if its tensors are large.
+
+The environment variable FASTDS_PLANS=0 switches plans off.
 """
 
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +23,20 @@ from torch.overrides import TorchFunctionMode
 
 from fastds.ops.core import native
 
-MAX_BYTES = 4 << 20  # of all tensors of a call: the Python code does not matter for larger ones
-MAX_SECONDS = 5e-3  # of a call by its plan: the Python code does not matter for longer ones
+# 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
+MAX_BYTES = 4 << 20
+MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the memory of its largest plan
+MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
+MAX_CONSTANT = 1 << 32
 _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
+# Names of the functions of torch that return views and properties, besides _ALLOCATIONS and copies. A call that uses
+# other functions has no plan: the functions compute values, or return values that the Python code may depend on.
+_HARMLESS = frozenset(
+    ("__get__", "chunk", "data_ptr", "detach", "dim", "element_size", "is_conj", "is_contiguous", "is_floating_point")
+    + ("is_neg", "narrow", "numel", "permute", "promote_types", "size", "split", "storage_offset", "stride")
+    + ("t", "tensor_split", "transpose", "untyped_storage", "view", "view_as")
+)
+_NO_OPERATIONS = frozenset(("float", "reshape", "resolve_neg", "to"))  # if they return a view or the tensor itself
 
 
 class PlanRefusedError(Exception):
@@ -36,36 +48,35 @@ def _no_plan(*args) -> None:
 
 
 def _load() -> Any:
-    """Return the module that holds plans, initialized, or None where plans are not available."""
-    if (
-        os.environ.get("FASTDS_PLANS") == "0"
-        or os.environ.get("FASTDS_BACKEND")
-        or native.get_missing_reason() is not None
-    ):
+    """Return the native module, initialized for plans, or None if the module or the DLPack table of torch is missing."""
+    if native.get_missing_reason() is not None:
         return None
     module = native.get_module()
-    if not hasattr(module, "plans_initialize"):
-        try:
-            import plan_dev as module
-        except ImportError:
-            return None
     module.plans_initialize({
         "Tensor": torch.Tensor, "Parameter": torch.nn.Parameter, "dtype": torch.dtype,
         "grad_enabled": torch.is_grad_enabled, "num_threads": torch.get_num_threads,
-        "dispatch_modes": torch._C._len_torch_dispatch_stack, "functorch": torch._C._are_functorch_transforms_active,
-        "autocast": torch._C._is_any_autocast_enabled, "tracing": torch._C._is_tracing,
+        "dispatch_modes": torch._C._len_torch_dispatch_stack, "function_modes": torch._C._len_torch_function_stack,
+        "functorch": torch._C._are_functorch_transforms_active, "autocast": torch._C._is_any_autocast_enabled,
+        "tracing": torch._C._is_tracing, "deterministic": torch._C._get_deterministic_algorithms,
         "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
-        "state": native.get_module().isa, "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg,
+        "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg,
     })  # fmt: skip
     return module if module.plans_available() else None
 
 
-_module = _load()
+def _lack_memory(*args) -> bool:
+    """Return True if one of the arguments is a zero tensor, which has no memory."""
+    return any(value._is_zerotensor() for value in _tensors(args) if type(value) in (Tensor, torch.nn.Parameter))
+
+
+_native = _load()
+lack_memory = _lack_memory if _native is None else _native.lack_memory
+_module = None if os.environ.get("FASTDS_PLANS") == "0" or os.environ.get("FASTDS_BACKEND") else _native
 find_plan = _no_plan if _module is None else _module.find_plan
 
 
 def planned(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a public function of tensors run by the plan of a call where there is one."""
+    """Return a public op that runs the plan of a call if there is one, else the given function."""
     if _module is None:
         return function
 
@@ -78,12 +89,19 @@ def planned(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         return record(function, function, args, kwargs) if found is True else found
 
+    call.__module__ = "fastds.ops"  # where pickle finds it
     return call
+
+
+def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Return True if a call with these arguments would run a plan."""
+    key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
+    return _module is not None and _module.plans_state(getattr(owner, "__wrapped__", owner), *key) == "ready"
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Switch plans off, in all threads, inside the block: where it changes how ops decide, or observes native calls."""
+    """Switch plans off in all threads inside the block, which changes how ops compute or observes their native calls."""
     if _module is None or torch.compiler.is_compiling():
         yield
         return
@@ -95,7 +113,7 @@ def suspended() -> Iterator[None]:
 
 
 def count_runs() -> int:
-    """Return how many calls of this thread ran by a plan."""
+    """Return the number of plans that this thread has run."""
     return 0 if _module is None else _module.plans_statistics()[2]
 
 
@@ -108,29 +126,38 @@ def clear() -> None:
 class _Allocations(TorchFunctionMode):
     """Collect the tensors that torch allocates inside the block, and record its copies between memory layouts.
 
-    The tensors stay alive so that their addresses stay distinct.
+    Attributes:
+        tensors: allocated tensors. They stay alive so that their addresses stay distinct.
+        others: names of the functions of torch that a plan cannot repeat.
     """
 
     def __init__(self, calls: list[tuple], results: list):
         super().__init__()
         self.tensors: list[Tensor] = []
+        self.others: set[str] = set()
         self.calls, self.results = calls, results
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", None)
+        name = getattr(func, "__name__", "")
         if name in _ALLOCATIONS:
             self.tensors.append(result)
-        elif name in ("contiguous", "clone") and result.data_ptr() != args[0].data_ptr():
-            self.tensors.append(result)
-            self._copy(args[0], result)
+        elif name in ("contiguous", "clone"):
+            if result.data_ptr() != args[0].data_ptr():
+                self.tensors.append(result)
+                self._copy(args[0], result)
         elif name == "copy_" and isinstance(args[1], Tensor) and args[1].shape == result.shape:
             self._copy(args[1], result)
+        elif name in _NO_OPERATIONS and result.data_ptr() == args[0].data_ptr():
+            pass
+        elif name not in _HARMLESS:
+            self.others.add(name)
         return result
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
-        if source.dtype != target.dtype or source.is_neg():
-            return  # the plan is refused, because it does not give the bits of the target
+        if source.dtype != target.dtype or source.is_neg() or not source.is_cpu:
+            self.others.add("copy_")
+            return
         places = source.data_ptr(), target.data_ptr(), source.element_size()
         arguments = *places, tuple(source.shape), source.stride(), target.stride()
         self.calls.append((_module.plans_copy_strided, arguments, {}))
@@ -142,11 +169,12 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
 
     Args:
         function: computes the result from the arguments.
-        owner: the backend or function that the plan belongs to.
-        args, kwargs: arguments, tensors on the CPU among them.
+        owner: the Op, Backend or function that the plan belongs to.
+        args: positional arguments with tensors on the CPU among them.
+        kwargs: keyword arguments.
     """
     key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
-    if _overlap(list(_tensors(key))):  # addresses would not tell the inputs apart; a later call of the key is recorded
+    if _overlap(list(_tensors(key))):  # an address could belong to two inputs; a later call of the key is recorded
         return function(*args, **kwargs)
     before = _module.plans_recording(True)
     description = None
@@ -166,7 +194,7 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
 
 
 def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str, Any] | None]:
-    """Return the result of a call and the description of its plan, None where it has none."""
+    """Return the result of a call and the description of its plan, which is None if the call has no plan."""
     from fastds.ops.core import packed_weight_cache  # which imports the registry of ops
 
     tensors = list(_tensors(args))
@@ -174,7 +202,6 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
         return function(*args), None
     calls: list[tuple] = []
     packed: list[tuple] = []
-    began = time.thread_time()
     results: list = []
     with (
         native.record_calls(calls, results),
@@ -183,7 +210,7 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
         _Allocations(calls, results) as allocations,
     ):
         result = function(*args)
-    if time.thread_time() - began > 5 * MAX_SECONDS:
+    if allocations.others:
         return result, None
     try:
         return result, _Describer(tensors, allocations.tensors, spaces, packed, result).describe(calls, results)
@@ -239,7 +266,8 @@ class _Describer:
         self.packed, entries = [], []
         for weight, entry, refresh in packed:
             match = [k for k, t in enumerate(inputs) if _is_same(t, weight)]
-            if not match or entry[1].is_mkldnn:
+            dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+            if not match or not dense or entry[1].is_mkldnn:  # only the bytes of dense weights can be compared
                 raise PlanRefusedError
             self.packed.append((match[0], entry[0].nbytes, refresh))
             entries.append(entry[1])
@@ -261,7 +289,9 @@ class _Describer:
             if nodes and len(nodes) >= 2 and nodes[-2][0] == "workspace":
                 nodes[-1] = ("constant", result)
             described.append((function, nodes))
-        if not described:
+        temporaries = [t.untyped_storage().nbytes() for t in self.temporaries]
+        bytes_ = sum(t.nbytes for t in self.outputs), sum(temporaries) + self.workspace
+        if not described or bytes_[0] > MAX_BYTES or bytes_[1] > MAX_SCRATCH_BYTES:
             raise PlanRefusedError
         single = isinstance(self.result, Tensor)
         values = [self.result] if single else self.result
@@ -269,7 +299,7 @@ class _Describer:
         return {
             "calls": described,
             "outputs": [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in self.outputs],
-            "temporaries": [t.untyped_storage().nbytes() for t in self.temporaries],
+            "temporaries": temporaries,
             "packed": self.packed,
             "workspace": self.workspace,
             "result": 0 if single else 1 if isinstance(self.result, tuple) else 2,
@@ -280,15 +310,17 @@ class _Describer:
         """Describe an argument of a native function."""
         if isinstance(value, tuple | list):
             return "sequence", value, [self.node(item) for item in value]
-        if type(value) is not int or value < 1 << 32:
+        if type(value) is not int or value < MIN_ADDRESS:
             return "constant", value
         for begin, end, kind, index in self.places:
             if begin <= value < end:
                 return kind, index, value - begin
         for begin, end in self.spaces:
             if begin == value:
-                self.workspace = max(self.workspace, min(end - begin, MAX_BYTES))
+                self.workspace = max(self.workspace, end - begin)
                 return "workspace", 0, 0
+        if value < MAX_CONSTANT:
+            return "constant", value
         raise PlanRefusedError
 
 
@@ -310,10 +342,7 @@ def _agrees(function: Callable[..., Any], description: dict[str, Any], owner: ob
 
     others = tuple(change(value) for value in args)
     expected = function(*others)
-    began = time.thread_time()
-    found = _module.plans_try(description, owner, *others)
-    seconds = time.thread_time() - began
-    return seconds < MAX_SECONDS and _is_equal(found, expected)
+    return _is_equal(_module.plans_try(description, owner, *others), expected)
 
 
 def _reversed_copy(tensor: Tensor) -> Tensor:

@@ -152,6 +152,8 @@ class Op:
                 observe the call.
         """
         args = self._fill_defaults(args)
+        if not visible and plans.lack_memory(*args):
+            args = self._materialize(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         try:
             if has_active_transforms() or (tracked and self.function is None):
@@ -184,6 +186,24 @@ class Op:
                 args = *args[:k], weight.view_as(weight), *args[k + 1 :]
         return args
 
+    def _materialize(self, args: tuple) -> tuple:
+        """Return the arguments with zeros in memory in place of torch's zero tensors, which have no memory.
+
+        Raises:
+            ValueError: the storage of an argument was freed.
+        """
+
+        def materialize(name: str, value):
+            if isinstance(value, list | tuple):
+                return type(value)(materialize(name, item) for item in value)
+            if type(value) not in _EXACT_TYPES or not plans.lack_memory(value):
+                return value
+            if not value._is_zerotensor():
+                raise ValueError(f"{name} has no memory: its storage was freed")
+            return value.clone()
+
+        return tuple(map(materialize, self.arguments, args))
+
     def _call_below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
@@ -205,6 +225,8 @@ class Op:
         """Run the op for the dispatch keys CPU and CUDA."""
         args = self._fill_defaults(args)
         self.check_dispatched(args)
+        if plans.lack_memory(*args):
+            args = self._materialize(args)
         selected = select_backend(self, args)
         return self.reference(*args) if selected == "reference" else self.backends[selected].run(*args)
 

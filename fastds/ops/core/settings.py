@@ -25,7 +25,12 @@ class ProcessSetting:
     """
 
     def __init__(self, default, suspends_plans: bool = True):
-        """Args: default: the value outside of blocks. suspends_plans: bool, whether ops decide by the setting."""
+        """Create a setting.
+
+        Args:
+            default: the value outside of blocks.
+            suspends_plans: bool, whether ops compute differently inside blocks, so that no plan may run there.
+        """
         self._default, self._suspends = default, plans.suspended if suspends_plans else nullcontext
         self._open: tuple[_Block, ...] = ()
         self._lock = threading.Lock()
