@@ -117,7 +117,8 @@ def poison(monkeypatch):
             result = allocate(*args, **kwargs)
             if not result.is_floating_point() or isinstance(result, FakeTensor):  # a graph would keep the filling
                 return result
-            filled = result.detach().fill_(float("nan"))
+            with torch._C.DisableTorchFunction():  # function modes do not observe the filling
+                filled = result.detach().fill_(float("nan"))
             return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses to be asked
 
         return empty

@@ -2,14 +2,21 @@
 """Plans of calls: the same bits as the Python code, and none where something else decides or observes."""
 
 import gc
+import os
+import pickle
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastds
 from fastds import ops
-from fastds.ops.core import native, plans
+from fastds.ops.core import native, packed_weight_cache, plans
+from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3.algorithm import assume_height
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
@@ -90,11 +97,34 @@ def test_changed_weights_are_packed_again(change):
         check(convolve, x, weight)
 
 
+class Functions(TorchFunctionMode):
+    """A function mode that changes nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatches(TorchDispatchMode):
+    """A dispatch mode that changes nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize(
-    "block", [lambda: fastds.backend("reference"), lambda: fastds.convolution("planes"), lambda: assume_height(999),
+    "block", [lambda: fastds.backend("reference"), Functions, Dispatches, deterministic, lambda: fastds.convolution("planes"), lambda: assume_height(999),
               lambda: torch.autocast("cpu", torch.bfloat16), lambda: native.record_calls([]),
               lambda: torch.profiler.profile()],
-    ids=["backend", "convolution", "assume_height", "autocast", "record_calls", "profiler"],
+    ids=["backend", "function mode", "dispatch mode", "deterministic", "convolution", "assume_height", "autocast", "record_calls", "profiler"],
 )  # fmt: skip
 def test_no_plan_inside(block):
     x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
@@ -218,6 +248,27 @@ def test_many_shapes_take_little_memory():
     assert entries <= 4096
 
 
+def read_resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
+def test_memory_stays_flat():
+    x, weights = draw(1, CHANNELS, 9, 7), draw(40, CHANNELS, CHANNELS, 3, 3)
+
+    def run(rounds: int) -> None:
+        for k in range(rounds):
+            weight = weights[k % 40] + k  # at a new address
+            for _ in range(3):
+                convolve(x, weight)
+            convolve(draw(1, CHANNELS, 3 + k % 50, 3 + k // 50), weight)
+
+    run(300)
+    before = read_resident_bytes()
+    run(2000)
+    assert read_resident_bytes() - before < 100 << 20
+
+
 def test_an_op_inside_a_finalizer():
     x, c = draw(1, 4 * CHANNELS, 5, 6), draw(1, CHANNELS, 5, 6)
     record(ops.lstm_gates, x, c)
@@ -238,3 +289,150 @@ def test_an_op_inside_a_finalizer():
             assert all(map(torch.equal, ops.lstm_gates(x, c), expected))
     finally:
         gc.set_threshold(*threshold)
+
+
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes(block):
+    x, c = draw(1, 4 * CHANNELS, 5, 6), draw(1, CHANNELS, 5, 6)
+    record(ops.lstm_gates, x, c)
+    with block():
+        h, _ = ops.lstm_gates(x, c)
+        assert h.is_inference() == torch.is_inference_mode_enabled() and not h.requires_grad
+        check(ops.lstm_gates, x, c)
+    leaf = x.clone().requires_grad_()
+    with block():
+        h, _ = ops.lstm_gates(leaf, c)
+        assert h.requires_grad == torch.is_grad_enabled()
+
+
+def test_autocast_and_then_not():
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    record(convolve, x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(4):
+            assert convolve(x, weight).dtype == torch.bfloat16
+    check(convolve, x, weight)
+
+
+def test_other_devices_have_no_plan():
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    record(convolve, x, weight)
+    for _ in range(4):
+        result, planned = run_planned(ops.conv3x3, x.to("meta"), weight.to("meta"))
+        assert result.is_meta and not planned
+
+
+def test_strided_weights_are_compared_whole():
+    """The bytes of the copy of a strided weight are not those at its address."""
+    x, memory = draw(1, CHANNELS, 9, 7), torch.zeros(CHANNELS, 2 * CHANNELS, 3, 3)
+    weight = memory[:, ::2]
+    for k in range(6):
+        with plans.suspended():
+            expected = convolve(x, weight)
+        assert torch.equal(convolve(x, weight), expected)
+        weight[-1] += k
+    for _ in range(3):
+        with plans.suspended():
+            expected = convolve(x, memory[:, CHANNELS:])
+        assert torch.equal(convolve(x, memory[:, CHANNELS:]), expected)
+
+
+def test_packed_weights_that_evict_each_other(monkeypatch):
+    """A packed weight may take the memory of another one, while a plan uses both."""
+    monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 60_000)
+    tensors = draw(1, 16, 4, 4), draw(1, 16, 4, 4), draw(32, 32, 3, 3), draw(32), draw(16, 32, 3, 3), draw(16)
+    with plans.suspended():
+        expected = ops.conv_gru_cell(*tensors)
+    for k in range(30):
+        others = [t.clone() for t in tensors]
+        assert torch.equal(ops.conv_gru_cell(*others), expected)
+        assert torch.equal(ops.conv_gru_cell(*tensors), expected)
+        convolve(draw(1, 32, 5, 5), draw(32, 32, 3, 3, seed=k))
+
+
+def test_a_call_that_reads_values_has_no_plan():
+    def shuffle(x):
+        return ops.pixel_shuffle(x, 2) if float(x.reshape(-1)[0]) > 0 else ops.pixel_unshuffle(x, 1)
+
+    public, x = plans.planned(shuffle), draw(1, CHANNELS, 4, 4).abs()
+    for _ in range(4):
+        assert public(x).shape == (1, CHANNELS // 4, 8, 8)
+    assert public(-x).shape == (1, CHANNELS, 4, 4)
+
+
+def test_batched_gradients():
+    x, c = draw(1, 4 * CHANNELS, 5, 6).requires_grad_(), draw(1, CHANNELS, 5, 6)
+    h, _ = ops.lstm_gates(x, c)
+    along = torch.stack([draw(1, CHANNELS, 5, 6, seed=k) for k in range(3)])
+    for _ in range(4):
+        single = [torch.autograd.grad(h, x, g, retain_graph=True)[0] for g in along]
+        (batched,) = torch.autograd.grad(h, x, along, is_grads_batched=True, retain_graph=True)
+        torch.testing.assert_close(batched, torch.stack(single))
+
+
+def test_changed_shapes_and_storages_of_the_same_tensor():
+    x = draw(1, 4 * CHANNELS, 6, 6)
+    record(lambda t: ops.pixel_shuffle(t, 2), x)
+    x.resize_(1, 4 * CHANNELS, 3, 6)
+    check(lambda t: ops.pixel_shuffle(t, 2), x, planned=False)
+    x.set_(draw(1, 4 * CHANNELS, 6, 6, seed=3))
+    check(lambda t: ops.pixel_shuffle(t, 2), x)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_tensors_without_memory(planned):
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    if planned:
+        record(convolve, x, weight)
+    zero = torch._efficientzerotensor(x.shape)
+    assert torch.equal(convolve(zero, weight), torch.zeros(1, CHANNELS, 9, 7))
+    assert torch.equal(torch.ops.fastds.null_op(zero), torch.zeros(x.shape))
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(ops.null_op(leaf), leaf, zero)
+    assert torch.equal(grad, torch.zeros(x.shape))
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="x has no memory: its storage was freed"):
+        convolve(x, weight)
+    with pytest.raises(ValueError, match="x has no memory"):
+        torch.ops.fastds.null_op(x)
+
+
+def test_explain_reports_plans():
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    arguments = {"act": "relu", "algorithm": "winograd"}
+    assert "plan" not in fastds.explain("conv3x3", x, weight, **arguments)
+    record(convolve, x, weight)
+    assert fastds.explain("conv3x3", x, weight, **arguments)["plan"] == "used"
+    assert "plan" not in fastds.explain("conv3x3", x[:, :, 1:], weight, **arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "plan" not in fastds.explain("conv3x3", x, weight, **arguments)
+
+
+def test_public_ops_are_pickled_by_name():
+    assert all(pickle.loads(pickle.dumps(getattr(ops, name))) is getattr(ops, name) for name in ops.__all__)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_children_run_and_record_plans():
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    record(convolve, x, weight)
+    with plans.suspended():
+        expected = convolve(x + 1, weight), ops.pixel_shuffle(x, 2)
+    assert native._recording.acquire()  # as if another thread recorded a call at the time of the fork
+    child = os.fork()
+    if child == 0:
+        good = torch.equal(convolve(x + 1, weight), expected[0]) and plans.count_runs() > 0
+        for _ in range(3):
+            good &= torch.equal(ops.pixel_shuffle(x, 2), expected[1])
+        os._exit(0 if good else 1)
+    native._recording.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_unchecked_calls_of_ops_run_plans():
+    x = draw(1, 4 * CHANNELS, 6, 6).contiguous(memory_format=torch.channels_last)
+    op, before = OPS["null_op"], plans.count_runs()
+    for _ in range(3):
+        assert torch.equal(op.call_unchecked(x), x)
+    assert plans.count_runs() == before + 1

@@ -193,4 +193,12 @@ def call_with_workspace(function, *args) -> None:
         function(*args, threads, larger.data_ptr(), needed)
 
 
+def _renew_lock() -> None:
+    """Replace the lock in a forked child, because another thread of the parent may have held it."""
+    global _recording
+    _recording = threading.Lock()
+
+
 _load()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
