@@ -148,6 +148,8 @@ class _Allocations(TorchFunctionMode):
                 self._copy(args[0], result)
         elif name == "copy_" and isinstance(args[1], Tensor) and args[1].shape == result.shape:
             self._copy(args[1], result)
+        elif name == "__getitem__" and next(_tensors(args[1:]), None) is None:
+            pass  # a view
         elif name in _NO_OPERATIONS and result.data_ptr() == args[0].data_ptr():
             pass
         elif name not in _HARMLESS:
