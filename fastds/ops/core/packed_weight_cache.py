@@ -31,7 +31,6 @@ class _Cache(threading.local):
     def __init__(self):
         self.entries: OrderedDict[tuple, Entry] = OrderedDict()
         self.bytes: float = 0
-        self.observer: list | None = None
 
 
 _cache = _Cache()
@@ -48,19 +47,6 @@ def private_cache() -> Iterator[OrderedDict[tuple, Entry]]:
             yield mine
     finally:
         _cache.entries, _cache.bytes = before
-
-
-@contextmanager
-def observe_uses(uses: list) -> Iterator[None]:
-    """Append (weight, entry, refresh) to `uses` for each packed weight that this thread uses inside the block.
-
-    refresh(weight) returns the entry for the bytes that a weight has when it is called.
-    """
-    before, _cache.observer = _cache.observer, uses
-    try:
-        yield
-    finally:
-        _cache.observer = before
 
 
 def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Entry | None], Entry]) -> Tensor:
@@ -90,8 +76,7 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
         plans.clear()  # plans hold entries, too
     while _cache.bytes > MAX_CACHE_BYTES and len(entries) > 1:
         _cache.bytes -= _count_bytes(entries.popitem(last=False)[1])
-    if _cache.observer is not None:
-        _cache.observer.append((given, entry, partial(_refresh, layout=layout, pack=pack)))
+    plans.note_packed_weight(given, entry, partial(_refresh, layout=layout, pack=pack))
     return entry[1]
 
 

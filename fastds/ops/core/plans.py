@@ -12,6 +12,7 @@ The environment variable FASTDS_PLANS=0 switches plans off.
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -123,6 +124,37 @@ def clear() -> None:
         _module.plans_clear()
 
 
+class _Observer(threading.local):
+    """The packed weights that the current thread has used since the recording of a call began, None outside of it."""
+
+    uses: list[tuple] | None = None
+
+
+_observer = _Observer()
+
+
+@contextmanager
+def _observe_packed_weights(uses: list[tuple]) -> Iterator[None]:
+    """Append (weight, entry, refresh) to `uses` for each packed weight that this thread uses inside the block."""
+    _observer.uses = uses
+    try:
+        yield
+    finally:
+        _observer.uses = None
+
+
+def note_packed_weight(weight: Tensor, entry: tuple[Tensor, Tensor], refresh: Callable) -> None:
+    """Note the use of a packed weight, if this thread records a call.
+
+    Args:
+        weight: the weight.
+        entry: copy of the weight, packed weight.
+        refresh: refresh(weight) returns the entry for the bytes that the weight has when it is called.
+    """
+    if _observer.uses is not None:
+        _observer.uses.append((weight, entry, refresh))
+
+
 class _Allocations(TorchFunctionMode):
     """Collect the tensors that torch allocates inside the block, and record its copies between memory layouts.
 
@@ -197,8 +229,6 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
 
 def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str, Any] | None]:
     """Return the result of a call and the description of its plan, which is None if the call has no plan."""
-    from fastds.ops.core import packed_weight_cache  # which imports the registry of ops
-
     tensors = list(_tensors(args))
     if sum(t.nbytes for t in tensors) > MAX_BYTES or any(map(_is_expanded, tensors)):
         return function(*args), None
@@ -208,7 +238,7 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
     with (
         native.record_calls(calls, results),
         native.private_workspaces() as spaces,
-        packed_weight_cache.observe_uses(packed),
+        _observe_packed_weights(packed),
         _Allocations(calls, results) as allocations,
     ):
         result = function(*args)

@@ -120,12 +120,20 @@ def deterministic():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(
-    "block", [lambda: fastds.backend("reference"), Functions, Dispatches, deterministic, lambda: fastds.convolution("planes"), lambda: assume_height(999),
-              lambda: torch.autocast("cpu", torch.bfloat16), lambda: native.record_calls([]),
-              lambda: torch.profiler.profile()],
-    ids=["backend", "function mode", "dispatch mode", "deterministic", "convolution", "assume_height", "autocast", "record_calls", "profiler"],
-)  # fmt: skip
+BLOCKS = {
+    "backend": lambda: fastds.backend("reference"),
+    "function mode": Functions,
+    "dispatch mode": Dispatches,
+    "deterministic": deterministic,
+    "convolution": lambda: fastds.convolution("planes"),
+    "assume_height": lambda: assume_height(999),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "record_calls": lambda: native.record_calls([]),
+    "profiler": torch.profiler.profile,
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_no_plan_inside(block):
     x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
     record(ops.conv3x3, x, weight) if native.get_module().isa() != "baseline" else pytest.skip("no plan")
