@@ -261,6 +261,7 @@ def read_resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer holds freed memory")
 def test_memory_stays_flat():
     x, weights = draw(1, CHANNELS, 9, 7), draw(40, CHANNELS, CHANNELS, 3, 3)
 

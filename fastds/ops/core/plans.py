@@ -49,8 +49,8 @@ def _no_plan(*args) -> None:
 
 
 def _load() -> Any:
-    """Return the native module, initialized for plans, or None if the module or the DLPack table of torch is missing."""
-    if native.get_missing_reason() is not None:
+    """Return the native module, initialized for plans, or None if it or the DLPack table of torch is missing."""
+    if native.get_missing_reason() is not None or not hasattr(Tensor, "__dlpack_c_exchange_api__"):
         return None
     module = native.get_module()
     module.plans_initialize({
@@ -102,7 +102,7 @@ def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Switch plans off in all threads inside the block, which changes how ops compute or observes their native calls."""
+    """Switch plans off in all threads inside a block that changes how ops compute, or observes their native calls."""
     if _module is None or torch.compiler.is_compiling():
         yield
         return
