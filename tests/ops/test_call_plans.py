@@ -4,6 +4,8 @@
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +149,7 @@ def test_no_plan_for_observed_tensors():
     record(ops.lstm_gates, x, c)
     before = plans.count_runs()
     torch.func.vmap(ops.lstm_gates)(x[None], c[None])
+    torch.func.vmap(lambda t: ops.lstm_gates(x, c)[0] + t)(x[None, :, :CHANNELS])
     torch.func.jvp(ops.lstm_gates, (x, c), (x, c))
     ops.lstm_gates(x.to("meta"), c.to("meta"))
     torch.jit.trace(ops.lstm_gates, (x, c), check_trace=False)
@@ -179,8 +182,10 @@ def test_gradients_are_those_without_plans():
         lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag,
         lambda x: x[:1, :, :1, :1].expand(x.shape),
         lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: torch.cat([x, x]),
+        lambda x: x[:, :, :3],
     ],
-    ids=["strides", "dtype", "alignment", "negative", "expanded", "channels_last"],
+    ids=["strides", "dtype", "alignment", "negative", "expanded", "channels_last", "batch", "rows"],
 )
 def test_other_tensors_are_other_keys(other):
     x = draw(1, 4 * CHANNELS, 6, 6)
@@ -188,8 +193,73 @@ def test_other_tensors_are_other_keys(other):
     changed = other(x)
     with plans.suspended():
         expected = ops.pixel_shuffle(changed, 2)
-    for _ in range(4):
-        assert torch.equal(ops.pixel_shuffle(changed, 2), expected)
+    for k in range(4):
+        found, planned = run_planned(ops.pixel_shuffle, changed, 2)
+        assert torch.equal(found, expected) and not (planned and k == 0)
+
+
+def test_other_values_and_types_of_options_are_other_keys():
+    def shuffle(x, option):
+        return ops.pixel_shuffle.__wrapped__(x, 2)  # which runs no plan by itself
+
+    public, x = plans.planned(shuffle), draw(1, 4, 3, 3)
+    for option in (1, True, 1.0, "1", (1,), [1], None, 2, 0, False, 0.0, -0.0, (1, 2), (1, (2,)), torch.float32):
+        assert [run_planned(public, x, option)[1] for _ in range(3)] == [False, False, True]
+    assert not run_planned(lambda t: public(t, option=1), x)[1]
+
+
+def test_ops_have_their_own_plans():
+    tensors = [draw(1, CHANNELS, 5, 5, seed=k) for k in range(3)]
+    record(ops.gru_reset, *tensors)
+    check(ops.gru_update, *tensors, planned=False)
+
+
+DEVICES = """
+import ctypes, torch
+from fastds.ops.core import native
+
+class Description(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32),
+                ("dtype", ctypes.c_uint32), ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+                ("offset", ctypes.c_uint64)]
+
+DEVICE, SIZE, STRIDE = [1], (ctypes.c_int64 * 1)(3), (ctypes.c_int64 * 1)(1)
+Describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Description))
+
+@Describe
+def describe(address, out):
+    out[0] = Description(1 << 24, (DEVICE[0], 0), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
+    return 0
+
+class Table(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32 * 2), ("older", ctypes.c_void_p), ("unused", ctypes.c_void_p * 3),
+                ("describe", Describe), ("stream", ctypes.c_void_p)]
+
+class FakeTensor:
+    requires_grad = False
+
+table = Table((1, 3), None, (None, None, None), describe, None)
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+name = ctypes.c_char_p(b"dlpack_exchange_api")
+FakeTensor.__dlpack_c_exchange_api__ = new(ctypes.addressof(table), name, None)
+module, observed = native.get_module(), type("Module", (), {"_is_profiler_enabled": False, "_current_level": -1})
+module.plans_initialize({
+    "Tensor": FakeTensor, "Parameter": FakeTensor, "dtype": torch.dtype, "grad_enabled": bool, "num_threads": int,
+    "dispatch_modes": int, "function_modes": int, "functorch": bool, "autocast": bool, "tracing": bool,
+    "deterministic": bool, "profiler": observed, "forward_ad": observed, "empty_strided": None, "is_neg": None,
+})
+x = FakeTensor()
+assert [module.find_plan("op", x) for _ in range(3)] == [None, True, True]
+DEVICE[0] = 2
+assert [module.find_plan("op", x) for _ in range(3)] == [None, None, None]
+"""
+
+
+def test_tensors_of_other_devices_have_no_key():
+    """A class with a DLPack table of its own stands for tensors of a GPU."""
+    run = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_one_tensor_in_two_places_and_then_two():
