@@ -20,6 +20,7 @@ with contextlib.suppress(ImportError):
 
 from fastds.info import info
 from fastds.ops.core import native as _native
+from fastds.ops.core import plans
 
 ROOT, CPU = Path(__file__).resolve().parent.parent, Path("/proc/cpuinfo")
 
@@ -99,6 +100,12 @@ def two_threads(threads_of_torch):
 def seed():
     """Fixture: start every test from the same random state; FASTDS_TEST_SEED changes it."""
     torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
+def no_plans_of_other_tests():
+    """Fixture: drop the plans of calls, which would not run what a test replaces by monkeypatch."""
+    plans.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,11 @@ namespace py = pybind11;
 
 constexpr int kMaxTensors = 32;
 constexpr int kMaxKey = 384;        // words
-constexpr size_t kMaxPlans = 4096;  // per thread; if there are more, the less recently used half is dropped
+constexpr size_t kMaxPlans = 2048;  // per thread; if there are more, the less recently used half is dropped
 constexpr size_t kMaxPackedWeights = 1024;            // per input of a plan
 constexpr int64_t kMaxPackedBytes = int64_t(256) << 20;  // per thread, summed over plans; packed weights are dropped beyond it
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kScratchUnit = 1 << 20;  // bytes
 
 // Classes and functions of torch, set once by initialize().
 struct Torch {
@@ -396,9 +397,11 @@ struct Run {
         if (plan.scratch_bytes > table.scratch_bytes) {
             std::free(table.scratch);
             table.scratch_bytes = 0;
-            table.scratch = static_cast<char*>(std::aligned_alloc(kAlignment, (plan.scratch_bytes + 63) / 64 * 64));
+            // Much larger than needed: a block that is often replaced by a slightly larger one fragments the heap.
+            const int64_t bytes = (2 * plan.scratch_bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit;
+            table.scratch = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
             if (table.scratch == nullptr) throw std::bad_alloc();
-            table.scratch_bytes = plan.scratch_bytes;
+            table.scratch_bytes = bytes;
         }
     }
 

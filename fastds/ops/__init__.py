@@ -12,12 +12,10 @@ Each folder impl/<op> is imported here. `__all__` of its op.py lists the public 
 """
 
 from importlib import import_module
-from inspect import isfunction
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from fastds.ops import impl
-from fastds.ops.core.plans import planned
 
 if TYPE_CHECKING:  # type checkers and editors cannot evaluate the loop below
     from fastds.ops.impl.conv1x1.op import *  # noqa: F403
@@ -35,8 +33,7 @@ __all__: list[str] = []
 
 for _folder in sorted(module.name for module in iter_modules(impl.__path__)):
     _op = import_module(f"fastds.ops.impl.{_folder}.op")
-    _public = {name: getattr(_op, name) for name in _op.__all__}
-    globals().update({name: planned(value) if isfunction(value) else value for name, value in _public.items()})
+    globals().update({name: getattr(_op, name) for name in _op.__all__})
     __all__ += _op.__all__
 
 __all__.sort()

@@ -77,7 +77,7 @@ find_plan = _no_plan if _module is None else _module.find_plan
 
 
 def planned(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a public op that runs the plan of a call if there is one, else the given function."""
+    """Decorator for public ops: run the plan of a call if there is one, else the function."""
     if _module is None:
         return function
 
@@ -90,7 +90,6 @@ def planned(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         return record(function, function, args, kwargs) if found is True else found
 
-    call.__module__ = "fastds.ops"  # where pickle finds it
     return call
 
 
