@@ -28,7 +28,7 @@ namespace py = pybind11;
 
 constexpr int kMaxTensors = 32;
 constexpr int kMaxKey = 384;        // words
-constexpr size_t kMaxPlans = 2048;  // per thread; if there are more, the less recently used half is dropped
+constexpr size_t kMaxPlans = 1024;  // per thread; if there are more, the less recently used half is dropped
 constexpr size_t kMaxPackedWeights = 1024;            // per input of a plan
 constexpr int64_t kMaxPackedBytes = int64_t(256) << 20;  // per thread, summed over plans; packed weights are dropped beyond it
 constexpr int64_t kAlignment = 64;
