@@ -58,7 +58,7 @@ def check(call, *tensors, planned: bool = True):
 
 
 def convolve(x, weight):
-    return ops.conv3x3(x, weight, act="relu", algorithm="winograd")
+    return ops.conv3x3(x, weight, activation="relu", algorithm="winograd")
 
 
 def record(call, *tensors):
@@ -126,11 +126,11 @@ def deterministic():
 
 
 BLOCKS = {
-    "backend": lambda: fastds.backend("reference"),
+    "backend": lambda: fastds.use_backend("reference"),
     "function mode": Functions,
     "dispatch mode": Dispatches,
     "deterministic": deterministic,
-    "convolution": lambda: fastds.convolution("planes"),
+    "convolution": lambda: fastds.use_conv_algorithm("planes"),
     "assume_height": lambda: assume_height(999),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "record_calls": lambda: native.record_calls([]),
@@ -520,7 +520,7 @@ def test_tensors_without_memory(planned):
 
 def test_explain_reports_plans():
     x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
-    arguments = {"act": "relu", "algorithm": "winograd"}
+    arguments = {"activation": "relu", "algorithm": "winograd"}
     assert "plan" not in fastds.explain("conv3x3", x, weight, **arguments)
     record(convolve, x, weight)
     assert fastds.explain("conv3x3", x, weight, **arguments)["plan"] == "used"
