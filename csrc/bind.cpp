@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/arguments.h"
+#include "core/call_plans.h"
 #include "core/common.h"
 #include "core/isa.h"
 #include "core/memory.h"
@@ -84,6 +85,7 @@ PYBIND11_MODULE(_fastds, m) {
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);
+    fastds::plans::register_plans(m);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);
     FASTDS_OPS(FASTDS_REGISTER)
 }

@@ -20,6 +20,7 @@ with contextlib.suppress(ImportError):
 
 from fastds.info import info
 from fastds.ops.core import native as _native
+from fastds.ops.core import plans
 
 ROOT, CPU = Path(__file__).resolve().parent.parent, Path("/proc/cpuinfo")
 
@@ -102,6 +103,12 @@ def seed():
 
 
 @pytest.fixture(autouse=True)
+def no_plans_of_other_tests():
+    """Fixture: drop the plans of calls, which would not run what a test replaces by monkeypatch."""
+    plans.clear()
+
+
+@pytest.fixture(autouse=True)
 def instruction_set():
     """Force the instruction set FASTDS_TEST_ISA at the start of a test, for python -m tests.sanitize."""
     if "FASTDS_TEST_ISA" in os.environ:
@@ -117,7 +124,8 @@ def poison(monkeypatch):
             result = allocate(*args, **kwargs)
             if not result.is_floating_point() or isinstance(result, FakeTensor):  # a graph would keep the filling
                 return result
-            filled = result.detach().fill_(float("nan"))
+            with torch._C.DisableTorchFunction():  # function modes do not observe the filling
+                filled = result.detach().fill_(float("nan"))
             return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses to be asked
 
         return empty

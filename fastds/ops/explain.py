@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds import ops
+from fastds.ops.core import plans
 from fastds.ops.core.backends import forced_backend, rank_backends
 from fastds.ops.core.registry import OPS, Op, has_active_transforms
 
@@ -23,7 +24,8 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
         **kwargs: keyword arguments of the function or of the registered op.
 
     Returns:
-        dict from the name of each backend to "chosen", "usable" or "refused: <reason>".
+        dict from the name of each backend to "chosen", "usable" or "refused: <reason>". It has the entry
+        {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread.
 
     Raises:
         ValueError: the op is unknown.
@@ -34,24 +36,27 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
     if op_name not in OPS and op_name not in public:
         raise ValueError(f"op_name: expected one of {', '.join(sorted({*OPS, *public}))}, got {op_name!r}")
     if op_name in public and (op_name not in OPS or _can_bind(public[op_name], args, kwargs)):
-        return _describe_backends(*_find_first_op_call(public[op_name], args, kwargs))
+        planned = plans.has_plan(public[op_name], args, kwargs)
+        return _describe_backends(*_find_first_op_call(public[op_name], args, kwargs), planned)
     try:
-        return _describe_backends(OPS[op_name], OPS[op_name].bind(args, kwargs))
+        bound = OPS[op_name].bind(args, kwargs)
+        return _describe_backends(OPS[op_name], bound, plans.has_plan(OPS[op_name], bound, {}))
     except TypeError as error:
         shown = f"; of the function: {op_name}{inspect.signature(public[op_name])}" if op_name in public else ""
         raise TypeError(f"{error}{shown}") from None
 
 
-def _describe_backends(op: Op, args: tuple) -> dict[str, str]:
+def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
     reasons = {name: op.backends[name].unsupported_reason(*args) for name in rank_backends(op.backends, args)} | {
         "reference": None
     }
     usable = [name for name, reason in reasons.items() if reason is None]
     chosen = forced_backend() if forced_backend() in usable else usable[0]
-    return {
+    described = {
         name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
         for name, reason in reasons.items()
     }
+    return described | ({"plan": "used"} if planned else {})
 
 
 def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:

@@ -393,7 +393,8 @@ class PredRNNPP(Cell):
 
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
-_last_of_process = ProcessSetting(None)  # for compiled functions, because Dynamo cannot read context variables
+# For compiled functions, because Dynamo cannot read context variables.
+_last_of_process = ProcessSetting(None, suspends_plans=False)
 
 
 @contextmanager

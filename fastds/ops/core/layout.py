@@ -94,7 +94,7 @@ def sum_per_channel(maps: Tensor) -> Tensor:
         _can_use_native_kernel(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)
     ):
         return maps.sum((0, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
-    channels, result = maps.shape[1], torch.empty(maps.shape[1])
+    channels, result = maps.shape[1], torch.empty(maps.shape[1], dtype=torch.float32)
     sizes = (native.DTYPE_CODES[maps.dtype], maps.numel() // channels, channels)
     native.call_with_workspace(native.get_module().column_sums, *sizes, maps.data_ptr(), result.data_ptr())
     return result

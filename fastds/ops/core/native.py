@@ -4,8 +4,8 @@
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ QUERIES = frozenset(
 _thread = threading.local()
 _recording = threading.Lock()
 _module = None
+suspend_plans: Callable = nullcontext  # plans.py, which imports this module, sets it to plans.suspended
 _missing = None  # reason why the module is missing, or None
 
 
@@ -57,8 +58,8 @@ def get_module():
 class _Recorder:
     """Proxy of the module that records the calls of one thread which write memory, as (function, arguments, {})."""
 
-    def __init__(self, module, calls: list):
-        self._module, self._calls, self._thread = module, calls, threading.get_ident()
+    def __init__(self, module, calls: list, results: list | None):
+        self._module, self._calls, self._thread, self._results = module, calls, threading.get_ident(), results
 
     def __getattr__(self, name: str):
         found = getattr(self._module, name)
@@ -66,22 +67,26 @@ class _Recorder:
             return found
 
         def call(*args):
-            if self._calls is not None and threading.get_ident() == self._thread:
-                self._calls.append((found, args, {}))
-            return found(*args)
+            if self._calls is None or threading.get_ident() != self._thread:
+                return found(*args)
+            self._calls.append((found, args, {}))
+            result = found(*args)
+            if self._results is not None:
+                self._results.append(result)
+            return result
 
         return call
 
 
 @contextmanager
-def record_calls(calls: list) -> Iterator[None]:
-    """Append to `calls` the calls of native functions that this thread makes inside the block.
+def record_calls(calls: list, results: list | None = None) -> Iterator[None]:
+    """Append the native calls that this thread makes inside the block to `calls`, and their results to `results`.
 
     Calls of the functions QUERIES are not recorded. Blocks of several threads run one after another.
     """
     global _module
-    with _recording:
-        before, _module = get_module(), _Recorder(get_module(), calls)
+    with _recording, suspend_plans():
+        before, _module = get_module(), _Recorder(get_module(), calls, results)
         try:
             yield
         finally:
@@ -168,7 +173,8 @@ def private_workspaces() -> Iterator[list[Tensor]]:
     before, private = get_cached_workspace(), []
     _thread.workspace, _thread.all = None, private
     try:
-        yield private
+        with suspend_plans():
+            yield private
     finally:
         _thread.workspace, _thread.all = before, None
 
@@ -187,4 +193,12 @@ def call_with_workspace(function, *args) -> None:
         function(*args, threads, larger.data_ptr(), needed)
 
 
+def _renew_lock() -> None:
+    """Replace the lock in a forked child, because another thread of the parent may have held it."""
+    global _recording
+    _recording = threading.Lock()
+
+
 _load()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -12,11 +12,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native
+from fastds.ops.core import native, plans
 from fastds.ops.core.layout import CHANNELS_LAST, to_contiguous
 
 MAX_CACHE_BYTES = 256 << 20  # per thread
@@ -42,7 +43,8 @@ def private_cache() -> Iterator[OrderedDict[tuple, Entry]]:
     mine = _cache.entries = OrderedDict()
     _cache.bytes = -math.inf  # stays below the limit, so that nothing is evicted
     try:
-        yield mine
+        with plans.suspended():  # a plan would use weights packed before
+            yield mine
     finally:
         _cache.entries, _cache.bytes = before
 
@@ -59,7 +61,7 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
     Returns:
         the packed weight.
     """
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, *layout)
+    key, given = _make_key(weight, layout), weight
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
         weight = to_contiguous(weight)  # after the key, because the address of a copy changes
     entries = _cache.entries
@@ -70,9 +72,21 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
         _cache.bytes += _count_bytes(new) - _count_bytes(entry)
         entry = entries[key] = new
     entries.move_to_end(key)
+    if _cache.bytes > MAX_CACHE_BYTES:
+        plans.clear()  # plans hold entries, too
     while _cache.bytes > MAX_CACHE_BYTES and len(entries) > 1:
         _cache.bytes -= _count_bytes(entries.popitem(last=False)[1])
+    plans.note_packed_weight(given, entry, partial(_refresh, layout=layout, pack=pack))
     return entry[1]
+
+
+def _make_key(weight: Tensor, layout: tuple) -> tuple:
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, *layout
+
+
+def _refresh(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Entry | None], Entry]) -> Entry:
+    get_packed_weight(weight, layout, pack)
+    return _cache.entries[_make_key(weight, layout)]
 
 
 def _count_bytes(entry: Entry | None) -> int:

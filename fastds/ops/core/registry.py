@@ -13,10 +13,12 @@ cannot read. Gradients are defined for the registered op itself, so that exporte
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.autograd import forward_ad
 
+from fastds.ops.core import plans
 from fastds.ops.core.arguments import check_dense
 from fastds.ops.core.backends import Backend, forced_backend, select_backend
 
@@ -86,6 +88,15 @@ class Op:
 
     def call_unchecked(self, *args):
         """Compute the result without checks, for arguments known to be valid, such as saved tensors."""
+        if not torch.compiler.is_compiling():
+            found = plans.find_plan(self, *args)
+            if found is True:
+                return plans.record(self._call_unplanned, self, args, {})
+            if found is not None:
+                return found
+        return self._call_unplanned(*args)
+
+    def _call_unplanned(self, *args):
         if has_active_transforms() or not self._needs_dispatcher(args):
             return self._run_backend(args)
         return self.overload(*args)
@@ -141,6 +152,8 @@ class Op:
                 observe the call.
         """
         args = self._fill_defaults(args)
+        if not visible and plans.lack_memory(*args):
+            args = self._materialize(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         try:
             if has_active_transforms() or (tracked and self.function is None):
@@ -148,9 +161,12 @@ class Op:
             selected = select_backend(self, args)
             if selected == "reference":
                 return self.reference(*args)
-            run = self._call_below_autograd if visible else self.backends[selected].run
+            backend = self.backends[selected]
+            run = self._call_below_autograd if visible else backend.run
             if not tracked:
                 return run(*args)
+            if not visible and not torch.compiler.is_compiling():
+                run = partial(_run_planned, backend)
             return self.function.apply(run, *(args if visible else self._wrap_leaf_weights(args)))
         except RuntimeError:
             if any(map(is_batched, args)):
@@ -169,6 +185,24 @@ class Op:
             if weight.requires_grad and weight.is_leaf and _is_weight_grad_expensive(weight, args[self.main]):
                 args = *args[:k], weight.view_as(weight), *args[k + 1 :]
         return args
+
+    def _materialize(self, args: tuple) -> tuple:
+        """Return the arguments with zeros in memory in place of torch's zero tensors, which have no memory.
+
+        Raises:
+            ValueError: the storage of an argument was freed.
+        """
+
+        def materialize(name: str, value):
+            if isinstance(value, list | tuple):
+                return type(value)(materialize(name, item) for item in value)
+            if type(value) not in _EXACT_TYPES or not plans.lack_memory(value):
+                return value
+            if not value._is_zerotensor():
+                raise ValueError(f"{name} has no memory: its storage was freed")
+            return value.clone()
+
+        return tuple(map(materialize, self.arguments, args))
 
     def _call_below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
@@ -191,6 +225,8 @@ class Op:
         """Run the op for the dispatch keys CPU and CUDA."""
         args = self._fill_defaults(args)
         self.check_dispatched(args)
+        if plans.lack_memory(*args):
+            args = self._materialize(args)
         selected = select_backend(self, args)
         return self.reference(*args) if selected == "reference" else self.backends[selected].run(*args)
 
@@ -236,6 +272,14 @@ def define(
     torch.library.register_fake(f"fastds::{name}", fake_kernel, lib=LIBRARY)
     OPS[name] = op
     return op
+
+
+def _run_planned(backend: Backend, *args):
+    """Run a backend, by the plan of the call if there is one."""
+    found = plans.find_plan(backend, *args)
+    if found is None:
+        return backend.run(*args)
+    return plans.record(backend.run, backend, args, {}) if found is True else found
 
 
 def _requires_grad(value) -> bool:

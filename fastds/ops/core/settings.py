@@ -3,9 +3,11 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+
+from fastds.ops.core import plans
 
 
 class _Block:
@@ -22,8 +24,14 @@ class ProcessSetting:
     in generators; leaving a block removes only that block.
     """
 
-    def __init__(self, default):
-        self._default = default
+    def __init__(self, default, suspends_plans: bool = True):
+        """Create a setting.
+
+        Args:
+            default: the value outside of blocks.
+            suspends_plans: bool, whether ops compute differently inside blocks, so that no plan may run there.
+        """
+        self._default, self._suspends = default, plans.suspended if suspends_plans else nullcontext
         self._open: tuple[_Block, ...] = ()
         self._lock = threading.Lock()
 
@@ -39,7 +47,8 @@ class ProcessSetting:
         block = _Block(value)
         self._replace(lambda open_: (*open_, block))
         try:
-            yield
+            with self._suspends():
+                yield
         finally:
             self._replace(lambda open_: tuple(other for other in open_ if other is not block))
 

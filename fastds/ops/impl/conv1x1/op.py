@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import check_shape, check_tensor, to_float
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv1x1 import kernels, reference
@@ -79,6 +80,7 @@ CONV1X1_BACKWARD = define(
 )
 
 
+@planned
 def conv1x1(
     x: Tensor,
     weight: Tensor,

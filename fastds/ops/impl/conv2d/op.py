@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import are_exact_tensors, can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv2d import kernels, reference
@@ -122,6 +123,7 @@ def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
     return found
 
 
+@planned
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
     """Apply a grouped k x k convolution of stride 1 with zero padding k // 2, so that the image size is preserved.
 

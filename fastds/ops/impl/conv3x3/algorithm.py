@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native
+from fastds.ops.core import native, plans
 from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.settings import ProcessSetting
 from fastds.ops.impl.conv3x3 import triton_implicit_gemm
@@ -62,7 +62,8 @@ def assume_height(rows: int) -> Iterator[None]:
     """
     before = _assumed_height.set(rows)
     try:
-        yield
+        with plans.suspended():
+            yield
     finally:
         _assumed_height.reset(before)
 

@@ -25,6 +25,7 @@ from fastds.ops.core.arguments import (
     to_float,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv3x3 import kernels, library, reference, shared_weight_grad
@@ -376,6 +377,7 @@ def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype
     return select_algorithm(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
 
 
+@planned
 def conv3x3(
     x: Tensor,
     weight: Tensor,

@@ -74,7 +74,7 @@ def _allocate_entry(weight_bytes: int, packed_size: int) -> packed_weight_cache.
 def pack_filters_uncached(weight: Tensor, adjoint: bool) -> Tensor:
     """Return the filters packed for the engine, for one call."""
     given, module = describe_filters(weight, adjoint, 1), native.get_module()
-    copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False))
+    copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False), dtype=torch.float32)
     module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
     return result
 

@@ -29,7 +29,7 @@ from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
 from fastds.ops.impl.gates.pointwise import PointwiseOps
 
 SMALL_MAP_ELEMENTS = 1 << 14  # see select_engine
-_recompute = ProcessSetting(False)
+_recompute = ProcessSetting(False, suspends_plans=False)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import cast_for_autocast, check_dense, to_float
 from fastds.ops.core.layout import as_nhwc
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import has_active_transforms
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
@@ -21,6 +22,7 @@ MEMORY = ConvPointwiseOps("conv_memory_gates", MEMORY_GATES)
 OUTPUT = ConvPointwiseOps("conv_output_gate", OUTPUT_GATE)
 
 
+@planned
 def conv_lstm_cell(
     x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -55,6 +57,7 @@ def conv_lstm_cell(
     return LSTM(x, h, weight, bias, None, c)
 
 
+@planned
 def conv_gru_cell(
     x: Tensor | None, h: Tensor, gates_weight: Tensor, gates_bias: Tensor | None, candidate_weight: Tensor,
     candidate_bias: Tensor | None, *, keep: str = "z", activation: str = "tanh", negative_slope: float = 0.2,
@@ -139,6 +142,7 @@ def _step_without_gradients(
     return UPDATE(*get_sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
 
 
+@planned
 def conv_st_lstm_gates(
     x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -175,6 +179,7 @@ def conv_st_lstm_gates(
     return ST_LSTM(x, h, weight, bias, None, c)
 
 
+@planned
 def conv_memory_gates(
     x: Tensor, second_input: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -211,6 +216,7 @@ def conv_memory_gates(
     return MEMORY(x, second_input, weight, bias, None, c, "none")[0]
 
 
+@planned
 def conv_output_gate(
     x: Tensor,
     second_input: Tensor,

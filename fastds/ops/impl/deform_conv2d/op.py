@@ -22,6 +22,7 @@ from fastds.ops.core.layout import (
     to_contiguous,
     to_memory_format,
 )
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.deform_conv2d.launch_args import (
@@ -353,6 +354,7 @@ DEFORM_CONV2D_BACKWARD = define(
 )
 
 
+@planned
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,

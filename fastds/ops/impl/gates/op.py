@@ -7,6 +7,7 @@ The ops are lstm_gates, st_lstm_gates, memory_gates, output_gate, gru_reset, gru
 from torch import Tensor
 
 from fastds.ops.core.arguments import cast_for_autocast, check_choice, check_slope, to_float
+from fastds.ops.core.plans import planned
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.gates import reference
 from fastds.ops.impl.gates.pointwise import Input, PointwiseOp, PointwiseOps
@@ -20,6 +21,7 @@ LSTM_GATES = PointwiseOps(
 )
 
 
+@planned
 def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the new hidden and cell state of an LSTM from the pre-activations of its gates.
 
@@ -53,6 +55,7 @@ ST_LSTM_GATES = PointwiseOps(
 )
 
 
+@planned
 def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the temporal memory of an ST-LSTM and a part of its output gate.
 
@@ -93,6 +96,7 @@ MEMORY_GATES = PointwiseOps(
 )  # fmt: skip
 
 
+@planned
 def memory_gates(pre: Tensor, c: Tensor, *, state_activation: str = "none") -> Tensor:
     """Compute the gated update of a memory, as in ST-LSTM, causal LSTM, MIM and PrecipLSTM.
 
@@ -131,6 +135,7 @@ OUTPUT_GATE = PointwiseOps(
 )  # fmt: skip
 
 
+@planned
 def output_gate(pre: Tensor, value: Tensor, *, activation: str = "sigmoid") -> Tensor:
     """Compute the gated output of a recurrent cell.
 
@@ -172,6 +177,7 @@ GRU_RESET_PACKED = PointwiseOps(
 )  # fmt: skip
 
 
+@planned
 def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the update gate and the reset state of a GRU.
 
@@ -217,6 +223,7 @@ GRU_UPDATE = PointwiseOps(
 )  # fmt: skip
 
 
+@planned
 def gru_update(
     z: Tensor, pre_n: Tensor, h: Tensor, *, keep: str = "z", activation: str = "tanh", negative_slope: float = 0.2
 ) -> Tensor:
@@ -262,6 +269,7 @@ TRAJ_GRU_GATES = PointwiseOps(
 )  # fmt: skip
 
 
+@planned
 def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope: float = 0.2) -> Tensor:
     """Compute the new state of a TrajGRU, whose reset gate acts on the convolved state.
 

@@ -10,6 +10,7 @@ from fastds._suggestions import add_article
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.inr_query import native_call
@@ -188,6 +189,7 @@ def _cast_for_autocast(maps, trunk, *parameters):
     return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
 
 
+@planned
 def inr_query(
     maps: Tensor,
     where: GridSpec | PointSpec,

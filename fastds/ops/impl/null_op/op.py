@@ -12,6 +12,7 @@ from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import to_contiguous
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.null_op import reference
@@ -128,6 +129,7 @@ NULL_OP_BACKWARD = define(
 )
 
 
+@planned
 def null_op(x: Tensor) -> Tensor:
     """Copy a tensor through the native module.
 

@@ -24,6 +24,7 @@ from fastds.ops.core.layout import (
     to_memory_format,
     transpose_matrix,
 )
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import define
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.pixel_shuffle import reference
@@ -258,6 +259,7 @@ PIXEL_UNSHUFFLE = define(
 )
 
 
+@planned
 def pixel_shuffle(
     x: Tensor,
     upscale_factor: int,
@@ -296,6 +298,7 @@ def pixel_shuffle(
     return PIXEL_SHUFFLE(x, upscale_factor, bias, activation, to_float("negative_slope", negative_slope))
 
 
+@planned
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """Rearrange blocks of r x r pixels to r^2 channels, which is the inverse and the adjoint of pixel_shuffle.
 

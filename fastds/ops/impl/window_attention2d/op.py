@@ -8,6 +8,7 @@ from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last
+from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.window_attention2d import reference
@@ -162,6 +163,7 @@ WINDOW_ATTENTION2D_BACKWARD = define(
 )
 
 
+@planned
 def window_attention2d(q: Tensor, k: Tensor, v: Tensor, *, window: int = 30) -> Tensor:
     """Compute the attention of each pixel to a square window around it.
 

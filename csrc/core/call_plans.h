@@ -1,0 +1,708 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans of calls: a call of an op whose arguments look like those of an earlier call runs here, without the Python around it.
+//
+// A plan lists the native functions that the earlier call ran, with their arguments; addresses of inputs, outputs and scratch
+// memory are slots, filled in anew. fastds/ops/core/plans.py records plans and hands them over; nothing is decided here. The key
+// of a plan is everything that the Python code may depend on: the op, the shape, strides, dtype, device and alignment of each
+// tensor, the value or identity of each other argument, the number of threads and the instruction set. No plan runs under
+// dispatch and function modes, tracers, functorch, forward-mode AD, autocast, the profiler and deterministic algorithms, nor for
+// subclasses of Tensor. Each Python thread has its own table, so that a plan runs in one thread at a time.
+#pragma once
+#include <Python.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "core/dlpack_table.h"
+#include "core/isa.h"
+
+namespace fastds::plans {
+
+namespace py = pybind11;
+
+constexpr int kMaxTensors = 32;
+constexpr int kMaxKey = 384;        // words
+constexpr size_t kMaxPlans = 1024;  // per thread; if there are more, the less recently used half is dropped
+constexpr size_t kMaxPackedWeights = 1024;            // per input of a plan
+constexpr int64_t kMaxPackedBytes = int64_t(256) << 20;  // per thread, summed over plans; packed weights are dropped beyond it
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kScratchUnit = 1 << 20;  // bytes
+
+// Classes and functions of torch, set once by initialize().
+struct Torch {
+    const dlpack::ExchangeApi* api = nullptr;
+    PyTypeObject *tensor = nullptr, *parameter = nullptr;
+    // functions without arguments
+    PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *autocast, *tracing, *deterministic;
+    PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
+    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *table_key;
+    PyTypeObject *dtype = nullptr;
+    int suspended = 0;  // number of open blocks that change how ops decide
+};
+
+inline Torch& torch() {
+    static Torch instance;
+    return instance;
+}
+
+enum class Kind { constant, input, output, temporary, packed, workspace, sequence };
+
+// An argument of a native function: a constant, an address to be filled in, or a tuple or list of arguments.
+struct Argument {
+    Kind kind = Kind::constant;
+    int index = 0;
+    int64_t offset = 0;  // bytes
+    py::object constant;
+    std::vector<Argument> items;
+    bool variable = false;  // contains a slot
+};
+
+struct NativeCall {
+    py::object function;
+    std::vector<Argument> arguments;
+};
+
+struct Output {
+    py::object sizes, strides, dtype, device;
+};
+
+// A weight as it was packed for a kernel, with a copy of its bytes to compare with.
+struct PackedWeight {
+    py::object copy, packed;
+    const void* copy_data = nullptr;
+    intptr_t packed_data = 0;
+};
+
+// An input that the kernels read packed, by the address of the weight: layers of one shape share a plan.
+// `refresh(weight)` returns (copy, packed) for the bytes that the weight has now.
+struct PackedInput {
+    int input = 0;
+    int64_t bytes = 0;
+    py::object refresh;
+    std::unordered_map<const void*, PackedWeight> weights;
+    intptr_t packed_data = 0;  // of the call that runs
+};
+
+struct Plan {
+    std::vector<NativeCall> calls;
+    std::vector<Output> outputs;
+    std::vector<int64_t> temporaries;  // offsets in the scratch memory
+    std::vector<PackedInput> packed;
+    int64_t scratch_bytes = 0;  // temporaries and the largest workspace
+    int64_t workspace_offset = 0;
+    int result = 0;  // 0: one tensor; 1: a tuple; 2: a list; entries of -1 in `results` are None
+    std::vector<int> results;
+};
+
+enum class State { seen, refused, ready };
+
+struct Entry {
+    std::vector<int64_t> key;
+    std::vector<py::object> held;  // objects that the key names by their address
+    State state = State::seen;
+    uint64_t used = 0;
+    std::shared_ptr<Plan> plan;
+};
+
+struct Table {
+    std::unordered_map<uint64_t, std::shared_ptr<Entry>> entries;
+    uint64_t tick = 0, runs = 0;
+    int64_t packed_bytes = 0;  // of the packed weights that were added to plans; a plan that is dropped is not subtracted
+    bool recording = false, busy = false;
+    char* scratch = nullptr;
+    int64_t scratch_bytes = 0;
+    ~Table() { std::free(scratch); }
+};
+
+// Returns the table of the current Python thread. The dictionary of the thread holds it, which Python frees under the GIL.
+inline Table* get_table() {
+    PyObject* dict = PyThreadState_GetDict();
+    if (dict == nullptr) return nullptr;
+    PyObject* capsule = PyDict_GetItem(dict, torch().table_key);
+    if (capsule != nullptr) return static_cast<Table*>(PyCapsule_GetPointer(capsule, nullptr));
+    auto* table = new Table;
+    capsule = PyCapsule_New(table, nullptr, [](PyObject* c) { delete static_cast<Table*>(PyCapsule_GetPointer(c, nullptr)); });
+    PyDict_SetItem(dict, torch().table_key, capsule);
+    Py_DECREF(capsule);
+    return table;
+}
+
+inline uint64_t mix(uint64_t h, uint64_t v) {
+    h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
+    return h * 0xff51afd7ed558ccdull;
+}
+
+// The key of a call and the tensors among its arguments.
+struct Key {
+    int64_t words[kMaxKey];
+    int length = 0;
+    dlpack::Tensor tensors[kMaxTensors];
+    PyObject* objects[kMaxTensors];
+    int count = 0;
+    PyObject* held[64];
+    int held_count = 0;
+
+    bool add(int64_t word) {
+        if (length == kMaxKey) return false;
+        words[length++] = word;
+        return true;
+    }
+    bool hold(PyObject* object) {
+        if (held_count == 64) return false;
+        held[held_count++] = object;
+        return add(reinterpret_cast<int64_t>(object));
+    }
+    uint64_t hash() const {
+        uint64_t h = length;
+        for (int i = 0; i < length; ++i) h = mix(h, words[i]);
+        return h;
+    }
+};
+
+enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
+
+// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), else 0; -1 with a Python error set. Tensors that
+// are stored negated are views of complex memory, so that all their strides are even.
+inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
+    for (int k = 0; k < t.ndim; ++k)
+        if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;
+    py::object result = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch().is_neg, object));
+    return result ? PyObject_IsTrue(result.ptr()) : -1;
+}
+
+inline bool add_tensor(Key& key, PyObject* object) {
+    if (key.count == kMaxTensors) return false;
+    dlpack::Tensor& t = key.tensors[key.count];
+    if (torch().api->describe(object, &t) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (t.device.type != dlpack::kCpu) return false;
+    // A tensor without memory is a zero tensor of torch, or its storage was freed.
+    if (t.byte_offset != 0 || t.ndim > 8 || t.data == nullptr) return false;
+    const int negated = is_negated(object, t);
+    if (negated != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    key.objects[key.count++] = object;
+    if (key.length + 5 + 2 * t.ndim > kMaxKey) return false;
+    key.add(kTensor);
+    key.add((int64_t(t.dtype.code) << 32) | (int64_t(t.dtype.bits) << 16) | t.ndim);
+    for (int k = 0; k < t.ndim; ++k) {
+        key.add(t.shape[k]);
+        key.add(t.strides[k]);
+    }
+    return key.add(reinterpret_cast<intptr_t>(t.data) % kAlignment);
+}
+
+// Appends an argument to the key. Returns false if calls with such an argument have no plan.
+inline bool add_argument(Key& key, PyObject* object) {
+    if (object == Py_None) return key.add(kNone);
+    PyTypeObject* type = Py_TYPE(object);
+    if (type == torch().tensor || type == torch().parameter) return add_tensor(key, object);
+    if (type == &PyBool_Type) return key.add(kBool) && key.add(object == Py_True);
+    if (type == &PyLong_Type) {
+        int overflow = 0;
+        const int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
+        return overflow == 0 && key.add(kInt) && key.add(value);
+    }
+    if (type == &PyFloat_Type) {
+        const double value = PyFloat_AS_DOUBLE(object);
+        int64_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        return key.add(kFloat) && key.add(bits);
+    }
+    if (type == &PyUnicode_Type || type == torch().dtype) return key.add(kObject) && key.hold(object);
+    if (type == &PyTuple_Type || type == &PyList_Type) {
+        const Py_ssize_t size = PySequence_Fast_GET_SIZE(object);
+        if (!key.add(type == &PyList_Type ? kList : kTuple) || !key.add(size)) return false;
+        for (Py_ssize_t k = 0; k < size; ++k)
+            if (!add_argument(key, PySequence_Fast_GET_ITEM(object, k))) return false;
+        return true;
+    }
+    return false;
+}
+
+inline bool is_true(PyObject* function) {
+    PyObject* result = PyObject_CallNoArgs(function);
+    const bool truth = result == nullptr || PyObject_IsTrue(result) != 0;
+    if (result == nullptr) PyErr_Clear();
+    Py_XDECREF(result);
+    return truth;
+}
+
+inline int64_t call_for_int(PyObject* function) {
+    PyObject* result = PyObject_CallNoArgs(function);
+    const int64_t value = result == nullptr ? -1 : PyLong_AsLongLong(result);
+    if (PyErr_Occurred()) PyErr_Clear();
+    Py_XDECREF(result);
+    return value;
+}
+
+// Returns whether an attribute of a module is true (a flag) or not negative (a level).
+inline bool attribute_is_set(PyObject* module, PyObject* name, bool level) {
+    PyObject* value = PyObject_GetAttr(module, name);
+    if (value == nullptr) {
+        PyErr_Clear();
+        return true;
+    }
+    const bool set = level ? PyLong_AsLong(value) >= 0 : PyObject_IsTrue(value) != 0;
+    Py_DECREF(value);
+    return set;
+}
+
+// Returns whether a mode, transform or tracer may observe the operations of an op or change how it computes.
+inline bool is_observed() {
+    Torch& t = torch();
+    return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.autocast) || is_true(t.functorch) ||
+           is_true(t.tracing) || is_true(t.deterministic) ||
+           attribute_is_set(t.profiler_module, t.profiler_name, false) ||
+           attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
+}
+
+// Builds the key of a call: args[0] is the owner (a backend or a function), the rest its arguments.
+inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
+    key.add(call_for_int(torch().num_threads));
+    key.add(static_cast<int64_t>(isa()));
+    if (!key.hold(args[0])) return false;
+    for (Py_ssize_t k = 1; k < n; ++k)
+        if (!add_argument(key, args[k])) return false;
+    return key.count > 0;
+}
+
+inline bool any_requires_grad(const Key& key) {
+    if (!is_true(torch().grad_enabled)) return false;
+    for (int k = 0; k < key.count; ++k) {
+        PyObject* flag = PyObject_GetAttr(key.objects[k], torch().requires_grad);
+        const bool set = flag != Py_False;
+        Py_XDECREF(flag);
+        if (PyErr_Occurred()) PyErr_Clear();
+        if (set) return true;
+    }
+    return false;
+}
+
+inline std::shared_ptr<Entry> find_entry(Table& table, const Key& key, uint64_t hash) {
+    auto found = table.entries.find(hash);
+    if (found == table.entries.end()) return nullptr;
+    const std::vector<int64_t>& words = found->second->key;
+    if (static_cast<int>(words.size()) != key.length || std::memcmp(words.data(), key.words, 8 * key.length) != 0) return nullptr;
+    return found->second;
+}
+
+inline void drop_oldest(Table& table) {
+    std::vector<uint64_t> ticks;
+    for (auto& [hash, entry] : table.entries) ticks.push_back(entry->used);
+    auto middle = ticks.begin() + ticks.size() / 2;
+    std::nth_element(ticks.begin(), middle, ticks.end());
+    std::vector<std::shared_ptr<Entry>> dropped;  // destroyed after the table is consistent again
+    for (auto it = table.entries.begin(); it != table.entries.end();) {
+        if (it->second->used < *middle) {
+            dropped.push_back(it->second);
+            it = table.entries.erase(it);
+        } else {
+            ++it;
+        }
+    }
+}
+
+struct Run {
+    Table& table;
+    Plan& plan;
+    const Key& key;
+    std::vector<py::object> outputs;
+    std::vector<intptr_t> addresses;
+
+    py::object fill(const Argument& a) const {
+        intptr_t base = 0;
+        switch (a.kind) {
+            case Kind::constant: return a.constant;
+            case Kind::input: base = reinterpret_cast<intptr_t>(key.tensors[a.index].data); break;
+            case Kind::output: base = addresses[a.index]; break;
+            case Kind::temporary: base = reinterpret_cast<intptr_t>(table.scratch) + plan.temporaries[a.index]; break;
+            case Kind::packed: base = plan.packed[a.index].packed_data; break;
+            case Kind::workspace: base = reinterpret_cast<intptr_t>(table.scratch) + plan.workspace_offset; break;
+            case Kind::sequence: {
+                if (!a.variable) return a.constant;
+                const bool list = PyList_CheckExact(a.constant.ptr());
+                PyObject* made = list ? PyList_New(a.items.size()) : PyTuple_New(a.items.size());
+                if (made == nullptr) throw py::error_already_set();
+                for (size_t k = 0; k < a.items.size(); ++k) {
+                    PyObject* item = fill(a.items[k]).release().ptr();
+                    list ? PyList_SET_ITEM(made, k, item) : PyTuple_SET_ITEM(made, k, item);
+                }
+                return py::reinterpret_steal<py::object>(made);
+            }
+        }
+        return py::reinterpret_steal<py::object>(PyLong_FromLongLong(base + a.offset));
+    }
+
+    // Finds the packed form of each weight. A weight whose bytes have changed is packed again, which may overwrite the memory of
+    // other packed weights; all weights are then compared once more. Returns false if no consistent set was found.
+    bool find_packed() {
+        for (int attempt = 0; attempt < 3; ++attempt) {
+            bool complete = true;
+            for (PackedInput& p : plan.packed) {
+                const void* weight = key.tensors[p.input].data;
+                auto found = p.weights.find(weight);
+                if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
+                    found = pack_again(p, weight);
+                    if (found == p.weights.end()) return false;
+                    complete = false;
+                }
+                p.packed_data = found->second.packed_data;
+            }
+            if (complete) return true;
+        }
+        return false;
+    }
+
+    std::unordered_map<const void*, PackedWeight>::iterator pack_again(PackedInput& p, const void* weight) {
+        py::object pair = p.refresh(py::handle(key.objects[p.input]));
+        PackedWeight made{pair.cast<py::tuple>()[0], pair.cast<py::tuple>()[1]};
+        made.copy_data = reinterpret_cast<const void*>(made.copy.attr("data_ptr")().cast<intptr_t>());
+        made.packed_data = made.packed.attr("data_ptr")().cast<intptr_t>();
+        auto old = p.weights.find(weight);
+        if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
+            return old;  // the cache packed the weight into the same memory
+        table.packed_bytes += p.bytes + made.packed.attr("nbytes").cast<int64_t>();
+        if (table.packed_bytes > kMaxPackedBytes) {
+            table.packed_bytes = 0;
+            for (auto& [hash, entry] : table.entries)
+                if (entry->plan)
+                    for (PackedInput& other : entry->plan->packed) other.weights.clear();
+            return p.weights.end();
+        }
+        if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
+        return p.weights.insert_or_assign(weight, std::move(made)).first;
+    }
+
+    void allocate() {
+        for (const Output& o : plan.outputs) {
+            PyObject* arguments[4] = {o.sizes.ptr(), o.strides.ptr(), o.dtype.ptr(), o.device.ptr()};
+            PyObject* made = PyObject_Vectorcall(torch().empty_strided, arguments, 2, torch().empty_names);
+            if (made == nullptr) throw py::error_already_set();
+            outputs.push_back(py::reinterpret_steal<py::object>(made));
+            dlpack::Tensor t;
+            if (torch().api->describe(made, &t) != 0) throw py::error_already_set();
+            addresses.push_back(reinterpret_cast<intptr_t>(t.data));
+        }
+        if (plan.scratch_bytes > table.scratch_bytes) {
+            std::free(table.scratch);
+            table.scratch_bytes = 0;
+            // Much larger than needed: a block that is often replaced by a slightly larger one fragments the heap.
+            const int64_t bytes = (2 * plan.scratch_bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit;
+            table.scratch = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
+            if (table.scratch == nullptr) throw std::bad_alloc();
+            table.scratch_bytes = bytes;
+        }
+    }
+
+    void call_natives() {
+        PyObject* arguments[64];
+        for (const NativeCall& call : plan.calls) {
+            const size_t n = call.arguments.size();
+            std::vector<py::object> filled(n);
+            for (size_t k = 0; k < n; ++k) {
+                filled[k] = fill(call.arguments[k]);
+                arguments[k] = filled[k].ptr();
+            }
+            PyObject* result = PyObject_Vectorcall(call.function.ptr(), arguments, n, nullptr);
+            if (result == nullptr) throw py::error_already_set();
+            Py_DECREF(result);
+        }
+    }
+
+    py::object result() {
+        if (plan.result == 0) return outputs[plan.results[0]];
+        const size_t n = plan.results.size();
+        PyObject* made = plan.result == 1 ? PyTuple_New(n) : PyList_New(n);
+        for (size_t k = 0; k < n; ++k) {
+            PyObject* item = plan.results[k] < 0 ? Py_None : outputs[plan.results[k]].ptr();
+            Py_INCREF(item);
+            plan.result == 1 ? PyTuple_SET_ITEM(made, k, item) : PyList_SET_ITEM(made, k, item);
+        }
+        return py::reinterpret_steal<py::object>(made);
+    }
+};
+
+inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, const Key& key, bool poison = false) {
+    if (table.busy) Py_RETURN_NONE;  // a finalizer called an op while this thread runs a plan
+    std::shared_ptr<Plan> plan = entry->plan;
+    struct Busy {
+        bool& flag;
+        explicit Busy(bool& f) : flag(f) { flag = true; }
+        ~Busy() { flag = false; }
+    } busy(table.busy);
+    try {
+        Run run{table, *plan, key, {}, {}};
+        if (!run.find_packed()) Py_RETURN_NONE;
+        run.allocate();
+        if (poison) {
+            for (size_t k = 0; k < run.outputs.size(); ++k)
+                std::memset(reinterpret_cast<void*>(run.addresses[k]), 0xff, run.outputs[k].attr("nbytes").cast<int64_t>());
+            std::memset(table.scratch, 0xff, plan->scratch_bytes);
+        }
+        run.call_natives();
+        if (!poison) ++table.runs;
+        return run.result().release().ptr();
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+// find_plan(owner, *args) returns the result of the call if there is a plan for it, True if the caller should record this call,
+// else None.
+inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n < 2 || torch().api == nullptr || torch().suspended != 0) Py_RETURN_NONE;
+    Table* table = get_table();
+    if (table == nullptr || table->recording || is_observed()) Py_RETURN_NONE;
+    Key key;
+    if (!make_key(key, args, n) || any_requires_grad(key)) Py_RETURN_NONE;
+    const uint64_t hash = key.hash();
+    std::shared_ptr<Entry> entry = find_entry(*table, key, hash);
+    if (entry != nullptr) {
+        entry->used = ++table->tick;
+        if (entry->state == State::ready) return run_plan(*table, entry, key);
+        if (entry->state == State::seen) Py_RETURN_TRUE;
+        Py_RETURN_NONE;
+    }
+    if (table->entries.size() >= kMaxPlans) drop_oldest(*table);
+    auto made = std::make_shared<Entry>();
+    made->key.assign(key.words, key.words + key.length);
+    for (int k = 0; k < key.held_count; ++k) made->held.push_back(py::reinterpret_borrow<py::object>(key.held[k]));
+    made->used = ++table->tick;
+    std::shared_ptr<Entry> replaced = std::exchange(table->entries[hash], made);
+    Py_RETURN_NONE;
+}
+
+inline Argument read_argument(py::handle node) {
+    // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, 0)
+    // | ("sequence", value, [items])
+    const auto tuple = node.cast<py::tuple>();
+    const auto kind = tuple[0].cast<std::string>();
+    Argument a;
+    if (kind == "constant") {
+        a.constant = tuple[1];
+        return a;
+    }
+    a.variable = true;
+    if (kind == "sequence") {
+        a.kind = Kind::sequence;
+        a.constant = tuple[1];
+        a.variable = false;
+        for (py::handle item : tuple[2]) {
+            a.items.push_back(read_argument(item));
+            a.variable |= a.items.back().variable;
+        }
+        return a;
+    }
+    a.kind = kind == "input" ? Kind::input : kind == "output" ? Kind::output : kind == "temporary" ? Kind::temporary
+             : kind == "packed" ? Kind::packed : Kind::workspace;
+    a.index = tuple[1].cast<int>();
+    a.offset = tuple[2].cast<int64_t>();
+    return a;
+}
+
+inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
+    auto plan = std::make_shared<Plan>();
+    for (py::handle call : description["calls"]) {
+        const auto pair = call.cast<py::tuple>();
+        NativeCall native{pair[0], {}};
+        for (py::handle node : pair[1]) native.arguments.push_back(read_argument(node));
+        if (native.arguments.size() > 64) return nullptr;
+        plan->calls.push_back(std::move(native));
+    }
+    for (py::handle output : description["outputs"]) {
+        const auto t = output.cast<py::tuple>();
+        plan->outputs.push_back({t[0], t[1], t[2], t[3]});
+    }
+    int64_t offset = 0;
+    for (py::handle bytes : description["temporaries"]) {
+        plan->temporaries.push_back(offset);
+        offset += (bytes.cast<int64_t>() + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    plan->workspace_offset = offset;
+    plan->scratch_bytes = offset + description["workspace"].cast<int64_t>() + kAlignment;
+    for (py::handle packed : description["packed"]) {
+        const auto t = packed.cast<py::tuple>();
+        PackedInput p;
+        p.input = t[0].cast<int>();
+        p.bytes = t[1].cast<int64_t>();
+        p.refresh = t[2];
+        plan->packed.push_back(std::move(p));
+    }
+    plan->result = description["result"].cast<int>();
+    for (py::handle index : description["results"]) plan->results.push_back(index.cast<int>());
+    return plan;
+}
+
+// get_state(owner, *args) returns "ready" if find_plan would run a plan, else "refused" or "seen" if the key is stored, else None.
+inline py::object get_state(py::args rest) {
+    PyObject* const* args = &PyTuple_GET_ITEM(rest.ptr(), 0);
+    Table* table = get_table();
+    Key key;
+    if (rest.size() < 2 || torch().api == nullptr || torch().suspended != 0 || table == nullptr || is_observed() ||
+        !make_key(key, args, rest.size()) || any_requires_grad(key))
+        return py::none();
+    std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
+    if (entry == nullptr) return py::none();
+    return py::str(entry->state == State::ready ? "ready" : entry->state == State::refused ? "refused" : "seen");
+}
+
+inline bool lacks_memory(PyObject* object) {
+    PyTypeObject* type = Py_TYPE(object);
+    if (type == &PyTuple_Type || type == &PyList_Type) {
+        for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(object); ++k)
+            if (lacks_memory(PySequence_Fast_GET_ITEM(object, k))) return true;
+        return false;
+    }
+    if (type != torch().tensor && type != torch().parameter) return false;
+    dlpack::Tensor t;
+    if (torch().api->describe(object, &t) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (t.data != nullptr || t.device.type != dlpack::kCpu) return false;
+    for (int k = 0; k < t.ndim; ++k)
+        if (t.shape[k] == 0) return false;
+    return true;
+}
+
+// lack_memory(*args) returns whether one of the arguments is a tensor on the CPU that has elements and no memory.
+inline PyObject* lack_memory(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (torch().api == nullptr) Py_RETURN_NONE;
+    for (Py_ssize_t k = 0; k < n; ++k)
+        if (lacks_memory(args[k])) Py_RETURN_TRUE;
+    Py_RETURN_FALSE;
+}
+
+// set_plan(description or None, owner, *args) stores the plan of a call, or that the call has none.
+inline void set_plan(py::object description, py::args rest) {
+    Table* table = get_table();
+    Key key;
+    PyObject* const* args = &PyTuple_GET_ITEM(rest.ptr(), 0);
+    if (table == nullptr || !make_key(key, args, rest.size())) return;
+    std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
+    if (entry == nullptr) return;
+    entry->plan = description.is_none() ? nullptr : read_plan(description.cast<py::dict>());
+    entry->state = entry->plan == nullptr ? State::refused : State::ready;
+}
+
+// Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before.
+inline py::object try_plan(py::dict description, py::args rest) {
+    Table* table = get_table();
+    Key key;
+    PyObject* const* args = &PyTuple_GET_ITEM(rest.ptr(), 0);
+    if (table == nullptr || !make_key(key, args, rest.size())) return py::none();
+    auto entry = std::make_shared<Entry>();
+    entry->plan = read_plan(description);
+    if (entry->plan == nullptr) return py::none();
+    PyObject* result = run_plan(*table, entry, key, true);
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+}
+
+// Copies elements of `bytes` bytes between two layouts of one shape; strides are in elements.
+inline void copy_strided(intptr_t from, intptr_t to, int bytes, const std::vector<int64_t>& shape,
+                         const std::vector<int64_t>& from_strides, const std::vector<int64_t>& to_strides) {
+    const size_t dims = shape.size();
+    if (dims == 0) {
+        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+        return;
+    }
+    const int64_t inner = shape[dims - 1], step = from_strides[dims - 1] * bytes, to_step = to_strides[dims - 1] * bytes;
+    std::vector<int64_t> index(dims, 0);
+    int64_t rows = 1;
+    for (size_t k = 0; k + 1 < dims; ++k) rows *= shape[k];
+    for (int64_t row = 0; row < rows; ++row) {
+        const char* source = reinterpret_cast<const char*>(from);
+        char* target = reinterpret_cast<char*>(to);
+        for (size_t k = 0; k + 1 < dims; ++k) {
+            source += index[k] * from_strides[k] * bytes;
+            target += index[k] * to_strides[k] * bytes;
+        }
+        if (bytes == 4) {
+            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 4);
+        } else if (bytes == 2) {
+            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 2);
+        } else {
+            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, bytes);
+        }
+        for (size_t k = dims - 1; k-- > 0;) {
+            if (++index[k] < shape[k]) break;
+            index[k] = 0;
+        }
+    }
+}
+
+inline void initialize(py::dict names) {
+    Torch& t = torch();
+    auto keep = [&](const char* name) { return names[name].cast<py::object>().release().ptr(); };  // never released
+    t.tensor = reinterpret_cast<PyTypeObject*>(keep("Tensor"));
+    t.parameter = reinterpret_cast<PyTypeObject*>(keep("Parameter"));
+    t.dtype = reinterpret_cast<PyTypeObject*>(keep("dtype"));
+    t.grad_enabled = keep("grad_enabled");
+    t.num_threads = keep("num_threads");
+    t.dispatch_modes = keep("dispatch_modes");
+    t.function_modes = keep("function_modes");
+    t.deterministic = keep("deterministic");
+    t.functorch = keep("functorch");
+    t.autocast = keep("autocast");
+    t.tracing = keep("tracing");
+    t.profiler_module = keep("profiler");
+    t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
+    t.forward_ad_module = keep("forward_ad");
+    t.forward_ad_name = PyUnicode_InternFromString("_current_level");
+    t.empty_strided = keep("empty_strided");
+    t.empty_names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
+    t.is_neg = keep("is_neg");
+    t.requires_grad = PyUnicode_InternFromString("requires_grad");
+    t.table_key = PyUnicode_InternFromString("_fastds_call_plans");
+    t.api = dlpack::find_table(reinterpret_cast<PyObject*>(t.tensor));
+}
+
+inline void register_plans(py::module_& m) {
+    static PyMethodDef find{"find_plan", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&find_plan)), METH_FASTCALL,
+                            "Run the plan of a call"};
+    m.add_object("find_plan", py::reinterpret_steal<py::object>(PyCFunction_New(&find, nullptr)));
+    static PyMethodDef lack{"lack_memory", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&lack_memory)), METH_FASTCALL,
+                            "Return whether a tensor on the CPU has elements and no memory"};
+    m.add_object("lack_memory", py::reinterpret_steal<py::object>(PyCFunction_New(&lack, nullptr)));
+    m.def("plans_initialize", &initialize);
+    m.def("plans_state", &get_state);
+    m.def("plans_available", [] { return torch().api != nullptr; });
+    m.def("plans_set", &set_plan);
+    m.def("plans_try", &try_plan);
+    m.def("plans_copy_strided", &copy_strided);
+    m.def("plans_suspend", [](int change) { torch().suspended += change; });
+    m.def("plans_recording", [](bool on) {
+        Table* table = get_table();
+        const bool before = table != nullptr && table->recording;
+        if (table != nullptr) table->recording = on;
+        return before;
+    });
+    m.def("plans_clear", [] {
+        if (Table* table = get_table()) {
+            auto dropped = std::exchange(table->entries, {});
+        }
+    });
+    m.def("plans_statistics", [] {
+        Table* table = get_table();
+        size_t ready = 0;
+        for (auto& [hash, entry] : table->entries) ready += entry->state == State::ready;
+        return py::make_tuple(table->entries.size(), ready, table->runs);
+    });
+}
+
+}  // namespace fastds::plans

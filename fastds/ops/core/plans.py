@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of calls: repeat the native calls of an op without the Python code around them.
+
+The checks, selections and conversions of a small call cost more than its kernel. The second call with the same key (op,
+shapes, strides, dtypes, options, threads) is therefore recorded: its native calls, and which of their arguments are
+addresses of inputs, outputs, temporaries, packed weights or workspace. The recorded plan runs on other values, and is
+stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
+no plan if its result depends on anything else than native calls and copies, or if its tensors are large.
+
+The environment variable FASTDS_PLANS=0 switches plans off.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from fastds.ops.core import native
+
+# 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
+MAX_BYTES = 4 << 20
+MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the memory of its largest plan
+MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
+MAX_CONSTANT = 1 << 32
+_ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
+# Names of the functions of torch that return views and properties, besides _ALLOCATIONS and copies. A call that uses
+# other functions has no plan: the functions compute values, or return values that the Python code may depend on.
+_HARMLESS = frozenset(
+    ("__get__", "chunk", "data_ptr", "detach", "dim", "element_size", "is_conj", "is_contiguous", "is_floating_point")
+    + ("is_neg", "narrow", "numel", "permute", "promote_types", "size", "split", "storage_offset", "stride")
+    + ("t", "tensor_split", "transpose", "untyped_storage", "view", "view_as")
+)
+_NO_OPERATIONS = frozenset(("float", "reshape", "resolve_neg", "to"))  # if they return a view or the tensor itself
+
+
+class PlanRefusedError(Exception):
+    """A call cannot be described as a list of native calls."""
+
+
+def _no_plan(*args) -> None:
+    """Take the place of the native find_plan where there are no plans."""
+
+
+def _load() -> Any:
+    """Return the native module, initialized for plans, or None if it or the DLPack table of torch is missing."""
+    if native.get_missing_reason() is not None or not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        return None
+    module = native.get_module()
+    module.plans_initialize({
+        "Tensor": torch.Tensor, "Parameter": torch.nn.Parameter, "dtype": torch.dtype,
+        "grad_enabled": torch.is_grad_enabled, "num_threads": torch.get_num_threads,
+        "dispatch_modes": torch._C._len_torch_dispatch_stack, "function_modes": torch._C._len_torch_function_stack,
+        "functorch": torch._C._are_functorch_transforms_active, "autocast": torch._C._is_any_autocast_enabled,
+        "tracing": torch._C._is_tracing, "deterministic": torch._C._get_deterministic_algorithms,
+        "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
+        "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg,
+    })  # fmt: skip
+    return module if module.plans_available() else None
+
+
+def _lack_memory(*args) -> bool:
+    """Return True if one of the arguments is a zero tensor, which has no memory."""
+    return any(value._is_zerotensor() for value in _tensors(args) if type(value) in (Tensor, torch.nn.Parameter))
+
+
+_native = _load()
+lack_memory = _lack_memory if _native is None else _native.lack_memory
+_module = None if os.environ.get("FASTDS_PLANS") == "0" or os.environ.get("FASTDS_BACKEND") else _native
+find_plan = _no_plan if _module is None else _module.find_plan
+
+
+def planned(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator for public ops: run the plan of a call if there is one, else the function."""
+    if _module is None:
+        return function
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        found = find_plan(function, *args, *kwargs.values(), tuple(kwargs)) if kwargs else find_plan(function, *args)
+        if found is None:
+            return function(*args, **kwargs)
+        return record(function, function, args, kwargs) if found is True else found
+
+    return call
+
+
+def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Return True if a call with these arguments would run a plan."""
+    key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
+    return _module is not None and _module.plans_state(getattr(owner, "__wrapped__", owner), *key) == "ready"
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Switch plans off in all threads inside a block that changes how ops compute, or observes their native calls."""
+    if _module is None or torch.compiler.is_compiling():
+        yield
+        return
+    _module.plans_suspend(1)
+    try:
+        yield
+    finally:
+        _module.plans_suspend(-1)
+
+
+def count_runs() -> int:
+    """Return the number of plans that this thread has run."""
+    return 0 if _module is None else _module.plans_statistics()[2]
+
+
+def clear() -> None:
+    """Drop the plans of this thread."""
+    if _module is not None:
+        _module.plans_clear()
+
+
+class _Observer(threading.local):
+    """The packed weights that the current thread has used since the recording of a call began, None outside of it."""
+
+    uses: list[tuple] | None = None
+
+
+_observer = _Observer()
+
+
+@contextmanager
+def _observe_packed_weights(uses: list[tuple]) -> Iterator[None]:
+    """Append (weight, entry, refresh) to `uses` for each packed weight that this thread uses inside the block."""
+    _observer.uses = uses
+    try:
+        yield
+    finally:
+        _observer.uses = None
+
+
+def note_packed_weight(weight: Tensor, entry: tuple[Tensor, Tensor], refresh: Callable) -> None:
+    """Note the use of a packed weight, if this thread records a call.
+
+    Args:
+        weight: the weight.
+        entry: copy of the weight, packed weight.
+        refresh: refresh(weight) returns the entry for the bytes that the weight has when it is called.
+    """
+    if _observer.uses is not None:
+        _observer.uses.append((weight, entry, refresh))
+
+
+class _Allocations(TorchFunctionMode):
+    """Collect the tensors that torch allocates inside the block, and record its copies between memory layouts.
+
+    Attributes:
+        tensors: allocated tensors. They stay alive so that their addresses stay distinct.
+        others: names of the functions of torch that a plan cannot repeat.
+    """
+
+    def __init__(self, calls: list[tuple], results: list):
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self.others: set[str] = set()
+        self.calls, self.results = calls, results
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _ALLOCATIONS:
+            self.tensors.append(result)
+        elif name in ("contiguous", "clone"):
+            if result.data_ptr() != args[0].data_ptr():
+                self.tensors.append(result)
+                self._copy(args[0], result)
+        elif name == "copy_" and isinstance(args[1], Tensor) and args[1].shape == result.shape:
+            self._copy(args[1], result)
+        elif name == "__getitem__" and next(_tensors(args[1:]), None) is None:
+            pass  # a view
+        elif name in _NO_OPERATIONS and result.data_ptr() == args[0].data_ptr():
+            pass
+        elif name not in _HARMLESS:
+            self.others.add(name)
+        return result
+
+    def _copy(self, source: Tensor, target: Tensor) -> None:
+        if source.dtype != target.dtype or source.is_neg() or not source.is_cpu:
+            self.others.add("copy_")
+            return
+        places = source.data_ptr(), target.data_ptr(), source.element_size()
+        arguments = *places, tuple(source.shape), source.stride(), target.stride()
+        self.calls.append((_module.plans_copy_strided, arguments, {}))
+        self.results.append(None)
+
+
+def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run a call by its Python code, store its plan or that it has none, and return its result.
+
+    Args:
+        function: computes the result from the arguments.
+        owner: the Op, Backend or function that the plan belongs to.
+        args: positional arguments with tensors on the CPU among them.
+        kwargs: keyword arguments.
+    """
+    key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
+    if _overlap(list(_tensors(key))):  # an address could belong to two inputs; a later call of the key is recorded
+        return function(*args, **kwargs)
+    before = _module.plans_recording(True)
+    description = None
+    try:
+        names, count = tuple(kwargs), len(args)
+
+        def call(*values):
+            return function(*values[:count], **dict(zip(names, values[count:], strict=False)))
+
+        result, description = _describe(call, key)
+        if description is not None and not _agrees(call, description, owner, key):
+            description = None
+    finally:
+        _module.plans_recording(before)
+    _module.plans_set(description, owner, *key)
+    return result
+
+
+def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str, Any] | None]:
+    """Return the result of a call and the description of its plan, which is None if the call has no plan."""
+    tensors = list(_tensors(args))
+    if sum(t.nbytes for t in tensors) > MAX_BYTES or any(map(_is_expanded, tensors)):
+        return function(*args), None
+    calls: list[tuple] = []
+    packed: list[tuple] = []
+    results: list = []
+    with (
+        native.record_calls(calls, results),
+        native.private_workspaces() as spaces,
+        _observe_packed_weights(packed),
+        _Allocations(calls, results) as allocations,
+    ):
+        result = function(*args)
+    if allocations.others:
+        return result, None
+    try:
+        return result, _Describer(tensors, allocations.tensors, spaces, packed, result).describe(calls, results)
+    except PlanRefusedError:
+        return result, None
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among nested arguments in the order of the native key."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Return the address of the first byte of a tensor and of the byte after its last one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.data_ptr()
+    return begin, begin + (last + 1) * tensor.element_size() if tensor.numel() else begin
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _overlap(tensors: list[Tensor]) -> bool:
+    """Return whether two of the tensors share memory."""
+    extents = sorted(_extent(t) for t in tensors if t.numel())
+    return any(first[1] > second[0] for first, second in zip(extents, extents[1:], strict=False))
+
+
+class _Describer:
+    """Turn the recorded native calls of an op into the description that `plans_set` takes."""
+
+    def __init__(self, inputs, allocated, spaces, packed, result):
+        self.result = result
+        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else [0]
+        if not all(value is None or isinstance(value, Tensor) for value in outputs):
+            raise PlanRefusedError
+        self.outputs = [t for t in outputs if t is not None]
+        places = {t.data_ptr() for t in allocated if t.numel()}
+        for t in self.outputs:
+            whole = t.untyped_storage().nbytes() == t.nbytes and t.storage_offset() == 0
+            if type(t) is not Tensor or (t.numel() and (t.data_ptr() not in places or not whole)):
+                raise PlanRefusedError
+        filled = [t.data_ptr() for t in self.outputs if t.numel()]
+        if len(set(filled)) < len(filled) or not filled:
+            raise PlanRefusedError
+        given = {t.data_ptr() for t in self.outputs} | {t.data_ptr() for t in spaces}
+        self.temporaries = [t for t in allocated if t.numel() and t.data_ptr() not in given]
+        self.packed, entries = [], []
+        for weight, entry, refresh in packed:
+            match = [k for k, t in enumerate(inputs) if _is_same(t, weight)]
+            dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+            if not match or not dense or entry[1].is_mkldnn:  # only the bytes of dense weights can be compared
+                raise PlanRefusedError
+            self.packed.append((match[0], entry[0].nbytes, refresh))
+            entries.append(entry[1])
+        self.places: list[tuple[int, int, str, int]] = []
+        for kind, tensors in (
+            ("input", inputs), ("output", self.outputs), ("temporary", self.temporaries), ("packed", entries),
+        ):  # fmt: skip
+            self.places += [(*_extent(t), kind, k) for k, t in enumerate(tensors)]
+        self.spaces = [_extent(t) for t in spaces]
+        self.workspace = 0
+
+    def describe(self, calls: list[tuple], results: list) -> dict[str, Any]:
+        described = []
+        for (function, args, _), result in zip(calls, results, strict=True):
+            sized = len(args) >= 2 and type(args[-1]) is int and type(result) is int
+            if sized and result > args[-1]:
+                continue  # it only returned the size of the workspace it needs
+            nodes = [self.node(value) for value in args]
+            if nodes and len(nodes) >= 2 and nodes[-2][0] == "workspace":
+                nodes[-1] = ("constant", result)
+            described.append((function, nodes))
+        temporaries = [t.untyped_storage().nbytes() for t in self.temporaries]
+        bytes_ = sum(t.nbytes for t in self.outputs), sum(temporaries) + self.workspace
+        if not described or bytes_[0] > MAX_BYTES or bytes_[1] > MAX_SCRATCH_BYTES:
+            raise PlanRefusedError
+        single = isinstance(self.result, Tensor)
+        values = [self.result] if single else self.result
+        indices = iter(range(len(self.outputs)))
+        return {
+            "calls": described,
+            "outputs": [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in self.outputs],
+            "temporaries": temporaries,
+            "packed": self.packed,
+            "workspace": self.workspace,
+            "result": 0 if single else 1 if isinstance(self.result, tuple) else 2,
+            "results": [-1 if value is None else next(indices) for value in values],
+        }
+
+    def node(self, value: Any) -> tuple:
+        """Describe an argument of a native function."""
+        if isinstance(value, tuple | list):
+            return "sequence", value, [self.node(item) for item in value]
+        if type(value) is not int or value < MIN_ADDRESS:
+            return "constant", value
+        for begin, end, kind, index in self.places:
+            if begin <= value < end:
+                return kind, index, value - begin
+        for begin, end in self.spaces:
+            if begin == value:
+                self.workspace = max(self.workspace, end - begin)
+                return "workspace", 0, 0
+        if value < MAX_CONSTANT:
+            return "constant", value
+        raise PlanRefusedError
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+
+
+def _agrees(function: Callable[..., Any], description: dict[str, Any], owner: object, args: tuple) -> bool:
+    """Return whether a plan gives the bits of the Python code for other values at other addresses."""
+    keep = {p[0] for p in description["packed"]}
+    count = iter(range(1 << 30))
+
+    def change(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if next(count) in keep else _reversed_copy(value)
+        if isinstance(value, tuple | list):
+            return type(value)(change(item) for item in value)
+        return value
+
+    others = tuple(change(value) for value in args)
+    expected = function(*others)
+    return _is_equal(_module.plans_try(description, owner, *others), expected)
+
+
+def _reversed_copy(tensor: Tensor) -> Tensor:
+    """Return the tensor's values in reversed order of all dimensions, at another address with the same strides."""
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return copy.copy_(tensor.detach().flip(tuple(range(tensor.dim())))) if tensor.numel() else copy
+
+
+def _is_equal(found: Any, expected: Any) -> bool:
+    """Return whether two results have the same type, layout and bits."""
+    if type(found) is not type(expected):
+        return False
+    if isinstance(found, Tensor):
+        if (found.shape, found.stride(), found.dtype) != (expected.shape, expected.stride(), expected.dtype):
+            return False
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
+        return bool(torch.equal(found.view(integer), expected.view(integer)))
+    if isinstance(found, tuple | list):
+        return len(found) == len(expected) and all(map(_is_equal, found, expected))
+    return found == expected
+
+
+native.suspend_plans = suspended
