@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ _HARMLESS = frozenset(
     + ("t", "tensor_split", "transpose", "untyped_storage", "view", "view_as")
 )
 _NO_OPERATIONS = frozenset(("float", "reshape", "resolve_neg", "to"))  # if they return a view or the tensor itself
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PlanRefusedError(Exception):
@@ -70,13 +73,13 @@ def _lack_memory(*args) -> bool:
     return any(value._is_zerotensor() for value in _tensors(args) if type(value) in (Tensor, torch.nn.Parameter))
 
 
-_native = _load()
+_native: Any = _load()
 lack_memory = _lack_memory if _native is None else _native.lack_memory
-_module = None if os.environ.get("FASTDS_PLANS") == "0" or os.environ.get("FASTDS_BACKEND") else _native
+_module: Any = None if os.environ.get("FASTDS_PLANS") == "0" or os.environ.get("FASTDS_BACKEND") else _native
 find_plan = _no_plan if _module is None else _module.find_plan
 
 
-def planned(function: Callable[..., Any]) -> Callable[..., Any]:
+def planned(function: Function) -> Function:
     """Decorator for public ops: run the plan of a call if there is one, else the function."""
     if _module is None:
         return function
@@ -90,7 +93,7 @@ def planned(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         return record(function, function, args, kwargs) if found is True else found
 
-    return call
+    return cast(Function, call)
 
 
 def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -280,10 +283,12 @@ class _Describer:
 
     def __init__(self, inputs, allocated, spaces, packed, result):
         self.result = result
-        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else [0]
+        outputs: list[Any] = (
+            [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else [0]
+        )
         if not all(value is None or isinstance(value, Tensor) for value in outputs):
             raise PlanRefusedError
-        self.outputs = [t for t in outputs if t is not None]
+        self.outputs: list[Tensor] = [t for t in outputs if t is not None]
         places = {t.data_ptr() for t in allocated if t.numel()}
         for t in self.outputs:
             whole = t.untyped_storage().nbytes() == t.nbytes and t.storage_offset() == 0
